@@ -40,6 +40,7 @@ test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that 
 	.venv-lowest/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 .venv-lowest/installed: pyproject.toml
+	@echo "installing the lowest versions into .venv-lowest, which takes some minutes"
 	$(PYTHON) -m venv --clear .venv-lowest
 	$(PYTHON) -m tests.lowest > .venv-lowest/constraints.txt
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.reproduction import reproduction
 from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import add_records, benchmark_of, tally_of
 from callbacks.table import render
+from callbacks.trained import describe_unfinished, trained_weights
+from datamodules.skipped_scenes import skipped_scenes
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
 from zoo.metrics import BenchmarkScore
@@ -26,8 +30,8 @@ class MetricsCallback(Callback):
 
     At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
     and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
-    `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts, versions, and what else others
-    need to repeat the test (`callbacks.reproduction`).
+    `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts, versions, how far the weights
+    are trained (`callbacks.trained`), and what else others need to repeat the test (`callbacks.reproduction`).
 
     Errors of what objectives predict (cameras, depth) are logged as well, with those of a null model as `unlearned`,
     and written as `objectives`: means over the scenes.
@@ -54,8 +58,11 @@ class MetricsCallback(Callback):
         self._metric = BenchmarkScore(benchmark_of(trainer), self.scorer).to(pl_module.device)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with the records of the interrupted test that this one resumes."""
+        """Start with the records of the interrupted test that this one resumes; name unfinished weights."""
         self.on_validation_start(trainer, pl_module)
+        self._trained = trained_weights(trainer, pl_module)
+        if unfinished := describe_unfinished(self._trained):
+            rank_zero_info(f"test: {unfinished}")
         add_records(self._metric, getattr(getattr(trainer, "datamodule", None), "answered", {}).values())
 
     def on_validation_batch_end(
@@ -102,8 +109,10 @@ class MetricsCallback(Callback):
                 counts={**scored.counts, "missing": sum(missing.values()), "filtered": filtered},
                 missing_scenes=missing,
                 checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
+                trained=self._trained,
                 data=data.describe() if hasattr(data, "describe") else None,
                 **({"objectives": scored.objectives} if scored.objectives else {}),
+                **_skipped(trainer),
                 reproduction=reproduction(trainer, pl_module),
                 **_geometry(pl_module),
             )
@@ -114,6 +123,12 @@ def _geometry(pl_module: LightningModule) -> dict[str, str | None]:
     """Return the class of the geometry encoder, which a config may name in vain; empty without a `SpatialVLM`."""
     model: Any = getattr(pl_module, "model", None)
     return {"geometry": model.geometry_name} if hasattr(model, "geometry_name") else {}
+
+
+def _skipped(trainer: Trainer) -> dict[str, int]:
+    """Return the number of scenes that the training of the tested weights has passed over, if there are any."""
+    skipped = skipped_scenes(Path(trainer.ckpt_path).absolute().parent.parent) if trainer.ckpt_path else ()
+    return {"skipped_training_scenes": len(skipped)} if skipped else {}
 
 
 def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:

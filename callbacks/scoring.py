@@ -95,6 +95,13 @@ class Tally:
             values.setdefault(name, []).append(value)
         return {name: sum(each) / len(each) for name, each in values.items()}
 
+    @property
+    def unmeasured_scenes(self) -> list[dict[str, str]]:
+        """Scene and reason of each scene that was answered, but whose depth objectives could not be measured by."""
+        notes = (record.note for record in self.records)
+        found = sorted({(note["scene"], note["unmeasured"]) for note in notes if note.get("unmeasured")})
+        return [{"scene": scene, "error": error} for scene, error in found]
+
     @cached_property
     def corpus(self) -> dict[str, Any]:
         """Measures of the whole test, see `Benchmark.corpus_scores`."""
@@ -107,6 +114,7 @@ class Tally:
             **self.result,
             "counts": self.counts,
             "failed_scenes": self.failed_scenes,
+            **({"unmeasured_scenes": self.unmeasured_scenes} if self.unmeasured_scenes else {}),
             "benchmark": self.benchmark.name,
             "scorer": self.scorer,
             **({"captions": self.corpus} if self.corpus else {}),
@@ -116,9 +124,9 @@ class Tally:
 
 
 def add_records(metric: BenchmarkScore, records: Iterable[Record]) -> None:
-    """Score prediction records by a metric, which keeps their scenes, errors and errors of objectives as notes."""
+    """Score prediction records by a metric, which keeps scenes, errors, and what objectives measure as notes."""
     records = list(records)
-    kept = ("scene", "error", "objectives")
+    kept = ("scene", "error", "objectives", "unmeasured")
     metric.update(
         [_answer(record) for record in records],
         [record["ground_truth"] if _is_scored(record) else None for record in records],

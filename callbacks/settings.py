@@ -11,40 +11,60 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.loggers import log_settings
+from datamodules.datamodule import is_limited
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.seed import resolve_seed
 
 FILES = "files of "  # prefix of a scene's entry
 DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null is the run's seed
-# Names of options, wherever they are in a config, by what they are about.
-_OPTIMIZATION = {"learning_rates", "optimizer", "scheduler"}
-_EXECUTION = {"gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained", "defer_weights"}
-_LOADING = {"num_workers", "keep_in_memory", "workers", "questions_per_batch", "video", "question"}
-_BATCHES = {"batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"}
-# those that change no answer of given weights: a test with others goes on where an interrupted one ended
-CHANGES_NO_ANSWER = _OPTIMIZATION | _EXECUTION | _LOADING | _BATCHES | {"max_size_gb"}
-# those that change no result of a training: a run may be resumed with others
-CHANGES_NO_RESULT = _EXECUTION | _LOADING | {"max_new_tokens"}
-# those in which a model may differ from that of the run whose weights it loads
-NOT_ARCHITECTURE = {
-    *_OPTIMIZATION | _EXECUTION,
-    *("max_new_tokens", "repetition_penalty", "dtype", "geometry_cache", "camera_source", "scale_from"),
+# Names of options, wherever they are in a config, by what they change; each is in one set alone.
+_NOTHING = {
+    *("gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained", "defer_weights"),
+    *("num_workers", "keep_in_memory", "skip_failed", "frame_cache", "workers", "questions_per_batch"),
+    *("video", "question", "max_size_gb"),
+    # of the Trainer and its callbacks
+    *("default_root_dir", "dirpath", "save_dir", "logger", "log_every_n_steps", "profiler", "detect_anomaly"),
+    *("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "num_sanity_val_steps", "barebones"),
+    *("every_n_train_steps", "inference_mode", "limit_predict_batches"),
 }
+_TRAINING = {
+    *("learning_rates", "optimizer", "scheduler"),
+    *("batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"),
+}
+_ANSWERS = {"max_new_tokens", "repetition_penalty", "limit_test_batches"}
+_BOTH = {"dtype", "geometry_cache", "camera_source", "scale_from"}
+_FORWARD_PASS = {"active_branches", "seconds", "seconds_per_grid", "text_after_vision"}  # both as well
+# those that change no answer of given weights: a test with others goes on where an interrupted one ended
+CHANGES_NO_ANSWER = _NOTHING | _TRAINING
+# those that change no result of a training: a run may be resumed with others
+CHANGES_NO_RESULT = _NOTHING | _ANSWERS
+# those in which a model may differ from that of the run whose weights it loads
+NOT_ARCHITECTURE = _NOTHING | _TRAINING | _ANSWERS | _BOTH
 # and those in which the tests of a trained model may differ from its training
-CHANGES_NO_WEIGHT = {*NOT_ARCHITECTURE, "active_branches", "seconds", "seconds_per_grid", "text_after_vision"}
+CHANGES_NO_WEIGHT = NOT_ARCHITECTURE | _FORWARD_PASS
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write config.yaml when a run is trained; an evaluation keeps that of the evaluated run."""
+    """Write config.yaml when a run is trained; an evaluation keeps that of the evaluated run.
+
+    A fit replaces that of the former weights only when its first step begins, after `PredictionsCallback` has put aside
+    their test with it.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config on rank zero; a training logs it as well."""
+        """Write the config of a folder that has none, on rank zero; a training logs it."""
         path = Path(trainer.default_root_dir) / self.config_filename
-        if trainer.is_global_zero and (stage == "fit" or not path.exists()):
+        if trainer.is_global_zero and not path.exists():
             self.save(path)
+            self.already_saved = True
         if stage == "fit":
             log_settings(trainer, flatten(self.config.as_dict()))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config of the weights from here on, on rank zero."""
+        if trainer.is_global_zero and not self.already_saved:
+            self.save(Path(trainer.default_root_dir) / self.config_filename)
 
     def save(self, path: Path) -> None:
         """Write the config."""
@@ -87,7 +107,7 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     found = {
         **flat,
         "precision": trainer.precision,
-        **({"limit_test_batches": limit} if isinstance(limit, int) or limit < 1 else {}),  # 1 is one batch, 1.0 all
+        **({"limit_test_batches": limit, "processes": trainer.world_size} if is_limited(limit) else {}),
         "weights": fingerprint(pl_module),
         "questions": fingerprint(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
         "prompts": fingerprint(q["prompt"] for q in tested),
@@ -137,3 +157,24 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in config.items():
         flat |= flatten(value, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of flattened settings: the inverse of `flatten`, with `init_args` where there is a class."""
+    config: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, option = name.split(".")
+        part = config
+        for key in path:
+            part = part.setdefault(key, {})
+        part[option] = value
+    return {name: _with_init_args(part) for name, part in config.items()}
+
+
+def _with_init_args(part: Any) -> Any:
+    if not isinstance(part, dict):
+        return part
+    options = {name: _with_init_args(value) for name, value in part.items()}
+    if "class_path" not in options:
+        return options
+    return {"class_path": options.pop("class_path"), "init_args": options}

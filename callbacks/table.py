@@ -64,6 +64,9 @@ def render(
         scenes = _plural(len({each["scene"] for each in failed}), "scene")
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed]
+    if unmeasured := scored.unmeasured_scenes:
+        lines.append(f"what objectives predict of {_plural(len(unmeasured), 'scene')} could not be measured")
+        lines += [f"  {each['scene']}: {each['error']}" for each in unmeasured]
     if filtered:
         lines.append(f"{_plural(filtered, 'question')} left out by {chosen_by}")
     if missing:

@@ -22,12 +22,14 @@ from torch.utils.data import DataLoader, Subset
 from commands.defaults import with_defaults
 from commands.new_run import launcher
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
+from datamodules import VideoQADataModule
+from datamodules.sources.base import Split
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
+from zoo.geometry.base import encoder_frames
 from zoo.model import SpatialVLM
 from zoo.progress import progress
 from zoo.requirements import DataRequirements
-from zoo.scene_encoding.stages import encoder_frames
 from zoo.tasks import VideoQATask
 
 
@@ -45,17 +47,8 @@ def cache_geometry(arguments: list[str]) -> None:
     encoder: Any = model.geometry
     process = launcher()
     data, split = settings.data, settings.split
+    refuse_random_frames(data, split)
     sampler = data.train_sampler if split == "train" else data.sampler
-    drawing = {"train_sampler" if data.train_sampler is not data.sampler else "sampler": sampler}
-    if data.frames_as == "video":
-        drawing["frame_pairing"] = data.frame_pairing
-    for option, part in drawing.items() if split == "train" else ():
-        if part.varies_by_epoch:
-            remedy = "null" if option == "train_sampler" else "that does not"
-            raise InputError(
-                f"{type(part).__name__} draws other frames each epoch, which no cache can hold beforehand: train with "
-                f"--data.{option} {remedy}, and give that here too"
-            )
     prepare_split("cache-geometry", settings)
     scenes = data.dataset(data.scenes(split), sampler)
     needs = model.requirements
@@ -89,6 +82,22 @@ def cache_geometry(arguments: list[str]) -> None:
             f"{encoder.folder} was full and lost the first scenes again: raise --model.geometry_cache.max_size_gb"
         )
     counts.refuse_failed("geometry")
+
+
+def refuse_random_frames(data: VideoQADataModule, split: Split) -> None:
+    """Raise an InputError if the frames of a split differ each epoch."""
+    drawing: dict[str, Any] = {
+        "train_sampler" if data.train_sampler is not data.sampler else "sampler": data.train_sampler
+    }
+    if data.frames_as == "video":
+        drawing["frame_pairing"] = data.frame_pairing
+    for option, part in drawing.items() if split == "train" else ():
+        if part.varies_by_epoch:
+            remedy = "null" if option == "train_sampler" else "that does not"
+            raise InputError(
+                f"{type(part).__name__} draws other frames each epoch, which no cache can hold beforehand: train with "
+                f"--data.{option} {remedy}, and give that here too"
+            )
 
 
 def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.loggers import TensorBoardFiles
 from callbacks.results_folder import UNFINISHED
+from callbacks.termination import EndOnSigterm
 from commands.defaults import with_defaults
 from commands.export import ExportingTrainer
-from commands.new_run import remove_unused
+from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
 from commands.parser import OneLineParser
 from commands.runs import CONFIG, resolve_run
 from commands.terminal import describe_size
@@ -51,6 +54,14 @@ def build_deferred(kind: type[VideoQATask], *args: Any, **options: Any) -> Video
     return kind(*args, **{**options, "defer_weights": True})
 
 
+def build_logger(folder: Path, kind: type[Logger], *args: Any, **options: Any) -> Logger:
+    """Build a logger; the default folder of WandbLogger is replaced by the run's.
+
+    In the config that a run stores, the default stays: another run with this config logs into its own folder.
+    """
+    return kind(*args, **options | ({"save_dir": str(folder)} if options.get("save_dir") == "." else {}))
+
+
 class ZooParser(OneLineParser, LightningArgumentParser):
     """LightningCLI's parser with errors of one line."""
 
@@ -64,7 +75,8 @@ class ZooCLI(LightningCLI):
 
     def __init__(self, command: str) -> None:
         self.command = command
-        self.folder, self.is_new = Path(), False
+        self.folder = Path()
+        self.lock: BinaryIO | None = None  # of a training
         try:
             super().__init__(
                 Task,
@@ -83,9 +95,10 @@ class ZooCLI(LightningCLI):
             if isinstance(error, SIGTERMException):  # Lightning's own exit status is 0, as if it were trained
                 sys.exit(128 + signal.SIGTERM)
             raise
-        if self.is_new:
-            with suppress(OSError):
-                self.folder.rmdir()  # `export` leaves nothing there
+        finally:
+            if self.lock is not None:
+                self.lock.close()
+        remove_empty(self.folder)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser whose config files begin with the version of the code."""
@@ -114,12 +127,13 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]
-        given = settings.trainer.default_root_dir
-        existed = given is not None and Path(given).exists()
         resolve_run(self.command, settings)
         self.folder = Path(settings.trainer.default_root_dir)
-        is_first = getattr(rank_zero_only, "rank", 0) == 0
-        self.is_new = is_first and not existed and not any(self.folder.glob("*"))
+        if is_rank_zero():
+            make_if_absent(self.folder)
+        if self.command == "fit":
+            self.lock = claim_for_training(self.folder, settings.ckpt_path and Path(settings.ckpt_path))
+        self.parser.add_instantiator(partial(build_logger, self.folder), Logger)
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
             settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
         strategy = settings.trainer.get("strategy")
@@ -142,7 +156,7 @@ class ZooCLI(LightningCLI):
     def after_failure(self, error: BaseException) -> None:
         """Remove a new folder in which nothing is, or name the command that goes on."""
         trainer: Trainer | None = getattr(self, "trainer", None)
-        if self.is_new and (trainer is None or not trainer.global_step):
+        if trainer is None or not trainer.global_step:
             remove_unused(self.folder)
         if trainer is None or not trainer.interrupted or (isinstance(error, InputError) and not trainer.global_step):
             return
@@ -153,11 +167,16 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
+        if self._get(self.config_init, "trainer").logger in (None, True):
+            settings["logger"] = TensorBoardFiles(self.folder)
+        if self.command == "fit":
+            self.config.fit.ckpt_path = None  # stored: it would let another run start from there
         try:
             trainer = super().instantiate_trainer(**settings)
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error
         trainer.strategy.checkpoint_io = CheckpointFiles()
+        trainer.callbacks.insert(0, EndOnSigterm())  # type: ignore[attr-defined]
         if isinstance(environment := trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
             environment.auto_requeue = False  # it would save between two optimizer steps; see `resolve_run`
         return trainer

@@ -10,8 +10,9 @@ from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import VideoQADataModule
+from datamodules.asking import READ_FROM_RUN
 from zoo.checkpoints import export_model, unofficial_parts
-from zoo.configuration import to_config
+from zoo.configuration import complete_config, to_config
 from zoo.errors import InputError
 from zoo.tasks import Task, VideoQATask
 from zoo.weights.checkpoint_file import read_checkpoint
@@ -39,7 +40,8 @@ class ExportingTrainer(Trainer):
             out: A new folder.
             ckpt_path: The run's checkpoint; none writes the model as it was built.
             layout: `official` has official names with LoRA merged, config and processor files, and is read by the
-                published code; `zoo` has the trained weights of any model; `auto` is official where that is possible.
+                published code; `zoo` has the trained weights of any model, and how it reads videos; `auto` is official
+                where nothing is lost.
             full: In the zoo's layout, copy the frozen released weights too.
             dtype: Of official weights; null is that of the released weights the run started from, else the model's.
             weights_only: Without effect, as a run's config has it: nothing but weights is ever read.
@@ -54,12 +56,26 @@ class ExportingTrainer(Trainer):
             checkpoint = read_checkpoint(ckpt_path)
             check_frozen(checkpoint.get(FROZEN, {}), model.frozen_weights, ckpt_path)
             model.load_state_dict(checkpoint["state_dict"])
-        left_out = unofficial_parts(model.model)
+        reading = [] if datamodule is None else unofficial_reading(datamodule)
+        left_out = ", ".join(unofficial_parts(model.model) + reading)
         if layout == "official" or (layout == "auto" and not left_out):
             export_model(model.model, Path(out), None if dtype is None else getattr(torch, dtype))
-            beside = f", without {', '.join(left_out)}, which is no weight" if left_out else ""
+            beside = f", which has no {left_out}" if left_out else ""
             rank_zero_info(f"export: {out}, in the official layout{beside}")
         else:
             model.model.data_config = {} if datamodule is None else to_config(datamodule)
+            model.model.precision = self.precision
             model.model.save_pretrained(out, full=full)
-            rank_zero_info(f"export: {out}, for SpatialVLM.from_pretrained")
+            why = f": the official layout has no {left_out}" if layout == "auto" else ""
+            rank_zero_info(f"export: {out}, for SpatialVLM.from_pretrained{why}")
+
+
+def unofficial_reading(data: VideoQADataModule) -> list[str]:
+    """Return the settings by which a model reads videos, where they are not those of a model without a run."""
+    given, default = to_config(data)["init_args"], VideoQADataModule()
+
+    def is_default(name: str) -> bool:
+        own = getattr(data, name, given.get(name))
+        return bool(complete_config(own) == complete_config(getattr(default, name, None)))
+
+    return [f"--data.{name}" for name in READ_FROM_RUN if not is_default(name)]

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from zoo.errors import InputError, causes, describe, input_error, raised_at, unwrapped
 
+DISTRIBUTED = ("DistBackendError", "DistNetworkError")  # of torch; over gloo the error has no class of its own
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a user's quota, a limit of the shell
 
 
@@ -46,7 +47,7 @@ def unusable_class(path: str) -> str | None:
 
 
 def known_fault(error: BaseException) -> InputError | None:
-    """Return what a user can mend: a full disk, or a score that no part logs."""
+    """Return what a user can mend: a full disk, a score that no part logs, or an end of another process."""
     for each in causes(error):
         if isinstance(each, OSError) and each.errno in FULL:
             place = each.filename2 or each.filename or "a file"
@@ -54,4 +55,7 @@ def known_fault(error: BaseException) -> InputError | None:
         text = " ".join(str(each).split())
         if type(each).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
             return InputError(f"trainer: {text}")
+        if type(each).__name__ in DISTRIBUTED or "gloo/transport" in text:
+            reason = text.partition(" This is typically")[0]
+            return InputError(f"another process of this run has ended, see its own error here or in its log ({reason})")
     return None

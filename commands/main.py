@@ -12,6 +12,7 @@ Commands:
     export          write the weights of a run as a folder, in the official layout where there is one
     select-frames   choose the frames of each scene beforehand
     cache-geometry  compute 3D tokens and cameras beforehand
+    cache-frames    decode and resize the frames of videos beforehand
     plan            print the memory and FLOPs that a training needs on each GPU
     positions       print the axes and channels of the decoder's positions
     score           score a file of answers, without a model
@@ -49,6 +50,7 @@ from platform import python_version
 
 from commands.allocator import keep_freed_memory
 from commands.help_cache import print_help
+from commands.interrupts import end_once
 from zoo.errors import TRACEBACK, InputError, did_you_mean, wants_traceback
 from zoo.versions import package_versions, zoo_version
 
@@ -57,6 +59,7 @@ LIGHTNING = ("fit", "validate", "test", "predict", "export")
 CONFIGURED = {
     "select-frames": "commands.select_frames:select_frames",
     "cache-geometry": "commands.cache_geometry:cache_geometry",
+    "cache-frames": "commands.cache_frames:cache_frames",
     "plan": "commands.plan:plan",
     "positions": "commands.positions:positions",
 }
@@ -71,6 +74,7 @@ COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 
 def main() -> None:
     """Run the command that the command line names."""
+    end_once()
     if "--traceback" in sys.argv:
         sys.argv.remove("--traceback")
         os.environ[TRACEBACK] = "1"

@@ -1,12 +1,14 @@
-"""The folder of a new run: rank zero makes it, every process learns its name."""
+"""The folder of a run: rank zero makes and locks it, every process learns its name."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import torch.distributed
 from lightning.pytorch.plugins.environments import (
@@ -18,9 +20,14 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from callbacks.checkpoint import FOLDER, LAST
 from zoo.errors import InputError
+from zoo.files.atomic_io import write_error
+from zoo.files.locks import try_lock
 
 RUNS = Path("runs")
+TRAINING_LOCK = ".fit.lock"
+ELSEWHERE = "give another --trainer.default_root_dir"
 INHERITED = "ZOO_RUN"  # an environment variable
 PATIENCE = timedelta(minutes=5)  # for the other processes to start
 # in Lightning's order: torchrun can be started by srun
@@ -28,6 +35,7 @@ LAUNCHERS: tuple[type[ClusterEnvironment], ...] = (
     *(TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment),
 )
 _stores: list[torch.distributed.Store] = []
+_made: set[Path] = set()  # by this process, which may remove them
 
 
 def launcher() -> ClusterEnvironment:
@@ -36,6 +44,14 @@ def launcher() -> ClusterEnvironment:
         return next((kind for kind in LAUNCHERS if kind.detect()), LightningEnvironment)()
     except RuntimeError as error:  # tasks of SLURM that are not counted per node
         raise InputError(" ".join(str(error).split())) from error
+
+
+def is_rank_zero() -> bool:
+    """Return whether this is the main process of a run."""
+    process = launcher()
+    if isinstance(process, LightningEnvironment):  # which counts ranks when the training starts
+        return process.node_rank() == process.local_rank() == 0
+    return process.global_rank() == 0
 
 
 def shared_folder(choose: Callable[[], Path]) -> Path:
@@ -82,18 +98,65 @@ def make_folder(name: str) -> Path:
     """
     stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder, again = RUNS / stamp, 0
-    while True:
+    while not make_if_absent(folder):
+        again += 1
+        folder = RUNS / f"{stamp}-{again}"
+    return folder
+
+
+def make_if_absent(folder: Path) -> bool:
+    """Make a folder; return False if it is there already.
+
+    Raises:
+        InputError: It can't be made.
+    """
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise InputError(f"{folder} can't be made: {error.strerror}") from error
+    _made.add(folder.absolute())
+    return True
+
+
+def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
+    """Refuse a folder whose weights a fit would replace, and lock it on rank zero.
+
+    Args:
+        folder: The run's folder, which is there.
+        resumed: The checkpoint to go on from.
+
+    Returns:
+        The lock, which closing it releases; None on the other ranks.
+
+    Raises:
+        InputError: Another process trains there, it holds a run that is not resumed, or it can't be written.
+    """
+    lock = None
+    if is_rank_zero():
         try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            again += 1
-            folder = RUNS / f"{stamp}-{again}"
+            lock = try_lock(folder / TRAINING_LOCK)
         except OSError as error:
-            raise InputError(f"{folder} can't be made: {error.strerror}") from error
+            raise write_error(folder, error) from error
+        if lock is None:
+            _made.discard(folder.absolute())
+            raise InputError(f"another process is training in {folder}: wait for it, or {ELSEWHERE}")
+    saved = {path.resolve() for path in (folder / FOLDER).glob(f"*{Path(LAST).suffix}")}
+    if saved and (resumed is None or resumed.resolve() not in saved):  # after the lock: a run may just have ended
+        raise InputError(f"{folder} holds a trained run: add --ckpt_path last to go on with it, or {ELSEWHERE}")
+    return lock
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove the folder of a failed run that has trained no step and answered no question."""
-    if not any(answers.stat().st_size for answers in folder.glob("*.jsonl")):
+    """Remove the folder of a failed run if this process made it, and it holds no checkpoint and no answer."""
+    is_used = any((folder / FOLDER).glob("*")) or any(answers.stat().st_size for answers in folder.glob("*.jsonl"))
+    if folder.absolute() in _made and not is_used:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder that this process made and left empty, as `export` does."""
+    if folder.absolute() in _made:
+        with suppress(OSError):
+            folder.rmdir()

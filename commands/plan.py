@@ -4,7 +4,8 @@
 
 takes the options of `fit` and runs a training step on tensors without memory: no weights are read, no video, no GPU.
 Weights, gradients, the optimizer's state and activations are of each GPU; activations are the most bytes of all other
-tensors at once. The last line states what fits, or what to change.
+tensors at once. Validations take the weights, under FSDP2 the whole ones beside the shards, and the optimizer's state;
+the activations of answers are not counted. The last line states what fits, or what to change.
 """
 
 from __future__ import annotations
@@ -68,20 +69,29 @@ class Training(NamedTuple):
     batch: BatchSizes
     accumulated: int
 
+    def shards(self, setup: Setup, gpus: int | None = None) -> int:
+        """Number of GPUs that share one copy of the weights."""
+        return (gpus or self.gpus) if setup.strategy == "fsdp2" else 1
+
     def rows(self, setup: Setup, gpus: int | None = None) -> dict[str, float]:
-        """Bytes on each GPU, by what they are for."""
-        cost, shards = self.cost, (gpus or self.gpus) if setup.strategy == "fsdp2" else 1
+        """Bytes on each GPU in a training step, by what they are for."""
+        cost, shards = self.cost, self.shards(setup, gpus)
         return {
             "weights": cost.weights / shards,
             "gradients": cost.gradients / shards,
             "optimizer": cost.optimizer / shards,
-            "gathered": float(cost.gathered) if shards > 1 else 0.0,
+            "gathered": float(cost.gathered[self.accumulated > 1]) if shards > 1 else 0.0,
             "activations": float(cost.activations[setup.checkpointing]),
         }
 
+    def evaluation(self, setup: Setup, gpus: int | None = None) -> float:
+        """Bytes on each GPU in a validation, before its activations: FSDP2 gathers the whole weights for it."""
+        cost, shards = self.cost, self.shards(setup, gpus)
+        return (cost.weights + cost.optimizer) / shards + (cost.gathered_weights if shards > 1 else 0)
+
     def needed(self, setup: Setup, gpus: int | None = None) -> float:
         """Bytes on each GPU."""
-        return sum(self.rows(setup, gpus).values())
+        return max(sum(self.rows(setup, gpus).values()), self.evaluation(setup, gpus))
 
     def setups(self) -> Iterator[tuple[Setup, int]]:
         """The setup as it is, then others that compute the same, with their number of GPUs."""
@@ -192,7 +202,8 @@ def memory_table(training: Training) -> Table:
     columns = [training.rows(setup) for setup in setups]
     for name in columns[0]:
         table.add_row(name, *(gigabytes(column[name]) for column in columns))
-    table.add_row("total", *(gigabytes(training.needed(setup)) for setup in setups))
+    table.add_row("total", *(gigabytes(sum(column.values())) for column in columns))
+    table.add_row("in validations", *(gigabytes(training.evaluation(setup)) for setup in setups))
     return table
 
 

@@ -55,6 +55,7 @@ def report(arguments: list[str]) -> None:
     from commands.reports.loaded_runs import load_runs
     from commands.reports.page import page
     from commands.reports.paths import camera_paths
+    from commands.reports.seeds import name_ungrouped
     from commands.reports.verify import read_published, verify
     from zoo.files.atomic_io import write_whole
 
@@ -73,6 +74,7 @@ def report(arguments: list[str]) -> None:
             raise SystemExit(1)
         return
     notes = [*(f"skipped: {reason}" for reason in skipped), *(remark for run in runs for remark in run.remarks)]
+    notes += name_ungrouped(runs)
     comparisons = compare(runs)
     if format == "html":
         paths, absent = camera_paths(runs)

@@ -9,7 +9,6 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
@@ -21,7 +20,8 @@ from zoo.errors import InputError
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
 
-RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -60,9 +60,9 @@ def newest_run() -> Path:
 def resolve_run(command: str, settings: Any) -> None:
     """Set the run's folder and checkpoint in the parsed settings of a subcommand, in place.
 
-    `fit` gets a new folder, or that of the checkpoint; started again by SLURM or torchrun, it goes on in the folder
-    that it was given. An evaluation of random weights uses the newest run of the same model; released weights are
-    scored unchanged unless a checkpoint is named. `last` is the newest run of the same model.
+    `fit` gets a new folder, or that of the checkpoint; started again by SLURM, torchrun or a study, it goes on in the
+    folder that it was given. An evaluation of random weights uses the newest run of the same model; released weights
+    are scored unchanged unless a checkpoint is named. `last` is the newest run of the same model.
 
     Raises:
         InputError: No model, an absent checkpoint or one of another model, or parts that the weights lack.
@@ -97,15 +97,6 @@ def resolve_run(command: str, settings: Any) -> None:
         )
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
-    if settings.trainer.logger in (None, True):
-        settings.trainer.logger = Namespace(
-            class_path="lightning.pytorch.loggers.TensorBoardLogger",
-            init_args=Namespace(save_dir=str(folder), name="", version=""),
-        )
-    loggers = settings.trainer.logger if isinstance(settings.trainer.logger, list) else [settings.trainer.logger]
-    for logger in loggers:
-        if getattr(getattr(logger, "init_args", None), "save_dir", None) == ".":
-            logger.init_args.save_dir = str(folder)  # WandbLogger's default
     weights = checkpoint or ("the released weights" if released else "none: random weights")
     rank_zero_info(f"{command}: run {folder}, checkpoint {weights}")
 

@@ -3,8 +3,8 @@
     python main.py select-frames --config data_vsibench.yaml --data.sampler SpaceAwareSampler --workers 4 --plot true
 
 writes <output>/<dataset>/<scene_name>/selected_frames.json for the sampler SelectedFrames, and fills the cache of a
-sampler that has one. Selections with the same settings are kept, so that an interrupted run resumes. Scenes that fail
-are listed at the end.
+sampler that has one. Selections with the same settings are kept, so that an interrupted run resumes; other settings
+take another folder. Scenes that fail are listed at the end.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from callbacks.contact_sheet import contact_sheet
 from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
-from datamodules.selections import FILE, find_selection, write_selection
-from zoo.errors import SCENE_FAULTS
+from datamodules.selections import FILE, find_selection, selections_in, shared_settings, write_selection
+from zoo.errors import SCENE_FAULTS, InputError
 from zoo.files.atomic_io import write_whole
+from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
+
+DEFAULT_OUTPUT = "selections/{sampler}-{frames}-{settings}"
 
 
 class SelectScenes(Dataset):
@@ -73,10 +76,11 @@ def select_frames(arguments: list[str]) -> None:
         arguments: The command line after `select-frames`, with config names resolved.
 
     Raises:
-        InputError: No scene can be read, or some have failed; the other selections are written by then.
+        InputError: The folder holds selections with other settings, no scene can be read, or some have failed; the
+            other selections are written by then.
     """
     parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
-    parser.add_argument("--output", type=str | None, default=None, help="folder; null is selections/<sampler>-<frames>")
+    parser.add_argument("--output", type=str | None, default=None, help=f"folder; null is {DEFAULT_OUTPUT}")
     parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
     parsed = parser.parse_args(with_defaults(arguments))
     seed_everything(parsed.seed_everything, verbose=False)
@@ -84,7 +88,12 @@ def select_frames(arguments: list[str]) -> None:
     data, split = settings.data, settings.split
     prepare_split("select-frames", settings)
     scenes = data.dataset(data.scenes(split), data.sampler)
-    output = Path(settings.output or f"selections/{type(data.sampler).__name__}-{data.num_frames}").expanduser()
+    made_by = data.sampler.shared_settings(scenes.num_views)
+    names = {"sampler": type(data.sampler).__name__, "frames": data.num_frames, "settings": fingerprint(made_by)[:8]}
+    output = Path(settings.output or DEFAULT_OUTPUT.format(**names)).expanduser()
+    for file, content in selections_in(output):
+        if shared_settings(content.get("made_by")) != made_by:
+            raise InputError(f"{file}: selected with other settings: remove {output}, or give another --output")
     loader = DataLoader(SelectScenes(scenes, output, settings.plot), batch_size=None, num_workers=settings.workers)
     counts = SceneCounts()
     for outcome in progress(loader, f"select-frames {split}", "scenes"):

@@ -21,7 +21,8 @@ A study file has the keys
     constant      true: also show the score of the best constant answer
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
     documents     files in which a section is embedded between <!-- study: <study> / <title> --> and <!-- end -->
-    requires      commands by the file that they make, for the settings that name the file in `requires`
+    requires      commands by the file that they make, for the settings that name the file in `requires`; they run side
+                  by side, before the trainings; a file is made anew if its command was interrupted or has failed
     parts         anything, for YAML's anchors: `part: &part {...}`, then `setting: {<<: *part, ...}`
 """
 
@@ -73,7 +74,7 @@ def study(arguments: list[str]) -> None:
 
     # after the options are read: these import PyTorch, which the help does without
     from commands.studies.document import score_table, test_table, write_documents
-    from commands.studies.execution import execute
+    from commands.studies.execution import execute, required
     from commands.studies.executors import LocalExecutor, SubmititExecutor
     from commands.studies.reading import check_names, read_study
     from commands.studies.results import Results
@@ -98,6 +99,7 @@ def study(arguments: list[str]) -> None:
         if None in found or (asked.redo_outdated and is_outdated):
             todo.append(run)
     if asked.dry_run:
+        print("".join(f"{job.file}: main.py {job.command}\n" for job in required(plan, todo)), end="")
         print("".join(f"{run}: main.py fit {run.command}\n" for run in todo), end="")
     if not asked.write:
         print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)

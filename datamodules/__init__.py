@@ -23,5 +23,6 @@ __getattr__, __all__ = lazy_exports(
             *("SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
         ],
         "datamodule": ["VideoQADataModule"],
+        "frame_cache": ["FrameCache"],
     },
 )

@@ -9,23 +9,21 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from datamodules.collate import QuestionCollate
 from datamodules.datamodule import VideoQADataModule
+from datamodules.dataset import OpenScene, SceneDataset
 from datamodules.loaded_scene import LoadedScene
-from datamodules.resize import bounds_of_images, resize_frames
 from datamodules.samplers import FrameSampler
-from datamodules.samplers.frame_pairing import seconds_per_grid
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
+from datamodules.video import Video
 from datamodules.wording import Wording
 from zoo.benchmarks import Benchmark
 from zoo.cameras import SceneGeometry
 from zoo.configuration import from_config
 from zoo.errors import InputError
 from zoo.sequences.batch import Batch
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
@@ -81,9 +79,7 @@ def load_video(
 ) -> LoadedScene:
     """A video file or a folder of frames, or the error of reading it; see `SpatialVLM.answer`."""
     scenes = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
-    dataset = data.dataset(scenes, sampler or data.sampler)
-    dataset.num_frames, dataset.requirements = num_frames or data.num_frames, replace(model.requirements, targets=())
-    return dataset[0]
+    return _dataset(model, data, scenes, sampler, num_frames)[0]
 
 
 def load_frames(
@@ -94,12 +90,14 @@ def load_frames(
     as_images: bool,
     geometry: SceneGeometry | None = None,
 ) -> LoadedScene:
-    """Frames (T, 3, H, W) in memory, as bytes or in 0..1, as a video or as still images.
+    """Frames (T, 3, H, W) in memory, as bytes or in 0..1: all of a video, or still images.
+
+    They are read like those of a video file, with their times, cameras and depth; they are paired as in the run.
 
     Raises:
         InputError: The model requires cameras or depth that are absent, or there is not one time or camera per frame.
     """
-    geometry = geometry and geometry.without_invalid_cameras()
+    geometry = geometry and geometry.without_invalid_cameras().to("cpu")
     needs, given = model.requirements, {} if geometry is None else geometry.present()
     has_depth = "depth" in given and bool((given["depth"] > 0).any())
     if (needs.cameras and not (geometry and geometry.has_cameras)) or (needs.depth and not has_depth):
@@ -109,32 +107,42 @@ def load_frames(
             raise InputError(f"{len(each)} {name} for {len(frames)} frames: give one per frame")
     if frames.is_floating_point() and frames.max() > 1:
         raise InputError(f"frames in memory reach {frames.max():.3g}: give bytes, or floats in 0..1")
-    frames = frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)
-    indices = [*range(len(frames)), *[len(frames) - 1] * (len(frames) % TEMPORAL_PATCH_SIZE)]
-    bounds, stills = data.pixels, 0
-    if as_images:
-        indices, stills = [i for i in range(len(frames)) for _ in range(TEMPORAL_PATCH_SIZE)], len(frames)
-        bounds = bounds_of_images(data.image_pixels, needs.image_pixels)
-    shown, geometry = resize_frames(frames[indices], bounds, token_px=needs.token_px), geometry and geometry[indices]
-    if geometry is not None and geometry.depth is not None:
-        geometry.depth = F.interpolate(geometry.depth[None], shown.shape[-2:], mode="nearest")[0]
-    return LoadedScene(
-        Scene("frames", Path("frames"), ()),
-        (),
-        shown,
-        tuple(range(len(indices))),
-        seconds_per_grid(times_s) if times_s is not None else 1.0,
-        geometry,
-        frame_times=None if times_s is None else tuple(float(times_s[i]) for i in indices),
-        num_images=stills,
-        has_labels=data.frames_as == "labeled_image",
+    frames = (frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)).cpu()
+    images = tuple(Path("frames") for _ in frames) if as_images else ()
+    video, poses, K = Video(frames), None, None
+    if geometry is not None and geometry.has_cameras:
+        poses, K, has_camera = geometry.cameras()
+        poses = poses.where(has_camera[:, None, None], torch.nan)
+    opened = OpenScene(
+        Scene("frames", video.path, (), images=images),
+        video,
+        poses,
+        K,
+        times_s=video.times_s if times_s is None else [float(time_s) for time_s in times_s],
+        has_times=times_s is not None,
+        depth=None if geometry is None else geometry.depth,
     )
+    loaded, dataset = LoadedScene(opened.scene, ()), _dataset(model, data, [opened.scene])
+    dataset.load(loaded, opened, dataset.pair_all(opened))
+    return loaded
+
+
+def _dataset(
+    model: SpatialVLM,
+    data: VideoQADataModule,
+    scenes: list[Scene],
+    sampler: FrameSampler | None = None,
+    num_frames: int | None = None,
+) -> SceneDataset:
+    dataset = data.dataset(scenes, sampler or data.sampler)
+    dataset.num_frames, dataset.requirements = num_frames or data.num_frames, replace(model.requirements, targets=())
+    return dataset
 
 
 def collate_for(model: SpatialVLM, benchmark: Benchmark | None = None) -> QuestionCollate:
     """The collation of scenes that a model is asked about; `benchmark` words the questions."""
     wording = Wording(model.backbone.preprocessor, benchmark)
-    return QuestionCollate(wording, model.sequence_builder, model.requirements)
+    return QuestionCollate(wording, model.sequence_builder, model.requirements, model.geometry_reader(training=False))
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:

@@ -14,6 +14,7 @@ from datamodules.scenes import Question
 from datamodules.wording import Wording, media_of
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.batch import Batch, Prompt, Record, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
@@ -29,12 +30,17 @@ class Collate(ABC):
         wording: Of the questions.
         builder: Of the model's sequences.
         requirements: The model's.
+        geometry_reader: Reads the model's cached geometry; None without a cache.
     """
 
     def __init__(
-        self, wording: Wording, builder: SequenceBuilder, requirements: DataRequirements | None = None
+        self,
+        wording: Wording,
+        builder: SequenceBuilder,
+        requirements: DataRequirements | None = None,
+        geometry_reader: GeometryReader | None = None,
     ) -> None:
-        self.wording, self.builder = wording, builder
+        self.wording, self.builder, self.geometry_reader = wording, builder, geometry_reader
         self.requirements = DataRequirements() if requirements is None else requirements
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
@@ -43,6 +49,7 @@ class Collate(ABC):
         scene_of: list[int] = []
         records: list[Record] = []
         failed: list[Record] = []
+        counts: list[int] = []
         for scene in loaded:
             asked = list(scene.questions)
             try:
@@ -55,7 +62,8 @@ class Collate(ABC):
                 if scene.questions and not asked:
                     continue
                 # 2. The scene, and one row per question.
-                inputs = self.scene_inputs(replace(scene, questions=tuple(asked)))
+                usable = replace(scene, questions=tuple(asked))
+                inputs = self.scene_inputs(usable)
                 if self.requirements.cameras and inputs.cameras is None:
                     raise InputError("a scene without cameras, which this model requires")
                 made = [self._row(scene, question, inputs) for question in asked]
@@ -67,9 +75,10 @@ class Collate(ABC):
             records += [record(scene, question, prompt) for question, (_, prompt) in zip(asked, made, strict=True)]
             scene_of += [len(scenes)] * len(made)
             scenes.append(inputs)
+            counts.append(usable.num_answers)
         # 3. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
-        return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed)
+        return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed, counts)
 
     def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
         """Make the model's inputs of a loaded scene."""
@@ -77,18 +86,23 @@ class Collate(ABC):
         pixel_values, grid_thw = self.wording.preprocessor.cut_patches(loaded.frames)
         other, needs = loaded.geometry_override, self.requirements
         geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
+        cameras, cached = self.builder.merge_cameras(geometry), None
+        if self.geometry_reader is not None:
+            cached = self.geometry_reader.read(loaded.frames, geometry, has_cameras=cameras is not None)
         return SceneInputs(
             pixel_values,
             grid_thw,
             kind="image" if loaded.num_images else "video",
-            frames=loaded.frames if needs.frames else None,
+            frames=loaded.frames if needs.frames and cached is None else None,
             geometry=geometry,
-            cameras=self.builder.merge_cameras(geometry),
+            cached_geometry=cached,
+            cameras=cameras,
             frame_indices=loaded.frame_indices,
             seconds_per_grid=None if needs.seconds == "nominal" else loaded.seconds_per_grid,
             geometry_override=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
             question_types=tuple(question.question_type for question in loaded.questions),
             has_true_cameras=loaded.has_true_cameras,
+            draw=loaded.draw,
         )
 
     def _row(self, scene: LoadedScene, question: Question, inputs: SceneInputs) -> tuple[Row, str]:
@@ -133,6 +147,12 @@ class TrainingCollate(Collate):
                 "--data.pack_scenes: this attention takes no mask of several scenes, choose "
                 "--model.backbone.attn_implementation flex_attention on a GPU, or sdpa"
             )
+
+    def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
+        """Make the model's inputs of a loaded scene; one without what is to be learned is an `InputError`."""
+        if loaded.target_error is not None:
+            raise InputError(loaded.target_error)
+        return super().scene_inputs(loaded)
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
         return self.wording.chat(question, media_of(scene), with_answers=True)
@@ -183,18 +203,22 @@ class SceneCollate:
         failed = [
             _failure(scene, question, scene.error) for scene in loaded if scene.error for question in scene.questions
         ]
+        readable = [scene for scene in loaded if scene.error is None]
         scenes = [
             SceneInputs(
-                torch.empty(0, 0), (len(scene.frame_indices) // 2, 0, 0), frames=scene.frames, geometry=scene.geometry
+                torch.empty(0, 0),
+                (len(scene.frame_indices) // 2, 0, 0),
+                frames=scene.frames,
+                geometry=scene.geometry,
+                draw=scene.draw,
             )
-            for scene in loaded
-            if scene.error is None
+            for scene in readable
         ]
-        return Batch(scenes, failed=failed)
+        return Batch(scenes, failed=failed, num_answers=[scene.num_answers for scene in readable])
 
 
 def record(scene: LoadedScene, question: Question, prompt: str) -> Record:
-    """The record of a question, without its prediction and score."""
+    """The record of a question, without its prediction and score; `unmeasured` is why objectives have no error."""
     return {
         "id": question.id,
         "scene": scene.scene.name,
@@ -204,6 +228,7 @@ def record(scene: LoadedScene, question: Question, prompt: str) -> Record:
         "ground_truth": question.ground_truth,
         "frames": list(scene.frame_indices),
         "error": scene.error,
+        **({"unmeasured": scene.target_error} if scene.target_error else {}),
     }
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,15 +19,18 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
+from datamodules.frame_cache import FrameCache
 from datamodules.loaded_scene import FramesAs, LoadedScene
-from datamodules.order import ResumableLoader, TrainingOrder, balance_across_ranks
+from datamodules.order import TrainingOrder, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, Scene, num_answers, questions_fingerprint
+from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
+from datamodules.training_loader import ResumableLoader, TrainingPosition
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice, describe
@@ -43,6 +48,11 @@ def as_input_error() -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise InputError(describe(error)) from error
+
+
+def is_limited(batches: int | float) -> bool:
+    """Whether a `limit_<stage>_batches` of the Trainer leaves batches out: 1 is one batch, 1.0 all of them."""
+    return isinstance(batches, int) or batches < 1
 
 
 class VideoQADataModule(Configurable, LightningDataModule):
@@ -70,12 +80,16 @@ class VideoQADataModule(Configurable, LightningDataModule):
             `tokens_per_sequence` tokens; each attends to itself alone. For FlexAttention on a GPU.
         questions_per_batch: Questions answered at once about one scene, which is encoded once.
         datasets: Use only these datasets of the source (the first part of a scene's name).
-        question_types: Use only questions of these types.
+        question_types: Use only questions of these types; `default` are those of the source, see `SceneSource`.
         scene_names: Use only these scenes; a list, or a text file with one name per line.
         subset: Number of questions drawn from those that the other filters keep, whatever the seed; null is all.
         perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
+        frame_cache: Keeps the selected and resized frames of each scene on disk, so that a video is decoded once for
+            all epochs and runs; null decodes them each time.
         num_workers: Processes that load data; 0 uses the main process.
         keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0).
+        skip_failed: Scenes that a training may pass over since they can't be read; each is named once, and the run's
+            skipped_scenes.jsonl lists them. A test records a scene that fails in any case.
         seed: Seed of the training order and of the questions drawn in training; null is the run's.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about it.
@@ -98,12 +112,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
         pack_scenes: bool = False,
         questions_per_batch: int = 8,
         datasets: list[str] | None = None,
-        question_types: list[str] | None = None,
+        question_types: list[str] | Literal["default"] | None = None,
         scene_names: list[str] | str | None = None,
         subset: int | None = None,
         perturbation: Perturbation | None = None,
+        frame_cache: FrameCache | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
+        skip_failed: int = 0,
         seed: int | None = None,
         video: str | None = None,
         question: str | None = None,
@@ -115,6 +131,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             ("questions_per_scene", questions_per_scene, 1),
             ("tokens_per_sequence", tokens_per_sequence, 1),
             ("questions_per_batch", questions_per_batch, 1),
+            ("skip_failed", skip_failed, 0),
             ("sampler.candidates", sampler.candidates if sampler else None, TEMPORAL_PATCH_SIZE),
             ("train_sampler.candidates", train_sampler.candidates if train_sampler else None, TEMPORAL_PATCH_SIZE),
         ):
@@ -131,6 +148,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.find_answered: Callable[[], dict[str, dict[str, Any]]] = dict  # asked when `tested` is known
         self.tested: list[dict[str, Any]] = []  # records of all questions of the test, on all ranks
         self.tested_files: dict[str, list[str]] = {}  # fingerprints of the files of each tested scene
+        self.order_settings: dict[str, Any] = {}  # of the training order, and those of the checkpoint that resumes
+        self.trained_settings: dict[str, Any] = {}
         self.asked: SceneSource | None = None
         if video is not None and question is not None:
             self.asked = SingleVideo(video, question)
@@ -141,12 +160,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
-        self.pack_scenes = pack_scenes
-        self.filter = QuestionFilter(datasets, question_types, scene_names, subset)
-        for kind in question_types or ():
+        self.pack_scenes, self.frame_cache = pack_scenes, frame_cache
+        types = self.source.default_question_types if question_types == "default" else question_types
+        self.filter = QuestionFilter(datasets, types, scene_names, subset)
+        for kind in types or ():
             self.source.benchmark.check_question_type(kind)
         self.perturbation = perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
+        self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([], self.sampler).num_views
         for each in (self.source, self.asked):
             if each is not None and prompt_prefix is not None:
@@ -194,8 +215,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
             missing = f"videos that are missing: {len(self.missing)}, {next(iter(self.missing))} first"
         if unmatched := self.filter.unmatched([*names, *self.source.missing]):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
-        if missing and split == "train":
-            rank_zero_info(f"train: {missing}")
+        if split == "train":  # other splits have a table of results, which says so
+            if missing:
+                rank_zero_info(f"train: {missing}")
+            for left_out in self.filter.left_out(names, self.filtered):
+                rank_zero_info(f"train: {left_out}")
         source = type(self.source).__name__
         if not kept:
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"
@@ -234,6 +258,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             frame_pairing=self.frame_pairing,
             frames_as=self.frames_as,
             image_bounds=self.image_pixels,
+            frame_cache=self.frame_cache,
         )
 
     @property
@@ -250,7 +275,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def _collate(self, kind: type[Collate], **options: Any) -> Collate | SceneCollate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         builder = task.sequence_builder
-        return SceneCollate() if builder is None else kind(self.wording, builder, self.requirements, **options)
+        if builder is None:
+            return SceneCollate()
+        reader = task.geometry_reader(training=kind is TrainingCollate)
+        return kind(self.wording, builder, self.requirements, reader, **options)
 
     def _ask(self) -> Collate | SceneCollate:
         return self._collate(QuestionCollate, questions_per_batch=self.questions_per_batch)
@@ -259,26 +287,56 @@ class VideoQADataModule(Configurable, LightningDataModule):
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
         trainer = self.trainer
         assert trainer is not None
-        counts = [len(scene.questions) for scene in dataset.scenes]
-        ranks = (trainer.global_rank, trainer.world_size)
-        order = TrainingOrder(counts, self.batch_size, self.questions_per_scene, self.seed, *ranks)
+        order = TrainingOrder(
+            [len(scene.questions) for scene in dataset.scenes],
+            self.batch_size,
+            self.questions_per_scene,
+            self.seed,
+            trainer.global_rank,
+            trainer.world_size,
+            questions_fingerprint(dataset.scenes),
+            np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
+        )
+        self.order_settings = order.settings
+
+        def position() -> TrainingPosition:
+            if trainer.ckpt_path is not None:  # every strategy has read it by now
+                order.check(self.trained_settings)
+            return TrainingPosition.of(trainer)
+
         packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
+        collate: Any = self._collate(TrainingCollate, **packing)
+        if self.skip_failed:
+            collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
         return ResumableLoader(
             dataset,
+            position=position,
+            receive=SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank),
             batch_sampler=order,
-            collate_fn=self._collate(TrainingCollate, **packing),
+            collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _scene_loader(self, scenes: list[Scene], dataset: Dataset | None = None) -> DataLoader:
-        """This rank's scenes, one per batch with all of its questions."""
+    def state_dict(self) -> dict[str, Any]:
+        """The settings of the training order, which a resumed run must have."""
+        return self.order_settings
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the settings of a checkpoint, in case that a training resumes it."""
+        self.trained_settings = state_dict
+
+    def _scene_loader(
+        self, scenes: list[Scene], dataset: Dataset | None = None, answered: Collection[int] = ()
+    ) -> DataLoader:
+        """This rank's scenes, one per batch with all of its questions; the batch of an answered one is empty."""
         trainer = self.trainer
         assert trainer is not None
         own = balance_across_ranks([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
         return DataLoader(
             dataset or self.dataset(scenes, self.sampler),
-            batch_sampler=[[scene] for scene in own] or [[]],  # Lightning skips a rank without batches
+            # Lightning skips a rank without batches
+            batch_sampler=[[] if scene in answered else [scene] for scene in own] or [[]],
             collate_fn=self._ask(),
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
@@ -301,12 +359,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
             files = (scene.video, scene.cameras, scene.depth, *self.sampler.reads(scene.name))
             self.tested_files[scene.name] = [file_fingerprint(file) for file in files if file and file.exists()]
         self.answered = self.find_answered()
-        rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in scenes]
-        rest = [scene for scene in rest if scene.questions]
-        if self.perturbation is None:
-            return self._scene_loader(rest)
-        asked, every = (self.dataset(each, self.sampler) for each in (rest, scenes))
-        return self._scene_loader(rest, PerturbedScenes(asked, every, self.perturbation))
+        asked = [scene for scene in scenes if scene.questions]
+        rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in asked]
+        if not is_limited(self.trainer.limit_test_batches):  # type: ignore[union-attr]
+            asked = rest = [scene for scene in rest if scene.questions]
+        dataset, every = (self.dataset(each, self.sampler) for each in (rest, scenes))
+        shown = dataset if self.perturbation is None else PerturbedScenes(dataset, every, self.perturbation)
+        # the limit counts the batches of the whole test, whichever of them are answered
+        return self._scene_loader(asked, shown, {place for place, each in enumerate(rest) if not each.questions})
 
     def predict_dataloader(self) -> DataLoader:
         assert self.asked is not None and self.trainer is not None  # checked by prepare_data

@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.cameras_file import read_cameras, read_times
-from datamodules.depth import read_depth
+from datamodules.depth import read_depth, resize_depth
+from datamodules.frame_cache import FrameCache
 from datamodules.loaded_scene import FramesAs, LoadedScene
 from datamodules.order import TrainingItem
 from datamodules.resize import PixelBounds, bounds_of_images, resize_frames
-from datamodules.samplers import Consecutive, FramePairing, FrameSampler, SceneView
+from datamodules.samplers import Consecutive, Duplicate, FramePairing, FrameSampler, SceneView
 from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.split_requirements import check_scene
@@ -23,6 +24,7 @@ from datamodules.video import Video, companion_name
 from zoo.cameras import SceneGeometry
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.requirements import DataRequirements
+from zoo.seed import seed_draws
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 MAX_ATTEMPTS = 2
@@ -42,6 +44,7 @@ class OpenScene:
         has_times: Whether they are known; a folder of frames without times_s counts one second per frame.
         raw: All raw frames, if videos are kept in memory.
         depths: Depth maps read so far by raw frame, if videos are kept in memory.
+        depth: Depth maps of all raw frames, of frames in memory.
     """
 
     scene: Scene
@@ -50,8 +53,9 @@ class OpenScene:
     K_normalized: Float[Tensor, "N 3 3"] | None
     times_s: list[float]
     has_times: bool
-    raw: UInt8[Tensor, "N 3 H W"] | None
+    raw: UInt8[Tensor, "N 3 H W"] | None = None
     depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)
+    depth: Float32[Tensor, "N H W"] | None = None
 
     def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
         """Raw frames."""
@@ -59,6 +63,8 @@ class OpenScene:
 
     def read_depth(self, indices: Sequence[int], size_hw: tuple[int, int]) -> Float32[Tensor, "T H W"]:
         """Depth of raw frames, see `datamodules.depth.read_depth`; each frame is read once if videos are kept."""
+        if self.depth is not None:
+            return resize_depth(self.depth[list(indices)], size_hw)
         assert self.scene.depth is not None
         depths = {} if self.raw is None else self.depths
         unread = [i for i in dict.fromkeys(indices) if i not in depths]
@@ -97,6 +103,7 @@ class SceneDataset(Dataset):
         frame_pairing: Which frames are merged into one token; consecutive ones if None.
         frames_as: How the frames of a video are shown, see `VideoQADataModule`.
         image_bounds: Pixel bounds of still images; those of the model's own processor if None.
+        frame_cache: Keeps resized frames on disk; None decodes them each time.
     """
 
     def __init__(
@@ -110,11 +117,12 @@ class SceneDataset(Dataset):
         frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
         image_bounds: PixelBounds | None = None,
+        frame_cache: FrameCache | None = None,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.requirements, self.keep = requirements, keep
-        self.frames_as, self.image_bounds = frames_as, image_bounds
+        self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
         self._kept: dict[int, OpenScene] = {}
 
     def __len__(self) -> int:
@@ -122,15 +130,18 @@ class SceneDataset(Dataset):
 
     def __getitem__(self, key: int | TrainingItem) -> LoadedScene:
         """Return a scene with all of its questions, or with those that a training step asks."""
-        item = (
-            key if isinstance(key, TrainingItem) else TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
-        )
+        if isinstance(key, TrainingItem):
+            item = key
+            seed_draws(item.epoch, item.scene, *item.questions)  # for samplers that draw, whichever worker reads it
+        else:
+            item = TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         scene = self.scenes[item.scene]
         questions = tuple(scene.questions[i] for i in item.questions)
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding)
+            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding, draw=item.draw(scene.name))
             try:
-                self._load(loaded, self.open(item.scene), item.epoch)
+                opened = self.open(item.scene)
+                self.load(loaded, opened, self._frames(opened, item.epoch))
                 break
             except SCENE_FAULTS as error:
                 loaded.error = format_scene_error(scene, error)
@@ -147,7 +158,14 @@ class SceneDataset(Dataset):
         """Choose frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
         if self.frames_as == "video":
             return self.frame_pairing(self.sampler, view, self.num_frames)
-        return _doubled(self.sampler.pad(self.sampler.select(view, self.num_views), self.num_views, view))
+        views = self.sampler.pad(self.sampler.select(view, self.num_views), self.num_views, view)
+        return Duplicate().pair(views, view)
+
+    def pair_all(self, opened: OpenScene) -> list[int]:
+        """All frames of a scene, two per temporal patch; one that is shown as an image comes twice."""
+        as_images = opened.scene.images or self.frames_as != "video"
+        pairing = Duplicate() if as_images else self.frame_pairing
+        return pairing.pair(range(opened.video.num_frames), opened.view())
 
     def open(self, index: int) -> OpenScene:
         """Open the video of a scene and read its cameras.
@@ -181,27 +199,46 @@ class SceneDataset(Dataset):
             self._kept[index] = opened
         return opened
 
-    def _load(self, loaded: LoadedScene, opened: OpenScene, epoch: int) -> None:
-        scene, video = opened.scene, opened.video
-        # 1. Frames: still images, each as a temporal patch of its own, or selected ones of a video
-        bounds, is_folder = self.bounds, video.is_folder
+    def _frames(self, opened: OpenScene, epoch: int) -> list[int]:
+        return self.pair_all(opened) if opened.scene.images else self.select(opened.view(epoch))
+
+    def _resized(
+        self, opened: OpenScene, frames: Sequence[int], bounds: PixelBounds, is_folder: bool
+    ) -> UInt8[Tensor, "T 3 h w"]:
+        token_px, scene = self.requirements.token_px, opened.scene
+
+        def decode() -> UInt8[Tensor, "T 3 h w"]:
+            return resize_frames(opened.read(frames), bounds, is_folder=is_folder, token_px=token_px)
+
+        if self.frame_cache is None or opened.raw is not None:
+            return decode()
+        files = scene.images or [scene.video]
+        entry = self.frame_cache.entry(files, frames, bounds, is_folder=is_folder, token_px=token_px)
+        return self.frame_cache.get(entry, decode)
+
+    def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:
+        """Load raw frames of an open scene, two per temporal patch, with their times, cameras and depth.
+
+        Raises:
+            OSError: A file is absent, in one line.
+            ValueError: A file is damaged, or required data is missing, in one line.
+        """
+        scene = opened.scene
+        # 1. Frames: still images, each as a temporal patch of its own, or those of a video
+        bounds, is_folder = self.bounds, opened.video.is_folder
         if scene.images or self.frames_as != "video":
             is_folder = False
-            frames = _doubled(range(video.num_frames)) if scene.images else self.select(opened.view(epoch))
             loaded.num_images = len(frames) // TEMPORAL_PATCH_SIZE
             loaded.has_labels = self.frames_as == "labeled_image" and not scene.images
             bounds = bounds_of_images(self.image_bounds, self.requirements.image_pixels)
         else:
-            frames = self.select(opened.view(epoch))
             times_s = [opened.times_s[i] for i in frames]
             sampled = self.requirements.seconds == "sampled_fps"
             loaded.seconds_per_grid = (
                 sampled_seconds_per_grid(opened.times_s, len(frames)) if sampled else seconds_per_grid(times_s)
             )
             loaded.frame_times = tuple(times_s) if opened.has_times else None
-        loaded.frames = resize_frames(
-            opened.read(frames), bounds, is_folder=is_folder, token_px=self.requirements.token_px
-        )
+        loaded.frames = self._resized(opened, frames, bounds, is_folder)
         loaded.frame_indices = tuple(frames)
         # 2. Cameras
         loaded.geometry = opened.geometry(frames)
@@ -210,17 +247,29 @@ class SceneDataset(Dataset):
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
             )
         # 3. Depth
-        if self.requirements.depth or ("depth" in self.requirements.targets and scene.depth is not None):
-            loaded.geometry = loaded.geometry or SceneGeometry()
-            height, width = loaded.frames.shape[-2:]
+        depth, (height, width) = None, loaded.frames.shape[-2:]
+        if self.requirements.depth:
             depth = opened.read_depth(frames, (height, width))
-            if self.requirements.depth and not (depth > 0).any():
+            if not (depth > 0).any():
                 raise InputError(f"{scene.depth}: empty, no pixel of frames {frames} has depth: write it again")
+        elif "depth" in self.requirements.targets and scene.depth is not None:
+            depth, loaded.target_error = _read_target(opened, frames, (height, width))
+        if depth is not None:
+            loaded.geometry = loaded.geometry or SceneGeometry()
             loaded.geometry.depth = depth
 
 
-def _doubled(frames: Sequence[int]) -> list[int]:
-    return [i for i in frames for _ in range(TEMPORAL_PATCH_SIZE)]
+def _read_target(
+    opened: OpenScene, frames: Sequence[int], size_hw: tuple[int, int]
+) -> tuple[Float32[Tensor, "T H W"] | None, str | None]:
+    """Depth that is only predicted, or why it can't be read; retried once."""
+    reason = None
+    for _ in range(MAX_ATTEMPTS):
+        try:
+            return opened.read_depth(frames, size_hw), None
+        except SCENE_FAULTS as error:
+            reason = format_scene_error(opened.scene, error)
+    return None, reason
 
 
 def format_scene_error(scene: Scene, error: Exception) -> str:

@@ -57,8 +57,6 @@ def read_depth(
 ) -> Float32[Tensor, "T H W"]:
     """Depth in meters of raw frames, 0 where it is missing.
 
-    Resized with nearest neighbor: averaging across an edge would give the depth of no surface.
-
     Args:
         path: A folder of depth images or the description of a rendered scene, see `find_depth`.
         indices: Raw frames, in the order of the result.
@@ -75,8 +73,11 @@ def read_depth(
         depth = torch.from_numpy(render(path, list(indices)))
     else:
         depth = _read_images(path, indices, num_frames)
-    if tuple(depth.shape[1:]) == tuple(size_hw):
-        return depth
+    return resize_depth(depth, size_hw)
+
+
+def resize_depth(depth: Float32[Tensor, "T H W"], size_hw: tuple[int, int]) -> Float32[Tensor, "T h w"]:
+    """Resize depth by nearest neighbors: averaging across an edge would give the depth of no surface."""
     return functional.interpolate(depth[:, None], size_hw, mode="nearest-exact")[:, 0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,6 +55,19 @@ class QuestionFilter:
         if self.subset is not None:
             return f"--data.subset {self.subset}"
         return f"--data.question_types [{','.join(self.question_types or ())}]"
+
+    def left_out(self, names: Sequence[str], num_questions: int) -> Iterator[str]:
+        """Yield what the filter leaves out of a split as lines of text.
+
+        Args:
+            names: All scenes of the split.
+            num_questions: Questions of the others that `option` leaves out.
+        """
+        if scenes := len({name for name in names if not self.is_chosen(name)}):
+            options = [f"--data.{name}" for name in ("datasets", "scene_names") if getattr(self, name)]
+            yield f"{scenes} of {len(set(names))} scenes left out by {' and '.join(options)}"
+        if num_questions:
+            yield f"{num_questions} question{'s' * (num_questions > 1)} left out by {self.option}"
 
     def is_chosen(self, scene: str) -> bool:
         """Return whether a scene's name meets the conditions."""

@@ -8,7 +8,7 @@ from typing import Literal
 from jaxtyping import UInt8
 from torch import Tensor
 
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question, Scene, num_answers
 from zoo.cameras import SceneGeometry
 
 FramesAs = Literal["video", "image", "labeled_image"]
@@ -27,10 +27,12 @@ class LoadedScene:
         frame_times: Real seconds of each frame; None for images, or if unknown.
         geometry: Cameras and depth of the frames; None if the scene has none.
         error: Why the scene can't be read; None if it can.
+        target_error: Why the depth that the model only learns to predict can't be read: answers do without.
         is_supervised: Whether its answers are learned from.
         geometry_override: See `SceneInputs`, as for `has_true_cameras`.
         num_images: Still images that the frames show, two frames each; 0 for a video.
         has_labels: Whether each image has its number as a label.
+        draw: See `SceneInputs`.
     """
 
     scene: Scene
@@ -40,9 +42,16 @@ class LoadedScene:
     seconds_per_grid: float = 1.0
     geometry: SceneGeometry | None = None
     error: str | None = None
+    target_error: str | None = None
     is_supervised: bool = True
     geometry_override: LoadedScene | Literal["nothing"] | None = None
     frame_times: tuple[float, ...] | None = None
     num_images: int = 0
     has_labels: bool = False
     has_true_cameras: bool = True
+    draw: int = 0
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that are learned from."""
+        return int(num_answers(self.questions).sum()) if self.is_supervised else 0

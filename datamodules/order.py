@@ -5,16 +5,19 @@ Runs therefore resume exactly, and all processes compute the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Sampler
+from jaxtyping import Int
+from torch.utils.data import Sampler
 
 from zoo.errors import InputError
 
 # settings of a training order that a resumed run must have
-SETTINGS = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size")
+SETTINGS = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size", "questions")
 
 
 class TrainingItem(NamedTuple):
@@ -24,13 +27,45 @@ class TrainingItem(NamedTuple):
         scene: Index of the scene.
         questions: Indices of its questions.
         epoch: Part of the seed of random frame samplers.
-        is_padding: Whether another process learns from these questions. The copy only keeps this process in step.
+        is_padding: Whether nothing is learned from these questions, which only keep this process in step.
+        seed: Of the training order.
     """
 
     scene: int
     questions: tuple[int, ...]
     epoch: int = 0
     is_padding: bool = False
+    seed: int = 0
+
+    def draw(self, scene_name: str) -> int:
+        """Return a seed of 32 bits for what is drawn about the scene in this epoch, by any process."""
+        return random.Random(f"{self.seed}/{self.epoch}/{scene_name}").getrandbits(32)
+
+
+@dataclass(frozen=True, eq=False)
+class ShuffledEpoch:
+    """The sequences of an epoch, in the order in which all processes together train on them.
+
+    Attributes:
+        order: The sequences by number.
+        scenes: Scene of each sequence.
+        starts: Where the questions of each sequence start, and the end of the last.
+        questions: The questions of all sequences.
+        num_answers: Answers that each sequence learns from.
+    """
+
+    order: np.ndarray
+    scenes: np.ndarray
+    starts: np.ndarray
+    questions: np.ndarray
+    num_answers: np.ndarray
+
+    def sequences(self, places: range) -> list[tuple[int, list[int]]]:
+        """Return the scene and the questions of the sequences at some places; those of a step have adjacent places."""
+        return [
+            (int(self.scenes[i]), self.questions[self.starts[i] : self.starts[i + 1]].tolist())
+            for i in self.order[places.start : places.stop : places.step]
+        ]
 
 
 class TrainingOrder(Sampler[list[TrainingItem]]):
@@ -47,6 +82,12 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         seed: Seed of the shuffle, the same on all ranks.
         rank: This process.
         world_size: Number of processes; each takes its own sequences of the same shuffle.
+        questions: Fingerprint of the questions.
+        num_answers: Answers of each question, those of a scene after those of another; 1 each if not given.
+
+    Attributes:
+        epoch: The epoch of the next iteration.
+        batch: Its first batch.
 
     Raises:
         InputError: There is no question.
@@ -65,72 +106,80 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        questions: str = "",
+        num_answers: Int[np.ndarray, " questions"] | None = None,
     ):
         self.counts = np.asarray(num_questions, dtype=np.int64)
         self.num_scenes, self.num_questions = len(self.counts), int(self.counts.sum())
         if not self.num_questions:
             raise InputError("there is no training question")
         self.batch_size, self.questions_per_scene, self.seed = batch_size, questions_per_scene, seed
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.questions = rank, world_size, questions
         self.num_sequences = int((-(-self.counts // questions_per_scene)).sum())
-        self.served = 0  # batches of all epochs so far
+        self.num_answers = np.ones(self.num_questions, dtype=np.int64) if num_answers is None else num_answers
+        self.epoch = self.batch = 0
+        self._shuffled: tuple[int, ShuffledEpoch] | None = None
 
     def __len__(self) -> int:
         return -(-self.num_sequences // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[TrainingItem]]:
-        epoch, first = divmod(self.served, len(self))
-        sequences, scene_of, starts, questions = self._shuffle(epoch)
-        step = self.batch_size * self.world_size
-        for start in range(first * step, self.num_sequences, step):
-            own = sequences[start : start + step][self.rank :: self.world_size]
-            merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
-            for i in own if len(own) else sequences[start : start + 1]:
-                merged.setdefault(int(scene_of[i]), []).extend(questions[starts[i] : starts[i + 1]].tolist())
-            yield [TrainingItem(scene, tuple(asked), epoch, is_padding=not len(own)) for scene, asked in merged.items()]
+        number, shuffled = self.epoch, self.shuffle(self.epoch)
+        for batch in range(self.batch, len(self)):
+            yield self._own(shuffled, number, batch)
 
-    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """An epoch: the order of its sequences; the scene of each, where its questions start, and all questions."""
-        random = np.random.default_rng((self.seed, epoch))
+    def _own(self, epoch: ShuffledEpoch, number: int, batch: int) -> list[TrainingItem]:
+        """This process's items of a batch."""
+        size = self.batch_size * self.world_size
+        own = range(batch * size, min((batch + 1) * size, self.num_sequences))[self.rank :: self.world_size]
+        merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
+        for scene, asked in epoch.sequences(own or range(batch * size, batch * size + 1)):
+            merged.setdefault(scene, []).extend(asked)
+        padding, seed = not own, self.seed
+        return [TrainingItem(scene, tuple(asked), number, padding, seed) for scene, asked in merged.items()]
+
+    def num_answers_of(self, epoch: int, batches: range) -> int:
+        """Count the answers that all processes learn from in some batches of an epoch."""
+        shuffled, size = self.shuffle(epoch), self.batch_size * self.world_size
+        return int(shuffled.num_answers[shuffled.order[batches.start * size : batches.stop * size]].sum())
+
+    def shuffle(self, epoch: int) -> ShuffledEpoch:
+        """Shuffle the questions and sequences of an epoch; the last one is kept."""
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, self._shuffle(epoch)
+        return self._shuffled[1]
+
+    def _shuffle(self, epoch: int) -> ShuffledEpoch:
+        generator = np.random.default_rng((self.seed, epoch))
         # 1. Shuffle the questions of each scene.
         scene_of = np.repeat(np.arange(self.num_scenes), self.counts)
         first = (np.cumsum(self.counts) - self.counts)[scene_of]
-        questions = np.lexsort((random.random(self.num_questions), scene_of)) - first
+        questions = np.lexsort((generator.random(self.num_questions), scene_of))
         # 2. Cut them into sequences: place p of n questions is in sequence floor(p s / n) of s.
         cuts = -(-self.counts // self.questions_per_scene)
         place = np.arange(self.num_questions) - first
         sequence = (np.cumsum(cuts) - cuts)[scene_of] + place * cuts[scene_of] // self.counts[scene_of]
         starts = np.searchsorted(sequence, np.arange(self.num_sequences + 1))
         # 3. Shuffle the sequences.
-        return random.permutation(self.num_sequences), scene_of[starts[:-1]], starts, questions
+        order, scenes = generator.permutation(self.num_sequences), scene_of[starts[:-1]]
+        num_answers = np.add.reduceat(self.num_answers[questions], starts[:-1])
+        return ShuffledEpoch(order, scenes, starts, questions - first, num_answers)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with its checkpoint."""
+        return {name: getattr(self, name) for name in SETTINGS}
 
-class ResumableLoader(DataLoader):
-    """A DataLoader whose position within an epoch is saved in Lightning's checkpoints.
-
-    It counts the batches that the training loop received, not those that workers have prefetched.
-    """
-
-    batch_sampler: TrainingOrder
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
-            self.batch_sampler.served += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Position and settings of the training order."""
-        return {name: getattr(self.batch_sampler, name) for name in ("served", *SETTINGS)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Restore the position; settings that differ from the checkpoint's raise `InputError`."""
-        for name in SETTINGS:
-            if name not in state:
+    def check(self, trained: Mapping[str, Any]) -> None:
+        """Raise an InputError where the settings of a checkpoint are others; one without settings is accepted."""
+        for name, now in self.settings.items() if trained else ():
+            if name not in trained:
                 raise InputError("the checkpoint is of a version that trained in another order: start a new run")
-            if state[name] != (current := getattr(self.batch_sampler, name)):
-                trained = f"the checkpoint was trained with {name} {state[name]}"
-                raise InputError(f"{trained}, now it is {current}: resume with the same settings")
-        self.batch_sampler.served = state["served"]
+            if trained[name] != now:
+                change = f"{name} {trained[name]}, now it is {now}: resume with the same settings"
+                if name == "questions":
+                    change = "other questions or answers than are there now: resume with the same files, or start anew"
+                raise InputError(f"the checkpoint was trained with {change}")
 
 
 def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from datamodules.dataset import SceneDataset
+from datamodules.depth import resize_depth
 from datamodules.loaded_scene import LoadedScene
 from zoo.configuration import Configurable
 from zoo.errors import InputError
@@ -116,13 +117,13 @@ class OtherGeometry(Perturbation):
         other = read_other()
         assert scene.frames is not None and other.frames is not None
         frames, geometry = other.frames[(order := _repeated(len(other.frames), scene))], other.geometry
-        size = tuple(scene.frames.shape[-2:])
+        size = (scene.frames.shape[-2], scene.frames.shape[-1])
         if frames.shape[-2:] != size:  # one grid of 2D and 3D tokens
             frames = F.interpolate(frames.float(), size, mode="bilinear", antialias=True).round().to(frames.dtype)
         if geometry is not None:
             geometry = geometry[order]
             if geometry.depth is not None:
-                geometry.depth = F.interpolate(geometry.depth[None], size, mode="nearest")[0]
+                geometry.depth = resize_depth(geometry.depth, size)
         return replace(scene, geometry_override=replace(other, frames=frames, geometry=geometry))
 
 

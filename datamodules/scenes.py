@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from zoo.files.fingerprint import fingerprint
 
 MEDIUM_MARK = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
 
@@ -63,7 +69,27 @@ class Scene:
     images: tuple[Path, ...] = ()
 
 
+def num_answers(questions: Sequence[Question]) -> Int[np.ndarray, " Q"]:
+    """Count the answers of each question: those of a conversation are its turns."""
+    counted = getattr(questions, "num_answers", None)  # of an index, which builds no question for it
+    if counted is not None:
+        return counted
+    return np.array([1 + len(getattr(question, "later_turns", ())) for question in questions], dtype=np.int64)
+
+
 def select_questions(scene: Scene, indices: Sequence[int]) -> Scene:
     """Return a scene with some of its questions."""
     select = getattr(scene.questions, "select", None)  # of an index, which builds no question for it
     return replace(scene, questions=select(indices) if select else tuple(scene.questions[i] for i in indices))
+
+
+def questions_fingerprint(scenes: Iterable[Scene]) -> str:
+    """Return the fingerprint of the names of scenes and of all of their questions and answers, in their order."""
+
+    def texts() -> Iterator[str]:
+        for scene in scenes:
+            yield scene.name
+            indexed = getattr(scene.questions, "content_fingerprint", None)  # of an index: no question is built for it
+            yield indexed or json.dumps([list(vars(question).values()) for question in scene.questions])
+
+    return fingerprint(texts())

@@ -4,14 +4,16 @@
                             "key": "5f0c...", "made_by": {...}}
 
 The first three fields are those of Spatial-MLLM's scripts. `made_by` holds everything that the selection depends on,
-and `key` is its digest: a selection made with other settings is never reused.
+and `key` is its digest: a selection made with other settings is never reused. The selections of a folder are made with
+the same settings of a sampler, its version, and the same number of views.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint
 
 FILE = "selected_frames.json"
+SHARED = ("sampler", "version", "views")  # settings of all selections in a folder
 
 
 def settings(component: Any) -> Any:
@@ -85,3 +88,20 @@ def find_selection(path: Path, key: str) -> list[int] | None:
     except ValueError:
         return None
     return content["selected_frames"] if content.get("key") == key else None
+
+
+def shared_settings(made_by: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that a selection shares with the others of its folder; empty for official files."""
+    return {name: made_by[name] for name in SHARED if name in made_by} if made_by else {}
+
+
+def selections_in(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the sound selection files of a folder and their content, in the order of their names."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if FILE in files:
+            path = Path(parent) / FILE
+            try:
+                yield path, read_selection(path)
+            except ValueError:  # cut short: it is made again
+                continue

@@ -1,4 +1,4 @@
-"""Exact frames of a video file, a folder of images, or several images.
+"""Exact frames of a video file, a folder of images, several images, or frames in memory.
 
     video = Video("kitchen.mp4")
     frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
@@ -28,16 +28,16 @@ UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombErr
 
 
 class Video:
-    """A video file, a folder of .jpg/.png frames in natural order (frame 10000 after 9999), or several image files.
+    """A video file, a folder of .jpg/.png frames in natural order (frame 10000 after 9999), images, or a tensor.
 
     Args:
-        path: The file or folder, or the image files.
+        path: The file or folder, or the image files, or the frames as bytes.
 
     Attributes:
         num_frames: Exact number of frames.
         height: Height of the upright frames in pixels.
         width: Width of the upright frames in pixels.
-        times_s: Presentation time of each frame in seconds after the first; a folder has one frame per second.
+        times_s: Presentation time of each frame in seconds after the first; one frame per second unless it is a file.
         is_folder: Whether the frames are images in a folder.
 
     Raises:
@@ -45,10 +45,16 @@ class Video:
             an unreadable frame, frames of mixed sizes, a folder without frames.
     """
 
-    def __init__(self, path: str | Path | Sequence[Path]) -> None:
+    def __init__(self, path: str | Path | Sequence[Path] | UInt8[Tensor, "N 3 H W"]) -> None:
+        self._file: VideoFile | None = None
+        self._frames = path if isinstance(path, Tensor) else None
+        if isinstance(path, Tensor):
+            self.path, self.is_folder = Path("frames"), False
+            self.num_frames, _, self.height, self.width = path.shape
+            self.times_s = [float(i) for i in range(self.num_frames)]
+            return
         self.path = Path(path) if isinstance(path, (str, Path)) else path[0]
         self.is_folder = self.path.is_dir()
-        self._file: VideoFile | None = None
         if self.is_folder or not isinstance(path, (str, Path)):
             self._images = self._listed_images() if isinstance(path, (str, Path)) else list(path)
             self.num_frames = len(self._images)
@@ -74,6 +80,8 @@ class Video:
             if not 0 <= i < self.num_frames:
                 raise IndexError(f"{self.path}: no frame {i}, the video has {self.num_frames}")
             rows_of.setdefault(i, []).append(row)
+        if self._frames is not None:
+            return self._frames[list(indices)]
         frames = torch.empty((len(indices), 3, self.height, self.width), dtype=torch.uint8)
         for i, rgb in self._read_images(rows_of) if self._file is None else self._file.read(rows_of):
             if rgb.shape[:2] != (self.height, self.width):

@@ -1,13 +1,16 @@
 """Exact frames of a video file, decoded from the preceding key frame.
 
 A frame's index is the rank of its packet in presentation order, so a frame decoded after a seek is identified by its
-time stamp. Files without distinct time stamps, and frames that a seek doesn't find, are decoded from the start: slower,
-but never another frame.
+time stamp. Files whose packets don't tell which frames are shown, and frames that a seek doesn't find, are decoded from
+the start: slower, but never another frame. Times are always the time stamps of the frames that are shown.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # a packet may hold no visible frame: only decoding counts the frames
+UNORDERED_FORMATS = ("avi",)  # without presentation times: only decoding orders the frames of a codec that reorders
 SKIPPING_CODECS = ("h264", "hevc")  # the header tells frames that no other frame refers to: decoding can skip them
 THREADED_PIXELS = 256 * 256  # smaller frames decode faster on one thread
 SEEK_FRAMES = 16  # a seek costs about as much as decoding this many frames: the decoder restarts
@@ -50,18 +54,17 @@ class VideoFile:
     def __init__(self, path: Path) -> None:
         self.path, self.num_frames = path, 0
         self._pts: list[int] = []  # time stamps in presentation order; empty if they don't identify the frames
-        self._keys: list[int] = []  # key frames
+        self._keys: list[int] = []  # key frames, and frame 0, which the start of the file serves
         try:
             with self._open() as container:
                 stream = self._video_stream(container)
                 first = self._probe(container, stream)
-                rate, codec = stream.average_rate or stream.guessed_rate, stream.codec_context.name
-                time_base = float(stream.time_base or 0)
+                rate, time_base = stream.average_rate or stream.guessed_rate, float(stream.time_base or 0)
+                self._skips = stream.codec_context.name in SKIPPING_CODECS
             if first is None or not self.num_frames:
                 raise VideoError(f"{path}: no frame of {self.num_frames} can be decoded: record or export it again")
-            if codec in HIDDEN_FRAME_CODECS:
-                self.num_frames = sum(1 for _ in self._decode_all())
-                self._pts = self._keys = []
+            stamps: list[int | None] = [*self._pts] or [frame.pts for _, frame in self._decode_all()]
+            self.num_frames = len(stamps)
         except (av.FFmpegError, OSError) as error:
             if not path.exists():
                 raise VideoError(f"{path}: no such video file or folder of frames") from error
@@ -69,9 +72,10 @@ class VideoFile:
         self.height, self.width = first.height, first.width
         if _quarter_turns(first) % 2:
             self.height, self.width = self.width, self.height
-        self._skips = codec in SKIPPING_CODECS
-        if self._pts:
-            self.times_s = [(pts - self._pts[0]) * time_base for pts in self._pts]
+        # sorted: reordered codecs in AVI have the stamps of their packets, which are in decoding order
+        shown = sorted(pts for pts in stamps if pts is not None)
+        if len(shown) == self.num_frames:
+            self.times_s = [(pts - shown[0]) * time_base for pts in shown]
         else:
             self.times_s = [i / float(rate or 1) for i in range(self.num_frames)]
 
@@ -148,7 +152,7 @@ class VideoFile:
         first: VideoFrame | None = None
         num_packets, end_s, is_corrupt = 0, 0.0, False
         frame_s = 1 / float(stream.average_rate or 30)
-        shown: list[tuple[int | None, bool]] = []  # time stamp, is key frame
+        stamps: list[tuple[int | None, bool, bool]] = []  # time stamp, is key frame, is shown
         for packet in container.demux(stream):
             if first is None:
                 first = next(iter(packet.decode()), None)  # type: ignore[arg-type]  # of a video stream
@@ -156,22 +160,27 @@ class VideoFile:
                 continue
             num_packets += 1
             is_corrupt |= packet.is_corrupt
-            if not packet.is_discard:
-                shown.append((packet.pts, packet.is_keyframe))
+            stamps.append((packet.pts, packet.is_keyframe, not packet.is_discard))
             if packet.pts is not None and packet.time_base is not None:
                 packet_s = max(float((packet.duration or 0) * packet.time_base), frame_s)
                 end_s = max(end_s, float(packet.pts * packet.time_base) + packet_s)
-        if is_corrupt or num_packets < stated:
+        if num_packets < stated and not is_corrupt and _is_whole_avi(self.path):  # cameras count frames that they drop
+            counts = f"its header counts {stated} frames, it holds {num_packets}"
+            warnings.warn(f"{self.path}: {counts}, which are read", stacklevel=1)
+        elif is_corrupt or num_packets < stated:
             of_stated = f" of {stated}" if stated else ""
             raise VideoError(f"{self.path}: truncated after {num_packets}{of_stated} frames: copy or download it again")
         stated_s = _stated_duration_s(stream)
         if stated_s is not None and end_s + TRUNCATION_FRAMES * frame_s < stated_s:
             raise VideoError(f"{self.path}: truncated at {end_s:.2f} of {stated_s:.2f} s: download it again")
-        self.num_frames = len(shown)
-        ordered = sorted((pts, is_key) for pts, is_key in shown if pts is not None)
-        if ordered and ordered[0][1] and len({pts for pts, _ in ordered}) == self.num_frames:
-            self._pts = [pts for pts, _ in ordered]
-            self._keys = [i for i, (_, is_key) in enumerate(ordered) if is_key]
+        self.num_frames = sum(is_shown for *_, is_shown in stamps)
+        ordered = sorted((pts, is_key, is_shown) for pts, is_key, is_shown in stamps if pts is not None)
+        is_distinct = len({pts for pts, *_ in ordered}) == len(stamps)
+        # an edit list may hide the first key frame; where the file has none, what follows isn't decoded
+        if ordered and ordered[0][1] and is_distinct and not _must_be_decoded(container, stream):
+            self._pts = [pts for pts, _, is_shown in ordered if is_shown]
+            is_key_frame = [is_key for _, is_key, is_shown in ordered if is_shown]
+            self._keys = [i for i, is_key in enumerate(is_key_frame) if is_key or i == 0]
         return first
 
     # ---- decoding
@@ -209,6 +218,26 @@ class VideoFile:
                 if packet.size:  # else the decoder is flushed already
                     yield from codec.decode(None)
                 return
+
+
+def _must_be_decoded(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether only decoding tells which frames are shown, and in which order."""
+    codec = stream.codec_context
+    return codec.name in HIDDEN_FRAME_CODECS or (container.format.name in UNORDERED_FORMATS and codec.codec.reorder)
+
+
+def _is_whole_avi(path: Path) -> bool:
+    """Whether a file is an AVI that ends where its last chunk does."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = 0
+        while end + 8 <= size:
+            file.seek(end)
+            kind, length = struct.unpack("<4sI", file.read(8))
+            if kind != b"RIFF":
+                break
+            end += 8 + length + length % 2
+    return 0 < end <= size + 1  # the last padding byte may be absent
 
 
 def _quarter_turns(frame: VideoFrame) -> int:

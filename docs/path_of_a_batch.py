@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType, SimpleNamespace
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from lightning import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from datamodules import Conversations, VideoQADataModule
@@ -38,9 +40,9 @@ def recorded_files() -> list[str]:
         write_data(Path(folder))
         with recording() as files:
             data = VideoQADataModule(Conversations(f"{folder}/train.jsonl"), num_frames=FRAMES, num_workers=0)
-            data.trainer = SimpleNamespace(  # type: ignore[assignment]
-                lightning_module=task, global_rank=0, world_size=1, limit_val_batches=0, state=SimpleNamespace(fn="fit")
-            )
+            data.trainer = Trainer(accelerator="cpu", limit_val_batches=0, logger=False, enable_checkpointing=False)
+            data.trainer.state.fn = TrainerFn.FITTING
+            data.trainer.strategy.connect(task)
             data.prepare_data()
             batch = next(iter(data.train_dataloader()))
             task.train().loss(batch)

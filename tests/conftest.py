@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,10 @@ from commands.allocator import keep_freed_memory  # noqa: E402 - after the hook,
 from tests.cli import run  # noqa: E402, F401 - a fixture
 
 keep_freed_memory()
+
+if sys.platform == "linux":  # a forked process ends with the tests: one that hangs would hold the pipe to their worker
+    PR_SET_PDEATHSIG, libc = 1, ctypes.CDLL(None)
+    os.register_at_fork(after_in_child=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
 
 ROOMS = (6, 2, 3)  # scenes of each split
 

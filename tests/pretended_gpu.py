@@ -50,6 +50,7 @@ class Log:
         self.made: Counter[str] = Counter()  # tensors made on the CPU by model code
         self.doubles: Counter[tuple[str, str]] = Counter()
         self.attention: Counter[str] = Counter()
+        self.convolutions: Counter[str] = Counter()
         self.kernels = 0
 
     def fault(self, what: str) -> None:
@@ -278,6 +279,8 @@ WAITS = {
     aten.is_nonzero: "bool",
 }
 MIXES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten.copy_, aten._to_copy}
+# the last ones are not taken apart in inference mode
+CONVOLUTIONS = {aten.convolution, aten.convolution_backward, aten.conv2d, aten.conv3d, aten.conv_transpose2d}
 NO_SCALARS = {aten.cat, aten.stack, aten.index_select, aten.gather, aten.mm, aten.bmm, aten.embedding}
 
 
@@ -301,6 +304,8 @@ class Dispatch(TorchDispatchMode):
                 devices = ["cuda" if there else "cpu" for there in here]
                 LOG.fault(f"{packet}: {[*zip(devices, (tuple(t.shape) for t in tensors), strict=True)]}")
         if on_gpu:
+            if packet in CONVOLUTIONS:
+                LOG.convolutions[place()] += 1
             if packet is aten.copy_ and here[0] != here[1]:
                 LOG.sync("copy_ between devices")
             if packet in WAITS and (here[0]):

@@ -1,7 +1,7 @@
 """Runs tiny models on a pretended GPU and prints what a real one would refuse or wait for, as JSON.
 
     python -m tests.rehearsal --only plain prope.yaml --family Qwen3-VL
-    python -m tests.rehearsal --plant cpu        # the control: a tensor that stays on the CPU, or `wait`
+    python -m tests.rehearsal --plant cpu        # the control: a tensor that stays on the CPU, or see `PLANTS`
 
 A process of its own, since `tests.pretended_gpu` replaces what torch says of devices.
 """
@@ -20,7 +20,9 @@ from tests import pretended_gpu as pretend
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from zoo import CameraPrediction, DepthPrediction, LoRA, MaskedViews
+from zoo.backbones.patch_embedding import PatchEmbedding
 from zoo.geometry import DatasetGeometry, TinyVGGT
+from zoo.prefix_cache import answer_batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.optim import parameter_groups
 
@@ -39,16 +41,22 @@ MORE: dict[str, dict[str, Any]] = {
     "pose index on predicted cameras": {**MODELS["PathLengthIndex"], "camera_source": "predicted", **VGGT},
     "repetition penalty": {"repetition_penalty": 1.05},
 }
+PLANTS = ("cpu", "wait", "convolution", "stock attention")
 Parts = dict[str, pretend.Log]
 
 
 def rehearse(name: str, family: str, packs: bool, plant: str | None) -> Parts:
-    """A training step and answers, by part."""
+    """A training step and answers, by part: by a task in bf16-mixed, by the model alone, and by it in float32."""
     scenes = [scene("a", QUESTIONS[1:4], family=family), scene("b", QUESTIONS[:1], steps=2, seed=1, family=family)]
     task = build(name, family=family).train()
     made = asking.batch(task, *scenes, training=True, pack_scenes=packs)
     asked = asking.batch(task.eval(), *scenes[:1])
-    if plant is not None:
+    if plant == "convolution":
+        for embedding in [part for part in task.modules() if isinstance(part, PatchEmbedding)]:
+            embedding.__class__ = type(embedding).__bases__[1]  # the stock one
+    elif plant == "stock attention":
+        task.model.backbone.decoder.config._attn_implementation = "sdpa"
+    elif plant is not None:
         task.model.backbone.embed = planted(task, plant)  # type: ignore[method-assign]
     task.train()
     found: Parts = {}
@@ -70,6 +78,11 @@ def rehearse(name: str, family: str, packs: bool, plant: str | None) -> Parts:
         found["answers"] = pretend.fresh()
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             records = task.predict_batch(question)
+        for precision in (None, "32-true"):
+            found[f"answers alone, {precision}"] = pretend.fresh()
+            task.model.precision = precision
+            with torch.inference_mode():
+                answer_batch(task.model, question, 2)
         pretend.fresh()
     assert not any(record["error"] for record in records), records
     for parameter in left:
@@ -94,7 +107,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--family", nargs="+", default=list(asking.BACKBONES))
     parser.add_argument("--packs", action="store_true")
-    parser.add_argument("--plant", choices=("cpu", "wait"))
+    parser.add_argument("--plant", choices=PLANTS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     MODELS.update(MORE)
@@ -106,6 +119,7 @@ def main() -> None:
                     "faults": [" ".join(key) for key in log.faults],
                     "waits": {" ".join(key): count for key, count in log.syncs.items()},
                     "attention": dict(log.attention),
+                    "convolutions": list(log.convolutions),
                     "kernels": log.kernels,
                 }
                 for part, log in parts.items()

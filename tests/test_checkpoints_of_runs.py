@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from tests.cli import Run, the_run
 from zoo import VideoQATask
@@ -51,9 +52,9 @@ def test_last_is_the_newest_state_with_every_schedule(
     scores = iter((0.1, 0.2, 0.3))
     monkeypatch.setattr("callbacks.metrics._scalars", lambda *_: {"val/all/micro": next(scores)})
     folder = ["--trainer.default_root_dir", "again"]
-    for steps in ("2", "3"):  # a second fit into the same folder replaces what the first left
+    for steps, resumed in (("2", []), ("3", ["--ckpt_path", "last"])):
         scores = iter((0.1, 0.2, 0.3))
-        run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps)
+        run("fit", "--config", "qwen25_vl.yaml", *words, *folder, "--trainer.max_steps", steps, *resumed)
     saved = tmp_path / "again/checkpoints"
     assert torch.load(saved / "last.ckpt", weights_only=True)["global_step"] == last
     states = ["last"] if best is None else ["best", "last"]
@@ -70,7 +71,47 @@ def test_a_job_that_is_started_again_goes_on(run: Run, tmp_path: Path, monkeypat
     run("fit", *words, "1")  # it was stopped before the first checkpoint
     assert "checkpoint job/checkpoints/last.ckpt" in run("fit", *words, "2", logged=True)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
-    assert "checkpoint none" in run("fit", *words, "2", logged=True)  # the control
+    with pytest.raises(SystemExit, match="job holds a trained run"):  # the control
+        run("fit", *words, "2")
+
+
+class Notes(CSVLogger):
+    """A logger with the default folder of WandbLogger."""
+
+    def __init__(self, save_dir: str = ".") -> None:
+        super().__init__(save_dir, name="", version="")
+
+
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger", f"{__name__}.Notes"]])
+def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp_path: Path) -> None:
+    """With its own logs, and from its own weights, also where the run was once resumed."""
+    words = [
+        *("--config", "qwen25_vl.yaml", "--trainer.limit_val_batches", "0", "--trainer.log_every_n_steps", "1"),
+        *logger,
+    ]
+    run("fit", *words, "--trainer.default_root_dir", "one")
+    run("fit", *words, "--trainer.default_root_dir", "one", "--ckpt_path", "last", "--trainer.max_steps", "3")
+    before = {path: path.stat().st_mtime_ns for path in Path("one").rglob("*")}
+    again = ["--config", "one/config.yaml", "--trainer.default_root_dir", "two"]
+    assert "fit: run two, checkpoint none" in run("fit", *again, sized=False, logged=True)
+    assert before == {path: path.stat().st_mtime_ns for path in Path("one").rglob("*")}
+    assert [*Path("two").glob("metrics.csv" if logger else "events.*")]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "small_vggt.yaml"}
+
+
+def test_a_fit_does_not_replace_the_weights_of_another(run: Run, tmp_path: Path) -> None:
+    words = ["--config", "qwen25_vl.yaml", "--trainer.limit_val_batches", "0"]
+    for name in ("one", "two"):
+        run("fit", *words, "--trainer.default_root_dir", name)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/checkpoints/*")}
+    again = ["--config", "one/config.yaml"]  # it names its folder
+    elsewhere = ["--trainer.default_root_dir", "one", "--ckpt_path", "two/checkpoints/last.ckpt"]
+    for given in (again, [*words, *elsewhere[:2]], [*words, *elsewhere]):
+        with pytest.raises(SystemExit, match="^error: one holds a trained run: add --ckpt_path last to go on with it"):
+            run("fit", *given, sized=given is not again)
+    assert before == {path: path.read_bytes() for path in before}
+    run("fit", *again, "--ckpt_path", "last", "--trainer.max_steps", "3", sized=False)
+    assert torch.load(tmp_path / "one/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -> None:

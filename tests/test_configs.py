@@ -13,6 +13,8 @@ import yaml
 import main
 from commands.arguments import preprocess_argv
 from commands.configs import CONFIGS, find_conflict, load_configs, read_config
+from datamodules import VideoQADataModule
+from zoo.configuration import from_config
 from zoo.errors import InputError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -89,6 +91,26 @@ def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> No
         assert parts["backbone"]["init_args"]["path"] == WEIGHTS[scale]
     if not is_tiny and scale != "spatial_mllm_released.yaml":
         assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
+
+
+def test_own_data_is_asked_whatever_its_types(parsed: Parsed, tmp_path: Path) -> None:
+    """The default question type is that of the rooms, by default and in the config of a run on them."""
+    own = ("--data.source", "SceneFolder", "--data.source.root", str(tmp_path))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(parsed("fit", "qwen25_vl.yaml")))
+    (tmp_path / "own.yaml").write_text(
+        f"data: {{init_args: {{source: {{class_path: SceneFolder, init_args: {{root: {tmp_path}}}}}}}}}"
+    )
+    cases = [
+        (("qwen25_vl.yaml",), (), ("room_size_estimation",)),
+        (("qwen25_vl.yaml",), own, None),
+        (("run.yaml",), own, None),
+        (("qwen25_vl.yaml", "own.yaml"), (), None),
+        (("qwen25_vl.yaml",), (*own, "--data.question_types", "[object_counting]"), ["object_counting"]),
+        (("qwen25_vl.yaml",), ("--data.question_types", "null"), None),
+    ]
+    for configs, options, types in cases:
+        data = from_config(VideoQADataModule, parsed("fit", *configs, options=options)["data"])
+        assert data.filter.question_types == types, (configs, options)
 
 
 def kind_of(name: str) -> str:

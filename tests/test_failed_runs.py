@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import shlex
+import shutil
 import signal
 import sys
 import warnings
@@ -131,6 +133,21 @@ def test_an_interrupted_fit_names_the_command_that_goes_on(
     run(*words, sized=False)
     saved = torch.load(the_run(tmp_path) / "checkpoints/last.ckpt", weights_only=False)
     assert saved["global_step"] == 2
+
+
+def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
+    run: Run, tmp_path: Path, rooms_root: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    shutil.copytree(rooms_root, tmp_path / "rooms")
+    (damaged,) = tmp_path.glob("rooms/*/rooms/train_00003.mp4")
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    words = (*QWEN, "--data.source.root", str(tmp_path / "rooms"), "--trainer.max_steps", "4")
+    with pytest.raises(SystemExit, match=f"{damaged.name}: .*; --data.skip_failed 1 trains without this scene$"):
+        run(*words)
+    run(*words, "--data.skip_failed", "1")
+    assert sum("training goes on without" in str(each.message) for each in recwarn) == 1
+    run("test")
+    assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["skipped_training_scenes"] == 1
 
 
 def test_an_interrupted_test_names_the_command_that_goes_on(

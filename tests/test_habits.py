@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 import main
@@ -54,3 +57,37 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert len(DOCUMENTS) > 15
     assert not {path.name: broken for path in DOCUMENTS if (broken := broken_links(path, path.read_text()))}
     assert broken_links(ROOT / "README.md", "[a](docs/absent.md) [b](LICENSE)") == ["docs/absent.md"]  # the control
+
+
+HANGS = """
+import ctypes, multiprocessing, time
+
+def test_waits_in_c():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    libc.pthread_mutex_lock(mutex), libc.pthread_mutex_lock(mutex)
+
+def test_waits_for_a_forked_process_that_hangs():
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(1000,))
+    process.start()
+    process.join()
+
+def test_catches_everything():
+    try:
+        time.sleep(1000)
+    except BaseException:
+        time.sleep(1000)
+
+def test_passes():
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_test_that_hangs_ends_and_the_others_run(tmp_path: Path) -> None:
+    """As `make tests` runs them; the file that a forked process would hold open is the output."""
+    (tmp_path / "test_hangs.py").write_text(HANGS)
+    options = ["-c", str(ROOT / "pyproject.toml"), "-p", "tests.conftest", "-p", "no:cacheprovider", "-o", "timeout=30"]
+    command = [sys.executable, "-m", "pytest", *options, "-n", "2", "--dist", "worksteal", str(tmp_path)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800).stdout
+    assert "3 failed, 1 passed" in found and found.count("crashed while running") >= 3, found

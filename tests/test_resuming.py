@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.cli import Run, the_run, weights
 from zoo import VideoQATask
+from zoo.versions import versions
 
 
 def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> None:
@@ -30,15 +33,18 @@ class Interrupted(Exception):
 
 
 LORA = ["--model.lora.r", "4"]
+DROPOUT = [*LORA, "--model.lora.dropout", "0.5"]
+MASKS = ["--model.objectives", "[LanguageModeling,MaskedViews]"]
 
 
 @pytest.mark.parametrize(  # an epoch has 3 steps
     ("stop_after", "extra"),
     [
         pytest.param(4, [], id="whole-4"),
-        pytest.param(3, LORA, id="lora-3"),
+        pytest.param(3, DROPOUT, id="dropout-3"),
+        pytest.param(2, MASKS, id="masks-2"),
         *(pytest.param(steps, [], id=f"whole-{steps}", marks=pytest.mark.slow) for steps in (2, 3)),
-        *(pytest.param(steps, LORA, id=f"lora-{steps}", marks=pytest.mark.slow) for steps in (2, 4)),
+        *(pytest.param(steps, LORA, id=f"lora-{steps}", marks=pytest.mark.slow) for steps in (2, 3, 4)),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
@@ -74,4 +80,40 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed.keys() == reference.keys()
     assert all(torch.equal(resumed[name], reference[name]) for name in reference)
     decoder = {name for name in reference if ".language_model." in name}
-    assert decoder and any("lora" in name for name in decoder) == bool(extra)
+    assert decoder and any("lora" in name for name in decoder) == (extra != [] and extra != MASKS)
+
+
+def test_a_test_of_unfinished_weights_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training_step = VideoQATask.training_step
+
+    def interrupted(self: VideoQATask, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.trainer.global_step == 2:
+            raise Interrupted
+        return training_step(self, batch, batch_idx)
+
+    def tested(*words: str) -> tuple[dict[str, Any], str]:
+        said = run("test", *words, logged=True)
+        newest = max(the_run(tmp_path).rglob("metrics.json"), key=lambda path: path.stat().st_mtime_ns)
+        return json.loads(newest.read_text())["trained"], said
+
+    words = [*("--config", "prope.yaml", "--trainer.max_steps", "4"), *("--checkpoint.every_n_train_steps", "1")]
+    words += ["--checkpoint.monitor", "train/loss", "--trainer.val_check_interval", "2"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="Interrupted"):
+        patch.setattr(VideoQATask, "training_step", interrupted)
+        run("fit", *words)
+    trained, said = tested()
+    assert trained == {"step": 2, "run_step": 2, "max_steps": 4, "versions": versions()}
+    assert "test: unfinished weights: their training has made 2 of 4 steps" in said
+    former = (the_run(tmp_path) / "config.yaml").read_text()
+    run("fit", *words, "--trainer.log_every_n_steps", "7", "--ckpt_path", "last")
+    (kept,) = the_run(tmp_path).glob("test-former-weights-*")  # with the config of its own weights
+    assert (kept / "config.yaml").read_text() == former != (the_run(tmp_path) / "config.yaml").read_text()
+    assert "log_every_n_steps: 7" in (the_run(tmp_path) / "config.yaml").read_text()
+    trained, said = tested()
+    assert (trained["step"], trained["run_step"]) == (4, 4) and "unfinished weights" not in said
+    best = the_run(tmp_path) / "checkpoints/best.ckpt"
+    content = torch.load(best, weights_only=True)
+    torch.save({**content, "trained": {**content["trained"], "step": 2}}, best)
+    trained, said = tested("--ckpt_path", str(best))
+    assert (trained["step"], trained["run_step"]) == (2, 4)  # the training that they are chosen of is finished
+    assert "unfinished weights" not in said

@@ -51,18 +51,60 @@ def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, roo
     assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
-def test_a_training_that_is_stopped_has_an_exit_status(tmp_path: Path, rooms_root: Path) -> None:
-    words = ["fit", "--config", "qwen25_vl.yaml", *SMALL, "--data.source.root", str(rooms_root)]
-    steps = ["--checkpoint.every_n_train_steps", "1", "--trainer.max_steps", "100000"]
-    command = [sys.executable, str(REPOSITORY / "main.py"), *words, *steps]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as started:
-        while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")) and started.poll() is None:
-            time.sleep(0.2)
-        started.terminate()
-        said, _ = started.communicate(timeout=100)
-    assert started.returncode == 128 + signal.SIGTERM and "to go on: python main.py fit" in said
+def start_endless(folder: Path, rooms: Path, processes: int) -> list[subprocess.Popen]:
+    """Starts a training as torchrun does, and waits for its first checkpoint."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    words = ["fit", "--config", "qwen25_vl.yaml", *SMALL, "--data.source.root", str(rooms), "--trainer.max_steps", "-1"]
+    words += ["--checkpoint.every_n_train_steps", "1"]
+    words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"]
+    environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"} | {"OMP_NUM_THREADS": "1"}
+    started = []
+    for rank in range(processes):
+        launcher = LAUNCHERS["torchrun"](rank, processes, port) if processes > 1 else {}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, str(REPOSITORY / "main.py"), *words],
+                cwd=folder,
+                env=environment | {key: str(value) for key, value in launcher.items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    while not list(folder.glob("runs/*/checkpoints/last.ckpt")) and all(each.poll() is None for each in started):
+        time.sleep(0.2)
+    return started
+
+
+def outcome(process: subprocess.Popen) -> tuple[int, str]:
+    """The exit status, and what was printed."""
+    try:
+        said, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(("processes", "stopped"), [(1, 0), (2, 1), pytest.param(2, 0, marks=pytest.mark.slow)])
+def test_a_training_that_is_stopped_has_an_exit_status(
+    processes: int, stopped: int, tmp_path: Path, rooms_root: Path
+) -> None:
+    """One process is asked to end, and all end."""
+    started = start_endless(tmp_path, rooms_root, processes)
+    started[stopped].terminate()
+    statuses, (said, *_) = zip(*map(outcome, started), strict=True)
+    assert set(statuses) == {128 + signal.SIGTERM} and "to go on: python main.py fit" in said
+
+
+@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_training_of_which_a_process_dies_ends_with_one_line(killed: int, tmp_path: Path, rooms_root: Path) -> None:
+    started = start_endless(tmp_path, rooms_root, 2)
+    started[killed].kill()
+    _, (status, said) = outcome(started[killed]), outcome(started[1 - killed])
+    assert status == 1 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("error: another process of this run has ended, see its own error ")
 
 
 @pytest.mark.slow

@@ -21,7 +21,9 @@ from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry, build_first_available
 from zoo.objectives import Objective, Objectives
+from zoo.objectives.average import AverageRule
 from zoo.requirements import CameraUse, DataRequirements, check_geometry, choose_time_index
+from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.rules import SequenceRules
@@ -40,6 +42,8 @@ class AssembledModel(Configurable, nn.Module):
         is_pretrained: Whether the model answers questions without training here.
         loaded_names: Tensors of a saved model, or trained: not the released files'.
         data_config: How the data of the training were read, see `SpatialVLM.answer`.
+        precision: Of the training and of answers, as `--trainer.precision`; None is that of the device, see
+            `answer_precision`.
     """
 
     not_configuration = frozenset({"defer_weights"})
@@ -58,6 +62,7 @@ class AssembledModel(Configurable, nn.Module):
         text_after_vision: TextAfterVision = "max_thw",
         lora: LoRA | None = None,
         objectives: list[Objective] | None = None,
+        average: AverageRule = "questions",
         defer_weights: bool = False,
     ) -> None:
         super().__init__()
@@ -65,11 +70,12 @@ class AssembledModel(Configurable, nn.Module):
             ("camera_source", camera_source, CameraSource),
             ("merged_camera", merged_camera, MergedCamera),
             ("text_after_vision", text_after_vision, TextAfterVision),
+            ("average", average, AverageRule),
         ):
             check_choice(name, value, choices)
         self.loader = backbone or default_loader()
         self.camera_encoding, self.merged_camera = camera_encoding, merged_camera
-        self.text_after_vision = text_after_vision
+        self.text_after_vision, self.average = text_after_vision, average
         losses = Objectives(objectives)
         # 1. Backbone, with the camera hooks in its attention.
         self.backbone = self.loader.load_unread() if defer_weights else self.loader.load()
@@ -111,6 +117,7 @@ class AssembledModel(Configurable, nn.Module):
         self.objectives = losses.to(self.backbone.device)
         self.loaded_names: frozenset[str] = frozenset()
         self.data_config: dict[str, Any] = {}
+        self.precision: str | None = None
 
     def _build_geometry(
         self, build: Callable[[], GeometryEncoder] | None, cache: GeometryCache | None, defer_weights: bool
@@ -168,10 +175,20 @@ class AssembledModel(Configurable, nn.Module):
             return self.geometry is not None and bool(self.geometry.files)
         return part == "fusion" and self.has_released_fusion
 
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks that every batch runs; a sharded model gathers the weights of one at a time."""
-        always = self.uses_geometry_tokens or self.camera_plan.source == "predicted"
-        return [*self.backbone.blocks(), *(self.geometry.blocks() if self.geometry is not None and always else ())]
+    def sharded_units(self) -> dict[nn.Module, list[nn.Parameter]]:
+        """Return the matrices that a sharded model gathers for a module's call, for the modules that every batch calls.
+
+        Every process calls each of them equally often: a decoder layer and a vision block once per batch, and a frozen
+        geometry encoder as a whole, since its blocks run once per shape of videos. Vectors are left out: autocast keeps
+        norms and scales in float32.
+        """
+        blocks: dict[nn.Module, list[nn.Module]] = {block: [block] for block in self.backbone.blocks()}
+        encoder = self.geometry
+        is_called = self.uses_geometry_tokens or self.camera_plan.source == "predicted"
+        if encoder is not None and is_called and not any(p.requires_grad for p in encoder.parameters()):
+            blocks[encoder] = encoder.blocks()
+        every = {unit: [p for block in own for p in block.parameters() if p.ndim > 1] for unit, own in blocks.items()}
+        return {unit: matrices for unit, matrices in every.items() if matrices}
 
     # ---- what the model reads -------------------------------------------------------------------------------------
 
@@ -192,6 +209,24 @@ class AssembledModel(Configurable, nn.Module):
             may_predict_cameras=plan.predicts_cameras,
             only_predicted_cameras=plan.predicts_cameras and plan.source == "predicted",
             vision=backbone.vision_rules,
+        )
+
+    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
+        """Return what reads the cached geometry for a training or an evaluation; None without a cache.
+
+        Args:
+            training: Whether objectives learn to predict the encoder's cameras.
+        """
+        if not isinstance(self.geometry, CachedGeometry):
+            return None
+        plan = self.camera_plan
+        return GeometryReader(
+            self.geometry.entries,
+            self.backbone.patch_size,
+            self.geometry.patch_size,
+            tokens=self.uses_geometry_tokens,
+            predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
+            only_predicted=plan.source == "predicted",
         )
 
     @property

@@ -80,6 +80,16 @@ def known_config(instance: Configurable) -> dict[str, Any]:
     return found
 
 
+def complete_config(value: Any) -> Any:
+    """The configuration of a part with the defaults of all arguments that it was not given, to compare two parts."""
+    if not isinstance(value, Configurable):
+        return to_config(value)
+    signature = inspect.signature(type(value).__init__)
+    defaults = {name: each.default for name, each in signature.parameters.items() if each.default is not each.empty}
+    arguments = {**defaults, **_given_arguments(value)}
+    return {"class": type(value), **{name: complete_config(each) for name, each in arguments.items()}}
+
+
 def from_config(base: type[T], config: Mapping[str, Any]) -> T:
     """Build the instance of `base`, or of a subclass, that a configuration describes.
 

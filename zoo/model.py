@@ -19,7 +19,8 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.packed import PackedEncoding
 from zoo.errors import InputError
 from zoo.objectives import decode
-from zoo.prefix_cache import answer_batch, check_penalty, eval_mode
+from zoo.objectives.average import AVERAGES
+from zoo.prefix_cache import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
 from zoo.scene_encoding.stages import encode_geometry, encode_vision, fuse_scenes
@@ -57,6 +58,8 @@ class SpatialVLM(AssembledModel):
             (`max_hw`, transformers 5).
         lora: Low-rank adapters on the decoder.
         objectives: The losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
+        average: What a loss is a mean over: the `questions` of an optimizer step, equal for any number of processes
+            and micro-batches; or the `micro_batch_tokens` of each process, as the published scripts train.
         defer_weights: Leaves released weights of backbone and geometry unread, until `load_deferred` of
             `zoo.weights.deferred` reads them; a task does so when its run starts.
 
@@ -73,14 +76,15 @@ class SpatialVLM(AssembledModel):
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """Compute the losses of a training step.
 
-        On a GPU the host waits for nothing here, but for: `MaskedViews` (its count of steps); a trained geometry
-        encoder with random weights or a scale source, which check what they read.
+        On a GPU the host waits for nothing here, but for: a trained geometry encoder with random weights or a scale
+        source, which check what they read.
 
         Args:
             batch: With sequences, on the model's device.
 
         Returns:
-            The weighted sum of the objectives as `loss`, and each by its class name.
+            The weighted sum of the objectives as `loss`, and each by its class name; means over this batch, see
+            `Batch.weight`.
         """
         assert batch.sequences is not None
         # 1. Scenes, once each.
@@ -88,7 +92,8 @@ class SpatialVLM(AssembledModel):
         # 2. Sequences: visual tokens in their places, positions, masks, cameras.
         inputs = self.decoder_inputs(scenes, batch.sequences)
         # 3. Decoder and objectives.
-        decoded = decode(self.backbone, self.objectives.layers, inputs, scenes, batch.sequences)
+        average = AVERAGES[self.average]
+        decoded = decode(self.backbone, self.objectives.layers, inputs, scenes, batch.sequences, average)
         losses = self.objectives.losses(decoded)
         # 4. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
         # zero there lets all DDP processes reduce the same parameters.
@@ -201,9 +206,9 @@ class SpatialVLM(AssembledModel):
         max_new_tokens: int,
         **media: Unpack[Media],
     ) -> list[list[int]]:
-        """Answer padded sequences greedily: new tokens only, up to a stop token (included)."""
+        """Answer padded sequences greedily: new tokens only, up to a stop token (included); without autocast."""
         batch = prompts_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
-        replies = answer_batch(self, batch, max_new_tokens)
+        replies = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         for reply in replies:
             if reply.error is not None:
                 raise InputError(reply.error)
@@ -269,10 +274,10 @@ class SpatialVLM(AssembledModel):
             cameras: A cameras.json with one camera per raw frame; None takes the one beside the video, if any. For
                 frames in memory a `SceneGeometry` with the camera of each, and the depth for a model that reads it.
             num_frames: Frames to sample; None takes the number that the model was trained with. Frames in memory are
-                all shown.
+                all shown, paired and resized like those of a video file.
             sampler: A `FrameSampler`; None takes that of the model's run.
             max_new_tokens: The longest answer.
-            times_s: Seconds of each of the frames in memory, for a backbone that writes them into the prompt.
+            times_s: Seconds of each of the frames in memory, for a model that reads them.
             repetition_penalty: See `VideoQATask`.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Precision of geometry: float32 or better, whatever the precision of the network around it."""
+"""Precision of geometry (float32 or better, whatever that of the network around it) and of answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
+
+# by Lightning's names of precisions
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 
 
 def to_float32(tensor: Tensor) -> Tensor:
@@ -20,15 +23,23 @@ def full_precision(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
-def cached_casts(device: torch.device) -> AbstractContextManager:
-    """Under autocast, casts each trained float32 weight once for all forward passes within; Lightning turns that off.
+def answer_precision(device: torch.device, precision: str | None) -> AbstractContextManager:
+    """Return the autocast under which questions are answered: by `test`, `predict`, `SpatialVLM.answer` and harnesses.
 
-    An answer of 32 tokens would cast them 32 times, which takes longer than to use them. Frozen weights are never kept:
-    load them in bfloat16.
+    Autocast that is on already, such as a Trainer's, stays. Within, each trained float32 weight is cast once for all
+    forward passes, which Lightning turns off: an answer of 32 tokens would cast them 32 times, which takes longer than
+    to use them. Frozen weights are never kept: load them in bfloat16.
+
+    Args:
+        device: Of the model.
+        precision: Of the model's run, as `--trainer.precision`; None is bf16-mixed on a GPU and 32-true elsewhere.
     """
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+    if device.type == "meta":
         return nullcontext()
-    return torch.autocast(device.type, torch.get_autocast_dtype(device.type), cache_enabled=True)
+    name = precision or ("bf16-mixed" if device.type == "cuda" else "32-true")
+    is_on = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if is_on else AUTOCAST.get(name)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype, cache_enabled=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from zoo.backbones.base import Backbone
 from zoo.errors import InputError
+from zoo.precision import answer_precision
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.batch import Batch, Prompt
 from zoo.sequences.masks import PREFIX
@@ -169,8 +170,9 @@ def check_penalty(factor: float) -> None:
 
 @torch.no_grad()
 def answer_batch(model: SpatialVLM, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
-    """Answer the prompts of a batch, whose scenes are encoded once; see `answer_prompts`."""
-    return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
+    """Answer the prompts of a batch in the model's `precision`, its scenes encoded once; see `answer_prompts`."""
+    with answer_precision(model.backbone.device, model.precision):
+        return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
 
 
 @torch.no_grad()

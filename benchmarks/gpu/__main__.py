@@ -20,8 +20,16 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("training-qwen25", "training-qwen3", "whole-qwen25", "whole-qwen3", "evaluation-qwen25", "evaluation-qwen3")
-PARTS += ("attention", "precision", "geometry", "prope", "tests")
+PARTS = (
+    "training-qwen25",
+    "training-qwen3",
+    "whole-qwen25",
+    "whole-qwen3",
+    "peer-qwen25",
+    "evaluation-qwen25",
+    "evaluation-qwen3",
+)
+PARTS += ("evaluation-qwen25", "evaluation-qwen3", "attention", "precision", "geometry", "prope", "tests")
 SECONDS = 480
 
 

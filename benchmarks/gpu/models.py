@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.measure import timed
 from benchmarks.random_weights import draw
 from zoo import (
     AddFusion,
@@ -27,6 +30,9 @@ from zoo.sequences.batch import Batch
 from zoo.tasks import training_cost
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, example_batch, example_questions
 
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+REPEATS = 5
 TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
 FRAMES = {"qwen25": (476, 644), "qwen3": (480, 640)}  # height and width in pixels
 TINY_FRAMES = {"qwen25": (56, 84), "qwen3": (64, 96)}
@@ -131,3 +137,25 @@ def autocast(device: torch.device) -> Any:
 
 
 ADAPTED: dict[str, Any] = {"lora": LoRA(r=16), "gradient_checkpointing": True}
+
+
+def measured(bench: Bench, run: Callable[[], object]) -> tuple[float, int]:
+    """Median seconds after two warm-ups, and bytes at the peak (0 on a CPU)."""
+    for _ in range(1 if bench.is_tiny else 2):
+        run()
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = [timed(run, bench.device.type) for _ in range(1 if bench.is_tiny else REPEATS)]
+    return statistics.median(seconds), torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
+
+
+def card(bench: Bench) -> str:
+    """The name of the GPU."""
+    return torch.cuda.get_device_name() if bench.device.type == "cuda" else ""
+
+
+def release() -> None:
+    """Gives the memory of what is no longer used back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

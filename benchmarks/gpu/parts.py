@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import json
 import platform
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,18 +17,16 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks.gpu.models import ADAPTED, TITLES, Bench, autocast
-from benchmarks.measure import timed
+from benchmarks.gpu.models import ADAPTED, TITLES, Bench, Row, Tables, autocast, card, measured, release
+from benchmarks.gpu.peer import peer
 from zoo import PRoPE
 from zoo.prefix_cache import answer_batch
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.optim import parameter_groups
 
-Row = dict[str, Any]
-Tables = dict[str, list[Row]]
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 products a second
-REPEATS, NEW_TOKENS, QUESTIONS, ALONE = 5, 8, 18, 3
+NEW_TOKENS, QUESTIONS, ALONE = 8, 18, 3
 
 
 def main() -> None:
@@ -119,16 +115,6 @@ def stepper(bench: Bench, task: VideoQATask, inputs: Batch) -> Callable[[], None
         optimizer.zero_grad()
 
     return step
-
-
-def measured(bench: Bench, run: Callable[[], object]) -> tuple[float, int]:
-    """Median seconds after two warm-ups, and bytes at the peak (0 on a CPU)."""
-    for _ in range(1 if bench.is_tiny else 2):
-        run()
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    seconds = [timed(run, bench.device.type) for _ in range(1 if bench.is_tiny else REPEATS)]
-    return statistics.median(seconds), torch.cuda.max_memory_allocated() if bench.device.type == "cuda" else 0
 
 
 def evaluation(bench: Bench, model: str) -> Tables:
@@ -261,20 +247,8 @@ def tests(bench: Bench) -> Tables:
     return {"": [{"tests": lines[-1]}]}
 
 
-def card(bench: Bench) -> str:
-    """The name of the GPU."""
-    return torch.cuda.get_device_name() if bench.device.type == "cuda" else ""
-
-
-def release() -> None:
-    """Gives the memory of what is no longer used back."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 RUNS: dict[str, Callable[..., Tables]] = {
-    run.__name__: run for run in (training, whole, evaluation, attention, precision, geometry, prope, tests)
+    run.__name__: run for run in (training, whole, peer, evaluation, attention, precision, geometry, prope, tests)
 }
 
 if __name__ == "__main__":

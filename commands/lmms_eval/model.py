@@ -22,6 +22,8 @@ from zoo.files.fingerprint import fingerprint
 from zoo.prefix_cache import Reply
 from zoo.tasks.first_scenes import FirstScenes
 
+UNREADABLE_PICTURE = (OSError, SyntaxError, Image.DecompressionBombError)  # of Pillow on damaged files
+
 
 class SpatialVLMZoo(lmms):
     """Any run, exported folder or hub id of the zoo; requests about the same videos and pictures share their encoding.
@@ -57,27 +59,33 @@ class SpatialVLMZoo(lmms):
         """The answers in the order of the requests; what can't be answered is empty, with a warning.
 
         Raises:
-            InputError: An unsupported request, a picture that can't be read, or the first media all failed alike, see
-                `FirstScenes`.
+            InputError: An unsupported request, no request whose pictures can be read, or the first media all failed
+                alike, see `FirstScenes`.
             RuntimeError: As above, by an error that is not an InputError.
         """
         # 1. Groups of the same media and options. Pictures are read again with their group, not kept.
         groups: dict[tuple[Any, ...], list[int]] = {}
+        answers: dict[int, GenerationResult] = {}
+        unreadable = ""
         for number, request in enumerate(requests):
+            options = generation_options(request.args[2])
             try:
                 shown = [medium_fingerprint(medium) for medium in self._chat(request)[0]]
-            except OSError as error:  # of the benchmark's own data: no model can answer
+            except UNREADABLE_PICTURE as error:  # of the benchmark's own data: no model can answer
                 *_, doc, task, _ = request.args
-                raise InputError(f"{task}, document {doc}: a picture can't be read: {error}") from error
-            key = (*shown, *generation_options(request.args[2]))
-            groups.setdefault(key, []).append(number)
+                unreadable = f"{task}, document {doc}: a picture can't be read: {error}"
+                logger.warning(f"no answer: {unreadable}")
+                answers[number] = GenerationResult("", TokenCounts(output_tokens=0))
+                continue
+            groups.setdefault((*shown, *options), []).append(number)
+        if unreadable and not groups:
+            raise InputError(f"no request has pictures that can be read; {unreadable}")
         # 2. Answers, one group after the other.
-        answers: dict[int, GenerationResult] = {}
         progress = tqdm(groups.items(), desc="Scenes", disable=self.rank != 0)
         for (*shown, max_new_tokens, penalty), members in progress:
-            media, chats = zip(*(self._chat(requests[number]) for number in members), strict=True)
             fault: Exception | None = None
             try:
+                media, chats = zip(*(self._chat(requests[number]) for number in members), strict=True)
                 replies = answer_chats(self.model, media[0], chats, self.num_frames, max_new_tokens, penalty)
             except torch.AcceleratorError:  # a failed GPU answers nothing more
                 raise
@@ -96,7 +104,7 @@ class SpatialVLMZoo(lmms):
 
         Raises:
             InputError: Sound, or a part of a video.
-            OSError: An absent or damaged picture.
+            OSError, SyntaxError, DecompressionBombError: An absent or damaged picture.
         """
         _, doc_to_messages, _, doc, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc])).to_hf_messages()

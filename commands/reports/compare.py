@@ -9,7 +9,8 @@ from itertools import combinations
 import numpy as np
 
 from commands.reports.bootstrap import RESAMPLES, intervals, observed
-from commands.reports.loaded_runs import Run, measures
+from commands.reports.loaded_runs import MEANS, Run, measures
+from zoo.benchmarks import Benchmark
 
 Interval = tuple[float, float]
 ASKED = ("question_type", "ground_truth", "scene", "question")
@@ -17,11 +18,14 @@ ASKED = ("question_type", "ground_truth", "scene", "question")
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of the second run minus score of the first, in 0..1, with 95 % intervals."""
+    """Score of the second run minus score of the first, in 0..1, with 95 % intervals.
+
+    None stands for the interval of a single question, or of questions about a single scene: resampled, it never varies.
+    """
 
     value: float
-    by_question: Interval
-    by_scene: Interval | None  # None if all questions are about one scene
+    by_question: Interval | None
+    by_scene: Interval | None
 
 
 @dataclass(frozen=True)
@@ -77,22 +81,25 @@ def _pairs(runs: Sequence[Run], group: Sequence[int], resamples: int) -> dict[tu
     pairs = list(combinations(group, 2))
     differences = np.stack([scores[j] - scores[i] for i, j in pairs], axis=1)
     now = observed(differences, kinds, benchmark)
-    by_question = intervals(differences, kinds, range(len(asked)), benchmark, resamples=resamples)
-    by_scene = None
-    if len(set(scenes)) > 1:
-        by_scene = intervals(differences, kinds, scenes, benchmark, resamples=resamples)
-    return {
-        pair: {
-            measure: Difference(
+    by_question, by_scene = (
+        intervals(differences, kinds, clusters, benchmark, resamples=resamples)
+        for clusters in (range(len(asked)), scenes)
+    )
+    found: dict[tuple[int, int], dict[str, Difference]] = {pair: {} for pair in pairs}
+    for m, measure in enumerate(measures(benchmark)):
+        own = [scene for scene, kind in zip(scenes, kinds, strict=True) if kind in _types_of(measure, benchmark)]
+        for p, pair in enumerate(pairs if own else ()):
+            found[pair][measure] = Difference(
                 float(now[m, p]),
-                _interval(by_question[:, m, p]),
-                None if by_scene is None else _interval(by_scene[:, m, p]),
+                _interval(by_question[:, m, p]) if len(own) > 1 else None,
+                _interval(by_scene[:, m, p]) if len(set(own)) > 1 else None,
             )
-            for m, measure in enumerate(measures(benchmark))
-            if not np.isnan(now[m, p])
-        }
-        for p, pair in enumerate(pairs)
-    }
+    return found
+
+
+def _types_of(measure: str, benchmark: Benchmark) -> Sequence[str]:
+    """Return the question types of a column or a mean."""
+    return benchmark.groups[MEANS[measure][0]] if measure in MEANS else benchmark.columns[measure]
 
 
 def _interval(bounds: np.ndarray) -> Interval:

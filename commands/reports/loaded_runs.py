@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import numpy as np
 
 from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS, rank_files
 from callbacks.scoring import tally
+from callbacks.settings import unflatten
+from callbacks.trained import describe_unfinished
 from commands.reports.predictions import Answer, read_predictions
 from commands.runs import CONFIG
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
@@ -54,9 +57,15 @@ class Run:
     remarks: Sequence[str]
     benchmark: Benchmark
 
+    @cached_property
+    def tested_config(self) -> dict[str, Any]:
+        """The config with the model and data of the test, whose options may differ from the training's."""
+        options = unflatten({name: each for name, each in self.tested.items() if name.startswith(("model.", "data."))})
+        return {**self.config, **{name: part for name, part in options.items() if "class_path" in part}}
+
     def setting(self, *path: str) -> Any:
-        """Return the config's value at a path without `init_args`; None if absent."""
-        value: Any = self.config
+        """Return the test's value at a path without `init_args`; None if absent."""
+        value: Any = self.tested_config
         for key in path:
             value = value if isinstance(value, Mapping) else {}
             parts = value.get("init_args")
@@ -131,6 +140,8 @@ def load_run(folder: Path, name: str) -> Run:
         tested = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         tested = {}
+    if unfinished := describe_unfinished(metrics.get("trained")):
+        remarks = [*remarks, f"{folder}: {unfinished}"]
     return Run(name, folder, config_of(folder), metrics, tested, answers, scores, remarks, benchmark)
 
 

@@ -4,53 +4,91 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from callbacks.checkpoint import BEST
 from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, FILES, flatten, is_one_of
 from commands.reports.loaded_runs import Run
 
 TRAINED = ("model", "data", "trainer")  # parts of a config that a run's weights depend on
-OF_A_FOLDER = ("trainer.default_root_dir", "trainer.logger", "trainer.callbacks")
 OF_WEIGHTS = {"weights", "geometry_weights"}  # fingerprints
+Settings = dict[str, Any]  # by dotted name
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return the groups of at least two runs with different seeds and otherwise the same settings.
+    """Return the groups of at least two runs with different seeds and otherwise the same settings and code.
 
     Of runs with the same seed, the first counts.
     """
     groups: dict[str, dict[str, Run]] = {}
     for run in runs:
-        seeds, others = _split({"seed_everything": run.config.get("seed_everything"), **_settings(run)})
-        groups.setdefault(others, {}).setdefault(seeds, run)
+        seeds, others = _split(run)
+        groups.setdefault(_text({**others, **_made_by(run)}), {}).setdefault(_text(seeds), run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """Return what the scores of a run depend on: the settings of its training and of its test."""
-    config = flatten({part: run.config.get(part) for part in TRAINED})
-    trained = {
-        name: value
-        for name, value in config.items()
-        if not name.startswith(OF_A_FOLDER) and not is_one_of(name, CHANGES_NO_RESULT)
-    }
+def name_ungrouped(runs: Sequence[Run]) -> list[str]:
+    """Return remarks about runs of other seeds that are not averaged, since other code made them or some go further."""
+    similar: dict[str, list[tuple[str, Run]]] = {}
+    for run in runs:
+        seeds, others = _split(run)
+        similar.setdefault(_text(others), []).append((_text(seeds), run))
+    remarks = []
+    for each in similar.values():
+        made = [_made_by(run) for _, run in each]
+        values = {name: [str(own.get(name)) for own in made] for name in dict.fromkeys(chain(*made))}
+        differing = [f"{name} ({', '.join(own)})" for name, own in values.items() if len(set(own)) > 1]
+        if differing and len({seeds for seeds, _ in each}) > 1:
+            names = ", ".join(run.name for _, run in each)
+            remarks.append(f"not averaged together: {names} differ in the seed and in {'; '.join(differing)}")
+    return remarks
+
+
+def _made_by(run: Run) -> Settings:
+    """Return how far the run is trained, and the versions of the code that trained and tested it."""
+    trained = dict(run.metrics.get("trained") or {})
+    trained["step"] = trained.pop("run_step", None)  # the step of the best checkpoint differs between seeds
+    return flatten({"trained": trained, "versions": run.metrics.get("versions") or {}})
+
+
+def _split(run: Run) -> tuple[Settings, Settings]:
+    """Return the seeds, and the other settings that the scores of a run depend on; the seed of a source is no seed."""
+    parts = (*TRAINED, "checkpoint") if _checkpoint(run) == BEST else TRAINED  # which names what is best
+    trained = flatten({part: _effective(run.config.get(part)) for part in parts})
     tested = {
         f"test.{name}": value
         for name, value in run.tested.items()
         if name not in OF_WEIGHTS and not name.startswith(FILES) and not is_one_of(name, CHANGES_NO_ANSWER)
     }
-    checkpoint = Path(run.metrics.get("checkpoint") or "").name  # the last or the best
-    data = run.metrics.get("data")
-    return {**trained, **tested, "scorer": run.metrics["scorer"], "checkpoint": checkpoint, "data": data}
-
-
-def _split(settings: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the seeds and the other settings as texts; the seed of a source makes other data."""
+    settings = {
+        "seed_everything": run.config.get("seed_everything"),
+        **trained,
+        **tested,
+        "scorer": run.metrics["scorer"],
+        "tested checkpoint": _checkpoint(run),
+        "tested data": run.metrics.get("data"),
+    }
     seeds = {
         name: value
         for name, value in settings.items()
         if name.rpartition(".")[2] in ("seed", "seed_everything") and ".source." not in name
     }
-    others = {name: value for name, value in settings.items() if name not in seeds}
-    return json.dumps(seeds, sort_keys=True, default=str), json.dumps(others, sort_keys=True, default=str)
+    return seeds, {name: value for name, value in settings.items() if name not in seeds}
+
+
+def _checkpoint(run: Run) -> str:
+    """Return the name of the tested checkpoint: the last or the best."""
+    return Path(run.metrics.get("checkpoint") or "").name
+
+
+def _effective(config: Any) -> Any:
+    """Return a config without the options that change no result, also inside of lists."""
+    if isinstance(config, Mapping):
+        return {name: _effective(value) for name, value in config.items() if name not in CHANGES_NO_RESULT}
+    return [_effective(value) for value in config] if isinstance(config, list) else config
+
+
+def _text(settings: Any) -> str:
+    return json.dumps(settings, sort_keys=True, default=str)

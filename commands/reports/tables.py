@@ -46,6 +46,11 @@ class Table:
         return [not any(isinstance(row[i], str) for row in self.rows) for i in range(len(self.headings))]
 
 
+def percent(score: float) -> float:
+    """Return a score in percent as it is shown, with one decimal; never -0.0."""
+    return round(100 * score, 1) + 0.0
+
+
 def show(cell: Cell, signed: bool = False) -> str:
     """Format a cell; scores in percent with one decimal."""
     if cell is None or cell == "":
@@ -53,7 +58,7 @@ def show(cell: Cell, signed: bool = False) -> str:
     if isinstance(cell, tuple):
         return f"[{', '.join(show(bound, signed=True) for bound in cell)}]"
     if isinstance(cell, float):
-        return f"{round(100 * cell, 1) + 0.0:{'+' if signed else ''}.1f}"  # + 0.0: no -0.0
+        return f"{percent(cell):{'+' if signed else ''}.1f}"
     return str(cell)
 
 
@@ -138,7 +143,10 @@ def settings(runs: Sequence[Run]) -> Table:
 
 def reproduction(runs: Sequence[Run]) -> Table:
     """Build the table of what else others need to repeat the tests: a column per run, see `callbacks.reproduction`."""
-    each = [{**run.metrics.get("reproduction", {}), "versions": run.metrics.get("versions")} for run in runs]
+    each = [
+        {**run.metrics.get("reproduction", {}), **{name: run.metrics.get(name) for name in ("trained", "versions")}}
+        for run in runs
+    ]
     names = list(dict.fromkeys(name for found in each for name in found))
     rows = tuple((name.capitalize().replace("_", " "), *(spell(own.get(name)) for own in each)) for name in names)
     return Table("Reproduction", ("Setting", *(run.name for run in runs)), rows)

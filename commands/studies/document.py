@@ -41,15 +41,19 @@ def _panels(scores: Scores) -> Mapping[str, Rows]:
     compared = set()
     for each in study.compare:
         cells = dict.fromkeys(cell for pair in pairs(each, scores) for cell in reversed(pair))
-        panels[each.title] = {_label(study, c.setting, c.test): {c.column: scores.of(*c)} for c in cells}
+        panels[each.title] = {_row_name(study, c.setting, c.test): {c.column: scores.of(*c)} for c in cells}
         compared |= {(cell.setting, cell.test) for cell in cells}
     others = {
-        _label(study, name, test): {column: scores.of(name, column, test) for column in study.columns}
+        _row_name(study, name, test): {column: scores.of(name, column, test) for column in study.columns}
         for name, setting in study.settings.items()
         for test in (OWN, *setting.tests)
         if (name, test) not in compared
     }
     return {"Other settings and tests" if compared else study.title: others, **panels}
+
+
+def _row_name(study: Study, setting: str, test: str) -> str:
+    return ", ".join(filter(None, [study.label_of(setting), test]))
 
 
 def document(scores: Scores, plot: str) -> str:
@@ -92,18 +96,13 @@ def _command(study: Study) -> str:
     return f"python main.py study {study.path}"
 
 
-def _label(study: Study, name: str, test: str = OWN) -> str:
-    own = study.score_of(name)
-    return (name if own == study.score else f"{name} ({own})") + (f", {test}" if test else "")
-
-
 def score_table(scores: Scores) -> str:
     """Return the table of the settings, with the best constant answers below."""
     study, constants, rows, missing = scores.study, scores.constants, list[list[str]](), list[str]()
     for name in study.settings:
         cells = [scores.cell(name, column) for column in study.columns]
         if any(cells):
-            rows.append([_label(study, name), *cells])
+            rows.append([study.label_of(name), *cells])
         else:
             missing.append(name)
     if constants:
@@ -122,7 +121,7 @@ def test_table(scores: Scores) -> str:
                 tested, own = Cell(name, column, test), Cell(name, column)
                 cells += [scores.cell(*tested), change(tested, own, scores)]
             if any(cells):
-                rows.append([name, test, *cells])
+                rows.append([study.label_of(name), test, *cells])
     headings = [text for column in columns for text in (titled(column, scores), "change")]
     return table(["setting", "tested with", *headings], rows) if rows else ""
 

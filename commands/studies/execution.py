@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from commands.studies.executors import Executor
 from commands.studies.jobs import Requirement, Training
@@ -79,16 +78,20 @@ def _collect(training: Training, results: Results) -> str:
     return f"{run.score} {own.scores[run.score]:.3f}" + ("" if own.fit_s is None else f" ({own.fit_s:.0f} s)")
 
 
+def required(study: Study, runs: Sequence[Run]) -> list[Requirement]:
+    """Return the commands that make what trainings require and is not made yet."""
+    files = dict.fromkeys(file for run in runs for file in run.requires)
+    jobs = [
+        Requirement(file, study.requires[file], study.folder / f"requires-{folder_name(file)}.txt") for file in files
+    ]
+    return [job for job in jobs if not job.is_made()]
+
+
 def _requirements(study: Study, runs: Sequence[Run], executor: Executor) -> dict[str, str]:
     """Make the files that trainings require; return why some are absent."""
-    files = dict.fromkeys(file for run in runs for file in run.requires if not Path(file).exists())
-    jobs = [
-        Requirement(Path(file), study.requires[file], study.folder / f"requires-{folder_name(file)}.txt")
-        for file in files
-    ]
     absent = {}
-    for job, failure in executor.execute(jobs):
+    for job, failure in executor.execute(required(study, runs)):
         print(f"{job.file}: {failure or 'made'}", flush=True)
         if failure:
-            absent[str(job.file)] = f"it requires {job.file}: {failure}"
+            absent[job.file] = f"it requires {job.file}: {failure}"
     return absent

@@ -11,18 +11,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import PREFIX, SETTINGS
-from commands.runs import CONFIG
+from commands.main import LIGHTNING
+from commands.runs import CONFIG, RESTARTED
 from commands.studies import source_code
 from commands.studies.executors import Job
 from commands.studies.source_code import ROOT
-from commands.studies.study_file import OWN, Run, folder_name
+from commands.studies.study_file import OWN, RUNS, Run, folder_name
 from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
@@ -131,47 +133,92 @@ class Training(Job):
         """Return what the folder of each further test belongs to."""
         return {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items() if test != OWN}
 
-    @contextmanager
-    def _lock(self) -> Iterator[int]:
-        """Lock the folder against other studies; a main.py that outlives this process keeps the lock."""
-        path = self.folder.with_name(f"{self.folder.name}.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"another process is training in {self.folder}") from error
-            try:
-                yield file.fileno()
-            finally:  # closing is not enough: a process that another thread is just starting has the file open as well
-                fcntl.flock(file, fcntl.LOCK_UN)
+    def _lock(self) -> AbstractContextManager[int]:
+        return _locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}")
 
 
 @dataclass(frozen=True)
 class Requirement(Job):
     """A command that makes a file for the trainings.
 
+    Studies may share the file. What makes it, and whether that has ended, is in `runs/studies/.requires/`, so that the
+    file of a command that is running, was killed or has failed isn't taken for the finished one. A file without an
+    entry there, made by hand, is taken as it is.
+
     Args:
-        file: The file.
+        file: The file, as the study names it.
         command: What follows `main.py`.
         log: Where its output goes.
     """
 
-    file: Path
+    file: str
     command: str
     log: Path
 
+    @property
+    def _claim(self) -> Path:
+        return RUNS / ".requires" / f"{quote(os.path.normpath(self.file), safe='')}.json"
+
+    def is_made(self) -> bool:
+        """Return whether the file is there, whole, and made by this command, if that is known."""
+        return Path(self.file).exists() and (_read(self._claim) or self._made) == self._made
+
+    @property
+    def _made(self) -> dict[str, Any]:
+        return {"command": self.command, "is_made": True}
+
     def prepare(self) -> None:
-        """Make the folder of the log."""
+        """Make the folder of the log.
+
+        Raises:
+            InputError: Another command has made the file.
+        """
+        claim = _read(self._claim) or {}
+        if Path(self.file).exists() and claim.get("is_made") and not self.is_made():
+            other = f"`main.py {claim['command']}` has made it, not `main.py {self.command}`"
+            raise InputError(f"{other}: remove it to have it made again")
         self.log.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self) -> str | None:
-        """Make the file; return the reason if that fails."""
-        failure = main_py(self.log, 1, *shlex.split(self.command))
-        return failure or (None if self.file.exists() else f"main.py {self.command} has not made {self.file}")
+        """Make the file; return the reason if that fails. Of several tasks, only Lightning's commands are for all."""
+        words = shlex.split(self.command)
+        if int(os.environ.get("SLURM_PROCID", 0)):
+            return main_py(self.log, 1, *words, goes_on=True) if words[0] in LIGHTNING else None
+        try:
+            with _locked(self._claim.with_suffix(".lock"), f"making {self.file}") as lock:
+                if self.is_made():  # by another study, meanwhile
+                    return None
+                write_json(self._claim, {**self._made, "is_made": False})
+                if failure := main_py(self.log, 1, *words, keep_open=(lock,), goes_on=True):
+                    return failure
+                if not Path(self.file).exists():
+                    return f"main.py {self.command} has not made {self.file}"
+                write_json(self._claim, self._made)
+        except InputError as error:
+            return str(error)
+        return None
 
 
-def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
+@contextmanager
+def _locked(path: Path, work: str) -> Iterator[int]:
+    """Lock a file against other studies; a main.py that outlives this process keeps the lock.
+
+    Raises:
+        InputError: Another process has it; names what that does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is {work}") from error
+        try:
+            yield file.fileno()
+        finally:  # closing is not enough: a process that another thread is just starting has the file open as well
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False) -> str | None:
     """Run main.py with its output in a log, print the log's last line each minute, return it if main.py fails.
 
     Args:
@@ -179,9 +226,11 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
         at_once: Number of jobs that share the cores.
         words: The command line.
         keep_open: Files that stay open as long as main.py runs.
+        goes_on: Whether a `fit` goes on from the checkpoint in its folder, if there is one.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, available_cores() // at_once)), "PYTHONPATH": path}
+    threads = str(max(1, available_cores() // at_once))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path, RESTARTED: str(int(goes_on))}
     with log.open("a", encoding="utf-8") as file:
         print("main.py", shlex.join(words), file=file, flush=True)
         command = [sys.executable, "-m", "commands.main", *words]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import fields, replace
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from commands.configs import find_config
+from commands.main import COMMANDS
 from commands.parser import OneLineParser, registered_classes
 from commands.studies.study_file import MACRO, MARKS, Setting, Study, folder_name
 from zoo.benchmarks import registered_benchmarks
@@ -107,6 +109,8 @@ def _check(study: Study) -> None:
         check_names(setting.tests, study.tests, "test")
         check_names(setting.requires, study.requires, "required file")
         check_names([setting.score or study.score], scores, "score")
+    for file, command in study.requires.items():
+        _check_command(file, command)
     _check_classes(study)
     runs = study.runs(study.settings, study.columns, study.seeds)
     for folders in ([run.folder_name for run in runs], [folder_name(test) for test in study.tests]):
@@ -127,6 +131,16 @@ def _check(study: Study) -> None:
         check_names(
             {block["title"] for block in blocks if block["study"] == study.name}, titles, f"section for {name},"
         )
+
+
+def _check_command(file: str, command: str) -> None:
+    """Check the command that makes a required file, as far as its name."""
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise InputError(f"requires: {file}: {error}: {command}") from error
+    if not words or words[0] not in COMMANDS:
+        raise InputError(f"requires: {file}: give what follows main.py, such as fit --config ..., not {command!r}")
 
 
 def _check_classes(study: Study) -> None:

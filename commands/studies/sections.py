@@ -41,7 +41,8 @@ def section(each: Comparison, scores: Scores) -> str:
     own = each.column or columns[0]
     for cell, base in pairs(each, scores):
         of = [scores.cell(cell.setting, column, cell.test) for column in (columns if each.baseline else [own])]
-        first = [cell.setting] if each.baseline else [cell.setting, cell.test]
+        name = scores.study.label_of(cell.setting)  # a difference is in the measure of its row
+        first = [name] if each.baseline else [name, cell.test]
         if any(of):
             rows.append([*first, *of, change(cell, base, scores), *paired_intervals(cell, base, scores)])
     if not rows:

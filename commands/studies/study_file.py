@@ -136,6 +136,11 @@ class Study:
         """Return the measure of a setting's row."""
         return self.settings[setting].score or self.score
 
+    def label_of(self, setting: str) -> str:
+        """Return a setting's name, with its measure if that is not the study's."""
+        own = self.score_of(setting)
+        return setting if own == self.score else f"{setting} ({own})"
+
     def columns_of(self, setting: str) -> list[str]:
         """Return the columns that a setting is run under."""
         chosen = self.settings[setting].columns

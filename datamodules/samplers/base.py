@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datamodules.selections import find_selection, settings, write_selection
+from datamodules.selections import SHARED, find_selection, settings, write_selection
 from datamodules.video import Video, companion_name
 from zoo.configuration import Configurable
 from zoo.files.fingerprint import file_fingerprint, fingerprint
@@ -161,17 +161,20 @@ class FrameSampler(Configurable, ABC):
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
         """Digest and settings: everything that a selection of n frames depends on."""
         made_by: dict[str, Any] = {
-            "sampler": settings(self),
-            "version": self.version,
-            "views": n,
+            **self.shared_settings(n),
             "frames": scene.video.num_frames if scene.frames is None else list(scene.frames),
             "video": file_fingerprint(scene.video.path),
             "depth": None if scene.depth is None else file_fingerprint(scene.depth),
             "world_to_camera": settings(scene.world_to_camera),
             "K_normalized": settings(scene.K_normalized),
         }
-        made_by["sampler"].pop("cache", None)  # its location changes no frame
         return fingerprint(made_by), {**made_by, "stops_early": self.stops_early}
+
+    def shared_settings(self, n: int) -> dict[str, Any]:
+        """The settings of n frames that the choice depends on, whatever the scene."""
+        sampler = settings(self)
+        sampler.pop("cache", None)  # its location changes no frame
+        return dict(zip(SHARED, (sampler, self.version, n), strict=True))
 
     def reads(self, scene_name: str) -> list[Path]:
         """Files beside the scene's own that the choice depends on."""

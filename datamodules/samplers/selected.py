@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.samplers.base import FrameSampler, SceneView
-from datamodules.selections import FILE, read_selection
+from datamodules.selections import FILE, read_selection, selections_in, shared_settings
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
@@ -22,13 +22,14 @@ class SelectedFrames(FrameSampler):
 
     Raises:
         ValueError: In `choose`: the file of a scene is absent, has frames beyond the end of the video, or was made for
-            another video or another number of frames.
+            another video, another number of frames, or with other settings than the folder's first.
     """
 
     stops_early = True  # official files may hold fewer frames
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+        self._first: Path | None = None  # the folder's first selection: the others share its settings
 
     def among(self, scene: SceneView) -> SceneView:
         """The scene with the candidates of the original sampler: a pairing may step among them."""
@@ -77,4 +78,11 @@ class SelectedFrames(FrameSampler):
         return self._read(scene).get("made_by") or {}
 
     def _read(self, scene: SceneView) -> dict[str, Any]:
-        return read_selection(*self.reads(scene.scene_name))
+        (file,) = self.reads(scene.scene_name)
+        content = read_selection(file)
+        if self._first is None:
+            self._first, _ = next(selections_in(Path(self.folder).expanduser()), (file, content))
+        expected = shared_settings(read_selection(self._first).get("made_by"))
+        if shared_settings(content.get("made_by")) != expected:
+            raise ValueError(f"{file}: made with other settings than {self._first}: give each a folder of its own")
+        return content

@@ -39,8 +39,9 @@ def read_questions(
         convert: Gives a row of another format these fields; its ValueError is raised with file and line.
 
     Raises:
-        ValueError: Invalid JSON, a missing field, an unknown question type, a repeated id, options that don't match the
-            type or the ground truth (each with file and line), or a file without questions.
+        ValueError: Invalid JSON, a missing field, an unknown question type, a repeated id, a name that leaves its
+            folder, options that don't match the type or the ground truth (each with file and line), or a file without
+            questions.
         FileNotFoundError: The file is absent.
     """
     path = Path(path)
@@ -56,7 +57,10 @@ def read_questions(
         if question.id in line_of_id:
             raise ValueError(f"{where}: id {question.id} repeats line {line_of_id[question.id]}: ids must be unique")
         line_of_id[question.id] = number
-        scenes.setdefault(f"{row['dataset']}/{row['scene_name']}", []).append(question)
+        name = f"{row['dataset']}/{row['scene_name']}"
+        if {"", ".", ".."} & set(name.split("/")):  # files are read, and caches written, at this path
+            raise ValueError(f"{where}: {name} leaves its folder: name a scene without .. and without an empty part")
+        scenes.setdefault(name, []).append(question)
     if not scenes:
         raise ValueError(f"{path}: no questions in this file: a split needs at least one")
     return scenes

@@ -7,7 +7,7 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
@@ -44,12 +44,14 @@ class SceneSource(Configurable, ABC):
         missing: After `scenes`: scenes without their video or another file, and their number of questions by type.
             They are counted and listed in the results.
         benchmark: Defines the question types, the wording of prompts, and the scores of this dataset.
+        default_question_types: The types that `--data.question_types default` asks; None is all.
         num_frames: Number of frames that the sampler takes, set by the DataModule; None is unknown.
         has_cameras: False of a dataset that is published without cameras. A command whose config names it takes
             `--model.camera_source auto` by default: those of the geometry encoder, except for scenes with cameras.
     """
 
     has_cameras: ClassVar[bool] = True
+    default_question_types: ClassVar[Sequence[str] | None] = None
     benchmark: Benchmark = VSIBench()
     num_frames: int | None = None
 

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int
 
 from datamodules.json_files import read_rows
 from datamodules.scenes import MEDIUM_MARK, MediaFiles, Question, RawQuestion
@@ -24,8 +25,8 @@ from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.progress import progress
 
 FOLDER = Path("cache/conversations")
-VERSION = 1  # of the index
-TEXTS, NUMBERS, MEDIA = "texts.arrow", "numbers.arrow", "media.json"
+VERSION = 2  # of the index
+TEXTS, NUMBERS, MEDIA, CONTENT = "texts.arrow", "numbers.arrow", "media.json", "content.txt"
 BATCH = 8192  # rows written at once
 SCHEMAS = {
     TEXTS: pa.schema({"question_type": pa.string(), "turns": pa.list_(pa.string())}),  # question, answer, question, ...
@@ -47,6 +48,7 @@ class ConversationIndex:
         media: Video or images by number.
         medium_of: Number of the medium of each row; -1 for plain text.
         num_turns: Questions with an answer of each row.
+        content: Fingerprint of all rows.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,6 +57,7 @@ class ConversationIndex:
         media = json.loads((folder / MEDIA).read_text(encoding="utf-8"))
         self.media: list[MediaFiles] = [medium if isinstance(medium, str) else tuple(medium) for medium in media]
         self.numbers, self.medium_of, self.num_turns = (column.to_numpy() for column in numbers.itercolumns())
+        self.content = (folder / CONTENT).read_text(encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -106,6 +109,17 @@ class IndexedQuestions(Sequence[Question]):
             (question, answer), *later = said
             yield RawQuestion(name, kind, question, answer, later_turns=tuple(later))
 
+    @property
+    def num_answers(self) -> Int[np.ndarray, " Q"]:
+        """Answers of each question, see `datamodules.scenes.num_answers`."""
+        return np.where(self.turns < 0, self.conversations.num_turns[self.rows], 1)
+
+    @property
+    def content_fingerprint(self) -> str:
+        """The fingerprint of the questions and answers, without a look at them."""
+        chosen = (each.astype(np.int64).tobytes().hex() for each in (self.rows, self.turns))
+        return fingerprint([self.conversations.content, self.name, sorted(self.types), *chosen])
+
     def select(self, indices: Sequence[int]) -> IndexedQuestions:
         """Return some of the questions."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -126,12 +140,15 @@ def open_index(path: Path) -> ConversationIndex:
 def _write(path: Path, folder: Path) -> None:
     media: dict[MediaFiles, int] = {}
     rows = _parsed(path, media)
+    content = ""
     with ExitStack() as files:
         writers = {n: files.enter_context(pa.ipc.new_file(str(folder / n), s)) for n, s in SCHEMAS.items()}
         while batch := list(islice(rows, BATCH)):
+            content = fingerprint([content, batch])
             for name, schema in SCHEMAS.items():
                 writers[name].write_batch(pa.RecordBatch.from_pylist(batch, schema))
     (folder / MEDIA).write_text(json.dumps(list(media)), encoding="utf-8")
+    (folder / CONTENT).write_text(fingerprint([content, list(media)]), encoding="utf-8")
 
 
 def _parsed(path: Path, media: dict[MediaFiles, int]) -> Iterator[dict[str, Any]]:

@@ -123,7 +123,8 @@ def list_scenes(root: Path, questions: dict[MediaFiles, Sequence[Question]], mis
             continue
         path = Path(named)
         bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
-        name = "/".join(bare.parts[-2:]) if path.is_absolute() else bare.as_posix()
+        parts = [part for part in bare.parts if part != ".."]  # selections are written at the name, below their folder
+        name = "/".join(parts[-2:] if path.is_absolute() else parts)
         found = root / path if os.path.isfile(root / path) else find_video(root, str(bare))
         if found is None:
             missing.setdefault(name, Counter()).update(by_type(asked))

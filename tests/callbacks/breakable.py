@@ -92,6 +92,7 @@ def run(
     processes: int = 1,
     seconds: float = 0.0,
     scorer: str | None = None,
+    limit: int | float = 1.0,
     **data: Any,
 ) -> None:
     """The whole test, in this process (or as one of several, where the environment says which)."""
@@ -107,6 +108,7 @@ def run(
         enable_model_summary=False,
         enable_progress_bar=False,
         use_distributed_sampler=False,
+        limit_test_batches=limit,
     )
     data = {"num_frames": 2, "pixels": PIXELS, "num_workers": 0, **data}
     trainer.test(Answers(folder / "log", seconds), datamodule=VideoQADataModule(Tiny(scenes), **data))

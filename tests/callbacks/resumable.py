@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
-from datamodules.order import ResumableLoader, TrainingOrder
+from datamodules.order import TrainingOrder
+from datamodules.training_loader import ResumableLoader, TrainingPosition
 
 SCENES, EPOCHS = 7, 3
 
@@ -62,6 +64,7 @@ class Small(LightningModule):
         self.log("val/score", score)
 
     def configure_optimizers(self) -> Any:
+        self.expected_steps = self.trainer.estimated_stepping_batches  # as tasks do: it builds the loader early
         optimizer = torch.optim.AdamW(self.parameters(), lr=0.05)
         return {
             "optimizer": optimizer,
@@ -74,7 +77,8 @@ class Small(LightningModule):
     def train_dataloader(self) -> ResumableLoader:
         dataset: Any = type("Scenes", (), {"__getitem__": lambda _, draw: (draw.scene, draw.epoch), "__len__": len})()
         order = TrainingOrder([1] * SCENES, 1, questions_per_scene=1, seed=0)
-        return ResumableLoader(dataset, batch_sampler=order, collate_fn=list)
+        position = partial(TrainingPosition.of, self.trainer)
+        return ResumableLoader(dataset, position=position, batch_sampler=order, collate_fn=list)
 
     def val_dataloader(self) -> Any:
         return torch.utils.data.DataLoader([0], batch_size=1)  # type: ignore[arg-type]

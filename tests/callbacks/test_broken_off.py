@@ -213,6 +213,26 @@ def test_cut_off_when_all_was_answered_it_asks_nothing(scenes: Path, whole: dict
         assert sorted(asked) == sorted([f"tiny/scene{BROKEN}"] + ["tiny/scene4"] * left)
 
 
+@pytest.mark.parametrize(("limit", "processes"), [(5, 1), (0.5, 1), (3, 2)])
+def test_a_limit_counts_what_is_answered(limit: int | float, processes: int, scenes: Path, tmp_path: Path) -> None:
+    """Lightning's limit is of batches: a resumed test must not take further scenes in place of the answered ones."""
+    finish(start(tmp_path / "whole", scenes, processes=processes, limit=limit))
+    tested = [json.loads(line)["scene"] for line in (tmp_path / "whole/predictions.jsonl").read_text().splitlines()]
+    assert len(set(tested)) in (5, 6) and f"tiny/scene{BROKEN}" in tested
+    folder = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole", folder)
+    (folder / SETTINGS).rename(folder / UNFINISHED)
+    answered, begun = set(list(dict.fromkeys(tested))[:2]), len(log(folder))
+    kept = [record for record in on_disk(folder).values() if record["scene"] in answered]
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
+    if processes > 1:  # each has so many scenes of its own share
+        with pytest.raises(InputError, match=f"processes was {processes}, now it is 1"):
+            run(folder, scenes, limit=limit)
+    finish(start(folder, scenes, processes=processes, limit=limit))
+    assert results(folder) == results(tmp_path / "whole")
+    assert {scene for _, scene, _ in log(folder)[begun:]} == {*tested} - answered
+
+
 # ---- other settings -----------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,12 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "validated at the end of an epoch": {
         **{"accumulate_grad_batches": 3, "val_check_interval": 1.0, "limit_val_batches": 1, "every": 50},
     },
+    "3 batches of an epoch": {"limit_train_batches": 3},
+    "4 batches in windows of 3": {"limit_train_batches": 4, "accumulate_grad_batches": 3},
+    "a share in windows of 2": {"limit_train_batches": 0.8, "accumulate_grad_batches": 2, "every": 50},
+    "reloaded every other epoch": {"reload_dataloaders_every_n_epochs": 2, "accumulate_grad_batches": 2},
 }
+BATCHES = {"3 batches of an epoch": 3, "4 batches in windows of 3": 4, "a share in windows of 2": 5}  # of 7
 
 
 def result(folder: Path, models: list[Small]) -> dict[str, Any]:
@@ -64,10 +69,15 @@ def broken_off(folder: Path, schedule: dict[str, Any], stops: list[int]) -> dict
 def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     """Wherever it is broken off, validations included."""
     schedule, chance = SCHEDULES[name], random.Random(0)
-    whole = result(tmp_path / "whole", [train(tmp_path / "whole", Small(), **schedule)])
-    assert len(set(whole["losses"].values())) == len(whole["losses"]) == SCENES * EPOCHS
+    model, batches = train(tmp_path / "whole", Small(), **schedule), BATCHES.get(name, SCENES)
+    whole = result(tmp_path / "whole", [model])
+    assert len(set(whole["losses"].values())) == len(whole["losses"]) == batches * EPOCHS
+    per_epoch = -(-batches // schedule.get("accumulate_grad_batches", 1))
+    assert whole["step"] == model.expected_steps == per_epoch * EPOCHS
+    orders = {tuple(scene for step, scene in whole["losses"] if step // per_epoch == epoch) for epoch in range(EPOCHS)}
+    assert len(orders) == EPOCHS and all(len(set(order)) == batches for order in orders)
     assert (whole["best"] is not None) == bool(whole["scores"]) == ("validated" in name)
-    ends = [7 + len([step for step in whole["scores"] if step < whole["step"] / EPOCHS]), 2]  # an epoch's
+    ends = [batches + len([step for step in whole["scores"] if step < whole["step"] / EPOCHS]), 2]  # an epoch's
     for number in range(5):
         stops = [chance.randrange(2, 20), chance.randrange(1, 6)] if number else ends
         try:
@@ -75,6 +85,14 @@ def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_
         except pytest.fail.Exception:
             continue  # it was done before it was stopped
         assert found == whole, stops
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_overfitting_trains_on_the_same_batches_in_each_epoch(accumulated: int, tmp_path: Path) -> None:
+    model = train(tmp_path, Small(), overfit_batches=2, accumulate_grad_batches=accumulated, every=50)
+    scenes = [scene for _, scene in model.losses]
+    assert scenes == scenes[:2] * EPOCHS and scenes[0] != scenes[1]
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == model.expected_steps
 
 
 def test_a_state_between_two_steps_would_not_be_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

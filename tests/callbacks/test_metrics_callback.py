@@ -105,13 +105,18 @@ def test_validate_prints_one_table(tmp_path, capsys):
     assert "Validate metric" not in text
 
 
-def test_errors_of_objectives_are_means_over_the_scenes(tmp_path):
+def test_errors_of_objectives_are_means_over_the_scenes(tmp_path, capsys):
     def of(scene, id, **errors):
         return record(id, "object_counting", "4", "4", scene) | ({"objectives": errors} if errors else {})
 
     scenes = [[of("a", "1", x=1.0), of("a", "2", x=1.0)], [of("b", "3", x=4.0, y=2.0)], [of("c", "4")]]
+    scenes[2][0]["unmeasured"] = "c.depth: 1 depth images for 2 frames"
     returned = trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
-    assert json.loads((tmp_path / "metrics.json").read_text())["objectives"] == {"x": 2.5, "y": 2.0}
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert written["objectives"] == {"x": 2.5, "y": 2.0} and written["counts"]["failed"] == 0
+    assert written["unmeasured_scenes"] == [{"scene": "c", "error": "c.depth: 1 depth images for 2 frames"}]
+    printed = capsys.readouterr().out
+    assert "1 scene could not be measured\n  c: c.depth: 1 depth images" in printed
     assert returned[0]["test/x"] == pytest.approx(2.5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from torch import nn
 from toy import trainer
 
-from callbacks.settings import differences, fingerprint, settings_of
+from callbacks import settings as tables
+from callbacks.settings import (
+    CHANGES_NO_ANSWER,
+    CHANGES_NO_RESULT,
+    NOT_ARCHITECTURE,
+    differences,
+    fingerprint,
+    flatten,
+    is_one_of,
+    settings_of,
+    unflatten,
+)
 from datamodules import UniformSampler
 
 CONFIG: dict[str, Any] = {
@@ -86,6 +98,33 @@ def test_what_changes_answers_is_named(path: str, value: Any, says: list[str]) -
 )
 def test_what_changes_none_is_left_out(path: str, value: Any) -> None:
     assert settings(CONFIG) == settings(changed(path, value))
+
+
+def test_flattened_settings_become_the_config_again() -> None:
+    parts = {part: deepcopy(CONFIG[part]) for part in ("model", "data")}
+    parts["data"]["init_args"] |= {"sampler": None}
+    parts["model"]["init_args"]["encoding"]["init_args"] |= {"size": [1, 2], "parts": [{"class_path": "zoo.GTA"}]}
+    assert unflatten(flatten(parts)) == parts
+
+
+@pytest.mark.parametrize(
+    ("option", "answer", "result", "architecture"),
+    [
+        ("model.geometry_cache.max_size_gb", False, False, False),
+        ("model.repetition_penalty", True, False, False),
+        ("data.batch_size", False, True, False),
+        ("model.backbone.dtype", True, True, False),
+        ("model.backbone.layers", True, True, True),
+    ],
+)
+def test_what_an_option_changes(option: str, answer: bool, result: bool, architecture: bool) -> None:
+    unchanging = (CHANGES_NO_ANSWER, CHANGES_NO_RESULT, NOT_ARCHITECTURE)
+    assert [not is_one_of(option, names) for names in unchanging] == [answer, result, architecture]
+
+
+def test_each_option_is_in_one_set_alone() -> None:
+    sets = (tables._NOTHING, tables._TRAINING, tables._ANSWERS, tables._BOTH, tables._FORWARD_PASS)
+    assert len(set().union(*sets)) == sum(map(len, sets))
 
 
 def test_what_was_recorded_before_it_was_left_out_changes_none() -> None:

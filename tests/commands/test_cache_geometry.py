@@ -143,6 +143,7 @@ def test_errors(run: Run, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_full_disk_stops_the_command_and_entries_stay(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoo.files import cache_folder
     from zoo.geometry import cache
 
     written: list[Path] = []
@@ -154,13 +155,15 @@ def test_a_full_disk_stops_the_command_and_entries_stay(run: Run, monkeypatch: p
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(cache, "replace_file", until_full)
+    for module in (cache, cache_folder):
+        monkeypatch.setattr(module, "replace_file", until_full)
     with (
         pytest.warns(UserWarning, match="can't be kept"),
         pytest.raises(SystemExit, match="No space left.*run it again"),
     ):
         run("cache-geometry")
-    monkeypatch.setattr(cache, "replace_file", write)
+    for module in (cache, cache_folder):
+        monkeypatch.setattr(module, "replace_file", write)
     assert "2 made, 1 kept" in run("cache-geometry")  # the other written file knows the weights
 
 

@@ -12,12 +12,27 @@ import torch
 from safetensors.torch import load_file
 
 import main
+from commands.export import unofficial_reading
+from datamodules import UniformSampler, VideoQADataModule
+from datamodules.asking import data_of
 from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
-from zoo import LearningRates, LoRA, PretrainedQwen25VL, PRoPE, PRoPEMLLM, Qwen25VL, SpatialVLM, TinyQwen25VL
+from zoo import (
+    LearningRates,
+    LoRA,
+    PretrainedQwen25VL,
+    PRoPE,
+    PRoPEMLLM,
+    Qwen25VL,
+    SpatialVLM,
+    TimestampIndex,
+    TinyQwen25VL,
+)
 from zoo.checkpoints import unofficial_parts
 from zoo.geometry.vggt.aggregator import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
+RULE = "linspace_floor"
+OFFICIAL = ["--layout", "official"]
 Run = Callable[..., str]
 
 
@@ -62,16 +77,16 @@ def exported() -> SpatialVLM:
 
 def test_the_newest_run_is_exported(run: Run) -> None:
     run("fit", "--config", "qwen25_vl.yaml", *tiny())
-    assert "export: out" in run("export", "--out", "out")
+    assert "export: out" in run("export", "--out", "out", *OFFICIAL)
     model = trained(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
     assert torch.equal(logits(exported()), logits(model))
     assert not torch.equal(logits(model), logits(SpatialVLM(TinyQwen25VL(**SIZES))))
     with pytest.raises(SystemExit, match="out is there already and not empty"):
-        run("export", "--out", "out")
+        run("export", "--out", "out", *OFFICIAL)
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
-    run("export", "--config", "qwen25_vl.yaml", *tiny(), "--ckpt_path", str(checkpoint), "--out", "named")
+    run("export", "--config", "qwen25_vl.yaml", *tiny(), "--ckpt_path", str(checkpoint), "--out", "named", *OFFICIAL)
     assert Path("named/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
-    run("export", "--out", "half", "--dtype", "bfloat16")
+    run("export", "--out", "half", "--dtype", "bfloat16", *OFFICIAL)
     assert {tensor.dtype for tensor in load_file("half/model.safetensors").values()} == {torch.bfloat16}
 
 
@@ -79,7 +94,7 @@ def test_adapters_are_merged(run: Run) -> None:
     rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
     attention = ["--config", "prope.yaml", "--model.fusion", "null", "--model.view_mixer", "null"]  # it has no weights
     run("fit", *attention, *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
-    assert "without PRoPE" in run("export", "--out", "out", "--layout", "official")
+    assert "which has no PRoPE" in run("export", "--out", "out", *OFFICIAL)
     frozen = LearningRates(decoder=0.1, connector=0.0, vision=0.0)
     backbone = TinyQwen25VL(**SIZES)
     model = PRoPEMLLM(PRoPE(), view_mixer=None, fusion=None, backbone=backbone, lora=LoRA(r=4), learning_rates=frozen)
@@ -94,7 +109,7 @@ def test_released_weights_are_exported_unchanged(run: Run, monkeypatch: pytest.M
     config, tensors = tiny_release()
     write_release(Path("release"), config, tensors)
     backbone = ["--model.backbone", "PretrainedSpatialMLLM", "--model.backbone.path", "release"]
-    run("export", "--config", "spatial_mllm.yaml", *backbone, "--out", "out")
+    run("export", "--config", "spatial_mllm.yaml", *backbone, "--out", "out", *OFFICIAL)
     written = read_release(Path("out"))
     assert written.keys() == tensors.keys()
     assert all(torch.equal(written[name], tensors[name]) for name in tensors)
@@ -107,7 +122,7 @@ def test_a_fused_model_answers_the_same_as_released_weights(run: Run) -> None:
     run("fit", *configs, *tiny("--model.learning_rates.connector", "0.1"))
     one = ["--trainer.limit_test_batches", "1"]
     run("test", *one)
-    run("export", "--out", "out")
+    run("export", "--out", "out", *OFFICIAL)
     released = ["--model.backbone", "PretrainedSpatialMLLM", "--model.backbone.path", "out"]
     folder = ["--model.backbone.dtype", "float32", "--trainer.default_root_dir", "released"]
     run("test", "--config", "spatial_mllm.yaml", *released, *folder, *one)
@@ -125,17 +140,23 @@ def test_errors_of_models_without_a_run_or_layout(run: Run) -> None:
     Path("random.yaml").write_text("model: {init_args: {geometry: {class_path: TinyVGGT, init_args: {path: null}}}}")
     words = ["--config", "concat_split.yaml", "--config", "random.yaml", *tiny()]
     with pytest.raises(SystemExit, match="SpatialVLM can't be exported"):
-        run("export", *words, "--model.allow_untrained", "true", "--out", "out", "--layout", "official")
+        run("export", *words, "--model.allow_untrained", "true", "--out", "out", *OFFICIAL)
     assert not Path("out").exists()
 
 
 def test_settings_that_no_official_layout_has_take_the_zoos_own(run: Run) -> None:
-    """By default an exported model is the model: positions are part of it."""
-    run("fit", "--config", "qwen25_vl.yaml", *tiny("--model.time_index", "ConstantIndex"))
-    assert "for SpatialVLM.from_pretrained" in run("export", "--out", "own")
-    time, text = SpatialVLM.from_pretrained("own").time_index, "time_index: ConstantIndex"
-    assert type(time).__name__ == "ConstantIndex"
-    assert f"without {text}" in run("export", "--out", "official", "--layout", "official")
-    assert unofficial_parts(SpatialVLM(TinyQwen25VL(**SIZES))) == []  # the control
+    """By default an exported model is the model: its positions, and how it reads videos."""
+    words = ["--model.time_index", "ConstantIndex", "--data.sampler", "UniformSampler", "--data.sampler.rule", RULE]
+    run("fit", "--config", "qwen25_vl.yaml", *tiny(*words))
+    lost = "time_index: ConstantIndex, --data.num_frames, --data.sampler"
+    said = run("export", "--out", "own")
+    assert f"for SpatialVLM.from_pretrained: the official layout has no {lost}, --data.pixels" in said
+    own = SpatialVLM.from_pretrained("own")
+    assert type(own.time_index).__name__ == "ConstantIndex"
+    assert (data_of(own).num_frames, data_of(own).sampler.rule) == (4, RULE)
+    assert f"official layout, which has no {lost}" in run("export", "--out", "official", *OFFICIAL)
+    plain = VideoQADataModule(num_frames=16, sampler=UniformSampler("qwen_vl_utils"))
+    timed = SpatialVLM(TinyQwen25VL(**SIZES), time_index=TimestampIndex(1.0, "nominal"))
+    assert unofficial_parts(timed) == unofficial_reading(plain) == []  # the control: defaults that are written out
     later = SpatialVLM(TinyQwen25VL(**SIZES), text_after_vision="max_hw")
     assert unofficial_parts(later) == ["text_after_vision: max_hw"]

@@ -12,7 +12,14 @@ import pytest
 import torch
 
 from commands import new_run
-from commands.new_run import INHERITED, make_folder, remove_unused, shared_folder
+from commands.new_run import (
+    INHERITED,
+    claim_for_training,
+    make_folder,
+    make_if_absent,
+    remove_unused,
+    shared_folder,
+)
 from tests.callbacks.breakable import LAUNCHERS
 from zoo.errors import InputError
 
@@ -78,14 +85,54 @@ def test_processes_that_do_not_meet_are_an_error(monkeypatch: pytest.MonkeyPatch
         shared_folder(lambda: make_folder("Model"))
 
 
-def test_a_folder_with_answers_is_kept() -> None:
-    one, two = make_folder("Model"), make_folder("Model")  # within a second
-    assert one != two
-    for folder, answers in ((one, ""), (two, "{}\n")):
-        (folder / "config.yaml").write_text("model: {}")
-        (folder / "predictions.jsonl").write_text(answers)
+def test_a_folder_is_removed_by_the_process_that_made_it_while_it_is_unused() -> None:
+    one, two, three = (make_folder("Model") for _ in range(3))  # within a second
+    assert len({one, two, three}) == 3
+    for folder, written, content in (
+        (one, "predictions.jsonl", ""),
+        (two, "predictions.jsonl", "{}\n"),
+        (three, "checkpoints/last.ckpt", ""),
+        (Path("runs/given"), "config.yaml", ""),
+    ):
+        (folder / written).parent.mkdir(parents=True, exist_ok=True)
+        (folder / written).write_text(content)
         remove_unused(folder)
-    assert [path.name for path in Path("runs").iterdir()] == [two.name]
+    assert {*Path("runs").iterdir()} == {two, three, Path("runs/given")}
+
+
+def train_in(folder: Path, start: Any, end: Any, results: Any) -> None:
+    """One of several fits that are started in one folder at once."""
+    start.wait()
+    make_if_absent(folder)
+    try:
+        lock = claim_for_training(folder, None)
+        (folder / "config.yaml").write_text("")
+        results.put("trains")
+        end.wait()
+        remove_unused(folder)
+        del lock
+    except InputError as error:
+        remove_unused(folder)
+        results.put(str(error))
+
+
+def test_of_fits_that_are_started_in_one_folder_one_trains() -> None:
+    """The others leave its folder, also where one of them made it."""
+    fork = multiprocessing.get_context("fork")
+    for number in range(10):
+        folder, results, start, end = Path(f"runs/{number}"), fork.Queue(), fork.Event(), fork.Event()
+        started = [fork.Process(target=train_in, args=(folder, start, end, results), daemon=True) for _ in range(4)]
+        for process in started:
+            process.start()
+        start.set()
+        found = sorted(results.get(timeout=60) for _ in started)
+        refusal = f"another process is training in {folder}: wait for it, or give another --trainer.default_root_dir"
+        assert found == [*[refusal] * 3, "trains"] and (folder / "config.yaml").exists()
+        end.set()
+        for process in started:
+            process.join(60)
+        make_if_absent(folder)
+        claim_for_training(folder, None)  # the lock is free
 
 
 def test_a_folder_that_cannot_be_made_is_an_error() -> None:

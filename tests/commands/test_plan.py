@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -144,7 +145,8 @@ COST = TrainingCost(
     weights=16 * GB,
     gradients=16 * GB,
     optimizer=32 * GB,
-    gathered=4 * GB,
+    gathered={False: 4 * GB, True: 18 * GB},
+    gathered_weights=8 * GB,
     activations={False: 30 * GB, True: 10 * GB},
     flops={False: 1, True: 1},
 )
@@ -163,6 +165,21 @@ COST = TrainingCost(
 def test_the_last_line_names_the_first_change_that_fits(gb: int, setup: Setup, expected: str) -> None:
     training = Training("", setup, 2, float(gb * GB), COST, BatchSizes(16, 56, 56), 1)
     assert expected in verdict(training, [])
+
+
+@pytest.mark.parametrize(
+    ("accumulated", "weights", "needed"),
+    [
+        (1, 8, 16 / 4 + 16 / 4 + 32 / 4 + 4 + 10),
+        (2, 8, 16 / 4 + 16 / 4 + 32 / 4 + 18 + 10),  # the gradients of the whole model until the step's last batch
+        (1, 40, 16 / 4 + 32 / 4 + 40),  # the whole weights in a validation are more than a step
+    ],
+)
+def test_shards_are_beside_what_is_gathered(accumulated: int, weights: int, needed: float) -> None:
+    cost = replace(COST, gathered_weights=weights * GB)
+    training = Training("", Setup("fsdp2", True), 4, 80.0 * GB, cost, BatchSizes(16, 56, 56), accumulated)
+    assert training.needed(training.setup) == needed * GB
+    assert training.needed(Setup("ddp", True)) == 74 * GB
 
 
 @pytest.mark.parametrize(

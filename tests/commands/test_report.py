@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from callbacks.settings import flatten
 from commands.report import report
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.errors import InputError
@@ -76,6 +77,22 @@ def test_two_runs_are_compared_in_every_measure_and_more_in_two(tmp_path: Path, 
     assert len(re.findall(r"^b .*\[[+-]\d", said, re.MULTILINE)) == 8 + 6
     report(runs)
     assert len(re.findall(r"^[bc] .*\[[+-]\d", capsys.readouterr().out, re.MULTILINE)) == 2 * 2
+
+
+def test_what_resampling_can_not_vary_has_no_interval(tmp_path: Path, capsys) -> None:
+    """Questions of a type that are all about one scene, and a single question: [+4.4, +4.4] would feign certainty."""
+    runs = []
+    for seed, name in enumerate("ab"):
+        records = [each for each in answers(90, seed=seed, scenes=5) if each["question_type"] != "route_planning"]
+        plan = next(each for each in answers(90, seed=seed, scenes=5) if each["question_type"] == "route_planning")
+        runs.append(make_run(tmp_path / name, [*records, plan]))
+    rows = [cells("text", line) for line in printed(runs, capsys).splitlines()]
+    found = {row[1]: row[3:] for row in rows if row[0] == "b" and len(row) == 5}
+    kinds = {each["question_type"]: each["scene"] for each in records}
+    assert kinds["object_counting"] != kinds["object_rel_direction_easy"]
+    assert found["Obj. Count"][0].startswith("[") and found["Obj. Count"][1] == "-"
+    assert found["Route Plan"] == ["-", "-"]
+    assert all(cell.startswith("[") for measure in ("Rel. Dir.", "All micro") for cell in found[measure])
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
@@ -193,6 +210,28 @@ def test_settings_of_a_test(tmp_path: Path, capsys) -> None:
     ]
 
 
+def test_the_settings_are_those_of_the_test(tmp_path: Path, capsys) -> None:
+    """Which may differ from the training's, in its run's folder as well: `test --model.fusion.active_branches 2d`."""
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    both = {"class_path": "zoo.AddFusion", "init_args": {"active_branches": "both", "layers": [1, 2]}}
+    config["model"]["init_args"]["fusion"] = both
+    run = make_run(tmp_path / "run", answers(9), config)
+    assert " AddFusion(both, [1, 2]) " in printed([run], capsys) and " PRoPE(first) " in printed([run], capsys)
+    asked = {part: yaml.safe_load(yaml.safe_dump(config[part])) for part in ("model", "data")}
+    asked["model"]["init_args"] |= {"fusion": {**both, "init_args": {"active_branches": "2d"}}, "camera_encoding": None}
+    file = run / "predictions.settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **flatten(asked)}))
+    said = printed([run], capsys)
+    assert " AddFusion(2d) " in said and "both" not in said and "PRoPE(first)" not in said
+
+
+def printed(runs: list[Path], capsys) -> str:
+    capsys.readouterr()
+    report(list(map(str, runs)))
+    said: str = capsys.readouterr().out
+    return said
+
+
 def seeded(seed: int, steps: int = 10, rooms: int = 0) -> Any:
     config = yaml.safe_load(yaml.safe_dump(CONFIG))
     config["seed_everything"] = seed
@@ -224,6 +263,66 @@ def test_runs_that_differ_in_the_seed_alone_are_averaged(tmp_path: Path, capsys)
     assert "differ in the seed alone" not in (tmp_path / "page.html").read_text()
     report([*map(str, runs[:2]), "--output", str(tmp_path / "page.html")])
     assert "differ in the seed alone" in (tmp_path / "page.html").read_text()
+
+
+def rewrite_metrics(run: Path, **entries: Any) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, **entries}))
+
+
+def trained(step: int, run_step: int | None = None, zoo: str = "0.1.0+gabc") -> dict[str, Any]:
+    return {"step": step, "run_step": run_step or step, "max_steps": 60, "versions": {"zoo": zoo}}
+
+
+def averaged(runs: list[Path], capsys) -> tuple[str, str]:
+    """The runs of the first average, and all that is printed."""
+    said = printed(runs, capsys)
+    rows = re.findall(r"^(\w+(?:, \w+)+)  +All micro", said, re.MULTILINE)
+    return "".join(rows), said
+
+
+def test_a_half_trained_run_and_other_code_are_not_averaged(tmp_path: Path, capsys) -> None:
+    runs = [make_run(tmp_path / f"s{seed}", answers(45, seed=seed), seeded(seed)) for seed in range(3)]
+    for run, step in zip(runs, (60, 60, 9), strict=True):
+        rewrite_metrics(run, trained=trained(step))
+    names, said = averaged(runs, capsys)
+    assert names == "s0, s1"
+    assert "not averaged together: s0, s1, s2 differ in the seed and in trained.step (60, 60, 9)" in said
+    assert f"{runs[2]}: unfinished weights: their training has made 9 of 60 steps" in said
+    rewrite_metrics(runs[2], trained=trained(60))
+    names, said = averaged(runs, capsys)
+    assert names == "s0, s1, s2" and "not averaged" not in said and "unfinished weights" not in said  # the control
+    rewrite_metrics(runs[2], trained=trained(60, zoo="0.1.0+gdef"))
+    names, said = averaged(runs, capsys)
+    assert names == "s0, s1" and "in trained.versions.zoo (0.1.0+gabc, 0.1.0+gabc, 0.1.0+gdef)" in said
+    rewrite_metrics(runs[2], trained=trained(60), versions={"zoo": "0.2.0"})
+    names, said = averaged(runs, capsys)
+    assert names == "s0, s1" and "versions.zoo (" in said
+    for run, step in zip(runs, (40, 50, 9), strict=True):  # the best checkpoints, of which one run is unfinished
+        best = trained(step, run_step=step if step == 9 else 60)
+        rewrite_metrics(run, trained=best, checkpoint="checkpoints/best.ckpt", versions={"zoo": "0.1.0"})
+    assert averaged(runs, capsys)[0] == "s0, s1"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "changes_result"),
+    [
+        ("enable_progress_bar", False, False),
+        ("log_every_n_steps", 1, False),
+        ("logger", [{"class_path": "CSVLogger", "init_args": {"save_dir": "a"}}], False),
+        ("limit_test_batches", 3, False),  # of `fit`, which tests nothing
+        ("accumulate_grad_batches", 2, True),
+        ("precision", "bf16-mixed", True),
+        ("callbacks", [{"class_path": "my.EMA", "init_args": {"decay": 0.9}}], True),
+    ],
+)
+def test_options_that_change_no_result_are_no_other_training(
+    option: str, value: Any, changes_result: bool, tmp_path: Path, capsys
+) -> None:
+    configs = [seeded(0), seeded(1)]
+    configs[1]["trainer"][option] = value
+    runs = [make_run(tmp_path / f"s{i}", answers(45, seed=i), config) for i, config in enumerate(configs)]
+    assert averaged(runs, capsys)[0] == ("" if changes_result else "s0, s1")
 
 
 def test_every_test_of_a_run_is_listed(tmp_path: Path, capsys) -> None:

@@ -39,8 +39,9 @@ def chosen(folder: str) -> dict[str, dict]:
 
 
 def test_one_file_per_scene_and_an_interrupted_command_resumes(run) -> None:
-    folder = "selections/SpaceAwareSampler-6"
-    assert "on 3 scenes: 3 made, 0 kept; see selections/SpaceAwareSampler-6/" in run(*SPACE_AWARE)
+    printed = run(*SPACE_AWARE)
+    folder = printed.rpartition("see ")[2].strip().rstrip("/")
+    assert "on 3 scenes: 3 made, 0 kept; see selections/SpaceAwareSampler-6-" in printed
     first = chosen(folder)
     assert len(first) == 3 and all(len(each["selected_frames"]) == 6 for each in first.values())
     assert len(list(Path("cache/selections").iterdir())) == 3
@@ -49,8 +50,26 @@ def test_one_file_per_scene_and_an_interrupted_command_resumes(run) -> None:
     two.write_text(two.read_text()[:30])  # cut short
     assert "2 made, 1 kept" in run(*SPACE_AWARE)
     assert chosen(folder) == first
-    assert "3 made, 0 kept" in run(*SPACE_AWARE, "--data.sampler.candidates", "12", "--output", folder)  # others
-    assert chosen(folder) != first
+
+
+def test_selections_of_other_settings_are_kept_apart(run, capsys: pytest.CaptureFixture) -> None:
+    run(*SPACE_AWARE)
+    (first,) = Path("selections").iterdir()
+    before = chosen(str(first))
+    for other in (["--data.sampler.candidates", "12"], ["--data.frame_pairing", "Neighbor"]):
+        assert "3 made, 0 kept" in run(*SPACE_AWARE, *other)  # by default in a folder of their own
+        with pytest.raises(
+            InputError, match=r"selected_frames.json: selected with other settings: .* another --output"
+        ):
+            run(*SPACE_AWARE, *other, "--output", str(first))
+    assert chosen(str(first)) == before and len(list(Path("selections").iterdir())) == 3
+    again, *_ = (folder for folder in Path("selections").iterdir() if folder != first)
+    mixed, *others = sorted(again.glob("*/*"))
+    shutil.copytree(first / mixed.relative_to(again), mixed, dirs_exist_ok=True)
+    words = ["--data.sampler", "SelectedFrames", "--data.sampler.folder", str(again), "--output", "read"]
+    with pytest.raises(InputError, match="2 of 3 scenes have no selection"):
+        run(*words)
+    assert capsys.readouterr().err.count(f"made with other settings than {mixed}") == 2
 
 
 def test_selections_do_not_depend_on_workers(run) -> None:

@@ -42,6 +42,21 @@ def write_video(path: Path, frames: list[np.ndarray], codec: str = "libx264", **
     return path
 
 
+def trim_video(source: Path, path: Path, first: int) -> Path:
+    """An MP4 without the frames before `first` and not encoded again, as telephones trim: an edit list hides them."""
+    with av.open(str(source)) as whole:
+        start = sorted(packet.pts for packet in whole.demux(video=0) if packet.size)[first]
+    with av.open(str(source)) as whole, av.open(str(path), "w", options={"avoid_negative_ts": "disabled"}) as trimmed:
+        stream = whole.streams.video[0]
+        copied = trimmed.add_stream_from_template(stream)
+        whole.seek(start, stream=stream)  # to the key frame before
+        for packet in whole.demux(stream):
+            if packet.size:
+                packet.pts, packet.dts, packet.stream = packet.pts - start, packet.dts - start, copied
+                trimmed.mux(packet)
+    return path
+
+
 def write_folder(folder: Path, names: list[str], **sizes) -> Path:
     folder.mkdir()
     for i, name in enumerate(names):
@@ -53,6 +68,13 @@ def decode_everything(path: Path) -> torch.Tensor:
     with av.open(str(path)) as container:
         frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     return torch.stack(frames).permute(0, 3, 1, 2)
+
+
+def shown_times_s(path: Path) -> list[float]:
+    """The slow, obvious reference: when each frame is shown, from decoding everything."""
+    with av.open(str(path)) as container:
+        times_s = [frame.time for frame in container.decode(video=0)]
+    return [time_s - times_s[0] for time_s in times_s]
 
 
 FRAMES = [numbered_frame(i) for i in range(50)]

@@ -65,7 +65,8 @@ def whole(model: SpatialVLM, chat: Sequence[Any], media: Sequence[Path | Image.I
         else:
             frames, kind = torch.from_numpy(np.array(medium)).permute(2, 0, 1).repeat(2, 1, 1, 1), "image"
         assert frames is not None
-        pixels[kind].append(preprocessor.cut_patches(frames))
+        patches, grid = preprocessor.cut_patches(frames)
+        pixels[kind].append((preprocessor.normalize(patches), grid))
         order.append(pixels[kind][-1][1].tolist())
     ids = preprocessor.tokenize([text], order, model.extra_tokens, times).input_ids[None]
     given: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from datamodules.samplers import (
 from datamodules.scenes import Question, Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
+from tests.datamodules.batches import question_batch, training_batch
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.requirements import DataRequirements
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
@@ -170,3 +173,16 @@ def test_a_bug_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(SceneDataset, "open", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         dataset[0]
+
+
+def test_damaged_depth_that_is_only_predicted_costs_no_answer(rooms_root: Path, tmp_path: Path) -> None:
+    scene = replace(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")[0], depth=tmp_path)
+    learned, read = DataRequirements(targets=("depth",)), DataRequirements(depth=True)
+    asked = SceneDataset([scene], UniformSampler(), 4, TINY, requirements=learned)[0]
+    assert asked.error is None and asked.frames is not None and asked.geometry is not None
+    assert asked.geometry.depth is None and "0 depth images for 48 frames" in str(asked.target_error)
+    preprocessor = tiny_preprocessor()
+    answered, trained = (build(preprocessor, asked) for build in (question_batch, training_batch))
+    assert not answered.failed and {each["unmeasured"] for each in answered.records} == {asked.target_error}
+    assert {each["error"] for each in trained.failed} == {asked.target_error} and not trained.records
+    assert "0 depth images" in str(SceneDataset([scene], UniformSampler(), 4, TINY, requirements=read)[0].error)

@@ -72,6 +72,25 @@ def test_a_subset_depends_on_the_seed_alone():
     assert len(ids(QuestionFilter(subset=100)(scenes())[0])) == 18
 
 
+def test_a_training_prints_what_is_left_out(monkeypatch, caplog):
+    def printed(**conditions) -> list[str]:
+        data = VideoQADataModule(**conditions)
+        monkeypatch.setattr(data.source, "scenes", lambda split: scenes())
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            data.scenes("train")
+        return [record.getMessage() for record in caplog.records]
+
+    assert printed() == []  # negative control
+    assert printed(question_types=["room_size_estimation"]) == [
+        "train: 12 questions left out by --data.question_types [room_size_estimation]"
+    ]
+    assert printed(datasets=["scannet"], scene_names=["1"], subset=2) == [
+        "train: 5 of 6 scenes left out by --data.datasets and --data.scene_names",
+        "train: 1 question left out by --data.subset 2",
+    ]
+
+
 def test_questions_of_a_test_have_ids_of_their_own(monkeypatch):
     data, twice = VideoQADataModule(), [*scenes(), *scenes()[:1]]
     monkeypatch.setattr(data.source, "scenes", lambda split: twice)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from itertools import product
+from collections.abc import Iterator
+from itertools import islice, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import ResumableLoader, TrainingItem, TrainingOrder, balance_across_ranks
+from datamodules.order import TrainingItem, TrainingOrder, balance_across_ranks
+from datamodules.training_loader import ResumableLoader, TrainingPosition
 from zoo.errors import InputError
 
 COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene
@@ -28,14 +31,28 @@ def order_of(counts=COUNTS, batch_size: int = 2, seed: int = 3, **kwargs) -> Tra
     return TrainingOrder(counts, batch_size, 2, seed, **kwargs)
 
 
-def loader(served: int = 0, workers: int = 0, **kwargs) -> ResumableLoader:
-    made = ResumableLoader(Echo(), batch_sampler=order_of(**kwargs), collate_fn=list, num_workers=workers)
-    made.load_state_dict(made.state_dict() | {"served": served})
-    return made
+class Training:
+    """Stands where it has had so many batches, as a Trainer does."""
+
+    def __init__(self, trained: int = 0, workers: int = 0, **kwargs) -> None:
+        order = order_of(**kwargs)
+        self.trained, self.per_epoch = trained, len(order)
+        self.loader = ResumableLoader(
+            Echo(), position=self.position, batch_sampler=order, collate_fn=list, num_workers=workers
+        )
+
+    def position(self) -> TrainingPosition:
+        return TrainingPosition(*divmod(self.trained, self.per_epoch), self.per_epoch)
+
+    def epochs(self, count: int) -> Iterator[list[TrainingItem]]:
+        for _ in range(count):
+            for batch in self.loader:
+                self.trained += 1
+                yield batch
 
 
-def epochs(made: ResumableLoader, count: int) -> list[list[TrainingItem]]:
-    return [batch for _ in range(count) for batch in made]
+def epochs(count: int, trained: int = 0, **kwargs) -> list[list[TrainingItem]]:
+    return list(Training(trained, **kwargs).epochs(count))
 
 
 def asked(batches: list[list[TrainingItem]]) -> Counter[tuple[int, int]]:
@@ -48,8 +65,8 @@ EACH_ONCE = Counter((scene, question) for scene, count in enumerate(COUNTS) for 
 
 
 def test_an_epoch_asks_each_question_once_in_an_order_of_its_own() -> None:
-    length = len(loader())
-    batches = epochs(loader(), 2)
+    length = len(order_of())
+    batches = epochs(2)
     first, second = batches[:length], batches[length:]
     for number, epoch in enumerate((first, second)):
         assert asked(epoch) == EACH_ONCE
@@ -62,7 +79,7 @@ def test_an_epoch_asks_each_question_once_in_an_order_of_its_own() -> None:
 @pytest.mark.parametrize("world_size", [2, 3, 5, 16])  # also ones that do not divide the number of sequences
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_ranks_share_an_epoch_and_take_equally_many_steps(world_size: int, batch_size: int) -> None:
-    shares = [epochs(loader(rank=r, world_size=world_size, batch_size=batch_size), 1) for r in range(world_size)]
+    shares = [epochs(1, rank=r, world_size=world_size, batch_size=batch_size) for r in range(world_size)]
     assert len({len(share) for share in shares}) == 1 and all(batch for share in shares for batch in share)
     assert asked([batch for share in shares for batch in share]) == EACH_ONCE
     repeated = [item for share in shares for batch in share for item in batch if item.is_padding]
@@ -83,15 +100,17 @@ def test_sequences_of_a_scene_are_of_nearly_equal_length() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [0, 1, 5, 6, 8])
 def test_a_resumed_order_is_that_of_an_uninterrupted_run(stop: int, workers: int) -> None:
-    whole = epochs(loader(), 3)
-    stopped, head = loader(workers=workers), []
-    while len(head) < stop:  # workers have fetched ahead by now: that must not count
-        for batch in stopped:
-            head.append(batch)
-            if len(head) == stop:
-                break
-    rest = epochs(loader(stopped.state_dict()["served"]), 3)
-    assert head == whole[:stop] and rest[: len(whole) - stop] == whole[stop:]
+    whole = epochs(3)
+    head = list(islice(Training(workers=workers).epochs(3), stop))  # workers have fetched ahead: that must not count
+    assert head == whole[:stop] and epochs(3, trained=stop)[: len(whole) - stop] == whole[stop:]
+
+
+def test_an_epoch_may_end_before_all_of_its_batches() -> None:
+    """As by `limit_train_batches`: the next one is the next shuffle all the same."""
+    training = Training()
+    training.per_epoch = 3
+    (first, second), whole = (list(islice(training.epochs(1), 3)) for _ in range(2)), epochs(2)
+    assert (first, second) == (whole[:3], whole[len(order_of()) :][:3])
 
 
 def test_another_seed_is_another_order() -> None:
@@ -103,18 +122,25 @@ def test_no_question_is_an_error() -> None:
         order_of(counts=[0, 0])
 
 
-@pytest.mark.parametrize(("counts", "seed", "changed"), [(COUNTS, 4, "seed 3, now it is 4"), ((9,), 3, "num_scenes 7")])
-def test_resuming_with_other_settings_is_an_error_that_names_them(counts, seed: int, changed: str) -> None:
-    state = loader().state_dict()
-    with pytest.raises(ValueError, match=f"trained with {changed}"):
-        loader(counts=counts, seed=seed).load_state_dict(state)
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"seed": 4}, "trained with seed 3, now it is 4: resume with the same settings"),
+        ({"counts": (9,)}, "trained with num_scenes 7"),
+        ({"questions": "changed"}, "trained with other questions or answers than are there now: "),
+    ],
+)
+def test_resuming_with_other_settings_is_an_error_that_names_them(other: dict[str, Any], says: str) -> None:
+    order_of(**other).check(order_of(**other).settings)
+    with pytest.raises(InputError, match=says):
+        order_of(**other).check(order_of().settings)
 
 
 def test_a_checkpoint_of_an_earlier_version_is_an_error() -> None:
-    state = loader().state_dict()
-    del state["num_questions"]
+    trained = order_of().settings
+    del trained["questions"]
     with pytest.raises(InputError, match="of a version that trained in another order"):
-        loader().load_state_dict(state)
+        order_of().check(trained)
 
 
 def test_820_000_questions_on_64_ranks() -> None:
@@ -126,10 +152,10 @@ def test_820_000_questions_on_64_ranks() -> None:
     totals, repeated = [], 0
     for rank in range(64):
         order = TrainingOrder(counts, 2, 4, seed=0, rank=rank, world_size=64)
-        order._shuffle = shuffle(order._shuffle)  # the same on all ranks, which a test shows at a small size
+        order.shuffle = shuffle(order.shuffle)  # the same on all ranks, which a test shows at a small size
         middle = len(order) // 2
         head = [batch for batch, _ in zip(order, range(middle), strict=False)]
-        order.served = middle
+        order.batch = middle
         own = [item for batch in (*head, *order) for item in batch]
         repeated += sum(item.is_padding for item in own)
         indices = [first[item.scene] + q for item in own if not item.is_padding for q in item.questions]
@@ -203,7 +229,14 @@ class Noted(Dataset):
 
 def test_workers_decode_ahead_by_a_bounded_number_of_batches(tmp_path: Path) -> None:
     order = order_of([1] * 20, batch_size=1)
-    batches = iter(ResumableLoader(Noted(tmp_path), batch_sampler=order, collate_fn=list, num_workers=1))
+    loader = ResumableLoader(
+        Noted(tmp_path),
+        position=lambda: TrainingPosition(0, 0, len(order)),
+        batch_sampler=order,
+        collate_fn=list,
+        num_workers=1,
+    )
+    batches = iter(loader)
     for taken in (1, 2):
         next(batches)
         deadline = time.monotonic() + 20

@@ -110,11 +110,14 @@ def test_3d_tokens_of_another_scene_are_those_that_it_would_have() -> None:
 
 def test_a_larger_scene_is_brought_to_the_grid_of_3d_tokens() -> None:
     large = scene("large", seed=3)
-    frames = torch.zeros(6, 3, 112, 112, dtype=torch.uint8)
-    large = replace(large, frames=frames, geometry=replace_depth(large.geometry, torch.ones(6, 112, 112)))
-    task = build("ConcatSplitFusion")
-    (encoded,) = task.model.encode_scenes(batch(task, OtherGeometry()(A, lambda: large)))
+    frames, depth = torch.zeros(6, 3, 112, 112, dtype=torch.uint8), torch.rand(6, 112, 112)
+    large = replace(large, frames=frames, geometry=replace_depth(large.geometry, depth))
+    task, perturbed = build("ConcatSplitFusion"), OtherGeometry()(A, lambda: large)
+    (encoded,) = task.model.encode_scenes(batch(task, perturbed))
     assert encoded.visual.tokens.shape[0] == 4
+    own = A.geometry.depth.shape[-2:]  # a shift by half a pixel would give a pixel the depth of its neighbor
+    expected = torch.nn.functional.interpolate(depth[:, None], own, mode="nearest-exact")[: len(A.frame_indices), 0]
+    assert torch.equal(perturbed.geometry_override.geometry.depth[:6], expected)
 
 
 def replace_depth(geometry: SceneGeometry, depth: Tensor) -> SceneGeometry:

@@ -25,6 +25,7 @@ from datamodules.video import Video
 from tests.datamodules.batches import labels_of, question_batch, sequences_of, training_batch
 from tests.golden.synth import synth_video
 from tests.zoo.asking import prompts_of
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
@@ -75,7 +76,7 @@ def grids_of(batch: Batch) -> Tensor:
 
 
 def check_pixels(batch: Batch, t: dict[str, Tensor]) -> None:
-    pixels = torch.cat([scene.pixel_values for scene in batch.scenes])
+    pixels = tiny_preprocessor().normalize(torch.cat([scene.pixel_values for scene in batch.scenes]))
     assert list(pixels.shape) == t["pixel_values_videos_shape"].tolist()
     rows = pixels[t["pixel_values_videos_row_index"]]
     assert torch.allclose(rows, t["pixel_values_videos_rows"], atol=2e-6, rtol=0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.video import Video, natural_key
+from datamodules.video import Video, VideoError, natural_key
 from tests.datamodules.clips import (
     B_FRAMES,
     FRAMES,
@@ -59,14 +59,21 @@ def test_no_indices_and_indices_outside(tmp_path):
             video.read([0, outside])
 
 
-def test_a_header_that_lies_does_not_change_the_count(tmp_path):
+@pytest.mark.parametrize("stated", [10, 60])
+def test_a_header_that_lies_does_not_change_the_count(tmp_path, recwarn, stated):
     path = write_video(tmp_path / "lie.avi", FRAMES, options={"bf": "0"})
     content = bytearray(path.read_bytes())
     frames_field = content.find(b"strh") + 40
     assert struct.unpack_from("<I", content, frames_field) == (50,)
-    struct.pack_into("<I", content, frames_field, 10)
+    struct.pack_into("<I", content, frames_field, stated)
     path.write_bytes(content)
     assert Video(path).num_frames == 50
+    warned = [str(warning.message) for warning in recwarn]
+    assert warned == ([] if stated < 50 else [f"{path}: its header counts 60 frames, it holds 50, which are read"])
+    if stated > 50:
+        path.write_bytes(content[:-100])  # negative control: the file itself is shorter than it should be
+        with pytest.raises(VideoError, match=r"lie\.avi: truncated after 50 of 60 frames"):
+            Video(path)
 
 
 def test_an_edit_list_trims_the_count_and_is_no_truncation(tmp_path):

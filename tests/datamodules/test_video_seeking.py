@@ -9,10 +9,20 @@ import pytest
 import torch
 
 from datamodules.video import Video, VideoError
-from tests.datamodules.clips import decode_everything, numbered_frame, write_folder, write_video
+from tests.datamodules.clips import (
+    decode_everything,
+    number_of,
+    numbered_frame,
+    shown_times_s,
+    trim_video,
+    write_folder,
+    write_video,
+)
 
 LONG = [numbered_frame(i) for i in range(240)]
 SECOND = {"bf": "3", "g": "30", "b_strategy": "0", "crf": "20"}
+VP8 = {"auto-alt-ref": "1", "lag-in-frames": "16", "crf": "10"}
+SQUARES = [i * i for i in range(240)]
 SPARSE = [[0], [239], [17, 100, 101, 200], [5, 50, 95, 140, 185, 230], [31, 29, 30, 31], list(range(0, 240, 15))]
 LONG_KINDS = {
     "b_frames.mp4": {"options": SECOND},
@@ -21,10 +31,14 @@ LONG_KINDS = {
     "fragments.mp4": {"options": SECOND, "container": {"movflags": "frag_keyframe+empty_moov"}},
     "short_gops.mp4": {"options": {"g": "3", "bf": "1"}},
     "intra_refresh.mp4": {"options": {"x264-params": "intra-refresh=1:keyint=30", "bf": "0"}},
-    "variable_rate.mp4": {"options": SECOND, "pts": [i * i for i in range(240)]},
+    "variable_rate.mp4": {"options": SECOND, "pts": SQUARES},
     "variable_rate.mkv": {"options": SECOND, "pts": [7 * i + i % 3 for i in range(240)]},
     "rotated.mp4": {"options": SECOND, "rotation": 90},
     "no_seeking.ts": {"options": SECOND},
+    "variable_rate_vp8.webm": {"codec": "libvpx", "options": VP8, "pts": SQUARES},
+    "variable_rate_mpeg4.mp4": {"codec": "mpeg4", "options": {"bf": "2"}, "pts": SQUARES},
+    "mpeg4.avi": {"codec": "mpeg4", "options": {"bf": "2"}},
+    "variable_rate.avi": {"codec": "mjpeg", "pix_fmt": "yuvj420p", "pts": [7 * i + i % 3 for i in range(240)]},
 }
 
 
@@ -42,6 +56,44 @@ def test_sought_frames_are_those_of_decoding_everything(tmp_path, name):
     for indices in SPARSE:
         assert torch.equal(video.read(indices), everything[indices])
     assert not torch.equal(video.read([95]), everything[[96]])  # negative control
+    assert video.times_s == pytest.approx(shown_times_s(path), abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "first"), [("variable_rate.mp4", 45), ("b_frames.mp4", 100), ("open_gop.mp4", 45)])
+def test_a_clip_trimmed_without_encoding_shows_its_frames_at_their_times(tmp_path, name, first):
+    kind = LONG_KINDS[name.replace("open_gop.mp4", "open_gop.mkv")]
+    path = trim_video(write_video(tmp_path / name, LONG, **kind), tmp_path / "trimmed.mp4", first)
+    video, everything = Video(path), decode_everything(path)
+    count = 240 - first
+    assert video.num_frames == len(everything) == count and number_of(everything[0]) == first
+    for indices in ([0], [count - 1], [3, 71, 72, 138], list(range(0, count, 15))):
+        assert torch.equal(video.read(indices), everything[indices])
+    assert video.times_s == pytest.approx(shown_times_s(path), abs=1e-6)
+    assert len(video._file.plan([3, count - 1])) == 2  # it is sought, although it doesn't begin with a key frame
+
+
+def test_a_clip_that_lacks_its_first_key_frame(tmp_path):
+    """Nothing is shown up to the next key frame; what is shown then has its own times."""
+    source, path = long_video(tmp_path, "variable_rate.mp4"), tmp_path / "cut.ts"
+    with av.open(str(source)) as whole, av.open(str(path), "w") as cut:
+        stream = whole.streams.video[0]
+        copied = cut.add_stream_from_template(stream)
+        for packet in [packet for packet in whole.demux(stream) if packet.size][7:]:
+            packet.stream = copied
+            cut.mux(packet)
+    video, everything = Video(path), decode_everything(path)
+    assert video.num_frames == len(everything) < 233
+    assert torch.equal(video.read([0, 100]), everything[[0, 100]])
+    assert video.times_s == pytest.approx(shown_times_s(path), abs=1e-6)
+
+
+def test_reordered_frames_of_an_avi(tmp_path):
+    """AVI has no presentation times: those that are read are of packets in decoding order."""
+    path = write_video(tmp_path / "b_frames.avi", LONG, options=SECOND)
+    video, everything = Video(path), decode_everything(path)
+    for indices in SPARSE:
+        assert torch.equal(video.read(indices), everything[indices])
+    assert video.times_s == pytest.approx([i / 30 for i in range(240)])
 
 
 def test_odd_sizes_are_sought(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,48 @@ def test_half_a_line_is_cut_off_before_more_is_added(cut: int, tmp_path: Path) -
     file.append(RECORDS[2:])
     assert read_records([path]) == [RECORDS[0], RECORDS[2]]
     assert [json.loads(line) for line in path.read_bytes().splitlines()] == [RECORDS[0], RECORDS[2]]
+
+
+# opens the file for each row, as a study does, and prints the rows that are on disk
+WRITER = """
+import sys
+from pathlib import Path
+from zoo.files.atomic_io import JSONLines
+print("ready", flush=True)
+sys.stdin.readline()
+for row in range(int(sys.argv[3])):
+    file = JSONLines(Path(sys.argv[1]))
+    file.append([{"id": f"{sys.argv[2]}{row}", "prediction": "x" * 3000}])
+    file.close()
+    print(f"{sys.argv[2]}{row}", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kills", [False, True])
+def test_two_processes_lose_no_row(kills: bool, tmp_path: Path) -> None:
+    path, rows = tmp_path / "lines.jsonl", 100_000 if kills else 200
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), name, str(rows)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("a", "b")
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    on_disk = []
+    if kills:
+        on_disk += [writers[0].stdout.readline().strip() for _ in range(300)]
+        for writer in writers:
+            writer.kill()
+    on_disk += [line for writer in writers for line in writer.communicate(timeout=60)[0].splitlines()]
+    assert {record["id"] for record in read_records([path])} >= set(on_disk)
+    assert kills or len(on_disk) == len(path.read_bytes().splitlines()) == 2 * rows
 
 
 def test_invalid_lines_are_skipped_and_the_first_record_of_an_id_is_kept(tmp_path: Path) -> None:

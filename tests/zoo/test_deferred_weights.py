@@ -92,3 +92,31 @@ def test_weights_that_do_not_fit_are_refused_when_they_are_read(release: Path) -
     (release / "model-00002-of-00003.safetensors").write_bytes(b"cut short")
     with pytest.raises(InputError, match="model-00002-of-00003.safetensors can't be read as safetensors"):
         load_deferred(model)
+
+
+class OwnGeometry(PretrainedSpatialMLLM):
+    """Released weights with some of its own, inside of what is read from files and outside."""
+
+    device: str | None = None
+
+    def load_geometry(self) -> Any:
+        encoder: Any = super().load_geometry()
+        encoder.own = nn.Linear(4, 4, device=self.device)
+        encoder.vggt.own = nn.Linear(4, 4, bias=False, device=self.device)
+        return encoder
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_weights_that_nothing_reads_are_refused(
+    device: str | None, release: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not trained from the memory as it was; values of their own are kept, the control."""
+    monkeypatch.setattr(OwnGeometry, "device", device)
+    deferred = SpatialMLLM(backbone=OwnGeometry(str(release)), defer_weights=True)
+    if device is None:
+        names = r"model\.geometry\.own\.weight, model\.geometry\.own\.bias, VGGT\.own\.weight"
+        with pytest.raises(InputError, match=f"3 weights were built without values, and are in no file: {names};"):
+            deferred.configure_model()
+    else:
+        deferred.configure_model()
+        assert all(parameter.isfinite().all() for parameter in deferred.parameters())

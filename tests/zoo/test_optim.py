@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from torch import nn
 
+from commands.cli import TRAINER_DEFAULTS
 from zoo import CameraPrediction, MaskedViews, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.backbones.official_names import current_name
 from zoo.encodings import GTA
@@ -94,3 +96,32 @@ def test_the_schedule_warms_up_and_comes_down(total: int, fraction: float) -> No
     assert peak <= -(-total * fraction // 1) and rates[peak] == pytest.approx(2.0)
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+class TwoGroups(LightningModule):
+    """Two optimizer groups, with gradients in proportion to the batch."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.one, self.two = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
+        self.size = size
+
+    def training_step(self, batch: list[int], batch_idx: int) -> torch.Tensor:
+        return self.size * batch[0] * (self.one.sum() + 2 * self.two[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [self.one]}, {"params": [self.two]}], lr=1.0)
+
+
+@pytest.mark.parametrize(("size", "norm"), [(30.0, 1.0), (0.01, 0.02 * 7**0.5)])
+def test_the_gradient_of_a_whole_step_is_clipped_over_all_groups(size: float, norm: float, tmp_path: Path) -> None:
+    """The mean over batches 1, 2 and 3; two processes do the same in tests/zoo/test_fsdp2.py."""
+    task = TwoGroups(size)
+    settings: dict[str, Any] = {**TRAINER_DEFAULTS, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, accumulate_grad_batches=3, logger=False, default_root_dir=tmp_path, **settings
+    )
+    trainer.fit(task, torch.utils.data.DataLoader([1, 2, 3], collate_fn=list))  # type: ignore[arg-type]
+    update = -torch.cat([task.one, task.two]).detach()
+    assert update.norm().item() == pytest.approx(norm)
+    torch.testing.assert_close(update / norm, torch.tensor([1.0, 1.0, 1.0, 2.0, 0.0]) / 7**0.5)

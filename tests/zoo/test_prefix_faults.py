@@ -78,6 +78,7 @@ def test_a_token_that_is_ruled_out_is_no_error() -> None:
 def test_nan_in_the_video_fails_every_question() -> None:
     model = build("plain")
     asked = batch(model, scene("a"), scene("b", seed=1))
+    asked.scenes[0].pixel_values = model.preprocessor.normalize(asked.scenes[0].pixel_values)
     asked.scenes[0].pixel_values[:4] = torch.nan
     errors = [record["error"] for record in model.predict_batch(asked)]
     assert all(error and "not finite" in error for error in errors[:5]) and errors[5:] == [None] * 5

@@ -34,7 +34,7 @@ from zoo import (
     VideoQATask,
 )
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLAttention
-from zoo.scene_encoding.stages import encoder_frames
+from zoo.geometry.base import encoder_frames
 
 SHOWN = ("a video", "two videos", "stills", "stills and videos")
 

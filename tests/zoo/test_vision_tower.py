@@ -1,4 +1,4 @@
-"""The tower with one attention call a length of window, and another gradient of its patches, is the stock tower."""
+"""Towers with one attention call per length of run, and patches as matrix products, are the stock towers."""
 
 from __future__ import annotations
 
@@ -10,48 +10,64 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.qwen25_vl.tiny import TinyQwen25VL
+from tests.zoo.asking import BACKBONES
+from tests.zoo.waits import Waits
+from zoo.backbones.attention import replace_classes
+from zoo.backbones.patch_embedding import PatchEmbedding
+from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
+from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
+from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.vision_rules import Qwen25VisionRules
-from zoo.backbones.qwen25_vl.vision_tower import PatchEmbedding, WindowAttention, install_fast_vision
+from zoo.backbones.vision_attention import SegmentAttention
 from zoo.sequences.vision_inputs import Segments
 
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
 GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]], "small": [[1, 2, 2]]}
+FAST = {"Qwen2.5-VL": Qwen25VLBackbone.vision_classes, "Qwen3-VL": Qwen3VLBackbone.vision_classes}
+families = pytest.mark.parametrize("family", BACKBONES)
 
 
-def towers(implementation: str = "sdpa") -> tuple[nn.Module, nn.Module]:
-    stock = TinyQwen25VL(attn_implementation=implementation).stock_model().model.visual  # type: ignore[arg-type]
+def towers(family: str = "Qwen2.5-VL", implementation: str = "sdpa", layers: int = 2) -> tuple[nn.Module, nn.Module]:
+    loader = BACKBONES[family](attn_implementation=implementation, vision_layers=layers)
+    stock = loader.stock_model().model.visual
     ours = copy.deepcopy(stock)
-    install_fast_vision(ours)
-    swapped = [type(module) for module in ours.modules() if isinstance(module, PatchEmbedding | WindowAttention)]
-    assert swapped == [PatchEmbedding, *[WindowAttention] * (len(swapped) - 1)] and len(swapped) > 1
+    replace_classes(ours, FAST[family])
+    swapped = [module for module in ours.modules() if isinstance(module, PatchEmbedding | SegmentAttention)]
+    assert len(swapped) == 1 + layers
     assert ours.state_dict().keys() == stock.state_dict().keys()
     return stock, ours
 
 
+def pixels_of(tower: nn.Module, patches: int, **options: Any) -> Tensor:
+    channels = tower.patch_embed.proj.weight[0].numel()  # type: ignore[union-attr]
+    return torch.randn(patches, channels, generator=torch.Generator().manual_seed(0), **options)
+
+
 def inputs_of(tower: nn.Module, grid: list[list[int]], from_rules: bool) -> dict[str, Any]:
-    """As the stock model computes them in the tower, from the grids; or as our workers do, by `Qwen25VisionRules`."""
+    """As the stock model computes them in the tower, from the grids; or as our workers do, by the `VisionRules`."""
     if not from_rules:
         return {"grid_thw": torch.tensor(grid)}
-    vision = Qwen25VisionRules.of(tower.config).inputs([tuple(each) for each in grid])  # type: ignore[misc]
+    is_qwen3 = hasattr(tower, "num_grid_per_side")
+    rules: Any = Qwen3VisionRules.of(tower) if is_qwen3 else Qwen25VisionRules.of(tower.config)
+    vision = rules.inputs([tuple(each) for each in grid])
     assert vision.lengths == [math.prod(each) // 4 for each in grid]
     return {"grid_thw": None, **vision.arguments()}
 
 
 def seen(tower: nn.Module, grid: list[list[int]], from_rules: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    patches = sum(math.prod(each) for each in grid)
-    pixels = torch.randn(patches, 1176, generator=torch.Generator().manual_seed(0))
+    pixels = pixels_of(tower, sum(math.prod(each) for each in grid))
     tokens = tower(pixels, **inputs_of(tower, grid, from_rules)).pooler_output
     tower.zero_grad()
     tokens.square().sum().backward()
     return tokens.detach(), {name: p.grad for name, p in tower.named_parameters() if p.grad is not None}
 
 
+@families
 @pytest.mark.parametrize("from_rules", [False, True])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_the_stock_tower(grid: list[list[int]], implementation: str, from_rules: bool) -> None:
-    stock, ours = towers(implementation)
+def test_the_stock_tower(grid: list[list[int]], implementation: str, from_rules: bool, family: str) -> None:
+    stock, ours = towers(family, implementation)
     tokens, gradients = seen(stock, grid)
     same, same_gradients = seen(ours, grid, from_rules)
     if implementation == "sdpa":
@@ -62,21 +78,29 @@ def test_the_stock_tower(grid: list[list[int]], implementation: str, from_rules:
         torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
-def test_the_gradient_of_the_patches_is_the_convolutions() -> None:
-    """In float64, of the pixels as well, which nothing here asks for."""
-    stock, ours = (tower.patch_embed.double() for tower in towers())
+@families
+def test_patches_and_their_gradient_are_the_convolutions(family: str) -> None:
+    """In float64, on a CPU and as on a GPU; of the pixels as well, which nothing here asks for."""
+    stock, ours = (tower.double() for tower in towers(family))
     seen_by = []
-    for embedding in (stock, ours):
-        pixels = torch.randn(5, 1176, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        embedding(pixels).square().sum().backward()
-        seen_by.append((pixels.grad, embedding.proj.weight.grad))
-    torch.testing.assert_close(seen_by[1], seen_by[0], rtol=1e-10, atol=1e-10)
+    for embed in (stock.patch_embed, ours.patch_embed, ours.patch_embed.multiply):  # type: ignore[union-attr]
+        stock.zero_grad()
+        ours.zero_grad()
+        pixels = pixels_of(stock, 5, dtype=torch.float64, requires_grad=True)
+        tokens = embed(pixels)  # type: ignore[operator]
+        tokens.square().sum().backward()
+        gradients = [each.grad for tower in (stock, ours) for each in tower.patch_embed.parameters()]
+        seen_by.append((tokens, pixels.grad, *(each for each in gradients if each is not None)))
+    assert len(seen_by[0]) == (4 if family == "Qwen3-VL" else 3)  # Qwen3-VL's has a bias
+    for found in seen_by[1:]:
+        torch.testing.assert_close(found, seen_by[0], rtol=1e-10, atol=1e-10)
 
 
-def test_under_autocast_it_is_stock_and_its_gradient_no_further_from_exact() -> None:
-    stock, ours = (tower.patch_embed for tower in towers())
+@families
+def test_under_autocast_it_is_stock_and_its_gradient_no_further_from_exact(family: str) -> None:
+    stock, ours = (tower.patch_embed for tower in towers(family))
     exact = copy.deepcopy(stock)
-    pixels = torch.randn(64, 1176, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(64, stock.proj.weight[0].numel(), generator=torch.Generator().manual_seed(0))
     seen_by = []
     for embedding in (stock, ours, exact):
         with torch.autocast("cpu", torch.bfloat16, enabled=embedding is not exact):
@@ -117,9 +141,12 @@ def test_segments_sort_runs_by_length_and_patches_stay_in_their_order(lengths: l
     assert segments.shapes == [(lengths.count(length), length) for length in sorted(set(lengths))]
 
 
+@families
 @pytest.mark.parametrize("from_rules", [False, True])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_calls_are_by_length(grid: list[list[int]], from_rules: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls_are_by_length(
+    grid: list[list[int]], from_rules: bool, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
     stock_sdpa = nn.functional.scaled_dot_product_attention
 
@@ -128,27 +155,28 @@ def test_calls_are_by_length(grid: list[list[int]], from_rules: bool, monkeypatc
         return stock_sdpa(*args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", counted)
-    stock, ours = towers()
+    stock, ours = towers(family)
     with torch.no_grad():
         seen_by = []
         for tower in (stock, ours):
             calls.clear()
-            patches = torch.zeros(sum(math.prod(each) for each in grid), 1176)
+            patches = pixels_of(tower, sum(math.prod(each) for each in grid))
             tower(patches, **inputs_of(tower, grid, from_rules and tower is ours))
             seen_by.append(list(calls))
     assert sum(seen_by[0]) == sum(seen_by[1]) == len(seen_by[0])  # every window, and stock makes a call for each
-    assert len(seen_by[1]) <= 6 * len(ours.blocks)  # type: ignore[arg-type]
+    # frames have one length per size of a video; windows of frames of any size have at most six here
+    lengths = len({tuple(each[1:]) for each in grid}) if family == "Qwen3-VL" else 6
+    assert len(seen_by[1]) <= lengths * len(ours.blocks)  # type: ignore[arg-type]
 
 
-def test_windows_are_sorted_by_workers_and_not_in_the_tower() -> None:
+@families
+def test_runs_are_sorted_by_workers_and_not_in_the_tower(family: str) -> None:
     """On a GPU each look at a tensor's numbers waits for all that was started before."""
-    tower = TinyQwen25VL(vision_layers=8).stock_model().model.visual
-    install_fast_vision(tower)
+    stock, ours = towers(family, layers=8)
     counts = []
-    for from_rules in (True, False):
-        inputs = inputs_of(tower, [[1, 20, 20]], from_rules)
-        with torch.profiler.profile() as profile, torch.no_grad():
-            assert len(tower(torch.randn(400, 1176), **inputs).pooler_output) == 100
-        calls = {event.key: event.count for event in profile.key_averages()}
-        counts.append([calls.get(name, 0) for name in ("aten::_unique2", "aten::item")])
-    assert counts[0] == [0, 0] and counts[1][0] == 8  # the control: by boundaries, once per layer
+    for tower, from_rules in ((ours, True), (ours, False), (stock, False)):
+        inputs = inputs_of(tower, [[2, 20, 20]], from_rules)
+        with Waits() as waits, torch.no_grad():
+            assert len(tower(pixels_of(tower, 800), **inputs).pooler_output) == 200
+        counts.append(waits.count)
+    assert counts[0] == 0 and all(count >= 8 for count in counts[1:])  # the controls: by boundaries, in each layer

@@ -29,8 +29,6 @@ EVERY_MODEL: dict[str, dict[str, Any]] = {
     "merged mean": {"camera_encoding": "PRoPE, ChannelRange", "merged_camera": "mean"},
     "pose index on predicted cameras": {"time_index": PathLengthIndex(), "camera_source": "predicted", **VGGT},
 }
-# every other model waits for nothing
-ALLOWED = {"objectives": 1}
 
 
 def task_of(name: str, family: str = "Qwen2.5-VL") -> VideoQATask:
@@ -57,7 +55,7 @@ def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
         pytest.skip("encodings see the same decoder seam")
     task = task_of(name, family)
     waits = waits_of(task, batch_of(task, family))
-    assert waits.count <= ALLOWED.get(name, 0), waits.found
+    assert waits.count == 0, waits.found
 
 
 @pytest.mark.parametrize("name", ["plain", "prope.yaml", "PRoPE, ChannelRange"])

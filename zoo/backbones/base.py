@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from zoo.backbones.deepstack import DeepFeatures
+from zoo.backbones.grouped_attention import GROUPED_SDPA
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
@@ -149,9 +150,16 @@ class Backbone(nn.Module, ABC):
     def vision_rules(self) -> VisionRules:
         """What the vision tower computes from grids alone."""
 
-    def encode_vision(self, pixel_values: Float[Tensor, "patches channels"], vision: VisionInputs) -> VisualTokens:
-        """Return the 2D tokens of all videos and still images of a batch, one after another."""
+    def encode_vision(self, pixel_values: Shaped[Tensor, "patches channels"], vision: VisionInputs) -> VisualTokens:
+        """Return the 2D tokens of all videos and still images of a batch, one after another.
+
+        Args:
+            pixel_values: Patches as bytes, or normalized.
+            vision: The tower's other inputs.
+        """
         tower = self.vlm.model.visual
+        if not pixel_values.is_floating_point():
+            pixel_values = self.preprocessor.normalize(pixel_values)
         # the grids have been read: what follows from them are the tower's other arguments
         output = tower(pixel_values.type(tower.dtype), grid_thw=None, return_dict=True, **vision.arguments())
         tokens = output.pooler_output
@@ -199,7 +207,7 @@ class Backbone(nn.Module, ABC):
     @property
     def supports_custom_mask(self) -> bool:
         """Whether the attention backend takes any mask; flash attention does not."""
-        return self.attn_implementation in ("sdpa", "eager", "flex_attention")
+        return self.attn_implementation in (GROUPED_SDPA, "eager", "flex_attention")
 
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
@@ -208,7 +216,7 @@ class Backbone(nn.Module, ABC):
         if self.attn_implementation == "flex_attention":
             return block_mask(queries, keys, prefixes)
         visible = prefix_causal_mask(queries, keys, prefixes)[:, None]
-        if self.attn_implementation == "sdpa":
+        if self.attn_implementation == GROUPED_SDPA:
             return visible
         dtype = self.like.dtype
         return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)  # is added

@@ -38,8 +38,12 @@ class Preprocessor(ABC):
     @abstractmethod
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
-    ) -> tuple[Float[Tensor, "patches channels"], Int[Tensor, " 3"]]:
-        """Return the normalized patches of resized frames, and their (t, h, w) before the merge."""
+    ) -> tuple[UInt8[Tensor, "patches channels"], Int[Tensor, " 3"]]:
+        """Return the patches of resized frames as bytes, and their (t, h, w) before the merge."""
+
+    @abstractmethod
+    def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
+        """Normalize patches as the model's own processor does, on their device: as bytes they get there faster."""
 
     @abstractmethod
     def texts(self, messages: Sequence[Message]) -> list[str]:

@@ -15,8 +15,15 @@ from zoo.sequences.packing import IGNORED
 from zoo.sequences.visual_grid import ExtraTokens
 
 END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
-# frames are already sampled and resized: the processor only normalizes and cuts patches
-PATCHES_ONLY = dict(do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False, return_tensors="pt")
+# frames are already sampled and resized, and are normalized later: the processor only cuts patches
+PATCHES_ONLY = dict(
+    do_resize=False,
+    do_sample_frames=False,
+    do_rescale=False,
+    do_normalize=False,
+    cap_pixels_per_frame=False,
+    return_tensors="pt",
+)
 
 
 class QwenVLPreprocessor(Preprocessor):
@@ -32,9 +39,15 @@ class QwenVLPreprocessor(Preprocessor):
 
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
-    ) -> tuple[Float[Tensor, "patches channels"], Int[Tensor, " 3"]]:
+    ) -> tuple[UInt8[Tensor, "patches channels"], Int[Tensor, " 3"]]:
         cut = self.processor.video_processor(videos=[frames], **PATCHES_ONLY)
         return cut["pixel_values_videos"], cut["video_grid_thw"][0]
+
+    def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
+        own = self.processor.video_processor
+        images = patches.unflatten(1, (3, -1, own.patch_size))  # the channel is the first axis of a patch
+        scaled = own.rescale_and_normalize(images, True, own.rescale_factor, True, own.image_mean, own.image_std)
+        return scaled.flatten(1)
 
     def texts(self, messages: Sequence[Message]) -> list[str]:
         texts: list[str] = []

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.attention import replace_classes
 from zoo.backbones.base import Backbone, BackbonePart
+from zoo.backbones.grouped_attention import GROUPED_SDPA
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
@@ -30,11 +31,13 @@ class QwenVLBackbone(Backbone):
 
     Attributes:
         hooked_classes: The class with hooks in place of each stock class of the decoder.
+        vision_classes: The faster class with the same results in place of each stock class of the vision tower.
         preprocessor_class: Turns frames and text into inputs.
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     hooked_classes: ClassVar[Mapping[type, type]]
+    vision_classes: ClassVar[Mapping[type, type]]
     preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
 
     def __init__(
@@ -46,9 +49,10 @@ class QwenVLBackbone(Backbone):
         merge = (vision.temporal_patch_size, vision.spatial_merge_size)
         if merge != (TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE):
             raise ValueError(f"this model merges {merge} frames and patches per side; the zoo is built for 2 and 2")
+        replace_classes(vlm.model.visual, self.vision_classes)
         self.vlm = vlm
-        if attn_implementation is not None:
-            self.decoder.config._attn_implementation = attn_implementation
+        attention = attn_implementation or self.attn_implementation
+        self.decoder.config._attn_implementation = GROUPED_SDPA if attention == "sdpa" else attention
         self.image_pixels = IMAGE_PIXELS
         if processor is not None:
             self.preprocessor = self.preprocessor_class(processor)

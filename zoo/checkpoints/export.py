@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.backbones.official_names import LM_HEAD, OFFICIAL_VGGT, QWEN25, released_name
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import CONNECTOR, QWEN, VGGT_MODEL, model_names, official_name
-from zoo.configuration import to_config
+from zoo.configuration import complete_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import new_folder, refuse_full, write_json
 from zoo.fusions import AddFusion
@@ -79,7 +79,7 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
     found = [type(part).__name__ for part in parts if not isinstance(part, known)]
     if geometry is not None and geometry.num_layers > 1:
         found.append(f"geometry of {geometry.num_layers} layers")
-    if to_config(model.time_index) != to_config(model.backbone.default_time_index()):
+    if complete_config(model.time_index) != complete_config(model.backbone.default_time_index()):
         found.append(f"time_index: {type(model.time_index).__name__}")
     if model.text_after_vision != OFFICIAL_TEXT:
         found.append(f"text_after_vision: {model.text_after_vision}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +21,10 @@ PARTIAL = ".partial"
 
 
 class JSONLines:
-    """A file of JSON lines to append to; an incomplete last line, as a crash leaves it, is cut off first.
+    """A file of JSON lines that several processes may append to at once.
+
+    Each append locks the file. An incomplete last line, as a crash leaves it, is cut off first; without the lock that
+    would cut off what another process has just written.
 
     Args:
         path: The file, which may exist.
@@ -32,8 +37,6 @@ class JSONLines:
         self.path = path
         try:
             self._file = path.open("a+b", buffering=0)  # a buffer would retry a failed write, and in parts
-            self._file.seek(0)
-            self._file.truncate(self._file.read().rfind(b"\n") + 1)
         except OSError as error:
             raise write_error(path, error) from error
 
@@ -41,15 +44,37 @@ class JSONLines:
         """Append one line per record; they are on disk when this returns."""
         rest = json_lines(records).encode(errors="backslashreplace")
         try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
+            with _locked(self._file):
+                self._cut_incomplete_line()
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+                os.fsync(self._file.fileno())
         except OSError as error:
             raise write_error(self.path, error) from error
+
+    def _cut_incomplete_line(self) -> None:
+        if not self._file.seek(0, os.SEEK_END):
+            return
+        self._file.seek(-1, os.SEEK_END)
+        if self._file.read() != b"\n":
+            self._file.seek(0)
+            self._file.truncate(self._file.read().rfind(b"\n") + 1)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextmanager
+def _locked(file: FileIO) -> Iterator[None]:
+    """Lock a file against other processes, where its file system has locks; some of clusters have none."""
+    with suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:

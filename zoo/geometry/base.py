@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -83,7 +83,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
     def blocks(self) -> list[nn.Module]:
-        """Its transformer blocks, which are sharded one by one."""
+        """Its transformer blocks, whose matrices are sharded."""
         return []
 
     def match_patches(self, patch_size: int) -> None:
@@ -165,3 +165,11 @@ def check_size(height: int, width: int, patch: int) -> None:
             f"frames of {width} x {height} pixels: a geometry encoder needs sides in multiples of {patch}; resize them "
             f"to {max(1, round(width / patch)) * patch} x {max(1, round(height / patch)) * patch}"
         )
+
+
+def encoder_frames(
+    frames: Shaped[Tensor, "S 3 H W"], tower_patch_size: int, patch_size: int
+) -> Float[Tensor, "S 3 h w"]:
+    """Prepare frames for a geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
+    scaled = frames if frames.is_floating_point() else frames.float() / 255
+    return resample_frames(scaled, tower_patch_size, patch_size)

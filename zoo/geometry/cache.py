@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Shaped
@@ -19,19 +16,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.cameras.scene_geometry import TOKENS
-from zoo.errors import InputError, check_choice
-from zoo.files.atomic_io import PARTIAL, replace_file
+from zoo.errors import check_choice
+from zoo.files.atomic_io import replace_file
+from zoo.files.cache_folder import CacheFolder, Description
 from zoo.files.fingerprint import CONTENT_DIGITS, content_fingerprint, fingerprint
 
 Packed = dict[str, Tensor]  # the tensors of a file
-Description = Mapping[str, Any]  # everything that an entry depends on; JSON
 TokenDType = Literal["bfloat16", "float8"]
 
 SCALE = ".scale"
 FLOAT8 = torch.float8_e4m3fn
-ENTRY = ".safetensors"
-ABANDONED_S = 3600  # no entry takes an hour to write
-SHARE = 64  # the folder's size is measured again after each 1/64 of the limit was written
 
 
 @dataclass
@@ -48,7 +42,8 @@ class GeometryCache:
         folder: Where the entries are kept.
         dtype: Of 3D tokens; poses and intrinsics are kept exactly. `float8` (e4m3, one scale per token) takes half the
             space; benchmarks/README.md has its error.
-        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64.
+        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64,
+            or by one entry.
 
     Raises:
         InputError: A limit that is not positive, or another dtype.
@@ -60,18 +55,16 @@ class GeometryCache:
 
     def __post_init__(self) -> None:
         check_choice("--model.geometry_cache.dtype", self.dtype, TokenDType)
-        if not self.max_size_gb > 0:
-            raise InputError(f"--model.geometry_cache.max_size_gb {self.max_size_gb}: must be positive")
-        self._unseen = math.inf  # bytes written since the folder's size was measured
+        self._entries = CacheFolder(self.folder, self.max_size_gb, "--model.geometry_cache")
 
     @property
     def path(self) -> Path:
         """The folder."""
-        return Path(self.folder).expanduser()
+        return self._entries.path
 
     def file(self, entry: Description) -> Path:
         """The file of an entry, which may not exist."""
-        return self.path / f"{fingerprint(entry)}{ENTRY}"
+        return self._entries.file(entry)
 
     def get(self, entry: Description) -> Packed | None:
         """Read an entry and mark it as used now; None if there is no sound one."""
@@ -80,12 +73,11 @@ class GeometryCache:
             with safe_open(path, framework="pt") as file:
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
                 sound = file.metadata() == metadata(entry, packed)
-        except (OSError, SafetensorError):  # absent or cut short
+        except (OSError, SafetensorError, RuntimeError):  # absent, cut short, or evicted before torch opened it too
             return None
         if not sound:
             return None
-        with suppress(OSError):  # just evicted, or in a folder of another user
-            os.utime(path)
+        self._entries.mark_used(entry)
         return packed
 
     def put(self, entry: Description, packed: Packed) -> None:
@@ -95,35 +87,7 @@ class GeometryCache:
             InputError: The entry alone exceeds the limit.
             OSError: It can't be written; the former file is kept.
         """
-        content = save(packed, metadata(entry, packed))
-        self._make_room(len(content))
-        replace_file(self.file(entry), content)
-
-    def _make_room(self, size: int) -> None:
-        limit = int(self.max_size_gb * 1e9)
-        if size > limit:
-            raise InputError(
-                f"one scene takes {size / 1e9:.3g} GB: raise --model.geometry_cache.max_size_gb {self.max_size_gb:g}"
-            )
-        self._unseen += size
-        if self._unseen <= limit // SHARE:
-            return
-        self._unseen = size
-        entries = []
-        for path in self.path.glob("*"):
-            with suppress(OSError):  # another process has evicted it
-                status = path.stat()
-                if path.suffix == ENTRY:
-                    entries.append((status.st_mtime_ns, status.st_size, path))
-                elif path.suffix == PARTIAL and status.st_mtime < time.time() - ABANDONED_S:
-                    path.unlink()  # of a process that was killed
-        full = sum(size for _, size, _ in entries)
-        for _, freed, path in sorted(entries):
-            if full <= limit - max(size, limit // SHARE):
-                break
-            with suppress(OSError):
-                path.unlink()
-            full -= freed
+        self._entries.write(entry, save(packed, metadata(entry, packed)))
 
     def file_fingerprint(self, weights: Path) -> str:
         """`content_fingerprint` of a file; kept in this folder, so that a file is read again only if it has changed."""

@@ -12,22 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.cameras.scene_geometry import TOKENS
 from zoo.errors import InputError
+from zoo.files.cache_folder import Description
 from zoo.files.fingerprint import fingerprint
 from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, SceneGeometry
-from zoo.geometry.cache import Description, GeometryCache, Packed, pack, unpack
+from zoo.geometry.cache import GeometryCache, Packed, pack
+from zoo.geometry.cache_entries import KINDS, CacheEntries, unpacked
 from zoo.precision import full_precision
 from zoo.weights.deferred import load_deferred
 
 Recipe = Callable[[], GeometryEncoder | None]
-
-VERSION = 1  # raise it when encoders compute something else from the same weights, so that no entry is stale
-KINDS = {
-    "tokens": TOKENS,
-    "cameras": ("world_to_camera", "K_normalized", "has_camera", "depth"),
-}  # each an entry of its own
-EXACT = 1e-6  # tolerance of bytes / 255 in float32, which devices round differently
 
 
 class LazyGeometry:
@@ -102,10 +96,9 @@ def build_first_available(*recipes: Recipe | None) -> GeometryEncoder | None:
 class CachedGeometry(GeometryEncoder):
     """A frozen encoder that computes only the entries that its cache lacks, and is loaded when that first happens.
 
-    The key of an entry is made of the frames' pixels, the encoder's settings, its weights, what it reads of the
-    dataset's geometry, and for cameras the source of their scale. The pixels identify scene, frames, order and size at
-    once, and no name has to be trusted. Poses and intrinsics are kept exactly; 3D tokens are bfloat16, rounded as the
-    cache stores them even when just computed, so that results do not depend on the state of the cache.
+    What data workers have read already (`GeometryReader`) is not asked of it. Poses and intrinsics are kept exactly; 3D
+    tokens are bfloat16, rounded as the cache stores them even when just computed, so that results do not depend on the
+    state of the cache.
 
     The encoder computes without autocast, so that entries do not depend on the precision of the run that made them:
     load weights in bfloat16 for speed. It is no submodule, so that the model's state does not depend on whether it is
@@ -160,35 +153,22 @@ class CachedGeometry(GeometryEncoder):
         """Fingerprints of the encoder's weights: of their files, or of its tensors."""
         return self._lazy.weights(self._cache.file_fingerprint)
 
-    def entries(
-        self, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
-    ) -> dict[str, Description]:
-        """The full description of each entry that is asked for, by kind."""
-        shared: dict[str, Any] = {
-            "frames": pixels_fingerprint(frames),
-            "encoder": self._lazy.identity(),
-            "weights": self.weights,
-            "dtype": self._cache.dtype,
-            "version": VERSION,
-        }
-        entries: dict[str, Description] = {}
-        present = {} if given is None else given.present()
-        for kind in [kind for kind, asked in (("tokens", tokens), ("cameras", cameras)) if asked]:
-            entry = {"kind": kind, **shared}
-            if read := {name: present[name] for name in self.given_fields.get(kind, ()) if name in present}:
-                entry["given"] = fingerprint(read)
-            if kind == "cameras" and self.scale_from is not None:
-                files = [self._cache.file_fingerprint(file) for file in self.scale_from.files]
-                entry["scale"] = [type(self.scale_from).__qualname__, *files]
-            entries[kind] = entry
-        return entries
+    @property
+    def entries(self) -> CacheEntries:
+        """The names of the encoder's entries."""
+        scale = None
+        if self.scale_from is not None:
+            files = [self._cache.file_fingerprint(file) for file in self.scale_from.files]
+            scale = [type(self.scale_from).__qualname__, *files]
+        return CacheEntries(self._cache, self._lazy.identity(), self.weights, self.given_fields, scale)
 
     def forward(
         self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
         """See `GeometryEncoder`."""
         every = zip(frames, given, strict=True)
-        entries = [self.entries(*scene, tokens=tokens, cameras=cameras) for scene in every]
+        named = self.entries
+        entries = [named.describe(*scene, tokens=tokens, cameras=cameras) for scene in every]
         found = [{kind: self._cache.get(entry) for kind, entry in scene.items()} for scene in entries]
         missing = [(i, kind) for i, scene in enumerate(found) for kind, packed in scene.items() if packed is None]
         computed = self._compute(frames, given, missing) if missing else {}
@@ -199,8 +179,7 @@ class CachedGeometry(GeometryEncoder):
             self._keep(entries[i][kind], packed)
         scenes = []
         for scene, each in zip(found, frames, strict=True):
-            kept = {name: tensor for packed in scene.values() for name, tensor in (packed or {}).items()}
-            scenes.append(SceneGeometry(**unpack(kept)).to(each.device))
+            scenes.append(unpacked([packed for packed in scene.values() if packed]).to(each.device))
         return scenes
 
     def _compute(
@@ -232,12 +211,5 @@ class CachedGeometry(GeometryEncoder):
         self, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
     ) -> bool:
         """Whether a file exists, sound or not, for all that is asked of a scene."""
-        entries = self.entries(frames, given, tokens=tokens, cameras=cameras)
+        entries = self.entries.describe(frames, given, tokens=tokens, cameras=cameras)
         return all(self._cache.file(entry).exists() for entry in entries.values())
-
-
-def pixels_fingerprint(frames: Float[Tensor, "S 3 H W"]) -> str:
-    """Fingerprint of frames; equal on every device for frames that were bytes, whose quotients by 255 may differ."""
-    counts = (frames * 255).round().clamp(0, 255)
-    were_bytes = bool(((counts / 255 - frames).abs() < EXACT).all())
-    return fingerprint({"frames": counts.to(torch.uint8) if were_bytes else frames})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.geometry.base import check_size
@@ -41,3 +41,8 @@ def check_range(images: Tensor, model: str) -> None:
     """
     if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
         raise ValueError(f"{model} needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")
+
+
+def select_frames(values: Shaped[Tensor, "B S ..."], frames: Int[Tensor, "B chosen"]) -> Shaped[Tensor, "B chosen ..."]:
+    """Select frames of each scene."""
+    return values[torch.arange(len(frames), device=frames.device)[:, None], frames]

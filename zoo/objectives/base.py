@@ -114,19 +114,3 @@ class LayerObjective(Objective):
             )
         self.layers = (self.layer % num_layers,)
         self.head = Connector(width, width, self.num_outputs, zero=True)
-
-
-def masked_mean(values: Sequence[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
-    """The mean of the known values of all scenes of a batch in one process; 0 without any.
-
-    So where few scenes have labels, their weight grows with the scenes per batch.
-
-    Args:
-        values: Of each scene, with rows of equal weight on the first axis; and the mask of a row.
-        like: A tensor of the result's dtype and device.
-    """
-    if not values:
-        return like.new_zeros(())
-    each = torch.cat([value.mean(0).flatten() for value, _ in values])
-    known = torch.cat([mask.flatten() for _, mask in values])
-    return torch.where(known, each, 0.0).sum() / known.sum().clamp(min=1)  # an unknown value may be infinite

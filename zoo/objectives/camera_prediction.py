@@ -13,9 +13,9 @@ from zoo.cameras import Cameras
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.errors import InputError, check_choice
-from zoo.objectives.base import LayerObjective, masked_mean
+from zoo.objectives.base import LayerObjective
 from zoo.objectives.decoded import Decoded
-from zoo.precision import full_precision
+from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
 
 Anchor = Literal["reference", "neighbor"]
@@ -98,13 +98,16 @@ class CameraPrediction(LayerObjective):
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """See `Objective`: `rotation` and `center`, each the sum over the anchors."""
-        like = decoded.last_hidden_state.float()
-        rotation = center = like.new_zeros(())
+        rotation = center = to_float32(decoded.last_hidden_state).new_zeros(())
         pairs = list(self._pairs(decoded))
         for anchor in self.anchors:
-            own = [(pose_distance(poses, true.poses), true.known) for _, each, poses, true in pairs if each == anchor]
-            rotation = rotation + masked_mean([(angle, known) for (angle, _), known in own], like)
-            center = center + masked_mean([(distance, known) for (_, distance), known in own], like)
+            own = [
+                (scene, *pose_distance(poses, true.poses), true.known)
+                for scene, each, poses, true in pairs
+                if each == anchor
+            ]
+            rotation = rotation + decoded.mean_over_scenes((scene, angle, known) for scene, angle, _, known in own)
+            center = center + decoded.mean_over_scenes((scene, distance, known) for scene, _, distance, known in own)
         return {"rotation": rotation, "center": self.center_weight * center}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
@@ -144,7 +147,7 @@ class CameraPrediction(LayerObjective):
             place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
             with full_precision(states.device):
                 identity = torch.tensor(IDENTITY * len(self.anchors)).to(states.device, non_blocking=True)
-                numbers = self.head(states[:, :, place]).float() + identity
+                numbers = to_float32(self.head(states[:, :, place])) + identity
             for anchor, each in zip(self.anchors, numbers.split(NUMBERS, -1), strict=True):
                 rotation = rotation_from_6d(each[..., :6])
                 translation = -(rotation * each[..., None, 6:]).sum(-1)
@@ -163,4 +166,4 @@ class CameraPrediction(LayerObjective):
             anchors = (place - 1).clamp(min=0)
         poses = every.world_to_camera[0]
         relative = poses @ invert_se3(poses[anchors])
-        return RelativePoses(relative.float(), known & known[anchors] & (anchors < place))
+        return RelativePoses(relative.to(cameras.world_to_camera.dtype), known & known[anchors] & (anchors < place))

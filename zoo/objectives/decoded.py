@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.backbones.base import Backbone
+from zoo.objectives.average import AVERAGES, Average, SceneLoss
 from zoo.precision import to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.batch import Sequences
@@ -27,6 +28,7 @@ class Decoded:
         last_hidden_state: After the decoder's last norm.
         layers: Outputs of the decoder layers that some objective reads.
         lm_head: The projection of hidden states to logits.
+        average: How losses are averaged.
     """
 
     scenes: Sequence[EncodedScene]
@@ -34,6 +36,7 @@ class Decoded:
     last_hidden_state: Float[Tensor, "S L D"]
     layers: Mapping[int, Float[Tensor, "S L D"]]
     lm_head: Callable[[Tensor], Tensor]
+    average: Average = AVERAGES["questions"]
 
     def views(self, layer: int) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
         """Yield each scene with the hidden states of its visual tokens in each of its sequences, in float32.
@@ -43,13 +46,37 @@ class Decoded:
         """
         sequences = self.sequences
         by_row = self.layers[layer].flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
-        rows_of: dict[int, list[Tensor]] = {}
-        for states, shown, is_supervised in zip(by_row, sequences.scene_index, sequences.is_supervised, strict=True):
-            if is_supervised:
-                rows_of.setdefault(shown[0], []).append(states)
         for number, scene in enumerate(self.scenes):
-            if rows := rows_of.get(number):
-                yield scene, to_float32(torch.stack(rows)).unflatten(1, (scene.scene.num_steps, -1))
+            if rows := self._rows_of(number):
+                states = torch.stack([by_row[row] for row in rows])
+                yield scene, to_float32(states).unflatten(1, (scene.scene.num_steps, -1))
+
+    def mean_over_answers(self, losses: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+        """Average the losses of the supervised tokens, see `Average`."""
+        return self.average.over_answers(losses, self.sequences.answer_lengths, sum(self.sequences.num_answers))
+
+    def mean_over_scenes(
+        self, losses: Iterable[tuple[EncodedScene, Float[Tensor, "rows ..."], Bool[Tensor, " ..."]]]
+    ) -> Float[Tensor, ""]:
+        """Average losses on visual tokens, see `Average`; 0 without any.
+
+        Args:
+            losses: Scenes from `views`, with the loss in each of their sequences and where its target is known.
+        """
+        numbers = {id(scene): number for number, scene in enumerate(self.scenes)}
+        counts = self.sequences.num_answers
+        found = [
+            SceneLoss(values, known, [counts[row] for row in self._rows_of(numbers[id(scene)])])
+            for scene, values, known in losses
+        ]
+        if not found:
+            return to_float32(self.last_hidden_state.new_zeros(()))
+        return self.average.over_scenes(found, sum(counts))
+
+    def _rows_of(self, scene: int) -> list[int]:
+        """The sequences that show a scene and that something is learned from."""
+        rows = zip(self.sequences.scene_index, self.sequences.num_answers, strict=True)
+        return [row for row, (shown, count) in enumerate(rows) if count and shown[0] == scene]
 
 
 def decode(
@@ -58,6 +85,7 @@ def decode(
     inputs: Mapping[str, Any],
     scenes: Sequence[EncodedScene],
     sequences: Sequences,
+    average: Average = AVERAGES["questions"],
 ) -> Decoded:
     """Run the decoder and keep the outputs of some layers, moved back to rows where scenes share sequences.
 
@@ -69,6 +97,7 @@ def decode(
         inputs: Of the decoder, for these sequences.
         scenes: Encoded scenes of the batch.
         sequences: About them.
+        average: How losses are averaged.
     """
     kept: dict[int, Tensor] = {}
     with ExitStack() as stack:
@@ -82,4 +111,4 @@ def decode(
         hidden = backbone.decode(inputs).last_hidden_state
     if (packing := sequences.packing) is not None:
         hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
-    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head)
+    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head, average)

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.objectives.base import LayerObjective, masked_mean
+from zoo.objectives.base import LayerObjective
 from zoo.objectives.decoded import Decoded
-from zoo.precision import full_precision
+from zoo.precision import full_precision, to_float32
+from zoo.scene_encoding.encoded_scene import EncodedScene
 
 
 class DepthPrediction(LayerObjective):
@@ -29,8 +30,8 @@ class DepthPrediction(LayerObjective):
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """See `Objective`."""
-        off = [((predicted - depth.log()).abs(), depth > 0) for predicted, depth in self._pairs(decoded)]
-        return {"log_depth": masked_mean(off, decoded.last_hidden_state.float())}
+        losses = ((scene, (found - depth.log()).abs(), depth > 0) for scene, found, depth in self._pairs(decoded))
+        return {"log_depth": decoded.mean_over_scenes(losses)}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
         """Mean |predicted - true| / true of one scene, and that of its own median depth everywhere.
@@ -39,7 +40,7 @@ class DepthPrediction(LayerObjective):
         4.1), so that a wrong scale of the scene costs nothing; the null model knows the scale.
         """
         found: dict[str, Tensor] = {}
-        for logarithms, depth in self._pairs(decoded):
+        for _, logarithms, depth in self._pairs(decoded):
             known = depth > 0
             if known.any():
                 true, predicted = depth[known], logarithms.exp()[:, known]
@@ -50,10 +51,12 @@ class DepthPrediction(LayerObjective):
                 found["unlearned/aligned_depth_relative"] = found["unlearned/depth_relative"]
         return found
 
-    def _pairs(self, decoded: Decoded) -> Iterator[tuple[Float[Tensor, "rows t n"], Float[Tensor, "t n"]]]:
-        """Yield predicted logarithms and the depth, 0 where unknown, of each scene with depth."""
+    def _pairs(
+        self, decoded: Decoded
+    ) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n"], Float[Tensor, "t n"]]]:
+        """Yield each scene with depth, its predicted logarithms, and the depth, 0 where unknown."""
         for scene, states in decoded.views(self.layers[0]):
             if scene.targets.depth is not None:
                 flat = states[:, :, : scene.targets.depth.shape[1]]  # without extra tokens
                 with full_precision(states.device):
-                    yield self.head(flat).float()[..., 0], scene.targets.depth.detach().float()
+                    yield scene, to_float32(self.head(flat))[..., 0], to_float32(scene.targets.depth.detach())

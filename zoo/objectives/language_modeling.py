@@ -8,10 +8,11 @@ from torch.nn import functional as F
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
+from zoo.precision import to_float32
 
 
 class LanguageModeling(Objective):
-    """Mean cross-entropy (nats) of the supervised tokens; only their logits are computed.
+    """Cross-entropy (nats) of the supervised tokens, averaged as `average` says; only their logits are computed.
 
     Args:
         weight: Above 0, since every model answers questions.
@@ -26,6 +27,5 @@ class LanguageModeling(Objective):
         """See `Objective`."""
         sequences = decoded.sequences
         logits = decoded.lm_head(decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places])
-        total = F.cross_entropy(logits.float(), sequences.answer_ids, reduction="sum")
-        # none is supervised where another process learns from them
-        return {"cross_entropy": total / max(len(sequences.answer_ids), 1)}
+        losses = F.cross_entropy(to_float32(logits), sequences.answer_ids, reduction="none")
+        return {"cross_entropy": decoded.mean_over_answers(losses)}

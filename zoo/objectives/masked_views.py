@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.sequences.scene_inputs import SceneInputs
-
-# Torch's generator on the CPU takes 32 bits of a seed: the first count, and how far those of two processes are apart.
-FIRST_STEPS, PER_RANK = 2**31, 2**24
 
 
 class MaskedViews(Objective):
@@ -23,8 +20,8 @@ class MaskedViews(Objective):
     A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
     no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
 
-    Masks are drawn from a count of steps that starts at a random number and that checkpoints hold, so that another seed
-    draws other masks, and a resumed run those of one that was never interrupted. Each DDP process draws its own.
+    A mask depends on `SceneInputs.draw`: on the seed of the data, the scene and the epoch. So a resumed run draws those
+    of one that was never interrupted, and a scene has the same mask on any number of processes.
 
     Args:
         mask_ratio: Of the 2D tokens of a scene, from 0 up to 1.
@@ -39,8 +36,6 @@ class MaskedViews(Objective):
         0.6
     """
 
-    steps: Tensor
-
     def __init__(self, mask_ratio: float = 0.25, mask_ratio_by_type: dict[str, float] | None = None) -> None:
         super().__init__()
         for value in (mask_ratio, *(mask_ratio_by_type or {}).values()):
@@ -48,12 +43,10 @@ class MaskedViews(Objective):
                 raise InputError(f"--model.objectives: MaskedViews with a mask ratio of {value}: give one from 0 to 1")
         self.mask_ratio, self.mask_ratio_by_type = mask_ratio, mask_ratio_by_type or {}
         self.question_types = tuple(self.mask_ratio_by_type)
-        self.register_buffer("steps", torch.zeros(1, dtype=torch.long))
 
     def bind(self, width: int, num_layers: int) -> None:
-        """Create the learned token, and draw the first count of steps."""
+        """Create the learned token."""
         self.mask_token = nn.Parameter(0.02 * torch.randn(width))
-        self.steps.random_(FIRST_STEPS)
 
     def mask_ratio_of(self, question_types: Sequence[str]) -> float:
         """Return the mask ratio of a scene with questions of these types."""
@@ -62,11 +55,9 @@ class MaskedViews(Objective):
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
         """See `Objective`."""
-        rank = distributed.get_rank() if distributed.is_initialized() else 0
-        generator = torch.Generator().manual_seed(int(self.steps) + rank * PER_RANK)
-        self.steps += 1
         changed = []
         for (tokens, deepstack), scene in zip(visual, scenes, strict=True):
+            generator = torch.Generator().manual_seed(scene.draw)
             drawn = torch.rand(tokens.shape[:2], generator=generator) < self.mask_ratio_of(scene.question_types)
             masked = drawn.to(tokens.device, non_blocking=True)[..., None]
             kept = torch.where(masked, self.mask_token.to(tokens.dtype), tokens)

@@ -20,13 +20,13 @@ class SceneCameras:
     Attributes:
         patches: One camera per temporal patch.
         points: The 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
-        median_depth: Of all pixels of the scene; for an encoding that divides lengths by it.
+        depth: Of all pixels, NaN where unknown; for an encoding that divides lengths by its median.
         view_features: The mean 2D token of each temporal patch; for a reference view chosen by them.
     """
 
     patches: PatchCameras
     points: Float[Tensor, "tokens 3"] | None = None
-    median_depth: Float[Tensor, ""] | None = None
+    depth: Float[Tensor, " pixels"] | None = None
     view_features: Float[Tensor, "t C"] | None = None
 
 

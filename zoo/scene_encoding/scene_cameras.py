@@ -53,7 +53,7 @@ def scene_cameras(
     return SceneCameras(
         patches,
         points=scene_points(geometry, scene.token_grid[1], merged).flatten(0, 2) if use.points else None,
-        median_depth=median_depth(geometry) if use.median_depth else None,
+        depth=known_depth(geometry) if use.median_depth else None,
         view_features=visual.tokens.mean(1) if use.balanced_reference else None,
     )
 
@@ -123,8 +123,8 @@ def token_depth(scene: SceneGeometry, rows: int) -> Float[Tensor, "t n"] | None:
     return patch_depth(scene.depth, scene.depth.shape[1] // rows, TEMPORAL_PATCH_SIZE).flatten(1)
 
 
-def median_depth(scene: SceneGeometry | None) -> Float[Tensor, ""]:
-    """Compute the median over all pixels of all frames, in the unit of the poses; NaN where no depth is known.
+def known_depth(scene: SceneGeometry | None) -> Float[Tensor, " pixels"]:
+    """Return the depth of all pixels of all frames, in the unit of the poses; NaN where unknown.
 
     Raises:
         InputError: A scene without depth.
@@ -132,7 +132,7 @@ def median_depth(scene: SceneGeometry | None) -> Float[Tensor, ""]:
     if scene is None or scene.depth is None:
         raise InputError("scale: median_depth needs scenes with depth, and one has none: choose another scale")
     depth = scene.depth.flatten()
-    return torch.where(depth > 0, depth, torch.nan).nanmedian()
+    return torch.where(depth > 0, depth, torch.nan)
 
 
 # ---- of whole sequences ---------------------------------------------------------------------------------------
@@ -167,7 +167,9 @@ def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequence
 def add_scene_statistics(
     cameras: Cameras, rows: Sequence[Sequence[SceneCameras]], has_camera: Bool[Tensor, "B C"]
 ) -> Cameras:
-    """Add the balanced reference view and the median depth of each row's scenes to cameras, where those are known.
+    """Add the balanced reference view and the median depth of each row to cameras, where those are known.
+
+    Both are of all scenes of a row, as the other reference views and scales are: its cameras share one unit.
 
     Args:
         cameras: Of each row.
@@ -177,8 +179,9 @@ def add_scene_statistics(
     features = [[scene.view_features for scene in row if scene.view_features is not None] for row in rows]
     if any(features):
         cameras = cameras.with_reference(balanced_views(features, has_camera))
-    depths = [[scene.median_depth for scene in row if scene.median_depth is not None] for row in rows]
+    depths = [[scene.depth for scene in row if scene.depth is not None] for row in rows]
     if any(depths):
-        one = torch.ones((), device=has_camera.device)
-        cameras = cameras.with_median_depth(torch.stack([own[-1].to(one) if own else one for own in depths]))
+        one = torch.ones(1, device=has_camera.device)
+        medians = [torch.cat(own or [one]).nanmedian().double() for own in depths]
+        cameras = cameras.with_median_depth(torch.stack(medians))
     return cameras

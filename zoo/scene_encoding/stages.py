@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from zoo.backbones.base import Backbone, VisualTokens
@@ -16,7 +16,7 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Fusion
-from zoo.geometry.base import GeometryEncoder, resample_frames
+from zoo.geometry.base import GeometryEncoder, encoder_frames
 from zoo.scene_encoding.encoded_scene import SceneCameras
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
 from zoo.sequences.batch import Batch
@@ -57,28 +57,25 @@ def encode_geometry(
     dataset = [scene.geometry for scene in scenes]
     if encoder is None or not (tokens or cameras):
         return dataset
-    frames = [scene.frames for scene in scenes]
-    if encoder.requires_frames and any(each is None for each in frames):
-        name = type(encoder.meta_encoder).__name__
-        raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-    read = [None if each is None else encoder_frames(each, patch_size, encoder.patch_size) for each in frames]
-    found = list(encoder(read, dataset, tokens=tokens, cameras=cameras))
-    for i, other in enumerate(scene.geometry_override for scene in scenes):  # in a perturbed test
+    # 1. What data workers have read of a cache, and the rest by the encoder.
+    found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
+    if rest := [i for i in range(len(scenes)) if i not in found]:
+        frames = [scenes[i].frames for i in rest]
+        if encoder.requires_frames and any(each is None for each in frames):
+            name = type(encoder.meta_encoder).__name__
+            raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
+        read = [None if each is None else encoder_frames(each, patch_size, encoder.patch_size) for each in frames]
+        computed = encoder(read, [dataset[i] for i in rest], tokens=tokens, cameras=cameras)
+        found |= dict(zip(rest, computed, strict=True))
+    # 2. Tokens of other scenes, in a perturbed test.
+    for i, other in enumerate(scene.geometry_override for scene in scenes):
         if other == "nothing" and tokens:
             found[i] = found[i].with_tokens_of(found[i], scale=0.0)
         elif isinstance(other, SceneInputs) and tokens:
             (source,) = encode_geometry(encoder, [other], patch_size, tokens=True, cameras=False)
             assert source is not None
             found[i] = found[i].with_tokens_of(source)
-    return found
-
-
-def encoder_frames(
-    frames: Shaped[Tensor, "S 3 H W"], tower_patch_size: int, patch_size: int
-) -> Float[Tensor, "S 3 h w"]:
-    """Prepare frames for a geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
-    scaled = frames if frames.is_floating_point() else frames.float() / 255
-    return resample_frames(scaled, tower_patch_size, patch_size)
+    return [found[i] for i in range(len(scenes))]
 
 
 def fuse_scenes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,6 +44,7 @@ class Sequences(Movable):
         camera_runs: Where the tokens with a camera are; None in a model without cameras.
         answer_places: The places of the tokens in front of the supervised ones, which predict them.
         answer_ids: The supervised ids.
+        answer_lengths: Of each of them, the number of supervised tokens in its answer.
         padding_mask: Marks the tokens that are not padding, where padding is not on the right; None where causal
             attention alone is right.
         group: The group of each token, where several questions share a sequence, see `zoo.sequences.masks`; else None.
@@ -52,7 +53,8 @@ class Sequences(Movable):
         scene_index: The scenes of each sequence, in the order in which they appear.
         visual_counts: Visual tokens of each sequence.
         lengths: Tokens of each sequence, without padding.
-        is_supervised: Whether something is learned from each sequence; it is not where another process does.
+        num_answers: Answers that are learned from in each sequence; 0 where another process learns from them. 1 in
+            sequences without labels.
     """
 
     input_ids: Int[Tensor, "S L"]
@@ -67,6 +69,7 @@ class Sequences(Movable):
     camera_runs: CameraRuns | None
     answer_places: Int[Tensor, " M"]
     answer_ids: Int[Tensor, " M"]
+    answer_lengths: Int[Tensor, " M"]
     padding_mask: Bool[Tensor, "S L"] | None = None
     group: Int[Tensor, "S L"] | None = None
     packing: ScenePacking | None = None
@@ -75,7 +78,7 @@ class Sequences(Movable):
     scene_index: list[list[int]] = field(default_factory=list)
     visual_counts: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    is_supervised: list[bool] = field(default_factory=list)
+    num_answers: list[int] = field(default_factory=list)
 
     def __reduce__(self) -> Any:
         """Pickle tensors by value: each that a worker shares costs a file descriptor, and prompts may be many."""
@@ -141,6 +144,20 @@ class Prompt(Movable):
         return self.prefix.scene_index[0]
 
 
+class OptimizerStep(NamedTuple):
+    """All batches whose gradients make one step of the optimizer.
+
+    Attributes:
+        num_answers: Answers that it learns from, over all processes and accumulated batches; those of a scene that
+            can't be read included.
+        num_batches: Batches over which gradients are averaged: processes times `accumulate_grad_batches`, also in a
+            shorter last step.
+    """
+
+    num_answers: int
+    num_batches: int
+
+
 class Batch(Movable):
     """The scenes of a step with their sequences; a plain class, into which no precision plugin looks.
 
@@ -152,6 +169,10 @@ class Batch(Movable):
         records: One per question, in the order of the numbers in the prompts, without the prediction yet.
         failed: Complete records of questions that can't be asked: their scene can't be read, or they hold a special
             token or too many tokens.
+        num_answers: Answers that are learned from about each scene; 0 where another process learns from them.
+
+    Attributes:
+        step: The optimizer step that a training batch is a part of; None for any other batch.
     """
 
     def __init__(
@@ -162,6 +183,17 @@ class Batch(Movable):
         prompts: Sequence[Prompt] = (),
         records: Sequence[Record] = (),
         failed: Sequence[Record] = (),
+        num_answers: Sequence[int] = (),
     ) -> None:
         self.scenes, self.vision, self.sequences, self.prompts = list(scenes), vision, sequences, list(prompts)
-        self.records, self.failed = list(records), list(failed)
+        self.records, self.failed, self.num_answers = list(records), list(failed), tuple(num_answers)
+        self.step: OptimizerStep | None = None
+
+    @property
+    def weight(self) -> float:
+        """The factor that makes a mean over this batch's questions a part of the mean over an optimizer step's.
+
+        Lightning divides a loss by the number of accumulated batches, and the strategies average gradients over
+        processes: the factor undoes both, so that each question has the weight 1 / `OptimizerStep.num_answers`.
+        """
+        return 1.0 if self.step is None else sum(self.num_answers) * self.step.num_batches / self.step.num_answers

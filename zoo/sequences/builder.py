@@ -21,6 +21,7 @@ from zoo.sequences.rules import SequenceRules
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.scene_packing import ScenePacking
 from zoo.sequences.sequence_layout import MediaKind, SequenceLayout, is_contiguous
+from zoo.sequences.supervised_tokens import SupervisedTokens
 from zoo.sequences.vision_inputs import VisionInputs
 from zoo.sequences.visual_places import visual_sources
 
@@ -129,10 +130,7 @@ class SequenceBuilder:
         # 3. Positions.
         waits = rules.time_index.requires_cameras and known is None and rules.may_predict_cameras and any(rows)
         # 4. Supervised tokens: the one in front of each predicts it.
-        answers = torch.zeros(0, dtype=torch.long)
-        if labels is not None:
-            answers = (labels[:, 1:] != IGNORED).flatten().nonzero()[:, 0]
-            answers = answers + answers // max(labels.shape[1] - 1, 1)  # from rows of L - 1 tokens to rows of L
+        answers = SupervisedTokens.of(torch.full_like(input_ids, IGNORED) if labels is None else labels)
         is_right_padded = bool((mask[:, 1:] <= mask[:, :-1]).all())
         return Sequences(
             input_ids=input_ids,
@@ -146,14 +144,15 @@ class SequenceBuilder:
             grid_sizes=torch.stack((columns, heights), 1)[is_grid],
             camera_index=index,
             camera_runs=runs,
-            answer_places=answers,
-            answer_ids=answers if labels is None else labels.flatten()[answers + 1],
+            answer_places=answers.places - 1,
+            answer_ids=answers.ids,
+            answer_lengths=answers.lengths,
             padding_mask=None if is_right_padded else mask,
             cameras=cameras,
             scene_index=[list(row) for row in scene_index],
             visual_counts=layout.tokens_per_row,
             lengths=mask.sum(1).tolist(),
-            is_supervised=[True] * len(rows) if labels is None else (labels != IGNORED).any(1).tolist(),
+            num_answers=[1] * len(rows) if labels is None else answers.num_answers,
         )
 
     def layout(

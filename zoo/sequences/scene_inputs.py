@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from zoo.cameras.patch_cameras import PatchCameras
@@ -23,41 +23,47 @@ class SceneInputs(Movable):
     What the host reads are numbers, so that no step waits for a GPU to know them.
 
     Args:
-        pixel_values: Patches as the backbone's processor cuts them, temporal patch after temporal patch.
+        pixel_values: Patches as the backbone's processor cuts them, temporal patch after temporal patch: bytes, or
+            normalized.
         grid_thw: (t, h, w) in patches before the spatial merge; each still image is one temporal patch.
         kind: "video" or "image".
         frames: RGB frames, two per temporal patch, in 0..1 or as bytes; for models that require frames.
         geometry: The dataset's cameras and depth for each frame.
+        cached_geometry: What data workers have read of the geometry encoder's outputs, in place of frames; None asks
+            the encoder.
         cameras: The dataset's camera of each temporal patch, merged from those of its frames; None without.
         frame_indices: The raw video frames shown, for a time index that requires frames.
         seconds_per_grid: Seconds per temporal patch; None takes the time index's nominal value.
         geometry_override: Another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
         question_types: Of the questions that are asked about it at once, for objectives that depend on them.
         has_true_cameras: False in a test with the cameras of another scene, which no prediction is compared with.
+        draw: Seed of what a training step draws about it: of the data's seed, the scene and the epoch.
     """
 
     def __init__(
         self,
-        pixel_values: Float[Tensor, "patches channels"],
+        pixel_values: Shaped[Tensor, "patches channels"],
         grid_thw: Sequence[int] | Tensor,
         *,
         kind: MediaKind = "video",
         frames: Shaped[Tensor, "S 3 H W"] | None = None,
         geometry: SceneGeometry | None = None,
+        cached_geometry: SceneGeometry | None = None,
         cameras: PatchCameras | None = None,
         frame_indices: Sequence[int] | None = None,
         seconds_per_grid: float | None = None,
         geometry_override: SceneInputs | Literal["nothing"] | None = None,
         question_types: Sequence[str] = (),
         has_true_cameras: bool = True,
+        draw: int = 0,
     ) -> None:
         steps, height, width = (int(side) for side in grid_thw)
         self.grid_thw: Grid = (steps, height, width)
         self.pixel_values, self.kind, self.frames = pixel_values, kind, frames
-        self.geometry, self.cameras = geometry, cameras
+        self.geometry, self.cached_geometry, self.cameras = geometry, cached_geometry, cameras
         self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
         self.geometry_override, self.question_types = geometry_override, question_types
-        self.has_true_cameras = has_true_cameras
+        self.has_true_cameras, self.draw = has_true_cameras, draw
 
     @property
     def num_steps(self) -> int:

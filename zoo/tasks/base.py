@@ -16,13 +16,17 @@ from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import GeometryReader
+from zoo.seed import seed_draws
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.optim import LearningRates, parameter_groups
+from zoo.versions import versions
 from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, saved_names
 
 CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
+TRAINED = "trained"  # of a checkpoint: how far it is trained, and by which code
 
 
 class Task(Configurable, LightningModule):
@@ -41,6 +45,8 @@ class Task(Configurable, LightningModule):
         sequence_builder: Builds the sequences of a batch; None for a task that reads scenes alone.
         answers_questions: Whether validation and test steps return prediction records.
         frozen_weights: Path and fingerprints of the files that frozen parts were read from, by part.
+        trained: How far the weights are trained: the "step", and of a known fit its "max_steps" and the "versions" of
+            its code; None before a fit.
     """
 
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
@@ -57,11 +63,16 @@ class Task(Configurable, LightningModule):
         super().__init__()
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
         self.frozen_weights: dict[str, dict[str, Any]] = {}
+        self.trained: dict[str, Any] | None = None
 
     @property
     def requirements(self) -> DataRequirements:
         """What the DataModule must provide beside pixels and questions."""
         raise NotImplementedError
+
+    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
+        """Return what data workers read cached geometry by; None if nothing is cached."""
+        return None
 
     def check(self, batch: Batch) -> None:
         """Raise an InputError if a scene of a batch can't be used: training must not continue without it."""
@@ -88,6 +99,10 @@ class Task(Configurable, LightningModule):
                 module.eval()
         return self
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout and all that a training step draws, see `seed_draws`; each process draws its own."""
+        seed_draws(self.global_rank, self.current_epoch, batch_idx)
+
     def configure_optimizers(self) -> Any:
         """One group per part and biases, as in the published recipe."""
         groups = parameter_groups(self.named_parameters(), self.learning_rates, self.part_of)
@@ -104,18 +119,31 @@ class Task(Configurable, LightningModule):
             rank_zero_warn(f"checkpoints can only be loaded by passing the same parts: {error}")
             return None
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note how far the weights are trained."""
+        self._note_progress()
+
+    def _note_progress(self) -> None:
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            max_steps = int(trainer.estimated_stepping_batches)
+            self.trained = {"step": trainer.global_step, "max_steps": max_steps, "versions": versions()}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the tensors of `saved_names`, and add the task's configuration."""
+        """Keep the tensors of `saved_names`, and add the task's configuration and how far it is trained."""
         saved = saved_names(self, self.restored_by_files)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint[CONFIG_KEY] = self.configuration
         checkpoint[FROZEN] = self.frozen_weights
+        self._note_progress()  # callbacks save before `on_train_batch_end`
+        checkpoint[TRAINED] = self.trained
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was trained with other frozen weights."""
         trainer = self._trainer  # absent where a checkpoint is loaded without one
         source = (trainer and trainer.ckpt_path) or "the checkpoint"
         check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, source)
+        self.trained = checkpoint.get(TRAINED) or {"step": checkpoint.get("global_step")}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load what checkpoints hold; frozen released weights may be absent, any other difference is an error.

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.frozen import saved_names
 from zoo.weights.sharded_tensors import shard_like, whole
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+GATHERED_DTYPES = dict.fromkeys(("bf16-mixed", "bf16"), torch.bfloat16)  # of units, by the Trainer's precision
 
 
 class FSDP2Strategy(DDPStrategy):
-    """Shard a `VideoQATask` by torch's `fully_shard`: every decoder layer, vision block and geometry block is a unit.
+    """Shard a `VideoQATask` by torch's `fully_shard`.
 
-    The task itself is the root unit: what lies in no block is gathered for a whole step, so that a step may call any
-    method of any part. Frozen weights keep their dtype; trained ones are float32, and so are gradients as they are
-    reduced. A model with `defer_weights` is read tensor by tensor once every process has its shard; the command line
-    sets it.
+    The matrices of each decoder layer and vision block are a unit, and those of a frozen geometry encoder, see
+    `AssembledModel.sharded_units`. The task itself is the root unit: everything else is gathered for a whole step, so
+    that a step may call any method of any part. Under bf16-mixed, units are gathered in bfloat16, to which autocast
+    would cast them, and the rest in its own dtype. Trained shards are float32, and so are gradients as they are
+    reduced: once per optimizer step, until which each process sums its own gradients as a whole.
+
+    A model with `defer_weights` is read tensor by tensor once every process has its shard; the command line sets it.
 
     During an evaluation each process holds the whole weights: ranks answer different numbers of questions, with answers
     of different lengths, and wait for each other only at its end.
@@ -60,22 +65,21 @@ class FSDP2Strategy(DDPStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Shard the model before `configure_model` reads its weights into the shards.
-
-        Raises:
-            InputError: A batch size with which processes would gather weights unequally often.
-        """
+        """Shard the model before `configure_model` reads its weights into the shards."""
         task: Any = self.lightning_module
-        size = getattr(getattr(task.trainer, "datamodule", None), "batch_size", 1)
-        fits = task.trainer.state.fn == TrainerFn.FITTING
-        if fits and size > 1 and len(task.model.blocks()) > len(task.model.backbone.blocks()):
-            raise InputError(
-                f"--data.batch_size {size}: a geometry encoder takes 1 with fsdp2, since processes with more shapes of "
-                "videos would gather its weights more often; raise --trainer.accumulate_grad_batches instead"
-            )
         if not isinstance(task, FSDPModule):  # by an earlier fit or test of this Trainer
-            shard(task, self.root_device, self.world_size)
+            shard(task, self.root_device, self.world_size, GATHERED_DTYPES.get(self.precision_plugin.precision))
         yield
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Reduce no gradients of a batch before the last one of an optimizer step."""
+        task: Any = self.lightning_module
+        task.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            task.set_requires_gradient_sync(True)
 
     def setup(self, trainer: Trainer) -> None:
         """Move what is not sharded to the device, and set up the optimizer."""
@@ -158,21 +162,39 @@ class FSDP2Strategy(DDPStrategy):
             optimizer.load_state_dict({**state, "state": shards})
 
 
-def shard(task: VideoQATask, device: torch.device, world_size: int) -> None:
-    """Shard a task over all processes, in place; deferred weights stay on the meta device."""
-    kind, mesh = type(task), init_device_mesh(device.type, (world_size,))
+def shard(task: VideoQATask, device: torch.device, world_size: int, gathered_dtype: torch.dtype | None) -> None:
+    """Shard a task over all processes, in place; deferred weights stay on the meta device.
+
+    Args:
+        task: Of which each process has a copy.
+        device: Of this process.
+        world_size: Number of processes.
+        gathered_dtype: Of the units' matrices when they are used; None is that of the shards.
+    """
+    mesh = init_device_mesh(device.type, (world_size,))
     # 1. The same random weights everywhere, as DDP starts.
     for parameter in task.parameters():
         if not parameter.is_meta:
             shared = parameter.detach().to(device)
             dist.broadcast(shared, 0)
             parameter.data.copy_(shared)
-    # 2. Shards.
-    for block in task.model.blocks():
-        fully_shard(block, mesh=mesh)
-    fully_shard(task, mesh=mesh, reshard_after_forward=False)
-    for name in ("__name__", "__qualname__", "__module__"):  # of a class made by torch, which no config could name
-        setattr(type(task), name, getattr(kind, name))
+    # 2. Shards: the root comes first, since torch does not look for parameters inside of modules that are sharded.
+    units = task.model.sharded_units()
+    matrices = {parameter for own in units.values() for parameter in own}
+    _fully_shard(task, mesh=mesh, reshard_after_forward=False, ignored_params=matrices)
+    # the inputs are not cast: cameras, RoPE and the residual stream stay in float32
+    policy = MixedPrecisionPolicy(gathered_dtype, gathered_dtype and torch.float32, cast_forward_inputs=False)
+    for unit, own in units.items():
+        _fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=set(unit.parameters()).difference(own))
+        if isinstance(unit, GeometryEncoder):  # frozen: else the last layer of the backward pass would prefetch it
+            cast(FSDPModule, unit).set_unshard_in_backward(False)
     # 3. The methods that Lightning calls.
     for step in STEPS:
         register_fsdp_forward_method(task, step)
+
+
+def _fully_shard(module: nn.Module, **options: Any) -> None:
+    kind = type(module)
+    fully_shard(module, **options)
+    for name in ("__name__", "__qualname__", "__module__"):  # of a class made by torch, which no config could name
+        setattr(type(module), name, getattr(kind, name))

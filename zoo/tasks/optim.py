@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -103,6 +104,8 @@ def fused_adamw(parameters: Any, weight_decay: float) -> Optimizer:
 class WarmupCosine(LambdaLR):
     """Linear warm-up from zero, then half a cosine down to zero (Loshchilov & Hutter 2017, without restarts).
 
+    A run that is resumed with another number of steps goes on at the rate that the new schedule has there, and says so.
+
     Args:
         optimizer: Its learning rates are scaled, each from its own value.
         total_steps: Optimizer steps of the whole run.
@@ -110,6 +113,7 @@ class WarmupCosine(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.03):
+        self.total_steps = total_steps
         warmup_steps = math.ceil(total_steps * warmup_fraction)
 
         def factor(step: int) -> float:
@@ -119,3 +123,14 @@ class WarmupCosine(LambdaLR):
             return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
         super().__init__(optimizer, factor)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the step; the rates are those of this schedule there, and not the last ones of the checkpoint."""
+        total_steps, former = self.total_steps, state_dict.get("total_steps", self.total_steps)
+        super().load_state_dict({**state_dict, "total_steps": total_steps})
+        for group, rate, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+            group["lr"] = rate * factor(self.last_epoch)
+        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if total_steps != former:
+            share = f"{self.lr_lambdas[0](self.last_epoch):.0%} of their peak"
+            rank_zero_info(f"the schedule has {total_steps} steps, it had {former}: learning rates go on at {share}")

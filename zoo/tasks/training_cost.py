@@ -19,6 +19,7 @@ from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.sequence_layout import MediaKind
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
+from zoo.tasks.fsdp2 import GATHERED_DTYPES
 from zoo.tasks.optim import parameter_groups
 from zoo.tasks.video_qa import VideoQATask
 
@@ -70,7 +71,9 @@ class TrainingCost:
         flops: Floating-point operations of forward and backward pass, without and with gradient checkpointing.
         visual_tokens: Of a scene.
         sequence_tokens: Of the longest sequence.
-        gathered: Bytes that a sharded model holds beside its shard, see `gathered_bytes`.
+        gathered: Bytes that a sharded model holds beside its shard in a step, of one batch and of several, see
+            `gathered_bytes`.
+        gathered_weights: Bytes of the whole weights, which a sharded model gathers for an evaluation.
     """
 
     trained: Counter[str] = field(default_factory=Counter)
@@ -82,7 +85,8 @@ class TrainingCost:
     flops: dict[bool, int] = field(default_factory=dict)
     visual_tokens: int = 0
     sequence_tokens: int = 0
-    gathered: int = 0
+    gathered: dict[bool, int] = field(default_factory=dict)
+    gathered_weights: int = 0
 
 
 def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> TrainingCost:
@@ -100,7 +104,8 @@ def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> Train
         (cost.trained if parameter.requires_grad else cost.frozen)[task.part_of(name)] += parameter.numel()
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     cost.weights = total_bytes([*task.parameters(), *task.buffers()])
-    cost.gradients, cost.gathered = total_bytes(trained), gathered_bytes(model)
+    cost.gradients = total_bytes(trained)
+    cost.gathered, cost.gathered_weights = gathered_bytes(model, precision)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # of earlier batches of the same step, or DDP's buckets
     cost.optimizer = optimizer_bytes(task)
@@ -141,20 +146,26 @@ def optimizer_bytes(task: VideoQATask) -> int:
     return total_bytes(value for state in states for value in state.values() if isinstance(value, Tensor))
 
 
-def gathered_bytes(model: SpatialVLM) -> int:
-    """Bytes of the gathered parameters and gradients that each process holds beside its shard under FSDP2.
+def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], int]:
+    """Count the gathered parameters and gradients that each process holds beside its shard under FSDP2.
 
-    They are what lies in no block, which stays gathered, and two blocks, of which one is gathered ahead; where they
-    train, the gradients before they are scattered.
+    Returns:
+        Bytes in a step of one batch and of several, and those of the whole weights. A step holds what lies in no unit,
+        which stays gathered, and two units, of which one is gathered ahead; of what trains, the gradients before they
+        are scattered. With several batches those are the gradients of the whole model.
     """
-    units = [sum(_gathered(parameter) for parameter in block.parameters()) for block in model.blocks()]
-    within = {parameter for block in model.blocks() for parameter in block.parameters()}
-    rest = sum(_gathered(parameter) for parameter in model.parameters() if parameter not in within)
-    return rest + sum(sorted(units)[-2:])
+    units, dtype = model.sharded_units(), GATHERED_DTYPES.get(precision)
+    own = {parameter: (dtype or parameter.dtype).itemsize for unit in units.values() for parameter in unit}
+    weights = {each: each.numel() * own.get(each, each.element_size()) for each in model.parameters()}
+    gradients = {each: total_bytes([each]) if each.requires_grad else 0 for each in weights}
 
+    def largest(sizes: dict[nn.Parameter, int]) -> int:
+        rest = sum(size for parameter, size in sizes.items() if parameter not in own)
+        return rest + sum(sorted(sum(sizes[parameter] for parameter in unit) for unit in units.values())[-2:])
 
-def _gathered(parameter: nn.Parameter) -> int:
-    return parameter.numel() * parameter.element_size() * (2 if parameter.requires_grad else 1)
+    of_weights = largest(weights)
+    held = {False: of_weights + largest(gradients), True: of_weights + sum(gradients.values())}
+    return held, sum(weights.values())
 
 
 def example_batch(model: SpatialVLM, sizes: BatchSizes) -> Batch:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import save
 from torch import Tensor
@@ -50,7 +51,7 @@ class VGGTPretraining(Task):
 
     Args:
         geometry: The encoder to train, with all of its heads; a `TinyVGGT` with all three if not given.
-        dense_frames: Number of frames per scene with dense losses (depth and points), drawn anew in each step; the
+        dense_frames: Number of frames per scene with dense losses (depth and points), drawn anew in each epoch; the
             camera loss has all frames. The dense heads cost as much as the rest of the model.
         learning_rates: Only that of the geometry is used.
         optimizer: Called with the parameter groups.
@@ -83,35 +84,42 @@ class VGGTPretraining(Task):
     def part_of(self, name: str) -> str:
         return "geometry"
 
-    def _outputs(self, batch: Batch, dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets]]:
-        """VGGT's outputs and targets for each group of scenes of one shape, with dense maps of some frames."""
+    def _outputs(self, batch: Batch, dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets, list[int]]]:
+        """VGGT's outputs and targets for scenes of one shape, with dense maps of some frames, and their numbers."""
         self.check(batch)
         frames = [scene.frames for scene in batch.scenes if scene.frames is not None]
         pairs = []
         for members in same_shape(frames):
             images = torch.stack([frames[i] for i in members])
             given = [geometry for i in members if (geometry := batch.scenes[i].geometry) is not None]
-            every = images.shape[1]
-            chosen = torch.randperm(every)[:dense_frames].tolist() if dense_frames else range(every)
+            truth, chosen = targets(given), None
+            if dense_frames is not None:
+                chosen = torch.stack([_drawn(batch.scenes[i].draw, images.shape[1])[:dense_frames] for i in members])
+                chosen = chosen.to(images.device, non_blocking=True)
+                truth = truth.dense_of(chosen)
             output = self.geometry.vggt(images.float() / 255, layers=(), heads=self.heads, dense_frames=chosen)
-            pairs.append((output, targets(given).dense_of(chosen)))
+            pairs.append((output, truth, members))
         return pairs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        count = len(batch.scenes)
+        """Learn from each scene by the number of its questions, as all objectives do (`QuestionAverage`)."""
+        count = sum(batch.num_answers)
         total: dict[str, Tensor] = {}
-        for output, truth in self._outputs(batch, self.dense_frames):
-            for name, loss in losses(output, truth).items():
-                total[name] = total.get(name, torch.zeros_like(loss)) + loss * len(truth.depth) / count
+        for output, truth, members in self._outputs(batch, self.dense_frames):
+            for name, each in losses(output, truth).items():
+                for number, loss in zip(members, each, strict=True):
+                    total[name] = total.get(name, 0.0) + loss * batch.num_answers[number] / max(count, 1)
         loss = torch.stack(list(total.values())).sum()
+        if not count:  # a copy, which keeps this process in step
+            return loss
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
-        return loss
+        return batch.weight * loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Log errors, and those of `constant_baseline`; return no prediction records."""
         stage = "test" if self.trainer.testing else "val"
-        for output, truth in self._outputs(batch):
+        for output, truth, _ in self._outputs(batch):
             found, unlearned = errors(output, truth), errors(constant_baseline(truth), truth)
             named = found | {f"unlearned/{name}": unlearned[name] for name in found}
             means = {f"{stage}/{name}": each.mean() for name, each in named.items()}
@@ -137,3 +145,8 @@ class VGGTPretraining(Task):
         weights = Path(self.trainer.default_root_dir) / WEIGHTS
         write_whole(weights, save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
         self.print(f"wrote {weights}")
+
+
+def _drawn(seed: int, count: int) -> Int[Tensor, " count"]:
+    """A random order of the frames of a scene."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

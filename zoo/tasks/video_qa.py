@@ -17,9 +17,10 @@ from zoo.configuration import Configurable, known_config
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.model import SpatialVLM
 from zoo.objectives import prediction_errors
-from zoo.precision import cached_casts
+from zoo.precision import answer_precision
 from zoo.prefix_cache import answer_prompts, check_penalty
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.base import Task
@@ -103,6 +104,9 @@ class VideoQATask(Task):
     def sequence_builder(self) -> SequenceBuilder:  # type: ignore[override]
         return self.model.sequence_builder
 
+    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
+        return self.model.geometry_reader(training=training)
+
     @property
     def preprocessor(self) -> Preprocessor:  # type: ignore[override]
         """The backbone's tokenizer and prompts."""
@@ -148,7 +152,7 @@ class VideoQATask(Task):
         if not batch.records:
             return batch.failed
         self.check_cameras(batch)
-        with cached_casts(self.device):
+        with answer_precision(self.device, self.model.precision):
             scenes = self.model.encode_scenes(batch)
             replies = answer_prompts(self.model, scenes, batch.prompts, self.max_new_tokens, self.repetition_penalty)
             measured = prediction_errors(self.model, batch, scenes)
@@ -188,11 +192,14 @@ class VideoQATask(Task):
         """Log the loss, that of each objective, and the learning rates."""
         losses = self.losses(batch)
         loss, count = losses.pop("loss"), len(batch.records)
+        weight = batch.weight if self.model.average == "questions" else 1.0
+        if not sum(batch.num_answers):
+            return loss  # zero: the batch only keeps this process in step
         self.log("train/loss", loss, prog_bar=True, batch_size=count)
         self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=count)
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
-        return loss
+        return weight * loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return prediction records."""
@@ -210,12 +217,13 @@ class VideoQATask(Task):
         load_deferred(self)
 
     def setup(self, stage: str) -> None:
-        """Refuse precisions that round cameras and RoPE."""
+        """Refuse precisions that round cameras and RoPE; the model keeps the run's for its answers."""
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise InputError(
                 f"--trainer.precision {self.trainer.precision} would round the cameras' and RoPE's numbers: take "
                 "bf16-mixed, or keep the frozen weights in bfloat16 with --model.backbone.dtype bfloat16"
             )
+        self.model.precision = self.trainer.precision
 
     def _reject_untrained(self) -> None:
         if not self.can_answer:

@@ -12,13 +12,16 @@ which knows nothing of parts' own seeds and first values, such as a last project
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from zoo.weights.lazy_tensors import Tensors, are_in_files
+from zoo.errors import InputError
+from zoo.weights.filling import TensorsOf
+from zoo.weights.lazy_tensors import Tensors, are_in_files, list_names
+from zoo.weights.sharded_tensors import local
 
 DEFERRED = "_deferred_loads"  # of a module: functions that fill it
 M = TypeVar("M", bound=nn.Module)
@@ -46,8 +49,10 @@ def load_or_defer(
     if builds_shapes_only() and are_in_files(tensors):
         defer(module, fill)
         return
-    allocate(module, device or torch.get_default_device())
+    device = device or torch.get_default_device()
+    allocate(module, device)
     fill()
+    _refuse_unread(module, [module], device)
 
 
 def defer(module: nn.Module, fill: Callable[[], None]) -> None:
@@ -61,15 +66,33 @@ def load_deferred(module: M) -> M:
     On the meta device nothing is copied: names and shapes are checked.
 
     Raises:
-        InputError: Weights that are missing, or of another model.
+        InputError: Weights that are missing, or of another model, or that nothing reads.
     """
+    filled, device = [], torch.get_default_device()
     for part in module.modules():
-        fills = part.__dict__.pop(DEFERRED, ())
-        if fills:
-            allocate(part, torch.get_default_device())
-        for fill in fills:
-            fill()
+        if fills := part.__dict__.pop(DEFERRED, ()):
+            allocate(part, device)
+            for fill in fills:
+                fill()
+            filled.append(part)
+    if filled:
+        _refuse_unread(module, filled, device)
     return module
+
+
+def _refuse_unread(module: nn.Module, filled: Sequence[nn.Module], device: torch.device) -> None:
+    """Raise an InputError for weights of filled parts that are as `allocate` left them, or that are still shapes."""
+    if device.type == "meta":
+        return
+    unread = [name for name, tensor in TensorsOf(module).items() if tensor.is_meta]
+    for part in filled:
+        own = ((f"{type(part).__name__}.{name}", local(tensor)) for name, tensor in TensorsOf(part).items())
+        unread += [name for name, tensor in own if tensor.numel() and bool(tensor.flatten()[0].isnan())]
+    if unread:
+        raise InputError(
+            f"{len(unread)} weights were built without values, and are in no file: {list_names(unread)}; build them "
+            'under torch.device("cpu"), which gives them values'
+        )
 
 
 def build_deferred(build: Callable[[], M | None]) -> M | None:
@@ -83,7 +106,8 @@ def build_deferred(build: Callable[[], M | None]) -> M | None:
 def allocate(module: nn.Module, device: torch.device) -> None:
     """Give the parameters and saved buffers of a module on the meta device memory; tied weights stay tied.
 
-    A buffer that no file restores is computed by whoever builds the module.
+    The memory is filled with NaN, by which weights that nothing reads are found. A buffer that no file restores is
+    computed by whoever builds the module.
     """
     if device.type == "meta":
         return
@@ -95,6 +119,8 @@ def allocate(module: nn.Module, device: torch.device) -> None:
                     continue
                 if tensor not in allocated:
                     memory = torch.empty_like(tensor, device=device)
+                    if memory.is_floating_point():
+                        memory.fill_(torch.nan)
                     is_parameter = isinstance(tensor, nn.Parameter)
                     allocated[tensor] = nn.Parameter(memory, tensor.requires_grad) if is_parameter else memory
                 tensors[name] = allocated[tensor]  # type: ignore[assignment]

@@ -71,6 +71,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
             "library_name": LIBRARY,
             "model": parts,
             "data": _replaced(model.data_config, "seed", resolve_seed),
+            "precision": model.precision,
             "frozen": frozen_weights(model),
             "full": full,
         }
@@ -114,7 +115,7 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
                 parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
             )
         model = from_config(kind, parts)
-        model.data_config = config.get("data") or {}
+        model.data_config, model.precision = config.get("data") or {}, config.get("precision")
     with add_file_to_errors(folder):
         if not config.get("full"):
             check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
@@ -153,6 +154,8 @@ def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
         model = task.model
         seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
         model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
+        if isinstance(trainer := settings.get("trainer"), dict):
+            model.precision = str(trainer.get("precision") or "32-true")
     checkpoint = run / LAST_CHECKPOINT
     if checkpoint.is_file():
         saved = read_checkpoint(checkpoint)

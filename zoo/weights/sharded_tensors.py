@@ -11,6 +11,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def shard_like(tensor: Tensor, target: Tensor) -> Tensor:
     """Return the part of a whole tensor that this process holds of `target`; no process communicates."""
     if not isinstance(target, DTensor):

@@ -13,7 +13,7 @@ from commands.reports.compare import Comparisons, Interval
 from commands.reports.formats import write
 from commands.reports.loaded_runs import AVERAGE, Run, measures
 from commands.reports.predictions import Answer
-from commands.reports.tables import captions, means, over_seeds, reproduction, scores, settings
+from commands.reports.tables import captions, means, over_seeds, percent, reproduction, scores, settings
 
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "sort.js", "bars.js", "compare.js", "questions.js", "detail.js")
@@ -33,7 +33,7 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
     tables = "".join(f'<div class="wide">{text}</div>' for text in (write(table, "html") for table in every))
     data = {
         "runs": [run.name for run in runs],
-        "bars": {column: [run.score(column) for run in runs] for column in (*benchmark.columns, AVERAGE)},
+        "bars": {column: [_percent(run.score(column)) for run in runs] for column in (*benchmark.columns, AVERAGE)},
         "comparisons": _comparisons(comparisons, measures(benchmark)),
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED},
         **_question_data(runs),
@@ -52,16 +52,20 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
     return "".join(parts[piece] if place % 2 else piece for place, piece in enumerate(pieces))
 
 
-def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return {"0 1": [[measure, difference, [low, high], [low, high] or null], ...] or the reason for none}."""
+def _percent(score: float | None) -> float | None:
+    return None if score is None else percent(score)
 
-    def ends(interval: Interval) -> list[float]:
-        return [round(end, 6) for end in interval]
+
+def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, Any]:
+    """Return {"0 1": [[measure, difference, [low, high] or null, the same by scene], ...] or the reason for none}."""
+
+    def ends(interval: Interval | None) -> list[float] | None:
+        return interval and [percent(end) for end in interval]
 
     found: dict[str, Any] = {f"{i} {j}": why for (i, j), why in comparisons.refused.items()}
     for (i, j), each in comparisons.pairs.items():
         found[f"{i} {j}"] = [
-            [names.index(measure), round(d.value, 6), ends(d.by_question), d.by_scene and ends(d.by_scene)]
+            [names.index(measure), percent(d.value), ends(d.by_question), ends(d.by_scene)]
             for measure, d in each.items()
         ]
     return {"measures": names, "pairs": found}
@@ -83,7 +87,8 @@ def _question_data(runs: Sequence[Run]) -> dict[str, Any]:
      "answers": for each run, null or columns {"prediction", "score", "frames", "before", "after", "error"} with one
      value per question, -1 if the run lacks it}
 
-    A prompt is the text `before`, the question and the text `after`; if `after` is -1 it is `before` alone.
+    Scores are in percent. A prompt is the text `before`, the question and the text `after`; if `after` is -1 it is
+    `before` alone.
     """
     types = runs[0].benchmark.question_types
     texts, frames, rows = Distinct(), Distinct(), Distinct()
@@ -101,7 +106,7 @@ def _question_data(runs: Sequence[Run]) -> dict[str, Any]:
         for row, answer in own.items():
             before, question, after = answer.prompt.partition(answer.question or answer.prompt + "?")
             columns["prediction"][row] = texts[answer.prediction]
-            columns["score"][row] = round(run.scores[answer.id], 4)
+            columns["score"][row] = percent(run.scores[answer.id])
             columns["frames"][row] = frames[answer.frames]
             columns["before"][row] = texts[before]
             columns["after"][row] = texts[after] if question else -1

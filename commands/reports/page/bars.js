@@ -17,7 +17,7 @@
         element(
           "span",
           { class: "track" },
-          element("div", { class: "fill", style: `width:${100 * scores[run]}%;background:${runColor(run)}` }),
+          element("div", { class: "fill", style: `width:${scores[run]}%;background:${runColor(run)}` }),
         ),
         element("span", { class: "value" }, percent(scores[run])),
       ),

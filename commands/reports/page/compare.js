@@ -15,10 +15,10 @@
     const rows = found.map(([measure, difference, byQuestion, byScene]) => ({
       measure: data.comparisons.measures[measure],
       difference: turn(difference),
-      byQuestion: turn(byQuestion),
+      byQuestion: byQuestion && turn(byQuestion),
       byScene: byScene && turn(byScene),
     }));
-    const reach = Math.max(0.01, ...rows.flatMap((row) => [...row.byQuestion, ...(row.byScene ?? [])]).map(Math.abs));
+    const reach = Math.max(1, ...rows.flatMap((row) => [...(row.byQuestion ?? []), ...(row.byScene ?? [])]).map(Math.abs));
     const headings = ["Measure", "Difference", "95 % by question", "95 % by scene", axis(reach)];
     result.replaceChildren(
       element(
@@ -31,8 +31,8 @@
   }
 
   function tableRow(row, reach) {
-    const interval = (ends) => (ends ? `[${ends.map(signed).join(", ")}]` : "one scene");
-    const cells = [signed(row.difference), interval(row.byQuestion), interval(row.byScene)];
+    const interval = (ends, single) => (ends ? `[${ends.map(signed).join(", ")}]` : `one ${single}`);
+    const cells = [signed(row.difference), interval(row.byQuestion, "question"), interval(row.byScene, "scene")];
     return element(
       "tr",
       {},
@@ -54,7 +54,7 @@
       "svg",
       { class: "intervals", width: 260, height: 20 },
       svg("line", { x1: x(0), x2: x(0), y1: 0, y2: 20 }),
-      bar("question", row.byQuestion),
+      ...(row.byQuestion ? [bar("question", row.byQuestion)] : []),
       ...(row.byScene ? [bar("scene", row.byScene)] : []),
       svg("circle", { cx: x(row.difference), cy: 10, r: 3.5 }),
     );

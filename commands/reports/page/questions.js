@@ -4,8 +4,8 @@ const PAGE = 50;
 const SCORES = {
   any: () => true,
   wrong: (score) => score === 0,
-  partly: (score) => score > 0 && score < 1,
-  right: (score) => score === 1,
+  partly: (score) => score > 0 && score < 100,
+  right: (score) => score === 100,
 };
 
 const questions = data.questions.map(([id, scene, type, question, truth], place) => ({

@@ -37,6 +37,8 @@ class Rooms(RenderedScenes):
         InputError: Invalid settings.
     """
 
+    default_question_types = ("room_size_estimation",)  # which cameras decide, and a tiny model learns in minutes
+
     def __init__(
         self,
         trajectory: Trajectory = "loop",

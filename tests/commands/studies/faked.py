@@ -55,10 +55,10 @@ class FakeMain:
         self.broken = self.killed = "--nothing"
 
     def __call__(
-        self, log: Path, at_once: int, command: str, *words: str, keep_open: tuple[int, ...] = ()
+        self, log: Path, at_once: int, command: str, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False
     ) -> str | None:
         folder = Path(words[-1].removeprefix("--trainer.default_root_dir="))
-        resumes = command == "fit" and any(word.startswith("--ckpt_path") for word in words)
+        resumes = command == "fit" and (goes_on or any(word.startswith("--ckpt_path") for word in words))
         self.calls.append(f"{command} {folder.name}{' again' if resumes else ''}")
         if self.broken in words:
             return f"error: {self.broken} is wrong (all of it in {log})"

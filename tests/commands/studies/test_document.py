@@ -15,7 +15,7 @@ from commands.studies.results import Questions
 from commands.studies.scores import best_constant
 from commands.study import study
 from tests.commands.made_runs import Record, answers
-from tests.commands.studies.faked import FakeMain, write_study
+from tests.commands.studies.faked import STUDY, FakeMain, write_study
 from zoo.errors import InputError
 from zoo.versions import versions
 
@@ -44,6 +44,23 @@ def test_differences_are_those_of_the_results_with_intervals_around_them(main_py
     assert row(text, "none", "## Do cameras help?")[2:] == ["", "", ""]  # the baseline
     tested = row(text, "PRoPE", "## Do wrong cameras hurt?")
     assert float(tested[2]) < 0 and tested[2] == row(text, "PRoPE", "## Further tests")[2]
+
+
+def test_a_row_of_another_measure_is_labeled_in_every_table(main_py: FakeMain, study_file: Path) -> None:
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "score": "route_planning"}}
+    write_study(study_file, settings=settings, seeds=[0])
+    study([str(study_file), "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    assert "| PRoPE |" not in text and "| none |" in text
+    lines = [json.loads(line) for line in (study_file.parent / "results/toys.jsonl").read_text().splitlines()]
+    none, prope = (
+        next(line["scores"]["route_planning"] for line in lines if line.get("setting") == name)
+        for name in ("none", "PRoPE")
+    )
+    for heading in ("# Toys", "## Further tests", "## Do cameras help?", "## Do wrong cameras hurt?"):
+        assert row(text, "PRoPE (route_planning)", heading)
+    shown, _, change, *_ = row(text, "PRoPE (route_planning)", "## Do cameras help?")
+    assert shown == f"{prope:.3f}" and float(change) == pytest.approx(prope - none, abs=1e-3)
 
 
 def test_a_cell_shows_how_many_seeds_it_has(main_py: FakeMain, study_file: Path) -> None:

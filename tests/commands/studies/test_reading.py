@@ -37,6 +37,8 @@ def setting(**changes: Any) -> dict[str, Any]:
         (setting(tests=["wrong camera"]), "there is no test wrong camera; did you mean wrong cameras"),
         (setting(score="counting"), "there is no score counting"),
         (setting(requires=["vggt"]), "there is no required file vggt"),
+        ({"requires": {"vggt": "fit 'a"}}, "requires: vggt: No closing quotation"),
+        ({"requires": {"vggt": "python main.py fit"}}, "requires: vggt: give what follows main.py, such as fit"),
         ({"compare": [{**COMPARED, "settings": ["PRoPe"]}]}, "there is no setting PRoPe; did you mean PRoPE"),
         ({"compare": [{**COMPARED, "baseline": "non"}]}, "there is no setting non; did you mean none"),
         ({"compare": [{**COMPARED, "column": "lopp"}]}, "there is no column lopp; did you mean loop"),

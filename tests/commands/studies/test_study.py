@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from commands.reports.loaded_runs import load_runs
+from commands.studies import jobs
 from commands.study import study
 from tests.commands.studies.faked import STUDY, FakeMain, write_study
 
@@ -236,13 +237,71 @@ def test_required_files_are_made_first(main_py: FakeMain, study_file: Path, caps
     settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": ["runs/vggt/config.yaml"]}}
     write_study(study_file, settings=settings, requires={"runs/vggt/config.yaml": made})
     study([str(study_file), "--settings", "none", "--seeds", "0", "--jobs", "1"])
-    assert "fit vggt" not in main_py.calls
+    assert "fit vggt again" not in main_py.calls
     main_py.calls.clear()
     study([str(study_file), *ROW])
-    assert main_py.calls == ["fit vggt", *OF_ROW]
+    assert main_py.calls == ["fit vggt again", *OF_ROW]  # where it was interrupted
     write_study(study_file, settings=settings, requires={"runs/vggt/config.yaml": made.replace("vggt", "other")})
-    (Path("runs/vggt/config.yaml")).unlink()
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        study([str(study_file), *ROW, "--seeds", "1"])
-    assert "PRoPE, loop, seed 1: failed: it requires runs/vggt/config.yaml: main.py fit" in capsys.readouterr().out
+    for says in (
+        "`main.py fit --config geometry_tiny.yaml .*vggt` has made it, not",
+        "main.py fit .*other has not made",
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            study([str(study_file), *ROW, "--seeds", "1"])
+        assert re.search(f"seed 1: failed: it requires runs/vggt/config.yaml: {says}", capsys.readouterr().out)
+        Path("runs/vggt/config.yaml").unlink(missing_ok=True)
+
+
+VGGT = "./runs/vggt/config.yaml"  # not as `pathlib` writes it
+REQUIRING = {
+    "settings": {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": [VGGT]}},
+    "requires": {VGGT: "fit --broken --trainer.default_root_dir=runs/vggt"},
+}
+
+
+@pytest.mark.parametrize("ended", ["failed", "killed", "running"])
+def test_the_file_of_an_unfinished_command_is_not_taken(
+    ended: str, main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Such as the first checkpoint of a training: it is there long before the weights are trained."""
+    write_study(study_file, **REQUIRING)
+    other = []
+
+    def half_made(*args: object, **options: object) -> str:
+        Path(VGGT).parent.mkdir(parents=True)
+        Path(VGGT).touch()
+        if ended == "killed":
+            raise KeyboardInterrupt
+        if ended == "running":  # another study starts meanwhile
+            monkeypatch.setattr(jobs, "main_py", main_py)
+            with pytest.raises(SystemExit):
+                study([str(study_file), *ROW, "--output", "apart"])
+            other.append(capsys.readouterr().out)
+        return "error: broken"
+
+    monkeypatch.setattr(jobs, "main_py", half_made)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        study([str(study_file), *ROW])
+    assert Path(VGGT).exists() and main_py.calls == []
+    if ended == "failed":
+        assert f"PRoPE, loop, seed 0: failed: it requires {VGGT}: error: broken" in capsys.readouterr().out
+    if ended == "running":
+        assert f"it requires {VGGT}: another process is making {VGGT}" in other[0]
+    monkeypatch.setattr(jobs, "main_py", main_py)
+    study([str(study_file), *ROW])
+    study([str(study_file), *ROW, "--output", "apart"])
+    made, *others = main_py.calls
+    assert made.startswith("fit vggt") and others == OF_ROW * 2  # made once for both studies
+
+
+def test_a_dry_run_lists_what_is_required_and_a_file_of_ones_own_is_taken(
+    main_py: FakeMain, study_file: Path, capsys
+) -> None:
+    write_study(study_file, **REQUIRING)
+    study([str(study_file), *ROW, "--dry_run"])
+    assert f"{VGGT}: main.py {REQUIRING['requires'][VGGT]}\n" in capsys.readouterr().out
+    Path(VGGT).parent.mkdir(parents=True)
+    Path(VGGT).touch()
+    study([str(study_file), *ROW])
+    assert main_py.calls == OF_ROW

@@ -39,9 +39,10 @@ def test_questions_are_grouped_by_scene_in_the_order_of_the_file(tmp_path):
         "",
         NUMBER | {"id": 3, "scene_name": "z", "ground_truth": 23.5},
         NUMBER | {"id": 4, "scene_name": "z", "dataset": "other"},
+        NUMBER | {"id": 5, "scene_name": "a..b/c d"},
     )
     scenes = read_questions(file)
-    assert list(scenes) == ["d/z", "d/a", "other/z"]
+    assert list(scenes) == ["d/z", "d/a", "other/z", "d/a..b/c d"]
     assert scenes["d/z"] == [
         Question("7", "object_counting", "How many?", "4"),
         Question("3", "object_counting", "How many?", "23.5"),
@@ -65,6 +66,10 @@ BAD_ROWS = {
     "no letters": (CHOICE | {"id": 2, "scene_name": "s", "options": ["left", "right"]}, "none of the opt"),
     "options of a number": (GOOD | {"id": 2, "options": ["A. 4"]}, "options must be null"),
     "no number": (GOOD | {"id": 2, "ground_truth": "four"}, "'four' is not a number"),
+    "a name that leaves its folder": (GOOD | {"id": 2, "scene_name": "../s"}, "d/../s leaves its folder"),
+    "a dataset that leaves its folder": (GOOD | {"id": 2, "dataset": ".."}, "../s leaves its folder"),
+    "an absolute name": (GOOD | {"id": 2, "scene_name": "/s"}, "d//s leaves its folder"),
+    "no name": (GOOD | {"id": 2, "scene_name": ""}, "d/ leaves its folder"),
     "nan": (GOOD | {"id": 2, "ground_truth": "nan"}, "'nan' is not a number"),
 }
 

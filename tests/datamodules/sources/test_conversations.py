@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoProcessor
 
 from datamodules.loaded_scene import LoadedScene
-from datamodules.scenes import RawQuestion, Scene
+from datamodules.scenes import RawQuestion, Scene, questions_fingerprint
 from datamodules.sources import SQA3D, Conversations, ScanQA, conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
 from datamodules.wording import user_text
@@ -109,9 +109,11 @@ def test_videos_may_lie_elsewhere_and_have_cameras(tmp_path):
     nowhere = Conversations(str(path))
     assert nowhere.scenes("train") == [] and sum(totals(nowhere).values()) == len(ROWS)
 
-    absolute = write(tmp_path, [says("?", "!", video=str(tmp_path / "videos/scannet/scene0000_00.mp4"))], "abs.jsonl")
-    (scene,) = Conversations(str(absolute)).scenes("train")
-    assert scene.name == "scannet/scene0000_00"
+    clip = "videos/scannet/scene0000_00"
+    for named, name in ((tmp_path / f"{clip}.mp4", "scannet/scene0000_00"), (f"../{clip}.mp4", clip)):
+        file = write(tmp_path, [says("?", "!", video=str(named))], "elsewhere.jsonl")
+        (scene,) = Conversations(str(file), videos=str(tmp_path / "videos")).scenes("train")
+        assert scene.name == name
 
 
 def test_a_share_of_the_rows_is_fixed(tmp_path):
@@ -186,8 +188,12 @@ def test_an_index_is_built_once_and_anew_for_a_changed_file(tmp_path, monkeypatc
         again = Conversations(str(path)).scenes("train")
     assert [list(scene.questions) for scene in again] == [list(scene.questions) for scene in first]
     path.write_text(path.read_text().replace("A cup.", "A mug."))  # of the same size
-    changed = {q.ground_truth for scene in Conversations(str(path)).scenes("train") for q in scene.questions}
+    other = Conversations(str(path)).scenes("train")
+    changed = {q.ground_truth for scene in other for q in scene.questions}
     assert "A mug." in changed and "A cup." not in changed
+    apart = Conversations(str(path), separate_turns=True).scenes("train")
+    digests = [questions_fingerprint(each) for each in (first, again, other, other[:-1], apart)]
+    assert digests[0] == digests[1] and len(set(digests)) == 4
     copied = pickle.loads(pickle.dumps(first))  # as for a data worker
     assert [list(scene.questions) for scene in copied] == [list(scene.questions) for scene in first]
 

@@ -157,6 +157,17 @@ def test_a_file_of_another_kind_costs_its_scene_alone(content, tmp_path, capsys)
     assert source.scenes("test") == [] and totals(source) == {"raw/a": 1}
 
 
+def test_no_name_leaves_the_cache(tmp_path):
+    source, _, _ = two_scenes(tmp_path)
+    victim = source.folder.parent / "mine.cameras.json"  # `raw/../../mine` of the cache
+    victim.write_text("a user's own file}")
+    broken(tmp_path / "mine", "fine")
+    ask(tmp_path / "raw", "a", "../../mine")
+    with pytest.raises(ValueError, match=r"test.jsonl:2: raw/../../mine leaves its folder"):
+        source.prepare()
+    assert victim.read_text() == "a user's own file}"
+
+
 def test_two_at_once_make_it_once(tmp_path, monkeypatch, capsys):
     for name in ("a", "b", "c"):
         broken(tmp_path / "raw" / name, "fine")

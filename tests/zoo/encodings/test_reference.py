@@ -15,11 +15,13 @@ from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.cameras import Cameras
-from zoo.cameras.patch_cameras import merge_cameras
+from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
+from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
 from zoo.encodings.decoder_layout import HeadLayout
 from zoo.errors import InputError
-from zoo.scene_encoding.scene_cameras import scene_points
+from zoo.scene_encoding.encoded_scene import SceneCameras
+from zoo.scene_encoding.scene_cameras import add_scene_statistics, known_depth, scene_points
 from zoo.scene_encoding.stages import encode_vision
 from zoo.sequences.batch import Batch
 from zoo.sequences.media import batch_of_media
@@ -234,6 +236,21 @@ def test_median_depth_requires_depth() -> None:
     bare.geometry.depth = None  # type: ignore[union-attr]
     with pytest.raises(InputError, match="median_depth needs scenes with depth"):
         ours.model.encode_scenes(batch(ours, bare))
+
+
+def test_scenes_of_a_sample_share_one_median_depth() -> None:
+    """As they share one reference view and the other scales, in whatever order they come."""
+
+    def of(*depth: float) -> SceneCameras:
+        patches = PatchCameras(torch.eye(4)[None], torch.eye(3)[None], torch.ones(1, dtype=torch.bool))
+        shape = SceneGeometry(depth=torch.tensor(depth).view(1, 1, -1))
+        return SceneCameras(patches, depth=known_depth(shape))
+
+    near, far, unknown = of(1.0, 2.0, 3.0, 4.0, 0.0), of(100.0, 200.0, 300.0), of(0.0, 0.0)
+    rows = [[near, far], [far, near], [near], [far], [], [unknown, far]]
+    two = Cameras(torch.eye(4).repeat(6, 2, 1, 1), torch.eye(3).repeat(6, 2, 1, 1))
+    found = add_scene_statistics(two, rows, two.used_mask()).median_depth
+    assert found is not None and found.tolist() == [4, 4, 2, 200, 1, 200]
 
 
 # ---- depth of VGGT ----------------------------------------------------------------------------------------

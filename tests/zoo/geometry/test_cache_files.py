@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import random
+import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.zoo.geometry.caching import ask, entries, frames, same
 from zoo.errors import InputError
+from zoo.files import cache_folder as on_disk
 from zoo.files.atomic_io import PARTIAL
 from zoo.geometry import GeometryCache
-from zoo.geometry import cache as on_disk
 from zoo.geometry.cache import pack
 
 FORK = multiprocessing.get_context("fork")
@@ -123,6 +127,61 @@ def test_two_processes_share_a_folder(cached) -> None:
     assert len(entries(encoder := cached())) == 12  # tokens and cameras of six
     ask(encoder, *scenes)
     assert encoder.num_computed == 0 and not list(Path(encoder.folder).glob(f"*{PARTIAL}"))
+
+
+def test_two_writers_that_are_killed_at_any_moment_read_what_was_written(tmp_path: Path) -> None:
+    """In a folder that holds half of the entries, so that each writer evicts what the other one reads."""
+    one = pack({"patches": torch.randn(4, 16, 16, 64), "depth": torch.randn(4, 56, 56)}, "bfloat16")
+    packed = [{name: tensor * number for name, tensor in one.items()} for number in range(16)]
+    limit = 8.5 * sum(tensor.nbytes for tensor in one.values())
+
+    def work(seed: int) -> None:
+        cache, generator = GeometryCache(str(tmp_path), max_size_gb=limit / 1e9), random.Random(seed)
+        while True:  # an error ends the process
+            number = generator.randrange(len(packed))
+            found = cache.get({"number": number})
+            if found is None:
+                cache.put({"number": number}, packed[number])
+            else:
+                assert found.keys() == packed[number].keys()
+                assert all(torch.equal(tensor, packed[number][name]) for name, tensor in found.items())
+
+    def started(seed: int) -> BaseProcess:
+        process = FORK.Process(target=work, args=(seed,))
+        process.start()
+        return process
+
+    writers, waits = [started(0), started(1)], random.Random(0)
+    for kills in range(20):
+        time.sleep(waits.uniform(0.02, 0.15))
+        writer = writers.pop(0)
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL  # no error until then
+        writers.append(started(2 + kills))
+    for writer in writers:
+        writer.kill()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < 1.2 * limit  # one more entry at most
+    cache = GeometryCache(str(tmp_path))
+    found = [cache.get({"number": number}) for number in range(len(packed))]
+    assert sum(each is not None for each in found) == len(list(tmp_path.glob("*.safetensors"))) > 4
+    assert list(tmp_path.glob(f"*{PARTIAL}"))  # the kills did come in the middle
+
+
+def test_an_entry_that_is_evicted_while_it_is_read_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Safetensors opens a file twice, the second time by torch."""
+    cache, opened = GeometryCache(str(tmp_path)), torch.UntypedStorage.from_file
+    cache.put({}, pack({"patches": torch.ones(1, 2, 2, 8)}, "bfloat16"))
+    assert cache.get({}) is not None  # the control
+
+    def evicted(path: str, *arguments: Any, **options: Any) -> torch.UntypedStorage:
+        Path(path).unlink()
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(torch.UntypedStorage, "from_file", evicted)
+    assert cache.get({}) is None and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import warnings
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from lightning import Trainer
 from torch import Tensor
 
 from callbacks.settings import differences, settings_of
+from datamodules.collate import QuestionCollate
 from datamodules.loaded_scene import LoadedScene
+from datamodules.wording import Wording
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
 from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, VideoQATask
@@ -20,6 +23,7 @@ from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT
 from zoo.geometry.vggt.aggregator import Aggregator
+from zoo.sequences.batch import Batch
 from zoo.weights.frozen import saved_names
 
 
@@ -71,6 +75,40 @@ def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
     plain, made, read = (logits_of(model, scene) for model in models)
     assert torch.equal(plain, made) and torch.equal(plain, read)
     assert [model.model.geometry.num_computed for model in models[1:]] == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["AddFusion", "PRoPE by VGGT's cameras"])
+def test_data_workers_read_what_is_cached_and_a_step_reads_nothing(
+    name: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, scenes = GeometryCache(str(tmp_path / "cache")), [asking.scene("one"), asking.scene("other", seed=1)]
+    model = model_of(name, weights, cache)
+
+    def collated(*shown: LoadedScene) -> Batch:
+        parts = Wording(model.preprocessor), model.sequence_builder, model.requirements
+        reader = pickle.loads(pickle.dumps(model.geometry_reader(training=False)))  # as a worker has it
+        return QuestionCollate(*parts, reader)(list(shown))
+
+    absent = collated(*scenes)
+    assert all(scene.cached_geometry is None and scene.frames is not None for scene in absent.scenes)
+    expected = model.predict_batch(collated(scenes[0])) + model.predict_batch(collated(scenes[1]))
+    assert model.model.geometry.num_computed == 2
+    present = collated(*scenes)
+    assert all(scene.cached_geometry is not None and scene.frames is None for scene in present.scenes)
+    with monkeypatch.context() as patch:
+        patch.setattr(GeometryCache, "get", lambda *_: pytest.fail("read in the step"))
+        assert model.predict_batch(present) == expected
+    # one scene of two: the encoder computes the other
+    mixed = collated(scenes[0], asking.scene("new", seed=2))
+    assert [scene.cached_geometry is None for scene in mixed.scenes] == [False, True]
+    assert model.predict_batch(mixed)[: len(expected) // 2] == expected[: len(expected) // 2]
+    assert model.model.geometry.num_computed == 3
+    # the control: the tokens of another scene give other answers
+    present.scenes[0].cached_geometry, present.scenes[1].cached_geometry = (
+        present.scenes[1].cached_geometry,
+        present.scenes[0].cached_geometry,
+    )
+    assert model.predict_batch(present) != expected
 
 
 # ---- nothing is loaded -----------------------------------------------------------------------------

@@ -162,7 +162,8 @@ def test_given_cameras_are_part_of_the_cache_key(folder: str, tmp_path: Path) ->
     for kind, count in ((PosedDA3, 2), (PretrainedDA3, 1)):
         encoder = CachedGeometry(lambda kind=kind: kind(folder), GeometryCache(str(tmp_path / "cache")))
         entries = [
-            encoder.entries(frames, dataset_cameras(spread=s), tokens=True, cameras=True) for s in (1.0, 1.0, 2.0)
+            encoder.entries.describe(frames, dataset_cameras(spread=s), tokens=True, cameras=True)
+            for s in (1.0, 1.0, 2.0)
         ]
         for output in ("tokens", "cameras"):
             assert len({json.dumps(entry[output]) for entry in entries}) == count

@@ -9,9 +9,12 @@ import pytest
 import torch
 from lightning import Trainer
 from safetensors.torch import load_file
+from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader
 
-from datamodules import Rooms
+from callbacks import Checkpoint
+from callbacks.checkpoint_io import CheckpointFiles
+from datamodules import PixelBounds, Rooms, VideoQADataModule
 from datamodules.cameras_file import read_cameras
 from datamodules.depth import read_depth
 from datamodules.scenes import Scene
@@ -41,7 +44,7 @@ def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> Batch
         geometry = SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
         shown = Video(scene.video).read(frames)
         found.append(SceneInputs(torch.empty(0, 1176), (len(frames) // 2, 4, 4), frames=shown, geometry=geometry))
-    return Batch(found)
+    return Batch(found, num_answers=[1] * len(found))
 
 
 def model(**options: Any) -> VGGTPretraining:
@@ -49,18 +52,24 @@ def model(**options: Any) -> VGGTPretraining:
     return VGGTPretraining(tiny, learning_rates=LearningRates(geometry=3e-3), **options)
 
 
-def trainer(folder: Path, steps: int) -> Trainer:
+def trainer(folder: Path, steps: int, **settings: Any) -> Trainer:
+    defaults: dict[str, Any] = {"enable_checkpointing": False}
     return Trainer(
         max_steps=steps,
         accelerator="cpu",
         default_root_dir=folder,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         gradient_clip_val=1.0,
+        **(defaults | settings),
     )
+
+
+def steady(optimizer: torch.optim.Optimizer, total_steps: int) -> ConstantLR:
+    """The same rates, whatever the number of steps."""
+    return ConstantLR(optimizer, factor=1.0)
 
 
 def loader(batches: list[Batch]) -> DataLoader:
@@ -99,15 +108,43 @@ def test_it_overfits_a_scene_and_writes_its_weights(
     assert "depth_head.norm.weight" in load_file(tmp_path / "model.safetensors")
 
 
+def test_a_resumed_pretraining_draws_the_frames_of_an_uninterrupted_one(rooms_root: Path, tmp_path: Path) -> None:
+    pixels = PixelBounds(784, 65536, legacy_folder_resize=False)
+
+    def fit(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root)), num_frames=4, pixels=pixels, num_workers=0)
+        last, task = tmp_path / folder / "checkpoints/last.ckpt", model(dense_frames=2, scheduler=steady)
+        saving: dict[str, Any] = {"callbacks": [Checkpoint(1)], "plugins": [CheckpointFiles()]}
+        run = trainer(tmp_path / folder, steps, limit_val_batches=0, enable_checkpointing=True, **saving)
+        run.fit(task, data, ckpt_path=str(last) if last.exists() else None)
+        return task.state_dict()
+
+    whole = fit("whole", 4)
+    torch.manual_seed(1)
+    fit("run", 2)
+    torch.manual_seed(2)
+    resumed = fit("run", 4)
+    assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
 def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
-    pretraining = model(dense_frames=4)  # all: a draw would differ
+    pretraining = model(dense_frames=1)
     pretraining.log = pretraining.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    long, short = batch(rooms[:2]), batch(rooms[2:3], frames=(5, 9))
-    mixed = Batch(long.scenes + short.scenes)
-    alone = [pretraining.training_step(each, 0).item() for each in (long, short)]
-    together = pretraining.training_step(mixed, 0).item()
-    assert together == pytest.approx((2 * alone[0] + alone[1]) / 3, rel=1e-4)
-    assert abs(together - sum(alone) / 2) > 1e-3
+    scenes = [*batch(rooms[:2]).scenes, *batch(rooms[2:3], frames=(5, 9)).scenes]
+    for number, scene in enumerate(scenes):
+        scene.draw = number  # the same frames, whatever the batch
+    asked = [1, 3, 2]  # questions
+
+    def loss(*numbers: int) -> float:
+        mixed = Batch([scenes[i] for i in numbers], num_answers=[asked[i] for i in numbers])
+        return pretraining.training_step(mixed, 0).item()
+
+    together, alone = loss(0, 1, 2), [loss(i) for i in range(3)]
+    assert together == pytest.approx((alone[0] + 3 * alone[1] + 2 * alone[2]) / 6, rel=1e-4)
+    assert together == pytest.approx((4 * loss(1, 0) + 2 * alone[2]) / 6, rel=1e-4)
+    assert abs(together - sum(alone) / 3) > 1e-3
+    asked = [0, 0, 0]  # copies, which keep a process in step
+    assert loss(0, 1) == 0
 
 
 def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:

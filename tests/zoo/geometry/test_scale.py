@@ -196,7 +196,7 @@ def test_cached_cameras_depend_on_the_source_of_their_scale(metric: str, tmp_pat
     def keys(source: DatasetPoses | MetricModel | None, kind: str = "cameras") -> list[str]:
         """Of a scene without cameras, with some, with another focal length, and with other centers."""
         encoder, datas = cached(source), (None, given(3), given(3, focal=0.9), given(3, spread=2.0))
-        return [json.dumps(encoder.entries(frames, data, tokens=True, cameras=True)[kind]) for data in datas]
+        return [json.dumps(encoder.entries.describe(frames, data, tokens=True, cameras=True)[kind]) for data in datas]
 
     source = MetricModel(metric)
     none, poses, meters = keys(None), keys(DatasetPoses()), keys(source)

@@ -7,13 +7,15 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_images
+from zoo.geometry.da3.trunk import Trunk
 from zoo.geometry.dpt import FusionBlock, upsample
+from zoo.geometry.patch_convolution import PatchConvolution
 from zoo.geometry.transformer_blocks import Attention, patch_rotations, rotate
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
-from zoo.geometry.vggt.aggregator import DINOV2
+from zoo.geometry.vggt.aggregator import DINOV2, build_patch_embed
 from zoo.geometry.vggt.dpt_head import ReluResidualUnit
 
 
@@ -85,10 +87,12 @@ def test_other_outputs_are_not_kept_in_memory(depth: int) -> None:
 
 def test_dense_maps_of_some_frames_only(model: VGGT) -> None:
     images = tiny_images(2, 4)
-    every, some = model(images, heads=HEADS), model(images, heads=HEADS, dense_frames=(3, 1))
+    chosen = torch.tensor([[3, 1], [0, 1]])
+    every, some = model(images, heads=HEADS), model(images, heads=HEADS, dense_frames=chosen)
     assert torch.equal(some.pose_enc, every.pose_enc) and some.depth.shape[:2] == (2, 2)
     for name in ("depth", "depth_conf", "points", "points_conf"):
-        assert torch.allclose(getattr(some, name), getattr(every, name)[:, [3, 1]], atol=1e-5), name
+        for scene, frames in enumerate(chosen):  # those of each scene
+            assert torch.allclose(getattr(some, name)[scene], getattr(every, name)[scene, frames], atol=1e-5), name
     assert not torch.allclose(some.depth, every.depth[:, [1, 3]], atol=1e-3)
 
 
@@ -241,6 +245,19 @@ def test_pointwise_convolution_before_upsampling_is_the_same() -> None:
     x = torch.randn(2, 8, 3, 4, dtype=torch.float64)
     official = block.out_conv(upsample(block.resConfUnit2(x), (6, 8)))
     assert torch.allclose(block(None, x, (6, 8)), official, atol=1e-12)
+
+
+def test_patches_by_a_matrix_product_are_the_convolution() -> None:
+    """As on a GPU, in each trunk; a side that is no multiple of the patch loses its rest."""
+    da3 = Trunk("vits", out_layers=[0], depth=1)
+    trunks = build_patch_embed("conv", 28, 14, 32, 4), build_patch_embed("dinov2_vits14_reg", 28, 14, 384, 4), da3
+    images = torch.randn(2, 3, 45, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for trunk in trunks:
+        (convolution,) = [part.double() for part in trunk.modules() if isinstance(part, PatchConvolution)]
+        assert not any(isinstance(part, nn.Conv2d) and part is not convolution for part in trunk.modules())
+        found, expected = convolution.multiply(images), convolution(images)
+        assert found.shape[2:] == (3, 2)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 # ---- precision and gradients ------------------------------------------------------------------------------

@@ -16,11 +16,10 @@ from tests.zoo.asking import QUESTIONS, VGGT, batch, build, scene
 from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
 from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
 from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
-from zoo.geometry.base import SceneGeometry
+from zoo.geometry.base import SceneGeometry, encoder_frames
 from zoo.objectives import Decoded, predicted_cameras
 from zoo.scene_encoding.encoded_scene import SceneTargets
 from zoo.scene_encoding.scene_cameras import token_depth
-from zoo.scene_encoding.stages import encoder_frames
 from zoo.sequences.batch import Batch
 
 SCENES = scene("a", QUESTIONS[:2]), scene("b", QUESTIONS[:1], steps=2, seed=1)
@@ -191,10 +190,12 @@ class Shown(Decoded):
     """A scene with hidden states that are given."""
 
     def __init__(self, cameras: PatchCameras, states: Tensor) -> None:
-        self.cameras, self.states, self.last_hidden_state = cameras, states, states[0]
+        self.scenes: Any = [SimpleNamespace(targets=SceneTargets(cameras))]
+        self.states, self.last_hidden_state = states, states[0]
+        self.sequences: Any = SimpleNamespace(scene_index=[[0] for _ in states], num_answers=[1 for _ in states])
 
     def views(self, layer: int) -> Iterator[tuple[Any, Tensor]]:
-        yield SimpleNamespace(targets=SceneTargets(self.cameras)), self.states
+        yield self.scenes[0], self.states
 
 
 @pytest.mark.parametrize("shuffled", [False, True])

@@ -16,6 +16,7 @@ from zoo import CameraPrediction, CameraTokenFusion, DepthPrediction, TinyVGGT
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import rigid_matrix
 from zoo.objectives import Decoded
+from zoo.objectives.average import AVERAGES, AverageRule, MicroBatchAverage
 from zoo.objectives.camera_prediction import IDENTITY
 from zoo.scene_encoding.encoded_scene import SceneTargets
 
@@ -23,10 +24,14 @@ WIDTH = 16
 
 
 class Shown(Decoded):
-    """Scenes with hidden states that are given."""
+    """Scenes with hidden states that are given, in some sequences each, of which the last has two answers."""
 
-    def __init__(self, *scenes: tuple[Any, Tensor]) -> None:
+    def __init__(self, *scenes: tuple[Any, Tensor], average: AverageRule = "questions") -> None:
         self.scenes_and_states, self.last_hidden_state = scenes, scenes[0][1][0]
+        self.scenes, self.average = [scene for scene, _ in scenes], AVERAGES[average]
+        shown = [[number] for number, (_, states) in enumerate(scenes) for _ in states]
+        counts = [count for _, states in scenes for count in [1] * (len(states) - 1) + [2]]
+        self.sequences: Any = SimpleNamespace(scene_index=shown, num_answers=counts)
 
     def views(self, layer: int) -> Iterator[tuple[Any, Tensor]]:
         yield from self.scenes_and_states
@@ -51,13 +56,30 @@ def with_head(objective: Any) -> Any:
 # ---- cameras ---------------------------------------------------------------------------------------------------
 
 
+def averaged(losses: dict[int, list[list[float]]], shown: Shown) -> float:
+    """Losses by scene, sequence and view or token with a target, averaged in words."""
+    if isinstance(shown.average, MicroBatchAverage):  # a view counts once, in however many sequences it is
+        once = [sum(each) / len(each) for rows in losses.values() for each in zip(*rows, strict=True)]
+        return sum(once) / len(once)
+    counts = iter(shown.sequences.num_answers)
+    total = 0.0
+    for number, (_, states) in enumerate(shown.scenes_and_states):
+        for row in range(len(states)):
+            of_question = losses[number][row] if number in losses else []
+            total += next(counts) * (sum(of_question) / len(of_question) if of_question else 0.0)
+    return total / sum(shown.sequences.num_answers)
+
+
 def camera_loss(objective: CameraPrediction, shown: Shown) -> dict[str, float]:
     """View by view, in words: two columns made orthonormal, the angle from the trace, the distance of two centers."""
-    angles: dict[tuple[str, int, int], list[float]] = {}
-    distances: dict[tuple[str, int, int], list[float]] = {}
+    losses: dict[str, dict[str, dict[int, list[list[float]]]]] = {
+        kind: {name: {} for name in ("reference", "neighbor")} for kind in ("rotation", "center")
+    }
     for scene_number, (given, states) in enumerate(shown.views(0)):
         poses, known = given.targets.cameras.world_to_camera, given.targets.cameras.has_camera.tolist()
-        for row in states:
+        for of in (each for named in losses.values() for each in named.values()):
+            of[scene_number] = [[] for _ in states]
+        for row_number, row in enumerate(states):
             for i, view in enumerate(row):
                 numbers = objective.head(view[-1]) + torch.tensor(IDENTITY * 2)
                 for number, (name, anchor) in enumerate({"reference": known.index(True), "neighbor": i - 1}.items()):
@@ -70,27 +92,30 @@ def camera_loss(objective: CameraPrediction, shown: Shown) -> dict[str, float]:
                     predicted = torch.stack((x, y, torch.linalg.cross(x, y)), 1)
                     true = poses[i] @ poses[anchor].inverse()
                     cosine = ((predicted @ true[:3, :3].T).trace() - 1) / 2
-                    place = name, scene_number, i  # a view counts once, in however many sequences it is
-                    angles.setdefault(place, []).append(math.acos(float(cosine)))
-                    distances.setdefault(place, []).append(float((center - true.inverse()[:3, 3]).norm()))
-    means = []
-    for of in (angles, distances):
-        views = [[sum(v) / len(v) for key, v in of.items() if key[0] == name] for name in ("reference", "neighbor")]
-        means.append(sum(sum(each) / len(each) for each in views))
-    return {"rotation": means[0], "center": objective.center_weight * means[1]}
+                    losses["rotation"][name][scene_number][row_number].append(math.acos(float(cosine)))
+                    distance = float((center - true.inverse()[:3, 3]).norm())
+                    losses["center"][name][scene_number][row_number].append(distance)
+    rotation, center = (sum(averaged(of, shown) for of in named.values()) for named in losses.values())
+    return {"rotation": rotation, "center": objective.center_weight * center}
 
 
 @torch.no_grad()
 def test_the_loss_on_cameras_is_that_of_a_slow_reference() -> None:
     objective = with_head(CameraPrediction(center_weight=0.3))
     of_a, of_b = cameras(False, True, True, True), cameras(True, False, True)
-    shown = Shown(
+    given = (
         (SimpleNamespace(targets=SceneTargets(of_a)), torch.randn(2, 4, 3, WIDTH)),
         (SimpleNamespace(targets=SceneTargets(of_b)), torch.randn(1, 3, 5, WIDTH)),
     )
-    expected = pytest.approx(camera_loss(objective, shown), rel=1e-4)
-    assert {name: float(term) for name, term in objective(shown).items()} == expected
-    # the controls: another weight, and the neighbors' poses in place of those of the reference view
+    rules: list[AverageRule] = ["micro_batch_tokens", "questions"]
+    found = []
+    for rule in rules:
+        shown = Shown(*given, average=rule)
+        expected = pytest.approx(camera_loss(objective, shown), rel=1e-4)
+        found.append({name: float(term) for name, term in objective(shown).items()})
+        assert found[-1] == expected
+    # the controls: the other rule, another weight, and the neighbors' poses in place of those of the reference view
+    assert found[0]["rotation"] != pytest.approx(found[1]["rotation"], rel=1e-2)
     objective.center_weight = 1.0
     assert float(objective(shown)["center"]) != expected.expected["center"]
     objective.center_weight, objective.anchors = 0.3, ("neighbor", "reference")
@@ -131,17 +156,20 @@ def test_the_loss_and_errors_on_depth_are_those_of_a_slow_reference() -> None:
     depths = [torch.rand(3, 4) * 4 + 0.5, torch.rand(2, 6) * 4 + 0.5, torch.zeros(1, 2)]
     depths[0][1, 2] = depths[1][0, :3] = 0  # unknown
     states = [torch.randn(1, *depth.shape, WIDTH) for depth in depths]
-    off, relative, still = [], [], []
-    for depth, given in zip(depths[:2], states, strict=False):
+    off: dict[int, list[list[float]]] = {}
+    relative, still = [], []
+    for number, (depth, given) in enumerate(zip(depths[:2], states, strict=False)):
         known = [(i, j) for i in range(len(depth)) for j in range(depth.shape[1]) if depth[i, j] > 0]
         predicted = {place: float(objective.head(given[0][place])) for place in known}
-        off += [abs(predicted[place] - math.log(depth[place])) for place in known]
+        off[number] = [[abs(predicted[place] - math.log(depth[place])) for place in known]]
         errors = [abs(math.exp(predicted[place]) - float(depth[place])) / float(depth[place]) for place in known]
         relative.append(sum(errors) / len(errors))
         median = sorted(float(depth[place]) for place in known)[(len(known) - 1) // 2]
         still.append(sum(abs(median - float(depth[place])) / float(depth[place]) for place in known) / len(known))
-    shown = Shown(*map(of_depth, depths, states))
-    assert float(objective(shown)["log_depth"]) == pytest.approx(sum(off) / len(off), rel=1e-4)
+    rules: list[AverageRule] = ["micro_batch_tokens", "questions"]
+    for rule in rules:
+        shown = Shown(*map(of_depth, depths, states), average=rule)
+        assert float(objective(shown)["log_depth"]) == pytest.approx(averaged(off, shown), rel=1e-4)
     for number in range(2):
         errors = objective.errors(Shown(of_depth(depths[number], states[number])))
         assert float(errors["depth_relative"]) == pytest.approx(relative[number], rel=1e-4)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules import Rooms, VideoQADataModule
+from datamodules.order import TrainingItem
 from tests.conftest import ROOMS
 from tests.zoo.asking import VGGT, batch, build, prompts_of, rows_of
 from tests.zoo.sequences.test_packed_training import a_row_each, difference, learned, packed, scenes_of
@@ -58,26 +59,28 @@ def without_token(weight: float = 1.0) -> list[Objective]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_default_is_the_former_loss_and_a_weight_of_zero_is_left_out_bit_for_bit(family: str) -> None:
-    plain = build("plain", family=family).train()
+def test_the_published_loss_and_that_a_weight_of_zero_is_left_out_bit_for_bit(family: str) -> None:
+    plain = build("plain", family=family, average="micro_batch_tokens").train()
     shown, backbone = scenes_of(family), plain.model.backbone
     asked, packed_rows = (
         batch(plain, *shown, training=True),
         pack_questions(*rows_of(plain, *shown), backbone.placeholders.visual),
     )
     assert asked.sequences is not None and packed_rows is not None
-    # the former loss, written out
+    # the published loss, written out: the mean over the supervised tokens of a batch
     inputs = plain.model.decoder_inputs(plain.model.encode_scenes(asked), asked.sequences)
     hidden = backbone.decode(inputs).last_hidden_state[:, :-1]
     targets = pad_sequence([row.labels for row in packed_rows[0]], batch_first=True, padding_value=IGNORED)[:, 1:]
     logits = backbone.lm_head(hidden[targets != IGNORED])
-    loss = F.cross_entropy(logits, targets[targets != IGNORED], reduction="sum") / len(logits)
+    loss = F.cross_entropy(logits, targets[targets != IGNORED], reduction="none").sum() / len(logits)
     expected, references = learned(plain, loss)
+    plain.model.average = "questions"
+    assert learned(plain, plain.loss(asked))[0] != expected
 
     silent = [*without_token(0.0), MaskedViews(mask_ratio=0.0)]
     choices: list[tuple[list[Objective] | None, bool]] = [(None, True), ([LanguageModeling()], True), (silent, True)]
     for objectives, is_equal in (*choices, (without_token(1.0), False), ([LanguageModeling(2.0)], False)):
-        task = build("plain", family=family, objectives=objectives).train()
+        task = build("plain", family=family, objectives=objectives, average="micro_batch_tokens").train()
         found, gradients = learned(task, task.loss(asked))
         assert (found == expected) == is_equal
         assert all(torch.equal(gradients[name], each) for name, each in references.items()) == is_equal
@@ -173,7 +176,8 @@ def test_packed_and_checkpointed_sequences_learn_as_a_row_each(family: str) -> N
     assert difference(packed(made(gradient_checkpointing=True), *scenes), expected) < 1e-5
     lora = {"lora": LoRA(r=4), "gradient_checkpointing": True}
     assert difference(packed(made(**lora), *scenes), a_row_each(made(**lora), *scenes)) < 1e-4
-    assert difference(packed(made(), *scenes[::-1]), expected) > 1e-3  # the control: other tokens are masked
+    other = [replace(each, draw=1) for each in scenes]
+    assert difference(packed(made(), *other), expected) > 1e-3  # the control: other tokens are masked
 
 
 # ---- gradients -------------------------------------------------------------------------------------------------
@@ -215,36 +219,29 @@ def test_masked_2d_tokens_are_not_seen_and_3d_tokens_are() -> None:
     assert both == pytest.approx(0.6)
 
 
-def test_masks_are_drawn_anew_in_each_step_and_continue_after_a_resume() -> None:
-    def masks(objective: MaskedViews) -> Tensor:
-        shown = VisualTokens(torch.ones(4, 50, 8), torch.ones(1, 4, 50, 8))
-        (changed,) = objective.change_tokens([shown], [SceneInputs(torch.zeros(1, 1), (4, 10, 20))])
-        assert (shown.tokens == 1).all() and (shown.deepstack == 1).all()
-        masked = (changed.tokens != 1).all(-1)
-        assert torch.equal((changed.deepstack[0] == 0).all(-1), masked)
-        assert torch.equal(changed.tokens[masked], objective.mask_token.expand(int(masked.sum()), 8))
-        return masked
+def test_masks_are_drawn_by_seed_scene_and_epoch() -> None:
+    objective = MaskedViews(mask_ratio=0.25)
+    objective.bind(8, 2)
 
-    objective, resumed = MaskedViews(mask_ratio=0.25), MaskedViews(mask_ratio=0.25)
-    for seed, each in enumerate((objective, resumed)):
-        torch.manual_seed(seed)
-        each.bind(8, 2)
-    first = masks(objective)
-    assert not torch.equal(masks(resumed), first)  # of another seed
-    torch.manual_seed(0)
-    same, second_process = MaskedViews(mask_ratio=0.25), MaskedViews(mask_ratio=0.25)
-    same.bind(8, 2)
-    second_process.bind(8, 2)
-    second_process.load_state_dict(same.state_dict())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.distributed.is_initialized", lambda: True)
-        patch.setattr("torch.distributed.get_rank", lambda: 1)
-        assert not torch.equal(masks(second_process), first)
-    assert torch.equal(masks(same), first)
-    resumed.load_state_dict(objective.state_dict())
-    second = masks(objective)
-    assert torch.equal(masks(resumed), second) and not torch.equal(first, second)
+    def masks(*draws: int) -> list[Tensor]:
+        shown = VisualTokens(torch.ones(4, 50, 8), torch.ones(1, 4, 50, 8))
+        scenes = [SceneInputs(torch.zeros(1, 1), (4, 10, 20), draw=draw) for draw in draws]
+        found = []
+        for changed in objective.change_tokens([shown] * len(draws), scenes):
+            masked = (changed.tokens != 1).all(-1)
+            assert torch.equal((changed.deepstack[0] == 0).all(-1), masked)
+            assert torch.equal(changed.tokens[masked], objective.mask_token.expand(int(masked.sum()), 8))
+            found.append(masked)
+        assert (shown.tokens == 1).all() and (shown.deepstack == 1).all()
+        return found
+
+    first, second = masks(1, 2)
+    assert torch.equal(masks(2)[0], second) and not torch.equal(first, second)  # wherever in a batch a scene is
     assert 0.15 < first.float().mean() < 0.35
+    items = [TrainingItem(0, (0,), epoch, seed=seed) for epoch in (0, 1) for seed in (0, 1)]
+    draws = [item.draw(name) for item in items for name in ("a", "b")]
+    assert len(set(draws)) == 8 and all(0 <= draw < 2**32 for draw in draws)
+    assert draws == [item._replace(scene=3, questions=(1,)).draw(name) for item in items for name in ("a", "b")]
 
 
 # ---- saved models, and bad input -------------------------------------------------------------------------------
@@ -258,7 +255,7 @@ def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_o
     loaded = SpatialVLM.from_pretrained(tmp_path / "saved")
     state, read = ours.state_dict(), loaded.state_dict()
     assert state.keys() == read.keys() and all(torch.equal(state[name], read[name]) for name in state)
-    assert {"objectives.CameraPrediction.token", "objectives.MaskedViews.steps"} <= read.keys()
+    assert {"objectives.CameraPrediction.token", "objectives.MaskedViews.mask_token"} <= read.keys()
     read_parts: Any = loaded.objectives.all_objectives
     assert read_parts["DepthPrediction"].weight == 0.5 and read_parts["DepthPrediction"].layers == (0,)
     assert read_parts["CameraPrediction"].scale == "mean" and read_parts["MaskedViews"].mask_ratio_by_type == {"a": 1.0}

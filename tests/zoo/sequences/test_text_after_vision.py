@@ -31,7 +31,7 @@ def stock_answers(model: VideoQATask, asked: Batch) -> list[list[int]]:
         out = backbone.vlm.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values_videos=shown.pixel_values,
+            pixel_values_videos=model.preprocessor.normalize(shown.pixel_values),
             video_grid_thw=torch.tensor(shown.media_grids),
             second_per_grid_ts=torch.tensor([SECONDS]),
             mm_token_type_ids=2 * (ids == backbone.placeholders.video).int(),

@@ -11,10 +11,12 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextAttention,
     Qwen3VLTextModel,
     Qwen3VLVisionAttention,
+    Qwen3VLVisionPatchEmbed,
 )
 
-from zoo.backbones.attention import CameraAttention, replace_classes
+from zoo.backbones.attention import CameraAttention
 from zoo.backbones.deepstack import add_features
+from zoo.backbones.patch_embedding import PatchEmbedding
 from zoo.backbones.qwen3_vl.preprocessor import Qwen3VLPreprocessor
 from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
 from zoo.backbones.qwen_vl import QwenVLBackbone
@@ -44,7 +46,11 @@ class Qwen3VLDecoder(Qwen3VLTextModel):
 
 
 class FrameAttention(SegmentAttention, Qwen3VLVisionAttention):
-    """Qwen3-VL's vision attention, within frames."""
+    """The vision tower's attention, within frames."""
+
+
+class Qwen3VLPatchEmbedding(PatchEmbedding, Qwen3VLVisionPatchEmbed):
+    """The vision tower's patch embedding."""
 
 
 class Qwen3VLBackbone(QwenVLBackbone):
@@ -55,13 +61,10 @@ class Qwen3VLBackbone(QwenVLBackbone):
     """
 
     hooked_classes = {Qwen3VLTextAttention: Qwen3VLAttention, Qwen3VLTextModel: Qwen3VLDecoder}
+    vision_classes = {Qwen3VLVisionAttention: FrameAttention, Qwen3VLVisionPatchEmbed: Qwen3VLPatchEmbedding}
     preprocessor_class = Qwen3VLPreprocessor
     span_per_step = True
     tokens_per_second = 2  # Qwen2.5-VL's, for a time index in place of this model's own
-
-    def __init__(self, vlm: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(vlm, *args, **kwargs)
-        replace_classes(vlm.model.visual, {Qwen3VLVisionAttention: FrameAttention})
 
     @property
     def vision_rules(self) -> Qwen3VisionRules:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError
 from zoo.geometry.da3.reference import FEWEST_VIEWS, Strategy, choose_reference
+from zoo.geometry.patch_convolution import PatchConvolution
 from zoo.geometry.transformer_blocks import MLP, Block, SwiGLU, patch_rotations, rotations_at
 from zoo.precision import to_float32
 
@@ -84,7 +85,7 @@ class Trunk(nn.Module):
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 1 + side**2, self.embed_dim))
         if self.alternates:  # index 0 is for the reference view, 1 for all others
             self.camera_token = nn.Parameter(0.02 * torch.randn(1, 2, self.embed_dim))
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, self.embed_dim, PATCH_SIZE, PATCH_SIZE)})
+        self.patch_embed = nn.ModuleDict({"proj": PatchConvolution(PATCH_SIZE, self.embed_dim)})
         self.blocks = nn.ModuleList(
             [Block(self.embed_dim, heads, 4.0, i >= qknorm_start, BLOCK_EPS, mlp) for i in range(self.depth)]
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from zoo.geometry.images import normalize
+from zoo.geometry.patch_convolution import PatchConvolution
 from zoo.geometry.transformer_blocks import Block, patch_rotations
 
 DINOV2 = {  # name: width, layers, heads
@@ -104,6 +105,10 @@ class Aggregator(nn.Module):
 class DINOv2(Dinov2WithRegistersModel):
     """DINOv2 with registers (arXiv 2309.16588) that returns only the normalized patch tokens."""
 
+    def __init__(self, config: Dinov2WithRegistersConfig) -> None:
+        super().__init__(config)
+        self.embeddings.patch_embeddings.projection.__class__ = PatchConvolution
+
     def forward(  # type: ignore[override]
         self, images: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N patches C"]:
@@ -116,7 +121,7 @@ class ConvPatchEmbed(nn.Module):
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, patch_size, patch_size)
+        self.proj = PatchConvolution(patch_size, embed_dim)
 
     def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N patches C"]:
         """Embed normalized images."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +18,7 @@ from zoo.cameras import intrinsics_in_pixels
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.cameras.rays import pixel_center_intrinsics, unproject_depth
 from zoo.geometry.base import SceneGeometry
+from zoo.geometry.images import select_frames
 from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding, pose_encoding_to_cameras
 
@@ -35,10 +36,10 @@ class Targets:
     points: Float[Tensor, "B dense H W 3"]
     known: Bool[Tensor, "B dense H W"]
 
-    def dense_of(self, frames: Sequence[int]) -> Targets:
-        """Select the frames of the dense maps."""
-        each = list(frames)
-        return Targets(self.pose_enc, self.depth[:, each], self.points[:, each], self.known[:, each])
+    def dense_of(self, frames: Int[Tensor, "B chosen"]) -> Targets:
+        """Select the frames of each scene's dense maps."""
+        dense = (select_frames(each, frames) for each in (self.depth, self.points, self.known))
+        return Targets(self.pose_enc, *dense)
 
 
 def targets(scenes: Sequence[SceneGeometry]) -> Targets:
@@ -73,8 +74,8 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     )
 
 
-def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, ""]]:
-    """The loss of each head with an output; their sum is VGGT's loss."""
+def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]:
+    """The loss of each head with an output, of each scene; their sum is VGGT's loss."""
     found: dict[str, Tensor] = {}
     if output.pose_enc_list is not None:
         found["camera"] = camera_loss(output.pose_enc_list, truth.pose_enc)
@@ -85,12 +86,12 @@ def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, ""]]:
     return found
 
 
-def camera_loss(steps: Float[Tensor, "steps B S 9"], truth: Float[Tensor, "B S 9"]) -> Float[Tensor, ""]:
+def camera_loss(steps: Float[Tensor, "steps B S 9"], truth: Float[Tensor, "B S 9"]) -> Float[Tensor, " B"]:
     """Huber loss of the pose encodings, with larger weights for later refinement steps."""
     weights = REFINEMENT_DECAY ** torch.arange(len(steps) - 1, -1, -1, device=steps.device)
     off = F.huber_loss(steps, truth.expand_as(steps), reduction="none", delta=HUBER) / HUBER  # slope 1 far away
-    each = off.sum(-1).mean((1, 2))
-    return (weights * each).sum() / weights.sum()
+    each = off.sum(-1).mean(2)
+    return (weights[:, None] * each).sum(0) / weights.sum()
 
 
 def dense_loss(
@@ -98,11 +99,11 @@ def dense_loss(
     confidence: Float[Tensor, "B S H W"],
     truth: Float[Tensor, "B S H W C"],
     known: Bool[Tensor, "B S H W"],
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, " B"]:
     """Confidence-weighted distance of values and of their spatial gradients, minus alpha log confidence.
 
-    Each term is a mean over the pixels with a known value (for gradients: of both neighbors). Confidence models
-    aleatoric uncertainty (Kendall & Gal 2017, arXiv 1703.04977).
+    Each term is a mean over the pixels of a scene with a known value (for gradients: of both neighbors). Confidence
+    models aleatoric uncertainty (Kendall & Gal 2017, arXiv 1703.04977).
     """
     loss = _mean(confidence * (values - truth).norm(dim=-1) - ALPHA * confidence.log(), known)
     for axis in (2, 3):
@@ -114,7 +115,7 @@ def dense_loss(
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum() / where.sum().clamp(min=1)
+    return (values * where).flatten(1).sum(1) / where.flatten(1).sum(1).clamp(min=1)
 
 
 def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]:

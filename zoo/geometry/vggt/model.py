@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.geometry.images import check_images, check_range
+from zoo.geometry.images import check_images, check_range, select_frames
 from zoo.geometry.transformer_blocks import layer_index
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt.camera_head import CameraHead
@@ -190,7 +190,7 @@ class VGGT(nn.Module):
         images: Float[Tensor, "B S 3 H W"],
         layers: Sequence[int] = (-1,),
         heads: Collection[str] = ("camera",),
-        dense_frames: Sequence[int] | None = None,
+        dense_frames: Int[Tensor, "B dense"] | None = None,
     ) -> VGGTOutput:
         """Compute only what is asked for.
 
@@ -199,7 +199,7 @@ class VGGT(nn.Module):
                 world.
             layers: Of the aggregator, counted from the end where negative.
             heads: Any of "camera", "depth", "point".
-            dense_frames: The frames of the depth and point maps, in this order; None is all.
+            dense_frames: The frames of each scene's depth and point maps, in this order; None is all.
 
         Raises:
             ValueError: Image sides that are not multiples of the patch size, integer images, an unknown layer, or a
@@ -213,7 +213,7 @@ class VGGT(nn.Module):
         images: Float[Tensor, "B S 3 H W"],
         layers: Sequence[int],
         heads: Collection[str],
-        dense_frames: Sequence[int] | None = None,
+        dense_frames: Int[Tensor, "B dense"] | None = None,
     ) -> VGGTOutput:
         """Compute `forward` of images that are known to be in 0..1."""
         self._check(images, heads)
@@ -239,14 +239,13 @@ class VGGT(nn.Module):
         return result
 
     def _dense(
-        self, head: DPTHead, outputs: dict[int, Tensor], images: Tensor, dense_frames: Sequence[int] | None
+        self, head: DPTHead, outputs: dict[int, Tensor], images: Tensor, dense_frames: Int[Tensor, "B dense"] | None
     ) -> tuple[Tensor, Tensor]:
         batch, _, _, height, width = images.shape
-        frames = slice(None) if dense_frames is None else list(dense_frames)
-        tokens = [
-            outputs[layer][:, frames, self.aggregator.patch_start :].flatten(0, 1).to(head.dtype)
-            for layer in head.layers
-        ]
+        layers = [outputs[layer][:, :, self.aggregator.patch_start :] for layer in head.layers]
+        if dense_frames is not None:
+            layers = [select_frames(layer, dense_frames) for layer in layers]
+        tokens = [layer.flatten(0, 1).to(head.dtype) for layer in layers]
         values, confidence = head(tokens, height, width)
         return values.unflatten(0, (batch, -1)), confidence.unflatten(0, (batch, -1))
 

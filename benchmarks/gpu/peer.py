@@ -1,0 +1,86 @@
+"""Training beside transformers' own Qwen2.5-VL, at the released size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.models import TITLES, Bench, Row, Tables, autocast, measured, release
+from benchmarks.training import RATE, stock_rows, trainer_step
+from zoo.backbones.qwen_weights import empty_qwen
+from zoo.sequences.batch import Batch
+from zoo.sequences.builder import SequenceBuilder
+from zoo.tasks import VideoQATask
+from zoo.tasks.optim import fused_adamw
+from zoo.tasks.training_cost import BatchSizes, example_questions
+
+OPTIONS: dict[str, Any] = {"fused": False, "dtype": "float32", "gradient_checkpointing": True}
+Step = Callable[[], Tensor]  # of the optimizer; returns the loss
+
+
+def peer(bench: Bench, model: str) -> Tables:
+    """Training the whole decoder on the questions of a scene: the zoo, and transformers' Trainer with a row each.
+
+    The same weights, rows and AdamW, bfloat16 autocast, 16 frames, gradient checkpointing, a frozen vision tower.
+    """
+    rows: list[Row] = []
+    for questions in (1, 4) if bench.is_tiny else (1, 8, 18):
+        sizes = bench.batch(model, 16, questions=questions)
+        task = bench.task(model, text_after_vision="max_hw", **OPTIONS).train()
+        vlm = task.model.backbone.vlm
+        config, state = vlm.config, {name: tensor.cpu().clone() for name, tensor in vlm.state_dict().items()}
+        asked = bench.inputs(task, sizes)
+        examples = one_per_row(bench, task, sizes, asked)
+        rows.append(row(bench, "the zoo", questions, zoo_step(bench, task, asked)))
+        del task, vlm, asked
+        release()  # there is no room for both
+        stock = empty_qwen(config, torch.float32)
+        stock.load_state_dict(state, assign=True)
+        stock.tie_weights()
+        settings = {"bf16": True, "activation_checkpointing": True}
+        step = trainer_step(stock.to(bench.device), examples, bench.device.type, **settings)
+        rows.append(row(bench, "transformers", questions, step))
+        del stock, step, examples
+        release()
+    return {TITLES[model].partition(" +")[0]: rows}
+
+
+def zoo_step(bench: Bench, task: VideoQATask, asked: Batch) -> Step:
+    """All questions behind the video that they share."""
+    trained = [each for each in task.parameters() if each.requires_grad]
+    optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
+
+    def step() -> Tensor:
+        with autocast(bench.device):
+            loss = task.loss(asked)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def one_per_row(bench: Bench, task: VideoQATask, sizes: BatchSizes, asked: Batch) -> list[dict[str, Any]]:
+    """The inputs of transformers' model for each question."""
+    builder = SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=False))
+    scenes, rows, scene_of = example_questions(task.model, sizes)
+    scenes[0].pixel_values = asked.scenes[0].pixel_values.cpu()
+    return stock_rows(Batch(scenes, builder.vision(scenes), builder.training(rows, scene_of, scenes)).to(bench.device))
+
+
+def row(bench: Bench, way: str, questions: int, step: Step) -> Row:
+    """A row of the table."""
+    losses: list[Tensor] = []
+    seconds, memory = measured(bench, lambda: losses.append(step()))
+    return {
+        "questions a scene": questions,
+        "way": way,
+        "questions/s": f"{questions / seconds:.2f}",
+        "GB at the peak": f"{memory / 1e9:.1f}",
+        "first loss": f"{float(losses[0]):.4f}",
+    }

@@ -1,0 +1,242 @@
+"""Fine-tuning on scenes with many questions: the zoo beside stock transformers, with the same weights and rows.
+
+    python -m benchmarks.training                    # a tiny model, and one of 97 M parameters
+    python -m benchmarks.training --size tiny --questions 1 18 --frames 4
+    python -m benchmarks.training --device cuda
+
+The peer is transformers' `Trainer` and its Qwen2.5-VL with one question per row, as the published scripts train: the
+rows of a scene are the accumulated batches of one optimizer step, each with the whole video. The zoo learns from all of
+them in one sequence. Both have a frozen vision tower and the same AdamW. The Trainer averages the losses of accumulated
+rows, whatever the lengths of their answers (`accepts_loss_kwargs` is False in transformers' Qwen2.5-VL): that is
+`average: questions`, and `micro_batch_tokens` of one question per batch. The losses are equal, and are compared.
+Batches are in memory already. Memory is what a step adds at its peak, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from benchmarks.evaluate import TEXTS
+from benchmarks.measure import in_a_process, interleaved, peak_growth, spread
+from benchmarks.tables import markdown
+from datamodules.collate import TrainingCollate
+from datamodules.loaded_scene import LoadedScene
+from datamodules.scenes import Question, Scene
+from datamodules.wording import Wording
+from zoo import LearningRates, Qwen25VL, TinyQwen25VL
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.sequences.batch import Batch
+from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.packing import IGNORED
+from zoo.tasks.optim import fused_adamw
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {},
+    "97M": {
+        "layers": 12,
+        "hidden_size": 768,
+        "heads": 12,
+        "key_value_heads": 2,
+        "vision_layers": 12,
+        "vision_hidden_size": 512,
+    },
+}
+RATE = 1e-5
+Step = Callable[[], Tensor]  # of the optimizer; returns the loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", nargs="+", choices=tuple(SIZES), default=list(SIZES))
+    parser.add_argument("--questions", type=int, nargs="+", default=[1, 8, 18], help="of a scene, which are one step")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--height", type=int, default=476)
+    parser.add_argument("--width", type=int, default=644)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--memory-of", choices=tuple(STEPS), help="print the memory of one step, no more")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        print(json.dumps(memory(options)))
+        return
+    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} CPU threads"
+    for size in options.size:
+        parameters = sum(each.numel() for each in backbone(size).stock_model().parameters()) / 1e6
+        print(f"\nQwen2.5-VL, {size}: {parameters:.1f} M parameters, float32, {options.frames} frames, {where}\n")
+        print(markdown([row for count in options.questions for row in rows(options, size, count)]), flush=True)
+
+
+def rows(options: argparse.Namespace, size: str, count: int) -> list[dict[str, object]]:
+    """The table of both ways, for scenes with so many questions."""
+    steps = {way: build(options, size, count) for way, build in STEPS.items()}
+    losses = {way: float(step()) for way, step in steps.items()}
+    seconds = interleaved(steps, options.repeats, options.device, warm_up=False)  # the first losses were the warm-up
+    middle = {way: statistics.median(each) for way, each in seconds.items()}
+    mib = {way: memory_in_a_process(options, size, count, way) / 2**20 for way in STEPS}
+    stock, zoo = STEPS
+    if abs(losses[zoo] - losses[stock]) > 1e-5 * losses[stock]:
+        sys.exit(f"the losses differ: {losses}")
+    return [
+        {
+            "questions a scene": count,
+            "way": way,
+            "s a step: median (least to most)": spread(seconds[way], 2),
+            "questions a second": f"{count / middle[way]:.2f}",
+            "times the peer": f"{middle[stock] / middle[way]:.1f}",
+            "memory at the peak, MiB": f"{mib[way]:.0f}",
+            "first loss": f"{losses[way]:.6f}",
+        }
+        for way in STEPS
+    ]
+
+
+def backbone(size: str) -> TinyQwen25VL:
+    return TinyQwen25VL(**SIZES[size], seed=0)
+
+
+def task_of(size: str) -> Qwen25VL:
+    """The zoo's baseline, with the positions of transformers 5."""
+    rates = LearningRates(decoder=RATE, connector=RATE, vision=None)
+    return Qwen25VL(
+        backbone=backbone(size),
+        text_after_vision="max_hw",
+        learning_rates=rates,
+    )
+
+
+def batch(options: argparse.Namespace, task: Qwen25VL, count: int, *, is_packed: bool) -> Batch:
+    """A scene of noise with so many questions, in one sequence or in one each."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.frames, 3, options.height, options.width)
+    video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
+    asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(7**i)) for i in range(count))
+    scene = LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(options.frames)))
+    builder = SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=is_packed))
+    return TrainingCollate(Wording(task.preprocessor), builder, task.requirements)([scene]).to(options.device)
+
+
+def zoo_step(options: argparse.Namespace, size: str, count: int) -> Step:
+    """All questions behind the video that they share."""
+    task = task_of(size).train().to(options.device)
+    asked = batch(options, task, count, is_packed=True)
+    trained = [each for each in task.parameters() if each.requires_grad]
+    optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
+
+    def step() -> Tensor:
+        loss = task.loss(asked)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def stock_step(options: argparse.Namespace, size: str, count: int) -> Step:
+    """One question per row."""
+    examples = stock_rows(batch(options, task_of(size), count, is_packed=False))
+    return trainer_step(backbone(size).stock_model(), examples, options.device)
+
+
+def trainer_step(model: Any, examples: Sequence[dict[str, Any]], device: str, **settings: Any) -> Step:
+    """A step of transformers' Trainer on rows that it accumulates, with a frozen vision tower.
+
+    Args:
+        model: Transformers' model.
+        examples: From `stock_rows`.
+        device: The device of the model.
+        **settings: Further `TrainingArguments`.
+    """
+    model.model.visual.requires_grad_(False)
+    arguments = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=len(examples),
+        use_cpu=not device.startswith("cuda"),
+        report_to=[],
+        disable_tqdm=True,
+        **settings,
+    )
+    trainer = Trainer(model=model, args=arguments)
+    if arguments.activation_checkpointing:  # `Trainer.train` does so, which this step is a part of
+        model.activation_checkpointing_enable()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
+    tokens = torch.stack([(each["labels"] != IGNORED).sum() for each in examples]).sum()  # as the Trainer counts them
+    trainer.current_gradient_accumulation_steps = len(examples)
+    model.train()
+
+    def step() -> Tensor:
+        losses = [trainer.training_step(model, dict(each), num_items_in_batch=tokens) for each in examples]
+        optimizer.step()
+        optimizer.zero_grad()
+        return torch.stack(losses).sum()
+
+    return step
+
+
+def stock_rows(asked: Batch) -> list[dict[str, Any]]:
+    """The inputs of transformers' model for each row of a batch about one scene."""
+    assert asked.sequences is not None
+    sequences, (scene,) = asked.sequences, asked.scenes
+    labels = torch.full_like(sequences.input_ids, IGNORED).flatten()
+    labels[sequences.answer_places + 1] = sequences.answer_ids
+    is_video = torch.zeros_like(labels)
+    is_video[sequences.visual_places] = 2  # transformers' number of the modality
+    pixels = scene.pixel_values
+    shown = {
+        "pixel_values_videos": pixels if pixels.is_floating_point() else tiny_preprocessor().normalize(pixels),
+        "video_grid_thw": torch.tensor([scene.grid_thw]),
+        "second_per_grid_ts": torch.tensor([scene.seconds_per_grid or 1.0]),
+    }
+    return [
+        {
+            "input_ids": ids[None, :length],
+            "attention_mask": torch.ones_like(ids[None, :length]),
+            "labels": own_labels[None, :length],
+            "mm_token_type_ids": own_kinds[None, :length].int(),
+            **shown,
+        }
+        for ids, own_labels, own_kinds, length in zip(
+            sequences.input_ids,
+            labels.view_as(sequences.input_ids),
+            is_video.view_as(sequences.input_ids),
+            sequences.lengths,
+            strict=True,
+        )
+    ]
+
+
+STEPS: dict[str, Callable[[argparse.Namespace, str, int], Step]] = {"transformers": stock_step, "the zoo": zoo_step}
+
+
+def memory(options: argparse.Namespace) -> int:
+    """What the second step adds at its peak: the optimizer has its state then."""
+    (size,), (count,) = options.size, options.questions
+    step = STEPS[options.memory_of](options, size, count)
+    step()
+    return peak_growth(step, options.device)
+
+
+def memory_in_a_process(options: argparse.Namespace, size: str, count: int, way: str) -> int:
+    passed = {name: getattr(options, name) for name in ("frames", "height", "width", "device", "threads")}
+    return in_a_process("benchmarks.training", memory_of=way, size=[size], questions=[count], **passed)
+
+
+if __name__ == "__main__":
+    main()

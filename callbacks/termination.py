@@ -1,0 +1,57 @@
+"""SIGTERM, which a job is sent at its time limit: all processes end after the same batch."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
+
+
+class EndOnSigterm(Callback):
+    """End a training or an evaluation once one of its processes is sent SIGTERM.
+
+    Lightning's own handler waits for the other processes wherever the signal finds it. Where these wait for the rest of
+    a training step, all of them stand still. Here they agree before the next batch, on the host, so that no GPU is
+    waited for.
+
+    Raises:
+        SIGTERMException: In each process of a training at once.
+    """
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        self._hosts: Any = None  # the processes, by a backend of the CPU
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's handler, which it removes at the end."""
+
+        def note(signum: int, frame: Any) -> None:
+            if not self._is_asked and trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signum)  # type: ignore[arg-type]  # the processes that this one started
+            self._is_asked = True
+
+        signal.signal(signal.SIGTERM, note)
+        if trainer.world_size > 1 and self._hosts is None:
+            self._hosts = distributed.new_group(backend="gloo")
+
+    on_test_start = on_predict_start = on_train_start
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """End if any process is asked to."""
+        is_asked = torch.tensor(int(self._is_asked))
+        if self._hosts is not None:
+            distributed.all_reduce(is_asked, distributed.ReduceOp.MAX, group=self._hosts)
+        if is_asked:
+            raise SIGTERMException
+
+    def on_test_batch_start(self, *_: Any, **__: Any) -> None:
+        """End if this process is asked to: in an evaluation they wait for each other at its end only."""
+        if self._is_asked:
+            raise SIGTERMException
+
+    on_predict_batch_start = on_validation_batch_start = on_test_batch_start

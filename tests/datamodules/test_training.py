@@ -1,0 +1,214 @@
+"""A training on a DataModule's scenes: how it resumes, and what it does about a scene that can't be read."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from callbacks import Checkpoint
+from callbacks.checkpoint_io import CheckpointFiles
+from datamodules import UniformSampler, VideoQADataModule
+from datamodules.samplers import SceneView
+from datamodules.scenes import Scene
+from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
+from datamodules.sources.base import Split
+from tests.callbacks.breakable import BROKEN, PIXELS, QUESTIONS, Tiny
+from tests.datamodules.batches import builder_for
+from zoo.backbones import tiny_preprocessor
+from zoo.errors import InputError
+from zoo.requirements import DataRequirements
+from zoo.sequences.batch import Batch
+from zoo.sequences.scene_inputs import SceneInputs
+from zoo.tasks import Task
+from zoo.tasks.optim import LearningRates, WarmupCosine
+
+
+class Readable(Tiny):
+    """The scenes that can be read, whose first answer may be another."""
+
+    answer = "A"
+
+    def scenes(self, split: Split) -> list[Scene]:
+        first, *others = (scene for place, scene in enumerate(super().scenes(split)) if place != BROKEN)
+        asked = tuple(replace(question, ground_truth=self.answer) for question in first.questions)
+        return [replace(first, questions=asked), *others]
+
+
+class Drawing(UniformSampler):
+    """Draws one of the two frames by the global generators, as a user's sampler may."""
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        return [int(torch.rand(()).item() + np.random.rand() + random.random() > 1.5)]
+
+
+class Learner(Task):
+    """Learns a weight; notes the ids of what it learns from, its rates, and what it draws by the global generators."""
+
+    preprocessor, requirements = tiny_preprocessor(), DataRequirements()  # type: ignore[assignment]
+    sequence_builder = builder_for(preprocessor)
+
+    def __init__(self) -> None:
+        super().__init__(LearningRates(), torch.optim.AdamW, WarmupCosine)
+        self.weight = torch.nn.Parameter(torch.ones(2))
+        self.asked: list[list[str]] = []
+        self.rates: list[float] = []
+        self.drawn: list[Any] = []
+
+    def part_of(self, name: str) -> str:
+        return "decoder"
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.check(batch)
+        assert batch.sequences is not None
+        is_learned = any(batch.sequences.num_answers)
+        self.asked.append([record["id"] for record in batch.records] if is_learned else [])
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        frames = [record["frames"] for record in batch.records]
+        self.drawn.append((frames, torch.rand(2).tolist(), np.random.rand(), random.random()))
+        return self.weight.square().sum()
+
+
+class Absent(Tiny):
+    """The first scenes are absent as well."""
+
+    def __init__(self, root: Path, absent: int) -> None:
+        super().__init__(root)
+        self.absent = absent
+
+    def scenes(self, split: Split) -> list[Scene]:
+        scenes = super().scenes(split)
+        return [replace(s, video=self.root / "absent.mp4") for s in scenes[: self.absent]] + scenes[self.absent :]
+
+
+def fit(folder: Path, source: Tiny, learner: Learner | None = None, **settings: Any) -> Learner:
+    """Trains, from the newest checkpoint in the folder if there is one."""
+    last = folder / "checkpoints/last.ckpt"
+    learner = learner or Learner()
+    data = {name: settings.pop(name) for name in list(settings) if name not in ("max_steps", "max_epochs")}
+    trainer = Trainer(
+        default_root_dir=folder,
+        callbacks=[Checkpoint()],
+        plugins=[CheckpointFiles()],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        **settings,
+    )
+    data = VideoQADataModule(source, num_frames=2, pixels=PIXELS, **({"num_workers": 0} | data))
+    trainer.fit(learner, data, ckpt_path=str(last) if last.exists() else None)
+    return learner
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    Tiny(folder).prepare()
+    return folder
+
+
+def test_resuming_with_other_answers_is_an_error(root: Path, tmp_path: Path) -> None:
+    """Their number is the same."""
+    whole = fit(tmp_path / "whole", Readable(root), max_steps=6).asked
+    begun = fit(tmp_path / "run", Readable(root), max_steps=3).asked
+    changed = Readable(root)
+    changed.answer = "B"
+    with pytest.raises(InputError, match="^the checkpoint was trained with other questions or answers"):
+        fit(tmp_path / "run", changed, max_steps=6)
+    assert begun + fit(tmp_path / "run", Readable(root), max_steps=6).asked == whole
+
+
+def test_a_schedule_that_is_longer_goes_on_without_a_step_at_rate_zero(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fit(tmp_path / "whole", Readable(root), max_steps=8).rates
+    first = fit(tmp_path / "run", Readable(root), max_steps=4).rates
+    assert "the schedule has" not in caplog.text
+    rest = fit(tmp_path / "run", Readable(root), max_steps=8).rates
+    assert first != whole[:4] and rest == whole[4:] and min(rest) > 0
+    assert "the schedule has 8 steps, it had 4: learning rates go on at 61% of their peak" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_drawn_depends_on_the_step_alone(
+    workers: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(folder: str, steps: int) -> list[Any]:
+        torch.manual_seed(len(folder) + steps)  # another process has other generators
+        settings: dict[str, Any] = {"sampler": Drawing(), "num_workers": workers}
+        return fit(tmp_path / folder, Readable(root), max_steps=steps, **settings).drawn
+
+    whole = drawn("whole", 12)
+    assert drawn("run", 5) + drawn("run", 12) == whole
+    assert len({str(draws) for _, *draws in whole}) == 12 and len({str(frames) for frames, *_ in whole}) == 2
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    assert drawn("another seed", 2)[0] != whole[0]
+
+
+# ---- scenes that can't be read ------------------------------------------------------------------------------
+
+SCENE = f"tiny/scene{BROKEN}"
+REASON = f"scene{BROKEN}/0.png: unreadable frame"
+NUM_QUESTIONS = sum(QUESTIONS)
+
+
+def ids(asked: list[list[str]]) -> list[str]:
+    return sorted(id for batch in asked for id in batch)
+
+
+def test_an_unreadable_scene_ends_a_training_unless_it_may_be_skipped(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{REASON}.*; --data.skip_failed 1 trains without this scene"):
+        fit(tmp_path / "strict", Tiny(root), max_epochs=1)
+    everything = ids(fit(tmp_path / "whole", Readable(root), max_epochs=1).asked)
+    with pytest.warns(UserWarning) as said:
+        skipping = fit(tmp_path / "run", Tiny(root), max_epochs=1, skip_failed=1)
+    named = [str(each.message) for each in said if "goes on without" in str(each.message)]
+    assert len(named) == 1 and named[0].startswith(f"training goes on without {SCENE}: ") and REASON in named[0]
+    assert ids(skipping.asked) == everything and len(skipping.asked) == NUM_QUESTIONS  # none takes its steps away
+    assert list(skipped_scenes(tmp_path / "run")) == [SCENE]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_resumed_training_skips_the_same_scenes_and_counts_them_on(
+    batch_size: int, root: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    settings: dict[str, Any] = {"skip_failed": 1, "batch_size": batch_size}
+    whole = fit(tmp_path / "whole", Tiny(root), max_epochs=1, **settings)
+    recwarn.clear()
+    parts = [fit(tmp_path / "run", Tiny(root), max_steps=steps, **settings).asked for steps in (9, len(whole.asked))]
+    assert sum(parts, []) == whole.asked
+    assert sum("goes on without" in str(each.message) for each in recwarn) == 1
+    assert len((tmp_path / "run/skipped_scenes.jsonl").read_text().splitlines()) == 1
+
+
+def test_more_unreadable_scenes_than_may_be_skipped_end_a_training(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="; 2 training scenes can't be used, and --data.skip_failed is 1: see"):
+        fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=1)
+    fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=2)  # which a resumed run may allow
+    assert len(skipped_scenes(tmp_path / "run")) == 2
+
+
+def test_the_limit_is_for_all_processes_together(tmp_path: Path) -> None:
+    first, second = (SkippedScenes(1, tmp_path, rank) for rank in range(2))
+    usable = SceneInputs(torch.zeros(0, 0), (1, 2, 2))
+    failed = [Batch([usable], failed=[{"scene": f"tiny/{name}", "error": f"{name} is damaged"}]) for name in "aab"]
+    with pytest.warns(UserWarning, match="goes on without tiny/a: a is damaged"):
+        first(failed[0])
+    second(failed[1])
+    assert not failed[0].failed and not failed[1].failed
+    with pytest.raises(InputError, match="^b is damaged; 2 training scenes"):
+        second(failed[2])
+
+
+def test_a_training_of_which_no_scene_can_be_read_ends(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="; 10 training scenes can't be used, and --data.skip_failed is 99"):
+        fit(tmp_path / "run", Absent(root, len(QUESTIONS)), max_epochs=1, skip_failed=99)

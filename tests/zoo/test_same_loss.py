@@ -1,0 +1,126 @@
+"""The gradient of an optimizer step does not depend on how its questions are split: processes, batches, sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.collate import TrainingCollate
+from datamodules.loaded_scene import LoadedScene
+from datamodules.order import TrainingItem, TrainingOrder
+from datamodules.scenes import RawQuestion, num_answers
+from datamodules.training_loader import ResumableLoader, TrainingPosition
+from datamodules.wording import Wording
+from tests.zoo.asking import QUESTIONS, build, scene
+from zoo import CameraPrediction, DepthPrediction, MaskedViews
+from zoo.sequences.batch import Batch
+from zoo.sequences.builder import SequenceBuilder
+from zoo.tasks import VideoQATask
+
+# a conversation is as many questions as it has answers
+TALK = RawQuestion("talk", "", "How many?", "12345", later_turns=(("And then?", "7"), ("Why so many of them?", "Ask.")))
+SCENES = [
+    scene("a", QUESTIONS[1:4]),
+    scene("b", QUESTIONS[:1], steps=2, seed=1),
+    scene("c", (*QUESTIONS[:2], TALK), seed=2),
+    scene("d", QUESTIONS[:4], steps=2, seed=3),
+]
+for each in (1, 3):  # half of the scenes have no target of depth
+    SCENES[each].geometry.depth = None  # type: ignore[union-attr]
+SEQUENCES = 4  # of an optimizer step; an epoch has 7, so its last step is shorter
+
+
+class Asked(Dataset):
+    def __getitem__(self, item: TrainingItem) -> LoadedScene:
+        loaded = SCENES[item.scene]
+        chosen = tuple(loaded.questions[i] for i in item.questions)
+        return replace(loaded, questions=chosen, is_supervised=not item.is_padding, draw=item.draw(loaded.scene.name))
+
+
+def batches(task: VideoQATask, batch_size: int, processes: int, rank: int, options: dict[str, Any]) -> Iterator[Batch]:
+    """An epoch of a process."""
+    counts = [len(each.questions) for each in SCENES]
+    answers = np.concatenate([num_answers(each.questions) for each in SCENES])
+    order = TrainingOrder(counts, batch_size, 2, 5, rank, processes, num_answers=answers)
+    accumulated = SEQUENCES // (batch_size * processes)
+    builder = task.sequence_builder
+    if options.get("alone"):
+        builder = SequenceBuilder(replace(builder.rules, supports_custom_mask=False))
+    packing = {name: value for name, value in options.items() if name != "alone"}
+    collate = TrainingCollate(Wording(task.preprocessor), builder, task.requirements, **packing)
+    position = TrainingPosition(0, 0, len(order), accumulated)
+    yield from ResumableLoader(Asked(), position=lambda: position, batch_sampler=order, collate_fn=collate)
+
+
+def steps(task: VideoQATask, batch_size: int, processes: int, **options: Any) -> list[Tensor]:
+    """The gradient of each optimizer step of an epoch, as Lightning accumulates and DDP averages it."""
+    accumulated = SEQUENCES // (batch_size * processes)
+    found: dict[int, Tensor] = {}
+    for rank in range(processes):
+        for number, batch in enumerate(batches(task, batch_size, processes, rank, options)):
+            task.zero_grad()
+            task.check(batch)
+            weight = batch.weight if task.model.average == "questions" else 1.0
+            (weight * task.model(batch)["loss"] / accumulated / processes).backward()
+            gradient = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
+            step = number // accumulated
+            found[step] = found[step] + gradient if step in found else gradient.clone()
+    return [found[step] for step in sorted(found)]
+
+
+def apart(found: list[Tensor], expected: list[Tensor]) -> float:
+    assert len(found) == len(expected) == 2
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, expected, strict=True))
+
+
+def model(name: str, average: str = "questions", **more: Any) -> VideoQATask:
+    return build(name, average=average, **more).double().train()
+
+
+OBJECTIVES = {
+    "answers": lambda: None,
+    "cameras": lambda: [CameraPrediction(layer=0)],
+    "depth": lambda: [DepthPrediction()],
+    "masks": lambda: [MaskedViews(mask_ratio=0.4)],
+    "all": lambda: [CameraPrediction(token=False), DepthPrediction(layer=0, weight=0.5), MaskedViews(mask_ratio=0.4)],
+}
+SPLITS: list[tuple[int, int, dict[str, Any]]] = [  # sequences in a batch, processes, and how sequences are made
+    (2, 1, {}),
+    (1, 1, {}),
+    (2, 2, {}),
+    (1, 2, {}),
+    (1, 4, {}),
+    (2, 2, {"alone": True}),
+    (4, 1, {"pack_scenes": True}),
+    (1, 2, {"tokens_per_sequence": 1}),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_step_has_one_gradient_however_its_questions_are_split(objective: str) -> None:
+    heads = OBJECTIVES[objective]
+    task = model("prope.yaml" if objective == "all" else "plain", objectives=heads())
+    reference = steps(task, SEQUENCES, 1)
+    for batch_size, processes, options in SPLITS if objective in ("answers", "all") else SPLITS[2:6]:
+        assert apart(steps(task, batch_size, processes, **options), reference) < 1e-6, (batch_size, processes, options)
+    # the control: the published rule depends on the split
+    task = model("plain", average="micro_batch_tokens", objectives=heads())
+    assert apart(steps(task, 1, 2), steps(task, SEQUENCES, 1)) > 1e-2
+
+
+def test_a_step_counts_its_answers_and_not_those_that_another_process_learns_from() -> None:
+    task = model("plain")
+    every = [list(batches(task, 1, 4, rank, {})) for rank in range(4)]
+    learned = [[sum(batch.num_answers) for batch in own] for own in every]
+    assert learned[3][-1] == 0 and every[3][-1].weight == 0  # a copy, as 7 sequences are no multiple of 4
+    for step in range(2):
+        total = sum(own[step] for own in learned)
+        assert {own[step].step for own in every} == {(total, 4)}  # type: ignore[index]
+    assert sum(map(sum, learned)) == sum(int(num_answers(each.questions).sum()) for each in SCENES) == 13

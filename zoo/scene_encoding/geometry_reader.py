@@ -1,0 +1,49 @@
+"""Cached geometry, read by data workers beside the frames, so that a step neither waits for a disk nor for a hash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.geometry.base import encoder_frames
+from zoo.geometry.cache_entries import CacheEntries
+
+
+@dataclass(frozen=True)
+class GeometryReader:
+    """Read what a model uses of a scene's cached geometry.
+
+    Attributes:
+        entries: Of the cached encoder.
+        tower_patch_size: Of the vision tower, in pixels.
+        patch_size: Of the encoder.
+        tokens: Whether the model uses 3D tokens.
+        predicted_cameras: Whether it may use predicted cameras.
+        only_predicted: Whether it uses them for scenes with cameras as well.
+    """
+
+    entries: CacheEntries
+    tower_patch_size: int
+    patch_size: int
+    tokens: bool
+    predicted_cameras: bool
+    only_predicted: bool
+
+    def read(
+        self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, *, has_cameras: bool
+    ) -> SceneGeometry | None:
+        """The geometry of a scene; None if it has to be computed, or if nothing is asked of the encoder.
+
+        Args:
+            frames: As the model gets them.
+            given: The dataset's geometry.
+            has_cameras: Whether the scene has merged cameras of the dataset.
+        """
+        cameras = self.predicted_cameras and (self.only_predicted or not has_cameras)
+        if not (self.tokens or cameras):
+            return None
+        prepared = encoder_frames(frames, self.tower_patch_size, self.patch_size)
+        return self.entries.read(prepared, given, tokens=self.tokens, cameras=cameras)
