@@ -4,9 +4,9 @@
 
 takes the options of `fit` and runs a training step on tensors without memory: no weights are read, no video, no GPU.
 Weights, gradients, the optimizer's state and activations are of each GPU; activations are the most bytes of all other
-tensors at once, with 96 tokens of text per question. Validations take the weights, under FSDP2 the whole ones beside the
-shards, and the optimizer's state; the activations of answers are not counted. The last line states what fits, or what
-to change.
+tensors at once, with 96 tokens of text per question. Validations take the weights, under FSDP2 the whole ones beside
+the shards, and the optimizer's state; the activations of answers are not counted. The last line states what fits, or
+what to change.
 """
 
 from __future__ import annotations

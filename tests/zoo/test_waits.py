@@ -55,7 +55,6 @@ def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
         pytest.skip("encodings see the same decoder seam")
     task = task_of(name, family)
     waits = waits_of(task, batch_of(task, family))
-    # a pose index on predicted cameras is in tests/zoo/test_rehearsal.py
     assert waits.count == 0, waits.found
 
 
