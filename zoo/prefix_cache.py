@@ -115,7 +115,7 @@ class CachedPrefix:
         tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
         hidden = self._read(tokens, alone)
         ends = torch.tensor([len(question) for question in questions]).cumsum(0) - 1
-        hidden = hidden[ends.to(hidden.device)]
+        hidden = hidden[ends.to(hidden.device, non_blocking=True)]
         answers: list[list[int]] = [[] for _ in questions]
         errors: dict[int, str] = {}
         going = list(range(len(questions)))
@@ -126,8 +126,9 @@ class CachedPrefix:
                 rows = [torch.cat((self.input_ids[0], self.input_ids.new_tensor(ids))) for ids in said]
                 seen = pad_sequence(rows, batch_first=True, padding_value=int(self.input_ids[0, 0]))  # a seen token
                 logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
-            broken, found = (~logits.amax(-1).isfinite()).tolist(), logits.argmax(-1).tolist()
-            for n, token, is_broken in zip(going, found, broken, strict=True):
+            # the one wait of a token
+            found = torch.stack((logits.argmax(-1), ~logits.amax(-1).isfinite()), 1).tolist()
+            for n, (token, is_broken) in zip(going, found, strict=True):
                 if is_broken:
                     errors[n] = f"the logits of token {step + 1} of the answer are not finite"
                 else:
@@ -146,7 +147,7 @@ class CachedPrefix:
 
     def _read(self, tokens: Sequence[tuple[int, int, int]], alone: bool) -> Float[Tensor, "T D"]:
         """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""
-        rows: Int[Tensor, "3 T"] = torch.tensor(tokens, device=self.groups.device).T
+        rows: Int[Tensor, "3 T"] = torch.tensor(tokens).to(self.groups.device, non_blocking=True).T
         hidden = []
         for ids, place, question in (part.unbind() for part in rows.split(TOKENS_AT_ONCE, 1)):
             group = question[None] + PREFIX + 1

@@ -81,13 +81,19 @@ def test_a_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("test_waits.py" in place for place in found)
 
 
-def test_an_evaluation_waits_per_token_and_not_per_token_of_the_prompt() -> None:
-    """The waits of an answer grow with its length, and not with the video."""
-    task = task_of("prope.yaml").eval()
-    counts = []
-    for steps in (2, 6):
-        asked = asking.batch(task, scene("a", QUESTIONS[:1], steps=steps))
+@pytest.mark.parametrize("name", ["plain", "prope.yaml"])
+def test_an_evaluation_waits_once_per_token_of_the_answers(name: str) -> None:
+    """The waits of answers grow with their length, and neither with the video nor with the number of questions."""
+    task = task_of(name).eval()
+    task.model.backbone.stop_tokens = []
+
+    def count(steps: int, new_tokens: int, questions: int = 1) -> int:
+        task.max_new_tokens = new_tokens
+        asked = asking.batch(task, scene("a", QUESTIONS[:questions], steps=steps))
         with Waits() as waits:
             task.predict_batch(asked)
-        counts.append(waits.count)
-    assert counts[0] == counts[1]
+        return waits.count
+
+    first = count(2, 2)
+    assert count(6, 2) == count(2, 2, questions=3) == first
+    assert [count(2, tokens) - first for tokens in (3, 4, 7)] == [1, 2, 5]
