@@ -45,9 +45,12 @@ class QwenVLPreprocessor(Preprocessor):
 
     def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
         own = self.processor.video_processor
-        images = patches.unflatten(1, (3, -1, own.patch_size))  # the channel is the first axis of a patch
-        scaled = own.rescale_and_normalize(images, True, own.rescale_factor, True, own.image_mean, own.image_std)
-        return scaled.flatten(1)
+        # as its `rescale_and_normalize`, of which the check of the deviations would wait for a GPU
+        mean, std = (
+            (torch.tensor(each) * (1 / own.rescale_factor)).to(patches.device, non_blocking=True)[:, None]
+            for each in (own.image_mean, own.image_std)
+        )
+        return patches.unflatten(1, (3, -1)).float().sub_(mean).div_(std).flatten(1)  # by the channels of a patch
 
     def texts(self, messages: Sequence[Message]) -> list[str]:
         texts: list[str] = []
