@@ -29,6 +29,7 @@ RUNS = Path("runs")
 TRAINING_LOCK = ".fit.lock"
 ELSEWHERE = "give another --trainer.default_root_dir"
 INHERITED = "ZOO_RUN"  # an environment variable
+SRUN = "SLURM_STEP_ID"  # another, which srun sets, but not sbatch
 PATIENCE = timedelta(minutes=5)  # for the other processes to start
 # in Lightning's order: torchrun can be started by srun
 LAUNCHERS: tuple[type[ClusterEnvironment], ...] = (
@@ -39,11 +40,21 @@ _made: set[Path] = set()  # by this process, which may remove them
 
 
 def launcher() -> ClusterEnvironment:
-    """Return the environment that started this process, as Lightning's Trainer chooses it."""
+    """Return the environment that started this process, as Lightning's Trainer chooses it.
+
+    Raises:
+        InputError: A job of SLURM has several tasks, and this process is none of them.
+    """
     try:
-        return next((kind for kind in LAUNCHERS if kind.detect()), LightningEnvironment)()
+        found = next((kind for kind in LAUNCHERS if kind.detect()), LightningEnvironment)()
     except RuntimeError as error:  # tasks of SLURM that are not counted per node
         raise InputError(" ".join(str(error).split())) from error
+    if isinstance(found, SLURMEnvironment) and found.world_size() > 1 and SRUN not in os.environ:
+        raise InputError(
+            f"this job has {found.world_size()} tasks, but its script runs the command once: put srun before it, or "
+            "ask for one task (sbatch --ntasks=1)"
+        )
+    return found
 
 
 def is_rank_zero() -> bool:

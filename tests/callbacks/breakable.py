@@ -151,7 +151,7 @@ LAUNCHERS = {
     "SLURM": lambda rank, processes, port: {
         **{"SLURM_JOB_ID": 1, "SLURM_JOB_NAME": "test", "SLURM_NODELIST": "localhost", "SLURM_NODEID": 0},
         **{"SLURM_NTASKS": processes, "SLURM_NTASKS_PER_NODE": processes, "SLURM_PROCID": rank, "SLURM_LOCALID": rank},
-        "MASTER_PORT": port,
+        **{"SLURM_STEP_ID": 0, "MASTER_PORT": port},
     },
 }
 

@@ -15,6 +15,7 @@ from commands import new_run
 from commands.new_run import (
     INHERITED,
     claim_for_training,
+    launcher,
     make_folder,
     make_if_absent,
     remove_unused,
@@ -80,6 +81,12 @@ def test_processes_that_do_not_meet_are_an_error(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv(name, str(value))
     with pytest.raises(InputError, match="the 2 processes of this job did not meet at localhost:"):
         shared_folder(lambda: make_folder("Model"))
+    with monkeypatch.context() as script:
+        script.delenv("SLURM_STEP_ID")  # none are started: there is nothing to wait for
+        with pytest.raises(InputError, match="this job has 2 tasks, .*: put srun before it"):
+            shared_folder(lambda: make_folder("Model"))
+        script.setenv("SLURM_NTASKS", "1")
+        launcher()  # the control
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
     with pytest.raises(InputError, match="--ntasks-per-node=2"):
         shared_folder(lambda: make_folder("Model"))
