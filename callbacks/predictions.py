@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.results_folder import (
+    LOCK,
     METRICS,
     PREDICTIONS,
     SETTINGS,
@@ -26,7 +27,8 @@ from callbacks.results_folder import (
 from callbacks.scoring import benchmark_of, score_record
 from callbacks.settings import differences, save_config, settings_of
 from zoo.errors import InputError
-from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
+from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_error, write_json, write_whole
+from zoo.files.locks import try_lock
 from zoo.versions import versions
 
 
@@ -36,7 +38,7 @@ class PredictionsCallback(Callback):
     An interrupted test resumes when it is run again, on any number of processes: answered questions are kept, failed
     ones are retried. Weights, data and prompts must be the same, see `callbacks.settings`. The folder is the run's;
     once that holds a finished test, one with other settings gets a folder inside it (`callbacks.results_folder`), and
-    the same test starts over and replaces its file.
+    the same test starts over and replaces its file. Of two tests at once in one folder, the second is refused.
 
     With several processes each writes `predictions.rank<k>.jsonl`, and rank zero merges them at the end, each id once,
     in the order of the data. `predict` prints its answers and appends them to `answers.jsonl`.
@@ -53,6 +55,7 @@ class PredictionsCallback(Callback):
         self.scorer = scorer
         self.results_folder: Path | None = None  # of the running test
         self._file: JSONLines | None = None
+        self._lock: BinaryIO | None = None  # on rank zero
 
     # ---- test ---------------------------------------------------------------------------------------------------
 
@@ -94,6 +97,12 @@ class PredictionsCallback(Callback):
         scoring = {"benchmark": benchmark.name, "scorer": benchmark.find_scorer(self.scorer)}
         settings = {**scoring, **settings}
         folder = choose_folder(run, settings)
+        try:
+            self._lock = try_lock(folder / LOCK)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        if self._lock is None:
+            return folder, [], f"another test is writing to {folder}: wait until it ends"
         if folder != run:
             has_test = (run / SETTINGS).exists()
             why = "holds a finished test with other settings" if has_test else "is reserved for the unperturbed test"
@@ -169,7 +178,15 @@ class PredictionsCallback(Callback):
         self._file.append([{**each, "score": score_record(each, benchmark, scorer), **same} for each in records])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close the file, and let another test have the folder."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do the same: Lightning calls `teardown` only without an error."""
+        self._close()
+
+    def _close(self) -> None:
+        for file in (self._file, self._lock):
+            if file is not None:
+                file.close()
+        self._file = self._lock = None

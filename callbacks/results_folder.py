@@ -19,6 +19,7 @@ from zoo.weights.saved_models import RUN_CONFIG
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 UNFINISHED = "predictions.unfinished.json"  # the settings of a running or interrupted test
 SETTINGS = "predictions.settings.json"  # the same file, renamed when the test ends
+LOCK = ".test.lock"  # of a running test
 PERTURBATION = "data.perturbation"
 PREFIX = "test-"  # of a folder inside a run's
 COMPUTED = ("questions", "prompts", "geometry_weights", "weights")  # entries of the settings that are no options

@@ -165,6 +165,18 @@ def test_any_number_of_processes_leaves_the_same_files(
     assert sum(loads) == sum(QUESTIONS) and max(loads) - min(loads) <= 1
 
 
+def test_a_second_test_in_one_folder_is_refused(scenes: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    started = start(tmp_path, scenes, seconds=SECONDS)
+    while not log(tmp_path):
+        time.sleep(0.001)
+    with pytest.raises(InputError, match=f"another test is writing to {tmp_path}: wait until it ends"):
+        run(tmp_path, scenes)
+    finish(started)
+    assert results(tmp_path) == whole and len(log(tmp_path)) == len(QUESTIONS)
+    run(tmp_path, scenes)  # nothing holds it any longer
+    assert results(tmp_path) == whole
+
+
 # ---- what is asked again ------------------------------------------------------------------------------------
 
 

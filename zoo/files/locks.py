@@ -11,7 +11,7 @@ TAKEN = {errno.EACCES, errno.EAGAIN}  # by another process, as POSIX allows both
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """Lock a file, which is made if it is absent.
+    """Lock a file, which is made with its folder if it is absent.
 
     A lock is of one process, and not of those that it forks: data workers that outlive it for seconds hold nothing. On
     a file system without locks each process gets it.
@@ -22,6 +22,7 @@ def try_lock(path: Path) -> BinaryIO | None:
     Raises:
         OSError: The file can't be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("ab")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
