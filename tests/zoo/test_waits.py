@@ -80,13 +80,15 @@ def test_a_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("test_waits.py" in place for place in found)
 
 
-def test_an_evaluation_waits_per_token_and_not_per_token_of_the_prompt() -> None:
-    """The waits of an answer grow with its length, and not with the video."""
-    task = task_of("prope.yaml").eval()
-    counts = []
-    for steps in (2, 6):
-        asked = asking.batch(task, scene("a", QUESTIONS[:1], steps=steps))
+@pytest.mark.parametrize("penalty", [1.0, 1.05])
+@pytest.mark.parametrize("name", ["plain", "prope.yaml"])
+def test_an_evaluation_waits_once_per_token(name: str, penalty: float) -> None:
+    """Of all answers together, and whatever the length of the video."""
+    task = task_of(name).eval()
+    task.repetition_penalty = penalty
+    for steps, questions in ((2, 1), (6, 1), (2, len(QUESTIONS))):
+        asked = asking.batch(task, scene("a", QUESTIONS[:questions], steps=steps))
+        longest = max(len(reply.ids) for reply in asking.replies(task, asked))
         with Waits() as waits:
             task.predict_batch(asked)
-        counts.append(waits.count)
-    assert counts[0] == counts[1]
+        assert longest > 1 and waits.count == longest, waits.found
