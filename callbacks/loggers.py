@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
+
+
+class TensorBoardFiles(TensorBoardLogger):
+    """TensorBoard's files of a run, directly in its folder.
+
+    Values are written by a thread. KeyboardInterrupt amid its queue may leave that locked, and the end of the run would
+    wait for it forever: SIGINT waits until the values are written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Hand values to the thread."""
+        with interrupts_held_back():
+            super().log_metrics(metrics, step)
+
+    def save(self) -> None:
+        """Wait until all values are written."""
+        with interrupts_held_back():
+            super().save()
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Let SIGINT wait until the block ends."""
+    handler, is_main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
+    if not callable(handler) or not is_main:  # it is ignored, or goes to the main thread
+        yield
+        return
+    received: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            handler(*received[0])
 
 
 def picture_loggers(trainer: Trainer) -> list[TensorBoardLogger | WandbLogger]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import distributed
 
 
 class EndOnSigterm(Callback):
     """End a training or an evaluation once one of its processes is sent SIGTERM.
 
     Lightning's own handler waits for the other processes wherever the signal finds it. Where these wait for the rest of
-    a training step, all of them stand still. Here they agree before the next batch.
+    a training step, all of them stand still. Here they agree before the next batch, on the host, so that no GPU is
+    waited for.
 
     Raises:
         SIGTERMException: In each process of a training at once.
@@ -22,6 +25,7 @@ class EndOnSigterm(Callback):
 
     def __init__(self) -> None:
         self._is_asked = False
+        self._hosts: Any = None  # the processes, by a backend of the CPU
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler, which it removes at the end."""
@@ -32,14 +36,16 @@ class EndOnSigterm(Callback):
             self._is_asked = True
 
         signal.signal(signal.SIGTERM, note)
+        if trainer.world_size > 1 and self._hosts is None:
+            self._hosts = distributed.new_group(backend="gloo")
 
     on_test_start = on_predict_start = on_train_start
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """End if any process is asked to."""
-        is_asked = self._is_asked
-        if trainer.world_size > 1:
-            is_asked = trainer.strategy.reduce_boolean_decision(is_asked, all=False)
+        is_asked = torch.tensor(int(self._is_asked))
+        if self._hosts is not None:
+            distributed.all_reduce(is_asked, distributed.ReduceOp.MAX, group=self._hosts)
         if is_asked:
             raise SIGTERMException
 

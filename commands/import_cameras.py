@@ -22,6 +22,8 @@ COLMAP does not know how long a meter is: measure one distance, and give --meter
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 
 from callbacks.camera_map import camera_map
@@ -59,8 +61,8 @@ def import_cameras(arguments: list[str]) -> None:
     settings = parser.instantiate_classes(parser.parse_args(arguments))
     capture, scene = Path(settings.capture).expanduser(), Path(settings.scene).expanduser()
     video = Path(settings.video).expanduser() if settings.video else None
-    if settings.meters_per_unit <= 0:
-        raise InputError(f"--meters_per_unit {settings.meters_per_unit}: a length is positive")
+    if not 0 < settings.meters_per_unit < math.inf:
+        raise InputError(f"--meters_per_unit {settings.meters_per_unit}: a length is positive and finite")
     frames, cameras = Path(f"{scene}{video.suffix if video else ''}"), Path(f"{scene}.cameras.json")
     depth, picture = Path(f"{scene}.depth"), Path(f"{scene}.path.png")
     if existing := next((path for path in (frames, cameras, depth, picture) if path.exists()), None):
@@ -80,6 +82,11 @@ def import_cameras(arguments: list[str]) -> None:
         opened = Video(frames)
         world_to_camera, K = read_cameras(cameras, opened.num_frames, opened.height, opened.width)
     except (OSError, ValueError) as error:
+        for made in (frames, cameras, depth):  # none of them was there before
+            if made.is_dir() and not made.is_symlink():
+                shutil.rmtree(made)
+            else:
+                made.unlink(missing_ok=True)
         raise InputError(error) from error
     known = world_to_camera.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
     shown = [known[i] for i in even_steps(len(known), SHOWN)]

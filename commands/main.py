@@ -50,6 +50,7 @@ from platform import python_version
 
 from commands.allocator import keep_freed_memory
 from commands.help_cache import print_help
+from commands.interrupts import end_once
 from zoo.errors import TRACEBACK, InputError, did_you_mean, wants_traceback
 from zoo.versions import package_versions, zoo_version
 
@@ -73,6 +74,7 @@ COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 
 def main() -> None:
     """Run the command that the command line names."""
+    end_once()
     if "--traceback" in sys.argv:
         sys.argv.remove("--traceback")
         os.environ[TRACEBACK] = "1"

@@ -29,7 +29,8 @@ UNKNOWN_OPTION = re.compile(  # the option; on the command line, in a config, in
 )
 UNKNOWN_CLASS = re.compile(r"import path string: (\S+)")  # the class, to suggest a similar one
 GIVEN_CLASS = re.compile(  # an import path where a class is expected, to say why it can't be used
-    r"(?s:Subtypes: \[[^\n]*\w\.\w[^\n]*\].*Given value: |expects a function or a callable class: .*Got value: )"
+    r"(?s:Subtypes: \[[^\n]*\b(?!typing\.)\w+\.\w[^\n]*\].*Given value: |"
+    r"expects a function or a callable class: .*Got value: )"
     r"(?:{'class_path': ')?(\w+(?:\.\w+)+)"
 )
 # beginnings of lines about types that were tried beside the one that was meant

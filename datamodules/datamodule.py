@@ -300,7 +300,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.order_settings = order.settings
 
         def position() -> TrainingPosition:
-            order.check(self.trained_settings)  # here every strategy has read the checkpoint
+            if trainer.ckpt_path is not None:  # every strategy has read it by now
+                order.check(self.trained_settings)
             return TrainingPosition.of(trainer)
 
         packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
@@ -322,7 +323,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self.order_settings
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the settings of a checkpoint, for a training that resumes it."""
+        """Keep the settings of a checkpoint, in case that a training resumes it."""
         self.trained_settings = state_dict
 
     def _scene_loader(

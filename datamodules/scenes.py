@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,6 @@ def questions_fingerprint(scenes: Iterable[Scene]) -> str:
         for scene in scenes:
             yield scene.name
             indexed = getattr(scene.questions, "content_fingerprint", None)  # of an index: no question is built for it
-            yield indexed or json.dumps([astuple(question) for question in scene.questions])
+            yield indexed or json.dumps([list(vars(question).values()) for question in scene.questions])
 
     return fingerprint(texts())

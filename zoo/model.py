@@ -76,8 +76,8 @@ class SpatialVLM(AssembledModel):
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """Compute the losses of a training step.
 
-        On a GPU the host waits for nothing here, but for: a pose index on predicted cameras (their poses, once);
-        a trained geometry encoder with random weights or a scale source, which check what they read.
+        On a GPU the host waits for nothing here, but for a trained geometry encoder with random weights or a scale
+        source, which check what they read.
 
         Args:
             batch: With sequences, on the model's device.
@@ -150,7 +150,7 @@ class SpatialVLM(AssembledModel):
         position_ids = sequences.position_ids
         if position_ids is None:
             assert cameras is not None and sequences.deferred_positions is not None
-            position_ids = sequences.deferred_positions.by_predicted(cameras.world_to_camera, cameras.used_mask())
+            position_ids = sequences.deferred_positions.compute(cameras.world_to_camera, cameras.used_mask())
         # 3. The camera encoding, shared by all layers.
         inputs: dict[str, Any] = {}
         if self.camera_encoding is not None and cameras is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -22,6 +23,7 @@ from zoo.cameras.poses import invert_se3, nearest_rotation, rigid_matrix
 Match = Literal["slerp", "nearest"]
 SAME_TIME_S = 1e-6
 ASPECT_TOLERANCE = 0.02  # relative: image sizes are rounded
+LAST_ROW_TOLERANCE = 1e-3  # of poses in a text file
 
 # counter-clockwise quarter turn of the image: the right side becomes the top
 QUARTER_TURN = torch.tensor([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
@@ -222,7 +224,7 @@ def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
 def load_table(path: Path, dtype: type = float) -> np.ndarray:
     """Read rows of words; like numpy's `loadtxt`, but without warnings about comments and empty files."""
     with warnings.catch_warnings(action="ignore"):
-        return np.loadtxt(path, dtype, ndmin=2, encoding="utf-8")
+        return np.loadtxt(path, dtype, ndmin=2, encoding="utf-8-sig")  # some editors write a mark of the encoding
 
 
 def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[np.ndarray, "N columns"]:
@@ -247,6 +249,14 @@ def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[n
     return table
 
 
+def finite_number(text: str) -> float:
+    """The number that a text stands for; ValueError if it is not finite."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not finite")
+    return number
+
+
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Float64[Tensor, "3 3"]:
     """Intrinsic matrix of a pinhole camera in pixels."""
     return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
@@ -263,9 +273,16 @@ def from_camera_to_world(
         unit: What one pose belongs to, for the error.
 
     Raises:
-        ValueError: With the first pose whose rotation is off orthonormal by more than 1e-2.
+        ValueError: With the first pose whose rotation is off orthonormal by more than 1e-2, or whose last row is not
+            0 0 0 1: a matrix that is written by columns would lose its translation.
     """
     is_unknown = ~camera_to_world.isfinite().flatten(1).all(1)
+    is_off = (camera_to_world[:, 3] - camera_to_world.new_tensor([0, 0, 0, 1])).abs().amax(1) > LAST_ROW_TOLERANCE
+    if bad := (is_off & ~is_unknown).nonzero().flatten().tolist():
+        row = " ".join(f"{value:.4g}" for value in camera_to_world[bad[0], 3].tolist())
+        raise ValueError(
+            f"{source}: {unit} {bad[0]}: the last row of its pose is {row}, not 0 0 0 1: is it transposed?"
+        )
     rotations = camera_to_world[:, :3, :3].clone()
     rotations[is_unknown] = torch.eye(3, dtype=rotations.dtype)
     poses = invert_se3(rigid_matrix(nearest_rotation(rotations, source, unit), camera_to_world[:, :3, 3]))

@@ -78,7 +78,9 @@ def _images(listing: Path) -> Iterator[list[str]]:
 def _lines(file: Path) -> list[str]:
     """The lines of a file that are not comments; empty ones count."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{file} is absent: export the model as text again") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not a text file ({error}): export the model as text again") from error
     return [line for line in text.splitlines() if not line.startswith("#")]

@@ -42,26 +42,28 @@ class Nerfstudio(PoseFormat):
         """Read a capture."""
         file = folder / self.file
         content = read_json(file)
-        if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
-            raise ValueError(f"{file}: no frames in it: transforms.json needs a list `frames`")
+        rows = content.get("frames") if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{file}: no frames in it: transforms.json needs a list `frames` of objects")
         if "FISHEYE" in str(content.get("camera_model", "")).upper():
             raise ValueError(f"{file}: a fisheye camera: undistort the frames first and name that file")
         start = file.parent if self.images is None else folder / self.images
         poses, K_px, frames, sizes = [], [], [], set()
-        for row in sorted(content["frames"], key=lambda row: natural_key(str(row.get("file_path")))):
+        for row in sorted(rows, key=lambda row: natural_key(str(row.get("file_path")))):
             pose = torch.eye(4, dtype=torch.float64)
             try:
                 cameras = [float(row.get(key, content.get(key))) for key in ("fl_x", "fl_y", "cx", "cy", "w", "h")]
-                pose[:3] = torch.tensor(row["transform_matrix"], dtype=torch.float64)[:3]
+                matrix = torch.tensor(row["transform_matrix"], dtype=torch.float64)
+                pose[: max(3, len(matrix))] = matrix  # a last row may be left out
                 frames.append(start / row["file_path"])
-            except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+                sizes.add((int(cameras[4]), int(cameras[5])))
+            except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
                 keys = "file_path, a 4x4 transform_matrix and, per frame or for all, fl_x, fl_y, cx, cy, w, h"
-                raise ValueError(f"{file}: frame {len(frames)} needs {keys} ({error})") from error
+                raise ValueError(f"{file}: frame {row.get('file_path')} needs {keys} ({error})") from error
             if row.get("is_bad"):
                 pose[:3] = torch.nan
             poses.append(pose)
             K_px.append(intrinsics(*cameras[:4]))
-            sizes.add((int(cameras[4]), int(cameras[5])))
         width, height = one_size(sizes, file)
         world_to_camera = from_camera_to_world(torch.stack(poses) @ OPENCV_FROM_OPENGL, str(file))
         return Trajectory(world_to_camera, torch.stack(K_px), width, height, None, listed_frames(frames, file))

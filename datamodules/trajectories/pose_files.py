@@ -84,8 +84,11 @@ def posed_images(
         K_px: Intrinsics of all images.
 
     Raises:
-        ValueError: A file is damaged or holds no rigid transform.
+        ValueError: A file is damaged or holds no rigid transform, or two images have one pose.
     """
+    if len(set(poses)) < len(poses):
+        twice = next(i for i, file in enumerate(poses) if file in poses[:i])
+        raise ValueError(f"{images[twice]}: a second image with the pose {poses[twice].name}: remove one of them")
     matrices = np.full((len(poses), 4, 4), np.nan)
     for matrix, file in zip(matrices, poses, strict=True):
         if file.is_file():

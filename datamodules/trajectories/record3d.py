@@ -44,7 +44,7 @@ class Record3D(PoseFormat):
             times = content.get("frameTimestamps") or [i / content["fps"] for i in range(len(rows))]
             times_s = torch.tensor(times, dtype=torch.float64)
             width, height = int(content["w"]), int(content["h"])
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise ValueError(f"{file}: no metadata of Record3D ({error!r}): export the recording again") from error
         if not len(frames) == len(rows) == len(K_px) == len(times_s) > 0:
             counts = f"{len(frames)} frames .jpg, {len(rows)} poses, {len(K_px)} intrinsics and {len(times_s)} times"

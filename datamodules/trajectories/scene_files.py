@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from datamodules.cameras_file import write_cameras
 from datamodules.trajectories.base import Match, Trajectory
-from datamodules.video import EXIF_ORIENTATION, Video, image_size
+from datamodules.video import EXIF_ORIENTATION, IMAGE_SUFFIXES, Video, image_size
 
 TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
 
@@ -49,8 +50,8 @@ def write_scene(
         clock: How frames of the video are matched with poses.
 
     Raises:
-        ValueError: In one line: no pose, intrinsics of other images, images on their side, or a video that does not
-            fit.
+        ValueError: In one line: no pose, times that decrease, intrinsics of other images, images on their side, of
+            another format or of several sizes, an image with two poses, or a video that does not fit.
     """
     trajectory = _checked(trajectory)
     if video is not None:
@@ -59,13 +60,9 @@ def write_scene(
         excluded = " and are excluded" if video is None else ""
         tqdm.write(f"{name}: {num_unknown} of {len(trajectory)} frames have no pose{excluded}", file=sys.stderr)
     if video is None:
-        if turned := next(filter(_is_turned, trajectory.frames), None):
-            raise ValueError(
-                f"{turned} is stored on its side (EXIF orientation): turn the photographs upright, as `mogrify "
-                "-auto-orient` does, and compute their cameras again"
-            )
-        height, width = image_size(trajectory.frames[0])
-        trajectory = trajectory.only(trajectory.known).resized(width, height)
+        trajectory = trajectory.only(trajectory.known)
+        height, width = _checked_size(trajectory.frames)
+        trajectory = trajectory.resized(width, height)
         for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
             shutil.rmtree(folder / f"{name}{suffix}", ignore_errors=True)  # of an earlier or an interrupted run
             if images:
@@ -81,11 +78,35 @@ def _checked(trajectory: Trajectory) -> Trajectory:
         raise ValueError("no frame has a pose that is finite and close in time")
     K = trajectory.K_px[trajectory.known]
     is_inside = (K[:, :2, 2] > 0) & (K[:, :2, 2] < K.new_tensor([trajectory.width, trajectory.height]))
-    if not (K.isfinite().all() and is_inside.all()):
+    has_focal = (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0)
+    if not (K.isfinite().all() and is_inside.all() and has_focal.all()):
         K_px = ", ".join(f"{value:.4g}" for value in (K[0, 0, 0], K[0, 1, 1], K[0, 0, 2], K[0, 1, 2]))
         size = f"{trajectory.width} x {trajectory.height}"
         raise ValueError(f"its intrinsics don't fit images of {size}: focal length and principal point {K_px}")
+    times_s = trajectory.times_s
+    if times_s is not None and not (times_s.isfinite().all() and (times_s.diff() >= 0).all()):
+        raise ValueError("the times of its poses don't increase: export the recording again")
     return trajectory
+
+
+def _checked_size(images: Sequence[Path]) -> tuple[int, int]:
+    """The height and width of all images, from their headers."""
+    size, seen = image_size(images[0]), set[Path]()
+    for image in images:
+        if image in seen:
+            raise ValueError(f"{image} has two poses: remove one of them")
+        seen.add(image)
+        if image.suffix.lower() not in IMAGE_SUFFIXES:
+            raise ValueError(f"{image}: frames are {', '.join(IMAGE_SUFFIXES)}: convert it, and name the new file")
+        if (own := image_size(image)) != size:
+            sizes = f"{own[1]} x {own[0]} pixels, {images[0].name} has {size[1]} x {size[0]}"
+            raise ValueError(f"{image}: {sizes}: all frames must have one size")
+        if _is_turned(image):
+            raise ValueError(
+                f"{image} is stored on its side (EXIF orientation): turn the photographs upright, as `mogrify "
+                "-auto-orient` does, and compute their cameras again"
+            )
+    return size
 
 
 def _is_turned(image: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
+from tqdm import tqdm
 
 from datamodules.trajectories.base import (
     Match,
     PoseFormat,
     Trajectory,
     all_or_none,
+    finite_number,
     from_camera_to_world,
     intrinsics,
     listed_frames,
@@ -62,7 +65,7 @@ class TUM(PoseFormat):
         listing = folder / "rgb.txt"
         try:
             times, names = load_table(listing, str).T
-            images = sorted((float(time), name) for time, name in zip(times, names, strict=True))
+            images = sorted((finite_number(time), name) for time, name in zip(times, names, strict=True))
         except ValueError as error:
             raise ValueError(f"{listing}: each line must be `time filename` ({error})") from error
         frames = listed_frames([folder / name for _, name in images], listing)
@@ -136,14 +139,19 @@ class ARKitScenes(PoseFormat):
 
 
 def _read_track(file: Path, columns: int) -> Float64[Tensor, "N columns"]:
-    """Read rows that begin with a timestamp, sorted by time."""
+    """Read rows that begin with a timestamp, sorted by time; of several with one timestamp, the first."""
     rows = read_numbers(file, columns)
-    return torch.from_numpy(rows[np.argsort(rows[:, 0], kind="stable")])
+    if not np.isfinite(rows[:, 0]).all():
+        raise ValueError(f"{file}: a pose without a time, which is the first number of a row: download it again")
+    times, first = np.unique(rows[:, 0], return_index=True)
+    if len(np.unique(rows, axis=0)) > len(times):
+        tqdm.write(f"{file}: several poses have the same time: the first of them is taken", file=sys.stderr)
+    return torch.from_numpy(rows[first])
 
 
 def _time_s(file: Path) -> float:
     """The timestamp in a name such as 41069025_1234.567.png."""
     try:
-        return float(file.stem.rsplit("_", 1)[1])
+        return finite_number(file.stem.rsplit("_", 1)[1])
     except (IndexError, ValueError) as error:
         raise ValueError(f"{file}: no time in its name, such as 41069025_1234.567{file.suffix}") from error

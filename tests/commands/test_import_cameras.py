@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,133 @@ def test_faults_are_named_in_one_line_and_leave_nothing(message: str, tmp_path: 
     FAULTS[message](tmp_path / "capture")
     with pytest.raises(InputError, match=message):
         imported(tmp_path)
-    assert not list((tmp_path / "mine").glob("*.json"))
+    assert not list(tmp_path.glob("mine/*"))
+
+
+def edit(file: Path, change: Callable[[str], str]) -> None:
+    file.write_text(change(file.read_text()))
+
+
+def edit_json(file: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def transpose(file: Path) -> None:
+    np.savetxt(file, np.loadtxt(file).T)
+
+
+def small(file: Path) -> None:
+    Image.new("RGB", (32, 24)).save(file)
+
+
+TRANSFORMS, POSES = "transforms.json", "groundtruth.txt"
+ODD: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "no focal length": ("COLMAP", lambda c: edit(c / CAMERAS, lambda t: t.replace("60.0", "0")), "focal length and"),
+    "an image of another size": ("COLMAP", lambda c: small(c / "images/10.jpg"), r"10.jpg: 32 x 24 pixels, .*64 x 48"),
+    "an image with two poses": (
+        "COLMAP",
+        lambda c: edit(c / "sparse/0/images.txt", lambda t: t.replace(" 10.jpg", " 2.jpg")),
+        "2.jpg has two poses",
+    ),
+    "an image that no frame can be": (
+        "COLMAP",
+        lambda c: (
+            (c / "images/2.jpg").rename(c / "images/2.webp"),
+            edit(c / "sparse/0/images.txt", lambda t: t.replace(" 2.jpg", " 2.webp")),
+        ),
+        "2.webp: frames are .jpg, .jpeg, .png",
+    ),
+    "poses by columns": (
+        "Nerfstudio",
+        lambda c: edit_json(
+            c / TRANSFORMS,
+            lambda content: [
+                row.update(transform_matrix=np.array(row["transform_matrix"]).T.tolist()) for row in content["frames"]
+            ],
+        ),
+        "not 0 0 0 1: is it transposed",
+    ),
+    "a frame that is no object": (
+        "Nerfstudio",
+        lambda c: edit_json(c / TRANSFORMS, lambda content: content["frames"].append(None)),
+        "a list `frames` of objects",
+    ),
+    "an endless width": (
+        "Nerfstudio",
+        lambda c: edit(c / TRANSFORMS, lambda t: t.replace('"w": 64', '"w": 1e400')),
+        "frame images/2.jpg needs",
+    ),
+    "one pose by columns": ("ScanNet", lambda c: transpose(c / "pose/1.txt"), "frame 1: .*is it transposed"),
+    "two images of one number": (
+        "ScanNet",
+        lambda c: shutil.copy(c / "color/1.jpg", c / "color/01.jpg"),
+        "a second image with the pose 1.txt",
+    ),
+    "no frames per second": (
+        "Record3D",
+        lambda c: edit_json(c / "metadata", lambda content: content.update(fps=0)),
+        "no metadata of Record3D",
+    ),
+    "times out of order": (
+        "Record3D",
+        lambda c: edit_json(c / "metadata", lambda content: content.update(frameTimestamps=[3, 1, 2, 0])),
+        "times of its poses don't increase",
+    ),
+    "a pose without a time": (
+        "TUM",
+        lambda c: edit(c / POSES, lambda t: f"nan{t.partition(' ')[1]}{t.partition(' ')[2]}"),
+        "groundtruth.txt: a pose without a time",
+    ),
+    "an image without a time": ("TUM", lambda c: edit(c / "rgb.txt", lambda t: f"nan{t[3:]}"), "nan is not finite"),
+    "a name without a time": (
+        "ARKitScenes",
+        lambda c: (c / "lowres_wide/capture_1.000.png").rename(c / "lowres_wide/capture_nan.png"),
+        "no time in its name",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_captures_are_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    kind, spoil, message = ODD[name]
+    CAPTURES[kind][0](tmp_path / "capture", walk())
+    spoil(tmp_path / "capture")
+    with pytest.raises(InputError, match=message):
+        imported(tmp_path)
+    assert not list(tmp_path.glob("mine/*"))
+
+
+@pytest.mark.parametrize("name", ["COLMAP", "Nerfstudio", "ScanNet", "TUM"])
+def test_files_of_other_editors_are_read(name: str, tmp_path: Path) -> None:
+    """Lines that end as on Windows, a mark of the encoding, and a space in the name of an image."""
+    write, _, meters = CAPTURES[name]
+    write(tmp_path / "capture", scene := walk())
+    for file in [*tmp_path.rglob("*.txt"), *tmp_path.rglob("*.json")]:
+        if name in ("COLMAP", "Nerfstudio"):
+            edit(file, lambda text: text.replace("100.jpg", "100 b.jpg"))
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    for image in tmp_path.rglob("100.jpg"):
+        image.rename(image.with_name("100 b.jpg"))
+    _, poses, _ = imported(tmp_path, "--meters_per_unit", str(meters))
+    assert (poses - torch.from_numpy(scene.world_to_camera())).abs().max() < 1e-12
+
+
+def test_of_poses_with_one_time_the_first_is_taken(tmp_path: Path, capsys) -> None:
+    tum, *_ = CAPTURES["TUM"]
+    tum(tmp_path / "capture", scene := walk())
+    edit(tmp_path / "capture" / POSES, lambda text: text + "1.0 9 9 9 0 0 0 1\n" + text)
+    _, poses, _ = imported(tmp_path)
+    assert (poses - torch.from_numpy(scene.world_to_camera())).abs().max() < 1e-12
+    assert "groundtruth.txt: several poses have the same time: the first of them is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [".nan", ".inf", "0"])
+def test_a_unit_has_a_length(length: str, tmp_path: Path) -> None:
+    colmap(tmp_path / "capture", walk())
+    with pytest.raises(InputError, match="a length is positive and finite"):
+        imported(tmp_path, "--meters_per_unit", length)
 
 
 def test_an_existing_scene_is_kept(tmp_path: Path) -> None:

@@ -80,8 +80,8 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ),
         (
             "--data.question_types room_size",
-            "data.question_types: Subtypes: [list[str], <class 'NoneType'>]; Expected a <class 'list'>; Given value: "
-            "room_size",
+            "data.question_types: Subtypes: [list[str], typing.Literal['default'], <class 'NoneType'>]; "
+            "Expected a <class 'list'>; Expected a typing.Literal['default']; Given value: room_size",
         ),
         # no such class
         ("--model PROPE", "model: there is no class PROPE; did you mean PRoPEMLLM?"),

@@ -15,7 +15,7 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.cameras.token_runs import camera_runs
 from zoo.errors import InputError
 from zoo.sequences.batch import Prompt, Sequences
-from zoo.sequences.deferred_positions import DeferredPositions, valid_index
+from zoo.sequences.deferred_positions import DeferredPositions, sequence_position_ids, valid_index
 from zoo.sequences.packing import IGNORED, Row, pack_questions, shared_length
 from zoo.sequences.rules import SequenceRules
 from zoo.sequences.scene_inputs import SceneInputs
@@ -128,15 +128,14 @@ class SequenceBuilder:
             index = known.index
         runs = camera_runs(index, None if known is None else known.world_to_camera) if rules.uses_cameras else None
         # 3. Positions.
-        deferred = DeferredPositions(layout, rules, rows, position_offset)
         waits = rules.time_index.requires_cameras and known is None and rules.may_predict_cameras and any(rows)
         # 4. Supervised tokens: the one in front of each predicts it.
         answers = SupervisedTokens.of(torch.full_like(input_ids, IGNORED) if labels is None else labels)
         is_right_padded = bool((mask[:, 1:] <= mask[:, :-1]).all())
         return Sequences(
             input_ids=input_ids,
-            position_ids=None if waits else deferred.compute(known),
-            deferred_positions=deferred if waits else None,
+            position_ids=None if waits else sequence_position_ids(layout, rules, rows, position_offset, known),
+            deferred_positions=DeferredPositions(layout, rules, rows, position_offset) if waits else None,
             visual_places=places,
             visual_sources=sources,
             grid_places=places[is_grid],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -11,9 +12,14 @@ import torch
 from torch import Tensor
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, replies, scene
-from zoo.cameras.patch_cameras import stack_cameras
+from tests.zoo.encodings.attention import random_cameras
+from tests.zoo.sequences.test_builder import TEXT, builder, drawn_case
+from zoo.cameras import Cameras
 from zoo.geometry import SceneGeometry
 from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.deferred_positions import DeferredPositions, sequence_position_ids, valid_index
+from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
+from zoo.sequences.visual_grid import ExtraTokens
 from zoo.tasks import VideoQATask
 
 INDICES = ["PoseDistanceIndex", "PathLengthIndex"]
@@ -66,24 +72,29 @@ def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_datase
     assert differs.any()
 
 
-@pytest.mark.parametrize("name", INDICES)
-def test_they_are_computed_from_patch_cameras_on_the_host(name: str) -> None:
-    task = build(name)
-    rules = replace(task.sequence_builder.rules, may_predict_cameras=True, only_predicted_cameras=True)
-    asked = batch(task, *SCENES, training=True)
-    known = sequences(asked)
-    made = type(task.sequence_builder)(rules).build(
-        known.input_ids, torch.arange(known.input_ids.shape[1]) < torch.tensor(known.lengths)[:, None], asked.scenes,
-        known.scene_index,
-    )  # fmt: skip
-    assert made.deferred_positions is not None and made.position_ids is None
-    rows = [[asked.scenes[i].cameras for i in row] for row in known.scene_index]
-    poses, _, present = stack_cameras(rows)
-    found = made.deferred_positions.by_predicted(poses.requires_grad_(), present)
-    expected = task.sequence_builder.build(known.input_ids, known.input_ids >= 0, asked.scenes, known.scene_index)
-    real = torch.arange(known.input_ids.shape[1]) < torch.tensor(known.lengths)[:, None]
-    assert expected.position_ids is not None and torch.equal(found[:, real], expected.position_ids[:, real])
-    assert not found.requires_grad and found.dtype == torch.long
+@pytest.mark.parametrize("in_spans", [False, True], ids=["a span per video", "a span per temporal patch"])
+@pytest.mark.parametrize("after", ["max_thw", "max_hw"])
+@pytest.mark.parametrize("index", [PoseDistanceIndex(span=20), PathLengthIndex(span=20)], ids=INDICES)
+def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: bool) -> None:
+    """Of videos and images in any order, several per sequence, padded on either side, some without cameras."""
+    base, shifted = build("plain").sequence_builder.rules, 0
+    for seed, extra in product(range(12), ExtraTokens):
+        case = drawn_case(seed, extra, in_spans)
+        makes = builder(replace(base, time_index=index, text_after_vision=after), extra, in_spans)
+        rows = [[case.scenes[i] for i in row] for row in case.scene_index]
+        layout = makes.layout(case.ids, case.mask, rows)
+        if not layout.media:
+            continue
+        poses, K = random_cameras(len(rows), max(int(layout.camera_index().max()) + 1, 1), seed)
+        known = torch.rand(poses.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.7
+        offset = torch.randint(3, case.ids.shape, generator=torch.Generator().manual_seed(seed)) * (case.ids == TEXT)
+        cameras = Cameras(poses, K, valid_index(layout.camera_index(), known))
+        expected = sequence_position_ids(layout, makes.rules, rows, offset, cameras)
+        deferred = DeferredPositions(layout, makes.rules, rows, offset)
+        found = deferred.compute(poses.requires_grad_(), known)
+        assert torch.equal(found, expected) and not found.requires_grad
+        shifted += not torch.equal(found[1:], deferred.position_ids[1:])
+    assert (shifted > 10) == (after == "max_thw")
 
 
 @pytest.mark.parametrize("name", INDICES)

@@ -1,0 +1,29 @@
+"""What SIGINT (Ctrl-C) does to a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def end_once() -> None:
+    """Let the first SIGINT end the command in order, ignore the second, and let a third end it at once.
+
+    Python's own handler raises KeyboardInterrupt each time: while the run cleans up after the first one, and at exit,
+    the next one would break that off with a traceback. Where SIGINT is ignored, as by nohup, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        return
+    received = 0
+
+    def handle(number: int, _: FrameType | None) -> None:
+        nonlocal received
+        received += 1
+        if received == 1:
+            raise KeyboardInterrupt
+        if received > 2:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGINT, handle)
