@@ -158,6 +158,8 @@ class Functions(TorchFunctionMode):
         first = args[0] if args and isinstance(args[0], Tensor) else None
         if first is not None and name in MOVES and getattr(torch.Tensor, name, None) is func:
             return self.move(func, name, first, args[1:], kwargs)
+        if name == "pin_memory":
+            return first
         if first is not None and name in READS and claims(first):
             LOG.sync(name)
         if func is torch.nn.functional.scaled_dot_product_attention:

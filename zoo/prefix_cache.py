@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from zoo.backbones.base import Backbone
@@ -23,6 +23,7 @@ from zoo.sequences.masks import PREFIX
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
+BROKEN = -1  # in place of a token whose logits are not finite
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
 
 
@@ -109,35 +110,47 @@ class CachedPrefix:
 
     @torch.no_grad()
     def _decode_batch(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+        """Answer questions that follow each other in one sequence; on a GPU the host waits once per token."""
         self._rewind()
-        stops = self.backbone.stop_tokens
-        alone = len(questions) == 1
+        stops, alone, device = self.backbone.stop_tokens, len(questions) == 1, self.groups.device
+        # 1. The questions: id, place after the prefix, and question (from 0) of each token.
         tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
-        hidden = self._read(tokens, alone)
-        ends = torch.tensor([len(question) for question in questions]).cumsum(0) - 1
-        hidden = hidden[ends.to(hidden.device, non_blocking=True)]
+        read = _on_device(list(zip(*tokens, strict=True)), device)
+        ends = _on_device([end - 1 for end in accumulate(map(len, questions))], device)
+        hidden, last = self._read(read, alone)[ends], read[:, ends]
+        seen = None if self.penalize is None else self._seen(questions)
+        # 2. The answers, one token of each at a time.
         answers: list[list[int]] = [[] for _ in questions]
         errors: dict[int, str] = {}
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
-            if self.penalize is not None:
-                said = [[*questions[n], *answers[n]] for n in going]
-                rows = [torch.cat((self.input_ids[0], self.input_ids.new_tensor(ids))) for ids in said]
-                seen = pad_sequence(rows, batch_first=True, padding_value=int(self.input_ids[0, 0]))  # a seen token
+            if seen is not None:
                 logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
-            # the one wait of a token
-            found = torch.stack((logits.argmax(-1), ~logits.amax(-1).isfinite()), 1).tolist()
-            for n, (token, is_broken) in zip(going, found, strict=True):
-                if is_broken:
+            found = torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), BROKEN)
+            for n, token in zip(going, found.tolist(), strict=True):  # the wait
+                if token == BROKEN:
                     errors[n] = f"the logits of token {step + 1} of the answer are not finite"
                 else:
                     answers[n].append(token)
-            going = [n for n in going if n not in errors and answers[n][-1] not in stops]
-            if not going or step + 1 == max_new_tokens:
+            kept = [i for i, n in enumerate(going) if n not in errors and answers[n][-1] not in stops]
+            if not kept or step + 1 == max_new_tokens:
                 break
-            hidden = self._read([(answers[n][-1], len(questions[n]) + step, n) for n in going], alone)
+            last = torch.stack((found, last[1] + 1, last[2]))
+            seen = None if seen is None else torch.cat((seen, found[:, None]), 1)
+            if len(kept) < len(going):
+                rows = _on_device(kept, device)
+                last, going = last[:, rows], [going[i] for i in kept]
+                seen = None if seen is None else seen[rows]
+            hidden = self._read(last, alone)
         return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
+
+    def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
+        """The tokens of prefix and question, padded with one that each has seen."""
+        longest, first = max(map(len, questions)), self.input_ids[:, :1]
+        padded = _on_device([[*question, *[BROKEN] * (longest - len(question))] for question in questions], first.device)
+        prefix = self.input_ids.expand(len(questions), -1)
+        return torch.cat((prefix, torch.where(padded == BROKEN, first, padded)), 1)
 
     def _rewind(self) -> None:
         """Truncate the cache to the prefix, also after a pass that ran out of memory between two layers."""
@@ -145,11 +158,10 @@ class CachedPrefix:
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
 
-    def _read(self, tokens: Sequence[tuple[int, int, int]], alone: bool) -> Float[Tensor, "T D"]:
+    def _read(self, tokens: Int[Tensor, "3 T"], alone: bool) -> Float[Tensor, "T D"]:
         """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""
-        rows: Int[Tensor, "3 T"] = torch.tensor(tokens).to(self.groups.device, non_blocking=True).T
         hidden = []
-        for ids, place, question in (part.unbind() for part in rows.split(TOKENS_AT_ONCE, 1)):
+        for ids, place, question in (part.unbind() for part in tokens.split(TOKENS_AT_ONCE, 1)):
             group = question[None] + PREFIX + 1
             self.groups = torch.cat((self.groups, group), 1)
             inputs = {
@@ -161,6 +173,12 @@ class CachedPrefix:
             output = self.backbone.decode(inputs, cache=self.cache, use_cache=True)
             hidden.append(output.last_hidden_state[0])
         return torch.cat(hidden)
+
+
+def _on_device(values: list[Any], device: torch.device) -> Tensor:
+    """Numbers of the host on a device, without a wait for it."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def check_penalty(factor: float) -> None:

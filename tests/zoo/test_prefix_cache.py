@@ -223,9 +223,11 @@ def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.Monk
     expected = one_by_one(model, asked)
     original = CachedPrefix._read
 
-    def run_on(self: CachedPrefix, tokens: list[tuple[int, int, int]], alone: bool) -> Tensor:
-        is_prompt = len(tokens) > len(QUESTIONS)
-        return original(self, [(t, i if is_prompt else p, q) for i, (t, p, q) in enumerate(tokens)], alone)
+    def run_on(self: CachedPrefix, tokens: Tensor, alone: bool) -> Tensor:
+        count = tokens.shape[1]
+        if count > len(QUESTIONS):
+            tokens = torch.stack((tokens[0], torch.arange(count), tokens[2]))
+        return original(self, tokens, alone)
 
     monkeypatch.setattr(CachedPrefix, "_read", run_on)
     assert ids(model, asked) != expected

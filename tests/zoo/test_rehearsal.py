@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from tests.zoo.asking import NEW
+
+TOKENS = {"answers": NEW, "answers alone, None": 2, "answers alone, 32-true": 2}  # the longest answers
 IN_HEADS = re.compile(r"zoo/geometry/(dpt|da3/heads)\.py")  # of depth, whose convolutions overlap
 ROOT = Path(__file__).parents[2]
 FEW = ("plain", "prope.yaml", "PRoPE by VGGT's cameras", "objectives", "pose index on predicted cameras")
@@ -32,6 +35,9 @@ def check(found: list[dict[str, Any]]) -> None:
         assert not faults, name
         waits = {part: parts[part]["waits"] for part in ("move", "loss", "backward", "step")}
         assert not any(waits.values()), (name, waits)
+        for part, tokens in TOKENS.items():
+            found_by = {place: n for place, n in parts[part]["waits"].items() if "zoo/objectives" not in place}
+            assert sum(found_by.values()) <= tokens, (name, part, found_by)
         math = [kernel for log in parts.values() for kernel in log["attention"] if kernel.startswith("MATH")]
         assert not math, name
         own = [kernel for kernel in parts["answers alone, None"]["attention"] if "zoo/backbones" in kernel]
