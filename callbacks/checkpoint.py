@@ -39,9 +39,18 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_train_steps, self.monitor, self.mode = every_n_train_steps, monitor, mode
         self.best_score: float | None = None
         self.best_model_path = ""  # for `trainer.test(ckpt_path="best")` in Python
+        self._first_step: int | None = None  # of this process
         self._saved_step = 0  # at step 0 nothing is trained
         self._is_due = self._stop_is_due = False  # at the next complete step
         self._flush_is_due = False
+
+    def has_trained(self, trainer: Trainer) -> bool:
+        """Return whether this process has made a step, beyond those of the checkpoint that it resumed from."""
+        return self._first_step is not None and trainer.global_step > self._first_step
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note where training starts."""
+        self._first_step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Flush the loggers after a save: a resumed run doesn't log again what came before the checkpoint."""

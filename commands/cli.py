@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import sys
@@ -23,6 +24,7 @@ from callbacks.checkpoint_io import CheckpointFiles
 from callbacks.loggers import TensorBoardFiles
 from callbacks.results_folder import UNFINISHED
 from callbacks.termination import EndOnSigterm
+from callbacks.time_limit import TimeLimit
 from commands.defaults import with_defaults
 from commands.export import ExportingTrainer
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
@@ -35,6 +37,7 @@ from zoo.tasks import Task, VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.versions import versions
 
+TIME_IS_OVER = 124  # the exit status, as of the command `timeout`
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
     "num_sanity_val_steps": 0,
@@ -77,6 +80,7 @@ class ZooCLI(LightningCLI):
         self.command = command
         self.folder = Path()
         self.lock: BinaryIO | None = None  # of a training
+        self.time_limit: TimeLimit | None = None
         try:
             super().__init__(
                 Task,
@@ -141,37 +145,56 @@ class ZooCLI(LightningCLI):
             raise InputError(f"--trainer.strategy {strategy}: FSDP1 is not supported, take fsdp2")
         if strategy == "fsdp2" and self.command != "export":  # which has no Trainer's run to read the weights
             self.parser.add_instantiator(build_deferred, VideoQATask, prepend=True)
-        if settings.trainer.enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"] = [progress_bar()]
 
     def before_fit(self) -> None:
         """Print the size of the model and of what trains."""
         rank_zero_info(describe_size(self.model))
 
     def after_fit(self) -> None:
-        """Names the command that scores the run."""
-        if self.model.answers_questions and self.trainer.global_step:
+        """Name the command that scores the run, or after its time limit the one that goes on.
+
+        Raises:
+            SystemExit: The time limit came before the last step.
+        """
+        step, steps = self.trainer.global_step, self.trainer.estimated_stepping_batches
+        if self.time_limit is not None and self.time_limit.is_over and step < steps < math.inf:
+            rank_zero_info(f"{self.folder}: --trainer.max_time ended it at step {step} of {steps}\n{self.way_on()}")
+            sys.exit(TIME_IS_OVER)
+        if self.model.answers_questions and step:
             rank_zero_info(f"{self.folder} is trained: python main.py test scores it")
 
     def after_failure(self, error: BaseException) -> None:
         """Remove a new folder in which nothing is, or name the command that goes on."""
         trainer: Trainer | None = getattr(self, "trainer", None)
-        if trainer is None or not trainer.global_step:
+        has_trained = trainer is not None and self._get(self.config_init, "checkpoint").has_trained(trainer)
+        if not has_trained:
             remove_unused(self.folder)
-        if trainer is None or not trainer.interrupted or (isinstance(error, InputError) and not trainer.global_step):
+        if trainer is None or not trainer.interrupted:
             return
         if self.command == "fit" and (self.folder / FOLDER / LAST).exists():
-            rank_zero_info(f"to go on: python main.py fit --config {self.folder / CONFIG} --ckpt_path last")
-        elif self.command == "test" and (self.folder / UNFINISHED).exists():
+            if has_trained or not isinstance(error, Exception):  # else it would fail again; an interrupt would not
+                rank_zero_info(self.way_on())
+        elif self.command == "test" and (self.folder / UNFINISHED).exists() and not isinstance(error, InputError):
             rank_zero_info(f"to go on: python {shlex.join(sys.orig_argv[1:])}")
+
+    def way_on(self) -> str:
+        """Return the command that goes on with a training."""
+        words = ("fit", "--config", str(self.folder / CONFIG), "--ckpt_path", "last")
+        return f"to go on: python main.py {shlex.join(words)}"
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
-        if self._get(self.config_init, "trainer").logger in (None, True):
+        asked = self._get(self.config_init, "trainer")
+        if asked.logger in (None, True):
             settings["logger"] = TensorBoardFiles(self.folder)
         if self.command == "fit":
             self.config.fit.ckpt_path = None  # stored: it would let another run start from there
+        callbacks = [] if asked.enable_progress_bar is False else [progress_bar()]
         try:
+            if asked.max_time is not None:
+                self.time_limit = TimeLimit(asked.max_time)
+                callbacks, settings = [*callbacks, self.time_limit], {**settings, "max_time": None}
+            self.trainer_defaults["callbacks"] = callbacks
             trainer = super().instantiate_trainer(**settings)
         except (ValueError, MisconfigurationException) as error:
             raise InputError(f"trainer: {' '.join(str(error).split())}") from error

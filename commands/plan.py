@@ -4,8 +4,9 @@
 
 takes the options of `fit` and runs a training step on tensors without memory: no weights are read, no video, no GPU.
 Weights, gradients, the optimizer's state and activations are of each GPU; activations are the most bytes of all other
-tensors at once. Validations take the weights, under FSDP2 the whole ones beside the shards, and the optimizer's state;
-the activations of answers are not counted. The last line states what fits, or what to change.
+tensors at once, with 96 tokens of text per question. Validations take the weights, under FSDP2 the whole ones beside
+the shards, and the optimizer's state; the activations of answers are not counted. The last line states what fits, or
+what to change.
 """
 
 from __future__ import annotations
@@ -144,6 +145,9 @@ def parse(arguments: list[str]) -> Training:
     for part in ("source", "sampler", "train_sampler", "frame_pairing", "perturbation"):
         data[part] = None  # which may read files
     options.geometry_cache = None
+    backbone: Any = getattr(options.backbone, "init_args", {})
+    if backbone.get("attn_implementation") == "flex_attention":  # it has no gradients without a GPU
+        backbone.attn_implementation = "sdpa"  # which keeps the same tensors
     with torch.device("meta"):  # no weights are read, nor looked for
         built: Any = parser.instantiate_classes(settings)
     task, module = built.model, built.data

@@ -33,7 +33,7 @@ SEAMS = (
     Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "--model.view_mixer", (ZOO, TABLE)),
     Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "--model.geometry", (ZOO,)),
     Seam("fusion", "zoo/fusions/", ("Fusion",), "--model.fusion", (ZOO,)),
-    Seam("time index", "zoo/sequences/time_index.py", ("TimeIndex",), "--model.time_index", (ZOO,)),
+    Seam("time index", "zoo/sequences/time_index/", ("TimeIndex",), "--model.time_index", (ZOO,)),
     Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "--model.backbone", (ZOO,)),
     Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "--model.objectives", (ZOO,)),
     Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "--model", (ZOO,)),

@@ -150,6 +150,42 @@ def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["skipped_training_scenes"] == 1
 
 
+@pytest.mark.parametrize(
+    ("step", "error", "is_named"),
+    [(2, KeyError("a bug"), False), (3, KeyError("a bug"), True), (2, KeyboardInterrupt(), True)],
+)
+def test_a_resume_that_fails_at_once_names_no_command_that_would_fail_again(
+    step: int,
+    error: BaseException,
+    is_named: bool,
+    run: Run,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(*QWEN, *EVERY_STEP)
+    handler = signal.getsignal(signal.SIGINT)
+    fail_at(step, error, monkeypatch)
+    with pytest.raises(SystemExit):
+        run(*QWEN, *EVERY_STEP, "--ckpt_path", "last", "--trainer.max_steps", "4")
+    signal.signal(signal.SIGINT, handler)
+    assert ("to go on: " in caplog.text) == is_named
+
+
+def test_a_time_limit_ends_a_fit_with_a_status_and_each_resumed_one_has_all_of_it(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    steps = ("--trainer.max_steps", "3", "--trainer.limit_val_batches", "0")
+    words: tuple[str, ...] = (*QWEN, *steps, "--trainer.max_time.microseconds", "1")  # each fit makes a step
+    for step in (1, 2):
+        with pytest.raises(SystemExit) as end:
+            run(*words, sized=step == 1)
+        (line,) = (text for text in caplog.messages if "to go on" in text)
+        said, _, command = line.partition("\nto go on: python main.py ")
+        assert said == f"{the_run(Path())}: --trainer.max_time ended it at step {step} of 3" and end.value.code == 124
+        words = tuple(shlex.split(command))
+    assert "is trained" in run(*words, sized=False, logged=True)  # its time is over as well, and its steps are done
+
+
 def test_an_interrupted_test_names_the_command_that_goes_on(
     run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ class SpatialVLM(AssembledModel):
     def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
         """Compute the losses of a training step.
 
-        On a GPU the host waits for nothing here, but for: a trained geometry encoder with random weights or a scale
+        On a GPU the host waits for nothing here, but for a trained geometry encoder with random weights or a scale
         source, which check what they read.
 
         Args:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 # by Lightning's names of precisions
@@ -56,3 +57,19 @@ def highest_matmul_precision(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_float32_matmul_precision(allowed)
+
+
+def exact_bmm(a: Float[Tensor, "n rows w"], b: Float[Tensor, "n w columns"]) -> Float[Tensor, "n rows columns"]:
+    """Multiply within `highest_matmul_precision`; in compiled code, which can't enter it, by an operator that does."""
+    return _exact_bmm(a, b) if torch.compiler.is_compiling() else torch.bmm(a, b)
+
+
+@torch.library.custom_op("zoo::exact_bmm", mutates_args=(), schema="(Tensor a, Tensor b) -> Tensor")
+def _exact_bmm(a: Tensor, b: Tensor) -> Tensor:
+    with highest_matmul_precision(a.device):
+        return torch.bmm(a, b)
+
+
+@_exact_bmm.register_fake
+def _(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(len(a), a.shape[1], b.shape[2])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 import main
-from commands.plan import Setup, Training, _devices, parameters_table, verdict
+from commands.plan import Setup, Training, _devices, parameters_table, parse, verdict
 from zoo import (
     CameraPrediction,
     DepthPrediction,
@@ -28,10 +34,12 @@ from zoo import (
     TinyQwen25VL,
     TinyVGGT,
 )
+from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask, training_cost
 from zoo.tasks.optim import parameter_groups
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, total_bytes
 
+CONFIGS = Path(main.__file__).parent / "configs"
 SIZES: dict[str, tuple[Any, dict[str, int], str]] = {
     "narrow": (TinyQwen25VL, {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
     "default": (TinyQwen3VL, {}, "32-true"),
@@ -46,10 +54,11 @@ def build(size: str) -> VideoQATask:
     return SpatialMLLM(backbone=loader(**sizes), geometry=partial(TinyVGGT, embed_dim=32, depth=1, num_heads=2))
 
 
-def most_live_bytes(profiled: profile) -> int:
+def most_live_bytes(profiled: profile, until_ns: float = math.inf) -> int:
     """The peak of what the allocator gave out and took back."""
     events = [each for each in profiled.profiler.kineto_results.events() if each.name() == "[memory]"]  # type: ignore[union-attr]
-    return max(accumulate(each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())))
+    events = sorted((each for each in events if each.start_ns() < until_ns), key=lambda each: each.start_ns())
+    return max(accumulate(each.nbytes() for each in events))
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,64 @@ def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pyt
     assert cost.weights == total_bytes([*task.parameters(), *task.buffers()])
 
 
+class SecondStep(Callback):
+    """Measures the second step of a training, up to its optimizer: a fused one takes no more memory."""
+
+    measured: dict[str, Any] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        if trainer.global_step == 1:
+            sizes: list[int] = []
+            batch.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
+            self.measured |= {"batch": sum(sizes), "tokens": max(batch.sequences.lengths)}
+            self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self.profile.__enter__()
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self.measured["zeroed"] = time.time_ns()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer.global_step == 1:
+            self.profile.__exit__(None, None, None)
+            gradients = total_bytes(each.grad for each in pl_module.parameters() if each.grad is not None)
+            states = [value for state in optimizer.state.values() for value in state.values()]
+            # the gradients of the first step are there until the forward pass is over
+            before, whole = (most_live_bytes(self.profile, until) for until in (self.measured["zeroed"], math.inf))
+            self.measured |= {
+                "weights": total_bytes([*pl_module.parameters(), *pl_module.buffers()]),
+                "gradients": gradients,
+                "optimizer": total_bytes(states),
+                "activations": self.measured["batch"] + max(before, whole - gradients),
+            }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("prope.yaml",),
+        ("prope.yaml", "--model.lora.r", "8", "--model.gradient_checkpointing", "true"),
+        ("qwen25_vl.yaml", "--data.questions_per_scene", "4", "--trainer.precision", "bf16-mixed"),
+    ],
+    ids=["prope", "lora, checkpointing", "questions, bf16"],
+)
+def test_a_real_training_takes_what_is_planned(more: tuple[str, ...], monkeypatch, rooms_root, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ("--data.source.root", str(rooms_root), "--data.source.scenes", "[6,2,3]", "--data.question_types", "null")
+    words = ["--config", str(CONFIGS / more[0]), *more[1:], *data, "--data.batch_size", "2"]
+    fit = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "0"]
+    fit += [f"--trainer.callbacks+={SecondStep.__module__}.SecondStep"]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *words, *fit])
+    main.main()
+    measured, planned = SecondStep.measured, parse(words)
+    longer = (planned.cost.sequence_tokens - measured["tokens"]) // planned.batch.questions  # texts of the plan's
+    monkeypatch.setattr(training_cost, "QUESTION", training_cost.QUESTION - longer)
+    rows = parse(words).rows(planned.setup)
+    assert rows["weights"] == measured["weights"] and rows["gradients"] == measured["gradients"]
+    assert rows["optimizer"] == pytest.approx(measured["optimizer"], rel=1e-3)  # which counts steps
+    assert rows["activations"] == pytest.approx(measured["activations"], rel=0.1)
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["main.py", "plan", *words])
     main.main()
@@ -107,6 +174,13 @@ def test_a_plan_needs_nothing_but_its_configs(model: str, scale: str, monkeypatc
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("fits: " if "tiny" in scale else ("fits: ", "does not fit: "))
     assert any(line.split()[:1] == ["total"] for line in lines) and "visual tokens" in lines[-3]
+
+
+def test_many_questions_and_attention_that_needs_a_gpu_are_planned(monkeypatch, capsys) -> None:
+    """Texts are of no token that stands for a picture, and FlexAttention has no gradients on a CPU."""
+    flex = ("--model.backbone.attn_implementation", "flex_attention", "--data.batch_size", "4")
+    run(monkeypatch, "--config", "qwen25_vl.yaml", *flex, "--data.questions_per_scene", "20")
+    assert "4 scenes with 20 questions" in capsys.readouterr().out
 
 
 def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,23 +6,21 @@ source is metric. Intrinsics are normalized by the image size, without skew: fx/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.cameras.poses import invert_se3
+from zoo.cameras.reference import SCALE_FLOOR, ReferenceView, Scale, choose_view, spread_of_centers
 from zoo.cameras.token_runs import CameraRuns
 from zoo.errors import check_choice
 from zoo.movable import Movable
 from zoo.precision import to_float32
 
-SCALE_FLOOR = 1e-2  # smallest unit of `Cameras.scaled`, in the unit of the poses, for a static camera
-
-ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
-Scale = Literal["none", "mean", "max", "rms", "median_depth"]
 ADDED_BY = {
     "index": "pass an index (B, L) to Cameras",
     "reference": "saddle_balanced is computed from 2D tokens: pass balanced_views to with_reference",
@@ -49,6 +47,7 @@ class Cameras(Movable):
 
     Example:
         >>> import torch
+        >>> from zoo.cameras import normalize_intrinsics
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, :, 0, 3] = torch.tensor([0.0, -0.5])  # the second camera is 0.5 m to the right of the first
         >>> K = normalize_intrinsics(torch.tensor([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]]), 640, 480)
@@ -221,24 +220,12 @@ class Cameras(Movable):
         if isinstance(reference, Tensor):
             return reference
         check_choice("reference", reference, ReferenceView)
-        used = self.used_mask()
         if reference == "saddle_balanced":
             return self.required("reference")
-        if reference == "first":
-            return used.int().argmax(1)
-        if reference == "middle":
-            return (used.cumsum(1) > used.sum(1, keepdim=True) // 2).int().argmax(1)
-        poses = self.world_to_camera.double()
-        angle, distance = pose_distance(poses[:, :, None], poses[:, None])
-        pairs = used[:, :, None] & used[:, None]
-        mean = (distance * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
-        cost = ((angle + distance / mean.clamp(min=SCALE_FLOOR)[:, None, None]) * pairs).sum(2)
-        cost = cost.masked_fill(~used, torch.inf)
-        # the tolerance keeps rounding from choosing between two equally good views, such as the only two
-        return (cost <= cost.amin(1, keepdim=True) * (1 + 1e-6) + 1e-9).int().argmax(1)
+        return choose_view(self.world_to_camera, self.used_mask(), reference)
 
     def canonical(self, reference: ReferenceView | Int[Tensor, " B"] | None = "first") -> Cameras:
-        """Expresse the cameras in the frame of a reference view: V V_ref^-1, composed in float64 and cast back.
+        """Express the cameras in the frame of a reference view: V V_ref^-1, composed in float64 and cast back.
 
         The pose of the reference view becomes exactly the identity. Canonical cameras are invariant to a change of
         world V -> V G, and so is text, which has no camera and therefore sees the world frame.
@@ -253,13 +240,8 @@ class Cameras(Movable):
         poses = self.world_to_camera.double()
         relative = poses @ invert_se3(poses[sample, view])[:, None]
         relative[sample, view] = torch.eye(4, dtype=relative.dtype, device=relative.device)
-        changed = {"world_to_camera": relative.to(self.world_to_camera.dtype)}
-        if self.points is not None:
-            known = self.points.isfinite().all(-1, keepdim=True)
-            points = self.points.double().where(known, 0.0)  # before the product: NaN times 0 is a gradient of NaN
-            points = points @ poses[sample, view, :3, :3].mT + poses[sample, view, None, :3, 3]
-            changed["points"] = points.where(known, torch.nan).to(self.points.dtype)
-        return self._replaced(**changed)
+        rotation, translation = poses[sample, view, :3, :3].mT, poses[sample, view, None, :3, 3]
+        return self._moved(relative, lambda points: points @ rotation + translation)
 
     def scaled(self, scale: Scale) -> Cameras:
         """Divide translations and points by a length per sample, at least `SCALE_FLOOR`.
@@ -277,66 +259,22 @@ class Cameras(Movable):
         if scale == "median_depth":
             unit = self.required("median_depth").double()
         else:
-            used = self.used_mask()[..., None]
-            count = used.sum(1).clamp(min=1)
-            centers = invert_se3(self.world_to_camera.double())[..., :3, 3] * used
-            distance = ((centers - (centers.sum(1) / count)[:, None]) * used).norm(dim=-1)
-            if scale == "max":
-                unit = distance.amax(1)
-            elif scale == "rms":
-                square = distance.square().sum(1) / count[:, 0]
-                unit = square.clamp(min=SCALE_FLOOR**2).sqrt()  # before the root, whose gradient at 0 is infinite
-            else:
-                unit = distance.sum(1) / count[:, 0]
+            unit = spread_of_centers(self.world_to_camera, self.used_mask(), scale)
         unit = unit.clamp(min=SCALE_FLOOR)[:, None, None]
         poses = self.world_to_camera.to(torch.float64, copy=True)
         poses[..., :3, 3] /= unit
-        changed = {"world_to_camera": poses.to(self.world_to_camera.dtype)}
+        return self._moved(poses, lambda points: points / unit)
+
+    def _moved(self, world_to_camera: Tensor, move: Callable[[Tensor], Tensor]) -> Cameras:
+        """Replace the poses and move the points that are known, in the dtypes that they have."""
+        changed = {"world_to_camera": world_to_camera.to(self.world_to_camera.dtype)}
         if self.points is not None:
             known = self.points.isfinite().all(-1, keepdim=True)
-            points = (self.points.double().where(known, 0.0) / unit).where(known, torch.nan)
-            changed["points"] = points.to(self.points.dtype)
+            moved = move(self.points.double().where(known, 0.0))  # not NaN: times 0 it is a gradient of NaN
+            changed["points"] = moved.where(known, torch.nan).to(self.points.dtype)
         return self._replaced(**changed)
 
     def _replaced(self, **tensors: Tensor | CameraRuns | None) -> Cameras:
         other = copy(self)
         vars(other).update(tensors)
         return other
-
-
-def normalize_intrinsics(
-    K_px: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
-) -> Float[Tensor, "*batch 3 3"]:
-    """Normalize corner-origin pixel intrinsics by the image size, as in PRoPE (arXiv 2507.10496); drops skew.
-
-    The identity is then a centered camera with a field of view of 53 degrees in both directions.
-
-    Raises:
-        ValueError: The width or height is not positive.
-
-    Example:
-        >>> import torch
-        >>> K_px = torch.tensor([[320.0, 0.0, 320.0], [0.0, 480.0, 240.0], [0.0, 0.0, 1.0]])
-        >>> normalize_intrinsics(K_px, width=640, height=480).tolist()
-        [[0.5, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
-    """
-    if not (width > 0 and height > 0):
-        raise ValueError(f"the size of an image must be positive, got {width} x {height}")
-    normalized = torch.zeros_like(K_px)
-    for axis, size in enumerate((width, height)):
-        normalized[..., axis, axis] = K_px[..., axis, axis] / size
-        normalized[..., axis, 2] = K_px[..., axis, 2] / size - 0.5
-    normalized[..., 2, 2] = 1.0
-    return normalized
-
-
-def intrinsics_in_pixels(
-    K_normalized: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
-) -> Float[Tensor, "*batch 3 3"]:
-    """Convert normalized intrinsics to corner-origin pixel intrinsics, the inverse of `normalize_intrinsics`."""
-    K_px = torch.zeros_like(K_normalized)
-    for axis, size in enumerate((width, height)):
-        K_px[..., axis, axis] = K_normalized[..., axis, axis] * size
-        K_px[..., axis, 2] = (K_normalized[..., axis, 2] + 0.5) * size
-    K_px[..., 2, 2] = 1.0
-    return K_px

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.precision import highest_matmul_precision
+from zoo.precision import exact_bmm, highest_matmul_precision
 
 GROUP = 4  # channels per matrix
 
@@ -59,7 +60,7 @@ class CameraProducts:
             for channels, width in self.parts:
                 read = rows[..., channels]
                 factors = read.to(of_run.dtype).reshape(len(of_run), -1, width), of_run[:, :width, :width]
-                product = torch.bmm(*factors).view(read.shape)
+                product = exact_bmm(*factors).view(read.shape)
                 rows[..., channels] = product if isinstance(channels, slice) else product.to(out.dtype)
             if not isinstance(run, slice):
                 every[run] = rows
@@ -103,8 +104,8 @@ class _MapTokens(torch.autograd.Function):
         ctx.save_for_backward(x if any(m.requires_grad for m in matrices) else None, *matrices)
         ctx.products = products
         out = x.clone(memory_format=torch.contiguous_format)
-        with highest_matmul_precision(x.device):
-            products.write(x, out, matrices)
+        with nullcontext() if torch.compiler.is_compiling() else highest_matmul_precision(x.device):
+            products.write(x, out, matrices)  # by `exact_bmm`
         return out
 
     @staticmethod

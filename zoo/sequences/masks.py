@@ -36,7 +36,9 @@ def block_mask(
     own = torch.full_like(queries, PREFIX) if prefixes is None else prefixes
     (batch, rows), columns = queries.shape, keys.shape[1]
     skipped = columns - rows
-    return create_block_mask(
+    # compiled, each block of the mask is reduced as it is computed
+    create = torch.compile(create_block_mask) if queries.is_cuda else create_block_mask
+    return create(
         lambda b, head, query, key: (
             (key <= query + skipped) & ((keys[b, key] == own[b, query]) | (keys[b, key] == queries[b, query]))
         ),
@@ -45,5 +47,4 @@ def block_mask(
         rows,
         columns,
         device=str(queries.device),
-        _compile=queries.is_cuda,
     )

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ from zoo.tasks.optim import parameter_groups
 from zoo.tasks.video_qa import VideoQATask
 
 SYSTEM, SPAN, QUESTION, ANSWER = 20, 8, 96, 8  # tokens of text: before the video, per temporal patch, per question
-TEXT = 0  # any token id that is no placeholder
 
 
 @dataclass(frozen=True)
@@ -209,12 +209,13 @@ def example_questions(model: SpatialVLM, sizes: BatchSizes) -> tuple[list[SceneI
     # 2. One row per question.
     marks = backbone.placeholders
     visual = marks.video if sizes.kind == "video" else marks.image
+    prompt, *texts = islice((i for i in count() if i not in marks[:3]), sizes.questions + 1)  # token ids of each
     spans = steps if marks.span_per_step or sizes.kind == "image" else 1
     tokens = scenes[0].num_tokens(model.extra_tokens)
-    span = [*[TEXT] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (tokens // spans)]
+    span = [*[prompt] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (tokens // spans)]
     rows = []
-    for question in range(sizes.questions):
-        ids = torch.tensor([*[TEXT] * SYSTEM, *span * spans, *[TEXT + 1 + question] * QUESTION])
+    for text in texts:
+        ids = torch.tensor([*[prompt] * SYSTEM, *span * spans, *[text] * QUESTION])
         labels = torch.full_like(ids, IGNORED)
         labels[-ANSWER:] = ids[-ANSWER:]
         rows.append(Row.of(ids, labels))

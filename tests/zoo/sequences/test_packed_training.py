@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -116,8 +117,13 @@ def test_flex_attention_on_a_gpu() -> None:
     assert difference(found, expected) < 1e-3
 
 
+@pytest.mark.parametrize("is_gpu", [False, True], ids=["on a CPU", "compiled as on a GPU"])
 @pytest.mark.parametrize("queries", [slice(0, None), slice(-4, None)])
-def test_block_mask_equals_the_dense_mask(queries: slice) -> None:
+@pytest.mark.filterwarnings("error:_compile flag:DeprecationWarning")
+def test_block_mask_equals_the_dense_mask(queries: slice, is_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_gpu:
+        monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
     groups = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 2, 3, 3, 3]])
     mask = block_mask(groups[:, queries], groups)
     seen = create_mask(mask.mask_mod, 2, 1, groups[:, queries].shape[1], 8, device="cpu")[:, 0]
