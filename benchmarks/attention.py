@@ -36,8 +36,10 @@ from zoo.encodings.view_attention import ROPE_BASE
 
 IMAGE = 448  # pixels a side; only the ratio to K matters
 DECODED = 16  # steps a measurement, each one token longer
+TEXT_BETWEEN = ", text between views"  # as Qwen3-VL writes and as pictures have, here one token
 ENCODINGS = (  # of those in the table; others cost as one of these does
     "PRoPE, TemporalSection",
+    f"PRoPE, TemporalSection{TEXT_BETWEEN}",
     "PRoPE, TemporalSection, qk",
     "PRoPE, ChannelRange",
     "PRoPE, LowFrequencies",
@@ -125,7 +127,7 @@ def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
 
 
 def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace) -> EncodedCameras:
-    encoding = COMBINATIONS[name]()
+    encoding = COMBINATIONS[name.removesuffix(TEXT_BETWEEN)]()
     replace_classes(model, Qwen25VLBackbone.hooked_classes)
     head = HeadLayout.in_row(arguments.head_dim, MRoPE[arguments.head_dim])
     config, rotary = model.config, model.rotary_emb
@@ -136,6 +138,8 @@ def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namesp
     encoding.bind_to_decoder(layout, range(config.num_hidden_layers))
     poses, K = cameras_of(arguments)
     index = torch.arange(arguments.views, device=poses.device).repeat_interleave(arguments.tokens)[None]
+    if name.endswith(TEXT_BETWEEN):
+        index[:, :: arguments.tokens] = -1
     places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))
     cameras = Cameras(poses, normalize_intrinsics(K, IMAGE, IMAGE).double(), index).with_tokens(places, points)
     return encoding.encode(cameras, head)
