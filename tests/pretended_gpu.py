@@ -194,8 +194,7 @@ class Functions(TorchFunctionMode):
             if isinstance(leaf, Tensor):
                 if leaf.untyped_storage()._cdata in before and claims(leaf) != (target.type == "cuda"):
                     raise AssertionError(f"{name}: moves and shares")
-                makes = name in ("tensor", "as_tensor", "asarray", "new_tensor") and target.type == "cuda"
-                if makes and leaf.numel() and leaf.untyped_storage()._cdata not in before:
+                if name in ("tensor", "as_tensor", "asarray", "new_tensor") and target.type == "cuda" and leaf.numel():
                     LOG.sync(f"torch.{name}(..., device=cuda)")
                 claim(leaf, target.type == "cuda")
         return out

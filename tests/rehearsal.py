@@ -64,8 +64,6 @@ def rehearse(name: str, family: str, packs: bool, plant: str | None) -> Parts:
         task.to("cuda:0")
         left = [n for n, t in [*task.named_parameters(), *task.named_buffers()] if not pretend.claims(t)]
         optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
-        patches = made.scenes[0].pixel_values[:1].to("cuda:0", non_blocking=True)
-        task.preprocessor.normalize(patches)  # transformers copies the mean and keeps it
         found["move"] = pretend.fresh()
         batch = made.to(pretend.CUDA, non_blocking=True)
         found["loss"] = pretend.fresh()
