@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,13 @@ class CheckpointFiles(CheckpointIO):
             apart = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:TOKEN_DIGITS]}{SUFFIX}")
             write_checkpoint(apart, {OPTIMIZERS: content.pop(OPTIMIZERS)})
             content[FILES] = {OPTIMIZERS: [apart.name]}
-        write_checkpoint(path, content)
-        self._remove_optimizers(path, keep=content.get(FILES, {}).get(OPTIMIZERS, ()))
+        try:
+            write_checkpoint(path, content)
+        except InputError:  # on a full disk, the new optimizer's state would keep it full
+            for name in _files_apart(content):
+                path.with_name(name).unlink()
+            raise
+        self._remove_optimizers(path, keep=_files_apart(content))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; the optimizer's state is read when it is iterated over.
@@ -56,7 +61,8 @@ class CheckpointFiles(CheckpointIO):
         path = Path(path)
         content = read_checkpoint(path, map_location or "cpu")
         if OPTIMIZERS not in content:  # it is, in a checkpoint of Lightning's own plugin
-            content[OPTIMIZERS] = _read_optimizers(path, content.pop(FILES, {}).get(OPTIMIZERS, ()))
+            content[OPTIMIZERS] = _read_optimizers(path, _files_apart(content))
+            content.pop(FILES, None)
         return content
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -69,6 +75,12 @@ class CheckpointFiles(CheckpointIO):
         for file in path.parent.glob(f"{glob.escape(path.stem)}.{'?' * TOKEN_DIGITS}{SUFFIX}"):
             if file.name not in keep:
                 file.unlink()
+
+
+def _files_apart(content: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of the files of the optimizer's state."""
+    names: Sequence[str] = content.get(FILES, {}).get(OPTIMIZERS, ())
+    return names
 
 
 def _read_optimizers(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -14,12 +14,18 @@ from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
+from zoo.errors import causes
+from zoo.files.atomic_io import write_error
+
 
 class TensorBoardFiles(TensorBoardLogger):
     """TensorBoard's files of a run, directly in its folder.
 
     Values are written by a thread. KeyboardInterrupt amid its queue may leave that locked, and the end of the run would
     wait for it forever: SIGINT waits until the values are written.
+
+    Raises:
+        InputError: The files can't be written, as on a full disk; from any method.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -27,13 +33,28 @@ class TensorBoardFiles(TensorBoardLogger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Hand values to the thread."""
-        with interrupts_held_back():
+        with interrupts_held_back(), self._writing():
             super().log_metrics(metrics, step)
 
     def save(self) -> None:
         """Wait until all values are written."""
-        with interrupts_held_back():
+        with interrupts_held_back(), self._writing():
             super().save()
+
+    def finalize(self, status: str) -> None:
+        """Write what is left, and close the files."""
+        with self._writing():
+            super().finalize(status)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # Lightning wraps some
+            cause = next((each for each in causes(error) if isinstance(each, OSError)), None)
+            if cause is None:
+                raise
+            raise write_error(Path(self.log_dir), cause) from error
 
 
 @contextmanager

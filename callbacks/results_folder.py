@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from lightning import Trainer
 
 from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.settings import FILES, changed
+from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint
 from zoo.weights.saved_models import RUN_CONFIG
 
@@ -66,7 +66,7 @@ def keep_finished_test(run: Path) -> Path | None:
     folder = run / f"{PREFIX}former-weights-{_key(json.loads((run / SETTINGS).read_text(encoding='utf-8')))}"
     folder.mkdir(exist_ok=True)
     if (run / RUN_CONFIG).exists():
-        shutil.copyfile(run / RUN_CONFIG, folder / RUN_CONFIG)
+        write_whole(folder / RUN_CONFIG, (run / RUN_CONFIG).read_bytes())
     for name in (METRICS, PREDICTIONS, SETTINGS):  # in this order: after a kill, it goes on
         if (run / name).exists():
             (run / name).replace(folder / name)

@@ -12,6 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.loggers import log_settings
 from datamodules.datamodule import is_limited
+from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.seed import resolve_seed
@@ -68,8 +69,7 @@ class SaveRunConfig(SaveConfigCallback):
 
     def save(self, path: Path) -> None:
         """Write the config."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
+        write_whole(path, self.parser.dump(self.config, skip_none=False))
 
 
 def save_config(trainer: Trainer, folder: Path) -> None:

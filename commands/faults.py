@@ -11,7 +11,11 @@ from typing import NoReturn
 from zoo.errors import InputError, causes, describe, input_error, raised_at, unwrapped
 
 DISTRIBUTED = ("DistBackendError", "DistNetworkError")  # of torch; over gloo the error has no class of its own
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a user's quota, a limit of the shell
+UNWRITABLE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again"),  # of the disk, or the user's
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run it again",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "check its permissions, or choose another folder"),
+}
 
 
 def error_line(error: BaseException) -> str | None:
@@ -47,11 +51,11 @@ def unusable_class(path: str) -> str | None:
 
 
 def known_fault(error: BaseException) -> InputError | None:
-    """Return what a user can mend: a full disk, a score that no part logs, or an end of another process."""
+    """Return what a user can mend: a full disk, permissions, a score that no part logs, an end of another process."""
     for each in causes(error):
-        if isinstance(each, OSError) and each.errno in FULL:
+        if isinstance(each, OSError) and each.errno in UNWRITABLE:
             place = each.filename2 or each.filename or "a file"
-            return InputError(f"{place} can't be written: {each.strerror}; free some space, then run it again")
+            return InputError(f"{place}: {each.strerror}; {UNWRITABLE[each.errno]}")
         text = " ".join(str(each).split())
         if type(each).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):
             return InputError(f"trainer: {text}")

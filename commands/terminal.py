@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections import Counter
 from typing import Any
@@ -31,12 +32,19 @@ def quiet_lightning() -> None:
     warnings.formatwarning = format_warning
     for name in LOGGERS:
         logging.getLogger(name).addFilter(is_useful)
+    threading.excepthook = show_thread_error
 
 
 def is_useful(record: logging.LogRecord) -> bool:
     """Whether a message of Lightning's is shown; its advertisement of another logger is not."""
     message = record.getMessage()
     return not message.startswith(MESSAGES) and "litlogger" not in message
+
+
+def show_thread_error(failed: threading.ExceptHookArgs) -> None:
+    """Show the traceback of a thread, unless TensorBoard's can't write: the main thread then raises the same error."""
+    if type(failed.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failed)
 
 
 def format_warning(message: Any, *_: Any, **__: Any) -> str:

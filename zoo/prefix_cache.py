@@ -148,7 +148,9 @@ class CachedPrefix:
     def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
         """The tokens of prefix and question, padded with one that each has seen."""
         longest, first = max(map(len, questions)), self.input_ids[:, :1]
-        padded = _on_device([[*question, *[BROKEN] * (longest - len(question))] for question in questions], first.device)
+        padded = _on_device(
+            [[*question, *[BROKEN] * (longest - len(question))] for question in questions], first.device
+        )
         prefix = self.input_ids.expand(len(questions), -1)
         return torch.cat((prefix, torch.where(padded == BROKEN, first, padded)), 1)
 

@@ -242,6 +242,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_former_checkpoint(size: int, tmp_
     assert step_of(last, io) == 3 and names(tmp_path) == ["last.*", "last.*.optimizer"]
 
 
+def test_a_full_disk_keeps_no_state_of_an_optimizer_whose_weights_have_no_room(tmp_path: Path) -> None:
+    io, last = CheckpointFiles(), tmp_path / "last.ckpt"
+    small = checkpoint(1) | {"state_dict": {"weight": torch.zeros(20_000)}}
+    assert limited(60_000, lambda: io.save_checkpoint(small, last)) == 2
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_temporary_folder_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(OSError):
