@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 BELOW = "<"
 MEANING = f"{BELOW} below the best blind baseline"
-NAMES = {"constant": "best constant", "text": "text alone", "cameras": "cameras alone"}
+NAMES = {"constant": "best constant answer", "text": "text alone", "cameras": "cameras alone"}
 SAME = 1e-6  # the same scores, averaged in another order
 
 
