@@ -23,7 +23,7 @@ from zoo.errors import SCENE_FAULTS, describe_fault
 from zoo.metrics import ScoredAnswer
 from zoo.progress import progress
 
-MOST_SCENES, MOST_QUESTIONS = 5_000, 100_000  # of the training, evenly spread: more cost time and change little
+MOST_SCENES, MOST_QUESTIONS = 2_000, 100_000  # of the training, evenly spread: more cost time and change little
 BY_ID = Mapping[str, str]  # answers
 
 
