@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 from typing import Any
 
 from callbacks.baselines.camera_path import describe_path
@@ -43,10 +44,10 @@ class BlindBaselines:
 
 def constant_baseline(records: Sequence[ScoredAnswer], benchmark: Benchmark, scorer: str) -> BlindBaselines:
     """Return the best constant per question type, all that the answers alone permit; empty without scored answers."""
-    truths: dict[str, list[str]] = {}
-    for record in records:
-        truths.setdefault(record.question_type, []).append(record.ground_truth or "")
-    constants = {kind: best_constant(own, kind, benchmark, scorer) for kind, own in truths.items()}
+    constants = {}
+    for kind in benchmark.question_types:
+        if truths := [record.ground_truth or "" for record in records if record.question_type == kind]:
+            constants[kind] = best_constant(truths, kind, benchmark, scorer)
     answers = {record.id: constants[record.question_type] for record in records}
     scores = _score(answers, records, benchmark, scorer)
     return BlindBaselines({"constant": {**scores, "answers": constants}} if records else {})
@@ -108,12 +109,12 @@ def _by_cameras(
     paths = {name: path for name, path in described if path is not None}
     answers: dict[str, str] = {}
     for kind in dict.fromkeys(question.question_type for _, question in tested):
-        asked = (
+        fitted, asked = (
             [Asked(q, paths[scene.name]) for scene, q in rows if q.question_type == kind and scene.name in paths]
             for rows in (training, tested)
         )
         own = [record for record in records if record.question_type == kind]
-        methods = camera_answers(*asked, kind, benchmark)
+        methods = camera_answers(fitted, asked, kind, benchmark)
         means = {name: _mean(found, own, benchmark, scorer) for name, found in methods.items()}
         if means:
             answers |= methods[max(means, key=lambda name: means[name])]
@@ -148,4 +149,4 @@ def _score_of(answers: BY_ID, record: ScoredAnswer, benchmark: Benchmark, scorer
 
 def _mean(answers: BY_ID, records: Sequence[ScoredAnswer], benchmark: Benchmark, scorer: str) -> float:
     """Return the mean score, where a question without an answer scores 0."""
-    return sum(_score_of(answers, record, benchmark, scorer) or 0.0 for record in records) / max(1, len(records))
+    return fsum(_score_of(answers, record, benchmark, scorer) or 0.0 for record in records) / max(1, len(records))

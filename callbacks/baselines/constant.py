@@ -29,6 +29,7 @@ def best_constant(truths: Sequence[str], question_type: str, benchmark: Benchmar
         >>> best_constant(["2", "2", "9"], "object_counting", VSIBench(), "spatial_mllm")
         '2'
     """
+    truths = sorted(truths)  # of equals the same one, whatever the order of the questions
     counts = Counter(truths)
     best, best_score = "", -1.0
     is_numeric = question_type in benchmark.numeric_types

@@ -107,7 +107,7 @@ def _with_blind(
     for name, title_of in NAMES.items():
         tests: dict[tuple[Cell, ...], list[str]] = {}
         for run in runs:
-            cells = tuple(run.blind(name, measure) for measure in measured)
+            cells: tuple[Cell, ...] = tuple(run.blind(name, measure) for measure in measured)
             if any(cell is not None for cell in cells):
                 tests.setdefault(cells, []).append(run.name)
         for cells, of in tests.items():
