@@ -72,7 +72,8 @@ def test_the_path_around_a_room_tells_its_size() -> None:
     assert around["least squares"] > 0.75 > around["constant"] + 0.3
     assert spot["least squares"] < spot["constant"] + 0.03  # the control: a circle of any size in a room of any size
     if has_boosting():
-        assert around["gradient boosting"] > around["constant"] + 0.3 and spot["gradient boosting"] < 0.42
+        assert around["gradient boosting"] > around["constant"] + 0.2
+        assert spot["gradient boosting"] < spot["constant"] + 0.05
 
 
 def test_with_the_cameras_of_other_rooms_it_falls_to_the_constant() -> None:
@@ -124,7 +125,7 @@ def test_options_are_told_apart_by_their_text() -> None:
         asked.append(Asked(Question(str(i), SIDE, "Which way?", truth, offered), path))
     truths = {each.question.id: each.question.ground_truth for each in asked[3 * LEAST_ROWS :]}
     for own in camera_answers(asked[: 3 * LEAST_ROWS], asked[3 * LEAST_ROWS :], SIDE, VSIBench()).values():
-        assert score(own, truths, SIDE) > 0.8
+        assert score(own, truths, SIDE) > 0.7  # half by chance
     assert camera_answers(asked[: LEAST_ROWS - 1], asked[60:], SIDE, VSIBench()) == {}
 
 
