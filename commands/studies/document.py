@@ -83,7 +83,10 @@ def _summary(study: Study, scores: Scores) -> str:
     spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
     cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
     if study.compare:
-        cells += " A difference is over the seeds that both have; its interval resamples scenes or questions, no seeds."
+        cells += (
+            " A difference is over the seeds that both have. Its interval resamples seeds and scenes, or questions; "
+            "one that holds 0 has the smallest difference that it could show, in four of five repetitions of the study."
+        )
     command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
     counts = Counter(result.version for result in found if result.version).most_common()
     versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,40 @@ def test_differences_are_those_of_the_results_with_intervals_around_them(main_py
     assert row(text, "none", "## Do cameras help?")[2:] == ["", "", ""]  # the baseline
     tested = row(text, "PRoPE", "## Do wrong cameras hurt?")
     assert float(tested[2]) < 0 and tested[2] == row(text, "PRoPE", "## Further tests")[2]
+
+
+def rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the lines of a file of results."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(each | change(each)) + "\n" for each in lines))
+
+
+def test_one_training_of_each_has_no_interval_and_a_null_result_says_what_it_could_show(
+    main_py: FakeMain, study_file: Path
+) -> None:
+    study([str(study_file), "--seeds", "0", "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    assert row(text, "PRoPE", "## Do cameras help?")[3:] == ["none: one seed of each"]
+    assert " to " in row(text, "PRoPE", "## Do wrong cameras hurt?")[3]  # two tests of one model
+    study([str(study_file), "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    assert "overlap" not in text and "could show 0" not in text  # the control: the seeds are far apart
+
+    def alike(line: dict[str, Any]) -> dict[str, Any]:
+        """Settings of equal scores, and scenes with one question each."""
+        if "ids" in line:
+            return {"scenes": line["ids"]}
+        found = [(place * 7 + 3 * line["seed"]) % 11 / 10 for place in range(len(line["question_scores"]))]
+        return {"question_scores": found, "scores": {"object_counting": 0.5 + 0.01 * line["seed"]}}
+
+    rewrite(study_file.parent / "results/toys.jsonl", alike)
+    study([str(study_file), "--write"])
+    text = study_file.with_suffix(".md").read_text()
+    *_, difference, interval = row(text, "PRoPE", "## Do cameras help?")
+    assert difference == "+0.000, the seeds overlap" and "by question" not in text and "seed and question" not in text
+    low, high, shown = re.fullmatch(r"(-\S+) to (\+\S+) \(could show (\S+)\)", interval).groups()  # type: ignore[union-attr]
+    assert float(shown) == pytest.approx(2.8 / 3.92 * (float(high) - float(low)), abs=2e-3)
+    assert row(text, "PRoPE", "## Do wrong cameras hurt?")[2] == "+0.000"  # the same models: no two samples of seeds
 
 
 def test_a_row_of_another_measure_is_labeled_in_every_table(main_py: FakeMain, study_file: Path) -> None:
@@ -133,10 +168,9 @@ def test_blind_baselines_stand_below_the_settings_and_mark_what_is_below_them(
     assert float(loop) < float(none.split()[0]) < float(prope.split()[0]) and "<" not in f"{none}{prope}"
     # the baselines that the tests recorded: cameras alone are between the two settings
     file = study_file.parent / "results/toys.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
     between = (float(none.split()[0]) + float(prope.split()[0])) / 2
     recorded = {"baselines": {"text": {"object_counting": 0.1}, "cameras": {"object_counting": between}}}
-    file.write_text("".join(json.dumps(each | (recorded if "fit" in each else {})) + "\n" for each in lines))
+    rewrite(file, lambda line: recorded if "fit" in line else {})
     study([str(study_file), "--write"])
     text = study_file.with_suffix(".md").read_text()
     shown = [row(text, name, "# Toys")[0] for name in ("text alone", "cameras alone")]
