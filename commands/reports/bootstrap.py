@@ -7,7 +7,8 @@ shares these draws, since the difference is resampled.
 
 Trainings of a setting differ as well: the seeds are resampled with the scenes, those of each setting by themselves,
 or in pairs where the same models are tested twice. Of few seeds, the differences from their mean are enlarged to the
-variance of a sample (Rao & Wu 1988); a single one of a setting tells nothing about others.
+variance of a sample (Rao & Wu 1988); a single one of a setting tells nothing about others. Where the trainings hardly
+differ, resampling both ways errs on the wide side (Owen 2007, "The pigeonhole bootstrap").
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_one_training_of_each_has_no_interval_and_a_null_result_says_what_it_cou
     assert " to " in row(text, "PRoPE", "## Do wrong cameras hurt?")[3]  # two tests of one model
     study([str(study_file), "--jobs", "1"])
     text = study_file.with_suffix(".md").read_text()
-    assert "overlap" not in text and "could show 0" not in text  # the control: the seeds are far apart
+    assert not re.search("overlap|could show", "".join(row(text, "PRoPE", "## Do cameras help?")))  # the control
 
     def alike(line: dict[str, Any]) -> dict[str, Any]:
         """Settings of equal scores, and scenes with one question each."""
