@@ -18,7 +18,6 @@ A study file has the keys
     seeds         values of --seed_everything; a table with all settings is complete before the next seed starts
     tests         options of further tests of the trained models, for the settings that name them in `tests`
     score         the measure of the tables: a question type, or macro, the mean over question types
-    constant      true: also show the score of the best constant answer
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
     documents     files in which a section is embedded between <!-- study: <study> / <title> --> and <!-- end -->
     requires      commands by the file that they make, for the settings that name the file in `requires`; they run side

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from commands.reports.loaded_runs import load_run
 from commands.studies.study_file import MACRO, Run
@@ -44,6 +45,7 @@ class Result:
         question_scores: In the order of the questions.
         errors: Of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
         version: Of the code that trained, with its commit; empty if unknown.
+        baselines: The scores of the blind baselines of text and cameras, by name; `Scores.blind` has the constant.
     """
 
     setting: str
@@ -59,6 +61,7 @@ class Result:
     question_scores: list[float]
     errors: dict[str, float] = field(default_factory=dict)
     version: str = ""
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Results:
@@ -170,7 +173,7 @@ def load_result(
         "scenes": [answer.scene for answer in answers],
         "ground_truths": [answer.ground_truth for answer in answers],
     }
-    scores = {kind: round(entry["score"], DIGITS) for kind, entry in metrics["per_question_type"].items()}
+    others = {name: each for name, each in metrics.get("baselines", {}).items() if name != "constant"}
     questions = Questions(fingerprint(content), **content)
     result = Result(
         run.setting,
@@ -181,10 +184,18 @@ def load_result(
         shlex.join(run.tests[test]),
         code,
         fit_s,
-        {**scores, MACRO: round(metrics["all"]["macro"], DIGITS)},
+        scores_of(metrics),
         questions.key,
         [round(tested.scores[answer.id], DIGITS) for answer in answers],
         {name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
         version,
+        {name: scores_of(each) for name, each in others.items()},
     )
     return result, questions
+
+
+def scores_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of a test or a baseline by question type, and their macro mean if there is one."""
+    scores = {kind: entry["score"] for kind, entry in metrics["per_question_type"].items()}
+    macro = metrics["all"]["macro"]
+    return {name: round(score, DIGITS) for name, score in {**scores, MACRO: macro}.items() if score is not None}
