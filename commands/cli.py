@@ -25,7 +25,7 @@ from callbacks.loggers import TensorBoardFiles
 from callbacks.results_folder import UNFINISHED
 from callbacks.termination import EndOnSigterm
 from callbacks.time_limit import TimeLimit
-from commands.defaults import with_defaults
+from commands.defaults import TRAINER_DEFAULTS, with_defaults
 from commands.export import ExportingTrainer
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
 from commands.parser import OneLineParser
@@ -38,14 +38,6 @@ from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.versions import versions
 
 TIME_IS_OVER = 124  # the exit status, as of the command `timeout`
-TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
-    "num_sanity_val_steps": 0,
-    "gradient_clip_val": 1.0,  # Spatial-MLLM's
-    "log_every_n_steps": 10,
-    "enable_model_summary": False,  # `describe_size` says what trains
-}
-
 
 # Strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies of them.
 StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)

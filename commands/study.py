@@ -79,17 +79,16 @@ def study(arguments: list[str]) -> None:
     from commands.studies.reading import check_names, read_study
     from commands.studies.results import Results
     from commands.studies.scores import Scores
-    from commands.studies.source_code import code_of, digest_sources
+    from commands.studies.source_code import SourceCode
 
     plan = read_study(Path(asked.study).expanduser(), Path(asked.output).expanduser() if asked.output else None)
     everything = plan.runs(plan.settings, plan.columns, plan.seeds)
     for option, known in (("settings", plan.settings), ("columns", plan.columns), ("seeds", plan.seeds)):
         check_names(asked[option] or [], known, option.removesuffix("s"))
     others = [] if plan.output else sorted({*plan.results.parent.glob("*.jsonl")} - {plan.results})
-    results, sources = Results(plan.results, others), digest_sources()
+    results, source = Results(plan.results, others), SourceCode()
     print("".join(f"{note}\n" for note in results.notes), end="")
-    by_configs = {configs: code_of(configs, sources) for configs in {run.configs for run in everything}}
-    codes = {run.command: by_configs[run.configs] for run in everything}
+    codes = {run.command: source.digest(run) for run in everything}
 
     # 1. What is missing.
     chosen, todo = plan.runs(*(asked[key] or getattr(plan, key) for key in ("settings", "columns", "seeds"))), []

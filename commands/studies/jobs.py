@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +16,18 @@ from urllib.parse import quote
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import PREFIX, SETTINGS
 from commands.main import LIGHTNING
-from commands.runs import CONFIG, RESTARTED
-from commands.studies import source_code
+from commands.runs import CONFIG
+from commands.studies import processes
 from commands.studies.executors import Job
-from commands.studies.source_code import ROOT
+from commands.studies.processes import locked
+from commands.studies.source_code import SourceCode
 from commands.studies.study_file import OWN, RUNS, Run, folder_name
-from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
 from zoo.versions import zoo_version
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
-PROGRESS_S = 60.0  # seconds between progress lines
+CODE = "code.zip"  # the modules that the training depends on
 
 
 @dataclass(frozen=True)
@@ -86,11 +82,13 @@ class Training(Job):
         log = self.folder / (f"rank-{rank}-{LOG}" if rank else LOG)
         if not (self.folder / TRAINED).exists():
             resumes, started = checkpoint.exists(), time.monotonic()
+            if rank == 0:
+                SourceCode().save(self.run, self.folder / CODE)
             resume = [f"--ckpt_path={checkpoint}"] if resumes else []
             root = f"--trainer.default_root_dir={self.folder}"
-            if failure := main_py(log, self.at_once, "fit", *self.run.fit, *resume, root, keep_open=locks):
+            if failure := processes.main_py(log, self.at_once, "fit", *self.run.fit, *resume, root, keep_open=locks):
                 return failure
-            if source_code.code_of(self.run.configs, source_code.digest_sources()) != self.code:
+            if SourceCode().digest(self.run) != self.code:
                 return "the code was changed since the study was started: start it again"
             if rank == 0:
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
@@ -101,7 +99,7 @@ class Training(Job):
             folder = self.folder_of(test)
             if not (folder / SETTINGS).exists():
                 root = f"--trainer.default_root_dir={folder}"
-                if failure := main_py(log, self.at_once, "test", *weights, *words, root, keep_open=locks):
+                if failure := processes.main_py(log, self.at_once, "test", *weights, *words, root, keep_open=locks):
                     return failure
         return None
 
@@ -134,7 +132,7 @@ class Training(Job):
         return {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items() if test != OWN}
 
     def _lock(self) -> AbstractContextManager[int]:
-        return _locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}")
+        return locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}")
 
 
 @dataclass(frozen=True)
@@ -183,13 +181,13 @@ class Requirement(Job):
         """Make the file; return the reason if that fails. Of several tasks, only Lightning's commands are for all."""
         words = shlex.split(self.command)
         if int(os.environ.get("SLURM_PROCID", 0)):
-            return main_py(self.log, 1, *words, goes_on=True) if words[0] in LIGHTNING else None
+            return processes.main_py(self.log, 1, *words, goes_on=True) if words[0] in LIGHTNING else None
         try:
-            with _locked(self._claim.with_suffix(".lock"), f"making {self.file}") as lock:
+            with locked(self._claim.with_suffix(".lock"), f"making {self.file}") as lock:
                 if self.is_made():  # by another study, meanwhile
                     return None
                 write_json(self._claim, {**self._made, "is_made": False})
-                if failure := main_py(self.log, 1, *words, keep_open=(lock,), goes_on=True):
+                if failure := processes.main_py(self.log, 1, *words, keep_open=(lock,), goes_on=True):
                     return failure
                 if not Path(self.file).exists():
                     return f"main.py {self.command} has not made {self.file}"
@@ -197,58 +195,6 @@ class Requirement(Job):
         except InputError as error:
             return str(error)
         return None
-
-
-@contextmanager
-def _locked(path: Path, work: str) -> Iterator[int]:
-    """Lock a file against other studies; a main.py that outlives this process keeps the lock.
-
-    Raises:
-        InputError: Another process has it; names what that does.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is {work}") from error
-        try:
-            yield file.fileno()
-        finally:  # closing is not enough: a process that another thread is just starting has the file open as well
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False) -> str | None:
-    """Run main.py with its output in a log, print the log's last line each minute, return it if main.py fails.
-
-    Args:
-        log: The file.
-        at_once: Number of jobs that share the cores.
-        words: The command line.
-        keep_open: Files that stay open as long as main.py runs.
-        goes_on: Whether a `fit` goes on from the checkpoint in its folder, if there is one.
-    """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    threads = str(max(1, available_cores() // at_once))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path, RESTARTED: str(int(goes_on))}
-    with log.open("a", encoding="utf-8") as file:
-        print("main.py", shlex.join(words), file=file, flush=True)
-        command = [sys.executable, "-m", "commands.main", *words]
-        with subprocess.Popen(command, stdout=file, stderr=file, env=environment, pass_fds=keep_open) as process:
-            try:
-                while process.poll() is None:
-                    try:
-                        process.wait(PROGRESS_S)
-                    except subprocess.TimeoutExpired:
-                        print(f"{log}: {_last_line(log)}", flush=True)
-            except BaseException:
-                process.kill()
-                raise
-    return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
-
-
-def _last_line(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
 
 
 def _read(path: Path) -> Any:

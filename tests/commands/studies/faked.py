@@ -42,7 +42,7 @@ def write_study(path: Path, **changes: Any) -> Path:
 
 
 class FakeMain:
-    """Stands in for `commands.studies.jobs.main_py`.
+    """Stands in for `commands.studies.processes.main_py`.
 
     Attributes:
         calls: the command, the folder's name and the option --ckpt_path of a fit.

@@ -111,7 +111,7 @@ def test_errors_of_objectives_stand_beside_those_of_a_null_model(
         *("Depth/off", "0.3 (0.25 to 0.35)", "0.5 (0.5 to 0.5)", "", "")
     ]
     assert "| none |" not in text[text.index("## Errors of what") :]
-    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other code")
+    monkeypatch.setattr("commands.studies.source_code.SourceCode.digest", lambda *_: "other code")
     study([str(study_file), "--write"])
     text = study_file.with_suffix(".md").read_text()
     assert row(text, "PRoPE", "## Errors of what the objectives predict")[1] == "0.3 (0.25 to 0.35)"
