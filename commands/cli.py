@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.first_losses import FirstLosses
 from callbacks.loggers import TensorBoardFiles
 from callbacks.results_folder import UNFINISHED
 from callbacks.termination import EndOnSigterm
@@ -181,7 +182,7 @@ class ZooCLI(LightningCLI):
             settings["logger"] = TensorBoardFiles(self.folder)
         if self.command == "fit":
             self.config.fit.ckpt_path = None  # stored: it would let another run start from there
-        callbacks = [] if asked.enable_progress_bar is False else [progress_bar()]
+        callbacks = [FirstLosses(), *([] if asked.enable_progress_bar is False else [progress_bar()])]
         try:
             if asked.max_time is not None:
                 self.time_limit = TimeLimit(asked.max_time)

@@ -89,6 +89,9 @@ def _summary(study: Study, scores: Scores) -> str:
     counts = Counter(result.version for result in found if result.version).most_common()
     versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)
     made_by = [f"The code that trained: {versions}."] if counts else []
+    verifications = [scores.results.verification(result, scores.codes[result.fit]) for result in found]
+    verified = Counter(each.version for each in verifications if each is not None)
+    made_by += [f"The first losses are those of {version} as well ({n} trainings)." for version, n in verified.items()]
     return "\n\n".join([command, *made_by, *options, cells])
 
 
@@ -148,8 +151,9 @@ def error_table(scores: Scores) -> str:
 
 def _footnote(scores: Scores) -> str:
     which = "All of this was made" if scores.all_outdated else f"{OUTDATED} Made"
-    command = f"`{_command(scores.study)} --redo_outdated`"
-    return f"{which} by other code than the present; {command} makes it anew."
+    command = _command(scores.study)
+    remedy = f"`{command} --verify` compares their first losses, and `--redo_outdated` makes it anew"
+    return f"{which} by other code than the present; {remedy}."
 
 
 def _embed(path: Path, scores: Scores) -> str:

@@ -8,18 +8,20 @@ import shlex
 import shutil
 import time
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from callbacks.checkpoint import FOLDER, LAST
+from callbacks.first_losses import read_losses
 from callbacks.results_folder import PREFIX, SETTINGS
 from commands.main import LIGHTNING
 from commands.runs import CONFIG
 from commands.studies import processes
 from commands.studies.executors import Job
 from commands.studies.processes import locked
+from commands.studies.results import Trained
 from commands.studies.source_code import SourceCode
 from commands.studies.study_file import OWN, RUNS, Run, folder_name
 from zoo.errors import InputError
@@ -31,8 +33,8 @@ CODE = "code.zip"  # the modules that the training depends on
 
 
 @dataclass(frozen=True)
-class Training(Job):
-    """A training and its tests, in a folder of its own.
+class RunJob(Job):
+    """Something to execute of one training, in a folder of its own.
 
     Of several tasks, each calls main.py and Lightning makes one run of them; rank zero's results count.
 
@@ -41,13 +43,41 @@ class Training(Job):
         folder: Its folder.
         code: The digest of the present code.
         at_once: Number of jobs that share the cores.
-        redo: Whether to replace weights that other code has trained.
     """
 
     run: Run
     folder: Path
     code: str
     at_once: int = 1
+
+    def fit(self, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
+        """Train; return the reason if that fails, or if the code has changed meanwhile."""
+        arguments = ("fit", *self.run.fit, *words, f"--trainer.default_root_dir={self.folder}")
+        if failure := processes.main_py(self.log, self.at_once, *arguments, keep_open=keep_open):
+            return failure
+        if SourceCode().digest(self.run) != self.code:
+            return "the code was changed since the study was started: start it again"
+        return None
+
+    @property
+    def rank(self) -> int:
+        """The number of this task of SLURM."""
+        return int(os.environ.get("SLURM_PROCID", 0))
+
+    @property
+    def log(self) -> Path:
+        """The file of this task's output."""
+        return self.folder / (f"rank-{self.rank}-{LOG}" if self.rank else LOG)
+
+
+@dataclass(frozen=True)
+class Training(RunJob):
+    """A training and its tests.
+
+    Args:
+        redo: Whether to replace weights that other code has trained.
+    """
+
     redo: bool = False
 
     def prepare(self) -> None:
@@ -69,7 +99,7 @@ class Training(Job):
 
     def __call__(self) -> str | None:
         """Train and test what is not finished; return the reason if that fails."""
-        if int(os.environ.get("SLURM_PROCID", 0)):
+        if self.rank:
             return self._train_and_test()
         try:
             with self._lock() as lock:
@@ -78,28 +108,25 @@ class Training(Job):
             return str(error)
 
     def _train_and_test(self, *locks: int) -> str | None:
-        checkpoint, rank = self.folder / FOLDER / LAST, int(os.environ.get("SLURM_PROCID", 0))
-        log = self.folder / (f"rank-{rank}-{LOG}" if rank else LOG)
+        checkpoint = self.folder / FOLDER / LAST
         if not (self.folder / TRAINED).exists():
             resumes, started = checkpoint.exists(), time.monotonic()
-            if rank == 0:
+            if self.rank == 0:
                 SourceCode().save(self.run, self.folder / CODE)
-            resume = [f"--ckpt_path={checkpoint}"] if resumes else []
-            root = f"--trainer.default_root_dir={self.folder}"
-            if failure := processes.main_py(log, self.at_once, "fit", *self.run.fit, *resume, root, keep_open=locks):
+            if failure := self.fit(*([f"--ckpt_path={checkpoint}"] if resumes else []), keep_open=locks):
                 return failure
-            if SourceCode().digest(self.run) != self.code:
-                return "the code was changed since the study was started: start it again"
-            if rank == 0:
+            if self.rank == 0:
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
-                trained = {"fit_s": fit_s, "code": self.code, "version": zoo_version()}
-                write_json(self.folder / TRAINED, trained)
+                trained = Trained(fit_s, self.code, zoo_version(), read_losses(self.folder))
+                write_json(self.folder / TRAINED, asdict(trained))
         weights = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
         for test, words in self.run.tests.items():
             folder = self.folder_of(test)
             if not (folder / SETTINGS).exists():
                 root = f"--trainer.default_root_dir={folder}"
-                if failure := processes.main_py(log, self.at_once, "test", *weights, *words, root, keep_open=locks):
+                if failure := processes.main_py(
+                    self.log, self.at_once, "test", *weights, *words, root, keep_open=locks
+                ):
                     return failure
         return None
 
@@ -119,10 +146,9 @@ class Training(Job):
         own = {test: folder for test, folder in folders.items() if owners.get(folder) in (None, _read(folder / CLAIM))}
         return [test for test, folder in own.items() if (folder / SETTINGS).exists()]
 
-    def trained(self) -> tuple[float | None, str, str]:
-        """Return how long the training took, None if it was interrupted, and the digest and the version of its code."""
-        content = _read(self.folder / TRAINED)
-        return content["fit_s"], content["code"], content.get("version", "")
+    def trained(self) -> Trained:
+        """Return how the finished training was made."""
+        return Trained(**_read(self.folder / TRAINED))
 
     def _is_own(self, claim: dict[str, Any]) -> bool:
         return claim.get("fit") == list(self.run.fit)

@@ -47,8 +47,8 @@ class Scores:
         return len(self.found(setting, column, test)) == len(self.study.seeds)
 
     def is_outdated(self, result: Result) -> bool:
-        """Return whether other code than the present made a result."""
-        return result.code != self.codes[result.fit]
+        """Return whether other code than the present made a result, and may differ in what it does."""
+        return self.results.is_outdated(result, self.codes[result.fit])
 
     def cell(self, setting: str, column: str, test: str = OWN) -> str:
         """Return the score of a cell, see `over_seeds`."""
