@@ -28,7 +28,8 @@ A study file has the keys
     score         the measure of the tables: a question type, or macro, the mean over question types
     constant      true: also show the score of the best constant answer
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
-    documents     files in which a section is embedded between <!-- study: <study> / <title> --> and <!-- end -->
+    documents     files in which sections are embedded between <!-- study: <study> / <title> --> and <!-- end -->, and
+                  scores between <!-- score: <study> / <setting> / <column> --> and <!-- end -->
     requires      commands by the file that they make, for the settings that name the file in `requires`; they run side
                   by side, before the trainings; a file is made anew if its command was interrupted or has failed
     parts         anything, for YAML's anchors: `part: &part {...}`, then `setting: {<<: *part, ...}`
@@ -88,7 +89,8 @@ def study(arguments: list[str]) -> None:
     from commands.studies.document import score_table, test_table, write_documents
     from commands.studies.execution import execute, required
     from commands.studies.executors import LocalExecutor, SubmititExecutor
-    from commands.studies.reading import check_names, read_study
+    from commands.studies.names import check_names
+    from commands.studies.reading import read_study
     from commands.studies.results import Results
     from commands.studies.scores import Scores
     from commands.studies.source_code import SourceCode

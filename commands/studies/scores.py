@@ -12,6 +12,7 @@ from commands.studies.results import Questions, Result, Results
 from commands.studies.study_file import MACRO, OWN, Study
 from zoo.benchmarks import Benchmark, find_benchmark
 
+CONSTANT = "best constant answer"
 OUTDATED = "†"  # marks a result that other code made
 GRID = 500  # constants that are tried beside the right answers themselves
 
@@ -22,7 +23,7 @@ class Scores:
     Args:
         study: The plan.
         results: What is measured.
-        codes: The digest of the present code, by the command of a training.
+        codes: The digest of the present code, by the command of a training; results of others are not marked.
     """
 
     def __init__(self, study: Study, results: Results, codes: Mapping[str, str]) -> None:
@@ -48,7 +49,7 @@ class Scores:
 
     def is_outdated(self, result: Result) -> bool:
         """Return whether other code than the present made a result, and may differ in what it does."""
-        return self.results.is_outdated(result, self.codes[result.fit])
+        return self.results.is_outdated(result, self.codes.get(result.fit, result.code))
 
     def cell(self, setting: str, column: str, test: str = OWN) -> str:
         """Return the score of a cell, see `over_seeds`."""

@@ -88,7 +88,7 @@ def test_a_section_is_embedded_once_it_is_measured(main_py: FakeMain, study_file
     study([str(study_file), "--write"])
     assert guide.read_text() == text
     guide.write_text(before.replace("cameras help", "cameras hurt"))
-    with pytest.raises(InputError, match="there is no section for guide.md, Do cameras hurt.*did you mean Do"):
+    with pytest.raises(InputError, match="documents: guide.md: there is no section Do cameras hurt.*did you mean Do"):
         study([str(study_file), "--write"])
 
 
