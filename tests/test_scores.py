@@ -87,6 +87,15 @@ def test_a_score_that_differs_or_has_no_source_is_found() -> None:
     assert unsourced(f"{text}\nIt scores 0.613 to 0.62, and with `--x 0.5` +0.013 more.") == ["0.613", "0.62", "+0.013"]
 
 
+def test_a_command_with_a_users_score_sets_what_it_needs() -> None:
+    text = (ROOT / "docs/guide/full_size.md").read_text(encoding="utf-8").replace("\\\n", "")
+    variables = dict(re.findall(r'^    (\w+)="(.*?)"', text, re.MULTILINE))
+    commands = re.findall(rf"^    (python main.py .*?) +# (?:{'|'.join(USERS)})$", text, re.MULTILINE)
+    assert len(commands) == 2
+    for words in commands:
+        assert "--model.repetition_penalty 1.05" in re.sub(r"\$(\w+)", lambda name: variables[name[1]], words)
+
+
 @pytest.mark.skipif("ZOO_GOLDEN" not in os.environ, reason="ZOO_GOLDEN is unset: no published numbers")
 def test_a_users_scores_are_as_reported() -> None:
     published = json.loads((Path(os.environ["ZOO_GOLDEN"]) / "published.json").read_text(encoding="utf-8"))
