@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ class FirstLosses(Callback):
         """Add the loss of a batch, which Lightning has divided by the number of batches of a step."""
         if len(self.losses) >= STEPS:
             return
-        self._loss = self._loss + outputs["loss"].detach()
+        if isinstance(outputs, Mapping) and outputs.get("loss") is not None:  # else the batch was passed over
+            self._loss = self._loss + outputs["loss"].detach()
         if trainer.fit_loop.epoch_loop._should_accumulate():
             return
         loss, self._loss = trainer.strategy.reduce(self._loss, reduce_op="mean"), 0.0

@@ -76,13 +76,13 @@ def check_references(text: str, study: Study) -> None:
 def _shown(reference: str, former: str, scores: Scores) -> str:
     """Return a score in the form of the former one; empty if it isn't measured."""
     cells = list(_cells(reference, scores.study))
-    means = [_mean(cell, scores) for cell in cells]
-    if None in means:
+    means = [mean for cell in cells if (mean := _mean(cell, scores)) is not None]
+    if len(means) < len(cells):
         return ""
     form = MEAN.fullmatch(former)
     if form is None and len(cells) == 1 and cells[0].setting != CONSTANT:
-        return scores.cell(*cells[0])
-    first, *others = filter(None, means)
+        return scores.cell(*cells[0]).removesuffix(OUTDATED)  # the study's document has the marks
+    first, *others = means
     sign, digits = (form["sign"], len(form["digits"])) if form else ("", DIGITS)
     return f"{first - sum(others):{'+' if sign else ''}.{digits}f}"
 
@@ -107,6 +107,7 @@ def _cells(reference: str, study: Study) -> Iterator[Cell]:
         raise InputError(f"score: {reference}: expected setting / column / test")
     check_names([column], study.columns, "column")
     check_names([test] if test else [], study.tests, "test")
-    for name in filter(None, (setting, other)):
-        check_names([] if name == CONSTANT else [name], study.settings, "setting")
-        yield Cell(name, column, test if name == setting else OWN)
+    for name, of in ((setting, test), (other, OWN)):
+        if name:
+            check_names([] if name == CONSTANT else [name], study.settings, "setting")
+            yield Cell(name, column, of)

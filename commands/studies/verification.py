@@ -58,8 +58,9 @@ def verify(
             groups.setdefault((run.setting, run.column, result.code), []).append((run, result))
     current = f"{len(found) - len(outdated)} of {len(found)} trainings are of the present code, or verified with it"
     print(f"{current}; {len(groups)} to compare: one seed of each setting, column and former code", flush=True)
-    if unknown := [str(run) for run, result in outdated if not result.first_losses]:
-        print(f"{len(unknown)} can't be verified, since their losses were not recorded: {'; '.join(unknown)}")
+    if unknown := [run.setting for run, result in outdated if not result.first_losses]:
+        settings = "; ".join(dict.fromkeys(unknown))
+        print(f"{len(unknown)} can't be verified, since their losses were not recorded, of the settings {settings}")
     jobs, by_folder = [], {}
     for group in groups.values():
         run = group[0][0]
