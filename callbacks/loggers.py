@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from zoo.errors import causes
 from zoo.files.atomic_io import write_error
@@ -30,6 +32,13 @@ class TensorBoardFiles(TensorBoardLogger):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> SummaryWriter:
+        """The writer, whose first use makes the files."""
+        with self._writing():
+            return super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Hand values to the thread."""

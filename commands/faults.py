@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import traceback
 from importlib import import_module
 from typing import NoReturn
@@ -54,7 +55,7 @@ def known_fault(error: BaseException) -> InputError | None:
     """Return what a user can mend: a full disk, permissions, a score that no part logs, an end of another process."""
     for each in causes(error):
         if isinstance(each, OSError) and each.errno in UNWRITABLE:
-            place = each.filename2 or each.filename or "a file"
+            place = os.fsdecode(each.filename2 or each.filename or "a file")
             return InputError(f"{place}: {each.strerror}; {UNWRITABLE[each.errno]}")
         text = " ".join(str(each).split())
         if type(each).__name__ == "MisconfigurationException" or text.startswith("Early stopping conditioned on"):

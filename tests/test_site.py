@@ -36,7 +36,7 @@ def test_figures_can_be_drawn(name: str, tmp_path: Path) -> None:
     ("text", "expected"),
     [
         ("[a](../README.md#models)", "[a](index.md#models)"),
-        ("[a](../benchmarks/encodings.md)", "[a](benchmarks/encodings.md)"),
+        ("[a](../benchmarks/attention.md)", "[a](benchmarks/attention.md)"),
         ("[a](../benchmarks/)", "[a](benchmarks/README.md)"),
         ("[a](positions.md)", "[a](positions.md)"),
         ("[a](../zoo/cameras/cameras.py)", "[a](reference/zoo/cameras/cameras.md)"),

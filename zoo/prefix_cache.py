@@ -117,15 +117,14 @@ class CachedPrefix:
         tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
         read = _on_device(list(zip(*tokens, strict=True)), device)
         ends = _on_device([end - 1 for end in accumulate(map(len, questions))], device)
-        hidden, last = self._read(read, alone)[ends], read[:, ends]
-        seen = None if self.penalize is None else self._seen(questions)
+        hidden, last, seen = self._read(read, alone)[ends], read[:, ends], self._seen(questions)
         # 2. The answers, one token of each at a time.
         answers: list[list[int]] = [[] for _ in questions]
         errors: dict[int, str] = {}
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
-            if seen is not None:
+            if self.penalize is not None:
                 logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
             found = torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), BROKEN)
             for n, token in zip(going, found.tolist(), strict=True):  # the wait
@@ -137,20 +136,18 @@ class CachedPrefix:
             if not kept or step + 1 == max_new_tokens:
                 break
             last = torch.stack((found, last[1] + 1, last[2]))
-            seen = None if seen is None else torch.cat((seen, found[:, None]), 1)
+            seen = torch.cat((seen, found[:, None]), 1)
             if len(kept) < len(going):
                 rows = _on_device(kept, device)
-                last, going = last[:, rows], [going[i] for i in kept]
-                seen = None if seen is None else seen[rows]
+                last, seen, going = last[:, rows], seen[rows], [going[i] for i in kept]
             hidden = self._read(last, alone)
         return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
 
     def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
         """The tokens of prefix and question, padded with one that each has seen."""
         longest, first = max(map(len, questions)), self.input_ids[:, :1]
-        padded = _on_device(
-            [[*question, *[BROKEN] * (longest - len(question))] for question in questions], first.device
-        )
+        rows = [[*question, *[BROKEN] * (longest - len(question))] for question in questions]
+        padded = _on_device(rows, first.device)
         prefix = self.input_ids.expand(len(questions), -1)
         return torch.cat((prefix, torch.where(padded == BROKEN, first, padded)), 1)
 

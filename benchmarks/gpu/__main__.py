@@ -21,15 +21,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
-    "training-qwen25",
-    "training-qwen3",
-    "whole-qwen25",
-    "whole-qwen3",
-    "peer-qwen25",
-    "evaluation-qwen25",
-    "evaluation-qwen3",
+    *("training-qwen25", "training-qwen3", "whole-qwen25", "whole-qwen3", "peer-qwen25"),
+    *("evaluation-qwen25", "evaluation-qwen3", "attention", "precision", "geometry", "prope", "tests"),
 )
-PARTS += ("evaluation-qwen25", "evaluation-qwen3", "attention", "precision", "geometry", "prope", "tests")
 SECONDS = 480
 
 

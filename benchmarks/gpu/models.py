@@ -1,11 +1,13 @@
-"""Models of the released sizes with random weights, made on the device, and scenes for them."""
+"""Commands of `python main.py fit`: their models with random weights on a device, and scenes in memory for them."""
 
 from __future__ import annotations
 
 import gc
+import shlex
 import statistics
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,81 +15,98 @@ from torch import Tensor, nn
 
 from benchmarks.measure import timed
 from benchmarks.random_weights import draw
-from zoo import (
-    AddFusion,
-    LearningRates,
-    LoRA,
-    PretrainedQwen3VL,
-    PretrainedQwen25VL,
-    TinyQwen3VL,
-    TinyQwen25VL,
-    TinyVGGT,
-    VideoQATask,
-)
+from commands import plan
+from commands.arguments import preprocess_argv
+from commands.defaults import with_defaults
+from commands.run_options import OF_RUNS, run_parser
 from zoo.backbones.qwen_weights import compute_buffers
-from zoo.geometry import PretrainedVGGT
 from zoo.sequences.batch import Batch
-from zoo.tasks import training_cost
-from zoo.tasks.training_cost import BatchSizes, TrainingCost, example_batch, example_questions
+from zoo.tasks import Task, VideoQATask
+from zoo.tasks.training_cost import BatchSizes, example_batch, example_questions
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 REPEATS = 5
 TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
-FRAMES = {"qwen25": (476, 644), "qwen3": (480, 640)}  # height and width in pixels
-TINY_FRAMES = {"qwen25": (56, 84), "qwen3": (64, 96)}
-TRAINED = LearningRates(decoder=7e-6, connector=2e-5)
+FUSED = {"qwen25": "spatial_mllm.yaml", "qwen3": "qwen3_vl.yaml"}
+SCALES = {"qwen25": "scale_3b.yaml", "qwen3": "scale_qwen3vl_4b.yaml"}
+TINY = {"qwen25": "scale_tiny.yaml", "qwen3": "scale_tiny_qwen3.yaml"}
+LORA = {"qwen25": "recipe_lora.yaml", "qwen3": "recipe_lora_qwen3vl.yaml"}
+CHECKPOINTING = "--model.gradient_checkpointing true"
+COMMANDS = "Their commands; frames here are random, of 480 x 640 pixels"  # title of a table
 
 
 class Bench(NamedTuple):
     """What a part runs on.
 
     Attributes:
-        device: of the model.
-        is_tiny: tiny models and short videos instead of the released sizes.
+        device: Of the model.
+        is_tiny: Take the tiny scales and short videos in place of the released sizes.
     """
 
     device: torch.device
     is_tiny: bool
 
-    def task(self, name: str, *, dtype: str = "bfloat16", attention: str = "sdpa", **options: Any) -> VideoQATask:
-        """A training task with random weights."""
+    def fit(self, family: str, options: str = "", model: str | None = None, is_adapted: bool = True) -> Command:
+        """A training.
+
+        Args:
+            family: Of the backbone, qwen25 or qwen3.
+            options: Options of `fit`.
+            model: The model's config; None is that of `FUSED`.
+            is_adapted: With low-rank adapters.
+        """
+        configs = [model or FUSED[family], (TINY if self.is_tiny else SCALES)[family]]
+        configs += [LORA[family]] if is_adapted else []
+        named = [word for config in configs for word in ("--config", config)]
+        return Command(self, [*named, *options.split(), *(("--data.num_frames", "4") if self.is_tiny else ())])
+
+
+class Command:
+    """A command line of `fit`.
+
+    Args:
+        bench: What it runs on.
+        options: Its options.
+    """
+
+    def __init__(self, bench: Bench, options: list[str]) -> None:
+        self.bench, self.options = bench, options
+
+    def __str__(self) -> str:
+        return f"python main.py fit {shlex.join(self.options)}"
+
+    @cached_property
+    def words(self) -> list[str]:
+        """The options in the order in which they are read."""
+        return preprocess_argv(["fit", *self.options])[1:]
+
+    @cached_property
+    def plan(self) -> plan.Training:
+        """What a step takes by `python main.py plan`, on one GPU."""
+        return plan.parse([*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"])
+
+    def sizes(self, questions: int | None = None) -> BatchSizes:
+        """The sizes of a batch; with a number of questions, that of so many about one scene."""
+        return self.plan.batch if questions is None else replace(self.plan.batch, scenes=1, questions=questions)
+
+    def task(self) -> VideoQATask:
+        """The model with random weights."""
+        parser = run_parser("fit", None, ("seed_everything", "data", *OF_RUNS))
+        parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
+        settings = parser.parse_args(with_defaults(self.words))
 
         def build() -> VideoQATask:
-            return self._task(name, dtype, attention, **options)
+            task: VideoQATask = parser.instantiate_classes(settings).model
+            return task
 
         torch.manual_seed(0)
-        if self.is_tiny:  # to trace is enough: kernels take minutes to build
+        if self.bench.is_tiny:  # to trace is enough: kernels take minutes to build
             torch.compile = partial(torch.compile, backend="eager")
-        task = build() if self.is_tiny else without_weights(build, self.device)
-        fill(task, self.device)
+        task = build() if self.bench.is_tiny else without_weights(build, self.bench.device)
+        fill(task, self.bench.device)
         task.model.backbone.stop_tokens = []
-        return task.to(self.device)
-
-    def cost(self, name: str, batch: BatchSizes, **options: Any) -> TrainingCost:
-        """What a training step takes by the plan."""
-        with torch.device("meta"):
-            shapes = self._task(name, "bfloat16", "sdpa", **options)
-        return training_cost.training_cost(shapes, batch, "bf16-mixed")
-
-    def _task(self, name: str, dtype: str, attention: str, *, fused: bool = True, **options: Any) -> VideoQATask:
-        loaders: dict[str, tuple[Any, Any, str]] = {
-            "qwen25": (TinyQwen25VL, PretrainedQwen25VL, "Qwen/Qwen2.5-VL-3B-Instruct"),
-            "qwen3": (TinyQwen3VL, PretrainedQwen3VL, "Qwen/Qwen3-VL-4B-Instruct"),
-        }
-        tiny, released, path = loaders[name]
-        types: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-        parts: dict[str, Any] = {"backbone": tiny(**types) if self.is_tiny else released(path, **types)}
-        if name == "qwen25" and fused:
-            parts["fusion"] = AddFusion
-            parts["geometry"] = TinyVGGT if self.is_tiny else lambda: PretrainedVGGT("facebook/VGGT-1B", dtype=dtype)
-        common = {"learning_rates": TRAINED, "allow_untrained": True}
-        return VideoQATask(**{**common, **parts, **options})
-
-    def batch(self, model: str, frames: int, scenes: int = 1, questions: int = 1) -> BatchSizes:
-        """Sizes of a batch: frames of 480 x 640 as they are resized for the model."""
-        height, width = (TINY_FRAMES if self.is_tiny else FRAMES)[model]
-        return BatchSizes(4 if self.is_tiny else frames, height, width, scenes, questions)
+        return task.to(self.bench.device)
 
     def inputs(self, task: VideoQATask, sizes: BatchSizes) -> Batch:
         """A training batch on the device."""
@@ -105,7 +124,7 @@ class Bench(NamedTuple):
     def _on_device(self, batch: Batch) -> Batch:
         for scene in batch.scenes:
             scene.pixel_values = torch.randn(scene.pixel_values.shape)
-        return batch.to(self.device)
+        return batch.to(self.bench.device)
 
 
 def without_weights(build: Callable[[], VideoQATask], device: torch.device) -> VideoQATask:
@@ -134,9 +153,6 @@ def fill(module: nn.Module, device: torch.device) -> None:
 def autocast(device: torch.device) -> Any:
     """As --trainer.precision bf16-mixed."""
     return torch.autocast(device.type, torch.bfloat16)
-
-
-ADAPTED: dict[str, Any] = {"lora": LoRA(r=16), "gradient_checkpointing": True}
 
 
 def measured(bench: Bench, run: Callable[[], object]) -> tuple[float, int]:

@@ -8,18 +8,28 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 
-from benchmarks.gpu.models import ADAPTED, TITLES, Bench, Row, Tables, autocast, card, measured, release
+from benchmarks.gpu.models import (
+    CHECKPOINTING,
+    COMMANDS,
+    TITLES,
+    Bench,
+    Command,
+    Row,
+    Tables,
+    autocast,
+    card,
+    measured,
+    release,
+)
 from benchmarks.gpu.peer import peer
-from zoo import PRoPE
 from zoo.prefix_cache import answer_batch
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
@@ -27,6 +37,7 @@ from zoo.tasks.optim import parameter_groups
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 products a second
 NEW_TOKENS, QUESTIONS, ALONE = 8, 18, 3
+FOUR_SCENES = "--data.batch_size 4 --data.questions_per_scene 2"
 
 
 def main() -> None:
@@ -48,47 +59,45 @@ def main() -> None:
     options.path.write_text(json.dumps({"about": about, "machine": machine, "tables": tables}, indent=1))
 
 
-def training(bench: Bench, model: str) -> Tables:
+def training(bench: Bench, family: str) -> Tables:
     """One LoRA step with gradient checkpointing: 16 frames per scene, forward, backward and AdamW.
 
     Planned GB are those of `python main.py plan`. MFU is of the plan's FLOPs without recomputation.
     """
-    rows = [step_row(bench, model, "LoRA", **ADAPTED)]
-    rows.append(step_row(bench, model, "LoRA, 4 scenes padded", scenes=4, questions=2, **ADAPTED))
-    attention = "flex_attention" if bench.device.type == "cuda" else "sdpa"
-    packed = {"scenes": 4, "questions": 2, "attention": attention, "pack_scenes": True}
-    rows.append(step_row(bench, model, "LoRA, 4 scenes packed", **packed, **ADAPTED))
-    rows.append(step_row(bench, model, "LoRA, compiled", compile_decoder=True, **ADAPTED))
-    return {TITLES[model]: rows}
-
-
-def whole(bench: Bench, model: str) -> Tables:
-    """A step that trains the whole decoder and the connector in float32, with gradient checkpointing."""
-    return {TITLES[model]: [step_row(bench, model, "whole decoder", gradient_checkpointing=True)]}
-
-
-def step_row(
-    bench: Bench,
-    model: str,
-    title: str,
-    *,
-    scenes: int = 1,
-    questions: int = 1,
-    attention: str = "sdpa",
-    pack_scenes: bool = False,
-    **options: Any,
-) -> Row:
-    """Time, memory and FLOPs per step, or "out of memory"."""
-    batch = bench.batch(model, 16, scenes, questions)
-    planned = {k: v for k, v in options.items() if k not in ("gradient_checkpointing", "compile_decoder")}
-    cost = bench.cost(model, batch, **planned)
-    bytes_planned = (
-        cost.weights + cost.gradients + cost.optimizer + cost.activations["gradient_checkpointing" in options]
+    flex = " --model.backbone.attn_implementation flex_attention" if bench.device.type == "cuda" else ""
+    return step_tables(
+        {
+            "LoRA": bench.fit(family),
+            "LoRA, 4 scenes padded": bench.fit(family, FOUR_SCENES),
+            "LoRA, 4 scenes packed": bench.fit(family, f"{FOUR_SCENES} --data.pack_scenes true{flex}"),
+            "LoRA, compiled": bench.fit(family, "--model.compile_decoder true"),
+        },
+        TITLES[family],
     )
-    row: Row = {"step": title, "planned GB": f"{bytes_planned / 1e9:.1f}"}
+
+
+def whole(bench: Bench, family: str) -> Tables:
+    """A step that trains the whole decoder and the connector in float32, with gradient checkpointing."""
+    return step_tables({"whole decoder": bench.fit(family, CHECKPOINTING, is_adapted=False)}, TITLES[family])
+
+
+def step_tables(commands: Mapping[str, Command], title: str) -> Tables:
+    """Time, memory and FLOPs per step, or "out of memory", and the commands."""
+    return {title: [step_row(name, command) for name, command in commands.items()], COMMANDS: command_rows(commands)}
+
+
+def command_rows(commands: Mapping[str, Command]) -> list[Row]:
+    """What a user types."""
+    return [{"": name, "command": str(command)} for name, command in commands.items()]
+
+
+def step_row(title: str, command: Command) -> Row:
+    """Time, memory and FLOPs of a step, or "out of memory"."""
+    planned, bench = command.plan, command.bench
+    row: Row = {"step": title, "planned GB": f"{planned.needed(planned.setup) / 1e9:.1f}"}
     try:
-        task = bench.task(model, attention=attention, **options)
-        inputs = bench.inputs(task, replace(batch, pack_scenes=pack_scenes))
+        task = command.task()
+        inputs = command.inputs(task, replace(command.sizes(), pack_scenes="--data.pack_scenes" in command.options))
         step = stepper(bench, task, inputs)
         seconds, memory = measured(bench, step)
     except torch.OutOfMemoryError:
@@ -96,11 +105,11 @@ def step_row(
     finally:
         task = inputs = step = None  # type: ignore[assignment]
         release()
-    tokens = scenes * cost.sequence_tokens
+    tokens, operations = command.sizes().scenes * planned.cost.sequence_tokens, planned.cost.flops[False]
     peak = next((each for name, each in PEAK.items() if name in card(bench)), None)
-    mfu = "-" if peak is None else f"{cost.flops[False] / seconds / peak:.1%}"
+    mfu = "-" if peak is None else f"{operations / seconds / peak:.1%}"
     row |= {"tokens": f"{tokens:,}", "s, median": f"{seconds:.3f}", "tokens/s": f"{tokens / seconds:,.0f}"}
-    return {**row, "GB at the peak": f"{memory / 1e9:.1f}", "TFLOP": f"{cost.flops[False] / 1e12:.1f}", "MFU": mfu}
+    return {**row, "GB at the peak": f"{memory / 1e9:.1f}", "TFLOP": f"{operations / 1e12:.1f}", "MFU": mfu}
 
 
 def stepper(bench: Bench, task: VideoQATask, inputs: Batch) -> Callable[[], None]:
@@ -117,33 +126,35 @@ def stepper(bench: Bench, task: VideoQATask, inputs: Batch) -> Callable[[], None
     return step
 
 
-def evaluation(bench: Bench, model: str) -> Tables:
+def evaluation(bench: Bench, family: str) -> Tables:
     """Greedy answers of 8 tokens to 18 questions about a scene: from a shared prefix, and one by one.
 
     One by one encodes the scene and reads the prompt again for each question, as published evaluation code does.
     """
-    task = bench.task(model).eval()
     questions, alone = (4, 1) if bench.is_tiny else (QUESTIONS, ALONE)
-    rows = []
+    rows, commands = [], {}
     for frames in (16, 32):
-        sizes = bench.batch(model, frames, questions=questions)
+        command = bench.fit(family, "" if bench.is_tiny else f"--data.num_frames {frames}", is_adapted=False)
+        task, sizes = command.task().eval(), command.sizes(questions)
 
-        def answer(batches: Sequence[Batch]) -> None:
-            with autocast(bench.device):
-                replies = [reply for each in batches for reply in answer_batch(task.model, each, NEW_TOKENS)]
+        def answer(task: VideoQATask, batches: Sequence[Batch]) -> None:
+            replies = [reply for each in batches for reply in answer_batch(task.model, each, NEW_TOKENS)]
             assert not any(reply.error for reply in replies), replies
 
-        shared, one_by_one = bench.questions(task, sizes), bench.questions(task, sizes, are_alone=True)[:alone]
+        shared, one_by_one = command.questions(task, sizes), command.questions(task, sizes, are_alone=True)[:alone]
         for way, batches, count in (("shared prefix", shared, questions), ("one by one", one_by_one, alone)):
-            seconds, memory = measured(bench, partial(answer, batches))
+            seconds, memory = measured(bench, partial(answer, task, batches))
             cells = {"questions/s": f"{count / seconds:.2f}", "GB at the peak": f"{memory / 1e9:.1f}"}
             rows.append({"frames": frames, "way": way, **cells})
-    return {TITLES[model]: rows}
+        commands[f"{frames} frames, trained by this and scored by `python main.py test`"] = command
+        del task
+        release()
+    return {TITLES[family]: rows, COMMANDS: command_rows(commands)}
 
 
 def attention(bench: Bench) -> Tables:
     """A LoRA step of 4 scenes with 2 questions each, by attention backend; flash takes one question per row."""
-    rows = []
+    rows, commands = [], {}
     for name in ("sdpa", "flex_attention", "flash_attention_2"):
         if name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             rows.append({"step": f"{name}: flash-attn is not installed"})
@@ -152,18 +163,21 @@ def attention(bench: Bench) -> Tables:
         else:
             for packs in (False, True)[: 1 if name == "flash_attention_2" else 2]:
                 title = f"{name}, {'packed' if packs else 'padded'}"
-                sizes = {"scenes": 4, "questions": 2, "attention": name, "pack_scenes": packs}
-                rows.append(step_row(bench, "qwen25", title, **sizes, **ADAPTED))
-    return {TITLES["qwen25"]: rows}
+                options = f"{FOUR_SCENES} --model.backbone.attn_implementation {name}"
+                commands[title] = bench.fit("qwen25", options + " --data.pack_scenes true" * packs)
+                rows.append(step_row(title, commands[title]))
+    return {TITLES["qwen25"]: rows, COMMANDS: command_rows(commands)}
 
 
 def precision(bench: Bench) -> Tables:
     """Logits of an answer's tokens in bfloat16 beside those in float32, of the same weights."""
     torch.set_float32_matmul_precision("highest")
     rows = []
-    for model, title in TITLES.items():
-        task = bench.task(model, dtype="float32").eval()
-        inputs = bench.inputs(task, bench.batch(model, 16))
+    for family, title in TITLES.items():
+        geometry = "--model.geometry.dtype float32" if family == "qwen25" and not bench.is_tiny else ""
+        command = bench.fit(family, f"--model.backbone.dtype float32 {geometry}", is_adapted=False)
+        task = command.task().eval()
+        inputs = command.inputs(task, command.sizes(1))
         exact = logits(task, inputs)
         for parameter in task.parameters():
             parameter.data = parameter.data.bfloat16()
@@ -212,18 +226,22 @@ def geometry(bench: Bench) -> Tables:
 
 
 def prope(bench: Bench) -> Tables:
-    """PRoPE's share of a LoRA step of Qwen2.5-VL-3B without VGGT."""
+    """PRoPE's share of a LoRA step of prope.yaml: that of the decoder, with the view mixer's in both rows."""
+    commands = {
+        "none": bench.fit("qwen25", "--model.camera_encoding null", model="prope.yaml"),
+        "PRoPE": bench.fit("qwen25", model="prope.yaml"),
+    }
     found = {}
-    for title, encoding in (("none", None), ("PRoPE", PRoPE())):
-        options = {"fused": False, "camera_encoding": encoding, **ADAPTED}
-        task = bench.task("qwen25", **options)
-        step = stepper(bench, task, bench.inputs(task, bench.batch("qwen25", 16)))
+    for title, command in commands.items():
+        task = command.task()
+        step = stepper(bench, task, command.inputs(task, command.sizes()))
         found[title] = measured(bench, step)[0]
         del task, step
         release()
     share = 1 - found["none"] / found["PRoPE"]
     rows = [{"camera encoding": name, "s, median": f"{seconds:.3f}"} for name, seconds in found.items()]
-    return {"": [*rows, {"camera encoding": "PRoPE's share", "s, median": f"{share:.1%}"}]}
+    rows.append({"camera encoding": "PRoPE's share", "s, median": f"{share:.1%}"})
+    return {"": rows, COMMANDS: command_rows(commands)}
 
 
 def tests(bench: Bench) -> Tables:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.models import TITLES, Bench, Row, Tables, autocast, measured, release
+from benchmarks.gpu.models import CHECKPOINTING, COMMANDS, TITLES, Bench, Row, Tables, autocast, measured, release
 from benchmarks.training import RATE, stock_rows, trainer_step
 from zoo.backbones.qwen_weights import empty_qwen
 from zoo.sequences.batch import Batch
@@ -18,22 +18,22 @@ from zoo.tasks import VideoQATask
 from zoo.tasks.optim import fused_adamw
 from zoo.tasks.training_cost import BatchSizes, example_questions
 
-OPTIONS: dict[str, Any] = {"fused": False, "dtype": "float32", "gradient_checkpointing": True}
+OPTIONS = f"--model.backbone.dtype float32 --model.text_after_vision max_hw {CHECKPOINTING}"  # as the stock model
 Step = Callable[[], Tensor]  # of the optimizer; returns the loss
 
 
-def peer(bench: Bench, model: str) -> Tables:
+def peer(bench: Bench, family: str) -> Tables:
     """Training the whole decoder on the questions of a scene: the zoo, and transformers' Trainer with a row each.
 
     The same weights, rows and AdamW, bfloat16 autocast, 16 frames, gradient checkpointing, a frozen vision tower.
     """
+    command = bench.fit(family, OPTIONS, model="qwen25_vl.yaml", is_adapted=False)
     rows: list[Row] = []
     for questions in (1, 4) if bench.is_tiny else (1, 8, 18):
-        sizes = bench.batch(model, 16, questions=questions)
-        task = bench.task(model, text_after_vision="max_hw", **OPTIONS).train()
+        task, sizes = command.task().train(), command.sizes(questions)
         vlm = task.model.backbone.vlm
         config, state = vlm.config, {name: tensor.cpu().clone() for name, tensor in vlm.state_dict().items()}
-        asked = bench.inputs(task, sizes)
+        asked = command.inputs(task, sizes)
         examples = one_per_row(bench, task, sizes, asked)
         rows.append(row(bench, "the zoo", questions, zoo_step(bench, task, asked)))
         del task, vlm, asked
@@ -46,7 +46,7 @@ def peer(bench: Bench, model: str) -> Tables:
         rows.append(row(bench, "transformers", questions, step))
         del stock, step, examples
         release()
-    return {TITLES[model].partition(" +")[0]: rows}
+    return {TITLES[family].partition(" +")[0]: rows, COMMANDS: [{"": "the zoo", "command": str(command)}]}
 
 
 def zoo_step(bench: Bench, task: VideoQATask, asked: Batch) -> Step:
