@@ -142,7 +142,7 @@ def test_single_scores_are_embedded_in_the_form_that_they_have(
     }
     guide.write_text("".join(f"<!-- score: toys / {cell} -->{text}<!-- end -->, " for cell, (text, _) in cells.items()))
     before = guide.read_text()
-    write_study(study_file, documents=["guide.md"], constant=True)
+    write_study(study_file, documents=["guide.md"])
     study([str(study_file), "--settings", "none", "--columns", "local", "--jobs", "1"])
     assert guide.read_text() == before  # nothing of it is measured
     study([str(study_file), "--jobs", "1"])
