@@ -10,9 +10,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.baselines.blind import BlindBaselines, blind_baselines, constant_baseline
 from callbacks.reproduction import reproduction
 from callbacks.results_folder import METRICS, results_folder
-from callbacks.scoring import add_records, benchmark_of, tally_of
+from callbacks.scoring import Tally, add_records, benchmark_of, tally_of
 from callbacks.table import render
 from callbacks.trained import describe_unfinished, trained_weights
 from datamodules.skipped_scenes import skipped_scenes
@@ -31,7 +32,8 @@ class MetricsCallback(Callback):
     At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
     and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
     `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts, versions, how far the weights
-    are trained (`callbacks.trained`), and what else others need to repeat the test (`callbacks.reproduction`).
+    are trained (`callbacks.trained`), and what else others need to repeat the test (`callbacks.reproduction`). A test's
+    table and metrics.json have its blind baselines as well (`callbacks.baselines`).
 
     Errors of what objectives predict (cameras, depth) are logged as well, with those of a null model as `unlearned`,
     and written as `objectives`: means over the scenes.
@@ -101,13 +103,16 @@ class MetricsCallback(Callback):
         source = getattr(data, "source", None)
         of_data = "" if source is None else f" of {type(source).__name__}"
         title = f"{type(pl_module).__name__}, {stage} split{of_data}"
-        pl_module.print(render(scored, title=title, missing=missing, filtered=filtered, chosen_by=chosen_by))
+        blind = _blind(scored, data) if stage == "test" else BlindBaselines()
+        shown = render(scored, title=title, missing=missing, filtered=filtered, chosen_by=chosen_by, blind=blind)
+        pl_module.print(shown)
         for name, error in scored.objectives.items():
             pl_module.print(f"{name} {error:.3g}")
         if stage == "test":
             content = scored.as_metrics(
                 counts={**scored.counts, "missing": sum(missing.values()), "filtered": filtered},
                 missing_scenes=missing,
+                baselines=blind.scores,
                 checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
                 trained=self._trained,
                 data=data.describe() if hasattr(data, "describe") else None,
@@ -117,6 +122,13 @@ class MetricsCallback(Callback):
                 **_geometry(pl_module),
             )
             write_json(results_folder(trainer) / METRICS, content)
+
+
+def _blind(scored: Tally, data: Any) -> BlindBaselines:
+    """Return the blind baselines of a test; the best constant alone without a `VideoQADataModule`."""
+    if not getattr(data, "tested_scenes", ()):
+        return constant_baseline(scored.scored, scored.benchmark, scored.scorer)
+    return blind_baselines(scored.scored, data.tested_scenes, data.source, scored.scorer)
 
 
 def _geometry(pl_module: LightningModule) -> dict[str, str | None]:

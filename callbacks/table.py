@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -11,9 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from callbacks.baselines.blind import BlindBaselines
+from callbacks.baselines.mark import BELOW, MEANING, is_below
 from callbacks.scoring import Tally
 
 SAME = 1e-6  # a float32 mean and a float64 one of the same thresholds
+WIDTH = 150  # enough for the table, also in a terminal of 80 columns: a number is not to be cut off
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
 
 
@@ -24,9 +27,12 @@ def render(
     missing: Mapping[str, int] | None = None,
     filtered: int = 0,
     chosen_by: str = "",
+    blind: BlindBaselines | None = None,
     terminal: bool | None = None,
 ) -> str:
     """Return the text of the table and, below it, the failed, filtered and missing questions.
+
+    A score below the best of its blind baselines is marked. Those of a group are micro / macro means.
 
     Args:
         scored: The scores of a test.
@@ -34,30 +40,36 @@ def render(
         missing: Number of questions of each scene whose video is absent.
         filtered: Number of questions left out.
         chosen_by: The option that left questions out.
+        blind: The blind baselines, a column each; None is none.
         terminal: Colors and rules if True, a plain Markdown table if False, as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
-    result, counts = scored.result, scored.counts
+    result, counts, blind = scored.result, scored.counts, blind or BlindBaselines()
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
-    for heading in ("micro", "macro", "questions"):
+    for heading in ("micro", "macro", *blind.scores, "questions"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("scorer", no_wrap=True)
     types = result["per_question_type"]
     for kind, entry in types.items():
-        cells = (kind, _number(entry["score"]), "", str(entry["count"]), scored.scorer)
+        others = [each["per_question_type"].get(kind, {}).get("score") for each in blind.scores.values()]
+        cells = (kind, _marked(entry["score"], others), "", *map(_number, others), str(entry["count"]), scored.scorer)
         table.add_row(*cells, end_section=kind == list(types)[-1])
     for group, kinds in scored.benchmark.groups.items():
         questions = sum(types[kind]["count"] for kind in kinds if kind in types)
         if group != "all" and questions in (0, counts["questions"]):
             continue  # the group is empty, or equal to all
-        means = (_number(result[group][mean]) for mean in ("micro", "macro"))
-        table.add_row(GROUPS[group], *means, str(questions), scored.scorer, style="bold")
-    console = Console(force_terminal=terminal, width=None if terminal else 80)
+        every = [each[group] for each in blind.scores.values()]
+        means = [_marked(result[group][mean], [each[mean] for each in every]) for mean in ("micro", "macro")]
+        table.add_row(GROUPS[group], *means, *map(_both, every), str(questions), scored.scorer, style="bold")
+    console = Console(force_terminal=terminal, width=WIDTH)
     with console.capture() as capture:
         console.print(table)
+    shown = capture.get()
     unparsable = f"; {_plural(counts['unparsable'], 'answer')} could not be parsed: score 0"
-    lines = [title, *(line.rstrip() for line in capture.get().splitlines() if line.strip())]
+    lines = [title, *(line.rstrip() for line in shown.splitlines() if line.strip())]
+    lines += [MEANING] if f" {BELOW}" in shown else []
+    lines += blind.remarks
     lines.append(f"{_plural(counts['questions'], 'question')}{unparsable if counts['unparsable'] else ''}")
     lines += [f"{name} {value if isinstance(value, str) else f'{value:.4f}'}" for name, value in _flat(scored.corpus)]
     if failed := scored.failed_scenes:
@@ -108,6 +120,15 @@ def _flat(corpus: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _number(score: float | None) -> str:
     return "-" if score is None else f"{score:.3f}"
+
+
+def _marked(score: float | None, blind: Iterable[float | None]) -> str:
+    return f"{_number(score)} {BELOW}" if is_below(score, blind) else _number(score)
+
+
+def _both(means: Mapping[str, float | None]) -> str:
+    """Return the micro and the macro mean; one number where they are equal."""
+    return " / ".join(dict.fromkeys(_number(means[mean]) for mean in ("micro", "macro")))
 
 
 def _plural(count: int, noun: str) -> str:

@@ -2,18 +2,24 @@
 
     python main.py score runs/PRoPEMLLM-20261125-012048/predictions.jsonl --scorer thinking_in_space
 
-prints the table of a test. `--scorer all` prints the scores of all scorers of the benchmark side by side, and counts
-the answers on which they differ. The file holds one JSON object per line with at least `id`, `question_type`,
-`prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the answers of any
-other model.
+prints the table of a test, with the best constant per question type, and the other blind baselines where a metrics.json
+of the same test lies beside the file. `--scorer all` prints the scores of all scorers of the benchmark side by side,
+and counts the answers on which they differ. The file holds one JSON object per line with at least `id`,
+`question_type`, `prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the
+answers of any other model.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from commands.parser import OneLineParser
 from zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from callbacks.scoring import Tally
 
 
 def score(arguments: list[str]) -> None:
@@ -35,7 +41,8 @@ def score(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
 
     # after the options are read: these import PyTorch, which the help does without
-    from callbacks.results_folder import PREDICTIONS, rank_files
+    from callbacks.baselines.blind import constant_baseline
+    from callbacks.results_folder import METRICS, PREDICTIONS, rank_files
     from callbacks.scoring import tally
     from callbacks.table import render, side_by_side
     from commands.reports.predictions import read_predictions
@@ -58,7 +65,9 @@ def score(arguments: list[str]) -> None:
     scored = tallies[0]
     if not scored.scores:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-    table = side_by_side(tallies, title=str(path)) if compares else render(scored, title=str(path))
+    blind = constant_baseline(scored.scored, benchmark, scored.scorer)
+    blind.scores.update(_recorded_baselines(path.with_name(METRICS), scored))
+    table = side_by_side(tallies, title=str(path)) if compares else render(scored, title=str(path), blind=blind)
     for text in (table, *remarks):
         print(text.encode(errors="backslashreplace").decode())  # names of files may hold bytes that are no UTF-8
     if parts:
@@ -71,4 +80,18 @@ def score(arguments: list[str]) -> None:
     if others := sum(old is not None and new is not None and abs(old - new) > 1e-6 for old, new in recorded):
         print(f"scores that differ from the file's, which another scorer or version made: {others}")
     if settings.output:
-        write_json(Path(settings.output).expanduser(), scored.as_metrics(predictions=str(path)))
+        write_json(Path(settings.output).expanduser(), scored.as_metrics(baselines=blind.scores, predictions=str(path)))
+
+
+def _recorded_baselines(metrics: Path, scored: Tally) -> dict[str, Any]:
+    """Return the baselines of text and cameras in the metrics.json of the same test and scorer; {} without one."""
+    try:
+        content = json.loads(metrics.read_text(encoding="utf-8"))
+        found = {name: content["baselines"][name] for name in ("text", "cameras") if name in content["baselines"]}
+        counts, own = (
+            {kind: each["count"] for kind, each in result["per_question_type"].items()}
+            for result in (content, scored.result)
+        )
+        return found if content["scorer"] == scored.scorer and counts == own else {}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}

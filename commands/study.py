@@ -26,7 +26,6 @@ A study file has the keys
     seeds         values of --seed_everything; a table with all settings is complete before the next seed starts
     tests         options of further tests of the trained models, for the settings that name them in `tests`
     score         the measure of the tables: a question type, or macro, the mean over question types
-    constant      true: also show the score of the best constant answer
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
     documents     files in which sections are embedded between <!-- study: <study> / <title> --> and <!-- end -->, and
                   scores between <!-- score: <study> / <setting> / <column> --> and <!-- end -->

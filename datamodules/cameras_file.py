@@ -49,21 +49,24 @@ def read_cameras(
     if (content["width"], content["height"]) != (width, height):
         stated = f"{content['width']} x {content['height']}"
         raise ValueError(f"{path}: K_px is for {stated} pixels, the video has {width} x {height}: scale it")
-    poses, has_pose = _poses(path, content["world_to_camera"])
+    poses = _rigid_poses(path, content["world_to_camera"])
     if len(poses) != num_frames:
         raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: write a pose or null each")
-    if not has_pose.any():
-        raise ValueError(f"{path}: no frame has a pose: remove the file, or write it again")
-    _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _has_unit_last_row(poses))
-    poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], str(path), "frame")
-    poses[~has_pose] = torch.nan
-
     K_px = _matrices(path, "K_px", content["K_px"], 3)
     if len(K_px) not in (1, num_frames):
         raise ValueError(f"{path}: {len(K_px)} intrinsics for {num_frames} frames: provide one, or one per frame")
     is_valid = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0) & _has_unit_last_row(K_px)
     _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", is_valid)
     return poses, normalize_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
+
+
+def read_poses(path: str | Path) -> Float64[Tensor, "N 4 4"]:
+    """Return world_to_camera of all raw frames as `read_cameras` does, without a look at the video.
+
+    Raises:
+        ValueError: See `read_cameras`.
+    """
+    return _rigid_poses(Path(path), _load(Path(path))["world_to_camera"])
 
 
 def read_times(path: str | Path, num_frames: int) -> list[float] | None:
@@ -118,6 +121,17 @@ def _load(path: Path) -> dict[str, Any]:
     if absent:
         raise ValueError(f"{path}: no {', '.join(absent)}: a cameras file needs {', '.join(keys)}")
     return content
+
+
+def _rigid_poses(path: Path, rows: Any) -> Float64[Tensor, "N 4 4"]:
+    """Poses with their rotations projected to SO(3); NaN in place of null."""
+    poses, has_pose = _poses(path, rows)
+    if not has_pose.any():
+        raise ValueError(f"{path}: no frame has a pose: remove the file, or write it again")
+    _require(path, "pose is not a rigid transform: its last row must be 0 0 0 1", _has_unit_last_row(poses))
+    poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], str(path), "frame")
+    poses[~has_pose] = torch.nan
+    return poses
 
 
 def _poses(path: Path, rows: Any) -> tuple[Float64[Tensor, "N 4 4"], Bool[Tensor, " N"]]:

@@ -147,6 +147,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.answered: dict[str, dict[str, Any]] = {}  # records by id of questions that a test skips
         self.find_answered: Callable[[], dict[str, dict[str, Any]]] = dict  # asked when `tested` is known
         self.tested: list[dict[str, Any]] = []  # records of all questions of the test, on all ranks
+        self.tested_scenes: list[Scene] = []  # of the test, with all of their questions and without a perturbation
         self.tested_files: dict[str, list[str]] = {}  # fingerprints of the files of each tested scene
         self.order_settings: dict[str, Any] = {}  # of the training order, and those of the checkpoint that resumes
         self.trained_settings: dict[str, Any] = {}
@@ -352,7 +353,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self._scene_loader(self.scenes("val"))
 
     def test_dataloader(self) -> DataLoader:
-        scenes = self.scenes("test")
+        scenes = self.tested_scenes = self.scenes("test")
         self.tested_files = {}
         self.tested = [record(LoadedScene(scene, ()), q, self._prompt(q)) for scene in scenes for q in scene.questions]
         for scene in scenes:

@@ -91,6 +91,8 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
         assert any(tag.startswith("cameras/") for tag in events["images"])
         run("test", "--data.perturbation", "OtherCameras")  # its cameras are not the true ones
         (perturbed,) = folder.glob("test-*")
+        blind = json.loads((perturbed / "metrics.json").read_text())["baselines"]  # nobody sees what is perturbed
+        assert blind == metrics["baselines"] and blind.keys() == {"constant", "text"}
         answers = (perturbed / "predictions.jsonl").read_text().splitlines()
         for found in map(json.loads, [(perturbed / "metrics.json").read_text(), *answers]):
             assert found["objectives"].keys() == {name for name in errors if name.startswith("DepthPrediction/")}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from commands.studies.document import footnotes
 from commands.studies.embedding import SCORES, SECTIONS, embed
 from commands.studies.reading import read_study
 from commands.studies.results import Results
@@ -21,8 +22,13 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 STUDIES = {path.stem: path for path in sorted((ROOT / "studies").glob("*.yaml"))}
 # measured by a user with the published code, in full in golden/published.json
 USERS = {"0.5320": "Spatial-MLLM-v1.1-Instruct-135K", "0.2907": "Qwen2.5-VL-3B-Instruct"}
-KNOWN = {*USERS, *(f"{float(number):.3f}" for number in USERS), "0.50", "0.55", "0.95"}  # the last: thresholds of MRA
-UNMEASURED = {"encodings"}  # whose sections in docs/questions.md are of former code, until all settings are measured
+KNOWN = {
+    *USERS,
+    *(f"{float(number):.3f}" for number in USERS),
+    *("0.376", "0.375"),  # of constants on the same questions: tests/callbacks/baselines/test_constant.py
+    *("0.50", "0.55", "0.95"),  # thresholds of MRA
+}
+UNMEASURED = {"encodings"}  # of which documents quote scores of former code, until all settings are measured
 BLOCK = re.compile(r"<!-- (?!end\b)[^>]*-->.*?<!-- end -->", re.DOTALL)  # written by some command
 CODE = re.compile(r"^```.*?^```$|^    .*?$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 FOOTNOTE = re.compile(rf"\n(?:All of this was made|{OUTDATED} Made) by other code than the present;[^\n]*\n")
@@ -41,7 +47,7 @@ def expected(text: str) -> str:
     """A document without marks, with the scores and the sections of the results."""
     text = FOOTNOTE.sub("", text).replace(OUTDATED, "")
     for study in {found["study"] for pattern in (SCORES, SECTIONS) for found in pattern.finditer(text)}:
-        text = embed(text, scores_of(study))
+        text = embed(text, scores_of(study), footnotes)
     return text
 
 
@@ -72,7 +78,8 @@ def test_every_quoted_score_and_section_is_measured() -> None:
     assert len(quoted) > 8
     for found in quoted:
         gone = found[0].replace(found["text"], "nothing")
-        assert embed(gone, scores_of(found["study"])) != gone, f"{found[0]} is not in the results"
+        written = embed(gone, scores_of(found["study"]), footnotes)
+        assert found["study"] in UNMEASURED or written != gone, f"{found[0]} is not in the results"
     for found in (each for path in DOCUMENTS for each in SECTIONS.finditer(path.read_text(encoding="utf-8"))):
         scores = scores_of(found["study"])
         (section,) = (each for each in scores.study.compare if each.title == found["title"])

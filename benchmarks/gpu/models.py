@@ -87,8 +87,8 @@ class Command:
         return plan.parse([*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"])
 
     def sizes(self, questions: int | None = None) -> BatchSizes:
-        """The sizes of a batch, with that many questions about a scene in place of the options'."""
-        return self.plan.batch if questions is None else replace(self.plan.batch, questions=questions)
+        """The sizes of a batch; with a number of questions, that of so many about one scene."""
+        return self.plan.batch if questions is None else replace(self.plan.batch, scenes=1, questions=questions)
 
     def task(self) -> VideoQATask:
         """The model with random weights."""

@@ -1,15 +1,20 @@
-"""Paired bootstrap intervals of the difference of two runs.
+"""Bootstrap intervals of the difference of two tests of one model, and of two settings with several seeds.
 
 Resampling draws questions with replacement, or scenes with all of their questions (Cameron, Gelbach & Miller 2008,
 "pairs cluster bootstrap"). The questions of a scene share its video, so their errors are correlated: the interval by
-scene holds for other scenes, the interval by question for other questions about the same scenes. Both runs share the
-draws, since their difference is resampled.
+scene holds for other scenes, the interval by question for other questions about the same scenes. What is compared
+shares these draws, since the difference is resampled.
+
+Trainings of a setting differ as well: the seeds are resampled with the scenes, those of each setting by themselves,
+or in pairs where the same models are tested twice. Of few seeds, the differences from their mean are enlarged to the
+variance of a sample (Rao & Wu 1988); a single one of a setting tells nothing about others. Where the trainings hardly
+differ, resampling both ways errs on the wide side (Owen 2007, "The pigeonhole bootstrap").
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,6 +22,7 @@ from jaxtyping import Float, Int
 from zoo.benchmarks import Benchmark
 
 RESAMPLES, SEED, LEVEL = 10_000, 0, 0.95
+POWER = (1.96 + 0.84) / (2 * 1.96)  # of an interval's width: what is shown in 80 % of all repetitions of a study
 AT_ONCE = 2_000_000  # draws in memory, 8 bytes each
 
 
@@ -56,20 +62,79 @@ def intervals(
         resamples: Number of resamples.
         seed: Seed of the draws.
     """
+    sums, counts = _by_cluster(differences, question_types, _numbered(clusters), benchmark)
+    drawn = [_measures(*each, benchmark) for each in _resampled(sums, counts, resamples, seed)]
+    return _percentiles(drawn)
+
+
+def seed_intervals(
+    first: Float[np.ndarray, "S Q"],
+    second: Float[np.ndarray, "T Q"],
+    question_types: Sequence[str],
+    clusters: Sequence[Hashable],
+    benchmark: Benchmark,
+    *,
+    paired: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+) -> Float[np.ndarray, "2 M"]:
+    """Return the percentile interval of the second setting's mean over seeds minus the first's, in each measure.
+
+    Args:
+        first: Scores of the questions, one row per seed.
+        second: The same of the other setting.
+        question_types: The type of each question.
+        clusters: The unit of resampling that each question belongs to, such as its scene.
+        benchmark: Defines the types and measures.
+        paired: The rows of both are tests of the same trained models, whose seeds are drawn together.
+        resamples: Number of resamples.
+        seed: Seed of the draws.
+    """
+    groups = [second - first] if paired else [second, -first]
+    spread = [group.mean(0) + _enlarged(len(group)) * (group - group.mean(0)) for group in groups]
+    sums, counts = _by_cluster(np.concatenate(spread).T, question_types, _numbered(clusters), benchmark)
+    generators = [np.random.default_rng([seed, number]) for number in range(len(groups))]
+    drawn = []
+    for resampled, own_counts in _resampled(sums, counts, resamples, seed):
+        times = [draw(rng, len(resampled), len(group)) for rng, group in zip(generators, groups, strict=True)]
+        weights = np.concatenate([own / own.shape[1] for own in times], axis=1)
+        drawn.append(_measures((resampled * weights[:, None]).sum(2, keepdims=True), own_counts, benchmark))
+    bounds: np.ndarray = _percentiles(drawn)[:, :, 0]
+    return bounds
+
+
+def smallest_shown(low: float, high: float) -> float:
+    """Return the smallest difference that a study with this interval would show, at a power of 80 %."""
+    return POWER * (high - low)
+
+
+def _enlarged(seeds: int) -> float:
+    return float(np.sqrt(seeds / (seeds - 1))) if seeds > 1 else 1.0
+
+
+def _numbered(clusters: Sequence[Hashable]) -> Int[np.ndarray, " Q"]:
     number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    own = np.array([number[cluster] for cluster in clusters])
-    sums, counts = _by_cluster(differences, question_types, own, benchmark)
+    return np.array([number[cluster] for cluster in clusters])
+
+
+def _resampled(
+    sums: Float[np.ndarray, "C K P"], counts: Float[np.ndarray, "C K"], resamples: int, seed: int
+) -> Iterator[tuple[Float[np.ndarray, "R K P"], Float[np.ndarray, "R K"]]]:
+    """Yield the sums and counts of resamples of the clusters, some at a time."""
     # per type, only the clusters with such questions: most sums are zero where each question is a cluster
     present = [np.flatnonzero(column) for column in counts.T]
-    rng, drawn = np.random.default_rng(seed), []
-    chunk = max(1, AT_ONCE // len(number))
+    rng, clusters = np.random.default_rng(seed), len(sums)
+    chunk = max(1, AT_ONCE // clusters)
     for start in range(0, resamples, chunk):
-        times = draw(rng, min(chunk, resamples - start), len(number)).astype(float)
+        times = draw(rng, min(chunk, resamples - start), clusters).astype(float)
         resampled = [
             np.stack([times[:, rows] @ table[rows, kind] for kind, rows in enumerate(present)], axis=1)
             for table in (sums, counts)
         ]
-        drawn.append(_measures(resampled[0], resampled[1], benchmark))
+        yield resampled[0], resampled[1]
+
+
+def _percentiles(drawn: Sequence[Float[np.ndarray, "_ M P"]]) -> Float[np.ndarray, "2 M P"]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a measure without questions
         bounds: np.ndarray = np.nanquantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from callbacks.baselines.blind import constant_baseline
 from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS, rank_files
 from callbacks.scoring import tally
 from callbacks.settings import unflatten
@@ -21,6 +22,7 @@ from commands.reports.predictions import Answer, read_predictions
 from commands.runs import CONFIG
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
+from zoo.metrics import ScoredAnswer
 from zoo.weights.saved_models import config_of
 
 AVERAGE = "Avg."  # of the columns of a results table
@@ -74,13 +76,36 @@ class Run:
 
     def score(self, measure: str) -> float | None:
         """Return the score of a column, AVERAGE or one of MEANS, in 0..1; None without questions."""
-        if measure in (AVERAGE, *MEANS):
-            group, mean = MEANS.get(measure, ("all", "macro"))
-            score: float | None = self.metrics[group][mean]
-            return score
-        types = self.metrics["per_question_type"]
-        scores = [types[kind]["score"] for kind in self.benchmark.columns[measure] if kind in types]
-        return float(np.mean(scores)) if scores else None
+        return _score(self.metrics, measure, self.benchmark.columns.get(measure, ()))
+
+    def blind(self, baseline: str, measure: str) -> float | None:
+        """Return the score of a blind baseline; None where it is absent or lacks some of the questions."""
+        if baseline not in self.baselines or self.score(measure) is None:
+            return None
+        tested = self.metrics["per_question_type"]
+        kinds = [kind for kind in self.benchmark.columns.get(measure, ()) if kind in tested]
+        found = self.baselines[baseline]
+        return _score(found, measure, kinds) if found["per_question_type"].keys() >= set(kinds) else None
+
+    @cached_property
+    def baselines(self) -> Mapping[str, Mapping[str, Any]]:
+        """The blind baselines of the test; of one that recorded none, the best constant of its answers."""
+        recorded: Mapping[str, Mapping[str, Any]] | None = self.metrics.get("baselines")
+        if recorded is not None or not self.answers:
+            return recorded or {}
+        scorer = self.metrics["scorer"]
+        records = [ScoredAnswer(a.id, a.question_type, "", a.ground_truth, None, None) for a in self.answers]
+        return constant_baseline(records, self.benchmark, scorer).scores
+
+
+def _score(result: Mapping[str, Any], measure: str, kinds: Sequence[str]) -> float | None:
+    if measure in (AVERAGE, *MEANS):
+        group, mean = MEANS.get(measure, ("all", "macro"))
+        score: float | None = result[group][mean]
+        return score
+    types = result["per_question_type"]
+    scores = [types[kind]["score"] for kind in kinds if kind in types]
+    return float(np.mean(scores)) if scores else None
 
 
 def measures(benchmark: Benchmark) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 from typing import Any
 
+from callbacks.baselines.mark import BELOW, MEANING, NAMES, is_below
 from commands.reports.bootstrap import RESAMPLES
 from commands.reports.compare import Comparisons, Interval
 from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
@@ -17,6 +18,10 @@ from zoo.benchmarks.captions import TITLES
 
 # a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
+
+
+class BelowBlind(float):
+    """A score below the best blind baseline of its test."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,8 @@ def show(cell: Cell, signed: bool = False) -> str:
     if isinstance(cell, tuple):
         return f"[{', '.join(show(bound, signed=True) for bound in cell)}]"
     if isinstance(cell, float):
-        return f"{percent(cell):{'+' if signed else ''}.1f}"
+        mark = f" {BELOW}" if isinstance(cell, BelowBlind) else ""
+        return f"{percent(cell):{'+' if signed else ''}.1f}{mark}"
     return str(cell)
 
 
@@ -72,17 +78,42 @@ def scores(runs: Sequence[Run]) -> Table:
     """Build the benchmark's results table, of the question types that a run was asked, with their average."""
     asked = [name for name in runs[0].benchmark.columns if any(run.score(name) is not None for run in runs)]
     columns = (*asked, AVERAGE)
-    rows = tuple((run.name, *map(run.score, columns)) for run in runs)
-    return Table("Scores by question type (%)", ("Run", *columns), rows)
+    rows = [(run.name, *_marked(run, columns)) for run in runs]
+    return _with_blind("Scores by question type (%)", ("Run", *columns), rows, runs, columns)
 
 
 def means(runs: Sequence[Run]) -> Table:
     """Build the table of means: accuracy of multiple-choice questions, MRA of numeric ones, and both."""
     counts = ("questions", "failed", "unparsable")
     known = [name for name in MEANS if any(run.score(name) is not None for run in runs)]
-    rows = tuple((run.name, *map(run.score, known), *map(run.metrics.get("counts", {}).get, counts)) for run in runs)
+    rows = [(run.name, *_marked(run, known), *map(run.metrics.get("counts", {}).get, counts)) for run in runs]
     headings = ("Run", *known, *map(str.capitalize, counts))
-    return Table("Means over questions (micro) and over question types (macro), %", headings, rows)
+    return _with_blind("Means over questions (micro) and over question types (macro), %", headings, rows, runs, known)
+
+
+def _marked(run: Run, measured: Sequence[str]) -> Iterator[Cell]:
+    """Yield the scores of a run, those below the best blind baseline marked."""
+    for measure in measured:
+        score = run.score(measure)
+        below = is_below(score, (run.blind(name, measure) for name in NAMES))
+        yield BelowBlind(score) if score is not None and below else score
+
+
+def _with_blind(
+    title: str, headings: tuple[str, ...], rows: list[tuple[Cell, ...]], runs: Sequence[Run], measured: Sequence[str]
+) -> Table:
+    """Build a table with the blind baselines below the runs; those of tests that differ name their runs."""
+    has_marks = any(isinstance(cell, BelowBlind) for row in rows for cell in row)
+    for name, title_of in NAMES.items():
+        tests: dict[tuple[Cell, ...], list[str]] = {}
+        for run in runs:
+            cells: tuple[Cell, ...] = tuple(run.blind(name, measure) for measure in measured)
+            if any(cell is not None for cell in cells):
+                tests.setdefault(cells, []).append(run.name)
+        for cells, of in tests.items():
+            label = title_of if len(of) == len(runs) else f"{title_of} ({', '.join(of)})"
+            rows.append((label, *cells, *[None] * (len(headings) - 1 - len(cells))))
+    return Table(f"{title}; {MEANING}" if has_marks else title, headings, tuple(rows))
 
 
 def captions(runs: Sequence[Run]) -> list[Table]:

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
+from callbacks.baselines.mark import BELOW, MEANING, NAMES
 from commands.studies.embedding import embed
 from commands.studies.plot import Rows, draw
-from commands.studies.scores import CONSTANT, OUTDATED, Scores
+from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, change, pairs, section, table, titled
 from commands.studies.study_file import OWN, Study, words
 from zoo.files.atomic_io import write_whole
@@ -25,9 +26,9 @@ def write_documents(scores: Scores) -> list[Path]:
     """
     study = scores.study
     texts = {Path(name): Path(name).read_text(encoding="utf-8") for name in study.documents}
-    embedded = {path: embed(text, scores, _footnote(scores)) for path, text in texts.items()}
+    embedded = {path: embed(text, scores, footnotes) for path, text in texts.items()}
     plot = study.document.with_suffix(".png")
-    draw(_panels(scores), scores.constants, study.score, plot)
+    draw(_panels(scores), scores.baselines, study.score, plot)
     files = {study.document: document(scores, plot.name), **embedded}
     for path, text in files.items():
         write_whole(path, text)
@@ -60,7 +61,7 @@ def document(scores: Scores, plot: str) -> str:
     """Return the text of a study's document."""
     study = scores.study
     parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), score_table(scores)]
-    lines = f", and lines at the {CONSTANT}" if scores.constants else ""
+    lines = ", and lines at the blind baselines" if scores.baselines else ""
     parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
     if further := test_table(scores):
         parts += ["## Further tests of the trained models", further]
@@ -68,8 +69,7 @@ def document(scores: Scores, plot: str) -> str:
         parts += [f"## {each.title}", section(each, scores)]
     if errors := error_table(scores):
         parts += ["## Errors of what the objectives predict", errors]
-    if scores.all_outdated or any(OUTDATED in part for part in parts):
-        parts.insert(4, _footnote(scores))
+    parts.insert(4, footnotes("".join(parts), scores))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -84,7 +84,10 @@ def _summary(study: Study, scores: Scores) -> str:
     spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
     cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
     if study.compare:
-        cells += " A difference is over the seeds that both have; its interval resamples scenes or questions, no seeds."
+        cells += (
+            " A difference is over the seeds that both have. Its interval resamples seeds and scenes, or questions; "
+            "one that holds 0 has the smallest difference that it could show, in four of five repetitions of the study."
+        )
     command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
     counts = Counter(result.version for result in found if result.version).most_common()
     versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)
@@ -100,16 +103,16 @@ def _command(study: Study) -> str:
 
 
 def score_table(scores: Scores) -> str:
-    """Return the table of the settings, with the best constant answers below."""
-    study, constants, rows, missing = scores.study, scores.constants, list[list[str]](), list[str]()
+    """Return the table of the settings, with the blind baselines below."""
+    study, rows, missing = scores.study, list[list[str]](), list[str]()
     for name in study.settings:
         cells = [scores.cell(name, column) for column in study.columns]
         if any(cells):
             rows.append([study.label_of(name), *cells])
         else:
             missing.append(name)
-    if constants:
-        rows.append([CONSTANT, *(f"{constants[each]:.3f}" if each in constants else "" for each in study.columns)])
+    for name, own in scores.baselines.items():
+        rows.append([NAMES[name], *(f"{own[each]:.3f}" if each in own else "" for each in study.columns)])
     shown = table(["setting", *(titled(column, scores) for column in study.columns)], rows)
     return f"{shown}\n\nNot measured yet: {'; '.join(missing)}." if missing else shown
 
@@ -149,8 +152,12 @@ def error_table(scores: Scores) -> str:
     return table(["setting", "error", *headings], rows) if rows else ""
 
 
-def _footnote(scores: Scores) -> str:
-    which = "All of this was made" if scores.all_outdated else f"{OUTDATED} Made"
-    command = _command(scores.study)
-    remedy = f"`{command} --verify` compares their first losses, and `--redo_outdated` makes it anew"
-    return f"{which} by other code than the present; {remedy}."
+def footnotes(text: str, scores: Scores) -> str:
+    """Return what the marks of a text mean."""
+    notes = [f"{MEANING}."] if f" {BELOW} |" in text else []
+    if scores.all_outdated or OUTDATED in text:
+        which = "All of this was made" if scores.all_outdated else f"{OUTDATED} Made"
+        command = _command(scores.study)
+        remedy = f"`{command} --verify` compares their first losses, and `--redo_outdated` makes it anew"
+        notes.append(f"{which} by other code than the present; {remedy}.")
+    return "\n\n".join(notes)

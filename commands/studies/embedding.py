@@ -9,18 +9,19 @@ embeds a section of the study's document, once it is measured, and
     and with shuffled views <!-- score: encodings / PRoPE / loop / views shuffled minus PRoPE -->-0.003<!-- end -->
 
 single scores: of a setting, a column, where the study has some, and a test of the trained models; `minus` subtracts the
-own test of another setting. "best constant answer" stands for a setting. A number without a range is the mean over the
-seeds, and keeps its number of digits.
+own test of another setting. A blind baseline, such as *best constant answer*, may stand for a setting. A number without
+a range is the mean over the seeds, and keeps its number of digits.
 """
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from callbacks.baselines.mark import NAMES
 from commands.studies.names import check_names
-from commands.studies.scores import CONSTANT, OUTDATED, Scores
+from commands.studies.scores import Scores
 from commands.studies.sections import Cell, is_measured, section
 from commands.studies.study_file import OWN, Study
 from zoo.errors import InputError
@@ -30,15 +31,16 @@ SECTIONS = re.compile(rf"(?P<start><!-- study: (?P<study>[^/]+?) / (?P<title>.*?
 SCORES = re.compile(rf"(?P<start><!-- score: (?P<study>[^/]+?) / (?P<cell>.*?) -->)(?P<text>.*?){END}")
 MEAN = re.compile(r"(?P<sign>[+-]?)\d+\.(?P<digits>\d+)")
 DIGITS = 3
+BLIND = {label: name for name, label in NAMES.items()}
 
 
-def embed(text: str, scores: Scores, footnote: str = "") -> str:
+def embed(text: str, scores: Scores, footnotes: Callable[[str, Scores], str]) -> str:
     """Return a document with the measured scores and sections of a study; what is not measured keeps its text.
 
     Args:
         text: The document.
         scores: Those of the study.
-        footnote: Follows sections with marks.
+        footnotes: Returns what the marks of a section mean.
     """
     study, titles = scores.study, {each.title: each for each in scores.study.compare}
 
@@ -47,7 +49,7 @@ def embed(text: str, scores: Scores, footnote: str = "") -> str:
         if each is None or not is_measured(each, scores):
             return found[0]
         shown = section(each, scores)
-        note = f"\n{footnote}\n" if scores.all_outdated or OUTDATED in shown else ""
+        note = f"\n{notes}\n" if (notes := footnotes(shown, scores)) else ""
         return f"{found['start']}\n{shown}\n{note}\n{found['end']}"
 
     def new_score(found: re.Match[str]) -> str:
@@ -80,16 +82,16 @@ def _shown(reference: str, former: str, scores: Scores) -> str:
     if len(means) < len(cells):
         return ""
     form = MEAN.fullmatch(former)
-    if form is None and len(cells) == 1 and cells[0].setting != CONSTANT:
-        return scores.cell(*cells[0]).removesuffix(OUTDATED)  # the study's document has the marks
+    if form is None and len(cells) == 1 and cells[0].setting in scores.study.settings:
+        return scores.over_seeds(scores.of(*cells[0]), ())  # without marks, which the study's document explains
     first, *others = means
     sign, digits = (form["sign"], len(form["digits"])) if form else ("", DIGITS)
     return f"{first - sum(others):{'+' if sign else ''}.{digits}f}"
 
 
 def _mean(cell: Cell, scores: Scores) -> float | None:
-    if cell.setting == CONSTANT:
-        return scores.constants.get(cell.column)
+    if cell.setting in BLIND:
+        return scores.baselines.get(BLIND[cell.setting], {}).get(cell.column)
     return statistics.mean(scores.of(*cell)) if scores.of(*cell) else None
 
 
@@ -109,5 +111,5 @@ def _cells(reference: str, study: Study) -> Iterator[Cell]:
     check_names([test] if test else [], study.tests, "test")
     for name, of in ((setting, test), (other, OWN)):
         if name:
-            check_names([] if name == CONSTANT else [name], study.settings, "setting")
+            check_names([name], [*study.settings, *BLIND], "setting")
             yield Cell(name, column, of)

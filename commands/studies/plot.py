@@ -8,19 +8,21 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from callbacks.baselines.mark import NAMES
 from zoo.files.atomic_io import replace_file
 
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
 COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878")
+LINES = {"constant": "--", "text": ":", "cameras": "-."}  # of the blind baselines
 ROW, HEAD = 0.27, 0.5  # heights in inches: one row; a group's title with its margins
 
 
-def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str, output: Path) -> None:
+def draw(groups: Mapping[str, Rows], blind: Mapping[str, Mapping[str, float]], label: str, output: Path) -> None:
     """Draw the rows that have scores, in 0..1, in one panel per group.
 
     Args:
         groups: Rows by the group's title.
-        constants: A score for each series that a vertical line shows; may be empty.
+        blind: The scores of blind baselines for each series, by name, which vertical lines show.
         label: The name of the score.
         output: The PNG file.
     """
@@ -40,9 +42,10 @@ def draw(groups: Mapping[str, Rows], constants: Mapping[str, float], label: str,
                 places, scores = zip(*found, strict=True)
                 panel.hlines(places, [*map(min, scores)], [*map(max, scores)], color, linewidth=2.5)
                 panel.scatter([*map(statistics.mean, scores)], places, s=36, color=color, label=each or label, zorder=3)
-            if each in constants:
-                name = f"best constant answer, {each}" if each else "best constant answer"
-                panel.axvline(constants[each], color=color, linestyle="--", linewidth=1, label=name)
+            for baseline, own in blind.items():
+                if each in own:
+                    name = ", ".join(filter(None, (NAMES[baseline], each)))
+                    panel.axvline(own[each], color=color, linestyle=LINES[baseline], linewidth=1, label=name)
         panel.set(yticks=range(len(rows)), yticklabels=rows, ylim=(max(1, len(rows)) - 0.5, -0.5), xlim=(0, 1))
         panel.set_xticks([tenth / 10 for tenth in range(11)])
         panel.tick_params(labelbottom=True, length=0)

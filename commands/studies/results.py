@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from commands.reports.loaded_runs import load_run
 from commands.studies.study_file import MACRO, Run
@@ -45,6 +46,7 @@ class Result:
         errors: Of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
         version: Of the code that trained, with its commit; empty if unknown.
         first_losses: Of the first optimizer steps of the training, see `callbacks.first_losses`; empty if unknown.
+        baselines: The scores of the blind baselines of text and cameras, by name; `Scores.blind` has the constant.
     """
 
     setting: str
@@ -61,6 +63,7 @@ class Result:
     errors: dict[str, float] = field(default_factory=dict)
     version: str = ""
     first_losses: list[float] = field(default_factory=list)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -223,7 +226,7 @@ def load_result(run: Run, test: str, folder: Path, trained: Trained) -> tuple[Re
         "scenes": [answer.scene for answer in answers],
         "ground_truths": [answer.ground_truth for answer in answers],
     }
-    scores = {kind: round(entry["score"], DIGITS) for kind, entry in metrics["per_question_type"].items()}
+    others = {name: each for name, each in metrics.get("baselines", {}).items() if name != "constant"}
     questions = Questions(fingerprint(content), **content)
     result = Result(
         run.setting,
@@ -234,11 +237,19 @@ def load_result(run: Run, test: str, folder: Path, trained: Trained) -> tuple[Re
         shlex.join(run.tests[test]),
         trained.code,
         trained.fit_s,
-        {**scores, MACRO: round(metrics["all"]["macro"], DIGITS)},
+        scores_of(metrics),
         questions.key,
         [round(tested.scores[answer.id], DIGITS) for answer in answers],
         {name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
         trained.version,
         trained.first_losses,
+        {name: scores_of(each) for name, each in others.items()},
     )
     return result, questions
+
+
+def scores_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of a test or a baseline by question type, and their macro mean if there is one."""
+    scores = {kind: entry["score"] for kind, entry in metrics["per_question_type"].items()}
+    macro = metrics["all"]["macro"]
+    return {name: round(score, DIGITS) for name, score in {**scores, MACRO: macro}.items() if score is not None}

@@ -1,4 +1,4 @@
-"""The scores of a study's rows, and the best constant answer."""
+"""The scores of a study's rows, and of the blind baselines."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
-import numpy as np
+from callbacks.baselines.blind import constant_baseline
+from callbacks.baselines.mark import BELOW, NAMES, is_below
+from commands.studies.results import Questions, Result, Results, scores_of
+from commands.studies.study_file import OWN, Study
+from zoo.benchmarks import find_benchmark
+from zoo.metrics import ScoredAnswer
 
-from commands.studies.results import Questions, Result, Results
-from commands.studies.study_file import MACRO, OWN, Study
-from zoo.benchmarks import Benchmark, find_benchmark
-
-CONSTANT = "best constant answer"
 OUTDATED = "†"  # marks a result that other code made
-GRID = 500  # constants that are tried beside the right answers themselves
 
 
 class Scores:
@@ -28,6 +27,7 @@ class Scores:
 
     def __init__(self, study: Study, results: Results, codes: Mapping[str, str]) -> None:
         self.study, self.results, self.codes = study, results, codes
+        self._constants: dict[str, dict[str, float]] = {}  # by the key of the questions
 
     def found(self, setting: str, column: str, test: str = OWN) -> dict[int, Result]:
         """Return the results of a cell by seed."""
@@ -52,8 +52,11 @@ class Scores:
         return self.results.is_outdated(result, self.codes.get(result.fit, result.code))
 
     def cell(self, setting: str, column: str, test: str = OWN) -> str:
-        """Return the score of a cell, see `over_seeds`."""
-        return self.over_seeds(self.of(setting, column, test), self.found(setting, column, test).values())
+        """Return the score of a cell, see `over_seeds`; marked if it is below the best blind baseline."""
+        values = self.of(setting, column, test)
+        shown = self.over_seeds(values, self.found(setting, column, test).values())
+        below = bool(values) and is_below(statistics.mean(values), self.blind(setting, column, test).values())
+        return f"{shown} {BELOW}" if below else shown
 
     def over_seeds(self, values: Sequence[float], results: Iterable[Result], form: str = ".3f") -> str:
         """Return the mean of a value with the least and the greatest, how many seeds if some are missing, and the mark.
@@ -88,38 +91,30 @@ class Scores:
         return OUTDATED if not self.all_outdated and any(map(self.is_outdated, results)) else ""
 
     @cached_property
-    def constants(self) -> dict[str, float]:
-        """The score of the best constant answer in each column, in the study's measure; empty if it isn't shown."""
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The scores of the blind baselines in each column, by name, in the study's measure."""
         names = [name for name in self.study.settings if self.study.score_of(name) == self.study.score]
-        best = {}
-        for column in self.study.columns if self.study.constant else ():
-            first = next((result for name in names for result in self.found(name, column).values()), None)
-            if first is not None:
-                best[column] = best_constant(self.results.questions_of(first), self.study.score)
-        return {column: score for column, score in best.items() if score is not None}
+        found: dict[str, dict[str, float]] = {}
+        for column in self.study.columns:
+            own = (self.blind(name, column) for name in names)
+            for baseline, score in next(filter(None, own), {}).items():
+                found.setdefault(baseline, {})[column] = score
+        return found
+
+    def blind(self, setting: str, column: str, test: str = OWN) -> dict[str, float]:
+        """Return the scores of the blind baselines of a cell's test, in the measure of its row."""
+        result, measure = next(iter(self.found(setting, column, test).values()), None), self.study.score_of(setting)
+        if result is None:
+            return {}
+        if result.questions not in self._constants:
+            self._constants[result.questions] = best_constant(self.results.questions_of(result))
+        found = {"constant": self._constants[result.questions], **result.baselines}
+        return {name: found[name][measure] for name in NAMES if measure in found.get(name, {})}
 
 
-def best_constant(questions: Questions, measure: str) -> float | None:
-    """Return the score of answering each question type by the constant that scores best; None without questions."""
-    benchmark = find_benchmark(questions.benchmark)
-    truths: dict[str, list[str]] = {}
-    for kind, truth in zip(questions.question_types, questions.ground_truths, strict=True):
-        truths.setdefault(kind, []).append(truth)
-    scores = {kind: _best_scores(benchmark, kind, own, questions.scorer) for kind, own in truths.items()}
-    if measure == MACRO:
-        macro: float | None = benchmark.aggregate(scores)["all"]["macro"]
-        return macro
-    return statistics.mean(scores[measure]) if measure in scores else None
-
-
-def _best_scores(benchmark: Benchmark, kind: str, truths: list[str], scorer: str) -> list[float]:
-    constants = set(truths)
-    if kind in benchmark.numeric_types:
-        numbers = [float(truth) for truth in truths]
-        constants |= {f"{number:.4g}" for number in np.linspace(min(numbers), max(numbers), GRID)}
-
-    def scores(constant: str) -> list[float]:
-        by_truth = {truth: benchmark.score(constant, truth, kind, scorer) for truth in set(truths)}
-        return [by_truth[truth] for truth in truths]
-
-    return max(map(scores, sorted(constants)), key=sum)
+def best_constant(questions: Questions) -> dict[str, float]:
+    """Return the scores of answering each question type by the constant that scores best."""
+    rows = zip(questions.ids, questions.question_types, questions.ground_truths, strict=True)
+    records = [ScoredAnswer(id, kind, "", truth, None, None) for id, kind, truth in rows]
+    found = constant_baseline(records, find_benchmark(questions.benchmark), questions.scorer)
+    return scores_of(found.scores["constant"])

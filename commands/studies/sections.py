@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from commands.reports.bootstrap import intervals
+from commands.reports.bootstrap import seed_intervals, smallest_shown
 from commands.reports.loaded_runs import measures
 from commands.studies.results import Result
 from commands.studies.scores import Scores
@@ -37,21 +37,24 @@ def titled(column: str, scores: Scores) -> str:
 
 def section(each: Comparison, scores: Scores) -> str:
     """Return the table of a comparison, without rows that have no score."""
-    columns, rows = list(scores.study.columns), []
+    columns, rows, intervals = list(scores.study.columns), list[list[str]](), list[list[str]]()
     own = each.column or columns[0]
     for cell, base in pairs(each, scores):
         of = [scores.cell(cell.setting, column, cell.test) for column in (columns if each.baseline else [own])]
         name = scores.study.label_of(cell.setting)  # a difference is in the measure of its row
         first = [name] if each.baseline else [name, cell.test]
         if any(of):
-            rows.append([*first, *of, change(cell, base, scores), *paired_intervals(cell, base, scores)])
+            rows.append([*first, *of, change(cell, base, scores)])
+            intervals.append(difference_intervals(cell, base, scores))
     if not rows:
         return "Not measured yet."
+    compared = [titled(column, scores) for column in columns] if each.baseline else ["tested with", titled(own, scores)]
     against = f"minus *{each.baseline}*" if each.baseline else "minus the own test"
-    compared = [f"{titled(own, scores)}, {against}", "95 %, by scene", "95 %, by question"]
-    if each.baseline:
-        return table(["setting", *(titled(column, scores) for column in columns), *compared], rows)
-    return table(["setting", "tested with", titled(own, scores), *compared], rows)
+    shown = ["95 %, by seed and scene", "95 %, by seed and question"]
+    if all(by_scene == by_question for by_scene, by_question in intervals):  # scenes with one question each
+        shown = shown[:1]
+    whole = [[*row, *ends[: len(shown)]] for row, ends in zip(rows, intervals, strict=True)]
+    return table(["setting", *compared, f"{titled(own, scores)}, {against}", *shown], whole)
 
 
 def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
@@ -77,36 +80,52 @@ def is_measured(each: Comparison, scores: Scores) -> bool:
 
 
 def change(cell: Cell, base: Cell, scores: Scores) -> str:
-    """Return the score of a cell minus that of another, over the seeds that both have."""
+    """Return the score of a cell minus that of another, over the seeds that both have, and whether these overlap."""
     kind, both = scores.study.score_of(cell.setting), _in_pairs(cell, base, scores)
-    differences = [a.scores[kind] - b.scores[kind] for a, b in both if kind in a.scores and kind in b.scores]
-    return f"{statistics.mean(differences):+.3f}{scores.mark(sum(both, ()))}" if differences else ""
+    found = [(a.scores[kind], b.scores[kind]) for a, b in both if kind in a.scores and kind in b.scores]
+    if not found:
+        return ""
+    ours, theirs = zip(*found, strict=True)
+    overlaps = len(found) > 1 and min(ours) <= max(theirs) and min(theirs) <= max(ours)
+    note = ", the seeds overlap" if overlaps and not _is_of_same_models(cell, base) else ""
+    return f"{statistics.mean(ours) - statistics.mean(theirs):+.3f}{scores.mark(sum(both, ()))}{note}"
 
 
-def paired_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
-    """Return the 95 % intervals of a change by scene and by question, by the paired bootstrap.
+def difference_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
+    """Return the 95 % intervals of a change by scene and by question, over the seeds that both cells have.
 
-    What is resampled is the difference of each question's scores, averaged over the seeds that both cells have.
+    Of two settings the seeds are resampled as well, of a further test the trained models. An interval that holds 0 has
+    the smallest difference that could have been shown.
     """
     both = _in_pairs(cell, base, scores)
     if not both:
         return ["", ""]
     if len({result.questions for pair in both for result in pair}) > 1:
-        return ["other questions", "other questions"]
+        return ["other questions"] * 2
+    same_models = _is_of_same_models(cell, base)
+    if len(both) == 1 and not same_models:
+        return ["none: one seed of each"] * 2
     questions, kind = scores.results.questions_of(both[0][0]), scores.study.score_of(cell.setting)
     kept = [number for number, own in enumerate(questions.question_types) if kind in (MACRO, own)]
     if not kept:
         return ["", ""]
-    changes = [np.subtract(a.question_scores, b.question_scores)[kept] for a, b in both]
+    ours, theirs = (np.array([result.question_scores for result in each])[:, kept] for each in zip(*both, strict=True))
     types, scenes = ([each[number] for number in kept] for each in (questions.question_types, questions.scenes))
     benchmark = find_benchmark(questions.benchmark)
     # of one question type, the mean over questions; of all, that over question types
     measure = measures(benchmark).index("All macro" if kind == MACRO else "All micro")
     found = []
     for clusters in (scenes, kept):
-        low, high = intervals(np.mean(changes, axis=0)[:, None], types, clusters, benchmark)[:, measure, 0]
-        found.append(f"{low:+.3f} to {high:+.3f}" if len(set(clusters)) > 1 else "")
+        bounds = seed_intervals(theirs, ours, types, clusters, benchmark, paired=same_models)
+        low, high = bounds[:, measure].tolist()
+        shown = f" (could show {smallest_shown(low, high):.3f})" if low <= 0 <= high else ""
+        found.append(f"{low:+.3f} to {high:+.3f}{shown}" if len(set(clusters)) > 1 else "")
     return found
+
+
+def _is_of_same_models(cell: Cell, base: Cell) -> bool:
+    """Return whether two cells are tests of the same trained models."""
+    return (cell.setting, cell.column) == (base.setting, base.column)
 
 
 def _in_pairs(cell: Cell, base: Cell, scores: Scores) -> list[tuple[Result, Result]]:

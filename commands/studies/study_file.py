@@ -103,7 +103,6 @@ class Study:
     columns: dict[str, Options] = field(default_factory=lambda: {"": {}})
     tests: dict[str, Options] = field(default_factory=dict)
     requires: dict[str, str] = field(default_factory=dict)
-    constant: bool = False
     compare: list[Comparison] = field(default_factory=list)
     documents: list[str] = field(default_factory=list)
     parts: Any = None  # YAML anchors

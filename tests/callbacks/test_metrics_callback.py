@@ -71,6 +71,27 @@ def test_failed_and_unparsable_questions_are_counted_apart_and_score_zero(tmp_pa
     assert written["per_question_type"]["route_planning"] == {"score": 0.5, "count": 2}
 
 
+def test_a_score_below_the_best_constant_is_marked(tmp_path, capsys):
+    """Of the means as well; a validation has no baselines."""
+    truths = {"object_counting": "444", "route_planning": "AAB"}
+    scenes = [[record(f"{k}{i}", k, "A", t, f"s{i}") for k, each in truths.items() for i, t in enumerate(each)]]
+    trainer(tmp_path, MetricsCallback()).test(Toy(scenes))
+    found = json.loads((tmp_path / "metrics.json").read_text())["baselines"]
+    assert found["constant"].pop("answers") == {"object_counting": "4", "route_planning": "A"}
+    assert found == {
+        "constant": expected(
+            [[{**e, "prediction": "4" if e["question_type"] == "object_counting" else "A"} for e in scenes[0]]]
+        )
+    }
+    lines = {line.split("|")[1].strip(): line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")}
+    rows = {name: [cell.strip() for cell in line.split("|")[2:5]] for name, line in lines.items()}
+    assert rows["question type"] == ["micro", "macro", "constant"]
+    assert rows["object_counting"] == ["0.000 <", "", "1.000"] and rows["route_planning"] == ["0.667", "", "0.667"]
+    assert rows["all"] == ["0.333 <", "0.333 <", "0.833"]
+    trainer(tmp_path, MetricsCallback()).validate(Toy(scenes))
+    assert "constant" not in capsys.readouterr().out
+
+
 class SanityProbe(Callback):
     """Records the output of the sanity check."""
 

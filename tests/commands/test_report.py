@@ -27,15 +27,21 @@ TYPES = (
 )
 
 
-def expected(folder: Path) -> list[str]:
-    """The published row of a run, from its metrics.json."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    scores = {kind: entry["score"] for kind, entry in metrics["per_question_type"].items()}
+def shown(result: dict[str, Any]) -> list[float]:
+    """A row of scores as the report has them, from what metrics.json has."""
+    scores = {kind: entry["score"] for kind, entry in result["per_question_type"].items()}
     directions = [score for kind, score in scores.items() if kind.startswith("object_rel_direction")]
     scores["object_rel_direction"] = sum(directions) / 3
-    row = [f"{100 * scores[kind]:.1f}" for kind in TYPES]
-    means = [metrics[group][mean] for group in ("acc", "mra", "all") for mean in ("micro", "macro")]
-    return [*row, f"{100 * metrics['all']['macro']:.1f}", *(f"{100 * mean:.1f}" for mean in means)]
+    means = [result[group][mean] for group in ("acc", "mra", "all") for mean in ("micro", "macro")]
+    return [*(scores[kind] for kind in TYPES), result["all"]["macro"], *means]
+
+
+def expected(folder: Path) -> tuple[list[str], list[str]]:
+    """The row of a run, with marks where the best constant has more, and that of the constant."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    own, constant = shown(metrics), shown(metrics["baselines"]["constant"])
+    pairs = zip(own, constant, strict=True)
+    return [f"{100 * s:.1f}{' <' if s < c else ''}" for s, c in pairs], [f"{100 * c:.1f}" for c in constant]
 
 
 def cells(format: str, line: str) -> list[str]:
@@ -45,7 +51,7 @@ def cells(format: str, line: str) -> list[str]:
         "latex": lambda: re.split(r" +& +", line.strip(" \\")),
         "html": lambda: [cell.strip() for cell in re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", line)],
     }
-    return split[format]()
+    return [re.sub(r"\\<|\\ensuremath\{<\}|&lt;", "<", cell) for cell in split[format]()]
 
 
 @pytest.mark.parametrize("format", ["text", "markdown", "latex", "html"])
@@ -59,12 +65,17 @@ def test_formats_have_the_scores_of_metrics_json_in_the_published_order(tmp_path
     for run in runs:
         name = f"{run.parent.name}/{run.name}"  # the shortest that is unique
         scores, means, *_ = [row[1:] for row in rows if row and row[0] == name]
-        assert [*scores, *means[:6]] == expected(run)
+        assert [*scores, *means[:6]] == expected(run)[0]
         assert means[6:] == ["180", "0", str(json.loads((run / "metrics.json").read_text())["counts"]["unparsable"])]
         settings = next(row for row in reversed(rows) if row and row[0] == name)
         said = [cell.replace("\\", "") for cell in settings[1:]]
         assert said[0] == "PRoPEMLLM" and said[2] == "24" and said[5] == "PRoPE(first)" and said[-1] == "spatial_mllm"
-    assert expected(runs[0]) != expected(runs[1])  # the control: the rows could be told apart
+    constants = [
+        row[1:] for row in rows if row and row[0] == "best constant answer"
+    ]  # of both runs: the questions are equal
+    assert [*constants[0], *constants[1][:6]] == expected(runs[0])[1] == expected(runs[1])[1]
+    assert expected(runs[0])[0] != expected(runs[1])[0]  # the control: the rows could be told apart
+    assert {cell[-2:] == " <" for cell in expected(runs[0])[0]} == {True, False}
 
 
 def test_two_runs_are_compared_in_every_measure_and_more_in_two(tmp_path: Path, capsys) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,22 @@ def test_scores_and_table_equal_those_of_the_test(tmp_path: Path, capsys, scorer
     assert {key: written[key] for key in RESULT} == {key: again[key] for key in RESULT}
     assert again["counts"] == {key: written["counts"][key] for key in ("questions", "failed", "unparsable")}
     assert written["counts"]["failed"] == 18
+
+
+def test_the_baselines_of_the_test_are_kept_and_the_constant_is_that_of_the_scorer(tmp_path: Path, capsys) -> None:
+    run = finished_run(tmp_path / "run")
+    written = json.loads((run / "metrics.json").read_text())
+    recorded = {
+        **written["baselines"],
+        "text": {key: written[key] for key in ("per_question_type", "acc", "mra", "all")},
+    }
+    (run / "metrics.json").write_text(json.dumps({**written, "baselines": recorded}))
+    score([str(run), "--output", str(tmp_path / "again.json")])
+    assert "| constant |" in re.sub(" +", " ", said := capsys.readouterr().out) and " text |" in said
+    assert json.loads((tmp_path / "again.json").read_text())["baselines"] == recorded
+    score([str(run), "--scorer", "thinking_in_space", "--output", str(tmp_path / "other.json")])
+    other = json.loads((tmp_path / "other.json").read_text())["baselines"]
+    assert other.keys() == {"constant"} and other != {"constant": recorded["constant"]}
 
 
 def test_scores_of_another_scorer_are_noted(tmp_path: Path, capsys) -> None:

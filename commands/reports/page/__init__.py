@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from callbacks.baselines.mark import NAMES
 from commands.reports.bootstrap import RESAMPLES, SEED
 from commands.reports.compare import Comparisons, Interval
 from commands.reports.formats import write
@@ -34,6 +35,7 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
     data = {
         "runs": [run.name for run in runs],
         "bars": {column: [_percent(run.score(column)) for run in runs] for column in (*benchmark.columns, AVERAGE)},
+        "blind": {column: [_best_blind(run, column) for run in runs] for column in (*benchmark.columns, AVERAGE)},
         "comparisons": _comparisons(comparisons, measures(benchmark)),
         "bootstrap": {"resamples": RESAMPLES, "seed": SEED},
         **_question_data(runs),
@@ -54,6 +56,11 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
 
 def _percent(score: float | None) -> float | None:
     return None if score is None else percent(score)
+
+
+def _best_blind(run: Run, measure: str) -> float | None:
+    found = [score for name in NAMES if (score := run.blind(name, measure)) is not None]
+    return percent(max(found)) if found else None
 
 
 def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-// A small chart a question type: a bar a run, on a scale from 0 to 100 %; and the colors of the runs in the tables.
+// A small chart per question type: a bar per run, on a scale from 0 to 100 %; and the colors of the runs in the tables.
+
+// A line at the best blind baseline of a run's test, if it has one.
+function blindLine(score) {
+  if (score === null) return [];
+  return [element("div", { class: "blind", style: `left:${score}%`, title: `best blind baseline ${percent(score)}` })];
+}
 
 {
   for (const row of document.querySelectorAll("#runs tbody tr")) {
@@ -18,6 +24,7 @@
           "span",
           { class: "track" },
           element("div", { class: "fill", style: `width:${scores[run]}%;background:${runColor(run)}` }),
+          ...blindLine(data.blind[column][run]),
         ),
         element("span", { class: "value" }, percent(scores[run])),
       ),

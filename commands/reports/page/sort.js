@@ -25,7 +25,7 @@ for (const table of document.querySelectorAll("#runs table")) {
   const body = table.tBodies[0];
   const value = (row, column) => {
     const text = row.cells[column].textContent.trim();
-    return text === "-" ? null : /^[+-]?\d+(\.\d+)?$/.test(text) ? Number(text) : text;
+    return text === "-" ? null : /^[+-]?\d+(\.\d+)?( <)?$/.test(text) ? parseFloat(text) : text; // with a mark
   };
   [...table.tHead.lastElementChild.cells].forEach((heading, column) => {
     const numbers = [...body.rows].some((row) => typeof value(row, column) === "number");

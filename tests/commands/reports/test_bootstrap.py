@@ -1,11 +1,11 @@
-"""The paired bootstrap against a slow and obvious one, what it must cover, and where it must be exactly zero."""
+"""The bootstrap of tests and seeds against a slow and obvious one, what it must cover, and where it must be zero."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from commands.reports.bootstrap import draw, intervals, observed
+from commands.reports.bootstrap import draw, intervals, observed, seed_intervals, smallest_shown
 from commands.reports.loaded_runs import measures
 from zoo.benchmarks import VSIBench
 
@@ -118,3 +118,75 @@ def test_by_scene_covers_the_truth_where_questions_of_a_scene_go_together(shared
         covered[name] = int(((low <= truth) & (truth <= high)).sum())
     assert covered["scene"] >= 0.88 * rounds
     assert (covered["question"] < 0.75 * rounds) if shared else (covered["question"] >= 0.88 * rounds)
+
+
+def slow_seed_intervals(first, second, kinds, clusters, paired: bool, resamples: int, seed: int):
+    """Draws scenes, then seeds of each setting, and writes down the drawn questions of every drawn seed."""
+
+    def enlarged(scores):
+        factor = np.sqrt(len(scores) / (len(scores) - 1)) if len(scores) > 1 else 1.0
+        return [scores.mean(0) + factor * (own - scores.mean(0)) for own in scores]
+
+    names = list(dict.fromkeys(clusters))
+    of_scenes, *of_seeds = (np.random.default_rng(key) for key in (seed, [seed, 0], [seed, 1]))
+    settings = [(1, enlarged(second - first))] if paired else [(1, enlarged(second)), (-1, enlarged(first))]
+    found: dict[str, list[float]] = {}
+    for _ in range(resamples):
+        drawn = [names[of_scenes.integers(len(names))] for _ in names]
+        rows = [row for name in drawn for row, cluster in enumerate(clusters) if cluster == name]
+        total: dict[str, float] = {}
+        for (sign, scores), rng in zip(settings, of_seeds, strict=False):
+            for own in [scores[rng.integers(len(scores))] for _ in scores]:
+                for measure, value in slow_measures([own[r] for r in rows], [kinds[r] for r in rows]).items():
+                    total[measure] = total.get(measure, 0.0) + sign * value / len(scores)
+        for measure, value in total.items():
+            found.setdefault(measure, []).append(value)
+    return {measure: tuple(np.percentile(values, [2.5, 97.5])) for measure, values in found.items()}
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_seeds_and_scenes_equal_a_slow_bootstrap_with_the_same_draws(paired: bool, monkeypatch) -> None:
+    difference, kinds, scenes = questions(4, 50, 8)
+    rng = np.random.default_rng(0)
+    first, second = rng.uniform(size=(3, 50)), rng.uniform(size=(3 if paired else 2, 50)) + difference
+    options = {"paired": paired, "resamples": 200, "seed": 5}
+    fast = seed_intervals(first, second, kinds, scenes, BENCHMARK, **options)
+    slow = slow_seed_intervals(first, second, kinds, scenes, **options)
+    for place, measure in enumerate(MEASURES):
+        np.testing.assert_allclose(fast[:, place], slow[measure], atol=1e-12)
+    monkeypatch.setattr("commands.reports.bootstrap.AT_ONCE", 70)
+    np.testing.assert_allclose(fast, seed_intervals(first, second, kinds, scenes, BENCHMARK, **options), atol=1e-12)
+
+
+def test_of_one_model_tested_twice_it_is_the_paired_bootstrap() -> None:
+    difference, kinds, scenes = questions(5, 80, 10)
+    alone = seed_intervals(np.zeros((1, 80)), difference[None], kinds, scenes, BENCHMARK, paired=True, resamples=300)
+    np.testing.assert_allclose(alone, intervals(difference[:, None], kinds, scenes, BENCHMARK, resamples=300)[:, :, 0])
+    same = seed_intervals(difference[None], difference[None], kinds, scenes, BENCHMARK, paired=True, resamples=50)
+    assert (same == 0).all()
+
+
+def test_it_covers_the_truth_where_trainings_differ_and_shows_what_it_says() -> None:
+    """Five seeds of each setting, which differ by 0.1, and a spread of the trainings: scenes alone cover too little.
+
+    The effect that an interval names as the smallest that it could show is shown in most repetitions, a third in few.
+    """
+    rng, rounds, seeds, count = np.random.default_rng(6), 120, 5, 60
+    kinds, truth = ["object_counting"] * count, 0.1
+    covered, widths, shown = {"seeds": 0, "scenes": 0}, [], {1.0: 0, 1 / 3: 0}
+    place = MEASURES.index("All micro")
+    for _ in range(rounds):
+        scene = rng.normal(0.5, 0.2, count)
+        first, second = (
+            scene + rng.normal(mean, 0.08, (seeds, 1)) + rng.normal(0, 0.2, (seeds, count)) for mean in (0, truth)
+        )
+        low, high = seed_intervals(first, second, kinds, range(count), BENCHMARK, resamples=300)[:, place]
+        covered["seeds"] += bool(low <= truth <= high)
+        fixed = (second.mean(0) - first.mean(0))[:, None]
+        only = intervals(fixed, kinds, range(count), BENCHMARK, resamples=300)[:, place, 0]
+        covered["scenes"] += bool(only[0] <= truth <= only[1])
+        widths.append(smallest_shown(low, high))
+        for share in shown:  # the same study of another effect
+            shown[share] += bool(low - truth + share * np.mean(widths) > 0)
+    assert covered["seeds"] >= 0.86 * rounds and covered["scenes"] < 0.7 * rounds
+    assert 0.65 * rounds < shown[1.0] < 0.95 * rounds and shown[1 / 3] < 0.35 * rounds

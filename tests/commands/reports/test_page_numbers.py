@@ -76,6 +76,17 @@ def scores_by_hand(records: list[Record]) -> dict[str, float]:
     return {**found, "Avg.": found["All macro"]}
 
 
+def constant_by_hand(records: list[Record]) -> dict[str, float]:
+    """The same of answering each question type by one answer: that of a fine grid, or of the letters, with the most."""
+    found = []
+    for kind in {each["question_type"] for each in records}:
+        own = [each for each in records if each["question_type"] == kind]
+        tried = [f"{n / 40}" for n in range(60, 360)] if kind in BENCHMARK.numeric_types else list("ABCD")
+        scored = [[BENCHMARK.score(answer, e["ground_truth"], kind, "spatial_mllm") for e in own] for answer in tried]
+        found += [{**each, "score": score} for each, score in zip(own, max(scored, key=sum), strict=True)]
+    return scores_by_hand(found)
+
+
 def shown(score: float, signed: bool = False) -> str:
     return f"{100 * score:{'+' if signed else ''}.1f}"
 
@@ -83,13 +94,18 @@ def shown(score: float, signed: bool = False) -> str:
 def test_tables(made: Any) -> None:
     lines, page, _ = made
     found, expected = tables(page), {run: scores_by_hand(records) for run, records in lines.items()}
+    expected["best constant answer"] = constant = constant_by_hand(
+        lines["a"]
+    )  # of all runs: their questions are the same
     for title in ("Scores by question type", "Means over questions"):
         headings, *rows = found[title]
         measures = [heading for heading in headings if heading in expected["a"]]
         assert len(measures) == (9 if title.startswith("Scores") else 6)
+        assert [row[0] for row in rows] == [*"abc", "best constant answer"]
         for run, *cells in rows:
-            assert cells[: len(measures)] == [shown(expected[run][measure]) for measure in measures], run
-    for run, *_, questions, failed, unparsable in found["Means over questions"][1:]:
+            own = [(expected[run][measure], constant[measure]) for measure in measures]
+            assert cells[: len(measures)] == [f"{shown(s)}{' <' if s < c - 1e-6 else ''}" for s, c in own], run
+    for run, *_, questions, failed, unparsable in found["Means over questions"][1:-1]:
         truncated = [each for each in lines[run] if each["error"]]
         plain = [each for each in lines[run] if each["prediction"] == "none"]
         assert [questions, failed, unparsable] == [str(len(each)) for each in (lines[run], truncated, plain)]
@@ -108,6 +124,9 @@ def test_bars_and_differences_are_those_of_the_tables(made: Any) -> None:
     for column, bars in data["bars"].items():
         assert [f"{bar:.1f}" for bar in bars] == [shown(own[column]) for own in expected.values()]
     assert data["bars"]["Route Plan"][0] == 6.2  # as the table has it
+    constant = constant_by_hand(lines["a"])
+    for column, best in data["blind"].items():
+        assert [f"{each:.1f}" for each in best] == [shown(constant[column])] * 3
     assert data["comparisons"]["pairs"].keys() == {"0 1", "0 2", "1 2"}
     for pair, rows in data["comparisons"]["pairs"].items():
         first, second = ("abc"[int(place)] for place in pair.split())

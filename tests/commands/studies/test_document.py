@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,40 @@ def test_differences_are_those_of_the_results_with_intervals_around_them(main_py
     assert row(text, "none", "## Do cameras help?")[2:] == ["", "", ""]  # the baseline
     tested = row(text, "PRoPE", "## Do wrong cameras hurt?")
     assert float(tested[2]) < 0 and tested[2] == row(text, "PRoPE", "## Further tests")[2]
+
+
+def rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the lines of a file of results."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(each | change(each)) + "\n" for each in lines))
+
+
+def test_one_training_of_each_has_no_interval_and_a_null_result_says_what_it_could_show(
+    main_py: FakeMain, study_file: Path
+) -> None:
+    study([str(study_file), "--seeds", "0", "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    assert row(text, "PRoPE", "## Do cameras help?")[3:] == ["none: one seed of each"]
+    assert " to " in row(text, "PRoPE", "## Do wrong cameras hurt?")[3]  # two tests of one model
+    study([str(study_file), "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    assert not re.search("overlap|could show", "".join(row(text, "PRoPE", "## Do cameras help?")))  # the control
+
+    def alike(line: dict[str, Any]) -> dict[str, Any]:
+        """Settings of equal scores, and scenes with one question each."""
+        if "ids" in line:
+            return {"scenes": line["ids"]}
+        found = [(place * 7 + 3 * line["seed"]) % 11 / 10 for place in range(len(line["question_scores"]))]
+        return {"question_scores": found, "scores": {"object_counting": 0.5 + 0.01 * line["seed"]}}
+
+    rewrite(study_file.parent / "results/toys.jsonl", alike)
+    study([str(study_file), "--write"])
+    text = study_file.with_suffix(".md").read_text()
+    *_, difference, interval = row(text, "PRoPE", "## Do cameras help?")
+    assert difference == "+0.000, the seeds overlap" and "by question" not in text and "seed and question" not in text
+    low, high, shown = re.fullmatch(r"(-\S+) to (\+\S+) \(could show (\S+)\)", interval).groups()  # type: ignore[union-attr]
+    assert float(shown) == pytest.approx(2.8 / 3.92 * (float(high) - float(low)), abs=2e-3)
+    assert row(text, "PRoPE", "## Do wrong cameras hurt?")[2] == "+0.000"  # the same models: no two samples of seeds
 
 
 def test_a_row_of_another_measure_is_labeled_in_every_table(main_py: FakeMain, study_file: Path) -> None:
@@ -152,21 +187,31 @@ def test_errors_of_objectives_stand_beside_those_of_a_null_model(
     assert "All of this was made by other code" in text
 
 
-def test_the_best_constant_is_found_by_the_scorer(main_py: FakeMain, study_file: Path) -> None:
+def test_blind_baselines_stand_below_the_settings_and_mark_what_is_below_them(
+    main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kinds = ["object_counting"] * 3 + ["route_planning"] * 3
     asked = Questions("k", "VSIBench", "spatial_mllm", list("abcdef"), kinds, ["s"] * 6, ["2", "2", "9", "A", "B", "A"])
     # "2" is right twice and off by 78 % once, below all thresholds; "A" is right twice
-    assert best_constant(asked, "object_counting") == pytest.approx(2 / 3)
-    assert (
-        best_constant(asked, "macro") == pytest.approx(2 / 3) and best_constant(asked, "obj_appearance_order") is None
-    )
-    between = Questions("k", "VSIBench", "spatial_mllm", ["a", "b"], ["object_counting"] * 2, ["s"] * 2, ["10", "14"])
-    best = best_constant(between, "object_counting")
-    assert best is not None and best > (1 + 0.4) / 2  # neither right answer is the best one
-    write_study(study_file, constant=True)
+    assert best_constant(asked) == pytest.approx({kind: 2 / 3 for kind in (*kinds, "macro")}, abs=1e-5)
     study([str(study_file), "--seeds", "0", "--jobs", "1"])
-    loop, _ = row(study_file.with_suffix(".md").read_text(), "best constant answer", "# Toys")
-    assert re.fullmatch(r"0\.\d{3}", loop)
+    text = study_file.with_suffix(".md").read_text()
+    loop, local = row(text, "best constant answer", "# Toys")
+    assert re.fullmatch(r"0\.\d{3}", loop) and "text alone" not in text and "cameras alone" not in text
+    none, prope = (row(text, name, "# Toys")[0] for name in ("none", "PRoPE"))
+    assert float(loop) < float(none.split()[0]) < float(prope.split()[0]) and "<" not in f"{none}{prope}"
+    # the baselines that the tests recorded: cameras alone are between the two settings
+    file = study_file.parent / "results/toys.jsonl"
+    between = (float(none.split()[0]) + float(prope.split()[0])) / 2
+    recorded = {"baselines": {"text": {"object_counting": 0.1}, "cameras": {"object_counting": between}}}
+    rewrite(file, lambda line: recorded if "fit" in line else {})
+    study([str(study_file), "--write"])
+    text = study_file.with_suffix(".md").read_text()
+    shown = [row(text, name, "# Toys")[0] for name in ("text alone", "cameras alone")]
+    assert shown == ["0.100", f"{between:.3f}"]
+    for heading in ("# Toys", "## Do cameras help?"):
+        assert [row(text, name, heading)[0] for name in ("none", "PRoPE")] == [f"{none} <", prope]
+    assert text.count("< below the best blind baseline") == 1
 
 
 def test_the_plot_has_a_row_for_each_measured_setting(tmp_path: Path) -> None:
@@ -175,7 +220,12 @@ def test_the_plot_has_a_row_for_each_measured_setting(tmp_path: Path) -> None:
     heights = []
     for count in (1, 5):
         rows = {f"setting {n}": {"loop": [0.1, 0.3]} for n in range(count)} | {"nothing yet": {"loop": []}}
-        draw({"Do cameras help?": rows, "Unmeasured": {"a": {"loop": []}}}, {"loop": 0.2}, "MRA", tmp_path / "dots.png")
+        draw(
+            {"Do cameras help?": rows, "Unmeasured": {"a": {"loop": []}}},
+            {"constant": {"loop": 0.2}, "cameras": {"loop": 0.5}},
+            "MRA",
+            tmp_path / "dots.png",
+        )
         heights.append(Image.open(tmp_path / "dots.png").height)
     assert heights[1] - heights[0] == pytest.approx(4 * 100 * ROW, abs=1)  # at 100 pixels per inch
     assert (tmp_path / "dots.png").stat().st_size < 50_000

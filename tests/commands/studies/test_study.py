@@ -93,7 +93,7 @@ def test_results_stay_with_the_words_when_a_setting_is_renamed(main_py: FakeMain
     renamed = study_file.with_suffix(".md").read_text()
     assert [line.replace("Projective", "PRoPE") in before for line in renamed.splitlines() if "| 0." in line] == [
         True
-    ] * 2
+    ] * 3
 
 
 def test_a_new_test_is_of_the_training_that_is_there(main_py: FakeMain, study_file: Path) -> None:

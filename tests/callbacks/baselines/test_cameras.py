@@ -1,0 +1,190 @@
+"""The cameras alone tell the size of a room that a path goes around; exchanged between rooms, they tell nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from callbacks.baselines.blind import BlindBaselines, blind_baselines, constant_baseline
+from callbacks.baselines.camera_path import describe_path
+from callbacks.baselines.cameras import LEAST_ROWS, Asked, camera_answers
+from callbacks.baselines.constant import best_constant
+from callbacks.baselines.regression import has_boosting, least_squares
+from datamodules.cameras_file import read_poses, write_cameras
+from datamodules.scenes import Question, Scene
+from datamodules.sources.base import SceneSource, Split
+from datamodules.sources.rooms import layout
+from tests.poses import random_poses
+from zoo.benchmarks import VSIBench
+from zoo.cameras import invert_se3
+from zoo.metrics import ScoredAnswer
+
+SIZE, SIDE, SCORER = "room_size_estimation", "object_rel_direction_easy", "spatial_mllm"
+TRAINED, TESTED, FRAMES = 300, 100, 48
+
+
+@cache
+def rooms(trajectory: str) -> list[tuple[np.ndarray, str]]:
+    """Camera paths of rooms with their areas; nothing is furnished or rendered."""
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layout, "_furnish", lambda *_: [])
+        for index in range(TRAINED + TESTED):
+            rng = np.random.default_rng([0, index])
+            scene, world_to_camera = layout.draw_scene(trajectory, False, FRAMES, rng)  # type: ignore[arg-type]
+            drawn.append((world_to_camera, f"{scene.area:.1f}"))
+    return drawn
+
+
+def score(answers: dict[str, str], truths: dict[str, str], kind: str = SIZE) -> float:
+    return float(np.mean([VSIBench().score(answers[id], truth, kind, SCORER) for id, truth in truths.items()]))
+
+
+def scores_of(trajectory: str, *, shuffled: bool = False) -> dict[str, float]:
+    """The score of each regression, and of the best constant."""
+    drawn = rooms(trajectory)
+    order = np.random.default_rng(0).permutation(TRAINED) if shuffled else np.arange(TRAINED)
+    asked = [
+        Asked(Question(str(i), SIZE, "How large?", area), described(drawn[order[i] if i < TRAINED else i][0]))
+        for i, (_, area) in enumerate(drawn)
+    ]
+    truths = {each.question.id: each.question.ground_truth for each in asked[TRAINED:]}
+    found = camera_answers(asked[:TRAINED], asked[TRAINED:], SIZE, VSIBench())
+    constant = best_constant(list(truths.values()), SIZE, VSIBench(), SCORER)
+    return {name: score(own, truths) for name, own in found.items()} | {
+        "constant": score(dict.fromkeys(truths, constant), truths)
+    }
+
+
+def described(poses: np.ndarray) -> np.ndarray:
+    found = describe_path(poses)
+    assert found is not None
+    return found
+
+
+def test_the_path_around_a_room_tells_its_size() -> None:
+    around, spot = scores_of("loop"), scores_of("local")
+    assert around["least squares"] > 0.75 > around["constant"] + 0.3
+    assert spot["least squares"] < spot["constant"] + 0.03  # the control: a circle of any size in a room of any size
+    if has_boosting():
+        assert around["gradient boosting"] > around["constant"] + 0.2
+        assert spot["gradient boosting"] < spot["constant"] + 0.05
+
+
+def test_with_the_cameras_of_other_rooms_it_falls_to_the_constant() -> None:
+    found = scores_of("loop", shuffled=True)
+    assert all(each < found["constant"] + 0.03 for each in found.values())
+
+
+def test_a_path_is_described_alike_in_any_world_frame() -> None:
+    poses = torch.from_numpy(rooms("loop")[0][0])
+    moved = (poses @ invert_se3(random_poses(1, seed=3).double())).numpy()
+    assert np.allclose(described(moved), described(poses.numpy()), atol=1e-6)
+    absent = poses.numpy().copy()
+    absent[[0, 5]] = np.nan
+    assert np.array_equal(described(absent), described(np.delete(absent, [0, 5], 0)))
+    assert np.isfinite(described(poses[:1].numpy())).all() and describe_path(absent[[0, 5]]) is None
+
+
+def test_least_squares_is_the_ridge_solution_with_the_least_error_of_leaving_one_out() -> None:
+    """Beside the normal equations, solved anew without each row."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 4)) * [1, 10, 0.1, 1] + 5
+    targets = features @ [[1.0, 0], [0.1, 0], [0, 2], [0, 0]] + rng.normal(size=(30, 2))
+    predicted = least_squares(features, targets)(features)
+    mean, spread = features.mean(0), features.std(0)
+    table = (features - mean) / spread
+
+    def fit(rows: np.ndarray, own: np.ndarray, penalty: float) -> Any:
+        ones = np.column_stack([rows, np.ones(len(rows))])
+        weights = np.linalg.solve(ones.T @ ones + np.diag([penalty] * 4 + [0]), ones.T @ own)
+        return lambda new: np.column_stack([new, np.ones(len(new))]) @ weights
+
+    def error(penalty: float) -> float:
+        left = [np.delete(np.arange(30), i) for i in range(30)]
+        return sum(
+            ((fit(table[k], targets[k], penalty)(table[[i]]) - targets[i]) ** 2).sum() for i, k in enumerate(left)
+        )
+
+    best = min((10.0**power for power in range(-2, 7)), key=error)
+    assert np.allclose(predicted, fit(table, targets, best)(table), atol=1e-8)
+
+
+def test_options_are_told_apart_by_their_text() -> None:
+    """Cameras that turn left; the letter of the option changes from question to question."""
+    rng, options = np.random.default_rng(0), (("A. left", "B. right"), ("A. right", "B. left"))
+    asked = []
+    for i in range(4 * LEAST_ROWS):
+        offered, path = options[rng.integers(2)], rng.normal(size=6)
+        truth = next(each[0] for each in offered if each.endswith("left" if path[2] > 0 else "right"))
+        asked.append(Asked(Question(str(i), SIDE, "Which way?", truth, offered), path))
+    truths = {each.question.id: each.question.ground_truth for each in asked[3 * LEAST_ROWS :]}
+    for own in camera_answers(asked[: 3 * LEAST_ROWS], asked[3 * LEAST_ROWS :], SIDE, VSIBench()).values():
+        assert score(own, truths, SIDE) > 0.7  # half by chance
+    assert camera_answers(asked[: LEAST_ROWS - 1], asked[60:], SIDE, VSIBench()) == {}
+
+
+class Drawn(SceneSource):
+    """The rooms as files of cameras alone."""
+
+    def __init__(self, root: Path, trained: int = 60, tested: int = 20) -> None:
+        super().__init__()
+        self.counts: dict[str, range] = {"train": range(trained), "test": range(trained, trained + tested)}
+        self.root, self.options = root, {"width": 56, "height": 56}
+        for i in range(trained + tested):
+            write_cameras(root / f"{i}.json", torch.from_numpy(rooms("loop")[i][0]), torch.eye(3), **self.options)
+
+    def scenes(self, split: Split) -> list[Scene]:
+        if split not in self.counts:
+            raise ValueError(f"no {split} split")
+        found = []
+        for i in self.counts[split]:
+            asked = (
+                Question(f"{i}", SIZE, "How large?", rooms("loop")[i][1]),
+                Question(f"{i}-n", "object_counting", "How many?", "2"),
+            )
+            found.append(Scene(f"rooms/{i}", self.root / f"{i}.mp4", asked, self.root / f"{i}.json"))
+        return found
+
+
+def baselines(source: Drawn) -> BlindBaselines:
+    scenes = source.scenes("test")
+    rows = [ScoredAnswer(q.id, q.question_type, "", q.ground_truth, 0.0, None) for s in scenes for q in s.questions]
+    return blind_baselines(rows, scenes, source, SCORER)
+
+
+def test_all_baselines_of_a_test_with_the_same_names_of_scores(tmp_path: Path) -> None:
+    source = Drawn(tmp_path)
+    found = baselines(source).scores
+    assert list(found) == ["constant", "text", "cameras"]
+    constant, text, cameras = found.values()
+    assert constant.pop("answers")["object_counting"] == "2"
+    assert constant.keys() == text.keys() == cameras.keys() == {"per_question_type", "acc", "mra", "all"}
+    of_size = [each["per_question_type"][SIZE]["score"] for each in (constant, text, cameras)]
+    assert of_size[1] <= of_size[0] < of_size[2] - 0.2  # the constant of the training is not that of the test
+    # all training answers are 2: cameras have nothing to tell, and no mean over types that they lack
+    assert cameras["per_question_type"].keys() == {SIZE}
+    assert cameras["mra"] == cameras["all"] == {"micro": None, "macro": None} == cameras["acc"]
+    assert text["all"]["macro"] == pytest.approx((of_size[1] + 1) / 2)
+
+
+def test_what_is_absent_is_said_and_costs_a_test_nothing(tmp_path: Path) -> None:
+    source = Drawn(tmp_path)
+    (tmp_path / "3.json").write_text("{")  # a damaged training scene is one without cameras
+    assert "cameras" in baselines(source).scores
+    del source.counts["train"]
+    found = baselines(source)
+    assert list(found.scores) == ["constant"] and "text and cameras: ValueError: no train split" in found.remarks[0]
+    source.counts["train"] = range(0)
+    assert "no training question" in baselines(source).remarks[0]
+    assert constant_baseline([], VSIBench(), SCORER).scores == {}
+
+
+def test_poses_are_read_as_with_the_video(tmp_path: Path) -> None:
+    Drawn(tmp_path, 1, 0)
+    assert np.allclose(read_poses(tmp_path / "0.json").numpy(), rooms("loop")[0][0], atol=1e-9)
