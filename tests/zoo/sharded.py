@@ -259,7 +259,7 @@ def main(folder: Path, rooms: str, chosen: list[str]) -> None:
                     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
                 for case in (each for each in chosen if name in SETTINGS.get(each, Settings()).runs):
                     (folder / case / name).mkdir(parents=True, exist_ok=True)
-                    before = "ddp" if "ddp" in SETTINGS.get(case, Settings()).runs else "one"
+                    before = "ddp" if "ddp" in SETTINGS.get(case, Settings()).runs else "fsdp2"
                     first = folder / case / before / "first" / "last.ckpt"
                     run(name, folder / case / name, rooms, case, released, first, rank)
                 os._exit(0)
