@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from callbacks.baselines.mark import BELOW, MEANING, NAMES
@@ -27,7 +26,7 @@ def write_documents(scores: Scores) -> list[Path]:
     """
     study = scores.study
     texts = {Path(name): Path(name).read_text(encoding="utf-8") for name in study.documents}
-    embedded = {path: embed(text, scores, partial(_footnotes, scores=scores)) for path, text in texts.items()}
+    embedded = {path: embed(text, scores, footnotes) for path, text in texts.items()}
     plot = study.document.with_suffix(".png")
     draw(_panels(scores), scores.baselines, study.score, plot)
     files = {study.document: document(scores, plot.name), **embedded}
@@ -70,7 +69,7 @@ def document(scores: Scores, plot: str) -> str:
         parts += [f"## {each.title}", section(each, scores)]
     if errors := error_table(scores):
         parts += ["## Errors of what the objectives predict", errors]
-    parts.insert(4, _footnotes("".join(parts), scores))
+    parts.insert(4, footnotes("".join(parts), scores))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -153,7 +152,7 @@ def error_table(scores: Scores) -> str:
     return table(["setting", "error", *headings], rows) if rows else ""
 
 
-def _footnotes(text: str, scores: Scores) -> str:
+def footnotes(text: str, scores: Scores) -> str:
     """Return what the marks of a text mean."""
     notes = [f"{MEANING}."] if f" {BELOW} |" in text else []
     if scores.all_outdated or OUTDATED in text:

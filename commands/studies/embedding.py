@@ -34,7 +34,12 @@ DIGITS = 3
 BLIND = {shown: name for name, shown in NAMES.items()}  # stand for settings
 
 
-def embed(text: str, scores: Scores, footnotes: Callable[[str], str] = lambda section: "") -> str:
+def no_notes(text: str, scores: Scores) -> str:
+    """Leave marks without an explanation."""
+    return ""
+
+
+def embed(text: str, scores: Scores, footnotes: Callable[[str, Scores], str] = no_notes) -> str:
     """Return a document with the measured scores and sections of a study; what is not measured keeps its text.
 
     Args:
@@ -49,7 +54,7 @@ def embed(text: str, scores: Scores, footnotes: Callable[[str], str] = lambda se
         if each is None or not is_measured(each, scores):
             return found[0]
         shown = section(each, scores)
-        note = f"\n{notes}\n" if (notes := footnotes(shown)) else ""
+        note = f"\n{notes}\n" if (notes := footnotes(shown, scores)) else ""
         return f"{found['start']}\n{shown}\n{note}\n{found['end']}"
 
     def new_score(found: re.Match[str]) -> str:
