@@ -19,8 +19,8 @@ __getattr__, __all__ = lazy_exports(
             *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
         ],
         "sources": [
-            *("Conversations", "Mixture", "PosedScenes", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder"),
-            *("SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
+            *("Conversations", "Mixture", "PanelDistance", "PanelRooms", "PanelTask", "PosedScenes", "RealRooms"),
+            *("Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
         ],
         "datamodule": ["VideoQADataModule"],
         "frame_cache": ["FrameCache"],

@@ -1,0 +1,13 @@
+"""Empty rooms with plain panels on the walls: questions whose answers need both images and cameras.
+
+task.py       base class of the tasks           source.py     the dataset
+tour.py       rooms and camera paths            panel.py      panels: their places and what a camera sees of them
+
+One file per task:
+
+distance.py   how far a panel is from where the video starts
+"""
+
+from datamodules.sources.rooms.panels.distance import PanelDistance
+from datamodules.sources.rooms.panels.source import PanelRooms
+from datamodules.sources.rooms.panels.task import PanelScene, PanelTask

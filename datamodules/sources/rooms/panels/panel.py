@@ -1,0 +1,75 @@
+"""Panels on the walls: the places at given distances, and the cameras that see a panel whole."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+from datamodules.sources.rooms.scene import Material, Part, RoomScene, Thing, Vector, to_vector
+
+COLORS: dict[str, Vector] = {"red": (0.9, 0.04, 0.04), "blue": (0.05, 0.1, 0.9), "green": (0.03, 0.65, 0.1)}
+THICKNESS_M = 0.02
+MARGIN_M = 0.05  # between a panel and the ends of its wall
+SMALLEST_SHARE = 0.1  # of a frame's width: the least apparent width of a panel that is seen
+WALLS = ((0, -1), (0, 1), (1, -1), (1, 1))  # axis and side
+
+
+def hang(color: str, center: Float64[np.ndarray, " 3"], wall: int, width: float, height: float) -> Thing:
+    """Hang a plain panel on a wall."""
+    size = np.array([width, width, height])
+    size[WALLS[wall][0]] = THICKNESS_M
+    material = Material(0, (COLORS[color], COLORS[color]), 1.0, (0.0, 0.0))
+    part = Part((0.0, 0.0, 0.0), to_vector(size), material)
+    return Thing(f"{color} panel", to_vector(center), to_vector(size), 0.0, (part,))
+
+
+def places_at(
+    distances: Float64[np.ndarray, " d"], eye: Float64[np.ndarray, " 3"], room: RoomScene, height: float, width: float
+) -> Float64[np.ndarray, "d 8 3"]:
+    """Find the centers of panels at exact distances from a point: up to two on each of the four walls, else NaN.
+
+    Args:
+        distances: In meters.
+        eye: The point, in the room's frame.
+        room: The room.
+        height: Of the center above the floor.
+        width: Of the panel.
+    """
+    places = np.full((len(distances), len(WALLS), 2, 3), np.nan)
+    for wall, (axis, side) in enumerate(WALLS):
+        along, plane = 1 - axis, side * (room.size[axis] - THICKNESS_M) / 2
+        reach = distances**2 - (plane - eye[axis]) ** 2 - (height - eye[2]) ** 2
+        with np.errstate(invalid="ignore"):
+            offset = np.sqrt(reach)[:, None] * [-1, 1]
+        at = eye[along] + offset
+        at[~(np.abs(at) <= (room.size[along] - width) / 2 - MARGIN_M)] = np.nan
+        places[:, wall, :, along], places[:, wall, :, axis], places[:, wall, :, 2] = at, plane, height
+    places[np.isnan(places).any(-1)] = np.nan
+    return places.reshape(len(distances), -1, 3)
+
+
+def seen_whole(
+    centers: Float64[np.ndarray, "n 3"],
+    walls: Int[np.ndarray, " n"],
+    size: tuple[float, float],
+    camera_from_room: Float64[np.ndarray, "T 4 4"],
+    K_px: Float64[np.ndarray, "3 3"],
+) -> Bool[np.ndarray, "T n"]:
+    """Whether a camera sees a panel whole, and wide enough.
+
+    Args:
+        centers: Of the panels, in the room's frame.
+        walls: Of the panels.
+        size: Width and height of the panels.
+        camera_from_room: Poses.
+        K_px: Intrinsics; the principal point is the center of the frame.
+    """
+    axes = np.array([axis for axis, _ in WALLS])[walls]
+    half = np.where(axes[:, None] == [0, 1, 2], 0.0, np.array([size[0], size[0], size[1]]) / 2)
+    signs = np.array([[i, i, j] for i in (-1, 1) for j in (-1, 1)])
+    corners = (centers[:, None] + half[:, None] * signs).reshape(-1, 3)
+    x, y, z = np.moveaxis(camera_from_room[:, :3, :3] @ corners.T + camera_from_room[:, :3, 3:], 1, 0)
+    z = np.where(z > 0, z, np.nan)  # behind the camera
+    u, v = (each.reshape(len(each), -1, 4) for each in (K_px[0, 0] / K_px[0, 2] * x / z, K_px[1, 1] / K_px[1, 2] * y / z))
+    inside = (np.abs(u) < 1) & (np.abs(v) < 1)  # the frame is -1..1
+    return inside.all(-1) & (np.ptp(u, axis=-1) / 2 > SMALLEST_SHARE)
