@@ -9,8 +9,8 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "perturbations": [
-            *("OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames", "ShuffledFrameNumbers"),
-            *("ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
+            *("FramesOnOtherCameras", "OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames"),
+            *("ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
         ],
         "resize": ["PixelBounds"],
         "samplers": [

@@ -7,9 +7,18 @@ from zoo.benchmarks.spatial import SpatialBenchmark
 
 
 class PanelBench(SpatialBenchmark):
-    """One question type for each task of `PanelRooms`, with the wording and the scorers of VSI-Bench."""
+    """One question type for each kind of question of `PanelRooms`, with the wording and the scorers of VSI-Bench.
 
-    numeric_types = ("panel_distance",)
-    metric_types = ("panel_distance",)
+    A task of your own with a new type sets `benchmark` to a subclass with that type.
+    """
+
+    numeric_types = ("panel_distance", "panel_width")
+    multiple_choice_types = ("panel_direction", "panel_order")
+    metric_types = numeric_types
     scorers = tuple(SCORERS)
-    columns = {"Distance": ("panel_distance",)}
+    columns = {
+        "Distance": ("panel_distance",),
+        "Width": ("panel_width",),
+        "Direction": ("panel_direction",),
+        "Order": ("panel_order",),
+    }

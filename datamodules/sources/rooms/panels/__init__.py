@@ -5,9 +5,16 @@ tour.py       rooms and camera paths            panel.py      panels: their plac
 
 One file per task:
 
-distance.py   how far a panel is from where the video starts
+distance.py     how far a panel is from where the video starts
+translation.py  the same along one wall, where only translations differ
+pairs.py        the same with one frame per station, which merging pairs
 """
 
 from datamodules.sources.rooms.panels.distance import PanelDistance
 from datamodules.sources.rooms.panels.source import PanelRooms
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
+from datamodules.sources.rooms.panels.pairs import PanelPairs
+from datamodules.sources.rooms.panels.translation import PanelTranslation
+from datamodules.sources.rooms.panels.rotation import PanelRotation
+from datamodules.sources.rooms.panels.intrinsics import PanelIntrinsics
+from datamodules.sources.rooms.panels.order import PanelOrder

@@ -48,6 +48,27 @@ def places_at(
     return places.reshape(len(distances), -1, 3)
 
 
+def places_towards(
+    angles: Float64[np.ndarray, " n"],
+    eyes: Float64[np.ndarray, "n 3"],
+    room: RoomScene,
+) -> tuple[Float64[np.ndarray, "n 3"], Int[np.ndarray, " n"]]:
+    """Find the centers of panels, and their walls, in horizontal directions from points.
+
+    Args:
+        angles: Directions in radians.
+        eyes: The points, in the room's frame; a panel hangs as high.
+        room: The room.
+    """
+    steps = np.stack([np.cos(angles), np.sin(angles)], 1)
+    planes = np.copysign((np.array(room.size[:2]) - THICKNESS_M) / 2, steps)
+    reach = (planes - eyes[:, :2]) / steps
+    axes = reach.argmin(1)
+    places = eyes.copy()
+    places[:, :2] += reach.min(1)[:, None] * steps
+    return places, 2 * axes + (steps[np.arange(len(axes)), axes] > 0)
+
+
 def seen_whole(
     centers: Float64[np.ndarray, "n 3"],
     walls: Int[np.ndarray, " n"],
@@ -70,6 +91,8 @@ def seen_whole(
     corners = (centers[:, None] + half[:, None] * signs).reshape(-1, 3)
     x, y, z = np.moveaxis(camera_from_room[:, :3, :3] @ corners.T + camera_from_room[:, :3, 3:], 1, 0)
     z = np.where(z > 0, z, np.nan)  # behind the camera
-    u, v = (each.reshape(len(each), -1, 4) for each in (K_px[0, 0] / K_px[0, 2] * x / z, K_px[1, 1] / K_px[1, 2] * y / z))
+    u, v = (
+        each.reshape(len(each), -1, 4) for each in (K_px[0, 0] / K_px[0, 2] * x / z, K_px[1, 1] / K_px[1, 2] * y / z)
+    )
     inside = (np.abs(u) < 1) & (np.abs(v) < 1)  # the frame is -1..1
     return inside.all(-1) & (np.ptp(u, axis=-1) / 2 > SMALLEST_SHARE)

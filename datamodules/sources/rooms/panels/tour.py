@@ -19,7 +19,8 @@ CEILING_M = (2.4, 3.0)
 INSET_M = (0.9, 1.1)  # of the camera from the walls
 EYE_HEIGHT_M = (1.3, 1.7)
 LOOK_ASIDE_DEG = 10.0  # at most, from the normal of the ring
-SHAKE_M, SHAKE_DEG = 0.02, 1.5  # between the two frames of a station
+LEVEL_M, PITCH_RAD, ROLL_RAD = 0.1, 0.1, 0.05  # at most, of a station
+SHAKE_M, SHAKE_DEG = 0.02, 1.5  # between the frames of a station
 JITTER = 0.5  # of the distance between two stations
 PERIMETER_STEPS = 720
 
@@ -30,31 +31,48 @@ def draw_room(rng: np.random.Generator) -> RoomScene:
     return draw_shell(size, 1.0, rng)
 
 
-def draw_tour(room: RoomScene, frames: int, rng: np.random.Generator) -> Float64[np.ndarray, "T 4 4"]:
+def draw_tour(
+    room: RoomScene, frames: int, rng: np.random.Generator, frames_per_station: int = TEMPORAL_PATCH_SIZE
+) -> Float64[np.ndarray, "T 4 4"]:
     """Draw a camera path around a room, from the room's frame (OpenCV axes, meters).
-
-    The stations are spread along the walls, and visited in random order.
 
     Args:
         room: The room.
-        frames: Number of frames, even.
+        frames: Number of frames.
         rng: Random generator.
+        frames_per_station: Adjacent frames with nearly the same view.
     """
-    stations = frames // TEMPORAL_PATCH_SIZE
     ring = ring_along_walls(np.array(room.size), rng.uniform(*EYE_HEIGHT_M), rng.uniform(*INSET_M), rng)
     angles = np.linspace(0, 2 * np.pi, PERIMETER_STEPS + 1)
-    corners = ring.points(angles)
-    walked = np.concatenate([[0.0], np.linalg.norm(np.diff(corners, axis=0), axis=1).cumsum()])
-    share = (np.arange(stations) + JITTER * rng.uniform(-0.5, 0.5, stations)) / stations
-    share = (rng.permutation(share) + rng.random()) % 1
-    angle = np.interp(share * walked[-1], walked, angles).repeat(TEMPORAL_PATCH_SIZE)
+    walked = np.linalg.norm(np.diff(ring.points(angles), axis=0), axis=1).cumsum()
+    share = draw_shares(frames // frames_per_station, rng)
+    angle = np.interp((share + rng.random()) % 1 * walked[-1], [0.0, *walked], angles)
+    aside = np.deg2rad(LOOK_ASIDE_DEG) * rng.uniform(-1, 1, len(angle))
+    return look_from(ring.points(angle), ring.outward(angle) + aside, ring.center[2], frames_per_station, rng)
 
-    def vary(station: float, frame: float) -> np.ndarray:
-        drawn = rng.uniform(-station, station, stations).repeat(TEMPORAL_PATCH_SIZE)
-        return drawn + rng.uniform(-frame, frame, frames)
 
-    shake = np.deg2rad(SHAKE_DEG)
-    eyes = np.column_stack([ring.points(angle), vary(0.1, SHAKE_M) + ring.center[2]])
-    eyes[:, :2] += rng.uniform(-SHAKE_M, SHAKE_M, (frames, 2))
-    yaw = ring.outward(angle) + vary(np.deg2rad(LOOK_ASIDE_DEG), shake)
-    return look(eyes, yaw, vary(0.1, shake), vary(0.05, shake))
+def draw_shares(stations: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
+    """Draw the stations' places along a line of length 1: nearly even steps, in random order."""
+    jitter = JITTER * rng.uniform(-0.5, 0.5, stations)
+    return rng.permutation((np.arange(stations) + 0.5 + jitter) / stations)
+
+
+def look_from(
+    plan: Float64[np.ndarray, "n 2"], yaw: Float64[np.ndarray, " n"], eye_height: float, frames_per_station: int,
+    rng: np.random.Generator,
+) -> Float64[np.ndarray, "T 4 4"]:  # fmt: skip
+    """Poses of a shaky camera at stations, from the room's frame (OpenCV axes, meters).
+
+    Args:
+        plan: Places of the stations in plan.
+        yaw: Viewing directions in plan, in radians.
+        eye_height: Above the floor.
+        frames_per_station: Adjacent frames with nearly the same view.
+        rng: Random generator.
+    """
+    each = np.arange(len(plan)).repeat(frames_per_station)
+    frames, shake = len(each), np.deg2rad(SHAKE_DEG)
+    level, pitch, roll = rng.uniform(-1, 1, (3, len(plan)))[:, each] * [[LEVEL_M], [PITCH_RAD], [ROLL_RAD]]
+    eyes = np.column_stack([plan[each], eye_height + level]) + rng.uniform(-SHAKE_M, SHAKE_M, (frames, 3))
+    turns = np.stack([yaw[each], pitch, roll]) + rng.uniform(-shake, shake, (3, frames))
+    return look(eyes, *turns)
