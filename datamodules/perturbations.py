@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 
-import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 

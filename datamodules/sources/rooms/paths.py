@@ -99,6 +99,14 @@ def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[n
 def look(
     eyes: Float64[np.ndarray, "T 3"], yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
 ) -> Float64[np.ndarray, "T 4 4"]:
+    """Poses from the room's frame to cameras (OpenCV axes, meters).
+
+    Args:
+        eyes: Camera centers.
+        yaw: Viewing directions in plan, in radians.
+        pitch: Their angles above the horizon.
+        roll: Rotations about the viewing directions.
+    """
     forward = np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], 1)
     level = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(len(yaw))], 1)
     down = np.cross(forward, level)

@@ -11,10 +11,10 @@ pairs.py        the same with one frame per station, which merging pairs
 """
 
 from datamodules.sources.rooms.panels.distance import PanelDistance
-from datamodules.sources.rooms.panels.source import PanelRooms
-from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
-from datamodules.sources.rooms.panels.pairs import PanelPairs
-from datamodules.sources.rooms.panels.translation import PanelTranslation
-from datamodules.sources.rooms.panels.rotation import PanelRotation
 from datamodules.sources.rooms.panels.intrinsics import PanelIntrinsics
 from datamodules.sources.rooms.panels.order import PanelOrder
+from datamodules.sources.rooms.panels.pairs import PanelPairs
+from datamodules.sources.rooms.panels.rotation import PanelRotation
+from datamodules.sources.rooms.panels.source import PanelRooms
+from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
+from datamodules.sources.rooms.panels.translation import PanelTranslation

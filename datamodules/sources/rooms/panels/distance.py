@@ -19,10 +19,7 @@ DISTANCES_M = np.geomspace(1.3, 6.0, 64)  # the answers
 SIZE_M = (0.2, 0.4)  # width and height
 CENTER_ABOVE_EYE_M = 0.2  # at most, above or below the first camera
 MAX_ATTEMPTS = 2000
-QUESTION = (
-    "What is the distance between the center of the red panel and the place of the camera at the start of the video"
-    " (in meters)?"
-)
+QUESTION = "How far is the center of the red panel from the camera at the start of the video (in meters)?"
 
 
 class PanelDistance(PanelTask):

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.rooms.layout import draw_shell
-from datamodules.sources.rooms.panels.panel import MARGIN_M, THICKNESS_M, hang
+from datamodules.sources.rooms.panels.panel import THICKNESS_M, hang
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import look_from
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE

@@ -49,9 +49,11 @@ class PanelOrder(PanelTask):
                 rest = rng.permutation([color for color in range(len(COLORS)) if color != answer])
                 colors = np.array(list(COLORS))[[answer, *rest]]
                 order = np.argsort(first)
-                panels = tuple(
+                panels = [
                     hang(color, places[i], walls[i], width, height) for color, i in zip(colors, order, strict=True)
-                )
+                ]
                 options = tuple(f"{letter}. {color} panel" for letter, color in zip("ABC", COLORS, strict=True))
-                return PanelScene(replace(room, things=panels), camera_from_room, QUESTION, "ABC"[answer], options)
+                return PanelScene(
+                    replace(room, things=tuple(panels)), camera_from_room, QUESTION, "ABC"[answer], options
+                )
         raise InputError(f"PanelOrder: {MAX_ATTEMPTS} rooms in a row show no three panels one after the other")

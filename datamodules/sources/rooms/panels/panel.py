@@ -91,8 +91,7 @@ def seen_whole(
     corners = (centers[:, None] + half[:, None] * signs).reshape(-1, 3)
     x, y, z = np.moveaxis(camera_from_room[:, :3, :3] @ corners.T + camera_from_room[:, :3, 3:], 1, 0)
     z = np.where(z > 0, z, np.nan)  # behind the camera
-    u, v = (
-        each.reshape(len(each), -1, 4) for each in (K_px[0, 0] / K_px[0, 2] * x / z, K_px[1, 1] / K_px[1, 2] * y / z)
-    )
-    inside = (np.abs(u) < 1) & (np.abs(v) < 1)  # the frame is -1..1
+    u, v = (K_px[i, i] / K_px[i, 2] * across / z for i, across in enumerate((x, y)))  # the frame is -1..1
+    u, v = u.reshape(len(u), -1, 4), v.reshape(len(v), -1, 4)
+    inside = (np.abs(u) < 1) & (np.abs(v) < 1)
     return inside.all(-1) & (np.ptp(u, axis=-1) / 2 > SMALLEST_SHARE)

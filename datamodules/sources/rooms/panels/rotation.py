@@ -22,7 +22,7 @@ SIDE_M = (3.5, 4.0)
 SIZE_M = (0.4, 0.6)
 CENTER_ABOVE_EYE_M = 0.2
 MAX_ATTEMPTS = 2000
-QUESTION = "If I am standing at the place of the camera and facing the red panel, is the blue panel to my left, right, or back?"
+QUESTION = "If I am standing at the camera and facing the red panel, is the blue panel to my left, right, or back?"
 
 
 class PanelRotation(PanelTask):
