@@ -19,7 +19,8 @@ __getattr__, __all__ = lazy_exports(
             *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
         ],
         "sources": [
-            *("Conversations", "Mixture", "PanelDistance", "PanelRooms", "PanelTask", "PosedScenes", "RealRooms"),
+            *("Conversations", "Mixture", "PanelDistance", "PanelIntrinsics", "PanelOrder", "PanelPairs"),
+            *("PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PosedScenes", "RealRooms"),
             *("Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
         ],
         "datamodule": ["VideoQADataModule"],

@@ -1,65 +1,153 @@
-"""Rooms with panels: exact answers, nothing about them in cameras or text, and a panel that is seen."""
+"""Rooms with panels: exact answers of which cameras and text say nothing, and panels that are seen."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from datamodules import PanelRooms
+from datamodules import (
+    PanelDistance,
+    PanelIntrinsics,
+    PanelOrder,
+    PanelPairs,
+    PanelRooms,
+    PanelRotation,
+    PanelTask,
+    PanelTranslation,
+)
 from datamodules.cameras_file import read_cameras
 from datamodules.sources.rooms import load_scene, read_scene, render
-from datamodules.sources.rooms.panels import distance
-from datamodules.sources.rooms.panels.panel import hang, places_at, seen_whole
-from datamodules.sources.rooms.panels.tour import draw_room, draw_tour
+from datamodules.sources.rooms.panels.distance import DISTANCES_M
+from datamodules.sources.rooms.panels.task import PanelScene
+from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.writer import draw_intrinsics
 from datamodules.video import Video
-from zoo.errors import InputError
 
-SMALL = {"scenes": (6, 1, 2), "workers": 1}
-FOV = (80.0, 100.0)
+FRAMES = 16
+TASKS = (PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelIntrinsics, PanelOrder)
+COLOR_CHANNELS = {"red": 0, "green": 1, "blue": 2}
 
 
 @pytest.fixture(scope="module")
 def rooms(tmp_path_factory: pytest.TempPathFactory) -> PanelRooms:
-    made = PanelRooms(root=str(tmp_path_factory.mktemp("panels")), **SMALL)
+    made = PanelRooms(root=str(tmp_path_factory.mktemp("panels")), scenes=(6, 1, 2), workers=1)
     made.prepare()
     return made
 
 
-def panel_shares(scene) -> np.ndarray:
-    """The share of each raw frame's pixels that shows the panel."""
-    return (render(*read_scene(scene.depth)).ids == 0).mean((1, 2))
+def draw(task: PanelTask, seed: int, fov: tuple[float, float] = (90.0, 110.0)) -> tuple[PanelScene, np.ndarray]:
+    """A scene, and its intrinsics in pixels."""
+    rng = np.random.default_rng(seed)
+    K_px = draw_intrinsics(56, rng, fov)
+    return task.draw(FRAMES, K_px, rng), K_px
+
+
+def to_world(room: RoomScene, thing: Thing) -> np.ndarray:
+    """The center of a thing in the world."""
+    return (np.linalg.inv(room.room_from_world()) @ [*thing.center, 1.0])[:3]
+
+
+def centers(world_to_camera: np.ndarray) -> np.ndarray:
+    """Camera centers."""
+    return np.linalg.inv(world_to_camera)[:, :3, 3]
+
+
+def path_features(scene: PanelScene) -> np.ndarray:
+    """Lengths, extents, pairwise distances and directions of a camera path, seen from its first camera."""
+    poses = scene.camera_from_room @ np.linalg.inv(scene.camera_from_room[0])
+    eyes = centers(poses)
+    apart = np.linalg.norm(eyes[:, None] - eyes, axis=-1)[np.triu_indices(len(eyes), 1)]
+    step = np.linalg.norm(np.diff(eyes, axis=0), axis=1)
+    return np.concatenate([[step.sum(), *np.ptp(eyes, axis=0)], apart, eyes.ravel(), poses[:, 2, :3].ravel()])
+
+
+def predict(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Ridge regression of the second half of the targets, fitted to the first."""
+    features = (features - features.mean(0)) / (features.std(0) + 1e-9)
+    half = len(targets) // 2
+    x, y = features[:half], targets[:half] - targets[:half].mean()
+    weights = np.linalg.solve(x.T @ x + half * np.eye(x.shape[1]), x.T @ y)
+    return features[half:] @ weights
 
 
 def test_the_answer_is_the_distance_in_the_written_files(rooms: PanelRooms) -> None:
     for scene in rooms.scenes("train"):
         (question,) = scene.questions
+        room, poses = load_scene(scene.depth), read_cameras(scene.cameras, FRAMES, 56, 56)[0].numpy()
+        (panel,) = room.things
+        distances = np.linalg.norm(to_world(room, panel) - centers(poses), axis=1)
         assert question.question_type == "panel_distance"
-        room = load_scene(scene.depth)
-        poses, _ = read_cameras(scene.cameras, 24, 56, 56)
-        start = np.linalg.inv(poses[0].numpy())[:3, 3]
-        (panel,) = room.things
-        center = np.linalg.inv(room.room_from_world()) @ [*panel.center, 1.0]
-        assert float(question.ground_truth) == pytest.approx(np.linalg.norm(center[:3] - start), abs=0.051)
-        last = np.linalg.inv(poses[-1].numpy())[:3, 3]  # negative control
-        assert float(question.ground_truth) != pytest.approx(np.linalg.norm(center[:3] - last), abs=0.051)
+        assert float(question.ground_truth) == pytest.approx(distances[0], abs=0.0501)
+        assert float(question.ground_truth) != pytest.approx(distances[-1], abs=0.0501)  # of another camera
 
 
-def test_the_panel_is_on_a_wall_and_seen_as_red(rooms: PanelRooms) -> None:
+def test_the_panel_is_seen_in_its_color_in_few_raw_frames(rooms: PanelRooms) -> None:
     for scene in rooms.scenes("train"):
-        room = load_scene(scene.depth)
-        (panel,) = room.things
-        low, high = np.array(panel.center) - np.array(panel.size) / 2, np.array(panel.center) + np.array(panel.size) / 2
-        walls = np.array(room.size[:2]) / 2
-        assert (low[:2] >= -walls - 1e-9).all() and (high[:2] <= walls + 1e-9).all()
-        assert np.isclose(np.abs([low[:2], high[:2]]), walls).sum() == 1
-        assert 0 < low[2] and high[2] < room.size[2]
-        shares = panel_shares(scene)
+        arguments = read_scene(scene.depth)
+        shares = (render(*arguments).ids == 0).mean((1, 2))
         best = int(shares.argmax())
-        assert shares[best] > 0.01 and (shares > 0).mean() < 0.5
-        frame = Video(scene.video).read([best])[0].numpy().astype(float)
-        seen = render(*read_scene(scene.depth, [best])).ids[0] == 0
-        red, green, blue = frame[:, seen].mean(1)
-        assert red > 2 * max(green, blue)
+        assert shares[best] > 0.015 and (shares > 0).mean() <= 0.5
+        pixels = Video(scene.video).read([best])[0].numpy()[:, render(*read_scene(scene.depth, [best])).ids[0] == 0]
+        assert (pixels[0].mean() > 2 * pixels[1:].mean(1)).all()
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
+    for seed in range(4):
+        scene, K_px = draw(task(), seed)
+        room = scene.room
+        ids = render(room, scene.camera_from_room @ room.room_from_world(), K_px, 56, 56).ids
+        for number, panel in enumerate(room.things):
+            center, half = np.array(panel.center), np.array(panel.size) / 2
+            ends = np.abs(np.stack([center - half, center + half]))[:, :2]
+            assert (ends <= np.array(room.size[:2]) / 2 + 1e-9).all()
+            assert np.isclose(ends, np.array(room.size[:2]) / 2).sum() == 1
+            assert half[2] < center[2] < room.size[2] - half[2]
+            assert (ids == number).mean((1, 2)).max() > 0.008
+        assert len(scene.camera_from_room) == FRAMES
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_a_scene_depends_on_the_generator_alone(task: type[PanelTask]) -> None:
+    (one, _), (same, _), (other, _) = (draw(task(), seed) for seed in (3, 3, 4))
+    assert one.room == same.room and (one.camera_from_room == same.camera_from_room).all()
+    assert one.room != other.room
+
+
+@pytest.mark.parametrize("task", [PanelDistance, PanelTranslation, PanelPairs], ids=lambda task: task.__name__)
+def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) -> None:
+    """By construction: every answer is drawn for the same rooms and paths."""
+
+    class Fixed(np.random.Generator):
+        """Draws a given answer first, and everything else as the generator."""
+
+        answer: int | None = None
+
+        def integers(self, *args: Any, **kwargs: Any) -> Any:
+            drawn = super().integers(*args, **kwargs)
+            given, self.answer = self.answer, None
+            return drawn if given is None else given
+
+    for seed in range(3):
+        paths = []
+        for answer in (0, 30, 63):
+            rng = Fixed(np.random.PCG64(seed))
+            rng.answer = answer
+            scene = task().draw(FRAMES, draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0)), rng)
+            (panel,), (start,) = scene.room.things, centers(scene.camera_from_room[:1])
+            assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(DISTANCES_M[answer])
+            assert scene.ground_truth == f"{DISTANCES_M[answer]:.1f}"
+            paths.append((scene.camera_from_room, scene.room.size, panel.size[2]))
+        assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
+
+
+def test_regressors_on_the_camera_path_are_no_better_than_a_constant() -> None:
+    scenes = [draw(PanelDistance(), seed)[0] for seed in range(300)]
+    features = np.stack([path_features(scene) for scene in scenes])
+    answers = np.log([float(scene.ground_truth) for scene in scenes])
+    lengths = np.log([np.linalg.norm(np.diff(centers(s.camera_from_room), axis=0), axis=1).sum() for s in scenes])
+    half = len(scenes) // 2
+    assert np.corrcoef(predict(features, answers), answers[half:])[0, 1] < 0.25
+    assert np.corrcoef(predict(features, lengths), lengths[half:])[0, 1] > 0.9  # negative control

@@ -8,15 +8,15 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms.panels.panel import hang, places_at, seen_whole
+from datamodules.sources.rooms.panels.panel import hang, places_at, seen
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import draw_room, draw_tour
 from datamodules.sources.rooms.scene import RoomScene
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-DISTANCES_M = np.geomspace(1.3, 6.0, 64)  # the answers
-SIZE_M = (0.2, 0.4)  # width and height
+DISTANCES_M = np.geomspace(1.4, 5.8, 64)  # the answers
+SIZE_M = (0.5, 0.9)  # width and height
 CENTER_ABOVE_EYE_M = 0.2  # at most, above or below the first camera
 MAX_ATTEMPTS = 2000
 QUESTION = "How far is the center of the red panel from the camera at the start of the video (in meters)?"
@@ -55,9 +55,9 @@ class PanelDistance(PanelTask):
                 continue
             at, on = np.nonzero(exists)
             stations = camera_from_room[:: self.frames_per_station]
-            seen = seen_whole(places[exists], on // 2, (width, height), stations, K_px).any(0)
-            if len(set(at[seen])) == len(DISTANCES_M):  # every answer, not this one: the room says nothing about it
-                place = rng.choice(on[seen & (at == answer)])
+            visible = seen(places[exists], stations, K_px).any(0)
+            if len(set(at[visible])) == len(DISTANCES_M):  # every answer, not this one: the room says nothing about it
+                place = rng.choice(on[visible & (at == answer)])
                 panel = hang("red", places[answer, place], place // 2, width, height)
                 room = replace(room, things=(panel,))
                 return PanelScene(room, camera_from_room, QUESTION, f"{DISTANCES_M[answer]:.1f}")

@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms.panels.panel import COLORS, hang, places_towards, seen_whole
+from datamodules.sources.rooms.panels.panel import COLORS, hang, places_towards, seen
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import draw_room, draw_tour
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-SIZE_M = (0.2, 0.4)
-BEYOND = 1.5  # times the half frame: the border of what a station may show of a panel
+SIZE_M = (0.3, 0.5)
+CLEAR, GLIMPSE = 0.7, 1.7  # half frames: a center within is seen; a panel is not, whose center is beyond
 MAX_ATTEMPTS = 2000
 QUESTION = "Which of these panels is seen first in the video?"
 
@@ -42,10 +42,9 @@ class PanelOrder(PanelTask):
             eyes, forward = np.linalg.inv(stations[chosen])[:, :3, [3, 2]].transpose(2, 0, 1)
             places, walls = places_towards(np.arctan2(forward[:, 1], forward[:, 0]), eyes, room)
             width, height = rng.uniform(*SIZE_M, 2)
-            whole = seen_whole(places, walls, (width, height), stations, K_px)
-            glimpsed = seen_whole(places, walls, (width, height), stations, K_px / np.array([[BEYOND], [BEYOND], [1]]))
-            first = whole.argmax(0)
-            if whole.any(0).all() and (first == glimpsed.argmax(0)).all() and len(set(first)) == len(COLORS):
+            visible, glimpsed = (seen(places, stations, K_px, within) for within in (CLEAR, GLIMPSE))
+            first = visible.argmax(0)
+            if visible.any(0).all() and (first == glimpsed.argmax(0)).all() and len(set(first)) == len(COLORS):
                 rest = rng.permutation([color for color in range(len(COLORS)) if color != answer])
                 colors = np.array(list(COLORS))[[answer, *rest]]
                 order = np.argsort(first)

@@ -10,11 +10,10 @@ from datamodules.sources.rooms.scene import Material, Part, RoomScene, Thing, Ve
 COLORS: dict[str, Vector] = {"red": (0.9, 0.04, 0.04), "blue": (0.05, 0.1, 0.9), "green": (0.03, 0.65, 0.1)}
 THICKNESS_M = 0.02
 MARGIN_M = 0.05  # between a panel and the ends of its wall
-SMALLEST_SHARE = 0.1  # of a frame's width: the least apparent width of a panel that is seen
 WALLS = ((0, -1), (0, 1), (1, -1), (1, 1))  # axis and side
 
 
-def hang(color: str, center: Float64[np.ndarray, " 3"], wall: int, width: float, height: float) -> Thing:
+def hang(color: str, center: Float64[np.ndarray, " 3"], wall: int | np.integer, width: float, height: float) -> Thing:
     """Hang a plain panel on a wall."""
     size = np.array([width, width, height])
     size[WALLS[wall][0]] = THICKNESS_M
@@ -69,29 +68,20 @@ def places_towards(
     return places, 2 * axes + (steps[np.arange(len(axes)), axes] > 0)
 
 
-def seen_whole(
+def seen(
     centers: Float64[np.ndarray, "n 3"],
-    walls: Int[np.ndarray, " n"],
-    size: tuple[float, float],
     camera_from_room: Float64[np.ndarray, "T 4 4"],
     K_px: Float64[np.ndarray, "3 3"],
+    within: float = 0.8,
 ) -> Bool[np.ndarray, "T n"]:
-    """Whether a camera sees a panel whole, and wide enough.
+    """Whether a camera sees the center of a panel, and not at the border of the frame.
 
     Args:
         centers: Of the panels, in the room's frame.
-        walls: Of the panels.
-        size: Width and height of the panels.
         camera_from_room: Poses.
         K_px: Intrinsics; the principal point is the center of the frame.
+        within: Share of the frame around its center.
     """
-    axes = np.array([axis for axis, _ in WALLS])[walls]
-    half = np.where(axes[:, None] == [0, 1, 2], 0.0, np.array([size[0], size[0], size[1]]) / 2)
-    signs = np.array([[i, i, j] for i in (-1, 1) for j in (-1, 1)])
-    corners = (centers[:, None] + half[:, None] * signs).reshape(-1, 3)
-    x, y, z = np.moveaxis(camera_from_room[:, :3, :3] @ corners.T + camera_from_room[:, :3, 3:], 1, 0)
-    z = np.where(z > 0, z, np.nan)  # behind the camera
-    u, v = (K_px[i, i] / K_px[i, 2] * across / z for i, across in enumerate((x, y)))  # the frame is -1..1
-    u, v = u.reshape(len(u), -1, 4), v.reshape(len(v), -1, 4)
-    inside = (np.abs(u) < 1) & (np.abs(v) < 1)
-    return inside.all(-1) & (np.ptp(u, axis=-1) / 2 > SMALLEST_SHARE)
+    x, y, z = np.moveaxis(camera_from_room[:, :3, :3] @ centers.T + camera_from_room[:, :3, 3:], 1, 0)
+    across = [K_px[i, i] / K_px[i, 2] * np.abs(offset) < within * z for i, offset in enumerate((x, y))]
+    return across[0] & across[1]  # z is positive there

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.rooms.layout import draw_shell
-from datamodules.sources.rooms.panels.panel import hang, places_towards, seen_whole
+from datamodules.sources.rooms.panels.panel import hang, places_towards, seen
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, draw_shares, look_from
 from datamodules.sources.rooms.scene import RoomScene
@@ -47,11 +47,7 @@ class PanelRotation(PanelTask):
             above = rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M, 2)[[0, 1, 1, 1], None]
             places, walls = places_towards(np.append(red, red + turns), eye + above * [0, 0, 1], room)
             stations = camera_from_room[::TEMPORAL_PATCH_SIZE]
-            seen = [
-                seen_whole(places[which], walls[which], (size[0], size[1]), stations, K_px).any(0)
-                for which, size in zip((slice(0, 1), slice(1, None)), sizes, strict=True)
-            ]
-            if np.concatenate(seen).all():  # every answer, not this one: the room says nothing about it
+            if seen(places, stations, K_px).any(0).all():  # every answer, not this one: the room says nothing about it
                 panels = [hang("red", places[0], walls[0], *sizes[0])]
                 panels.append(hang("blue", places[1 + answer], walls[1 + answer], *sizes[1]))
                 options = tuple(f"{letter}. {option}" for letter, option in zip("ABC", ANSWERS, strict=True))

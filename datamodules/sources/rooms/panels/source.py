@@ -15,7 +15,7 @@ from zoo.configuration import to_config
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-VERSION = 1  # increase it with every change to the scenes of all tasks
+VERSION = 2  # increase it with every change to the scenes of all tasks
 
 
 class PanelRooms(RenderedScenes):
@@ -40,10 +40,10 @@ class PanelRooms(RenderedScenes):
     def __init__(
         self,
         task: PanelTask | None = None,
-        fov: tuple[float, float] = (80.0, 100.0),
+        fov: tuple[float, float] = (90.0, 110.0),
         scenes: tuple[int, int, int] = (4000, 200, 500),
         size: int = 56,
-        frames: int = 24,
+        frames: int = 16,
         seed: int = 0,
         root: str = "cache/panels",
         workers: int | None = None,

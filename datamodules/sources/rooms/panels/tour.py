@@ -16,7 +16,7 @@ from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 SIDE_M = (6.0, 7.0)  # length and width of all rooms
 CEILING_M = (2.4, 3.0)
-INSET_M = (0.9, 1.1)  # of the camera from the walls
+INSET_M = (1.0, 1.2)  # of the camera from the walls
 EYE_HEIGHT_M = (1.3, 1.7)
 LOOK_ASIDE_DEG = 10.0  # at most, from the normal of the ring
 LEVEL_M, PITCH_RAD, ROLL_RAD = 0.1, 0.1, 0.05  # at most, of a station
