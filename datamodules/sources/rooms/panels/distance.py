@@ -15,7 +15,7 @@ from datamodules.sources.rooms.scene import RoomScene
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-DISTANCES_M = np.geomspace(1.4, 5.8, 64)  # the answers
+DISTANCES_M = np.geomspace(1.3, 6.0, 16)  # the answers
 SIZE_M = (0.5, 0.9)  # width and height
 CENTER_ABOVE_EYE_M = 0.2  # at most, above or below the first camera
 MAX_ATTEMPTS = 2000

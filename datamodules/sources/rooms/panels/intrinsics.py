@@ -8,10 +8,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms.layout import draw_shell
 from datamodules.sources.rooms.panels.panel import THICKNESS_M, hang
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
-from datamodules.sources.rooms.panels.tour import look_from
+from datamodules.sources.rooms.panels.tour import look_from, plain_room
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 WIDTHS_M = np.geomspace(0.25, 0.7, 32)  # the answers
@@ -36,7 +35,7 @@ class PanelIntrinsics(PanelTask):
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
         """Draw the answer, a camera path along the wall, and the station in front of which the panel hangs."""
         width, height = rng.choice(WIDTHS_M), rng.uniform(*HEIGHT_M)
-        room = draw_shell(np.full(3, HALL_M), 1.0, rng)
+        room = plain_room(np.full(3, HALL_M), rng)
         stations = frames // TEMPORAL_PATCH_SIZE
         x = rng.permutation(np.arange(stations) - stations / 2) * rng.uniform(*STEP_M)
         plan = np.column_stack([x, np.full(stations, TO_WALL_M - HALL_M / 2)])

@@ -8,10 +8,9 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms.layout import draw_shell
 from datamodules.sources.rooms.panels.panel import hang, places_towards, seen
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
-from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, draw_shares, look_from
+from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, draw_shares, look_from, plain_room
 from datamodules.sources.rooms.scene import RoomScene
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
@@ -64,4 +63,4 @@ class PanelRotation(PanelTask):
         yaw = 2 * np.pi * (draw_shares(frames // TEMPORAL_PATCH_SIZE, rng) + rng.random())
         center = np.tile(rng.uniform(-0.2, 0.2, 2), (len(yaw), 1))
         eyes = look_from(center, yaw, rng.uniform(*EYE_HEIGHT_M), TEMPORAL_PATCH_SIZE, rng)
-        return draw_shell(size, 1.0, rng), eyes
+        return plain_room(size, rng), eyes

@@ -6,9 +6,12 @@ frame number and its place are independent.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Float64
 
+from datamodules.sources.rooms import textures
 from datamodules.sources.rooms.layout import draw_shell
 from datamodules.sources.rooms.paths import look, ring_along_walls
 from datamodules.sources.rooms.scene import RoomScene
@@ -16,6 +19,7 @@ from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 SIDE_M = (6.0, 7.0)  # length and width of all rooms
 CEILING_M = (2.4, 3.0)
+GRAY = (0.5, 0.9)
 INSET_M = (1.0, 1.2)  # of the camera from the walls
 EYE_HEIGHT_M = (1.3, 1.7)
 LOOK_ASIDE_DEG = 10.0  # at most, from the normal of the ring
@@ -27,8 +31,23 @@ PERIMETER_STEPS = 720
 
 def draw_room(rng: np.random.Generator) -> RoomScene:
     """Draw an empty room."""
-    size = np.array([*rng.uniform(*SIDE_M, 2), rng.uniform(*CEILING_M)])
-    return draw_shell(size, 1.0, rng)
+    return plain_room(np.array([*rng.uniform(*SIDE_M, 2), rng.uniform(*CEILING_M)]), rng)
+
+
+def plain_room(size: Float64[np.ndarray, " 3"], rng: np.random.Generator) -> RoomScene:
+    """Draw the surfaces of a room in faint grays, on which a panel's color stands out.
+
+    Args:
+        size: Length, width and height in meters.
+        rng: Random generator.
+    """
+    room = draw_shell(size, 1.0, rng)
+    values = rng.uniform(*GRAY, len(room.surfaces))
+    surfaces = (
+        replace(surface, pattern=int(rng.integers(textures.PLAIN)), colors=((value,) * 3, (0.8 * value,) * 3))
+        for surface, value in zip(room.surfaces, values.tolist(), strict=True)
+    )
+    return replace(room, surfaces=tuple(surfaces))
 
 
 def draw_tour(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms.layout import draw_shell
 from datamodules.sources.rooms.panels.distance import PanelDistance
-from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, INSET_M, draw_shares, look_from
+from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, INSET_M, draw_shares, look_from, plain_room
 from datamodules.sources.rooms.scene import RoomScene
 
 LENGTH_M, WIDTH_M = 14.0, (3.0, 4.0)
@@ -28,4 +27,4 @@ class PanelTranslation(PanelDistance):
         y = np.full_like(x, rng.uniform(*INSET_M) - size[1] / 2)
         yaw = np.full_like(x, -np.pi / 2)
         eyes = look_from(np.column_stack([x, y]), yaw, rng.uniform(*EYE_HEIGHT_M), self.frames_per_station, rng)
-        return draw_shell(size, 1.0, rng), eyes
+        return plain_room(size, rng), eyes
