@@ -16,8 +16,9 @@ from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 DISTANCES_M = np.geomspace(1.3, 6.0, 16)  # the answers
-SIZE_M = (0.5, 0.9)  # width and height
-CENTER_ABOVE_EYE_M = 0.2  # at most, above or below the first camera
+SIZE_M = (0.5, 0.8)  # width and height
+CENTER_ABOVE_EYE_M = 0.15  # at most, above or below the first camera
+LOOK_DOWN = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], float)
 MAX_ATTEMPTS = 2000
 QUESTION = "How far is the center of the red panel from the camera at the start of the video (in meters)?"
 
@@ -27,7 +28,8 @@ class PanelDistance(PanelTask):
 
     The images show in which frames the panel is seen, the cameras where these were taken. The answer is drawn first,
     and only rooms and camera paths that permit *every* answer are taken: the answer is independent of them by
-    construction. The stations are visited in random order, so that the number of a frame says nothing either.
+    construction. The stations are visited in random order, so that the number of a frame says nothing either; the
+    first one looks at the floor, or a panel that it sees would be near whatever the cameras.
 
     Attributes:
         frames_per_station: Adjacent frames with nearly the same view.
@@ -46,7 +48,9 @@ class PanelDistance(PanelTask):
         answer = rng.integers(len(DISTANCES_M))
         for _ in range(MAX_ATTEMPTS):
             room, camera_from_room = self.draw_path(frames, rng)
-            eye = np.linalg.inv(camera_from_room[0])[:3, 3]
+            start, others = np.split(camera_from_room, [self.frames_per_station])
+            start[:] = LOOK_DOWN @ start
+            eye = np.linalg.inv(start[0])[:3, 3]
             z = eye[2] + rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M)
             width, height = rng.uniform(*SIZE_M, 2)
             places = places_at(DISTANCES_M, eye, room, z, width)
@@ -54,8 +58,7 @@ class PanelDistance(PanelTask):
             if not exists.any(1).all():
                 continue
             at, on = np.nonzero(exists)
-            stations = camera_from_room[:: self.frames_per_station]
-            visible = seen(places[exists], stations, K_px).any(0)
+            visible = seen(places[exists], others[:: self.frames_per_station], K_px).any(0)
             if len(set(at[visible])) == len(DISTANCES_M):  # every answer, not this one: the room says nothing about it
                 place = rng.choice(on[visible & (at == answer)])
                 panel = hang("red", places[answer, place], place // 2, width, height)
