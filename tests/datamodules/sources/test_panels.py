@@ -54,24 +54,6 @@ def centers(world_to_camera: np.ndarray) -> np.ndarray:
     return np.linalg.inv(world_to_camera)[:, :3, 3]
 
 
-def path_features(scene: PanelScene) -> np.ndarray:
-    """Lengths, extents, pairwise distances and directions of a camera path, seen from its first camera."""
-    poses = scene.camera_from_room @ np.linalg.inv(scene.camera_from_room[0])
-    eyes = centers(poses)
-    apart = np.linalg.norm(eyes[:, None] - eyes, axis=-1)[np.triu_indices(len(eyes), 1)]
-    step = np.linalg.norm(np.diff(eyes, axis=0), axis=1)
-    return np.concatenate([[step.sum(), *np.ptp(eyes, axis=0)], apart, eyes.ravel(), poses[:, 2, :3].ravel()])
-
-
-def predict(features: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Ridge regression of the second half of the targets, fitted to the first."""
-    features = (features - features.mean(0)) / (features.std(0) + 1e-9)
-    half = len(targets) // 2
-    x, y = features[:half], targets[:half] - targets[:half].mean()
-    weights = np.linalg.solve(x.T @ x + half * np.eye(x.shape[1]), x.T @ y)
-    return features[half:] @ weights
-
-
 def test_the_answer_is_the_distance_in_the_written_files(rooms: PanelRooms) -> None:
     for scene in rooms.scenes("train"):
         (question,) = scene.questions
@@ -105,7 +87,7 @@ def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
             assert (ends <= np.array(room.size[:2]) / 2 + 1e-9).all()
             assert np.isclose(ends, np.array(room.size[:2]) / 2).sum() == 1
             assert half[2] < center[2] < room.size[2] - half[2]
-            assert (ids == number).mean((1, 2)).max() > 0.008
+            assert (ids == number).mean((1, 2)).max() > 0.004
         assert len(scene.camera_from_room) == FRAMES
 
 
@@ -141,13 +123,3 @@ def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) ->
             assert scene.ground_truth == f"{DISTANCES_M[answer]:.1f}"
             paths.append((scene.camera_from_room, scene.room.size, panel.size[2]))
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
-
-
-def test_regressors_on_the_camera_path_are_no_better_than_a_constant() -> None:
-    scenes = [draw(PanelDistance(), seed)[0] for seed in range(120)]
-    features = np.stack([path_features(scene) for scene in scenes])
-    answers = np.log([float(scene.ground_truth) for scene in scenes])
-    lengths = np.log([np.linalg.norm(np.diff(centers(s.camera_from_room), axis=0), axis=1).sum() for s in scenes])
-    half = len(scenes) // 2
-    assert np.corrcoef(predict(features, answers), answers[half:])[0, 1] < 0.35
-    assert np.corrcoef(predict(features, lengths), lengths[half:])[0, 1] > 0.9  # negative control

@@ -40,8 +40,8 @@ class PanelOrder(PanelTask):
             stations = camera_from_room[::TEMPORAL_PATCH_SIZE]
             chosen = rng.choice(len(stations), len(COLORS), replace=False)
             eyes, forward = np.linalg.inv(stations[chosen])[:, :3, [3, 2]].transpose(2, 0, 1)
-            places, walls = places_towards(np.arctan2(forward[:, 1], forward[:, 0]), eyes, room)
             width, height = rng.uniform(*SIZE_M, 2)
+            places, walls = places_towards(np.arctan2(forward[:, 1], forward[:, 0]), eyes, room, width)
             visible, glimpsed = (seen(places, stations, K_px, within) for within in (CLEAR, GLIMPSE))
             first = visible.argmax(0)
             if visible.any(0).all() and (first == glimpsed.argmax(0)).all() and len(set(first)) == len(COLORS):

@@ -51,13 +51,15 @@ def places_towards(
     angles: Float64[np.ndarray, " n"],
     eyes: Float64[np.ndarray, "n 3"],
     room: RoomScene,
+    width: float,
 ) -> tuple[Float64[np.ndarray, "n 3"], Int[np.ndarray, " n"]]:
-    """Find the centers of panels, and their walls, in horizontal directions from points.
+    """Find the centers of panels, and their walls, in horizontal directions from points; NaN beyond the wall's end.
 
     Args:
         angles: Directions in radians.
         eyes: The points, in the room's frame; a panel hangs as high.
         room: The room.
+        width: Of the panels.
     """
     steps = np.stack([np.cos(angles), np.sin(angles)], 1)
     planes = np.copysign((np.array(room.size[:2]) - THICKNESS_M) / 2, steps)
@@ -65,6 +67,8 @@ def places_towards(
     axes = reach.argmin(1)
     places = eyes.copy()
     places[:, :2] += reach.min(1)[:, None] * steps
+    along = np.take_along_axis(places, 1 - axes[:, None], 1)[:, 0]
+    places[np.abs(along) > (np.array(room.size)[1 - axes] - width) / 2 - MARGIN_M] = np.nan
     return places, 2 * axes + (steps[np.arange(len(axes)), axes] > 0)
 
 

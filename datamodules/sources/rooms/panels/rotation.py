@@ -44,7 +44,7 @@ class PanelRotation(PanelTask):
             red = rng.uniform(-np.pi, np.pi)
             turns = np.deg2rad([rng.uniform(*limits) for limits in TURNS_DEG])
             above = rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M, 2)[[0, 1, 1, 1], None]
-            places, walls = places_towards(np.append(red, red + turns), eye + above * [0, 0, 1], room)
+            places, walls = places_towards(np.append(red, red + turns), eye + above * [0, 0, 1], room, sizes.max())
             stations = camera_from_room[::TEMPORAL_PATCH_SIZE]
             if seen(places, stations, K_px).any(0).all():  # every answer, not this one: the room says nothing about it
                 panels = [hang("red", places[0], walls[0], *sizes[0])]
