@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from datamodules import (
     PanelRotation,
     PanelTask,
     PanelTranslation,
+    VideoQADataModule,
 )
 from datamodules.cameras_file import read_cameras
 from datamodules.sources.rooms import load_scene, read_scene, render
@@ -24,10 +26,25 @@ from datamodules.sources.rooms.panels.task import PanelScene
 from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.writer import draw_intrinsics
 from datamodules.video import Video
+from zoo.benchmarks import PanelBench
+from zoo.errors import InputError
 
 FRAMES = 16
 TASKS = (PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelIntrinsics, PanelOrder)
 COLOR_CHANNELS = {"red": 0, "green": 1, "blue": 2}
+
+
+class OwnBench(PanelBench):
+    """A benchmark with a question type of a user's."""
+
+    numeric_types = (*PanelBench.numeric_types, "my_distance")
+
+
+class OwnTask(PanelDistance):
+    """A task of a user's."""
+
+    question_type = "my_distance"
+    benchmark = OwnBench()
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +140,31 @@ def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) ->
             assert scene.ground_truth == f"{DISTANCES_M[answer]:.1f}"
             paths.append((scene.camera_from_room, scene.room.size, panel.size[2]))
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
+
+
+def test_a_task_of_the_users_with_its_own_question_type(tmp_path: Path) -> None:
+    source = PanelRooms(OwnTask(), root=str(tmp_path), scenes=(0, 0, 1), workers=1)
+    source.prepare()
+    data = VideoQADataModule(source, question_types="default")
+    (question,) = data.scenes("test")[0].questions
+    assert question.question_type == "my_distance"
+    assert source.benchmark.score(question.ground_truth, question.ground_truth, "my_distance", "spatial_mllm") == 1.0
+    assert source.folder != PanelRooms(root=str(tmp_path), scenes=(0, 0, 1)).folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"scenes": (1, -1, 1)}, "scenes are three counts"),
+        ({"fov": (100.0, 90.0)}, "must be a range within 0 to 180 degrees"),
+        ({"frames": 15}, "frames 15 must be even"),
+    ],
+)
+def test_invalid_settings(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        PanelRooms(**settings)
+
+
+def test_rooms_that_never_show_all_places_are_an_error() -> None:
+    with pytest.raises(InputError, match="PanelDistance: .* take more --data.source.frames than 16, or a wider"):
+        draw(PanelDistance(), 0, fov=(20.0, 21.0))
