@@ -21,7 +21,7 @@ from datamodules import (
 )
 from datamodules.cameras_file import read_cameras
 from datamodules.sources.rooms import load_scene, read_scene, render
-from datamodules.sources.rooms.panels.distance import DISTANCES_M
+from datamodules.sources.rooms.panels import distance
 from datamodules.sources.rooms.panels.task import PanelScene
 from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.writer import draw_intrinsics
@@ -136,8 +136,8 @@ def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) ->
             rng.answer = answer
             scene = task().draw(FRAMES, draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0)), rng)
             (panel,), (start,) = scene.room.things, centers(scene.camera_from_room[:1])
-            assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(DISTANCES_M[answer])
-            assert scene.ground_truth == f"{DISTANCES_M[answer]:.1f}"
+            assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(distance.DISTANCES_M[answer])
+            assert scene.ground_truth == f"{distance.DISTANCES_M[answer]:.1f}"
             paths.append((scene.camera_from_room, scene.room.size, panel.size[2]))
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
 
@@ -165,6 +165,7 @@ def test_invalid_settings(settings: dict[str, Any], reason: str) -> None:
         PanelRooms(**settings)
 
 
-def test_rooms_that_never_show_all_places_are_an_error() -> None:
-    with pytest.raises(InputError, match="PanelDistance: .* take more --data.source.frames than 16, or a wider"):
+def test_rooms_that_never_show_all_places_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distance, "MAX_ATTEMPTS", 20)
+    with pytest.raises(InputError, match="PanelDistance: 20 rooms in a row .* than 16, or a wider"):
         draw(PanelDistance(), 0, fov=(20.0, 21.0))
