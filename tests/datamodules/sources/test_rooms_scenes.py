@@ -216,7 +216,7 @@ def test_answers_are_true(path: str, moving: bool) -> None:
     for index in range(6):
         scene, _ = drawn(path, moving, index)
         ids = rendered(path, moving, index).ids
-        for question in ask(scene, ids, np.random.default_rng(index), "x"):
+        for question in ask(scene, "x", ids, np.random.default_rng(index)):
             kinds.add(question.question_type)
             check(question.question_type, question.question, question.ground_truth, question.options, scene, ids)
     assert len(kinds) == 9
@@ -298,7 +298,7 @@ def test_moving_things_move_and_are_asked_about() -> None:
         tracks = [np.array(thing.track) for thing in scene.things if thing.track]
         assert tracks and all(np.ptp(track[:, :2], axis=0).max() > 0.2 for track in tracks)
         names = {category.name for category in MOVERS}
-        questions = ask(scene, rendered("local", True, index).ids, np.random.default_rng(0), "x")
+        questions = ask(scene, "x", rendered("local", True, index).ids, np.random.default_rng(0))
         asked += any(name in question.question for question in questions for name in names)
         assert not any(thing.track for thing in drawn("local", False, index)[0].things)
     assert asked >= 2
