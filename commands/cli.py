@@ -21,11 +21,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.first_losses import FirstLosses
 from callbacks.loggers import TensorBoardFiles
 from callbacks.results_folder import UNFINISHED
 from callbacks.termination import EndOnSigterm
 from callbacks.time_limit import TimeLimit
-from commands.defaults import with_defaults
+from commands.defaults import TRAINER_DEFAULTS, with_defaults
 from commands.export import ExportingTrainer
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
 from commands.parser import OneLineParser
@@ -38,14 +39,6 @@ from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.versions import versions
 
 TIME_IS_OVER = 124  # the exit status, as of the command `timeout`
-TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
-    "num_sanity_val_steps": 0,
-    "gradient_clip_val": 1.0,  # Spatial-MLLM's
-    "log_every_n_steps": 10,
-    "enable_model_summary": False,  # `describe_size` says what trains
-}
-
 
 # Strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies of them.
 StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
@@ -189,7 +182,7 @@ class ZooCLI(LightningCLI):
             settings["logger"] = TensorBoardFiles(self.folder)
         if self.command == "fit":
             self.config.fit.ckpt_path = None  # stored: it would let another run start from there
-        callbacks = [] if asked.enable_progress_bar is False else [progress_bar()]
+        callbacks = [FirstLosses(), *([] if asked.enable_progress_bar is False else [progress_bar()])]
         try:
             if asked.max_time is not None:
                 self.time_limit = TimeLimit(asked.max_time)

@@ -1,4 +1,4 @@
-"""Configs that are read before the given ones, as if they were named first, so that given settings win."""
+"""Settings below the given ones: configs that are read as if they were named first, and those of the Trainer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from commands.configs import CONFIGS, RECIPE, read_config
 # model would keep those in place of its own.
 DEFAULTS = ("model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml")
 PREDICTED_CAMERAS = "cameras_auto.yaml"  # for data without cameras
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
+    "num_sanity_val_steps": 0,
+    "gradient_clip_val": 1.0,  # Spatial-MLLM's
+    "log_every_n_steps": 10,
+    "enable_model_summary": False,  # `describe_size` says what trains
+}
 
 
 def with_defaults(words: list[str]) -> list[str]:

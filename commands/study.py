@@ -3,11 +3,19 @@
     python main.py study studies/encodings.yaml
     python main.py study studies/encodings.yaml --settings none PRoPE --seeds 0 --dry_run
     python main.py study studies/encodings.yaml --jobs 50 --executor slurm --slurm.partition gpu --slurm.gpus_per_node 1
+    python main.py study studies/encodings.yaml --verify
 
 trains and tests what has no result yet, each with `main.py fit` and `main.py test` in a folder of its own in
 runs/studies/<study>/, and writes studies/<study>.md and .png. An interrupted training goes on. The results are in
 studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. A training is not repeated if another
 file in that folder has it with all of the tests. --output FOLDER keeps everything apart, so that the study starts anew.
+
+A result has a digest of the code that trained: the configs and the modules that the classes of its settings import, the
+project's and your own, without comments and docstrings. Results of other code than the present are marked. --verify
+trains the first five steps of them again, of one seed of each setting and column, for a fraction of the time; where the
+losses are those recorded, up to 1e-4, the results of all its seeds stand, and the mark goes. It trains nothing else and
+repeats no test, so that a change of decoding or of the scorer goes unnoticed. --redo_outdated retrains what is marked.
+
 A study file has the keys
 
     title, text   of the document
@@ -19,7 +27,8 @@ A study file has the keys
     tests         options of further tests of the trained models, for the settings that name them in `tests`
     score         the measure of the tables: a question type, or macro, the mean over question types
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
-    documents     files in which a section is embedded between <!-- study: <study> / <title> --> and <!-- end -->
+    documents     files in which sections are embedded between <!-- study: <study> / <title> --> and <!-- end -->, and
+                  scores between <!-- score: <study> / <setting> / <column> --> and <!-- end -->
     requires      commands by the file that they make, for the settings that name the file in `requires`; they run side
                   by side, before the trainings; a file is made anew if its command was interrupted or has failed
     parts         anything, for YAML's anchors: `part: &part {...}`, then `setting: {<<: *part, ...}`
@@ -57,6 +66,8 @@ def study(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; on one machine they share the cores")
     parser.add_argument("--redo_outdated", action="store_true", help="retrain what other code has trained")
+    verify_help = "only compare the first losses of what other code has trained, one seed of each setting and column"
+    parser.add_argument("--verify", action="store_true", help=verify_help)
     parser.add_argument("--dry_run", action="store_true", help="only list what would be run")
     parser.add_argument("--write", action="store_true", help="only write the document")
     output_help = "a folder for all that is written; default: runs/studies/<study>/ and the study file's own folder"
@@ -70,50 +81,58 @@ def study(arguments: list[str]) -> None:
         raise InputError(f"--jobs {asked.jobs}: at least 1")
     if asked.slurm and asked.executor == "local":
         raise InputError("--slurm: for --executor slurm")
+    if asked.verify and (asked.write or asked.dry_run or asked.redo_outdated):
+        raise InputError("--verify: without --write, --dry_run and --redo_outdated")
 
     # after the options are read: these import PyTorch, which the help does without
     from commands.studies.document import score_table, test_table, write_documents
     from commands.studies.execution import execute, required
     from commands.studies.executors import LocalExecutor, SubmititExecutor
-    from commands.studies.reading import check_names, read_study
+    from commands.studies.names import check_names
+    from commands.studies.reading import read_study
     from commands.studies.results import Results
     from commands.studies.scores import Scores
-    from commands.studies.source_code import code_of, digest_sources
+    from commands.studies.source_code import SourceCode
+    from commands.studies.verification import verify
 
     plan = read_study(Path(asked.study).expanduser(), Path(asked.output).expanduser() if asked.output else None)
     everything = plan.runs(plan.settings, plan.columns, plan.seeds)
     for option, known in (("settings", plan.settings), ("columns", plan.columns), ("seeds", plan.seeds)):
         check_names(asked[option] or [], known, option.removesuffix("s"))
     others = [] if plan.output else sorted({*plan.results.parent.glob("*.jsonl")} - {plan.results})
-    results, sources = Results(plan.results, others), digest_sources()
+    results, source = Results(plan.results, others), SourceCode()
     print("".join(f"{note}\n" for note in results.notes), end="")
-    by_configs = {configs: code_of(configs, sources) for configs in {run.configs for run in everything}}
-    codes = {run.command: by_configs[run.configs] for run in everything}
+    codes = {run.command: source.digest(run) for run in everything}
+
+    chosen = plan.runs(*(asked[key] or getattr(plan, key) for key in ("settings", "columns", "seeds")))
+    sharing = 1 if asked.executor == "slurm" else asked.jobs
+
+    def executor() -> Executor:
+        if asked.executor == "local":
+            return LocalExecutor(asked.jobs)
+        cluster = asked.executor.removeprefix("submitit_")
+        return SubmititExecutor(asked.jobs, cluster, plan.folder / "submitit", asked.slurm)
 
     # 1. What is missing.
-    chosen, todo = plan.runs(*(asked[key] or getattr(plan, key) for key in ("settings", "columns", "seeds"))), []
-    for run in chosen:
+    todo = []
+    for run in chosen if not asked.verify else ():
         found = [results.find(run, test) for test in run.tests]
-        is_outdated = any(result is not None and result.code != codes[run.command] for result in found)
+        is_outdated = any(result is not None and results.is_outdated(result, codes[run.command]) for result in found)
         if None in found or (asked.redo_outdated and is_outdated):
             todo.append(run)
     if asked.dry_run:
         print("".join(f"{job.file}: main.py {job.command}\n" for job in required(plan, todo)), end="")
         print("".join(f"{run}: main.py fit {run.command}\n" for run in todo), end="")
-    if not asked.write:
+    if not asked.write and not asked.verify:
         print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
 
-    # 2. Train and test it.
-    failed = 0
+    # 2. Train and test it, or verify what is there.
+    failed = differing = 0
     try:
-        if todo and not asked.write and not asked.dry_run:
-            if asked.executor == "local":
-                executor: Executor = LocalExecutor(asked.jobs)
-            else:
-                cluster = asked.executor.removeprefix("submitit_")
-                executor = SubmititExecutor(asked.jobs, cluster, plan.folder / "submitit", asked.slurm)
-            sharing = 1 if asked.executor == "slurm" else asked.jobs
-            failed = execute(plan, todo, codes, results, executor, sharing, asked.redo_outdated)
+        if asked.verify:
+            differing = verify(plan, chosen, codes, results, executor(), sharing)
+        elif todo and not asked.write and not asked.dry_run:
+            failed = execute(plan, todo, codes, results, executor(), sharing, asked.redo_outdated)
 
     # 3. The document and its tables, also after an interrupt.
     finally:
@@ -122,5 +141,7 @@ def study(arguments: list[str]) -> None:
             written = write_documents(scores)
             print("\n\n".join(filter(None, [score_table(scores), test_table(scores)])))
             print(f"written: {', '.join(map(str, written))}")
+    if differing:
+        sys.exit(f"{differing} of {len(chosen)} trainings are not verified, see above; --redo_outdated repeats them")
     if failed:
         sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

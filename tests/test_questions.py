@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 import main
+from commands.studies.embedding import SECTIONS
 from commands.studies.reading import read_study
-from commands.studies.study_file import MARKS
 
 ROOT = Path(main.__file__).parent
 TEXT = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
@@ -26,7 +26,7 @@ def test_a_proof_names_tests_that_are_there() -> None:
 def test_each_section_of_the_study_is_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan = read_study(Path("studies/encodings.yaml"))
-    embedded = [block["title"] for block in MARKS.finditer(TEXT) if block["study"] == plan.name]
+    embedded = [block["title"] for block in SECTIONS.finditer(TEXT) if block["study"] == plan.name]
     assert embedded == [each.title for each in plan.compare]
     shown = {name for each in plan.compare for name in (each.baseline, *each.settings)} - {None}
     assert set(plan.settings) == shown  # each setting answers a question

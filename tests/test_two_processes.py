@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import main
+from callbacks.first_losses import read_losses
 from tests.callbacks.breakable import LAUNCHERS
 
 REPOSITORY = Path(main.__file__).parent
@@ -41,6 +42,7 @@ def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, roo
     two = ["--trainer.devices", "2", "--trainer.strategy", strategy]
     run(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
     (folder,) = (tmp_path / "runs").iterdir()  # both processes wrote into the same one
+    assert len(read_losses(folder)) == 2  # of steps, not of batches
     run(tmp_path, "test", *two)
     together = results(folder)
     run(tmp_path, "test", "--trainer.devices", "1", "--trainer.strategy", "auto")

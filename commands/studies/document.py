@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from callbacks.baselines.mark import BELOW, MEANING, NAMES
+from commands.studies.embedding import embed
 from commands.studies.plot import Rows, draw
 from commands.studies.scores import OUTDATED, Scores
-from commands.studies.sections import Cell, change, is_measured, pairs, section, table, titled
-from commands.studies.study_file import MARKS, OWN, Study, words
+from commands.studies.sections import Cell, change, pairs, section, table, titled
+from commands.studies.study_file import OWN, Study, words
 from zoo.files.atomic_io import write_whole
 
 UNLEARNED = "unlearned"  # in the name of a null model's error
@@ -25,7 +26,8 @@ def write_documents(scores: Scores) -> list[Path]:
         InputError: A file can't be written.
     """
     study = scores.study
-    embedded = {Path(name): _embed(Path(name), scores) for name in study.documents}
+    texts = {Path(name): Path(name).read_text(encoding="utf-8") for name in study.documents}
+    embedded = {path: embed(text, scores, partial(_footnotes, scores=scores)) for path, text in texts.items()}
     plot = study.document.with_suffix(".png")
     draw(_panels(scores), scores.baselines, study.score, plot)
     files = {study.document: document(scores, plot.name), **embedded}
@@ -68,7 +70,7 @@ def document(scores: Scores, plot: str) -> str:
         parts += [f"## {each.title}", section(each, scores)]
     if errors := error_table(scores):
         parts += ["## Errors of what the objectives predict", errors]
-    parts.insert(4, _footnotes("".join(parts), scores))
+    parts.insert(4, footnotes("".join(parts), scores))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -91,6 +93,9 @@ def _summary(study: Study, scores: Scores) -> str:
     counts = Counter(result.version for result in found if result.version).most_common()
     versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)
     made_by = [f"The code that trained: {versions}."] if counts else []
+    verifications = [scores.results.verification(result, scores.codes.get(result.fit, result.code)) for result in found]
+    verified = Counter(each.version for each in verifications if each is not None)
+    made_by += [f"The first losses are those of {version} as well ({n} trainings)." for version, n in verified.items()]
     return "\n\n".join([command, *made_by, *options, cells])
 
 
@@ -153,22 +158,7 @@ def _footnotes(text: str, scores: Scores) -> str:
     notes = [f"{MEANING}."] if f" {BELOW} |" in text else []
     if scores.all_outdated or OUTDATED in text:
         which = "All of this was made" if scores.all_outdated else f"{OUTDATED} Made"
-        command = f"`{_command(scores.study)} --redo_outdated`"
-        notes.append(f"{which} by other code than the present; {command} makes it anew.")
+        command = _command(scores.study)
+        remedy = f"`{command} --verify` compares their first losses, and `--redo_outdated` makes it anew"
+        notes.append(f"{which} by other code than the present; {remedy}.")
     return "\n\n".join(notes)
-
-
-def _embed(path: Path, scores: Scores) -> str:
-    """Return a document with the measured sections between their marks; others keep their text."""
-    study = scores.study
-    titles = {each.title: each for each in study.compare}
-
-    def replace(block: re.Match[str]) -> str:
-        each = titles.get(block["title"]) if block["study"] == study.name else None
-        if each is None or not is_measured(each, scores):
-            return block[0]
-        text = section(each, scores)
-        note = f"\n{notes}\n" if (notes := _footnotes(text, scores)) else ""
-        return f"{block[1]}\n{text}\n{note}\n{block[4]}"
-
-    return MARKS.sub(replace, path.read_text(encoding="utf-8"))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from commands.studies.executors import Executor
-from commands.studies.jobs import Requirement, Training
+from commands.studies.jobs import Requirement, RunJob, Training
 from commands.studies.results import Results, load_result
 from commands.studies.study_file import OWN, Run, Study, folder_name
 from zoo.errors import InputError
+
+J = TypeVar("J", bound=RunJob)
 
 
 def execute(
@@ -32,7 +35,14 @@ def execute(
         sharing: Number of trainings that share the cores.
         redo: Whether to replace weights that other code has trained.
     """
-    trainings = [Training(run, study.folder / run.folder_name, codes[run.command], sharing, redo) for run in runs]
+
+    def is_redone(run: Run) -> bool:
+        known = [result for test in run.tests if (result := results.find(run, test)) is not None]
+        return redo and not any(not results.is_outdated(result, codes[run.command]) for result in known)
+
+    trainings = [
+        Training(run, study.folder / run.folder_name, codes[run.command], sharing, is_redone(run)) for run in runs
+    ]
     unfinished, done, failed = [], 0, 0
 
     def report(training: Training, failure: str | None) -> None:
@@ -50,14 +60,7 @@ def execute(
             report(training, None)
         else:
             unfinished.append(training)
-    absent = _requirements(study, [training.run for training in unfinished], executor)
-    ready = []
-    for training in unfinished:
-        if reasons := [absent[file] for file in training.run.requires if file in absent]:
-            report(training, reasons[0])
-        else:
-            ready.append(training)
-    for training, failure in executor.execute(ready):
+    for training, failure in execute_required(study, unfinished, executor):
         report(training, failure)
     return failed
 
@@ -66,7 +69,7 @@ def _collect(training: Training, results: Results) -> str:
     """Add the results of the finished tests, and describe the score."""
     run = training.run
     for test in training.finished_tests():
-        result, questions = load_result(run, test, training.folder_of(test), *training.trained())
+        result, questions = load_result(run, test, training.folder_of(test), training.trained())
         former = results.find(run, test)
         if former is not None and former.code == result.code and not result.version:
             result = replace(result, version=former.version)
@@ -87,11 +90,17 @@ def required(study: Study, runs: Sequence[Run]) -> list[Requirement]:
     return [job for job in jobs if not job.is_made()]
 
 
-def _requirements(study: Study, runs: Sequence[Run], executor: Executor) -> dict[str, str]:
-    """Make the files that trainings require; return why some are absent."""
+def execute_required(study: Study, jobs: Sequence[J], executor: Executor) -> Iterator[tuple[J, str | None]]:
+    """Make the files that trainings require, then run them; yield each, with the reason if it fails, as it ends."""
     absent = {}
-    for job, failure in executor.execute(required(study, runs)):
-        print(f"{job.file}: {failure or 'made'}", flush=True)
+    for requirement, failure in executor.execute(required(study, [job.run for job in jobs])):
+        print(f"{requirement.file}: {failure or 'made'}", flush=True)
         if failure:
-            absent[job.file] = f"it requires {job.file}: {failure}"
-    return absent
+            absent[requirement.file] = f"it requires {requirement.file}: {failure}"
+    ready = []
+    for job in jobs:
+        if reasons := [absent[file] for file in job.run.requires if file in absent]:
+            yield job, reasons[0]
+        else:
+            ready.append(job)
+    yield from executor.execute(ready)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
-from commands.studies.source_code import ROOT
+from commands.studies.modules import ROOT
 from zoo.errors import InputError
 
 TIMEOUT_MIN, POLL_S = 24 * 60, 2  # submitit's own limit is 5 minutes

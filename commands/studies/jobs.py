@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from callbacks.checkpoint import FOLDER, LAST
+from callbacks.first_losses import read_losses
 from callbacks.results_folder import PREFIX, SETTINGS
 from commands.main import LIGHTNING
-from commands.runs import CONFIG, RESTARTED
-from commands.studies import source_code
+from commands.runs import CONFIG
+from commands.studies import processes
 from commands.studies.executors import Job
-from commands.studies.source_code import ROOT
+from commands.studies.processes import locked
+from commands.studies.results import Trained
+from commands.studies.source_code import SourceCode
 from commands.studies.study_file import OWN, RUNS, Run, folder_name
-from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
 from zoo.versions import zoo_version
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
-PROGRESS_S = 60.0  # seconds between progress lines
+CODE = "code.zip"  # the modules that the training depends on
 
 
 @dataclass(frozen=True)
-class Training(Job):
-    """A training and its tests, in a folder of its own.
+class RunJob(Job):
+    """Something to execute of one training, in a folder of its own.
 
     Of several tasks, each calls main.py and Lightning makes one run of them; rank zero's results count.
 
@@ -45,13 +43,41 @@ class Training(Job):
         folder: Its folder.
         code: The digest of the present code.
         at_once: Number of jobs that share the cores.
-        redo: Whether to replace weights that other code has trained.
     """
 
     run: Run
     folder: Path
     code: str
     at_once: int = 1
+
+    def fit(self, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
+        """Train; return the reason if that fails, or if the code has changed meanwhile."""
+        arguments = ("fit", *self.run.fit, *words, f"--trainer.default_root_dir={self.folder}")
+        if failure := processes.main_py(self.log, self.at_once, *arguments, keep_open=keep_open):
+            return failure
+        if SourceCode().digest(self.run) != self.code:
+            return "the code was changed since the study was started: start it again"
+        return None
+
+    @property
+    def rank(self) -> int:
+        """The number of this task of SLURM."""
+        return int(os.environ.get("SLURM_PROCID", 0))
+
+    @property
+    def log(self) -> Path:
+        """The file of this task's output."""
+        return self.folder / (f"rank-{self.rank}-{LOG}" if self.rank else LOG)
+
+
+@dataclass(frozen=True)
+class Training(RunJob):
+    """A training and its tests.
+
+    Args:
+        redo: Whether to replace weights that other code has trained.
+    """
+
     redo: bool = False
 
     def prepare(self) -> None:
@@ -73,7 +99,7 @@ class Training(Job):
 
     def __call__(self) -> str | None:
         """Train and test what is not finished; return the reason if that fails."""
-        if int(os.environ.get("SLURM_PROCID", 0)):
+        if self.rank:
             return self._train_and_test()
         try:
             with self._lock() as lock:
@@ -82,26 +108,25 @@ class Training(Job):
             return str(error)
 
     def _train_and_test(self, *locks: int) -> str | None:
-        checkpoint, rank = self.folder / FOLDER / LAST, int(os.environ.get("SLURM_PROCID", 0))
-        log = self.folder / (f"rank-{rank}-{LOG}" if rank else LOG)
+        checkpoint = self.folder / FOLDER / LAST
         if not (self.folder / TRAINED).exists():
             resumes, started = checkpoint.exists(), time.monotonic()
-            resume = [f"--ckpt_path={checkpoint}"] if resumes else []
-            root = f"--trainer.default_root_dir={self.folder}"
-            if failure := main_py(log, self.at_once, "fit", *self.run.fit, *resume, root, keep_open=locks):
+            if self.rank == 0:
+                SourceCode().save(self.run, self.folder / CODE)
+            if failure := self.fit(*([f"--ckpt_path={checkpoint}"] if resumes else []), keep_open=locks):
                 return failure
-            if source_code.code_of(self.run.configs, source_code.digest_sources()) != self.code:
-                return "the code was changed since the study was started: start it again"
-            if rank == 0:
+            if self.rank == 0:
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
-                trained = {"fit_s": fit_s, "code": self.code, "version": zoo_version()}
-                write_json(self.folder / TRAINED, trained)
+                trained = Trained(fit_s, self.code, zoo_version(), read_losses(self.folder))
+                write_json(self.folder / TRAINED, asdict(trained))
         weights = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
         for test, words in self.run.tests.items():
             folder = self.folder_of(test)
             if not (folder / SETTINGS).exists():
                 root = f"--trainer.default_root_dir={folder}"
-                if failure := main_py(log, self.at_once, "test", *weights, *words, root, keep_open=locks):
+                if failure := processes.main_py(
+                    self.log, self.at_once, "test", *weights, *words, root, keep_open=locks
+                ):
                     return failure
         return None
 
@@ -121,10 +146,9 @@ class Training(Job):
         own = {test: folder for test, folder in folders.items() if owners.get(folder) in (None, _read(folder / CLAIM))}
         return [test for test, folder in own.items() if (folder / SETTINGS).exists()]
 
-    def trained(self) -> tuple[float | None, str, str]:
-        """Return how long the training took, None if it was interrupted, and the digest and the version of its code."""
-        content = _read(self.folder / TRAINED)
-        return content["fit_s"], content["code"], content.get("version", "")
+    def trained(self) -> Trained:
+        """Return how the finished training was made."""
+        return Trained(**_read(self.folder / TRAINED))
 
     def _is_own(self, claim: dict[str, Any]) -> bool:
         return claim.get("fit") == list(self.run.fit)
@@ -134,7 +158,7 @@ class Training(Job):
         return {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items() if test != OWN}
 
     def _lock(self) -> AbstractContextManager[int]:
-        return _locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}")
+        return locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}")
 
 
 @dataclass(frozen=True)
@@ -183,13 +207,13 @@ class Requirement(Job):
         """Make the file; return the reason if that fails. Of several tasks, only Lightning's commands are for all."""
         words = shlex.split(self.command)
         if int(os.environ.get("SLURM_PROCID", 0)):
-            return main_py(self.log, 1, *words, goes_on=True) if words[0] in LIGHTNING else None
+            return processes.main_py(self.log, 1, *words, goes_on=True) if words[0] in LIGHTNING else None
         try:
-            with _locked(self._claim.with_suffix(".lock"), f"making {self.file}") as lock:
+            with locked(self._claim.with_suffix(".lock"), f"making {self.file}") as lock:
                 if self.is_made():  # by another study, meanwhile
                     return None
                 write_json(self._claim, {**self._made, "is_made": False})
-                if failure := main_py(self.log, 1, *words, keep_open=(lock,), goes_on=True):
+                if failure := processes.main_py(self.log, 1, *words, keep_open=(lock,), goes_on=True):
                     return failure
                 if not Path(self.file).exists():
                     return f"main.py {self.command} has not made {self.file}"
@@ -197,58 +221,6 @@ class Requirement(Job):
         except InputError as error:
             return str(error)
         return None
-
-
-@contextmanager
-def _locked(path: Path, work: str) -> Iterator[int]:
-    """Lock a file against other studies; a main.py that outlives this process keeps the lock.
-
-    Raises:
-        InputError: Another process has it; names what that does.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is {work}") from error
-        try:
-            yield file.fileno()
-        finally:  # closing is not enough: a process that another thread is just starting has the file open as well
-            fcntl.flock(file, fcntl.LOCK_UN)
-
-
-def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False) -> str | None:
-    """Run main.py with its output in a log, print the log's last line each minute, return it if main.py fails.
-
-    Args:
-        log: The file.
-        at_once: Number of jobs that share the cores.
-        words: The command line.
-        keep_open: Files that stay open as long as main.py runs.
-        goes_on: Whether a `fit` goes on from the checkpoint in its folder, if there is one.
-    """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    threads = str(max(1, available_cores() // at_once))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path, RESTARTED: str(int(goes_on))}
-    with log.open("a", encoding="utf-8") as file:
-        print("main.py", shlex.join(words), file=file, flush=True)
-        command = [sys.executable, "-m", "commands.main", *words]
-        with subprocess.Popen(command, stdout=file, stderr=file, env=environment, pass_fds=keep_open) as process:
-            try:
-                while process.poll() is None:
-                    try:
-                        process.wait(PROGRESS_S)
-                    except subprocess.TimeoutExpired:
-                        print(f"{log}: {_last_line(log)}", flush=True)
-            except BaseException:
-                process.kill()
-                raise
-    return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
-
-
-def _last_line(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
 
 
 def _read(path: Path) -> Any:

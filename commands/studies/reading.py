@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ import yaml
 from commands.configs import find_config
 from commands.main import COMMANDS
 from commands.parser import OneLineParser, registered_classes
-from commands.studies.study_file import MACRO, MARKS, Setting, Study, folder_name
+from commands.studies.embedding import check_references
+from commands.studies.names import check_names
+from commands.studies.study_file import MACRO, Setting, Study, folder_name
 from zoo.benchmarks import registered_benchmarks
-from zoo.errors import InputError, did_you_mean
+from zoo.errors import InputError
 
 SPECIAL = {field.name for field in fields(Setting)} - {"options"}  # keys of a setting that are no options
 CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|GTA")  # a value that names one
@@ -42,15 +43,6 @@ def read_study(path: Path, output: Path | None = None) -> Study:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return study if output is None else replace(study, output=output, documents=[])
-
-
-def check_names(names: Collection[Any], known: Collection[Any], what: str) -> None:
-    """Raise InputError for a name that is unknown or given twice."""
-    for name in names:
-        if name not in known:
-            raise InputError(f"there is no {what} {name}{did_you_mean(str(name), map(str, known))}")
-    if twice := [str(name) for name, count in Counter(names).items() if count > 1]:
-        raise InputError(f"{what} {twice[0]} is given twice")
 
 
 class StudyLoader(yaml.SafeLoader):
@@ -127,10 +119,10 @@ def _check(study: Study) -> None:
     for name in study.documents:
         if not Path(name).is_file():
             raise InputError(f"documents: there is no {name}")
-        blocks = MARKS.finditer(Path(name).read_text(encoding="utf-8"))
-        check_names(
-            {block["title"] for block in blocks if block["study"] == study.name}, titles, f"section for {name},"
-        )
+        try:
+            check_references(Path(name).read_text(encoding="utf-8"), study)
+        except InputError as error:
+            raise InputError(f"documents: {name}: {error}") from error
 
 
 def _check_command(file: str, command: str) -> None:

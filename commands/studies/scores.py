@@ -22,7 +22,7 @@ class Scores:
     Args:
         study: The plan.
         results: What is measured.
-        codes: The digest of the present code, by the command of a training.
+        codes: The digest of the present code, by the command of a training; results of others are not marked.
     """
 
     def __init__(self, study: Study, results: Results, codes: Mapping[str, str]) -> None:
@@ -48,8 +48,8 @@ class Scores:
         return len(self.found(setting, column, test)) == len(self.study.seeds)
 
     def is_outdated(self, result: Result) -> bool:
-        """Return whether other code than the present made a result."""
-        return result.code != self.codes[result.fit]
+        """Return whether other code than the present made a result, and may differ in what it does."""
+        return self.results.is_outdated(result, self.codes.get(result.fit, result.code))
 
     def cell(self, setting: str, column: str, test: str = OWN) -> str:
         """Return the score of a cell, see `over_seeds`; marked if it is below the best blind baseline."""

@@ -1,54 +1,109 @@
-"""A digest of the code and configs that a training depends on."""
+"""The code that a training depends on: a digest that changes with what it does, and a copy."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterable
-from functools import cache
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from commands.configs import find_config, read_settings
-from commands.defaults import default_configs
+import yaml
+
+import callbacks
+import datamodules
+import zoo
+from callbacks.settings import flatten
+from commands.arguments import split_configs
+from commands.configs import load_configs, read_settings
+from commands.defaults import TRAINER_DEFAULTS, default_configs
+from commands.studies.modules import ROOT, Module, Modules
+from commands.studies.study_file import Run
+from zoo.files.atomic_io import replace_file
 from zoo.files.fingerprint import fingerprint
 
-ROOT = Path(__file__).parents[2]
-# models, data and scores; the last file has the defaults of the trainer
-SOURCES = ("zoo", "datamodules", "callbacks/metrics.py", "callbacks/scoring.py", "commands/cli.py")
 DIGITS = 12
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+SCORES = "callbacks.scoring"  # of the tests; all else follows from the class paths of a training
 
 
-def code_of(configs: Iterable[str], sources: str) -> str:
-    """Return the digest of the code of a training.
+class SourceCode:
+    """The present code of trainings; each module and config is read once.
 
-    Args:
-        configs: The configs that it names.
-        sources: As `digest_sources` returns it.
+    The code of a training is its configs, and the modules that define the classes in its settings, with those that
+    these import in turn: the project's and the user's.
     """
-    paths = [find_config(name) for name in configs]
-    contents = [read_settings(path) for path in (*default_configs(paths), *paths)]
-    return fingerprint([sources, contents])[:DIGITS]
+
+    def __init__(self) -> None:
+        self._modules = Modules([Path.cwd(), ROOT])  # as `python -m commands.main` imports them
+        self._configs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+
+    def digest(self, run: Run) -> str:
+        """Return the digest of the code of a training.
+
+        Comments, docstrings and the layout of Python files and configs have no effect.
+
+        Raises:
+            InputError: A config is absent or damaged, or two of them disagree.
+        """
+        return fingerprint([{module.name: module.digest for module in self.modules(run)}, self._settings(run)])[:DIGITS]
+
+    def modules(self, run: Run) -> list[Module]:
+        """Return the modules that a training depends on."""
+        return self._modules.closure([SCORES, *_import_paths(_final_settings(self._settings(run), run.fit))])
+
+    def save(self, run: Run, path: Path) -> None:
+        """Write the modules of a training, and the files that they read, into a zip.
+
+        Raises:
+            OSError: It can't be written.
+        """
+
+        def write(file: Any) -> None:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+                for module in self.modules(run):
+                    for each in (module.path, *module.data):
+                        archive.write(each, module.folder / each.name)
+
+        replace_file(path, write)
+
+    def _settings(self, run: Run) -> list[dict[str, Any]]:
+        """Return the settings that lie below the options of a training, in the order in which they are read."""
+        if run.configs not in self._configs:
+            given = load_configs(list(run.configs))
+            paths = [*default_configs(given), *given]
+            self._configs[run.configs] = [{"trainer": TRAINER_DEFAULTS}, *map(read_settings, paths)]
+        return self._configs[run.configs]
 
 
-def digest_sources(root: Path = ROOT) -> str:
-    """Return the digest of the files that training and scores depend on.
+def _final_settings(configs: Iterable[dict[str, Any]], fit: Iterable[str]) -> dict[str, Any]:
+    """Return the settings of a training by dotted name.
 
-    Comments, docstrings and the layout of Python files have no effect.
+    Under another class options stay, as those do that it accepts.
     """
-    total = bytearray()
-    for source in SOURCES:
-        path = root / source
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and "__pycache__" not in file.parts:
-                content = _code(file.read_bytes()) if file.suffix == ".py" else file.read_bytes()
-                total += f"{file.relative_to(root).as_posix()}/{len(content)};".encode() + content
-    return fingerprint(bytes(total))
+    words = (word.removeprefix("--").partition("=") for word in split_configs(list(fit))[1])
+    options = [{name: _parsed(text)} for name, _, text in words]
+    settings: dict[str, Any] = {}
+    for name, value in (item for each in (*configs, *options) for item in flatten(each).items()):
+        part = name.removesuffix(".class_path")
+        if value is None:
+            settings = {option: each for option, each in settings.items() if not option.startswith(f"{part}.")}
+        for former in (part, f"{part}.class_path"):
+            settings.pop(former, None)
+        settings[name] = value
+    return settings
 
 
-@cache  # a study digests the sources again after each training
-def _code(source: bytes) -> bytes:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return ast.unparse(tree).encode(errors="backslashreplace")
+def _parsed(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _import_paths(value: Any) -> Iterator[str]:
+    """Yield the texts in settings, of which some are import paths, and the project's classes in full."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _import_paths(each)
+    elif isinstance(value, str):
+        menus = (menu.__name__ for menu in (zoo, datamodules, callbacks) if value in menu.__all__)
+        yield f"{next(menus, '')}.{value}".lstrip(".")

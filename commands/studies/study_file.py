@@ -14,8 +14,6 @@ from typing import Any
 RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
 OWN = ""  # the name of the test that every trained model has
-# where documents embed a section
-MARKS = re.compile(r"(<!-- study: (?P<study>[^/]+?) / (?P<title>.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 Options = dict[str, Any]  # values by dotted name
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.studies import document, jobs
+from commands.studies import document, processes
 from tests.commands.studies.faked import FakeMain, write_study
 
 
@@ -15,7 +15,7 @@ def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMain:
     """The faked main.py, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     fake = FakeMain()
-    monkeypatch.setattr(jobs, "main_py", fake)
+    monkeypatch.setattr(processes, "main_py", fake)
     monkeypatch.setattr(document, "draw", lambda *arguments: arguments[-1].touch())  # drawing takes seconds
     return fake
 

@@ -8,8 +8,10 @@ from typing import Any
 import yaml
 
 from callbacks import MetricsCallback, PredictionsCallback
+from callbacks.first_losses import FILE
 from tests.callbacks.toy import Toy, trainer
 from tests.commands.made_runs import CONFIG, answers
+from zoo.files.atomic_io import write_json
 
 STUDY: dict[str, Any] = {
     "title": "Toys",
@@ -42,17 +44,19 @@ def write_study(path: Path, **changes: Any) -> Path:
 
 
 class FakeMain:
-    """Stands in for `commands.studies.jobs.main_py`.
+    """Stands in for `commands.studies.processes.main_py`.
 
     Attributes:
         calls: the command, the folder's name and the option --ckpt_path of a fit.
         broken: a word of commands that fail.
         killed: a word of trainings that are interrupted after a checkpoint.
+        losses: of the first steps of trainings; None if they are not recorded, as by former code.
     """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.broken = self.killed = "--nothing"
+        self.losses: list[float] | None = [5.0, 4.5, 4.25, 4.125, 4.0625]
 
     def __call__(
         self, log: Path, at_once: int, command: str, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False
@@ -67,6 +71,8 @@ class FakeMain:
         if command == "fit":
             (folder / "checkpoints").mkdir(exist_ok=True)
             (folder / "checkpoints/last.ckpt").touch()
+            if self.losses is not None:
+                write_json(folder / FILE, {"losses": self.losses})
             return "interrupted" if self.killed in words else None
         # cameras help, and wrong ones do not
         right = 0.3 + 0.6 * ("PRoPE" in str(folder)) - 0.6 * ("--data.perturbation=OtherCameras" in words)

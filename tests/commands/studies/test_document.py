@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from commands.studies.embedding import SCORES
 from commands.studies.plot import ROW, draw
 from commands.studies.results import Questions
 from commands.studies.scores import best_constant
@@ -123,8 +124,41 @@ def test_a_section_is_embedded_once_it_is_measured(main_py: FakeMain, study_file
     study([str(study_file), "--write"])
     assert guide.read_text() == text
     guide.write_text(before.replace("cameras help", "cameras hurt"))
-    with pytest.raises(InputError, match="there is no section for guide.md, Do cameras hurt.*did you mean Do"):
+    with pytest.raises(InputError, match="documents: guide.md: there is no section Do cameras hurt.*did you mean Do"):
         study([str(study_file), "--write"])
+
+
+def test_single_scores_are_embedded_in_the_form_that_they_have(
+    main_py: FakeMain, study_file: Path, tmp_path: Path
+) -> None:
+    guide = tmp_path / "guide.md"
+    cells = {
+        "PRoPE / loop": ("0.1 (0.0 to 0.2)", r"0\.\d{3} \(0\.\d{3} to 0\.\d{3}\)"),
+        "none / loop": ("0.12", r"0\.\d\d"),
+        "PRoPE / loop / wrong cameras": ("", r"0\.\d{3} \(0\.\d{3} to 0\.\d{3}\)"),
+        "PRoPE / loop minus none": ("+0.1000", r"\+0\.\d{4}"),
+        "PRoPE / loop / wrong cameras minus PRoPE": ("0.10", r"-0\.\d\d"),
+        "best constant answer / loop": ("0.1", r"0\.\d"),
+    }
+    guide.write_text("".join(f"<!-- score: toys / {cell} -->{text}<!-- end -->, " for cell, (text, _) in cells.items()))
+    before = guide.read_text()
+    write_study(study_file, documents=["guide.md"])
+    study([str(study_file), "--settings", "none", "--columns", "local", "--jobs", "1"])
+    assert guide.read_text() == before  # nothing of it is measured
+    study([str(study_file), "--jobs", "1"])
+    shown = [found["text"] for found in SCORES.finditer(guide.read_text())]
+    assert len(shown) == len(cells)
+    for text, (former, form) in zip(shown, cells.values(), strict=True):
+        assert text != former and re.fullmatch(form, text), text
+    loop = [row(study_file.with_suffix(".md").read_text(), name, "# Toys")[0] for name in ("PRoPE", "none")]
+    assert shown[0] == loop[0] and float(shown[3]) == pytest.approx(float(loop[0][:5]) - float(loop[1][:5]), abs=2e-3)
+    for wrong, message in (
+        ("PRoPe / loop", "setting PRoPe; did you mean PRoPE"),
+        ("none / lop", "column lop; did you"),
+    ):
+        guide.write_text(f"<!-- score: toys / {wrong} -->0.1<!-- end -->")
+        with pytest.raises(InputError, match=f"documents: guide.md: there is no {message}"):
+            study([str(study_file), "--write"])
 
 
 def test_errors_of_objectives_stand_beside_those_of_a_null_model(
@@ -146,7 +180,7 @@ def test_errors_of_objectives_stand_beside_those_of_a_null_model(
         *("Depth/off", "0.3 (0.25 to 0.35)", "0.5 (0.5 to 0.5)", "", "")
     ]
     assert "| none |" not in text[text.index("## Errors of what") :]
-    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other code")
+    monkeypatch.setattr("commands.studies.source_code.SourceCode.digest", lambda *_: "other code")
     study([str(study_file), "--write"])
     text = study_file.with_suffix(".md").read_text()
     assert row(text, "PRoPE", "## Errors of what the objectives predict")[1] == "0.3 (0.25 to 0.35)"

@@ -1,64 +1,118 @@
-"""The digest of the code changes with what it does, not with how it is written down."""
+"""The digest of a training's code is of the modules that its classes import, and changes with what they do."""
 
 from __future__ import annotations
 
+import re
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from commands.studies.source_code import SOURCES, code_of, digest_sources
+from commands.studies.modules import ROOT, Modules
+from commands.studies.source_code import SourceCode
+from commands.studies.study_file import Run
+from commands.study import study
+from tests.commands.studies.faked import STUDY, FakeMain, write_study
+from zoo.errors import InputError
 
-CODE = '''"""A module."""
+ENCODING = '''"""An encoding."""
 
-RATE = 1  # per step
+from zoo.encodings import PRoPE
+
+from mine.angles import turn  # a helper
 
 
-class A:
-    """A class."""
+class Own(PRoPE):
+    """Of one's own."""
 
-    def f(self):
-        return "text"
+    def angle(self):
+        return turn(1)
 '''
+MODULES = {
+    "mine/__init__.py": "from mine.other import Other\n",
+    "mine/encodings.py": ENCODING,
+    "mine/angles.py": 'def turn(x):\n    return open(__file__.replace("angles.py", "table.txt")).read()\n',
+    "mine/table.txt": "1 2 3",
+    "mine/other.py": "class Other:\n    pass\n",
+    "loose.py": "pass\n",
+}
+OWN = "--model.camera_encoding=mine.encodings.Own"
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for name in SOURCES:
-        path = tmp_path / name if name.endswith(".py") else tmp_path / name / "module.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(CODE)
-    (tmp_path / "zoo/prompt.txt").write_text("Hello.")
-    return tmp_path
+def edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """Replaces a text in a file of the user's package, which is in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in MODULES.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+
+    def replace(name: str, old: str, new: str) -> None:
+        assert old in Path(name).read_text()
+        Path(name).write_text(Path(name).read_text().replace(old, new))
+
+    return replace
+
+
+def training(*options: str, config: str = "prope.yaml") -> Run:
+    return Run("own", "", 0, (config,), (f"--config={config}", *options), {}, "macro", ())
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "changes"),
+    ("file", "old", "new", "changes"),
     [
-        ("A module.", "The module.", False),
-        ("A class.", "The class.", False),
-        ("  # per step", "", False),
-        ("\n\n\nclass", "\n\nclass", False),
-        ("RATE = 1", "RATE = 2", True),
-        ('"text"', '"other text"', True),
-        ("def f", "def g", True),
+        ("mine/encodings.py", "An encoding.", "The encoding.", False),
+        ("mine/encodings.py", "Of one's own.", "My own.", False),
+        ("mine/encodings.py", "  # a helper", "", False),
+        ("mine/encodings.py", "\n\n\nclass", "\n\nclass", False),
+        ("mine/other.py", "pass", "x = 1", False),
+        ("mine/__init__.py", "Other\n", "Other\nfrom mine.angles import turn\n", False),
+        ("loose.py", "pass", "x = 1", False),
+        ("mine/encodings.py", "turn(1)", "turn(2)", True),
+        ("mine/encodings.py", "def angle", "def turned", True),
+        ("mine/angles.py", ".read()", ".read().strip()", True),
+        ("mine/table.txt", "2", "5", True),
     ],
 )
-def test_comments_and_layout_have_no_effect(old: str, new: str, changes: bool, root: Path) -> None:
-    before = digest_sources(root)
-    assert old in CODE
-    (root / "callbacks/scoring.py").write_text(CODE.replace(old, new))
-    assert (digest_sources(root) != before) == changes
+def test_what_the_users_class_imports_counts(
+    file: str, old: str, new: str, changes: bool, edit: Callable[[str, str, str], None]
+) -> None:
+    before, stock = SourceCode().digest(training(OWN)), SourceCode().digest(training())
+    edit(file, old, new)
+    assert (SourceCode().digest(training(OWN)) != before) == changes
+    assert SourceCode().digest(training()) == stock  # the control: a training without that class
 
 
-def test_other_files_count_and_caches_do_not(root: Path) -> None:
-    before = digest_sources(root)
-    (root / "zoo/__pycache__").mkdir()
-    (root / "zoo/__pycache__/module.pyc").touch()
-    (root / "commands/report.py").write_text("pass")  # of the commands only the defaults of the trainer count
-    (root / "callbacks/table.py").write_text("pass")
-    assert digest_sources(root) == before
-    (root / "zoo/prompt.txt").write_text("Good day.")
-    assert digest_sources(root) != before
+def test_the_modules_of_the_project_are_those_of_the_classes_in_the_settings() -> None:
+    def names(*options: str, config: str = "prope.yaml") -> set[str]:
+        return {module.name for module in SourceCode().modules(training(*options, config=config))}
+
+    stock = names(config="qwen25_vl.yaml")
+    assert {"zoo.model", "zoo.tasks.models", "datamodules.sources.rooms.source", "callbacks.scoring"} <= stock
+    assert not {"zoo.encodings.cape", "zoo.geometry.vggt.model", "datamodules.sources.vsibench"} & stock
+    assert not [name for name in stock if name.startswith(("commands", "torch", "tests"))]
+    assert names("--model.camera_encoding=CaPE") - names() == {"zoo.encodings.cape"}
+    assert names("--model.view_mixer.encoding=zoo.PoseALiBi") - names() == {"zoo.encodings.alibi"}
+    objectives = '--model.objectives=[{"class_path": "MaskedViews"}, "CameraPrediction"]'
+    assert "zoo.objectives.masked_views" in names(objectives) - names()
+    assert "zoo.encodings.cape" not in names("--model.camera_encoding=CaPE", "--model.camera_encoding=null")
+
+
+def test_every_import_of_the_project_is_followed() -> None:
+    """The modules that Python itself imports with the models, apart from those that packages import for others."""
+    modules = Modules([ROOT])
+    found = {module.name for module in modules.closure(["zoo.tasks.video_qa.VideoQATask"])}
+    text = (ROOT / "zoo/tasks/video_qa.py").read_text()
+    written = set(re.findall(r"^from (zoo\.[\w.]+) import", text, re.MULTILINE)) - {"zoo.objectives"}
+    assert len(written) > 10 and written <= found
+    assert "zoo.objectives.evaluation" in found  # `prediction_errors`, which the package exports
+
+
+def test_data_beside_a_module_belongs_to_it() -> None:
+    modules = {module.name: module for module in SourceCode().modules(training())}
+    assert [path.name for path in modules["datamodules.sources.rooms.furniture"].data] == ["furniture.json"]
+    assert [path.name for path in modules["zoo.backbones.tiny"].data] == ["tiny_corpus.txt"]
 
 
 def test_configs_count_by_content(tmp_path: Path) -> None:
@@ -66,5 +120,35 @@ def test_configs_count_by_content(tmp_path: Path) -> None:
     digests = []
     for text in ("trainer: {max_steps: 3}", "# A comment.\ntrainer:\n  max_steps: 3\n", "trainer: {max_steps: 4}"):
         config.write_text(text)
-        digests.append(code_of([str(config)], "sources"))
-    assert digests[0] == digests[1] != digests[2] and code_of([str(config)], "others") != digests[2]
+        digests.append(SourceCode().digest(training(config=str(config))))
+    assert digests[0] == digests[1] != digests[2]
+    assert SourceCode().digest(training("--seed_everything=1")) == SourceCode().digest(training())
+
+
+def test_a_file_that_is_no_python_is_named(edit: Callable[[str, str, str], None]) -> None:
+    edit("mine/angles.py", "return", "return )")
+    with pytest.raises(InputError, match=r"mine/angles.py is no Python: .*line 2"):
+        SourceCode().digest(training(OWN))
+
+
+def test_a_study_marks_the_settings_whose_code_has_changed(
+    main_py: FakeMain, study_file: Path, edit: Callable[[str, str, str], None]
+) -> None:
+    own = {**STUDY["settings"]["PRoPE"], "model.camera_encoding": "mine.encodings.Own"}
+    write_study(study_file, settings={**STUDY["settings"], "PRoPE": own}, seeds=[0])
+    study([str(study_file), "--jobs", "1"])
+
+    def marked() -> set[str]:
+        study([str(study_file), "--write"])
+        lines = study_file.with_suffix(".md").read_text().splitlines()
+        return {line.split(" | ")[0].lstrip("| ") for line in lines if "†" in line and line.startswith("| ")}
+
+    assert marked() == set()
+    edit("mine/other.py", "pass", "x = 1")
+    edit("mine/encodings.py", "Of one's own.", "My own.")
+    assert marked() == set()
+    edit("mine/encodings.py", "turn(1)", "turn(2)")
+    assert marked() == {"PRoPE"}
+    with zipfile.ZipFile("runs/studies/toys/PRoPE-loop-0/code.zip") as kept:
+        assert "turn(1)" in kept.read("mine/encodings.py").decode()
+        assert {"mine/table.txt", "zoo/encodings/prope.py"} <= set(kept.namelist())

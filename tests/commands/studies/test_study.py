@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from commands.reports.loaded_runs import load_runs
-from commands.studies import jobs
+from commands.studies import processes
 from commands.study import study
 from tests.commands.studies.faked import STUDY, FakeMain, write_study
 
@@ -164,7 +164,7 @@ def test_results_of_other_code_are_marked_and_made_anew_on_request(
     document = study_file.with_suffix(".md")
     study([str(study_file), *ROW])
     assert "†" not in document.read_text()
-    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other")
+    monkeypatch.setattr("commands.studies.source_code.SourceCode.digest", lambda *_: "other")
     study([str(study_file), *ROW])
     assert main_py.calls == OF_ROW
     text = document.read_text()
@@ -184,7 +184,7 @@ def test_a_new_test_of_a_model_that_other_code_has_trained_keeps_it(
     plain = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "tests": []}}
     write_study(study_file, settings=plain, compare=[])
     study([str(study_file), *ROW])
-    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: "other")
+    monkeypatch.setattr("commands.studies.source_code.SourceCode.digest", lambda *_: "other")
     write_study(study_file)
     study([str(study_file), *ROW])
     assert main_py.calls == OF_ROW  # tested, and not trained again
@@ -195,8 +195,7 @@ def test_a_new_test_of_a_model_that_other_code_has_trained_keeps_it(
 def test_code_that_changes_during_a_training_is_no_result(
     main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    digests = iter(["at the start", "later"])
-    monkeypatch.setattr("commands.studies.source_code.digest_sources", lambda: next(digests))
+    monkeypatch.setattr("commands.studies.source_code.SourceCode.digest", lambda *_: str(len(main_py.calls)))
     with pytest.raises(SystemExit):
         study([str(study_file), *ROW])
     assert "the code was changed since the study was started" in capsys.readouterr().out
@@ -274,13 +273,13 @@ def test_the_file_of_an_unfinished_command_is_not_taken(
         if ended == "killed":
             raise KeyboardInterrupt
         if ended == "running":  # another study starts meanwhile
-            monkeypatch.setattr(jobs, "main_py", main_py)
+            monkeypatch.setattr(processes, "main_py", main_py)
             with pytest.raises(SystemExit):
                 study([str(study_file), *ROW, "--output", "apart"])
             other.append(capsys.readouterr().out)
         return "error: broken"
 
-    monkeypatch.setattr(jobs, "main_py", half_made)
+    monkeypatch.setattr(processes, "main_py", half_made)
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         study([str(study_file), *ROW])
     assert Path(VGGT).exists() and main_py.calls == []
@@ -288,7 +287,7 @@ def test_the_file_of_an_unfinished_command_is_not_taken(
         assert f"PRoPE, loop, seed 0: failed: it requires {VGGT}: error: broken" in capsys.readouterr().out
     if ended == "running":
         assert f"it requires {VGGT}: another process is making {VGGT}" in other[0]
-    monkeypatch.setattr(jobs, "main_py", main_py)
+    monkeypatch.setattr(processes, "main_py", main_py)
     study([str(study_file), *ROW])
     study([str(study_file), *ROW, "--output", "apart"])
     made, *others = main_py.calls
