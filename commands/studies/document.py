@@ -70,7 +70,7 @@ def document(scores: Scores, plot: str) -> str:
         parts += [f"## {each.title}", section(each, scores)]
     if errors := error_table(scores):
         parts += ["## Errors of what the objectives predict", errors]
-    parts.insert(4, footnotes("".join(parts), scores))
+    parts.insert(4, _footnotes("".join(parts), scores))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 

@@ -64,7 +64,6 @@ class Result:
     version: str = ""
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     first_losses: list[float] = field(default_factory=list)
-    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
