@@ -103,9 +103,12 @@ def seed_intervals(
     return bounds
 
 
-def smallest_shown(low: float, high: float) -> float:
-    """Return the smallest difference that a study with this interval would show, at a power of 80 %."""
-    return POWER * (high - low)
+def could_show(low: float, high: float) -> float | None:
+    """Return the smallest difference that tests with this interval would show, at a power of 80 %.
+
+    None if it shows one, and for an interval without a width, of equal answers.
+    """
+    return POWER * (high - low) if low <= 0 <= high and low < high else None
 
 
 def _enlarged(seeds: int) -> float:

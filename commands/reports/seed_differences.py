@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from commands.reports.bootstrap import RESAMPLES, observed, seed_intervals, smallest_shown
+from commands.reports.bootstrap import RESAMPLES, observed, seed_intervals
 from commands.reports.compare import asked_of
 from commands.reports.loaded_runs import Run, measures
 from commands.reports.seeds import group_by_seed
-from commands.reports.table import Cell, Interval, Table, percent
+from commands.reports.table import NULL_RESULT, Cell, Interval, Table, null_result
 
-HEADINGS = ("Runs", "Measure", "Difference", "By seed and question", "By seed and scene", "Could show", "Seeds")
+HEADINGS = ("Runs", "Measure", "Difference", "By seed and question", "By seed and scene", NULL_RESULT, "Seeds")
 
 
 def seed_differences(runs: Sequence[Run]) -> list[Table]:
@@ -30,7 +30,7 @@ def seed_differences(runs: Sequence[Run]) -> list[Table]:
     rows = tuple(row for group in compared for row in _rows(base, group) if row[1] in chosen)
     title = (
         f"Differences from {_names(base)}, in points; 95 % intervals of a bootstrap, {RESAMPLES:,} resamples of seeds "
-        "and of questions or scenes; what a null result could have shown, in four of five repetitions"
+        "and of questions or scenes; what a null result could have shown"
     )
     return [Table(title, HEADINGS, rows, signed=True).without_duplicate(HEADINGS[3], HEADINGS[4])]
 
@@ -49,11 +49,9 @@ def _rows(base: Sequence[Run], group: Sequence[Run]) -> list[tuple[Cell, ...]]:
     for place, measure in enumerate(measures(benchmark)):
         if np.isnan(now[place]):
             continue
-        low, high = by_scene[:, place].tolist()
-        shown = f"{percent(smallest_shown(low, high)):.1f}" if low <= 0 <= high else ""
         intervals: list[Interval] = [(float(a), float(b)) for a, b in (by_question[:, place], by_scene[:, place])]
         overlap = "" if is_paired else _overlap(base, group, measure)
-        rows.append((_names(group), measure, float(now[place]), *intervals, shown, overlap))
+        rows.append((_names(group), measure, float(now[place]), *intervals, null_result(intervals[1]), overlap))
     return rows
 
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from callbacks.baselines.mark import BELOW
+from commands.reports.bootstrap import could_show
 
 Interval = tuple[float, float]
+NULL_RESULT = "Could show"  # in four of five repetitions
 # a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
 Cell = str | int | float | Interval | None
 
@@ -54,6 +56,12 @@ class Table:
 def percent(score: float) -> float:
     """Return a score in percent as it is shown, with one decimal; never -0.0."""
     return round(100 * score, 1) + 0.0
+
+
+def null_result(interval: Interval | None) -> str:
+    """Return the smallest difference in points that could have been shown, where an interval holds 0; else ""."""
+    shown = None if interval is None else could_show(*interval)
+    return "" if shown is None else f"{percent(shown):.1f}"
 
 
 def show(cell: Cell, signed: bool = False) -> str:

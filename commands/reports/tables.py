@@ -13,7 +13,7 @@ from commands.reports.compare import Comparisons
 from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
 from commands.reports.seed_differences import seed_differences
 from commands.reports.seeds import group_by_seed
-from commands.reports.table import BelowBlind, Cell, Table
+from commands.reports.table import NULL_RESULT, BelowBlind, Cell, Table, null_result
 from zoo.benchmarks.captions import TITLES
 
 
@@ -97,16 +97,16 @@ def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
         return []
     chosen = measures(runs[base].benchmark) if len(pairs) == 1 else ("All micro", "All macro")
     rows = tuple(
-        (runs[place].name, measure, each.value, each.by_question, each.by_scene)
+        (runs[place].name, measure, each.value, each.by_question, each.by_scene, null_result(each.by_scene))
         for place, found in pairs.items()
         for measure in chosen
         if (each := found.get(measure))
     )
     title = (
         f"Differences from {runs[base].name} on the same questions, in points; 95 % intervals of a paired bootstrap, "
-        f"{RESAMPLES:,} resamples of questions or of scenes"
+        f"{RESAMPLES:,} resamples of questions or of scenes; what a null result could have shown"
     )
-    headings = ("Run", "Measure", "Difference", "By question", "By scene")
+    headings = ("Run", "Measure", "Difference", "By question", "By scene", NULL_RESULT)
     return [Table(title, headings, rows, signed=True).without_duplicate("By question", "By scene")]
 
 

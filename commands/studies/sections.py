@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from commands.reports.bootstrap import seed_intervals, smallest_shown
+from commands.reports.bootstrap import could_show, seed_intervals
 from commands.reports.loaded_runs import measures
 from commands.studies.results import Result
 from commands.studies.scores import Scores
@@ -118,8 +118,9 @@ def difference_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
     for clusters in (scenes, kept):
         bounds = seed_intervals(theirs, ours, types, clusters, benchmark, paired=same_models)
         low, high = bounds[:, measure].tolist()
-        shown = f" (could show {smallest_shown(low, high):.3f})" if low <= 0 <= high else ""
-        found.append(f"{low:+.3f} to {high:+.3f}{shown}" if len(set(clusters)) > 1 else "")
+        shown = could_show(low, high)
+        null = "" if shown is None else f" (could show {shown:.3f})"
+        found.append(f"{low:+.3f} to {high:+.3f}{null}" if len(set(clusters)) > 1 else "")
     return found
 
 

@@ -98,7 +98,7 @@ def test_what_resampling_can_not_vary_has_no_interval(tmp_path: Path, capsys) ->
         plan = next(each for each in answers(90, seed=seed, scenes=5) if each["question_type"] == "route_planning")
         runs.append(make_run(tmp_path / name, [*records, plan]))
     rows = [cells("text", line) for line in printed(runs, capsys).splitlines()]
-    found = {row[1]: row[3:] for row in rows if row[0] == "b" and len(row) == 5}
+    found = {row[1]: row[3:5] for row in rows if row[0] == "b" and len(row) == 6}
     kinds = {each["question_type"]: each["scene"] for each in records}
     assert kinds["object_counting"] != kinds["object_rel_direction_easy"]
     assert found["Obj. Count"][0].startswith("[") and found["Obj. Count"][1] == "-"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from commands.reports.bootstrap import draw, intervals, observed, seed_intervals, smallest_shown
+from commands.reports.bootstrap import could_show, draw, intervals, observed, seed_intervals
 from commands.reports.loaded_runs import measures
 from zoo.benchmarks import VSIBench
 
@@ -158,6 +158,11 @@ def test_seeds_and_scenes_equal_a_slow_bootstrap_with_the_same_draws(paired: boo
     np.testing.assert_allclose(fast, seed_intervals(first, second, kinds, scenes, BENCHMARK, **options), atol=1e-12)
 
 
+def test_what_a_null_result_could_show() -> None:
+    assert could_show(-1.96, 1.96) == pytest.approx(2.8)  # standard errors
+    assert could_show(0.01, 0.2) is None and could_show(0.0, 0.0) is None
+
+
 def test_of_one_model_tested_twice_it_is_the_paired_bootstrap() -> None:
     difference, kinds, scenes = questions(5, 80, 10)
     alone = seed_intervals(np.zeros((1, 80)), difference[None], kinds, scenes, BENCHMARK, paired=True, resamples=300)
@@ -185,7 +190,7 @@ def test_it_covers_the_truth_where_trainings_differ_and_shows_what_it_says() -> 
         fixed = (second.mean(0) - first.mean(0))[:, None]
         only = intervals(fixed, kinds, range(count), BENCHMARK, resamples=300)[:, place, 0]
         covered["scenes"] += bool(only[0] <= truth <= only[1])
-        widths.append(smallest_shown(low, high))
+        widths.append(could_show((low - high) / 2, (high - low) / 2))  # of no effect at all
         for share in shown:  # the same study of another effect
             shown[share] += bool(low - truth + share * np.mean(widths) > 0)
     assert covered["seeds"] >= 0.86 * rounds and covered["scenes"] < 0.7 * rounds
