@@ -5,10 +5,11 @@
 
     python main.py report runs/mine --verify published.json
 
-prints the benchmark's results table, means, settings, the mean and range over runs that differ in the seed alone, and
-the differences from the first run with bootstrap intervals. All tests inside a run's folder are shown. The page is one
-file that needs no network; it also shows charts, every pair of runs and the single questions. Folders that are not runs
-and runs without a test are listed and skipped.
+prints the benchmark's results table and means with the blind baselines, settings, the mean and range over runs that
+differ in the seed alone, and differences with bootstrap intervals: between settings over their seeds and scenes, and of
+each run from the first over scenes. Two trainings with one seed each have no interval. All tests inside a run's folder
+are shown. The page is one file that needs no network; it also shows charts, every pair of runs and the single
+questions. Folders that are not runs and runs without a test are listed and skipped.
 
 `--verify` compares runs with published numbers instead, within their rounding, and exits with 1 if any differs. Its
 file holds groups of rows, {"vsibench_16_frames": {"rows": {"Spatial-MLLM-v1.1": {"micro": {"all": 51.13}}}}}: means
@@ -50,7 +51,7 @@ def report(arguments: list[str]) -> None:
     settings = parser.parse_args(arguments)
 
     # after the options are read: these import PyTorch, which the help does without
-    from commands.reports.compare import compare
+    from commands.reports.compare import ONE_SEED, compare
     from commands.reports.formats import in_lines, write
     from commands.reports.loaded_runs import load_runs
     from commands.reports.page import page
@@ -76,6 +77,8 @@ def report(arguments: list[str]) -> None:
     notes = [*(f"skipped: {reason}" for reason in skipped), *(remark for run in runs for remark in run.remarks)]
     notes += name_ungrouped(runs)
     comparisons = compare(runs)
+    pairs = [f"{runs[i].name} and {runs[j].name}" for i, j in sorted(comparisons.trainings)]
+    notes += [f"{ONE_SEED}: {'; '.join(pairs)}"] if pairs else []
     if format == "html":
         paths, absent = camera_paths(runs)
         notes += absent

@@ -9,8 +9,8 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "perturbations": [
-            *("OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames", "ShuffledFrameNumbers"),
-            *("ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
+            *("FramesOnOtherCameras", "OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames"),
+            *("ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
         ],
         "resize": ["PixelBounds"],
         "samplers": [
@@ -19,8 +19,9 @@ __getattr__, __all__ = lazy_exports(
             *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
         ],
         "sources": [
-            *("Conversations", "Mixture", "PosedScenes", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder"),
-            *("SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
+            *("Conversations", "Mixture", "PanelDistance", "PanelIntrinsics", "PanelOrder", "PanelPairs"),
+            *("PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PosedScenes", "RealRooms"),
+            *("Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
         ],
         "datamodule": ["VideoQADataModule"],
         "frame_cache": ["FrameCache"],

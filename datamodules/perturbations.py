@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 
-import torch
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -87,6 +86,24 @@ class WrongFocalLength(Perturbation):
         geometry.K_normalized = scene.geometry.K_normalized.clone()
         geometry.K_normalized[:, [0, 1], [0, 1]] *= 1 + self.relative_error
         return replace(scene, geometry=geometry)
+
+
+class FramesOnOtherCameras(Perturbation):
+    """The temporal patches in another order, drawn from the scene's name, while cameras, numbers and times stay.
+
+    No temporal patch keeps its camera. Depth stays with its frame.
+    """
+
+    requires_cameras = True
+
+    def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
+        if scene.geometry is None or not scene.geometry.has_cameras:
+            return scene
+        assert scene.frames is not None
+        order = _shuffled(scene, none_stays=True)
+        geometry = scene.geometry[order]
+        geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = scene.geometry.cameras()
+        return replace(scene, frames=scene.frames[order], geometry=geometry, has_true_cameras=False)
 
 
 class ShuffledFrames(Perturbation):
@@ -191,13 +208,14 @@ def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
     )
 
 
-def _shuffled(scene: LoadedScene) -> list[int]:
-    """The frames, those of a temporal patch side by side."""
-    patches = torch.arange(len(scene.frame_indices)).unflatten(0, (-1, TEMPORAL_PATCH_SIZE)).tolist()
-    chance, before = random.Random(scene.scene.name), list(patches)
-    while len(patches) > 1 and patches == before:
-        chance.shuffle(patches)
-    return [frame for patch in patches for frame in patch]
+def _shuffled(scene: LoadedScene, none_stays: bool = False) -> list[int]:
+    """The frames, those of a temporal patch side by side; at least one patch moves, or all of them."""
+    count = len(scene.frame_indices) // TEMPORAL_PATCH_SIZE
+    chance, order = random.Random(scene.scene.name), list(range(count))
+    enough = all if none_stays else any
+    while count > 1 and not enough(place != patch for place, patch in enumerate(order)):
+        chance.shuffle(order)
+    return [TEMPORAL_PATCH_SIZE * patch + i for patch in order for i in range(TEMPORAL_PATCH_SIZE)]
 
 
 def _repeated(count: int, scene: LoadedScene) -> list[int]:

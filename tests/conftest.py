@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-install_import_hook(["zoo", "datamodules", "callbacks", "commands"], "beartype.beartype")
+from tests.signatures import check_signatures
+
+check_signatures()
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 from commands.allocator import keep_freed_memory  # noqa: E402 - after the hook, which checks what is imported later

@@ -10,7 +10,7 @@ import numpy as np
 from zoo.benchmarks import Benchmark
 from zoo.benchmarks.scorers import THRESHOLDS, to_float
 
-MOST_TEXTS = 20  # of free answers, the most frequent ones that are tried
+MOST_TEXTS = 10  # of free answers, the most frequent ones that are tried
 SAME = 1e-6  # sums of scores in float32
 ROUNDING = 1e-5  # relative; above the rounding of a written constant, and of scorers in float32
 

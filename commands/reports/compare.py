@@ -10,9 +10,10 @@ import numpy as np
 
 from commands.reports.bootstrap import RESAMPLES, intervals, observed
 from commands.reports.loaded_runs import MEANS, Run, measures
+from commands.reports.table import Interval
 from zoo.benchmarks import Benchmark
 
-Interval = tuple[float, float]
+ONE_SEED = "no interval of a difference between trainings: there is one seed of each"
 ASKED = ("question_type", "ground_truth", "scene", "question")
 
 
@@ -20,7 +21,8 @@ ASKED = ("question_type", "ground_truth", "scene", "question")
 class Difference:
     """Score of the second run minus score of the first, in 0..1, with 95 % intervals.
 
-    None stands for the interval of a single question, or of questions about a single scene: resampled, it never varies.
+    None stands for the interval of a single question, or of questions about a single scene: resampled, it never varies;
+    and for those of two trainings, of which other seeds may differ by more.
     """
 
     value: float
@@ -35,26 +37,37 @@ class Comparisons:
     Attributes:
         pairs: The difference in each measure that has questions.
         refused: The reason why a pair isn't compared.
+        trainings: The compared pairs of two trainings, which have no interval (`ONE_SEED`).
     """
 
     pairs: dict[tuple[int, int], dict[str, Difference]]
     refused: dict[tuple[int, int], str]
+    trainings: frozenset[tuple[int, int]] = frozenset()
 
 
 def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
     """Compare every pair of runs with the same questions and scorer; such runs share the draws."""
     groups: dict[tuple[frozenset[tuple[str, ...]], str | None], list[int]] = {}
     for place, run in enumerate(runs):
-        groups.setdefault((_asked(run), run.metrics.get("scorer")), []).append(place)
+        groups.setdefault((asked_of(run), run.metrics.get("scorer")), []).append(place)
     pairs: dict[tuple[int, int], dict[str, Difference]] = {}
     for (asked, _), group in groups.items():
         if asked and len(group) > 1:
             pairs |= _pairs(runs, group, resamples)
     others = [pair for pair in combinations(range(len(runs)), 2) if pair not in pairs]
-    return Comparisons(pairs, {(i, j): _why_not(runs[i], runs[j]) for i, j in others})
+    trainings = frozenset(pair for pair in pairs if are_trainings(*(runs[place] for place in pair)))
+    for pair in trainings:
+        pairs[pair] = {measure: Difference(each.value, None, None) for measure, each in pairs[pair].items()}
+    return Comparisons(pairs, {(i, j): _why_not(runs[i], runs[j]) for i, j in others}, trainings)
 
 
-def _asked(run: Run) -> frozenset[tuple[str, ...]]:
+def are_trainings(a: Run, b: Run) -> bool:
+    """Return whether two runs tested different weights, some of which the zoo has trained: they depend on a seed."""
+    is_trained = any(run.metrics.get("trained") for run in (a, b))
+    return is_trained and (a.weights is None or a.weights != b.weights)
+
+
+def asked_of(run: Run) -> frozenset[tuple[str, ...]]:
     """Return the questions of a run."""
     return frozenset((answer.id, *(getattr(answer, what) for what in ASKED)) for answer in run.answers)
 
@@ -64,7 +77,7 @@ def _why_not(a: Run, b: Run) -> str:
     for run in (a, b):
         if not run.answers:
             return f"{run.name} has no answers to compare"
-    for run, own, other in ((a, _asked(a) - _asked(b), b), (b, _asked(b) - _asked(a), a)):
+    for run, own, other in ((a, asked_of(a) - asked_of(b), b), (b, asked_of(b) - asked_of(a), a)):
         if own:
             id, *words = min(own)
             return (

@@ -10,7 +10,8 @@ from tabulate import LATEX_ESCAPE_RULES, tabulate
 
 from commands.reports.compare import Comparisons
 from commands.reports.loaded_runs import Run
-from commands.reports.tables import Table, first_answered, tables
+from commands.reports.table import Table
+from commands.reports.tables import first_answered, tables
 
 STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs", "html": "html"}  # tabulate's names
 LAYOUTS = {

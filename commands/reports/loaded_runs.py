@@ -65,6 +65,11 @@ class Run:
         options = unflatten({name: each for name, each in self.tested.items() if name.startswith(("model.", "data."))})
         return {**self.config, **{name: part for name, part in options.items() if "class_path" in part}}
 
+    @property
+    def weights(self) -> str | None:
+        """The fingerprint of the tested weights; None if it isn't recorded."""
+        return self.tested.get("weights")
+
     def setting(self, *path: str) -> Any:
         """Return the test's value at a path without `init_args`; None if absent."""
         value: Any = self.tested_config

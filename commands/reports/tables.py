@@ -4,73 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any
 
-from callbacks.baselines.mark import BELOW, MEANING, NAMES, is_below
+from callbacks.baselines.mark import MEANING, NAMES, is_below
 from commands.reports.bootstrap import RESAMPLES
-from commands.reports.compare import Comparisons, Interval
+from commands.reports.compare import Comparisons
 from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
+from commands.reports.seed_differences import seed_differences
 from commands.reports.seeds import group_by_seed
+from commands.reports.table import BelowBlind, Cell, Table
 from zoo.benchmarks.captions import TITLES
-
-# a float is a score in 0..1 or a difference of two; None is an absent number, "" an absent text
-Cell = str | int | float | Interval | None
-
-
-class BelowBlind(float):
-    """A score below the best blind baseline of its test."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of a report.
-
-    Attributes:
-        title: The caption.
-        headings: The titles of the columns; the first column names the row.
-        rows: The cells.
-        signed: Whether the scores are differences.
-    """
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    signed: bool = False
-
-    @cached_property
-    def texts(self) -> list[tuple[str, ...]]:
-        """The formatted cells."""
-        return [tuple(show(cell, self.signed) for cell in row) for row in self.rows]
-
-    @cached_property
-    def numeric(self) -> list[bool]:
-        """Whether each column holds numbers, which are right-aligned."""
-        return [not any(isinstance(row[i], str) for row in self.rows) for i in range(len(self.headings))]
-
-
-def percent(score: float) -> float:
-    """Return a score in percent as it is shown, with one decimal; never -0.0."""
-    return round(100 * score, 1) + 0.0
-
-
-def show(cell: Cell, signed: bool = False) -> str:
-    """Format a cell; scores in percent with one decimal."""
-    if cell is None or cell == "":
-        return "-"
-    if isinstance(cell, tuple):
-        return f"[{', '.join(show(bound, signed=True) for bound in cell)}]"
-    if isinstance(cell, float):
-        mark = f" {BELOW}" if isinstance(cell, BelowBlind) else ""
-        return f"{percent(cell):{'+' if signed else ''}.1f}{mark}"
-    return str(cell)
 
 
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
-    measured = [scores(runs), means(runs), *over_seeds(runs), *captions(runs), *differences(runs, comparisons)]
+    over = [*over_seeds(runs), *seed_differences(runs)]
+    measured = [scores(runs), means(runs), *over, *captions(runs), *differences(runs, comparisons)]
     return [*measured, settings(runs), reproduction(runs)]
 
 
@@ -156,7 +106,8 @@ def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
         f"Differences from {runs[base].name} on the same questions, in points; 95 % intervals of a paired bootstrap, "
         f"{RESAMPLES:,} resamples of questions or of scenes"
     )
-    return [Table(title, ("Run", "Measure", "Difference", "By question", "By scene"), rows, signed=True)]
+    headings = ("Run", "Measure", "Difference", "By question", "By scene")
+    return [Table(title, headings, rows, signed=True).without_duplicate("By question", "By scene")]
 
 
 def first_answered(runs: Sequence[Run]) -> int | None:

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from commands.reports.loaded_runs import Run
-from commands.reports.tables import Table
+from commands.reports.table import Table
 from zoo.benchmarks.captions import TITLES
 from zoo.errors import InputError
 

@@ -9,8 +9,8 @@ embeds a section of the study's document, once it is measured, and
     and with shuffled views <!-- score: encodings / PRoPE / loop / views shuffled minus PRoPE -->-0.003<!-- end -->
 
 single scores: of a setting, a column, where the study has some, and a test of the trained models; `minus` subtracts the
-own test of another setting. A blind baseline, such as *best constant answer*, may stand for a setting. A number without
-a range is the mean over the seeds, and keeps its number of digits.
+own test of another setting. "best constant answer", "text alone" and "cameras alone" stand for settings. A number
+without a range is the mean over the seeds, and keeps its number of digits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 
 from callbacks.baselines.mark import NAMES
 from commands.studies.names import check_names
-from commands.studies.scores import Scores
+from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, is_measured, section
 from commands.studies.study_file import OWN, Study
 from zoo.errors import InputError
@@ -31,16 +31,21 @@ SECTIONS = re.compile(rf"(?P<start><!-- study: (?P<study>[^/]+?) / (?P<title>.*?
 SCORES = re.compile(rf"(?P<start><!-- score: (?P<study>[^/]+?) / (?P<cell>.*?) -->)(?P<text>.*?){END}")
 MEAN = re.compile(r"(?P<sign>[+-]?)\d+\.(?P<digits>\d+)")
 DIGITS = 3
-BLIND = {label: name for name, label in NAMES.items()}
+BLIND = {shown: name for name, shown in NAMES.items()}  # stand for settings
 
 
-def embed(text: str, scores: Scores, footnotes: Callable[[str, Scores], str]) -> str:
+def no_notes(text: str, scores: Scores) -> str:
+    """Leave marks without an explanation."""
+    return ""
+
+
+def embed(text: str, scores: Scores, footnotes: Callable[[str, Scores], str] = no_notes) -> str:
     """Return a document with the measured scores and sections of a study; what is not measured keeps its text.
 
     Args:
         text: The document.
         scores: Those of the study.
-        footnotes: Returns what the marks of a section mean.
+        footnotes: Tell what the marks of a section mean.
     """
     study, titles = scores.study, {each.title: each for each in scores.study.compare}
 
@@ -82,8 +87,8 @@ def _shown(reference: str, former: str, scores: Scores) -> str:
     if len(means) < len(cells):
         return ""
     form = MEAN.fullmatch(former)
-    if form is None and len(cells) == 1 and cells[0].setting in scores.study.settings:
-        return scores.over_seeds(scores.of(*cells[0]), ())  # without marks, which the study's document explains
+    if form is None and len(cells) == 1 and cells[0].setting not in BLIND:
+        return scores.cell(*cells[0]).removesuffix(OUTDATED)  # the study's document has the marks
     first, *others = means
     sign, digits = (form["sign"], len(form["digits"])) if form else ("", DIGITS)
     return f"{first - sum(others):{'+' if sign else ''}.{digits}f}"
@@ -111,5 +116,5 @@ def _cells(reference: str, study: Study) -> Iterator[Cell]:
     check_names([test] if test else [], study.tests, "test")
     for name, of in ((setting, test), (other, OWN)):
         if name:
-            check_names([name], [*study.settings, *BLIND], "setting")
+            check_names([] if name in BLIND else [name], study.settings, "setting")
             yield Cell(name, column, of)

@@ -45,8 +45,8 @@ class Result:
         question_scores: In the order of the questions.
         errors: Of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
         version: Of the code that trained, with its commit; empty if unknown.
-        first_losses: Of the first optimizer steps of the training, see `callbacks.first_losses`; empty if unknown.
         baselines: The scores of the blind baselines of text and cameras, by name; `Scores.blind` has the constant.
+        first_losses: Of the first optimizer steps of the training, see `callbacks.first_losses`; empty if unknown.
     """
 
     setting: str
@@ -62,8 +62,8 @@ class Result:
     question_scores: list[float]
     errors: dict[str, float] = field(default_factory=dict)
     version: str = ""
-    first_losses: list[float] = field(default_factory=list)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
+    first_losses: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ def load_result(run: Run, test: str, folder: Path, trained: Trained) -> tuple[Re
         [round(tested.scores[answer.id], DIGITS) for answer in answers],
         {name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
         trained.version,
-        trained.first_losses,
         {name: scores_of(each) for name, each in others.items()},
+        trained.first_losses,
     )
     return result, questions
 

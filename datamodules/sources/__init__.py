@@ -6,6 +6,17 @@ from datamodules.sources.local import SceneFolder, SingleVideo
 from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
 from datamodules.sources.revsi import ReVSI
-from datamodules.sources.rooms import RealRooms, Rooms
+from datamodules.sources.rooms import (
+    PanelDistance,
+    PanelIntrinsics,
+    PanelOrder,
+    PanelPairs,
+    PanelRooms,
+    PanelRotation,
+    PanelTask,
+    PanelTranslation,
+    RealRooms,
+    Rooms,
+)
 from datamodules.sources.scannet_qa import SQA3D, ScanQA
 from datamodules.sources.vsibench import VSIBench

@@ -51,7 +51,7 @@ class SceneSource(Configurable, ABC):
     """
 
     has_cameras: ClassVar[bool] = True
-    default_question_types: ClassVar[Sequence[str] | None] = None
+    default_question_types: Sequence[str] | None = None
     benchmark: Benchmark = VSIBench()
     num_frames: int | None = None
 

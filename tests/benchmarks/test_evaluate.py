@@ -20,7 +20,12 @@ def run(monkeypatch: pytest.MonkeyPatch):
     return call
 
 
-def test_both_ways_and_training(run, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("in_processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_both_ways_and_training(
+    in_processes: bool, run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    if not in_processes:
+        monkeypatch.setattr(evaluate, "memory_in_a_process", lambda *_: 1)
     run("--learn", "1", "2")
     said = capsys.readouterr().out
     assert "12 visual tokens, 3 questions; 3 answers of 3 that were asked one by one are equal" in said

@@ -41,7 +41,10 @@ def test_what_is_too_old_or_missing_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert absent.startswith("peft>=") and absent.endswith(", not installed")
 
 
-def test_a_part_with_a_result_is_skipped_and_a_failed_one_has_none(tmp_path: Path) -> None:
+def test_a_part_with_a_result_is_skipped_and_a_failed_one_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu.subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, returncode=1))
     result = {"about": "Steps.", "machine": "a card", "tables": {"A model": [{"step": "one"}, {"step": "two", "s": 3}]}}
     (tmp_path / "prope.json").write_text(json.dumps(result))
     assert gpu.run("prope", tmp_path, False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import resource
 import signal
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from callbacks.loggers import TensorBoardFiles
-
-ROOT = str(Path(__file__).parents[2])
+from commands.faults import error_line
+from commands.terminal import quiet_lightning
 
 
 @pytest.mark.parametrize("held_back", [False, True])  # the former is the control
@@ -39,30 +41,36 @@ def test_an_interrupt_waits_until_the_values_are_written(
     assert bool(written) == held_back and signal.getsignal(signal.SIGINT) is handler
 
 
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from lightning.pytorch.loggers import TensorBoardLogger
-from callbacks.loggers import TensorBoardFiles
-from commands.faults import error_line
-from commands.terminal import quiet_lightning
-
-quiet_lightning()
-logger = {"ours": lambda: TensorBoardFiles(Path(".")), "stock": lambda: TensorBoardLogger(".", "", "")}[sys.argv[1]]()
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk: a real failed write
-try:
-    for step in range(400):
-        logger.log_metrics({"train/loss": 1.0}, step=step)
-    logger.save()
-except Exception as error:
-    sys.exit(error_line(error))
-"""
+def log_until_full(kind: Callable[[], TensorBoardLogger], folder: Path) -> None:
+    """In a process of its own, which can't write more than 1,000 bytes to a file."""
+    os.chdir(folder)
+    sys.stderr = (folder / "stderr").open("w")
+    quiet_lightning()
+    logger = kind()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as a full disk: a real failed write
+    try:
+        for step in range(400):
+            logger.log_metrics({"train/loss": 1.0}, step=step)
+        logger.save()
+    except Exception as error:
+        sys.exit(error_line(error))
 
 
-@pytest.mark.parametrize(("logger", "place"), [("ours", ". can't be written"), ("stock", "a file")])
-def test_on_a_full_disk_the_files_are_named_in_one_line(logger: str, place: str, tmp_path: Path) -> None:
-    words = (sys.executable, "-c", FULL, logger)
-    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": ROOT})
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"{place}: File too large; ")
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [
+        (lambda: TensorBoardFiles(Path(".")), ". can't be written"),
+        (lambda: TensorBoardLogger(".", "", ""), "a file"),
+    ],
+    ids=["ours", "stock"],
+)
+def test_on_a_full_disk_the_files_are_named_in_one_line(
+    kind: Callable[[], TensorBoardLogger], place: str, tmp_path: Path
+) -> None:
+    started = multiprocessing.get_context("fork").Process(target=log_until_full, args=(kind, tmp_path))
+    started.start()
+    started.join(60)
+    said = (tmp_path / "stderr").read_text()
+    assert started.exitcode == 1 and said.count("\n") == 1
+    assert said.startswith(f"{place}: File too large; ")

@@ -1,30 +1,31 @@
 import json
-import os
-import subprocess
+import multiprocessing
 import sys
-from pathlib import Path
 
 import pytest
+import toy
 from toy import golden_scenes
 
 from zoo.metrics import VSIBenchScore
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """The same fit and test by one process and by two (gloo)."""
-    root = HERE.parents[1]
     made = {}
     for processes in (1, 2):
         made[processes] = tmp_path_factory.mktemp(f"processes{processes}")
-        command = [sys.executable, str(HERE / "toy.py"), str(made[processes]), str(processes)]
-        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr[-3000:]
-        (made[processes] / "stdout").write_text(done.stdout)
+        started = multiprocessing.get_context("fork").Process(target=in_a_process, args=(made[processes], processes))
+        started.start()
+        started.join(120)
+        assert started.exitcode == 0, (made[processes] / "stdout").read_text()[-3000:]
     return made
+
+
+def in_a_process(folder, processes):
+    with (folder / "stdout").open("w") as sys.stdout:
+        sys.stderr = sys.stdout
+        toy.main(folder, processes)
 
 
 def predictions(folder):

@@ -1,12 +1,8 @@
-"""A LightningModule that has its answers ready, and scenes of golden questions: all that the callbacks need.
-
-As a script it fits and tests the module: `python toy.py <folder> <processes>`.
-"""
+"""A LightningModule that has its answers ready, and scenes of golden questions: all that the callbacks need."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +118,3 @@ def main(folder: Path, processes: int) -> None:
     model = Toy(scenes)
     run.fit(model)
     run.test(model)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -315,6 +315,53 @@ def test_a_half_trained_run_and_other_code_are_not_averaged(tmp_path: Path, caps
     assert averaged(runs, capsys)[0] == "s0, s1"
 
 
+def as_training(run: Path, weights: str) -> Path:
+    """The same run with weights of its own, which it has trained."""
+    rewrite_metrics(run, trained=trained(60))
+    file = run / "predictions.settings.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "weights": weights}))
+    return run
+
+
+def test_one_training_of_each_has_no_interval_which_is_said(tmp_path: Path, capsys) -> None:
+    runs = [as_training(make_run(tmp_path / n, answers(90, seed=i)), n) for i, n in enumerate("ab")]
+    said = printed(runs, capsys)
+    assert not re.search(r"^b .*\[[+-]\d", said, re.MULTILINE) and re.search(
+        r"^b  +All micro  +[+-]\d", said, re.MULTILINE
+    )
+    assert "no interval of a difference between trainings: there is one seed of each: a and b" in said
+    report([*map(str, runs), "--output", str(tmp_path / "r.html")])
+    data = json.loads(re.search(r'id="data">(.*?)</script>', (tmp_path / "r.html").read_text(), re.DOTALL)[1])
+    assert data["comparisons"]["trainings"] == ["0 1"] and data["comparisons"]["pairs"]["0 1"][0][2:] == [None, None]
+    said = printed([runs[0], as_training(runs[1], "a")], capsys)  # the control: two tests of one model
+    assert re.search(r"^b .*\[[+-]\d", said, re.MULTILINE) and "no interval" not in said
+
+
+def test_settings_with_several_seeds_are_compared_over_seeds_and_scenes(tmp_path: Path, capsys) -> None:
+    """Each question is about a scene of its own, so that its column is that of the scenes."""
+    runs = []
+    for name, right in (("poor", 0.2), ("good", 0.6), ("alike", 0.2)):
+        for seed in range(3):
+            config = seeded(seed)
+            config["model"]["init_args"]["fusion"] = {"class_path": f"my.{name}"}
+            records = answers(180, seed=seed + len(runs), right=right, scenes=180)
+            runs.append(as_training(make_run(tmp_path / f"{name}{seed}", records, config), f"{name}{seed}"))
+    said = printed(runs, capsys)
+    (found,) = re.findall(r"\nDifferences from poor0, poor1, poor2.*?\n\n.*?\n\n", said, re.DOTALL)
+    rows = {
+        (row[0][:4], row[1]): row[2:] for row in (cells("text", line) for line in found.split("\n")) if len(row) == 6
+    }
+    assert rows["Runs", "Measure"] == ["Difference", "By seed and scene", "Could show", "Seeds"]
+    metrics = [json.loads((run / "metrics.json").read_text())["all"]["micro"] for run in runs]
+    change, ends, shown, seeds = rows["good", "All micro"]
+    assert change == f"{100 * (sum(metrics[3:6]) - sum(metrics[:3])) / 3:+.1f}" and (shown, seeds) == ("-", "-")
+    low, high = map(float, ends.strip("[]").split(", "))
+    assert 0 < low < float(change) < high
+    change, ends, shown, seeds = rows["alik", "All micro"]
+    low, high = map(float, ends.strip("[]").split(", "))
+    assert low < 0 < high and seeds == "overlap" and float(shown) == pytest.approx(2.8 / 3.92 * (high - low), abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("option", "value", "changes_result"),
     [

@@ -15,6 +15,7 @@ CONFIGS = sorted((Path(main.__file__).parent / "configs").glob("data_*.yaml"))
 SOURCES = {
     "data_arkitscenes": "PosedScenes",
     "data_conversations": "Mixture",
+    "data_panels": "PanelRooms",
     "data_real_rooms": "RealRooms",
     "data_revsi": "ReVSI",
     "data_rooms": "Rooms",

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from datamodules import (
+    FramesOnOtherCameras,
     OtherCameras,
     OtherGeometry,
     PixelBounds,
@@ -36,6 +37,7 @@ from zoo.requirements import DataRequirements
 A, B = scene("a", steps=4), scene("b", steps=4, seed=1)
 PERTURBATIONS: dict[str, Perturbation] = {
     "cameras": OtherCameras(),
+    "frames on other cameras": FramesOnOtherCameras(),
     "intrinsics": WrongFocalLength(0.2),
     "shuffled": ShuffledFrames(),
     "reversed": ReversedFrames(),
@@ -59,6 +61,7 @@ def content(loaded: LoadedScene) -> dict[str, Tensor]:
     ("name", "changed"),
     [
         ("cameras", {"world_to_camera"}),  # the intrinsics of both scenes are equal
+        ("frames on other cameras", {"frames", "depth"}),
         ("intrinsics", {"K_normalized"}),
         ("shuffled", {"world_to_camera", "depth", "frames", "frame_indices"}),
         ("reversed", {"world_to_camera", "depth", "frames", "frame_indices"}),
@@ -82,6 +85,21 @@ def test_frames_keep_their_cameras_and_those_of_a_token_stay_together() -> None:
         assert {frozenset(pair) for pair in zip(order[::2], order[1::2], strict=True)} == {
             frozenset((i, i + 1)) for i in range(0, 8, 2)
         }
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+def test_no_token_keeps_its_camera(steps: int) -> None:
+    for number in range(20):
+        before = scene(f"s{number}", steps=steps)
+        after = FramesOnOtherCameras()(before, lambda: B)
+        order = [next(i for i, own in enumerate(before.frames) if own.equal(frame)) for frame in after.frames]
+        assert sorted(order) == list(range(2 * steps)) and after.geometry.depth.equal(before.geometry.depth[order])
+        stay = [place for place, frame in enumerate(order) if place == frame]
+        assert stay == ([0, 1] if steps == 1 else [])
+        assert all(
+            second == first + 1 and first % 2 == 0 for first, second in zip(order[::2], order[1::2], strict=True)
+        )
+        assert steps == 1 or not after.has_true_cameras  # which camera prediction must not be compared with
 
 
 def test_cameras_of_a_shorter_scene_start_again() -> None:

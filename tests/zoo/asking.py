@@ -229,16 +229,26 @@ def replies(task: VideoQATask, asked: Batch) -> list[Reply]:
 
 @torch.no_grad()
 def one_by_one(task: VideoQATask, asked: Batch) -> list[list[int]]:
-    """The slow reference: each question by itself, with its whole sequence decoded again for each token."""
-    scenes, found = task.model.encode_scenes(asked), []
+    """The slow reference: each question by itself, with its whole sequence decoded again.
+
+    The tested answers are the draft. As the decoder is causal, one pass tells the reference's next token after each
+    token of the draft; after one that differs, the sequence is decoded again.
+    """
+    scenes, found, most = task.model.encode_scenes(asked), [], task.max_new_tokens
     penalize = RepetitionPenaltyLogitsProcessor(float(task.repetition_penalty))
-    for ids, scene in zip(prompts_of(asked), scene_of(asked), strict=True):
+    drafts = [reply.ids for reply in replies(task, asked)]
+    for ids, scene, draft in zip(prompts_of(asked), scene_of(asked), drafts, strict=True):
         answer: list[int] = []
-        while len(answer) < task.max_new_tokens and (not answer or answer[-1] not in task.model.backbone.stop_tokens):
-            sequence = torch.tensor([[*ids, *answer]])
+        while len(answer) < most and (not answer or answer[-1] not in task.model.backbone.stop_tokens):
+            guess = [*answer, *draft[len(answer) :]][: most - 1]
+            sequence = torch.tensor([[*ids, *guess]])
             made = task.sequence_builder.build(sequence, torch.ones_like(sequence).bool(), asked.scenes, [[scene]])
-            logits = logits_of(task, task.model.decoder_inputs(scenes, made))[:, -1].float()
-            answer.append(int(penalize(sequence, logits).argmax()))
+            logits = logits_of(task, task.model.decoder_inputs(scenes, made)).float()
+            while len(answer) <= len(guess):
+                end = len(ids) + len(answer)
+                answer.append(int(penalize(sequence[:, :end], logits[:, end - 1]).argmax()))
+                if answer[-1] in task.model.backbone.stop_tokens or answer != guess[: len(answer)]:
+                    break
         found.append(answer)
     return found
 

@@ -82,6 +82,7 @@ class Settings(NamedTuple):
 
 
 SETTINGS = {
+    "every part": Settings(("one", "fsdp2", "resumed")),  # the slow cases and "shapes" compare with DDP
     "every part, bfloat16": Settings(("one", "fsdp2", "control"), "bf16-mixed", accumulate=2, is_tested=False),
     "lora": Settings(tuple(RUNS), "bf16-mixed", accumulate=2),
     "shapes": Settings(("ddp", "fsdp2"), batch_size=2, is_tested=False),
@@ -258,7 +259,8 @@ def main(folder: Path, rooms: str, chosen: list[str]) -> None:
                     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
                 for case in (each for each in chosen if name in SETTINGS.get(each, Settings()).runs):
                     (folder / case / name).mkdir(parents=True, exist_ok=True)
-                    first = folder / case / "ddp" / "first" / "last.ckpt"
+                    before = "ddp" if "ddp" in SETTINGS.get(case, Settings()).runs else "fsdp2"
+                    first = folder / case / before / "first" / "last.ckpt"
                     run(name, folder / case / name, rooms, case, released, first, rank)
                 os._exit(0)
             children.append(child)

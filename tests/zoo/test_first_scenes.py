@@ -77,29 +77,39 @@ class Broken(PRoPE):
 """
 
 
-@pytest.mark.parametrize(("processes", "failing"), [pytest.param(1, 10**6, marks=pytest.mark.slow), (1, 2), (2, 10**6)])
-def test_main_stops_or_goes_on(tmp_path: Path, rooms_root: Path, processes: int, failing: int) -> None:
-    """Three scenes: one process sees them all, two see too few each, and stop at the end."""
-    (tmp_path / "broken.py").write_text(BROKEN.replace("FAILING", str(failing)))
-    repository = Path(main.__file__).parent
-    environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
-    words = [
+def words_of(rooms_root: Path, folder: Path, processes: int) -> list[str]:
+    """Of a test of three scenes."""
+    return [
         *("test", "--config", "prope.yaml", "--model.allow_untrained", "true", "--trainer.accelerator", "cpu"),
         *("--model.camera_encoding", "broken.Broken", "--data.source.scenes", "[6,2,3]", "--data.num_frames", "4"),
         *("--data.source.root", str(rooms_root), "--data.batch_size", "1", "--data.question_types", "null"),
         *("--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"),
         *("--model.backbone.layers", "2", "--model.backbone.hidden_size", "64", "--model.backbone.heads", "2"),
-        *("--model.backbone.key_value_heads", "1", "--trainer.default_root_dir", str(tmp_path / "run")),
+        *("--model.backbone.key_value_heads", "1", "--trainer.default_root_dir", str(folder)),
     ]
-    command = [sys.executable, str(repository / "main.py"), *words]
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_main_stops(processes: int, tmp_path: Path, rooms_root: Path) -> None:
+    """One process sees all scenes, two see too few each, and stop at the end."""
+    (tmp_path / "broken.py").write_text(BROKEN.replace("FAILING", str(10**6)))
+    repository = Path(main.__file__).parent
+    environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(repository / "main.py"), *words_of(rooms_root, tmp_path / "run", processes)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
-    finished = (tmp_path / "run/metrics.json").exists()
-    if failing == 2:  # both tries of the first scene
-        assert done.returncode == 0 and finished, done.stderr
-        lines = map(json.loads, (tmp_path / "run/predictions.jsonl").read_text().splitlines())
-        errors = {line["error"] for line in lines} - {None}
-        assert len(errors) == 1 and re.fullmatch(rf"RuntimeError: {DEVICE} \({tmp_path}/broken.py:\d+\)", errors.pop())
-        return
-    assert done.returncode != 0 and not finished
+    assert done.returncode != 0 and not (tmp_path / "run/metrics.json").exists()
     assert DEVICE in done.stderr and ("failed alike" in done.stderr or "all" in done.stderr)
+
+
+def test_main_goes_on(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both tries of the first scene fail."""
+    (tmp_path / "broken.py").write_text(BROKEN.replace("FAILING", "2"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", *words_of(rooms_root, tmp_path / "run", 1)])
+    main.main()
+    assert (tmp_path / "run/metrics.json").exists()
+    lines = map(json.loads, (tmp_path / "run/predictions.jsonl").read_text().splitlines())
+    errors = {line["error"] for line in lines} - {None}
+    assert len(errors) == 1 and re.fullmatch(rf"RuntimeError: {DEVICE} \({tmp_path}/broken.py:\d+\)", errors.pop())

@@ -49,6 +49,7 @@ def load_or_defer(
     if builds_shapes_only() and are_in_files(tensors):
         defer(module, fill)
         return
+    len(tensors)  # opens the files: a fault of them is told before gigabytes are allocated
     device = device or torch.get_default_device()
     allocate(module, device)
     fill()

@@ -10,11 +10,13 @@ from typing import Any
 
 from callbacks.baselines.mark import NAMES
 from commands.reports.bootstrap import RESAMPLES, SEED
-from commands.reports.compare import Comparisons, Interval
+from commands.reports.compare import Comparisons
 from commands.reports.formats import write
 from commands.reports.loaded_runs import AVERAGE, Run, measures
 from commands.reports.predictions import Answer
-from commands.reports.tables import captions, means, over_seeds, percent, reproduction, scores, settings
+from commands.reports.seed_differences import seed_differences
+from commands.reports.table import Interval, percent
+from commands.reports.tables import captions, means, over_seeds, reproduction, scores, settings
 
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "sort.js", "bars.js", "compare.js", "questions.js", "detail.js")
@@ -30,7 +32,8 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
         paths: The scenes' camera paths, see `camera_paths`.
     """
     benchmark = runs[0].benchmark
-    every = (scores(runs), means(runs), *over_seeds(runs), *captions(runs), settings(runs), reproduction(runs))
+    over = (*over_seeds(runs), *seed_differences(runs))
+    every = (scores(runs), means(runs), *over, *captions(runs), settings(runs), reproduction(runs))
     tables = "".join(f'<div class="wide">{text}</div>' for text in (write(table, "html") for table in every))
     data = {
         "runs": [run.name for run in runs],
@@ -64,7 +67,10 @@ def _best_blind(run: Run, measure: str) -> float | None:
 
 
 def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, Any]:
-    """Return {"0 1": [[measure, difference, [low, high] or null, the same by scene], ...] or the reason for none}."""
+    """Return the pairs, their measures, and the pairs of two trainings.
+
+    A pair is {"0 1": [[measure, difference, [low, high] or null, the same by scene], ...] or the reason for none}.
+    """
 
     def ends(interval: Interval | None) -> list[float] | None:
         return interval and [percent(end) for end in interval]
@@ -75,7 +81,7 @@ def _comparisons(comparisons: Comparisons, names: tuple[str, ...]) -> dict[str, 
             [names.index(measure), percent(d.value), ends(d.by_question), ends(d.by_scene)]
             for measure, d in each.items()
         ]
-    return {"measures": names, "pairs": found}
+    return {"measures": names, "pairs": found, "trainings": [f"{i} {j}" for i, j in sorted(comparisons.trainings)]}
 
 
 class Distinct(dict[Hashable, int]):

@@ -9,30 +9,35 @@
   function show() {
     const [a, b] = [Number(first.value), Number(second.value)];
     if (a === b) return result.replaceChildren("Choose two runs.");
-    const found = data.comparisons.pairs[`${Math.min(a, b)} ${Math.max(a, b)}`];
+    const pair = `${Math.min(a, b)} ${Math.max(a, b)}`;
+    const found = data.comparisons.pairs[pair];
     if (typeof found === "string") return result.replaceChildren(`Not compared: ${found}`);
     const turn = a < b ? (d) => d : (d) => (Array.isArray(d) ? [-d[1], -d[0]] : -d);
     const rows = found.map(([measure, difference, byQuestion, byScene]) => ({
       measure: data.comparisons.measures[measure],
       difference: turn(difference),
+      reason: data.comparisons.trainings.includes(pair) ? "one seed of each" : null,
       byQuestion: byQuestion && turn(byQuestion),
       byScene: byScene && turn(byScene),
     }));
     const reach = Math.max(1, ...rows.flatMap((row) => [...(row.byQuestion ?? []), ...(row.byScene ?? [])]).map(Math.abs));
-    const headings = ["Measure", "Difference", "95 % by question", "95 % by scene", axis(reach)];
+    const isSame = rows.every((row) => String(row.byQuestion) === String(row.byScene)); // scenes with one question each
+    const byQuestion = isSame ? [] : ["95 % by question"];
+    const headings = ["Measure", "Difference", ...byQuestion, "95 % by scene", axis(reach)];
     result.replaceChildren(
       element(
         "table",
         {},
         element("thead", {}, element("tr", {}, ...headings.map((text) => element("th", {}, text)))),
-        element("tbody", {}, ...rows.map((row) => tableRow(row, reach))),
+        element("tbody", {}, ...rows.map((row) => tableRow(row, reach, isSame))),
       ),
     );
   }
 
-  function tableRow(row, reach) {
-    const interval = (ends, single) => (ends ? `[${ends.map(signed).join(", ")}]` : `one ${single}`);
-    const cells = [signed(row.difference), interval(row.byQuestion, "question"), interval(row.byScene, "scene")];
+  function tableRow(row, reach, isSame) {
+    const interval = (ends, single) => (ends ? `[${ends.map(signed).join(", ")}]` : single);
+    const byQuestion = isSame ? [] : [interval(row.byQuestion, row.reason ?? "one question")];
+    const cells = [signed(row.difference), ...byQuestion, interval(row.byScene, row.reason ?? "one scene")];
     return element(
       "tr",
       {},

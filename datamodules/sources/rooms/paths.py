@@ -26,6 +26,18 @@ class Ring:
     reach: tuple[float, float]
     squareness: float
 
+    def points(self, angle: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "n 2"]:
+        """Points in plan, in meters, in the directions `angle` of the ring scaled to a square."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        radius = (np.abs(cos) ** self.squareness + np.abs(sin) ** self.squareness) ** (-1 / self.squareness)
+        return np.stack([radius * cos, radius * sin], 1) * self.reach + self.center[:2]
+
+    def outward(self, angle: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """Direction of the outward normal at `points(angle)`, in radians."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        power, (x, y) = self.squareness - 1, self.reach
+        return np.arctan2(np.sign(sin) * np.abs(sin) ** power / y, np.sign(cos) * np.abs(cos) ** power / x)
+
 
 def ring_along_walls(size: Float64[np.ndarray, " 3"], height: float, inset: float, rng: np.random.Generator) -> Ring:
     """A ring at a distance from the walls, as far as the room is wide enough.
@@ -71,7 +83,7 @@ def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarra
     yaw = inward + rng.uniform(-0.9, 0.9) + 0.6 * smooth_noise(frames, 6, rng) + pauses
     pitch = rng.uniform(-0.35, 0.0) + 0.22 * smooth_noise(frames, 7, rng)
     roll = 0.06 * smooth_noise(frames, 7, rng)
-    return _look(eyes, yaw, pitch, roll)
+    return look(eyes, yaw, pitch, roll)
 
 
 def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
@@ -84,9 +96,17 @@ def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[n
     return values[low] * (1 - blend) + values[low + 1] * blend
 
 
-def _look(
+def look(
     eyes: Float64[np.ndarray, "T 3"], yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
 ) -> Float64[np.ndarray, "T 4 4"]:
+    """Poses from the room's frame to cameras (OpenCV axes, meters).
+
+    Args:
+        eyes: Camera centers.
+        yaw: Viewing directions in plan, in radians.
+        pitch: Their angles above the horizon.
+        roll: Rotations about the viewing directions.
+    """
     forward = np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], 1)
     level = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(len(yaw))], 1)
     down = np.cross(forward, level)

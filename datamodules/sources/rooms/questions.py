@@ -70,14 +70,14 @@ class _Visible:
     moving: set[str]
 
 
-def ask(scene: RoomScene, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator, prefix: str) -> list[Question]:
+def ask(scene: RoomScene, prefix: str, ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator) -> list[Question]:
     """Draw up to 12 questions, the room size first.
 
     Args:
         scene: The scene.
+        prefix: Prefix of the question ids.
         ids: Object ids of all frames, see `Rendering`.
         rng: Random generator.
-        prefix: Prefix of the question ids.
     """
     visible = _find_visible(scene, ids)
     questions: list[Parts] = [("room_size_estimation", ROOM, f"{scene.area:.1f}", ())]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from datamodules.sources.base import SPLITS, Split
+from datamodules.sources.rooms.questions import ask
 from datamodules.sources.rooms.real_boxes import RealRoom, read_rooms
 from datamodules.sources.rooms.real_layout import draw_real_room
 from datamodules.sources.rooms.rendered import RenderedScenes
@@ -85,4 +88,4 @@ class RealRooms(RenderedScenes):
         dataset, name = (room.dataset, room.name) if is_test else (DATASET, f"{split}_{index:05d}")
         scene, world_to_camera = draw_real_room(room, self.frames, varied=not is_test, rng=rng)
         K_px = draw_intrinsics(self.size, rng)
-        return DrawnScene(dataset, name, f"{dataset}-{name}", scene, world_to_camera, K_px)
+        return DrawnScene(dataset, name, scene, world_to_camera, K_px, partial(ask, scene, f"{dataset}-{name}"))

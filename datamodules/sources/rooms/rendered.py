@@ -84,7 +84,7 @@ class RenderedScenes(SceneSource):
             return []
         if not self.folder.exists():
             raise FileNotFoundError(f"{self.folder} is absent: call prepare() first")
-        scenes, self.missing = read_layout(self.folder, f"{split}.jsonl")
+        scenes, self.missing = read_layout(self.folder, f"{split}.jsonl", benchmark=self.benchmark)
         return scenes
 
     def _write(self, folder: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 
 from datamodules.sources.base import SPLITS, Split
 from datamodules.sources.rooms.layout import draw_scene
+from datamodules.sources.rooms.questions import ask
 from datamodules.sources.rooms.rendered import RenderedScenes
 from datamodules.sources.rooms.writer import DrawnScene, draw_intrinsics
 from zoo.errors import InputError, check_choice
@@ -64,4 +66,5 @@ class Rooms(RenderedScenes):
         K_px = draw_intrinsics(self.size, rng)
         scene, world_to_camera = draw_scene(self.trajectory, self.dynamic_objects, self.frames, rng)
         prefix = f"rooms-{self.trajectory}-{split}-{index:05d}"
-        return DrawnScene("rooms", f"{split}_{index:05d}", prefix, scene, world_to_camera, K_px)
+        questions = partial(ask, scene, prefix)
+        return DrawnScene("rooms", f"{split}_{index:05d}", scene, world_to_camera, K_px, questions)

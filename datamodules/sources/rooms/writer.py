@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +11,10 @@ from typing import NamedTuple
 import av
 import numpy as np
 import torch
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, Int16, UInt8
 
 from datamodules.cameras_file import write_cameras
-from datamodules.sources.rooms.questions import ask
+from datamodules.scenes import Question
 from datamodules.sources.rooms.renderer import render
 from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, save_scene
 
@@ -27,28 +28,30 @@ class DrawnScene(NamedTuple):
     Attributes:
         dataset: Name of the dataset, whose folder has the files.
         name: Name of the scene.
-        prefix: Prefix of the question ids.
         scene: The room.
         world_to_camera: Pose of each frame.
         K_px: Intrinsics in pixels; the principal point is the center of a square frame.
+        ask: Draw the questions, from the object ids of all frames (see `Rendering`) and a random generator.
     """
 
     dataset: str
     name: str
-    prefix: str
     scene: RoomScene
     world_to_camera: Float64[np.ndarray, "T 4 4"]
     K_px: Float64[np.ndarray, "3 3"]
+    ask: Callable[[Int16[np.ndarray, "T H W"], np.random.Generator], list[Question]]
 
 
-def draw_intrinsics(side: int, rng: np.random.Generator) -> Float64[np.ndarray, "3 3"]:
+def draw_intrinsics(
+    side: int, rng: np.random.Generator, fov_deg: tuple[float, float] = FIELD_OF_VIEW_DEG
+) -> Float64[np.ndarray, "3 3"]:
     """Random intrinsics of a camera with frames of side x side pixels."""
-    focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*FIELD_OF_VIEW_DEG)) / 2)
+    focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*fov_deg)) / 2)
     return np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
 
 
 def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Generator) -> str:
-    """Render a scene, writes <folder>/<dataset>/<name>.* and return its questions as JSON lines.
+    """Render a scene, write <folder>/<dataset>/<name>.* and return its questions as JSON lines.
 
     Args:
         folder: Folder of the whole dataset.
@@ -56,7 +59,7 @@ def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Gener
         side: Width and height of a frame in pixels.
         rng: Draws the questions.
     """
-    dataset, name, prefix, scene, world_to_camera, K_px = drawn
+    dataset, name, scene, world_to_camera, K_px, ask = drawn
     rendering = render(scene, world_to_camera, K_px, side, side)
     base = folder / dataset / name
     base.parent.mkdir(exist_ok=True)
@@ -65,7 +68,7 @@ def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Gener
     write_cameras(cameras, torch.from_numpy(world_to_camera), torch.from_numpy(K_px), width=side, height=side)
     save_scene(scene, base.with_name(f"{name}{DESCRIPTION}"))
     names = {"dataset": dataset, "scene_name": name}
-    rows = [asdict(question) | names for question in ask(scene, rendering.ids, rng, prefix)]
+    rows = [asdict(question) | names for question in ask(rendering.ids, rng)]
     return "".join(json.dumps(row | {"options": row["options"] or None}) + "\n" for row in rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.baselines.blind import BlindBaselines, blind_baselines, constant_baseline
+from callbacks.baselines.blind import BlindBaselines, _training, blind_baselines, constant_baseline
 from callbacks.baselines.camera_path import describe_path
 from callbacks.baselines.cameras import LEAST_ROWS, Asked, camera_answers
 from callbacks.baselines.constant import best_constant
@@ -177,12 +178,24 @@ def test_what_is_absent_is_said_and_costs_a_test_nothing(tmp_path: Path) -> None
     source = Drawn(tmp_path)
     (tmp_path / "3.json").write_text("{")  # a damaged training scene is one without cameras
     assert "cameras" in baselines(source).scores
+    (tmp_path / "70.json").write_text("{")  # and of a damaged test scene there is no answer: its type has no score
+    assert "cameras" not in baselines(source).scores
+    source.counts["train"] = range(LEAST_ROWS - 1)
+    assert "too few scenes of the training or the test" in baselines(source).remarks[0]
     del source.counts["train"]
     found = baselines(source)
     assert list(found.scores) == ["constant"] and "text and cameras: ValueError: no train split" in found.remarks[0]
     source.counts["train"] = range(0)
     assert "no training question" in baselines(source).remarks[0]
     assert constant_baseline([], VSIBench(), SCORER).scores == {}
+
+
+def test_of_many_training_questions_some_of_all_types_are_used(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("callbacks.baselines.blind.MOST_QUESTIONS", 30)
+    monkeypatch.setattr("callbacks.baselines.blind.MOST_SCENES", 50)
+    chosen = list(_training(Drawn(tmp_path), [SIZE, "object_counting"]))
+    counts = Counter(question.question_type for _, question in chosen)
+    assert counts[SIZE] == counts["object_counting"] == 15 and len({scene.name for scene, _ in chosen}) == 30
 
 
 def test_poses_are_read_as_with_the_video(tmp_path: Path) -> None:

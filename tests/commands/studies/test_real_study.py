@@ -23,7 +23,8 @@ OPTIONS = {
 SETTINGS = {"none": {"configs": ["qwen25_vl.yaml"]}, "wrong": {"configs": ["qwen25_vl.yaml"], "data.no_option": 1}}
 
 
-@pytest.mark.parametrize("executor", ["local", pytest.param("submitit_local", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["local", "submitit_local"])
 def test_a_study_trains_and_tests_and_names_what_main_py_refuses(
     executor: str, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 import main
 from commands.studies.reading import read_study
+from commands.studies.study_file import Study
 
 ROOT = Path(main.__file__).parent
 PARTS = ("camera_encoding", "view_mixer", "time_index", "fusion", "geometry")
@@ -25,12 +27,17 @@ SETTINGS = [
 ]
 
 
+@cache
+def study_named(name: str) -> Study:
+    return read_study(Path("studies", f"{name}.yaml"))
+
+
 @pytest.mark.parametrize(("study", "name"), SETTINGS)
 def test_a_setting_is_understood(
     study: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(ROOT)
-    plan = read_study(Path("studies", f"{study}.yaml"))
+    plan = study_named(study)
     run = plan.run(name, list(plan.columns)[-1], 7)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["main.py", "fit", *run.fit, "--print_config"])

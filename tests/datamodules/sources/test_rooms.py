@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -127,17 +128,16 @@ def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(rooms.scenes("train")) == 3
 
 
-SCRIPT = """
-from datamodules.sources.rooms import Rooms
-if __name__ == "__main__":
-    Rooms(scenes=({}, 1, 1), root={!r}, workers=2).prepare()
-"""
+def prepare(root: Path, scenes: int) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    Rooms(scenes=(scenes, 1, 1), root=str(root), workers=2).prepare()
 
 
-def start(root: Path, scenes: int) -> subprocess.Popen[bytes]:
-    # a shell's background job ignores SIGINT, and so would its children
-    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{SCRIPT}"
-    return subprocess.Popen([sys.executable, "-c", script.format(scenes, str(root))], stderr=subprocess.DEVNULL)
+def start(root: Path, scenes: int) -> BaseProcess:
+    started = multiprocessing.get_context("fork").Process(target=prepare, args=(root, scenes))
+    started.start()
+    return started
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
@@ -149,10 +149,11 @@ def test_an_interrupted_process_leaves_nothing(
     process = start(tmp_path, 200)
     deadline = time.monotonic() + 60
     while not list(unfinished.glob("rooms/*.scene.json")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.is_alive() and time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(how)
-    process.wait(30)
+    assert process.pid is not None
+    os.kill(process.pid, how)
+    process.join(30)
     assert not rooms.folder.exists()
     assert unfinished.exists() == (how == signal.SIGKILL)  # nobody can clean up after that; the next one does
 
@@ -165,7 +166,9 @@ def test_an_interrupted_process_leaves_nothing(
 
 def test_concurrent_processes_render_once(tmp_path: Path) -> None:
     processes = [start(tmp_path, 6) for _ in range(2)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
     rooms = Rooms(scenes=(6, 1, 1), root=str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")}
     rooms.prepare()

@@ -1,0 +1,20 @@
+"""Empty rooms with plain panels on the walls: questions whose answers need both images and cameras.
+
+task.py       base class of the tasks           source.py     the dataset
+tour.py       rooms and camera paths            panel.py      panels: their places and what a camera sees of them
+
+One file per task:
+
+distance.py     how far a panel is from where the video starts
+translation.py  the same along one wall, where only translations differ
+pairs.py        the same with one frame per station, which merging pairs
+"""
+
+from datamodules.sources.rooms.panels.distance import PanelDistance
+from datamodules.sources.rooms.panels.intrinsics import PanelIntrinsics
+from datamodules.sources.rooms.panels.order import PanelOrder
+from datamodules.sources.rooms.panels.pairs import PanelPairs
+from datamodules.sources.rooms.panels.rotation import PanelRotation
+from datamodules.sources.rooms.panels.source import PanelRooms
+from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
+from datamodules.sources.rooms.panels.translation import PanelTranslation

@@ -1,0 +1,171 @@
+"""Rooms with panels: exact answers of which cameras and text say nothing, and panels that are seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from datamodules import (
+    PanelDistance,
+    PanelIntrinsics,
+    PanelOrder,
+    PanelPairs,
+    PanelRooms,
+    PanelRotation,
+    PanelTask,
+    PanelTranslation,
+    VideoQADataModule,
+)
+from datamodules.cameras_file import read_cameras
+from datamodules.sources.rooms import load_scene, read_scene, render
+from datamodules.sources.rooms.panels import distance
+from datamodules.sources.rooms.panels.task import PanelScene
+from datamodules.sources.rooms.scene import RoomScene, Thing
+from datamodules.sources.rooms.writer import draw_intrinsics
+from datamodules.video import Video
+from zoo.benchmarks import PanelBench
+from zoo.errors import InputError
+
+FRAMES = 16
+TASKS = (PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelIntrinsics, PanelOrder)
+COLOR_CHANNELS = {"red": 0, "green": 1, "blue": 2}
+
+
+class OwnBench(PanelBench):
+    """A benchmark with a question type of a user's."""
+
+    numeric_types = (*PanelBench.numeric_types, "my_distance")
+
+
+class OwnTask(PanelDistance):
+    """A task of a user's."""
+
+    question_type = "my_distance"
+    benchmark = OwnBench()
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory: pytest.TempPathFactory) -> PanelRooms:
+    made = PanelRooms(root=str(tmp_path_factory.mktemp("panels")), scenes=(6, 1, 2), workers=1)
+    made.prepare()
+    return made
+
+
+def draw(task: PanelTask, seed: int, fov: tuple[float, float] = (90.0, 110.0)) -> tuple[PanelScene, np.ndarray]:
+    """A scene, and its intrinsics in pixels."""
+    rng = np.random.default_rng(seed)
+    K_px = draw_intrinsics(56, rng, fov)
+    return task.draw(FRAMES, K_px, rng), K_px
+
+
+def to_world(room: RoomScene, thing: Thing) -> np.ndarray:
+    """The center of a thing in the world."""
+    return (np.linalg.inv(room.room_from_world()) @ [*thing.center, 1.0])[:3]
+
+
+def centers(world_to_camera: np.ndarray) -> np.ndarray:
+    """Camera centers."""
+    return np.linalg.inv(world_to_camera)[:, :3, 3]
+
+
+def test_the_answer_is_the_distance_in_the_written_files(rooms: PanelRooms) -> None:
+    for scene in rooms.scenes("train"):
+        (question,) = scene.questions
+        room, poses = load_scene(scene.depth), read_cameras(scene.cameras, FRAMES, 56, 56)[0].numpy()
+        (panel,) = room.things
+        distances = np.linalg.norm(to_world(room, panel) - centers(poses), axis=1)
+        assert question.question_type == "panel_distance"
+        assert float(question.ground_truth) == pytest.approx(distances[0], abs=0.0501)
+        assert float(question.ground_truth) != pytest.approx(distances[-1], abs=0.0501)  # of another camera
+
+
+def test_the_panel_is_seen_in_its_color_in_few_raw_frames(rooms: PanelRooms) -> None:
+    for scene in rooms.scenes("train"):
+        arguments = read_scene(scene.depth)
+        shares = (render(*arguments).ids == 0).mean((1, 2))
+        best = int(shares.argmax())
+        assert shares[best] > 0.015 and (shares > 0).mean() <= 0.5
+        pixels = Video(scene.video).read([best])[0].numpy()[:, render(*read_scene(scene.depth, [best])).ids[0] == 0]
+        assert (pixels[0].mean() > 2 * pixels[1:].mean(1)).all()
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
+    for seed in range(4):
+        scene, K_px = draw(task(), seed)
+        room = scene.room
+        ids = render(room, scene.camera_from_room @ room.room_from_world(), K_px, 56, 56).ids
+        for number, panel in enumerate(room.things):
+            center, half = np.array(panel.center), np.array(panel.size) / 2
+            ends = np.abs(np.stack([center - half, center + half]))[:, :2]
+            assert (ends <= np.array(room.size[:2]) / 2 + 1e-9).all()
+            assert np.isclose(ends, np.array(room.size[:2]) / 2).sum() == 1
+            assert half[2] < center[2] < room.size[2] - half[2]
+            assert (ids == number).mean((1, 2)).max() > 0.004
+        assert len(scene.camera_from_room) == FRAMES
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_a_scene_depends_on_the_generator_alone(task: type[PanelTask]) -> None:
+    (one, _), (same, _), (other, _) = (draw(task(), seed) for seed in (3, 3, 4))
+    assert one.room == same.room and (one.camera_from_room == same.camera_from_room).all()
+    assert one.room != other.room
+
+
+@pytest.mark.parametrize("task", [PanelDistance, PanelTranslation, PanelPairs], ids=lambda task: task.__name__)
+def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) -> None:
+    """By construction: every answer is drawn for the same rooms and paths."""
+
+    class Fixed(np.random.Generator):
+        """Draws a given answer first, and everything else as the generator."""
+
+        answer: int | None = None
+
+        def integers(self, *args: Any, **kwargs: Any) -> Any:
+            drawn = super().integers(*args, **kwargs)
+            given, self.answer = self.answer, None
+            return drawn if given is None else given
+
+    for seed in range(3):
+        paths = []
+        for answer in (0, 8, 15):
+            rng = Fixed(np.random.PCG64(seed))
+            rng.answer = answer
+            scene = task().draw(FRAMES, draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0)), rng)
+            (panel,), (start,) = scene.room.things, centers(scene.camera_from_room[:1])
+            assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(distance.DISTANCES_M[answer])
+            assert scene.ground_truth == f"{distance.DISTANCES_M[answer]:.1f}"
+            paths.append((scene.camera_from_room, scene.room.size, panel.size[2]))
+        assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
+
+
+def test_a_task_of_the_users_with_its_own_question_type(tmp_path: Path) -> None:
+    source = PanelRooms(OwnTask(), root=str(tmp_path), scenes=(0, 0, 1), workers=1)
+    source.prepare()
+    data = VideoQADataModule(source, question_types="default")
+    (question,) = data.scenes("test")[0].questions
+    assert question.question_type == "my_distance"
+    assert source.benchmark.score(question.ground_truth, question.ground_truth, "my_distance", "spatial_mllm") == 1.0
+    assert source.folder != PanelRooms(root=str(tmp_path), scenes=(0, 0, 1)).folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"scenes": (1, -1, 1)}, "scenes are three counts"),
+        ({"fov": (100.0, 90.0)}, "must be a range within 0 to 180 degrees"),
+        ({"frames": 15}, "frames 15 must be even"),
+    ],
+)
+def test_invalid_settings(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        PanelRooms(**settings)
+
+
+def test_rooms_that_never_show_all_places_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distance, "MAX_ATTEMPTS", 20)
+    with pytest.raises(InputError, match="PanelDistance: 20 rooms in a row .* than 16, or a wider"):
+        draw(PanelDistance(), 0, fov=(20.0, 21.0))
