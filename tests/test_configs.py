@@ -51,7 +51,7 @@ MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
     "model": {"model": {"class_path", *PARTS}, "recipe": set()},
     "scale": {"model": {"backbone", "geometry"}, "recipe": set()},
     "recipe": {"model": TRAINING, "data": FRAMES | LOADING, "trainer": STEPS | DEVICES},
-    "data": {"data": {"class_path", "source", "datasets", "question_types"}},
+    "data": {"data": {"class_path", "source", "datasets", "question_types", "num_frames"}},  # of videos that need all
     "strategy": {"trainer": {"strategy", "devices"}},
     "cameras": {"model": {"camera_source"}},
 }

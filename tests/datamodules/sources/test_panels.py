@@ -108,6 +108,38 @@ def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
         assert len(scene.camera_from_room) == FRAMES
 
 
+def test_directions_are_those_from_the_camera() -> None:
+    sides = {"A": np.pi / 2, "B": -np.pi / 2, "C": np.pi}
+    for seed in range(12):
+        scene, _ = draw(PanelRotation(), seed)
+        eye = centers(scene.camera_from_room).mean(0)
+        red, blue = (np.arctan2(*(np.array(panel.center) - eye)[[1, 0]]) for panel in scene.room.things)
+        apart = np.angle(np.exp(1j * (blue - red - sides[scene.ground_truth])))
+        assert abs(apart) < np.deg2rad(45) and scene.options[0] == "A. left"
+
+
+def test_the_first_panel_is_the_one_that_is_rendered_first() -> None:
+    for seed in range(8):
+        scene, K_px = draw(PanelOrder(), seed)
+        ids = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 56, 56).ids
+        first = [(ids == number).any((1, 2)).argmax() for number in range(len(scene.room.things))]
+        letters = {option.split(". ")[1]: option[0] for option in scene.options}
+        assert letters[scene.room.things[int(np.argmin(first))].category] == scene.ground_truth
+        assert len(set(first)) == len(first)
+
+
+def test_the_width_in_pixels_times_the_distance_over_the_focal_length_is_the_answer() -> None:
+    for seed, fov in enumerate((35.0, 70.0, 110.0)):
+        scene, K_px = draw(PanelIntrinsics(), seed, fov=(fov, fov))
+        rendering = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 56, 56)
+        shares = (rendering.ids == 0).mean((1, 2))
+        assert (shares > 0).sum() == 2  # one station: how many see it would tell the field of view
+        frame = int(shares.argmax())
+        width_px = (rendering.ids[frame] == 0).sum(1).max()
+        meters = width_px * rendering.depth[frame][rendering.ids[frame] == 0].mean() / K_px[0, 0]
+        assert 100 * meters == pytest.approx(float(scene.ground_truth), abs=110 * 1.6 / K_px[0, 0])
+
+
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_a_scene_depends_on_the_generator_alone(task: type[PanelTask]) -> None:
     (one, _), (same, _), (other, _) = (draw(task(), seed) for seed in (3, 3, 4))

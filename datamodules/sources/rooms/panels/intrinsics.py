@@ -13,7 +13,7 @@ from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import look_from, plain_room
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-WIDTHS_M = np.geomspace(0.25, 0.7, 32)  # the answers
+WIDTHS_M = np.geomspace(0.25, 0.7, 12)  # the answers
 HEIGHT_M = (0.25, 0.7)
 TO_WALL_M = 1.5  # of all cameras
 HALL_M = 42.0  # length, width and height: no camera sees an edge of the wall, which would give its field of view away

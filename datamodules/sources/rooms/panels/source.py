@@ -15,7 +15,7 @@ from zoo.configuration import to_config
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-VERSION = 4  # increase it with every change to the scenes of all tasks
+VERSION = 1  # increase it with every change to the scenes of all tasks
 
 
 class PanelRooms(RenderedScenes):
