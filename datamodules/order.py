@@ -72,8 +72,8 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
     """Batches in which each question comes exactly once per epoch, reshuffled every epoch.
 
     The questions of each scene are shuffled and cut into near-equal sequences, and the sequences of all scenes are
-    shuffled. The last step of an epoch has what remains: fewer sequences, and on processes without any, a repeated one
-    that is not learned from.
+    shuffled. The last step of an epoch has what remains: fewer sequences, and on processes without any, a repeated
+    question that is not learned from.
 
     Args:
         num_questions: Questions of each scene.
@@ -133,10 +133,12 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         size = self.batch_size * self.world_size
         own = range(batch * size, min((batch + 1) * size, self.num_sequences))[self.rank :: self.world_size]
         merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
-        for scene, asked in epoch.sequences(own or range(batch * size, batch * size + 1)):
+        for scene, asked in epoch.sequences(own):
             merged.setdefault(scene, []).extend(asked)
-        padding, seed = not own, self.seed
-        return [TrainingItem(scene, tuple(asked), number, padding, seed) for scene, asked in merged.items()]
+        if not own:  # one question: without labels, several are not packed
+            ((scene, asked),) = epoch.sequences(range(batch * size, batch * size + 1))
+            return [TrainingItem(scene, tuple(asked[:1]), number, is_padding=True, seed=self.seed)]
+        return [TrainingItem(scene, tuple(asked), number, seed=self.seed) for scene, asked in merged.items()]
 
     def num_answers_of(self, epoch: int, batches: range) -> int:
         """Count the answers that all processes learn from in some batches of an epoch."""

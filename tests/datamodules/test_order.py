@@ -85,6 +85,7 @@ def test_ranks_share_an_epoch_and_take_equally_many_steps(world_size: int, batch
     repeated = [item for share in shares for batch in share for item in batch if item.is_padding]
     remainder = SEQUENCES % (batch_size * world_size)  # sequences of the last step
     assert len(repeated) == (max(0, world_size - remainder) if remainder else 0)
+    assert all(len(item.questions) == 1 for item in repeated)  # nothing is learned from more, and they are not packed
 
 
 def test_a_scene_that_comes_twice_in_a_batch_is_read_once() -> None:
