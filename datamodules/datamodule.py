@@ -21,7 +21,7 @@ from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.frame_cache import FrameCache
 from datamodules.loaded_scene import FramesAs, LoadedScene
-from datamodules.order import TrainingOrder, balance_across_ranks
+from datamodules.order import TrainingOrder, TrainingPosition, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
@@ -30,7 +30,7 @@ from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
-from datamodules.training_loader import ResumableLoader, TrainingPosition
+from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice, describe

@@ -137,8 +137,15 @@ class SceneDataset(Dataset):
             item = TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         scene = self.scenes[item.scene]
         questions = tuple(scene.questions[i] for i in item.questions)
+        types = tuple(scene.questions[i].question_type for i in item.step_questions)
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding, draw=item.draw(scene.name))
+            loaded = LoadedScene(
+                scene,
+                questions,
+                is_supervised=not item.is_padding,
+                draw=item.draw(scene.name),
+                question_types=types,
+            )
             try:
                 opened = self.open(item.scene)
                 self.load(loaded, opened, self._frames(opened, item.epoch))
