@@ -217,7 +217,7 @@ class SceneDataset(Dataset):
         def decode() -> UInt8[Tensor, "T 3 h w"]:
             return resize_frames(opened.read(frames), bounds, is_folder=is_folder, token_px=token_px)
 
-        if self.frame_cache is None or opened.raw is not None:
+        if self.frame_cache is None:
             return decode()
         files = scene.images or [scene.video]
         entry = self.frame_cache.entry(files, frames, bounds, is_folder=is_folder, token_px=token_px)

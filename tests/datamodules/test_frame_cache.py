@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules import FrameCache, PixelBounds
+from datamodules import FrameCache, PixelBounds, VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Scene
@@ -70,6 +70,11 @@ def test_other_settings_and_other_content_are_other_entries(scenes: list[Scene],
     copied = scenes[0].video.rename(tmp_path / "copy.mp4")  # its content counts, and no name
     read([Scene("clips/copy", copied, ())], cache)
     assert cache.num_decoded == 7
+
+
+def test_videos_that_are_kept_in_memory_need_no_cache() -> None:
+    with pytest.raises(InputError, match="keep_in_memory reads no --data.frame_cache: set --data.keep_in_memory false"):
+        VideoQADataModule(frame_cache=FrameCache(), keep_in_memory=True, num_workers=0)
 
 
 def test_damaged_files_and_folders_that_cannot_be_written_cost_time_alone(
