@@ -100,7 +100,7 @@ class Collate(ABC):
             frame_indices=loaded.frame_indices,
             seconds_per_grid=None if needs.seconds == "nominal" else loaded.seconds_per_grid,
             geometry_override=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
-            question_types=tuple(question.question_type for question in loaded.questions),
+            question_types=loaded.question_types,
             has_true_cameras=loaded.has_true_cameras,
             draw=loaded.draw,
         )

@@ -21,7 +21,7 @@ from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.frame_cache import FrameCache
 from datamodules.loaded_scene import FramesAs, LoadedScene
-from datamodules.order import TrainingOrder, balance_across_ranks
+from datamodules.order import TrainingOrder, TrainingPosition, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
@@ -30,7 +30,7 @@ from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
-from datamodules.training_loader import ResumableLoader, TrainingPosition
+from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice, describe
@@ -87,7 +87,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         frame_cache: Keeps the selected and resized frames of each scene on disk, so that a video is decoded once for
             all epochs and runs; null decodes them each time.
         num_workers: Processes that load data; 0 uses the main process.
-        keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0).
+        keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0 and no
+            frame_cache).
         skip_failed: Scenes that a training may pass over since they can't be read; each is named once, and the run's
             skipped_scenes.jsonl lists them. A test records a scene that fails in any case.
         seed: Seed of the training order and of the questions drawn in training; null is the run's.
@@ -139,6 +140,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
                 raise InputError(f"--data.{name} {count}: at least {least}")
         if keep_in_memory and num_workers:
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
+        if keep_in_memory and frame_cache is not None:
+            raise InputError("keep_in_memory reads no --data.frame_cache: set --data.keep_in_memory false")
         if (video is None) != (question is None):
             raise InputError("predict takes both --data.video and --data.question")
         self.source = source or Rooms()

@@ -137,8 +137,15 @@ class SceneDataset(Dataset):
             item = TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         scene = self.scenes[item.scene]
         questions = tuple(scene.questions[i] for i in item.questions)
+        types = tuple(scene.questions[i].question_type for i in item.step_questions)
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(scene, questions, is_supervised=not item.is_padding, draw=item.draw(scene.name))
+            loaded = LoadedScene(
+                scene,
+                questions,
+                is_supervised=not item.is_padding,
+                draw=item.draw(scene.name),
+                question_types=types,
+            )
             try:
                 opened = self.open(item.scene)
                 self.load(loaded, opened, self._frames(opened, item.epoch))
@@ -205,15 +212,14 @@ class SceneDataset(Dataset):
     def _resized(
         self, opened: OpenScene, frames: Sequence[int], bounds: PixelBounds, is_folder: bool
     ) -> UInt8[Tensor, "T 3 h w"]:
-        token_px, scene = self.requirements.token_px, opened.scene
+        token_px = self.requirements.token_px
 
         def decode() -> UInt8[Tensor, "T 3 h w"]:
             return resize_frames(opened.read(frames), bounds, is_folder=is_folder, token_px=token_px)
 
-        if self.frame_cache is None or opened.raw is not None:
+        if self.frame_cache is None:
             return decode()
-        files = scene.images or [scene.video]
-        entry = self.frame_cache.entry(files, frames, bounds, is_folder=is_folder, token_px=token_px)
+        entry = self.frame_cache.entry(opened.video, frames, bounds, is_folder=is_folder, token_px=token_px)
         return self.frame_cache.get(entry, decode)
 
     def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:

@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
@@ -14,8 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.resize import PixelBounds
+from datamodules.video import Video
 from zoo.files.cache_folder import CacheFolder, Description
-from zoo.files.fingerprint import file_fingerprint, fingerprint
+from zoo.files.fingerprint import fingerprint, sampled_fingerprint
 
 VERSION = 1  # raise it when decoding or resizing gives other pixels, so that no entry is stale
 FRAMES = "frames"
@@ -25,7 +25,8 @@ FRAMES = "frames"
 class FrameCache:
     """A folder with the resized frames of each scene as bytes, one file per scene and selection.
 
-    The name of an entry is a digest of the content of the video, of the frames' numbers and of how they are resized.
+    The name of an entry is a digest of the content of the video (of a folder, of the frames that are shown), of the
+    frames' numbers and of how they are resized.
     Data workers map its file into memory. It is written when its frames are first decoded; `cache-frames` fills the
     folder ahead of a run. A scene of 16 frames of 476 x 644 pixels takes 15 MB.
 
@@ -46,19 +47,20 @@ class FrameCache:
         self._entries = CacheFolder(self.folder, self.max_size_gb, "--data.frame_cache")
         self.num_decoded = 0  # entries that were absent
 
-    def entry(
-        self, files: Sequence[Path], indices: Sequence[int], bounds: PixelBounds, **resizing: int | bool
-    ) -> Description:
+    def entry(self, video: Video, indices: Sequence[int], bounds: PixelBounds, **resizing: int | bool) -> Description:
         """Return everything that the resized frames of a video or of still images depend on.
 
         Args:
-            files: The video, a folder of frames, or the still images.
+            video: The video.
             indices: The frames.
             bounds: Of the resized frames.
             **resizing: Further arguments of `resize_frames`.
         """
+        files = video.files(indices)
+        content = {file: sampled_fingerprint(file) for file in files}
         return {
-            "files": [file_fingerprint(file) for file in files],
+            "files": [content[file] for file in files],
+            "size_hw": [video.height, video.width],
             "indices": list(indices),
             "bounds": asdict(bounds),
             **resizing,

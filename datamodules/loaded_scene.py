@@ -21,6 +21,7 @@ class LoadedScene:
     Attributes:
         scene: The scene.
         questions: The questions to ask.
+        question_types: See `SceneInputs`, as for `draw`.
         frames: The selected and resized frames.
         frame_indices: Their indices among the video's raw frames.
         seconds_per_grid: Real seconds between two temporal patches.
@@ -32,7 +33,6 @@ class LoadedScene:
         geometry_override: See `SceneInputs`, as for `has_true_cameras`.
         num_images: Still images that the frames show, two frames each; 0 for a video.
         has_labels: Whether each image has its number as a label.
-        draw: See `SceneInputs`.
     """
 
     scene: Scene
@@ -50,6 +50,7 @@ class LoadedScene:
     has_labels: bool = False
     has_true_cameras: bool = True
     draw: int = 0
+    question_types: tuple[str, ...] = ()
 
     @property
     def num_answers(self) -> int:

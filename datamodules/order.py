@@ -5,16 +5,20 @@ Runs therefore resume exactly, and all processes compute the same order.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 from torch.utils.data import Sampler
 
 from zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning import Trainer
 
 # settings of a training order that a resumed run must have
 SETTINGS = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size", "questions")
@@ -29,6 +33,8 @@ class TrainingItem(NamedTuple):
         epoch: Part of the seed of random frame samplers.
         is_padding: Whether nothing is learned from these questions, which only keep this process in step.
         seed: Of the training order.
+        step_questions: Indices of all questions about the scene that the optimizer step learns from, in any batch of
+            any process.
     """
 
     scene: int
@@ -36,10 +42,39 @@ class TrainingItem(NamedTuple):
     epoch: int = 0
     is_padding: bool = False
     seed: int = 0
+    step_questions: tuple[int, ...] = ()
 
     def draw(self, scene_name: str) -> int:
         """Return a seed of 32 bits for what is drawn about the scene in this epoch, by any process."""
         return random.Random(f"{self.seed}/{self.epoch}/{scene_name}").getrandbits(32)
+
+
+class TrainingPosition(NamedTuple):
+    """Where a training stands.
+
+    Attributes:
+        epoch: To overfit, each is the first.
+        batch: Number of its batches that are trained.
+        num_batches: Batches of an epoch; infinite if the Trainer does not know them yet.
+        accumulated: Batches of an optimizer step, but for the last step of an epoch, which has the rest.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    num_batches: float = math.inf
+    accumulated: int = 1
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> TrainingPosition:
+        """Return that of a Trainer."""
+        epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
+        batch, num_batches = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
+        return cls(epoch, batch, num_batches, trainer.accumulate_grad_batches)
+
+    def batches_of_step(self, batch: int) -> range:
+        """Return the batches of the optimizer step that a batch is a part of."""
+        first = batch - batch % self.accumulated
+        return range(first, int(min(first + self.accumulated, self.num_batches)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +102,19 @@ class ShuffledEpoch:
             for i in self.order[places.start : places.stop : places.step]
         ]
 
+    def questions_about(self, scene: int, places: range) -> tuple[int, ...]:
+        """Return the questions about a scene in the sequences at adjacent places."""
+        sequences = self.order[places.start : places.stop]
+        own = sequences[self.scenes[sequences] == scene]
+        return tuple(q for i in own for q in self.questions[self.starts[i] : self.starts[i + 1]].tolist())
+
 
 class TrainingOrder(Sampler[list[TrainingItem]]):
     """Batches in which each question comes exactly once per epoch, reshuffled every epoch.
 
     The questions of each scene are shuffled and cut into near-equal sequences, and the sequences of all scenes are
-    shuffled. The last step of an epoch has what remains: fewer sequences, and on processes without any, a repeated one
-    that is not learned from.
+    shuffled. The last step of an epoch has what remains: fewer sequences, and on processes without any, a repeated
+    question that is not learned from.
 
     Args:
         num_questions: Questions of each scene.
@@ -86,8 +127,7 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         num_answers: Answers of each question, those of a scene after those of another; 1 each if not given.
 
     Attributes:
-        epoch: The epoch of the next iteration.
-        batch: Its first batch.
+        position: Where the next iteration begins, and which batches are a step.
 
     Raises:
         InputError: There is no question.
@@ -117,31 +157,43 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         self.rank, self.world_size, self.questions = rank, world_size, questions
         self.num_sequences = int((-(-self.counts // questions_per_scene)).sum())
         self.num_answers = np.ones(self.num_questions, dtype=np.int64) if num_answers is None else num_answers
-        self.epoch = self.batch = 0
+        self.position = TrainingPosition()
         self._shuffled: tuple[int, ShuffledEpoch] | None = None
 
     def __len__(self) -> int:
         return -(-self.num_sequences // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[TrainingItem]]:
-        number, shuffled = self.epoch, self.shuffle(self.epoch)
-        for batch in range(self.batch, len(self)):
-            yield self._own(shuffled, number, batch)
+        position = self.position
+        for batch in range(position.batch, len(self)):
+            yield self._own(position, batch)
 
-    def _own(self, epoch: ShuffledEpoch, number: int, batch: int) -> list[TrainingItem]:
+    def _own(self, position: TrainingPosition, batch: int) -> list[TrainingItem]:
         """This process's items of a batch."""
-        size = self.batch_size * self.world_size
-        own = range(batch * size, min((batch + 1) * size, self.num_sequences))[self.rank :: self.world_size]
+        number, epoch = position.epoch, self.shuffle(position.epoch)
+        places = self._places(range(batch, batch + 1))
+        own = places[self.rank :: self.world_size]
         merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
-        for scene, asked in epoch.sequences(own or range(batch * size, batch * size + 1)):
+        for scene, asked in epoch.sequences(own):
             merged.setdefault(scene, []).extend(asked)
-        padding, seed = not own, self.seed
-        return [TrainingItem(scene, tuple(asked), number, padding, seed) for scene, asked in merged.items()]
+        if not own:  # one question: without labels, several are not packed
+            ((scene, asked),) = epoch.sequences(places[:1])
+            return [TrainingItem(scene, tuple(asked[:1]), number, is_padding=True, seed=self.seed)]
+        step = self._places(position.batches_of_step(batch))
+        return [
+            TrainingItem(scene, tuple(asked), number, False, self.seed, epoch.questions_about(scene, step))
+            for scene, asked in merged.items()
+        ]
 
-    def num_answers_of(self, epoch: int, batches: range) -> int:
-        """Count the answers that all processes learn from in some batches of an epoch."""
-        shuffled, size = self.shuffle(epoch), self.batch_size * self.world_size
-        return int(shuffled.num_answers[shuffled.order[batches.start * size : batches.stop * size]].sum())
+    def num_answers_of_step(self, batch: int) -> int:
+        """Count the answers that all processes learn from in the optimizer step that a batch is a part of."""
+        epoch, places = self.shuffle(self.position.epoch), self._places(self.position.batches_of_step(batch))
+        return int(epoch.num_answers[epoch.order[places.start : places.stop]].sum())
+
+    def _places(self, batches: range) -> range:
+        """The places in the epoch of the sequences that all processes have in some batches."""
+        size = self.batch_size * self.world_size
+        return range(batches.start * size, min(batches.stop * size, self.num_sequences))
 
     def shuffle(self, epoch: int) -> ShuffledEpoch:
         """Shuffle the questions and sequences of an epoch; the last one is kept."""

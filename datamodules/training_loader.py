@@ -3,41 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
-from lightning import Trainer
 from torch.utils.data import DataLoader
 
-from datamodules.order import TrainingOrder
+from datamodules.order import TrainingOrder, TrainingPosition
 from zoo.sequences.batch import Batch, OptimizerStep
-
-
-class TrainingPosition(NamedTuple):
-    """Where a training stands.
-
-    Attributes:
-        epoch: To overfit, each is the first.
-        batch: Number of its batches that are trained.
-        num_batches: Batches of an epoch; infinite if the Trainer does not know them yet.
-        accumulated: Batches of an optimizer step, but for the last step of an epoch, which has the rest.
-    """
-
-    epoch: int
-    batch: int
-    num_batches: float
-    accumulated: int = 1
-
-    @classmethod
-    def of(cls, trainer: Trainer) -> TrainingPosition:
-        """Return that of a Trainer."""
-        epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
-        batch, num_batches = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
-        return cls(epoch, batch, num_batches, trainer.accumulate_grad_batches)
-
-    def batches_of_step(self, batch: int) -> range:
-        """Return the batches of the optimizer step that a batch is a part of."""
-        first = batch - batch % self.accumulated
-        return range(first, int(min(first + self.accumulated, self.num_batches)))
 
 
 class ResumableLoader(DataLoader):
@@ -66,12 +37,11 @@ class ResumableLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         order, position = self.batch_sampler, self.position()
-        order.epoch, order.batch = position.epoch, position.batch
+        order.position = position
         for number, batch in enumerate(super().__iter__(), position.batch):
             self.receive(batch)
             if isinstance(batch, Batch):
-                num_answers = order.num_answers_of(position.epoch, position.batches_of_step(number))
-                batch.step = OptimizerStep(num_answers, order.world_size * position.accumulated)
+                batch.step = OptimizerStep(order.num_answers_of_step(number), order.world_size * position.accumulated)
             yield batch
 
     def state_dict(self) -> dict[str, Any]:

@@ -91,6 +91,10 @@ class Video:
                 frames[row] = torch.from_numpy(rgb).permute(2, 0, 1)
         return frames
 
+    def files(self, indices: Sequence[int]) -> list[Path]:
+        """The files that hold these frames: the video file, or an image of each."""
+        return [self.path] if self._file is not None else [self._images[i] for i in indices]
+
     def _listed_images(self) -> list[Path]:
         images = [p for p in self.path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
         if not images:

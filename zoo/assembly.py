@@ -222,8 +222,6 @@ class AssembledModel(Configurable, nn.Module):
         plan = self.camera_plan
         return GeometryReader(
             self.geometry.entries,
-            self.backbone.patch_size,
-            self.geometry.patch_size,
             tokens=self.uses_geometry_tokens,
             predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
             only_predicted=plan.source == "predicted",

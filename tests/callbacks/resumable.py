@@ -19,8 +19,8 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
-from datamodules.order import TrainingOrder
-from datamodules.training_loader import ResumableLoader, TrainingPosition
+from datamodules.order import TrainingOrder, TrainingPosition
+from datamodules.training_loader import ResumableLoader
 
 SCENES, EPOCHS = 7, 3
 

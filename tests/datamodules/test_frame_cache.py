@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
-from datamodules import FrameCache, PixelBounds
+from datamodules import FrameCache, PixelBounds, VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Scene
@@ -70,6 +71,38 @@ def test_other_settings_and_other_content_are_other_entries(scenes: list[Scene],
     copied = scenes[0].video.rename(tmp_path / "copy.mp4")  # its content counts, and no name
     read([Scene("clips/copy", copied, ())], cache)
     assert cache.num_decoded == 7
+
+
+def test_an_uncompressed_video_with_other_frames_in_its_middle_is_another_entry(tmp_path: Path) -> None:
+    """Its size and its ends are the same."""
+    cache, found = FrameCache(str(tmp_path / "cache")), []
+    for middle in (50, 90):
+        shown = [numbered_frame(middle + i if 2 <= i < 22 else i, 168, 168) for i in range(24)]
+        video = write_video(tmp_path / f"{middle}.avi", shown, codec="rawvideo", pix_fmt="bgr24")
+        scene = Scene("clips/a", video, ())
+        found.append(read([scene], cache, num_frames=6))
+        assert same(found[-1], read([scene], None, num_frames=6))
+    ends = [file.read_bytes()[-(1 << 16) :] for file in tmp_path.glob("*.avi")]
+    assert cache.num_decoded == 2 and ends[0] == ends[1] and not same(*found)
+
+
+def test_of_a_folder_only_the_frames_that_are_shown_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(40):
+        Image.fromarray(numbered_frame(i)).save(folder / f"{i}.png")
+    scenes, cache = [Scene("clips/a", folder, ())], FrameCache(str(tmp_path / "cache"))
+    opened, open_file = [], Path.open
+    expected = read(scenes, cache)
+    monkeypatch.setattr(Path, "open", lambda file, *a, **k: opened.append(file) or open_file(file, *a, **k))
+    assert same(read(scenes, cache), expected) and cache.num_decoded == 1 and len(set(opened)) == 4
+    Image.fromarray(numbered_frame(99)).save(next(iter(opened)))  # one that is shown
+    assert same(read(scenes, cache), read(scenes, None)) and cache.num_decoded == 2
+
+
+def test_videos_that_are_kept_in_memory_need_no_cache() -> None:
+    with pytest.raises(InputError, match="keep_in_memory reads no --data.frame_cache: set --data.keep_in_memory false"):
+        VideoQADataModule(frame_cache=FrameCache(), keep_in_memory=True, num_workers=0)
 
 
 def test_damaged_files_and_folders_that_cannot_be_written_cost_time_alone(

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import TrainingItem, TrainingOrder, balance_across_ranks
-from datamodules.training_loader import ResumableLoader, TrainingPosition
+from datamodules.order import TrainingItem, TrainingOrder, TrainingPosition, balance_across_ranks
+from datamodules.training_loader import ResumableLoader
 from zoo.errors import InputError
 
 COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene
@@ -85,6 +85,7 @@ def test_ranks_share_an_epoch_and_take_equally_many_steps(world_size: int, batch
     repeated = [item for share in shares for batch in share for item in batch if item.is_padding]
     remainder = SEQUENCES % (batch_size * world_size)  # sequences of the last step
     assert len(repeated) == (max(0, world_size - remainder) if remainder else 0)
+    assert all(len(item.questions) == 1 for item in repeated)  # nothing is learned from more, and they are not packed
 
 
 def test_a_scene_that_comes_twice_in_a_batch_is_read_once() -> None:
@@ -155,7 +156,7 @@ def test_820_000_questions_on_64_ranks() -> None:
         order.shuffle = shuffle(order.shuffle)  # the same on all ranks, which a test shows at a small size
         middle = len(order) // 2
         head = [batch for batch, _ in zip(order, range(middle), strict=False)]
-        order.batch = middle
+        order.position = TrainingPosition(batch=middle)
         own = [item for batch in (*head, *order) for item in batch]
         repeated += sum(item.is_padding for item in own)
         indices = [first[item.scene] + q for item in own if not item.is_padding for q in item.questions]

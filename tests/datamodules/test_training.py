@@ -50,7 +50,7 @@ class Drawing(UniformSampler):
 
 
 class Learner(Task):
-    """Learns a weight; notes the ids of what it learns from, its rates, and what it draws by the global generators."""
+    """Learns a weight; notes what it learns from, its rates, and what it draws by the global generators."""
 
     preprocessor, requirements = tiny_preprocessor(), DataRequirements()  # type: ignore[assignment]
     sequence_builder = builder_for(preprocessor)
@@ -59,6 +59,7 @@ class Learner(Task):
         super().__init__(LearningRates(), torch.optim.AdamW, WarmupCosine)
         self.weight = torch.nn.Parameter(torch.ones(2))
         self.asked: list[list[str]] = []
+        self.types: list[tuple[str, list[str]]] = []  # of each scene, see `SceneInputs`
         self.rates: list[float] = []
         self.drawn: list[Any] = []
 
@@ -70,6 +71,7 @@ class Learner(Task):
         assert batch.sequences is not None
         is_learned = any(batch.sequences.num_answers)
         self.asked.append([record["id"] for record in batch.records] if is_learned else [])
+        self.types.append((batch.records[0]["scene"], sorted(batch.scenes[0].question_types)))
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         frames = [record["frames"] for record in batch.records]
         self.drawn.append((frames, torch.rand(2).tolist(), np.random.rand(), random.random()))
@@ -88,11 +90,14 @@ class Absent(Tiny):
         return [replace(s, video=self.root / "absent.mp4") for s in scenes[: self.absent]] + scenes[self.absent :]
 
 
+OF_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches")
+
+
 def fit(folder: Path, source: Tiny, learner: Learner | None = None, **settings: Any) -> Learner:
     """Trains, from the newest checkpoint in the folder if there is one."""
     last = folder / "checkpoints/last.ckpt"
     learner = learner or Learner()
-    data = {name: settings.pop(name) for name in list(settings) if name not in ("max_steps", "max_epochs")}
+    data = {name: settings.pop(name) for name in list(settings) if name not in OF_TRAINER}
     trainer = Trainer(
         default_root_dir=folder,
         callbacks=[Checkpoint()],
@@ -152,6 +157,17 @@ def test_what_is_drawn_depends_on_the_step_alone(
     assert len({str(draws) for _, *draws in whole}) == 12 and len({str(frames) for frames, *_ in whole}) == 2
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     assert drawn("another seed", 2)[0] != whole[0]
+
+
+def test_a_batch_has_the_types_of_all_questions_of_its_step_about_the_scene(root: Path, tmp_path: Path) -> None:
+    types = {
+        scene.name: sorted(question.question_type for question in scene.questions)
+        for scene in Readable(root).scenes("train")
+    }
+    whole = fit(tmp_path / "whole", Readable(root), max_epochs=1, accumulate_grad_batches=1000)
+    assert len(whole.asked) > len(types) and all(found == types[scene] for scene, found in whole.types)
+    single = fit(tmp_path / "single", Readable(root), max_epochs=1)  # a step is a question, and so are its types
+    assert all(len(found) == 1 and found[0] in types[scene] for scene, found in single.types)
 
 
 # ---- scenes that can't be read ------------------------------------------------------------------------------

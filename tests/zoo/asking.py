@@ -174,7 +174,9 @@ def scene(
     )
     described = Scene(name, Path(name), questions)
     times = tuple(0.7 * frame for frame in range(2 * steps))
-    return LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry, frame_times=times)
+    types = tuple(question.question_type for question in questions)
+    loaded = LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry)
+    return replace(loaded, frame_times=times, question_types=types)
 
 
 def batch(task: VideoQATask, *scenes: LoadedScene, training: bool = False, at_once: int = 8, **packing: Any) -> Batch:

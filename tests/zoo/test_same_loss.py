@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from datamodules.collate import TrainingCollate
 from datamodules.loaded_scene import LoadedScene
-from datamodules.order import TrainingItem, TrainingOrder
+from datamodules.order import TrainingItem, TrainingOrder, TrainingPosition
 from datamodules.scenes import RawQuestion, num_answers
-from datamodules.training_loader import ResumableLoader, TrainingPosition
+from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
 from tests.zoo.asking import QUESTIONS, build, scene
 from zoo import CameraPrediction, DepthPrediction, MaskedViews
@@ -26,11 +26,13 @@ from zoo.tasks import VideoQATask
 
 # a conversation is as many questions as it has answers
 TALK = RawQuestion("talk", "", "How many?", "12345", later_turns=(("And then?", "7"), ("Why so many of them?", "Ask.")))
+KINDS = ("object_counting", "room_size_estimation")
+ASKED = tuple(replace(question, question_type=KINDS[i % 2]) for i, question in enumerate(QUESTIONS))
 SCENES = [
-    scene("a", QUESTIONS[1:4]),
-    scene("b", QUESTIONS[:1], steps=2, seed=1),
-    scene("c", (*QUESTIONS[:2], TALK), seed=2),
-    scene("d", QUESTIONS[:4], steps=2, seed=3),
+    scene("a", ASKED[1:4]),
+    scene("b", ASKED[:1], steps=2, seed=1),
+    scene("c", (*ASKED[:2], TALK), seed=2),
+    scene("d", ASKED[:4], steps=2, seed=3),
 ]
 for each in (1, 3):  # half of the scenes have no target of depth
     SCENES[each].geometry.depth = None  # type: ignore[union-attr]
@@ -40,8 +42,13 @@ SEQUENCES = 4  # of an optimizer step; an epoch has 7, so its last step is short
 class Asked(Dataset):
     def __getitem__(self, item: TrainingItem) -> LoadedScene:
         loaded = SCENES[item.scene]
-        chosen = tuple(loaded.questions[i] for i in item.questions)
-        return replace(loaded, questions=chosen, is_supervised=not item.is_padding, draw=item.draw(loaded.scene.name))
+        return replace(
+            loaded,
+            questions=tuple(loaded.questions[i] for i in item.questions),
+            question_types=tuple(loaded.questions[i].question_type for i in item.step_questions),
+            is_supervised=not item.is_padding,
+            draw=item.draw(loaded.scene.name),
+        )
 
 
 def batches(task: VideoQATask, batch_size: int, processes: int, rank: int, options: dict[str, Any]) -> Iterator[Batch]:
@@ -89,6 +96,7 @@ OBJECTIVES = {
     "cameras": lambda: [CameraPrediction(layer=0)],
     "depth": lambda: [DepthPrediction()],
     "masks": lambda: [MaskedViews(mask_ratio=0.4)],
+    "masks by type": lambda: [MaskedViews(0.1, {KINDS[0]: 0.9})],
     "all": lambda: [CameraPrediction(token=False), DepthPrediction(layer=0, weight=0.5), MaskedViews(mask_ratio=0.4)],
 }
 SPLITS: list[tuple[int, int, dict[str, Any]]] = [  # sequences in a batch, processes, and how sequences are made

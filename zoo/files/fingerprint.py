@@ -17,6 +17,7 @@ DIGITS = 32  # hexadecimal: 128 bits
 FILE_ENDS_BYTES = 1 << 16  # head and tail of a single file
 FOLDER_ENDS_BYTES = 1 << 12  # head and tail of each file of a folder; a PNG ends in a checksum of all of its pixels
 CONTENT_DIGITS = 64  # of `content_fingerprint`
+SAMPLES, SAMPLE_BYTES = 32, 1 << 15  # of `sampled_fingerprint`
 
 
 def fingerprint(content: Any) -> str:
@@ -54,6 +55,20 @@ def file_fingerprint(path: Path) -> str:
             digest.update(stream.read(ends))
             stream.seek(max(0, size - ends))
             digest.update(stream.read(ends))
+    return digest.hexdigest()
+
+
+def sampled_fingerprint(path: Path) -> str:
+    """Return the fingerprint of a file by size and even samples of 1 MiB in all; a smaller file is read whole.
+
+    Uncompressed videos of other content may have the same size, head and tail.
+    """
+    size = path.stat().st_size
+    digest = hashlib.blake2b(f"{size};".encode(), digest_size=DIGITS // 2)
+    with path.open("rb", buffering=0) as stream:
+        for sample in range(SAMPLES):
+            stream.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+            digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
 from zoo.cameras.scene_geometry import TOKENS, SceneGeometry
@@ -29,7 +29,7 @@ class CacheEntries:
 
     The key of an entry is made of the frames' pixels, the encoder's settings, its weights, what it reads of the
     dataset's geometry, and for cameras the source of their scale. The pixels identify scene, frames, order and size at
-    once, and no name has to be trusted.
+    once, and no name has to be trusted. They are those before any resampling, which devices round differently.
 
     Attributes:
         cache: Where entries are kept.
@@ -37,6 +37,7 @@ class CacheEntries:
         weights: Fingerprints of its weights.
         given_fields: See `GeometryEncoder`.
         scale: Class and files of the source of scale; None without one.
+        resampled_from: The size of the frames' patches, if the encoder has another; None if they are not resampled.
     """
 
     cache: GeometryCache
@@ -44,9 +45,10 @@ class CacheEntries:
     weights: list[str]
     given_fields: Mapping[str, tuple[str, ...]]
     scale: list[str] | None = None
+    resampled_from: int | None = None
 
     def describe(
-        self, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
+        self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
     ) -> dict[str, Description]:
         """The full description of each entry that is asked for, by kind."""
         shared: dict[str, Any] = {
@@ -56,6 +58,8 @@ class CacheEntries:
             "dtype": self.cache.dtype,
             "version": VERSION,
         }
+        if self.resampled_from is not None:
+            shared["resampled_from"] = self.resampled_from
         entries: dict[str, Description] = {}
         present = {} if given is None else given.present()
         for kind in [kind for kind, asked in (("tokens", tokens), ("cameras", cameras)) if asked]:
@@ -68,7 +72,7 @@ class CacheEntries:
         return entries
 
     def read(
-        self, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
+        self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
     ) -> SceneGeometry | None:
         """The geometry of a scene; None if some entry is absent or damaged."""
         found: list[Packed] = []
@@ -85,8 +89,10 @@ def unpacked(kinds: list[Packed]) -> SceneGeometry:
     return SceneGeometry(**unpack({name: tensor for packed in kinds for name, tensor in packed.items()}))
 
 
-def pixels_fingerprint(frames: Float[Tensor, "S 3 H W"]) -> str:
-    """Fingerprint of frames; equal on every device for frames that were bytes, whose quotients by 255 may differ."""
+def pixels_fingerprint(frames: Shaped[Tensor, "S 3 H W"]) -> str:
+    """Fingerprint of frames; equal for bytes and, on every device, for their quotients by 255, which may differ."""
+    if not frames.is_floating_point():
+        return fingerprint({"frames": frames})
     counts = (frames * 255).round().clamp(0, 255)
     were_bytes = bool(((counts / 255 - frames).abs() < EXACT).all())
     return fingerprint({"frames": counts.to(torch.uint8) if were_bytes else frames})

@@ -15,7 +15,7 @@ from torch import Tensor
 from zoo.errors import InputError
 from zoo.files.cache_folder import Description
 from zoo.files.fingerprint import fingerprint
-from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, SceneGeometry
+from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache, Packed, pack
 from zoo.geometry.cache_entries import KINDS, CacheEntries, unpacked
 from zoo.precision import full_precision
@@ -100,6 +100,9 @@ class CachedGeometry(GeometryEncoder):
     tokens are bfloat16, rounded as the cache stores them even when just computed, so that results do not depend on the
     state of the cache.
 
+    It takes frames with the patches of the vision tower, and resamples what the encoder computes: the names of entries
+    do not depend on the device that resamples.
+
     The encoder computes without autocast, so that entries do not depend on the precision of the run that made them:
     load weights in bfloat16 for speed. It is no submodule, so that the model's state does not depend on whether it is
     loaded; `encoder` gives access to it. Random weights, which no file restores, are part of the model's state.
@@ -144,6 +147,10 @@ class CachedGeometry(GeometryEncoder):
         """The encoder itself, frozen; it is loaded at the first call."""
         return self._lazy.load()
 
+    def match_patches(self, patch_size: int) -> None:
+        """Take frames with patches of this size, in pixels."""
+        self.patch_size = patch_size
+
     def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
         self._lazy.enable_head(head)
@@ -160,7 +167,15 @@ class CachedGeometry(GeometryEncoder):
         if self.scale_from is not None:
             files = [self._cache.file_fingerprint(file) for file in self.scale_from.files]
             scale = [type(self.scale_from).__qualname__, *files]
-        return CacheEntries(self._cache, self._lazy.identity(), self.weights, self.given_fields, scale)
+        is_resampled = self.patch_size != self.meta_encoder.patch_size
+        return CacheEntries(
+            self._cache,
+            self._lazy.identity(),
+            self.weights,
+            self.given_fields,
+            scale,
+            self.patch_size if is_resampled else None,
+        )
 
     def forward(
         self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
@@ -190,7 +205,7 @@ class CachedGeometry(GeometryEncoder):
         encoder = self.encoder().to(device)
         with torch.no_grad(), full_precision(device):
             scenes = encoder(
-                [frames[i] for i in numbers],
+                [resample_frames(frames[i], self.patch_size, encoder.patch_size) for i in numbers],
                 [given[i] for i in numbers],
                 tokens="tokens" in kinds,
                 cameras="cameras" in kinds,

@@ -20,13 +20,14 @@ class MaskedViews(Objective):
     A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
     no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
 
-    A mask depends on `SceneInputs.draw`: on the seed of the data, the scene and the epoch. So a resumed run draws those
-    of one that was never interrupted, and a scene has the same mask on any number of processes.
+    A mask depends on `SceneInputs.draw`: on the seed of the data, the scene and the epoch; its ratio depends on the
+    questions of the optimizer step. So a resumed run draws those of one that was never interrupted, and a scene has the
+    same mask on any number of processes.
 
     Args:
         mask_ratio: Of the 2D tokens of a scene, from 0 up to 1.
-        mask_ratio_by_type: By question type, in place of `mask_ratio`; a scene with several questions has the mean of
-            theirs.
+        mask_ratio_by_type: By question type, in place of `mask_ratio`; a scene with several questions in an optimizer
+            step has the mean of theirs.
 
     Raises:
         InputError: A ratio outside of 0 to 1.

@@ -8,7 +8,6 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from zoo.cameras.scene_geometry import SceneGeometry
-from zoo.geometry.base import encoder_frames
 from zoo.geometry.cache_entries import CacheEntries
 
 
@@ -18,16 +17,12 @@ class GeometryReader:
 
     Attributes:
         entries: Of the cached encoder.
-        tower_patch_size: Of the vision tower, in pixels.
-        patch_size: Of the encoder.
         tokens: Whether the model uses 3D tokens.
         predicted_cameras: Whether it may use predicted cameras.
         only_predicted: Whether it uses them for scenes with cameras as well.
     """
 
     entries: CacheEntries
-    tower_patch_size: int
-    patch_size: int
     tokens: bool
     predicted_cameras: bool
     only_predicted: bool
@@ -45,5 +40,4 @@ class GeometryReader:
         cameras = self.predicted_cameras and (self.only_predicted or not has_cameras)
         if not (self.tokens or cameras):
             return None
-        prepared = encoder_frames(frames, self.tower_patch_size, self.patch_size)
-        return self.entries.read(prepared, given, tokens=self.tokens, cameras=cameras)
+        return self.entries.read(frames, given, tokens=self.tokens, cameras=cameras)

@@ -35,7 +35,8 @@ class SceneInputs(Movable):
         frame_indices: The raw video frames shown, for a time index that requires frames.
         seconds_per_grid: Seconds per temporal patch; None takes the time index's nominal value.
         geometry_override: Another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
-        question_types: Of the questions that are asked about it at once, for objectives that depend on them.
+        question_types: In training, of all questions about it that the optimizer step learns from, also in other
+            batches, for objectives that depend on them.
         has_true_cameras: False in a test with the cameras of another scene, which no prediction is compared with.
         draw: Seed of what a training step draws about it: of the data's seed, the scene and the epoch.
     """

@@ -28,6 +28,11 @@ def ask(encoder: CachedGeometry, *scenes: Tensor, **wanted: bool) -> list[SceneG
     return encoder(list(scenes), [None] * len(scenes), **wanted)
 
 
+def with_patches_of(size: int, encoder: CachedGeometry) -> CachedGeometry:
+    encoder.match_patches(size)
+    return encoder
+
+
 def same(a: SceneGeometry, b: SceneGeometry) -> bool:
     pairs = [(x, getattr(b, name)) for name, x in vars(a).items()]
     return all(x is y is None or torch.equal(x, y) for x, y in pairs)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.zoo.geometry.caching import SIZES, alter, ask, frames, same, save_vggt
+from tests.zoo.geometry.caching import SIZES, alter, ask, frames, same, save_vggt, with_patches_of
 from tests.zoo.geometry.official import hash_model, tiny_config
 from zoo.geometry import CachedGeometry, GeometryCache, TinyVGGT, VGGTEncoder
 from zoo.geometry.cache import pack, unpack
@@ -104,8 +104,21 @@ def test_float8_has_a_bounded_error_and_half_the_size(cached) -> None:
         lambda new, path: (new(), frames().reshape(3, 3, 42, 28)),
         lambda new, path: (new(), frames() + (torch.arange(3 * 3 * 28 * 42).view(3, 3, 28, 42) == 1000) / 255),
         lambda new, path: (new(), frames() + 1e-4),
+        lambda new, path: (with_patches_of(7, new()), frames()),
     ],
-    ids=["weights", "layer", "layers", "dtype", "order", "fewer frames", "crop", "size", "a pixel", "no bytes"],
+    ids=[
+        "weights",
+        "layer",
+        "layers",
+        "dtype",
+        "order",
+        "fewer frames",
+        "crop",
+        "size",
+        "a pixel",
+        "no bytes",
+        "patches",
+    ],
 )
 def test_another_key_is_computed_again(cached, weights: Path, other) -> None:
     ask(cached(), frames())
