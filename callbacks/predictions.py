@@ -96,11 +96,7 @@ class PredictionsCallback(Callback):
         run, benchmark = Path(trainer.default_root_dir), benchmark_of(trainer)
         scoring = {"benchmark": benchmark.name, "scorer": benchmark.find_scorer(self.scorer)}
         settings = {**scoring, **settings}
-        folder = choose_folder(run, settings)
-        try:
-            self._lock = try_lock(folder / LOCK)
-        except OSError as error:
-            raise write_error(folder, error) from error
+        folder, self._lock = _lock_folder(run, settings)
         if self._lock is None:
             return folder, [], f"another test is writing to {folder}: wait until it ends"
         if folder != run:
@@ -190,3 +186,16 @@ class PredictionsCallback(Callback):
             if file is not None:
                 file.close()
         self._file = self._lock = None
+
+
+def _lock_folder(run: Path, settings: Mapping[str, Any]) -> tuple[Path, BinaryIO | None]:
+    """Choose and lock a test's folder; the lock is None if another test has it."""
+    while True:
+        folder = choose_folder(run, settings)
+        try:
+            lock = try_lock(folder / LOCK)
+        except OSError as error:
+            raise write_error(folder, error) from error
+        if lock is None or choose_folder(run, settings) == folder:
+            return folder, lock
+        lock.close()  # another test has ended in this folder since the choice

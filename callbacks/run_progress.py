@@ -49,11 +49,11 @@ class PlainProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print a line with the loss if one is due."""
+        """Print a line with the logged `train/loss` if one is due; what a step returns is weighted."""
 
         def loss() -> str:  # called when a line is due only, since reading the loss waits for the device
-            # Lightning divides the loss by the number of accumulated batches
-            return f"loss {float(outputs['loss']) * trainer.accumulate_grad_batches:.4g}"
+            logged = trainer.callback_metrics
+            return f"loss {float(logged['train/loss']):.4g}" if "train/loss" in logged else ""
 
         self._advance(self._fit, trainer.global_step, loss)
 

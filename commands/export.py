@@ -9,6 +9,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from commands.runs import config_of, run_of
 from datamodules import VideoQADataModule
 from datamodules.asking import READ_FROM_RUN
 from zoo.checkpoints import export_model, unofficial_parts
@@ -64,7 +65,9 @@ class ExportingTrainer(Trainer):
             rank_zero_info(f"export: {out}, in the official layout{beside}")
         else:
             model.model.data_config = {} if datamodule is None else to_config(datamodule)
-            model.model.precision = self.precision
+            run = None if ckpt_path is None else run_of(Path(ckpt_path))
+            trained = self.precision if run is None else config_of(run)["trainer"]["precision"]
+            model.model.precision = str(trained or "32-true")
             model.model.save_pretrained(out, full=full)
             why = f": the official layout has no {left_out}" if layout == "auto" else ""
             rank_zero_info(f"export: {out}, for SpatialVLM.from_pretrained{why}")

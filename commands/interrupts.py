@@ -1,9 +1,10 @@
-"""What SIGINT (Ctrl-C) does to a command."""
+"""What SIGINT (Ctrl-C) and SIGTERM do to a command."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -27,3 +28,12 @@ def end_once() -> None:
             os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGINT, handle)
+
+
+def exit_on_sigterm() -> None:
+    """Let SIGTERM end the command in order, so that it removes the folder of a run that has not begun.
+
+    Once batches are read, `EndOnSigterm` waits for the end of one.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

@@ -50,7 +50,7 @@ from platform import python_version
 
 from commands.allocator import keep_freed_memory
 from commands.help_cache import print_help
-from commands.interrupts import end_once
+from commands.interrupts import end_once, exit_on_sigterm
 from zoo.errors import TRACEBACK, InputError, did_you_mean, wants_traceback
 from zoo.versions import package_versions, zoo_version
 
@@ -116,6 +116,7 @@ def run(command: str) -> None:
         from commands.terminal import quiet_lightning
 
         quiet_lightning()
+        exit_on_sigterm()
         ZooCLI(command)
     else:
         resolve_name({**CONFIGURED, **PLAIN}[command])(sys.argv[2:])

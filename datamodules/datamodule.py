@@ -312,10 +312,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
         collate: Any = self._collate(TrainingCollate, **packing)
         if self.skip_failed:
             collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
+        skipped = SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank)
+        if trainer.is_global_zero and trainer.ckpt_path is None and not trainer.global_step:
+            skipped.forget()
         return ResumableLoader(
             dataset,
             position=position,
-            receive=SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank),
+            receive=skipped,
             batch_sampler=order,
             collate_fn=collate,
             num_workers=self.num_workers,

@@ -23,7 +23,7 @@ def skipped_scenes(run: Path) -> dict[str, str]:
 class SkippedScenes:
     """Pass over the failed scenes of training batches, as many as the limit allows.
 
-    Each is named once and appended to `skipped_scenes.jsonl` in the run's folder, of further processes to
+    Each of these is named once and appended to `skipped_scenes.jsonl` in the run's folder, of further processes to
     `skipped_scenes.rank1.jsonl` and so on; the limit is for all processes together, also after a resume.
 
     Args:
@@ -35,6 +35,11 @@ class SkippedScenes:
     def __init__(self, limit: int, run: Path, rank: int) -> None:
         self.limit, self.run = limit, run
         self.file = run / f"skipped_scenes{f'.rank{rank}' if rank else ''}.jsonl"
+
+    def forget(self) -> None:
+        """Remove the record of a former training in the folder, of all of its processes."""
+        for file in self.run.glob("skipped_scenes*.jsonl"):
+            file.unlink()
 
     def __call__(self, batch: Batch) -> None:
         """Remove the failed questions of a batch.
@@ -48,20 +53,19 @@ class SkippedScenes:
         reason = next(iter(failed.values()))
         if not self.limit:
             raise InputError(f"{reason}; --data.skip_failed 1 trains without this scene")
-        # 1. Record each scene once.
-        if new := failed.keys() - skipped_scenes(self.run).keys():
+        known = skipped_scenes(self.run).keys()  # by all processes
+        new = sorted(failed.keys() - known)
+        if (count := len(known) + len(new)) > self.limit or not batch.scenes:
+            raise InputError(
+                f"{reason}; {count} training scenes can't be used, and --data.skip_failed is {self.limit}: the others "
+                f"are in {self.run}/skipped_scenes*.jsonl"
+            )
+        if new:
             self.run.mkdir(parents=True, exist_ok=True)
             file = JSONLines(self.file)
-            file.append([{"id": scene, "error": failed[scene]} for scene in sorted(new)])
+            file.append([{"id": scene, "error": failed[scene]} for scene in new])
             file.close()
-        # 2. Count those of all processes.
-        count = len(skipped_scenes(self.run))
-        if count > self.limit or not batch.scenes:
-            raise InputError(
-                f"{reason}; {count} training scenes can't be used, and --data.skip_failed is {self.limit}: see "
-                f"{self.run}/skipped_scenes*.jsonl"
-            )
-        for scene in sorted(new):
+        for scene in new:
             warnings.warn(f"training goes on without {scene}: {failed[scene]}", stacklevel=2)
         batch.failed = []
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from lightning import Trainer
 
+from datamodules import VideoQADataModule
 from tests.cli import Run, the_run
 from zoo import PRoPE, VideoQATask
 
@@ -43,6 +44,19 @@ def fail_at(step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) ->
 
 def runs() -> list[str]:
     return sorted(path.name for path in Path("runs").glob("*"))
+
+
+def test_a_fit_that_is_ended_while_data_is_prepared_leaves_no_folder(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(_: VideoQADataModule) -> None:
+        assert runs() and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(VideoQADataModule, "prepare_data", ended)
+    with pytest.raises(SystemExit) as error:
+        run(*QWEN)
+    assert error.value.code == 128 + signal.SIGTERM and not runs()
 
 
 def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,11 +30,11 @@ def test_fit_prints_every_tenth_with_loss_rate_and_eta(tmp_path, capsys):
     assert all(line.startswith("validation 20/20 (100%)") for line in validation)
 
 
-def test_accumulation_counts_optimizer_steps_and_shows_the_whole_loss(tmp_path, capsys):
+def test_accumulation_counts_optimizer_steps_and_shows_the_logged_loss(tmp_path, capsys):
     run(tmp_path, max_epochs=1, accumulate_grad_batches=4, limit_val_batches=0).fit(Toy(SCENES))
     train = starting_with("train", capsys.readouterr().out)
     assert [line.split("  ")[0] for line in train] == [f"train {i}/5 ({i / 5:.0%})" for i in range(1, 6)]
-    assert "loss 1 " in train[0]  # (1 - 2)² at the toy's first step, not a quarter of it
+    assert "loss 1 " in train[0]  # (1 - 2)² at the toy's first step, which returns half of it
 
 
 def test_test_validate_and_predict_print_every_tenth(tmp_path, capsys):

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from test_broken_off import StopAfter, log, on_disk, results
 from toy import Toy, trainer
 
-from callbacks import MetricsCallback, PredictionsCallback
+from callbacks import MetricsCallback, PredictionsCallback, predictions, results_folder
 from datamodules import Duplicate
 
 
@@ -77,6 +77,23 @@ def test_the_same_settings_replace_the_test_in_either_folder(
     assert inside(tmp_path) == [folder] and results(folder) == before and results(tmp_path) == finished
     run(tmp_path, scenes, subset=21)
     assert len(inside(tmp_path)) == 2
+
+
+def test_a_test_that_ends_before_its_folder_is_locked_is_kept(
+    finished: dict[str, bytes], scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, ended = tmp_path / results_folder.UNFINISHED, tmp_path / results_folder.SETTINGS
+    ended.rename(running)
+
+    def choose(*words: Any) -> Path:
+        chosen = results_folder.choose_folder(*words)
+        if running.exists():
+            running.rename(ended)
+        return chosen
+
+    monkeypatch.setattr(predictions, "choose_folder", choose)
+    run(tmp_path, scenes, subset=20)
+    assert results(tmp_path) == finished and len(inside(tmp_path)) == 1
 
 
 def test_an_interrupted_test_with_other_settings_is_resumed(

@@ -54,7 +54,9 @@ class Toy(LightningModule):
         self.weight = torch.nn.Parameter(torch.ones(1))
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return (self.weight - 2).square().sum()
+        loss = (self.weight - 2).square().sum()
+        self.log("train/loss", loss)
+        return 0.5 * loss  # weighted, as a task does
 
     def validation_step(self, batch: list[list[dict[str, Any]]], batch_idx: int) -> list[dict[str, Any]]:
         return [each for scene in batch for each in scene]

@@ -76,7 +76,7 @@ def exported() -> SpatialVLM:
 
 
 def test_the_newest_run_is_exported(run: Run) -> None:
-    run("fit", "--config", "qwen25_vl.yaml", *tiny())
+    run("fit", "--config", "qwen25_vl.yaml", *tiny("--trainer.precision", "bf16-mixed"))
     assert "export: out" in run("export", "--out", "out", *OFFICIAL)
     model = trained(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
     assert torch.equal(logits(exported()), logits(model))
@@ -84,8 +84,11 @@ def test_the_newest_run_is_exported(run: Run) -> None:
     with pytest.raises(SystemExit, match="out is there already and not empty"):
         run("export", "--out", "out", *OFFICIAL)
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
-    run("export", "--config", "qwen25_vl.yaml", *tiny(), "--ckpt_path", str(checkpoint), "--out", "named", *OFFICIAL)
+    named = ["--config", "qwen25_vl.yaml", *tiny(), "--ckpt_path", str(checkpoint)]
+    run("export", *named, "--out", "named", *OFFICIAL)
     assert Path("named/model.safetensors").read_bytes() == Path("out/model.safetensors").read_bytes()
+    run("export", *named, "--layout", "zoo", "--out", "ours")
+    assert json.loads(Path("ours/config.json").read_text())["precision"] == "bf16-mixed"  # of the training
     run("export", "--out", "half", "--dtype", "bfloat16", *OFFICIAL)
     assert {tensor.dtype for tensor in load_file("half/model.safetensors").values()} == {torch.bfloat16}
 

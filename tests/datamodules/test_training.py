@@ -207,7 +207,7 @@ def test_a_resumed_training_skips_the_same_scenes_and_counts_them_on(
 
 
 def test_more_unreadable_scenes_than_may_be_skipped_end_a_training(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="; 2 training scenes can't be used, and --data.skip_failed is 1: see"):
+    with pytest.raises(InputError, match="; 2 training scenes can't be used, and --data.skip_failed is 1: the others"):
         fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=1)
     fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=2)  # which a resumed run may allow
     assert len(skipped_scenes(tmp_path / "run")) == 2
@@ -223,6 +223,13 @@ def test_the_limit_is_for_all_processes_together(tmp_path: Path) -> None:
     assert not failed[0].failed and not failed[1].failed
     with pytest.raises(InputError, match="^b is damaged; 2 training scenes"):
         second(failed[2])
+    assert list(skipped_scenes(tmp_path)) == ["tiny/a"]  # b may be repaired
+
+
+def test_a_training_from_its_start_forgets_the_scenes_of_another(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "skipped_scenes.rank3.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
+    fit(tmp_path, Tiny(root), max_steps=9, skip_failed=1)
+    assert not {"tiny/former"} & skipped_scenes(tmp_path).keys()
 
 
 def test_a_training_of_which_no_scene_can_be_read_ends(root: Path, tmp_path: Path) -> None:

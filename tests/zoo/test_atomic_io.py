@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from zoo.errors import InputError
-from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_whole
+from zoo.files.atomic_io import JSONLines, json_lines, new_folder, read_records, write_whole
 
 RECORDS = [
     {"id": "a", "prediction": "23.5 m² ✓\u2028"},
@@ -125,3 +125,18 @@ def test_a_full_disk_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"lines.jsonl can't be written: No space left on device"):
         file.append(RECORDS)
     file.close()  # has nothing left to write
+
+
+def test_a_new_folder_is_whole_or_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("mine", "absent"):
+        with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / name) as folder:
+            (folder / "file").write_text("half")
+            raise KeyboardInterrupt
+    assert [*tmp_path.rglob("*")] == [tmp_path / "mine"]
+    # two processes write to one folder
+    with pytest.raises(InputError, match="mine is there already and not empty"), new_folder(tmp_path / "mine") as late:
+        (late / "file").write_text("late")
+        with new_folder(tmp_path / "mine") as folder:
+            (folder / "file").write_text("whole")
+    assert (tmp_path / "mine/file").read_text() == "whole" and len([*tmp_path.rglob("*")]) == 2

@@ -15,6 +15,7 @@ from commands.defaults import TRAINER_DEFAULTS
 from zoo import CameraPrediction, MaskedViews, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.backbones.official_names import current_name
 from zoo.encodings import GTA
+from zoo.errors import InputError
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, parameter_groups
 
 part_of = SpatialVLM(TinyQwen25VL(layers=1, hidden_size=32, heads=2)).part_of
@@ -81,6 +82,13 @@ def test_heads_and_tokens_of_objectives_have_their_own_rate() -> None:
     of_objectives = {id(p) for name in ("objective", "objective/bias") for p in groups[name]["params"]}
     assert of_objectives == {id(p) for p in task.model.objectives.parameters()} and len(of_objectives) > 3
     assert groups["objective"]["lr"] == groups["objective/bias"]["lr"] == 3e-3 != groups["decoder"]["lr"]
+
+
+def test_a_fit_without_a_number_of_steps_is_refused(tmp_path: Path) -> None:
+    task = VideoQATask(backbone=TinyQwen25VL(layers=1, hidden_size=32, heads=2))
+    task.trainer = Trainer(max_epochs=-1, accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    with pytest.raises(InputError, match="max_epochs -1 and --trainer.max_steps -1: the schedule .* needs a number"):
+        task.configure_optimizers()
 
 
 @pytest.mark.parametrize(("total", "fraction"), [(100, 0.03), (10, 0.0)])

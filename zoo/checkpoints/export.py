@@ -52,21 +52,21 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     tensors = official_tensors(model)
     config: Any = model.backbone.vlm.config
     source = find_folder(config.name_or_path, config.name_or_path) if config.name_or_path else None
-    with new_folder(out):
-        save_torch_state_dict(_as_in(source, tensors, dtype, config.model_type), out)
+    with new_folder(out) as folder:
+        save_torch_state_dict(_as_in(source, tensors, dtype, config.model_type), folder)
         written = released_config(model, None if source is None else read_config(source))
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
-        write_json(out / CONFIG, written)
+        write_json(folder / CONFIG, written)
         if source is not None:
             for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
                 if path.name not in (CONFIG, INDEX):
-                    shutil.copyfile(path, out / path.name)
+                    shutil.copyfile(path, folder / path.name)
             return
         ids = {name: getattr(config.text_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        write_json(out / "generation_config.json", ids)
+        write_json(folder / "generation_config.json", ids)
         if hasattr(model.backbone, "preprocessor"):
-            model.backbone.preprocessor.save_pretrained(str(out))
+            model.backbone.preprocessor.save_pretrained(str(folder))
 
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:

@@ -146,22 +146,24 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
-    """Make a new or empty folder; remove it with all its content if writing to it is interrupted.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a new or empty folder whole or not at all: yield a folder beside it that is renamed at the end.
 
     Raises:
         InputError: The folder is not empty, or can't be written.
     """
     refuse_full(folder)
+    partial = folder.resolve().with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        refuse_full(folder)  # again: another process may have written it
+        partial.replace(folder.resolve())
+    except (OSError, SafetensorError, WriteError) as error:
         cause = error.__cause__ if isinstance(error, WriteError) else error
-        if isinstance(cause, (OSError, SafetensorError)):
-            raise InputError(f"{folder} can't be written ({cause})") from cause
-        raise
+        raise InputError(f"{folder} can't be written ({cause})") from cause
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_full(folder: Path) -> None:

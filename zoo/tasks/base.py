@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -104,10 +105,20 @@ class Task(Configurable, LightningModule):
         seed_draws(self.global_rank, self.current_epoch, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        """One group per part and biases, as in the published recipe."""
+        """One group per part and biases, as in the published recipe.
+
+        Raises:
+            InputError: The fit has no number of steps.
+        """
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise InputError(
+                "--trainer.max_epochs -1 and --trainer.max_steps -1: the schedule of the learning rates needs a number "
+                "of steps, give one of them; --trainer.max_time may end the fit before"
+            )
         groups = parameter_groups(self.named_parameters(), self.learning_rates, self.part_of)
         optimizer = self.optimizer(groups)
-        scheduler = self.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        scheduler = self.scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     @cached_property

@@ -32,6 +32,7 @@ ERRORS = {
     "center": "camera centers by {:.3f} of the points' mean distance",
     "depth_relative": "depth by {:.1%}",
 }
+MEASURED = [f"{who}{name}" for who in ("", "unlearned/") for name in ERRORS]
 
 
 def adamw(parameters: Any) -> Optimizer:
@@ -116,17 +117,29 @@ class VGGTPretraining(Task):
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
         return batch.weight * loss
 
+    def on_validation_epoch_start(self) -> None:
+        """Start without errors."""
+        self._sums = torch.zeros(len(MEASURED), 2, device=self.device)  # of each error its sum and number of scenes
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Log errors, and those of `constant_baseline`; return no prediction records."""
-        stage = "test" if self.trainer.testing else "val"
+        """Add errors, and those of `constant_baseline`; return no prediction records."""
         for output, truth, _ in self._outputs(batch):
             found, unlearned = errors(output, truth), errors(constant_baseline(truth), truth)
-            named = found | {f"unlearned/{name}": unlearned[name] for name in found}
-            means = {f"{stage}/{name}": each.mean() for name, each in named.items()}
-            self.log_dict(means, on_step=False, on_epoch=True, batch_size=len(truth.depth), sync_dist=True)
+            for name, each in (found | {f"unlearned/{name}": unlearned[name] for name in found}).items():
+                total = self._sums[MEASURED.index(name)]
+                total[0] += each.sum()
+                total[1] += len(each)
         return []
 
-    test_step = validation_step
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over the scenes of all processes, of which some may have none."""
+        stage = "test" if self.trainer.testing else "val"
+        sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        means = zip(MEASURED, sums.tolist(), strict=True)
+        self.log_dict({f"{stage}/{name}": total / count for name, (total, count) in means if count})
+
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self) -> None:
         """Print the errors beside those of the baseline."""

@@ -62,11 +62,11 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
         name: Of the model, for its card.
     """
     parts, sources = to_config(model), dict(released_sources(model).values())
-    with new_folder(folder):
+    with new_folder(folder) as partial:
         if full:
-            parts = _with_copies(parts, sources, folder)
+            parts = _with_copies(parts, sources, partial)
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in _own_tensors(model).items()}
-        save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         config = {
             "library_name": LIBRARY,
             "model": parts,
@@ -75,8 +75,8 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
             "frozen": frozen_weights(model),
             "full": full,
         }
-        write_json(folder / CONFIG, config)
-        model.backbone.preprocessor.save_pretrained(str(folder))
+        write_json(partial / CONFIG, config)
+        model.backbone.preprocessor.save_pretrained(str(partial))
         released = [path for path in sources if not Path(path).exists()]
         card = CARD.format(
             library=LIBRARY,
@@ -85,7 +85,7 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
             parts=yaml.safe_dump(parts, sort_keys=False),
             frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in sources if not full),
         )
-        write_whole(folder / "README.md", card)
+        write_whole(partial / "README.md", card)
 
 
 def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], released_parts: ReleasedParts) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader
@@ -125,6 +126,24 @@ def test_a_resumed_pretraining_draws_the_frames_of_an_uninterrupted_one(rooms_ro
     torch.manual_seed(2)
     resumed = fit("run", 4)
     assert all(torch.equal(resumed[name], weight) for name, weight in whole.items())
+
+
+def test_a_process_without_scenes_logs_the_errors_of_the_others(
+    rooms: list[Scene], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums: list[torch.Tensor] = []  # of each process
+
+    def reduce(strategy: Any, own: Any, reduce_op: str) -> Any:
+        if not own.ndim:  # the number of batches, for Lightning
+            return own
+        sums.append(own)
+        return sum(sums)
+
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
+    run = trainer(tmp_path, steps=1)
+    first = run.validate(model(), loader([batch(rooms[:1]), batch(rooms[1:3])]), verbose=False)[0]
+    assert run.validate(model(), loader([Batch([])]), verbose=False)[0] == first
+    assert len(sums) == 2 and len(first) == 6
 
 
 def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
