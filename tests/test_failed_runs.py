@@ -46,9 +46,7 @@ def runs() -> list[str]:
     return sorted(path.name for path in Path("runs").glob("*"))
 
 
-def test_a_fit_that_is_ended_while_data_is_prepared_leaves_no_folder(
-    run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fit_that_is_ended_while_data_is_prepared_leaves_no_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(_: VideoQADataModule) -> None:
         assert runs() and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         signal.raise_signal(signal.SIGTERM)
