@@ -48,6 +48,10 @@ class Checkpoint(callbacks.Checkpoint):
         """Return whether this process has made a step, beyond those of the checkpoint that it resumed from."""
         return self._first_step is not None and trainer.global_step > self._first_step
 
+    def request(self) -> None:
+        """Save the newest state where the step is complete."""
+        self._is_due = True
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where training starts."""
         self._first_step = trainer.global_step

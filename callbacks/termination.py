@@ -11,20 +11,22 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import distributed
 
+from callbacks.checkpoint import Checkpoint
+
 
 class EndOnSigterm(Callback):
     """End a training or an evaluation once one of its processes is sent SIGTERM.
 
     Lightning's own handler waits for the other processes wherever the signal finds it. Where these wait for the rest of
-    a training step, all of them stand still. Here they agree before the next batch, on the host, so that no GPU is
-    waited for.
+    a training step, all of them stand still. Here they agree after each optimizer step, on the host, so that no GPU is
+    waited for, save `last.ckpt` together and end before the next batch.
 
     Raises:
         SIGTERMException: In each process of a training at once.
     """
 
     def __init__(self) -> None:
-        self._is_asked = False
+        self._is_asked = self._is_agreed = False
         self._hosts: Any = None  # the processes, by a backend of the CPU
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,12 +43,21 @@ class EndOnSigterm(Callback):
 
     on_test_start = on_predict_start = on_train_start
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """End if any process is asked to."""
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Agree to end if any process is asked to, and have the complete step saved."""
+        if trainer.fit_loop.epoch_loop._should_accumulate():
+            return
         is_asked = torch.tensor(int(self._is_asked))
         if self._hosts is not None:
             distributed.all_reduce(is_asked, distributed.ReduceOp.MAX, group=self._hosts)
-        if is_asked:
+        self._is_agreed = bool(is_asked)
+        for callback in trainer.checkpoint_callbacks if self._is_agreed else ():
+            if isinstance(callback, Checkpoint):  # which comes after this callback
+                callback.request()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """End if the processes have agreed to."""
+        if self._is_agreed:
             raise SIGTERMException
 
     def on_test_batch_start(self, *_: Any, **__: Any) -> None:

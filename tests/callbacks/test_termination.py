@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import toy
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from callbacks import Checkpoint
+from callbacks.checkpoint_io import CheckpointFiles
 from callbacks.termination import EndOnSigterm
 
 
@@ -36,3 +39,13 @@ def test_it_ends_after_the_batch_and_leaves_no_handler(command: str, tmp_path: P
     with pytest.raises(SIGTERMException):
         getattr(trainer, command)(toy.Toy())
     assert sender.seen == 2 and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("accumulated", "step"), [(1, 2), (3, 1)])
+def test_a_training_saves_the_complete_step_and_ends(accumulated: int, step: int, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"enable_checkpointing": True, "plugins": [CheckpointFiles()], "limit_val_batches": 0}
+    callbacks = EndOnSigterm(), SendAt(2), Checkpoint()
+    trainer = toy.trainer(tmp_path, *callbacks, accumulate_grad_batches=accumulated, max_epochs=9, **settings)
+    with pytest.raises(SIGTERMException):
+        trainer.fit(toy.Toy())
+    assert torch.load(tmp_path / "checkpoints/last.ckpt")["global_step"] == step == trainer.global_step
