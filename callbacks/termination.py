@@ -65,4 +65,9 @@ class EndOnSigterm(Callback):
         if self._is_asked:
             raise SIGTERMException
 
-    on_predict_batch_start = on_validation_batch_start = on_test_batch_start
+    on_predict_batch_start = on_test_batch_start
+
+    def on_validation_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """End as in a test; a validation within a training is gone through, after which its step is saved."""
+        if trainer.state.fn != "fit":
+            self.on_test_batch_start()
