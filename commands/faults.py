@@ -31,8 +31,10 @@ def raise_failed_construction(error: Exception) -> NoReturn:
     cause = unwrapped(error)
     if isinstance(cause, InputError):
         raise cause
-    frames = (frame for frame, _ in traceback.walk_tb(cause.__traceback__))
-    built = next((frame.f_locals["self"] for frame in frames if frame.f_code.co_name == "__init__"), None)
+    frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__) if frame.f_code.co_name == "__init__"]
+    built = next(
+        (frame.f_locals["self"] for frame in frames if "self" in frame.f_locals), None
+    )  # not that of a wrapper
     subject = "the model or the data" if built is None else type(built).__name__
     raise InputError(f"{subject} can't be built: {describe(cause)}") from error
 

@@ -57,6 +57,7 @@ def checked(kind: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
         with scope:
             return function(*args, **kwargs)
 
+    call.__code__ = call.__code__.replace(co_filename="<signatures>")  # in no error of a user's as his own place
     return call
 
 

@@ -26,7 +26,8 @@ def best_constant(truths: Sequence[str], question_type: str, benchmark: Benchmar
 
     Example:
         >>> from zoo.benchmarks import VSIBench
-        >>> best_constant(["2", "2", "9"], "object_counting", VSIBench(), "spatial_mllm")
+        >>> benchmark = VSIBench()
+        >>> best_constant(["2", "2", "9"], min(benchmark.numeric_types), benchmark, "spatial_mllm")
         '2'
     """
     truths = sorted(truths)  # of equals the same one, whatever the order of the questions

@@ -12,8 +12,8 @@ from callbacks.first_losses import FILE, FirstLosses, StopAfterFirstLosses
 from tests.callbacks.toy import Toy, trainer
 
 SCENES = [[]] * 40  # 20 batches
-# weight 1, loss (weight - 2)^2, learning rate 0.1: the distance to 2 shrinks by 0.8 in each step
-EXPECTED = [round(0.8 ** (2 * step), 6) for step in range(5)]
+# weight 1, loss (weight - 2)^2 / 2, learning rate 0.1: the distance to 2 shrinks by 0.9 in each step
+EXPECTED = [round(0.5 * 0.9 ** (2 * step), 6) for step in range(5)]
 
 
 def losses(folder: Path) -> list[float]:
