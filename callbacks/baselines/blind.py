@@ -11,7 +11,7 @@ from math import fsum
 from typing import Any
 
 from callbacks.baselines.camera_path import describe_path
-from callbacks.baselines.cameras import Asked, camera_answers
+from callbacks.baselines.cameras import LEAST_ROWS, Asked, camera_answers
 from callbacks.baselines.constant import best_constant
 from callbacks.baselines.regression import has_boosting
 from callbacks.baselines.text import TextAnswers
@@ -81,7 +81,10 @@ def blind_baselines(
             if not has_boosting():
                 found.remarks.append("cameras alone by least squares: pip install scikit-learn for gradient boosting")
         else:
-            found.remarks.append("no blind baseline of cameras: too few scenes of the training or the test have some")
+            needed = (
+                f"no question type has {LEAST_ROWS} training questions and a test question whose scenes have cameras"
+            )
+            found.remarks.append(f"no blind baseline of cameras: {needed}")
     except SCENE_FAULTS as error:  # no reason to lose the scores of a test
         absent = " and ".join(name for name in ("text", "cameras") if name not in found.scores)
         found.remarks.append(f"no blind baselines of {absent}: {describe_fault(error)}")

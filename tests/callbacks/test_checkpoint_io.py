@@ -249,6 +249,23 @@ def test_a_full_disk_keeps_no_state_of_an_optimizer_whose_weights_have_no_room(t
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupt_while_saving_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's writer, closed before its end, raises an error of its own."""
+    io, last = CheckpointFiles(), tmp_path / "last.ckpt"
+    io.save_checkpoint(checkpoint(1), last)
+
+    def interrupted(content: object, file: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 13329600 vs 13329492")
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        io.save_checkpoint(checkpoint(2), last)
+    assert step_of(last, io) == 1
+
+
 def test_a_full_temporary_folder_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(OSError):

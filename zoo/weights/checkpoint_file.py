@@ -28,7 +28,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(dict(content), file)
             file.flush()
         except RuntimeError as error:  # torch's writer hides the cause, such as a full disk
-            if isinstance(error.__context__, OSError):
+            if isinstance(error.__context__, OSError | KeyboardInterrupt):
                 raise error.__context__ from None
             raise
         try:

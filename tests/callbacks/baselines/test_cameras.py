@@ -181,7 +181,7 @@ def test_what_is_absent_is_said_and_costs_a_test_nothing(tmp_path: Path) -> None
     (tmp_path / "70.json").write_text("{")  # and of a damaged test scene there is no answer: its type has no score
     assert "cameras" not in baselines(source).scores
     source.counts["train"] = range(LEAST_ROWS - 1)
-    assert "too few scenes of the training or the test" in baselines(source).remarks[0]
+    assert "20 training questions and a test question whose scenes have cameras" in baselines(source).remarks[0]
     del source.counts["train"]
     found = baselines(source)
     assert list(found.scores) == ["constant"] and "text and cameras: ValueError: no train split" in found.remarks[0]
