@@ -27,7 +27,7 @@ from callbacks.results_folder import (
 from callbacks.scoring import benchmark_of, score_record
 from callbacks.settings import differences, save_config, settings_of
 from zoo.errors import InputError
-from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_error, write_json, write_whole
+from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.files.locks import try_lock
 from zoo.versions import versions
 
@@ -192,10 +192,7 @@ def _lock_folder(run: Path, settings: Mapping[str, Any]) -> tuple[Path, BinaryIO
     """Choose and lock a test's folder; the lock is None if another test has it."""
     while True:
         folder = choose_folder(run, settings)
-        try:
-            lock = try_lock(folder / LOCK)
-        except OSError as error:
-            raise write_error(folder, error) from error
+        lock = try_lock(folder / LOCK)
         if lock is None or choose_folder(run, settings) == folder:
             return folder, lock
         lock.close()  # another test has ended in this folder since the choice

@@ -32,9 +32,8 @@ def raise_failed_construction(error: Exception) -> NoReturn:
     if isinstance(cause, InputError):
         raise cause
     frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__) if frame.f_code.co_name == "__init__"]
-    built = next(
-        (frame.f_locals["self"] for frame in frames if "self" in frame.f_locals), None
-    )  # not that of a wrapper
+    # a wrapper of a constructor may have no self
+    built = next((frame.f_locals["self"] for frame in frames if "self" in frame.f_locals), None)
     subject = "the model or the data" if built is None else type(built).__name__
     raise InputError(f"{subject} can't be built: {describe(cause)}") from error
 

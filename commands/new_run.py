@@ -22,7 +22,6 @@ from lightning.pytorch.plugins.environments import (
 
 from callbacks.checkpoint import FOLDER, LAST
 from zoo.errors import InputError
-from zoo.files.atomic_io import write_error
 from zoo.files.locks import try_lock
 
 RUNS = Path("runs")
@@ -146,10 +145,7 @@ def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
     """
     lock = None
     if is_rank_zero():
-        try:
-            lock = try_lock(folder / TRAINING_LOCK)
-        except OSError as error:
-            raise write_error(folder, error) from error
+        lock = try_lock(folder / TRAINING_LOCK)
         if lock is None:
             _made.discard(folder.absolute())
             raise InputError(f"another process is training in {folder}: wait for it, or {ELSEWHERE}")

@@ -34,12 +34,7 @@ DIGITS = 3
 BLIND = {shown: name for name, shown in NAMES.items()}  # stand for settings
 
 
-def no_notes(text: str, scores: Scores) -> str:
-    """Leave marks without an explanation."""
-    return ""
-
-
-def embed(text: str, scores: Scores, footnotes: Callable[[str, Scores], str] = no_notes) -> str:
+def embed(text: str, scores: Scores, footnotes: Callable[[str, Scores], str]) -> str:
     """Return a document with the measured scores and sections of a study; what is not measured keeps its text.
 
     Args:

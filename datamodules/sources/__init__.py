@@ -6,7 +6,8 @@ from datamodules.sources.local import SceneFolder, SingleVideo
 from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
 from datamodules.sources.revsi import ReVSI
-from datamodules.sources.rooms import (
+from datamodules.sources.rooms import RealRooms, Rooms
+from datamodules.sources.rooms.panels import (
     PanelDistance,
     PanelIntrinsics,
     PanelOrder,
@@ -15,8 +16,6 @@ from datamodules.sources.rooms import (
     PanelRotation,
     PanelTask,
     PanelTranslation,
-    RealRooms,
-    Rooms,
 )
 from datamodules.sources.scannet_qa import SQA3D, ScanQA
 from datamodules.sources.vsibench import VSIBench

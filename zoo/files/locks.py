@@ -7,6 +7,8 @@ import fcntl
 from pathlib import Path
 from typing import BinaryIO
 
+from zoo.files.atomic_io import write_error
+
 TAKEN = {errno.EACCES, errno.EAGAIN}  # by another process, as POSIX allows both
 
 
@@ -20,10 +22,13 @@ def try_lock(path: Path) -> BinaryIO | None:
         The file, locked until it is closed, or None if another process has the lock.
 
     Raises:
-        OSError: The file can't be written.
+        InputError: The folder can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise write_error(path.parent, error) from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -11,16 +11,6 @@ Empty rooms with panels, for questions that need both images and cameras: panels
 Rooms with real sizes and furniture: real_boxes.py (reader), real_layout.py (layout), real_source.py (dataset).
 """
 
-from datamodules.sources.rooms.panels import (
-    PanelDistance,
-    PanelIntrinsics,
-    PanelOrder,
-    PanelPairs,
-    PanelRooms,
-    PanelRotation,
-    PanelTask,
-    PanelTranslation,
-)
 from datamodules.sources.rooms.real_source import RealRooms
 from datamodules.sources.rooms.renderer import Rendering, read_scene, render, render_depth
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
