@@ -1,0 +1,4 @@
+"""Encodings whose keys depend on the view that looks: RayRoPE and URoPE."""
+
+from zoo.encodings.rayrope.attention import rayrope_attention, rayrope_coefficients
+from zoo.encodings.rayrope.urope import urope_attention, urope_positions

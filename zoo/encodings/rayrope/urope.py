@@ -1,0 +1,149 @@
+"""URoPE (arXiv 2604.18747): each head puts keys at one depth on their rays, where the looking view sees them."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.cameras.poses import invert_se3
+from zoo.cameras.rays import ray_directions
+from zoo.encodings.rayrope.positions import CosSin, rotate_pairs
+from zoo.precision import highest_matmul_precision
+
+ROPE_BASE = 100.0
+CLAMP = (-64.0, 96.0)  # of positions, in tokens
+
+
+def depth_anchors(heads: int, min_depth: float, max_depth: float) -> list[float]:
+    """Return the depth of each head, from the least one on; the largest one is not reached."""
+    return [min_depth + head * (max_depth - min_depth) / heads for head in range(heads)]
+
+
+def image_positions(
+    relative_pose: Float[Tensor, "*#batch 4 4"],
+    K: Float[Tensor, "*#batch 3 3"],
+    rays: Float[Tensor, "*#batch 3"],
+    depths: Float[Tensor, " heads"],
+) -> Float[Tensor, "heads *batch 2"]:
+    """Project the points of rays at the depth of each head to a looking view, in the unit of its intrinsics.
+
+    Args:
+        relative_pose: From the camera of each ray to the looking view.
+        K: Of the looking view.
+        rays: In their own cameras.
+        depths: Along the ray, not along the camera's axis.
+    """
+    directions = (relative_pose[..., :3, :3] @ (rays / rays.norm(dim=-1, keepdim=True))[..., None])[..., 0]
+    anchors = depths.view(-1, *[1] * directions.ndim)
+    points = relative_pose[..., :3, 3] + anchors * directions
+    focal, principal = K.diagonal(dim1=-2, dim2=-1)[..., :2], K[..., :2, 2]
+    z = points[..., 2:]
+    return (points[..., :2] * focal + z * principal) / (z.abs() + 1e-5)
+
+
+def image_rope(positions: Float[Tensor, "*batch L 2"], num_frequencies: int) -> CosSin:
+    """Compute cosine and sine of RoPE over x, then of that over y, with base 100.
+
+    Args:
+        positions: In tokens.
+        num_frequencies: Of each axis.
+    """
+    exponent = torch.arange(num_frequencies, dtype=positions.dtype, device=positions.device) / num_frequencies
+    angles = (positions[..., None] * ROPE_BASE**-exponent).flatten(-2)
+    return angles.cos(), angles.sin()
+
+
+def urope_positions(
+    world_to_camera: Float[Tensor, "B V 4 4"],
+    K_tokens: Float[Tensor, "B 3 3"],
+    *,
+    height: int,
+    width: int,
+    depths: Float[Tensor, " heads"],
+) -> tuple[Float[Tensor, "L 2"], Float[Tensor, "B heads L 2"]]:
+    """Compute where the tokens of view 0 are, and where it sees those of the last view.
+
+    Args:
+        world_to_camera: One view or two.
+        K_tokens: Intrinsics of both, in units of tokens, with pixel centers at + 0.5.
+        height: Rows of tokens.
+        width: Columns of tokens.
+        depths: Of each head.
+    """
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    queries = torch.stack((x, y), -1).flatten(0, 1).to(K_tokens) + 0.5
+    rays = ray_directions(K_tokens[:, None], queries)
+    with highest_matmul_precision(K_tokens.device):
+        relative = world_to_camera[:, 0] @ invert_se3(world_to_camera[:, -1])
+        keys = image_positions(relative[:, None], K_tokens[:, None], rays, depths)
+    return queries, keys.transpose(0, 1).clamp(*CLAMP)
+
+
+def urope_attention(
+    q: Float[Tensor, "B L C"],
+    k: Float[Tensor, "B L C"],
+    v: Float[Tensor, "B L C"],
+    world_to_camera: Float[Tensor, "B V 4 4"],
+    K_tokens: Float[Tensor, "B 3 3"],
+    *,
+    height: int,
+    width: int,
+    num_heads: int,
+    min_depth: float = 2.0,
+    max_depth: float = 20.0,
+    num_splits: int = 1,
+    mask: Float[Tensor, "windows n n"] | None = None,
+    shift: bool = False,
+) -> Float[Tensor, "B L C"]:
+    """Compute the attention of view 0 to the last view as the published two-view code does.
+
+    Values are rotated by the place of the key in its own view, and outputs once more by that of the query: their angles
+    add up, where PRoPE's cancel. `URoPE` in a decoder has values as PRoPE has them.
+
+    Args:
+        q: Queries of view 0, ordered by row and column.
+        k: Keys of the last view.
+        v: Values of the last view.
+        world_to_camera: One view or two.
+        K_tokens: Intrinsics of both, in units of tokens, with pixel centers at + 0.5.
+        height: Rows of tokens.
+        width: Columns of tokens.
+        num_heads: Heads, each with a depth of its own; their width is a multiple of 4. Self-attention, of one view,
+            has a single head.
+        min_depth: Depth of the first head, along the ray.
+        max_depth: That which one more head would have.
+        num_splits: Windows per side, within which tokens attend.
+        mask: Added to the scores of each window.
+        shift: Roll the windows by half of one.
+
+    Returns:
+        The output, in the dtype of the inputs.
+    """
+    num_heads = num_heads if world_to_camera.shape[1] > 1 else 1
+    head_dim = q.shape[-1] // num_heads
+    depths = torch.tensor(depth_anchors(num_heads, min_depth, max_depth)).to(q)
+    at_queries, at_keys = urope_positions(world_to_camera, K_tokens, height=height, width=width, depths=depths)
+    own, seen = image_rope(at_queries, head_dim // 4), image_rope(at_keys, head_dim // 4)
+    q, k, v = (x.unflatten(-1, (num_heads, head_dim)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = _rotate(q, *own), _rotate(k, *seen), _rotate(v, own[0], -own[1])
+    rows, columns = height // num_splits, width // num_splits
+    roll = (rows // 2, columns // 2) if shift else (0, 0)
+
+    def to_windows(x: Tensor) -> Tensor:
+        grid = x.unflatten(2, (height, width)).roll((-roll[0], -roll[1]), (2, 3))
+        split = grid.unflatten(3, (num_splits, columns)).unflatten(2, (num_splits, rows))
+        return split.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(1, 2)  # (B, windows, heads, n, D)
+
+    bias = None if mask is None else mask[:, None]
+    out = F.scaled_dot_product_attention(to_windows(q), to_windows(k), to_windows(v), bias)
+    out = out.unflatten(1, (num_splits, num_splits)).unflatten(4, (rows, columns)).permute(0, 3, 1, 4, 2, 5, 6)
+    out = out.flatten(4, 5).flatten(2, 3).roll(roll, (2, 3)).flatten(2, 3)
+    return _rotate(out, own[0], -own[1]).transpose(1, 2).flatten(2)
+
+
+def _rotate(x: Float[Tensor, "*batch L D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*batch L D"]:
+    """Rotate the pairs within each half of the channels: those of x, then those of y."""
+    of_axes = (each.chunk(2, -1) for each in (x, cos, sin))
+    return torch.cat([rotate_pairs(*of_axis) for of_axis in zip(*of_axes, strict=True)], -1)
