@@ -27,6 +27,7 @@ from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequenci
 from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
+from zoo.encodings.rayrope import RayRoPE, URoPE
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
@@ -73,6 +74,11 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "ValueRoPE": lambda: ValueRoPE(),
     "PointRoPE": lambda: PointRoPE(),
     "PointRoPE, qkvo": lambda: PointRoPE("qkvo"),
+    "RayRoPE": lambda: RayRoPE(),
+    "RayRoPE, known depth, one ray, qk, ChannelRange, scale rms": lambda: RayRoPE(
+        rays=1, depth="known", apply_to="qk", channels=ChannelRange(0.0, 0.75), scale="rms"
+    ),
+    "URoPE": lambda: URoPE(),
     "LayerSubset(PRoPE, TemporalSection)": lambda: LayerSubset(PRoPE(TemporalSection()), "odd"),
     "HeadSubset(PRoPE, TemporalSection)": lambda: HeadSubset(PRoPE(TemporalSection()), [1]),
     "HeadSubset(PRoPE, ExtraChannels)": lambda: HeadSubset(PRoPE(ExtraChannels(8)), [0]),

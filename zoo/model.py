@@ -159,6 +159,7 @@ class SpatialVLM(AssembledModel):
                 sequences.patch_centers(),
                 sequences.scatter_points(torch.cat(points)) if points else None,
                 position_ids[0],
+                sequences.patch_sizes(),
             )
             encoded = self.backbone.encode_cameras(self.camera_encoding, located)
             inputs["camera_encoding"] = encoded if packing is None else PackedEncoding(encoded, packing)

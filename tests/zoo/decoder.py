@@ -111,7 +111,8 @@ class Example:
         chosen = torch.full((2,), self.poses.shape[1] - 1)  # as a model chooses by what the views show
         cameras = Cameras(self.poses, self.K, self.index).with_reference(chosen)
         time = self.positions(stock=True)[0][0, :, : self.index.shape[1]]
-        return cameras.with_tokens(self.patch_centers, points, time)
+        sizes = torch.full_like(self.patch_centers, 0.5)
+        return cameras.with_tokens(self.patch_centers, points, time, sizes)
 
     def encoded(self, cameras: Cameras | None = None) -> EncodedCameras:
         return self.encoding.encode(self.cameras() if cameras is None else cameras, **SHAPE)

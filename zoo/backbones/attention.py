@@ -1,8 +1,9 @@
-"""The camera hooks in the decoder's attention: before and after RoPE, on v, on the output."""
+"""The camera hooks in the decoder's attention: before and after RoPE, on v, around the attention, on the output."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class CameraAttention(nn.Module):
     def forward(  # type: ignore[override]
         self, hidden_states: Tensor, camera_encoding: EncodedCameras | None = None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the stock forward with the encoding's four hooks.
+        """Run the stock forward with the encoding's five hooks.
 
         Args:
             hidden_states: (B, L, width).
@@ -71,19 +72,16 @@ class CameraAttention(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx, kwargs=kwargs)
         implementation = self.config._attn_implementation
-        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        output, weights = attention(
+        attention = partial(
+            ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward),
             self,
-            q,
-            k,
-            v,
-            mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             sliding_window=getattr(self, "sliding_window", None),
             position_ids=position_ids,
             **kwargs,
         )
+        output, weights = camera_encoding.attend(attention, q, k, v, mask)
         output = camera_encoding.transform_outputs(output)
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 

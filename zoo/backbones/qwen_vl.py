@@ -15,6 +15,7 @@ from zoo.backbones.grouped_attention import GROUPED_SDPA
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.errors import InputError
 from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 
@@ -106,4 +107,9 @@ class QwenVLBackbone(Backbone):
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         replace_classes(self.decoder, self.hooked_classes)
         if encoding is not None:
+            if encoding.attends_per_view and not self.supports_custom_mask:
+                raise InputError(
+                    f"{type(encoding).__name__} attends view by view, with masks that {self.attn_implementation} does "
+                    "not take: set --model.backbone.attn_implementation sdpa, eager or flex_attention"
+                )
             encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))

@@ -26,6 +26,7 @@ ADDED_BY = {
     "reference": "saddle_balanced is computed from 2D tokens: pass balanced_views to with_reference",
     "median_depth": "call with_median_depth",
     "patch_centers": "pass Sequences.patch_centers to with_tokens",
+    "patch_sizes": "pass Sequences.patch_sizes to with_tokens",
     "points": "pass points to with_tokens",
     "time": "pass time to with_tokens",
 }
@@ -101,6 +102,7 @@ class Cameras(Movable):
         self.index: Int[Tensor, "B L"] | None = None if index is None else index.to(world_to_camera.device)
         self.token_runs = token_runs
         self.patch_centers: Float[Tensor, "B L 2"] | None = None
+        self.patch_sizes: Float[Tensor, "B L 2"] | None = None
         self.points: Float[Tensor, "B L 3"] | None = None
         self.time: Float[Tensor, "B L"] | None = None
 
@@ -122,7 +124,7 @@ class Cameras(Movable):
             world_to_camera=self.world_to_camera[sample, view],
             K_normalized=self.K_normalized[sample, view],
             reference=None if self.reference is None else (self.reference - view[:, 0]).clamp(0, count - 1),
-            **dict.fromkeys(("index", "token_runs", "patch_centers", "points", "time")),
+            **dict.fromkeys(("index", "token_runs", "patch_centers", "patch_sizes", "points", "time")),
         )
 
     def spanned(self, first: Int[Tensor, " B"] | int, count: int) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B count"]]:
@@ -175,6 +177,7 @@ class Cameras(Movable):
         patch_centers: Float[Tensor, "B L 2"] | None = None,
         points: Float[Tensor, "B L 3"] | None = None,
         time: Shaped[Tensor, "B L"] | None = None,
+        patch_sizes: Float[Tensor, "B L 2"] | None = None,
     ) -> Cameras:
         """Return the same cameras with tensors per token, for encodings that read them.
 
@@ -182,8 +185,9 @@ class Cameras(Movable):
             patch_centers: Center of each token in its view, see `zoo.sequences.batch.Sequences.patch_centers`.
             points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
             time: Position of each token on mRoPE's T axis.
+            patch_sizes: Width and height of each token in its view, see `Sequences.patch_sizes`.
         """
-        given = {"patch_centers": patch_centers, "points": points, "time": time}
+        given = {"patch_centers": patch_centers, "patch_sizes": patch_sizes, "points": points, "time": time}
         return self._replaced(**{name: x.to(self.world_to_camera) for name, x in given.items() if x is not None})
 
     def with_poses(self, world_to_camera: Float[Tensor, "B C 4 4"]) -> Cameras:

@@ -22,6 +22,7 @@ class CameraRuns(Movable):
         step: Length of the parts; it divides each run.
         firsts: The number of the first token of each part, over all runs.
         is_static: Whether the host knows that no sample has tokens of different poses.
+        views: Runs of adjacent tokens with one camera.
     """
 
     def __init__(
@@ -31,13 +32,15 @@ class CameraRuns(Movable):
         step: int,
         firsts: Int[Tensor, " parts"],
         is_static: bool,
+        views: list[slice],
     ) -> None:
         self.runs, self.numbers, self.step, self.firsts, self.is_static = runs, numbers, step, firsts, is_static
+        self.views = views
 
     def with_one_camera_per_token(self) -> CameraRuns:
         """Return the same runs, each token of which has a camera of its own."""
         each = [torch.arange(run.start, run.stop, device=self.firsts.device) for run in self.runs]
-        return CameraRuns(self.runs, self.numbers, 1, torch.cat([self.firsts[:0], *each]), self.is_static)
+        return CameraRuns(self.runs, self.numbers, 1, torch.cat([self.firsts[:0], *each]), self.is_static, self.views)
 
     @property
     def places(self) -> list[slice | Tensor]:
@@ -78,9 +81,12 @@ def camera_runs(index: Int[Tensor, "B L"], world_to_camera: Float[Tensor, "B C 4
     runs = [run for run in tokens.tensor_split((tokens.diff() > 1).nonzero()[:, 0] + 1) if len(run)]
     firsts = torch.cat([tokens[:0], *(run[::step] for run in runs)])
     slices = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
+    ends = counts.cumsum(0)
+    shown = torch.stack((ends - counts, ends), 1)[cameras >= 0].tolist()
     # 2. Whether a camera has another pose than the one before it in the same sample.
     sample, number = camera[firsts] >> 32, on_host.flatten()[firsts]
     pose = number[:, None] if world_to_camera is None else world_to_camera.cpu()[sample, number].flatten(1)
     differs = (pose[1:] != pose[:-1]).any(1) & (sample[1:] == sample[:-1])
-    made = CameraRuns(slices, tokens if len(runs) > 1 else None, step, firsts, not differs.any())
+    views = [slice(start, stop) for start, stop in shown]
+    made = CameraRuns(slices, tokens if len(runs) > 1 else None, step, firsts, not differs.any(), views)
     return made if index.device == on_host.device else made.to(index.device)

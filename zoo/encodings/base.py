@@ -58,7 +58,8 @@ class CameraEncoding(CameraModule):
     """An encoding of cameras in the decoder's attention.
 
     `encode` is called once per forward pass, and its result is shared by all layers. Encodings transform only q, k,
-    v and o, so they work with every attention backend, and the KV cache holds transformed keys and values.
+    v and o, so they work with every attention backend, and the KV cache holds transformed keys and values. Those that
+    `attends_per_view` transform keys and values behind the cache.
 
     Args:
         reference: The view whose frame is the world of a clip: the `first` or `middle` one with a camera; the `medoid`,
@@ -83,6 +84,11 @@ class CameraEncoding(CameraModule):
     def owns_channels(self) -> bool:
         """Whether no other encoding of a `Compose` may transform the same channels."""
         return any(part.owns_channels for part in self.parts)
+
+    @property
+    def attends_per_view(self) -> bool:
+        """Whether keys are encoded for each view that looks, which the attention backend needs masks for."""
+        return any(part.attends_per_view for part in self.parts)
 
     @property
     def time_index(self) -> TimeIndex | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import combinations
 from operator import and_
 from typing import Any
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.encoded import QK, EncodedCameras, EncodedGroup
+from zoo.encodings.encoded import QK, Attention, EncodedCameras, EncodedGroup
 from zoo.encodings.extra_channels import ExtraChannels
+from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 from zoo.sequences.time_index import TimeIndex
@@ -42,6 +43,13 @@ class Compose(CameraEncoding):
             raise InputError("Compose requires at least one encoding")
         if any(isinstance(module, ExtraChannels) for encoding in encodings[1:] for module in encoding.modules()):
             raise InputError("in a Compose only the first encoding may use ExtraChannels: reorder the encodings")
+        if any(each.attends_per_view for each in encodings):
+            others = [type(each).__name__ for each in encodings if not isinstance(each, PoseIndex)]
+            if len(others) > 1:
+                raise InputError(
+                    f"a Compose of {' and '.join(others)}: keys that each view sees elsewhere are those of the stock "
+                    "decoder in the cache, so no other encoding may change them: leave the others out"
+                )
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Compose may contain only one PoseIndex: leave the others out")
         self.parts = tuple(encodings)
@@ -94,6 +102,11 @@ class Composed(EncodedGroup):
         for member in self.acting:
             v = member.transform_values(v)
         return v
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        for member in self.acting:
+            attention = partial(member.attend, attention)
+        return attention(q, k, v, mask)
 
     def transform_outputs(self, o: Tensor) -> Tensor:
         for member in reversed(self.acting):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+Attention = Callable[..., tuple[Tensor, Tensor | None]]  # (q, k, v, mask) -> outputs (B, T, H, D), and weights if any
 QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
 Rope = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]  # cosine and sine
 
@@ -25,7 +27,10 @@ class EncodedCameras:
 
     Attributes:
         num_tokens: L; None if the transformation fits any number of tokens.
+        attends_per_view: Whether `attend` is not the decoder's attention, but that of each view by itself.
     """
+
+    attends_per_view: bool = False
 
     def __init__(self, num_tokens: int | None = None) -> None:
         self.num_tokens = num_tokens
@@ -55,6 +60,28 @@ class EncodedCameras:
     def transform_values(self, v: Float[Tensor, "B L G D"]) -> Float[Tensor, "B L G E"]:
         """Transform values, for the attention and the KV cache."""
         return v
+
+    def attend(
+        self,
+        attention: Attention,
+        q: Float[Tensor, "B H L D"],
+        k: Float[Tensor, "B G K D"],
+        v: Float[Tensor, "B G K D"],
+        mask: Any,
+    ) -> tuple[Float[Tensor, "B L H D"], Tensor | None]:
+        """Attend, behind the update of the KV cache.
+
+        Args:
+            attention: The decoder's attention.
+            q: Queries, behind `after_rope`.
+            k: Keys as they are in the cache.
+            v: Values as they are in the cache.
+            mask: In the form of the attention backend; None is causal attention.
+
+        Returns:
+            The output, and the attention weights where the backend returns them.
+        """
+        return attention(q, k, v, mask)
 
     def transform_outputs(self, o: Float[Tensor, "B L H E"]) -> Float[Tensor, "B L H D"]:
         """Transform the attention output before the output projection."""
@@ -89,6 +116,10 @@ class EncodedGroup(EncodedCameras):
     def __init__(self, members: Sequence[EncodedCameras | None]) -> None:
         self.members = members
         super().__init__(next((e.num_tokens for e in self.acting if e.num_tokens is not None), None))
+
+    @property
+    def attends_per_view(self) -> bool:  # type: ignore[override]
+        return any(member.attends_per_view for member in self.acting)
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
         return self._map(lambda member: member.at_layer(layer, hidden_states, rope))._or_stock()

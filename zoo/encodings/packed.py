@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
-from zoo.encodings.encoded import QK, EncodedCameras, Rope
+from zoo.encodings.block_masks import unpack_mask
+from zoo.encodings.encoded import QK, Attention, EncodedCameras, Rope
 from zoo.sequences.scene_packing import ScenePacking
 
 
@@ -33,6 +36,13 @@ class PackedEncoding(EncodedCameras):
 
     def transform_values(self, v: Tensor) -> Tensor:
         return self.packing.pack(self.encoding.transform_values(self.packing.unpack(v)))
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        if not self.encoding.attends_per_view:
+            return attention(q, k, v, mask)
+        rows = (self.packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
+        output, _ = self.encoding.attend(attention, *rows, unpack_mask(mask, self.packing))
+        return self.packing.pack(output), None
 
     def transform_outputs(self, o: Tensor) -> Tensor:
         return self.packing.pack(self.encoding.transform_outputs(self.packing.unpack(o)))

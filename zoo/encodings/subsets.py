@@ -75,6 +75,8 @@ class HeadSubset(EncodingWrapper):
 
     def __init__(self, encoding: CameraEncoding, key_value_heads: list[int]) -> None:
         super().__init__(encoding)
+        if encoding.attends_per_view:
+            raise InputError(f"{type(encoding).__name__} acts in all heads of a layer: leave HeadSubset out")
         self.key_value_heads = key_value_heads
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:

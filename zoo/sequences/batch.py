@@ -95,6 +95,10 @@ class Sequences(Movable):
         """
         return self._scatter((self.grid_cells + 0.5) / self.grid_sizes - 0.5, 0.0)
 
+    def patch_sizes(self) -> Float[Tensor, "S L 2"]:
+        """Compute the width and height of each 2D token as fractions of its view's; 0 elsewhere."""
+        return self._scatter(1 / self.grid_sizes, 0.0)
+
     def scatter_points(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "S L 3"]:
         """Put the 3D point of each 2D token at its place; NaN elsewhere.
 

@@ -75,7 +75,8 @@ class Sequence:
         reference = torch.full((len(poses),), poses.shape[1] - 1)
         depth = torch.full((len(poses),), 2.5 * unit, dtype=torch.float64)
         cameras = Cameras(poses, K, self.index).with_reference(reference).with_median_depth(depth)
-        return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3], self.ids[0])
+        sizes = torch.full_like(self.patch_centers, 0.5)
+        return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3], self.ids[0], sizes)
 
 
 def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
@@ -187,5 +188,11 @@ def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope:
     q, k = acting.before_rope(q, k)
     q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
     heads = [x.transpose(1, 2) for x in (q, k, acting.transform_values(v))]
-    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
-    return acting.transform_outputs(output.transpose(1, 2))
+    return acting.transform_outputs(acting.attend(_attention, *heads, None)[0])
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
+    output = F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=mask is None, enable_gqa=True, scale=HEAD_DIM**-0.5
+    )
+    return output.transpose(1, 2), None

@@ -55,13 +55,14 @@ def test_cameras_change_the_logits_and_stock_cases_do_not(name: str, dtype: torc
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
 def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
-    """Bit for bit, unless appended channels change the order of summation."""
+    """Bit for bit, unless appended channels, or fewer queries in a call, change the order of summation."""
     model = tiny_model()
-    example = Example(install(model, name), side)
+    encoding = install(model, name)
+    example = Example(encoding, side)
     given, stock = every_logit(model, example), every_logit(model, example, stock=True)
     real, after = example.attention_mask.bool(), (example.index >= 0).cumsum(1) > 0
     before = real & ~after
-    if example.encoded().for_decode_step() is None:
+    if example.encoded().for_decode_step() is None and not encoding.attends_per_view:
         assert torch.equal(given[before], stock[before])
     torch.testing.assert_close(given[before], stock[before], rtol=0, atol=ROUNDING)
     assert (given - stock)[real & after].abs().amax() > MOVES
@@ -100,7 +101,7 @@ def test_backends_get_equal_widths_and_stock_arguments(name: str) -> None:
     inputs = {key: value for key, value in example.inputs(model).items() if key != "attention_mask"}
     model(**inputs)
     model(**inputs, camera_encoding=example.encoded())
-    assert len(calls) == 6
+    assert len(calls) > 6 if example.encoding.attends_per_view else len(calls) == 6
     for widths, kwargs in calls:
         (width,) = widths
         assert width % 8 == 0 and kwargs.keys() == calls[0][1].keys() and kwargs["scaling"] == HEAD_DIM**-0.5
@@ -127,9 +128,10 @@ def test_samples_of_a_batch_are_independent(name: str) -> None:
     both = every_logit(model, example)[1]
     count = int(example.attention_mask[1].sum())
     cameras = example.cameras()[1:]
-    assert cameras.patch_centers is not None and cameras.points is not None and cameras.index is not None
+    assert cameras.index is not None
     alone = cameras.with_index(cameras.index[:, -count:])
-    alone = alone.with_tokens(*(x[:, -count:] for x in (cameras.patch_centers, cameras.points, cameras.time)))
+    per_token = [getattr(cameras, name) for name in ("patch_centers", "points", "time", "patch_sizes")]
+    alone = alone.with_tokens(*(x[:, -count:] for x in per_token))
     positions = example.positions()[0][:, 1:, -count:]
     embeddings = example.embeddings[1:, -count:]
     output = model(inputs_embeds=embeddings, position_ids=positions, camera_encoding=example.encoded(alone))

@@ -42,6 +42,8 @@ from zoo.encodings import (
     PRoPE,
     RayEmbedding,
     RayEncoding,
+    RayRoPE,
+    URoPE,
     ValueRoPE,
     ViewAttention,
 )
@@ -197,6 +199,8 @@ WITH_SCALE: dict[str, Callable[..., CameraEncoding]] = {
     "RayEncoding": RayEncoding,
     "PointRoPE": PointRoPE,
     "PoseALiBi": PoseALiBi,
+    "RayRoPE": RayRoPE,
+    "URoPE": URoPE,
 }
 
 
@@ -209,7 +213,7 @@ def test_every_scale_makes_the_unit_cancel(name: str, unit: str) -> None:
 
 
 @pytest.mark.parametrize("view", [None, "first", "middle", "medoid", "saddle_balanced"])
-@pytest.mark.parametrize("name", [name for name in WITH_SCALE if name != "PoseALiBi"])
+@pytest.mark.parametrize("name", [name for name in WITH_SCALE if name not in ("PoseALiBi", "RayRoPE", "URoPE")])
 def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: str | None) -> None:
     encoding = WITH_SCALE[name](reference=view)
     assert encoding.symmetries.canonical == (view is not None)
@@ -314,6 +318,8 @@ def test_needs_are_those_of_all_submodules(name: str) -> None:
     module = MODULES[name]()
     leaves = [m for m in module.modules() if isinstance(m, CameraModule) and not isinstance(m, CONTAINERS)]
     assert module.uses_cameras == any(not isinstance(m, ValueRoPE) for m in leaves)
-    assert module.uses_points == any(isinstance(m, PointRoPE) for m in leaves)
+    assert module.uses_points == any(
+        isinstance(m, PointRoPE) or (isinstance(m, RayRoPE) and m.depth == "known") for m in leaves
+    )
     assert module.uses_median_depth == any(m.scale == "median_depth" for m in leaves)
     assert module.uses_balanced_reference == any(m.reference == "saddle_balanced" for m in leaves)

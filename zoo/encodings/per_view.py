@@ -1,0 +1,208 @@
+"""Attention view by view: keys and values are encoded anew for each view that looks at them."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.cameras import Cameras
+from zoo.cameras.poses import invert_se3
+from zoo.encodings.block_masks import Queries, mask_of_blocks
+from zoo.encodings.encoded import Attention, EncodedCameras
+
+MAX_KEYS = 2**16  # of one call, over all of its blocks: bounds the memory of encoded keys
+GROWTH = 1.5  # most keys of a block, by those of the first block of its call: causal order saves the rest
+CosSin = tuple[Tensor, Tensor]  # (blocks, heads or 1, tokens, pairs)
+
+
+@dataclass(frozen=True)
+class Call:
+    """Blocks of queries with one camera each, or without any, that attend together.
+
+    Attributes:
+        blocks: Equally many queries each, in the order of their keys.
+        is_view: Whether they have cameras.
+    """
+
+    blocks: list[Queries]
+    is_view: bool
+
+    @property
+    def num_keys(self) -> int:
+        """The keys of the last block."""
+        return self.blocks[-1][2]
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """Select the keys' part of values (B, L, ...)."""
+        return torch.stack([x[row, : self.num_keys] for row, _, _ in self.blocks])
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """Select the queries' part of values (B, L, ...)."""
+        return torch.stack([x[row, start:stop] for row, start, stop in self.blocks])
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a head that form pairs (first + i, second + i), i < count."""
+
+    first: int
+    second: int
+    count: int
+
+    def rotate(self, x: Float[Tensor, "*batch L D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*batch L D"]:
+        """Rotate the pairs by minus their angles, in float32 or better."""
+        ends = (self.first, self.first + self.count, self.second, self.second + self.count)
+        before, a, between, b, behind = x.tensor_split(ends, -1)
+        rotated = (a * cos + b * sin).to(x.dtype), (b * cos - a * sin).to(x.dtype)
+        return torch.cat((before, rotated[0], between, rotated[1], behind), -1)
+
+
+class PerViewAttention(EncodedCameras):
+    """Base class of encoded cameras whose keys depend on the view that looks; the KV cache keeps stock keys.
+
+    For each view, its queries are rotated by their positions in it, and the keys and values by theirs as seen from it;
+    the output is rotated back. Text attends as in the stock decoder, and is seen without a rotation. Views attend in
+    few calls: those with as many tokens share one, as long as memory and the causal order are not wasted.
+
+    Args:
+        cameras: With `token_runs`; finite, also those that no token has.
+        channels: The rotated pairs.
+        transform_values: Rotate values and outputs as well.
+    """
+
+    attends_per_view = True
+
+    def __init__(self, cameras: Cameras, channels: Channels, transform_values: bool) -> None:
+        self.index = cameras.required("index")
+        super().__init__(self.index.shape[1])
+        self.channels, self.rotates_values = channels, transform_values
+        assert cameras.token_runs is not None
+        self.calls = attention_calls(cameras.token_runs.views, *self.index.shape)
+        self.looks = {n: Look.of(call, cameras) for n, call in enumerate(self.calls) if call.is_view}
+        blocks = [block for call in self.calls for block in call.blocks]
+        places = [torch.arange(start, stop) + row * self.index.shape[1] for row, start, stop in blocks]
+        self.order = torch.cat(places).argsort().to(self.index.device, non_blocking=True)
+        self.masks: dict[tuple[int, int], Any] = {}  # block masks, slow to build, are the same in all layers
+
+    @abstractmethod
+    def rotations(self, number: int) -> tuple[CosSin, CosSin]:
+        """Return cosine and sine of the queries of a call in their own views, and of its keys as seen from there.
+
+        What they are for tokens without a camera has no effect.
+
+        Args:
+            number: Of the call.
+        """
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        if k.shape[2] != q.shape[2]:
+            raise ValueError(
+                f"{q.shape[2]} tokens with views attend to {k.shape[2]}, but the cache does not keep the depth of others: "
+                "read a prompt with all of its views in one pass"
+            )
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        outputs = [self._attend(number, attention, q, k, v, mask) for number in range(len(self.calls))]
+        ordered = torch.cat([each.flatten(0, 1) for each in outputs])[self.order]
+        return ordered.unflatten(0, q.shape[:2]), None
+
+    def _attend(
+        self, number: int, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any
+    ) -> Float[Tensor, "blocks T H D"]:
+        call = self.calls[number]
+        queries = call.of_queries(q).transpose(1, 2)
+        keys, values = (call.of_keys(x).transpose(1, 2) for x in (k, v))
+        own_mask = self._mask(number, mask, q.device)
+        if not call.is_view:
+            return attention(queries, keys, values, own_mask)[0]
+        own, seen = self.rotations(number)
+        own, seen = _visible(own, call.of_queries(self.index >= 0)), _visible(seen, self.looks[number].seen)
+        queries, keys = self.channels.rotate(queries, *own), self.channels.rotate(keys, *seen)
+        if not self.rotates_values:
+            return attention(queries, keys, values, own_mask)[0]
+        output = attention(queries, keys, self.channels.rotate(values, *seen), own_mask)[0].transpose(1, 2)
+        return self.channels.rotate(output, own[0], -own[1]).transpose(1, 2)
+
+    def _mask(self, number: int, mask: Any, device: torch.device) -> Any:
+        call = self.calls[number]
+        if mask is None and call.blocks[0][1] == call.blocks[-1][1] == 0:
+            return None  # of the first tokens: causal attention, for which there are faster kernels
+        if mask is None or isinstance(mask, Tensor):
+            return mask_of_blocks(mask, call.blocks, call.num_keys, device)
+        key = (id(mask), number)
+        if key not in self.masks:
+            self.masks[key] = mask_of_blocks(mask, call.blocks, call.num_keys, device)
+        return self.masks[key]
+
+
+def attention_calls(views: Sequence[slice], num_rows: int, length: int) -> list[Call]:
+    """Divide all queries of a batch among calls of the attention.
+
+    Args:
+        views: Runs of tokens with one camera, in the flattened batch.
+        num_rows: B.
+        length: L.
+    """
+    # 1. Blocks: each view, and what is between views in each row.
+    blocks: list[tuple[bool, Queries]] = []
+    for row in range(num_rows):
+        at = row * length
+        end = at + length
+        for view in [each for each in views if at <= each.start < end] + [slice(end, end)]:
+            for is_view, start, stop in ((False, at, view.start), (True, view.start, view.stop)):
+                if start < stop:
+                    blocks.append((is_view, (row, start - row * length, stop - row * length)))
+            at = view.stop
+    # 2. Calls of equally many queries.
+    calls: list[Call] = []
+
+    def kind(each: tuple[bool, Queries]) -> tuple[bool, int]:
+        return each[0], each[1][2] - each[1][1]
+
+    for (is_view, _), same in groupby(sorted(blocks, key=kind), key=kind):
+        joined: list[Queries] = []
+        for _, block in sorted(same, key=lambda each: each[1][2]):
+            if joined and (block[2] > GROWTH * joined[0][2] or block[2] * (len(joined) + 1) > MAX_KEYS):
+                calls.append(Call(joined, is_view))
+                joined = []
+            joined.append(block)
+        calls.append(Call(joined, is_view))
+    return calls
+
+
+def _visible(rotation: CosSin, mask: Bool[Tensor, "blocks tokens"]) -> CosSin:
+    """Leave out the tokens that are not visible."""
+    where = mask[:, None, :, None]
+    return rotation[0].where(where, 1.0), rotation[1].where(where, 0.0)
+
+
+class Look(NamedTuple):
+    """The cameras of a call: of the views that look, and of the keys as seen from them.
+
+    Attributes:
+        relative_pose: From the camera of each key to that of the looking view.
+        K_normalized: Of the looking view.
+        seen: The keys with a camera, for views that have one.
+    """
+
+    relative_pose: Float[Tensor, "blocks keys 4 4"]
+    K_normalized: Float[Tensor, "blocks 3 3"]
+    seen: Bool[Tensor, "blocks keys"]
+
+    @classmethod
+    def of(cls, call: Call, cameras: Cameras) -> Look:
+        """Compute the relative poses of a call, in the dtype of the cameras."""
+        index, rows = cameras.required("index"), [row for row, _, _ in call.blocks]
+        looking, keys = call.of_queries(index)[:, 0], call.of_keys(index)
+        poses, K = (torch.stack([x[row] for row in rows]) for x in (cameras.world_to_camera, cameras.K_normalized))
+        block = torch.arange(len(rows), device=index.device)
+        view = looking.clamp(min=0)
+        relative = poses[block, view][:, None] @ invert_se3(poses)
+        seen = (keys >= 0) & (looking >= 0)[:, None]
+        return cls(relative[block[:, None], keys.clamp(min=0)], K[block, view], seen)
