@@ -40,8 +40,8 @@ class PackedEncoding(EncodedCameras):
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
         if not self.encoding.attends_per_view:
             return attention(q, k, v, mask)
-        rows = (self.packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
-        output, _ = self.encoding.attend(attention, *rows, unpack_mask(mask, self.packing))
+        q, k, v = (self.packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
+        output, _ = self.encoding.attend(attention, q, k, v, unpack_mask(mask, self.packing))
         return self.packing.pack(output), None
 
     def transform_outputs(self, o: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ class PerViewAttention(EncodedCameras):
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
         if k.shape[2] != q.shape[2]:
             raise ValueError(
-                f"{q.shape[2]} tokens with views attend to {k.shape[2]}, but the cache does not keep the depth of others: "
+                f"{q.shape[2]} tokens with views meet {k.shape[2]} keys, but the cache keeps no depth of earlier ones: "
                 "read a prompt with all of its views in one pass"
             )
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))

@@ -18,6 +18,7 @@ from zoo.sequences.scene_packing import ScenePacking
 from zoo.tasks import VideoQATask
 
 FAST = {("plain", "Qwen2.5-VL"), ("prope.yaml", "Qwen3-VL"), ("DeepFusion", "Qwen2.5-VL"), ("ValueRoPE", "Qwen3-VL")}
+FAST |= {("RayRoPE", "Qwen3-VL")}
 FAST |= {("CameraTokenFusion, append", "Qwen3-VL"), ("PRoPE, ExtraChannels", "Qwen2.5-VL"), ("PoseALiBi", "Qwen2.5-VL")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -145,11 +146,9 @@ def rayrope_coefficients(
     """
     scheme = RayPositions(**positions)
     num_frequencies = scheme.num_frequencies(head_dim)
-    grid = (patches_x, patches_y, image_width, image_height)
-    own_known = known_depth if keys is None else None
-    queries = _Views.of(scheme, world_to_camera, K_px, raw_depth, *grid, own_known)
-    of_keys = queries if keys is None else _Views.of(scheme, *keys, *grid, known_depth)
-
+    views = partial(_Views.of, scheme, (patches_x, patches_y), (image_width, image_height))
+    queries = views((world_to_camera, K_px, raw_depth), known_depth if keys is None else None)
+    of_keys = queries if keys is None else views(keys, known_depth)
     # 1. Queries, each view by itself.
     rays, depths = (x.unflatten(1, (-1, patches_x * patches_y)) for x in (queries.rays, queries.depths))
     same = torch.eye(4, dtype=rays.dtype, device=rays.device).expand(*rays.shape[:3], 4, 4)
@@ -177,19 +176,16 @@ class _Views(NamedTuple):
     def of(
         cls,
         scheme: RayPositions,
-        poses: Tensor,
-        K_px: Tensor,
-        raw_depth: Tensor,
-        patches_x: int,
-        patches_y: int,
-        image_width: int | float,
-        image_height: int | float,
+        patches: tuple[int, int],
+        image_size: tuple[int | float, int | float],
+        views: KeyViews,
         known_depth: Tensor | None,
     ) -> _Views:
-        K = normalize_intrinsics(K_px, image_width, image_height)
+        (poses, K_px, raw_depth), (patches_x, patches_y) = views, patches
+        K = normalize_intrinsics(K_px, *image_size)
         y, x = torch.meshgrid(torch.arange(patches_y), torch.arange(patches_x), indexing="ij")
         places = torch.stack((x, y), -1).flatten(0, 1).to(raw_depth)  # (P, 2)
-        size = torch.tensor([patches_x, patches_y]).to(raw_depth)
+        size = torch.tensor(patches).to(raw_depth)
         corners = (places[:, None] + scheme.corners(raw_depth)) / size  # (P, R, 2), from 0 to 1
         rays = ray_directions(K[:, :, None, None], corners - 0.5)
         depths = depth_ends(raw_depth)[:, :, None].expand(-1, -1, scheme.rays, -1)

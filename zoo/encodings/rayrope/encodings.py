@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Collection
 from copy import copy
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -75,8 +75,8 @@ class PerViewEncoding(CameraEncoding):
             count, first, second = len(channels) // 2, channels[0], channels[len(channels) // 2]
         if not count or count % multiple:
             raise InputError(
-                f"{type(self).__name__} rotates multiples of {2 * multiple} channels, not {2 * count or head.dim}: set its "
-                "channels to a ChannelRange of such a width, or give it fewer rays"
+                f"{type(self).__name__} rotates multiples of {2 * multiple} channels, not {2 * count or head.dim}: set "
+                "its channels to a ChannelRange of such a width, or give it fewer rays"
             )
         return Channels(first, second, count)
 
@@ -157,7 +157,7 @@ class RayRoPE(PerViewEncoding):
             linear.bias.data.copy_(initial)
         self.layers = nn.ModuleDict(maps)
 
-    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
+    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedRays:
         assert self.layers is not None, "bind_to_decoder comes before encode"
         return EncodedRays(cameras, self.pairs(head, len(self.positions.periods)), self, dtype)
 
@@ -193,7 +193,7 @@ class EncodedRays(PerViewAttention):
             self.seen[number] = _cast(own, dtype), _cast(seen, dtype)
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedRays:
-        linear = self.layers[str(layer)]
+        linear: Any = self.layers[str(layer)]
         with full_precision(hidden_states.device):
             hidden = to_float32(hidden_states)
             depths = depth_ends(F.linear(hidden, linear.weight.to(hidden), linear.bias.to(hidden)))

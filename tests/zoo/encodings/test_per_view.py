@@ -1,0 +1,160 @@
+"""Attention view by view in a decoder: against its definition, its calls, its masks, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import flex_attention
+from transformers import DynamicCache
+
+from tests.zoo.asking import build
+from tests.zoo.decoder import Example, install, tiny_model
+from tests.zoo.encodings.attention import TOKENS, VIEWS, random_cameras, random_sequence
+from tests.zoo.sequences.test_packed_training import difference, learned
+from tests.zoo.sequences.test_scene_packing import asked_of
+from zoo import SpatialVLM, TinyQwen25VL
+from zoo.encodings import (
+    ChannelRange,
+    Compose,
+    HeadSubset,
+    LayerSubset,
+    PoseIndex,
+    PRoPE,
+    RayRoPE,
+    URoPE,
+    per_view,
+    rayrope_attention,
+)
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.per_view import attention_calls
+from zoo.errors import InputError
+
+HEAD = HeadLayout.in_row(24, (4, 4, 4))
+SIZE = {"image_width": 64, "image_height": 32, "patches_x": 2, "patches_y": 2}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
+    output = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+    return output.transpose(1, 2), None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("transform_values", [True, False])
+def test_views_alone_attend_as_by_definition(transform_values: bool) -> None:
+    """The last token of a view sees all tokens up to its own, as in attention that is not causal."""
+    encoding = RayRoPE(apply_to="qkvo" if transform_values else "qk")
+    sequence, (poses, K) = random_sequence(0), random_cameras(2)
+    hidden = sequence.hidden_states
+    encoding.bind_to_decoder(DecoderLayout(hidden.shape[-1], 1, 2, 2, HEAD), [0])
+    torch.nn.init.normal_(encoding.double().layers["0"].weight, std=0.1)  # type: ignore[index, union-attr]
+    encoded = encoding.encode(sequence.cameras(poses, K), HEAD, torch.float64)
+    q, k, v = torch.randn(3, 2, 2, VIEWS * TOKENS, HEAD.dim, dtype=torch.float64)
+    acting = encoded.at_layer(0, hidden, (hidden, hidden))
+    assert acting is not None
+    found = acting.attend(attention, q, k, v, None)[0].transpose(1, 2)
+
+    raw_depth = encoding.layers["0"](hidden)  # type: ignore[index]
+    image = torch.tensor([[64, 0, 32], [0, 32, 16], [0, 0, 1]]).double()
+    K_px = torch.stack((K[..., 0, :] * 64, K[..., 1, :] * 32, K[..., 2, :]), -2)
+    K_px[..., :2, 2] += image[:2, 2]
+    for views in range(1, VIEWS + 1):
+        count = views * TOKENS
+        heads = (x[:, :, :count] for x in (q, k, v))
+        cameras = poses[:, :views], K_px[:, :views], raw_depth[:, :count]
+        expected = rayrope_attention(*heads, *cameras, **SIZE, transform_values=transform_values)
+        torch.testing.assert_close(found[:, :, count - 1], expected[:, :, -1], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("most", [1, 10, 2**16])
+def test_calls_cover_each_query_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_view, "MAX_KEYS", most)
+    views = [slice(3, 7), slice(7, 11), slice(13, 17), slice(20, 24), slice(26, 29)]  # in rows of 20
+    calls = attention_calls(views, 3, 20)
+    covered = [row * 20 + i for call in calls for row, start, stop in call.blocks for i in range(start, stop)]
+    assert sorted(covered) == list(range(60))
+    found = [(row * 20 + start, row * 20 + stop) for call in calls if call.is_view for row, start, stop in call.blocks]
+    assert sorted(found) == [(view.start, view.stop) for view in views]
+    for call in calls:
+        lengths = {stop - start for _, start, stop in call.blocks}
+        assert len(lengths) == 1 and call.num_keys == max(stop for _, _, stop in call.blocks)
+        assert len(call.blocks) == 1 or len(call.blocks) * call.num_keys <= most
+        assert call.num_keys <= per_view.GROWTH * call.blocks[0][2]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["RayRoPE", "URoPE"])
+def test_number_of_calls_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    example = Example(install(model, name))
+    inputs = example.inputs(model)
+    together = model(**inputs, camera_encoding=example.encoded()).logits
+    monkeypatch.setattr(per_view, "MAX_KEYS", 1)
+    alone = model(**inputs, camera_encoding=example.encoded()).logits
+    torch.testing.assert_close(together, alone, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_views_that_meet_a_cache_raise() -> None:
+    model = tiny_model()
+    example = Example(install(model, "RayRoPE"), side="right")
+    cache, embeddings = DynamicCache(config=model.config.text_config), example.embeddings
+    model(inputs_embeds=embeddings[:, :3], position_ids=example.positions()[0][..., :3], cache=cache)
+    with pytest.raises(ValueError, match="read a prompt with all of its views in one pass"):
+        model(
+            inputs_embeds=embeddings,
+            position_ids=example.positions()[0],
+            cache=cache,
+            camera_encoding=example.encoded(),
+        )
+
+
+def test_flex_attention_of_packed_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    model, reference = build("URoPE", implementation="flex_attention").train(), build("URoPE").train()
+    with torch.compiler.set_stance("force_eager"):
+        found = learned(model, model.loss(asked_of(model, pack_scenes=True)))
+        assert difference(found, learned(reference, reference.loss(asked_of(reference)))) < 2e-5
+
+
+def test_a_backend_without_masks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = TinyQwen25VL(hidden_size=64, heads=2, key_value_heads=2)
+    backbone = loader.load()
+    backbone.decoder.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match="flash_attention_2"):
+        backbone.install_encoding(LayerSubset(RayRoPE()))
+    backbone.install_encoding(PRoPE())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Compose([RayRoPE(), PRoPE()]),
+        lambda: Compose([PRoPE(apply_to="vo"), LayerSubset(URoPE())]),
+        lambda: Compose([RayRoPE(), URoPE()]),
+        lambda: HeadSubset(RayRoPE(), [0]),
+        lambda: SpatialVLM(TinyQwen25VL(hidden_size=32, heads=2), camera_encoding=RayRoPE()),
+        lambda: SpatialVLM(TinyQwen25VL(hidden_size=64, heads=2), camera_encoding=RayRoPE(channels=ChannelRange(0, 1))),
+    ],
+)
+def test_what_does_not_fit_is_refused(make: Any) -> None:
+    with pytest.raises(InputError):
+        make()
+
+
+@torch.no_grad()
+def test_a_pose_index_may_stand_beside() -> None:
+    sequence, layout = random_sequence(2), DecoderLayout(8, 1, 2, 2, HEAD)
+    cameras = sequence.cameras(*random_cameras(2))
+    encoding = Compose([PoseIndex(), URoPE()])
+    encoding.bind_to_decoder(layout, [0])
+    q, k, v = torch.randn(3, 2, 2, sequence.index.shape[1], HEAD.dim, dtype=torch.float64)
+    found, expected = (
+        each.encode(cameras, HEAD, torch.float64).attend(attention, q, k, v, None)[0]
+        for each in (encoding, encoding.parts[1])
+    )
+    assert encoding.time_index is not None and torch.equal(found, expected)
+    assert (found - attention(q, k, v, None)[0]).abs().max() > 1e-3
