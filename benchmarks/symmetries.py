@@ -27,7 +27,7 @@ from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequenci
 from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
-from zoo.encodings.rayrope import RayRoPE, URoPE
+from zoo.encodings.rayrope import RayAttention, RayRoPE, URoPE
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
@@ -109,6 +109,8 @@ VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {
     "ViewAttention(PRoPE, no reference)": lambda width: ViewAttention(width, 16, PRoPE(reference=None)),
     "ViewAttention(GTA)": lambda width: ViewAttention(width, 16, GTA()),
     "ViewAttention(CaPE)": lambda width: ViewAttention(width, 16, CaPE()),
+    "RayAttention": lambda width: RayAttention(width),
+    "RayAttention(URoPE, scale rms)": lambda width: RayAttention(width, 16, URoPE(scale="rms")),
     "RayEmbedding": lambda width: RayEmbedding(width),
     "RayEmbedding, no reference": lambda width: RayEmbedding(width, reference=None),
     "RayEmbedding, directions": lambda width: RayEmbedding(width, "directions"),

@@ -21,7 +21,7 @@ from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.prope import PRoPE, projection_matrices
 from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
-from zoo.encodings.rayrope import RayRoPE, URoPE, rayrope_attention, urope_attention
+from zoo.encodings.rayrope import RayAttention, RayRoPE, URoPE, rayrope_attention, urope_attention
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
 from zoo.encodings.view_attention import ViewAttention, prope_attention

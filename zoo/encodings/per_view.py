@@ -29,15 +29,12 @@ class Call:
     Attributes:
         blocks: Equally many queries each, in the order of their keys.
         is_view: Whether they have cameras.
+        num_keys: The first keys of each row, which any of the queries may attend to.
     """
 
     blocks: list[Queries]
     is_view: bool
-
-    @property
-    def num_keys(self) -> int:
-        """The keys of the last block."""
-        return self.blocks[-1][2]
+    num_keys: int
 
     def of_keys(self, x: Tensor) -> Tensor:
         """Select the keys' part of values (B, L, ...)."""
@@ -75,19 +72,21 @@ class PerViewAttention(EncodedCameras):
         cameras: With `token_runs`; finite, also those that no token has.
         channels: The rotated pairs.
         transform_values: Rotate values and outputs as well.
+        is_causal: Whether tokens attend to earlier ones alone.
     """
 
     attends_per_view = True
 
-    def __init__(self, cameras: Cameras, channels: Channels, transform_values: bool) -> None:
+    def __init__(self, cameras: Cameras, channels: Channels, transform_values: bool, is_causal: bool) -> None:
         self.index = cameras.required("index")
         super().__init__(self.index.shape[1])
         self.channels, self.rotates_values = channels, transform_values
         assert cameras.token_runs is not None
-        self.calls = attention_calls(cameras.token_runs.views, *self.index.shape)
+        num_rows, length = self.index.shape
+        self.calls = attention_calls(cameras.token_runs.views, num_rows, length, is_causal)
         self.looks = {n: Look.of(call, cameras) for n, call in enumerate(self.calls) if call.is_view}
         blocks = [block for call in self.calls for block in call.blocks]
-        places = [torch.arange(start, stop) + row * self.index.shape[1] for row, start, stop in blocks]
+        places = [torch.arange(start, stop) + row * length for row, start, stop in blocks]
         self.order = torch.cat(places).argsort().to(self.index.device, non_blocking=True)
         self.masks: dict[tuple[int, int], Any] = {}  # block masks, slow to build, are the same in all layers
 
@@ -141,13 +140,14 @@ class PerViewAttention(EncodedCameras):
         return self.masks[key]
 
 
-def attention_calls(views: Sequence[slice], num_rows: int, length: int) -> list[Call]:
+def attention_calls(views: Sequence[slice], num_rows: int, length: int, is_causal: bool = True) -> list[Call]:
     """Divide all queries of a batch among calls of the attention.
 
     Args:
         views: Runs of tokens with one camera, in the flattened batch.
         num_rows: B.
         length: L.
+        is_causal: Whether tokens attend to earlier ones alone.
     """
     # 1. Blocks: each view, and what is between views in each row.
     blocks: list[tuple[bool, Queries]] = []
@@ -167,12 +167,16 @@ def attention_calls(views: Sequence[slice], num_rows: int, length: int) -> list[
 
     for (is_view, _), same in groupby(sorted(blocks, key=kind), key=kind):
         joined: list[Queries] = []
+        num_keys = first = 0
         for _, block in sorted(same, key=lambda each: each[1][2]):
-            if joined and (block[2] > GROWTH * joined[0][2] or block[2] * (len(joined) + 1) > MAX_KEYS):
-                calls.append(Call(joined, is_view))
+            own = block[2] if is_causal else length
+            if joined and (own > GROWTH * first or own * (len(joined) + 1) > MAX_KEYS):
+                calls.append(Call(joined, is_view, num_keys))
                 joined = []
+            first = first if joined else own
+            num_keys = own
             joined.append(block)
-        calls.append(Call(joined, is_view))
+        calls.append(Call(joined, is_view, num_keys))
     return calls
 
 

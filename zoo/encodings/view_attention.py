@@ -84,26 +84,51 @@ class ViewAttention(ViewMixer):
         views = torch.arange(steps, device=cameras.world_to_camera.device).expand(len(cameras), steps)
         if has_camera is not None:
             views = views.where(has_camera, -1)
-        canonical = self.encoding.canonical(cameras.with_token_runs(views, None))
-        dtype = torch.promote_types(tokens.dtype, torch.float32)
-        matrices = {term: m.to(dtype) for term, m in self.encoding.active_matrices(canonical).items()}
-
+        of_views = cameras.with_token_runs(views, None)
         x = tokens.unflatten(0, (len(cameras), steps, rows * columns))
         if has_camera is None:
-            return (x + self._attention(x, matrices, rows, columns)).flatten(0, 2)
+            return (x + self._attention(x, of_views, rows, columns)).flatten(0, 2)
         # a scene without any camera attends to all, since a softmax over nothing is NaN; its tokens stay as they are
         seen = has_camera | ~has_camera.any(1, keepdim=True)
         keys = seen.repeat_interleave(rows * columns, 1, output_size=steps * rows * columns)[:, None, None]
-        mixed = x + self._attention(x, matrices, rows, columns, keys)
+        mixed = x + self._attention(x, of_views, rows, columns, keys)
         return torch.where(has_camera[..., None, None], mixed, x).flatten(0, 2)
 
     def _attention(
-        self, x: Float[Tensor, "B t n D"], matrices: Matrices, rows: int, columns: int, keys: KeyMask = None
+        self, x: Float[Tensor, "B t n D"], cameras: Cameras, rows: int, columns: int, keys: KeyMask = None
     ) -> Float[Tensor, "B t n D"]:
-        qkv = self.qkv(self.norm(x.to(self.norm.weight.dtype)))
-        q, k, v = qkv.flatten(1, 2).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        out = multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows, keys=keys)
+        hidden = self.norm(x.to(self.norm.weight.dtype)).flatten(1, 2)
+        q, k, v = self.qkv(hidden).unflatten(-1, (3, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        out = self.attend(q, k, v, hidden, cameras, rows, columns, keys)
         return self.o(out.transpose(1, 2).flatten(2)).to(x.dtype).view_as(x)
+
+    def attend(
+        self,
+        q: Float[Tensor, "B H N d"],
+        k: Float[Tensor, "B H N d"],
+        v: Float[Tensor, "B H N d"],
+        hidden: Float[Tensor, "B N D"],
+        cameras: Cameras,
+        rows: int,
+        columns: int,
+        keys: KeyMask = None,
+    ) -> Float[Tensor, "B H N d"]:
+        """Attend between views.
+
+        Args:
+            q: Queries, ordered by view, row and column.
+            k: Keys.
+            v: Values.
+            hidden: What they are projected from.
+            cameras: One per view; the `index` of a view without a valid one is -1.
+            rows: Of tokens in a view.
+            columns: Of tokens in a view.
+            keys: The keys that are attended to; None is all.
+        """
+        dtype = torch.promote_types(q.dtype, torch.float32)
+        canonical = self.encoding.canonical(cameras)
+        matrices = {term: m.to(dtype) for term, m in self.encoding.active_matrices(canonical).items()}
+        return multiview_attention(q, k, v, matrices, patches_x=columns, patches_y=rows, keys=keys)
 
 
 def prope_attention(

@@ -17,6 +17,7 @@ from tests.zoo.encodings.attention import TOKENS, VIEWS, random_cameras, random_
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
 from zoo import SpatialVLM, TinyQwen25VL
+from zoo.cameras import Cameras, intrinsics_in_pixels
 from zoo.encodings import (
     ChannelRange,
     Compose,
@@ -24,6 +25,7 @@ from zoo.encodings import (
     LayerSubset,
     PoseIndex,
     PRoPE,
+    RayAttention,
     RayRoPE,
     URoPE,
     per_view,
@@ -35,6 +37,10 @@ from zoo.errors import InputError
 
 HEAD = HeadLayout.in_row(24, (4, 4, 4))
 SIZE = {"image_width": 64, "image_height": 32, "patches_x": 2, "patches_y": 2}
+
+
+def in_pixels(K: Tensor) -> Tensor:
+    return intrinsics_in_pixels(K, SIZE["image_width"], SIZE["image_height"])
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
@@ -58,15 +64,30 @@ def test_views_alone_attend_as_by_definition(transform_values: bool) -> None:
     found = acting.attend(attention, q, k, v, None)[0].transpose(1, 2)
 
     raw_depth = encoding.layers["0"](hidden)  # type: ignore[index]
-    image = torch.tensor([[64, 0, 32], [0, 32, 16], [0, 0, 1]]).double()
-    K_px = torch.stack((K[..., 0, :] * 64, K[..., 1, :] * 32, K[..., 2, :]), -2)
-    K_px[..., :2, 2] += image[:2, 2]
+    K_px = in_pixels(K)
     for views in range(1, VIEWS + 1):
         count = views * TOKENS
         heads = (x[:, :, :count] for x in (q, k, v))
         cameras = poses[:, :views], K_px[:, :views], raw_depth[:, :count]
         expected = rayrope_attention(*heads, *cameras, **SIZE, transform_values=transform_values)
         torch.testing.assert_close(found[:, :, count - 1], expected[:, :, -1], rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("most", [1, 2**16])
+def test_view_mixer_attends_as_by_definition(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(per_view, "MAX_KEYS", most)
+    mixer = RayAttention(48, 24, RayRoPE()).double()
+    for parameter in mixer.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x, (poses, K) = torch.randn(2, VIEWS * TOKENS, 48, dtype=torch.float64), random_cameras(2)
+    found = mixer(x.flatten(0, 1), Cameras(poses, K), (VIEWS, 2, 2)).view_as(x)
+
+    hidden = mixer.norm(x)
+    q, k, v = mixer.qkv(hidden).unflatten(-1, (3, 2, 24)).permute(2, 0, 3, 1, 4)
+    raw_depth = mixer.encoding.layers["0"](hidden)
+    out = rayrope_attention(q, k, v, poses, in_pixels(K), raw_depth, **SIZE)
+    torch.testing.assert_close(found, x + mixer.o(out.transpose(1, 2).flatten(2)), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("most", [1, 10, 2**16])

@@ -3,3 +3,4 @@
 from zoo.encodings.rayrope.attention import rayrope_attention, rayrope_coefficients
 from zoo.encodings.rayrope.encodings import PerViewEncoding, RayRoPE, URoPE
 from zoo.encodings.rayrope.urope import urope_attention, urope_positions
+from zoo.encodings.rayrope.view_attention import RayAttention

@@ -80,7 +80,9 @@ class PerViewEncoding(CameraEncoding):
             )
         return Channels(first, second, count)
 
-    def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
+    def encode_canonical(
+        self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool = True
+    ) -> EncodedCameras:
         index = cameras.required("index")
         runs = camera_runs(index) if cameras.token_runs is None else cameras.token_runs
         if not runs.views:
@@ -92,10 +94,10 @@ class PerViewEncoding(CameraEncoding):
         )
         finite = Cameras.trusted(poses, K, index, runs)
         tokens = [getattr(cameras, name) for name in ("patch_centers", "points", "time", "patch_sizes")]
-        return self.encode_views(finite.with_tokens(*tokens), head, dtype)
+        return self.encode_views(finite.with_tokens(*tokens), head, dtype, is_causal)
 
     @abstractmethod
-    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> PerViewAttention:
+    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> PerViewAttention:
         """Compute the attention from canonical cameras with `token_runs`, all of them finite; see `encode`."""
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
@@ -157,9 +159,9 @@ class RayRoPE(PerViewEncoding):
             linear.bias.data.copy_(initial)
         self.layers = nn.ModuleDict(maps)
 
-    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedRays:
+    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> EncodedRays:
         assert self.layers is not None, "bind_to_decoder comes before encode"
-        return EncodedRays(cameras, self.pairs(head, len(self.positions.periods)), self, dtype)
+        return EncodedRays(cameras, self.pairs(head, len(self.positions.periods)), self, dtype, is_causal)
 
 
 class EncodedRays(PerViewAttention):
@@ -170,10 +172,13 @@ class EncodedRays(PerViewAttention):
         channels: See `PerViewAttention`.
         encoding: Its options, and its depth map of each layer.
         dtype: Of the rotations.
+        is_causal: See `PerViewAttention`.
     """
 
-    def __init__(self, cameras: Cameras, channels: Channels, encoding: RayRoPE, dtype: torch.dtype) -> None:
-        super().__init__(cameras, channels, encoding.apply_to == "qkvo")
+    def __init__(
+        self, cameras: Cameras, channels: Channels, encoding: RayRoPE, dtype: torch.dtype, is_causal: bool
+    ) -> None:
+        super().__init__(cameras, channels, encoding.apply_to == "qkvo", is_causal)
         assert encoding.layers is not None
         self.scheme, self.layers = encoding.positions, encoding.layers
         self.num_frequencies = channels.count // len(self.scheme.periods)
@@ -247,10 +252,10 @@ class URoPE(PerViewEncoding):
         self.pairs(decoder.head, 2)  # raises if it does not fit
         self.num_heads = decoder.num_key_value_heads
 
-    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedAnchors:
+    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> EncodedAnchors:
         assert self.num_heads is not None, "bind_to_decoder comes before encode"
         anchors = depth_anchors(self.num_heads, self.min_depth, self.max_depth)
-        return EncodedAnchors(cameras, self.pairs(head, 2), self.apply_to == "qkvo", anchors, dtype)
+        return EncodedAnchors(cameras, self.pairs(head, 2), self, anchors, dtype, is_causal)
 
 
 class EncodedAnchors(PerViewAttention):
@@ -259,15 +264,22 @@ class EncodedAnchors(PerViewAttention):
     Args:
         cameras: See `PerViewAttention`.
         channels: See `PerViewAttention`.
-        transform_values: See `PerViewAttention`.
+        encoding: Its options.
         anchors: The depth of each key head.
         dtype: Of the rotations.
+        is_causal: See `PerViewAttention`.
     """
 
     def __init__(
-        self, cameras: Cameras, channels: Channels, transform_values: bool, anchors: list[float], dtype: torch.dtype
+        self,
+        cameras: Cameras,
+        channels: Channels,
+        encoding: URoPE,
+        anchors: list[float],
+        dtype: torch.dtype,
+        is_causal: bool,
     ) -> None:
-        super().__init__(cameras, channels, transform_values)
+        super().__init__(cameras, channels, encoding.apply_to == "qkvo", is_causal)
         self.num_frequencies = channels.count // 2
         centers = cameras.required("patch_centers")
         sizes = cameras.required("patch_sizes").where((self.index >= 0)[..., None], 1.0)
