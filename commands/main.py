@@ -17,6 +17,7 @@ Commands:
     positions       print the axes and channels of the decoder's positions
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
+    probe           print what the hidden states of a run hold, before and after its training
     import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others
     study           run the experiments of a YAML file, and write their tables
 
@@ -34,6 +35,7 @@ Examples:
     python main.py export --out folder
     python main.py score predictions.jsonl
     python main.py report runs/*
+    python main.py probe runs/PRoPEMLLM-20261125-012048
     python main.py import-cameras captures/kitchen data/mine/kitchen
     python main.py study studies/encodings.yaml --dry_run
 
@@ -66,6 +68,7 @@ CONFIGURED = {
 PLAIN = {
     "score": "commands.score:score",
     "report": "commands.report:report",
+    "probe": "commands.probe:probe",
     "study": "commands.study:study",
     "import-cameras": "commands.import_cameras:import_cameras",
 }

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 import main
 from datamodules import PixelBounds, Rooms, VideoQADataModule
 from datamodules.asking import data_of, load_frames
+from tests.commands.test_probe import check_probed
 from tests.datamodules.clips import numbered_frame, write_video
 from tests.zoo.cameras.test_cameras import random_poses
 from tests.zoo.released import load_case, official_weights, read_release, write_release
@@ -272,7 +273,9 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.Mon
 # ---- runs ---------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_a_model(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_a_model(
+    rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ZOO_RUN", raising=False)
     sizes = [word for name, size in SIZES.items() for word in (f"--model.backbone.{name}", str(size))]
@@ -298,6 +301,7 @@ def test_a_run_is_a_model(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.
     assert loaded.answer(video, QUESTIONS) == model.answer(video, QUESTIONS)
     assert loaded.data_config["init_args"]["num_frames"] == 4
     assert loaded.precision == model.precision == "32-true"  # the recipe's
+    check_probed(run, monkeypatch, capsys)
 
     settings = yaml.safe_load((run / "config.yaml").read_text())
     settings["model"]["init_args"]["view_mixer"] = None

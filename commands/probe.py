@@ -1,0 +1,109 @@
+"""python main.py probe: what the hidden states of a run hold, layer by layer, before and after its training.
+
+    python main.py probe runs/PRoPEMLLM-20261125-012048
+    python main.py probe runs/PRoPEMLLM-20261125-012048 --split train --scenes 200
+
+fits linear maps (ridge regression) from the hidden states to the depth beneath a visual token, the position and
+rotation of its camera in the frame of the first one, the scene's scale (its median depth), and the answer; and from
+the last token of a question. R² is on scenes that the map never saw: 1 is all of a target's variance, 0 no more than
+its mean. The targets of other scenes are the control: what is left of them is told by a token's place alone. Before
+training is the run's model with the weights that it started from. Writes probe.json and probe.png into the run's
+folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from commands.parser import OneLineParser
+from zoo.errors import InputError
+
+if TYPE_CHECKING:
+    from commands.probes.hidden_states import SceneStates
+    from zoo.model import SpatialVLM
+
+MODELS = ("before", "after")
+
+
+def probe(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The command line after `probe`.
+
+    Raises:
+        InputError: The run can't be read, or too few of its scenes.
+    """
+    parser = OneLineParser(prog="main.py probe", description=__doc__)
+    parser.add_argument("run", type=str, help="the folder of a run")
+    parser.add_argument("--split", type=str, default="test", help="which scenes: train, val, test")
+    parser.add_argument("--scenes", type=int, default=100, help="most scenes, the first ones of the split")
+    parser.add_argument("--tokens", type=int, default=64, help="most visual tokens of a scene")
+    parser.add_argument("--folds", type=int, default=5, help="parts of the scenes in the cross-validation")
+    parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
+    parser.add_argument("--output", type=str | None, default=None, help="folder of the results; null is the run's")
+    settings = parser.parse_args(arguments)
+    for name, least in (("scenes", 2), ("tokens", 1), ("folds", 2)):
+        if settings[name] < least:
+            raise InputError(f"--{name} {settings[name]}: at least {least}")
+
+    # after the options are read: these import PyTorch, which the help does without
+    from rich.console import Console
+
+    from commands.probes.results import as_json, draw, probe_states, table
+    from zoo.files.atomic_io import write_json
+
+    run = Path(settings.run).expanduser()
+    probes = []
+    for name in MODELS:
+        scenes = _states(run, name, settings)
+        if len(scenes) < 2:
+            raise InputError(
+                f"{run}: {len(scenes)} scenes of its {settings.split} split can be read, at least 2 are needed"
+            )
+        probes += probe_states(name, scenes, settings.folds)
+    Console(highlight=False, width=120).print(table(probes))
+    folder = Path(settings.output or run).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {name: settings[name] for name in ("split", "scenes", "tokens", "folds")}
+    write_json(folder / "probe.json", {"run": str(run), **sizes, "probes": as_json(probes)})
+    draw(probes, folder / "probe.png")
+    print(f"probe: {len(probes[0].r2)} layers, see {folder / 'probe.png'} and probe.json beside it")
+
+
+def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
+    """The hidden states of the scenes of a run's data, by one of its models."""
+    import torch
+
+    from commands.probes.hidden_states import probe_requirements, scene_states
+    from datamodules import VideoQADataModule
+    from zoo.configuration import from_config
+    from zoo.progress import progress
+    from zoo.weights.saved_models import config_of
+
+    config = config_of(run)
+    model = _model(run, name, config)
+    data = from_config(VideoQADataModule, config["data"])
+    data.prepare_splits((settings.split,))
+    scenes = data.scenes(settings.split)[: settings.scenes]
+    dataset = data.dataset(scenes, data.sampler)
+    dataset.requirements = probe_requirements(model)
+    model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = progress((dataset[n] for n in range(len(dataset))), f"probe {name}", "scenes", len(dataset))
+    return list(scene_states(model, data.source.benchmark, loaded, settings.tokens))
+
+
+def _model(run: Path, name: str, config: dict[str, Any]) -> SpatialVLM:
+    """The model of a run, or one with the weights that it started from."""
+    from lightning import seed_everything
+    from torch import nn
+
+    from zoo.configuration import from_config
+    from zoo.model import SpatialVLM
+
+    seed_everything(int(config.get("seed_everything") or 0), verbose=False)
+    if name == "after":
+        return SpatialVLM.from_pretrained(run)
+    task: Any = from_config(nn.Module, config["model"])  # its class is named by the configuration
+    return task.model.requires_grad_(False).eval()

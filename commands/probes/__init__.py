@@ -1,0 +1,1 @@
+"""Linear probes of hidden states: `python main.py probe`."""

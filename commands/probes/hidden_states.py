@@ -1,0 +1,145 @@
+"""What a probe reads of a model and of its scenes: hidden states of each layer, and the numbers that they may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from datamodules.collate import TrainingCollate
+from datamodules.loaded_scene import LoadedScene
+from datamodules.wording import Wording
+from zoo.benchmarks import Benchmark
+from zoo.cameras.patch_cameras import merge_cameras
+from zoo.cameras.poses import invert_se3
+from zoo.model import SpatialVLM
+from zoo.objectives.decoded import decode
+from zoo.requirements import DataRequirements
+from zoo.scene_encoding.scene_cameras import token_depth
+from zoo.sequences.batch import Batch
+from zoo.sequences.scene_inputs import SceneInputs
+
+Targets = dict[str, Float[Tensor, "samples k"]]
+
+
+class SceneStates:
+    """The samples of one scene.
+
+    Attributes:
+        states: By kind of token, (layers + 1, samples, D): `visual` tokens, and `text`, each question's last token;
+            first the embeddings, then the outputs of each layer.
+        targets: By kind of token, what each sample may hold; NaN where it is unknown.
+    """
+
+    def __init__(self, states: dict[str, Float[Tensor, "layers samples D"]], targets: dict[str, Targets]) -> None:
+        self.states, self.targets = states, targets
+
+
+def probe_requirements(model: SpatialVLM) -> DataRequirements:
+    """What is read of the scenes: all that the model requires, with cameras and depth where there are some."""
+    return replace(model.requirements, targets=("cameras", "depth"))
+
+
+@torch.no_grad()
+def scene_states(
+    model: SpatialVLM, benchmark: Benchmark, loaded: Iterable[LoadedScene], tokens: int
+) -> Iterator[SceneStates]:
+    """Yield the samples of each scene, which is read with its questions and answers as in training.
+
+    Args:
+        model: In eval mode.
+        benchmark: Of the questions.
+        loaded: The scenes; those that can't be read are left out.
+        tokens: Most visual tokens of a scene, evenly spaced.
+    """
+    wording = Wording(model.backbone.preprocessor, benchmark)
+    reader = model.geometry_reader(training=False)
+    collate = TrainingCollate(wording, model.sequence_builder, probe_requirements(model), reader)
+    for scene in loaded:
+        batch = collate([scene])
+        if batch.sequences is not None:
+            answers = [question.ground_truth for question in scene.questions]
+            yield _states_of(model, batch.to(model.backbone.device), answers, tokens)
+
+
+def _states_of(model: SpatialVLM, batch: Batch, answers: list[str], tokens: int) -> SceneStates:
+    sequences = batch.sequences
+    assert sequences is not None
+    scenes = model.encode_scenes(batch)
+    inputs = model.decoder_inputs(scenes, sequences)
+    layers = range(model.backbone.decoder_layout.num_layers)
+    decoded = decode(model.backbone, layers, inputs, scenes, sequences)
+    decoded.layers = {-1: inputs["inputs_embeds"], **decoded.layers}
+    scene = batch.scenes[0]
+    # 1. Visual tokens, which do not depend on the question, without extra tokens.
+    per_step = scene.tokens_per_step
+    chosen = evenly_spaced(scene.num_steps * per_step, tokens)
+    visual = []
+    for layer in decoded.layers:
+        ((_, states),) = decoded.views(layer)
+        visual.append(states[0, :, :per_step].flatten(0, 1).cpu()[chosen])
+    # 2. Text: the token in front of each answer.
+    lengths, starts = sequences.answer_lengths.tolist(), [0]
+    while (behind := starts[-1] + lengths[starts[-1]]) < len(lengths):
+        starts.append(behind)
+    places = sequences.answer_places[starts]
+    text = [decoded.layers[layer].flatten(0, 1)[places].float().cpu() for layer in decoded.layers]
+    return SceneStates(
+        {"visual": torch.stack(visual), "text": torch.stack(text)}, targets_of(model, scene, answers, chosen)
+    )
+
+
+def targets_of(
+    model: SpatialVLM, scene: SceneInputs, answers: list[str], chosen: Int[Tensor, " samples"]
+) -> dict[str, Targets]:
+    """Return what the samples of a scene may hold.
+
+    Of a visual token the log depth beneath it, and the position and rotation of its camera in the frame of the first
+    one; of text those of the last camera. Of both the log of the scene's median depth (its scale), and of text the
+    answer, where it is a number.
+    """
+    steps, per_step = scene.num_steps, scene.tokens_per_step
+    geometry, count = scene.geometry, len(answers)
+    view = chosen // per_step
+    position, rotation = torch.full((steps, 3), torch.nan), torch.full((steps, 9), torch.nan)
+    depth = torch.full((steps * per_step,), torch.nan)
+    if geometry is not None and geometry.has_cameras:
+        cameras = merge_cameras(geometry, model.merged_camera)
+        first = int(cameras.has_camera.int().argmax())
+        poses = cameras.world_to_camera.double()
+        relative = poses @ invert_se3(poses[first])
+        known = cameras.has_camera[:, None].cpu()
+        position = invert_se3(relative)[:, :3, 3].float().cpu().where(known, torch.nan)
+        rotation = relative[:, :3, :3].flatten(1).float().cpu().where(known, torch.nan)
+    if geometry is not None and (beneath := token_depth(geometry, scene.token_grid[1])) is not None:
+        depth = torch.where(beneath > 0, beneath, torch.nan).flatten().log().float().cpu()
+    scale = depth.nanmedian().view(1, 1)
+    return {
+        "visual": {
+            "depth": depth[chosen, None],
+            "position": position[view],
+            "rotation": rotation[view],
+            "scale": scale.expand(len(chosen), 1),
+        },
+        "text": {
+            "position": position[-1:].expand(count, 3),
+            "rotation": rotation[-1:].expand(count, 9),
+            "scale": scale.expand(count, 1),
+            "answer": torch.tensor([[_number(each)] for each in answers]),
+        },
+    }
+
+
+def evenly_spaced(count: int, most: int) -> Int[Tensor, " samples"]:
+    """Return at most so many of the numbers below `count`, evenly spaced."""
+    return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

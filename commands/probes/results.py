@@ -1,0 +1,128 @@
+"""Probes of all layers and targets, as a table and a plot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from commands.probes.hidden_states import SceneStates
+from commands.probes.ridge import cross_validated_r2
+from zoo.files.atomic_io import replace_file
+from zoo.progress import progress
+
+COLORS = {"before": "#2166ac", "after": "#b2182b"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How much of one target linear maps of each layer explain.
+
+    Attributes:
+        model: `before` training, or `after` it.
+        tokens: `visual` or `text`.
+        target: Its name.
+        r2: Of each layer, see `cross_validated_r2`; first of the embeddings.
+        shuffled: The same with the targets of another scene.
+    """
+
+    model: str
+    tokens: str
+    target: str
+    r2: list[float]
+    shuffled: list[float]
+
+    @property
+    def best(self) -> int:
+        """The layer with the most."""
+        return max(range(len(self.r2)), key=self.r2.__getitem__)
+
+
+def probe_states(model: str, scenes: Sequence[SceneStates], folds: int) -> list[Probe]:
+    """Probe all layers for all targets that the scenes have.
+
+    Args:
+        model: Which one, for the results.
+        scenes: Their samples.
+        folds: Of the cross-validation.
+    """
+    found = []
+    for tokens in scenes[0].states:
+        number = torch.cat([torch.full((each.states[tokens].shape[1],), n) for n, each in enumerate(scenes)])
+        states = torch.cat([each.states[tokens] for each in scenes], 1)
+        for target in scenes[0].targets[tokens]:
+            own = [each.targets[tokens][target] for each in scenes]
+            if not any(each.isfinite().any() for each in own):
+                continue
+            layers = progress(states, f"probe {model} {tokens} {target}", "layers")
+            scores = [
+                [cross_validated_r2(layer, torch.cat(each), number, folds) for each in (own, shuffled(own))]
+                for layer in layers
+            ]
+            r2, control = (list(each) for each in zip(*scores, strict=True))
+            if not all(map(math.isnan, r2)):
+                found.append(Probe(model, tokens, target, r2, control))
+    return found
+
+
+def shuffled(targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Give each scene the targets of another one, sample by sample; what a place alone tells stays."""
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).tolist()
+    other = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [targets[other[n]][torch.arange(len(own)) % len(targets[other[n]])] for n, own in enumerate(targets)]
+
+
+def table(probes: Sequence[Probe]) -> Table:
+    """Return the best layer of each target, before and after training."""
+    models = list(dict.fromkeys(probe.model for probe in probes))
+    made = Table("tokens", "target", *(f"R², {model}" for model in models), "shuffled", box=None, pad_edge=False)
+    for (tokens, target), own in _by_target(probes).items():
+        best = [f"{own[m].r2[own[m].best]:.2f} (layer {own[m].best})" if m in own else "-" for m in models]
+        control = max(max(probe.shuffled) for probe in own.values())
+        made.add_row(tokens, target, *best, f"{control:.2f}")
+    return made
+
+
+def draw(probes: Sequence[Probe], output: Path) -> None:
+    """Draw one panel per target: what each layer holds, before and after training, and with shuffled targets."""
+    groups = _by_target(probes)
+    columns = min(4, len(groups))
+    rows = -(-len(groups) // columns)
+    figure = Figure(figsize=(3.1 * columns, 0.6 + 2.3 * rows), dpi=100, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    for panel, ((tokens, target), own) in zip(panels, groups.items(), strict=False):
+        panel.set_title(f"{target}, {tokens} tokens", loc="left", fontsize=10, fontweight="bold")
+        for model, probe in own.items():
+            color = COLORS.get(model, "#787878")
+            panel.plot(probe.r2, color=color, marker="o", markersize=3, label=model)
+            panel.plot(probe.shuffled, color=color, linestyle=":", label=f"{model}, shuffled targets")
+        panel.set(ylim=(-0.25, 1.0), xlabel="layer (0: embeddings)")
+        panel.tick_params(labelbottom=True)
+        panel.grid(axis="y", color="#e1e1e1")
+    for panel in panels[len(groups) :]:
+        panel.set_visible(False)
+    panels[0].set_ylabel("R² on other scenes")
+    legend = {name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=4)
+    replace_file(output, lambda file: figure.savefig(file, format="png"))
+
+
+def as_json(probes: Sequence[Probe]) -> list[dict[str, Any]]:
+    """Return the probes as JSON has them, NaN as null."""
+    known = [asdict(probe) for probe in probes]
+    for each in known:
+        each |= {name: [None if math.isnan(r2) else r2 for r2 in each[name]] for name in ("r2", "shuffled")}
+    return known
+
+
+def _by_target(probes: Sequence[Probe]) -> Mapping[tuple[str, str], dict[str, Probe]]:
+    groups: dict[tuple[str, str], dict[str, Probe]] = {}
+    for probe in probes:
+        groups.setdefault((probe.tokens, probe.target), {})[probe.model] = probe
+    return groups
