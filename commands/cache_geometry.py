@@ -86,6 +86,12 @@ def cache_geometry(arguments: list[str]) -> None:
 
 def refuse_random_frames(data: VideoQADataModule, split: Split) -> None:
     """Raise an InputError if the frames of a split differ each epoch."""
+    if split == "train" and data.augmentation is not None:
+        name = type(data.augmentation).__name__
+        raise InputError(
+            f"{name} draws other frames each epoch, which no cache can hold beforehand: train without "
+            "--data.augmentation, and leave it out here too"
+        )
     drawing: dict[str, Any] = {
         "train_sampler" if data.train_sampler is not data.sampler else "sampler": data.train_sampler
     }

@@ -142,7 +142,7 @@ def parse(arguments: list[str]) -> Training:
     options, data = settings.model.init_args, settings.data.init_args
     checkpointing, options.gradient_checkpointing = options.gradient_checkpointing, False
     size = settings.video_size or [getattr(data.source, "init_args", {}).get("size") or side for side in VIDEO]
-    for part in ("source", "sampler", "train_sampler", "frame_pairing", "perturbation"):
+    for part in ("source", "sampler", "train_sampler", "frame_pairing", "augmentation", "perturbation"):
         data[part] = None  # which may read files
     options.geometry_cache = None
     backbone: Any = getattr(options.backbone, "init_args", {})

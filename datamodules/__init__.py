@@ -8,9 +8,10 @@ from zoo.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
+        "augmentations": ["Augmentation", "RandomFocalLength"],
         "perturbations": [
-            *("FramesOnOtherCameras", "OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames"),
-            *("ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
+            *("FramesOnOtherCameras", "LongerFocalLength", "OtherCameras", "OtherGeometry", "Perturbation"),
+            *("ReversedFrames", "ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
         ],
         "resize": ["PixelBounds"],
         "samplers": [

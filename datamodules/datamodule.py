@@ -16,6 +16,7 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.augmentations import Augmentation
 from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate, record
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
@@ -83,6 +84,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         question_types: Use only questions of these types; `default` are those of the source, see `SceneSource`.
         scene_names: Use only these scenes; a list, or a text file with one name per line.
         subset: Number of questions drawn from those that the other filters keep, whatever the seed; null is all.
+        augmentation: Change training scenes at random, such as `RandomFocalLength`; null shows them as they are.
         perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
         frame_cache: Keeps the selected and resized frames of each scene on disk, so that a video is decoded once for
             all epochs and runs; null decodes them each time.
@@ -116,6 +118,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         question_types: list[str] | Literal["default"] | None = None,
         scene_names: list[str] | str | None = None,
         subset: int | None = None,
+        augmentation: Augmentation | None = None,
         perturbation: Perturbation | None = None,
         frame_cache: FrameCache | None = None,
         num_workers: int = 1,
@@ -169,7 +172,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.filter = QuestionFilter(datasets, types, scene_names, subset)
         for kind in types or ():
             self.source.benchmark.check_question_type(kind)
-        self.perturbation = perturbation
+        self.augmentation, self.perturbation = augmentation, perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
         self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([], self.sampler).num_views
@@ -289,6 +292,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
+        dataset.augmentation = self.augmentation
         trainer = self.trainer
         assert trainer is not None
         order = TrainingOrder(

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.augmentations import Augmentation
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.depth import read_depth, resize_depth
 from datamodules.frame_cache import FrameCache
@@ -123,6 +124,7 @@ class SceneDataset(Dataset):
         self.frame_pairing = frame_pairing or Consecutive()
         self.requirements, self.keep = requirements, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
+        self.augmentation: Augmentation | None = None  # of a training
         self._kept: dict[int, OpenScene] = {}
 
     def __len__(self) -> int:
@@ -149,7 +151,7 @@ class SceneDataset(Dataset):
             try:
                 opened = self.open(item.scene)
                 self.load(loaded, opened, self._frames(opened, item.epoch))
-                break
+                return loaded if self.augmentation is None else self.augmentation(loaded)
             except SCENE_FAULTS as error:
                 loaded.error = format_scene_error(scene, error)
         return loaded

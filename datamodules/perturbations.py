@@ -17,6 +17,7 @@ from dataclasses import replace
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from datamodules.augmentations import enlarged
 from datamodules.dataset import SceneDataset
 from datamodules.depth import resize_depth
 from datamodules.loaded_scene import LoadedScene
@@ -86,6 +87,22 @@ class WrongFocalLength(Perturbation):
         geometry.K_normalized = scene.geometry.K_normalized.clone()
         geometry.K_normalized[:, [0, 1], [0, 1]] *= 1 + self.relative_error
         return replace(scene, geometry=geometry)
+
+
+class LongerFocalLength(Perturbation):
+    """A field of view that the training may never have shown: the middle of the frames, enlarged; cameras stay true.
+
+    Args:
+        factor: Of the focal length.
+    """
+
+    def __init__(self, factor: float = 1.5) -> None:
+        if not factor > 1:
+            raise InputError(f"--data.perturbation.factor {factor}: a factor above 1")
+        self.factor = factor
+
+    def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
+        return enlarged(scene, self.factor)
 
 
 class FramesOnOtherCameras(Perturbation):

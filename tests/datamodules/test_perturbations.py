@@ -13,6 +13,7 @@ from torch import Tensor
 
 from datamodules import (
     FramesOnOtherCameras,
+    LongerFocalLength,
     OtherCameras,
     OtherGeometry,
     PixelBounds,
@@ -39,6 +40,7 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "cameras": OtherCameras(),
     "frames on other cameras": FramesOnOtherCameras(),
     "intrinsics": WrongFocalLength(0.2),
+    "field of view": LongerFocalLength(1.4),
     "shuffled": ShuffledFrames(),
     "reversed": ReversedFrames(),
     "frame numbers": ShuffledFrameNumbers(),
@@ -63,6 +65,7 @@ def content(loaded: LoadedScene) -> dict[str, Tensor]:
         ("cameras", {"world_to_camera"}),  # the intrinsics of both scenes are equal
         ("frames on other cameras", {"frames", "depth"}),
         ("intrinsics", {"K_normalized"}),
+        ("field of view", {"K_normalized", "frames", "depth"}),
         ("shuffled", {"world_to_camera", "depth", "frames", "frame_indices"}),
         ("reversed", {"world_to_camera", "depth", "frames", "frame_indices"}),
         ("frame numbers", {"frame_indices"}),

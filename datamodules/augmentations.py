@@ -1,0 +1,76 @@
+"""Augmentations of training scenes, by what a camera could have seen: frames, intrinsics and depth change together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from copy import copy
+from dataclasses import replace
+
+import torch
+from torch.nn import functional as F
+
+from datamodules.depth import resize_depth
+from datamodules.loaded_scene import LoadedScene
+from zoo.configuration import Configurable
+from zoo.errors import InputError
+
+
+class Augmentation(Configurable, ABC):
+    """Change the frames and the geometry of a training scene, and not its questions."""
+
+    @abstractmethod
+    def __call__(self, scene: LoadedScene) -> LoadedScene:
+        """Return the changed scene.
+
+        Args:
+            scene: A scene that could be read; its `draw` is the seed of what is random.
+        """
+
+
+class RandomFocalLength(Augmentation):
+    """A focal length that is longer by a random factor, and with it a random principal point.
+
+    A window of the frames, the same in all of a scene, is enlarged to their size. The intrinsics are corrected, so the
+    cameras stay true; poses and lengths are unchanged.
+
+    Args:
+        longest: Largest factor; its logarithm is uniform from 0 on.
+
+    Raises:
+        InputError: A factor that is not above 1.
+    """
+
+    def __init__(self, longest: float = 1.5) -> None:
+        if not longest > 1:
+            raise InputError(f"--data.augmentation.longest {longest}: a factor above 1")
+        self.longest = longest
+
+    def __call__(self, scene: LoadedScene) -> LoadedScene:
+        factor, *place = torch.rand(3, generator=torch.Generator().manual_seed(scene.draw)).tolist()
+        return enlarged(scene, self.longest**factor, (place[0], place[1]))
+
+
+def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.5, 0.5)) -> LoadedScene:
+    """Return a scene with a window of its frames enlarged to their size, as a lens of longer focal length sees it.
+
+    Args:
+        scene: A scene that could be read.
+        factor: Of the focal length, at least 1.
+        place: Of the window, from 0 (left, top) to 1 (right, bottom).
+    """
+    assert scene.frames is not None
+    size = scene.frames.shape[-2:]
+    rows, columns = (max(1, round(side / factor)) for side in size)
+    left, top = round(place[0] * (size[1] - columns)), round(place[1] * (size[0] - rows))
+    window = (..., slice(top, top + rows), slice(left, left + columns))
+    frames = F.interpolate(scene.frames[window].float(), size, mode="bilinear", antialias=True)
+    geometry = copy(scene.geometry)
+    if geometry is not None and geometry.K_normalized is not None:
+        K = geometry.K_normalized.clone()
+        for axis, (side, kept, start) in enumerate(((size[1], columns, left), (size[0], rows, top))):
+            K[:, axis, axis] *= side / kept
+            K[:, axis, 2] = ((K[:, axis, 2] + 0.5) * side - start) / kept - 0.5
+        geometry.K_normalized = K
+    if geometry is not None and geometry.depth is not None:
+        geometry.depth = resize_depth(geometry.depth[window], (size[0], size[1]))
+    return replace(scene, frames=frames.round().clamp(0, 255).to(scene.frames.dtype), geometry=geometry)
