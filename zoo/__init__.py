@@ -29,7 +29,16 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
-        "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
+        "objectives": [
+            *(
+                "CameraPrediction",
+                "DepthPrediction",
+                "LanguageModeling",
+                "MaskedViews",
+                "Objective",
+                "RayDepthPrediction",
+            ),
+        ],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),

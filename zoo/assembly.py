@@ -113,6 +113,7 @@ class AssembledModel(Configurable, nn.Module):
         self.extra_tokens = losses.resolve_extra_tokens(
             ExtraTokens.NONE if self.fusion is None else self.fusion.appended
         )
+        losses.check_encoding(camera_encoding)
         losses.bind(width, num_layers)
         self.objectives = losses.to(self.backbone.device)
         self.loaded_names: frozenset[str] = frozenset()

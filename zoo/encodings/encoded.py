@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any
 
@@ -34,6 +34,11 @@ class EncodedCameras:
 
     def __init__(self, num_tokens: int | None = None) -> None:
         self.num_tokens = num_tokens
+
+    @property
+    def raw_depths(self) -> Mapping[int, Float[Tensor, "B L ends"]]:
+        """What layers that have run predict of their tokens' depth, see `depth_ends`; of no layer without RayRoPE."""
+        return {}
 
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
         """Return the hooks of one layer; None is the stock attention.
@@ -120,6 +125,10 @@ class EncodedGroup(EncodedCameras):
     @property
     def attends_per_view(self) -> bool:  # type: ignore[override]
         return any(member.attends_per_view for member in self.acting)
+
+    @property
+    def raw_depths(self) -> Mapping[int, Tensor]:
+        return {layer: raw for member in self.acting for layer, raw in member.raw_depths.items()}
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
         return self._map(lambda member: member.at_layer(layer, hidden_states, rope))._or_stock()

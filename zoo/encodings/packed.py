@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -22,6 +23,10 @@ class PackedEncoding(EncodedCameras):
     def __init__(self, encoding: EncodedCameras, packing: ScenePacking) -> None:
         super().__init__(packing.shape[1])
         self.encoding, self.packing = encoding, packing
+
+    @property
+    def raw_depths(self) -> Mapping[int, Tensor]:
+        return self.encoding.raw_depths
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
         unpack = self.packing.unpack

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.base import VisualTokens
 from zoo.configuration import Configurable
+from zoo.encodings.base import CameraEncoding
 from zoo.errors import InputError
 from zoo.fusions.connector import Connector
 from zoo.objectives.decoded import Decoded
@@ -59,6 +60,9 @@ class Objective(Configurable, nn.Module, ABC):
         """
         if self.adds_token:
             self.token = nn.Parameter(0.02 * torch.randn(width))
+
+    def check_encoding(self, encoding: CameraEncoding | None) -> None:
+        """Raise an InputError if the model's camera encoding is not one that the objective reads."""
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
         """Change the 2D tokens of a training step, before view mixing and fusion; most objectives do not.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.base import VisualTokens
+from zoo.encodings.base import CameraEncoding
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
@@ -101,6 +102,11 @@ class Objectives(nn.ModuleDict):
         """Whether the parameter of this name gets no gradient: the head of an objective without a weight."""
         objective, _, parameter = name.partition(".")
         return parameter != "token" and objective not in self.active
+
+    def check_encoding(self, encoding: CameraEncoding | None) -> None:
+        """Raise an InputError if an objective reads another camera encoding; see `Objective.check_encoding`."""
+        for objective in self.all_objectives.values():
+            objective.check_encoding(encoding)
 
     def bind(self, width: int, num_layers: int) -> None:
         """Create the parameters; see `Objective.bind`."""

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from zoo.backbones.base import Backbone
+from zoo.encodings.encoded import EncodedCameras
 from zoo.objectives.average import AVERAGES, Average, SceneLoss
 from zoo.precision import to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
@@ -29,6 +30,7 @@ class Decoded:
         layers: Outputs of the decoder layers that some objective reads.
         lm_head: The projection of hidden states to logits.
         average: How losses are averaged.
+        camera_encoding: The hooks of the camera encoding, after all layers; None without cameras.
     """
 
     scenes: Sequence[EncodedScene]
@@ -37,19 +39,24 @@ class Decoded:
     layers: Mapping[int, Float[Tensor, "S L D"]]
     lm_head: Callable[[Tensor], Tensor]
     average: Average = AVERAGES["questions"]
+    camera_encoding: EncodedCameras | None = None
 
     def views(self, layer: int) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
-        """Yield each scene with the hidden states of its visual tokens in each of its sequences, in float32.
+        """Yield each scene with the hidden states of its visual tokens, see `views_of`."""
+        return self.views_of(self.layers[layer])
+
+    def views_of(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
+        """Yield each scene with what its visual tokens have in each of its sequences, in float32.
 
         The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
         since another process does, are left out.
         """
         sequences = self.sequences
-        by_row = self.layers[layer].flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
+        by_row = states.flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
         for number, scene in enumerate(self.scenes):
             if rows := self._rows_of(number):
-                states = torch.stack([by_row[row] for row in rows])
-                yield scene, to_float32(states).unflatten(1, (scene.scene.num_steps, -1))
+                own = torch.stack([by_row[row] for row in rows])
+                yield scene, to_float32(own).unflatten(1, (scene.scene.num_steps, -1))
 
     def mean_over_answers(self, losses: Float[Tensor, " M"]) -> Float[Tensor, ""]:
         """Average the losses of the supervised tokens, see `Average`."""
@@ -111,4 +118,4 @@ def decode(
         hidden = backbone.decode(inputs).last_hidden_state
     if (packing := sequences.packing) is not None:
         hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
-    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head, average)
+    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head, average, inputs.get("camera_encoding"))

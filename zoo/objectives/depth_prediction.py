@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from jaxtyping import Float
 from torch import Tensor
@@ -11,6 +11,8 @@ from zoo.objectives.base import LayerObjective
 from zoo.objectives.decoded import Decoded
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
+
+Pair = tuple[EncodedScene, Float[Tensor, "rows t n"], Float[Tensor, "t n"]]  # predicted logarithms, and depth
 
 
 class DepthPrediction(LayerObjective):
@@ -34,29 +36,35 @@ class DepthPrediction(LayerObjective):
         return {"log_depth": decoded.mean_over_scenes(losses)}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Mean |predicted - true| / true of one scene, and that of its own median depth everywhere.
+        """See `depth_errors`."""
+        return depth_errors(self._pairs(decoded))
 
-        `aligned` is the error after the prediction has the true median (Zhou et al. 2017, arXiv 1704.07813, section
-        4.1), so that a wrong scale of the scene costs nothing; the null model knows the scale.
-        """
-        found: dict[str, Tensor] = {}
-        for _, logarithms, depth in self._pairs(decoded):
-            known = depth > 0
-            if known.any():
-                true, predicted = depth[known], logarithms.exp()[:, known]
-                median = true.median()
-                aligned = predicted * (median / predicted.median(-1, keepdim=True).values)
-                for name, each in (("", predicted), ("aligned_", aligned), ("unlearned/", median)):
-                    found[f"{name}depth_relative"] = ((each - true).abs() / true).mean()
-                found["unlearned/aligned_depth_relative"] = found["unlearned/depth_relative"]
-        return found
-
-    def _pairs(
-        self, decoded: Decoded
-    ) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n"], Float[Tensor, "t n"]]]:
+    def _pairs(self, decoded: Decoded) -> Iterator[Pair]:
         """Yield each scene with depth, its predicted logarithms, and the depth, 0 where unknown."""
         for scene, states in decoded.views(self.layers[0]):
             if scene.targets.depth is not None:
                 flat = states[:, :, : scene.targets.depth.shape[1]]  # without extra tokens
                 with full_precision(states.device):
                     yield scene, to_float32(self.head(flat))[..., 0], to_float32(scene.targets.depth.detach())
+
+
+def depth_errors(pairs: Iterable[Pair]) -> dict[str, Tensor]:
+    """Compute mean |predicted - true| / true of one scene, and that of its own median depth everywhere.
+
+    `aligned` is the error after the prediction has the true median (Zhou et al. 2017, arXiv 1704.07813, section 4.1),
+    so that a wrong scale of the scene costs nothing; the null model knows the scale.
+
+    Args:
+        pairs: The scene, if it has depth.
+    """
+    found: dict[str, Tensor] = {}
+    for _, logarithms, depth in pairs:
+        known = depth > 0
+        if known.any():
+            true, predicted = depth[known], logarithms.exp()[:, known]
+            median = true.median()
+            aligned = predicted * (median / predicted.median(-1, keepdim=True).values)
+            for name, each in (("", predicted), ("aligned_", aligned), ("unlearned/", median)):
+                found[f"{name}depth_relative"] = ((each - true).abs() / true).mean()
+            found["unlearned/aligned_depth_relative"] = found["unlearned/depth_relative"]
+    return found

@@ -94,7 +94,9 @@ def test_loss_and_gradients_are_those_of_each_question_alone(name: str, implemen
     assert difference(packed(model, *SCENES), alone(model, *SCENES)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["plain", "PRoPE on ConcatSplitFusion", "RayRoPE"])
+@pytest.mark.parametrize(
+    "name", ["plain", "PRoPE on ConcatSplitFusion", pytest.param("RayRoPE", marks=pytest.mark.slow)]
+)
 def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not compiled, and on the CPU, where torch refuses its gradients though the uncompiled ones are there."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)

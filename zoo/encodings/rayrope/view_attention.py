@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from zoo.cameras import Cameras
 from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.rayrope.encodings import PerViewEncoding, RayRoPE
+from zoo.encodings.per_view_encoding import PerViewEncoding
+from zoo.encodings.rayrope.rayrope import RayRoPE
 from zoo.encodings.symmetries import ViewSymmetries
 from zoo.encodings.view_attention import KeyMask, ViewAttention
 from zoo.errors import InputError

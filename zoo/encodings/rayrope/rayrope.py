@@ -1,0 +1,158 @@
+"""RayRoPE in a decoder's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from copy import copy
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.cameras import Cameras, Scale
+from zoo.cameras.rays import ray_directions
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.encoded import Rope
+from zoo.encodings.per_view import Channels, CosSin, PerViewAttention
+from zoo.encodings.per_view_encoding import Applied, PerViewEncoding, token_intrinsics
+from zoo.encodings.placements import ChannelRange
+from zoo.encodings.rayrope.attention import KNOWN_DEPTHS
+from zoo.encodings.rayrope.positions import DepthEncoding, RayPositions, SeenTokens, Space, depth_ends
+from zoo.errors import check_choice
+from zoo.precision import full_precision, to_float32
+
+DepthSource = Literal["predicted", "known"]
+Seen = dict[Space, SeenTokens]
+INITIAL_DEPTH = (0.0, 3.0)  # of every token: from 0.05 to 20 m
+
+
+class RayRoPE(PerViewEncoding):
+    """RayRoPE (arXiv 2601.15275): tokens are rotated by where they could be on their rays, as the looking view sees it.
+
+    Each layer predicts the depth of each token and how vague it is; where it is vague, the rotation shrinks.
+
+    Args:
+        points: See `RayPositions`.
+        rays: See `RayPositions`.
+        depth_encoding: See `RayPositions`.
+        freq_base: See `RayPositions`.
+        depth: `predicted` by each layer, under supervision with `RayDepthPrediction`; or `known`, the depth of the
+            dataset or, with `--model.camera_source predicted`, of the geometry encoder: the median within the token.
+        predicts_width: Predict the half width of the log depth too; without, depths are certain.
+        world: `apply_to`, `channels` and `scale`, see `PerViewEncoding`.
+
+    Example:
+        >>> from zoo.encodings.decoder_layout import HeadLayout
+        >>> RayRoPE().pairs(HeadLayout.in_row(128, (16, 24, 24)), 12)
+        Channels(first=0, second=64, count=60)
+    """
+
+    def __init__(
+        self,
+        points: str = "d_pj+0_3d",
+        rays: int = 3,
+        depth_encoding: DepthEncoding = "d",
+        freq_base: float = 3.0,
+        depth: DepthSource = "predicted",
+        predicts_width: bool = True,
+        apply_to: Applied = "qkvo",
+        channels: ChannelRange | None = None,
+        scale: Scale = "none",
+    ) -> None:
+        super().__init__(apply_to, channels, scale)
+        check_choice("depth", depth, DepthSource)
+        self.positions = RayPositions(points, rays, depth_encoding, float(freq_base))
+        self.depth, self.predicts_width = depth, predicts_width
+        self.layers: nn.ModuleDict | None = None
+
+    @property
+    def uses_points(self) -> bool:
+        return self.depth == "known"
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        self.pairs(decoder.head, len(self.positions.periods))  # raises if it does not fit
+        initial = torch.tensor(INITIAL_DEPTH[: 1 + self.predicts_width])
+        maps = {}
+        for layer in layers:
+            maps[str(layer)] = linear = nn.Linear(decoder.hidden_size, len(initial), device=decoder.device)
+            nn.init.zeros_(linear.weight)
+            linear.bias.data.copy_(initial)
+        self.layers = nn.ModuleDict(maps)
+
+    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> EncodedRays:
+        assert self.layers is not None, "bind_to_decoder comes before encode"
+        return EncodedRays(cameras, self.pairs(head, len(self.positions.periods)), self, dtype, is_causal)
+
+
+class EncodedRays(PerViewAttention):
+    """The rays of a batch as its views see them, and in `at_layer` their depths.
+
+    Args:
+        cameras: See `PerViewAttention`.
+        channels: See `PerViewAttention`.
+        encoding: Its options, and its depth map of each layer.
+        dtype: Of the rotations.
+        is_causal: See `PerViewAttention`.
+    """
+
+    def __init__(
+        self, cameras: Cameras, channels: Channels, encoding: RayRoPE, dtype: torch.dtype, is_causal: bool
+    ) -> None:
+        super().__init__(cameras, channels, encoding.apply_to == "qkvo", is_causal)
+        assert encoding.layers is not None
+        self.scheme, self.layers = encoding.positions, encoding.layers
+        self.num_frequencies = channels.count // len(self.scheme.periods)
+        self.known_depth = _known_depth(cameras).to(dtype) if encoding.depth == "known" else None
+        self.depths: Float[Tensor, "B L R ends"]  # in `at_layer`
+        self._raw_depths: dict[int, Tensor] = {}
+        centers, sizes = (cameras.required(name)[:, :, None] for name in ("patch_centers", "patch_sizes"))
+        corners = self.scheme.corners(centers) - 0.5
+        rays = ray_directions(token_intrinsics(cameras)[:, :, None], centers + corners * sizes)
+        self.seen: dict[int, tuple[Seen, Seen]] = {}
+        for number, look in self.looks.items():
+            queries, keys = self.calls[number].of_queries(rays), self.calls[number].of_keys(rays)
+            same = torch.eye(4, dtype=rays.dtype, device=rays.device).expand(*queries.shape[:2], 4, 4)
+            own, seen = (
+                self.scheme.seen_from(pose, look.K_normalized, each)
+                for pose, each in ((same, queries), (look.relative_pose, keys))
+            )
+            self.seen[number] = _cast(own, dtype), _cast(seen, dtype)
+
+    @property
+    def raw_depths(self) -> Mapping[int, Tensor]:
+        return self._raw_depths
+
+    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedRays:
+        linear: Any = self.layers[str(layer)]
+        with full_precision(hidden_states.device):
+            hidden = to_float32(hidden_states)
+            self._raw_depths[layer] = F.linear(hidden, linear.weight.to(hidden), linear.bias.to(hidden))
+        depths = depth_ends(self._raw_depths[layer])
+        if self.known_depth is not None:
+            known = self.known_depth[..., None].to(depths)
+            depths = torch.where(known.isfinite(), known, depths)
+        other = copy(self)
+        other.depths = depths[:, :, None].expand(-1, -1, self.scheme.rays, -1)
+        return other
+
+    def rotations(self, number: int) -> tuple[CosSin, CosSin]:
+        call, (own, seen) = self.calls[number], self.seen[number]
+        return self._rotation(own, call.of_queries(self.depths)), self._rotation(seen, call.of_keys(self.depths))
+
+    def _rotation(self, seen: Seen, depths: Tensor) -> CosSin:
+        cos, sin = self.scheme.coefficients(seen, depths.to(seen["3d"].centers), self.num_frequencies)
+        return cos[:, None], sin[:, None]
+
+
+def _known_depth(cameras: Cameras) -> Float[Tensor, "B L"]:
+    """The depth of each token's point in its own camera; NaN where it is not known, or behind the camera."""
+    index = cameras.required("index")
+    pose = cameras.world_to_camera[torch.arange(len(cameras), device=index.device)[:, None], index.clamp(min=0)]
+    depth = (pose[..., 2, :3] * cameras.required("points")).sum(-1) + pose[..., 2, 3]
+    return depth.clamp(*KNOWN_DEPTHS).where(depth > 0, torch.nan)
+
+
+def _cast(seen: Seen, dtype: torch.dtype) -> Seen:
+    return {space: SeenTokens(*(x.to(dtype) for x in tokens)) for space, tokens in seen.items()}

@@ -1,0 +1,78 @@
+"""Supervision of the depth by which RayRoPE rotates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.encodings.base import CameraEncoding
+from zoo.encodings.rayrope import RayRoPE
+from zoo.errors import InputError
+from zoo.objectives.base import Objective
+from zoo.objectives.decoded import Decoded
+from zoo.objectives.depth_prediction import depth_errors
+from zoo.precision import to_float32
+from zoo.scene_encoding.encoded_scene import EncodedScene
+
+LEAST_WIDTH = 0.05  # of a log depth: 5 %
+
+
+class RayDepthPrediction(Objective):
+    """Supervise the depth that each layer of `RayRoPE` predicts for its rotations, and how vague it is.
+
+    The loss is the negative log likelihood of the logarithm of a token's depth under a Laplace distribution whose scale
+    is the predicted half width, a mean over the layers. Without a width (`predicts_width: false`) it is the mean
+    absolute error of the logarithm. Targets are those of `DepthPrediction`.
+
+    Args:
+        weight: See `Objective`.
+
+    Raises:
+        InputError: The model's camera encoding predicts no depth, or in another unit than the targets'.
+    """
+
+    targets, uses_lengths = ("depth",), True
+
+    def check_encoding(self, encoding: CameraEncoding | None) -> None:
+        parts = [] if encoding is None else [part for part in encoding.modules() if isinstance(part, RayRoPE)]
+        if not any(part.depth == "predicted" and part.scale == "none" for part in parts):
+            raise InputError(
+                "--model.objectives: RayDepthPrediction supervises the depth that RayRoPE predicts: set "
+                "--model.camera_encoding RayRoPE, with its depth predicted and its scale none"
+            )
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        found = []
+        for layer in self._layers(decoded):
+            losses = []
+            for scene, raw, depth in layer:
+                error = (raw[..., 0] - depth.log()).abs()
+                if raw.shape[-1] == 2:
+                    width = raw[..., 1].abs().clamp(min=LEAST_WIDTH)  # its sign exchanges the ends
+                    error = error / width + width.log()
+                losses.append((scene, error, depth > 0))
+            found.append(decoded.mean_over_scenes(losses))
+        return {"log_depth": torch.stack(found).mean()} if found else {}
+
+    def errors(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `depth_errors`: of the middle of the predicted depths, the mean over layers."""
+        layers = [
+            depth_errors((scene, raw[..., 0], depth) for scene, raw, depth in each) for each in self._layers(decoded)
+        ]
+        return {name: torch.stack([each[name] for each in layers]).mean() for name in (layers[0] if layers else ())}
+
+    def _layers(
+        self, decoded: Decoded
+    ) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"], Float[Tensor, "t n"]]]]:
+        """Yield of each layer the scenes with depth, what is predicted of their tokens, and the depth."""
+        encoded = decoded.camera_encoding
+        for raw in () if encoded is None else encoded.raw_depths.values():
+            pairs = []
+            for scene, own in decoded.views_of(raw):
+                if (depth := scene.targets.depth) is not None:
+                    pairs.append((scene, own[:, :, : depth.shape[1]], to_float32(depth.detach())))
+            yield pairs
