@@ -132,6 +132,7 @@ def test_views_that_meet_a_cache_raise() -> None:
         )
 
 
+@pytest.mark.slow
 def test_flex_attention_of_packed_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     model, reference = build("URoPE", implementation="flex_attention").train(), build("URoPE").train()
