@@ -90,6 +90,18 @@ def test_view_mixer_attends_as_by_definition(most: int, monkeypatch: pytest.Monk
     torch.testing.assert_close(found, x + mixer.o(out.transpose(1, 2).flatten(2)), rtol=0, atol=1e-10)
 
 
+def test_without_points_at_a_depth_none_is_predicted() -> None:
+    encoding = RayRoPE("inf_pj+0_3d")
+    sequence, (poses, K) = random_sequence(2), random_cameras(2)
+    encoding.bind_to_decoder(DecoderLayout(sequence.hidden_states.shape[-1], 1, 2, 2, HEAD), [0])
+    assert not list(encoding.parameters())
+    q, k, v = torch.randn(3, 2, 2, sequence.index.shape[1], HEAD.dim, dtype=torch.float64)
+    hidden = sequence.hidden_states
+    acting = encoding.encode(sequence.cameras(poses, K), HEAD, torch.float64).at_layer(0, hidden, (hidden, hidden))
+    assert acting is not None and acting.raw_depths == {}
+    assert (acting.attend(attention, q, k, v, None)[0] - attention(q, k, v, None)[0]).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("most", [1, 10, 2**16])
 def test_calls_cover_each_query_once(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(per_view, "MAX_KEYS", most)

@@ -75,7 +75,7 @@ class RayRoPE(PerViewEncoding):
         self.pairs(decoder.head, len(self.positions.periods))  # raises if it does not fit
         initial = torch.tensor(INITIAL_DEPTH[: 1 + self.predicts_width])
         maps = {}
-        for layer in layers:
+        for layer in layers if "d" in self.positions.spaces else ():  # else nothing depends on depths
             maps[str(layer)] = linear = nn.Linear(decoder.hidden_size, len(initial), device=decoder.device)
             nn.init.zeros_(linear.weight)
             linear.bias.data.copy_(initial)
@@ -105,11 +105,11 @@ class EncodedRays(PerViewAttention):
         self.scheme, self.layers = encoding.positions, encoding.layers
         self.num_frequencies = channels.count // len(self.scheme.periods)
         self.known_depth = _known_depth(cameras).to(dtype) if encoding.depth == "known" else None
-        self.depths: Float[Tensor, "B L R ends"]  # in `at_layer`
-        self._raw_depths: dict[int, Tensor] = {}
         centers, sizes = (cameras.required(name)[:, :, None] for name in ("patch_centers", "patch_sizes"))
         corners = self.scheme.corners(centers) - 0.5
         rays = ray_directions(token_intrinsics(cameras)[:, :, None], centers + corners * sizes)
+        self.depths: Float[Tensor, "B L R ends"] = torch.ones_like(rays[..., :1])  # until `at_layer`
+        self._raw_depths: dict[int, Tensor] = {}
         self.seen: dict[int, tuple[Seen, Seen]] = {}
         for number, look in self.looks.items():
             queries, keys = self.calls[number].of_queries(rays), self.calls[number].of_keys(rays)
@@ -125,6 +125,8 @@ class EncodedRays(PerViewAttention):
         return self._raw_depths
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedRays:
+        if str(layer) not in self.layers:
+            return self
         linear: Any = self.layers[str(layer)]
         with full_precision(hidden_states.device):
             hidden = to_float32(hidden_states)
