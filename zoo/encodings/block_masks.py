@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from zoo.sequences.scene_packing import ScenePacking
 
-Queries = tuple[int, int, int]  # adjacent ones: their row, the first of them, and the one behind the last
 
-
-def mask_of_blocks(mask: Any, blocks: Sequence[Queries], num_keys: int, device: torch.device) -> Any:
+def select_blocks(
+    mask: BlockMask, rows: Int[Tensor, " blocks"], places: Int[Tensor, "blocks T"], num_keys: int
+) -> BlockMask:
     """Return the mask of blocks of equally many queries, as a batch.
 
     Args:
-        mask: Of all queries and keys; None is causal attention.
-        blocks: The queries.
+        mask: Of all queries and keys.
+        rows: The row of each block.
+        places: The place of each query in its row.
         num_keys: The first keys of each row; the others are not visible to these queries.
-        device: Of a new mask.
     """
-    if isinstance(mask, Tensor):
-        return torch.stack([mask[row if len(mask) > 1 else 0, :, start:stop, :num_keys] for row, start, stop in blocks])
-    rows, starts = (
-        torch.tensor(each).to(device, non_blocking=True) for each in ([b[0] for b in blocks], [b[1] for b in blocks])
-    )
-    length = blocks[0][2] - blocks[0][1]
-    if mask is None:
-        place = torch.arange(length, device=device)[:, None]
-        return (torch.arange(num_keys, device=device) <= starts[:, None, None] + place)[:, None]
     return _block_mask(
-        lambda b, head, query, key: mask.mask_mod(rows[b], head, query + starts[b], key),
-        (len(blocks), length, num_keys),
-        device,
+        lambda b, head, query, key: mask.mask_mod(rows[b], head, places[b, query], key),
+        (*places.shape, num_keys),
+        rows.device,
     )
 
 

@@ -9,40 +9,57 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
-from zoo.encodings.block_masks import Queries, mask_of_blocks
+from zoo.encodings.block_masks import select_blocks
 from zoo.encodings.encoded import Attention, EncodedCameras
+from zoo.movable import Movable
 
+Queries = tuple[int, int, int]  # adjacent ones: their row, the first of them, and the one behind the last
 MAX_KEYS = 2**16  # of one call, over all of its blocks: bounds the memory of encoded keys
 GROWTH = 1.5  # most keys of a block, by those of the first block of its call: causal order saves the rest
 CosSin = tuple[Tensor, Tensor]  # (blocks, heads or 1, tokens, pairs)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(Movable):
     """Blocks of queries with one camera each, or without any, that attend together.
 
-    Attributes:
+    Args:
         blocks: Equally many queries each, in the order of their keys.
         is_view: Whether they have cameras.
         num_keys: The first keys of each row, which any of the queries may attend to.
+
+    Attributes:
+        rows: The row of each block.
+        places: The place of each query in its row.
     """
 
-    blocks: list[Queries]
-    is_view: bool
-    num_keys: int
+    def __init__(self, blocks: list[Queries], is_view: bool, num_keys: int) -> None:
+        self.blocks, self.is_view, self.num_keys = blocks, is_view, num_keys
+        bounds = torch.tensor(blocks)
+        self.rows: Int[Tensor, " blocks"] = bounds[:, 0]
+        self.places: Int[Tensor, "blocks T"] = bounds[:, 1:2] + torch.arange(blocks[0][2] - blocks[0][1])
 
     def of_keys(self, x: Tensor) -> Tensor:
         """Select the keys' part of values (B, L, ...)."""
-        return torch.stack([x[row, : self.num_keys] for row, _, _ in self.blocks])
+        return x[:, : self.num_keys].index_select(0, self.rows)
 
     def of_queries(self, x: Tensor) -> Tensor:
         """Select the queries' part of values (B, L, ...)."""
-        return torch.stack([x[row, start:stop] for row, start, stop in self.blocks])
+        return x[self.rows[:, None], self.places]
+
+    def mask(self, mask: Any) -> Any:
+        """Return the part of a mask of all queries and keys, None for causal attention, in its form."""
+        if mask is None:
+            keys = torch.arange(self.num_keys, device=self.rows.device)
+            return (keys <= self.places[..., None])[:, None]
+        if isinstance(mask, Tensor):
+            rows = self.rows[:, None] if len(mask) > 1 else torch.zeros_like(self.rows[:, None])
+            return mask[..., : self.num_keys][rows, :, self.places].transpose(1, 2)
+        return select_blocks(mask, self.rows, self.places, self.num_keys)
 
 
 @dataclass(frozen=True)
@@ -83,11 +100,11 @@ class PerViewAttention(EncodedCameras):
         self.channels, self.rotates_values = channels, transform_values
         assert cameras.token_runs is not None
         num_rows, length = self.index.shape
-        self.calls = attention_calls(cameras.token_runs.views, num_rows, length, is_causal)
+        calls = attention_calls(cameras.token_runs.views, num_rows, length, is_causal)
+        self.calls = [call.to(self.index.device, non_blocking=True) for call in calls]
         self.looks = {n: Look.of(call, cameras) for n, call in enumerate(self.calls) if call.is_view}
-        blocks = [block for call in self.calls for block in call.blocks]
-        places = [torch.arange(start, stop) + row * length for row, start, stop in blocks]
-        self.order = torch.cat(places).argsort().to(self.index.device, non_blocking=True)
+        order = torch.cat([(call.rows[:, None] * length + call.places).flatten() for call in calls]).argsort()
+        self.order = order.to(self.index.device, non_blocking=True)
         self.masks: dict[tuple[int, int], Any] = {}  # block masks, slow to build, are the same in all layers
 
     @abstractmethod
@@ -117,7 +134,7 @@ class PerViewAttention(EncodedCameras):
         call = self.calls[number]
         queries = call.of_queries(q).transpose(1, 2)
         keys, values = (call.of_keys(x).transpose(1, 2) for x in (k, v))
-        own_mask = self._mask(number, mask, q.device)
+        own_mask = self._mask(number, mask)
         if not call.is_view:
             return attention(queries, keys, values, own_mask)[0]
         own, seen = self.rotations(number)
@@ -128,15 +145,14 @@ class PerViewAttention(EncodedCameras):
         output = attention(queries, keys, self.channels.rotate(values, *seen), own_mask)[0].transpose(1, 2)
         return self.channels.rotate(output, own[0], -own[1]).transpose(1, 2)
 
-    def _mask(self, number: int, mask: Any, device: torch.device) -> Any:
+    def _mask(self, number: int, mask: Any) -> Any:
         call = self.calls[number]
         if mask is None and call.blocks[0][1] == call.blocks[-1][1] == 0:
             return None  # of the first tokens: causal attention, for which there are faster kernels
         if mask is None or isinstance(mask, Tensor):
-            return mask_of_blocks(mask, call.blocks, call.num_keys, device)
-        key = (id(mask), number)
-        if key not in self.masks:
-            self.masks[key] = mask_of_blocks(mask, call.blocks, call.num_keys, device)
+            return call.mask(mask)
+        if (key := (id(mask), number)) not in self.masks:
+            self.masks[key] = call.mask(mask)
         return self.masks[key]
 
 
@@ -202,10 +218,10 @@ class Look(NamedTuple):
     @classmethod
     def of(cls, call: Call, cameras: Cameras) -> Look:
         """Compute the relative poses of a call, in the dtype of the cameras."""
-        index, rows = cameras.required("index"), [row for row, _, _ in call.blocks]
+        index = cameras.required("index")
         looking, keys = call.of_queries(index)[:, 0], call.of_keys(index)
-        poses, K = (torch.stack([x[row] for row in rows]) for x in (cameras.world_to_camera, cameras.K_normalized))
-        block = torch.arange(len(rows), device=index.device)
+        poses, K = (x.index_select(0, call.rows) for x in (cameras.world_to_camera, cameras.K_normalized))
+        block = torch.arange(len(poses), device=index.device)
         view = looking.clamp(min=0)
         relative = poses[block, view][:, None] @ invert_se3(poses)
         seen = (keys >= 0) & (looking >= 0)[:, None]

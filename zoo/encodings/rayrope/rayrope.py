@@ -73,12 +73,12 @@ class RayRoPE(PerViewEncoding):
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         self.pairs(decoder.head, len(self.positions.periods))  # raises if it does not fit
-        initial = torch.tensor(INITIAL_DEPTH[: 1 + self.predicts_width])
+        initial = torch.tensor(INITIAL_DEPTH[: 1 + self.predicts_width], device=decoder.device)
         maps = {}
         for layer in layers if "d" in self.positions.spaces else ():  # else nothing depends on depths
             maps[str(layer)] = linear = nn.Linear(decoder.hidden_size, len(initial), device=decoder.device)
             nn.init.zeros_(linear.weight)
-            linear.bias.data.copy_(initial)
+            linear.bias.data = initial.clone()
         self.layers = nn.ModuleDict(maps)
 
     def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> EncodedRays:
