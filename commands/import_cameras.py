@@ -17,6 +17,8 @@ The format is detected by its files:
     ScanNet          color/, pose/, intrinsic/, as SensReader exports them
     ScanNetPlusPlus, ARKitScenes, SevenScenes, TUM    as the datasets come
 
+All scenes of a dataset: import-cameras --dataset arkitscenes --help.
+
 COLMAP does not know how long a meter is: measure one distance, and give --meters_per_unit.
 """
 
@@ -27,6 +29,7 @@ import shutil
 from pathlib import Path
 
 from callbacks.camera_map import camera_map
+from commands.import_dataset import import_dataset
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras
 from datamodules.samplers import SceneView
@@ -49,6 +52,9 @@ def import_cameras(arguments: list[str]) -> None:
     Raises:
         InputError: The capture is damaged or of an unknown format, or the scene exists.
     """
+    if any(word.partition("=")[0] == "--dataset" for word in arguments):
+        import_dataset(arguments)
+        return
     parser = OneLineParser(prog="main.py import-cameras", description=__doc__)
     parser.add_argument("capture", type=str, help="folder of the capture")
     parser.add_argument("scene", type=str, help="path of the new scene, such as data/mine/kitchen")
