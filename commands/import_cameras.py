@@ -19,6 +19,7 @@ The format is detected by its files:
 
 All scenes of a dataset: import-cameras --dataset arkitscenes --help.
 
+Where the images fit the cameras better in another convention, such as camera-to-world, a warning says so.
 COLMAP does not know how long a meter is: measure one distance, and give --meters_per_unit.
 """
 
@@ -26,12 +27,14 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
 
 from callbacks.camera_map import camera_map
 from commands.import_dataset import import_dataset
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras
+from datamodules.conventions import find_better_convention
 from datamodules.samplers import SceneView
 from datamodules.samplers.base import even_steps
 from datamodules.trajectories import FORMATS, PoseFormat
@@ -102,6 +105,8 @@ def import_cameras(arguments: list[str]) -> None:
     unit = "m" if is_metric else "units of length: measure one in meters, and give --meters_per_unit"
     print(f"{frames}: {len(known)} cameras read as {type(poses).__name__}, {picture} shows them")
     print(f"the camera path is {length:.4g} {unit}")
+    if better := find_better_convention(opened, world_to_camera, K):
+        print(f"warning: the images don't fit these cameras: {better}; see check-cameras {frames}", file=sys.stderr)
 
 
 def _detect_format(capture: Path) -> PoseFormat:

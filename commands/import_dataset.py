@@ -14,13 +14,15 @@ by frame (or every k-th) for ScanNet and for the iPhone's videos of ScanNet++. T
 --data.source.cameras <output>, whatever folders a file of conversations puts before the name of a scene, or beside the
 videos where both are one folder.
 
-Scenes that are complete are kept, so that an interrupted command goes on. Scenes that fail are skipped, printed, and
-listed in <output>/<dataset>.failed.txt; the next call tries them again.
+The cameras of some scenes are held against their images, see check-cameras. Scenes that are complete are kept, so that
+an interrupted command goes on. Scenes that fail are skipped, printed, and listed in <output>/<dataset>.failed.txt; the
+next call tries them again.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
@@ -31,7 +33,10 @@ import torch
 
 from commands.parser import OneLineParser
 from commands.run_options import SceneCounts
+from datamodules.cameras_file import read_cameras
+from datamodules.conventions import find_better_convention
 from datamodules.processes import process_map
+from datamodules.samplers.base import even_steps
 from datamodules.sources.posed import UNREADABLE
 from datamodules.sources.scene_index import CAMERAS, SceneIndex
 from datamodules.trajectories import ARKitScenes, PoseFormat, ScanNet, ScanNetPlusPlus
@@ -70,6 +75,7 @@ def import_dataset(arguments: list[str]) -> None:
     parser.add_argument("--videos", type=str | None, default=None, help=videos_help)
     parser.add_argument("--poses", type=PoseFormat | None, default=None, help="format; null is the dataset's")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes; by default one per core")
+    parser.add_argument("--check", type=int, default=10, help="scenes whose cameras are held against their images")
     parser.add_class_arguments(TimestampMatching, "clock")
     settings = parser.instantiate_classes(parser.parse_args(arguments))
     if settings.workers < 1:
@@ -86,14 +92,16 @@ def import_dataset(arguments: list[str]) -> None:
     known = [(raw, path) for raw, path in zip(scenes, paths, strict=False) if path or not videos]
 
     # The scenes, several at once.
-    counts, failed = SceneCounts(), []
+    counts, failed, made = SceneCounts(), [], []
     with process_map(min(settings.workers, max(1, len(known))), chunksize=1) as mapped:
         outcomes = iter(mapped(make, *zip(*known, strict=True)) if known else ())
-        for raw, _ in progress(known, f"import-cameras {settings.dataset}", "scenes"):
+        for raw, video in progress(known, f"import-cameras {settings.dataset}", "scenes"):
             outcome = next(outcomes)
             if outcome not in (SceneCounts.MADE, SceneCounts.KEPT):
                 outcome = f"{raw.name}: {outcome}"
                 failed.append(outcome)
+            elif outcome == SceneCounts.MADE:
+                made.append((raw.name, video))
             counts.add(outcome)
     listing = output / f"{settings.dataset}.failed.txt"
     listing.unlink(missing_ok=True)
@@ -103,6 +111,9 @@ def import_dataset(arguments: list[str]) -> None:
     print(f"import-cameras: {len(scenes)} scenes of {settings.dataset}: {counts}{skipped}; see {output}/")
     if videos and not known:
         raise InputError(f"{settings.videos}: no video is named after a scene, such as {scenes[0].name}.mp4")
+    checked = [made[i] for i in even_steps(len(made), settings.check)]
+    for name, video in progress(checked, "check-cameras", "scenes"):
+        _check(output / settings.dataset, name, video)
     counts.refuse_failed(f"cameras, listed in {listing}")
 
 
@@ -143,6 +154,14 @@ def find_videos(root: Path) -> SceneIndex:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
     return SceneIndex(file for file in root.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _check(folder: Path, name: str, video: Path | None) -> None:
+    """Warn of a scene whose images fit its cameras better in another convention."""
+    opened = Video(video or folder / name)
+    cameras = read_cameras(folder / f"{name}{CAMERAS}", opened.num_frames, opened.height, opened.width)
+    if better := find_better_convention(opened, *cameras):
+        print(f"warning: {name}: the images don't fit these cameras: {better}", file=sys.stderr)
 
 
 def import_scene(raw: Path, video: Path | None, *, poses: PoseFormat, output: Path, clock: TimestampMatching) -> str:
