@@ -39,6 +39,8 @@ Examples:
     python main.py study studies/encodings.yaml --dry_run
 
     --version prints the versions of this package, with its commit, and of its main dependencies.
+    Class paths such as my_encoding.MyEncoding are looked for in the current folder too. A run outside of runs/, someone
+    else's, may import such modules where --trust_modules my_encoding names them.
     --traceback, with any command, or ZOO_TRACEBACK=1 shows all calls that led to an error, not its one line alone.
 """
 
@@ -77,6 +79,8 @@ COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 def main() -> None:
     """Run the command that the command line names."""
     end_once()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # class paths such as my_encoding.MyEncoding; last, it hides no module
     if "--traceback" in sys.argv:
         sys.argv.remove("--traceback")
         os.environ[TRACEBACK] = "1"
@@ -111,8 +115,16 @@ def run(command: str) -> None:
     keep_freed_memory()
     if command not in PLAIN:
         from commands.arguments import preprocess_argv
+        from zoo.class_paths import kept_import_policy
 
-        sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
+        with kept_import_policy():
+            sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
+            _call(command)
+    else:
+        _call(command)
+
+
+def _call(command: str) -> None:
     if command in LIGHTNING:
         from commands.cli import ZooCLI
         from commands.terminal import quiet_lightning
