@@ -15,6 +15,7 @@ Commands:
     cache-frames    decode and resize the frames of videos beforehand
     plan            print the memory and FLOPs that a training needs on each GPU
     positions       print the axes and channels of the decoder's positions
+    check-encoding  measure the symmetries of a camera encoding, also one of your own, and what it costs
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
     import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others; or of all of a dataset
@@ -72,6 +73,7 @@ PLAIN = {
     "study": "commands.study:study",
     "import-cameras": "commands.import_cameras:import_cameras",
     "check-cameras": "commands.check_cameras:check_cameras",
+    "check-encoding": "commands.check_encoding:check_encoding",
 }
 COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 

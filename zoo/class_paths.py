@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from jsonargparse import _common, set_parsing_settings
 from zoo.errors import InputError, describe
 
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+RESOLVER = resolve_name.__name__
 KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightning.pytorch")
 
 
@@ -88,7 +90,8 @@ def unusable_class(path: str) -> str | None:
     try:
         kind = resolve_name(path)
     except Exception as error:  # whatever the module raises
-        return f"{path} can't be imported: {describe(error)}"
+        is_absent = isinstance(error, AttributeError) and traceback.extract_tb(error.__traceback__)[-1].name == RESOLVER
+        return f"{path} can't be imported: {error if is_absent else describe(error)}"
     if inspect.isabstract(kind):
         return f"{path} is abstract: it lacks {', '.join(sorted(kind.__abstractmethods__))}"
     return None
