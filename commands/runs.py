@@ -60,13 +60,18 @@ def newest_run() -> Path:
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
 
 
+def is_own(run: Path) -> bool:
+    """Whether a run lies in `runs/` of the current folder."""
+    return RUNS.absolute() in (run.absolute(), *run.absolute().parents)
+
+
 def check_classes(run: Path, trust_modules: Collection[str]) -> None:
     """Check the classes that a run's settings name, see `restrict_imports`; runs in `runs/` are one's own.
 
     Raises:
         InputError: A class of a module that is not trusted, or one that can't be used.
     """
-    if RUNS.absolute() in (run.absolute(), *run.absolute().parents):
+    if is_own(run):
         return
     with add_file_to_errors(run / CONFIG):
         restrict_imports(config_of(run), trust_modules)

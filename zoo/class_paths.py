@@ -22,7 +22,7 @@ from zoo.errors import InputError, describe
 
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 RESOLVER = resolve_name.__name__
-KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightning.pytorch")
+KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightning")
 
 
 def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
