@@ -111,12 +111,13 @@ def run(command: str) -> None:
         from commands.arguments import preprocess_argv
 
         sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
+    if command in (*LIGHTNING, "study"):
+        exit_on_sigterm()
     if command in LIGHTNING:
         from commands.cli import ZooCLI
         from commands.terminal import quiet_lightning
 
         quiet_lightning()
-        exit_on_sigterm()
         ZooCLI(command)
     else:
         resolve_name({**CONFIGURED, **PLAIN}[command])(sys.argv[2:])
