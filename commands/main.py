@@ -17,7 +17,8 @@ Commands:
     positions       print the axes and channels of the decoder's positions
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
-    import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others
+    import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others; or of all of a dataset
+    check-cameras   hold the cameras of a video against its images: convention, speed, jumps, intrinsics
     study           run the experiments of a YAML file, and write their tables
 
 Defaults, replaced by --config <file of configs/>, in any order:
@@ -68,6 +69,7 @@ PLAIN = {
     "report": "commands.report:report",
     "study": "commands.study:study",
     "import-cameras": "commands.import_cameras:import_cameras",
+    "check-cameras": "commands.check_cameras:check_cameras",
 }
 COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 

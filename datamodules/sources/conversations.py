@@ -14,6 +14,7 @@ from datamodules.depth import find_depth
 from datamodules.scenes import MediaFiles, Question, Scene
 from datamodules.sources.annotations import find_cameras, find_video
 from datamodules.sources.base import Missing, SceneSource, Split, by_type, require_file
+from datamodules.sources.scene_index import ImportedScenes
 from datamodules.video import VIDEO_SUFFIXES
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
@@ -38,6 +39,8 @@ class Conversations(SceneSource):
         path: The file; `data.jsonl%25` selects a fixed 25 % of its rows.
         videos: Folder of the videos; null is the file's folder. A folder of frames may replace a video file, and
             `<name>.cameras.json` beside either is used.
+        cameras: Folder of cameras and depth by scene, as `import-cameras --dataset` writes it. Frames that were
+            imported with their cameras replace the video. Null takes what is beside the videos.
         separate_turns: Make each turn of a conversation a question of its own; else a conversation is one sequence in
             which every answer is learned from, as in the published training.
         seed: Seed of the selection of rows.
@@ -47,7 +50,14 @@ class Conversations(SceneSource):
         ValueError: The file is invalid; names the line.
     """
 
-    def __init__(self, path: str, videos: str | None = None, separate_turns: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        videos: str | None = None,
+        cameras: str | None = None,
+        separate_turns: bool = False,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         file, percent, share = path.rpartition("%")
         if percent and not (share.replace(".", "", 1).isdecimal() and 0 < float(share) <= 100):
@@ -55,6 +65,7 @@ class Conversations(SceneSource):
         self.path = Path(file if percent else path).expanduser()
         self.share = float(share) / 100 if percent else 1.0
         self.videos = Path(videos).expanduser() if videos else self.path.parent
+        self.cameras = Path(cameras).expanduser() if cameras else None
         self.separate_turns, self.seed = separate_turns, seed
 
     def prepare(self) -> None:
@@ -94,7 +105,7 @@ class Conversations(SceneSource):
                 questions[index.media[medium]] = asked
         if not questions:
             raise ValueError(f"{self.path}: no row has a video or image")
-        return list_scenes(self.videos, questions, self.missing)
+        return list_scenes(self.videos, questions, self.missing, self.cameras)
 
 
 def only_for_training(source: SceneSource, split: Split) -> None:
@@ -104,12 +115,25 @@ def only_for_training(source: SceneSource, split: Split) -> None:
         raise ValueError(f"{type(source).__name__} is for training, its free answers have no score: {remedy}")
 
 
-def list_scenes(root: Path, questions: dict[MediaFiles, Sequence[Question]], missing: Missing) -> list[Scene]:
+def list_scenes(
+    root: Path, questions: dict[MediaFiles, Sequence[Question]], missing: Missing, cameras: Path | None = None
+) -> list[Scene]:
     """Build scenes from questions by video or images; add scenes with absent files to `missing`.
 
     A scene's name is its video's path without the suffix, or the last two parts of an absolute path. Images have the
     name of the first, and a fingerprint of all names where there are several.
+
+    Args:
+        root: Folder of the videos and images.
+        questions: Questions by video or images.
+        missing: Scenes with absent files.
+        cameras: Folder of cameras and depth by scene; None takes what is beside the videos.
+
+    Raises:
+        InputError: No scene has cameras in their folder.
+        ValueError: Two scenes share a name.
     """
+    imported = ImportedScenes(cameras) if cameras else None
     scenes: list[Scene] = []
     paths: dict[str, Path] = {}
     for named, asked in questions.items():
@@ -125,11 +149,16 @@ def list_scenes(root: Path, questions: dict[MediaFiles, Sequence[Question]], mis
         bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
         parts = [part for part in bare.parts if part != ".."]  # selections are written at the name, below their folder
         name = "/".join(parts[-2:] if path.is_absolute() else parts)
-        found = root / path if os.path.isfile(root / path) else find_video(root, str(bare))
+        known = imported.find(str(bare)) if imported else None
+        found = known.frames if known else None
+        found = found or (root / path if os.path.isfile(root / path) else find_video(root, str(bare)))
         if found is None:
             missing.setdefault(name, Counter()).update(by_type(asked))
             continue
         if paths.setdefault(name, found) != found:
             raise ValueError(f"{paths[name]} and {found} share the scene name {name}: use paths relative to `videos`")
-        scenes.append(Scene(name, found, asked, find_cameras(found), find_depth(found)))
+        beside = find_cameras(found), find_depth(found)
+        scenes.append(Scene(name, found, asked, *((known.cameras, known.depth) if known else beside)))
+    if cameras and scenes and all(scene.cameras is None for scene in scenes):
+        raise InputError(f"{cameras}: no cameras of any scene, such as {scenes[0].name}: import those of its dataset")
     return scenes
