@@ -161,10 +161,10 @@ class ZooCLI(LightningCLI):
             rank_zero_info(f"{self.folder} is trained: python main.py test scores it")
 
     def after_failure(self, error: BaseException) -> None:
-        """Remove a new folder in which nothing is, or name the command that goes on."""
+        """Remove a new folder from which nothing goes on, or name the command that does."""
         trainer: Trainer | None = getattr(self, "trainer", None)
         has_trained = trainer is not None and self._get(self.config_init, "checkpoint").has_trained(trainer)
-        if not has_trained:
+        if not has_trained or not isinstance(error, Exception):  # an error's last values may tell why
             remove_unused(self.folder)
         if trainer is None or not trainer.interrupted:
             return

@@ -75,6 +75,7 @@ def write_files_of_the_seed_question(folder: Path, rooms_root: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_seed_question_at_the_tiny_scale(
     tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
