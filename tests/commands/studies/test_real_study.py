@@ -58,7 +58,7 @@ def write_files_of_the_seed_question(folder: Path, rooms_root: Path) -> None:
     """Conversations about two rooms, and three rooms as if they were ARKitScenes' in VSI-Bench; all with cameras."""
     (rooms,) = {path.parent.parent for path in rooms_root.glob("*/rooms/test_*.mp4")}
     for split, videos, cameras in (
-        ("train", "data/visuals/scannet", "data/cameras/scannet"),
+        ("train", "data/visuals/scannet/videos", "data/cameras/scannet"),
         ("test", "data/vsibench/arkitscenes", "data/vsibench/arkitscenes"),
     ):
         for place, suffix in ((videos, ".mp4"), (cameras, ".cameras.json")):
