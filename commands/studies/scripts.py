@@ -29,13 +29,11 @@ SCRIPT = """#!/bin/bash
 
 # Trains, tests and adds the result to the study, from where an earlier job has left it. In the background, so that bash
 # hears the signal before the time limit: then the training saves its next complete step, and the job is queued again.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+trap 'kill -TERM $!' TERM
 {command} &
-child=$!
-trap 'kill -TERM "$child"' TERM
-wait "$child"  # until it ends, or the signal comes
-wait "$child"  # until it ends
-status=$?
-[ "$status" = 143 ] && scontrol requeue "$SLURM_JOB_ID"
+wait $! || wait $! || status=$?  # the signal ends the first wait
+[ "${{status:=0}}" = 143 ] && scontrol requeue "$SLURM_JOB_ID"
 exit "$status"
 """
 
