@@ -16,9 +16,9 @@ __getattr__, __all__ = lazy_exports(
         "cameras": ["Cameras"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
-            *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
-            *("PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection"),
-            *("ValueRoPE", "ViewAttention", "ViewMixer"),
+            *("DeltaNetLayers", "ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies"),
+            *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding"),
+            *("TemporalSection", "UnrotatedChannels", "ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
         "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],

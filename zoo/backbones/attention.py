@@ -54,12 +54,7 @@ class CameraAttention(nn.Module):
             ValueError: The encoding has another number of tokens.
         """
         if camera_encoding is not None:
-            num_tokens = camera_encoding.num_tokens
-            if num_tokens not in (None, hidden_states.shape[1]):
-                raise ValueError(
-                    f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
-                    "take its `for_decode_step()` for the steps of an answer"
-                )
+            check_num_tokens(camera_encoding, hidden_states)
             camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, kwargs["position_embeddings"])
         if camera_encoding is None:
             return super().forward(hidden_states, **kwargs)
@@ -95,6 +90,15 @@ class CameraAttention(nn.Module):
         if gate is not None:
             output = output * gate.sigmoid()
         return self.o_proj(output), weights
+
+
+def check_num_tokens(encoding: EncodedCameras, hidden_states: Tensor) -> None:
+    """Raise ValueError if an encoding is of another number of tokens than (B, L, width)."""
+    if encoding.num_tokens not in (None, hidden_states.shape[1]):
+        raise ValueError(
+            f"the camera encoding is of {encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
+            "take its `for_decode_step()` for the steps of an answer"
+        )
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:

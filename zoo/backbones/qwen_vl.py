@@ -107,4 +107,5 @@ class QwenVLBackbone(Backbone):
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         replace_classes(self.decoder, self.hooked_classes)
         if encoding is not None:
-            encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
+            layout = self.decoder_layout
+            encoding.bind_to_decoder(layout, layout.layers)

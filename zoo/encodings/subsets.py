@@ -26,6 +26,8 @@ class EncodingWrapper(CameraEncoding):
         super().__init__(reference=None)
         if encoding.time_index is not None:
             raise InputError(f"{type(encoding).__name__} changes position ids, which all layers and heads share")
+        if encoding.chooses_linear_layers:
+            raise InputError(f"{type(self).__name__} around DeltaNetLayers has no effect: put it inside of them")
         self.encoding, self.parts = encoding, (encoding,)
 
     @property
@@ -53,6 +55,8 @@ class LayerSubset(EncodingWrapper):
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         if not isinstance(self.layers, str):
             check_numbers("layers", self.layers, decoder.num_layers)
+            if others := sorted(set(self.layers) - set(decoder.layers)):
+                raise InputError(f"layers {others} are no layers of {decoder.kind}: choose of {decoder.layers}")
         super().bind_to_decoder(decoder, check_not_empty(filter(self.acts_in, layers), self.encoding))
 
     def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5Attention,
     Qwen3_5DecoderLayer,
+    Qwen3_5GatedDeltaNet,
     Qwen3_5VisionAttention,
     Qwen3_5VisionPatchEmbed,
     apply_rotary_pos_emb,
@@ -16,10 +18,12 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 from zoo.backbones.attention import CameraAttention
 from zoo.backbones.deepstack import DeepstackLayer
 from zoo.backbones.patch_embedding import PatchEmbedding
+from zoo.backbones.qwen3_5.delta_net import CameraDeltaNet
 from zoo.backbones.qwen3_5.preprocessor import Qwen35Preprocessor
 from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.vision_attention import SegmentAttention
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK
 from zoo.sequences.time_index import SpanIndex, TimeIndex
 
@@ -67,7 +71,11 @@ class Qwen35Backbone(QwenVLBackbone):
     recurrence.
     """
 
-    hooked_classes = {Qwen3_5Attention: Qwen35Attention, Qwen3_5DecoderLayer: Qwen35Layer}
+    hooked_classes = {
+        Qwen3_5Attention: Qwen35Attention,
+        Qwen3_5GatedDeltaNet: CameraDeltaNet,
+        Qwen3_5DecoderLayer: Qwen35Layer,
+    }
     vision_classes = {Qwen3_5VisionAttention: FrameAttention, Qwen3_5VisionPatchEmbed: Qwen35PatchEmbedding}
     preprocessor_class = Qwen35Preprocessor
     span_per_step = True
@@ -81,6 +89,20 @@ class Qwen35Backbone(QwenVLBackbone):
         end_of_turn = None if processor is None else processor.tokenizer.eos_token_id
         if end_of_turn is not None and end_of_turn not in self.stop_tokens:
             self.stop_tokens.append(end_of_turn)
+
+    @property
+    def decoder_layout(self) -> DecoderLayout:
+        text = self.vlm.config.text_config
+        layout = replace(super().decoder_layout, kinds=tuple(text.layer_types))
+        linear = replace(
+            layout,
+            kind="linear_attention",
+            num_heads=text.linear_num_value_heads,
+            num_key_value_heads=text.linear_num_key_heads,
+            head=HeadLayout(text.linear_key_head_dim, ()),
+            rope_frequencies=(),
+        )
+        return replace(layout, linear=linear)
 
     @property
     def vision_rules(self) -> Qwen3VisionRules:
