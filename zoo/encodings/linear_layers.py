@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoo.cameras import Cameras
@@ -15,6 +15,8 @@ from zoo.encodings.encoded import EncodedCameras, EncodedGroup, Rope
 from zoo.encodings.subsets import EncodingWrapper, HeadSubset
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
+
+LINEAR = "linear"  # before the terms q, k, v and o of these layers
 
 
 class DeltaNetLayers(EncodingWrapper):
@@ -61,7 +63,7 @@ class DeltaNetLayers(EncodingWrapper):
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
         own = self.head or HeadLayout(head.dim, ())
-        return {(f"DeltaNet {term}", channel) for term, channel in self.encoding.touched_channels(own)}
+        return {(f"{LINEAR} {term}", channel) for term, channel in self.encoding.touched_channels(own)}
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         if decoder.linear is None:
@@ -74,9 +76,9 @@ class DeltaNetLayers(EncodingWrapper):
             raise InputError("DeltaNetLayers: queries have fewer heads than values there: leave HeadSubset out")
         super().bind_to_decoder(decoder.linear, decoder.linear.layers)
 
-    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+    def encode(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype = torch.float32) -> EncodedCameras:
         assert self.head is not None, "bind_to_decoder comes before encode"
-        return EncodedLinearLayers([self.encoding.encode(cameras, self.head, **options)])
+        return EncodedLinearLayers([self.encoding.encode(cameras, self.head, dtype)])
 
 
 class EncodedLinearLayers(EncodedGroup):

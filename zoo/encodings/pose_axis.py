@@ -72,6 +72,7 @@ class PoseAxis(CameraEncoding):
             raise InputError(f"PoseAxis: {count} frequencies: give at least 1, or null for all of T's")
         self.index, self.count, self.frequencies, self.offset = index or PoseDistanceIndex(), count, frequencies, offset
         self.rope: Float[Tensor, " F"]
+        self.replaces_time = True
 
     def chosen(self, head: HeadLayout) -> list[int]:
         """Return the numbers of P's frequencies, from high to low.
@@ -92,7 +93,8 @@ class PoseAxis(CameraEncoding):
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         self.chosen(decoder.head)  # raises if it does not fit
-        if decoder.head.axes:
+        self.replaces_time = bool(decoder.head.axes)
+        if self.replaces_time:
             rope = decoder.rope_frequencies[0].detach().clone()
         else:
             count = len(decoder.head.with_axes().axes)
@@ -101,8 +103,9 @@ class PoseAxis(CameraEncoding):
 
     @property
     def symmetries(self) -> Symmetries:
-        # identical poses share one position, which differs from the stock model
-        return Symmetries(scale=not self.index.uses_lengths, identity_stock=False)
+        # identical poses share one position, which differs from the stock model's where that has positions
+        identity_stock = not self.replaces_time and not self.offset
+        return Symmetries(scale=not self.index.uses_lengths, identity_stock=identity_stock)
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
         index = cameras.required("index")
@@ -112,7 +115,7 @@ class PoseAxis(CameraEncoding):
         # 2. P - T of each token, or P where there is no T.
         visual = index >= 0
         ahead = self.offset + views.gather(1, index.clamp(min=0))
-        if head.axes:
+        if self.replaces_time:
             time = cameras.required("time")
             ahead = ahead + time.gather(1, visual.int().argmax(1, keepdim=True)) - time
         # 3. RoPE has rotated by T: the rest of the angle.
