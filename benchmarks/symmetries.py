@@ -122,7 +122,7 @@ HYBRID: dict[str, Callable[[], CameraEncoding]] = {  # of a decoder with both ki
     "DeltaNetLayers(PointRoPE)": lambda: DeltaNetLayers(PointRoPE("qkvo")),
     "DeltaNetLayers(PoseAxis)": lambda: DeltaNetLayers(PoseAxis()),
     "DeltaNetLayers(LayerSubset(PRoPE vo))": lambda: DeltaNetLayers(
-        LayerSubset(PRoPE(UnrotatedChannels(), apply_to="vo"), [2])
+        LayerSubset(PRoPE(UnrotatedChannels(), apply_to="vo"), "even")
     ),
     "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))": lambda: Compose(
         [PRoPE(UnrotatedChannels()), DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo"))]

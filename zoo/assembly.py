@@ -204,6 +204,7 @@ class AssembledModel(Configurable, nn.Module):
             text_after_vision=self.text_after_vision,
             context_length=backbone.context_length,
             supports_custom_mask=backbone.supports_custom_mask,
+            is_hybrid=backbone.is_hybrid,
             merged_camera=self.merged_camera,
             uses_cameras=self.camera_use.cameras,
             may_predict_cameras=plan.predicts_cameras,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from benchmarks.symmetries import COMBINATIONS
+from benchmarks.symmetries import COMBINATIONS, HYBRID
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
@@ -103,6 +103,11 @@ MODELS_AND_FAMILIES = [
     for family in BACKBONES
     for name in MODELS
 ]
+HYBRID_MODELS = {name: {"camera_encoding": name} for name in HYBRID}
+MODELS_AND_FAMILIES += [
+    pytest.param(name, "Qwen3.5", marks=() if name.startswith("Compose(PRoPE Unr") else pytest.mark.slow)
+    for name in HYBRID_MODELS
+]
 PACKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # several questions share a training sequence
 SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
 
@@ -112,8 +117,10 @@ def build(
 ) -> VideoQATask:
     """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
     a token whatever was asked."""
-    parts = {**MODELS[name], **more}
-    encoding: CameraEncoding | None = COMBINATIONS[parts["camera_encoding"]]() if "camera_encoding" in parts else None
+    parts = {**(MODELS | HYBRID_MODELS)[name], **more}
+    encoding: CameraEncoding | None = None
+    if "camera_encoding" in parts:
+        encoding = (COMBINATIONS | HYBRID)[parts["camera_encoding"]]()
     if encoding is not None:
         parts |= {
             "camera_encoding": encoding,

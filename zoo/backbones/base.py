@@ -55,6 +55,7 @@ class Backbone(nn.Module, ABC):
         image_pixels: Least and most pixels of a still image, as its processor resizes them.
         span_per_step: Whether each temporal patch of a video is a run of placeholders of its own, with its time as text
             before it.
+        is_hybrid: Whether some decoder layers keep a recurrent state, which no mask divides.
         tokens_per_second: Steps of mRoPE's time index per second of a video.
         hidden_size: Width of the decoder.
         context_length: Maximum number of tokens in a sequence.
@@ -69,6 +70,7 @@ class Backbone(nn.Module, ABC):
     patch_size: int
     image_pixels: tuple[int, int]
     span_per_step: bool = False
+    is_hybrid: bool = False
     tokens_per_second: int | float
     hidden_size: int
     context_length: int
@@ -206,8 +208,8 @@ class Backbone(nn.Module, ABC):
 
     @property
     def supports_custom_mask(self) -> bool:
-        """Whether the attention backend takes any mask; flash attention does not."""
-        return self.attn_implementation in (GROUPED_SDPA, "eager", "flex_attention")
+        """Whether the attention takes any mask; flash attention does not, and a recurrent state ignores it."""
+        return not self.is_hybrid and self.attn_implementation in (GROUPED_SDPA, "eager", "flex_attention")
 
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None

@@ -79,6 +79,7 @@ class Qwen35Backbone(QwenVLBackbone):
     vision_classes = {Qwen3_5VisionAttention: FrameAttention, Qwen3_5VisionPatchEmbed: Qwen35PatchEmbedding}
     preprocessor_class = Qwen35Preprocessor
     span_per_step = True
+    is_hybrid = True
     tokens_per_second = 2  # Qwen2.5-VL's, for a time index in place of this model's own
     # of Gated DeltaNet without the decay and the step size, which have no more outputs than heads
     lora_targets = (*QwenVLBackbone.lora_targets, "in_proj_qkv", "in_proj_z", "out_proj")
@@ -107,11 +108,6 @@ class Qwen35Backbone(QwenVLBackbone):
     @property
     def vision_rules(self) -> Qwen3VisionRules:
         return Qwen3VisionRules.of(self.vlm.model.visual)
-
-    @property
-    def supports_custom_mask(self) -> bool:
-        """False: a Gated DeltaNet layer ignores a mask between questions, without an error."""
-        return False
 
     def default_time_index(self) -> TimeIndex:
         return SpanIndex()
