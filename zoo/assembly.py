@@ -203,7 +203,7 @@ class AssembledModel(Configurable, nn.Module):
             tokens_per_second=backbone.tokens_per_second,
             text_after_vision=self.text_after_vision,
             context_length=backbone.context_length,
-            supports_custom_mask=backbone.supports_custom_mask,
+            packs_questions=backbone.packs_questions,
             is_hybrid=backbone.is_hybrid,
             merged_camera=self.merged_camera,
             uses_cameras=self.camera_use.cameras,

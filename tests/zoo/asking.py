@@ -108,7 +108,7 @@ MODELS_AND_FAMILIES += [
     pytest.param(name, "Qwen3.5", marks=() if name.startswith("Compose(PRoPE Unr") else pytest.mark.slow)
     for name in HYBRID_MODELS
 ]
-PACKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # several questions share a training sequence
+MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # whose scenes may share a training sequence
 SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
 
 
@@ -191,7 +191,7 @@ def one_per_row(task: VideoQATask, *scenes: LoadedScene) -> Batch:
     """A training batch with one question per row: the slow reference of packing."""
     parts = (
         Wording(task.preprocessor),
-        SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=False)),
+        SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=False)),
     )
     return TrainingCollate(*parts, task.requirements)(list(scenes))
 

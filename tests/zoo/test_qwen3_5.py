@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from datamodules.collate import TrainingCollate
-from datamodules.wording import Wording
 from tests.golden.weights_qwen35 import init35_
 from tests.zoo import asking, showing
 from tests.zoo.released import GOLDEN, loss_of
@@ -36,9 +33,10 @@ from zoo import (
     UnrotatedChannels,
     VideoQATask,
 )
+from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_5.tiny import tiny_preprocessor, tiny_processor
+from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.checkpoints import export_model, load_qwen3_5, official_tensors
-from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.weights.hub import read_config
 
@@ -262,15 +260,17 @@ def test_objectives_learn_from_layers_of_both_kinds() -> None:
     assert heads and all(p.grad is not None and p.grad.isfinite().all() for p in heads)
 
 
-def test_scenes_never_share_a_sequence() -> None:
+def test_scenes_never_share_a_sequence_and_questions_only_by_their_places() -> None:
     """A Gated DeltaNet layer ignores a mask without an error: the control measures what it would do."""
-    task = asking.build("plain", family="Qwen3.5")
+    task = asking.build("plain", family="Qwen3.5").train()
     scene = asking.scene("a", family="Qwen3.5")
     assert not task.model.backbone.supports_custom_mask
     with pytest.raises(InputError, match=r"pack_scenes: Gated DeltaNet layers \(Qwen3.5\)"):
         asking.batch(task, scene, training=True, pack_scenes=True)
-    builder = SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=True))
-    packed = TrainingCollate(Wording(task.preprocessor), builder, task.requirements)([scene])
+    packed, apart = asking.batch(task, scene, training=True), asking.one_per_row(task, scene)
     with torch.no_grad():
-        wrong, right = (task.train().loss(each) for each in (packed, asking.one_per_row(task, scene)))
-    assert abs(wrong - right) > 1e-3
+        right, expected = (task.loss(each) for each in (packed, apart))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Qwen35Backbone, "training_mask", QwenVLBackbone.training_mask)
+            wrong = task.loss(packed)
+    assert abs(right - expected) < 1e-5 < 1e-3 < abs(wrong - expected)

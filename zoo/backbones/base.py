@@ -17,12 +17,14 @@ from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.sequences.batch import Sequences
 from zoo.sequences.masks import block_mask, prefix_causal_mask
 from zoo.sequences.rules import VisionRules
 from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
 from zoo.sequences.vision_inputs import VisionInputs
 
+MASKED = (GROUPED_SDPA, "eager", "flex_attention")  # backends of attention that take any mask
 BackbonePart = Literal["decoder", "vision", "connector"]
 
 
@@ -209,7 +211,17 @@ class Backbone(nn.Module, ABC):
     @property
     def supports_custom_mask(self) -> bool:
         """Whether the attention takes any mask; flash attention does not, and a recurrent state ignores it."""
-        return not self.is_hybrid and self.attn_implementation in (GROUPED_SDPA, "eager", "flex_attention")
+        return not self.is_hybrid and self.attn_implementation in MASKED
+
+    @property
+    def packs_questions(self) -> bool:
+        """Whether several questions may share a training sequence, see `training_mask`."""
+        return self.supports_custom_mask
+
+    def training_mask(self, sequences: Sequences) -> Any:
+        """Return what keeps the questions of sequences with a `group` apart, as the decoder's `attention_mask`."""
+        assert sequences.group is not None
+        return self.question_mask(sequences.group, sequences.group)
 
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None

@@ -16,6 +16,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 )
 
 from zoo.backbones.attention import CameraAttention
+from zoo.backbones.base import MASKED
 from zoo.backbones.deepstack import DeepstackLayer
 from zoo.backbones.patch_embedding import PatchEmbedding
 from zoo.backbones.qwen3_5.delta_net import CameraDeltaNet
@@ -25,6 +26,7 @@ from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.vision_attention import SegmentAttention
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK
+from zoo.sequences.batch import Sequences
 from zoo.sequences.time_index import SpanIndex, TimeIndex
 
 
@@ -108,6 +110,15 @@ class Qwen35Backbone(QwenVLBackbone):
     @property
     def vision_rules(self) -> Qwen3VisionRules:
         return Qwen3VisionRules.of(self.vlm.model.visual)
+
+    @property
+    def packs_questions(self) -> bool:
+        return self.attn_implementation in MASKED
+
+    def training_mask(self, sequences: Sequences) -> Any:
+        """See `Backbone`; Gated DeltaNet layers, which ignore a mask without an error, get the places of questions."""
+        assert sequences.questions is not None
+        return {"full_attention": super().training_mask(sequences), "linear_attention": sequences.questions}
 
     def default_time_index(self) -> TimeIndex:
         return SpanIndex()

@@ -1,10 +1,12 @@
-"""Gated DeltaNet with camera hooks: on q, k and v behind the convolution, on the output before the gated norm."""
+"""Gated DeltaNet with camera hooks, and with several questions behind a prefix whose state they share."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5GatedDeltaNet,
@@ -15,19 +17,21 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 
 from zoo.backbones.attention import check_num_tokens
 from zoo.encodings.base import EncodedCameras
+from zoo.sequences.question_places import QuestionPlaces
 
 
 class CameraDeltaNet(Qwen3_5GatedDeltaNet):
-    """A Gated DeltaNet layer with a `camera_encoding`; without one, the stock forward runs.
+    """A Gated DeltaNet layer with a `camera_encoding`, and with several questions in a training sequence.
 
-    The layer's state is written with encoded keys and values, so later steps, which hold text only, need no encoding.
+    Without either the stock forward runs. The layer's state is written with encoded keys and values, so later steps,
+    which hold text only, need no encoding.
     """
 
     def forward(
         self,
         hidden_states: Tensor,
         cache: Any = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | QuestionPlaces | None = None,
         camera_encoding: EncodedCameras | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -36,7 +40,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         Args:
             hidden_states: (B, L, width).
             cache: For answers; without states yet, if there is an encoding.
-            attention_mask: (B, L), of tokens that are not padding.
+            attention_mask: (B, L), of tokens that are not padding; or the places of the questions behind each prefix.
             camera_encoding: Encoding of exactly these tokens; None changes nothing.
             **kwargs: Other arguments of the stock forward.
 
@@ -46,35 +50,72 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         if camera_encoding is not None:
             check_num_tokens(camera_encoding, hidden_states)
             camera_encoding = camera_encoding.at_linear_layer(self.layer_idx, hidden_states)
-        if camera_encoding is None:
+        questions = attention_mask if isinstance(attention_mask, QuestionPlaces) else None
+        if camera_encoding is None and questions is None:
             output: Tensor = super().forward(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
             return output
-        hidden_states = apply_mask_to_padding_states(hidden_states, attention_mask)
-        # 1. Projection and convolution.
-        mixed = self.in_proj_qkv(hidden_states).transpose(1, 2)
-        if cache is not None:
-            cache.update_conv_state(mixed, self.layer_idx, conv_kernel_size=self.conv_kernel_size)
-        weight = self.conv1d.weight.squeeze(1)
-        mixed = causal_conv1d_fn(mixed, weight, self.conv1d.bias, activation=self.activation).transpose(1, 2)
-        # 2. Heads, and the hooks on them.
-        q, k, v = mixed.split((self.key_dim, self.key_dim, self.value_dim), -1)
-        q, k = (x.unflatten(-1, (self.num_k_heads, self.head_k_dim)) for x in (q, k))
-        q, k = camera_encoding.after_rope(*camera_encoding.before_rope(q, k))
-        v = camera_encoding.transform_values(v.unflatten(-1, (self.num_v_heads, self.head_v_dim)))
-        # 3. The delta rule, with decay and step size of each value head; it normalizes queries and keys.
+        encoding = camera_encoding or EncodedCameras()
+        hidden_states = apply_mask_to_padding_states(hidden_states, None if questions else attention_mask)
+        # 1. Projections: q, k and v together, decay and step size of each value head.
+        mixed = self.in_proj_qkv(hidden_states)
         decay = -self.A_log.float().exp() * F.softplus(self.in_proj_a(hidden_states).float() + self.dt_bias)
-        output, state = torch_chunk_gated_delta_rule(
-            q,
-            k,
-            v,
-            g=decay,
-            beta=self.in_proj_b(hidden_states).sigmoid(),
-            output_final_state=cache is not None,
-            use_qk_l2norm_in_kernel=True,
-        )
+        beta = self.in_proj_b(hidden_states).sigmoid()
+        # 2. The convolution, and the hooks on heads.
+        if cache is not None:
+            cache.update_conv_state(mixed.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size)
+        q, k, v = self._heads(mixed)
+        q, k = encoding.after_rope(*encoding.before_rope(q, k))
+        v = encoding.transform_values(v)
+        # 3. The delta rule, of the prefix and then of each question from the prefix's state.
+        if questions is None:
+            output, state = self._delta_rule(q, k, v, decay, beta)
+        else:
+            prefix = questions.is_prefix[..., None]  # other tokens leave the state as it is
+            output, state = self._delta_rule(q, k, v, decay * prefix, beta * prefix)
+            output = self._answer(questions, output, state, mixed, decay, beta)
         if cache is not None:
             cache.update_recurrent_state(state, self.layer_idx)
         # 4. The gated norm.
         gate = self.in_proj_z(hidden_states).view(-1, self.head_v_dim)
-        output = self.norm(camera_encoding.transform_outputs(output).reshape(-1, self.head_v_dim), gate)
+        output = self.norm(encoding.transform_outputs(output).reshape(-1, self.head_v_dim), gate)
         return self.out_proj(output.view(*hidden_states.shape[:2], -1))
+
+    def _heads(self, mixed: Float[Tensor, "B L C"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k (B, L, key heads, D) and v (B, L, value heads, D) behind the convolution."""
+        weight = self.conv1d.weight.squeeze(1)
+        mixed = causal_conv1d_fn(mixed.transpose(1, 2), weight, self.conv1d.bias, activation=self.activation)
+        q, k, v = mixed.transpose(1, 2).split((self.key_dim, self.key_dim, self.value_dim), -1)
+        q, k = (x.unflatten(-1, (self.num_k_heads, self.head_k_dim)) for x in (q, k))
+        return q, k, v.unflatten(-1, (self.num_v_heads, self.head_v_dim))
+
+    def _delta_rule(
+        self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return outputs and the last state; queries and keys are normalized inside."""
+        outputs, last = torch_chunk_gated_delta_rule(
+            q,
+            k,
+            v,
+            g=decay,
+            beta=beta,
+            initial_state=state,
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+        )
+        return outputs, last
+
+    def _answer(
+        self, questions: QuestionPlaces, output: Tensor, state: Tensor, mixed: Tensor, decay: Tensor, beta: Tensor
+    ) -> Tensor:
+        """Put the outputs of the questions, which are text and have no cameras, in their places.
+
+        Nothing is written in place, so the gradient reaches the prefix through its state and the convolution.
+        """
+        context, exists = questions.before(self.conv_kernel_size - 1)
+        flat = mixed.flatten(0, 1)
+        own = torch.cat((flat[context] * exists[..., None], flat[questions.places]), 1)
+        q, k, v = (x[:, context.shape[1] :] for x in self._heads(own))
+        gates = (x.flatten(0, 1)[questions.places] * questions.mask[..., None] for x in (decay, beta))
+        answers, _ = self._delta_rule(q, k, v, *gates, state[questions.row])
+        answers = answers.flatten(0, 1)[questions.sources]
+        return output.flatten(0, 1).index_copy(0, questions.targets, answers).view_as(output)
