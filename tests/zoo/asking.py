@@ -108,6 +108,10 @@ MODELS_AND_FAMILIES += [
     pytest.param(name, "Qwen3.5", marks=() if name.startswith("Compose(PRoPE Unr") else pytest.mark.slow)
     for name in HYBRID_MODELS
 ]
+LAYERS: dict[Any, int] = {
+    "DeepFusion": 3,  # behind the last one nothing is added
+    ("PRoPE, AlternateAxes x and y", "Qwen3.5"): 6,  # two of full attention
+}
 MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # whose scenes may share a training sequence
 SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
 
@@ -127,7 +131,7 @@ def build(
             "time_index": ConstantIndex() if encoding.requires_constant_time else None,
         }
     backbone = BACKBONES[family](
-        layers=3 if name == "DeepFusion" else 2,  # behind the last one nothing is added
+        layers=LAYERS.get((name, family), LAYERS.get(name, 2)),
         hidden_size=64,
         heads=2,
         key_value_heads=1 if name == "plain" else 2,

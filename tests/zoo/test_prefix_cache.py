@@ -225,11 +225,11 @@ def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.Monk
     expected = one_by_one(model, asked)
     original = CachedPrefix._read
 
-    def run_on(self: CachedPrefix, tokens: Tensor, alone: bool) -> Tensor:
+    def run_on(self: CachedPrefix, tokens: Tensor, mask: Any) -> Tensor:
         count = tokens.shape[1]
         if count > len(QUESTIONS):
             tokens = torch.stack((tokens[0], torch.arange(count), tokens[2]))
-        return original(self, tokens, alone)
+        return original(self, tokens, mask)
 
     monkeypatch.setattr(CachedPrefix, "_read", run_on)
     assert ids(model, asked) != expected

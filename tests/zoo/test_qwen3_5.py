@@ -37,6 +37,8 @@ from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_5.tiny import tiny_preprocessor, tiny_processor
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.checkpoints import export_model, load_qwen3_5, official_tensors
+from zoo.linear_states import join_states, read_states
+from zoo.prefix_cache import CachedPrefix
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.weights.hub import read_config
 
@@ -274,3 +276,29 @@ def test_scenes_never_share_a_sequence_and_questions_only_by_their_places() -> N
             patch.setattr(Qwen35Backbone, "training_mask", QwenVLBackbone.training_mask)
             wrong = task.loss(packed)
     assert abs(right - expected) < 1e-5 < 1e-3 < abs(wrong - expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> None:
+    """One row per question that is answered at a time; the prefix is read once, and its states stay."""
+    task = asking.build("plain", family="Qwen3.5")
+    asked = asking.batch(task, asking.scene("a", family="Qwen3.5"), at_once=at_once)
+    expected, rows, made = asking.one_by_one(task, asked), [], []
+    original = CachedPrefix._decode_batch
+
+    def spy(self: CachedPrefix, *args: Any) -> Any:
+        before = [state.clone() for layer in self.states for state in layer]
+        found = original(self, *args)
+        assert all(torch.equal(a, b) for a, b in zip((s for layer in self.states for s in layer), before, strict=True))
+        rows.append(len(read_states(self.cache)[0][1]))
+        made.append(self)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachedPrefix, "_decode_batch", spy)
+        assert [reply.ids for reply in asking.replies(task, asked)] == expected
+        assert max(rows) <= at_once and len({id(each) for each in made}) == 1
+        patch.setattr(
+            "zoo.prefix_cache.join_states", lambda states: join_states(states[::-1])
+        )  # the control: of others
+        assert ([reply.ids for reply in asking.replies(task, asked)] == expected) == (at_once == 1)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from zoo.backbones.deepstack import DeepFeatures
 from zoo.backbones.grouped_attention import GROUPED_SDPA
@@ -215,7 +214,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def packs_questions(self) -> bool:
-        """Whether several questions may share a training sequence, see `training_mask`."""
+        """Whether several questions may share a sequence, see `training_mask`, `question_mask` and `step_mask`."""
         return self.supports_custom_mask
 
     def training_mask(self, sequences: Sequences) -> Any:
@@ -223,10 +222,14 @@ class Backbone(nn.Module, ABC):
         assert sequences.group is not None
         return self.question_mask(sequences.group, sequences.group)
 
+    def step_mask(self, queries: Int[Tensor, "1 T"], keys: Int[Tensor, "1 K"]) -> Any:
+        """`question_mask` of the next token of each of T answers."""
+        return self.question_mask(queries, keys)
+
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
-    ) -> Bool[Tensor, "B 1 T K"] | Float[Tensor, "B 1 T K"] | BlockMask:
-        """`prefix_causal_mask` in the form of the attention backend, which `supports_custom_mask`."""
+    ) -> Any:
+        """`prefix_causal_mask` in the form of the attention backend, for a model that `packs_questions`."""
         if self.attn_implementation == "flex_attention":
             return block_mask(queries, keys, prefixes)
         visible = prefix_causal_mask(queries, keys, prefixes)[:, None]

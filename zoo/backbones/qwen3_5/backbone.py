@@ -19,7 +19,7 @@ from zoo.backbones.attention import CameraAttention
 from zoo.backbones.base import MASKED
 from zoo.backbones.deepstack import DeepstackLayer
 from zoo.backbones.patch_embedding import PatchEmbedding
-from zoo.backbones.qwen3_5.delta_net import CameraDeltaNet
+from zoo.backbones.qwen3_5.delta_net import ROW_PER_TOKEN, CameraDeltaNet
 from zoo.backbones.qwen3_5.preprocessor import Qwen35Preprocessor
 from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
 from zoo.backbones.qwen_vl import QwenVLBackbone
@@ -117,8 +117,14 @@ class Qwen35Backbone(QwenVLBackbone):
 
     def training_mask(self, sequences: Sequences) -> Any:
         """See `Backbone`; Gated DeltaNet layers, which ignore a mask without an error, get the places of questions."""
-        assert sequences.questions is not None
-        return {"full_attention": super().training_mask(sequences), "linear_attention": sequences.questions}
+        return super().training_mask(sequences) | {"linear_attention": sequences.questions}
+
+    def question_mask(self, *groups: Any) -> Any:
+        """See `Backbone`; Gated DeltaNet layers read one question at a time."""
+        return {"full_attention": super().question_mask(*groups), "linear_attention": None}
+
+    def step_mask(self, *groups: Any) -> Any:
+        return self.question_mask(*groups) | {"linear_attention": ROW_PER_TOKEN}
 
     def default_time_index(self) -> TimeIndex:
         return SpanIndex()

@@ -19,6 +19,8 @@ from zoo.backbones.attention import check_num_tokens
 from zoo.encodings.base import EncodedCameras
 from zoo.sequences.question_places import QuestionPlaces
 
+ROW_PER_TOKEN = "row_per_token"  # in place of a mask: tokens of one sequence go on from a row of the states each
+
 
 class CameraDeltaNet(Qwen3_5GatedDeltaNet):
     """A Gated DeltaNet layer with a `camera_encoding`, and with several questions in a training sequence.
@@ -31,7 +33,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         self,
         hidden_states: Tensor,
         cache: Any = None,
-        attention_mask: Tensor | QuestionPlaces | None = None,
+        attention_mask: Tensor | QuestionPlaces | str | None = None,
         camera_encoding: EncodedCameras | None = None,
         **kwargs: Any,
     ) -> Tensor:
@@ -40,13 +42,17 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         Args:
             hidden_states: (B, L, width).
             cache: For answers; without states yet, if there is an encoding.
-            attention_mask: (B, L), of tokens that are not padding; or the places of the questions behind each prefix.
+            attention_mask: (B, L), of tokens that are not padding; or the places of the questions behind each prefix;
+                or `ROW_PER_TOKEN`.
             camera_encoding: Encoding of exactly these tokens; None changes nothing.
             **kwargs: Other arguments of the stock forward.
 
         Raises:
             ValueError: The encoding has another number of tokens.
         """
+        if isinstance(attention_mask, str):
+            step: Tensor = super().forward(hidden_states.transpose(0, 1), cache=cache, **kwargs)
+            return step.transpose(0, 1)
         if camera_encoding is not None:
             check_num_tokens(camera_encoding, hidden_states)
             camera_encoding = camera_encoding.at_linear_layer(self.layer_idx, hidden_states)
