@@ -36,6 +36,7 @@ class Qwen35Attention(CameraAttention, Qwen3_5Attention):
     RoPE rotates the first quarter of the channels of a head.
     """
 
+    head_dim: Any
     q_norm: Any
     k_norm: Any
     apply_rope = staticmethod(apply_rotary_pos_emb)

@@ -121,7 +121,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         flat = mixed.flatten(0, 1)
         own = torch.cat((flat[context] * exists[..., None], flat[questions.places]), 1)
         q, k, v = (x[:, context.shape[1] :] for x in self._heads(own))
-        gates = (x.flatten(0, 1)[questions.places] * questions.mask[..., None] for x in (decay, beta))
-        answers, _ = self._delta_rule(q, k, v, *gates, state[questions.row])
+        decay, beta = (x.flatten(0, 1)[questions.places] * questions.mask[..., None] for x in (decay, beta))
+        answers, _ = self._delta_rule(q, k, v, decay, beta, state[questions.row])
         answers = answers.flatten(0, 1)[questions.sources]
         return output.flatten(0, 1).index_copy(0, questions.targets, answers).view_as(output)
