@@ -298,7 +298,6 @@ def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> N
         patch.setattr(CachedPrefix, "_decode_batch", spy)
         assert [reply.ids for reply in asking.replies(task, asked)] == expected
         assert max(rows) <= at_once and len({id(each) for each in made}) == 1
-        patch.setattr(
-            "zoo.prefix_cache.join_states", lambda states: join_states(states[::-1])
-        )  # the control: of others
+        reversed_states = lambda states: join_states(states[::-1])  # noqa: E731 - the control
+        patch.setattr("zoo.prefix_cache.join_states", reversed_states)
         assert ([reply.ids for reply in asking.replies(task, asked)] == expected) == (at_once == 1)
