@@ -109,6 +109,7 @@ def test_files_and_numbers_are_no_modules() -> None:
     check_class_paths({"class_path": "json.JSONDecoder"})
 
 
+@pytest.mark.slow
 def test_a_run_of_someone_else(
     run: Run,  # noqa: F811
     canary: Path,

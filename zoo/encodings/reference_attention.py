@@ -199,7 +199,7 @@ def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope:
     q, k = acting.before_rope(q, k)
     q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
     heads = [x.transpose(1, 2) for x in (q, k, acting.transform_values(v))]
-    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
+    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)  # type: ignore[misc, arg-type]
     return acting.transform_outputs(output.transpose(1, 2))
 
 
