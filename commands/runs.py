@@ -18,7 +18,8 @@ from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITE
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
 from commands.run_name import run_name
-from zoo.errors import InputError
+from zoo.class_paths import restrict_imports, unusable_class
+from zoo.errors import InputError, add_file_to_errors
 from zoo.weights.latest_run import trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
@@ -54,10 +55,29 @@ def newest_run() -> Path:
     """
     for run in _with_checkpoint(RUNS.glob(f"*/{CONFIG}")):
         model = config_of(run)["model"].get("class_path", "")
-        if model and resolve_name(model).answers_questions:
+        reason = unusable_class(model)
+        if model and reason is None and resolve_name(model).answers_questions:
             return run
-        rank_zero_info(f"{run} is passed over: {model.rpartition('.')[2]} answers no questions")
+        name = model.rpartition(".")[2]
+        rank_zero_info(f"{run} is passed over: {reason or f'{name} answers no questions'}")
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
+
+
+def is_own(run: Path) -> bool:
+    """Whether a run lies in `runs/` of the current folder."""
+    return RUNS.absolute() in (run.absolute(), *run.absolute().parents)
+
+
+def check_classes(run: Path, trust_modules: Collection[str]) -> None:
+    """Check the classes that a run's settings name, see `restrict_imports`; runs in `runs/` are one's own.
+
+    Raises:
+        InputError: A class of a module that is not trusted, or one that can't be used.
+    """
+    if is_own(run):
+        return
+    with add_file_to_errors(run / CONFIG):
+        restrict_imports(config_of(run), trust_modules)
 
 
 def resolve_run(command: str, settings: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from datamodules.json_files import read_json
 from datamodules.scenes import MediaFiles, Question, Scene
 from datamodules.sources.base import SceneSource, Split, require_file
-from datamodules.sources.conversations import list_scenes, only_for_training
+from datamodules.sources.conversations import check_split, list_scenes
 from zoo import benchmarks
 from zoo.benchmarks.free_answers import FreeAnswers
 
@@ -39,10 +39,7 @@ class _ScanNetQA(SceneSource):
 
     def scenes(self, split: Split) -> list[Scene]:
         """List the scenes of the training split, or of the test split, which also serves validation."""
-        if not self.evaluation:
-            only_for_training(self, split)
-        elif split == "train":
-            raise ValueError(f"{type(self).__name__}: --data.source.evaluation is for a test: train on another source")
+        check_split(self, split, self.evaluation)
         self.prepare()
         questions: dict[MediaFiles, list[Question]] = {}
         try:

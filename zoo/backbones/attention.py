@@ -13,6 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.encoded import QK
+from zoo.seams import check_shape
 
 
 class CameraAttention(nn.Module):
@@ -61,11 +62,17 @@ class CameraAttention(nn.Module):
         mask, position_ids, cache, position_embeddings = (kwargs.pop(name, None) for name in names)
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
-        v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
+        v = self.v_proj(hidden_states).view(heads)
+        sizes = q.shape, k.shape, v.shape
+        v = camera_encoding.transform_values(v).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(*self.normalize_heads(q, k))
+        check_shape(camera_encoding, "queries before RoPE (B, L, H, D)", q, *sizes[0])
+        check_shape(camera_encoding, "keys before RoPE (B, L, G, D)", k, *sizes[1])
         q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
+        check_shape(camera_encoding, "queries (B, L, H, E)", q, *sizes[0][:3], None)
+        check_shape(camera_encoding, "keys (B, L, G, E)", k, *sizes[1][:3], q.shape[3])
         q, k = q.transpose(1, 2), k.transpose(1, 2)
 
         if cache is not None:
@@ -85,6 +92,7 @@ class CameraAttention(nn.Module):
             **kwargs,
         )
         output = camera_encoding.transform_outputs(output)
+        check_shape(camera_encoding, "outputs (B, L, H, D)", output, *sizes[0])
         return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
 
 

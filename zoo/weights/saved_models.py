@@ -6,7 +6,7 @@ import json
 import os.path
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoo.class_paths import trusted_imports
 from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
@@ -61,7 +62,13 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
         write_whole(partial / FILE, card)
 
 
-def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], released_parts: ReleasedParts) -> Any:
+def load_model(
+    kind: Any,
+    path: str | Path,
+    overrides: Mapping[str, Any],
+    released_parts: ReleasedParts,
+    trust_modules: Collection[str] = (),
+) -> Any:
     """Build the model of a run, an exported or released folder, or a hub id; frozen, in eval mode.
 
     Args:
@@ -69,14 +76,15 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
         path: As of `SpatialVLM.from_pretrained`.
         overrides: Constructor arguments in place of the stored ones.
         released_parts: Maps path and config.json of a released model to constructor arguments.
+        trust_modules: See `check_class_paths`.
 
     Raises:
-        InputError: Nothing can be loaded from there.
+        InputError: Nothing can be loaded from there, or it names a module that is not trusted.
     """
     name = str(path)
     local = Path(path).expanduser()
     if (local / RUN_CONFIG).is_file():
-        return _of_run(local, overrides)
+        return _of_run(local, overrides, trust_modules)
     folder = find_folder(name, "Qwen/Qwen2.5-VL-3B-Instruct")
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
@@ -87,8 +95,10 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
             parts = _replaced(
                 parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
             )
-        model = from_config(kind, parts)
+        with trusted_imports(config["model"], trust_modules):
+            model = from_config(kind, parts)
         model.data_config, model.precision = config.get("data") or {}, config.get("precision")
+        model.trust_modules = tuple(trust_modules)
     with add_file_to_errors(folder):
         if not config.get("full"):
             check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
@@ -119,12 +129,14 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
+def _of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collection[str]) -> Any:
     settings = config_of(run)
     with add_file_to_errors(run / RUN_CONFIG):
         # the task is named by its class path: the model does not import what is built on top of it
-        task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
+        with trusted_imports(settings["model"], trust_modules):
+            task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
         model = task.model
+        model.trust_modules = tuple(trust_modules)
         seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
         model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
         if isinstance(trainer := settings.get("trainer"), dict):
