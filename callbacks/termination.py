@@ -59,12 +59,18 @@ class EndOnSigterm(Callback):
         self._asked = max(self._asked, signum)
         rank_zero_info("interrupted: it ends when this step is complete and saved; Ctrl-C again ends it at once")
 
-    def _restore(self, *_: Any) -> None:
+    def _restore(self) -> None:
         """Give SIGINT back, unless Lightning ignores it by now."""
         if signal.getsignal(signal.SIGINT) == self._note_interrupt:
             signal.signal(signal.SIGINT, self._former)
 
-    on_train_end = on_exception = _restore
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give SIGINT back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give SIGINT back."""
+        self._restore()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Agree to end if any process is asked to, and have the complete step saved."""

@@ -182,8 +182,8 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
         asked = self._get(self.config_init, "trainer")
-        if asked.logger in (None, True):
-            settings["logger"] = TensorBoardFiles(self.folder)
+        if asked.logger in (None, True):  # `predict` logs nothing, and would leave a file each time
+            settings["logger"] = self.command != "predict" and TensorBoardFiles(self.folder)
         if self.command == "fit":
             self.config.fit.ckpt_path = None  # stored: it would let another run start from there
         callbacks = [FirstLosses(), *([] if asked.enable_progress_bar is False else [progress_bar()])]

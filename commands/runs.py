@@ -168,7 +168,9 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
         if command != "fit" and fitting is None and not _other_weights(trained, asked):
             fitting = run, changed[0]
         else:
-            rank_zero_info(f"{run} is passed over: it was trained with another {changed[0]}")
+            model, wanted = (str(each["model"].get("class_path")).rpartition(".")[2] for each in (trained, asked))
+            other = f"is a {model}" if model != wanted else f"was trained with another {changed[0]}"
+            rank_zero_info(f"{run} is passed over: it {other}")
     if fitting is not None:
         rank_zero_info(f"{fitting[0]} was trained with another {fitting[1]}, which changes no weight")
         return fitting[0] / FOLDER / LAST

@@ -143,8 +143,8 @@ def _check_command(file: str, command: str) -> None:
 def _check_classes(study: Study) -> None:
     """Check names of classes, which a training would refuse only when it starts, and a test only after hours."""
     known = {"None", *(kind.__name__ for kind in registered_classes())}
-    own = [each.options for each in (*study.settings.values(), *study.tests.values())]
-    for options in (study.options, study.test, *own, *study.columns.values()):
+    named: list[Setting | Test] = [*study.settings.values(), *study.tests.values()]
+    for options in (study.options, study.test, *(each.options for each in named), *study.columns.values()):
         for value in options.values():
             if isinstance(value, str) and CLASS.fullmatch(value):
                 check_names([value], known, "class")

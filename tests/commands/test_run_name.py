@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from commands.cli import build_logger
 from commands.report import report
 from commands.run_name import run_name
+from commands.runs import _last
 from tests.cli import Run
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo import latest_run
@@ -99,3 +101,14 @@ def test_the_latest_run_has_the_newest_checkpoint(tmp_path: Path) -> None:
             checkpoint.touch()
             os.utime(checkpoint, (number, number))
     assert latest_run("PRoPEMLLM", tmp_path / "runs").name == "a"
+
+
+def test_a_passed_over_run_is_described_by_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = make_run(tmp_path / "run", None) / "checkpoints/last.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.touch()
+    asked = {"model": {"class_path": "zoo.Qwen25VL", "init_args": {}}}
+    settings = SimpleNamespace(model=SimpleNamespace(**asked["model"]), as_dict=lambda: asked)
+    with pytest.raises(InputError, match="no run of this Qwen25VL"):
+        _last("fit", settings, tmp_path / "run")
+    assert f"{tmp_path}/run is passed over: it is a PRoPEMLLM" in caplog.text
