@@ -22,7 +22,7 @@ from zoo import SpatialVLM, TinyQwen3VL, TinyQwen25VL, TinyQwen35
 from zoo.backbones import tiny_preprocessor
 from zoo.requirements import DataRequirements
 
-LOADERS = (TinyQwen25VL, TinyQwen3VL, TinyQwen35)
+LOADERS = (TinyQwen25VL, TinyQwen3VL, pytest.param(TinyQwen35, marks=pytest.mark.slow))
 QUESTION = "How large is this room?"
 
 

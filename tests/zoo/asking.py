@@ -96,7 +96,7 @@ FAST = {
         *("StepIndex", "PoseALiBi", "PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, ExtraChannels"),
         *("PoseAxis", "PointRoPE", "ValueRoPE"),
     },
-    "Qwen3.5": {"plain", "DeepFusion", "prope.yaml"},
+    "Qwen3.5": {"plain"},
 }
 MODELS_AND_FAMILIES = [
     pytest.param(name, family, marks=() if name in FAST[family] else pytest.mark.slow)
@@ -113,6 +113,7 @@ LAYERS: dict[Any, int] = {
     ("PRoPE, AlternateAxes x and y", "Qwen3.5"): 6,  # two of full attention
 }
 MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # whose scenes may share a training sequence
+FAMILIES = [*MASKED_FAMILIES, pytest.param("Qwen3.5", marks=pytest.mark.slow)]  # for what all of them share
 SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
 
 

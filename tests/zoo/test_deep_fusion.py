@@ -43,7 +43,7 @@ def train(model: VideoQATask) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", asking.FAMILIES)
 def test_it_starts_as_the_stock_model_and_learns_by_its_connectors(family: str, variant: str) -> None:
     plain, model = task(family, fused=False, **VARIANTS[variant]), task(family, **VARIANTS[variant])
     given = showing.batch(model.model, [SAMPLES[name] for name in ("a video", "stills and videos", "text")])
