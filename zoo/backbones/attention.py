@@ -93,8 +93,9 @@ class CameraAttention(nn.Module):
             position_ids=position_ids,
             **kwargs,
         )
-<<<<<<< HEAD
-        output = camera_encoding.transform_outputs(output).reshape(*hidden_states.shape[:2], -1)
+        output = camera_encoding.transform_outputs(output)
+        check_shape(camera_encoding, "outputs (B, L, H, D)", output, *sizes[0])
+        output = output.reshape(*hidden_states.shape[:2], -1)
         if gate is not None:
             output = output * gate.sigmoid()
         return self.o_proj(output), weights
@@ -107,11 +108,6 @@ def check_num_tokens(encoding: EncodedCameras, hidden_states: Tensor) -> None:
             f"the camera encoding is of {encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
             "take its `for_decode_step()` for the steps of an answer"
         )
-=======
-        output = camera_encoding.transform_outputs(output)
-        check_shape(camera_encoding, "outputs (B, L, H, D)", output, *sizes[0])
-        return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
->>>>>>> i37b
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:
