@@ -78,7 +78,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         else:
             prefix = questions.is_prefix[..., None]  # other tokens leave the state as it is
             output, state = self._delta_rule(q, k, v, decay * prefix, beta * prefix)
-            output = self._answer(questions, output, state, mixed, decay, beta)
+            output = self._put_questions(questions, output, state, mixed, decay, beta)
         if cache is not None:
             cache.update_recurrent_state(state, self.layer_idx)
         # 4. The gated norm.
@@ -110,7 +110,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         )
         return outputs, last
 
-    def _answer(
+    def _put_questions(
         self, questions: QuestionPlaces, output: Tensor, state: Tensor, mixed: Tensor, decay: Tensor, beta: Tensor
     ) -> Tensor:
         """Put the outputs of the questions, which are text and have no cameras, in their places.
