@@ -32,7 +32,7 @@ from zoo.encodings.placements import (
     TemporalSection,
     UnrotatedChannels,
 )
-from zoo.encodings.pose_axis import PoseAxis
+from zoo.encodings.pose_axis import Choice, PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
@@ -228,7 +228,13 @@ def pose_axes() -> str:
     rows = []
     for name, (head, base) in RELEASED.items():
         half = len(head.frequencies(0)) // 2
-        for count, which in ((None, "lowest"), (half, "highest"), (half, "alternate"), (half, "lowest")):
+        shares: list[tuple[int | None, Choice]] = [
+            (None, "lowest"),
+            (half, "highest"),
+            (half, "alternate"),
+            (half, "lowest"),
+        ]
+        for count, which in shares:
             chosen = PoseAxis(count=count, frequencies=which).chosen(head)
             angles = APART * rope(head, base)[chosen]
             sections = [len(chosen), *(len(set(head.frequencies(axis)) - set(chosen)) for axis in range(3))]

@@ -29,6 +29,7 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
+        "weights.latest_run": ["latest_run"],
         "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [

@@ -13,6 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.encoded import QK
+from zoo.seams import check_shape
 
 
 class CameraAttention(nn.Module):
@@ -63,11 +64,17 @@ class CameraAttention(nn.Module):
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, gate = self.project_queries(hidden_states)
         q, k = q.view(heads), self.k_proj(hidden_states).view(heads)
-        v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
+        v = self.v_proj(hidden_states).view(heads)
+        sizes = q.shape, k.shape, v.shape
+        v = camera_encoding.transform_values(v).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(*self.normalize_heads(q, k))
+        check_shape(camera_encoding, "queries before RoPE (B, L, H, D)", q, *sizes[0])
+        check_shape(camera_encoding, "keys before RoPE (B, L, G, D)", k, *sizes[1])
         q, k = self.apply_rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
+        check_shape(camera_encoding, "queries (B, L, H, E)", q, *sizes[0][:3], None)
+        check_shape(camera_encoding, "keys (B, L, G, E)", k, *sizes[1][:3], q.shape[3])
         q, k = q.transpose(1, 2), k.transpose(1, 2)
 
         if cache is not None:
@@ -86,7 +93,9 @@ class CameraAttention(nn.Module):
             position_ids=position_ids,
             **kwargs,
         )
-        output = camera_encoding.transform_outputs(output).reshape(*hidden_states.shape[:2], -1)
+        output = camera_encoding.transform_outputs(output)
+        check_shape(camera_encoding, "outputs (B, L, H, D)", output, *sizes[0])
+        output = output.reshape(*hidden_states.shape[:2], -1)
         if gate is not None:
             output = output * gate.sigmoid()
         return self.o_proj(output), weights

@@ -13,14 +13,16 @@ from torch import Tensor
 from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, OFFICIAL_VGGT, QWEN25, released_name
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import CONNECTOR, QWEN, VGGT_MODEL, model_names, official_name
-from zoo.configuration import complete_config
+from zoo.configuration import complete_config, to_config
 from zoo.errors import InputError
-from zoo.files.atomic_io import new_folder, refuse_full, write_json
+from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
 from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.weights.frozen import released_sources
 from zoo.weights.hub import CONFIG, find_folder, read_config
 from zoo.weights.lazy_tensors import INDEX, open_weights
+from zoo.weights.model_card import FILE, model_card
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
@@ -59,6 +61,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
         write_json(folder / CONFIG, written)
+        write_whole(folder / FILE, model_card(out.name, to_config(model), dict(released_sources(model).values())))
         if source is not None:
             for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
                 if path.name not in (CONFIG, INDEX):

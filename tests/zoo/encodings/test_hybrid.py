@@ -11,29 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.symmetries import HYBRID, HYBRID_HEAD, bound
-from tests.zoo.encodings.attention import (
-    EXACT,
-    HEAD_DIM,
-    KV_HEADS,
-    LAYERS,
-    SHAPE,
-    Decoder,
-    delta_net,
-    delta_rule,
-    random_cameras,
-    random_sequence,
-)
-from tests.zoo.encodings.test_properties import (
-    BROKEN,
-    MOVES,
-    PROPERTIES,
-    from_stock,
-    identity_stock,
-    intrinsics,
-    sequence_for,
-    text_stock,
-    world_views,
-)
+from tests.zoo.encodings.test_properties import MOVES
 from zoo import InputError, SpatialVLM, TinyQwen35
 from zoo.encodings import (
     GTA,
@@ -54,6 +32,28 @@ from zoo.encodings import (
     ValueRoPE,
 )
 from zoo.encodings.linear_layers import EncodedLinearLayers
+from zoo.encodings.measured_symmetries import (
+    BROKEN,
+    PROPERTIES,
+    from_stock,
+    identity_stock,
+    intrinsics,
+    sequence_for,
+    text_stock,
+    world_views,
+)
+from zoo.encodings.reference_attention import (
+    EXACT,
+    HEAD_DIM,
+    KV_HEADS,
+    LAYERS,
+    SHAPE,
+    Decoder,
+    delta_net,
+    delta_rule,
+    random_cameras,
+    random_sequence,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.encodings.attention import LAYOUTS, apply_rope, random_cameras, random_sequence
 from zoo.encodings import Compose, LayerSubset, PoseAxis, PRoPE, TemporalSection
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.reference_attention import LAYOUTS, apply_rope, random_cameras, random_sequence
 from zoo.errors import InputError
 from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
 

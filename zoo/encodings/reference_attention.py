@@ -1,4 +1,4 @@
-"""Reference attention in float64, between the decoder's projections, with the hooks of an encoding."""
+"""Reference attention in float64, between the decoder's projections: where symmetries of encodings are measured."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPE = {"head": LAYOUTS["axes in a row"]}
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random poses, with intrinsics that are not the identity, square or centered."""
+    """Return random poses, with intrinsics that are not the identity, square or centered."""
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(batch, views, 3, 4, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(random[..., :3])
@@ -46,11 +46,11 @@ class Sequence:
     """Two samples of three views with four tokens each, between text or without it.
 
     Attributes:
-        qkv: q, k and v (B, L, heads, D), float64.
-        hidden_states: input of the layers' projections (B, L, W).
-        index: the camera of each token (B, L), -1 for none.
-        ids: position ids (3, B, L).
-        patch_centers: center of each token in its view (B, L, 2).
+        qkv: Q, k and v (B, L, heads, D), float64.
+        hidden_states: Input of the layers' projections (B, L, W).
+        index: The camera of each token (B, L), -1 for none.
+        ids: Position ids (3, B, L).
+        patch_centers: Center of each token in its view (B, L, 2).
         points: 3D point of each token (B, L, 3), in the frame of the first view and in meters.
     """
 
@@ -62,16 +62,17 @@ class Sequence:
     points: Tensor
 
     def constant_time(self) -> Sequence:
-        """Gives all views one time position."""
+        """Give all views one time position."""
         ids = self.ids.clone()
         ids[0, self.index >= 0] = ids[0, self.index >= 0].min()
         return replace(self, ids=ids)
 
     def shifted(self, by: int) -> Sequence:
+        """Shift all positions."""
         return replace(self, ids=self.ids + by)
 
     def cameras(self, poses: Tensor, K: Tensor, unit: float = 1.0) -> Cameras:
-        """Returns cameras with every tensor that an encoding may read."""
+        """Return cameras with every tensor that an encoding may read."""
         camera_to_world = invert_se3(poses[:, :1])
         rotated = (camera_to_world[..., :3, :3] @ (unit * self.points)[..., None])[..., 0]
         reference = torch.full((len(poses),), poses.shape[1] - 1)
@@ -81,6 +82,7 @@ class Sequence:
 
 
 def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
+    """Return random tokens of two samples, with `text` tokens before and after the views."""
     generator = torch.Generator().manual_seed(seed)
     length = VIEWS * TOKENS + 2 * text
     qkv = [
@@ -101,7 +103,7 @@ def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Seque
 
 
 def qkv_and_index(text: int) -> tuple[list[Tensor], Tensor]:
-    """Returns q, k and v, and the camera of each token."""
+    """Return q, k and v, and the camera of each token."""
     sequence = random_sequence(text)
     return sequence.qkv, sequence.index
 
@@ -112,8 +114,8 @@ class Decoder:
     With the head of a hybrid decoder, a layer of Gated DeltaNet follows, whose inputs are the same.
 
     Args:
-        encoding: its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
-        kv_heads: heads of k and v, as in the sequence.
+        encoding: Its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
+        kv_heads: Heads of k and v, as in the sequence.
     """
 
     def __init__(self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS) -> None:
@@ -131,17 +133,18 @@ class Decoder:
         self.inv_freq = frequencies
 
     def rope(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute cosine and sine of position ids."""
         return mrope(ids, self.inv_freq)
 
     @torch.no_grad()
     def attend(self, sequence: Sequence, poses: Tensor, K: Tensor, unit: float = 1.0) -> Tensor:
-        """Computes the output of every layer for the same q, k and v: (layers, B, L, heads, D).
+        """Compute the output of every layer for the same q, k and v: (layers, B, L, heads, D).
 
         Args:
-            sequence: the tokens.
-            poses: world-to-camera.
-            K: normalized intrinsics.
-            unit: units of the poses per meter, for depth and points.
+            sequence: The tokens.
+            poses: World-to-camera.
+            K: Normalized intrinsics.
+            unit: Units of the poses per meter, for depth and points.
         """
         encoded, ids = None, sequence.ids
         if self.encoding is not None:
@@ -154,7 +157,7 @@ class Decoder:
 
 
 def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras) -> Tensor:
-    """Replaces the time of the visual tokens in the position ids."""
+    """Replace the time of the visual tokens in the position ids."""
     batch, views = cameras.world_to_camera.shape[:2]
     video, step = torch.arange(batch).repeat_interleave(views), torch.arange(views).repeat(batch)
     steps = TemporalPatches(
@@ -174,14 +177,14 @@ def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras)
 
 
 def mrope(ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes mRoPE's cosine and sine (B, L, D) from position ids (3, B, L)."""
+    """Compute mRoPE's cosine and sine (B, L, D) from position ids (3, B, L)."""
     axis = torch.tensor(SHAPE["head"].axes)
     angle = ids[axis].permute(1, 2, 0) * frequencies
     return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the pairs (c, c + F) of x (B, L, heads, D)."""
+    """Rotate the pairs (c, c + F) of x (B, L, heads, D)."""
     cos, sin = (each[:, :, None] for each in rope)
     rotated, other = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
     a, b = rotated.chunk(2, -1)
@@ -189,14 +192,14 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Computes causal attention with the hooks of one layer; None is the stock attention."""
+    """Compute causal attention with the hooks of one layer; None is the stock attention."""
     q, k, v = sequence.qkv
     acting = None if encoded is None else encoded.at_layer(layer, sequence.hidden_states, rope)
     acting = acting or EncodedCameras()
     q, k = acting.before_rope(q, k)
     q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
     heads = [x.transpose(1, 2) for x in (q, k, acting.transform_values(v))]
-    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
+    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)  # type: ignore[misc, arg-type]
     return acting.transform_outputs(output.transpose(1, 2))
 
 
