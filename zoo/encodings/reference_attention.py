@@ -120,7 +120,7 @@ def hybrid_layout(
         num_key_value_heads=num_key_value_heads,
         head=HYBRID_HEAD,
         rope_frequencies=(1e4 ** -(torch.arange(count, dtype=torch.float64) / count),),
-        kinds=(*("full_attention",) * LAYERS, "linear_attention"),
+        kinds=("full_attention", "full_attention", "linear_attention"),
     )
     return replace(full, linear=replace(full, kind="linear_attention", head=HeadLayout(HYBRID_HEAD.dim, ())))
 
