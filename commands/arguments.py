@@ -41,6 +41,9 @@ def preprocess_argv(arguments: list[str]) -> list[str]:
     checkpoint = value_of("--ckpt_path", options)
     if checkpoint and checkpoint != "last":
         refuse_unreadable(Path(checkpoint))  # before Lightning opens it for its settings
+    video = value_of("--data.video", options) if command == "predict" else None
+    if video and not Path(video).expanduser().exists():  # before a model is looked for
+        raise InputError(f"{video}: no such video file or folder of frames")
     asks_help = any(word == "-h" or word.partition("=")[0].endswith("help") for word in options)
     if command in EVALUATION and not configs and not asks_help:
         options = [*_run_options(options, trusted), *options]

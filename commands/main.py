@@ -127,12 +127,13 @@ def run(command: str) -> None:
 
 
 def _call(command: str) -> None:
+    if command in (*LIGHTNING, "study"):
+        exit_on_sigterm()
     if command in LIGHTNING:
         from commands.cli import ZooCLI
         from commands.terminal import quiet_lightning
 
         quiet_lightning()
-        exit_on_sigterm()
         ZooCLI(command)
     else:
         resolve_name({**CONFIGURED, **PLAIN}[command])(sys.argv[2:])

@@ -24,33 +24,13 @@ from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, frozen_weights, released_sources, saved_names
 from zoo.weights.hub import CONFIG, find_folder, read_config
 from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile
+from zoo.weights.model_card import FILE, LIBRARY, model_card
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
-LIBRARY = "spatial-vlm-zoo"
 ReleasedParts = Callable[[str, Mapping[str, Any]], dict[str, Any]]
-CARD = """---
-library_name: {library}
-pipeline_tag: video-text-to-text
-tags: [spatial-reasoning, video, 3d]
-{base_model}---
-
-# {title}
-
-A spatial video-language model of the {library}, made of these parts:
-
-```yaml
-{parts}```
-
-```python
-from zoo import SpatialVLM
-
-model = SpatialVLM.from_pretrained("{title}")
-model.answer("clip.mp4", "What is the size of this room (in square meters)?")
-```
-{frozen}"""
 
 
 def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
@@ -78,15 +58,8 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
         }
         write_json(partial / CONFIG, config)
         model.backbone.preprocessor.save_pretrained(str(partial))
-        released = [path for path in sources if not Path(path).exists()]
-        card = CARD.format(
-            library=LIBRARY,
-            title=name,
-            base_model="".join(f"base_model: {path}\n" for path in released[:1]),
-            parts=yaml.safe_dump(parts, sort_keys=False),
-            frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in sources if not full),
-        )
-        write_whole(partial / "README.md", card)
+        card = model_card(name, parts, sources, () if full else sources)
+        write_whole(partial / FILE, card)
 
 
 def load_model(
