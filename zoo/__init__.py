@@ -10,15 +10,16 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "backbones": [
-            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"),
-            *("TinyQwen25VL", "TinyQwen3VL"),
+            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedQwen35"),
+            *("PretrainedSpatialMLLM", "TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
-            *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
-            *("PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayAttention", "RayEmbedding", "RayEncoding"),
-            *("RayRoPE", "TemporalSection", "URoPE", "ValueRoPE", "ViewAttention", "ViewMixer"),
+            *("DeltaNetLayers", "ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies"),
+            *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayAttention", "RayEmbedding"),
+            *("RayEncoding", "RayRoPE", "TemporalSection", "URoPE", "UnrotatedChannels", "ValueRoPE", "ViewAttention"),
+            "ViewMixer",
         ],
         "errors": ["InputError"],
         "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
@@ -29,20 +30,15 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
+        "weights.latest_run": ["latest_run"],
         "objectives": [
-            *(
-                "CameraPrediction",
-                "DepthPrediction",
-                "LanguageModeling",
-                "MaskedViews",
-                "Objective",
-                "RayDepthPrediction",
-            ),
+            *("CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"),
+            "RayDepthPrediction",
         ],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),
-            *("VGGTPretraining", "VideoQATask"),
+            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "SpatialMLLM"),
+            *("Task", "VGGTPretraining", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -58,7 +58,7 @@ class PerViewEncoding(CameraEncoding):
             InputError: They do not fit heads of this size.
         """
         if self.channels is None:
-            count, first, second = head.dim // 2 // multiple * multiple, 0, head.dim // 2
+            count, first, second = len(head.axes) // multiple * multiple, 0, len(head.axes)
         else:
             channels = self.channels.head_channels(head)
             count, first, second = len(channels) // 2, channels[0], channels[len(channels) // 2]

@@ -13,7 +13,6 @@ from transformers import DynamicCache
 
 from tests.zoo.asking import build
 from tests.zoo.decoder import Example, install, tiny_model
-from tests.zoo.encodings.attention import TOKENS, VIEWS, random_cameras, random_sequence
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
 from zoo import SpatialVLM, TinyQwen25VL
@@ -33,6 +32,7 @@ from zoo.encodings import (
 )
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.per_view import attention_calls
+from zoo.encodings.reference_attention import TOKENS, VIEWS, random_cameras, random_sequence
 from zoo.errors import InputError
 
 HEAD = HeadLayout.in_row(24, (4, 4, 4))

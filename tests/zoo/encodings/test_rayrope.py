@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.golden.weights import init_
-from tests.zoo.encodings.attention import random_cameras
 from zoo.encodings.rayrope import (
     positions,
     rayrope_attention,
@@ -22,6 +21,7 @@ from zoo.encodings.rayrope import (
     urope_attention,
     urope_positions,
 )
+from zoo.encodings.reference_attention import random_cameras
 from zoo.errors import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rayrope"
