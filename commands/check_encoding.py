@@ -119,11 +119,10 @@ def describe_cost(make: Make) -> str:
     def attend(encoded: EncodedCameras | None) -> None:
         acting = encoded and encoded.at_layer(0, hidden_states, rope)
         acting = acting or EncodedCameras()
-        after = acting.after_rope(*acting.before_rope(q, k))
-        heads = [x.transpose(1, 2) for x in (*after, acting.transform_values(v))]
-        acting.transform_outputs(
-            F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True).transpose(1, 2)
-        )
+        own_q, own_k = acting.after_rope(*acting.before_rope(q, k))
+        own_q, own_k, own_v = (x.transpose(1, 2) for x in (own_q, own_k, acting.transform_values(v)))
+        output = F.scaled_dot_product_attention(own_q, own_k, own_v, is_causal=True, enable_gqa=True)
+        acting.transform_outputs(output.transpose(1, 2))
 
     encoded = encoding.encode(cameras, head=HEAD)
     once = _seconds(lambda: encoding.encode(cameras, head=HEAD))

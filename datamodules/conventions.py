@@ -123,9 +123,10 @@ def measure_conventions(
         errors, in_front = [], []
         for pair in pairs:
             V_a, V_b = read(matrices[list(pair.frames)].double())
-            camera = V_b @ invert_se3(V_a), *K_px[list(pair.frames)]
-            errors.append(epipolar_error(*camera, pair.points_a, pair.points_b))
-            depth_a, depth_b = triangulated_depths(*camera, pair.points_a, pair.points_b)
+            K_a, K_b = K_px[list(pair.frames)]
+            seen = V_b @ invert_se3(V_a), K_a, K_b, pair.points_a, pair.points_b
+            errors.append(epipolar_error(*seen))
+            depth_a, depth_b = triangulated_depths(*seen)
             in_front.append((depth_a > 0) & (depth_b > 0))
         error, front = torch.cat(errors), torch.cat(in_front)
         explained = (error < TOLERANCE * width) & front

@@ -10,15 +10,15 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "backbones": [
-            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"),
-            *("TinyQwen25VL", "TinyQwen3VL"),
+            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedQwen35"),
+            *("PretrainedSpatialMLLM", "TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
-            *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
-            *("PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection"),
-            *("ValueRoPE", "ViewAttention", "ViewMixer"),
+            *("DeltaNetLayers", "ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies"),
+            *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding"),
+            *("TemporalSection", "UnrotatedChannels", "ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
         "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
@@ -33,8 +33,8 @@ __getattr__, __all__ = lazy_exports(
         "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),
-            *("VGGTPretraining", "VideoQATask"),
+            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "SpatialMLLM"),
+            *("Task", "VGGTPretraining", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

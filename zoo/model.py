@@ -179,7 +179,7 @@ class SpatialVLM(AssembledModel):
             position_ids = torch.stack([packing.pack(axis) for axis in position_ids])
             mask = self.backbone.question_mask(packing.group, packing.group, packing.prefix_group)
         elif sequences.group is not None:
-            mask = self.backbone.question_mask(sequences.group, sequences.group)
+            mask = self.backbone.training_mask(sequences)
         return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
     def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:

@@ -35,6 +35,7 @@ from zoo import (
     SpatialMLLM,
     TinyQwen3VL,
     TinyQwen25VL,
+    TinyQwen35,
     TinyVGGT,
 )
 from zoo.sequences.batch import Batch
@@ -46,6 +47,7 @@ CONFIGS = Path(main.__file__).parent / "configs"
 SIZES: dict[str, tuple[Any, dict[str, int], str]] = {
     "narrow": (TinyQwen25VL, {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
     "default": (TinyQwen3VL, {}, "32-true"),
+    "hybrid": (TinyQwen35, {"layers": 4, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
     "wide": (TinyQwen25VL, {"layers": 3, "hidden_size": 256, "heads": 4, "key_value_heads": 2}, "bf16-mixed"),
 }
 
@@ -65,7 +67,7 @@ def most_live_bytes(profiled: profile, until_ns: float = math.inf) -> int:
 
 
 @pytest.mark.parametrize(
-    "size", ["narrow", *(pytest.param(each, marks=pytest.mark.slow) for each in ("default", "wide"))]
+    "size", ["narrow", *(pytest.param(each, marks=pytest.mark.slow) for each in ("default", "hybrid", "wide"))]
 )
 def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     precision = SIZES[size][2]

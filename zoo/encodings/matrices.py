@@ -81,6 +81,10 @@ class MatrixEncoding(CameraEncoding):
             text_stock=placement.keeps_rope,
         )
 
+    @property
+    def is_orthogonal(self) -> bool:
+        return "qk" not in self.apply_to or (self.pose_component == "rotation" and not self.uses_intrinsics)
+
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
         return set(product(self.apply_to, self.placement.head_channels(head)))
 

@@ -17,10 +17,12 @@ from zoo.sequences.time_index import TemporalPatches, TimeIndex
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
 VIEWS, TOKENS = 3, 4  # tokens per view
 EXACT, BROKEN = 1e-10, 1e-3
-# of Qwen2.5-VL, and of Qwen3-VL
+HYBRID_HEAD = HeadLayout(HEAD_DIM, (0, 1, 2) * 4)  # RoPE rotates 24 of 32 channels
+# of Qwen2.5-VL, of Qwen3-VL, and of Qwen3.5, whose decoder has a layer of Gated DeltaNet behind the two others
 LAYOUTS = {
     "axes in a row": HeadLayout.in_row(HEAD_DIM, MROPE_SECTION),
     "axes in turns": HeadLayout(HEAD_DIM, (*[0, 1, 2] * 4, *[0] * 4)),
+    "part of the channels": HYBRID_HEAD,
 }
 SHAPE = {"head": LAYOUTS["axes in a row"]}
 
@@ -106,8 +108,27 @@ def qkv_and_index(text: int) -> tuple[list[Tensor], Tensor]:
     return sequence.qkv, sequence.index
 
 
+def hybrid_layout(
+    hidden_size: int = HEADS * HEAD_DIM, num_heads: int = HEADS, num_key_value_heads: int = KV_HEADS
+) -> DecoderLayout:
+    """Return the layout of a hybrid decoder with two layers of full attention and one of Gated DeltaNet."""
+    count = len(HYBRID_HEAD.axes)
+    full = DecoderLayout(
+        hidden_size,
+        num_layers=LAYERS + 1,
+        num_heads=num_heads,
+        num_key_value_heads=num_key_value_heads,
+        head=HYBRID_HEAD,
+        rope_frequencies=(1e4 ** -(torch.arange(count, dtype=torch.float64) / count),),
+        kinds=("full_attention", "full_attention", "linear_attention"),
+    )
+    return replace(full, linear=replace(full, kind="linear_attention", head=HeadLayout(HYBRID_HEAD.dim, ())))
+
+
 class Decoder:
     """The attention of a decoder of two layers in float64, with an encoding bound to it.
+
+    With the head of a hybrid decoder, a layer of Gated DeltaNet follows, whose inputs are the same.
 
     Args:
         encoding: Its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
@@ -115,11 +136,14 @@ class Decoder:
     """
 
     def __init__(self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS) -> None:
-        frequencies = 1e4 ** -(torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))
-        self.encoding = encoding
+        count = len(SHAPE["head"].axes)
+        frequencies = 1e4 ** -(torch.arange(count, dtype=torch.float64) / count)
+        self.encoding, self.is_hybrid = encoding, SHAPE["head"] is HYBRID_HEAD
         if encoding is not None:
             layout = DecoderLayout(HEADS * HEAD_DIM, LAYERS, HEADS, kv_heads, SHAPE["head"], (frequencies,))
-            encoding.bind_to_decoder(layout, range(LAYERS))
+            layout = hybrid_layout(HEADS * HEAD_DIM, HEADS, kv_heads) if self.is_hybrid else layout
+            (frequencies,) = layout.rope_frequencies
+            encoding.bind_to_decoder(layout, layout.layers)
             generator = torch.Generator().manual_seed(3)
             for parameter in encoding.double().parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)
@@ -145,7 +169,8 @@ class Decoder:
             encoded = self.encoding.encode(cameras, **SHAPE, dtype=torch.float64)
             if self.encoding.time_index is not None:
                 ids = with_time_index(self.encoding.time_index, sequence, cameras)
-        return torch.stack([attend(encoded, layer, sequence, self.rope(ids)) for layer in range(LAYERS)])
+        outputs = [attend(encoded, layer, sequence, self.rope(ids)) for layer in range(LAYERS)]
+        return torch.stack([*outputs, *([delta_net(encoded, LAYERS, sequence)] if self.is_hybrid else [])])
 
 
 def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras) -> Tensor:
@@ -176,10 +201,11 @@ def mrope(ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate the pairs (c, c + D/2) of x (B, L, heads, D)."""
-    a, b = x.chunk(2, -1)
+    """Rotate the pairs (c, c + F) of x (B, L, heads, D)."""
     cos, sin = (each[:, :, None] for each in rope)
-    return x * cos + torch.cat((-b, a), -1) * sin
+    rotated, other = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    a, b = rotated.chunk(2, -1)
+    return torch.cat((rotated * cos + torch.cat((-b, a), -1) * sin, other), -1)
 
 
 def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -190,5 +216,31 @@ def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope:
     q, k = acting.before_rope(q, k)
     q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
     heads = [x.transpose(1, 2) for x in (q, k, acting.transform_values(v))]
-    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
+    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)  # type: ignore[misc, arg-type]
     return acting.transform_outputs(output.transpose(1, 2))
+
+
+def delta_net(encoded: EncodedCameras | None, layer: int, sequence: Sequence) -> Tensor:
+    """Computes Gated DeltaNet with the hooks of one layer; None is the stock layer.
+
+    Its queries and keys are the keys and values of the attention, its values the attention's queries.
+    """
+    v, q, k = sequence.qkv
+    beta, decay = v.mean(-1).sigmoid(), -F.softplus(v[..., 0]) / 8
+    acting = None if encoded is None else encoded.at_linear_layer(layer, sequence.hidden_states)
+    acting = acting or EncodedCameras()
+    q, k = acting.after_rope(*acting.before_rope(q, k))
+    return acting.transform_outputs(delta_rule(q, k, acting.transform_values(v), beta, decay))
+
+
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
+    """Computes the gated delta rule token by token: q, k (B, L, G, D); v and the output (B, L, H, D)."""
+    group = v.shape[2] // k.shape[2]
+    q, k = ((x / (x * x).sum(-1, keepdim=True).sqrt()).repeat_interleave(group, 2) for x in (q, k))
+    state, outputs = v.new_zeros(len(v), v.shape[2], v.shape[3], v.shape[3]), []
+    for t in range(v.shape[1]):
+        state = state * decay[:, t, :, None, None].exp()
+        read = (state * k[:, t, :, :, None]).sum(-2)
+        state = state + k[:, t, :, :, None] * (beta[:, t, :, None] * (v[:, t] - read))[:, :, None]
+        outputs.append((state * q[:, t, :, :, None]).sum(-2) * v.shape[-1] ** -0.5)
+    return torch.stack(outputs, 1)

@@ -54,7 +54,11 @@ from zoo.errors import InputError
 MOVES = 1e-3
 
 
-@pytest.fixture(params=LAYOUTS, autouse=True)
+OF_TWO_KINDS = "part of the channels"  # whose own encodings are measured in test_hybrid.py
+IN_LAYOUTS = [pytest.param(each, marks=pytest.mark.slow if each == OF_TWO_KINDS else ()) for each in LAYOUTS]
+
+
+@pytest.fixture(params=IN_LAYOUTS, autouse=True)
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The axes of the frequencies of a head, for all that reads `SHAPE`."""
     monkeypatch.setitem(SHAPE, "head", LAYOUTS[request.param])
