@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,14 @@ def no_seed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command leaves its seed in the environment; no test inherits it from another."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # remembered, and restored after the test
     monkeypatch.delenv("PL_GLOBAL_SEED")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, as in a fresh process; an earlier test may have used up the first one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -393,6 +393,7 @@ def test_the_files_for_sbatch_need_no_cluster(main_py: FakeMain, study_file: Pat
     assert words[3:] == ["--settings", "none", "--columns", "loop", "--seeds", "0", "--jobs", "1", "--launcher", "srun"]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_study_has_its_trainings_saved_and_says_how_it_goes_on(
     study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
