@@ -116,7 +116,7 @@ def token_log_probs(
 def policy_terms(
     logps: Float[Tensor, "B T"],
     old_logps: Float[Tensor, "B T"] | None,
-    advantages: Float[Tensor, "B *T"],
+    advantages: Float[Tensor, "B ..."],
     mask: Shaped[Tensor, "B T"],
     *,
     ref_logps: Float[Tensor, "B T"] | None = None,
@@ -184,7 +184,7 @@ def mean_over_tokens(
 def grpo_loss(
     logps: Float[Tensor, "B T"],
     old_logps: Float[Tensor, "B T"] | None,
-    advantages: Float[Tensor, "B *T"],
+    advantages: Float[Tensor, "B ..."],
     mask: Shaped[Tensor, "B T"],
     *,
     ref_logps: Float[Tensor, "B T"] | None = None,
