@@ -121,16 +121,22 @@ class Objectives(nn.ModuleDict):
             visual = VisualTokens(torch.cat((visual.tokens, token), 1), F.pad(visual.deepstack, (0, 0, 0, 1)))
         return visual
 
-    def losses(self, decoded: Decoded) -> dict[str, Tensor]:
-        """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several."""
+    def losses(self, decoded: Decoded, left_out: type[Objective] | None = None) -> dict[str, Tensor]:
+        """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several.
+
+        Args:
+            decoded: What the model computed.
+            left_out: The class of an objective that is not asked.
+        """
         found: dict[str, Tensor] = {}
-        total: Tensor | float = 0.0
+        total = decoded.last_hidden_state.new_zeros((), dtype=torch.float32)
         for name, objective in self.active.items():
+            if left_out is not None and isinstance(objective, left_out):
+                continue
             if terms := objective(decoded):
                 found[name] = sum(terms.values())  # type: ignore[assignment]
                 total = total + objective.weight * found[name]
                 found |= {f"{name}/{term}": value for term, value in terms.items() if len(terms) > 1}
-        assert isinstance(total, Tensor)  # of LanguageModeling
         return {"loss": total, **found}
 
     def is_applicable(self, scene: EncodedScene) -> bool:
