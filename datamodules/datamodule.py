@@ -276,16 +276,16 @@ class VideoQADataModule(Configurable, LightningDataModule):
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         return "" if task.sequence_builder is None else self.wording.prompt(question)
 
-    def _collate(self, kind: type[Collate], **options: Any) -> Collate | SceneCollate:
+    def _collate(self, kind: type[Collate], *, training: bool = False, **options: Any) -> Collate | SceneCollate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         builder = task.sequence_builder
         if builder is None:
             return SceneCollate()
-        reader = task.geometry_reader(training=kind is TrainingCollate)
+        reader = task.geometry_reader(training=training)
         return kind(self.wording, builder, self.requirements, reader, **options)
 
-    def _ask(self) -> Collate | SceneCollate:
-        return self._collate(QuestionCollate, questions_per_batch=self.questions_per_batch)
+    def _ask(self, training: bool = False) -> Collate | SceneCollate:
+        return self._collate(QuestionCollate, training=training, questions_per_batch=self.questions_per_batch)
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
@@ -308,8 +308,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
                 order.check(self.trained_settings)
             return TrainingPosition.of(trainer)
 
-        packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
-        collate: Any = self._collate(TrainingCollate, **packing)
+        collate: Any
+        if trainer.lightning_module.asks_in_training:
+            collate = self._ask(training=True)
+        else:
+            packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
+            collate = self._collate(TrainingCollate, training=True, **packing)
         if self.skip_failed:
             collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
         skipped = SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank)

@@ -32,8 +32,9 @@ __getattr__, __all__ = lazy_exports(
         "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),
-            *("VGGTPretraining", "VideoQATask"),
+            *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "PRoPEMLLM"),
+            *("Qwen25VL", "Qwen3VL", "Reward", "SpatialMLLM", "SupervisedFineTuning", "Task", "VGGTPretraining"),
+            "VideoQATask",
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
