@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from zoo.benchmarks import VSIBench
@@ -25,46 +25,14 @@ from zoo.objectives.grpo import (
     mean_over_tokens,
     policy_terms,
 )
-from zoo.prefix_cache import eval_mode
 from zoo.sampling import Sampling
-from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.batch import Batch
 from zoo.tasks.algorithm import Algorithm
-from zoo.tasks.rewards import AnswerScore, Reward
-from zoo.tasks.rollout import answer_log_probs, answer_mask, answer_sequences, sample_answers
+from zoo.tasks.rewards import AnswerScore, Reward, RewardSum
+from zoo.tasks.rollout import SAMPLE_COLUMNS, Rollout, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 if TYPE_CHECKING:
     from zoo.tasks.video_qa import VideoQATask
-
-SAMPLE_COLUMNS = ("scene", "question", "ground_truth", "answer", "reward", "advantage")
-
-
-@dataclass(eq=False)
-class Rollout:
-    """The sampled answers of a batch, and what is learned from them.
-
-    Attributes:
-        sequences: With the answers.
-        lengths: Tokens of each answer.
-        mask: Where answers have tokens.
-        advantages: Of each answer.
-        sampled_logps: Log-probabilities of the sampled tokens, as they were drawn.
-        num_tokens: What `dapo` divides by.
-        ref_logps: By the reference; None without.
-        old_logps: By the policy before the first update; None until then, and with one update.
-        statistics: Of answers and rewards, for the loggers.
-        samples: Texts of the first question's answers, by `SAMPLE_COLUMNS`.
-    """
-
-    sequences: Sequences
-    lengths: list[int]
-    mask: Bool[Tensor, "N T"]
-    advantages: Float[Tensor, " N"]
-    sampled_logps: Float[Tensor, "N T"]
-    num_tokens: float
-    ref_logps: Float[Tensor, "N T"] | None
-    old_logps: Float[Tensor, "N T"] | None
-    statistics: dict[str, float]
-    samples: list[list[str]]
 
 
 class GRPO(Algorithm):
@@ -135,7 +103,7 @@ class GRPO(Algorithm):
             if not is_right:
                 raise InputError(f"--model.algorithm.{name} {number}: {wanted}")
         self.num_generations, self.sampling = num_generations, Sampling(temperature, top_p)
-        self.rewards = rewards or [AnswerScore()]
+        self.rewards = RewardSum(rewards or [AnswerScore()])
         self.reward_scale, self.aggregation = reward_scale, aggregation
         self.loss_type, self.beta, self.updates = loss_type, beta, updates
         self.terms: dict[str, Any] = {
@@ -153,8 +121,7 @@ class GRPO(Algorithm):
     def begin(self, task: VideoQATask) -> None:
         """Keep the weights of the reference, and tell rewards the benchmark of the data."""
         source = getattr(getattr(task.trainer, "datamodule", None), "source", None)
-        for reward in self.rewards:
-            reward.bind(getattr(source, "benchmark", VSIBench()))
+        self.rewards.bind(getattr(source, "benchmark", VSIBench()))
         if self.updates > 1 and task.trainer.accumulate_grad_batches > 1:
             raise InputError("--model.algorithm.updates above 1: leave --trainer.accumulate_grad_batches at 1")
         if self.beta:
@@ -167,19 +134,21 @@ class GRPO(Algorithm):
         """Sample answers, and compare their rewards."""
         task.check(batch)
         model, count = task.model, self.num_generations
-        with _answering(task):
-            sampled = sample_answers(model, batch, self.sampling, count, task.max_new_tokens)
+        sampled = task.call_as_in_validation(
+            partial(sample_answers, model, batch, self.sampling, count, task.max_new_tokens)
+        )
         lengths = [len(answer.reply.ids) for answer in sampled]
         sequences = answer_sequences(task.sequence_builder, sampled, batch.scenes, self.tokens_per_sequence)
         sequences = sequences.to(task.device)
         ref_logps = None
         if self.beta:
-            with self._reference_weights(task), _answering(task):
-                ref_logps, _ = answer_log_probs(model, batch, sequences, lengths, self.sampling.temperature)
+            score = partial(answer_log_probs, model, batch, sequences, lengths, self.sampling.temperature)
+            with self._reference_weights(task):
+                ref_logps, _ = task.call_as_in_validation(score)
         # Rewards, of this process and where they are compared of all.
         texts = task.preprocessor.decode([answer.reply.ids for answer in sampled])
         records = [batch.records[answer.record] for answer in sampled]
-        rewards = self._rewards(texts, records)
+        rewards = self.rewards(texts, records)
         advantages = self._advantages(rewards)
         is_learned = bool(sum(batch.num_answers))
         mask = answer_mask(lengths, task.device) & is_learned
@@ -199,20 +168,10 @@ class GRPO(Algorithm):
             [
                 [str(r["scene"]), str(r["question"]), str(r["ground_truth"]), text, f"{score:.3g}", f"{gain:.2f}"]
                 for r, text, score, gain in zip(
-                    records[:count], texts, self._total(rewards).tolist(), advantages.tolist(), strict=False
+                    records[:count], texts, self.rewards.total(rewards).tolist(), advantages.tolist(), strict=False
                 )
             ],
         )
-
-    def _rewards(self, texts: Sequence[str], records: Sequence[Any]) -> Float[Tensor, "N R"]:
-        columns = [reward(texts, records) for reward in self.rewards]
-        rewards = torch.tensor([[torch.nan if value is None else value for value in own] for own in columns]).mT
-        if rewards.isnan().all():
-            raise InputError(
-                "no reward applies to an answer of this batch, whose questions have no type or no ground truth: give "
-                "--model.algorithm.rewards that do"
-            )
-        return rewards
 
     def _advantages(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
         """Compare rewards in their groups; by the statistics of all processes where the options ask for them."""
@@ -222,37 +181,20 @@ class GRPO(Algorithm):
             every = [rewards for _ in range(dist.get_world_size())]
             dist.all_gather_object(every, rewards)
             first = sum(len(own) for own in every[: dist.get_rank()])
-        weights = torch.tensor([reward.weight for reward in self.rewards])
         advantages = group_advantages(
             torch.cat(every),
             self.num_generations,
-            weights=weights,
+            weights=self.rewards.weights,
             scale=self.reward_scale,
             aggregation=self.aggregation,
         )
         return advantages[first : first + len(rewards)]
 
-    def _total(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
-        weights = torch.tensor([reward.weight for reward in self.rewards])
-        return (rewards * weights).nansum(1)
-
-    def _statistics(
-        self, rewards: Float[Tensor, "N R"], lengths: Sequence[int], max_new_tokens: int
-    ) -> dict[str, float]:
-        groups = self._total(rewards).unflatten(0, (-1, self.num_generations))
-        deviation = groups.std(1)
-        found = {
-            "reward": float(groups.mean()),
-            "reward_deviation": float(deviation.mean()),
-            "groups_without_signal": float((deviation == 0).float().mean()),
+    def _statistics(self, rewards: Float[Tensor, "N R"], lengths: Sequence[int], longest: int) -> dict[str, float]:
+        return {
+            **self.rewards.statistics(rewards, self.num_generations),
             "answer_length": sum(lengths) / len(lengths),
-            "answers_cut": sum(length >= max_new_tokens for length in lengths) / len(lengths),
-        }
-        means = rewards.nanmean(0).tolist()
-        return found | {
-            f"reward/{type(each).__name__}": mean
-            for each, mean in zip(self.rewards, means, strict=True)
-            if mean == mean
+            "answers_cut": sum(length >= longest for length in lengths) / len(lengths),
         }
 
     @contextmanager
@@ -326,15 +268,3 @@ class GRPO(Algorithm):
     def samples(self) -> tuple[Sequence[str], list[list[str]]]:
         """Return the answers to the first question of the batch."""
         return SAMPLE_COLUMNS, [] if self.rollout is None else self.rollout.samples
-
-
-@contextmanager
-def _answering(task: VideoQATask) -> Iterator[None]:
-    """Put the model in eval mode, in the Trainer's precision and with its weights gathered, as a validation has it."""
-    strategy = task.trainer.strategy
-    strategy.on_validation_start()
-    try:
-        with eval_mode(task), task.trainer.precision_plugin.forward_context():
-            yield
-    finally:
-        strategy.on_validation_end()

@@ -7,6 +7,10 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import Configurable
 from zoo.errors import InputError
@@ -112,3 +116,56 @@ class AnswerFormat(Reward):
             else None
             for answer, record in zip(answers, records, strict=True)
         ]
+
+
+class RewardSum:
+    """The weighted sum of rewards.
+
+    Args:
+        rewards: At least one.
+    """
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self.rewards = list(rewards)
+
+    @property
+    def weights(self) -> Float[Tensor, " R"]:
+        """The factor of each reward."""
+        return torch.tensor([float(reward.weight) for reward in self.rewards])
+
+    def bind(self, benchmark: Benchmark) -> None:
+        """Tell all rewards the benchmark of the data."""
+        for reward in self.rewards:
+            reward.bind(benchmark)
+
+    def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> Float[Tensor, "N R"]:
+        """Return each reward of each answer, NaN where it does not apply.
+
+        Raises:
+            InputError: No reward applies to any answer.
+        """
+        columns = [reward(answers, records) for reward in self.rewards]
+        found = torch.tensor([[torch.nan if value is None else float(value) for value in own] for own in columns]).mT
+        if found.isnan().all():
+            raise InputError(
+                "no reward applies to an answer of this batch, whose questions have no type or no ground truth: give "
+                "--model.algorithm.rewards that do"
+            )
+        return found
+
+    def total(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
+        """Sum the rewards that apply."""
+        return (rewards * self.weights).nansum(1)
+
+    def statistics(self, rewards: Float[Tensor, "N R"], num_generations: int) -> dict[str, float]:
+        """Return the mean reward, in all and of each class, its deviation in a group, and the groups without any."""
+        groups = self.total(rewards).unflatten(0, (-1, num_generations))
+        deviation = groups.std(1)
+        names = [f"reward/{type(reward).__name__}" for reward in self.rewards]
+        means = zip(names, rewards.nanmean(0).tolist(), strict=True)
+        return {
+            "reward": float(groups.mean()),
+            "reward_deviation": float(deviation.mean()),
+            "groups_without_signal": float((deviation == 0).float().mean()),
+            **{name: mean for name, mean in means if not math.isnan(mean)},
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
 
+SAMPLE_COLUMNS = ("scene", "question", "ground_truth", "answer", "reward", "advantage")
+
 
 class SampledAnswer(NamedTuple):
     """An answer to a question of a batch.
@@ -37,6 +40,35 @@ class SampledAnswer(NamedTuple):
     scene: int
     prompt: list[int]
     reply: Reply
+
+
+@dataclass(eq=False)
+class Rollout:
+    """The sampled answers of a batch, and what is learned from them.
+
+    Attributes:
+        sequences: With the answers.
+        lengths: Tokens of each answer.
+        mask: Where answers have tokens.
+        advantages: Of each answer.
+        sampled_logps: Log-probabilities of the sampled tokens, as they were drawn.
+        num_tokens: What `dapo` divides by.
+        ref_logps: By the reference; None without.
+        old_logps: By the policy before the first update; None until then, and with one update.
+        statistics: Of answers and rewards, for the loggers.
+        samples: Texts of the first question's answers, by `SAMPLE_COLUMNS`.
+    """
+
+    sequences: Sequences
+    lengths: list[int]
+    mask: Bool[Tensor, "N T"]
+    advantages: Float[Tensor, " N"]
+    sampled_logps: Float[Tensor, "N T"]
+    num_tokens: float
+    ref_logps: Float[Tensor, "N T"] | None
+    old_logps: Float[Tensor, "N T"] | None
+    statistics: dict[str, float]
+    samples: list[list[str]]
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fa
 from zoo.model import SpatialVLM
 from zoo.objectives import prediction_errors
 from zoo.precision import answer_precision
-from zoo.prefix_cache import answer_prompts, check_penalty
+from zoo.prefix_cache import answer_prompts, check_penalty, eval_mode
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.batch import Batch
@@ -31,6 +31,7 @@ from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.deferred import load_deferred
 from zoo.weights.frozen import FROZEN, check_frozen, frozen_weights
 
+T = TypeVar("T")
 MAX_ATTEMPTS = 2  # at answering the questions of a scene
 DATA = "data"  # of a checkpoint: `data_config` of its model
 PUBLISHED = LearningRates()  # Spatial-MLLM's
@@ -210,6 +211,23 @@ class VideoQATask(Task):
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
         return self.algorithm.training_loss(self, batch)
+
+    def call_as_in_validation(self, compute: Callable[[], T]) -> T:
+        """Call a function on the model between two steps of a training: in eval mode, in the Trainer's precision.
+
+        A strategy that shards the model gathers its weights meanwhile.
+        """
+        strategy = self.trainer.strategy
+        strategy.on_validation_start()
+        try:
+            with eval_mode(self), self.trainer.precision_plugin.forward_context():
+                return self.call(compute)
+        finally:
+            strategy.on_validation_end()
+
+    def call(self, compute: Callable[[], T]) -> T:
+        """Call a function on the model, as a step that a sharding strategy knows."""
+        return compute()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Update the weights as often as the algorithm says, each time with the gradient at the new weights."""
