@@ -22,6 +22,7 @@ __getattr__, __all__ = lazy_exports(
         ],
         "errors": ["InputError"],
         "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
+        "scene_encoding.teacher": ["Teacher"],
         "geometry": [
             *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
             *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
@@ -29,7 +30,10 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
-        "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
+        "objectives": [
+            *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
+            *("Objective", "TeacherDepth", "TeacherPose"),
+        ],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "PRoPEMLLM"),

@@ -97,7 +97,7 @@ class SpatialVLM(AssembledModel):
         losses = self.objectives.losses(decoded)
         return {**losses, "loss": losses["loss"] + self.zero_of_unused()}
 
-    def zero_of_unused(self) -> Float[Tensor, ""] | float:
+    def zero_of_unused(self) -> Float[Tensor, ""] | int:
         """Return 0 with a gradient of zero for the parameters of parts that not every batch uses.
 
         A batch without cameras, or with the dataset's, does not use what reads or predicts them: so all DDP processes
@@ -135,7 +135,7 @@ class SpatialVLM(AssembledModel):
         # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
         changed = self.objectives.change_tokens(visual, scenes) if self.training else visual
         fused = fuse_scenes(scenes, changed, cameras, geometry, self.fusion, self.view_mixer)
-        complete = [self.objectives.append_token(each) for each in fused]
+        complete = [self.objectives.append_token(each, self.training) for each in fused]
         return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, strict=True)]
 
     def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:

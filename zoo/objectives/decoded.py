@@ -38,14 +38,17 @@ class Decoded:
     lm_head: Callable[[Tensor], Tensor]
     average: Average = AVERAGES["questions"]
 
-    def views(self, layer: int) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
+    def views(self, layer: int | None) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
         """Yield each scene with the hidden states of its visual tokens in each of its sequences, in float32.
+
+        They are the outputs of a layer, or for None those of the last norm.
 
         The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
         since another process does, are left out.
         """
         sequences = self.sequences
-        by_row = self.layers[layer].flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
+        read = self.last_hidden_state if layer is None else self.layers[layer]
+        by_row = read.flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
         for number, scene in enumerate(self.scenes):
             if rows := self._rows_of(number):
                 states = torch.stack([by_row[row] for row in rows])

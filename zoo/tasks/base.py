@@ -73,6 +73,11 @@ class Task(Configurable, LightningModule):
         """What the DataModule must provide beside pixels and questions."""
         raise NotImplementedError
 
+    @property
+    def training_sequence_builder(self) -> SequenceBuilder | None:
+        """Build the sequences of training batches."""
+        return self.sequence_builder
+
     def geometry_reader(self, *, training: bool) -> GeometryReader | None:
         """Return what data workers read cached geometry by; None if nothing is cached."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from zoo.precision import answer_precision
 from zoo.prefix_cache import answer_prompts, check_penalty, eval_mode
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.geometry_reader import GeometryReader
+from zoo.scene_encoding.teacher import Teacher
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
@@ -57,6 +59,7 @@ class VideoQATask(Task):
             generation configs have 1.05.
         allow_untrained: Answer questions even with random weights.
         algorithm: How it learns from a batch; null is `SupervisedFineTuning`, another one is `GRPO`.
+        teacher: A geometry encoder that objectives learn from in training, such as `Distillation`.
         initial_weights: A checkpoint of a run of the same model, from whose weights a new training starts. `fit
             --ckpt_path` of a run with another algorithm sets it.
         parts: See `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
@@ -77,6 +80,7 @@ class VideoQATask(Task):
         repetition_penalty: float = 1.0,
         allow_untrained: bool = False,
         algorithm: Algorithm | None = None,
+        teacher: Teacher | None = None,
         initial_weights: str | None = None,
         **parts: Any,
     ) -> None:
@@ -89,6 +93,13 @@ class VideoQATask(Task):
         self.model = SpatialVLM(**parts)
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
+        self.teacher = teacher
+        if self.algorithm.asks_questions and self.model.training_tokens is not self.model.extra_tokens:
+            names = " and ".join(self.model.objectives.with_training_token)
+            raise InputError(
+                f"--model.objectives: {names} has a token in training alone, and answers are sampled with the prompts "
+                "of a test: set its token to always or none"
+            )
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
         if "objective" in learning_rates.frozen() and (learning := self.model.objectives.learning):
@@ -107,7 +118,20 @@ class VideoQATask(Task):
 
     @property
     def requirements(self) -> DataRequirements:
-        return self.model.requirements
+        needs = self.model.requirements
+        if self.teacher is None or self._trainer is None or self._trainer.state.fn != "fit":
+            return needs
+        outline = self.teacher.outline
+        return replace(
+            needs,
+            frames=True,
+            cameras=needs.cameras or outline.requires_cameras,
+            depth=needs.depth or outline.requires_depth,
+        )
+
+    @property
+    def training_sequence_builder(self) -> SequenceBuilder:
+        return self.model.training_sequence_builder
 
     @property
     def sequence_builder(self) -> SequenceBuilder:  # type: ignore[override]
@@ -204,6 +228,10 @@ class VideoQATask(Task):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let the algorithm prepare the batch, after the seed of what it draws is set."""
         super().on_train_batch_start(batch, batch_idx)
+        if self.teacher is not None:
+            found = self.teacher(batch.scenes, self.model.backbone.patch_size)
+            for scene, targets in zip(batch.scenes, found, strict=True):
+                scene.teacher = targets
         self.algorithm.prepare(self, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -250,6 +278,8 @@ class VideoQATask(Task):
         load_deferred(self)
         if self.trainer.state.fn != "fit":
             return
+        if self.teacher is None and (learning := self.model.objectives.learning_from_teacher):
+            raise InputError(f"--model.objectives: {' and '.join(learning)} learn from a --model.teacher: name one")
         if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
             checkpoint = read_checkpoint(self.initial_weights)
             check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, self.initial_weights)
