@@ -16,6 +16,7 @@ from zoo.fusions.connector import Connector
 from zoo.objectives.decoded import Decoded
 from zoo.requirements import Target
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.visual_grid import ExtraTokens
 
 
 class Objective(Configurable, nn.Module, ABC):
@@ -30,7 +31,8 @@ class Objective(Configurable, nn.Module, ABC):
         uses_lengths: Whether its targets change with the unit of lengths.
         layers: The decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
         adds_token: Whether a learned token follows the 2D tokens of each temporal patch or still. It is part of the
-            prompt wherever the model is used. It shares the position of a 2D token and has no camera.
+            prompt wherever the model is used, but for `token_in_training_only`. It has no camera.
+        extra_tokens: Whose position it shares.
         token_in_training_only: Whether that token is in the prompts of a training alone.
         has_first_token: Whether the first view has a token of its own.
         token: That token, after `bind`; with one of the first view, two rows, its own first.
@@ -45,6 +47,7 @@ class Objective(Configurable, nn.Module, ABC):
     uses_lengths: bool = False
     layers: tuple[int, ...] = ()
     adds_token: bool = False
+    extra_tokens: ExtraTokens = ExtraTokens.ONE
     token_in_training_only: bool = False
     has_first_token: bool = False
     learns_from_teacher: bool = False

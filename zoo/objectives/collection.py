@@ -87,7 +87,7 @@ class Objectives(nn.ModuleDict):
                 f"--model.objectives: {' and '.join(names)} append tokens to each view, and only one may: "
                 "CameraPrediction needs none with token: false"
             )
-        return ExtraTokens.ONE
+        return next(iter(own.values())).extra_tokens
 
     @property
     def learning_from_teacher(self) -> list[str]:

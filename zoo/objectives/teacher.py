@@ -18,6 +18,7 @@ from zoo.objectives.geovr.losses import FIELD_OF_VIEW_WEIGHT, MAX_ERROR, DepthLo
 from zoo.objectives.geovr.teachers import VGGT_LAYERS, matching_layers
 from zoo.precision import full_precision
 from zoo.scene_encoding.encoded_scene import EncodedScene
+from zoo.sequences.visual_grid import ExtraTokens
 
 TokenUse = Literal["training", "always", "none"]
 
@@ -26,8 +27,8 @@ class TeacherObjective(Objective):
     """An objective whose targets are a teacher's; scenes without one are left out.
 
     Attributes:
-        indices: The hidden states that are read: 0 is the decoder's input, i the output of layer i - 1 before
-            DeepStack's features are added, and the last one that of the final norm.
+        indices: The hidden states that are read: i is the output of layer i - 1 (of Qwen3-VL before DeepStack's
+            features are added to it), and the last one that of the final norm.
     """
 
     learns_from_teacher = True
@@ -47,12 +48,8 @@ class TeacherObjective(Objective):
     ) -> Iterator[tuple[EncodedScene, TeacherTargets, Float[Tensor, "rows t n D"]]]:
         """Yield each scene with a teacher, and the hidden states of its visual tokens, extra ones last."""
         for scene, states in decoded.views(None if index == self._last else index - 1):
-            if scene.scene.teacher is None:
-                continue
-            deepstack = scene.visual.deepstack
-            if index - 1 < len(deepstack) and index < self._last:
-                states = states - deepstack[index - 1].to(states)
-            yield scene, scene.scene.teacher, states
+            if scene.scene.teacher is not None:
+                yield scene, scene.scene.teacher, states
 
 
 class Distillation(TeacherObjective):
@@ -112,6 +109,8 @@ class TeacherPose(TeacherObjective):
             the last 2D token of a view has its place. The first view has a token of its own.
         weight: See `Objective`; 2.5 as published.
     """
+
+    extra_tokens = ExtraTokens.LAST
 
     def __init__(self, token: TokenUse = "training", weight: float = 2.5) -> None:
         super().__init__(weight)
