@@ -32,7 +32,7 @@ __getattr__, __all__ = lazy_exports(
         "model": ["SpatialVLM"],
         "objectives": [
             *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
-            *("Objective", "TeacherDepth", "TeacherPose"),
+            *("Objective", "PosePrediction", "TeacherDepth", "TeacherPose"),
         ],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [

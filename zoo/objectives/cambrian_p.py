@@ -100,12 +100,12 @@ def camera_loss(
     """
     check_choice("kind", kind, PoseLoss)
     check_choice("rescale", rescale, Rescaled)
-    target, centers = _first_view_encoding(world_to_camera, K_px, image_size_hw)
+    target, centers = (each.to(predictions) for each in _first_view_encoding(world_to_camera, K_px, image_size_hw))
     known = torch.ones_like(target[..., 0], dtype=torch.bool) if valid is None else valid
     decay = [ITERATION_DECAY**power for power in reversed(range(len(predictions)))]
     sums = predictions.new_zeros(3)
     for factor, predicted in zip(decay, predictions, strict=True):
-        own, aimed = predicted[..., :3], target[..., :3].to(predicted)
+        own, aimed = predicted[..., :3], target[..., :3]
         if align_scale is not None:
             scale = _best_scale(own, aimed, known, align_scale)
             own, aimed = (own, aimed / scale) if rescale == "target" else (own * scale, aimed)
