@@ -222,7 +222,7 @@ class VideoQATask(Task):
     # ---- Lightning's steps ------------------------------------------------------------------------------------------
 
     @property
-    def asks_in_training(self) -> bool:
+    def asks_in_training(self) -> bool:  # type: ignore[override]
         return self.algorithm.asks_questions
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

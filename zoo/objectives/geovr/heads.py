@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.geometry.dpt import DPT, FusionChain, ResidualUnit, upsample
-from zoo.geometry.transformer_blocks import MLP
 from zoo.objectives.geovr.teachers import find_teacher, geovr_layers
 
 CAMERA_WIDTH, SCALE_WIDTH = 1536, 512
@@ -62,7 +61,7 @@ class ScaleMLP(nn.Module):
         return self.backbone(states)[..., 0].exp()
 
 
-class TokenMLP(MLP):
+class TokenMLP(nn.Module):
     """Visual tokens to a teacher's tokens: LayerNorm and two linear layers.
 
     Args:
@@ -71,15 +70,17 @@ class TokenMLP(MLP):
     """
 
     def __init__(self, width: int, teacher_width: int) -> None:
-        super().__init__(width, teacher_width, teacher_width)
+        super().__init__()
         self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, teacher_width)
+        self.fc2 = nn.Linear(teacher_width, teacher_width)
 
     def forward(self, hidden: Float[Tensor, "T h w D"], target_hw: Sequence[int]) -> Float[Tensor, "T H W C"]:
         """Resample the tokens to the grid of the teacher's pooled tokens, and predict these."""
         if tuple(hidden.shape[1:3]) != tuple(target_hw):
             maps = F.interpolate(hidden.movedim(-1, 1), tuple(target_hw), mode="bilinear", align_corners=False)
             hidden = maps.movedim(1, -1)
-        return super().forward(self.norm(hidden))
+        return self.fc2(F.gelu(self.fc1(self.norm(hidden))))
 
 
 class DepthHead(DPT):
