@@ -33,7 +33,8 @@ class Teacher(Configurable):
     Args:
         encoder: Builds the geometry encoder; with several `layers`, each is a target of its own.
         cache: Keeps its outputs on disk; null computes them each time.
-        scale: How its lengths become meters, for `MetricScale`; null knows no scale but that of a metric encoder.
+        scale: Builds what measures how its lengths become meters, for `MetricScale`; null knows no scale but that of a
+            metric encoder.
         token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone.
         shuffled: Exchange the targets of a batch's scenes, or those of a single scene's views: a control, from which
             nothing of a scene can be learned.
@@ -46,13 +47,13 @@ class Teacher(Configurable):
         self,
         encoder: Callable[[], GeometryEncoder],
         cache: GeometryCache | None = None,
-        scale: ScaleSource | None = None,
+        scale: Callable[[], ScaleSource] | None = None,
         token_channels: float = 1.0,
         shuffled: bool = False,
     ) -> None:
         if not 0 < token_channels <= 1:
             raise InputError(f"--model.teacher.token_channels {token_channels}: a share above 0, up to 1")
-        self._build, self._cache, self.scale = encoder, cache, scale
+        self._build, self._cache, self._build_scale = encoder, cache, scale
         self.token_channels, self.shuffled = token_channels, shuffled
         self._device = torch.device("cpu")
 
@@ -70,6 +71,11 @@ class Teacher(Configurable):
             if getattr(made, {"camera": "predicts_cameras", "depth": "predicts_depth"}[head]):
                 made.enable_head(head)  # type: ignore[arg-type]
         return made.requires_grad_(False).eval()
+
+    @cached_property
+    def scale(self) -> ScaleSource | None:
+        """What measures the unit of its lengths."""
+        return None if self._build_scale is None else self._build_scale()
 
     @torch.no_grad()
     def __call__(self, scenes: Sequence[SceneInputs], patch_size: int) -> list[TeacherTargets]:

@@ -16,6 +16,7 @@ from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, RATES, scene
 from zoo import (
     DatasetGeometry,
+    DatasetPoses,
     Distillation,
     InputError,
     MetricScale,
@@ -95,6 +96,20 @@ def test_targets_are_of_the_first_frame_of_each_patch() -> None:
     torch.testing.assert_close(shuffled[0].teacher.depth, second.teacher.depth)
 
 
+def test_the_scale_is_that_of_the_datasets_cameras() -> None:
+    """In another unit of the dataset, VGGT's lengths are as many meters more."""
+    vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"], seed=0)
+    made = task(None)
+    scenes = training_batch(made).scenes[:1]
+    teacher = Teacher(vggt, scale=DatasetPoses)
+    (found,) = teacher(scenes, 16)
+    assert scenes[0].geometry is not None
+    scenes[0].geometry = scenes[0].geometry.scaled(3.0)
+    (larger,) = teacher(scenes, 16)
+    assert found.meters_per_unit is not None and larger.meters_per_unit is not None
+    torch.testing.assert_close(larger.meters_per_unit, 3 * found.meters_per_unit, rtol=1e-4, atol=0)
+
+
 def test_the_token_is_in_the_prompts_of_a_training_alone() -> None:
     teacher = Teacher(DatasetGeometry)
     lengths = {}
@@ -125,10 +140,10 @@ def test_the_first_view_has_a_token_of_its_own() -> None:
 
 
 def test_a_teacher_is_neither_built_nor_asked_without_a_training() -> None:
-    def refuse() -> DatasetGeometry:
+    def refuse() -> Any:
         raise AssertionError("built")
 
-    made = task(Teacher(refuse)).eval()
+    made = task(Teacher(refuse, scale=refuse)).eval()
     asked = asking.batch(made, scene("a", QUESTIONS[:1], family=FAMILY))
     made.can_answer = True
     assert made.predict_batch(asked)[0]["error"] is None
