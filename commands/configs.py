@@ -14,7 +14,7 @@ from zoo.errors import InputError, did_you_mean
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
 RECIPE = "recipe"  # key of a config that names its recipe, which is read below all given configs
-RECIPES = "recipe_"  # first part of a recipe's name
+RECIPES = "recipe_", "recipes"  # first part of a recipe's name, and a folder of recipes
 
 
 def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
@@ -38,8 +38,8 @@ def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
 
 
 def is_recipe(path: Path) -> bool:
-    """Whether a config is called a recipe, `recipe_<name>.yaml`."""
-    return path.name.startswith(RECIPES)
+    """Whether a config is a recipe, which has data, optimizer and steps: `recipe_<name>.yaml`, or one in `recipes/`."""
+    return path.name.startswith(RECIPES[0]) or path.absolute().parent.name == RECIPES[1]
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:

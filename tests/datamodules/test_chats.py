@@ -53,7 +53,8 @@ def videos(rooms_root: Path) -> list[Path]:
 def whole(model: SpatialVLM, chat: Sequence[Any], media: Sequence[Path | Image.Image]) -> list[int]:
     """The slow reference: each medium an own input of `generate_ids`, with the prompt of transformers' processor."""
     preprocessor, data = model.backbone.preprocessor, data_of(model)
-    text = preprocessor.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    options = dict(preprocessor.template_options)
+    text = preprocessor.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **options)
     pixels: dict[str, list[Any]] = {"video": [], "image": []}
     times: list[float] = []
     order = []
@@ -104,7 +105,7 @@ def test_chats_about_a_video_are_answered_as_by_answer(
     assert [reply.ids for reply in other] != [reply.ids for reply in replies]  # the control
 
 
-@pytest.mark.parametrize("family", asking.BACKBONES)
+@pytest.mark.parametrize("family", asking.FAMILIES)
 def test_several_videos_and_pictures_in_any_order(family: str, videos: list[Path]) -> None:
     model = model_of("plain", family)
     height, width = asking.SIZES[family]

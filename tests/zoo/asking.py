@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from benchmarks.symmetries import COMBINATIONS
+from benchmarks.symmetries import COMBINATIONS, HYBRID
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
@@ -29,6 +29,7 @@ from zoo import (
     TinyDA3,
     TinyQwen3VL,
     TinyQwen25VL,
+    TinyQwen35,
     TinyVGGT,
 )
 from zoo.encodings import CameraEncoding, ViewAttention
@@ -86,32 +87,34 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL}
-# on the second backbone, models that differ in how they meet it; the others are slow tests
-ON_BOTH = {
-    "plain",
-    "AddFusion",
-    "ConcatSplitFusion",
-    "CameraTokenFusion, append",
-    "DeepFusion",
-    "prope.yaml",
-    "StepIndex",
-    "PoseALiBi",
-}
-ON_BOTH |= {
-    "PRoPE, ChannelRange",
-    "PRoPE, TemporalSection",
-    "PRoPE, ExtraChannels",
-    "PoseAxis",
-    "PointRoPE",
-    "ValueRoPE",
+BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL, "Qwen3.5": TinyQwen35}
+# on the other backbones, models that differ in how they meet them; the rest are slow tests
+FAST = {
+    "Qwen2.5-VL": set(MODELS),
+    "Qwen3-VL": {
+        *("plain", "AddFusion", "ConcatSplitFusion", "CameraTokenFusion, append", "DeepFusion", "prope.yaml"),
+        *("StepIndex", "PoseALiBi", "PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, ExtraChannels"),
+        *("PoseAxis", "PointRoPE", "ValueRoPE"),
+    },
+    "Qwen3.5": {"plain"},
 }
 MODELS_AND_FAMILIES = [
-    pytest.param(name, family, marks=pytest.mark.slow if family == "Qwen3-VL" and name not in ON_BOTH else ())
+    pytest.param(name, family, marks=() if name in FAST[family] else pytest.mark.slow)
     for family in BACKBONES
     for name in MODELS
 ]
-SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96)}  # of frames of 2 x 3 tokens
+HYBRID_MODELS = {name: {"camera_encoding": name} for name in HYBRID}
+MODELS_AND_FAMILIES += [
+    pytest.param(name, "Qwen3.5", marks=() if name.startswith("Compose(PRoPE Unr") else pytest.mark.slow)
+    for name in HYBRID_MODELS
+]
+LAYERS: dict[Any, int] = {
+    "DeepFusion": 3,  # behind the last one nothing is added
+    ("PRoPE, AlternateAxes x and y", "Qwen3.5"): 6,  # two of full attention
+}
+MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # whose scenes may share a training sequence
+FAMILIES = [*MASKED_FAMILIES, pytest.param("Qwen3.5", marks=pytest.mark.slow)]  # for what all of them share
+SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
 
 
 def build(
@@ -119,15 +122,17 @@ def build(
 ) -> VideoQATask:
     """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
     a token whatever was asked."""
-    parts = {**MODELS[name], **more}
-    encoding: CameraEncoding | None = COMBINATIONS[parts["camera_encoding"]]() if "camera_encoding" in parts else None
+    parts = {**(MODELS | HYBRID_MODELS)[name], **more}
+    encoding: CameraEncoding | None = None
+    if "camera_encoding" in parts:
+        encoding = (COMBINATIONS | HYBRID)[parts["camera_encoding"]]()
     if encoding is not None:
         parts |= {
             "camera_encoding": encoding,
             "time_index": ConstantIndex() if encoding.requires_constant_time else None,
         }
     backbone = BACKBONES[family](
-        layers=3 if name == "DeepFusion" else 2,  # behind the last one nothing is added
+        layers=LAYERS.get((name, family), LAYERS.get(name, 2)),
         hidden_size=64,
         heads=2,
         key_value_heads=1 if name == "plain" else 2,
@@ -141,12 +146,14 @@ def build(
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
-    for attention in (layer.self_attn for layer in model.model.backbone.vlm.model.language_model.layers):
-        sharpened = (
-            (attention.q_norm, attention.k_norm) if family == "Qwen3-VL" else (attention.q_proj, attention.k_proj)
-        )
-        for each in sharpened:
-            each.weight.data *= 2
+    layers = model.model.backbone.vlm.model.language_model.layers
+    for attention in (layer.self_attn for layer in layers if hasattr(layer, "self_attn")):
+        if family == "Qwen2.5-VL":
+            for each in (attention.q_proj, attention.k_proj):
+                each.weight.data *= 2
+        else:
+            for each in (attention.q_norm, attention.k_norm):
+                each.weight.data += 1  # of 1, or in Qwen3.5 of 0, to which the norm adds 1
     if encoding is not None:
         for parameter in encoding.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -189,7 +196,7 @@ def one_per_row(task: VideoQATask, *scenes: LoadedScene) -> Batch:
     """A training batch with one question per row: the slow reference of packing."""
     parts = (
         Wording(task.preprocessor),
-        SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=False)),
+        SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=False)),
     )
     return TrainingCollate(*parts, task.requirements)(list(scenes))
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Qwen3-VL's are the same two functions
+# Qwen3-VL's are the same two functions; Qwen3.5's eager attention is the same as well
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, eager_attention_forward
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.encoded import QK
+from zoo.seams import check_shape
 
 
 class CameraAttention(nn.Module):
@@ -29,6 +30,12 @@ class CameraAttention(nn.Module):
     k_proj: Any
     v_proj: Any
     o_proj: Any
+
+    apply_rope: Callable[..., QK] = staticmethod(apply_rotary_pos_emb)
+
+    def project_queries(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return queries, and the logits of a gate on the output where the stock attention has one."""
+        return self.q_proj(hidden_states), None
 
     def normalize_heads(self, q: Tensor, k: Tensor) -> QK:
         """Normalize queries and keys per head before the hooks, where the stock attention does."""
@@ -48,24 +55,26 @@ class CameraAttention(nn.Module):
             ValueError: The encoding has another number of tokens.
         """
         if camera_encoding is not None:
-            num_tokens = camera_encoding.num_tokens
-            if num_tokens not in (None, hidden_states.shape[1]):
-                raise ValueError(
-                    f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
-                    "take its `for_decode_step()` for the steps of an answer"
-                )
+            check_num_tokens(camera_encoding, hidden_states)
             camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, kwargs["position_embeddings"])
         if camera_encoding is None:
             return super().forward(hidden_states, **kwargs)
         names = ("attention_mask", "position_ids", "cache", "position_embeddings")
         mask, position_ids, cache, position_embeddings = (kwargs.pop(name, None) for name in names)
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
-        q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
-        v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
+        q, gate = self.project_queries(hidden_states)
+        q, k = q.view(heads), self.k_proj(hidden_states).view(heads)
+        v = self.v_proj(hidden_states).view(heads)
+        sizes = q.shape, k.shape, v.shape
+        v = camera_encoding.transform_values(v).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(*self.normalize_heads(q, k))
-        q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
+        check_shape(camera_encoding, "queries before RoPE (B, L, H, D)", q, *sizes[0])
+        check_shape(camera_encoding, "keys before RoPE (B, L, G, D)", k, *sizes[1])
+        q, k = self.apply_rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
+        check_shape(camera_encoding, "queries (B, L, H, E)", q, *sizes[0][:3], None)
+        check_shape(camera_encoding, "keys (B, L, G, E)", k, *sizes[1][:3], q.shape[3])
         q, k = q.transpose(1, 2), k.transpose(1, 2)
 
         if cache is not None:
@@ -85,7 +94,20 @@ class CameraAttention(nn.Module):
             **kwargs,
         )
         output = camera_encoding.transform_outputs(output)
-        return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
+        check_shape(camera_encoding, "outputs (B, L, H, D)", output, *sizes[0])
+        output = output.reshape(*hidden_states.shape[:2], -1)
+        if gate is not None:
+            output = output * gate.sigmoid()
+        return self.o_proj(output), weights
+
+
+def check_num_tokens(encoding: EncodedCameras, hidden_states: Tensor) -> None:
+    """Raise ValueError if an encoding is of another number of tokens than (B, L, width)."""
+    if encoding.num_tokens not in (None, hidden_states.shape[1]):
+        raise ValueError(
+            f"the camera encoding is of {encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
+            "take its `for_decode_step()` for the steps of an answer"
+        )
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:

@@ -1,7 +1,7 @@
 """Official names of the tensors of Qwen-VL models, and of what Spatial-MLLM adds to them.
 
 Released files of Qwen2.5-VL use the names of transformers 4.51, where the vision tower is beside the decoder. The names
-of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's files.
+of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's and Qwen3.5's files.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 LM_HEAD = "lm_head.weight"
 OFFICIAL_VGGT, OFFICIAL_CONNECTOR = "spatial_encoder.vggt_model.", "connector."
 FUSED = (OFFICIAL_VGGT, OFFICIAL_CONNECTOR)  # parts of a Spatial-MLLM beside Qwen2.5-VL
-QWEN25, QWEN3 = "qwen2_5_vl", "qwen3_vl"  # families, by the model_type of their config.json
+QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
+NOT_LOADED = ("mtp.",)  # Qwen3.5's prediction of several tokens at once, which transformers has no module for
 RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5
     QWEN25: {
         "visual.": "model.visual.",
@@ -18,6 +19,7 @@ RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5
         "model.norm.": "model.language_model.norm.",
     },
     QWEN3: {},
+    QWEN35: {},
 }
 
 

@@ -12,16 +12,16 @@ from typing import Any, ClassVar
 from huggingface_hub.errors import StrictDataclassError
 
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.official_names import FUSED, QWEN3, QWEN25
+from zoo.backbones.official_names import FUSED, QWEN3, QWEN25, QWEN35
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.qwen_weights import FAMILIES, empty_qwen, qwen_filler
-from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_config
+from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_5_config, qwen3_config
 from zoo.errors import InputError
 from zoo.weights.deferred import builds_shapes_only, defer, load_deferred
 from zoo.weights.hub import CONFIG, find_folder, find_tensors, read_config
 from zoo.weights.lazy_tensors import Tensors, files_of
 
-MOE = "qwen3_vl_moe"
+MOE = {"qwen3_vl_moe": "Qwen3-VL-MoE", "qwen3_5_moe": "Qwen3.5-MoE"}
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
@@ -116,14 +116,14 @@ class PretrainedQwenVL(BackboneLoader):
     def _refuse_others(self) -> None:
         """Raise InputError for weights of another kind, with the class that loads them."""
         kind, own = self.settings.get("model_type"), FAMILIES[self.family].title
-        if kind == MOE:
-            dense = PretrainedQwen3VL.released
+        if kind in MOE:
             raise InputError(
-                f"{self.path} is a Qwen3-VL-MoE, which is not supported: take a dense one, such as {dense}"
+                f"{self.path} is a {MOE[kind]}, which is not supported: take a dense one, such as {self.released}"
             )
         if kind != self.family and kind in FAMILIES:
-            loader = PretrainedQwen3VL if kind == QWEN3 else PretrainedQwen25VL
-            raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader.__name__} for it")
+            loaders: tuple[type[PretrainedQwenVL], ...] = (PretrainedQwen25VL, PretrainedQwen3VL, PretrainedQwen35)
+            loader = next(each.__name__ for each in loaders if each.family == kind)
+            raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader} for it")
         if "quantization_config" in self.settings:
             raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
 
@@ -179,11 +179,36 @@ class PretrainedQwen3VL(PretrainedQwenVL):
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") in (QWEN3, MOE)  # `load` refuses the latter by its name
+        return config.get("model_type") in (QWEN3, f"{QWEN3}_moe")  # `load` refuses the latter by its name
 
     @property
     def vlm_config(self) -> Any:
         return qwen3_config(self.settings, str(self.folder / CONFIG))
+
+
+class PretrainedQwen35(PretrainedQwenVL):
+    """Released weights of a dense Qwen3.5 or Qwen3.6.
+
+    Args:
+        path: A hub id (`Qwen/Qwen3.5-4B`) or a local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers, of the layers of full attention.
+        dtype: The type in which the weights are kept.
+    """
+
+    family, released = QWEN35, "Qwen/Qwen3.5-4B"
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") in (QWEN35, f"{QWEN35}_moe")
+
+    @property
+    def vlm_config(self) -> Any:
+        return qwen3_5_config(self.settings, str(self.folder / CONFIG))
 
 
 def is_spatial_mllm(config: Mapping[str, Any]) -> bool:

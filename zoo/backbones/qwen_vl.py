@@ -35,7 +35,7 @@ class QwenVLBackbone(Backbone):
         preprocessor_class: Turns frames and text into inputs.
     """
 
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     hooked_classes: ClassVar[Mapping[type, type]]
     vision_classes: ClassVar[Mapping[type, type]]
     preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
@@ -71,11 +71,12 @@ class QwenVLBackbone(Backbone):
 
     @cached_property
     def head_layout(self) -> HeadLayout:
-        head_dim = self.decoder.layers[0].self_attn.head_dim
+        attention = next(layer.self_attn for layer in self.decoder.layers if hasattr(layer, "self_attn"))
+        rotary = self.decoder.rotary_emb
         # the stock code selects the axis of each frequency: here it selects among the axes' own numbers
-        numbers = torch.arange(3, device="cpu")[:, None].repeat(1, head_dim // 2)
-        axes = self.decoder.rotary_emb.recomposition_frequencies(numbers)
-        return HeadLayout(head_dim, tuple(axes[: head_dim // 2].tolist()))
+        count = len(rotary.inv_freq)
+        numbers = torch.arange(3, device="cpu")[:, None].repeat(1, count)
+        return HeadLayout(attention.head_dim, tuple(rotary.recomposition_frequencies(numbers)[:count].tolist()))
 
     @property
     def decoder_layout(self) -> DecoderLayout:
@@ -106,4 +107,5 @@ class QwenVLBackbone(Backbone):
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         replace_classes(self.decoder, self.hooked_classes)
         if encoding is not None:
-            encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
+            layout = self.decoder_layout
+            encoding.bind_to_decoder(layout, layout.layers)

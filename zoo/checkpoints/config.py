@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
-from zoo.backbones.official_names import QWEN3
+from zoo.backbones.official_names import QWEN3, QWEN35
 from zoo.backbones.released_configs import CONNECTOR_TYPE, OTHERS, SIZES
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt_encoder import VGGTEncoder
@@ -27,6 +27,8 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     """
     if model.backbone.vlm.config.model_type == QWEN3:
         return _nested(model.backbone.vlm.config) if source is None else source
+    if model.backbone.vlm.config.model_type == QWEN35:
+        return _current(model.backbone.vlm.config) if source is None else source
     flat = _flat(model.backbone.vlm.config) if source is None else source
     qwen = {name: value for name, value in flat.items() if name not in OTHERS}
     if model.fusion is None:
@@ -76,6 +78,22 @@ def _nested(config: Qwen3VLConfig) -> dict[str, Any]:
             "rope_scaling": {**rope, "mrope_section": list(rope["mrope_section"])},
         },
         "vision_config": {**_own(vision), "model_type": QWEN3},
+    }
+
+
+def _current(config: Qwen3_5Config) -> dict[str, Any]:
+    """Return the config of a Qwen3.5, which was released with the names of transformers 5."""
+    nested = config.to_dict()
+    text, vision = nested["text_config"], nested["vision_config"]
+    return {
+        **_own(nested),
+        "model_type": QWEN35,
+        "architectures": ["Qwen3_5ForConditionalGeneration"],
+        "text_config": {
+            **_own(text),
+            **{name: text[name] for name in ("model_type", "layer_types", "rope_parameters")},
+        },
+        "vision_config": {**_own(vision), "model_type": QWEN35},
     }
 
 

@@ -10,17 +10,19 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from zoo.backbones.official_names import LM_HEAD, OFFICIAL_VGGT, QWEN25, released_name
+from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, OFFICIAL_VGGT, QWEN25, released_name
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.names import CONNECTOR, QWEN, VGGT_MODEL, model_names, official_name
-from zoo.configuration import complete_config
+from zoo.configuration import complete_config, to_config
 from zoo.errors import InputError
-from zoo.files.atomic_io import new_folder, refuse_full, write_json
+from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
 from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
 from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.weights.frozen import released_sources
 from zoo.weights.hub import CONFIG, find_folder, read_config
 from zoo.weights.lazy_tensors import INDEX, open_weights
+from zoo.weights.model_card import FILE, model_card
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
@@ -34,7 +36,8 @@ TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None) -> None:
     """Write a folder for the official code, and for the `Pretrained` backbones.
 
-    Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker.
+    Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker, and
+    Qwen3.5's prediction of several tokens at once.
 
     Args:
         model: A Qwen-VL or a Spatial-MLLM. LoRA is merged in the written weights; the model stays as it is. A
@@ -58,6 +61,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
         write_json(folder / CONFIG, written)
+        write_whole(folder / FILE, model_card(out.name, to_config(model), dict(released_sources(model).values())))
         if source is not None:
             for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
                 if path.name not in (CONFIG, INDEX):
@@ -135,7 +139,7 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 def _as_in(
     source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype | None, family: str
 ) -> dict[str, Tensor]:
-    """Return the tensors in the dtypes of the folder they came from, and VGGT's heads from there."""
+    """Return the tensors in the dtypes of the folder they came from, and the unread parts from there."""
     old = {} if source is None else open_weights(source)
     has_vggt = any(name.startswith(OFFICIAL_VGGT) for name in tensors)
     written = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
@@ -145,6 +149,6 @@ def _as_in(
             written[ours] = tensors[ours].to(dtype or old[name].dtype)
         elif name == LM_HEAD:  # tied: the source holds it twice, so does the copy
             written[name] = tensors[released_name(EMBEDDINGS, family)].to(dtype or old[name].dtype, copy=True)
-        elif has_vggt and name.startswith(OFFICIAL_VGGT):
+        elif name.startswith(NOT_LOADED) or (has_vggt and name.startswith(OFFICIAL_VGGT)):
             written[name] = old[name].to(dtype or old[name].dtype)
     return written

@@ -9,7 +9,7 @@ import torch
 from zoo.backbones.official_names import FUSED
 from zoo.backbones.pretrained_spatial_mllm import load_connector, load_vggt
 from zoo.backbones.qwen_weights import EmptyQwenVL, qwen_filler, refuse_v1
-from zoo.backbones.released_configs import ReleasedConfig, qwen3_config
+from zoo.backbones.released_configs import ReleasedConfig, qwen3_5_config, qwen3_config
 from zoo.fusions import AddFusion
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.model import SpatialVLM
@@ -45,6 +45,22 @@ def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwenVL(qwen3_config(config), _dtype(state_dict)))
+    _fill(model, state_dict)
+    return model
+
+
+def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
+    """Return the baseline with these weights, in their dtype; all parameters are trainable.
+
+    Args:
+        config: Config.json of a dense Qwen3.5, or `Qwen3_5Config.to_dict()`.
+        state_dict: By transformers' names; a tied lm_head and `mtp.…` may be absent or present. May be read from files
+            tensor by tensor.
+
+    Raises:
+        InputError: Lists tensors that are missing, unexpected or of another shape.
+    """
+    model = SpatialVLM(EmptyQwenVL(qwen3_5_config(config), _dtype(state_dict)))
     _fill(model, state_dict)
     return model
 
