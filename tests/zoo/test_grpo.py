@@ -105,7 +105,7 @@ def test_gradients_are_those_of_one_answer_per_sequence() -> None:
         if name == "in several":
             bound = max(sampled.sequences.lengths) - 40
         elif name == "one by one":
-            builder = SequenceBuilder(replace(builder.rules, supports_custom_mask=False))
+            builder = SequenceBuilder(replace(builder.rules, packs_questions=False))
         sampled.sequences = answer_sequences(builder, sampled.answers, sampled.asked.scenes, bound)
         assert len(sampled.sequences) == {"one by one": 5 * COUNT, "packed": 2, "in several": 3}[name]
         weights = torch.randn(len(sampled.lengths), 1, generator=torch.Generator().manual_seed(3))
