@@ -8,7 +8,7 @@ The property tests measure the declared symmetries of the same `COMBINATIONS` an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -21,7 +21,7 @@ from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.encodings.compose import Compose
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.linear_layers import DeltaNetLayers
 from zoo.encodings.placements import (
@@ -35,6 +35,7 @@ from zoo.encodings.placements import (
 from zoo.encodings.pose_axis import Choice, PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
+from zoo.encodings.reference_attention import hybrid_layout
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
 from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
 from zoo.encodings.symmetries import Symmetries, ViewSymmetries
@@ -166,8 +167,6 @@ RELEASED = {
     "Qwen3-VL": (HeadLayout(128, (*(0, 1, 2) * 20, *(0,) * 4)), 5e6),
     "Qwen3.5": (HeadLayout(256, (*(0, 1, 2) * 10, 0, 1)), 1e7),
 }
-# of a hybrid decoder's full attention, by which its encodings are measured: RoPE rotates 24 of 32 channels
-HYBRID_HEAD = HeadLayout(32, (0, 1, 2) * 4)
 APART = 16  # positions between P and T, half of the default span
 
 
@@ -186,21 +185,6 @@ def document() -> str:
         "view mixers: columns": columns(ViewSymmetries),
     }
     return filled(DOCUMENT, sections)
-
-
-def hybrid_layout(hidden_size: int = 128, num_heads: int = 4, num_key_value_heads: int = 2) -> DecoderLayout:
-    """Return the layout of a hybrid decoder with two layers of full attention and one of Gated DeltaNet."""
-    count = len(HYBRID_HEAD.axes)
-    full = DecoderLayout(
-        hidden_size,
-        num_layers=3,
-        num_heads=num_heads,
-        num_key_value_heads=num_key_value_heads,
-        head=HYBRID_HEAD,
-        rope_frequencies=(1e4 ** -(torch.arange(count, dtype=torch.float64) / count),),
-        kinds=("full_attention", "full_attention", "linear_attention"),
-    )
-    return replace(full, linear=replace(full, kind="linear_attention", head=HeadLayout(HYBRID_HEAD.dim, ())))
 
 
 def bound(encoding: CameraEncoding) -> CameraEncoding:

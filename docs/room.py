@@ -22,7 +22,7 @@ from zoo.files.atomic_io import replace_file
 
 OUTPUT = Path(__file__).with_name("room.png")
 STATIONS, ROOMS = 8, 6  # of the camera, which looks at the floor and then at the wall; rooms with answers
-WIDTH, TEXT, LINE, NAMES, COLUMN = 1620, 22, 32, 250, 88  # pixels
+WIDTH, TEXT, LINE, NAMES, COLUMN = 1620, 22, 32, 300, 88  # pixels
 
 
 def main(runs: dict[str, Path]) -> None:

@@ -126,10 +126,11 @@ def test_a_run_of_someone_else(
     (theirs / "config.yaml").write_text(yaml.safe_dump(config))
     says = r"config\.yaml: canary\.Encoding is of a module that is not the zoo's.*--trust_modules canary"
     checkpoint = theirs / "checkpoints/last.ckpt"
+    video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
     for words in (
         ["test", "--ckpt_path", str(checkpoint)],
         ["test", "--config", str(theirs / "config.yaml")],
-        ["predict", "--trainer.default_root_dir", str(theirs), "--data.video", "clip.mp4", "--data.question", "Q?"],
+        ["predict", "--trainer.default_root_dir", str(theirs), "--data.video", video, "--data.question", "Q?"],
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{says}"):
             run(*words)

@@ -92,7 +92,7 @@ def recognized(video: Video, V: torch.Tensor, K: torch.Tensor, frames: range, nu
 
 
 @pytest.mark.parametrize(
-    ("window", "num_pairs"), [(2, 4), (8, 4), *(pytest.param(n, 12, marks=pytest.mark.slow) for n in range(10))]
+    ("window", "num_pairs"), [(8, 4), *(pytest.param(n, 12, marks=pytest.mark.slow) for n in range(10))]
 )
 def test_real_frames_fit_the_right_convention_alone(window: int, num_pairs: int, realdata: Path) -> None:
     folder = realdata / "scenes/7scenes_redkitchen"

@@ -12,7 +12,7 @@ import torch
 
 from zoo import BaselineVLM, Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, SpatialMLLM
 from zoo.backbones.pretrained_qwen import PretrainedQwenVL
-from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
+from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL, PretrainedQwen35
 from zoo.geometry import PretrainedVGGT
 from zoo.tasks import VideoQATask
 from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
@@ -22,12 +22,15 @@ SIZES = {
     "Qwen2.5-VL-7B": "qwen2_5_vl_7b_shapes",
     "Qwen3-VL-4B": "qwen3_vl_4b",
     "Qwen3-VL-8B": "qwen3_vl_8b",
+    "Qwen3.5-4B": "qwen3_5_4b",
 }
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"
 GRID = torch.tensor([[2, 12, 16]])  # in patches: four frames
 
 
 def qwen(size: str) -> PretrainedQwenVL:
+    if size.startswith("Qwen3.5"):
+        return PretrainedQwen35(f"Qwen/{size}")
     return (PretrainedQwen3VL if size.startswith("Qwen3") else PretrainedQwen25VL)(f"Qwen/{size}-Instruct")
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.symmetries import HYBRID_HEAD, hybrid_layout
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import CameraEncoding, EncodedCameras
@@ -18,6 +17,7 @@ from zoo.sequences.time_index import TemporalPatches, TimeIndex
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
 VIEWS, TOKENS = 3, 4  # tokens per view
 EXACT, BROKEN = 1e-10, 1e-3
+HYBRID_HEAD = HeadLayout(HEAD_DIM, (0, 1, 2) * 4)  # RoPE rotates 24 of 32 channels
 # of Qwen2.5-VL, of Qwen3-VL, and of Qwen3.5, whose decoder has a layer of Gated DeltaNet behind the two others
 LAYOUTS = {
     "axes in a row": HeadLayout.in_row(HEAD_DIM, MROPE_SECTION),
@@ -106,6 +106,23 @@ def qkv_and_index(text: int) -> tuple[list[Tensor], Tensor]:
     """Return q, k and v, and the camera of each token."""
     sequence = random_sequence(text)
     return sequence.qkv, sequence.index
+
+
+def hybrid_layout(
+    hidden_size: int = HEADS * HEAD_DIM, num_heads: int = HEADS, num_key_value_heads: int = KV_HEADS
+) -> DecoderLayout:
+    """Return the layout of a hybrid decoder with two layers of full attention and one of Gated DeltaNet."""
+    count = len(HYBRID_HEAD.axes)
+    full = DecoderLayout(
+        hidden_size,
+        num_layers=LAYERS + 1,
+        num_heads=num_heads,
+        num_key_value_heads=num_key_value_heads,
+        head=HYBRID_HEAD,
+        rope_frequencies=(1e4 ** -(torch.arange(count, dtype=torch.float64) / count),),
+        kinds=("full_attention", "full_attention", "linear_attention"),
+    )
+    return replace(full, linear=replace(full, kind="linear_attention", head=HeadLayout(HYBRID_HEAD.dim, ())))
 
 
 class Decoder:

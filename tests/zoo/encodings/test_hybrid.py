@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.symmetries import HYBRID, HYBRID_HEAD, bound
+from benchmarks.symmetries import HYBRID, bound
 from tests.zoo.encodings.test_properties import MOVES
 from zoo import InputError, SpatialVLM, TinyQwen35
 from zoo.encodings import (
@@ -45,6 +45,7 @@ from zoo.encodings.measured_symmetries import (
 from zoo.encodings.reference_attention import (
     EXACT,
     HEAD_DIM,
+    HYBRID_HEAD,
     KV_HEADS,
     LAYERS,
     SHAPE,

@@ -17,6 +17,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 
 from zoo.backbones.attention import check_num_tokens
 from zoo.encodings.base import EncodedCameras
+from zoo.seams import check_shape
 from zoo.sequences.question_places import QuestionPlaces
 
 ROW_PER_TOKEN = "row_per_token"  # in place of a mask: tokens of one sequence go on from a row of the states each
@@ -70,20 +71,25 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         if cache is not None:
             cache.update_conv_state(mixed.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size)
         q, k, v = self._heads(mixed)
+        sizes = q.shape, k.shape, v.shape
         q, k = encoding.after_rope(*encoding.before_rope(q, k))
         v = encoding.transform_values(v)
+        for name, found, size in zip(("queries", "keys", "values"), (q, k, v), sizes, strict=True):
+            check_shape(encoding, f"{name} (B, L, heads, D)", found, *size)
         # 3. The delta rule, of the prefix and then of each question from the prefix's state.
         if questions is None:
             output, state = self._delta_rule(q, k, v, decay, beta)
         else:
             prefix = questions.is_prefix[..., None]  # other tokens leave the state as it is
             output, state = self._delta_rule(q, k, v, decay * prefix, beta * prefix)
-            output = self._answer(questions, output, state, mixed, decay, beta)
+            output = self._put_questions(questions, output, state, mixed, decay, beta)
         if cache is not None:
             cache.update_recurrent_state(state, self.layer_idx)
         # 4. The gated norm.
+        output = encoding.transform_outputs(output)
+        check_shape(encoding, "outputs (B, L, heads, D)", output, *sizes[2])
         gate = self.in_proj_z(hidden_states).view(-1, self.head_v_dim)
-        output = self.norm(encoding.transform_outputs(output).reshape(-1, self.head_v_dim), gate)
+        output = self.norm(output.reshape(-1, self.head_v_dim), gate)
         return self.out_proj(output.view(*hidden_states.shape[:2], -1))
 
     def _heads(self, mixed: Float[Tensor, "B L C"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +116,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         )
         return outputs, last
 
-    def _answer(
+    def _put_questions(
         self, questions: QuestionPlaces, output: Tensor, state: Tensor, mixed: Tensor, decay: Tensor, beta: Tensor
     ) -> Tensor:
         """Put the outputs of the questions, which are text and have no cameras, in their places.
