@@ -23,7 +23,8 @@ class GalleryCallback(Callback):
     """Log one contact sheet per scene, and a map of the camera path if the scene has poses; once per run.
 
     Each validation logs the answers about the first scenes, and of a model with the objective `CameraPrediction` a map
-    of the predicted and true cameras.
+    of the predicted and true cameras. A training that samples answers logs those of one question whenever it logs its
+    loss.
 
     Args:
         scenes: Number of validation scenes; 0 for none.
@@ -33,6 +34,13 @@ class GalleryCallback(Callback):
         self.scenes = scenes
         self._shown = False
         self._answers: list[list[str]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log answers that the training has sampled."""
+        if trainer._logger_connector.should_update_logs and isinstance(pl_module, VideoQATask):
+            columns, rows = pl_module.algorithm.samples()
+            if rows:
+                log_table(trainer, "samples", columns, rows)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the images before the first validation."""

@@ -30,8 +30,10 @@ _NOTHING = {
     *("every_n_train_steps", "inference_mode", "limit_predict_batches"),
 }
 _TRAINING = {
-    *("learning_rates", "optimizer", "scheduler", "average", "dropout"),
+    *("learning_rates", "optimizer", "scheduler", "average", "dropout", "algorithm"),
+    *("initial_weights", "teacher"),
     *("batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"),
+    "train_frame_pairing",
 }
 _ANSWERS = {"max_new_tokens", "repetition_penalty", "limit_test_batches"}
 _BOTH = {"dtype", "geometry_cache", "camera_source", "scale_from"}

@@ -83,9 +83,10 @@ def check_classes(run: Path, trust_modules: Collection[str]) -> None:
 def resolve_run(command: str, settings: Any) -> None:
     """Set the run's folder and checkpoint in the parsed settings of a subcommand, in place.
 
-    `fit` gets a new folder, or that of the checkpoint; started again by SLURM, torchrun or a study, it goes on in the
-    folder that it was given. An evaluation of random weights uses the newest run of the same model; released weights
-    are scored unchanged unless a checkpoint is named. `last` is the newest run of the same model.
+    `fit` gets a new folder, or that of the checkpoint. A checkpoint of a run with another algorithm gives the weights
+    that a new run starts from. Started again by SLURM, torchrun or a study, it goes on in the folder that it was given.
+    An evaluation of random weights uses the newest run of the same model; released weights are scored unchanged unless
+    a checkpoint is named. `last` is the newest run of the same model.
 
     Raises:
         InputError: No model, an absent checkpoint or one of another model, or parts that the weights lack.
@@ -98,6 +99,9 @@ def resolve_run(command: str, settings: Any) -> None:
     may_be_untrained = parts.get("allow_untrained", False)
     checkpoint: Path | None = None
     is_restarted = any(os.environ.get(name, "0") != "0" for name in RESTARTS)
+    if command == "fit" and asked not in (None, "last") and _has_another_algorithm(Path(asked), settings):
+        _check("start", Path(asked), settings)
+        parts.initial_weights, asked = str(asked), None
     if command == "fit" and asked is None and folder and is_restarted and Path(folder, FOLDER, LAST).exists():
         asked = "last"
     if asked == "last" or (asked is None and command != "fit" and not released and not may_be_untrained):
@@ -122,6 +126,8 @@ def resolve_run(command: str, settings: Any) -> None:
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
     weights = checkpoint or ("the released weights" if released else "none: random weights")
+    if checkpoint is None and command == "fit" and (start := parts.get("initial_weights")):
+        weights = f"none: it starts from the weights of {start}"
     rank_zero_info(f"{command}: run {folder}, checkpoint {weights}")
 
 
@@ -197,6 +203,16 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
             f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
             f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
         )
+
+
+def _has_another_algorithm(checkpoint: Path, settings: Any) -> bool:
+    """Whether a checkpoint is of a run that learned by another algorithm than the settings name."""
+    run = run_of(checkpoint)
+    if run is None or "algorithm" not in settings.model.init_args:
+        return False
+    trained = config_of(run)["model"].get("init_args", {}).get("algorithm")
+    asked = settings.as_dict()["model"]["init_args"]["algorithm"]
+    return (trained or {}).get("class_path") != (asked or {}).get("class_path")
 
 
 def _other_weights(trained: Any, asked: Any) -> bool:

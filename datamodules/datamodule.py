@@ -65,6 +65,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         sampler: Frame sampler; null is `UniformSampler`.
         train_sampler: Frame sampler for training, such as `RandomSampler`; null is `sampler`.
         frame_pairing: Which two frames are merged into one token; null merges consecutive ones.
+        train_frame_pairing: The same for training, such as `Duplicate`, as GeoVR trains; null is `frame_pairing`.
         frames_as: Show the frames of a video as a `video`, in which two are merged into a token; each as an `image` of
             its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
         prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts
@@ -105,6 +106,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         sampler: FrameSampler | None = None,
         train_sampler: FrameSampler | None = None,
         frame_pairing: FramePairing | None = None,
+        train_frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
         prompt_prefix: str | None = None,
         pixels: PixelBounds | None = None,
@@ -163,6 +165,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.num_frames, self.sampler = num_frames, sampler or UniformSampler()
         self.train_sampler = train_sampler or self.sampler
         self.frame_pairing = frame_pairing or Consecutive()
+        self.train_frame_pairing = train_frame_pairing or self.frame_pairing
         check_choice("frames_as", frames_as, FramesAs)
         self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
@@ -253,8 +256,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
             **asdict(self.filter),
         }
 
-    def dataset(self, scenes: list[Scene], sampler: FrameSampler, keep: bool = False) -> SceneDataset:
-        """Scenes with the frames that a sampler selects; `keep` keeps decoded videos in memory."""
+    def dataset(
+        self, scenes: list[Scene], sampler: FrameSampler, keep: bool = False, pairing: FramePairing | None = None
+    ) -> SceneDataset:
+        """Scenes with the frames that a sampler selects, and that are paired as in a test if nothing else is given.
+
+        With `keep` decoded videos are kept in memory.
+        """
         return SceneDataset(
             scenes,
             sampler,
@@ -262,7 +270,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.pixels,
             requirements=self.requirements,
             keep=keep,
-            frame_pairing=self.frame_pairing,
+            frame_pairing=pairing or self.frame_pairing,
             frames_as=self.frames_as,
             image_bounds=self.image_pixels,
             frame_cache=self.frame_cache,
@@ -279,19 +287,20 @@ class VideoQADataModule(Configurable, LightningDataModule):
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
         return "" if task.sequence_builder is None else self.wording.prompt(question)
 
-    def _collate(self, kind: type[Collate], **options: Any) -> Collate | SceneCollate:
+    def _collate(self, kind: type[Collate], *, training: bool = False, **options: Any) -> Collate | SceneCollate:
         task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        builder = task.sequence_builder
+        builder = task.training_sequence_builder if training else task.sequence_builder
         if builder is None:
             return SceneCollate()
-        reader = task.geometry_reader(training=kind is TrainingCollate)
+        reader = task.geometry_reader(training=training)
         return kind(self.wording, builder, self.requirements, reader, **options)
 
-    def _ask(self) -> Collate | SceneCollate:
-        return self._collate(QuestionCollate, questions_per_batch=self.questions_per_batch)
+    def _ask(self, training: bool = False) -> Collate | SceneCollate:
+        return self._collate(QuestionCollate, training=training, questions_per_batch=self.questions_per_batch)
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = self.dataset(self.scenes("train"), self.train_sampler, keep=self.keep_in_memory)
+        scenes = self.scenes("train")
+        dataset = self.dataset(scenes, self.train_sampler, self.keep_in_memory, self.train_frame_pairing)
         dataset.augmentation = self.augmentation
         trainer = self.trainer
         assert trainer is not None
@@ -312,8 +321,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
                 order.check(self.trained_settings)
             return TrainingPosition.of(trainer)
 
-        packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
-        collate: Any = self._collate(TrainingCollate, **packing)
+        collate: Any
+        if trainer.lightning_module.asks_in_training:
+            collate = self._ask(training=True)
+        else:
+            packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
+            collate = self._collate(TrainingCollate, training=True, **packing)
         if self.skip_failed:
             collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
         skipped = SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank)

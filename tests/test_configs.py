@@ -60,6 +60,12 @@ MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
     "data": {"data": {"class_path", "source", "datasets", "question_types", "num_frames"}},  # of videos that need all
     "strategy": {"trainer": {"strategy", "devices"}},
     "cameras": {"model": {"camera_source"}},
+    "grpo": {"model": {"learning_rates", "algorithm"}, "data": {"batch_size"}, "trainer": {"max_steps"}},
+    "geovr": {
+        "model": {"class_path", "backbone", "teacher", "objectives"},
+        "data": {"train_frame_pairing"},
+        "recipe": set(),
+    },
 }
 Parsed = Callable[..., dict]
 
@@ -121,7 +127,7 @@ def test_own_data_is_asked_whatever_its_types(parsed: Parsed, tmp_path: Path) ->
 
 def kind_of(name: str) -> str:
     """The kind that a config's name states; those of models state none."""
-    kind = "scale" if name == "spatial_mllm_released.yaml" else name.partition("_")[0]
+    kind = "scale" if name == "spatial_mllm_released.yaml" else Path(name).stem.partition("_")[0]
     return kind if kind in MAY_SET else "model"
 
 
@@ -258,6 +264,7 @@ def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
 
 def test_no_config_is_left_out() -> None:
     others = {*TINY, "model_default.yaml", "geometry_tiny.yaml", "strategy_fsdp2.yaml", "cameras_auto.yaml"}
+    others |= {"grpo.yaml", "geovr_tiny.yaml"}
     assert set(SHIPPED) == {
         *MODELS,
         *WEIGHTS,

@@ -16,7 +16,7 @@ from commands.configs import load_configs, read_config
 from tests.test_two_processes import REPOSITORY, run
 from zoo.errors import InputError
 
-RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+RECIPES = sorted((REPOSITORY / "recipes").glob("spatial_mllm_*.yaml"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -46,6 +46,25 @@ def test_a_recipe_holds_the_published_settings_for_any_model(
     page = recipe.with_suffix(".md").read_text()
     for part in data["source"]["init_args"]["parts"]:
         assert part["weight"] is None and part["path"] in page
+
+
+def test_the_recipe_of_geovr(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = REPOSITORY / "recipes/geovr.yaml"
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", str(recipe), "--print_config"])
+    with pytest.raises(SystemExit):
+        main.main()
+    config = yaml.safe_load(capsys.readouterr().out)
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    rates = {"decoder": 2e-5, "connector": 2e-5, "vision": None, "geometry": None, "encoding": 2e-4, "objective": 1e-4}
+    assert model["learning_rates"] == rates and model["optimizer"]["init_args"]["weight_decay"] == 0
+    assert model["teacher"]["init_args"]["encoder"]["init_args"]["layers"] == [4, 11, 17, 23]
+    weights = {each["class_path"]: each["init_args"]["weight"] for each in model["objectives"]}
+    assert list(weights.values()) == [1.0, 2.5, 1.0, 1.0, 1.0]
+    assert data["train_frame_pairing"]["class_path"] == "datamodules.Duplicate" and data["frame_pairing"] is None
+    assert 4 * data["batch_size"] * trainer["accumulate_grad_batches"] == 32
+    page = recipe.with_suffix(".md").read_text()
+    assert all(part["path"] in page for part in data["source"]["init_args"]["parts"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

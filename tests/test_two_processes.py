@@ -12,10 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
 from callbacks.first_losses import read_losses
 from tests.callbacks.breakable import LAUNCHERS
+from tests.cli import weights
 
 REPOSITORY = Path(main.__file__).parent
 SMALL = [
@@ -26,7 +28,8 @@ SMALL = [
 
 
 def run(folder: Path, *words: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"} | {"OMP_NUM_THREADS": "1"}
+    environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}  # for parts of the tests
     command = [sys.executable, str(REPOSITORY / "main.py"), *words]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,6 +54,23 @@ def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, roo
     assert len(set(ids)) == len(ids) > 10
     run(tmp_path, "export", "--out", "exported")
     assert (tmp_path / "exported" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_grpo_in_shards_learns_as_in_copies(tmp_path: Path, rooms_root: Path) -> None:
+    """Each process samples answers of other lengths, by its own seed; both strategies draw the same."""
+    learn = ["--config", "grpo.yaml", "--model.algorithm.num_generations", "3", "--model.algorithm.beta", "0.1"]
+    learn += ["--model.algorithm.loss_type", "dapo", "--model.algorithm.rewards", "[tests.rewards.Brevity]"]
+    learn += ["--data.source.root", str(rooms_root), "--trainer.devices", "2", "--trainer.max_steps", "3"]
+    found = {}
+    for strategy in ("ddp", "fsdp2"):
+        words = ("--trainer.strategy", strategy, "--trainer.default_root_dir", f"runs/{strategy}")
+        run(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *learn, *words)
+        found[strategy] = weights(tmp_path / "runs" / strategy)
+    for name, tensor in found["ddp"].items():
+        torch.testing.assert_close(found["fsdp2"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    losses = read_losses(tmp_path / "runs/ddp")
+    assert any(losses)  # a control: there was something to learn
 
 
 def start_endless(folder: Path, rooms: Path, processes: int) -> list[subprocess.Popen]:

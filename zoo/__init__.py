@@ -23,6 +23,7 @@ __getattr__, __all__ = lazy_exports(
         ],
         "errors": ["InputError"],
         "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
+        "scene_encoding.teacher": ["Teacher"],
         "geometry": [
             *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
             *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
@@ -32,13 +33,14 @@ __getattr__, __all__ = lazy_exports(
         "model": ["SpatialVLM"],
         "weights.latest_run": ["latest_run"],
         "objectives": [
-            *("CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"),
-            "RayDepthPrediction",
+            *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
+            *("Objective", "PosePrediction", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
         ],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "SpatialMLLM"),
-            *("Task", "VGGTPretraining", "VideoQATask"),
+            *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "PRoPEMLLM"),
+            *("Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "SpatialMLLM", "SupervisedFineTuning", "Task"),
+            *("VGGTPretraining", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -39,6 +39,7 @@ class AssembledModel(Configurable, nn.Module):
         camera_use: What the camera parts read.
         camera_plan: Whose cameras and depth they get.
         extra_tokens: The tokens that follow the 2D tokens of each view.
+        training_tokens: The same, in training.
         is_pretrained: Whether the model answers questions without training here.
         loaded_names: Tensors of a saved model, or trained: not the released files'.
         data_config: How the data of the training were read, see `SpatialVLM.answer`.
@@ -111,9 +112,9 @@ class AssembledModel(Configurable, nn.Module):
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
         # 6. Objectives, in float32.
-        self.extra_tokens = losses.resolve_extra_tokens(
-            ExtraTokens.NONE if self.fusion is None else self.fusion.appended
-        )
+        appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
+        self.training_tokens = losses.resolve_extra_tokens(appended, training=True)
+        self.extra_tokens = losses.resolve_extra_tokens(appended)
         losses.check_encoding(camera_encoding)
         losses.bind(width, num_layers)
         self.objectives = losses.to(self.backbone.device)
@@ -235,6 +236,11 @@ class AssembledModel(Configurable, nn.Module):
     def sequence_builder(self) -> SequenceBuilder:
         """Build sequences by these rules."""
         return SequenceBuilder(self.sequence_rules)
+
+    @property
+    def training_sequence_builder(self) -> SequenceBuilder:
+        """Build the sequences of a training, which may have more extra tokens."""
+        return SequenceBuilder(replace(self.sequence_rules, extra_tokens=self.training_tokens))
 
     @property
     def uses_geometry_tokens(self) -> bool:

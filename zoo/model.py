@@ -95,13 +95,18 @@ class SpatialVLM(AssembledModel):
         average = AVERAGES[self.average]
         decoded = decode(self.backbone, self.objectives.layers, inputs, scenes, batch.sequences, average)
         losses = self.objectives.losses(decoded)
-        # 4. A batch without cameras, or with the dataset's, does not use what reads or predicts them: a gradient of
-        # zero there lets all DDP processes reduce the same parameters.
+        return {**losses, "loss": losses["loss"] + self.zero_of_unused()}
+
+    def zero_of_unused(self) -> Float[Tensor, ""] | int:
+        """Return 0 with a gradient of zero for the parameters of parts that not every batch uses.
+
+        A batch without cameras, or with the dataset's, does not use what reads or predicts them: so all DDP processes
+        reduce the same parameters.
+        """
         parts = [self.camera_encoding, self.view_mixer, self.geometry, self.objectives]
         all_parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
         # Sharded ones are of blocks that every batch uses.
-        unused = [0.0 * p.sum() for p in all_parameters if p.requires_grad and not isinstance(p, DTensor)]
-        return {**losses, "loss": losses["loss"] + sum(unused)}
+        return sum(0.0 * p.sum() for p in all_parameters if p.requires_grad and not isinstance(p, DTensor))
 
     def encode_scenes(self, batch: Batch) -> list[EncodedScene]:
         """Encode each scene of a batch once: vision, geometry, cameras, view mixing, fusion.
@@ -130,7 +135,7 @@ class SpatialVLM(AssembledModel):
         # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
         changed = self.objectives.change_tokens(visual, scenes) if self.training else visual
         fused = fuse_scenes(scenes, changed, cameras, geometry, self.fusion, self.view_mixer)
-        complete = [self.objectives.append_token(each) for each in fused]
+        complete = [self.objectives.append_token(each, self.training) for each in fused]
         return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, strict=True)]
 
     def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Greedy answers to many questions about a scene; their shared prefix is read into the KV cache once."""
+"""Answers to many questions about a scene; their shared prefix is read into the KV cache once."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from zoo.backbones.base import Backbone
 from zoo.errors import InputError
 from zoo.linear_states import join_states, keep_rows, read_states, write_states
 from zoo.precision import answer_precision
+from zoo.sampling import TokenChoice, greedy
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.batch import Batch, Prompt
 from zoo.sequences.masks import PREFIX
@@ -41,10 +42,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 class Reply(NamedTuple):
-    """The new tokens of an answer, up to a stop token (included); or why there is none."""
+    """The new tokens of an answer, up to a stop token (included); or why there is none.
+
+    Attributes:
+        log_probs: Of each token, where they are drawn.
+    """
 
     ids: list[int]
     error: str | None = None
+    log_probs: tuple[float, ...] = ()
 
 
 class CachedPrefix:
@@ -62,6 +68,7 @@ class CachedPrefix:
         next_position: Behind the prefix; None reads it from the inputs.
         repetition_penalty: Divides the positive logits of the tokens of prompt and answer, and multiplies the negative
             ones, as in transformers; 1 is none.
+        choose: How the next token is chosen.
     """
 
     @torch.no_grad()
@@ -72,8 +79,9 @@ class CachedPrefix:
         inputs: Mapping[str, Any],
         next_position: int | None = None,
         repetition_penalty: float = 1.0,
+        choose: TokenChoice = greedy,
     ) -> None:
-        self.backbone, self.input_ids = backbone, input_ids
+        self.backbone, self.input_ids, self.choose = backbone, input_ids, choose
         self.penalize = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
         self.cache = backbone.decode(inputs, use_cache=True).cache
         self.states = read_states(self.cache)
@@ -85,7 +93,7 @@ class CachedPrefix:
         self.groups = torch.full_like(input_ids, PREFIX)
 
     def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
-        """Answer questions greedily, each as if it had been alone: in one pass, or in more where memory is short.
+        """Answer questions, each as if it had been alone: in one pass, or in more where memory is short.
 
         Args:
             questions: Token ids that follow the prefix, at least one each.
@@ -124,13 +132,18 @@ class CachedPrefix:
         last, seen = read[:, ends], self._seen(questions)
         # 2. The answers, one token of each at a time.
         answers: list[list[int]] = [[] for _ in questions]
+        drawn: list[list[float]] = [[] for _ in questions]
         errors: dict[int, str] = {}
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
             if self.penalize is not None:
                 logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
-            found = torch.where(logits.amax(-1).isfinite(), logits.argmax(-1), BROKEN)
+            chosen, log_probs = self.choose(logits)
+            found = torch.where(logits.amax(-1).isfinite(), chosen, BROKEN)
+            if log_probs is not None:
+                for n, value in zip(going, log_probs.tolist(), strict=True):
+                    drawn[n].append(value)
             for n, token in zip(going, found.tolist(), strict=True):  # the wait
                 if token == BROKEN:
                     errors[n] = f"the logits of token {step + 1} of the answer are not finite"
@@ -146,7 +159,11 @@ class CachedPrefix:
                 last, seen, going = last[:, rows], seen[rows], [going[i] for i in kept]
                 keep_rows(self.cache, rows)
             hidden = self._read(last, None if alone else self.backbone.step_mask)
-        return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
+        replies = zip(answers, drawn, strict=True)
+        return [
+            Reply([], errors[n]) if n in errors else Reply(ids, log_probs=tuple(log_probs))
+            for n, (ids, log_probs) in enumerate(replies)
+        ]
 
     def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
         """The tokens of prefix and question, padded with one that each has seen."""

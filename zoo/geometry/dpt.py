@@ -70,26 +70,21 @@ def in_chunks(
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-class Scratch(nn.Module):
-    """Merge the four maps from coarse to fine; the name is that of the official checkpoints.
+class FusionChain(nn.Module):
+    """Merge the four maps from coarse to fine.
 
     Args:
         features: Width of the merged maps.
-        output_dim: Channels of the result.
         in_channels: Widths of the four maps.
         unit: The residual unit of the fusion blocks.
     """
 
-    def __init__(
-        self, features: int, output_dim: int, in_channels: Sequence[int], unit: Callable[[int], nn.Module]
-    ) -> None:
+    def __init__(self, features: int, in_channels: Sequence[int], unit: Callable[[int], nn.Module]) -> None:
         super().__init__()
         self.features, self.unit = features, unit
         for level, width in enumerate(in_channels, 1):
             self.add_module(f"layer{level}_rn", nn.Conv2d(width, features, 3, padding=1, bias=False))
         self.add_chain("")
-        self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.output_conv2 = output_branch(features, output_dim)
 
     def add_chain(self, suffix: str) -> None:
         """Add four fusion blocks, `refinenet1<suffix>` to `refinenet4<suffix>`."""
@@ -101,16 +96,34 @@ class Scratch(nn.Module):
         return [self.get_submodule(f"layer{level}_rn")(x) for level, x in enumerate(maps, 1)]
 
     def merge(
-        self, levels: Sequence[Float[Tensor, "N features _ _"]], suffix: str = ""
+        self, levels: Sequence[Float[Tensor, "N features _ _"]], suffix: str = "", upscale: int = 2
     ) -> Float[Tensor, "N features _ _"]:
-        """Merge maps, the finest first, into one of twice the finest size by the chain of this suffix."""
+        """Merge maps, the finest first, into one of `upscale` times the finest size by the chain of this suffix."""
         out = None
         for level in range(len(levels), 0, -1):
             lateral = levels[level - 1]
-            finer = levels[level - 2].shape[2:] if level > 1 else [2 * side for side in lateral.shape[2:]]
+            finer = levels[level - 2].shape[2:] if level > 1 else [upscale * side for side in lateral.shape[2:]]
             out = self.get_submodule(f"refinenet{level}{suffix}")(out, lateral, tuple(finer))
         assert out is not None
         return out
+
+
+class Scratch(FusionChain):
+    """`FusionChain` with the output convolutions; the name is that of the official checkpoints.
+
+    Args:
+        features: Width of the merged maps.
+        output_dim: Channels of the result.
+        in_channels: Widths of the four maps.
+        unit: The residual unit of the fusion blocks.
+    """
+
+    def __init__(
+        self, features: int, output_dim: int, in_channels: Sequence[int], unit: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__(features, in_channels, unit)
+        self.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.output_conv2 = output_branch(features, output_dim)
 
 
 def output_branch(features: int, output_dim: int) -> nn.Sequential:

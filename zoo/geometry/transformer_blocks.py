@@ -22,11 +22,12 @@ class Attention(nn.Module):
         dim: Width of the tokens.
         num_heads: A divisor of dim.
         qk_norm: LayerNorm over each head's channels of queries and keys, before RoPE.
+        causal: Mask later tokens.
     """
 
-    def __init__(self, dim: int, num_heads: int, qk_norm: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool, causal: bool = False) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.causal = num_heads, causal
         self.qkv = nn.Linear(dim, 3 * dim)
         self.q_norm: nn.Module = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
         self.k_norm: nn.Module = nn.LayerNorm(dim // num_heads) if qk_norm else nn.Identity()
@@ -41,7 +42,7 @@ class Attention(nn.Module):
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
         # one dtype: under autocast LayerNorm returns float32; contiguous: SDPA is faster with it on a CPU
-        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v.contiguous())
+        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v.contiguous(), is_causal=self.causal)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -98,6 +99,7 @@ class Block(nn.Module):
         qk_norm: See `Attention`; its LayerNorms have eps 1e-5, whatever `eps` is.
         eps: Of the two LayerNorms of the block.
         mlp: `MLP` or `SwiGLU`.
+        causal: Mask later tokens.
     """
 
     def __init__(
@@ -108,10 +110,11 @@ class Block(nn.Module):
         qk_norm: bool = False,
         eps: float = 1e-5,
         mlp: Callable[[int, int, int], nn.Module] = MLP,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps)
-        self.attn = Attention(dim, num_heads, qk_norm)
+        self.attn = Attention(dim, num_heads, qk_norm, causal)
         self.ls1 = LayerScale(dim)
         self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = mlp(dim, int(dim * mlp_ratio), dim)

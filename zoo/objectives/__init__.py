@@ -8,4 +8,6 @@ from zoo.objectives.depth_prediction import DepthPrediction
 from zoo.objectives.evaluation import predicted_cameras, prediction_errors
 from zoo.objectives.language_modeling import LanguageModeling
 from zoo.objectives.masked_views import MaskedViews
+from zoo.objectives.pose_prediction import PosePrediction
 from zoo.objectives.ray_depth_prediction import RayDepthPrediction
+from zoo.objectives.teacher import Distillation, MetricScale, TeacherDepth, TeacherPose

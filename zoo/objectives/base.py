@@ -17,6 +17,7 @@ from zoo.fusions.connector import Connector
 from zoo.objectives.decoded import Decoded
 from zoo.requirements import Target
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.visual_grid import ExtraTokens
 
 
 class Objective(Configurable, nn.Module, ABC):
@@ -31,8 +32,12 @@ class Objective(Configurable, nn.Module, ABC):
         uses_lengths: Whether its targets change with the unit of lengths.
         layers: The decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
         adds_token: Whether a learned token follows the 2D tokens of each temporal patch or still. It is part of the
-            prompt wherever the model is used. It shares the position of a 2D token and has no camera.
-        token: That token, after `bind`.
+            prompt wherever the model is used, but for `token_in_training_only`. It has no camera.
+        extra_tokens: Whose position it shares.
+        token_in_training_only: Whether that token is in the prompts of a training alone.
+        has_first_token: Whether the first view has a token of its own.
+        token: That token, after `bind`; with one of the first view, two rows, its own first.
+        learns_from_teacher: Whether its targets are those of `--model.teacher`.
 
     Raises:
         InputError: A negative or infinite weight.
@@ -43,6 +48,10 @@ class Objective(Configurable, nn.Module, ABC):
     uses_lengths: bool = False
     layers: tuple[int, ...] = ()
     adds_token: bool = False
+    extra_tokens: ExtraTokens = ExtraTokens.ONE
+    token_in_training_only: bool = False
+    has_first_token: bool = False
+    learns_from_teacher: bool = False
     token: nn.Parameter | None
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -59,7 +68,7 @@ class Objective(Configurable, nn.Module, ABC):
             InputError: The decoder has no such layer.
         """
         if self.adds_token:
-            self.token = nn.Parameter(0.02 * torch.randn(width))
+            self.token = nn.Parameter(0.02 * torch.randn(*([2] if self.has_first_token else []), width))
 
     def check_encoding(self, encoding: CameraEncoding | None) -> None:
         """Raise an InputError if the model's camera encoding is not one that the objective reads."""

@@ -66,24 +66,35 @@ class Objectives(nn.ModuleDict):
 
     @property
     def with_token(self) -> dict[str, Objective]:
-        """Objectives with a learned token."""
+        """Objectives with a learned token wherever the model is used."""
+        return {name: each for name, each in self.with_training_token.items() if not each.token_in_training_only}
+
+    @property
+    def with_training_token(self) -> dict[str, Objective]:
+        """Objectives with a learned token in training."""
         return {name: objective for name, objective in self.all_objectives.items() if objective.adds_token}
 
-    def resolve_extra_tokens(self, appended: ExtraTokens) -> ExtraTokens:
+    def resolve_extra_tokens(self, appended: ExtraTokens, training: bool = False) -> ExtraTokens:
         """Return the tokens that follow the 2D tokens: the fusion's, or that of an objective.
 
         Raises:
             InputError: There are both, or those of two objectives.
         """
-        if not self.with_token:
+        own = self.with_training_token if training else self.with_token
+        if not own:
             return appended
-        names = [*self.with_token, *(["the fusion"] if appended is not ExtraTokens.NONE else [])]
+        names = [*own, *(["the fusion"] if appended is not ExtraTokens.NONE else [])]
         if len(names) > 1:
             raise InputError(
                 f"--model.objectives: {' and '.join(names)} append tokens to each view, and only one may: "
                 "CameraPrediction needs none with token: false"
             )
-        return ExtraTokens.ONE
+        return next(iter(own.values())).extra_tokens
+
+    @property
+    def learning_from_teacher(self) -> list[str]:
+        """The class names of active objectives that need a teacher."""
+        return [name for name, objective in self.active.items() if objective.learns_from_teacher]
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -120,26 +131,35 @@ class Objectives(nn.ModuleDict):
             visual = objective.change_tokens(visual, scenes)
         return visual
 
-    def append_token(self, visual: VisualTokens) -> VisualTokens:
+    def append_token(self, visual: VisualTokens, training: bool) -> VisualTokens:
         """Append the learned token, if some objective has one, to the tokens of each temporal patch."""
-        for objective in self.with_token.values():
+        for objective in (self.with_training_token if training else self.with_token).values():
             assert objective.token is not None  # after `bind`
-            token = objective.token.to(visual.tokens.dtype).expand(len(visual.tokens), 1, -1)
+            token, count = objective.token.to(visual.tokens.dtype), len(visual.tokens)
+            if objective.has_first_token:
+                token = torch.cat((token[:1], token[1:].expand(count - 1, -1)))[:, None]
+            token = token.expand(count, 1, -1)
             visual = VisualTokens(torch.cat((visual.tokens, token), 1), F.pad(visual.deepstack, (0, 0, 0, 1)))
         return visual
 
-    def losses(self, decoded: Decoded) -> dict[str, Tensor]:
-        """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several."""
+    def losses(self, decoded: Decoded, left_out: type[Objective] | None = None) -> dict[str, Tensor]:
+        """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several.
+
+        Args:
+            decoded: What the model computed.
+            left_out: The class of an objective that is not asked.
+        """
         found: dict[str, Tensor] = {}
-        total: Tensor | float = 0.0
+        total = decoded.last_hidden_state.new_zeros((), dtype=torch.float32)
         for name, objective in self.active.items():
+            if left_out is not None and isinstance(objective, left_out):
+                continue
             if terms := objective(decoded):
                 for term, value in terms.items():
                     check_shape(objective, f"loss {term!r} ()", value)
                 found[name] = sum(terms.values())  # type: ignore[assignment]
                 total = total + objective.weight * found[name]
                 found |= {f"{name}/{term}": value for term, value in terms.items() if len(terms) > 1}
-        assert isinstance(total, Tensor)  # of LanguageModeling
         return {"loss": total, **found}
 
     def is_applicable(self, scene: EncodedScene) -> bool:

@@ -41,12 +41,17 @@ class Decoded:
     average: Average = AVERAGES["questions"]
     camera_encoding: EncodedCameras | None = None
 
-    def views(self, layer: int) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
-        """Yield each scene with the hidden states of its visual tokens, see `views_of`."""
-        return self.views_of(self.layers[layer])
+    def views(self, layer: int | None) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
+        """Yield each scene with the outputs of a layer at its visual tokens, or for None those of the last norm.
+
+        See `views_of`.
+        """
+        return self.views_of(self.last_hidden_state if layer is None else self.layers[layer])
 
     def views_of(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
         """Yield each scene with what its visual tokens have in each of its sequences, in float32.
+
+        They are the outputs of a layer, or for None those of the last norm.
 
         The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
         since another process does, are left out.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.cameras.teacher_targets import TeacherTargets
 from zoo.movable import Movable
 from zoo.sequences.sequence_layout import MediaKind
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
@@ -38,6 +39,7 @@ class SceneInputs(Movable):
         question_types: In training, of all questions about it that the optimizer step learns from, also in other
             batches, for objectives that depend on them.
         has_true_cameras: False in a test with the cameras of another scene, which no prediction is compared with.
+        teacher: What objectives learn from, in training; see `zoo.scene_encoding.teacher`.
         draw: Seed of what a training step draws about it: of the data's seed, the scene and the epoch.
     """
 
@@ -57,6 +59,7 @@ class SceneInputs(Movable):
         question_types: Sequence[str] = (),
         has_true_cameras: bool = True,
         draw: int = 0,
+        teacher: TeacherTargets | None = None,
     ) -> None:
         steps, height, width = (int(side) for side in grid_thw)
         self.grid_thw: Grid = (steps, height, width)
@@ -64,7 +67,7 @@ class SceneInputs(Movable):
         self.geometry, self.cached_geometry, self.cameras = geometry, cached_geometry, cameras
         self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
         self.geometry_override, self.question_types = geometry_override, question_types
-        self.has_true_cameras, self.draw = has_true_cameras, draw
+        self.has_true_cameras, self.draw, self.teacher = has_true_cameras, draw, teacher
 
     @property
     def num_steps(self) -> int:

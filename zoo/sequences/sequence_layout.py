@@ -144,7 +144,8 @@ class SequenceLayout:
         self.span, within = owners(lengths)
         self.step, place = within // per_view[self.span], within % per_view[self.span]
         self.is_extra: Bool[Tensor, " tokens"] = place >= view[self.span]
-        self.cell: Int[Tensor, " tokens"] = torch.where(self.is_extra, place - view[self.span], place)
+        after = place - (1 if extra_tokens is ExtraTokens.LAST else view[self.span])
+        self.cell: Int[Tensor, " tokens"] = torch.where(self.is_extra, after, place)
         self.tokens: Int[Tensor, " tokens"] = self.start[self.span] + within
         self._check(ids, lengths)
 

@@ -16,12 +16,13 @@ GridTHW = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w); of a tensor on 
 
 
 class ExtraTokens(Enum):
-    """The tokens appended to the 2D tokens of each view; they share the positions of the first of these."""
+    """The tokens appended to the 2D tokens of each view; they share the positions of the first, or of the last one."""
 
     NONE = "none"
     ONE = "one per view"
+    LAST = "one per view, at the position of the last 2D token"
     ALL = "one per 2D token"
 
     def count(self, tokens: int) -> int:
         """Return the number of tokens appended to a view with `tokens` 2D tokens."""
-        return {ExtraTokens.NONE: 0, ExtraTokens.ONE: 1, ExtraTokens.ALL: tokens}[self]
+        return {ExtraTokens.NONE: 0, ExtraTokens.ALL: tokens}.get(self, 1)

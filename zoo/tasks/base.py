@@ -46,6 +46,7 @@ class Task(Configurable, LightningModule):
         preprocessor: Turns frames and questions into tokens; of a task with a `sequence_builder`.
         sequence_builder: Builds the sequences of a batch; None for a task that reads scenes alone.
         answers_questions: Whether validation and test steps return prediction records.
+        asks_in_training: Whether training batches have prompts, as those of a test, in place of answers.
         frozen_weights: Path and fingerprints of the files that frozen parts were read from, by part.
         trained: How far the weights are trained: the "step", and of a known fit its "max_steps" and the "versions" of
             its code; None before a fit.
@@ -55,6 +56,7 @@ class Task(Configurable, LightningModule):
     preprocessor: Preprocessor
     sequence_builder: SequenceBuilder | None = None
     answers_questions: bool = True
+    asks_in_training: bool = False
 
     def __init__(
         self,
@@ -71,6 +73,11 @@ class Task(Configurable, LightningModule):
     def requirements(self) -> DataRequirements:
         """What the DataModule must provide beside pixels and questions."""
         raise NotImplementedError
+
+    @property
+    def training_sequence_builder(self) -> SequenceBuilder | None:
+        """Build the sequences of training batches."""
+        return self.sequence_builder
 
     def geometry_reader(self, *, training: bool) -> GeometryReader | None:
         """Return what data workers read cached geometry by; None if nothing is cached."""

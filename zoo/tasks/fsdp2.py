@@ -24,7 +24,7 @@ from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.frozen import saved_names
 from zoo.weights.sharded_tensors import shard_like, whole
 
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+STEPS = ("training_step", "validation_step", "test_step", "predict_step", "call")
 GATHERED_DTYPES = dict.fromkeys(("bf16-mixed", "bf16"), torch.bfloat16)  # of units, by the Trainer's precision
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,21 +15,25 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
-from zoo.errors import SCENE_FAULTS, InputError, describe_fault
+from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault
 from zoo.model import SpatialVLM
 from zoo.objectives import prediction_errors
 from zoo.precision import answer_precision
-from zoo.prefix_cache import answer_prompts, check_penalty
+from zoo.prefix_cache import answer_prompts, check_penalty, eval_mode
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.geometry_reader import GeometryReader
+from zoo.scene_encoding.teacher import Teacher
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
+from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
+from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.deferred import load_deferred
-from zoo.weights.frozen import frozen_weights
+from zoo.weights.frozen import FROZEN, check_frozen, frozen_weights
 
+T = TypeVar("T")
 MAX_ATTEMPTS = 2  # at answering the questions of a scene
 DATA = "data"  # of a checkpoint: `data_config` of its model
 PUBLISHED = LearningRates()  # Spatial-MLLM's
@@ -53,6 +58,10 @@ class VideoQATask(Task):
         repetition_penalty: Of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
             generation configs have 1.05.
         allow_untrained: Answer questions even with random weights.
+        algorithm: How it learns from a batch; null is `SupervisedFineTuning`, another one is `GRPO`.
+        teacher: A geometry encoder that objectives learn from in training, such as `Distillation`.
+        initial_weights: A checkpoint of a run of the same model, from whose weights a new training starts. `fit
+            --ckpt_path` of a run with another algorithm sets it.
         parts: See `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
             with `FSDP2Strategy` into the shards of each process.
     """
@@ -70,6 +79,9 @@ class VideoQATask(Task):
         max_new_tokens: int = 32,
         repetition_penalty: float = 1.0,
         allow_untrained: bool = False,
+        algorithm: Algorithm | None = None,
+        teacher: Teacher | None = None,
+        initial_weights: str | None = None,
         **parts: Any,
     ) -> None:
         super().__init__(learning_rates, optimizer, scheduler)
@@ -80,6 +92,14 @@ class VideoQATask(Task):
         check_penalty(repetition_penalty)
         self.model = SpatialVLM(**parts)
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
+        self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
+        self.teacher = teacher
+        if self.algorithm.asks_questions and self.model.training_tokens is not self.model.extra_tokens:
+            names = " and ".join(self.model.objectives.with_training_token)
+            raise InputError(
+                f"--model.objectives: {names} has a token in training alone, and answers are sampled with the prompts "
+                "of a test: set its token to always or none"
+            )
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
         if "objective" in learning_rates.frozen() and (learning := self.model.objectives.learning):
@@ -98,7 +118,20 @@ class VideoQATask(Task):
 
     @property
     def requirements(self) -> DataRequirements:
-        return self.model.requirements
+        needs = self.model.requirements
+        if self.teacher is None or self._trainer is None or self._trainer.state.fn != "fit":
+            return needs
+        outline = self.teacher.outline
+        return replace(
+            needs,
+            frames=True,
+            cameras=needs.cameras or outline.requires_cameras,
+            depth=needs.depth or outline.requires_depth,
+        )
+
+    @property
+    def training_sequence_builder(self) -> SequenceBuilder:
+        return self.model.training_sequence_builder
 
     @property
     def sequence_builder(self) -> SequenceBuilder:  # type: ignore[override]
@@ -188,18 +221,46 @@ class VideoQATask(Task):
 
     # ---- Lightning's steps ------------------------------------------------------------------------------------------
 
+    @property
+    def asks_in_training(self) -> bool:  # type: ignore[override]
+        return self.algorithm.asks_questions
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let the algorithm prepare the batch, after the seed of what it draws is set."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self.teacher is not None:
+            found = self.teacher(batch.scenes, self.model.backbone.patch_size)
+            for scene, targets in zip(batch.scenes, found, strict=True):
+                scene.teacher = targets
+        self.algorithm.prepare(self, batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log the loss, that of each objective, and the learning rates."""
-        losses = self.losses(batch)
-        loss, count = losses.pop("loss"), len(batch.records)
-        weight = batch.weight if self.model.average == "questions" else 1.0
-        if not sum(batch.num_answers):
-            return loss  # zero: the batch only keeps this process in step
-        self.log("train/loss", loss, prog_bar=True, batch_size=count)
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=count)
+        """Return the algorithm's loss, and log the learning rates."""
         for group in self.trainer.optimizers[0].param_groups:
             self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
-        return weight * loss
+        return self.algorithm.training_loss(self, batch)
+
+    def call_as_in_validation(self, compute: Callable[[], T]) -> T:
+        """Call a function on the model between two steps of a training: in eval mode, in the Trainer's precision.
+
+        A strategy that shards the model gathers its weights meanwhile.
+        """
+        strategy = self.trainer.strategy
+        strategy.on_validation_start()
+        try:
+            with eval_mode(self), self.trainer.precision_plugin.forward_context():
+                return self.call(compute)
+        finally:
+            strategy.on_validation_end()
+
+    def call(self, compute: Callable[[], T]) -> T:
+        """Call a function on the model, as a step that a sharding strategy knows."""
+        return compute()
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Update the weights as often as the algorithm says, each time with the gradient at the new weights."""
+        for _ in range(self.algorithm.updates):
+            super().optimizer_step(*args, **kwargs)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
         """Return prediction records."""
@@ -213,8 +274,18 @@ class VideoQATask(Task):
         return self.predict_batch(batch)
 
     def configure_model(self) -> None:
-        """Read deferred weights, see `SpatialVLM`; a strategy that shards the model has done so before."""
+        """Read deferred weights, see `SpatialVLM`, and those that a training starts from, before a checkpoint's."""
         load_deferred(self)
+        if self.trainer.state.fn != "fit":
+            return
+        if self.teacher is None and (learning := self.model.objectives.learning_from_teacher):
+            raise InputError(f"--model.objectives: {' and '.join(learning)} learn from a --model.teacher: name one")
+        if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
+            checkpoint = read_checkpoint(self.initial_weights)
+            check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, self.initial_weights)
+            with add_file_to_errors(self.initial_weights):
+                self.trainer.strategy.load_model_state_dict(checkpoint)
+        self.algorithm.begin(self)
 
     def setup(self, stage: str) -> None:
         """Refuse precisions that round cameras and RoPE; the model keeps the run's for its answers."""

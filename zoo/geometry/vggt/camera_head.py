@@ -23,12 +23,20 @@ class CameraHead(nn.Module):
         trunk_depth: Number of self-attention blocks over the camera tokens of a scene.
         num_heads: Of these blocks.
         mlp_ratio: Hidden width of their MLPs over dim_in.
+        causal: Mask later frames.
     """
 
-    def __init__(self, dim_in: int = 2048, trunk_depth: int = 4, num_heads: int = 16, mlp_ratio: float = 4.0) -> None:
+    def __init__(
+        self,
+        dim_in: int = 2048,
+        trunk_depth: int = 4,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        causal: bool = False,
+    ) -> None:
         super().__init__()
         self.token_norm = nn.LayerNorm(dim_in)
-        self.trunk = nn.Sequential(*[Block(dim_in, num_heads, mlp_ratio) for _ in range(trunk_depth)])
+        self.trunk = nn.Sequential(*[Block(dim_in, num_heads, mlp_ratio, causal=causal) for _ in range(trunk_depth)])
         self.trunk_norm = nn.LayerNorm(dim_in)
         self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, ENCODING))
         self.embed_pose = nn.Linear(ENCODING, dim_in)

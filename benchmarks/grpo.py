@@ -1,0 +1,160 @@
+"""One step of GRPO on a scene with many questions: the scene read once, beside once for each answer.
+
+    python -m benchmarks.grpo                        # a tiny model: 18 questions, 8 answers each
+    python -m benchmarks.grpo --size 97M --questions 4
+    python -m benchmarks.grpo --device cuda --size 97M
+
+Both ways sample the same number of tokens and learn from the same answers, those of the zoo; their gradients are
+compared. "each answer" is how TRL trains on pictures: every answer has its own prompt, whose scene and prefix are read
+for sampling and for scoring; gradients are accumulated answer by answer, so that memory holds one at a time. Memory is
+what a step adds at its peak, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import in_a_process, interleaved, peak_growth, spread
+from benchmarks.tables import markdown
+from benchmarks.training import SIZES, noise, task_of
+from datamodules.collate import QuestionCollate
+from datamodules.wording import Wording
+from zoo.objectives.grpo import grpo_loss
+from zoo.prefix_cache import eval_mode
+from zoo.sampling import Sampling
+from zoo.sequences.batch import Batch
+from zoo.tasks import VideoQATask
+from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
+
+TOLERANCE = 1e-5  # of equal gradients, relative to the norm
+NEW_TOKENS = 8
+Step = Callable[[], dict[str, Tensor]]  # samples, and returns the gradients of the given answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=tuple(SIZES), default="tiny")
+    parser.add_argument("--questions", type=int, default=18, help="about the scene")
+    parser.add_argument("--answers", type=int, default=8, help="to each question")
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--height", type=int, default=476)
+    parser.add_argument("--width", type=int, default=644)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--memory-of", choices=tuple(WAYS), help="print the memory of one step, no more")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.memory_of:
+        small = argparse.Namespace(**{**vars(options), "frames": 2, "height": 56, "width": 84, "questions": 1})
+        WAYS[options.memory_of](small)()  # what is set up once
+        print(json.dumps(peak_growth(WAYS[options.memory_of](options), options.device)))
+        return
+    steps = {way: build(options) for way, build in WAYS.items()}
+    once, each = (step() for step in steps.values())
+    error = max(float((once[name] - value).norm() / value.norm().clamp(min=1e-9)) for name, value in each.items())
+    if error > TOLERANCE:
+        sys.exit(f"the gradients differ by {error:.1e} of their norm")
+    seconds = interleaved(steps, options.repeats, options.device, warm_up=False)  # the first gradients were the warm-up
+    middle = {way: statistics.median(values) for way, values in seconds.items()}
+    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} CPU threads"
+    print(
+        f"\nQwen2.5-VL, {options.size}, float32, {options.frames} frames, {options.questions} questions, "
+        f"{options.answers} answers each, {where}; gradients equal to {error:.0e} of their norm\n"
+    )
+    slow = middle["each answer"]
+    rows = [
+        {
+            "the scene is read for": way,
+            "s per step: median (least to most)": spread(values, 2),
+            "times faster": f"{slow / middle[way]:.1f}",
+            "memory at the peak, MiB": f"{memory(options, way) / 2**20:.0f}",
+        }
+        for way, values in seconds.items()
+    ]
+    print(markdown(rows))
+
+
+def memory(options: argparse.Namespace, way: str) -> int:
+    given = {name: value for name, value in vars(options).items() if name not in ("memory_of", "repeats")}
+    return int(in_a_process("benchmarks.grpo", **given, **{"memory-of": way}))
+
+
+def questions(options: argparse.Namespace, task: VideoQATask) -> Batch:
+    """All questions about one scene."""
+    parts = Wording(task.preprocessor), task.sequence_builder, task.requirements
+    return QuestionCollate(*parts, questions_per_batch=8)([noise(options, options.questions)]).to(options.device)
+
+
+def prepared(options: argparse.Namespace) -> tuple[VideoQATask, Batch, list[SampledAnswer], Tensor]:
+    """The model, the questions, the answers that are learned from, and their advantages."""
+    torch.manual_seed(0)
+    task = task_of(options.size).to(options.device)
+    asked = questions(options, task)
+    with eval_mode(task):
+        answers = sample_answers(task.model, asked, Sampling(), options.answers, NEW_TOKENS)
+    advantages = torch.randn(len(answers), generator=torch.Generator().manual_seed(1)).to(options.device)
+    return task, asked, answers, advantages
+
+
+def learn(task: VideoQATask, asked: Batch, answers: list[SampledAnswer], advantages: Tensor, share: float) -> None:
+    """Add the gradient of a share of the loss."""
+    lengths = [len(answer.reply.ids) for answer in answers]
+    sequences = answer_sequences(task.sequence_builder, answers, asked.scenes, None).to(task.device)
+    logps, _ = answer_log_probs(task.model, asked, sequences, lengths, 1.0)
+    loss = grpo_loss(logps, None, advantages, answer_mask(lengths, logps.device), loss_type="grpo")
+    (share * loss).backward()
+
+
+def gradients(task: VideoQATask) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in task.named_parameters() if p.grad is not None}
+    task.zero_grad(set_to_none=True)
+    return found
+
+
+def once(options: argparse.Namespace) -> Step:
+    """The scene is read once to sample, and once to learn."""
+    task, asked, answers, advantages = prepared(options)
+
+    def step() -> dict[str, Tensor]:
+        with eval_mode(task):
+            sample_answers(task.model, asked, Sampling(), options.answers, NEW_TOKENS)
+        learn(task, asked, answers, advantages, 1.0)
+        return gradients(task)
+
+    return step
+
+
+def for_each_answer(options: argparse.Namespace) -> Step:
+    """The scene is read for each answer, twice."""
+    task, asked, answers, advantages = prepared(options)
+    scene = noise(options, options.questions)
+    parts = Wording(task.preprocessor), task.sequence_builder, task.requirements
+    alone = [
+        QuestionCollate(*parts)([replace(scene, questions=(question,))]).to(options.device)
+        for question in scene.questions
+    ]
+
+    def step() -> dict[str, Tensor]:
+        for number, answer in enumerate(answers):
+            with eval_mode(task):
+                sample_answers(task.model, alone[answer.record], Sampling(), 1, NEW_TOKENS)
+            learn(task, asked, [answer], advantages[number : number + 1], 1 / len(answers))
+        return gradients(task)
+
+    return step
+
+
+WAYS: dict[str, Callable[[argparse.Namespace], Step]] = {"all answers": once, "each answer": for_each_answer}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Runs of GRPO: they start from the weights of a supervised run, learn, and resume exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cli import Run, weights
+from zoo import VideoQATask
+from zoo.tasks.grpo import GRPO
+
+REWARD = ("--model.algorithm.rewards", "[tests.rewards.Brevity]")
+FIT = ("fit", "--config", "prope.yaml", "--config", "grpo.yaml", "--model.algorithm.num_generations", "3", *REWARD)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@contextmanager
+def recorded(stop: int | None = None) -> Iterator[list[dict[str, Any]]]:
+    """What each update learns from, and its loss; it breaks off before update `stop`."""
+    found: list[dict[str, Any]] = []
+    training_loss = GRPO.training_loss
+
+    def record(self: GRPO, task: VideoQATask, batch: Any) -> Tensor:
+        if len(found) == stop:
+            raise Interrupted
+        before = {name: p.detach().clone() for name, p in task.named_parameters() if p.requires_grad}
+        loss = training_loss(self, task, batch)
+        assert self.rollout is not None
+        ids, logged = self.rollout.sequences.answer_ids.tolist(), dict(task.trainer.logged_metrics)
+        found.append({"loss": loss.item(), "ids": ids, "weights": before, "logged": logged})
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GRPO, "training_loss", record)
+        yield found
+
+
+def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "prope.yaml", "--trainer.default_root_dir", "runs/supervised")
+    before = weights(tmp_path / "runs/supervised")
+    options = (*FIT, "--model.algorithm.beta", "0.04", "--model.algorithm.updates", "2")
+    words = (*options, "--trainer.log_every_n_steps", "1", "--trainer.default_root_dir", "runs/grpo")
+    with recorded() as steps:
+        run(*words, "--ckpt_path", "runs/supervised/checkpoints/last.ckpt")
+    assert all(torch.equal(before[name], tensor) for name, tensor in steps[0]["weights"].items())
+    assert steps[0]["ids"] == steps[1]["ids"] != steps[2]["ids"]  # two updates of each batch
+    name = next(iter(before))
+    assert not torch.equal(steps[2]["weights"][name], steps[3]["weights"][name])  # the rate of the first step is 0
+    logged = steps[-1]["logged"]
+    wanted = ("reward", "reward_deviation", "groups_without_signal", "answer_length", "kl", "clipped_high", "loss")
+    assert {f"train/{name}" for name in wanted} <= logged.keys()
+    assert logged["train/reward_deviation"] > 0 and logged["train/sampling_gap"] < 1e-4
+    # that run is as it was
+    after = weights(tmp_path / "runs/supervised")
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not torch.equal(weights(tmp_path / "runs/grpo")[name], before[name])
+
+
+@pytest.mark.slow
+def test_it_is_tested_as_any_other_run(run: Run) -> None:
+    run(*FIT, "--trainer.default_root_dir", "runs/grpo", "--trainer.log_every_n_steps", "1")
+    assert "PRoPEMLLM" in run("test", "--ckpt_path", "runs/grpo/checkpoints/last.ckpt", sized=False)
+    events = b"".join(path.read_bytes() for path in Path("runs/grpo").glob("events*"))
+    assert b"samples" in events and b"advantage" in events
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--model.algorithm.beta", "0.1", "--model.algorithm.loss_type", "dapo"),
+        ("--model.algorithm.updates", "2", "--model.lora.r", "4"),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(extra: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    per_step = 2 if "--model.algorithm.updates" in extra else 1
+    words = (*FIT, *extra, "--trainer.max_steps", "4", "--trainer.val_check_interval", "2")
+    with recorded() as whole:
+        run(*words, "--trainer.default_root_dir", "runs/whole")
+    with recorded(stop=3 * per_step), pytest.raises(SystemExit, match="Interrupted"):
+        run(*words, "--trainer.default_root_dir", "runs/broken")
+    with recorded() as rest:
+        run(*words, "--ckpt_path", "runs/broken/checkpoints/last.ckpt", "--trainer.default_root_dir", "runs/broken")
+    assert 0 < len(rest) < len(whole)
+    for resumed, expected in zip(rest, whole[-len(rest) :], strict=True):
+        assert (resumed["loss"], resumed["ids"]) == (expected["loss"], expected["ids"])
+    ended = weights(tmp_path / "runs/broken")
+    assert all(torch.equal(ended[name], tensor) for name, tensor in weights(tmp_path / "runs/whole").items())
+
+
+@pytest.mark.slow
+def test_bad_settings_are_refused(run: Run) -> None:
+    for option, value, text in (
+        ("num_generations", "1", "at least 2"),
+        ("temperature", "0", "above 0"),
+        ("loss_type", "ppo", "grpo"),
+    ):
+        with pytest.raises(SystemExit, match=text):
+            run(*FIT, f"--model.algorithm.{option}", value)

@@ -1,0 +1,250 @@
+"""Group-relative policy optimization as plain functions of tensors: advantages, log-probabilities, and the loss.
+
+GRPO is arXiv 2402.03300, section 4.1. The variants are those of TRL 1.16, by its names: Dr. GRPO (arXiv 2503.20783),
+DAPO (arXiv 2503.14476), BNPO (arXiv 2506.02864), and GSPO's ratio of whole answers (arXiv 2507.18071).
+`zoo.tasks.grpo` samples the answers and trains on them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from zoo.errors import check_choice
+from zoo.precision import to_float32
+
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo"]
+RewardScale = Literal["group", "batch", "none"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+Level = Literal["token", "sequence"]
+LOSS_TYPES: tuple[str, ...] = get_args(LossType)
+HAS_DELTA = HAS_UNSCORABLE = HAS_NORMALIZE_THEN_SUM = True  # what this module has beyond GRPO itself
+MIN_DEVIATION = 1e-4  # added to the standard deviation of rewards
+
+
+class PolicyTerms(NamedTuple):
+    """The loss of each token before it is averaged, and what is logged of it.
+
+    Attributes:
+        losses: Of each token, 0 where masked.
+        kl: The estimate of the divergence from the reference; None without one.
+        clipped_low: Where the ratio is clipped from below, so that a token has no gradient.
+        clipped_high: The same from above.
+    """
+
+    losses: Float[Tensor, "B T"]
+    kl: Float[Tensor, "B T"] | None
+    clipped_low: Bool[Tensor, "B T"]
+    clipped_high: Bool[Tensor, "B T"]
+
+
+# ---- advantages -------------------------------------------------------------------------------------------------
+
+
+def group_advantages(
+    rewards: Float[Tensor, "N R"],
+    num_generations: int,
+    *,
+    weights: Float[Tensor, " R"],
+    scale: RewardScale = "group",
+    aggregation: Aggregation = "sum_then_normalize",
+) -> Float[Tensor, " N"]:
+    """Compare the reward of each answer with those of the other answers to its question.
+
+    Args:
+        rewards: Of N answers by R reward functions, those to one question in adjacent rows; NaN where a function does
+            not apply. An answer to which none applies has the advantage 0, and counts in no mean.
+        num_generations: Answers per question.
+        weights: Of the reward functions.
+        scale: Divide by the standard deviation of the `group` or of the whole `batch`; `none` is Dr. GRPO's.
+        aggregation: Sum the weighted functions, then normalize; or normalize each function in its group, then sum, and
+            normalize over the batch (GDPO, arXiv 2601.05242), whatever `scale` is.
+    """
+    check_choice("scale", scale, RewardScale)
+    check_choice("aggregation", aggregation, Aggregation)
+    is_scorable = ~rewards.isnan().all(1)
+    if aggregation == "normalize_then_sum":
+        groups = rewards.unflatten(0, (-1, num_generations))
+        each = ((groups - _mean(groups, 1)) / (_deviation(groups, 1) + MIN_DEVIATION)).flatten(0, 1)
+        summed = torch.where(is_scorable, (each * weights).nansum(1), torch.nan)
+        advantages = (summed - _mean(summed, 0)) / (_deviation(summed, 0) + MIN_DEVIATION)
+    else:
+        summed = torch.where(is_scorable, (rewards * weights).nansum(1), torch.nan)
+        groups = summed.unflatten(0, (-1, num_generations))
+        centered = groups - _mean(groups, 1)
+        if scale != "none":
+            deviation = _deviation(groups, 1) if scale == "group" else _deviation(summed, 0)
+            centered = centered / (deviation + MIN_DEVIATION)
+        advantages = centered.flatten()
+    return advantages.nan_to_num(0.0)
+
+
+def _mean(values: Tensor, axis: int) -> Tensor:
+    return values.nanmean(axis, keepdim=True)
+
+
+def _deviation(values: Tensor, axis: int) -> Tensor:
+    """Standard deviation of the values that are not NaN, with n - 1 in the denominator; 0 for a single one."""
+    count = (~values.isnan()).sum(axis, keepdim=True)
+    squares = (values - _mean(values, axis)).square().nansum(axis, keepdim=True)
+    return (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+# ---- log-probabilities ------------------------------------------------------------------------------------------
+
+
+def token_log_probs(
+    logits: Float[Tensor, "*batch V"], ids: Int[Tensor, "*batch"], *, temperature: float = 1.0
+) -> Float[Tensor, "*batch"]:
+    """Compute the log-probability of each token, in float32 or better.
+
+    Args:
+        logits: Those that predict each token.
+        ids: The tokens.
+        temperature: That of the sampling.
+    """
+    scaled = to_float32(logits) / temperature
+    return scaled.gather(-1, ids[..., None])[..., 0] - scaled.logsumexp(-1)
+
+
+# ---- loss -------------------------------------------------------------------------------------------------------
+
+
+def policy_terms(
+    logps: Float[Tensor, "B T"],
+    old_logps: Float[Tensor, "B T"] | None,
+    advantages: Float[Tensor, "B ..."],
+    mask: Shaped[Tensor, "B T"],
+    *,
+    ref_logps: Float[Tensor, "B T"] | None = None,
+    beta: float = 0.0,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    level: Level = "token",
+    correct_kl: bool = True,
+    delta: float | None = None,
+) -> PolicyTerms:
+    """Compute the clipped loss of each token; see `grpo_loss` for the arguments."""
+    check_choice("level", level, Level)
+    # a masked token has no gradient, whatever it holds: times zero, an infinite one would be NaN
+    known = mask.bool()
+    logps = torch.where(known, logps, 0.0)
+    old = logps.detach() if old_logps is None else torch.where(known, old_logps, 0.0)
+    per_token = advantages if advantages.ndim == 2 else advantages[:, None]
+    log_ratio = logps - old
+    if level == "sequence":
+        log_ratio = log_ratio.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    ratio = log_ratio.exp()
+    bounded = ratio if delta is None else ratio.clamp(max=delta)
+    clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
+    losses = -torch.minimum(bounded * per_token, clipped * per_token).expand_as(logps)
+    kl = None
+    if beta and ref_logps is not None:
+        difference = torch.where(known, ref_logps, 0.0) - logps
+        kl = difference.exp() - difference - 1
+        losses = losses + beta * (kl * ratio if correct_kl else kl)
+        kl = torch.where(known, kl.detach(), 0.0)
+    return PolicyTerms(
+        torch.where(known, losses, 0.0),
+        kl,
+        known & (bounded < 1 - epsilon_low) & (per_token < 0),
+        known & (bounded > 1 + epsilon_high) & (per_token > 0),
+    )
+
+
+def mean_over_tokens(
+    losses: Float[Tensor, "B T"],
+    mask: Shaped[Tensor, "B T"],
+    *,
+    loss_type: LossType,
+    max_length: int | None = None,
+    num_tokens: float | None = None,
+    accumulation: int = 1,
+) -> Float[Tensor, ""]:
+    """Average the losses of tokens; see `grpo_loss` for the arguments."""
+    check_choice("loss_type", loss_type, LossType)
+    lengths = mask.sum(1)
+    if loss_type == "dapo":
+        return losses.sum() / (lengths.sum().clamp(min=1) * accumulation if num_tokens is None else num_tokens)
+    if loss_type == "grpo":
+        total = (losses.sum(1) / lengths.clamp(min=1)).mean()
+    elif loss_type == "bnpo":
+        total = losses.sum() / lengths.sum().clamp(min=1)
+    elif loss_type == "dr_grpo":
+        assert max_length is not None, "dr_grpo divides by max_length"
+        total = losses.sum() / (len(losses) * max_length)
+    else:
+        total = losses.sum(1).mean()
+    return total / accumulation
+
+
+def grpo_loss(
+    logps: Float[Tensor, "B T"],
+    old_logps: Float[Tensor, "B T"] | None,
+    advantages: Float[Tensor, "B ..."],
+    mask: Shaped[Tensor, "B T"],
+    *,
+    ref_logps: Float[Tensor, "B T"] | None = None,
+    loss_type: LossType,
+    beta: float = 0.0,
+    epsilon_low: float = 0.2,
+    epsilon_high: float = 0.2,
+    level: Level = "token",
+    correct_kl: bool = True,
+    max_length: int | None = None,
+    num_tokens: float | None = None,
+    accumulation: int = 1,
+    delta: float | None = None,
+) -> Float[Tensor, ""]:
+    """Compute the loss of B answers of up to T tokens.
+
+    Args:
+        logps: Log-probabilities of the tokens.
+        old_logps: Those by the policy that sampled them; None takes `logps`, so that the ratio is 1 and has a gradient.
+        advantages: Of each answer, or of each token.
+        mask: The tokens of the answers; others have no gradient, whatever their log-probabilities hold.
+        ref_logps: Log-probabilities by the reference policy, for `beta`.
+        loss_type: `grpo`: mean over answers of the means over their tokens. `bnpo`: mean over all tokens. `dr_grpo`:
+            sum over `max_length` for each answer. `dapo`: sum over `num_tokens`. `luspo`: mean over answers of sums.
+        beta: Weight of the divergence from the reference (the estimator k3).
+        epsilon_low: Ratios below 1 - epsilon_low are clipped.
+        epsilon_high: Ratios above 1 + epsilon_high are clipped.
+        level: A ratio for each `token`, or their geometric mean for each `sequence` (GSPO).
+        correct_kl: Multiply the divergence by the ratio, as its samples are of the old policy.
+        max_length: The longest answer that is sampled, for `dr_grpo`.
+        num_tokens: What `dapo` divides by: the tokens of all answers of the optimizer step, per process, times
+            `accumulation`; None counts those of `mask`.
+        accumulation: Batches of an optimizer step; each is divided by it, but for `dapo` with `num_tokens`.
+        delta: Upper bound of the ratio before it is clipped (two-sided clipping, arXiv 2505.07291).
+
+    Example:
+        >>> logps = torch.tensor([[-1.0, -2.0], [-0.5, -9.0]], requires_grad=True)
+        >>> mask = torch.tensor([[1, 1], [1, 0]])
+        >>> grpo_loss(logps, None, torch.tensor([1.0, -1.0]), mask, loss_type="grpo").backward()
+        >>> logps.grad.tolist()
+        [[-0.25, -0.25], [0.5, 0.0]]
+    """
+    terms = policy_terms(
+        logps,
+        old_logps,
+        advantages,
+        mask,
+        ref_logps=ref_logps,
+        beta=beta,
+        epsilon_low=epsilon_low,
+        epsilon_high=epsilon_high,
+        level=level,
+        correct_kl=correct_kl,
+        delta=delta,
+    )
+    return mean_over_tokens(
+        terms.losses,
+        mask,
+        loss_type=loss_type,
+        max_length=max_length,
+        num_tokens=num_tokens,
+        accumulation=accumulation,
+    )

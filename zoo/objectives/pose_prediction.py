@@ -1,0 +1,142 @@
+"""Cameras as something to predict by one head across all views, as Cambrian-P does (arXiv 2605.22819)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from zoo.cameras.intrinsics import intrinsics_in_pixels
+from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.errors import InputError, check_choice
+from zoo.geometry.vggt.pose_encoding import pose_encoding_to_cameras
+from zoo.objectives.base import Objective
+from zoo.objectives.cambrian_p import PoseHead, PoseLoss, Rescaled, camera_loss
+from zoo.objectives.decoded import Decoded
+from zoo.precision import full_precision, to_float32
+from zoo.scene_encoding.encoded_scene import EncodedScene
+
+NUM_HEADS = 16
+UNIT = (1, 1)  # image size: a field of view depends on the intrinsics in units of it
+
+
+class PosePrediction(Objective):
+    """Predict pose and fields of view of each view from a learned token behind its 2D tokens.
+
+    Unlike `CameraPrediction`, one head with attention across the views refines all cameras of a scene in four
+    iterations, in the frame of the first view; that view has a token of its own. Cambrian-P's loss.
+
+    Args:
+        kind: See `zoo.objectives.cambrian_p.camera_loss`, as for the options below.
+        translation_weight: Of the translation.
+        rotation_weight: Of the quaternion.
+        focal_weight: Of the fields of view.
+        align_scale: Compare translations up to the scale that fits best: for data without metric scale.
+        rescale: What is rescaled then.
+        balance: Divide the translation by the length of the path.
+        dim: Width of the head, a multiple of 16.
+        trunk_depth: Blocks of the head.
+        causal: Mask later views in the head.
+        weight: See `Objective`.
+
+    Raises:
+        InputError: A width that 16 heads don't divide, or an unknown choice.
+    """
+
+    targets = ("cameras",)
+    adds_token = has_first_token = True
+
+    def __init__(
+        self,
+        kind: PoseLoss = "l1",
+        translation_weight: float = 1.0,
+        rotation_weight: float = 1.0,
+        focal_weight: float = 0.5,
+        align_scale: bool = False,
+        rescale: Rescaled = "target",
+        balance: bool = False,
+        dim: int = 2048,
+        trunk_depth: int = 4,
+        causal: bool = False,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        check_choice("--model.objectives: PosePrediction.kind", kind, PoseLoss)
+        check_choice("--model.objectives: PosePrediction.rescale", rescale, Rescaled)
+        if dim % NUM_HEADS:
+            raise InputError(f"--model.objectives: PosePrediction.dim {dim}: a multiple of {NUM_HEADS}")
+        self.kind, self.rescale, self.balance, self.align_scale = kind, rescale, balance, align_scale
+        self.weights = (translation_weight, rotation_weight, focal_weight)
+        self.uses_lengths = not align_scale
+        self.dim, self.trunk_depth, self.causal = dim, trunk_depth, causal
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """See `Objective`."""
+        super().bind(width, num_layers)
+        self.head = PoseHead(width, self.dim, self.trunk_depth, self.causal, NUM_HEADS)
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        terms: dict[str, list[tuple[EncodedScene, Tensor, Tensor]]] = {"translation": [], "rotation": [], "focal": []}
+        for scene, predicted, poses, K, known in self._pairs(decoded):
+            aligned = torch.tensor([self.align_scale]).to(poses.device, non_blocking=True)
+            rows: list[Sequence[Tensor]] = []
+            for row in range(predicted.shape[1]):
+                found = camera_loss(
+                    predicted[:, row, None],
+                    poses[None],
+                    intrinsics_in_pixels(K, *UNIT)[None],
+                    UNIT,
+                    kind=self.kind,
+                    valid=known[None],
+                    align_scale=aligned,
+                    rescale=self.rescale,
+                    balance=self.balance,
+                )
+                rows.append([factor * found[name] for name, factor in zip(terms, self.weights, strict=True)])
+            for own, values in zip(terms.values(), zip(*rows, strict=True), strict=True):
+                own.append((scene, torch.stack(values)[:, None], known.any()[None]))
+        return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
+
+    def errors(self, decoded: Decoded) -> dict[str, Tensor]:
+        """Mean errors of one scene relative to its first view, and those of a camera that never moves."""
+        found: dict[str, Tensor] = {}
+        for _, predicted, poses, _, known in self._pairs(decoded):
+            true = poses @ invert_se3(poses[:1])
+            later = known & (torch.arange(len(known), device=known.device) > 0)
+            if not later.any():
+                continue
+            cameras, _ = pose_encoding_to_cameras(predicted[-1], UNIT)
+            still = torch.eye(4, device=true.device).expand_as(cameras)
+            for each, prefix in ((cameras, ""), (still, "unlearned/")):
+                angle, distance = pose_distance(each, true.to(each))
+                found[f"{prefix}rotation_deg"] = angle[:, later].mean().rad2deg()
+                found[f"{prefix}center"] = distance[:, later].mean()
+        return found
+
+    def _pairs(
+        self, decoded: Decoded
+    ) -> Iterator[
+        tuple[
+            EncodedScene,
+            Float[Tensor, "iterations rows t 9"],
+            Float[Tensor, "t 4 4"],
+            Float[Tensor, "t 3 3"],
+            Bool[Tensor, " t"],
+        ]
+    ]:
+        """Yield each scene with cameras: the predicted encodings, the true poses and intrinsics, and which are known.
+
+        A view without a camera has the pose of the first one with a camera, so that the world is that one's frame.
+        """
+        for scene, states in decoded.views(None):
+            if (cameras := scene.targets.cameras) is None:
+                continue
+            with full_precision(states.device):
+                predicted = self.head(states[:, :, -1])
+            known = cameras.has_camera
+            poses = to_float32(cameras.world_to_camera)
+            poses = torch.where(known[:, None, None], poses, poses[known.int().argmax(0, keepdim=True)])
+            yield scene, predicted, poses, to_float32(cameras.K_normalized), known

@@ -1,0 +1,232 @@
+"""Objectives that learn from a teacher (`--model.teacher`), as GeoVR does (arXiv 2606.05833)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.cameras.teacher_targets import TeacherTargets
+from zoo.errors import InputError, check_choice
+from zoo.objectives.base import Objective
+from zoo.objectives.decoded import Decoded
+from zoo.objectives.geovr.heads import DEPTH_CHANNELS, DEPTH_FEATURES, DepthHead, PoseMLP, ScaleMLP, TokenMLP
+from zoo.objectives.geovr.losses import FIELD_OF_VIEW_WEIGHT, MAX_ERROR, DepthLoss, depth_loss, pool_teacher
+from zoo.objectives.geovr.teachers import VGGT_LAYERS, matching_layers
+from zoo.precision import full_precision
+from zoo.scene_encoding.encoded_scene import EncodedScene
+from zoo.sequences.visual_grid import ExtraTokens
+
+TokenUse = Literal["training", "always", "none"]
+
+
+class TeacherObjective(Objective):
+    """An objective whose targets are a teacher's; scenes without one are left out.
+
+    Attributes:
+        indices: The hidden states that are read: i is the output of layer i - 1 (of Qwen3-VL before DeepStack's
+            features are added to it), and the last one that of the final norm.
+    """
+
+    learns_from_teacher = True
+    indices: tuple[int, ...] = ()
+
+    def _bind_indices(self, indices: Sequence[int], num_layers: int) -> None:
+        if not all(1 <= index <= num_layers for index in indices):
+            raise InputError(
+                f"--model.objectives: {type(self).__name__} reads hidden states {list(indices)} of a decoder with "
+                f"{num_layers} layers: give some from 1 to {num_layers}"
+            )
+        self.indices, self._last = tuple(indices), num_layers
+        self.layers = tuple(dict.fromkeys(index - 1 for index in indices if index < num_layers))
+
+    def _views(
+        self, decoded: Decoded, index: int
+    ) -> Iterator[tuple[EncodedScene, TeacherTargets, Float[Tensor, "rows t n D"]]]:
+        """Yield each scene with a teacher, and the hidden states of its visual tokens, extra ones last."""
+        for scene, states in decoded.views(None if index == self._last else index - 1):
+            if scene.scene.teacher is not None:
+                yield scene, scene.scene.teacher, states
+
+
+class Distillation(TeacherObjective):
+    """Predict the teacher's tokens of several layers by heads on as many decoder layers; the loss is their cosine.
+
+    Args:
+        teacher_width: Channels of a layer of the teacher's tokens.
+        indices: The hidden state for each layer of the teacher, see `TeacherObjective`; null are those at the depth of
+            VGGT's layers 4, 11, 17 and 23 of 24.
+        weight: See `Objective`.
+    """
+
+    def __init__(self, teacher_width: int = 1024, indices: list[int] | None = None, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.teacher_width, self._asked = teacher_width, indices
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """See `Objective`."""
+        super().bind(width, num_layers)
+        self._bind_indices(self._asked or default_indices(num_layers), num_layers)
+        self.heads = nn.ModuleList([TokenMLP(width, self.teacher_width) for _ in self.indices])
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        return {
+            "cosine": torch.stack([self._layer_loss(decoded, number) for number in range(len(self.indices))]).mean()
+        }
+
+    def _layer_loss(self, decoded: Decoded, number: int) -> Tensor:
+        losses = []
+        for scene, teacher, states in self._views(decoded, self.indices[number]):
+            if (found := len(teacher.tokens)) != len(self.indices):
+                raise InputError(
+                    f"--model.objectives: Distillation reads {len(self.indices)} hidden states, and the teacher has "
+                    f"{found} layers: give as many indices as --model.teacher.encoder.layers"
+                )
+            if (width := teacher.tokens[number].shape[-1]) != self.teacher_width:
+                raise InputError(
+                    f"--model.objectives: Distillation has teacher_width {self.teacher_width}, and the teacher's "
+                    f"tokens {width} channels"
+                )
+            target = pool_teacher(teacher.tokens[number].float())
+            _, rows, columns = scene.scene.token_grid
+            flat = states[:, :, : rows * columns].unflatten(2, (rows, columns)).flatten(0, 1)
+            with full_precision(states.device):
+                predicted = self.heads[number](flat, target.shape[1:3]).unflatten(0, (len(states), -1))
+                distance = 1 - torch.cosine_similarity(predicted, target, dim=-1)
+            losses.append((scene, distance, torch.ones_like(distance[0], dtype=torch.bool)))
+        return decoded.mean_over_scenes(losses)
+
+
+class TeacherPose(TeacherObjective):
+    """Predict the teacher's pose encodings from a learned token behind the 2D tokens of each view.
+
+    Args:
+        token: The token is part of the prompt in `training` alone, as published, or `always`; or `none` is added, and
+            the last 2D token of a view has its place. The first view has a token of its own.
+        weight: See `Objective`; 2.5 as published.
+    """
+
+    extra_tokens = ExtraTokens.LAST
+
+    def __init__(self, token: TokenUse = "training", weight: float = 2.5) -> None:
+        super().__init__(weight)
+        check_choice("--model.objectives: TeacherPose.token", token, TokenUse)
+        self.adds_token, self.token_in_training_only = token != "none", token == "training"
+        self.has_first_token = self.adds_token
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """See `Objective`."""
+        super().bind(width, num_layers)
+        self._bind_indices([num_layers], num_layers)
+        self.head = PoseMLP(width)
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        terms: dict[str, list[tuple[EncodedScene, Tensor, Tensor]]] = {"translation": [], "rotation": [], "focal": []}
+        for scene, teacher, states in self._views(decoded, self.indices[0]):
+            if teacher.pose_enc is None or teacher.has_camera is None:
+                continue
+            with full_precision(states.device):
+                error = (self.head(states[:, :, _token_place(self, scene)]) - teacher.pose_enc).abs()
+            parts = (error[..., :3].clamp(max=MAX_ERROR), error[..., 3:7], FIELD_OF_VIEW_WEIGHT * error[..., 7:])
+            for own, part in zip(terms.values(), parts, strict=True):
+                own.append((scene, part.mean(-1), teacher.has_camera))
+        return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
+
+
+class TeacherDepth(TeacherObjective):
+    """Predict the teacher's depth of each pixel from the 2D tokens of four layers, by a head of some 32M parameters.
+
+    Args:
+        kind: See `zoo.objectives.geovr.depth_loss`.
+        indices: The four hidden states, see `TeacherObjective`; null as for `Distillation`.
+        side: Pixels of the teacher's images for each 2D token and side: twice its patch size.
+        features: Width of the head.
+        channels: Widths of its four maps.
+        weight: See `Objective`.
+    """
+
+    def __init__(
+        self,
+        kind: DepthLoss = "l1",
+        indices: list[int] | None = None,
+        side: int = 28,
+        features: int = DEPTH_FEATURES,
+        channels: Sequence[int] = DEPTH_CHANNELS,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        check_choice("--model.objectives: TeacherDepth.kind", kind, DepthLoss)
+        self.kind, self._asked = kind, indices
+        self.side, self.features, self.channels = side, features, tuple(channels)
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """See `Objective`."""
+        super().bind(width, num_layers)
+        self._bind_indices(self._asked or default_indices(num_layers), num_layers)
+        self.head = DepthHead(width, self.side, self.features, self.channels)
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        losses = []
+        for read in zip(*(self._views(decoded, index) for index in self.indices), strict=True):
+            scene, teacher, first = read[0]
+            if teacher.depth is None:
+                continue
+            target = teacher.depth.float()
+            _, rows, columns = scene.scene.token_grid
+            if any(size % self.side for size in target.shape[1:]):
+                raise InputError(
+                    f"--model.objectives: TeacherDepth has side {self.side}, and the teacher's images "
+                    f"{target.shape[2]} x {target.shape[1]} pixels: set twice its patch size"
+                )
+            found = []
+            for row in range(len(first)):
+                hidden = [states[row, :, : rows * columns] for _, _, states in read]
+                with full_precision(first.device):
+                    depth = self.head(hidden, (rows, columns), target.shape[1:])
+                    depth = torch.where(target > 0, depth, target)  # unknown
+                    found.append(depth_loss(depth, target, self.kind)["total"])
+            losses.append((scene, torch.stack(found)[:, None], torch.ones(1, dtype=torch.bool, device=target.device)))
+        return {self.kind: decoded.mean_over_scenes(losses)}
+
+
+class MetricScale(TeacherObjective):
+    """Predict the meters per unit of the teacher's lengths from the last token of the video.
+
+    GeoVR has a token of its own for it; here it is the token of the last view, or its last 2D token without one.
+
+    Args:
+        weight: See `Objective`.
+    """
+
+    def bind(self, width: int, num_layers: int) -> None:
+        """See `Objective`."""
+        super().bind(width, num_layers)
+        self._bind_indices([num_layers], num_layers)
+        self.head = ScaleMLP(width)
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        losses = []
+        for scene, teacher, states in self._views(decoded, self.indices[0]):
+            if teacher.meters_per_unit is not None:
+                with full_precision(states.device):
+                    scale = self.head(states[:, -1:, -1])
+                error = (scale.log1p() - teacher.meters_per_unit.log1p()).abs()
+                losses.append((scene, error, torch.ones(1, dtype=torch.bool, device=error.device)))
+        return {"log_scale": decoded.mean_over_scenes(losses)}
+
+
+def default_indices(num_layers: int) -> tuple[int, ...]:
+    """Return the hidden states at the depth of VGGT's layers 4, 11, 17 and 23 of 24; of few layers, from 1."""
+    return tuple(max(1, index) for index in matching_layers(VGGT_LAYERS, 24, num_layers))
+
+
+def _token_place(objective: Objective, scene: EncodedScene) -> int:
+    """The place of an objective's token behind the 2D tokens of a view; without one, of the last 2D token."""
+    return -1 if objective.adds_token else scene.scene.tokens_per_step - 1

@@ -1,0 +1,270 @@
+"""GRPO on any model of the zoo: a scene is read once, whatever the number of answers about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.benchmarks import VSIBench
+from zoo.errors import InputError, check_choice
+from zoo.objectives import LanguageModeling
+from zoo.objectives.grpo import (
+    Aggregation,
+    Level,
+    LossType,
+    PolicyTerms,
+    RewardScale,
+    group_advantages,
+    mean_over_tokens,
+    policy_terms,
+)
+from zoo.sampling import Sampling
+from zoo.sequences.batch import Batch
+from zoo.tasks.algorithm import Algorithm
+from zoo.tasks.rewards import AnswerScore, Reward, RewardSum
+from zoo.tasks.rollout import SAMPLE_COLUMNS, Rollout, answer_log_probs, answer_mask, answer_sequences, sample_answers
+
+if TYPE_CHECKING:
+    from zoo.tasks.video_qa import VideoQATask
+
+
+class GRPO(Algorithm):
+    """Group-relative policy optimization (arXiv 2402.03300): learn from rewards of answers that the model samples.
+
+    Several answers are sampled for each question of a batch, from one encoded scene and one prefix. Their
+    log-probabilities are computed in one sequence per scene, with the question repeated for each answer, and the scene
+    once; a decoder without custom masks has one sequence per answer. The other objectives of the model are learned as
+    well; `LanguageModeling` is not.
+
+    The reference of `beta` has the weights that the training started from: of what is trained a copy is kept.
+
+    Args:
+        num_generations: Answers per question.
+        temperature: Of the sampling, and of the log-probabilities.
+        top_p: Sample among the most likely tokens that together have this probability.
+        rewards: Summed with their weights; null is `AnswerScore`.
+        reward_scale: See `group_advantages`.
+        aggregation: See `group_advantages`.
+        loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling.
+        beta: Weight of the divergence from the reference; with 0 there is none.
+        epsilon_low: See `grpo_loss`.
+        epsilon_high: See `grpo_loss`.
+        level: See `grpo_loss`.
+        correct_kl: See `grpo_loss`.
+        delta: See `grpo_loss`.
+        updates: Optimizer steps on each batch of answers.
+        tokens_per_sequence: Most tokens of a sequence with several answers; null is no bound.
+
+    Raises:
+        InputError: An unknown choice, or a number out of its range.
+    """
+
+    asks_questions = True
+
+    def __init__(
+        self,
+        num_generations: int = 8,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        rewards: list[Reward] | None = None,
+        reward_scale: RewardScale = "group",
+        aggregation: Aggregation = "sum_then_normalize",
+        loss_type: LossType = "grpo",
+        beta: float = 0.0,
+        epsilon_low: float = 0.2,
+        epsilon_high: float = 0.2,
+        level: Level = "token",
+        correct_kl: bool = True,
+        delta: float | None = None,
+        updates: int = 1,
+        tokens_per_sequence: int | None = None,
+    ) -> None:
+        for name, value, choices in (
+            ("reward_scale", reward_scale, RewardScale),
+            ("aggregation", aggregation, Aggregation),
+            ("loss_type", loss_type, LossType),
+            ("level", level, Level),
+        ):
+            check_choice(f"--model.algorithm.{name}", value, choices)
+        for name, number, is_right, wanted in (
+            ("num_generations", num_generations, num_generations >= 2, "at least 2, which are compared"),
+            ("temperature", temperature, temperature > 0, "above 0"),
+            ("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1"),
+            ("beta", beta, beta >= 0, "at least 0"),
+            ("updates", updates, updates >= 1, "at least 1"),
+        ):
+            if not is_right:
+                raise InputError(f"--model.algorithm.{name} {number}: {wanted}")
+        self.num_generations, self.sampling = num_generations, Sampling(temperature, top_p)
+        self.rewards = RewardSum(rewards or [AnswerScore()])
+        self.reward_scale, self.aggregation = reward_scale, aggregation
+        self.loss_type, self.beta, self.updates = loss_type, beta, updates
+        self.terms: dict[str, Any] = {
+            "beta": beta,
+            "epsilon_low": epsilon_low,
+            "epsilon_high": epsilon_high,
+            "level": level,
+            "correct_kl": correct_kl,
+            "delta": delta,
+        }
+        self.tokens_per_sequence, self.needs_start = tokens_per_sequence, beta > 0
+        self.reference: dict[str, Tensor] = {}
+        self.rollout: Rollout | None = None
+
+    def begin(self, task: VideoQATask) -> None:
+        """Keep the weights of the reference, and tell rewards the benchmark of the data."""
+        source = getattr(getattr(task.trainer, "datamodule", None), "source", None)
+        self.rewards.bind(getattr(source, "benchmark", VSIBench()))
+        if self.updates > 1 and task.trainer.accumulate_grad_batches > 1:
+            raise InputError("--model.algorithm.updates above 1: leave --trainer.accumulate_grad_batches at 1")
+        if self.beta:
+            self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
+
+    # ---- sampling -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, task: VideoQATask, batch: Batch) -> None:
+        """Sample answers, and compare their rewards."""
+        task.check(batch)
+        model, count = task.model, self.num_generations
+        sampled = task.call_as_in_validation(
+            partial(sample_answers, model, batch, self.sampling, count, task.max_new_tokens)
+        )
+        lengths = [len(answer.reply.ids) for answer in sampled]
+        sequences = answer_sequences(task.sequence_builder, sampled, batch.scenes, self.tokens_per_sequence)
+        sequences = sequences.to(task.device)
+        ref_logps = None
+        if self.beta:
+            score = partial(answer_log_probs, model, batch, sequences, lengths, self.sampling.temperature)
+            with self._reference_weights(task):
+                ref_logps, _ = task.call_as_in_validation(score)
+        # Rewards, of this process and where they are compared of all.
+        texts = task.preprocessor.decode([answer.reply.ids for answer in sampled])
+        records = [batch.records[answer.record] for answer in sampled]
+        rewards = self.rewards(texts, records)
+        advantages = self._advantages(rewards)
+        is_learned = bool(sum(batch.num_answers))
+        mask = answer_mask(lengths, task.device) & is_learned
+        num_tokens = torch.tensor(float(sum(lengths)) if is_learned else 0.0, device=task.device)
+        total = task.trainer.strategy.reduce(num_tokens, reduce_op="sum")
+        drawn = [torch.tensor(answer.reply.log_probs) for answer in sampled]
+        self.rollout = Rollout(
+            sequences,
+            lengths,
+            mask,
+            advantages.to(task.device, torch.float32),
+            torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).to(task.device),
+            max(float(total), 1.0) / task.trainer.world_size,
+            ref_logps,
+            None,
+            self._statistics(rewards, lengths, task.max_new_tokens),
+            [
+                [str(r["scene"]), str(r["question"]), str(r["ground_truth"]), text, f"{score:.3g}", f"{gain:.2f}"]
+                for r, text, score, gain in zip(
+                    records[:count], texts, self.rewards.total(rewards).tolist(), advantages.tolist(), strict=False
+                )
+            ],
+        )
+
+    def _advantages(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
+        """Compare rewards in their groups; by the statistics of all processes where the options ask for them."""
+        first, every = 0, [rewards]
+        is_of_batch = self.reward_scale == "batch" or self.aggregation == "normalize_then_sum"
+        if is_of_batch and dist.is_available() and dist.is_initialized():
+            every = [rewards for _ in range(dist.get_world_size())]
+            dist.all_gather_object(every, rewards)
+            first = sum(len(own) for own in every[: dist.get_rank()])
+        advantages = group_advantages(
+            torch.cat(every),
+            self.num_generations,
+            weights=self.rewards.weights,
+            scale=self.reward_scale,
+            aggregation=self.aggregation,
+        )
+        return advantages[first : first + len(rewards)]
+
+    def _statistics(self, rewards: Float[Tensor, "N R"], lengths: Sequence[int], longest: int) -> dict[str, float]:
+        return {
+            **self.rewards.statistics(rewards, self.num_generations),
+            "answer_length": sum(lengths) / len(lengths),
+            "answers_cut": sum(length >= longest for length in lengths) / len(lengths),
+        }
+
+    @contextmanager
+    def _reference_weights(self, task: VideoQATask) -> Iterator[None]:
+        """Exchange the trained weights for the reference's; in place, since they may be shards."""
+        trained = {n: p for n, p in task.named_parameters() if n in self.reference}
+        own = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        try:
+            for name, parameter in trained.items():
+                parameter.copy_(self.reference[name])
+            yield
+        finally:
+            for name, parameter in trained.items():
+                parameter.copy_(own[name])
+
+    # ---- learning -----------------------------------------------------------------------------------------------
+
+    def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
+        """Log the loss, rewards, lengths, divergence and clipped shares."""
+        rollout = self.rollout
+        assert rollout is not None  # of `prepare`
+        logps, decoded = answer_log_probs(
+            task.model, batch, rollout.sequences, rollout.lengths, self.sampling.temperature
+        )
+        gap = (logps.detach() - rollout.sampled_logps).abs().max() if rollout.old_logps is None else None
+        terms = policy_terms(
+            logps, rollout.old_logps, rollout.advantages, rollout.mask, ref_logps=rollout.ref_logps, **self.terms
+        )
+        if self.updates > 1 and rollout.old_logps is None:
+            rollout.old_logps = logps.detach()
+        policy = mean_over_tokens(
+            terms.losses,
+            rollout.mask,
+            loss_type=self.loss_type,
+            max_length=task.max_new_tokens,
+            num_tokens=rollout.num_tokens,
+        )
+        # means over the answers of this process become means over those of the step
+        weight = 1.0 if self.loss_type in ("dapo", "bnpo") else batch.weight
+        others = task.model.objectives.losses(decoded, left_out=LanguageModeling)
+        loss = weight * policy + batch.weight * others["loss"] + task.model.zero_of_unused()
+        if not sum(batch.num_answers):
+            return loss  # zero: the batch only keeps this process in step
+        self._log(task, policy.detach(), terms, gap, others, len(batch.records))
+        return loss
+
+    def _log(
+        self,
+        task: VideoQATask,
+        policy: Tensor,
+        terms: PolicyTerms,
+        gap: Tensor | None,
+        others: dict[str, Tensor],
+        count: int,
+    ) -> None:
+        assert self.rollout is not None
+        tokens = self.rollout.mask.sum()
+        values: dict[str, Any] = {
+            **self.rollout.statistics,
+            "clipped_low": terms.clipped_low.sum() / tokens,
+            "clipped_high": terms.clipped_high.sum() / tokens,
+            **({} if terms.kl is None else {"kl": terms.kl.sum() / tokens}),
+            # above rounding, answers are not scored under the conditions in which they were sampled
+            **({} if gap is None else {"sampling_gap": gap}),
+            **{name: value.detach() for name, value in others.items() if name != "loss"},
+        }
+        task.log("train/loss", policy + others["loss"].detach(), prog_bar=True, batch_size=count)
+        task.log("train/reward", values.pop("reward"), prog_bar=True, batch_size=count)
+        task.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=count)
+
+    def samples(self) -> tuple[Sequence[str], list[list[str]]]:
+        """Return the answers to the first question of the batch."""
+        return SAMPLE_COLUMNS, [] if self.rollout is None else self.rollout.samples

@@ -1,0 +1,171 @@
+"""Rewards of sampled answers."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.benchmarks import Benchmark, VSIBench
+from zoo.configuration import Configurable
+from zoo.errors import InputError
+from zoo.sequences.batch import Record
+
+
+class Reward(Configurable, ABC):
+    """A reward of answers. To add one, implement `__call__` in a class of your own and give its class path.
+
+    Args:
+        weight: Factor of this reward in the sum of all.
+
+    Attributes:
+        benchmark: That of the data.
+
+    Raises:
+        InputError: An infinite weight.
+    """
+
+    benchmark: Benchmark = VSIBench()
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if not math.isfinite(weight):
+            raise InputError(f"--model.algorithm.rewards: {type(self).__name__} has weight {weight}: give a number")
+        self.weight = weight
+
+    def bind(self, benchmark: Benchmark) -> None:
+        """Take the benchmark of the data."""
+        self.benchmark = benchmark
+
+    @abstractmethod
+    def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> list[float | None]:
+        """Return the reward of each answer; None where it does not apply.
+
+        Args:
+            answers: The texts.
+            records: Of the question of each answer: `question_type`, `ground_truth`, `question`, `prompt`, `scene`.
+        """
+
+
+class AnswerScore(Reward):
+    """The score of an answer by the benchmark of the data: the MRA of a number, the accuracy of a letter.
+
+    A question without a type or a ground truth has none.
+
+    Args:
+        scorer: Name of the benchmark's scorer; null is its first.
+        weight: See `Reward`.
+    """
+
+    def __init__(self, scorer: str | None = None, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.scorer = scorer
+
+    def bind(self, benchmark: Benchmark) -> None:
+        """See `Reward`; an unknown scorer is an `InputError`."""
+        super().bind(benchmark)
+        benchmark.find_scorer(self.scorer)
+
+    def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> list[float | None]:
+        """See `Reward`."""
+        scorer = self.benchmark.find_scorer(self.scorer)
+        return [
+            self.benchmark.score(answer, record["ground_truth"], record["question_type"], scorer)
+            if record["ground_truth"] and record["question_type"]
+            else None
+            for answer, record in zip(answers, records, strict=True)
+        ]
+
+
+class AnswerFormat(Reward):
+    """1 for an answer of the right form, else 0.
+
+    Args:
+        pattern: Regular expression of the whole answer; null is what the benchmark's scorer can read.
+        weight: See `Reward`.
+
+    Raises:
+        InputError: A pattern that is no regular expression.
+
+    Example:
+        >>> reward = AnswerFormat(r"<think>.*</think><answer>.*</answer>")
+        >>> reward(["<think>two</think><answer>2</answer>", "2"], [{}, {}])
+        [1.0, 0.0]
+    """
+
+    def __init__(self, pattern: str | None = None, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        self.pattern = pattern
+        try:
+            self._form = None if pattern is None else re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise InputError(f"--model.algorithm.rewards: AnswerFormat: pattern {pattern!r}: {error}") from error
+
+    def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> list[float | None]:
+        """See `Reward`."""
+        if self._form is not None:
+            return [float(self._form.fullmatch(answer.strip()) is not None) for answer in answers]
+        scorer = self.benchmark.find_scorer(None)
+        return [
+            float(self.benchmark.is_parsable(answer, record["question_type"], scorer))
+            if record["question_type"]
+            else None
+            for answer, record in zip(answers, records, strict=True)
+        ]
+
+
+class RewardSum:
+    """The weighted sum of rewards.
+
+    Args:
+        rewards: At least one.
+    """
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self.rewards = list(rewards)
+
+    @property
+    def weights(self) -> Float[Tensor, " R"]:
+        """The factor of each reward."""
+        return torch.tensor([float(reward.weight) for reward in self.rewards])
+
+    def bind(self, benchmark: Benchmark) -> None:
+        """Tell all rewards the benchmark of the data."""
+        for reward in self.rewards:
+            reward.bind(benchmark)
+
+    def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> Float[Tensor, "N R"]:
+        """Return each reward of each answer, NaN where it does not apply.
+
+        Raises:
+            InputError: No reward applies to any answer.
+        """
+        columns = [reward(answers, records) for reward in self.rewards]
+        found = torch.tensor([[torch.nan if value is None else float(value) for value in own] for own in columns]).mT
+        if found.isnan().all():
+            raise InputError(
+                "no reward applies to an answer of this batch, whose questions have no type or no ground truth: give "
+                "--model.algorithm.rewards that do"
+            )
+        return found
+
+    def total(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
+        """Sum the rewards that apply."""
+        return (rewards * self.weights).nansum(1)
+
+    def statistics(self, rewards: Float[Tensor, "N R"], num_generations: int) -> dict[str, float]:
+        """Return the mean reward, in all and of each class, its deviation in a group, and the groups without any."""
+        groups = self.total(rewards).unflatten(0, (-1, num_generations))
+        deviation = groups.std(1)
+        names = [f"reward/{type(reward).__name__}" for reward in self.rewards]
+        means = zip(names, rewards.nanmean(0).tolist(), strict=True)
+        return {
+            "reward": float(groups.mean()),
+            "reward_deviation": float(deviation.mean()),
+            "groups_without_signal": float((deviation == 0).float().mean()),
+            **{name: mean for name, mean in means if not math.isnan(mean)},
+        }
