@@ -11,7 +11,7 @@ __getattr__, __all__ = lazy_exports(
     {
         "backbones": [
             *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"),
-            *("TinyQwen25VL", "TinyQwen3VL"),
+            *("PretrainedVGLLM", "TinyQwen25VL", "TinyQwen3VL"),
         ],
         "cameras": ["Cameras"],
         "encodings": [
@@ -21,7 +21,10 @@ __getattr__, __all__ = lazy_exports(
             *("ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
-        "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
+        "fusions": [
+            *("AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"),
+            *("PatchMergerFusion", "StackFusion"),
+        ],
         "geometry": [
             *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
             *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
