@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from huggingface_hub.errors import StrictDataclassError
 
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.official_names import FUSED, QWEN3, QWEN25
+from zoo.backbones.official_names import QWEN3, QWEN25, SPATIAL_MLLM, VG_LLM, VG_LLM_FIRST
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.qwen_weights import FAMILIES, empty_qwen, qwen_filler
 from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_config
@@ -149,6 +149,10 @@ class PretrainedQwen25VL(PretrainedQwenVL):
         with config_errors(self.folder):
             return ReleasedConfig(self.settings)
 
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return super().reads(config) and not is_vg_llm(config)
+
     @property
     def vlm_config(self) -> Any:
         return self.config.qwen
@@ -156,9 +160,13 @@ class PretrainedQwen25VL(PretrainedQwenVL):
     def _refuse_others(self) -> None:
         super()._refuse_others()
         names = () if builds_shapes_only() else self.tensors
-        is_fused = is_spatial_mllm(self.settings) or any(name.startswith(FUSED) for name in names)
-        if is_fused and not self.skip:
-            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
+        kinds = {
+            "Spatial-MLLM": ("PretrainedSpatialMLLM", is_spatial_mllm(self.settings), SPATIAL_MLLM),
+            "VG-LLM": ("PretrainedVGLLM", is_vg_llm(self.settings), (*VG_LLM, *VG_LLM_FIRST)),
+        }
+        for title, (loader, is_one, prefixes) in kinds.items():
+            if not self.skip and (is_one or any(name.startswith(tuple(prefixes)) for name in names)):
+                raise InputError(f"{self.path} is a {title}: take --model.backbone {loader} for it")
 
 
 class PretrainedQwen3VL(PretrainedQwenVL):
@@ -189,6 +197,12 @@ class PretrainedQwen3VL(PretrainedQwenVL):
 def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
     """Return whether a config.json is of a Spatial-MLLM."""
     return "spatial" in str(config.get("model_type"))
+
+
+def is_vg_llm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a VG-LLM with its geometry encoder, in either layout."""
+    has_encoder = config.get("use_geometry_encoder") or config.get("use_vggt_feature")
+    return bool(has_encoder) and config.get("model_type") == QWEN25 and "geometry_fusion_layers" not in config
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""config.json of Qwen-VL models and Spatial-MLLM, as it is written."""
+"""config.json of Qwen-VL models and of those fused with VGGT, as it is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
 from zoo.backbones.official_names import QWEN3
-from zoo.backbones.released_configs import CONNECTOR_TYPE, OTHERS, SIZES
+from zoo.backbones.official_names import VG_LLM_FIRST
+from zoo.backbones.released_configs import CONNECTOR_TYPE, OTHERS
+from zoo.backbones.released_geometry import GEOMETRY_KEYS, STACK_ADD, VGGT_SIZES
+from zoo.checkpoints.layouts import official_layout
+from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt_encoder import VGGTEncoder
 
@@ -19,7 +23,7 @@ NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transfo
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the config.json, as the transformers of the release writes it, of a Qwen-VL or a Spatial-MLLM.
+    """Return the config.json, as the transformers of the release writes it, of a Qwen-VL or one fused with VGGT.
 
     Args:
         model: The exported model.
@@ -36,16 +40,40 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     defaults = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
     given: Any = geometry.vggt.config["aggregator"]
     aggregator = defaults | given
+    if not isinstance(model.fusion, AddFusion):
+        unusual = {name: value for name, value in aggregator.items() if value != (defaults | VGGT_SIZES)[name]}
+        return {
+            "model_type": "qwen2_5_vl",
+            "architectures": kept.get("architectures", ["Qwen2_5_VLForConditionalGenerationWithVGGT"]),
+            **qwen,
+            **{name: kept[name] for name in GEOMETRY_KEYS if name in kept},
+            **_geometry_keys(model, geometry),
+            **({"vggt_aggregator": unusual} if unusual else {}),  # the published code has no such settings
+        }
     connector = {"connector_type": CONNECTOR_TYPE, "spatial_embeds_layer_idx": geometry.layers[0]}
     config = {
         "model_type": "spatial-mllm",
         "architectures": ["SpatialMLLMForConditionalGeneration"],
         **qwen,
-        "spatial_config": kept.get("spatial_config", {}) | {name: aggregator.pop(name) for name in SIZES},
+        "spatial_config": kept.get("spatial_config", {}) | {name: aggregator.pop(name) for name in VGGT_SIZES},
         "connector_config": kept.get("connector_config", {}) | connector,
     }
     unusual = {name: value for name, value in aggregator.items() if value != defaults[name]}
     return config | ({"vggt_aggregator": unusual} if unusual else {})  # the published code has no such settings
+
+
+def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder) -> dict[str, Any]:
+    """Return what VG-LLM and SpatialStack write about their encoder and fusion."""
+    fusion, reference = model.fusion, {"reference_frame": geometry.reference}
+    if isinstance(fusion, PatchMergerFusion) and official_layout(model) == VG_LLM_FIRST:
+        return {"use_vggt_feature": True, **reference, "vggt_merger_hidden_dim": fusion.hidden}
+    shared = {"use_geometry_encoder": True, "geometry_encoder_type": "vggt", **reference, "fusion_num_layers": 1}
+    shared["geometry_merger_type"] = "mlp"
+    if isinstance(fusion, PatchMergerFusion):
+        return {**shared, "feature_fusion_method": "add", "geometry_merger_hidden_dim": fusion.hidden}
+    assert isinstance(fusion, StackFusion)
+    layers = {"geometry_fusion_layers": fusion.decoder_layers, "geometry_encoder_layers": list(geometry.layers)}
+    return {**shared, "feature_fusion_method": STACK_ADD, **layers}
 
 
 def _flat(config: Qwen2_5_VLConfig) -> dict[str, Any]:

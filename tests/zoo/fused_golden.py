@@ -1,0 +1,65 @@
+"""The golden cases of VG-LLM and SpatialStack: tiny official models, weights a pure function of the official names."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.golden.weights import init_, unit_noise
+from tests.zoo.released import GOLDEN
+from zoo import SpatialVLM
+from zoo.checkpoints import load_vg_llm
+
+MEAN_STD = {
+    14: ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),  # Qwen2.5-VL
+    16: ([0.5] * 3, [0.5] * 3),  # Qwen3.5
+}
+ZERO_CENTERED = re.compile(  # norms of Qwen3.5's decoder, which multiply by 1 + weight
+    r"model\.language_model\.(norm|layers\.\d+\.(input_layernorm|post_attention_layernorm|self_attn\.[qk]_norm))\.weight"
+)
+LOADERS = {"vg_llm": load_vg_llm, "vg_llm_first_release": load_vg_llm, "vg_llm_geometry_off": load_vg_llm}
+
+
+def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The metadata and tensors of a case, such as `vg_llm/full_model/text_only`; tensors only where they are kept."""
+    file = GOLDEN / f"{case}.safetensors"
+    return json.loads((GOLDEN / f"{case}.json").read_text()), load_file(file) if file.is_file() else {}
+
+
+def weight(name: str, shape: list[int], is_qwen35: bool) -> Tensor:
+    if is_qwen35 and ZERO_CENTERED.fullmatch(name):
+        return 0.1 * unit_noise(name, shape)
+    if is_qwen35 and name.endswith(".A_log"):
+        return -1.5 + 0.3 * unit_noise(name, shape)
+    return init_(name, torch.empty(shape))
+
+
+def official_weights(meta: dict[str, Any]) -> dict[str, Tensor]:
+    is_qwen35 = "text_config" in meta["config"]["qwen"]
+    return {name: weight(name, shape, is_qwen35) for name, shape in meta["param_names"].items()}
+
+
+def build(meta: dict[str, Any]) -> SpatialVLM:
+    return LOADERS[meta["model"]](meta["config"], official_weights(meta))
+
+
+def media(t: dict[str, Tensor], meta: dict[str, Any]) -> dict[str, Any]:
+    """What a case shows, as `SpatialVLM.logits` takes it: each still once."""
+    if "pixel_values_u8" not in t:
+        return {}
+    patches = t["pixel_values_u8"]
+    mean, std = (torch.tensor(each, dtype=torch.float64)[:, None, None] for each in MEAN_STD[patches.shape[-1]])
+    normalized = (patches.double() / 255 - mean) / std
+    pixel_values = normalized[:, :, None].expand(-1, -1, 2, -1, -1).flatten(1).float()
+    counts = [sum(kind == "i" for kind, *_ in sample) for sample in meta["samples"]]
+    if "geometry_images_u8" in t:
+        stills = list(t["geometry_images_u8"])
+    else:
+        stills = [t[f"image_{number}_u8"] for number in range(sum(counts))]
+    frames = [torch.stack([stills.pop(0) for _ in range(count)]) / 255 for count in counts if count]
+    return {"pixel_values": pixel_values, "image_grid_thw": t["image_grid_thw"], "frames": frames}
