@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.golden.weights import init_, unit_noise
-from tests.zoo.released import GOLDEN
+from tests.zoo.released import GOLDEN, loss_of
 from zoo import SpatialVLM
-from zoo.checkpoints import load_vg_llm
+from zoo.checkpoints import load_spatial_stack, load_vg_llm, official_parameters
 
 MEAN_STD = {
     14: ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),  # Qwen2.5-VL
@@ -22,7 +22,10 @@ MEAN_STD = {
 ZERO_CENTERED = re.compile(  # norms of Qwen3.5's decoder, which multiply by 1 + weight
     r"model\.language_model\.(norm|layers\.\d+\.(input_layernorm|post_attention_layernorm|self_attn\.[qk]_norm))\.weight"
 )
-LOADERS = {"vg_llm": load_vg_llm, "vg_llm_first_release": load_vg_llm, "vg_llm_geometry_off": load_vg_llm}
+LOADERS = {
+    **dict.fromkeys(("vg_llm", "vg_llm_first_release", "vg_llm_geometry_off"), load_vg_llm),
+    "spatial_stack_qwen2_5_vl": load_spatial_stack,
+}
 
 
 def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -63,3 +66,27 @@ def media(t: dict[str, Tensor], meta: dict[str, Any]) -> dict[str, Any]:
         stills = [t[f"image_{number}_u8"] for number in range(sum(counts))]
     frames = [torch.stack([stills.pop(0) for _ in range(count)]) / 255 for count in counts if count]
     return {"pixel_values": pixel_values, "image_grid_thw": t["image_grid_thw"], "frames": frames}
+
+
+def logits_of(model: SpatialVLM, t: dict[str, Tensor], given: dict[str, Any]) -> Tensor:
+    with torch.no_grad():
+        return model.logits(t["input_ids"], t["attention_mask"], **given)
+
+
+def check_case(case: str, atol: float) -> None:
+    """Logits, loss, gradients and greedy answers of a golden case."""
+    meta, t = load_case(case)
+    model = build(meta)
+    logits = model.logits(t["input_ids"], t["attention_mask"], **media(t, meta))
+    real = t["attention_mask"].bool()
+    assert torch.allclose(logits[real], t["out_logits"][real], atol=atol, rtol=0)
+    loss = loss_of(logits, t["labels"])
+    assert abs(loss.item() - meta["loss"]) < atol
+    loss.backward()
+    parameters = official_parameters(model)
+    for name, expected in meta.get("grad_l2_norms_f32", {}).items():
+        found = parameters[name].grad
+        assert abs((0.0 if found is None else found.norm().item()) - expected) < 2e-3 * expected + 1e-5, name
+    if meta.get("gen_min_top2_gap") is not None:
+        answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=8)
+        assert answers == t["out_generated"].tolist()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tests.golden.weights import init_
-from tests.zoo.fused_golden import build, load_case, media, official_weights
-from tests.zoo.released import GOLDEN, loss_of, read_release, write_release
+from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
+from tests.zoo.released import GOLDEN, read_release, write_release
 from zoo import SpatialVLM
 from zoo.backbones.released_geometry import GEOMETRY_KEYS
 from zoo.checkpoints import (
@@ -24,7 +24,6 @@ from zoo.checkpoints import (
     load_vg_llm,
     official_3d_tokens,
     official_fusion,
-    official_parameters,
 )
 from zoo.errors import InputError
 from zoo.fusions import PatchMergerFusion
@@ -39,31 +38,12 @@ CASES = sorted(
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits_loss_gradients_and_answers(case: str) -> None:
-    meta, t = load_case(case)
-    model = build(meta)
-    logits = model.logits(t["input_ids"], t["attention_mask"], **media(t, meta))
-    real = t["attention_mask"].bool()
-    assert torch.allclose(logits[real], t["out_logits"][real], atol=3e-5, rtol=0)
-    loss = loss_of(logits, t["labels"])
-    assert abs(loss.item() - meta["loss"]) < 1e-5
-    loss.backward()
-    parameters = official_parameters(model)
-    for name, expected in meta.get("grad_l2_norms_f32", {}).items():
-        found = parameters[name].grad
-        assert abs((0.0 if found is None else found.norm().item()) - expected) < 2e-3 * expected + 1e-5, name
-    if meta.get("gen_min_top2_gap") is not None:
-        answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=8)
-        assert answers == t["out_generated"].tolist()
+    check_case(case, atol=3e-5)
 
 
 # ---- traps: each mistake shows ------------------------------------------------------------------------------------
 
 CROPPED = "vg_llm/full_model/images3_cropped"
-
-
-def logits_of(model: SpatialVLM, t: dict[str, Tensor], given: dict[str, Any]) -> Tensor:
-    with torch.no_grad():
-        return model.logits(t["input_ids"], t["attention_mask"], **given)
 
 
 def other_layer(model: SpatialVLM, given: dict[str, Any]) -> None:
@@ -103,7 +83,12 @@ def test_each_still_is_encoded_once_and_the_callers_frames_stay() -> None:
     before = [frames.clone() for frames in given["frames"]]
     logits_of(model, t, given)
     assert seen == [len(before[0])] and torch.equal(given["frames"][0], before[0])
-    first = build({**meta, "config": copy.deepcopy(meta["config"]) | {"qwen": {**meta["config"]["qwen"], "reference_frame": "first"}}})
+    first = build(
+        {
+            **meta,
+            "config": copy.deepcopy(meta["config"]) | {"qwen": {**meta["config"]["qwen"], "reference_frame": "first"}},
+        }
+    )
     assert (logits_of(first, t, given) - t["out_logits"]).abs().max() > 0.1
 
 
@@ -122,7 +107,11 @@ def test_the_names_of_the_tensors_tell_the_layouts_apart() -> None:
 def test_what_is_missing_has_its_official_name_and_a_tied_head_may_be_there() -> None:
     meta, t = load_case(CROPPED)
     official = official_weights(meta)
-    for name in ("geometry_merger.ln_q.weight", "geometry_encoder.vggt.aggregator.camera_token", "visual.merger.mlp.2.bias"):
+    for name in (
+        "geometry_merger.ln_q.weight",
+        "geometry_encoder.vggt.aggregator.camera_token",
+        "visual.merger.mlp.2.bias",
+    ):
         with pytest.raises(InputError, match=f"1 missing: {name}"):
             load_vg_llm(meta["config"], {key: value for key, value in official.items() if key != name})
     official["lm_head.weight"] = official["model.embed_tokens.weight"]
@@ -176,7 +165,10 @@ def test_exported_bit_for_bit_in_the_layout_of_its_source(tmp_path: Path, case: 
 @pytest.mark.parametrize("case", [CROPPED, "vg_llm/first_release/images3_cropped"])
 def test_a_released_folder_is_loaded_asked_and_exported(tmp_path: Path, case: str) -> None:
     meta, t = load_case(case)
-    settings = meta["config"]["qwen"] | {"vggt_aggregator": meta["config"]["vggt_aggregator"], "model_type": "qwen2_5_vl"}
+    settings = meta["config"]["qwen"] | {
+        "vggt_aggregator": meta["config"]["vggt_aggregator"],
+        "model_type": "qwen2_5_vl",
+    }
     write_release(tmp_path / "release", settings, official_weights(meta))
     model = SpatialVLM.from_pretrained(tmp_path / "release")
     assert isinstance(model.loader, PretrainedVGLLM) and model.is_pretrained

@@ -152,9 +152,7 @@ def spatial_stack_geometry(
     layout = {f"{start}geometry_encoder.vggt.": VGGT_MODEL}
     if config["feature_fusion_method"] == "add":
         layout[f"{start}geometry_merger."] = f"{FUSION}merger."
-        fusion: Any = partial(
-            PatchMergerFusion, hidden=config.get("geometry_merger_hidden_dim", HIDDEN), norm=norm
-        )
+        fusion: Any = partial(PatchMergerFusion, hidden=config.get("geometry_merger_hidden_dim", HIDDEN), norm=norm)
         return ReleasedGeometry(layout, _aggregator(config), (-2,), fusion, reference)
     decoder_layers, encoder_layers = config["geometry_fusion_layers"], config["geometry_encoder_layers"]
     layout |= stack_layout(decoder_layers, STACK_QWEN25 if is_qwen25 else STACK)

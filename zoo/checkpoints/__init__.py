@@ -2,5 +2,11 @@
 
 from zoo.backbones import PretrainedQwen3VL, PretrainedQwen25VL, PretrainedSpatialMLLM, PretrainedVGLLM
 from zoo.checkpoints.export import export_model, official_parameters, official_tensors, unofficial_parts
+from zoo.checkpoints.from_tensors import (
+    load_qwen3_vl,
+    load_qwen25_vl,
+    load_spatial_mllm,
+    load_spatial_stack,
+    load_vg_llm,
+)
 from zoo.checkpoints.official_parts import official_3d_tokens, official_fusion
-from zoo.checkpoints.from_tensors import load_qwen3_vl, load_qwen25_vl, load_spatial_mllm, load_vg_llm

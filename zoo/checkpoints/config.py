@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3VLConfig
 
-from zoo.backbones.official_names import QWEN3
-from zoo.backbones.official_names import VG_LLM_FIRST
+from zoo.backbones.official_names import QWEN3, VG_LLM_FIRST
 from zoo.backbones.released_configs import CONNECTOR_TYPE, OTHERS
 from zoo.backbones.released_geometry import GEOMETRY_KEYS, STACK_ADD, VGGT_SIZES
 from zoo.checkpoints.layouts import official_layout

@@ -6,12 +6,18 @@ from typing import Any
 
 import torch
 
+from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES
 from zoo.backbones.qwen_weights import EmptyQwenVL, qwen_filler, refuse_v1
 from zoo.backbones.released_configs import ReleasedConfig, qwen3_config
-from zoo.backbones.released_geometry import ReleasedGeometry, spatial_mllm_geometry, vg_llm_geometry
+from zoo.backbones.released_geometry import (
+    ReleasedGeometry,
+    spatial_mllm_geometry,
+    spatial_stack_geometry,
+    vg_llm_geometry,
+)
 from zoo.model import SpatialVLM
 from zoo.weights.deferred import load_or_defer
-from zoo.weights.lazy_tensors import Tensors
+from zoo.weights.lazy_tensors import FirstNames, Tensors
 
 
 def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -75,6 +81,22 @@ def load_vg_llm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Lists tensors that are missing, unexpected or of another shape; or a fusion of another kind.
     """
     return _load(ReleasedConfig(config).qwen, vg_llm_geometry(_settings(config), state_dict), state_dict)
+
+
+def load_spatial_stack(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
+    """Return a SpatialStack with these weights, in their dtype; all parameters are trainable.
+
+    Args:
+        config: {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator, absent for VGGT-1B's}, or its
+            config.json.
+        state_dict: By official names; the parts that the published class registers twice have either name or both.
+
+    Raises:
+        InputError: Lists tensors that are missing, unexpected or of another shape; or a fusion of another kind.
+    """
+    settings = _settings(config)
+    tensors = FirstNames(state_dict, STACK_QWEN25_SECOND_NAMES)
+    return _load(ReleasedConfig(config).qwen, spatial_stack_geometry(settings, tensors, is_qwen25=True), tensors)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

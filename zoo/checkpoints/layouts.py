@@ -25,7 +25,9 @@ def official_layout(model: SpatialVLM) -> Layout | None:
     """Return the layout of a model's encoder and fusion, empty without a fusion; None if no released model has them."""
     fusion, encoder = model.fusion, model.geometry
     layout = _layout_of(model)
-    if fusion is None or (isinstance(encoder, VGGTEncoder) and (encoder.num_layers == 1 or type(fusion) is StackFusion)):
+    if fusion is None or (
+        isinstance(encoder, VGGTEncoder) and (encoder.num_layers == 1 or type(fusion) is StackFusion)
+    ):
         return layout
     return None
 

@@ -1,4 +1,4 @@
-"""3D tokens of several layers into several decoder layers: SpatialStack's fusion, and one with this house's connector."""
+"""3D tokens of several layers into several decoder layers: SpatialStack's fusion, and one of merged frames."""
 
 from __future__ import annotations
 

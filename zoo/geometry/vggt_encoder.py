@@ -28,7 +28,6 @@ from zoo.geometry.vggt.official import official_tensors
 from zoo.seed import resolve_seed
 from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile, Tensors, UnopenedTensors
 
-
 ReferenceFrame = Literal["first", "last"]
 
 

@@ -12,12 +12,11 @@ from zoo.geometry.cache_entries import CacheEntries
 from zoo.sequences.sequence_layout import MediaKind
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-
 EVERY_FRAME = slice(None)
 
 
 def shown_frames(kind: MediaKind, stills_once: bool) -> slice:
-    """Return which frames of a scene the geometry encoder sees: the two equal ones of a still once, if it is told so."""
+    """Return the frames of a scene that the geometry encoder sees; the two equal ones of a still may be one."""
     return slice(None, None, TEMPORAL_PATCH_SIZE) if stills_once and kind == "image" else EVERY_FRAME
 
 
