@@ -46,12 +46,13 @@ def test_an_unknown_config_is_an_error_that_lists_the_shipped_ones(run: Run) -> 
         run("fit", "--config", "porpe.yaml")
 
 
-QWEN3 = "scale_tiny_qwen3.yaml"
+QWEN3, QWEN35 = "scale_tiny_qwen3.yaml", "scale_tiny_qwen3_5.yaml"
 
 
 MODELS = [  # configs, and objectives
     *(("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml",)),
     *(("qwen3_vl.yaml", QWEN3), ("spatial_mllm.yaml", QWEN3, "MaskedViews"), ("prope.yaml", QWEN3)),
+    *(("qwen3_5.yaml", QWEN35), ("prope.yaml", QWEN35)),
 ]
 
 

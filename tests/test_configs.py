@@ -21,6 +21,7 @@ SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 MODELS = {
     "qwen25_vl.yaml": "Qwen25VL",
     "qwen3_vl.yaml": "Qwen3VL",
+    "qwen3_5.yaml": "Qwen35",
     "spatial_mllm.yaml": "SpatialMLLM",
     "concat_split.yaml": "ConcatSplitMLLM",
     "prope.yaml": "PRoPEMLLM",
@@ -31,10 +32,15 @@ WEIGHTS = {
     "scale_qwen3vl_2b.yaml": "Qwen/Qwen3-VL-2B-Instruct",
     "scale_qwen3vl_4b.yaml": "Qwen/Qwen3-VL-4B-Instruct",
     "scale_qwen3vl_8b.yaml": "Qwen/Qwen3-VL-8B-Instruct",
+    **{f"scale_qwen3_5_{size.lower()}.yaml": f"Qwen/Qwen3.5-{size}" for size in ("0.8B", "2B", "4B", "9B")},
     "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
 }
-TINY = {"scale_tiny.yaml": "zoo.TinyQwen25VL", "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL"}
-WITHOUT_GEOMETRY = ("Qwen25VL", "Qwen3VL")  # the others have the dataset's at a tiny scale
+TINY = {
+    "scale_tiny.yaml": "zoo.TinyQwen25VL",
+    "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL",
+    "scale_tiny_qwen3_5.yaml": "zoo.TinyQwen35",
+}
+WITHOUT_GEOMETRY = ("Qwen25VL", "Qwen3VL", "Qwen35")  # the others have the dataset's at a tiny scale
 DATA = [name for name in SHIPPED if name.startswith("data_")]
 RECIPES = [name for name in SHIPPED if name.startswith("recipe_")]
 TRIOS = [*product(MODELS, [*WEIGHTS, *TINY], DATA)]

@@ -10,8 +10,9 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "backbones": [
-            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedSpatialMLLM"),
-            *("PretrainedVGLLM", "TinyQwen25VL", "TinyQwen3VL"),
+            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedQwen35"),
+            *("PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedVGLLM"),
+            *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],
         "encodings": [
@@ -35,8 +36,8 @@ __getattr__, __all__ = lazy_exports(
         "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "SpatialMLLM", "Task"),
-            *("VGGTPretraining", "VideoQATask"),
+            *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "SpatialMLLM"),
+            *("Task", "VGGTPretraining", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

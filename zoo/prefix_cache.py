@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import RepetitionPenaltyLogitsProcessor
+from transformers.cache_utils import LinearAttentionLayer
 
 from zoo.backbones.base import Backbone
 from zoo.errors import InputError
@@ -74,6 +75,11 @@ class CachedPrefix:
         self.backbone, self.input_ids = backbone, input_ids
         self.penalize = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
         self.cache = backbone.decode(inputs, use_cache=True).cache
+        # linear layers keep states in place of keys and values, and write them in place
+        self.states = [
+            (layer.conv_states[0], layer.recurrent_states[0]) if isinstance(layer, LinearAttentionLayer) else None
+            for layer in self.cache.layers
+        ]
         self.length = input_ids.shape[1]
         # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
         self.next_position = int(inputs["position_ids"][..., -1].amax()) + 1 if next_position is None else next_position
@@ -152,10 +158,13 @@ class CachedPrefix:
         return torch.cat((prefix, torch.where(padded == BROKEN, first, padded)), 1)
 
     def _rewind(self) -> None:
-        """Truncate the cache to the prefix, also after a pass that ran out of memory between two layers."""
+        """Return the cache to the end of the prefix, also after a pass that ran out of memory between two layers."""
         self.groups = self.groups[:, : self.length]
-        for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
+        for layer, states in zip(self.cache.layers, self.states, strict=True):
+            if states is None:
+                layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
+            else:
+                layer.conv_states[0], layer.recurrent_states[0] = (state.clone() for state in states)
 
     def _read(self, tokens: Int[Tensor, "3 T"], alone: bool) -> Float[Tensor, "T D"]:
         """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""

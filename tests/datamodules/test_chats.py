@@ -53,7 +53,8 @@ def videos(rooms_root: Path) -> list[Path]:
 def whole(model: SpatialVLM, chat: Sequence[Any], media: Sequence[Path | Image.Image]) -> list[int]:
     """The slow reference: each medium an own input of `generate_ids`, with the prompt of transformers' processor."""
     preprocessor, data = model.backbone.preprocessor, data_of(model)
-    text = preprocessor.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    options = dict(preprocessor.template_options)
+    text = preprocessor.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **options)
     pixels: dict[str, list[Any]] = {"video": [], "image": []}
     times: list[float] = []
     order = []

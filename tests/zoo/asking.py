@@ -29,6 +29,7 @@ from zoo import (
     TinyDA3,
     TinyQwen3VL,
     TinyQwen25VL,
+    TinyQwen35,
     TinyVGGT,
 )
 from zoo.encodings import CameraEncoding, ViewAttention
@@ -86,32 +87,24 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL}
-# on the second backbone, models that differ in how they meet it; the others are slow tests
-ON_BOTH = {
-    "plain",
-    "AddFusion",
-    "ConcatSplitFusion",
-    "CameraTokenFusion, append",
-    "DeepFusion",
-    "prope.yaml",
-    "StepIndex",
-    "PoseALiBi",
-}
-ON_BOTH |= {
-    "PRoPE, ChannelRange",
-    "PRoPE, TemporalSection",
-    "PRoPE, ExtraChannels",
-    "PoseAxis",
-    "PointRoPE",
-    "ValueRoPE",
+BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL, "Qwen3.5": TinyQwen35}
+# on the other backbones, models that differ in how they meet them; the rest are slow tests
+FAST = {
+    "Qwen2.5-VL": set(MODELS),
+    "Qwen3-VL": {
+        *("plain", "AddFusion", "ConcatSplitFusion", "CameraTokenFusion, append", "DeepFusion", "prope.yaml"),
+        *("StepIndex", "PoseALiBi", "PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, ExtraChannels"),
+        *("PoseAxis", "PointRoPE", "ValueRoPE"),
+    },
+    "Qwen3.5": {"plain", "DeepFusion", "prope.yaml"},
 }
 MODELS_AND_FAMILIES = [
-    pytest.param(name, family, marks=pytest.mark.slow if family == "Qwen3-VL" and name not in ON_BOTH else ())
+    pytest.param(name, family, marks=() if name in FAST[family] else pytest.mark.slow)
     for family in BACKBONES
     for name in MODELS
 ]
-SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96)}  # of frames of 2 x 3 tokens
+PACKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # several questions share a training sequence
+SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
 
 
 def build(
@@ -141,12 +134,14 @@ def build(
     for parameter in model.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
-    for attention in (layer.self_attn for layer in model.model.backbone.vlm.model.language_model.layers):
-        sharpened = (
-            (attention.q_norm, attention.k_norm) if family == "Qwen3-VL" else (attention.q_proj, attention.k_proj)
-        )
-        for each in sharpened:
-            each.weight.data *= 2
+    layers = model.model.backbone.vlm.model.language_model.layers
+    for attention in (layer.self_attn for layer in layers if hasattr(layer, "self_attn")):
+        if family == "Qwen2.5-VL":
+            for each in (attention.q_proj, attention.k_proj):
+                each.weight.data *= 2
+        else:
+            for each in (attention.q_norm, attention.k_norm):
+                each.weight.data += 1  # of 1, or in Qwen3.5 of 0, to which the norm adds 1
     if encoding is not None:
         for parameter in encoding.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)

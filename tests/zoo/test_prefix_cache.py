@@ -150,7 +150,9 @@ def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.M
     assert ids(model, asked) == one_by_one(model, asked)
 
 
-@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(each, marks=pytest.mark.slow if each == "Qwen3.5" else ()) for each in BACKBONES]
+)
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 @pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"])
 def test_other_attention_backends_give_the_same_answers(name: str, implementation: str, family: str) -> None:

@@ -14,6 +14,7 @@ from tests.zoo.asking import BACKBONES
 from tests.zoo.waits import Waits
 from zoo.backbones.attention import replace_classes
 from zoo.backbones.patch_embedding import PatchEmbedding
+from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
@@ -23,7 +24,11 @@ from zoo.sequences.vision_inputs import Segments
 
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
 GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]], "small": [[1, 2, 2]]}
-FAST = {"Qwen2.5-VL": Qwen25VLBackbone.vision_classes, "Qwen3-VL": Qwen3VLBackbone.vision_classes}
+FAST = {
+    "Qwen2.5-VL": Qwen25VLBackbone.vision_classes,
+    "Qwen3-VL": Qwen3VLBackbone.vision_classes,
+    "Qwen3.5": Qwen35Backbone.vision_classes,
+}
 families = pytest.mark.parametrize("family", BACKBONES)
 
 
@@ -91,7 +96,7 @@ def test_patches_and_their_gradient_are_the_convolutions(family: str) -> None:
         tokens.square().sum().backward()
         gradients = [each.grad for tower in (stock, ours) for each in tower.patch_embed.parameters()]
         seen_by.append((tokens, pixels.grad, *(each for each in gradients if each is not None)))
-    assert len(seen_by[0]) == (4 if family == "Qwen3-VL" else 3)  # Qwen3-VL's has a bias
+    assert len(seen_by[0]) == (3 if family == "Qwen2.5-VL" else 4)  # the others' have a bias
     for found in seen_by[1:]:
         torch.testing.assert_close(found, seen_by[0], rtol=1e-10, atol=1e-10)
 
@@ -165,7 +170,7 @@ def test_calls_are_by_length(
             seen_by.append(list(calls))
     assert sum(seen_by[0]) == sum(seen_by[1]) == len(seen_by[0])  # every window, and stock makes a call for each
     # frames have one length per size of a video; windows of frames of any size have at most six here
-    lengths = len({tuple(each[1:]) for each in grid}) if family == "Qwen3-VL" else 6
+    lengths = len({tuple(each[1:]) for each in grid}) if family != "Qwen2.5-VL" else 6
     assert len(seen_by[1]) <= lengths * len(ours.blocks)  # type: ignore[arg-type]
 
 

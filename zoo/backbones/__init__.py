@@ -3,8 +3,10 @@
 from zoo.backbones.base import Backbone
 from zoo.backbones.loader import BackboneLoader, released_parts
 from zoo.backbones.preprocessor import Preprocessor
-from zoo.backbones.pretrained_fused import PretrainedSpatialMLLM, PretrainedVGLLM
-from zoo.backbones.pretrained_qwen import PretrainedQwen3VL, PretrainedQwen25VL
+from zoo.backbones.pretrained_fused import PretrainedSpatialMLLM, PretrainedSpatialStack, PretrainedVGLLM
+from zoo.backbones.pretrained_qwen import PretrainedQwen3VL, PretrainedQwen25VL, PretrainedQwen35
+from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
+from zoo.backbones.qwen3_5.tiny import TinyQwen35
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen3_vl.tiny import TinyQwen3VL
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone

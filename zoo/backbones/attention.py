@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Qwen3-VL's are the same two functions
+# Qwen3-VL's are the same two functions; Qwen3.5's eager attention is the same as well
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, eager_attention_forward
 
 from zoo.encodings.base import EncodedCameras
@@ -29,6 +29,12 @@ class CameraAttention(nn.Module):
     k_proj: Any
     v_proj: Any
     o_proj: Any
+
+    apply_rope: Callable[..., QK] = staticmethod(apply_rotary_pos_emb)
+
+    def project_queries(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return queries, and the logits of a gate on the output where the stock attention has one."""
+        return self.q_proj(hidden_states), None
 
     def normalize_heads(self, q: Tensor, k: Tensor) -> QK:
         """Normalize queries and keys per head before the hooks, where the stock attention does."""
@@ -60,11 +66,12 @@ class CameraAttention(nn.Module):
         names = ("attention_mask", "position_ids", "cache", "position_embeddings")
         mask, position_ids, cache, position_embeddings = (kwargs.pop(name, None) for name in names)
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
-        q, k = self.q_proj(hidden_states).view(heads), self.k_proj(hidden_states).view(heads)
+        q, gate = self.project_queries(hidden_states)
+        q, k = q.view(heads), self.k_proj(hidden_states).view(heads)
         v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(*self.normalize_heads(q, k))
-        q, k = apply_rotary_pos_emb(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
+        q, k = self.apply_rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
         q, k = q.transpose(1, 2), k.transpose(1, 2)
 
@@ -84,8 +91,10 @@ class CameraAttention(nn.Module):
             position_ids=position_ids,
             **kwargs,
         )
-        output = camera_encoding.transform_outputs(output)
-        return self.o_proj(output.reshape(*hidden_states.shape[:2], -1)), weights
+        output = camera_encoding.transform_outputs(output).reshape(*hidden_states.shape[:2], -1)
+        if gate is not None:
+            output = output * gate.sigmoid()
+        return self.o_proj(output), weights
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:

@@ -44,7 +44,12 @@ class DeepstackLayer(nn.Module):
 
     self_attn: Any
 
+    @property
+    def layer_idx(self) -> int:
+        """The number of the layer, from 0."""
+        return int(self.self_attn.layer_idx)
+
     def forward(self, hidden_states: Tensor, deepstack: DeepFeatures | None = None, **kwargs: Any) -> Tensor:
         """Run the stock forward, then add the features of this layer."""
         hidden_states = super().forward(hidden_states, **kwargs)
-        return hidden_states if deepstack is None else deepstack.added_to(hidden_states, self.self_attn.layer_idx)
+        return hidden_states if deepstack is None else deepstack.added_to(hidden_states, self.layer_idx)

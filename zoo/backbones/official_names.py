@@ -1,7 +1,7 @@
 """Official names of the tensors of Qwen-VL models, and of what models with a geometry encoder add to them.
 
 Released files of Qwen2.5-VL use the names of transformers 4.51, where the vision tower is beside the decoder. The names
-of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's files.
+of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's and Qwen3.5's files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ VG_LLM: Layout = {"geometry_encoder.vggt.": VGGT_MODEL, "geometry_merger.": "fus
 VG_LLM_FIRST: Layout = {"vggt.": VGGT_MODEL, "merger.": "fusion.merger."}  # of its first release
 # SpatialStack's connectors, on Qwen3.5 and on Qwen2.5-VL; its class registers some parts twice, and a file may hold
 # either name or both
+STACK_VGGT = "model.geometry_encoder.vggt."
 STACK, STACK_QWEN25 = "model.language_feature_fusion.fusion_layers.", "multi_layer_feature_fusion.fusion_layers."
 STACK_SECOND_NAMES = {
     "geometry_encoder.": "model.geometry_encoder.",
@@ -23,7 +24,8 @@ STACK_SECOND_NAMES = {
     "language_feature_fusion.": "model.language_feature_fusion.",
 }
 STACK_QWEN25_SECOND_NAMES = {"language_feature_fusion.": "multi_layer_feature_fusion."}
-QWEN25, QWEN3 = "qwen2_5_vl", "qwen3_vl"  # families, by the model_type of their config.json
+QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
+NOT_LOADED = ("mtp.",)  # Qwen3.5's prediction of several tokens at once, which transformers has no module for
 RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5
     QWEN25: {
         "visual.": "model.visual.",
@@ -32,6 +34,7 @@ RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5
         "model.norm.": "model.language_model.norm.",
     },
     QWEN3: {},
+    QWEN35: {},
 }
 
 

@@ -10,17 +10,25 @@ from typing import Any
 from torch import nn
 
 from zoo.backbones.loader import AttentionImplementation, DType
-from zoo.backbones.official_names import Layout
+from zoo.backbones.official_names import STACK_SECOND_NAMES, Layout
 from zoo.backbones.pretrained_qwen import (
     PretrainedQwen25VL,
+    PretrainedQwen35,
     PretrainedQwenVL,
     config_errors,
     is_spatial_mllm,
+    is_spatial_stack,
     is_vg_llm,
 )
-from zoo.backbones.released_geometry import ReleasedGeometry, spatial_mllm_geometry, vg_llm_geometry
+from zoo.backbones.released_geometry import (
+    ReleasedGeometry,
+    spatial_mllm_geometry,
+    spatial_stack_geometry,
+    vg_llm_geometry,
+)
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.transformer_blocks import layer_index
+from zoo.weights.lazy_tensors import FirstNames, Tensors
 
 VGGT_DEPTH = 24  # layers of the released aggregator
 
@@ -117,3 +125,32 @@ class PretrainedVGLLM(PretrainedFused, PretrainedQwen25VL):
     @cached_property
     def released_geometry(self) -> ReleasedGeometry | None:
         return vg_llm_geometry(self.settings, self.tensor_names)
+
+
+class PretrainedSpatialStack(PretrainedFused, PretrainedQwen35):
+    """A released SpatialStack: Qwen3.5, and its VGGT and connectors for a model that fuses them.
+
+    Args:
+        path: A hub id (`Journey9ni/SpatialStack-Qwen3.5-4B`) or a local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers, of the layers of full attention.
+        dtype: The type in which the weights are kept.
+    """
+
+    released = "Journey9ni/SpatialStack-Qwen3.5-4B"
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return is_spatial_stack(config)
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        return FirstNames(super().tensors, STACK_SECOND_NAMES)
+
+    @cached_property
+    def released_geometry(self) -> ReleasedGeometry | None:
+        return spatial_stack_geometry(self.settings, self.tensor_names, is_qwen25=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -12,16 +12,25 @@ from typing import Any, ClassVar
 from huggingface_hub.errors import StrictDataclassError
 
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.official_names import QWEN3, QWEN25, SPATIAL_MLLM, VG_LLM, VG_LLM_FIRST
+from zoo.backbones.official_names import (
+    QWEN3,
+    QWEN25,
+    QWEN35,
+    SPATIAL_MLLM,
+    STACK,
+    STACK_VGGT,
+    VG_LLM,
+    VG_LLM_FIRST,
+)
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.qwen_weights import FAMILIES, empty_qwen, qwen_filler
-from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_config
+from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_5_config, qwen3_config
 from zoo.errors import InputError
 from zoo.weights.deferred import builds_shapes_only, defer, load_deferred
 from zoo.weights.hub import CONFIG, find_folder, find_tensors, read_config
 from zoo.weights.lazy_tensors import Tensors, files_of
 
-MOE = "qwen3_vl_moe"
+MOE = {"qwen3_vl_moe": "Qwen3-VL-MoE", "qwen3_5_moe": "Qwen3.5-MoE"}
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 
@@ -116,16 +125,44 @@ class PretrainedQwenVL(BackboneLoader):
     def _refuse_others(self) -> None:
         """Raise InputError for weights of another kind, with the class that loads them."""
         kind, own = self.settings.get("model_type"), FAMILIES[self.family].title
-        if kind == MOE:
-            dense = PretrainedQwen3VL.released
+        if kind in MOE:
             raise InputError(
-                f"{self.path} is a Qwen3-VL-MoE, which is not supported: take a dense one, such as {dense}"
+                f"{self.path} is a {MOE[kind]}, which is not supported: take a dense one, such as {self.released}"
             )
         if kind != self.family and kind in FAMILIES:
-            loader = PretrainedQwen3VL if kind == QWEN3 else PretrainedQwen25VL
-            raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader.__name__} for it")
+            loaders: tuple[type[PretrainedQwenVL], ...] = (PretrainedQwen25VL, PretrainedQwen3VL, PretrainedQwen35)
+            loader = next(each.__name__ for each in loaders if each.family == kind)
+            raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader} for it")
         if "quantization_config" in self.settings:
             raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
+        names = () if builds_shapes_only() else self.tensors
+        for title, (loads, is_one, prefixes) in FUSED.items():
+            if not self.skip and (is_one(self.settings) or any(name.startswith(prefixes) for name in names)):
+                raise InputError(f"{self.path} is a {title}: take --model.backbone {loads} for it")
+
+
+def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a Spatial-MLLM."""
+    return "spatial" in str(config.get("model_type"))
+
+
+def is_vg_llm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a VG-LLM with its geometry encoder, in either layout."""
+    has_encoder = config.get("use_geometry_encoder") or config.get("use_vggt_feature")
+    return bool(has_encoder) and config.get("model_type") == QWEN25 and "geometry_fusion_layers" not in config
+
+
+def is_spatial_stack(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a SpatialStack with its geometry encoder, on Qwen3.5."""
+    return bool(config.get("use_geometry_encoder")) and config.get("model_type") == QWEN35
+
+
+# models with more parts than their backbone: the class that loads them, how a config and how names tell
+FUSED: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], tuple[str, ...]]] = {
+    "Spatial-MLLM": ("PretrainedSpatialMLLM", is_spatial_mllm, tuple(SPATIAL_MLLM)),
+    "VG-LLM": ("PretrainedVGLLM", is_vg_llm, (*VG_LLM, *VG_LLM_FIRST)),
+    "SpatialStack": ("PretrainedSpatialStack", is_spatial_stack, (STACK_VGGT, STACK)),
+}
 
 
 class PretrainedQwen25VL(PretrainedQwenVL):
@@ -157,17 +194,6 @@ class PretrainedQwen25VL(PretrainedQwenVL):
     def vlm_config(self) -> Any:
         return self.config.qwen
 
-    def _refuse_others(self) -> None:
-        super()._refuse_others()
-        names = () if builds_shapes_only() else self.tensors
-        kinds = {
-            "Spatial-MLLM": ("PretrainedSpatialMLLM", is_spatial_mllm(self.settings), SPATIAL_MLLM),
-            "VG-LLM": ("PretrainedVGLLM", is_vg_llm(self.settings), (*VG_LLM, *VG_LLM_FIRST)),
-        }
-        for title, (loader, is_one, prefixes) in kinds.items():
-            if not self.skip and (is_one or any(name.startswith(tuple(prefixes)) for name in names)):
-                raise InputError(f"{self.path} is a {title}: take --model.backbone {loader} for it")
-
 
 class PretrainedQwen3VL(PretrainedQwenVL):
     """Released weights of a dense Qwen3-VL.
@@ -187,22 +213,36 @@ class PretrainedQwen3VL(PretrainedQwenVL):
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") in (QWEN3, MOE)  # `load` refuses the latter by its name
+        return config.get("model_type") in (QWEN3, f"{QWEN3}_moe")  # `load` refuses the latter by its name
 
     @property
     def vlm_config(self) -> Any:
         return qwen3_config(self.settings, str(self.folder / CONFIG))
 
 
-def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of a Spatial-MLLM."""
-    return "spatial" in str(config.get("model_type"))
+class PretrainedQwen35(PretrainedQwenVL):
+    """Released weights of a dense Qwen3.5 or Qwen3.6.
 
+    Args:
+        path: A hub id (`Qwen/Qwen3.5-4B`) or a local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers, of the layers of full attention.
+        dtype: The type in which the weights are kept.
+    """
 
-def is_vg_llm(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of a VG-LLM with its geometry encoder, in either layout."""
-    has_encoder = config.get("use_geometry_encoder") or config.get("use_vggt_feature")
-    return bool(has_encoder) and config.get("model_type") == QWEN25 and "geometry_fusion_layers" not in config
+    family, released = QWEN35, "Qwen/Qwen3.5-4B"
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") in (QWEN35, f"{QWEN35}_moe") and not is_spatial_stack(config)
+
+    @property
+    def vlm_config(self) -> Any:
+        return qwen3_5_config(self.settings, str(self.folder / CONFIG))
 
 
 @contextmanager

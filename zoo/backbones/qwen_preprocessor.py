@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, UInt8
@@ -31,7 +31,12 @@ class QwenVLPreprocessor(Preprocessor):
 
     Args:
         processor: Processor of the model.
+
+    Attributes:
+        template_options: Options of the chat template.
     """
+
+    template_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -59,10 +64,14 @@ class QwenVLPreprocessor(Preprocessor):
                 texts.append(f"{message['content']}{END_OF_TURN}")
             elif number == len(messages) or messages[number]["role"] == "assistant":  # the last before an answer
                 chat = self.processor.apply_chat_template(
-                    list(messages[:number]), add_generation_prompt=True, tokenize=False
+                    list(messages[:number]), add_generation_prompt=True, tokenize=False, **self.template_options
                 )
-                texts.append(chat.removeprefix("".join(texts)))
+                texts.append(chat.removeprefix(self.history(texts)))
         return texts
+
+    def history(self, texts: Sequence[str]) -> str:
+        """Return earlier prompts and answers as the chat template writes them before a later prompt."""
+        return "".join(texts)
 
     def tokenize(
         self,

@@ -71,11 +71,12 @@ class QwenVLBackbone(Backbone):
 
     @cached_property
     def head_layout(self) -> HeadLayout:
-        head_dim = self.decoder.layers[0].self_attn.head_dim
+        attention = next(layer.self_attn for layer in self.decoder.layers if hasattr(layer, "self_attn"))
+        rotary = self.decoder.rotary_emb
         # the stock code selects the axis of each frequency: here it selects among the axes' own numbers
-        numbers = torch.arange(3, device="cpu")[:, None].repeat(1, head_dim // 2)
-        axes = self.decoder.rotary_emb.recomposition_frequencies(numbers)
-        return HeadLayout(head_dim, tuple(axes[: head_dim // 2].tolist()))
+        count = len(rotary.inv_freq)
+        numbers = torch.arange(3, device="cpu")[:, None].repeat(1, count)
+        return HeadLayout(attention.head_dim, tuple(rotary.recomposition_frequencies(numbers)[:count].tolist()))
 
     @property
     def decoder_layout(self) -> DecoderLayout:

@@ -12,13 +12,24 @@ from torch.distributed.tensor import DTensor
 from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen3_5ForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
 )
 from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.loader import BackboneLoader
-from zoo.backbones.official_names import LM_HEAD, QWEN3, QWEN25, Layout, current_name, released_name
+from zoo.backbones.official_names import (
+    LM_HEAD,
+    NOT_LOADED,
+    QWEN3,
+    QWEN25,
+    QWEN35,
+    Layout,
+    current_name,
+    released_name,
+)
+from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
 from zoo.backbones.qwen_vl import QwenVLBackbone
@@ -42,6 +53,7 @@ class Family(NamedTuple):
 FAMILIES = {
     QWEN25: Family("Qwen2.5-VL", Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor, Qwen25VLBackbone),
     QWEN3: Family("Qwen3-VL", Qwen3VLForConditionalGeneration, Qwen3VLProcessor, Qwen3VLBackbone),
+    QWEN35: Family("Qwen3.5", Qwen3_5ForConditionalGeneration, Qwen3VLProcessor, Qwen35Backbone),
 }
 
 
@@ -109,7 +121,7 @@ def qwen_filler(qwen: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> Call
             what=FAMILIES[family].title,
             current_names=lambda name: (current_name(name, family),),
             official_name=lambda name: released_name(name, family),
-            skip=(*skip, *ignored),
+            skip=(*skip, *ignored, *NOT_LOADED),
         )
         if is_tied and LM_HEAD in tensors:
             _check_tied(tensors[LM_HEAD], qwen.get_input_embeddings().weight)

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
 from zoo.backbones.released_geometry import GEOMETRY_KEYS, VGGT_SIZES
 from zoo.errors import InputError
 
-OTHERS = {
-    *("model_type", "architectures", "auto_map", "spatial_config", "connector_config", "vggt_aggregator"),
-    *GEOMETRY_KEYS,
-}
+GEOMETRY_PARTS = {"spatial_config", "connector_config", "vggt_aggregator", *GEOMETRY_KEYS}
+OTHERS = {"model_type", "architectures", "auto_map", *GEOMETRY_PARTS}
 CONNECTOR_TYPE = "mlp_add"
 KNOWN = Path(__file__).parent / "released_configs.yaml"
 
@@ -57,15 +55,26 @@ def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLC
         InputError: MRoPE's sections do not share out the frequencies of a head.
     """
     found = Qwen3VLConfig.from_dict(config)
-    text = found.text_config
-    sections, pairs = list(text.rope_parameters["mrope_section"]), text.head_dim // 2
+    _check_sections(found.text_config, source)
+    return found
+
+
+def qwen3_5_config(config: dict[str, Any], source: str = "the config") -> Qwen3_5Config:
+    """Return transformers' config of a Qwen3.5, see `qwen3_config`."""
+    found = Qwen3_5Config.from_dict({name: value for name, value in config.items() if name not in GEOMETRY_PARTS})
+    _check_sections(found.text_config, source)
+    return found
+
+
+def _check_sections(text: Any, source: str) -> None:
+    sections, channels = list(text.rope_parameters["mrope_section"]), text.head_dim
+    pairs = int(channels * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
     taken = [len(range(axis, min(3 * count, pairs), 3)) for axis, count in enumerate(sections)]  # h and w take turns
     if len(sections) != 3 or sum(sections) != pairs or taken[1:] != sections[1:]:
         raise InputError(
             f"{source}: mrope_section {sections} does not share out the {pairs} frequencies of a head of "
-            f"{text.head_dim} channels in turns: download it again"
+            f"{channels} channels in turns: download it again"
         )
-    return found
 
 
 def known_config(path: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ Only the sizes differ from the released models: the classes of model, tokenizer 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -104,7 +105,7 @@ class TinyQwenVL(BackboneLoader):
             out_hidden_size=hidden_size,
             initializer_range=INITIALIZER_RANGE,
         )
-        more_text, more_vision = self.own_settings(pairs, vision_layers)
+        more_text, more_vision = self.own_settings(pairs, text, vision_layers)
         self.config = self.stock_class.config_class(
             text_config=text | more_text,
             vision_config=vision | more_vision,
@@ -117,11 +118,14 @@ class TinyQwenVL(BackboneLoader):
         self.config._attn_implementation = self.model_attention
 
     @abstractmethod
-    def own_settings(self, pairs: int, vision_layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def own_settings(
+        self, pairs: int, text: Mapping[str, Any], vision_layers: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of decoder and vision tower that other models don't share.
 
         Args:
             pairs: RoPE's frequencies.
+            text: The settings of the decoder that all models share.
             vision_layers: Layers of the vision tower.
         """
 

@@ -1,8 +1,16 @@
 """Official checkpoints in and out: Qwen-VL models and those fused with VGGT, in memory or as a released folder."""
 
-from zoo.backbones import PretrainedQwen3VL, PretrainedQwen25VL, PretrainedSpatialMLLM, PretrainedVGLLM
+from zoo.backbones import (
+    PretrainedQwen3VL,
+    PretrainedQwen25VL,
+    PretrainedQwen35,
+    PretrainedSpatialMLLM,
+    PretrainedSpatialStack,
+    PretrainedVGLLM,
+)
 from zoo.checkpoints.export import export_model, official_parameters, official_tensors, unofficial_parts
 from zoo.checkpoints.from_tensors import (
+    load_qwen3_5,
     load_qwen3_vl,
     load_qwen25_vl,
     load_spatial_mllm,

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from zoo.backbones.official_names import LM_HEAD, QWEN, VGGT_MODEL, Layout, released_name
+from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, QWEN, VGGT_MODEL, Layout, released_name
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.layouts import official_layout, unofficial_fusion
 from zoo.checkpoints.names import model_names, official_name
@@ -32,11 +32,12 @@ TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None) -> None:
     """Write a folder for the official code, and for the `Pretrained` backbones.
 
-    Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker.
+    Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker, and
+    Qwen3.5's prediction of several tokens at once.
 
     Args:
-        model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written weights; the model stays as it is. A
-            geometry behind a cache is loaded.
+        model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written
+            weights; the model stays as it is. A geometry behind a cache is loaded.
         out: A new or empty folder.
         dtype: Of the weights; None is that of the folder they came from, else the model's.
 
@@ -135,7 +136,7 @@ def official_parameters(model: SpatialVLM) -> dict[str, nn.Parameter]:
 def _as_in(
     source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype | None, family: str, layout: Layout
 ) -> dict[str, Tensor]:
-    """Return the tensors in the dtypes of the folder they came from, and VGGT's heads from there."""
+    """Return the tensors in the dtypes of the folder they came from, and the unread parts from there."""
     old = {} if source is None else open_weights(source)
     of_vggt = tuple(theirs for theirs, ours in layout.items() if ours == VGGT_MODEL)
     written = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
@@ -145,6 +146,6 @@ def _as_in(
             written[ours] = tensors[ours].to(dtype or old[name].dtype)
         elif name == LM_HEAD:  # tied: the source holds it twice, so does the copy
             written[name] = tensors[released_name(EMBEDDINGS, family)].to(dtype or old[name].dtype, copy=True)
-        elif name.startswith(of_vggt):
+        elif name.startswith((*NOT_LOADED, *of_vggt)):
             written[name] = old[name].to(dtype or old[name].dtype)
     return written

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES
+from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
 from zoo.backbones.qwen_weights import EmptyQwenVL, qwen_filler, refuse_v1
-from zoo.backbones.released_configs import ReleasedConfig, qwen3_config
+from zoo.backbones.released_configs import ReleasedConfig, qwen3_5_config, qwen3_config
 from zoo.backbones.released_geometry import (
     ReleasedGeometry,
     spatial_mllm_geometry,
@@ -48,6 +48,22 @@ def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwenVL(qwen3_config(config), _dtype(state_dict)))
+    _fill(model, state_dict)
+    return model
+
+
+def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
+    """Return the baseline with these weights, in their dtype; all parameters are trainable.
+
+    Args:
+        config: Config.json of a dense Qwen3.5, or `Qwen3_5Config.to_dict()`.
+        state_dict: By transformers' names; a tied lm_head and `mtp.…` may be absent or present. May be read from files
+            tensor by tensor.
+
+    Raises:
+        InputError: Lists tensors that are missing, unexpected or of another shape.
+    """
+    model = SpatialVLM(EmptyQwenVL(qwen3_5_config(config), _dtype(state_dict)))
     _fill(model, state_dict)
     return model
 
@@ -95,8 +111,10 @@ def load_spatial_stack(config: dict[str, Any], state_dict: Tensors) -> SpatialVL
         InputError: Lists tensors that are missing, unexpected or of another shape; or a fusion of another kind.
     """
     settings = _settings(config)
-    tensors = FirstNames(state_dict, STACK_QWEN25_SECOND_NAMES)
-    return _load(ReleasedConfig(config).qwen, spatial_stack_geometry(settings, tensors, is_qwen25=True), tensors)
+    is_qwen25 = "text_config" not in settings
+    qwen = ReleasedConfig(config).qwen if is_qwen25 else qwen3_5_config(settings)
+    tensors = FirstNames(state_dict, STACK_QWEN25_SECOND_NAMES if is_qwen25 else STACK_SECOND_NAMES)
+    return _load(qwen, spatial_stack_geometry(settings, tensors, is_qwen25=is_qwen25), tensors)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.backbones.official_names import (
     QWEN25,
+    QWEN35,
     SPATIAL_MLLM,
+    STACK,
     STACK_QWEN25,
+    STACK_VGGT,
     VG_LLM,
     VG_LLM_FIRST,
     VGGT_MODEL,
@@ -25,11 +28,9 @@ def official_layout(model: SpatialVLM) -> Layout | None:
     """Return the layout of a model's encoder and fusion, empty without a fusion; None if no released model has them."""
     fusion, encoder = model.fusion, model.geometry
     layout = _layout_of(model)
-    if fusion is None or (
-        isinstance(encoder, VGGTEncoder) and (encoder.num_layers == 1 or type(fusion) is StackFusion)
-    ):
+    if fusion is None or (isinstance(encoder, VGGTEncoder) and type(fusion) is StackFusion):
         return layout
-    return None
+    return layout if isinstance(encoder, VGGTEncoder) and encoder.num_layers == 1 else None
 
 
 def _layout_of(model: SpatialVLM) -> Layout | None:
@@ -43,6 +44,10 @@ def _layout_of(model: SpatialVLM) -> Layout | None:
         return VG_LLM_FIRST if model.loader.layout == VG_LLM_FIRST else VG_LLM
     if family == QWEN25 and type(fusion) is StackFusion:
         return {"geometry_encoder.vggt.": VGGT_MODEL} | stack_layout(fusion.decoder_layers, STACK_QWEN25)
+    if family == QWEN35 and type(fusion) is PatchMergerFusion:
+        return {STACK_VGGT: VGGT_MODEL, "model.geometry_merger.": "fusion.merger."}
+    if family == QWEN35 and type(fusion) is StackFusion:
+        return {STACK_VGGT: VGGT_MODEL} | stack_layout(fusion.decoder_layers, STACK)
     return None
 
 

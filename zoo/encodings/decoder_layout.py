@@ -11,12 +11,13 @@ from torch import Tensor
 
 
 class HeadLayout(NamedTuple):
-    """The channels of an attention head: RoPE rotates the pairs (c, c + D/2), each by one axis of mRoPE.
+    """The channels of an attention head: RoPE rotates the first 2F in pairs (c, c + F), each by one axis of mRoPE.
 
     Attributes:
         dim: D, channels per head.
-        axes: The axis of each of the D/2 frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
-            axes in a row; in Qwen3-VL they take turns.
+        axes: The axis of each of the F frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
+            axes in a row; in Qwen3-VL they take turns. Both have D/2 frequencies, Qwen3.5 has D/8: the other channels
+            have no position.
     """
 
     dim: int
@@ -33,7 +34,12 @@ class HeadLayout(NamedTuple):
 
     def pairs(self, frequencies: Sequence[int]) -> list[int]:
         """Return the channels that RoPE rotates by these frequencies: the first of each pair, then the second."""
-        return [*frequencies, *(number + self.dim // 2 for number in frequencies)]
+        return [*frequencies, *(number + len(self.axes) for number in frequencies)]
+
+    @property
+    def num_rotated(self) -> int:
+        """The number of channels that RoPE rotates, the first ones."""
+        return 2 * len(self.axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +52,7 @@ class DecoderLayout:
         num_heads: Attention heads of q and o.
         num_key_value_heads: Attention heads of k and v (grouped-query attention); divides `num_heads`.
         head: The channels of a head, and the axis of each of its RoPE frequencies.
-        rope_frequencies: RoPE's inverse frequencies (radians per position, shape (D/2,)), buffers of the decoder.
+        rope_frequencies: RoPE's inverse frequencies (radians per position, shape (F,)), buffers of the decoder.
             An encoding with shared frequencies overwrites them in place.
         device: Device of the decoder's weights.
     """

@@ -104,7 +104,7 @@ class PoseAxis(CameraEncoding):
         start = time.gather(1, visual.int().argmax(1, keepdim=True))
         ahead = start + self.offset + views.gather(1, index.clamp(min=0)) - time
         # 3. RoPE has rotated by T: the rest of the angle.
-        chosen = torch.zeros(head.dim // 2, dtype=torch.bool)
+        chosen = torch.zeros(len(head.axes), dtype=torch.bool)
         chosen[self.chosen(head)] = True
         rope = self.rope.to(ahead.dtype) * chosen.to(ahead.device, non_blocking=True)
         angle = ahead.where(visual, 0.0)[..., None] * rope

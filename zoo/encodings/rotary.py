@@ -34,7 +34,7 @@ class ValueRoPE(CameraEncoding):
         super().__init__(reference=None)
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
-        return set(product("vo", range(head.dim)))
+        return set(product("vo", range(head.num_rotated)))
 
     @property
     def symmetries(self) -> Symmetries:
@@ -104,7 +104,7 @@ class PointRoPE(CameraEncoding):
         self.apply_to, self.shortest, self.longest = apply_to, shortest, longest
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
-        return set(product(self.apply_to, range(head.dim)))
+        return set(product(self.apply_to, range(head.num_rotated)))
 
     @property
     def symmetries(self) -> Symmetries:

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zoo.backbones import Backbone, BackboneLoader, Qwen3VLBackbone, Qwen25VLBackbone, TinyQwen3VL
+from zoo.backbones import (
+    Backbone,
+    BackboneLoader,
+    Qwen3VLBackbone,
+    Qwen25VLBackbone,
+    Qwen35Backbone,
+    TinyQwen3VL,
+    TinyQwen35,
+)
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion
@@ -35,7 +43,8 @@ class BaselineVLM(VideoQATask):
         if not isinstance(self.model.backbone, self.backbone_class):
             raise InputError(
                 f"{type(self).__name__} with the backbone {type(self.model.loader).__name__}: take a scale of its "
-                "own family (such as scale_tiny.yaml for Qwen25VL, scale_tiny_qwen3.yaml for Qwen3VL), or BaselineVLM"
+                "own family (such as scale_tiny.yaml for Qwen25VL, scale_tiny_qwen3.yaml for Qwen3VL, "
+                "scale_tiny_qwen3_5.yaml for Qwen35), or BaselineVLM"
             )
 
 
@@ -57,6 +66,20 @@ class Qwen3VL(BaselineVLM):
 
     def __init__(self, backbone: BackboneLoader | None = None, **parts: Any) -> None:
         super().__init__(backbone=backbone or TinyQwen3VL(), **parts)
+
+
+class Qwen35(BaselineVLM):
+    """Qwen3.5 as it is: a hybrid decoder, 2D tokens only, time as text, no cameras, no thinking.
+
+    Args:
+        backbone: A Qwen3.5, by default a tiny random one.
+        parts: The other arguments of `VideoQATask`.
+    """
+
+    backbone_class = Qwen35Backbone
+
+    def __init__(self, backbone: BackboneLoader | None = None, **parts: Any) -> None:
+        super().__init__(backbone=backbone or TinyQwen35(), **parts)
 
 
 class SpatialMLLM(VideoQATask):

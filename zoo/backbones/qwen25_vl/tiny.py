@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,9 @@ class TinyQwen25VL(TinyQwenVL):
 
     stock_class, backbone_class = Qwen2_5_VLForConditionalGeneration, Qwen25VLBackbone
 
-    def own_settings(self, pairs: int, vision_layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def own_settings(
+        self, pairs: int, text: Mapping[str, Any], vision_layers: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         # the released models' split of a head: 2/8 time, 3/8 height, 3/8 width
         sections = [pairs // 4, pairs * 3 // 8, pairs * 3 // 8]
         rope = dict(rope_type="default", rope_theta=1e6, mrope_section=sections)

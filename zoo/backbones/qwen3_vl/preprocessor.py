@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import islice
+from typing import ClassVar
 
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.errors import InputError
@@ -15,7 +16,13 @@ MEDIUM = re.compile(r"<\|vision_start\|><\|(?:video|image)_pad\|><\|vision_end\|
 
 
 class Qwen3VLPreprocessor(QwenVLPreprocessor):
-    """See `Preprocessor`."""
+    """See `Preprocessor`.
+
+    Attributes:
+        title: The name of the model, for errors.
+    """
+
+    title: ClassVar[str] = "Qwen3-VL"
 
     def place_media(
         self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], frame_times: Sequence[float] | None
@@ -36,8 +43,8 @@ class Qwen3VLPreprocessor(QwenVLPreprocessor):
             found = list(islice(times, steps * TEMPORAL_PATCH_SIZE))
             if len(found) < steps * TEMPORAL_PATCH_SIZE:
                 raise InputError(
-                    "Qwen3-VL writes the time of the frames into the prompt, and these have none: give a video file, a "
-                    'folder whose cameras.json has "times_s", or times_s with frames in memory'
+                    f"{self.title} writes the time of the frames into the prompt, and these have none: give a video "
+                    'file, a folder whose cameras.json has "times_s", or times_s with frames in memory'
                 )
             first, last = found[::TEMPORAL_PATCH_SIZE], found[TEMPORAL_PATCH_SIZE - 1 :: TEMPORAL_PATCH_SIZE]
             return "".join(f"<{(a + b) / 2:.1f} seconds>{VIDEO}" for a, b in zip(first, last, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,9 @@ class TinyQwen3VL(TinyQwenVL):
 
     stock_class, backbone_class = Qwen3VLForConditionalGeneration, Qwen3VLBackbone
 
-    def own_settings(self, pairs: int, vision_layers: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    def own_settings(
+        self, pairs: int, text: Mapping[str, Any], vision_layers: int
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         # near the released models' split of a head, 3/8 time, 5/16 height, 5/16 width, in multiples of four
         rope = dict(
             rope_type="default",
@@ -50,8 +53,8 @@ class TinyQwen3VL(TinyQwenVL):
             mrope_section=[pairs // 2, pairs // 4, pairs // 4],
             mrope_interleaved=True,
         )
-        text = dict(rope_parameters=rope, head_dim=2 * pairs)
-        return text, dict(num_position_embeddings=64, deepstack_visual_indexes=list(range(vision_layers)))
+        own = dict(rope_parameters=rope, head_dim=2 * pairs)
+        return own, dict(num_position_embeddings=64, deepstack_visual_indexes=list(range(vision_layers)))
 
     def processor(self) -> Qwen3VLProcessor:
         return tiny_processor()
