@@ -10,7 +10,8 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "backbones": [
-            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedQwen35"),
+            *("Backbone", "BackboneLoader", "PretrainedGeoVR", "PretrainedQwen25VL", "PretrainedQwen3VL"),
+            *("PretrainedQwen35",),
             *("PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedVGLLM"),
             *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.golden.weights import init_, unit_noise
+from tests.golden.weights import init_
+from tests.golden.weights_qwen35 import init35_
 from tests.zoo.released import GOLDEN, loss_of
 from zoo import SpatialVLM
 from zoo.checkpoints import load_spatial_stack, load_vg_llm, official_parameters
@@ -19,12 +19,9 @@ MEAN_STD = {
     14: ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),  # Qwen2.5-VL
     16: ([0.5] * 3, [0.5] * 3),  # Qwen3.5
 }
-ZERO_CENTERED = re.compile(  # norms of Qwen3.5's decoder, which multiply by 1 + weight
-    r"model\.language_model\.(norm|layers\.\d+\.(input_layernorm|post_attention_layernorm|self_attn\.[qk]_norm))\.weight"
-)
 LOADERS = {
     **dict.fromkeys(("vg_llm", "vg_llm_first_release", "vg_llm_geometry_off"), load_vg_llm),
-    "spatial_stack_qwen2_5_vl": load_spatial_stack,
+    **dict.fromkeys(("spatial_stack_qwen2_5_vl", "spatial_stack_qwen3_5"), load_spatial_stack),
 }
 
 
@@ -34,17 +31,9 @@ def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return json.loads((GOLDEN / f"{case}.json").read_text()), load_file(file) if file.is_file() else {}
 
 
-def weight(name: str, shape: list[int], is_qwen35: bool) -> Tensor:
-    if is_qwen35 and ZERO_CENTERED.fullmatch(name):
-        return 0.1 * unit_noise(name, shape)
-    if is_qwen35 and name.endswith(".A_log"):
-        return -1.5 + 0.3 * unit_noise(name, shape)
-    return init_(name, torch.empty(shape))
-
-
 def official_weights(meta: dict[str, Any]) -> dict[str, Tensor]:
-    is_qwen35 = "text_config" in meta["config"]["qwen"]
-    return {name: weight(name, shape, is_qwen35) for name, shape in meta["param_names"].items()}
+    fill = init35_ if "text_config" in meta["config"]["qwen"] else init_
+    return {name: fill(name, torch.empty(shape)) for name, shape in meta["param_names"].items()}
 
 
 def build(meta: dict[str, Any]) -> SpatialVLM:

@@ -24,6 +24,11 @@ STACK_SECOND_NAMES = {
     "language_feature_fusion.": "model.language_feature_fusion.",
 }
 STACK_QWEN25_SECOND_NAMES = {"language_feature_fusion.": "multi_layer_feature_fusion."}
+# GeoVR's heads, tokens and teachers, which its training alone needs
+GEOVR_TRAINING = (
+    *("model.camera_token.", "model.scale_token.", "camera_head.", "scale_head.", "dpt_head.", "distill_head_list."),
+    *("geometry_encoder.", "metric_encoder."),
+)
 QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
 NOT_LOADED = ("mtp.",)  # Qwen3.5's prediction of several tokens at once, which transformers has no module for
 RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
 
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.official_names import (
+    GEOVR_TRAINING,
     QWEN3,
     QWEN25,
     QWEN35,
@@ -136,9 +137,10 @@ class PretrainedQwenVL(BackboneLoader):
         if "quantization_config" in self.settings:
             raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
         names = () if builds_shapes_only() else self.tensors
-        for title, (loads, is_one, prefixes) in FUSED.items():
-            if not self.skip and (is_one(self.settings) or any(name.startswith(prefixes) for name in names)):
-                raise InputError(f"{self.path} is a {title}: take --model.backbone {loads} for it")
+        by_config = [title for title, fused in FUSED.items() if fused.is_config(self.settings)]
+        by_names = [title for title, fused in FUSED.items() if any(name.startswith(fused.prefixes) for name in names)]
+        for title in () if self.skip else (*by_config, *by_names):
+            raise InputError(f"{self.path} is a {title}: take --model.backbone {FUSED[title].loader} for it")
 
 
 def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
@@ -157,11 +159,25 @@ def is_spatial_stack(config: Mapping[str, Any]) -> bool:
     return bool(config.get("use_geometry_encoder")) and config.get("model_type") == QWEN35
 
 
-# models with more parts than their backbone: the class that loads them, how a config and how names tell
-FUSED: dict[str, tuple[str, Callable[[Mapping[str, Any]], bool], tuple[str, ...]]] = {
-    "Spatial-MLLM": ("PretrainedSpatialMLLM", is_spatial_mllm, tuple(SPATIAL_MLLM)),
-    "VG-LLM": ("PretrainedVGLLM", is_vg_llm, (*VG_LLM, *VG_LLM_FIRST)),
-    "SpatialStack": ("PretrainedSpatialStack", is_spatial_stack, (STACK_VGGT, STACK)),
+class FusedModel(NamedTuple):
+    """A released model with more parts than its backbone.
+
+    Attributes:
+        loader: The class that loads it.
+        is_config: Whether a config.json is of it.
+        prefixes: Of the official names of its other parts.
+    """
+
+    loader: str
+    is_config: Callable[[Mapping[str, Any]], bool]
+    prefixes: tuple[str, ...]
+
+
+FUSED = {
+    "Spatial-MLLM": FusedModel("PretrainedSpatialMLLM", is_spatial_mllm, tuple(SPATIAL_MLLM)),
+    "VG-LLM": FusedModel("PretrainedVGLLM", is_vg_llm, (*VG_LLM, *VG_LLM_FIRST)),
+    "SpatialStack": FusedModel("PretrainedSpatialStack", is_spatial_stack, (STACK_VGGT, STACK)),
+    "GeoVR": FusedModel("PretrainedGeoVR", lambda config: False, GEOVR_TRAINING),
 }
 
 
@@ -218,6 +234,31 @@ class PretrainedQwen3VL(PretrainedQwenVL):
     @property
     def vlm_config(self) -> Any:
         return qwen3_config(self.settings, str(self.folder / CONFIG))
+
+
+class PretrainedGeoVR(PretrainedQwen3VL):
+    """Released weights of GeoVR (arXiv 2606.05833): Qwen3-VL, trained with heads that no answer needs.
+
+    The files may hold the heads, their tokens and the frozen teachers; they are not read.
+
+    Args:
+        path: A folder of the hub repository (`WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B`, `-4B`; `GeoVR-Omega-...`) or a
+            local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: The type in which the weights are kept.
+    """
+
+    released = "WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B"
+    skip = GEOVR_TRAINING
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return False  # its config is Qwen3-VL's: the names of its tensors tell
 
 
 class PretrainedQwen35(PretrainedQwenVL):

@@ -176,7 +176,7 @@ def _aggregator(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_parts(config: Mapping[str, Any], fusions: tuple[str, ...]) -> None:
-    for name, known in {**SUPPORTED, "feature_fusion_method": fusions}.items():
+    for name, known in {"feature_fusion_method": fusions, **SUPPORTED}.items():
         if (value := config.get(name, known[0])) not in known:
             raise InputError(
                 f"{name} {value!r} in the config: only {' or '.join(map(repr, known))} is supported, as released"

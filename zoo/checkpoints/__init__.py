@@ -1,6 +1,7 @@
 """Official checkpoints in and out: Qwen-VL models and those fused with VGGT, in memory or as a released folder."""
 
 from zoo.backbones import (
+    PretrainedGeoVR,
     PretrainedQwen3VL,
     PretrainedQwen25VL,
     PretrainedQwen35,
