@@ -25,6 +25,8 @@ MODELS = {
     "spatial_mllm.yaml": "SpatialMLLM",
     "concat_split.yaml": "ConcatSplitMLLM",
     "prope.yaml": "PRoPEMLLM",
+    "vg_llm.yaml": "VGLLM",
+    "spatial_stack.yaml": "SpatialStack",
 }
 WEIGHTS = {
     "scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -34,6 +36,8 @@ WEIGHTS = {
     "scale_qwen3vl_8b.yaml": "Qwen/Qwen3-VL-8B-Instruct",
     **{f"scale_qwen3_5_{size.lower()}.yaml": f"Qwen/Qwen3.5-{size}" for size in ("0.8B", "2B", "4B", "9B")},
     "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
+    "vg_llm_released.yaml": "zd11024/vgllm-qa-vggt-4b",
+    "spatial_stack_released.yaml": "Journey9ni/SpatialStack-Qwen3.5-4B",
 }
 TINY = {
     "scale_tiny.yaml": "zoo.TinyQwen25VL",
@@ -54,7 +58,7 @@ LOADING = {"batch_size", "questions_per_batch", "num_workers", "keep_in_memory"}
 DEVICES = {"precision", "accelerator", "devices"}
 STEPS = {"max_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "default_root_dir"}
 MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
-    "model": {"model": {"class_path", *PARTS}, "recipe": set()},
+    "model": {"model": {"class_path", *PARTS}, "data": {"frames_as"}, "recipe": set()},
     "scale": {"model": {"backbone", "geometry"}, "recipe": set()},
     "recipe": {"model": TRAINING, "data": FRAMES | LOADING, "trainer": STEPS | DEVICES},
     "data": {"data": {"class_path", "source", "datasets", "question_types", "num_frames"}},  # of videos that need all
@@ -95,7 +99,7 @@ def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> No
         assert geometry == (None if MODELS[model] in WITHOUT_GEOMETRY else "zoo.DatasetGeometry")
     else:
         assert parts["backbone"]["init_args"]["path"] == WEIGHTS[scale]
-    if not is_tiny and scale != "spatial_mllm_released.yaml":
+    if not is_tiny and not scale.endswith("_released.yaml"):
         assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
 
 
@@ -121,7 +125,7 @@ def test_own_data_is_asked_whatever_its_types(parsed: Parsed, tmp_path: Path) ->
 
 def kind_of(name: str) -> str:
     """The kind that a config's name states; those of models state none."""
-    kind = "scale" if name == "spatial_mllm_released.yaml" else name.partition("_")[0]
+    kind = "scale" if name.endswith("_released.yaml") else name.partition("_")[0]
     return kind if kind in MAY_SET else "model"
 
 

@@ -38,7 +38,7 @@ __getattr__, __all__ = lazy_exports(
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("BaselineVLM", "ConcatSplitMLLM", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "SpatialMLLM"),
-            *("Task", "VGGTPretraining", "VideoQATask"),
+            *("SpatialStack", "Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -26,6 +26,7 @@ from zoo import (
     ConstantIndex,
     DeepFusion,
     LearningRates,
+    StackFusion,
     TinyDA3,
     TinyQwen3VL,
     TinyQwen25VL,
@@ -64,6 +65,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "DeepFusion": {
         "fusion": partial(DeepFusion, decoder_layers=[0, 1]),
         "geometry": lambda: TinyVGGT(embed_dim=32, depth=2, layers=[0, 1]),
+    },
+    "StackFusion": {
+        "fusion": partial(StackFusion, decoder_layers=[1, 1], hidden=16),
+        "geometry": lambda: TinyVGGT(embed_dim=32, depth=2, layers=[0, 1], reference="last"),
     },
     "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "camera_encoding": "PRoPE, ChannelRange", **VGGT},
     "prope.yaml": {
@@ -120,7 +125,7 @@ def build(
             "time_index": ConstantIndex() if encoding.requires_constant_time else None,
         }
     backbone = BACKBONES[family](
-        layers=3 if name == "DeepFusion" else 2,  # behind the last one nothing is added
+        layers=3 if name in ("DeepFusion", "StackFusion") else 2,  # behind the last one nothing is added
         hidden_size=64,
         heads=2,
         key_value_heads=1 if name == "plain" else 2,

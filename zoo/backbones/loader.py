@@ -34,11 +34,13 @@ class BackboneLoader(Configurable, ABC):
         is_pretrained: Whether the weights answer questions without training here.
         released_path: Folder or hub id of the released weights; None for random ones.
         layout: Where the released files keep a geometry encoder and a fusion; empty without.
+        released_fusions: Classes of the fusions that may have been released with the weights.
     """
 
     is_pretrained: bool = False
     released_path: str | None = None
     layout: Layout = {}
+    released_fusions: tuple[str, ...] = ()
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
         if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:

@@ -85,7 +85,7 @@ class PretrainedSpatialMLLM(PretrainedFused, PretrainedQwen25VL):
         dtype: The type in which the weights are kept.
     """
 
-    released = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
+    released, released_fusions = "Diankun/Spatial-MLLM-v1.1-Instruct-135K", ("AddFusion",)
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
@@ -111,7 +111,7 @@ class PretrainedVGLLM(PretrainedFused, PretrainedQwen25VL):
         dtype: The type in which the weights are kept.
     """
 
-    released = "zd11024/vgllm-qa-vggt-4b"
+    released, released_fusions = "zd11024/vgllm-qa-vggt-4b", ("PatchMergerFusion",)
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
@@ -136,7 +136,7 @@ class PretrainedSpatialStack(PretrainedFused, PretrainedQwen35):
         dtype: The type in which the weights are kept.
     """
 
-    released = "Journey9ni/SpatialStack-Qwen3.5-4B"
+    released, released_fusions = "Journey9ni/SpatialStack-Qwen3.5-4B", ("StackFusion", "PatchMergerFusion")
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
