@@ -32,6 +32,7 @@ def reproduction(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
         if data.frames_as == "video":
             found["pixels"] = asdict(data.pixels)
         else:
+            found["still_resize"] = to_config(data.still_resize)
             found["image_pixels"] = asdict(bounds_of_images(data.image_pixels, data.requirements.image_pixels))
     if hasattr(task, "repetition_penalty"):
         found |= {

@@ -64,7 +64,8 @@ def cache_geometry(arguments: list[str]) -> None:
                 raise InputError(loaded.error)
             shown = shown_frames("image" if loaded.num_images else "video", model.stills_once)
             given = None if loaded.geometry is None else loaded.geometry[shown].to(device)
-            frames = loaded.frames[shown].to(device)
+            seen = loaded.frames if loaded.geometry_frames is None else loaded.geometry_frames
+            frames = seen[shown].to(device)
             scene = encoder_frames(frames, model.backbone.patch_size, encoder.patch_size), given
             before = encoder.num_computed
             encoder(*([each] for each in scene), **wanted)

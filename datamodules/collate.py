@@ -89,13 +89,16 @@ class Collate(ABC):
         geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
         kind: MediaKind = "image" if loaded.num_images else "video"
         cameras, cached = self.builder.merge_cameras(geometry), None
+        frames = loaded.frames if loaded.geometry_frames is None else loaded.geometry_frames
         if self.geometry_reader is not None:
-            cached = self.geometry_reader.read(loaded.frames, geometry, kind, has_cameras=cameras is not None)
+            if loaded.geometry_frames is not None and self.geometry_reader.entries.resampled_from is not None:
+                raise InputError("--data.still_resize with patches of another size: leave --model.geometry_cache out")
+            cached = self.geometry_reader.read(frames, geometry, kind, has_cameras=cameras is not None)
         return SceneInputs(
             pixel_values,
             grid_thw,
             kind=kind,
-            frames=loaded.frames if needs.frames and cached is None else None,
+            frames=frames if needs.frames and cached is None else None,
             geometry=geometry,
             cached_geometry=cached,
             cameras=cameras,

@@ -30,6 +30,7 @@ from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
+from datamodules.still_resize import StillResize
 from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
@@ -70,6 +71,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             there; null is the benchmark's own, and "" none.
         pixels: Bounds of a frame's size in a video.
         image_pixels: Bounds of a still image's size; null is the model's own.
+        still_resize: How still images are resized in place of `image_pixels`, for a geometry encoder that sees other
+            pictures than the vision tower (`FixedWidthStills`, `OriginalStills`).
         batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
             question once.
         questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch. A scene
@@ -107,6 +110,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         prompt_prefix: str | None = None,
         pixels: PixelBounds | None = None,
         image_pixels: PixelBounds | None = None,
+        still_resize: StillResize | None = None,
         batch_size: int = 1,
         questions_per_scene: int = 1,
         tokens_per_sequence: int | None = None,
@@ -142,6 +146,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
         if keep_in_memory and frame_cache is not None:
             raise InputError("keep_in_memory reads no --data.frame_cache: set --data.keep_in_memory false")
+        if still_resize is not None and (frame_cache is not None or perturbation is not None):
+            raise InputError("--data.still_resize has frames of two sizes: leave frame_cache and perturbation out")
         if (video is None) != (question is None):
             raise InputError("predict takes both --data.video and --data.question")
         self.source = source or Rooms()
@@ -162,6 +168,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.frame_pairing = frame_pairing or Consecutive()
         check_choice("frames_as", frames_as, FramesAs)
         self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
+        self.still_resize = still_resize
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
         self.pack_scenes, self.frame_cache = pack_scenes, frame_cache
@@ -263,6 +270,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             frames_as=self.frames_as,
             image_bounds=self.image_pixels,
             frame_cache=self.frame_cache,
+            still_resize=self.still_resize,
         )
 
     @property

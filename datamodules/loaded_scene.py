@@ -23,6 +23,7 @@ class LoadedScene:
         questions: The questions to ask.
         question_types: See `SceneInputs`, as for `draw`.
         frames: The selected and resized frames.
+        geometry_frames: The same as the geometry encoder sees them, where it sees others, see `StillResize`.
         frame_indices: Their indices among the video's raw frames.
         seconds_per_grid: Real seconds between two temporal patches.
         frame_times: Real seconds of each frame; None for images, or if unknown.
@@ -38,6 +39,7 @@ class LoadedScene:
     scene: Scene
     questions: tuple[Question, ...]
     frames: UInt8[Tensor, "T 3 H W"] | None = None
+    geometry_frames: UInt8[Tensor, "T 3 _H _W"] | None = None
     frame_indices: tuple[int, ...] = ()
     seconds_per_grid: float = 1.0
     geometry: SceneGeometry | None = None

@@ -18,4 +18,4 @@ from zoo.checkpoints.from_tensors import (
     load_spatial_stack,
     load_vg_llm,
 )
-from zoo.checkpoints.official_parts import official_3d_tokens, official_fusion
+from zoo.checkpoints.official_parts import official_3d_tokens, official_fusion, official_pictures

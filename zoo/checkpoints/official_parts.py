@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from zoo.backbones.qwen3_5.tiny import tiny_preprocessor as tiny_qwen35_preprocessor
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.backbones.released_geometry import vg_llm_geometry
 from zoo.errors import InputError
 from zoo.fusions import Fusion
@@ -64,6 +67,30 @@ def official_fusion(
         return geometry, visual + geometry
 
     return fuse
+
+
+def official_pictures(
+    model: str, pictures: UInt8[Tensor, "S 3 H W"], training: bool = False
+) -> tuple[Float[Tensor, "S 3 h w"], Float[Tensor, "patches channels"], Int[Tensor, "S 3"]]:
+    """Return what VG-LLM or SpatialStack sees of pictures of one size, without JPEG.
+
+    Args:
+        model: "vg_llm", or "spatial_stack" on Qwen3.5.
+        pictures: Of a scene.
+        training: As in training, which differs for SpatialStack.
+
+    Returns:
+        The geometry encoder's frames in 0..1, and the vision tower's patches with their grids.
+    """
+    from datamodules.still_resize import FixedWidthStills, OriginalStills
+
+    is_stack = model == "spatial_stack"
+    resize = OriginalStills() if is_stack and not training else FixedWidthStills()
+    preprocessor = tiny_qwen35_preprocessor() if is_stack else tiny_preprocessor()
+    frames, geometry_frames = resize(pictures, 32 if is_stack else 28)
+    doubled = [preprocessor.cut_patches(still.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)) for still in frames]
+    patches = torch.cat([preprocessor.normalize(each) for each, _ in doubled])
+    return geometry_frames / 255, patches, torch.stack([grid for _, grid in doubled])
 
 
 def _added(fusion: Fusion, patches: Float[Tensor, "S h w C"]) -> Float[Tensor, "features N D"]:
