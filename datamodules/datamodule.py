@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +68,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
         prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts
             there; null is the benchmark's own, and "" none.
+        prompt_wording: Instruction after the question, such as `geovr` of VSI-Bench; null is the benchmark's own.
         pixels: Bounds of a frame's size in a video.
         image_pixels: Bounds of a still image's size; null is the model's own.
         still_resize: How still images are resized in place of `image_pixels`, for a geometry encoder that sees other
@@ -108,6 +108,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
         prompt_prefix: str | None = None,
+        prompt_wording: str | None = None,
         pixels: PixelBounds | None = None,
         image_pixels: PixelBounds | None = None,
         still_resize: StillResize | None = None,
@@ -181,9 +182,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([], self.sampler).num_views
         for each in (self.source, self.asked):
-            if each is not None and prompt_prefix is not None:
-                each.benchmark = copy(each.benchmark)
-                each.benchmark.prefix = prompt_prefix
+            if each is not None and (prompt_prefix, prompt_wording) != (None, None):
+                each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording)
 
     def prepare_data(self) -> None:
         state: Any = None if self.trainer is None else self.trainer.state.fn
@@ -254,6 +254,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
             "prompt_prefix": self.source.benchmark.prefix,
+            "prompt_wording": self.source.benchmark.wording,
             **asdict(self.filter),
         }
 

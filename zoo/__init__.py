@@ -42,7 +42,7 @@ __getattr__, __all__ = lazy_exports(
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
-            *("SpanIndex", "TimestampIndex"),
+            *("BackboneIndex", "SpanIndex", "TimestampIndex"),
         ],
     },
 )
