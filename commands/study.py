@@ -1,7 +1,7 @@
 """python main.py study: run the experiments of a YAML file and write their document.
 
     python main.py study studies/encodings.yaml
-    python main.py study studies/encodings.yaml --settings none PRoPE --seeds 0 --dry_run
+    python main.py study studies/encodings.yaml --settings GTA PRoPE --seeds 0 --dry_run
     python main.py study studies/encodings.yaml --jobs 50 --executor slurm --slurm.partition gpu --slurm.gpus_per_node 1
     python main.py study studies/encodings.yaml --verify
 

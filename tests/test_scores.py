@@ -23,11 +23,11 @@ STUDIES = {path.stem: path for path in sorted((ROOT / "studies").glob("*.yaml"))
 # measured by a user with the published code, in full in golden/published.json
 USERS = {"0.5320": "Spatial-MLLM-v1.1-Instruct-135K", "0.2907": "Qwen2.5-VL-3B-Instruct"}
 # of the best constant answer to these users' questions, of 21.9 square meters (tests/callbacks/baselines/), and of the
-# cameras alone, until the studies of `loop` rooms are trained with it
+# cameras alone on `loop` rooms, until studies/room_size.yaml is trained with it
 BLIND = {"0.376", "0.375", "0.896"}
 THRESHOLDS = {"0.50", "0.55", "0.95"}  # of MRA
 KNOWN = {*USERS, *(f"{float(number):.3f}" for number in USERS), *BLIND, *THRESHOLDS}
-UNMEASURED = {"encodings"}  # whose sections in docs/questions.md are of former code, until all settings are measured
+UNMEASURED = "Not measured yet."  # what a section says until all of its settings are
 BLOCK = re.compile(r"<!-- (?!end\b)[^>]*-->.*?<!-- end -->", re.DOTALL)  # written by some command
 CODE = re.compile(r"^```.*?^```$|^    .*?$|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 FOOTNOTE = re.compile(rf"\n(?:All of this was made|{OUTDATED} Made) by other code than the present;[^\n]*\n")
@@ -51,11 +51,8 @@ def expected(text: str) -> str:
 
 
 def unsourced(text: str) -> list[str]:
-    """The numbers that look like scores, outside of what commands write, apart from sections of unmeasured studies."""
-    sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    known = [each for each in sections if not {found["study"] for found in SECTIONS.finditer(each)} & UNMEASURED]
-    bare = [CODE.sub("", BLOCK.sub("", each)) for each in known]
-    return [n for each in bare for n in NUMBER.findall(each) if n not in KNOWN]
+    """The numbers that look like scores, outside of what commands write."""
+    return [number for number in NUMBER.findall(CODE.sub("", BLOCK.sub("", text))) if number not in KNOWN]
 
 
 @pytest.fixture(autouse=True)
@@ -78,16 +75,17 @@ def test_every_quoted_score_and_section_is_measured() -> None:
     for found in quoted:
         gone = found[0].replace(found["text"], "nothing")
         written = embed(gone, scores_of(found["study"]), footnotes)
-        assert found["study"] in UNMEASURED or written != gone, f"{found[0]} is not in the results"
+        assert written != gone, f"{found[0]} is not in the results"
     for found in (each for path in DOCUMENTS for each in SECTIONS.finditer(path.read_text(encoding="utf-8"))):
         scores = scores_of(found["study"])
         (section,) = (each for each in scores.study.compare if each.title == found["title"])
-        assert found["study"] in UNMEASURED or is_measured(section, scores), f"{found['title']} is not in the results"
+        said = found["text"].strip() == UNMEASURED
+        assert said != is_measured(section, scores), f"{found['title']} is not in the results"
 
 
 def test_a_score_that_differs_or_has_no_source_is_found() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = next(SCORES.finditer(text))
+    found = next(each for each in SCORES.finditer(text) if "(" in each["text"])  # another number keeps its digits
     altered = text.replace(found["text"], found["text"].replace("0.", "0.9"), 1)
     assert expected(altered) == expected(text) != altered
     assert unsourced(f"{text}\nIt scores 0.613 to 0.62, and with `--x 0.5` +0.013 more.") == ["0.613", "0.62", "+0.013"]

@@ -11,7 +11,7 @@ from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from loguru import logger
-from PIL import Image
+from PIL import Image, ImageFile
 from tqdm import tqdm
 
 from datamodules.chats import ShownMedium, answer_chats
@@ -50,6 +50,7 @@ class SpatialVLMZoo(lmms):
         **overrides: Any,
     ) -> None:
         super().__init__()
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval's tasks switch it on: half of a picture would be answered
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(own if device in (None, "cuda") else device)
         self.model = SpatialVLM.from_pretrained(run, **overrides).to(self.device)

@@ -5,8 +5,8 @@
 
 embeds a section of the study's document, once it is measured, and
 
-    PRoPE scores <!-- score: encodings / PRoPE / loop -->0.618 (0.595 to 0.643)<!-- end -->
-    and with shuffled views <!-- score: encodings / PRoPE / loop / views shuffled minus PRoPE -->-0.003<!-- end -->
+    PRoPE scores <!-- score: room_size / PRoPEMLLM / loop -->0.843 (0.838 to 0.847)<!-- end -->
+    and wrong cameras cost <!-- score: panels / PRoPE / cameras of another room minus PRoPE -->-0.49<!-- end -->
 
 single scores: of a setting, a column, where the study has some, and a test of the trained models; `minus` subtracts the
 own test of another setting. "best constant answer", "text alone" and "cameras alone" stand for settings. A number
@@ -83,7 +83,7 @@ def _shown(reference: str, former: str, scores: Scores) -> str:
         return ""
     form = MEAN.fullmatch(former)
     if form is None and len(cells) == 1 and cells[0].setting not in BLIND:
-        return scores.cell(*cells[0]).removesuffix(OUTDATED)  # the study's document has the marks
+        return scores.cell(*cells[0]).replace(OUTDATED, "")  # the study's document has the marks
     first, *others = means
     sign, digits = (form["sign"], len(form["digits"])) if form else ("", DIGITS)
     return f"{first - sum(others):{'+' if sign else ''}.{digits}f}"

@@ -172,6 +172,13 @@ def test_results_of_other_code_are_marked_and_made_anew_on_request(
     study([str(study_file), "--settings", "none", "--jobs", "1"])  # the present code made this
     measured = [line for line in document.read_text().splitlines() if line.startswith("| PRoPE |")]
     assert all("†" in line for line in measured) and "--redo_outdated" in document.read_text()
+    guide = study_file.parents[1] / "guide.md"  # of which the study's document has the marks
+    guide.write_text("<!-- score: toys / PRoPE / loop / wrong cameras -->new<!-- end -->")
+    write_study(study_file, documents=[guide.name])
+    monkeypatch.setattr("commands.studies.scores.is_below", lambda *_: True)
+    study([str(study_file), "--write"])
+    assert "†" not in guide.read_text() and "<<!-- end -->" in guide.read_text()
+    write_study(study_file)
     del main_py.calls[:]
     study([str(study_file), *ROW, "--redo_outdated"])
     text = document.read_text()
