@@ -263,6 +263,20 @@ def test_a_protocol_is_read_over_model_data_and_recipe_in_any_order(protocol: st
         load_configs([protocol, other])
 
 
+def test_every_row_of_the_published_models_is_read(parsed: Parsed) -> None:
+    page = (CONFIGS.parent / "docs/guide/published_models.md").read_text()
+    rows = [line.split() for line in page.splitlines() if line.startswith("test --config") and "data_vsibench" in line]
+    found = {tuple(row): [Path(word).name for word in preprocess_argv(row) if word.endswith(".yaml")] for row in rows}
+    assert {config for configs in found.values() for config in configs} >= {"vg_llm.yaml", "geovr.yaml", *PROTOCOLS} - {
+        "protocol_lmms_eval.yaml"
+    }
+    for row, configs in found.items():
+        if any("released" in config or config == "geovr.yaml" for config in configs):
+            config = parsed("test", *configs)
+            assert config["metrics"]["protocol"] == row[-1].removeprefix("protocol_").removesuffix(".yaml")
+            assert config["model"]["init_args"]["backbone"]["class_path"].startswith("zoo.Pretrained")
+
+
 def test_every_protocol_sets_the_same_options() -> None:
     """Or an option of the model's config would remain below one of them."""
     options = {name: {*flatten(read_config(CONFIGS / name))} for name in PROTOCOLS}
