@@ -19,6 +19,7 @@ Commands:
     report          compare runs, as tables or as a page
     import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others
     study           run the experiments of a YAML file, and write their tables
+    between         test what the difference of two evaluation protocols is made of
 
 Defaults, replaced by --config <file of configs/>, in any order:
     model           none: name one, such as prope.yaml or qwen25_vl.yaml
@@ -67,6 +68,7 @@ PLAIN = {
     "score": "commands.score:score",
     "report": "commands.report:report",
     "study": "commands.study:study",
+    "between": "commands.between:between",
     "import-cameras": "commands.import_cameras:import_cameras",
 }
 COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from datamodules import FrameCache, VideoQADataModule
 from datamodules.asking import batch_of_questions
+from datamodules.scenes import RawQuestion
 from datamodules.still_resize import FixedWidthStills, OriginalStills, compressed
+from datamodules.wording import Wording
 from tests.golden.synth import synth_video
 from tests.zoo.fused_golden import MEAN_STD, load_case
 from tests.zoo.released import GOLDEN
@@ -29,8 +31,11 @@ from zoo import (
     TinyQwen35,
     TinyVGGT,
 )
+from zoo.backbones.qwen3_5.tiny import tiny_preprocessor as tiny_qwen35
+from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.checkpoints import official_pictures
 from zoo.geometry.base import SceneGeometry
+from zoo.sequences.visual_grid import ExtraTokens
 
 PICTURES = [
     *(("vg_llm", name, way) for name in ("images3_480x640", "images2_portrait_640x360") for way in ("eval", "train")),
@@ -41,6 +46,7 @@ PICTURES = [
         for way in ("eval", "train", "infer")
     ),
 ]
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 GEOMETRY = {"vg_llm": "vggt", "spatial_stack": "geometry"}
 
 
@@ -124,3 +130,22 @@ def test_what_does_not_go_with_them_is_refused(tmp_path: Path) -> None:
     geometry = SceneGeometry(world_to_camera=torch.eye(4).repeat(2, 1, 1), K_normalized=torch.eye(3).repeat(2, 1, 1))
     with pytest.raises(InputError, match="FixedWidthStills may crop images: leave it out"):
         batch_of_questions(by_cameras, synth_video(3, 2, 48, 64), ["How many?"], geometry, None, None)
+
+
+@pytest.mark.parametrize("model, preprocessor", [("vg_llm", tiny_preprocessor()), ("spatial_stack", tiny_qwen35())])
+def test_training_texts_are_the_published_ones(model: str, preprocessor: Any) -> None:
+    """SpatialStack's have an empty block of thoughts before each answer, which is not supervised; its template has no
+    system turn, which the published training puts there.
+    """
+    for row in json.loads((GOLDEN / f"{model}/preprocess/training_text.json").read_text())["rows"]:
+        said = [turn["value"] for turn in row["conversation"]]
+        turns = list(zip(said[::2], said[1::2], strict=True))
+        question = RawQuestion("0", "", *turns[0], later_turns=tuple(turns[1:]))
+        images = [[{"type": "image"}] for _ in row["placeholders_per_image"]]
+        texts = Wording(preprocessor).chat(question, images, with_answers=True)
+        tokens = preprocessor.tokenize(texts, [(1, 2, 2 * n) for n in row["placeholders_per_image"]], ExtraTokens.NONE)
+        decode = preprocessor.processor.tokenizer.decode
+        expected = row["text"] if model == "vg_llm" else row["text"].removeprefix(SYSTEM)
+        assert decode(tokens.input_ids, skip_special_tokens=False) == expected
+        supervised = decode(tokens.input_ids[tokens.labels >= 0], skip_special_tokens=False)
+        assert supervised == "".join(row["supervised_parts"])
