@@ -266,6 +266,7 @@ class SceneDataset(Dataset):
         else:
             loaded.frames = self._resized(opened, frames, bounds, is_folder)
         loaded.frame_indices = tuple(frames)
+        assert loaded.frames is not None
         # 2. Cameras
         if loaded.geometry_frames is None:  # else its images may be cropped
             loaded.geometry = opened.geometry(frames)

@@ -77,7 +77,7 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     changed = {"num_frames": 8, "prompt_prefix": "Look.", "pixels": {"min_pixels": 2}}
     for name, data, scorer in (("a", shared, "spatial_mllm"), ("b", changed, "thinking_in_space")):
         content = {"data": {"init_args": data}, "metrics": {"scorer": scorer}}
-        Path(f"protocol_{name}.yaml").write_text(yaml.safe_dump(content))
+        Path(f"protocol_{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     words = ["protocol_a.yaml", "protocol_b.yaml", "--run", str(tmp_path / "runs/x")]
     between(words)
     assert asked == ["first", "data-num_frames", "data-prompt_prefix", "data-pixels", "all-together"]

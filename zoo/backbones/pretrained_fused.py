@@ -47,7 +47,7 @@ class PretrainedFused(PretrainedQwenVL):
         return () if self.lacks_folder else self.tensors
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> Layout:  # type: ignore[override]
         return {} if self.released_geometry is None else self.released_geometry.layout
 
     @property

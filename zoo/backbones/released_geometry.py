@@ -25,7 +25,7 @@ from zoo.backbones.official_names import (
     Layout,
 )
 from zoo.errors import InputError
-from zoo.fusions import AddFusion, Fusion, PatchMergerFusion, StackFusion
+from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
 from zoo.fusions.patch_merger import HIDDEN, PatchNorm
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt_encoder import ReferenceFrame, VGGTEncoder
@@ -62,14 +62,14 @@ class ReleasedGeometry:
         layout: Prefixes of official names, and of the same tensors in a `SpatialVLM`.
         aggregator: Arguments of VGGT's `Aggregator`.
         layers: Of the aggregator whose outputs are the 3D tokens.
-        fusion: Builds the fusion, without its weights.
+        fusion: Builds the fusion, without its weights, from the decoder's width and the geometry's.
         reference: The frame that is VGGT's world.
     """
 
     layout: Layout
     aggregator: Mapping[str, Any]
     layers: tuple[int, ...]
-    fusion: partial[Fusion]
+    fusion: partial[Any]
     reference: ReferenceFrame = "first"
 
     @property
@@ -86,7 +86,7 @@ class ReleasedGeometry:
 
     def load_fusion(self, fusion: nn.Module | None, tensors: Tensors) -> bool:
         """Copy the weights into a fusion of the released class; return False for another one."""
-        if type(fusion) is not self.fusion.func:
+        if fusion is None or type(fusion) is not self.fusion.func:
             return False
         for theirs, ours in self.layout.items():
             if ours.startswith(FUSION):

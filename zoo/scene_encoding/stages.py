@@ -78,11 +78,11 @@ def encode_geometry(
             None if each is None else encoder_frames(each, patch_size, encoder.patch_size, scenes[i].grid_thw[1:])
             for i, each in zip(rest, frames, strict=True)
         ]
-        given = [None if (own := dataset[i]) is None else own[shown[i]] for i in rest]
+        given = [None if (known := dataset[i]) is None else known[shown[i]] for i in rest]
         found |= dict(zip(rest, encoder(read, given, tokens=tokens, cameras=cameras), strict=True))
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
-            found[i] = found[i][[frame for frame in range(scenes[i].num_steps) for _ in range(TEMPORAL_PATCH_SIZE)]]
+            found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
     # 2. Tokens of other scenes, in a perturbed test.
     for i, other in enumerate(scene.geometry_override for scene in scenes):
         if other == "nothing" and tokens:

@@ -60,7 +60,9 @@ class VGGTOutput:
     def reversed(self) -> VGGTOutput:
         """Return the outputs in the reverse order of frames."""
         fields = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        turned = {name: value.flip(2 if name == "pose_enc_list" else 1) for name, value in fields.items()}
+        turned: dict[str, Any] = {
+            name: value.flip(2 if name == "pose_enc_list" else 1) for name, value in fields.items()
+        }
         return replace(self, tokens={layer: each.flip(1) for layer, each in self.tokens.items()}, **turned)
 
 
