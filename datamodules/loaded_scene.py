@@ -39,7 +39,6 @@ class LoadedScene:
     scene: Scene
     questions: tuple[Question, ...]
     frames: UInt8[Tensor, "T 3 H W"] | None = None
-    geometry_frames: UInt8[Tensor, "T 3 _H _W"] | None = None
     frame_indices: tuple[int, ...] = ()
     seconds_per_grid: float = 1.0
     geometry: SceneGeometry | None = None
@@ -53,6 +52,7 @@ class LoadedScene:
     has_true_cameras: bool = True
     draw: int = 0
     question_types: tuple[str, ...] = ()
+    geometry_frames: UInt8[Tensor, "T 3 _H _W"] | None = None
 
     @property
     def num_answers(self) -> int:
