@@ -8,7 +8,7 @@ The property tests measure the declared symmetries of the same `COMBINATIONS` an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -21,10 +21,18 @@ from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.encodings.compose import Compose
-from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.extra_channels import ExtraChannels
-from zoo.encodings.placements import ChannelRange, HighFrequencies, LowFrequencies, Section, TemporalSection
-from zoo.encodings.pose_axis import PoseAxis
+from zoo.encodings.linear_layers import DeltaNetLayers
+from zoo.encodings.placements import (
+    ChannelRange,
+    HighFrequencies,
+    LowFrequencies,
+    Section,
+    TemporalSection,
+    UnrotatedChannels,
+)
+from zoo.encodings.pose_axis import Choice, PoseAxis
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
 from zoo.encodings.rotary import PointRoPE, ValueRoPE
@@ -93,6 +101,37 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     ),
 }
 
+HYBRID: dict[str, Callable[[], CameraEncoding]] = {  # of a decoder with both kinds of layers
+    "PRoPE, UnrotatedChannels": lambda: PRoPE(UnrotatedChannels()),
+    "PRoPE, UnrotatedChannels, no reference": lambda: PRoPE(UnrotatedChannels(), reference=None),
+    "PRoPE, ChannelRange without RoPE": lambda: PRoPE(ChannelRange(0.75, 1.0)),
+    "PRoPE, ChannelRange of both": lambda: PRoPE(ChannelRange(0.0, 1.0)),
+    "GTA, UnrotatedChannels": lambda: GTA(UnrotatedChannels(4)),
+    "CaPE, UnrotatedChannels": lambda: CaPE(UnrotatedChannels()),
+    "RayEncoding, UnrotatedChannels": lambda: RayEncoding(UnrotatedChannels()),
+    "DeltaNetLayers(PRoPE vo)": lambda: DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo")),
+    "DeltaNetLayers(GTA vo)": lambda: DeltaNetLayers(GTA(ChannelRange(0.0, 0.5), apply_to="vo")),
+    "DeltaNetLayers(GTA rotation)": lambda: DeltaNetLayers(GTA(UnrotatedChannels(), pose_component="rotation")),
+    "DeltaNetLayers(GTA rotation, no reference)": lambda: DeltaNetLayers(
+        GTA(UnrotatedChannels(), pose_component="rotation", reference=None)
+    ),
+    "DeltaNetLayers(RayEncoding rotation)": lambda: DeltaNetLayers(
+        RayEncoding(UnrotatedChannels(), pose_component="rotation")
+    ),
+    "DeltaNetLayers(CaPE rotation)": lambda: DeltaNetLayers(CaPE(UnrotatedChannels(), pose_component="rotation")),
+    "DeltaNetLayers(PointRoPE)": lambda: DeltaNetLayers(PointRoPE("qkvo")),
+    "DeltaNetLayers(PoseAxis)": lambda: DeltaNetLayers(PoseAxis()),
+    "DeltaNetLayers(LayerSubset(PRoPE vo))": lambda: DeltaNetLayers(
+        LayerSubset(PRoPE(UnrotatedChannels(), apply_to="vo"), "even")
+    ),
+    "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))": lambda: Compose(
+        [PRoPE(UnrotatedChannels()), DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo"))]
+    ),
+    "Compose(PRoPE ChannelRange, DeltaNetLayers(GTA rotation))": lambda: Compose(
+        [PRoPE(ChannelRange(0.0, 0.5)), DeltaNetLayers(GTA(UnrotatedChannels(), pose_component="rotation"))]
+    ),
+}
+
 VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {
     "ViewAttention(PRoPE)": lambda width: ViewAttention(width, 16, PRoPE()),
     "ViewAttention(PRoPE, qk)": lambda width: ViewAttention(width, 16, PRoPE(apply_to="qk")),
@@ -121,27 +160,54 @@ HEADINGS = {
     "order": "order of views",
 }
 
-# the released models' heads of 128 channels, and the base of their RoPE
+# the released models' heads, and the base of their RoPE
 RELEASED = {
     "Qwen2.5-VL": (HeadLayout.in_row(128, (16, 24, 24)), 1e6),
     "Qwen3-VL": (HeadLayout(128, (*(0, 1, 2) * 20, *(0,) * 4)), 5e6),
+    "Qwen3.5": (HeadLayout(256, (*(0, 1, 2) * 10, 0, 1)), 1e7),
 }
+# of a hybrid decoder's full attention, by which its encodings are measured: RoPE rotates 24 of 32 channels
+HYBRID_HEAD = HeadLayout(32, (0, 1, 2) * 4)
 APART = 16  # positions between P and T, half of the default span
 
 
 def document() -> str:
     """Return docs/encodings.md with up-to-date tables."""
     symmetries = {name: make().symmetries for name, make in COMBINATIONS.items()}
+    hybrid = {name: bound(make()).symmetries for name, make in HYBRID.items()}
     view_symmetries = {name: make(32).symmetries for name, make in VIEW_MIXERS.items()}
     sections = {
         "symmetries": table("encoding, placement", symmetries),
         "symmetries: columns": columns(Symmetries),
+        "symmetries: hybrid decoders": table("encoding, placement", hybrid),
         "commutation errors": commutation_errors(),
         "pose axis": pose_axes(),
         "view mixers": table("view mixer", view_symmetries),
         "view mixers: columns": columns(ViewSymmetries),
     }
     return filled(DOCUMENT, sections)
+
+
+def hybrid_layout(hidden_size: int = 128, num_heads: int = 4, num_key_value_heads: int = 2) -> DecoderLayout:
+    """Return the layout of a hybrid decoder with two layers of full attention and one of Gated DeltaNet."""
+    count = len(HYBRID_HEAD.axes)
+    full = DecoderLayout(
+        hidden_size,
+        num_layers=3,
+        num_heads=num_heads,
+        num_key_value_heads=num_key_value_heads,
+        head=HYBRID_HEAD,
+        rope_frequencies=(1e4 ** -(torch.arange(count, dtype=torch.float64) / count),),
+        kinds=("full_attention", "full_attention", "linear_attention"),
+    )
+    return replace(full, linear=replace(full, kind="linear_attention", head=HeadLayout(HYBRID_HEAD.dim, ())))
+
+
+def bound(encoding: CameraEncoding) -> CameraEncoding:
+    """Bind an encoding to a hybrid decoder, whose layout some of its symmetries depend on."""
+    layout = hybrid_layout()
+    encoding.bind_to_decoder(layout, layout.layers)
+    return encoding
 
 
 def commutation_errors() -> str:
@@ -162,7 +228,13 @@ def pose_axes() -> str:
     rows = []
     for name, (head, base) in RELEASED.items():
         half = len(head.frequencies(0)) // 2
-        for count, which in ((None, "lowest"), (half, "highest"), (half, "alternate"), (half, "lowest")):
+        shares: list[tuple[int | None, Choice]] = [
+            (None, "lowest"),
+            (half, "highest"),
+            (half, "alternate"),
+            (half, "lowest"),
+        ]
+        for count, which in shares:
             chosen = PoseAxis(count=count, frequencies=which).chosen(head)
             angles = APART * rope(head, base)[chosen]
             sections = [len(chosen), *(len(set(head.frequencies(axis)) - set(chosen)) for axis in range(3))]
@@ -181,7 +253,7 @@ def pose_axes() -> str:
 
 def rope(head: HeadLayout, base: float) -> Tensor:
     """Return RoPE's frequencies in radians per position."""
-    return base ** -(2 * torch.arange(head.dim // 2) / head.dim)
+    return base ** -(torch.arange(len(head.axes)) / len(head.axes))
 
 
 def table(title: str, rows: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:

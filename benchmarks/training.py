@@ -139,7 +139,7 @@ def noise(options: argparse.Namespace, count: int) -> LoadedScene:
 
 def collate_of(task: Qwen25VL, *, is_packed: bool) -> TrainingCollate:
     """Puts the questions of a scene in one sequence, or in one each."""
-    builder = SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=is_packed))
+    builder = SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=is_packed))
     return TrainingCollate(Wording(task.preprocessor), builder, task.requirements)
 
 

@@ -56,6 +56,13 @@ class FirstLosses(Callback):
             if trainer.is_global_zero:
                 write_json(Path(trainer.default_root_dir) / FILE, {"losses": self.losses})
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the losses of a run that is shorter than the logging interval, of which no logger has a loss."""
+        if trainer.global_step < trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            for step, loss in enumerate(self.losses):
+                for logger in trainer.loggers:
+                    logger.log_metrics({"train/loss": loss}, step=step)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the losses, for a fit that is resumed among its first steps."""
         return {"losses": self.losses}

@@ -39,8 +39,16 @@ class GalleryCallback(Callback):
         self._answers = []
         if self._shown or not picture_loggers(trainer):
             return
+        self._show(trainer, trainer.val_dataloaders)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the images of a training that ended before its first validation."""
+        if not self._shown and trainer.limit_val_batches and picture_loggers(trainer):
+            self._show(trainer, trainer.datamodule.val_dataloader())  # type: ignore[attr-defined]
+
+    def _show(self, trainer: Trainer, data: Any) -> None:
+        """Log the images of the first scenes."""
         self._shown = True
-        data: Any = trainer.val_dataloaders
         for index in range(min(self.scenes, len(data.dataset))):
             log_images(trainer, scene_images(data.dataset, index))
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
 from commands.configs import PROTOCOL, layer, load_configs, model_of
 from commands.parser import registered_classes
-from commands.runs import CONFIG, newest_run, refuse_unreadable, run_of
+from commands.runs import CONFIG, check_classes, newest_run, refuse_unreadable, run_of
 from zoo.errors import InputError
 from zoo.tasks import Task
 
 EVALUATION = ("validate", "test", "predict", "export")
 MODEL_HELP = "--model.help"
+TRUST, TRUSTED = "--trust_modules", "ZOO_TRUST_MODULES"
 
 
 def preprocess_argv(arguments: list[str]) -> list[str]:
@@ -27,20 +31,39 @@ def preprocess_argv(arguments: list[str]) -> list[str]:
         SystemExit: After the help for `--model.help` without a model.
     """
     command, *words = arguments
+    trusted, words = split_trusted(words)
     names, options = split_configs(words)
     configs = load_configs(names)
     options = complete_model_help(options, [model for model in map(model_of, configs.values()) if model])
+    for path in configs:
+        if path.name == CONFIG and (path.parent / FOLDER).is_dir():
+            check_classes(path.parent, trusted)
     checkpoint = value_of("--ckpt_path", options)
     if checkpoint and checkpoint != "last":
         refuse_unreadable(Path(checkpoint))  # before Lightning opens it for its settings
+    video = value_of("--data.video", options) if command == "predict" else None
+    if video and not Path(video).expanduser().exists():  # before a model is looked for
+        raise InputError(f"{video}: no such video file or folder of frames")
     asks_help = any(word == "-h" or word.partition("=")[0].endswith("help") for word in options)
     protocols = [path for path in configs if layer(path) == PROTOCOL]
     others = [path for path in configs if path not in protocols]
     run: list[str] = []
     if command in EVALUATION and not others and not asks_help:
-        run = _run_options(options)  # its config below a protocol
+        run = _run_options(options, trusted)  # its config below a protocol
     named = (word for paths in (others, protocols) for path in paths for word in ("--config", str(path)))
     return [command, *run, *named, *options]
+
+
+def split_trusted(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separate the value of `--trust_modules`, names between commas, from the other words.
+
+    It is kept for the other processes of DDP, which Lightning starts with the completed command line.
+    """
+    if (given := value_of(TRUST, words)) is not None:
+        os.environ[TRUSTED] = given
+        at = next(i for i, word in enumerate(words) if word.partition("=")[0] == TRUST)
+        words = words[:at] + words[at + (1 if "=" in words[at] else 2) :]
+    return re.findall(r"[\w.]+", os.environ.get(TRUSTED, "")), words
 
 
 def split_configs(words: list[str]) -> tuple[list[str], list[str]]:
@@ -80,7 +103,7 @@ def complete_model_help(options: list[str], models: list[str]) -> list[str]:
     return [*others, f"{MODEL_HELP}={models[-1]}"]  # last: jsonargparse reads nothing after it
 
 
-def _run_options(options: list[str]) -> list[str]:
+def _run_options(options: list[str], trusted: Collection[str]) -> list[str]:
     """Return config, folder and checkpoint of a run: that of the given checkpoint or folder, or the newest."""
     checkpoint, folder = value_of("--ckpt_path", options), value_of("--trainer.default_root_dir", options)
     if checkpoint and checkpoint != "last":
@@ -91,6 +114,7 @@ def _run_options(options: list[str]) -> list[str]:
             raise InputError(f"{run} is no folder of a run: it has no {CONFIG}")
     if run is None:
         raise InputError(f"{checkpoint} lies in no run with a {CONFIG}: name its model with --config")
+    check_classes(run, trusted)
     found = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
     return found if checkpoint else [*found, "--ckpt_path", str(run / FOLDER / LAST)]
 

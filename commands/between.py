@@ -30,7 +30,7 @@ from commands.parser import OneLineParser
 from commands.reports.bootstrap import intervals, observed
 from commands.reports.loaded_runs import Run, load_run, measures
 from commands.runs import CONFIG, newest_run
-from commands.studies.processes import main_py
+from commands.studies.processes import Launch, main_py
 from commands.studies.switches import SCORER, config_of_parts, differing_parts, parts_of
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
@@ -122,7 +122,7 @@ def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -
         (folder / METRICS).unlink(missing_ok=True)
         write_whole(file, text)
         print(f"testing {folder}", flush=True)
-        if (error := main_py(folder / "log.txt", 1, *words)) is not None:
+        if (error := main_py(folder / "log.txt", Launch(), *words)) is not None:
             raise InputError(f"{folder}: {error}")
         write_whole(asked, shlex.join(words) + text)
     return load_run(folder, folder.name)

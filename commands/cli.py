@@ -26,6 +26,7 @@ from callbacks.loggers import TensorBoardFiles
 from callbacks.results_folder import UNFINISHED
 from callbacks.termination import EndOnSigterm
 from callbacks.time_limit import TimeLimit
+from commands import run_name
 from commands.defaults import TRAINER_DEFAULTS, with_defaults
 from commands.export import ExportingTrainer
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
@@ -50,12 +51,14 @@ def build_deferred(kind: type[VideoQATask], *args: Any, **options: Any) -> Video
     return kind(*args, **{**options, "defer_weights": True})
 
 
-def build_logger(folder: Path, kind: type[Logger], *args: Any, **options: Any) -> Logger:
-    """Build a logger; the default folder of WandbLogger is replaced by the run's.
+def build_logger(folder: Path, run: str, kind: type[Logger], /, *args: Any, **options: Any) -> Logger:
+    """Build a logger; the default folder and name of WandbLogger are replaced by the run's.
 
-    In the config that a run stores, the default stays: another run with this config logs into its own folder.
+    In the config that a run stores, the defaults stay: another run with this config logs into its own folder.
     """
-    return kind(*args, **options | ({"save_dir": str(folder)} if options.get("save_dir") == "." else {}))
+    own = {"save_dir": str(folder)} if options.get("save_dir") == "." else {}
+    own |= {option: run for option in ("name", "run_name") if option in options and options[option] is None}
+    return kind(*args, **options | own)
 
 
 class ZooParser(OneLineParser, LightningArgumentParser):
@@ -103,7 +106,8 @@ class ZooCLI(LightningCLI):
         return super().init_parser(dump_header=header, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options of the callbacks."""
+        """Add the name of a run, and the options of the callbacks."""
+        parser.add_argument("--name", type=str | None, default=None, help=run_name.HELP)
         parser.add_lightning_class_args(MetricsCallback, "metrics")
         parser.add_lightning_class_args(PredictionsCallback, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
@@ -130,7 +134,7 @@ class ZooCLI(LightningCLI):
             make_if_absent(self.folder)
         if self.command == "fit":
             self.lock = claim_for_training(self.folder, settings.ckpt_path and Path(settings.ckpt_path))
-        self.parser.add_instantiator(partial(build_logger, self.folder), Logger)
+        self.parser.add_instantiator(partial(build_logger, self.folder, settings.name or self.folder.name), Logger)
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
             settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
         strategy = settings.trainer.get("strategy")
@@ -157,10 +161,10 @@ class ZooCLI(LightningCLI):
             rank_zero_info(f"{self.folder} is trained: python main.py test scores it")
 
     def after_failure(self, error: BaseException) -> None:
-        """Remove a new folder in which nothing is, or name the command that goes on."""
+        """Remove a new folder from which nothing goes on, or name the command that does."""
         trainer: Trainer | None = getattr(self, "trainer", None)
         has_trained = trainer is not None and self._get(self.config_init, "checkpoint").has_trained(trainer)
-        if not has_trained:
+        if not has_trained or not isinstance(error, Exception):  # an error's last values may tell why
             remove_unused(self.folder)
         if trainer is None or not trainer.interrupted:
             return
@@ -178,8 +182,8 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> Trainer:
         """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
         asked = self._get(self.config_init, "trainer")
-        if asked.logger in (None, True):
-            settings["logger"] = TensorBoardFiles(self.folder)
+        if asked.logger in (None, True):  # `predict` logs nothing, and would leave a file each time
+            settings["logger"] = self.command != "predict" and TensorBoardFiles(self.folder)
         if self.command == "fit":
             self.config.fit.ckpt_path = None  # stored: it would let another run start from there
         callbacks = [FirstLosses(), *([] if asked.enable_progress_bar is False else [progress_bar()])]

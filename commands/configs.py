@@ -14,11 +14,9 @@ from zoo.errors import InputError, did_you_mean
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
 RECIPE = "recipe"  # key of a config that names its recipe, which is read below all given configs
-RECIPES = "recipe_"  # first part of a recipe's name
-PROTOCOL, PROTOCOLS = (
-    2,
-    "protocol_",
-)  # first part of the name of an evaluation protocol, which is read over all other configs
+RECIPES = "recipe_", "recipes"  # first part of a recipe's name, and a folder of recipes
+PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol, which is read over all other configs
+PROTOCOL = 2  # its layer
 
 
 def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
@@ -42,8 +40,12 @@ def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
 
 
 def layer(path: Path) -> int:
-    """Return the layer of a config by its name: below all others a recipe, above them a protocol."""
-    return 0 if path.name.startswith(RECIPES) else PROTOCOL if path.name.startswith(PROTOCOLS) else 1
+    """Return the layer of a config: below all others a recipe, above them a protocol (`protocol_<name>.yaml`).
+
+    A recipe has data, optimizer and steps: `recipe_<name>.yaml`, or one in `recipes/`.
+    """
+    is_recipe = path.name.startswith(RECIPES[0]) or path.absolute().parent.name == RECIPES[1]
+    return 0 if is_recipe else PROTOCOL if path.name.startswith(PROTOCOLS) else 1
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:

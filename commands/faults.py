@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import os
 import traceback
-from importlib import import_module
 from typing import NoReturn
 
 from zoo.errors import InputError, causes, describe, input_error, raised_at, unwrapped
@@ -36,20 +34,6 @@ def raise_failed_construction(error: Exception) -> NoReturn:
     built = next((frame.f_locals["self"] for frame in frames if "self" in frame.f_locals), None)
     subject = "the model or the data" if built is None else type(built).__name__
     raise InputError(f"{subject} can't be built: {describe(cause)}") from error
-
-
-def unusable_class(path: str) -> str | None:
-    """Return why the class of an import path can't be built: it can't be imported, or is abstract. Else None."""
-    module, _, name = path.rpartition(".")
-    if not all(word.isidentifier() for word in path.split(".")) or not module:
-        return None
-    try:
-        kind = getattr(import_module(module), name)
-    except Exception as error:  # whatever the module raises
-        return f"{path} can't be imported: {describe(error)}"
-    if inspect.isabstract(kind):
-        return f"{path} is abstract: it lacks {', '.join(sorted(kind.__abstractmethods__))}"
-    return None
 
 
 def known_fault(error: BaseException) -> InputError | None:

@@ -17,6 +17,9 @@ The format is detected by its files:
     ScanNet          color/, pose/, intrinsic/, as SensReader exports them
     ScanNetPlusPlus, ARKitScenes, SevenScenes, TUM    as the datasets come
 
+All scenes of a dataset: import-cameras --dataset arkitscenes --help.
+
+Where the images fit the cameras better in another convention, such as camera-to-world, a warning says so.
 COLMAP does not know how long a meter is: measure one distance, and give --meters_per_unit.
 """
 
@@ -24,11 +27,14 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from pathlib import Path
 
 from callbacks.camera_map import camera_map
+from commands.import_dataset import import_dataset
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras
+from datamodules.conventions import find_better_convention
 from datamodules.samplers import SceneView
 from datamodules.samplers.base import even_steps
 from datamodules.trajectories import FORMATS, PoseFormat
@@ -49,6 +55,9 @@ def import_cameras(arguments: list[str]) -> None:
     Raises:
         InputError: The capture is damaged or of an unknown format, or the scene exists.
     """
+    if any(word.partition("=")[0] == "--dataset" for word in arguments):
+        import_dataset(arguments)
+        return
     parser = OneLineParser(prog="main.py import-cameras", description=__doc__)
     parser.add_argument("capture", type=str, help="folder of the capture")
     parser.add_argument("scene", type=str, help="path of the new scene, such as data/mine/kitchen")
@@ -96,6 +105,8 @@ def import_cameras(arguments: list[str]) -> None:
     unit = "m" if is_metric else "units of length: measure one in meters, and give --meters_per_unit"
     print(f"{frames}: {len(known)} cameras read as {type(poses).__name__}, {picture} shows them")
     print(f"the camera path is {length:.4g} {unit}")
+    if better := find_better_convention(opened, world_to_camera, K):
+        print(f"warning: the images don't fit these cameras: {better}; see check-cameras {frames}", file=sys.stderr)
 
 
 def _detect_format(capture: Path) -> PoseFormat:

@@ -15,9 +15,11 @@ Commands:
     cache-frames    decode and resize the frames of videos beforehand
     plan            print the memory and FLOPs that a training needs on each GPU
     positions       print the axes and channels of the decoder's positions
+    check-encoding  measure the symmetries of a camera encoding, also one of your own, and what it costs
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
-    import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others
+    import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others; or of all of a dataset
+    check-cameras   hold the cameras of a video against its images: convention, speed, jumps, intrinsics
     study           run the experiments of a YAML file, and write their tables
     between         test what the difference of two evaluation protocols is made of
 
@@ -39,6 +41,8 @@ Examples:
     python main.py study studies/encodings.yaml --dry_run
 
     --version prints the versions of this package, with its commit, and of its main dependencies.
+    Class paths such as my_encoding.MyEncoding are looked for in the current folder too. A run outside of runs/, someone
+    else's, may import such modules where --trust_modules my_encoding names them.
     --traceback, with any command, or ZOO_TRACEBACK=1 shows all calls that led to an error, not its one line alone.
 """
 
@@ -70,6 +74,8 @@ PLAIN = {
     "study": "commands.study:study",
     "between": "commands.between:between",
     "import-cameras": "commands.import_cameras:import_cameras",
+    "check-cameras": "commands.check_cameras:check_cameras",
+    "check-encoding": "commands.check_encoding:check_encoding",
 }
 COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 
@@ -77,6 +83,8 @@ COMMANDS = (*LIGHTNING, *CONFIGURED, *PLAIN)
 def main() -> None:
     """Run the command that the command line names."""
     end_once()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # class paths such as my_encoding.MyEncoding; last, it hides no module
     if "--traceback" in sys.argv:
         sys.argv.remove("--traceback")
         os.environ[TRACEBACK] = "1"
@@ -111,14 +119,23 @@ def run(command: str) -> None:
     keep_freed_memory()
     if command not in PLAIN:
         from commands.arguments import preprocess_argv
+        from zoo.class_paths import kept_import_policy
 
-        sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
+        with kept_import_policy():
+            sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv
+            _call(command)
+    else:
+        _call(command)
+
+
+def _call(command: str) -> None:
+    if command in (*LIGHTNING, "study"):
+        exit_on_sigterm()
     if command in LIGHTNING:
         from commands.cli import ZooCLI
         from commands.terminal import quiet_lightning
 
         quiet_lightning()
-        exit_on_sigterm()
         ZooCLI(command)
     else:
         resolve_name({**CONFIGURED, **PLAIN}[command])(sys.argv[2:])

@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 import datamodules
 import zoo
 from commands.configs import read_settings
-from commands.faults import raise_failed_construction, unusable_class
+from commands.faults import raise_failed_construction
+from zoo.class_paths import unusable_class
 from zoo.errors import InputError, closest, did_you_mean, input_error
 
 BASES = ("Task", "VideoQATask")  # default configs set their options, but a run needs one of their models

@@ -3,15 +3,15 @@
     python main.py positions --config qwen3_vl.yaml --config scale_qwen3vl_4b.yaml
     python main.py positions --config prope.yaml --model.camera_encoding PoseAxis --model.camera_encoding.count 4
 
-takes the options of a run. RoPE turns the channels c and c + D/2 of a head of D channels as a pair, at a frequency of
-its own; each frequency belongs to one axis of mRoPE. A wavelength is the number of positions of a full turn. The
-model's weights are not read.
+takes the options of a run. RoPE turns the channels c and c + F of a head as a pair, at one of F frequencies; each
+frequency belongs to one axis of mRoPE. A wavelength is the number of positions of a full turn. A hybrid decoder's Gated
+DeltaNet layers have heads of their own, without RoPE. The model's weights are not read.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from rich.table import Table
 from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, run_parser
 from zoo.encodings import CameraEncoding, PoseAxis
+from zoo.encodings.linear_layers import LINEAR
 from zoo.encodings.placements import AXES
 from zoo.model import SpatialVLM
 from zoo.tasks import VideoQATask
@@ -48,14 +49,30 @@ def positions(arguments: list[str]) -> None:
         lengths = (2 * math.pi / layout.rope_frequencies[0][numbers]).tolist()
         ends = f"{lengths[0]:,.0f} to {lengths[-1]:,.0f}" if lengths else "-"
         table.add_row(name, f"{len(numbers)}: {ranges(numbers)}", ranges(sorted(head.pairs(numbers))), ends)
+    if head.num_rotated < head.dim:
+        table.add_row("none", "", ranges(range(head.num_rotated, head.dim)), "")
+    touched = set() if encoding is None else encoding.touched_channels(head)
     if encoding is not None:
-        touched = encoding.touched_channels(head)
-        for term in "qkvo":
-            channels = sorted(channel for each, channel in touched if each == term)
-            table.add_row(f"camera, {term}", "", ranges(channels), "")
-    Console(highlight=False, width=WIDTH).print(table)
+        add_camera(table, touched, "qkvo")
+    console = Console(highlight=False, width=WIDTH)
+    console.print(table)
+    if layout.linear is not None:
+        print(
+            f"\nfull attention: layers {ranges(layout.layers)}; Gated DeltaNet: layers {ranges(layout.linear.layers)}"
+        )
+        if encoding is not None and encoding.chooses_linear_layers:
+            table = Table("Gated DeltaNet", "", f"channels of {layout.linear.head.dim}", box=None, pad_edge=False)
+            add_camera(table, touched, [f"{LINEAR} {term}" for term in "qkvo"])
+            console.print(table)
     named = "none" if encoding is None else type(encoding).__name__
     print(f"time index: {type(model.time_index).__name__}; camera encoding: {named}")
+
+
+def add_camera(table: Table, touched: Set[tuple[str, int]], terms: Sequence[str]) -> None:
+    """Add a row per term with the channels that an encoding transforms."""
+    for term in terms:
+        channels = sorted(channel for each, channel in touched if each == term)
+        table.add_row(f"camera, {term[-1]}", "", ranges(channels))
 
 
 def parse(arguments: list[str]) -> SpatialVLM:

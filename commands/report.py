@@ -8,8 +8,9 @@
 prints the benchmark's results table and means with the blind baselines, settings, the mean and range over runs that
 differ in the seed alone, and differences with bootstrap intervals: between settings over their seeds and scenes, and of
 each run from the first over scenes. Two trainings with one seed each have no interval. All tests inside a run's folder
-are shown. The page is one file that needs no network; it also shows charts, every pair of runs and the single
-questions. Folders that are not runs and runs without a test are listed and skipped.
+are shown; tests of other questions have tables of their own. Runs are labeled by their names, and by what differs where
+several have one name. The page is one file that needs no network; it also shows charts, every pair of runs and the
+single questions. Folders that are not runs and runs without a test are listed and skipped.
 
 `--verify` compares runs with published numbers instead, within their rounding, and exits with 1 if any differs. Its
 file holds groups of rows, {"vsibench_16_frames": {"rows": {"Spatial-MLLM-v1.1": {"micro": {"all": 51.13}}}}}: means
@@ -53,6 +54,7 @@ def report(arguments: list[str]) -> None:
     # after the options are read: these import PyTorch, which the help does without
     from commands.reports.compare import ONE_SEED, compare
     from commands.reports.formats import in_lines, write
+    from commands.reports.labels import with_labels
     from commands.reports.loaded_runs import load_runs
     from commands.reports.page import page
     from commands.reports.paths import camera_paths
@@ -62,7 +64,8 @@ def report(arguments: list[str]) -> None:
 
     output = None if settings.output is None else Path(settings.output).expanduser()
     format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
-    runs, skipped = load_runs([Path(folder).expanduser() for folder in settings.runs])
+    loaded, skipped = load_runs([Path(folder).expanduser() for folder in settings.runs])
+    runs = with_labels(loaded)
     if not runs:
         raise InputError(f"nothing to report: {'; '.join(skipped)}")
     if settings.verify:

@@ -16,7 +16,7 @@ from datamodules.sources.base import Split
 from zoo.errors import InputError
 
 OF_RUNS = (
-    *("trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
+    *("name", "trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
     *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
 )
 IgnoredOption = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from callbacks.results_folder import UNFINISHED
 from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten, is_one_of
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES
-from zoo.errors import InputError
+from commands.run_name import run_name
+from zoo.class_paths import restrict_imports, unusable_class
+from zoo.errors import InputError, add_file_to_errors
+from zoo.weights.latest_run import trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
 
@@ -56,10 +60,29 @@ def newest_run() -> Path:
     """
     for run in _with_checkpoint(RUNS.glob(f"*/{CONFIG}")):
         model = config_of(run)["model"].get("class_path", "")
-        if model and resolve_name(model).answers_questions:
+        reason = unusable_class(model)
+        if model and reason is None and resolve_name(model).answers_questions:
             return run
-        rank_zero_info(f"{run} is passed over: {model.rpartition('.')[2]} answers no questions")
+        name = model.rpartition(".")[2]
+        rank_zero_info(f"{run} is passed over: {reason or f'{name} answers no questions'}")
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
+
+
+def is_own(run: Path) -> bool:
+    """Whether a run lies in `runs/` of the current folder."""
+    return RUNS.absolute() in (run.absolute(), *run.absolute().parents)
+
+
+def check_classes(run: Path, trust_modules: Collection[str]) -> None:
+    """Check the classes that a run's settings name, see `restrict_imports`; runs in `runs/` are one's own.
+
+    Raises:
+        InputError: A class of a module that is not trusted, or one that can't be used.
+    """
+    if is_own(run):
+        return
+    with add_file_to_errors(run / CONFIG):
+        restrict_imports(config_of(run), trust_modules)
 
 
 def resolve_run(command: str, settings: Any) -> None:
@@ -97,7 +120,8 @@ def resolve_run(command: str, settings: Any) -> None:
         _check(command, checkpoint, settings)
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
-        name = _class(settings.model) if command == "fit" else f"{_class(settings.model)}-{command}"
+        model = _class(settings.model)
+        name = run_name(settings.get("name"), model, sys.argv[2:]) if command == "fit" else f"{model}-{command}"
         folder = run or shared_folder(
             lambda: _find_interrupted_test(command, checkpoint, settings) or make_folder(name)
         )
@@ -130,12 +154,7 @@ def _class(part: Any) -> str:
 
 def _with_checkpoint(configs: Iterable[Path]) -> Iterator[Path]:
     """Yield the runs of configs that have a checkpoint, the newest first, and names those that are passed over."""
-
-    def age(run: Path) -> float:
-        checkpoint = run / FOLDER / LAST
-        return -(checkpoint if checkpoint.exists() else run / CONFIG).stat().st_mtime
-
-    for run in sorted((config.parent for config in configs), key=age):
+    for run in sorted((config.parent for config in configs), key=trained_at, reverse=True):
         if (run / FOLDER / LAST).exists():
             yield run
         elif not any(run.glob("*.jsonl")):  # else it only evaluated other weights
@@ -156,7 +175,9 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
         if command != "fit" and fitting is None and not _other_weights(trained, asked):
             fitting = run, changed[0]
         else:
-            rank_zero_info(f"{run} is passed over: it was trained with another {changed[0]}")
+            model, wanted = (str(each["model"].get("class_path")).rpartition(".")[2] for each in (trained, asked))
+            other = f"is a {model}" if model != wanted else f"was trained with another {changed[0]}"
+            rank_zero_info(f"{run} is passed over: it {other}")
     if fitting is not None:
         rank_zero_info(f"{fitting[0]} was trained with another {fitting[1]}, which changes no weight")
         return fitting[0] / FOLDER / LAST

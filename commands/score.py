@@ -33,7 +33,12 @@ def score(arguments: list[str]) -> None:
     """
     parser = OneLineParser(prog="main.py score", description=__doc__)
     parser.add_argument("predictions", type=str, help="the file of answers, or the folder of its predictions.jsonl")
-    parser.add_argument("--benchmark", type=str, default="VSIBench", help="the class name of the answers' benchmark")
+    parser.add_argument(
+        "--benchmark",
+        type=str,
+        default="VSIBench",
+        help="the answers' benchmark: a class name, a class path of your own, or OwnQuestions(door_width=number)",
+    )
     parser.add_argument(
         "--scorer", type=str | None, default=None, help="the benchmark's scorer; null is its first, all compares them"
     )

@@ -3,12 +3,16 @@
     python main.py study studies/encodings.yaml
     python main.py study studies/encodings.yaml --settings GTA PRoPE --seeds 0 --dry_run
     python main.py study studies/encodings.yaml --jobs 50 --executor slurm --slurm.partition gpu --slurm.gpus_per_node 1
+    python main.py study studies/seed_question.yaml --executor slurm --print_scripts --slurm.partition gpu
     python main.py study studies/encodings.yaml --verify
 
 trains and tests what has no result yet, each with `main.py fit` and `main.py test` in a folder of its own in
 runs/studies/<study>/, and writes studies/<study>.md and .png. An interrupted training goes on. The results are in
 studies/results/<study>.jsonl: commit it, and a fresh clone goes on from there. A training is not repeated if another
 file in that folder has it with all of the tests. --output FOLDER keeps everything apart, so that the study starts anew.
+
+--print_scripts writes one file for sbatch per training, without a cluster, and beside them plan.md: GPUs, memory and
+hours by `main.py plan`. Each job starts main.py by --launcher srun, one process per GPU, and adds its own results.
 
 A result has a digest of the code that trained: the configs and the modules that the classes of its settings import, the
 project's and your own, without comments and docstrings. Results of other code than the present are marked. --verify
@@ -20,11 +24,14 @@ A study file has the keys
 
     title, text   of the document
     settings      the rows of the table: options of `fit` by dotted name for each, and the special keys `configs`
-                  (--config files), `tests`, `columns`, `score` and `requires`; of two options the later one wins
+                  (--config files), `tests`, `columns`, `score` and `requires`; of two options the later one wins.
+                  With trainer.max_steps 0 nothing is trained: released weights are tested
     columns       the columns of the table: options that each setting is run under; a setting's `columns` chooses some
     configs, options   those that all settings have
     seeds         values of --seed_everything; a table with all settings is complete before the next seed starts
-    tests         options of further tests of the trained models, for the settings that name them in `tests`
+    test          options of every test, such as a subset of the questions
+    tests         options of further tests of the trained models, for the settings that name them in `tests`, over those
+                  of `test`; `score` is the measure of one with other questions
     score         the measure of the tables: a question type, or macro, the mean over question types
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
     documents     files in which sections are embedded between <!-- study: <study> / <title> --> and <!-- end -->, and
@@ -36,6 +43,7 @@ A study file has the keys
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -76,6 +84,10 @@ def study(arguments: list[str]) -> None:
     parser.add_argument("--executor", type=ExecutorName, default="local", help=executor_help)
     slurm_help = "parameters of submitit's AutoExecutor, such as --slurm.partition gpu --slurm.timeout_min 600"
     parser.add_argument("--slurm", type=dict[str, Any], default={}, help=slurm_help)
+    scripts_help = "only write the files for sbatch, for --executor slurm"
+    parser.add_argument("--print_scripts", action="store_true", help=scripts_help)
+    launcher_help = "what starts main.py in the processes of a job, such as srun"
+    parser.add_argument("--launcher", type=str, default="", help=launcher_help)
     asked = parser.parse_args(arguments)
     if asked.jobs < 1:
         raise InputError(f"--jobs {asked.jobs}: at least 1")
@@ -84,14 +96,19 @@ def study(arguments: list[str]) -> None:
     if asked.verify and (asked.write or asked.dry_run or asked.redo_outdated):
         raise InputError("--verify: without --write, --dry_run and --redo_outdated")
 
+    if asked.print_scripts and asked.executor != "slurm":
+        raise InputError("--print_scripts: with --executor slurm")
+
     # after the options are read: these import PyTorch, which the help does without
     from commands.studies.document import score_table, test_table, write_documents
     from commands.studies.execution import execute, required
     from commands.studies.executors import LocalExecutor, SubmititExecutor
     from commands.studies.names import check_names
+    from commands.studies.processes import Launch
     from commands.studies.reading import read_study
     from commands.studies.results import Results
     from commands.studies.scores import Scores
+    from commands.studies.scripts import PLAN, write_scripts
     from commands.studies.source_code import SourceCode
     from commands.studies.verification import verify
 
@@ -105,7 +122,7 @@ def study(arguments: list[str]) -> None:
     codes = {run.command: source.digest(run) for run in everything}
 
     chosen = plan.runs(*(asked[key] or getattr(plan, key) for key in ("settings", "columns", "seeds")))
-    sharing = 1 if asked.executor == "slurm" else asked.jobs
+    launch = Launch(1 if asked.executor == "slurm" else asked.jobs, tuple(shlex.split(asked.launcher)))
 
     def executor() -> Executor:
         if asked.executor == "local":
@@ -120,9 +137,16 @@ def study(arguments: list[str]) -> None:
         is_outdated = any(result is not None and results.is_outdated(result, codes[run.command]) for result in found)
         if None in found or (asked.redo_outdated and is_outdated):
             todo.append(run)
+    if asked.print_scripts:
+        print(f"{len(todo)} of {len(chosen)} trainings to run", flush=True)
+        if todo:
+            folder = write_scripts(plan, todo, asked.slurm)
+            print((folder / PLAN).read_text(encoding="utf-8"))
+            print(f"to start them: for script in {folder}/*.sbatch; do sbatch $script; done")
+        return
     if asked.dry_run:
-        print("".join(f"{job.file}: main.py {job.command}\n" for job in required(plan, todo)), end="")
-        print("".join(f"{run}: main.py fit {run.command}\n" for run in todo), end="")
+        print("".join(f"{job.file}: main.py {job.command}\n" for job in required(plan, todo, launch)), end="")
+        print("".join(f"{run}: main.py {'fit' if run.is_trained else 'test'} {run.command}\n" for run in todo), end="")
     if not asked.write and not asked.verify:
         print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
 
@@ -130,9 +154,9 @@ def study(arguments: list[str]) -> None:
     failed = differing = 0
     try:
         if asked.verify:
-            differing = verify(plan, chosen, codes, results, executor(), sharing)
+            differing = verify(plan, chosen, codes, results, executor(), launch)
         elif todo and not asked.write and not asked.dry_run:
-            failed = execute(plan, todo, codes, results, executor(), sharing, asked.redo_outdated)
+            failed = execute(plan, todo, codes, results, executor(), launch, asked.redo_outdated)
 
     # 3. The document and its tables, also after an interrupt.
     finally:
@@ -141,6 +165,8 @@ def study(arguments: list[str]) -> None:
             written = write_documents(scores)
             print("\n\n".join(filter(None, [score_table(scores), test_table(scores)])))
             print(f"written: {', '.join(map(str, written))}")
+        if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):  # Ctrl-C, or SIGTERM
+            print(f"to go on, from the checkpoints: python {shlex.join(sys.orig_argv[1:])}", flush=True)
     if differing:
         sys.exit(f"{differing} of {len(chosen)} trainings are not verified, see above; --redo_outdated repeats them")
     if failed:

@@ -21,6 +21,7 @@ from datamodules.video import Video
 from datamodules.wording import Wording
 from zoo.benchmarks import Benchmark
 from zoo.cameras import SceneGeometry
+from zoo.class_paths import trusted_imports
 from zoo.configuration import from_config
 from zoo.errors import InputError
 from zoo.sequences.batch import Batch
@@ -152,4 +153,5 @@ def data_of(model: SpatialVLM) -> VideoQADataModule:
     """A DataModule with the settings that the model was trained with, and a source that only words the questions."""
     settings = (model.data_config or {}).get("init_args") or {}
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
-    return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})
+    with trusted_imports(chosen, model.trust_modules):
+        return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})

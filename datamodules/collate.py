@@ -147,7 +147,12 @@ class TrainingCollate(Collate):
     ) -> None:
         super().__init__(*parts, **named_parts)
         self.tokens_per_sequence, self.pack_scenes = tokens_per_sequence, pack_scenes
-        if pack_scenes and not self.builder.rules.supports_custom_mask:
+        if pack_scenes and self.builder.rules.is_hybrid:
+            raise InputError(
+                "--data.pack_scenes: Gated DeltaNet layers (Qwen3.5) carry their state from one scene into the next, "
+                "whatever the mask: leave it out"
+            )
+        if pack_scenes and not self.builder.rules.packs_questions:
             raise InputError(
                 "--data.pack_scenes: this attention takes no mask of several scenes, choose "
                 "--model.backbone.attn_implementation flex_attention on a GPU, or sdpa"

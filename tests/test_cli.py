@@ -52,7 +52,7 @@ QWEN3, QWEN35 = "scale_tiny_qwen3.yaml", "scale_tiny_qwen3_5.yaml"
 MODELS = [  # configs, and objectives
     *(("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml",)),
     *(("qwen3_vl.yaml", QWEN3), ("spatial_mllm.yaml", QWEN3, "MaskedViews"), ("prope.yaml", QWEN3)),
-    *(("qwen3_5.yaml", QWEN35), ("prope.yaml", QWEN35)),
+    *(pytest.param((name, QWEN35), marks=pytest.mark.slow) for name in ("qwen3_5.yaml", "prope.yaml")),
 ]
 
 
@@ -69,7 +69,9 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     run("fit", *words)
     folder = the_run(tmp_path)
     assert {"config.yaml", "checkpoints"} <= {path.name for path in folder.iterdir()}
-    assert list(folder.glob("events.out.tfevents.*"))
+    written = EventAccumulator(str(folder)).Reload()  # of a run shorter than the intervals of logs and validations
+    assert len(written.Scalars("train/loss")) == 2
+    assert any(tag.startswith("frames/") for tag in written.Tags()["images"])
     header = [line for line in (folder / "config.yaml").read_text().splitlines() if line.startswith("#")]
     assert header == [f"# {name}=={version}" for name, version in versions().items()]
 
@@ -102,9 +104,14 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     assert metrics["all"]["micro"] == pytest.approx(mean, abs=1e-6)
 
     video = next(rooms_root.glob("*/rooms/test_*.mp4"))
-    question = "What is the size of this room?"
+    question, events = "What is the size of this room?", list(tmp_path.rglob("events.out.tfevents.*"))
     printed = run("predict", *words, "--data.video", str(video), "--data.question", question)
-    assert question in printed
+    assert question in printed and list(tmp_path.rglob("events.out.tfevents.*")) == events
+
+
+def test_an_absent_video_is_named_before_a_run_is_looked_for(run: Run) -> None:
+    with pytest.raises(SystemExit, match="^error: gone.mp4: no such video file or folder of frames$"):
+        run("predict", "--data.video", "gone.mp4", "--data.question", "How large is this room?")
 
 
 def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, tmp_path: Path) -> None:

@@ -138,8 +138,21 @@ def test_an_interrupted_fit_names_the_command_that_goes_on(
     with monkeypatch.context() as failing:
         fail_at(1, KeyboardInterrupt(), failing)
         with pytest.raises(SystemExit):
-            run(*QWEN, *EVERY_STEP)
+            run(*QWEN)  # at once, before anything is saved
     signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert not runs() and "to go on" not in caplog.text
+    training_step = VideoQATask.training_step
+
+    def interrupted(self: VideoQATask, batch: dict, batch_idx: int) -> torch.Tensor:
+        signal.raise_signal(signal.SIGINT)  # Ctrl-C in the first step, which is completed and saved
+        return training_step(self, batch, batch_idx)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(VideoQATask, "training_step", interrupted)
+        with pytest.raises(SystemExit):
+            run(*QWEN)
+    signal.signal(signal.SIGINT, handler)
+    assert torch.load(the_run(tmp_path) / "checkpoints/last.ckpt", weights_only=False)["global_step"] == 1
     (line,) = (text for text in caplog.messages if text.startswith("to go on: python main.py "))
     words = shlex.split(line.removeprefix("to go on: python main.py "))
     run(*words, sized=False)

@@ -12,29 +12,35 @@ import yaml
 from PIL import Image
 
 import main
-from commands.configs import read_config
+from commands.configs import load_configs, read_config
 from tests.test_two_processes import REPOSITORY, run
 from zoo import VGLLM, LearningRates, TinyQwen25VL
+from zoo.errors import InputError
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("spatial_mllm_*.yaml"))
 STILLS = ["vg_llm_4b", "spatial_stack_4b"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_holds_the_published_settings(recipe: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("kind", ["spatial_mllm", "prope"])
+def test_a_recipe_holds_the_published_settings_for_any_model(
+    recipe: Path, kind: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", str(recipe), "--print_config"])
+    configs = [word for name in (recipe, f"{kind}.yaml", "scale_3b.yaml") for word in ("--config", str(name))]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *configs, "--print_config"])
     with pytest.raises(SystemExit):
         main.main()
     config = yaml.safe_load(capsys.readouterr().out)
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert model["learning_rates"].pop("vision_merger") == "connector"
+    assert config["model"]["class_path"] == {"spatial_mllm": "zoo.SpatialMLLM", "prope": "zoo.PRoPEMLLM"}[kind]
+    assert model["backbone"]["class_path"] == "zoo.PretrainedQwen25VL"
     assert {part: rate for part, rate in model["learning_rates"].items() if rate} == {
         "decoder": 7e-6,
         "connector": 2e-5,
-        **{"encoding": 2e-4, "objective": 2e-4},  # of parts that the recipe has not
+        **{"encoding": 2e-4, "objective": 2e-4},  # of parts that the published model has not
     }
-    assert model["camera_encoding"] is model["view_mixer"] is None
     assert model["time_index"]["init_args"]["seconds_per_grid"] == 0.5
     assert (data["pixels"]["min_pixels"], data["pixels"]["max_pixels"]) == (293216, 324576)
     assert data["num_frames"] == 16 and data["train_sampler"] is None and data["questions_per_scene"] == 1
@@ -79,6 +85,16 @@ def test_the_towers_merger_is_frozen_with_it_or_trained_with_the_connector(visio
     assert not any(".visual.blocks." in name for name in trained)
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_names_no_part_of_a_model_and_no_scale(recipe: Path) -> None:
+    content = read_config(recipe)
+    assert content.keys() == {"model", "data", "trainer"}
+    training = {"learning_rates", "lora", "gradient_checkpointing", "max_new_tokens", "average", "time_index"}
+    assert content["model"].keys() == {"init_args"} and content["model"]["init_args"].keys() == training
+    with pytest.raises(InputError, match="recipe_lora.yaml disagree about model.learning_rates.decoder"):
+        load_configs([str(recipe), "recipe_lora.yaml", "scale_7b.yaml"])  # which are both recipes
+
+
 def test_the_larger_recipe_replaces_the_data_alone() -> None:
     small, large = (read_config(REPOSITORY / f"recipes/spatial_mllm_{size}.yaml") for size in ("135k", "820k"))
     assert len(large["data"]["init_args"]["source"]["init_args"].pop("parts")) == 4
@@ -90,9 +106,10 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
     """At the tiny scale: each of five rows once, two of them about one image."""
     text = (REPOSITORY / "recipes/spatial_mllm_820k.yaml").read_text()
     base = (REPOSITORY / "recipes/spatial_mllm_135k.yaml").read_text()
-    base = base.replace("scale_3b.yaml", "scale_tiny.yaml").replace("recipe_full.yaml", "recipe_tiny.yaml")
-    (tmp_path / "spatial_mllm_135k.yaml").write_text(base)
-    (tmp_path / "recipe.yaml").write_text(text)
+    base = base.replace("recipe_full.yaml", "recipe_tiny.yaml")
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/spatial_mllm_135k.yaml").write_text(base)
+    (tmp_path / "recipes/recipe.yaml").write_text(text)
     videos = sorted(rooms_root.rglob("*.mp4"))[:2]
     visuals = tmp_path / "data/visuals"
     rows = {
@@ -119,7 +136,8 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
         "--data.image_pixels=null",
         "--trainer.accumulate_grad_batches=1",
     ]
-    run(tmp_path, "fit", "--config", "recipe.yaml", *options, *small, "--data.num_frames=4")
+    configs = ["--config", "recipes/recipe.yaml", "--config", "spatial_mllm.yaml"]
+    run(tmp_path, "fit", *configs, *options, *small, "--data.num_frames=4")
     (folder,) = (tmp_path / "runs").iterdir()
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 5  # an epoch of five questions

@@ -12,9 +12,13 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
-from tests.datamodules.trajectories.captures import colmap, walk
+from datamodules.trajectories.base import upright_turns
+from tests.commands.test_import_dataset import LAYOUTS
+from tests.datamodules.clips import numbered_frame, write_video
+from tests.datamodules.trajectories.captures import NAMES, colmap, walk
 from tests.zoo.encodings import test_properties
 from zoo.encodings import CameraEncoding
 
@@ -89,7 +93,8 @@ def test_the_encoding_of_the_tutorial_has_its_symmetries(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("page", ["add_an_encoding.md", "add_a_geometry_encoder.md"])
 def test_a_part_of_ones_own_trains_and_is_tested(page: str, tmp_path: Path, rooms_root: Path, run: Run) -> None:
     commands = write_files(page, tmp_path)
-    assert [words.split()[0] for words in commands] == ["fit", "test", "test"]
+    checks = ["check-encoding"] if page == "add_an_encoding.md" else []
+    assert [words.split()[0] for words in commands] == [*checks, "fit", "test", "test"]
     for words in commands:
         run(f"{words} {TINY} --data.source.root {rooms_root}" if words.startswith("fit") else words)
     assert len(list(tmp_path.glob("runs/*/**/metrics.json"))) == 2
@@ -99,6 +104,12 @@ def test_a_part_of_ones_own_trains_and_is_tested(page: str, tmp_path: Path, room
 def test_your_own_videos(tmp_path: Path, run: Run) -> None:
     commands = write_files("your_own_videos.md", tmp_path)
     colmap(tmp_path / "captures/kitchen", walk())
+    for dataset, (write, scene, _) in LAYOUTS.items():  # a raw scene of each dataset, and a video of it
+        write(raw := tmp_path / "raw" / dataset / scene, walk())
+        is_turned = dataset == "arkitscenes" and upright_turns(torch.from_numpy(walk().world_to_camera())) % 2
+        (tmp_path / "data/videos").mkdir(parents=True, exist_ok=True)
+        frames = [numbered_frame(i, *((64, 48) if is_turned else (48, 64))) for i in range(len(NAMES))]
+        write_video(tmp_path / f"data/videos/{raw.name}.mp4", frames)
     (tmp_path / "clip.mp4").symlink_to(tmp_path / "captures/kitchen/images")  # a folder of photographs
     for words in commands:
         words = words.partition(" #")[0]
@@ -106,6 +117,7 @@ def test_your_own_videos(tmp_path: Path, run: Run) -> None:
     answers = [
         json.loads(line) for file in tmp_path.glob("runs/*/answers.jsonl") for line in file.read_text().splitlines()
     ]
+    assert len(list(tmp_path.glob("data/cameras/*/*.cameras.json"))) == len(LAYOUTS)
     assert len(answers) == 2 and (tmp_path / "data/mine/kitchen.path.png").is_file()
 
 

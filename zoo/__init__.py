@@ -18,9 +18,9 @@ __getattr__, __all__ = lazy_exports(
         "cameras": ["Cameras"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
-            *("ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies", "PRoPE", "Placement"),
-            *("PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding", "TemporalSection"),
-            *("ValueRoPE", "ViewAttention", "ViewMixer"),
+            *("DeltaNetLayers", "ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies"),
+            *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayEmbedding", "RayEncoding"),
+            *("TemporalSection", "UnrotatedChannels", "ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
         "fusions": [
@@ -34,6 +34,7 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
+        "weights.latest_run": ["latest_run"],
         "objectives": ["CameraPrediction", "DepthPrediction", "LanguageModeling", "MaskedViews", "Objective"],
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [

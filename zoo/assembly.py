@@ -42,6 +42,7 @@ class AssembledModel(Configurable, nn.Module):
         is_pretrained: Whether the model answers questions without training here.
         loaded_names: Tensors of a saved model, or trained: not the released files'.
         data_config: How the data of the training were read, see `SpatialVLM.answer`.
+        trust_modules: Modules that it may import, see `SpatialVLM.from_pretrained`.
         precision: Of the training and of answers, as `--trainer.precision`; None is that of the device, see
             `answer_precision`.
     """
@@ -117,6 +118,7 @@ class AssembledModel(Configurable, nn.Module):
         self.objectives = losses.to(self.backbone.device)
         self.loaded_names: frozenset[str] = frozenset()
         self.data_config: dict[str, Any] = {}
+        self.trust_modules: tuple[str, ...] = ()
         self.precision: str | None = None
 
     def _build_geometry(
@@ -203,7 +205,8 @@ class AssembledModel(Configurable, nn.Module):
             tokens_per_second=backbone.tokens_per_second,
             text_after_vision=self.text_after_vision,
             context_length=backbone.context_length,
-            supports_custom_mask=backbone.supports_custom_mask,
+            packs_questions=backbone.packs_questions,
+            is_hybrid=backbone.is_hybrid,
             merged_camera=self.merged_camera,
             uses_cameras=self.camera_use.cameras,
             may_predict_cameras=plan.predicts_cameras,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Unpack
@@ -184,7 +184,7 @@ class SpatialVLM(AssembledModel):
             position_ids = torch.stack([packing.pack(axis) for axis in position_ids])
             mask = self.backbone.question_mask(packing.group, packing.group, packing.prefix_group)
         elif sequences.group is not None:
-            mask = self.backbone.question_mask(sequences.group, sequences.group)
+            mask = self.backbone.training_mask(sequences)
         return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
     def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
@@ -222,17 +222,18 @@ class SpatialVLM(AssembledModel):
     # ---- saved models -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **overrides: Any) -> SpatialVLM:
+    def from_pretrained(cls, path: str | Path, *, trust_modules: Collection[str] = (), **overrides: Any) -> SpatialVLM:
         """A model from a run, an exported folder, a released folder, or a hub id; frozen, in eval mode.
 
         Args:
             path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
+            trust_modules: Modules beside the zoo's that its configuration may import, such as `["my_encoding"]`.
             overrides: Constructor arguments in place of the stored ones, such as `camera_source="auto"`.
 
         Raises:
             InputError: Nothing can be loaded from there; naming the remedy.
         """
-        return load_model(cls, path, overrides, released_parts)
+        return load_model(cls, path, overrides, released_parts, trust_modules)
 
     def save_pretrained(self, folder: str | Path, *, full: bool = False) -> None:
         """Write a folder for `from_pretrained`: the parts' configuration, weights, tokenizer files and a model card.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import RepetitionPenaltyLogitsProcessor
-from transformers.cache_utils import LinearAttentionLayer
 
 from zoo.backbones.base import Backbone
 from zoo.errors import InputError
+from zoo.linear_states import join_states, keep_rows, read_states, write_states
 from zoo.precision import answer_precision
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.batch import Batch, Prompt
@@ -51,8 +51,9 @@ class CachedPrefix:
     """The keys and values of a prefix that questions share, from which they are then answered.
 
     The questions of a batch follow each other in one sequence, in which each attends to the prefix and to itself: there
-    is one copy of the prefix whatever their number, and no padding between them. An attention backend without custom
-    masks gets one question at a time, still from the same cache.
+    is one copy of the prefix whatever their number, and no padding between them. In a hybrid decoder each of them goes
+    on from a copy of the prefix's states, see `zoo.linear_states`: the questions of a batch bound their memory. An
+    attention backend without custom masks gets one question at a time, still from the same cache.
 
     Args:
         backbone: The model.
@@ -75,11 +76,7 @@ class CachedPrefix:
         self.backbone, self.input_ids = backbone, input_ids
         self.penalize = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
         self.cache = backbone.decode(inputs, use_cache=True).cache
-        # linear layers keep states in place of keys and values, and write them in place
-        self.states = [
-            (layer.conv_states[0], layer.recurrent_states[0]) if isinstance(layer, LinearAttentionLayer) else None
-            for layer in self.cache.layers
-        ]
+        self.states = read_states(self.cache)
         self.length = input_ids.shape[1]
         # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
         self.next_position = int(inputs["position_ids"][..., -1].amax()) + 1 if next_position is None else next_position
@@ -94,7 +91,7 @@ class CachedPrefix:
             questions: Token ids that follow the prefix, at least one each.
             max_new_tokens: The longest answer.
         """
-        at_once = max(len(questions), 1) if self.backbone.supports_custom_mask else 1
+        at_once = max(len(questions), 1) if self.backbone.packs_questions else 1
         replies: list[Reply] = []
         while len(replies) < len(questions):
             some = questions[len(replies) : len(replies) + at_once]
@@ -123,7 +120,8 @@ class CachedPrefix:
         tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
         read = _on_device(list(zip(*tokens, strict=True)), device)
         ends = _on_device([end - 1 for end in accumulate(map(len, questions))], device)
-        hidden, last, seen = self._read(read, alone)[ends], read[:, ends], self._seen(questions)
+        hidden = self._read_questions(read, list(map(len, questions)), alone)[ends]
+        last, seen = read[:, ends], self._seen(questions)
         # 2. The answers, one token of each at a time.
         answers: list[list[int]] = [[] for _ in questions]
         errors: dict[int, str] = {}
@@ -146,7 +144,8 @@ class CachedPrefix:
             if len(kept) < len(going):
                 rows = _on_device(kept, device)
                 last, seen, going = last[:, rows], seen[rows], [going[i] for i in kept]
-            hidden = self._read(last, alone)
+                keep_rows(self.cache, rows)
+            hidden = self._read(last, None if alone else self.backbone.step_mask)
         return [Reply([], errors[n]) if n in errors else Reply(ids) for n, ids in enumerate(answers)]
 
     def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
@@ -160,13 +159,25 @@ class CachedPrefix:
     def _rewind(self) -> None:
         """Return the cache to the end of the prefix, also after a pass that ran out of memory between two layers."""
         self.groups = self.groups[:, : self.length]
-        for layer, states in zip(self.cache.layers, self.states, strict=True):
-            if states is None:
+        for layer in self.cache.layers:
+            if hasattr(layer, "keys"):
                 layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
-            else:
-                layer.conv_states[0], layer.recurrent_states[0] = (state.clone() for state in states)
+        write_states(self.cache, self.states)
 
-    def _read(self, tokens: Int[Tensor, "3 T"], alone: bool) -> Float[Tensor, "T D"]:
+    def _read_questions(self, tokens: Int[Tensor, "3 T"], lengths: list[int], alone: bool) -> Float[Tensor, "T D"]:
+        """Hidden states of the questions, see `_read`; states of a hybrid decoder, one row per question."""
+        mask = None if alone else self.backbone.question_mask
+        if alone or not self.states:
+            return self._read(tokens, mask)
+        hidden, states = [], []
+        for question in tokens.split(lengths, 1):
+            write_states(self.cache, self.states)
+            hidden.append(self._read(question, mask))
+            states.append(read_states(self.cache))
+        write_states(self.cache, join_states(states))
+        return torch.cat(hidden)
+
+    def _read(self, tokens: Int[Tensor, "3 T"], mask: Callable[..., Any] | None) -> Float[Tensor, "T D"]:
         """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""
         hidden = []
         for ids, place, question in (part.unbind() for part in tokens.split(TOKENS_AT_ONCE, 1)):
@@ -175,7 +186,7 @@ class CachedPrefix:
             inputs = {
                 "input_ids": ids[None],
                 "position_ids": (self.next_position + place).expand(3, 1, -1),
-                "attention_mask": None if alone else self.backbone.question_mask(group, self.groups),
+                "attention_mask": None if mask is None else mask(group, self.groups),
                 "camera_encoding": self.encoding,
             }
             output = self.backbone.decode(inputs, cache=self.cache, use_cache=True)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from benchmarks.measure import timed
 from benchmarks.random_weights import draw
-from commands import plan
 from commands.arguments import preprocess_argv
 from commands.defaults import with_defaults
+from commands.planning.training import Training, parse
 from commands.run_options import OF_RUNS, run_parser
 from zoo.backbones.qwen_weights import compute_buffers
 from zoo.sequences.batch import Batch
@@ -82,9 +82,9 @@ class Command:
         return preprocess_argv(["fit", *self.options])[1:]
 
     @cached_property
-    def plan(self) -> plan.Training:
+    def plan(self) -> Training:
         """What a step takes by `python main.py plan`, on one GPU."""
-        return plan.parse([*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"])
+        return parse([*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"])
 
     def sizes(self, questions: int | None = None) -> BatchSizes:
         """The sizes of a batch; with a number of questions, that of so many about one scene."""

@@ -35,6 +35,7 @@ class SpatialVLMZoo(lmms):
         num_frames: Frames of each video; those that the model was trained with if not given.
         device: "cuda" is a GPU for each process, and the default where there is one.
         batch_size, max_batch_size: Without effect; lmms-eval gives them to every model.
+        trust_modules: Modules that the run may import, between spaces, see `SpatialVLM.from_pretrained`.
         overrides: Of the model's parts, such as `camera_source=auto`.
     """
 
@@ -47,13 +48,14 @@ class SpatialVLMZoo(lmms):
         device: str | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
+        trust_modules: str = "",
         **overrides: Any,
     ) -> None:
         super().__init__()
         ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval's tasks switch it on: half of a picture would be answered
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(own if device in (None, "cuda") else device)
-        self.model = SpatialVLM.from_pretrained(run, **overrides).to(self.device)
+        self.model = SpatialVLM.from_pretrained(run, trust_modules=trust_modules.split(), **overrides).to(self.device)
         self.num_frames, self.first_scenes = num_frames, FirstScenes()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:

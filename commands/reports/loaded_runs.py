@@ -19,7 +19,7 @@ from callbacks.scoring import tally
 from callbacks.settings import unflatten
 from callbacks.trained import describe_unfinished
 from commands.reports.predictions import Answer, read_predictions
-from commands.runs import CONFIG
+from commands.runs import CONFIG, is_own
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
 from zoo.metrics import ScoredAnswer
@@ -162,7 +162,7 @@ def load_run(folder: Path, name: str) -> Run:
     try:
         if (folder / METRICS).exists():
             metrics = _read_metrics(folder / METRICS)
-            benchmark = find_benchmark(metrics.get("benchmark", benchmark.name))
+            benchmark = find_benchmark(metrics.get("benchmark", benchmark.name), trusted=is_own(folder))
         answers, scores, remarks = _answers(folder, metrics, benchmark)
     except InputError as error:
         remarks = [str(error)]

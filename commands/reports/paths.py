@@ -13,6 +13,7 @@ from commands.reports.loaded_runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
+from zoo.class_paths import trusted_imports
 from zoo.configuration import from_config
 from zoo.errors import SCENE_FAULTS, describe_fault
 
@@ -51,7 +52,8 @@ def camera_paths(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
 
 def test_scenes(source: Mapping[str, Any] | None) -> list[Scene]:
     """Return the test scenes of a dataset, without preparing it; without a config, of the default one."""
-    dataset = Rooms() if source is None else from_config(SceneSource, source)  # type: ignore[type-abstract]
+    with trusted_imports(source):
+        dataset = Rooms() if source is None else from_config(SceneSource, source)  # type: ignore[type-abstract]
     return list(dataset.scenes("test"))
 
 

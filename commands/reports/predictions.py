@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.benchmarks import Benchmark
-from zoo.errors import InputError
+from zoo.errors import InputError, did_you_mean
 from zoo.files.strict_json import parse_json
 
 REQUIRED: dict[str, tuple[type, ...]] = {
@@ -86,7 +86,8 @@ def _answer(record: Any, benchmark: Benchmark) -> Answer:
     for key, kinds in REQUIRED.items():
         if not isinstance(record.get(key), kinds):
             expected = "a string or an integer" if int in kinds else "a string"
-            raise InputError(f"{key} must be {expected}, got {json.dumps(record.get(key))[:40]}")
+            found = "" if key in record else f": the line has {', '.join(record)}{did_you_mean(key, record)}"
+            raise InputError(f"{key} must be {expected}, got {json.dumps(record.get(key))[:40]}{found}")
     benchmark.check_question_type(record["question_type"])
     if (asked := record.get("benchmark", benchmark.name)) != benchmark.name:
         raise InputError(f"an answer to {asked}, not to {benchmark.name}: score --benchmark {asked}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from callbacks.baselines.mark import MEANING, NAMES, is_below
 from commands.reports.bootstrap import RESAMPLES
-from commands.reports.compare import Comparisons
+from commands.reports.compare import Comparisons, asked_of
 from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
 from commands.reports.seed_differences import seed_differences
 from commands.reports.seeds import group_by_seed
@@ -20,8 +21,22 @@ from zoo.benchmarks.captions import TITLES
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
     over = [*over_seeds(runs), *seed_differences(runs)]
-    measured = [scores(runs), means(runs), *over, *captions(runs), *differences(runs, comparisons)]
+    measured = [*by_test_set(runs), *over, *captions(runs), *differences(runs, comparisons)]
     return [*measured, settings(runs), reproduction(runs)]
+
+
+def by_test_set(runs: Sequence[Run]) -> list[Table]:
+    """Build the tables of scores and of means, those of tests with other questions apart."""
+    sets: dict[object, list[Run]] = {}
+    for run in runs:
+        asked = asked_of(run) or str({kind: each["count"] for kind, each in run.metrics["per_question_type"].items()})
+        sets.setdefault(asked, []).append(run)
+    found = []
+    for place, own in enumerate(sets.values(), 1):
+        which = f"; test set {place} of {len(sets)}: {own[0].metrics['counts']['questions']} questions"
+        for table in (scores(own), means(own)):
+            found.append(replace(table, title=f"{table.title}{which}") if len(sets) > 1 else table)
+    return found
 
 
 def scores(runs: Sequence[Run]) -> Table:

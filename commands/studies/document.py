@@ -80,6 +80,8 @@ def _summary(study: Study, scores: Scores) -> str:
     took = f" A training took {statistics.median(seconds):.0f} s (median)." if seconds else ""
     common = [*(f"--config={name}" for name in study.configs), *words(study.options)]
     options = ["All trainings have the options", "    " + " ".join(common)] if common else []
+    if study.test:
+        options += ["All tests have the options", "    " + " ".join(words(study.test))]
     seeds = ", ".join(map(str, study.seeds))
     spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
     cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
@@ -127,7 +129,8 @@ def test_table(scores: Scores) -> str:
                 tested, own = Cell(name, column, test), Cell(name, column)
                 cells += [scores.cell(*tested), change(tested, own, scores)]
             if any(cells):
-                rows.append([study.label_of(name), test, *cells])
+                measure = study.tests[test].score
+                rows.append([study.label_of(name), f"{test} ({measure})" if measure else test, *cells])
     headings = [text for column in columns for text in (titled(column, scores), "change")]
     return table(["setting", "tested with", *headings], rows) if rows else ""
 

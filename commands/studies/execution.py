@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from commands.studies.executors import Executor
 from commands.studies.jobs import Requirement, RunJob, Training
+from commands.studies.processes import Launch
 from commands.studies.results import Results, load_result
 from commands.studies.study_file import OWN, Run, Study, folder_name
 from zoo.errors import InputError
@@ -21,7 +22,7 @@ def execute(
     codes: Mapping[str, str],
     results: Results,
     executor: Executor,
-    sharing: int,
+    launch: Launch,
     redo: bool = False,
 ) -> int:
     """Run trainings and add their results, with a line for each; return how many have failed.
@@ -32,7 +33,7 @@ def execute(
         codes: The digest of the present code, by the command of a training.
         results: Where the results are added.
         executor: Where they run.
-        sharing: Number of trainings that share the cores.
+        launch: How main.py is started.
         redo: Whether to replace weights that other code has trained.
     """
 
@@ -41,7 +42,7 @@ def execute(
         return redo and not any(not results.is_outdated(result, codes[run.command]) for result in known)
 
     trainings = [
-        Training(run, study.folder / run.folder_name, codes[run.command], sharing, is_redone(run)) for run in runs
+        Training(run, study.folder / run.folder_name, codes[run.command], launch, is_redone(run)) for run in runs
     ]
     unfinished, done, failed = [], 0, 0
 
@@ -81,11 +82,12 @@ def _collect(training: Training, results: Results) -> str:
     return f"{run.score} {own.scores[run.score]:.3f}" + ("" if own.fit_s is None else f" ({own.fit_s:.0f} s)")
 
 
-def required(study: Study, runs: Sequence[Run]) -> list[Requirement]:
+def required(study: Study, runs: Sequence[Run], launch: Launch) -> list[Requirement]:
     """Return the commands that make what trainings require and is not made yet."""
     files = dict.fromkeys(file for run in runs for file in run.requires)
     jobs = [
-        Requirement(file, study.requires[file], study.folder / f"requires-{folder_name(file)}.txt") for file in files
+        Requirement(file, study.requires[file], study.folder / f"requires-{folder_name(file)}.txt", launch)
+        for file in files
     ]
     return [job for job in jobs if not job.is_made()]
 
@@ -93,7 +95,8 @@ def required(study: Study, runs: Sequence[Run]) -> list[Requirement]:
 def execute_required(study: Study, jobs: Sequence[J], executor: Executor) -> Iterator[tuple[J, str | None]]:
     """Make the files that trainings require, then run them; yield each, with the reason if it fails, as it ends."""
     absent = {}
-    for requirement, failure in executor.execute(required(study, [job.run for job in jobs])):
+    launch = Launch(1, jobs[0].launch.words) if jobs else Launch()
+    for requirement, failure in executor.execute(required(study, [job.run for job in jobs], launch)):
         print(f"{requirement.file}: {failure or 'made'}", flush=True)
         if failure:
             absent[requirement.file] = f"it requires {requirement.file}: {failure}"

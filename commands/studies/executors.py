@@ -6,11 +6,12 @@ import operator
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any, TypeVar
 
 from commands.studies.modules import ROOT
+from commands.studies.processes import end_running
 from zoo.errors import InputError
 
 TIMEOUT_MIN, POLL_S = 24 * 60, 2  # submitit's own limit is 5 minutes
@@ -66,8 +67,14 @@ class LocalExecutor:
             waiting = {pool.submit(call, job): job for job in jobs}
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
-        finally:  # an interrupt ends the processes of the running jobs as well
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # an interrupt, or a job's time limit
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in waiting):
+                end_running()  # again, what a job has started meanwhile
+                wait(waiting, POLL_S)
+            raise
+        finally:
+            pool.shutdown()
 
 
 class SubmititExecutor:

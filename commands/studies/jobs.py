@@ -20,7 +20,7 @@ from commands.main import LIGHTNING
 from commands.runs import CONFIG
 from commands.studies import processes
 from commands.studies.executors import Job
-from commands.studies.processes import locked
+from commands.studies.processes import Launch, locked
 from commands.studies.results import Trained
 from commands.studies.source_code import SourceCode
 from commands.studies.study_file import OWN, RUNS, Run, folder_name
@@ -42,18 +42,18 @@ class RunJob(Job):
         run: The training.
         folder: Its folder.
         code: The digest of the present code.
-        at_once: Number of jobs that share the cores.
+        launch: How main.py is started.
     """
 
     run: Run
     folder: Path
     code: str
-    at_once: int = 1
+    launch: Launch = Launch()
 
     def fit(self, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
         """Train; return the reason if that fails, or if the code has changed meanwhile."""
         arguments = ("fit", *self.run.fit, *words, f"--trainer.default_root_dir={self.folder}")
-        if failure := processes.main_py(self.log, self.at_once, *arguments, keep_open=keep_open):
+        if failure := processes.main_py(self.log, self.launch, *arguments, keep_open=keep_open):
             return failure
         if SourceCode().digest(self.run) != self.code:
             return "the code was changed since the study was started: start it again"
@@ -109,7 +109,10 @@ class Training(RunJob):
 
     def _train_and_test(self, *locks: int) -> str | None:
         checkpoint = self.folder / FOLDER / LAST
-        if not (self.folder / TRAINED).exists():
+        weights: tuple[str, ...] = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
+        if not self.run.is_trained:
+            weights = self.run.fit
+        elif not (self.folder / TRAINED).exists():
             resumes, started = checkpoint.exists(), time.monotonic()
             if self.rank == 0:
                 SourceCode().save(self.run, self.folder / CODE)
@@ -119,14 +122,11 @@ class Training(RunJob):
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
                 trained = Trained(fit_s, self.code, zoo_version(), read_losses(self.folder))
                 write_json(self.folder / TRAINED, asdict(trained))
-        weights = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
         for test, words in self.run.tests.items():
             folder = self.folder_of(test)
             if not (folder / SETTINGS).exists():
                 root = f"--trainer.default_root_dir={folder}"
-                if failure := processes.main_py(
-                    self.log, self.at_once, "test", *weights, *words, root, keep_open=locks
-                ):
+                if failure := processes.main_py(self.log, self.launch, "test", *weights, *words, root, keep_open=locks):
                     return failure
         return None
 
@@ -136,8 +136,9 @@ class Training(RunJob):
 
     def finished_tests(self) -> list[str]:
         """Return the tests that are done, also by an earlier command."""
-        trained = _read(self.folder / TRAINED)
-        if not self._is_own(_read(self.folder / CLAIM) or {}) or trained is None:
+        claim = _read(self.folder / CLAIM) or {}
+        trained = _read(self.folder / TRAINED) if self.run.is_trained else claim
+        if not self._is_own(claim) or trained is None:
             return []
         if self.redo and trained["code"] != self.code:
             return []
@@ -147,7 +148,9 @@ class Training(RunJob):
         return [test for test, folder in own.items() if (folder / SETTINGS).exists()]
 
     def trained(self) -> Trained:
-        """Return how the finished training was made."""
+        """Return how the finished training was made; of released weights, by which code they are tested."""
+        if not self.run.is_trained:
+            return Trained(None, _read(self.folder / CLAIM)["code"], zoo_version())
         return Trained(**_read(self.folder / TRAINED))
 
     def _is_own(self, claim: dict[str, Any]) -> bool:
@@ -173,11 +176,13 @@ class Requirement(Job):
         file: The file, as the study names it.
         command: What follows `main.py`.
         log: Where its output goes.
+        launch: How main.py is started; Lightning's commands alone are for several processes.
     """
 
     file: str
     command: str
     log: Path
+    launch: Launch = Launch()
 
     @property
     def _claim(self) -> Path:
@@ -206,14 +211,15 @@ class Requirement(Job):
     def __call__(self) -> str | None:
         """Make the file; return the reason if that fails. Of several tasks, only Lightning's commands are for all."""
         words = shlex.split(self.command)
+        launch = self.launch if words[0] in LIGHTNING else Launch()
         if int(os.environ.get("SLURM_PROCID", 0)):
-            return processes.main_py(self.log, 1, *words, goes_on=True) if words[0] in LIGHTNING else None
+            return processes.main_py(self.log, launch, *words, goes_on=True) if words[0] in LIGHTNING else None
         try:
             with locked(self._claim.with_suffix(".lock"), f"making {self.file}") as lock:
                 if self.is_made():  # by another study, meanwhile
                     return None
                 write_json(self._claim, {**self._made, "is_made": False})
-                if failure := processes.main_py(self.log, 1, *words, keep_open=(lock,), goes_on=True):
+                if failure := processes.main_py(self.log, launch, *words, keep_open=(lock,), goes_on=True):
                     return failure
                 if not Path(self.file).exists():
                     return f"main.py {self.command} has not made {self.file}"

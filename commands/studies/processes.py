@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from commands.runs import RESTARTED
 from commands.studies.modules import ROOT
@@ -17,6 +18,24 @@ from zoo.cpu import available_cores
 from zoo.errors import InputError
 
 PROGRESS_S = 60.0  # seconds between progress lines
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+class Launch(NamedTuple):
+    """How main.py is started.
+
+    Attributes:
+        at_once: Number of jobs that share the cores.
+        words: What stands before it, such as `srun`, which then divides the cores.
+    """
+
+    at_once: int = 1
+    words: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the processes that share the cores."""
+        return {} if self.words else {"OMP_NUM_THREADS": str(max(1, available_cores() // self.at_once))}
 
 
 @contextmanager
@@ -38,23 +57,34 @@ def locked(path: Path, work: str) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_UN)
 
 
-def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False) -> str | None:
+def end_running() -> None:
+    """Ask each main.py to end, once: a training saves its next complete step."""
+    while _running:
+        _running.pop().terminate()
+
+
+def main_py(
+    log: Path, launch: Launch, *words: str, keep_open: tuple[int, ...] = (), goes_on: bool = False
+) -> str | None:
     """Run main.py with its output in a log, print the log's last line each minute, return it if main.py fails.
+
+    It is in a process group of its own: Ctrl-C in a terminal reaches the study alone, which calls `end_running`.
 
     Args:
         log: The file.
-        at_once: Number of jobs that share the cores.
+        launch: How it is started.
         words: The command line.
         keep_open: Files that stay open as long as main.py runs.
         goes_on: Whether a `fit` goes on from the checkpoint in its folder, if there is one.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    threads = str(max(1, available_cores() // at_once))
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": path, RESTARTED: str(int(goes_on))}
+    environment = os.environ | launch.environment | {"PYTHONPATH": path, RESTARTED: str(int(goes_on))}
     with log.open("a", encoding="utf-8") as file:
         print("main.py", shlex.join(words), file=file, flush=True)
-        command = [sys.executable, "-m", "commands.main", *words]
-        with subprocess.Popen(command, stdout=file, stderr=file, env=environment, pass_fds=keep_open) as process:
+        command = [*launch.words, sys.executable, "-m", "commands.main", *words]
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "process_group": 0, "pass_fds": keep_open}
+        with subprocess.Popen(command, stdout=file, stderr=file, env=environment, **options) as process:
+            _running.add(process)
             try:
                 while process.poll() is None:
                     try:
@@ -64,6 +94,8 @@ def main_py(log: Path, at_once: int, *words: str, keep_open: tuple[int, ...] = (
             except BaseException:
                 process.kill()
                 raise
+            finally:
+                _running.discard(process)
     return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
 
 

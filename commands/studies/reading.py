@@ -16,11 +16,14 @@ from commands.main import COMMANDS
 from commands.parser import OneLineParser, registered_classes
 from commands.studies.embedding import check_references
 from commands.studies.names import check_names
-from commands.studies.study_file import MACRO, Setting, Study, folder_name
+from commands.studies.study_file import MACRO, Setting, Study, Test, folder_name
 from zoo.benchmarks import registered_benchmarks
 from zoo.errors import InputError
 
-SPECIAL = {field.name for field in fields(Setting)} - {"options"}  # keys of a setting that are no options
+SPECIAL = {  # keys that are no options
+    "settings": {field.name for field in fields(Setting)} - {"options"},
+    "tests": {field.name for field in fields(Test)} - {"options"},
+}
 CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|GTA")  # a value that names one
 
 
@@ -71,21 +74,22 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _parse(content: dict[str, Any], path: Path) -> Study:
-    settings = content.get("settings")
-    if isinstance(settings, dict):
-        content = {**content, "settings": {str(name): _split(setting) for name, setting in settings.items()}}
+    for key, special in SPECIAL.items():
+        if isinstance(named := content.get(key), dict):
+            split = {str(name): _split(key, options, special) for name, options in named.items()}
+            content = {**content, key: split}
     parser = OneLineParser(prog="main.py study")
     parser.add_class_arguments(Study, skip={"path", "output"})
     parsed = parser.instantiate_classes(parser.parse_object({str(key): value for key, value in content.items()}))
     return Study(**vars(parsed), path=path)
 
 
-def _split(setting: Any) -> Any:
-    """Return a setting with its options apart from the special keys."""
-    if not isinstance(setting, dict):
-        raise InputError(f"settings: expected options by name for each setting, not {setting}")
-    options = {key: value for key, value in setting.items() if key not in SPECIAL}
-    return {**{key: value for key, value in setting.items() if key in SPECIAL}, "options": options}
+def _split(where: str, named: Any, special: set[str]) -> Any:
+    """Return a setting or a test with its options apart from the special keys."""
+    if not isinstance(named, dict):
+        raise InputError(f"{where}: expected options by name for each {where.removesuffix('s')}, not {named}")
+    options = {key: value for key, value in named.items() if key not in special}
+    return {**{key: value for key, value in named.items() if key in special}, "options": options}
 
 
 def _check(study: Study) -> None:
@@ -101,6 +105,7 @@ def _check(study: Study) -> None:
         check_names(setting.tests, study.tests, "test")
         check_names(setting.requires, study.requires, "required file")
         check_names([setting.score or study.score], scores, "score")
+    check_names({test.score for test in study.tests.values() if test.score}, scores, "score")
     for file, command in study.requires.items():
         _check_command(file, command)
     _check_classes(study)
@@ -138,8 +143,8 @@ def _check_command(file: str, command: str) -> None:
 def _check_classes(study: Study) -> None:
     """Check names of classes, which a training would refuse only when it starts, and a test only after hours."""
     known = {"None", *(kind.__name__ for kind in registered_classes())}
-    own = [setting.options for setting in study.settings.values()]
-    for options in (study.options, *own, *study.columns.values(), *study.tests.values()):
+    named: list[Setting | Test] = [*study.settings.values(), *study.tests.values()]
+    for options in (study.options, study.test, *(each.options for each in named), *study.columns.values()):
         for value in options.values():
             if isinstance(value, str) and CLASS.fullmatch(value):
                 check_names([value], known, "class")

@@ -39,7 +39,7 @@ class Scores:
 
     def of(self, setting: str, column: str, test: str = OWN) -> list[float]:
         """Return the scores of a cell, one per seed that is measured."""
-        kind = self.study.score_of(setting)
+        kind = self.study.score_of(setting, test)
         found = self.found(setting, column, test).values()
         return [result.scores[kind] for result in found if kind in result.scores]
 
@@ -103,7 +103,8 @@ class Scores:
 
     def blind(self, setting: str, column: str, test: str = OWN) -> dict[str, float]:
         """Return the scores of the blind baselines of a cell's test, in the measure of its row."""
-        result, measure = next(iter(self.found(setting, column, test).values()), None), self.study.score_of(setting)
+        result = next(iter(self.found(setting, column, test).values()), None)
+        measure = self.study.score_of(setting, test)
         if result is None:
             return {}
         if result.questions not in self._constants:

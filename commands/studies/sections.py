@@ -81,7 +81,9 @@ def is_measured(each: Comparison, scores: Scores) -> bool:
 
 def change(cell: Cell, base: Cell, scores: Scores) -> str:
     """Return the score of a cell minus that of another, over the seeds that both have, and whether these overlap."""
-    kind, both = scores.study.score_of(cell.setting), _in_pairs(cell, base, scores)
+    kind, both = scores.study.score_of(cell.setting, cell.test), _in_pairs(cell, base, scores)
+    if any(ours.questions != theirs.questions for ours, theirs in both) and _is_of_same_models(cell, base):
+        return ""  # a test with other questions
     found = [(a.scores[kind], b.scores[kind]) for a, b in both if kind in a.scores and kind in b.scores]
     if not found:
         return ""
@@ -105,7 +107,7 @@ def difference_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
     same_models = _is_of_same_models(cell, base)
     if len(both) == 1 and not same_models:
         return ["none: one seed of each"] * 2
-    questions, kind = scores.results.questions_of(both[0][0]), scores.study.score_of(cell.setting)
+    questions, kind = scores.results.questions_of(both[0][0]), scores.study.score_of(cell.setting, cell.test)
     kept = [number for number, own in enumerate(questions.question_types) if kind in (MACRO, own)]
     if not kept:
         return ["", ""]

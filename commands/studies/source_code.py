@@ -48,7 +48,11 @@ class SourceCode:
 
     def modules(self, run: Run) -> list[Module]:
         """Return the modules that a training depends on."""
-        return self._modules.closure([SCORES, *_import_paths(_final_settings(self._settings(run), run.fit))])
+        return self._modules.closure([SCORES, *_import_paths(self.settings(run))])
+
+    def settings(self, run: Run) -> dict[str, Any]:
+        """Return the settings of a training by dotted name."""
+        return _final_settings(self._settings(run), run.fit)
 
     def save(self, run: Run, path: Path) -> None:
         """Write the modules of a training, and the files that they read, into a zip.

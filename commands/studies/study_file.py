@@ -14,6 +14,7 @@ from typing import Any
 RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
 OWN = ""  # the name of the test that every trained model has
+STEPS = "--trainer.max_steps"
 Options = dict[str, Any]  # values by dotted name
 
 
@@ -36,6 +37,19 @@ class Setting:
     tests: list[str] = field(default_factory=list)
     score: str | None = None
     requires: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A further test of trained models.
+
+    Attributes:
+        options: Options of `test`, over those that every test of the study has.
+        score: The measure of its scores; None is that of the setting.
+    """
+
+    options: Options = field(default_factory=dict)
+    score: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Run:
 
     Attributes:
         fit: Words of the command line after `main.py fit`.
-        tests: Words after `main.py test` that change the test, by the test's name; those of `OWN` are empty.
+        tests: Words after `main.py test` that change the test, by the test's name.
     """
 
     setting: str
@@ -84,6 +98,12 @@ class Run:
         return shlex.join(self.fit)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether there is a training: in zero steps there is none, and the released weights are tested."""
+        steps = [word for word in self.fit if word.startswith(f"{STEPS}=")]
+        return steps[-1:] != [f"{STEPS}=0"]
+
+    @property
     def folder_name(self) -> str:
         """The name of its folder, below that of the study."""
         return "-".join([*(folder_name(part) for part in (self.setting, self.column) if part), str(self.seed)])
@@ -101,7 +121,8 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [0])
     score: str = MACRO
     columns: dict[str, Options] = field(default_factory=lambda: {"": {}})
-    tests: dict[str, Options] = field(default_factory=dict)
+    test: Options = field(default_factory=dict)
+    tests: dict[str, Test] = field(default_factory=dict)
     requires: dict[str, str] = field(default_factory=dict)
     compare: list[Comparison] = field(default_factory=list)
     documents: list[str] = field(default_factory=list)
@@ -129,9 +150,10 @@ class Study:
         """The file of its tables."""
         return (self.output or self.path.parent) / f"{self.name}.md"
 
-    def score_of(self, setting: str) -> str:
-        """Return the measure of a setting's row."""
-        return self.settings[setting].score or self.score
+    def score_of(self, setting: str, test: str = OWN) -> str:
+        """Return the measure of a setting's row, or of a further test."""
+        of_test = self.tests[test].score if test != OWN else None
+        return of_test or self.settings[setting].score or self.score
 
     def label_of(self, setting: str) -> str:
         """Return a setting's name, with its measure if that is not the study's."""
@@ -156,13 +178,14 @@ class Study:
         setting = self.settings[name]
         configs = (*self.configs, *setting.configs)
         options = (*words(self.options), *words(setting.options), *words(self.columns[column]))
+        chosen = {test: self.tests[test] for test in setting.tests}
         return Run(
             name,
             column,
             seed,
             configs,
             (*(f"--config={config}" for config in configs), *options, f"--seed_everything={seed}"),
-            {OWN: (), **{test: words(self.tests[test]) for test in setting.tests}},
+            {test: words({**self.test, **each.options}) for test, each in {OWN: Test(), **chosen}.items()},
             self.score_of(name),
             tuple(setting.requires),
         )

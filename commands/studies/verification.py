@@ -11,6 +11,7 @@ from callbacks.first_losses import StopAfterFirstLosses, read_losses
 from commands.studies.execution import execute_required
 from commands.studies.executors import Executor
 from commands.studies.jobs import RunJob
+from commands.studies.processes import Launch
 from commands.studies.results import Result, Results, Verification
 from commands.studies.study_file import OWN, Run, Study
 from zoo.versions import zoo_version
@@ -35,7 +36,7 @@ class FirstSteps(RunJob):
 
 
 def verify(
-    study: Study, runs: Sequence[Run], codes: Mapping[str, str], results: Results, executor: Executor, sharing: int
+    study: Study, runs: Sequence[Run], codes: Mapping[str, str], results: Results, executor: Executor, launch: Launch
 ) -> int:
     """Compare the trainings that other code has made, with a line for each; return how many differ or fail.
 
@@ -48,9 +49,10 @@ def verify(
         codes: The digest of the present code, by the command of a training.
         results: Where it is added that results stand.
         executor: Where the trainings run.
-        sharing: Number of trainings that share the cores.
+        launch: How main.py is started.
     """
-    found = [(run, result) for run in runs if (result := results.find(run, OWN)) is not None]
+    trained = [run for run in runs if run.is_trained]
+    found = [(run, result) for run in trained if (result := results.find(run, OWN)) is not None]
     outdated = [(run, result) for run, result in found if results.is_outdated(result, codes[run.command])]
     groups: dict[tuple[str, ...], list[tuple[Run, Result]]] = {}
     for run, result in outdated:
@@ -64,7 +66,7 @@ def verify(
     jobs, by_folder = [], {}
     for group in groups.values():
         run = group[0][0]
-        jobs.append(FirstSteps(run, study.folder / FOLDER / run.folder_name, codes[run.command], sharing))
+        jobs.append(FirstSteps(run, study.folder / FOLDER / run.folder_name, codes[run.command], launch))
         by_folder[jobs[-1].folder] = group
     num_failed = 0
     for done, (job, failure) in enumerate(execute_required(study, jobs, executor), 1):

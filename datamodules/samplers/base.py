@@ -18,6 +18,7 @@ from torch import Tensor
 from datamodules.selections import SHARED, find_selection, settings, write_selection
 from datamodules.video import Video, companion_name
 from zoo.configuration import Configurable
+from zoo.errors import InputError
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 
 if TYPE_CHECKING:
@@ -152,7 +153,13 @@ class FrameSampler(Configurable, ABC):
 
     def _select(self, scene: SceneView, n: int) -> list[int]:
         scene = self.among(scene)
-        return sorted(scene.pool[i] for i in self.choose(scene, n))
+        places = list(self.choose(scene, n))
+        if not 0 < len(set(places)) == len(places) <= n or not set(places) <= set(range(len(scene.pool))):
+            raise InputError(
+                f"{type(self).__name__} chose {places} of {len(scene.pool)} frames, expected 1 to {n} different places "
+                "from 0"
+            )
+        return sorted(scene.pool[i] for i in places)
 
     def among(self, scene: SceneView) -> SceneView:
         """The scene with the candidates of this sampler."""

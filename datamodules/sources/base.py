@@ -55,8 +55,10 @@ class SceneSource(Configurable, ABC):
     benchmark: Benchmark = VSIBench()
     num_frames: int | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, benchmark: Benchmark | None = None) -> None:
         self.missing: Missing = {}
+        if benchmark is not None:
+            self.benchmark = benchmark
 
     def prepare(self) -> None:  # noqa: B027 - most datasets need none
         """Create or check the data on disk; run once on rank zero before `scenes`, and is cheap when repeated.

@@ -9,6 +9,7 @@ from datamodules.scenes import Question, Scene
 from datamodules.sources.annotations import find_cameras, read_layout
 from datamodules.sources.base import SceneSource, Split, require_file
 from datamodules.video import companion_name
+from zoo.benchmarks import Benchmark
 
 
 class SceneFolder(SceneSource):
@@ -16,14 +17,16 @@ class SceneFolder(SceneSource):
 
     Args:
         root: The folder, see `datamodules.sources.annotations`; cameras: see `datamodules.cameras_file`.
+        benchmark: Question types, wording and scorers: a class of `zoo.benchmarks` or of one's own, or `OwnQuestions`,
+            which takes the types as settings; null is VSI-Bench.
 
     Raises:
         FileNotFoundError: In `scenes`: no questions for the split.
         ValueError: In `scenes`: malformed questions.
     """
 
-    def __init__(self, root: str) -> None:
-        super().__init__()
+    def __init__(self, root: str, benchmark: Benchmark | None = None) -> None:
+        super().__init__(benchmark)
         self.root = Path(root).expanduser()
 
     def scenes(self, split: Split) -> list[Scene]:

@@ -26,12 +26,14 @@ class Part:
     Args:
         path: File of conversations, see `Conversations`; `data.jsonl%25` takes a fixed quarter of its rows.
         videos: Folder of their videos.
+        cameras: Folder of their cameras and depth by scene.
         source: Another source, instead of `path`.
         weight: Relative share of the training questions; null in all parts uses each question once per epoch.
     """
 
     path: str | None = None
     videos: str | None = None
+    cameras: str | None = None
     source: SceneSource | None = None
     weight: float | None = None
 
@@ -55,15 +57,15 @@ class Mixture(SceneSource):
         if not parts:
             raise InputError("Mixture: no parts: list at least one, such as {path: a.jsonl, weight: 0.5}")
         for part in parts:
-            if (part.path is None) == (part.source is None) or (part.videos and part.source):
-                raise InputError(f"Mixture: a part has either a path (and `videos`) or a source, not {part}")
+            if (part.path is None) == (part.source is None) or ((part.videos or part.cameras) and part.source):
+                raise InputError(f"Mixture: a part has either a path (and `videos`, `cameras`) or a source, not {part}")
             if part.weight is not None and not part.weight > 0:
                 raise InputError(f"Mixture: a weight must be above 0, not {part.weight}: leave the part out")
         weights = [part.weight for part in parts if part.weight is not None]
         if weights and len(weights) < len(parts):
             raise InputError(f"Mixture: {len(weights)} of {len(parts)} parts have a weight: set all weights, or none")
         self.weights = weights or None
-        self.sources = [part.source or Conversations(str(part.path), part.videos) for part in parts]
+        self.sources = [part.source or Conversations(str(part.path), part.videos, part.cameras) for part in parts]
         self.evaluation, self.seed = evaluation, resolve_seed(seed)
         self.benchmark = (evaluation or self.sources[0]).benchmark
 

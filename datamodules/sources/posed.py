@@ -14,6 +14,7 @@ from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked
 from datamodules.trajectories import PoseFormat
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
+from zoo.benchmarks import Benchmark
 from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
 
@@ -36,6 +37,7 @@ class PosedScenes(SceneSource):
         videos: Use the videos `<videos>/<dataset>/<scene_name>.mp4` instead of the frames in the scenes' folders.
         clock: How frames of videos are matched with poses.
         cache: Folder of cameras files and links.
+        benchmark: Question types, wording and scorers, see `SceneFolder`; null is VSI-Bench.
 
     Raises:
         FileNotFoundError: In `scenes`: no questions for the split.
@@ -50,8 +52,9 @@ class PosedScenes(SceneSource):
         videos: str | None = None,
         clock: TimestampMatching | None = None,
         cache: str = "cache/posed",
+        benchmark: Benchmark | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(benchmark)
         self.root, self.poses = Path(root).expanduser(), poses
         self.questions = Path(questions).expanduser() if questions else self.root
         self.videos = Path(videos).expanduser() if videos else None
@@ -63,7 +66,9 @@ class PosedScenes(SceneSource):
     def prepare(self) -> None:
         """Write the cameras of new and changed scenes."""
         files = [file for split in SPLITS if (file := self.questions / f"{split}.jsonl").is_file()]
-        names = dict.fromkeys(name for file in files for name in read_questions(file))  # unique, in order
+        names = dict.fromkeys(
+            name for file in files for name in read_questions(file, self.benchmark)
+        )  # unique, in order
         present = [name for name in names if os.path.isdir(self.root / _scene_name(name))]
         if all(self._is_current(name) for name in present):
             return
@@ -83,7 +88,7 @@ class PosedScenes(SceneSource):
         require_file(file, "it holds one question per line; `questions` names its folder")
         scenes = []
         self.missing = {}
-        for name, questions in read_questions(file).items():
+        for name, questions in read_questions(file, self.benchmark).items():
             video = find_video(self.videos or self.folder, name)
             if video is None or not self._is_complete(name):
                 self.missing[name] = by_type(questions)

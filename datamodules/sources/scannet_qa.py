@@ -9,7 +9,7 @@ from pathlib import Path
 from datamodules.json_files import read_json
 from datamodules.scenes import MediaFiles, Question, Scene
 from datamodules.sources.base import SceneSource, Split, require_file
-from datamodules.sources.conversations import list_scenes, only_for_training
+from datamodules.sources.conversations import check_split, list_scenes
 from zoo import benchmarks
 from zoo.benchmarks.free_answers import FreeAnswers
 
@@ -24,11 +24,12 @@ class _ScanNetQA(SceneSource):
     has_cameras = False
     scored_by: FreeAnswers
 
-    def __init__(self, files: list[str], videos: str, url: str, evaluation: bool) -> None:
+    def __init__(self, files: list[str], videos: str, url: str, evaluation: bool, cameras: str | None) -> None:
         super().__init__()
         self.evaluation = evaluation
         if evaluation:
             self.benchmark = self.scored_by
+        self.cameras = Path(cameras).expanduser() if cameras else None
         self.files, self.videos, self.url = [Path(file).expanduser() for file in files], Path(videos).expanduser(), url
 
     def prepare(self) -> None:
@@ -38,10 +39,7 @@ class _ScanNetQA(SceneSource):
 
     def scenes(self, split: Split) -> list[Scene]:
         """List the scenes of the training split, or of the test split, which also serves validation."""
-        if not self.evaluation:
-            only_for_training(self, split)
-        elif split == "train":
-            raise ValueError(f"{type(self).__name__}: --data.source.evaluation is for a test: train on another source")
+        check_split(self, split, self.evaluation)
         self.prepare()
         questions: dict[MediaFiles, list[Question]] = {}
         try:
@@ -56,7 +54,7 @@ class _ScanNetQA(SceneSource):
             names, place = ", ".join(map(str, self.files)), sum(map(len, questions.values())) + 1
             raise ValueError(f"{names}: question {place} is not as published ({error!r}): download it again") from error
         self.missing = {}
-        return list_scenes(self.videos, dict(questions), self.missing)
+        return list_scenes(self.videos, dict(questions), self.missing, self.cameras)
 
     @abstractmethod
     def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
@@ -70,6 +68,8 @@ class ScanQA(_ScanNetQA):
         path: ScanQA_v1.0_train.json; ScanQA_v1.0_val.json for a test, since the test splits have no answers.
         videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
         evaluation: Score the questions instead of training on them.
+        cameras: Folder of cameras and depth by scene, as `import-cameras --dataset` writes it; null is that of the
+            videos.
 
     Raises:
         FileNotFoundError: The file is absent.
@@ -78,8 +78,8 @@ class ScanQA(_ScanNetQA):
 
     scored_by = benchmarks.ScanQA()
 
-    def __init__(self, path: str, videos: str, evaluation: bool = False) -> None:
-        super().__init__([path], videos, "https://github.com/ATR-DBI/ScanQA", evaluation)
+    def __init__(self, path: str, videos: str, evaluation: bool = False, cameras: str | None = None) -> None:
+        super().__init__([path], videos, "https://github.com/ATR-DBI/ScanQA", evaluation, cameras)
 
     def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
         for row in read_json(self.files[0]):
@@ -94,6 +94,8 @@ class SQA3D(_ScanNetQA):
         answers: V1_balanced_sqa_annotations_train_scannetv2.json, or that of the test split.
         videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
         evaluation: Score the questions instead of training on them.
+        cameras: Folder of cameras and depth by scene, as `import-cameras --dataset` writes it; null is that of the
+            videos.
 
     Raises:
         FileNotFoundError: A file is absent.
@@ -102,8 +104,10 @@ class SQA3D(_ScanNetQA):
 
     scored_by = benchmarks.SQA3D()
 
-    def __init__(self, questions: str, answers: str, videos: str, evaluation: bool = False) -> None:
-        super().__init__([questions, answers], videos, "https://zenodo.org/records/7792397", evaluation)
+    def __init__(
+        self, questions: str, answers: str, videos: str, evaluation: bool = False, cameras: str | None = None
+    ) -> None:
+        super().__init__([questions, answers], videos, "https://zenodo.org/records/7792397", evaluation, cameras)
 
     def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
         questions, answers = map(read_json, self.files)

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64, Int, Int64
 from torch import Tensor
 from tqdm import tqdm
 
@@ -124,16 +124,37 @@ class Trajectory:
         scale = torch.tensor([scale_x, scale_y, 1.0], dtype=torch.float64)
         return replace(self, K_px=scale[:, None] * self.K_px, width=width, height=height)
 
+    def at_steps(self, num_frames: int) -> Trajectory:
+        """Cameras of a video that shows the same recording: every frame, every k-th, or as many at even steps.
+
+        Args:
+            num_frames: Frames of the video.
+
+        Raises:
+            ValueError: The video has more frames than there are poses.
+        """
+        if num_frames > len(self):
+            raise ValueError(f"{num_frames} frames for {len(self)} poses without times: it is another recording")
+        k = round(len(self) / num_frames)
+        every_kth = torch.arange(0, len(self), k)[:num_frames]
+        if abs(len(self) / k - num_frames) < 1 and len(every_kth) == num_frames:
+            return self.take(every_kth)
+        return self.take(torch.linspace(0, len(self) - 1, num_frames, dtype=torch.float64).round().long())
+
     def only(self, mask: Bool[Tensor, " N"]) -> Trajectory:
         """The poses of a mask, with their frames and depth."""
-        kept = mask.nonzero().flatten().tolist()
+        return self.take(mask.nonzero().flatten())
+
+    def take(self, indices: Int64[Tensor, " M"]) -> Trajectory:
+        """The poses of these indices, with their frames and depth."""
+        rows = indices.tolist()
         return replace(
             self,
-            world_to_camera=self.world_to_camera[mask],
-            K_px=self.K_px[mask],
-            times_s=None if self.times_s is None else self.times_s[mask],
-            frames=tuple(self.frames[i] for i in kept) if self.frames else (),
-            depth=tuple(self.depth[i] for i in kept) if self.depth else (),
+            world_to_camera=self.world_to_camera[indices],
+            K_px=self.K_px[indices],
+            times_s=None if self.times_s is None else self.times_s[indices],
+            frames=tuple(self.frames[i] for i in rows) if self.frames else (),
+            depth=tuple(self.depth[i] for i in rows) if self.depth else (),
         )
 
 
@@ -158,7 +179,7 @@ class PoseFormat(ABC):
         """
 
     def read_track(self, folder: Path) -> Trajectory:
-        """Read all poses of a scene with their timestamps, independently of its frames.
+        """Read all poses of a recording, for a video of it: with their timestamps, or one per frame of the recording.
 
         Raises:
             FileNotFoundError: As `read`.

@@ -17,6 +17,7 @@ from datamodules.trajectories.base import (
 )
 from datamodules.video import natural_key
 
+PHONE_PX = (1920, 1440)  # width and height of the frames of ScanNet++'s iPhone
 # OpenGL cameras look along -z with y up
 OPENCV_FROM_OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64))
 
@@ -70,10 +71,12 @@ class Nerfstudio(PoseFormat):
 
 
 class ScanNetPlusPlus(Nerfstudio):
-    """A scene of ScanNet++ (arXiv 2308.11417), undistorted DSLR frames.
+    """A scene of ScanNet++ (arXiv 2308.11417): undistorted DSLR frames, or a video of the iPhone.
 
         <scene>/dslr/nerfstudio/transforms_undistorted.json
         <scene>/dslr/resized_undistorted_images/DSC00001.JPG
+        <scene>/iphone/pose_intrinsic_imu.json   for videos: `aligned_pose`, camera-to-world with OpenCV axes, and
+                                                 `intrinsic` of each frame of 1920 x 1440 pixels
 
     Args:
         file: The file of poses, relative to the folder of the scene.
@@ -89,3 +92,17 @@ class ScanNetPlusPlus(Nerfstudio):
         images: str | None = "dslr/resized_undistorted_images",
     ) -> None:
         super().__init__(file, images)
+
+    def read_track(self, folder: Path) -> Trajectory:
+        """Read the poses of all frames of the iPhone's video."""
+        file = folder / "iphone/pose_intrinsic_imu.json"
+        content = read_json(file)
+        try:
+            rows = [content[name] for name in sorted(content, key=natural_key)]
+            poses, K_px = (
+                torch.tensor([row[key] for row in rows], dtype=torch.float64) for key in ("aligned_pose", "intrinsic")
+            )
+            world_to_camera = from_camera_to_world(poses.reshape(-1, 4, 4), str(file))
+            return Trajectory(world_to_camera, K_px.reshape(-1, 3, 3), *PHONE_PX)
+        except (LookupError, TypeError, RuntimeError) as error:
+            raise ValueError(f"{file}: a frame lacks aligned_pose or intrinsic ({error}): download it again") from error

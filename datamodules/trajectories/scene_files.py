@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -20,7 +20,7 @@ TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.T
 
 @dataclass(frozen=True)
 class TimestampMatching:
-    """Matching of a video's frames with poses by time.
+    """Matching of a video's frames with poses by time; poses without times are matched at even steps.
 
     Args:
         match: "slerp" interpolates between the poses before and after a frame, "nearest" takes the nearest.
@@ -39,7 +39,8 @@ def write_scene(
     """Links the frames that have a pose, or matches those of a video, and writes their cameras.
 
         <folder>/<name>/000000.jpg     links to the frames, or turned copies; none for a video
-        <folder>/<name>.depth/         the same of the depth images, if there are some
+        <folder>/<name>.depth/         the same of the depth images, if there are some; of a video's frames where its
+                                       poses have no times
         <folder>/<name>.cameras.json   written last
 
     Args:
@@ -63,11 +64,11 @@ def write_scene(
         trajectory = trajectory.only(trajectory.known)
         height, width = _checked_size(trajectory.frames)
         trajectory = trajectory.resized(width, height)
-        for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
-            shutil.rmtree(folder / f"{name}{suffix}", ignore_errors=True)  # of an earlier or an interrupted run
-            if images:
-                _link_images(images, folder / f"{name}{suffix}", trajectory.quarter_turns)
-        trajectory = trajectory.turned()
+    for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
+        shutil.rmtree(folder / f"{name}{suffix}", ignore_errors=True)  # of an earlier or an interrupted run
+        if images:
+            _link_images(images, folder / f"{name}{suffix}", trajectory.quarter_turns)
+    trajectory = trajectory.turned()
     poses, width, height = trajectory.world_to_camera, trajectory.width, trajectory.height
     times_s = None if trajectory.times_s is None else trajectory.times_s.tolist()
     write_cameras(folder / f"{name}.cameras.json", poses, trajectory.K_px, width=width, height=height, times_s=times_s)
@@ -118,9 +119,13 @@ def _is_turned(image: Path) -> bool:
 def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
     """The cameras of a video's frames, which are upright already."""
     if trajectory.times_s is None:
-        raise ValueError("its poses have no times to match a video with: take its frames (`videos: null`)")
-    start_s = float(trajectory.times_s[trajectory.known][0]) + clock.start_s
-    matched = trajectory.at([start_s + time_s for time_s in video.times_s], clock.tolerance_s, clock.match)
+        try:
+            matched = replace(trajectory.at_steps(video.num_frames), frames=())
+        except ValueError as error:
+            raise ValueError(f"{video.path}: {error}") from error
+    else:
+        start_s = float(trajectory.times_s[trajectory.known][0]) + clock.start_s
+        matched = trajectory.at([start_s + time_s for time_s in video.times_s], clock.tolerance_s, clock.match)
     if not matched.known.any():
         raise ValueError(f"{video.path}: no frame has a pose within {clock.tolerance_s} s: set `clock.start_s`")
     return matched.turned().resized(video.width, video.height)

@@ -19,15 +19,16 @@ from callbacks.termination import EndOnSigterm
 
 
 class SendAt(Callback):
-    """Sends this process SIGTERM at a batch, and counts the batches."""
+    """Sends this process a signal at a batch, and counts the batches."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch, self.seen = batch, 0
+    def __init__(self, batch: int, *signals: int) -> None:
+        self.batch, self.seen, self.signals = batch, 0, signals or (signal.SIGTERM,)
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
         self.seen += 1
         if self.seen == self.batch:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for each in self.signals:
+                os.kill(os.getpid(), each)
 
     on_test_batch_start = on_train_batch_start
 
@@ -41,11 +42,27 @@ def test_it_ends_after_the_batch_and_leaves_no_handler(command: str, tmp_path: P
     assert sender.seen == 2 and signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("accumulated", "step"), [(1, 2), (3, 1)])
-def test_a_training_saves_the_complete_step_and_ends(accumulated: int, step: int, tmp_path: Path) -> None:
+def test_a_training_saves_the_complete_step_and_ends(accumulated: int, step: int, number: int, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
     settings: dict[str, Any] = {"enable_checkpointing": True, "plugins": [CheckpointFiles()], "limit_val_batches": 0}
-    callbacks = EndOnSigterm(), SendAt(2), Checkpoint()
+    callbacks = EndOnSigterm(), SendAt(2, number), Checkpoint()
     trainer = toy.trainer(tmp_path, *callbacks, accumulate_grad_batches=accumulated, max_epochs=9, **settings)
-    with pytest.raises(SIGTERMException):
+    with pytest.raises(SystemExit) as end:
         trainer.fit(toy.Toy())
+    assert isinstance(end.value, SIGTERMException) == (number == signal.SIGTERM)
+    signal.signal(signal.SIGINT, before)  # which Lightning ignores after an interrupt
     assert torch.load(tmp_path / "checkpoints/last.ckpt")["global_step"] == step == trainer.global_step
+
+
+def test_a_second_interrupt_ends_a_training_at_once(tmp_path: Path) -> None:
+    before, sender = signal.getsignal(signal.SIGINT), SendAt(2, signal.SIGINT, signal.SIGINT)
+    trainer = toy.trainer(tmp_path, EndOnSigterm(), sender, max_epochs=9, limit_val_batches=0)
+    with pytest.raises(SystemExit):
+        trainer.fit(toy.Toy())
+    signal.signal(signal.SIGINT, before)
+    assert trainer.global_step == 1
+    trainer = toy.trainer(tmp_path, EndOnSigterm(), max_epochs=1, limit_val_batches=0)
+    trainer.fit(toy.Toy())
+    assert signal.getsignal(signal.SIGINT) == before

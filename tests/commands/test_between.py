@@ -11,6 +11,7 @@ import yaml
 
 from commands.between import between
 from commands.configs import CONFIGS, read_settings
+from commands.studies.processes import Launch
 from commands.studies.switches import config_of_parts, differing_parts, parts_of
 from tests.cli import Run, the_run
 from tests.commands.made_runs import CONFIG, answers, make_run
@@ -59,7 +60,7 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     first = answers(400, right=0.7, scenes=40)
     asked: list[str] = []
 
-    def test_of_switched(log: Path, at_once: int, *words: str) -> None:
+    def test_of_switched(log: Path, launch: Launch, *words: str) -> None:
         """In place of main.py: fewer frames answer worse, a prefix in other words, the size of frames not at all."""
         folder = Path(words[-1])
         config = yaml.safe_load((folder / "protocol_switched.yaml").read_text())

@@ -27,7 +27,7 @@ from zoo import (
     TimestampIndex,
     TinyQwen25VL,
 )
-from zoo.checkpoints import unofficial_parts
+from zoo.checkpoints import export_model, unofficial_parts
 from zoo.geometry.vggt.aggregator import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
@@ -163,3 +163,14 @@ def test_settings_that_no_official_layout_has_take_the_zoos_own(run: Run) -> Non
     assert unofficial_parts(timed) == unofficial_reading(plain) == []  # the control: defaults that are written out
     later = SpatialVLM(TinyQwen25VL(**SIZES), text_after_vision="max_hw")
     assert unofficial_parts(later) == ["text_after_vision: max_hw"]
+
+
+def test_every_layout_has_a_card_and_files_that_others_may_read(tmp_path: Path) -> None:
+    model = SpatialVLM(backbone=TinyQwen25VL(**SIZES))
+    export_model(model, tmp_path / "official")
+    model.save_pretrained(tmp_path / "zoo")
+    for folder in (tmp_path / "official", tmp_path / "zoo"):
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {folder.stat().st_mode & 0o666}
+        card = (folder / "README.md").read_text()
+        assert card.startswith("---\nlibrary_name: spatial-vlm-zoo\n") and "TinyQwen25VL" in card
+        assert f"# {folder.name}\n" in card

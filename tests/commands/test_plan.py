@@ -20,7 +20,10 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 import main
-from commands.plan import Setup, Training, _devices, parameters_table, parse, verdict
+from commands.planning.changes import Choice, alternatives, launch, verdict
+from commands.planning.hours import GPUS
+from commands.planning.tables import parameters_table
+from commands.planning.training import Setup, Training, _devices, parse
 from zoo import (
     CameraPrediction,
     DepthPrediction,
@@ -32,6 +35,7 @@ from zoo import (
     SpatialMLLM,
     TinyQwen3VL,
     TinyQwen25VL,
+    TinyQwen35,
     TinyVGGT,
 )
 from zoo.sequences.batch import Batch
@@ -43,6 +47,7 @@ CONFIGS = Path(main.__file__).parent / "configs"
 SIZES: dict[str, tuple[Any, dict[str, int], str]] = {
     "narrow": (TinyQwen25VL, {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
     "default": (TinyQwen3VL, {}, "32-true"),
+    "hybrid": (TinyQwen35, {"layers": 4, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
     "wide": (TinyQwen25VL, {"layers": 3, "hidden_size": 256, "heads": 4, "key_value_heads": 2}, "bf16-mixed"),
 }
 
@@ -62,7 +67,7 @@ def most_live_bytes(profiled: profile, until_ns: float = math.inf) -> int:
 
 
 @pytest.mark.parametrize(
-    "size", ["narrow", *(pytest.param(each, marks=pytest.mark.slow) for each in ("default", "wide"))]
+    "size", ["narrow", *(pytest.param(each, marks=pytest.mark.slow) for each in ("default", "hybrid", "wide"))]
 )
 def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     precision = SIZES[size][2]
@@ -261,3 +266,68 @@ def test_shards_are_beside_what_is_gathered(accumulated: int, weights: int, need
 )
 def test_devices_are_counted_as_lightning_takes_them(value: object, count: int) -> None:
     assert _devices(value) == count
+
+
+def test_a_full_scale_plans_real_videos_and_counts_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the default data are rendered rooms of 56 x 56 pixels; a smaller model stands for the full one."""
+    words = ["--config", str(CONFIGS / "qwen25_vl.yaml"), "--trainer.num_nodes", "2", "--trainer.devices", "4"]
+    monkeypatch.setattr("commands.planning.training.training_cost", lambda *_: COST)
+    few = [*words, "--model.backbone.layers", "1"]
+    tiny = parse(few)
+    assert (tiny.video, tiny.gpus, tiny.is_pretrained) == ((56, 56), 8, False)
+    monkeypatch.setattr(TinyQwen25VL, "is_pretrained", True)
+    full = parse(few)
+    assert (full.video, full.is_pretrained) == ((480, 640), True) and full.batch.height > tiny.batch.height
+    assert parse([*few, "--video_size", "[112,112]"]).video == (112, 112)
+
+
+def test_hours_are_operations_over_a_share_of_the_peak() -> None:
+    cost = replace(COST, flops={False: 3 * 10**15, True: 4 * 10**15})
+    training = Training("", Setup("ddp", False), 2, 80.0 * GB, cost, BatchSizes(16, 56, 56), 3, utilization=0.5)
+    h100 = next(gpu for gpu in GPUS if gpu.name == "H100")
+
+    def hours(checkpointing: bool, **changes: Any) -> float:
+        changed = training._replace(**changes)
+        return h100.hours(changed.operations(Setup("ddp", checkpointing)), changed.utilization)
+
+    step = 3 * 3 * 10**15 / (0.5 * h100.peak_tflops * 10**12) / 3600
+    assert hours(False, max_steps=100) == pytest.approx(100 * step)
+    assert hours(True, max_steps=100) == pytest.approx(100 * step * 4 / 3)
+    assert hours(False, max_steps=100, epoch=600) == pytest.approx(100 * step)  # of 2 x 3 questions in a step
+    assert hours(False) == pytest.approx(10_000 / 6 * step) and "10,000 questions" in training.length.name
+
+
+def test_alternatives_come_one_by_one_and_then_together() -> None:
+    cost = replace(COST, trained=Counter(decoder=5))
+    training = Training("", Setup("ddp", False), 2, 80.0 * GB, cost, BatchSizes(16, 56, 56), 1)
+    lora, frames = ("--model.lora.r", "16"), ("--data.num_frames", "8")
+    assert [each[1:] for each in alternatives(training)] == [
+        ((), Setup("ddp", False)),
+        ((), Setup("ddp", True)),
+        (lora, Setup("ddp", False)),
+        (frames, Setup("ddp", False)),
+        ((), Setup("fsdp2", False)),
+        ((*lora, *frames), Setup("fsdp2", True)),
+    ]
+    alone = training._replace(gpus=1, setup=Setup("ddp", True), cost=replace(cost, frozen=Counter(decoder=9)))
+    assert [each[1] for each in alternatives(alone)] == [(), frames]
+
+
+def test_the_chosen_line_is_a_command_that_starts_it() -> None:
+    given = [
+        "--config",
+        str(CONFIGS / "prope.yaml"),
+        "--gpus",
+        "16",
+        "--questions=9",
+        "--trainer.devices",
+        "4",
+        "--data.num_frames",
+        "8",
+    ]
+    several = Choice(("--model.lora.r", "16", "--config", "strategy_fsdp2.yaml"), 16, 1.0, True)
+    assert launch(given, several) == (
+        "srun python main.py fit --config prope.yaml --config strategy_fsdp2.yaml --data.num_frames 8 "
+        "--model.lora.r 16 --trainer.devices 8 --trainer.num_nodes 2"
+    )
+    assert launch(given[:2], Choice((), 1, 1.0, True)) == "python main.py fit --config prope.yaml"

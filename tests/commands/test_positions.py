@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -10,13 +11,14 @@ import torch
 
 import main
 from commands.positions import ranges
-from zoo import TinyQwen3VL, TinyQwen25VL
+from zoo import TinyQwen3VL, TinyQwen25VL, TinyQwen35
 
 CONFIGS = {
     TinyQwen25VL: ["--config", "prope.yaml"],
     TinyQwen3VL: ["--config", "prope.yaml", "--config", "scale_tiny_qwen3.yaml"],
+    TinyQwen35: ["--config", "prope.yaml", "--config", "scale_tiny_qwen3_5.yaml"],
 }
-AXIS = re.compile(r"^(t|h|w|p|camera, [qkvo])  +(?:\d+: [\d,/ -]+?  +|  +)([\d,/ -]+?)(?:  |$)", re.MULTILINE)
+AXIS = re.compile(r"^(t|h|w|p|none|camera, [qkvo])  +(?:\d+: [\d,/ -]+?  +|  +)([\d,/ -]+?)(?:  |$)", re.MULTILINE)
 
 
 def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> dict[str, set[int]]:
@@ -48,7 +50,9 @@ def test_the_channels_of_an_axis_are_those_that_its_positions_turn(loader: type,
         ))  # fmt: skip
         assert found[name] == set((moved.flatten() > 0).nonzero()[:, 0].tolist())
     assert sorted(found["t"] | found["h"] | found["w"]) == list(range(32))
-    assert found["camera, q"] == set(range(16))  # half of a head
+    head = decoder.layers[-1].self_attn.head_dim
+    assert found["camera, q"] == set(range(head // 2))
+    assert found.get("none", set()) == set(range(32, head))
 
 
 def test_the_pose_takes_channels_of_time(monkeypatch, capsys) -> None:
@@ -57,6 +61,17 @@ def test_the_pose_takes_channels_of_time(monkeypatch, capsys) -> None:
     found = printed(monkeypatch, capsys, "--config", "prope.yaml", *words)
     assert found["p"] == {0, 1, 16, 17} == found["camera, q"] and found["t"] | found["p"] == stock["t"]
     assert "p" not in stock and found["camera, v"] == set()
+
+
+def test_layers_of_both_kinds_are_printed(monkeypatch, capsys) -> None:
+    inner = {"class_path": "PRoPE", "init_args": {"placement": "UnrotatedChannels", "apply_to": "vo"}}
+    given = {"class_path": "DeltaNetLayers", "init_args": {"encoding": inner}}
+    words = ("--config", "prope.yaml", "--config", "scale_tiny_qwen3_5.yaml")
+    found = printed(monkeypatch, capsys, *words, f"--model.camera_encoding={json.dumps(given)}")
+    assert found["camera, v"] == found["camera, o"] == set(range(32)) and found["camera, q"] == set()
+    monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words])
+    main.main()
+    assert "full attention: layers 3; Gated DeltaNet: layers 0-2\n" in capsys.readouterr().out
 
 
 def test_numbers_are_written_as_ranges() -> None:

@@ -149,6 +149,10 @@ GOOD = record("a", "object_counting", "4", "4")
     [
         ({**GOOD, "id": None}, "line 2: id must be"),
         ({**GOOD, "prediction": None}, "line 2: prediction must be a string, got null"),
+        (
+            {"predicted" if key == "prediction" else key: value for key, value in GOOD.items()},
+            "line 2: prediction must be a string, got null: the line has id, scene, question_type, question, prompt, ",
+        ),
         ({**GOOD, "prediction": 4}, "line 2: prediction must be a string, got 4"),
         ({**GOOD, "question_type": "riddle"}, "line 2: unknown question_type 'riddle'; VSIBench has object_abs"),
         ({**GOOD, "frames": "all"}, 'line 2: frames must be a list of integers, got "all"'),

@@ -29,7 +29,7 @@ def builder_for(preprocessor: Any, **changes: Any) -> SequenceBuilder:
     vision_start = processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
     placeholders = Placeholders(processor.video_token_id, processor.image_token_id, vision_start)
     rules: SequenceRules = tiny_rules()
-    return SequenceBuilder(replace(rules, placeholders=placeholders, supports_custom_mask=False, **changes))
+    return SequenceBuilder(replace(rules, placeholders=placeholders, packs_questions=False, **changes))
 
 
 def training_batch(

@@ -105,7 +105,7 @@ def test_chats_about_a_video_are_answered_as_by_answer(
     assert [reply.ids for reply in other] != [reply.ids for reply in replies]  # the control
 
 
-@pytest.mark.parametrize("family", asking.BACKBONES)
+@pytest.mark.parametrize("family", asking.FAMILIES)
 def test_several_videos_and_pictures_in_any_order(family: str, videos: list[Path]) -> None:
     model = model_of("plain", family)
     height, width = asking.SIZES[family]

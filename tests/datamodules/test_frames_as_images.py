@@ -18,11 +18,11 @@ from datamodules.wording import Wording, media_of
 from tests.conftest import ROOMS
 from tests.datamodules.batches import sequences_of
 from tests.zoo.asking import batch, build, one_by_one, one_per_row, prompts_of, replies
-from zoo import SpatialVLM, TinyQwen3VL, TinyQwen25VL
+from zoo import SpatialVLM, TinyQwen3VL, TinyQwen25VL, TinyQwen35
 from zoo.backbones import tiny_preprocessor
 from zoo.requirements import DataRequirements
 
-LOADERS = (TinyQwen25VL, TinyQwen3VL)
+LOADERS = (TinyQwen25VL, TinyQwen3VL, pytest.param(TinyQwen35, marks=pytest.mark.slow))
 QUESTION = "How large is this room?"
 
 
@@ -54,8 +54,9 @@ def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, r
     asked = made.records[0]["prompt"].rpartition(QUESTION)[2].partition("<|im_end|>")[0]
     content.append({"type": "text", "text": QUESTION + asked})
     processor = backbone.preprocessor.processor
+    options = dict(backbone.preprocessor.template_options)
     chat = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False, **options
     )
     stock = processor(text=[chat], images=stills, return_tensors="pt")
     assert prompts_of(made)[0] == stock["input_ids"][0].tolist()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from benchmarks.symmetries import COMBINATIONS
+from benchmarks.symmetries import COMBINATIONS, HYBRID
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
@@ -101,14 +101,24 @@ FAST = {
         *("StepIndex", "PoseALiBi", "PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, ExtraChannels"),
         *("PoseAxis", "PointRoPE", "ValueRoPE"),
     },
-    "Qwen3.5": {"plain", "DeepFusion", "prope.yaml"},
+    "Qwen3.5": {"plain"},
 }
 MODELS_AND_FAMILIES = [
     pytest.param(name, family, marks=() if name in FAST[family] else pytest.mark.slow)
     for family in BACKBONES
     for name in MODELS
 ]
-PACKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # several questions share a training sequence
+HYBRID_MODELS = {name: {"camera_encoding": name} for name in HYBRID}
+MODELS_AND_FAMILIES += [
+    pytest.param(name, "Qwen3.5", marks=() if name.startswith("Compose(PRoPE Unr") else pytest.mark.slow)
+    for name in HYBRID_MODELS
+]
+LAYERS: dict[Any, int] = {
+    **dict.fromkeys(("DeepFusion", "StackFusion"), 3),  # behind the last one nothing is added
+    ("PRoPE, AlternateAxes x and y", "Qwen3.5"): 6,  # two of full attention
+}
+MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # whose scenes may share a training sequence
+FAMILIES = [*MASKED_FAMILIES, pytest.param("Qwen3.5", marks=pytest.mark.slow)]  # for what all of them share
 SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # of frames of 2 x 3 tokens
 
 
@@ -117,15 +127,17 @@ def build(
 ) -> VideoQATask:
     """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
     a token whatever was asked."""
-    parts = {**MODELS[name], **more}
-    encoding: CameraEncoding | None = COMBINATIONS[parts["camera_encoding"]]() if "camera_encoding" in parts else None
+    parts = {**(MODELS | HYBRID_MODELS)[name], **more}
+    encoding: CameraEncoding | None = None
+    if "camera_encoding" in parts:
+        encoding = (COMBINATIONS | HYBRID)[parts["camera_encoding"]]()
     if encoding is not None:
         parts |= {
             "camera_encoding": encoding,
             "time_index": ConstantIndex() if encoding.requires_constant_time else None,
         }
     backbone = BACKBONES[family](
-        layers=3 if name in ("DeepFusion", "StackFusion") else 2,  # behind the last one nothing is added
+        layers=LAYERS.get((name, family), LAYERS.get(name, 2)),
         hidden_size=64,
         heads=2,
         key_value_heads=1 if name == "plain" else 2,
@@ -189,7 +201,7 @@ def one_per_row(task: VideoQATask, *scenes: LoadedScene) -> Batch:
     """A training batch with one question per row: the slow reference of packing."""
     parts = (
         Wording(task.preprocessor),
-        SequenceBuilder(replace(task.sequence_builder.rules, supports_custom_mask=False)),
+        SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=False)),
     )
     return TrainingCollate(*parts, task.requirements)(list(scenes))
 

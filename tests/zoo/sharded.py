@@ -42,6 +42,7 @@ from zoo import (
     BaselineVLM,
     CameraPrediction,
     ConcatSplitMLLM,
+    DeltaNetLayers,
     DepthPrediction,
     LoRA,
     MaskedViews,
@@ -53,7 +54,9 @@ from zoo import (
     SpatialVLM,
     TinyQwen3VL,
     TinyQwen25VL,
+    TinyQwen35,
     TinyVGGT,
+    UnrotatedChannels,
 )
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, unofficial_parts
 from zoo.fusions import AddFusion
@@ -68,6 +71,7 @@ SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_
 EVERY = LearningRates(decoder=1e-2, connector=1e-2, vision=1e-2, geometry=1e-2, encoding=1e-2, objective=1e-2)
 STEPS = 2
 OLD, NEW = partial(TinyQwen25VL, **SMALL), partial(TinyQwen3VL, **SMALL)
+HYBRID = partial(TinyQwen35, **SMALL)
 VGGT = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
 
 
@@ -129,6 +133,7 @@ def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATas
         "prope": lambda: PRoPEMLLM(PRoPE(), backbone=OLD(), **every),
         "pose axis": lambda: PRoPEMLLM(PoseAxis(), backbone=NEW(), **mixed),
         "baseline, Qwen3-VL": lambda: BaselineVLM(backbone=NEW(), **every),
+        "hybrid": lambda: PRoPEMLLM(DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo")), backbone=HYBRID(), **every),
         "released": lambda: SpatialMLLM(backbone=PretrainedSpatialMLLM(str(released), dtype="float32"), **frozen),
         "released, lora": lambda: SpatialMLLM(
             backbone=PretrainedSpatialMLLM(str(released)), objectives=heads()[1:], **mixed

@@ -25,10 +25,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def task(family: str, fused: bool = True, dtype: str = "float32", **options: Any) -> VideoQATask:
-    """Four decoder layers; the 3D tokens of layers 0, 1, 2 go into 0, 2, 1."""
-    backbone = asking.BACKBONES[family](
-        layers=4, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32, seed=0, dtype=dtype
-    )
+    """The 3D tokens of layers 0, 1, 2 go into the decoder's 0, 2, 1; in Qwen3.5 the last of them is full attention."""
+    sizes = dict(layers=6 if family == "Qwen3.5" else 4, hidden_size=64, heads=2, key_value_heads=1)
+    backbone = asking.BACKBONES[family](**sizes, vision_hidden_size=32, seed=0, dtype=dtype)
     if fused:
         options["fusion"] = partial(DeepFusion, decoder_layers=[0, 2, 1])
         options["geometry"] = lambda: TinyVGGT(embed_dim=32, depth=3, num_heads=2, layers=[0, 1, 2], seed=0)
@@ -44,7 +43,7 @@ def train(model: VideoQATask) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", asking.FAMILIES)
 def test_it_starts_as_the_stock_model_and_learns_by_its_connectors(family: str, variant: str) -> None:
     plain, model = task(family, fused=False, **VARIANTS[variant]), task(family, **VARIANTS[variant])
     given = showing.batch(model.model, [SAMPLES[name] for name in ("a video", "stills and videos", "text")])

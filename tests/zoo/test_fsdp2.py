@@ -23,7 +23,7 @@ from zoo.weights.checkpoint_file import read_checkpoint
 REPOSITORY = Path(main.__file__).parent
 FAST = ["every part", "every part, bfloat16", "shapes"]
 SLOW = ["lora", "spatial", "spatial, Qwen3-VL", "concat", "concat, Qwen3-VL", "prope", "pose axis"]
-SLOW += ["baseline, Qwen3-VL", "released", "released, lora"]
+SLOW += ["baseline, Qwen3-VL", "hybrid", "released", "released, lora"]
 
 
 def runs_of(chosen: list[str], folder: Path, rooms: Path, limit_s: int) -> Path:

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.zoo import asking
 from tests.zoo.asking import (
-    BACKBONES,
+    FAMILIES,
     MODELS_AND_FAMILIES,
     NEW,
     QUESTIONS,
@@ -150,9 +150,7 @@ def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.M
     assert ids(model, asked) == one_by_one(model, asked)
 
 
-@pytest.mark.parametrize(
-    "family", [pytest.param(each, marks=pytest.mark.slow if each == "Qwen3.5" else ()) for each in BACKBONES]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 @pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"])
 def test_other_attention_backends_give_the_same_answers(name: str, implementation: str, family: str) -> None:
@@ -225,11 +223,11 @@ def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.Monk
     expected = one_by_one(model, asked)
     original = CachedPrefix._read
 
-    def run_on(self: CachedPrefix, tokens: Tensor, alone: bool) -> Tensor:
+    def run_on(self: CachedPrefix, tokens: Tensor, mask: Any) -> Tensor:
         count = tokens.shape[1]
         if count > len(QUESTIONS):
             tokens = torch.stack((tokens[0], torch.arange(count), tokens[2]))
-        return original(self, tokens, alone)
+        return original(self, tokens, mask)
 
     monkeypatch.setattr(CachedPrefix, "_read", run_on)
     assert ids(model, asked) != expected

@@ -12,13 +12,33 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from tests.golden.weights_qwen35 import init35_
-from tests.zoo import showing
+from tests.zoo import asking, showing
 from tests.zoo.released import GOLDEN, loss_of
 from tests.zoo.showing import SAMPLES
-from tests.zoo.test_qwen3_vl import SHOWN, loss, stock_inputs
-from zoo import InputError, LoRA, PretrainedQwen3VL, PretrainedQwen35, SpatialVLM, TinyQwen3VL, TinyQwen35
+from tests.zoo.test_qwen3_vl import SHOWN, cameras, loss, stock_inputs
+from zoo import (
+    GTA,
+    CameraPrediction,
+    Compose,
+    DeltaNetLayers,
+    DepthPrediction,
+    InputError,
+    LoRA,
+    PretrainedQwen3VL,
+    PretrainedQwen35,
+    PRoPE,
+    SpatialVLM,
+    TinyQwen3VL,
+    TinyQwen35,
+    UnrotatedChannels,
+    VideoQATask,
+)
+from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_5.tiny import tiny_preprocessor, tiny_processor
+from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.checkpoints import export_model, load_qwen3_5, official_tensors
+from zoo.linear_states import join_states, read_states
+from zoo.prefix_cache import CachedPrefix
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.weights.hub import read_config
 
@@ -186,3 +206,98 @@ def test_lora_reaches_layers_of_both_kinds() -> None:
         layer = model.backbone.decoder.layers[0].linear_attn.in_proj_qkv
         layer.lora_B["default"].weight.fill_(0.1)
         assert (showing.logits(model, given)[0] - before).abs().max() > 1e-4
+
+
+# ---- cameras, objectives and packing -----------------------------------------------------------------------------
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"backbone": tiny(dtype="bfloat16", seed=0)},
+    "lora": {"lora": LoRA(r=4)},
+    "checkpointing": {"gradient_checkpointing": True},
+}
+
+
+def both_kinds() -> Compose:
+    inner = PRoPE(UnrotatedChannels(), apply_to="vo")
+    return Compose([PRoPE(UnrotatedChannels()), DeltaNetLayers(Compose([inner, PointFreeRotations()]))])
+
+
+class PointFreeRotations(GTA):
+    """Rotations of queries and keys, beside matrices on values."""
+
+    def __init__(self) -> None:
+        super().__init__(UnrotatedChannels(), "qk", "rotation")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_identity_cameras_change_nothing_and_others_do(variant: str) -> None:
+    """In layers of both kinds; behind the convolution and the norms, before the gates of the outputs."""
+    options = {"backbone": tiny(seed=0), "learning_rates": asking.RATES} | VARIANTS[variant]
+    torch.manual_seed(0)
+    stock, task = VideoQATask(**options), VideoQATask(camera_encoding=both_kinds(), **options)
+    given = showing.batch(task.model, [SAMPLES["a video"], SAMPLES["two videos"]], side="right")
+    real = given["attention_mask"].bool()
+    reference = stock.model.logits(**given)[real]
+    assert torch.equal(task.model.logits(**given, cameras=cameras(None))[real], reference)
+    moved = task.model.logits(**given, cameras=cameras(1))[real]
+    assert (moved - reference).abs().max() > 1e-3
+    moved.float().square().mean().backward()
+    trained = {name.split("layers.")[-1] for name, p in task.named_parameters() if p.grad is not None and p.grad.any()}
+    assert any("0.linear_attn" in name for name in trained) and any("3.self_attn" in name for name in trained)
+    if variant == "checkpointing":
+        whole = VideoQATask(camera_encoding=both_kinds(), **options | {"gradient_checkpointing": False})
+        whole.model.logits(**given, cameras=cameras(1))[real].float().square().mean().backward()
+        for mine, other in zip(task.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_objectives_learn_from_layers_of_both_kinds() -> None:
+    task = asking.build("plain", family="Qwen3.5", objectives=[CameraPrediction(layer=0), DepthPrediction(layer=1)])
+    batch = asking.batch(task, asking.scene("a", family="Qwen3.5"), training=True)
+    losses = task.train().model(batch)
+    losses["loss"].backward()
+    assert {"LanguageModeling", "CameraPrediction", "DepthPrediction"} <= losses.keys()
+    heads = [p for name, p in task.named_parameters() if ".objectives." in f".{name}" and p.requires_grad]
+    assert heads and all(p.grad is not None and p.grad.isfinite().all() for p in heads)
+
+
+def test_scenes_never_share_a_sequence_and_questions_only_by_their_places() -> None:
+    """A Gated DeltaNet layer ignores a mask without an error: the control measures what it would do."""
+    task = asking.build("plain", family="Qwen3.5").train()
+    scene = asking.scene("a", family="Qwen3.5")
+    assert not task.model.backbone.supports_custom_mask
+    with pytest.raises(InputError, match=r"pack_scenes: Gated DeltaNet layers \(Qwen3.5\)"):
+        asking.batch(task, scene, training=True, pack_scenes=True)
+    packed, apart = asking.batch(task, scene, training=True), asking.one_per_row(task, scene)
+    with torch.no_grad():
+        right, expected = (task.loss(each) for each in (packed, apart))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Qwen35Backbone, "training_mask", QwenVLBackbone.training_mask)
+            wrong = task.loss(packed)
+    assert abs(right - expected) < 1e-5 < 1e-3 < abs(wrong - expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> None:
+    """One row per question that is answered at a time; the prefix is read once, and its states stay."""
+    task = asking.build("plain", family="Qwen3.5")
+    asked = asking.batch(task, asking.scene("a", family="Qwen3.5"), at_once=at_once)
+    expected, rows, made = asking.one_by_one(task, asked), [], []
+    original = CachedPrefix._decode_batch
+
+    def spy(self: CachedPrefix, *args: Any) -> Any:
+        before = [state.clone() for layer in self.states for state in layer]
+        found = original(self, *args)
+        assert all(torch.equal(a, b) for a, b in zip((s for layer in self.states for s in layer), before, strict=True))
+        rows.append(len(read_states(self.cache)[0][1]))
+        made.append(self)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CachedPrefix, "_decode_batch", spy)
+        assert [reply.ids for reply in asking.replies(task, asked)] == expected
+        assert max(rows) <= at_once and len({id(each) for each in made}) == 1
+        reversed_states = lambda states: join_states(states[::-1])  # noqa: E731 - the control
+        patch.setattr("zoo.prefix_cache.join_states", reversed_states)
+        assert ([reply.ids for reply in asking.replies(task, asked)] == expected) == (at_once == 1)

@@ -59,7 +59,7 @@ def batches(task: VideoQATask, batch_size: int, processes: int, rank: int, optio
     accumulated = SEQUENCES // (batch_size * processes)
     builder = task.sequence_builder
     if options.get("alone"):
-        builder = SequenceBuilder(replace(builder.rules, supports_custom_mask=False))
+        builder = SequenceBuilder(replace(builder.rules, packs_questions=False))
     packing = {name: value for name, value in options.items() if name != "alone"}
     collate = TrainingCollate(Wording(task.preprocessor), builder, task.requirements, **packing)
     position = TrainingPosition(0, 0, len(order), accumulated)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.zoo.encodings.attention import random_cameras
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import (
     AddFusion,
@@ -25,6 +24,7 @@ from zoo import (
 from zoo.backbones.base import VisualTokens
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
+from zoo.encodings.reference_attention import random_cameras
 from zoo.geometry import SceneGeometry
 from zoo.scene_encoding.encoded_scene import SceneCameras
 from zoo.scene_encoding.stages import fuse_scenes

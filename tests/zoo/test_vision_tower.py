@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.asking import BACKBONES
+from tests.zoo.asking import BACKBONES, FAMILIES
 from tests.zoo.waits import Waits
 from zoo.backbones.attention import replace_classes
 from zoo.backbones.patch_embedding import PatchEmbedding
@@ -29,7 +29,7 @@ FAST = {
     "Qwen3-VL": Qwen3VLBackbone.vision_classes,
     "Qwen3.5": Qwen35Backbone.vision_classes,
 }
-families = pytest.mark.parametrize("family", BACKBONES)
+families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def towers(family: str = "Qwen2.5-VL", implementation: str = "sdpa", layers: int = 2) -> tuple[nn.Module, nn.Module]:

@@ -13,6 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.encoded import QK
+from zoo.seams import check_shape
 
 
 class CameraAttention(nn.Module):
@@ -54,12 +55,7 @@ class CameraAttention(nn.Module):
             ValueError: The encoding has another number of tokens.
         """
         if camera_encoding is not None:
-            num_tokens = camera_encoding.num_tokens
-            if num_tokens not in (None, hidden_states.shape[1]):
-                raise ValueError(
-                    f"the camera encoding is of {num_tokens} tokens, not {hidden_states.shape[1]}: "
-                    "take its `for_decode_step()` for the steps of an answer"
-                )
+            check_num_tokens(camera_encoding, hidden_states)
             camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, kwargs["position_embeddings"])
         if camera_encoding is None:
             return super().forward(hidden_states, **kwargs)
@@ -68,11 +64,17 @@ class CameraAttention(nn.Module):
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q, gate = self.project_queries(hidden_states)
         q, k = q.view(heads), self.k_proj(hidden_states).view(heads)
-        v = camera_encoding.transform_values(self.v_proj(hidden_states).view(heads)).transpose(1, 2)
+        v = self.v_proj(hidden_states).view(heads)
+        sizes = q.shape, k.shape, v.shape
+        v = camera_encoding.transform_values(v).transpose(1, 2)
 
         q, k = camera_encoding.before_rope(*self.normalize_heads(q, k))
+        check_shape(camera_encoding, "queries before RoPE (B, L, H, D)", q, *sizes[0])
+        check_shape(camera_encoding, "keys before RoPE (B, L, G, D)", k, *sizes[1])
         q, k = self.apply_rope(q.transpose(1, 2), k.transpose(1, 2), *position_embeddings)
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
+        check_shape(camera_encoding, "queries (B, L, H, E)", q, *sizes[0][:3], None)
+        check_shape(camera_encoding, "keys (B, L, G, E)", k, *sizes[1][:3], q.shape[3])
         q, k = q.transpose(1, 2), k.transpose(1, 2)
 
         if cache is not None:
@@ -91,10 +93,21 @@ class CameraAttention(nn.Module):
             position_ids=position_ids,
             **kwargs,
         )
-        output = camera_encoding.transform_outputs(output).reshape(*hidden_states.shape[:2], -1)
+        output = camera_encoding.transform_outputs(output)
+        check_shape(camera_encoding, "outputs (B, L, H, D)", output, *sizes[0])
+        output = output.reshape(*hidden_states.shape[:2], -1)
         if gate is not None:
             output = output * gate.sigmoid()
         return self.o_proj(output), weights
+
+
+def check_num_tokens(encoding: EncodedCameras, hidden_states: Tensor) -> None:
+    """Raise ValueError if an encoding is of another number of tokens than (B, L, width)."""
+    if encoding.num_tokens not in (None, hidden_states.shape[1]):
+        raise ValueError(
+            f"the camera encoding is of {encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
+            "take its `for_decode_step()` for the steps of an answer"
+        )
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:

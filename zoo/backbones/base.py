@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 
 from zoo.backbones.deepstack import DeepFeatures
 from zoo.backbones.grouped_attention import GROUPED_SDPA
@@ -17,12 +16,14 @@ from zoo.backbones.preprocessor import Preprocessor
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.sequences.batch import Sequences
 from zoo.sequences.masks import block_mask, prefix_causal_mask
 from zoo.sequences.rules import VisionRules
 from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
 from zoo.sequences.vision_inputs import VisionInputs
 
+MASKED = (GROUPED_SDPA, "eager", "flex_attention")  # backends of attention that take any mask
 BackbonePart = Literal["decoder", "vision", "connector"]
 
 
@@ -55,6 +56,7 @@ class Backbone(nn.Module, ABC):
         image_pixels: Least and most pixels of a still image, as its processor resizes them.
         span_per_step: Whether each temporal patch of a video is a run of placeholders of its own, with its time as text
             before it.
+        is_hybrid: Whether some decoder layers keep a recurrent state, which no mask divides.
         tokens_per_second: Steps of mRoPE's time index per second of a video.
         hidden_size: Width of the decoder.
         context_length: Maximum number of tokens in a sequence.
@@ -69,6 +71,7 @@ class Backbone(nn.Module, ABC):
     patch_size: int
     image_pixels: tuple[int, int]
     span_per_step: bool = False
+    is_hybrid: bool = False
     tokens_per_second: int | float
     hidden_size: int
     context_length: int
@@ -206,13 +209,27 @@ class Backbone(nn.Module, ABC):
 
     @property
     def supports_custom_mask(self) -> bool:
-        """Whether the attention backend takes any mask; flash attention does not."""
-        return self.attn_implementation in (GROUPED_SDPA, "eager", "flex_attention")
+        """Whether the attention takes any mask; flash attention does not, and a recurrent state ignores it."""
+        return not self.is_hybrid and self.attn_implementation in MASKED
+
+    @property
+    def packs_questions(self) -> bool:
+        """Whether several questions may share a sequence, see `training_mask`, `question_mask` and `step_mask`."""
+        return self.supports_custom_mask
+
+    def training_mask(self, sequences: Sequences) -> Any:
+        """Return what keeps the questions of sequences with a `group` apart, as the decoder's `attention_mask`."""
+        assert sequences.group is not None
+        return self.question_mask(sequences.group, sequences.group)
+
+    def step_mask(self, queries: Int[Tensor, "1 T"], keys: Int[Tensor, "1 K"]) -> Any:
+        """`question_mask` of the next token of each of T answers."""
+        return self.question_mask(queries, keys)
 
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
-    ) -> Bool[Tensor, "B 1 T K"] | Float[Tensor, "B 1 T K"] | BlockMask:
-        """`prefix_causal_mask` in the form of the attention backend, which `supports_custom_mask`."""
+    ) -> Any:
+        """`prefix_causal_mask` in the form of the attention backend, for a model that `packs_questions`."""
         if self.attn_implementation == "flex_attention":
             return block_mask(queries, keys, prefixes)
         visible = prefix_causal_mask(queries, keys, prefixes)[:, None]

@@ -35,7 +35,7 @@ class QwenVLBackbone(Backbone):
         preprocessor_class: Turns frames and text into inputs.
     """
 
-    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     hooked_classes: ClassVar[Mapping[type, type]]
     vision_classes: ClassVar[Mapping[type, type]]
     preprocessor_class: ClassVar[type[QwenVLPreprocessor]]
@@ -107,4 +107,5 @@ class QwenVLBackbone(Backbone):
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         replace_classes(self.decoder, self.hooked_classes)
         if encoding is not None:
-            encoding.bind_to_decoder(self.decoder_layout, range(self.decoder_layout.num_layers))
+            layout = self.decoder_layout
+            encoding.bind_to_decoder(layout, layout.layers)

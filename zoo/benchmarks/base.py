@@ -6,14 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
+from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 import numpy as np
 
+from zoo.class_paths import unusable_class
+from zoo.configuration import Configurable
 from zoo.errors import InputError, did_you_mean
 
 
-class Benchmark(ABC):
+class Benchmark(Configurable, ABC):
     """A benchmark of questions with short answers; it is stateless, reads no files and holds no tensors.
 
     A subclass sets the class attributes and implements `user_text`, `score` and `is_parsable`.
@@ -76,8 +79,9 @@ class Benchmark(ABC):
 
     @property
     def name(self) -> str:
-        """Name of the class, recorded in results and accepted by `--benchmark`."""
-        return type(self).__name__
+        """Name of the class, of one's own its class path: recorded in results, and accepted by `--benchmark`."""
+        kind = type(self)
+        return kind.__name__ if kind.__module__.startswith("zoo.") else f"{kind.__module__}.{kind.__qualname__}"
 
     @property
     def question_types(self) -> tuple[str, ...]:
@@ -161,24 +165,40 @@ class Benchmark(ABC):
         return {"micro": _mean([score for values in scores.values() for score in values]), "macro": macro}
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """Return the benchmark whose class has this name.
+def find_benchmark(name: str, trusted: bool = True) -> Benchmark:
+    """Return the benchmark of a `Benchmark.name`.
+
+    Args:
+        name: Of a benchmark of the zoo, or a class path.
+        trusted: Whether the module of a class path may be imported; else its class must be there already.
 
     Raises:
-        InputError: No imported benchmark has this name.
+        InputError: There is none, or it can't be imported.
     """
-    named = registered_benchmarks()
-    if name not in named:
-        raise InputError(f"unknown benchmark {name!r}; choose from {', '.join(named)}")
+    from zoo.benchmarks.own_questions import OwnQuestions  # which derives from this file's class
+
+    named = registered_benchmarks() | {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _subclasses()}
+    if name not in named and (own := OwnQuestions.from_name(name)) is not None:
+        return own
+    if name not in named and trusted and "." in name:
+        if reason := unusable_class(name):
+            raise InputError(reason)
+        named[name] = resolve_name(name)
+    if name not in named or not (isinstance(named[name], type) and issubclass(named[name], Benchmark)):
+        raise InputError(f"unknown benchmark {name!r}; choose from {', '.join(registered_benchmarks())}")
     return named[name]()
 
 
 def registered_benchmarks() -> dict[str, type[Benchmark]]:
-    """Return the classes of all imported benchmarks by name."""
+    """Return the classes of all imported benchmarks by name, except those that need arguments."""
+    return {kind.__name__: kind for kind in _subclasses() if getattr(kind, "columns", None)}
+
+
+def _subclasses() -> list[type[Benchmark]]:
     kinds: list[type[Benchmark]] = Benchmark.__subclasses__()
     for kind in kinds:
         kinds += kind.__subclasses__()
-    return {kind.__name__: kind for kind in kinds if hasattr(kind, "columns")}
+    return kinds
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -14,12 +14,14 @@ from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, QWEN, VGGT_MODEL, 
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.layouts import official_layout, unofficial_fusion
 from zoo.checkpoints.names import model_names, official_name
-from zoo.configuration import complete_config
+from zoo.configuration import complete_config, known_config
 from zoo.errors import InputError
-from zoo.files.atomic_io import new_folder, refuse_full, write_json
+from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
 from zoo.geometry import CachedGeometry
+from zoo.weights.frozen import released_sources
 from zoo.weights.hub import CONFIG, find_folder, read_config
 from zoo.weights.lazy_tensors import INDEX, open_weights
+from zoo.weights.model_card import FILE, model_card
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
@@ -58,6 +60,9 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
         write_json(folder / CONFIG, written)
+        # of a model from tensors in memory, the backbone has no configuration
+        parts = {"class_path": "zoo.SpatialVLM", "init_args": known_config(model)}
+        write_whole(folder / FILE, model_card(out.name, parts, dict(released_sources(model).values())))
         if source is not None:
             for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
                 if path.name not in (CONFIG, INDEX):

@@ -8,6 +8,7 @@ from zoo.encodings.compose import Compose
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.encodings.gta import GTA
+from zoo.encodings.linear_layers import DeltaNetLayers
 from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.placements import (
     ChannelPlacement,
@@ -16,6 +17,7 @@ from zoo.encodings.placements import (
     LowFrequencies,
     Placement,
     TemporalSection,
+    UnrotatedChannels,
 )
 from zoo.encodings.pose_axis import PoseAxis
 from zoo.encodings.pose_index import PoseIndex

@@ -56,6 +56,8 @@ class PoseALiBi(CameraEncoding):
         [[0.0, -0.03125], [-0.03125, 0.0]]
     """
 
+    is_orthogonal = True
+
     def __init__(
         self,
         measure: PoseMeasure = "euclidean",

@@ -85,6 +85,16 @@ class CameraEncoding(CameraModule):
         return any(part.owns_channels for part in self.parts)
 
     @property
+    def chooses_linear_layers(self) -> bool:
+        """Whether the encoding, or a part of it, acts in Gated DeltaNet layers in place of full attention."""
+        return any(part.chooses_linear_layers for part in self.parts)
+
+    @property
+    def is_orthogonal(self) -> bool:
+        """Whether queries and keys are multiplied by orthogonal matrices alone, if at all."""
+        return bool(self.parts) and all(part.is_orthogonal for part in self.parts)
+
+    @property
     def time_index(self) -> TimeIndex | None:
         """A time index that replaces the model's; None keeps the model's."""
         return None
@@ -107,7 +117,8 @@ class CameraEncoding(CameraModule):
 
         Args:
             decoder: Sizes and RoPE frequencies of the decoder.
-            layers: Numbers of the layers in which the encoding acts. Parameters of other layers would get no gradient.
+            layers: Numbers of the layers in which the encoding acts, of those with the decoder's heads. Parameters of
+                other layers would get no gradient.
 
         Raises:
             InputError: The encoding does not fit the decoder.

@@ -28,8 +28,8 @@ class Compose(CameraEncoding):
 
     It has the symmetries that all of them have, except that world invariance is lost if two of them act on the same
     channels: relative poses cancel for the last one, but not for one around it that uses cameras (`ValueRoPE` does
-    not). Whether channels overlap is decided for heads of 128 channels with sections of 16, 24 and 24 frequencies, as
-    if all encodings acted in every head and layer.
+    not). Whether channels overlap is decided for the decoder's heads, before it is bound to one for 128 channels with
+    sections of 16, 24 and 24 frequencies, as if all encodings acted in every head and layer of their kind.
 
     Args:
         encodings: In the order in which they transform q, k and v; outputs are transformed in reverse order. An
@@ -44,7 +44,7 @@ class Compose(CameraEncoding):
             raise InputError("in a Compose only the first encoding may use ExtraChannels: reorder the encodings")
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Compose may contain only one PoseIndex: leave the others out")
-        self.parts = tuple(encodings)
+        self.parts, self.head = tuple(encodings), COMMON_HEAD
         if self.requires_constant_time and self.time_index is not None and not self.time_index.constant:
             raise InputError(
                 "a PoseIndex gives each view its own time, but an encoding on mRoPE's T section requires one time for "
@@ -54,6 +54,7 @@ class Compose(CameraEncoding):
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         super().bind_to_decoder(decoder, layers)
+        self.head = decoder.head
         for pair in combinations(self.parts, 2):
             taken = and_(*(part.touched_channels(decoder.head) for part in pair))
             if taken and any(part.owns_channels for part in pair):
@@ -69,7 +70,8 @@ class Compose(CameraEncoding):
     @property
     def symmetries(self) -> Symmetries:
         common = reduce(and_, (encoding.symmetries for encoding in self.parts))
-        if any(outer.uses_cameras and _overlap(outer, inner) for outer, inner in combinations(self.parts, 2)):
+        pairs = combinations(self.parts, 2)
+        if any(outer.uses_cameras and _overlap(outer, inner, self.head) for outer, inner in pairs):
             common = replace(common, world_views=False, world_text=False)
         return common
 
@@ -101,8 +103,8 @@ class Composed(EncodedGroup):
         return o
 
 
-def _overlap(outer: CameraEncoding, inner: CameraEncoding) -> bool:
+def _overlap(outer: CameraEncoding, inner: CameraEncoding, head: HeadLayout) -> bool:
     try:
-        return not outer.touched_channels(COMMON_HEAD).isdisjoint(inner.touched_channels(COMMON_HEAD))
+        return not outer.touched_channels(head).isdisjoint(inner.touched_channels(head))
     except InputError:  # an encoding for heads of another size
         return True

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+LayerKind = Literal["full_attention", "linear_attention"]  # the latter is Gated DeltaNet
 
 
 class HeadLayout(NamedTuple):
@@ -17,7 +19,7 @@ class HeadLayout(NamedTuple):
         dim: D, channels per head.
         axes: The axis of each of the F frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
             axes in a row; in Qwen3-VL they take turns. Both have D/2 frequencies, Qwen3.5 has D/8: the other channels
-            have no position.
+            have no position. Heads of Gated DeltaNet have no RoPE, and none.
     """
 
     dim: int
@@ -41,6 +43,10 @@ class HeadLayout(NamedTuple):
         """The number of channels that RoPE rotates, the first ones."""
         return 2 * len(self.axes)
 
+    def with_axes(self) -> HeadLayout:
+        """Return the pairs for rotations beside RoPE's: the same, or without RoPE all pairs, whose axes take turns."""
+        return self if self.axes else HeadLayout(self.dim, tuple(number % 3 for number in range(self.dim // 2)))
+
 
 @dataclass(frozen=True, eq=False)
 class DecoderLayout:
@@ -55,6 +61,10 @@ class DecoderLayout:
         rope_frequencies: RoPE's inverse frequencies (radians per position, shape (F,)), buffers of the decoder.
             An encoding with shared frequencies overwrites them in place.
         device: Device of the decoder's weights.
+        kinds: The kind of each layer; empty if all are full attention.
+        kind: The kind of layer whose heads these are.
+        linear: The layout of the Gated DeltaNet layers of a hybrid decoder: there q and k have `num_key_value_heads`,
+            v and o have `num_heads`.
     """
 
     hidden_size: int
@@ -64,3 +74,12 @@ class DecoderLayout:
     head: HeadLayout
     rope_frequencies: tuple[Tensor, ...] = ()
     device: torch.device | str = "cpu"
+    kinds: tuple[LayerKind, ...] = ()
+    kind: LayerKind = "full_attention"
+    linear: DecoderLayout | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The numbers of the layers with these heads."""
+        kinds = self.kinds or (self.kind,) * self.num_layers
+        return [layer for layer, kind in enumerate(kinds) if kind == self.kind]

@@ -40,6 +40,10 @@ class EncodedCameras:
         """
         return self
 
+    def at_linear_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"]) -> EncodedCameras | None:
+        """Return the hooks of a Gated DeltaNet layer, see `DeltaNetLayers`; None is the stock layer."""
+        return None
+
     def for_decode_step(self) -> EncodedCameras | None:
         """Return the hooks of later decode steps, which contain text only; None is the stock attention."""
         return None
@@ -92,6 +96,9 @@ class EncodedGroup(EncodedCameras):
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
         return self._map(lambda member: member.at_layer(layer, hidden_states, rope))._or_stock()
+
+    def at_linear_layer(self, layer: int, hidden_states: Tensor) -> EncodedCameras | None:
+        return self._map(lambda member: member.at_linear_layer(layer, hidden_states))._or_stock()
 
     def for_decode_step(self) -> EncodedCameras | None:
         return self._map(lambda member: member.for_decode_step())._or_stock()

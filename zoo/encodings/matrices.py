@@ -16,6 +16,7 @@ from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.placements import ChannelRange, Matrices, Placement
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
+from zoo.seams import check_shape
 
 ApplyTo = Literal["qkvo", "qk", "vo"]
 PoseComponent = Literal["both", "rotation", "translation"]
@@ -80,6 +81,10 @@ class MatrixEncoding(CameraEncoding):
             text_stock=placement.keeps_rope,
         )
 
+    @property
+    def is_orthogonal(self) -> bool:
+        return "qk" not in self.apply_to or (self.pose_component == "rotation" and not self.uses_intrinsics)
+
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
         return set(product(self.apply_to, self.placement.head_channels(head)))
 
@@ -99,4 +104,7 @@ class MatrixEncoding(CameraEncoding):
             poses = poses.expand_as(cameras.world_to_camera).clone()
             poses[..., :3, columns] = cameras.world_to_camera[..., :3, columns]
             cameras = cameras.with_poses(poses)
-        return {term: m for term, m in self.matrices(cameras).items() if term in self.apply_to}
+        matrices = {term: m for term, m in self.matrices(cameras).items() if term in self.apply_to}
+        for term, m in matrices.items():
+            check_shape(self, f"matrices of {term} (B, C, 4, 4)", m, *cameras.world_to_camera.shape)
+        return matrices

@@ -88,7 +88,8 @@ class ChannelPlacement(Placement):
 class ChannelRange(ChannelPlacement):
     """A contiguous range of head channels, after RoPE; the first half contains one channel of each RoPE pair.
 
-    Keeps the invariance to a change of world, and breaks RoPE's invariance to a shift of all positions.
+    Keeps the invariance to a change of world, and breaks RoPE's invariance to a shift of all positions, unless it is
+    bound to a decoder whose RoPE leaves these channels alone.
 
     Args:
         start: First channel, as a fraction of the head width.
@@ -103,11 +104,41 @@ class ChannelRange(ChannelPlacement):
             raise InputError(f"ChannelRange requires 0 <= start < stop <= 1, got {start} and {stop}")
         self.start, self.stop = start, stop
 
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
+        self.keeps_shift = min(self.head_channels(decoder.head)) >= decoder.head.num_rotated
+
     def block(self, head: HeadLayout) -> ChannelBlock:
         start, stop = round(self.start * head.dim), round(self.stop * head.dim)
         if stop == start or (stop - start) % 4:
             raise InputError(f"channels {start} to {stop} of {head.dim} are not a multiple of four: change the range")
         return ChannelBlock(range(start, stop))
+
+
+class UnrotatedChannels(ChannelPlacement):
+    """The channels that RoPE leaves alone: 192 of 256 in Qwen3.5, all of a Gated DeltaNet head.
+
+    The invariances to a change of world and to a shift of all positions are both exact, at any time positions.
+
+    Args:
+        count: The number of channels, a multiple of four, the last ones of a head; null is all of them.
+    """
+
+    def __init__(self, count: int | None = None) -> None:
+        super().__init__()
+        if count is not None and (count < 4 or count % 4):
+            raise InputError(f"UnrotatedChannels: the number of channels must be a multiple of four, got {count}")
+        self.count = count
+
+    def block(self, head: HeadLayout) -> ChannelBlock:
+        free = head.dim - head.num_rotated
+        count = free // 4 * 4 if self.count is None else self.count
+        if not 0 < count <= free:
+            raise InputError(
+                f"UnrotatedChannels: RoPE rotates {head.num_rotated} of the {head.dim} channels of this decoder's "
+                f"heads, which leaves {free}: take a smaller count, or TemporalSection or ChannelRange"
+            )
+        return ChannelBlock(range(head.dim - count, head.dim))
 
 
 class TemporalSection(ChannelPlacement):

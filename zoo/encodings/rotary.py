@@ -29,6 +29,7 @@ class ValueRoPE(CameraEncoding):
     """
 
     uses_cameras = False
+    is_orthogonal = True
 
     def __init__(self) -> None:
         super().__init__(reference=None)
@@ -74,7 +75,7 @@ class PointRoPE(CameraEncoding):
     those of a geometry encoder with depth.
 
     The angles are 2 pi p / lambda with the point p in the frame of the reference view, added to RoPE's angles on the
-    same pairs of channels (c, c + D/2): y on mRoPE's H section, x on W, and z, the depth, on T. The wavelengths lambda
+    same pairs of channels: y on mRoPE's H section, x on W, and z, the depth, on T. The wavelengths lambda
     of a section are spaced logarithmically; mRoPE's own frequencies, made for tens of thousands of tokens, would hardly
     distinguish meters.
 
@@ -93,6 +94,7 @@ class PointRoPE(CameraEncoding):
     """
 
     uses_points = True
+    is_orthogonal = True
 
     def __init__(
         self, apply_to: ApplyTo = "qk", shortest: int | float = 0.5, longest: int | float = 32.0, **world: Any
@@ -104,7 +106,7 @@ class PointRoPE(CameraEncoding):
         self.apply_to, self.shortest, self.longest = apply_to, shortest, longest
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
-        return set(product(self.apply_to, range(head.num_rotated)))
+        return set(product(self.apply_to, range(head.with_axes().num_rotated)))
 
     @property
     def symmetries(self) -> Symmetries:
@@ -117,7 +119,7 @@ class PointRoPE(CameraEncoding):
         )
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        points = cameras.required("points")
+        head, points = head.with_axes(), cameras.required("points")
         known = (cameras.required("index") >= 0) & points.isfinite().all(-1)
         points = points.where(known[..., None], 0.0)
         coordinate = torch.tensor([2 - axis for axis in head.axes])  # z on T, y on H, x on W
@@ -132,7 +134,7 @@ class PointRoPE(CameraEncoding):
 
 
 class Rotation(EncodedCameras):
-    """Rotate the pairs of channels (c, c + D/2) of each token: q, k and v forward, o backward.
+    """Rotate the pairs of channels (c, c + F) of each token: q, k and v forward, o backward.
 
     Tokens whose angles are all 0 are unchanged, bit for bit.
 

@@ -26,6 +26,8 @@ class EncodingWrapper(CameraEncoding):
         super().__init__(reference=None)
         if encoding.time_index is not None:
             raise InputError(f"{type(encoding).__name__} changes position ids, which all layers and heads share")
+        if encoding.chooses_linear_layers:
+            raise InputError(f"{type(self).__name__} around DeltaNetLayers has no effect: put it inside of them")
         self.encoding, self.parts = encoding, (encoding,)
 
     @property
@@ -53,6 +55,8 @@ class LayerSubset(EncodingWrapper):
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         if not isinstance(self.layers, str):
             check_numbers("layers", self.layers, decoder.num_layers)
+            if others := sorted(set(self.layers) - set(decoder.layers)):
+                raise InputError(f"layers {others} are no layers of {decoder.kind}: choose of {decoder.layers}")
         super().bind_to_decoder(decoder, check_not_empty(filter(self.acts_in, layers), self.encoding))
 
     def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
@@ -120,7 +124,7 @@ class EncodedHeads(EncodedGroup):
 
 
 class AlternateAxes(Placement):
-    """Placements that alternate: the first in layer 0, the second in layer 1, and so on, cyclically.
+    """Placements that alternate: the first in the first layer with the encoding, the second in the next, cyclically.
 
     With `LowFrequencies` of the sections w and h, the camera shares channels with x in one layer and y in the next.
 
@@ -134,21 +138,22 @@ class AlternateAxes(Placement):
             raise InputError(f"AlternateAxes requires at least two placements, got {len(placements)}")
         self.each = tuple(placements)
         self.placements = nn.ModuleList(placements)  # registers their parameters
+        self.turns: dict[int, int] = {}
         self.requires_constant_time = any(p.requires_constant_time for p in placements)
         for name in ("keeps_world", "keeps_shift", "leaves_text", "keeps_stock", "keeps_rope"):
             setattr(self, name, all(getattr(p, name) for p in placements))
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        self.turns = {layer: number % len(self.each) for number, layer in enumerate(layers)}
         for turn, placement in enumerate(self.each):
-            own = (layer for layer in layers if layer % len(self.each) == turn)
+            own = (layer for layer in layers if self.turns[layer] == turn)
             placement.bind_to_decoder(decoder, check_not_empty(own, placement))
 
     def head_channels(self, head: HeadLayout) -> list[int]:
         return [c for placement in self.each for c in placement.head_channels(head)]
 
     def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
-        members = [p.place(cameras, matrices, head) for p in self.each]
-        return EncodedByLayer(members, lambda layer: layer % len(members))
+        return EncodedByLayer([p.place(cameras, matrices, head) for p in self.each], self.turns.__getitem__)
 
 
 class EncodedByLayer(EncodedGroup):

@@ -157,6 +157,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
+        for file in filter(Path.is_file, partial.rglob("*")):  # safetensors lets its writer alone read them
+            file.chmod(partial.stat().st_mode & 0o666)
         refuse_full(folder)  # again: another process may have written it
         partial.replace(folder.resolve())
     except (OSError, SafetensorError, WriteError) as error:

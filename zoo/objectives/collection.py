@@ -15,6 +15,7 @@ from zoo.objectives.decoded import Decoded
 from zoo.objectives.language_modeling import LanguageModeling
 from zoo.requirements import Target
 from zoo.scene_encoding.encoded_scene import EncodedScene
+from zoo.seams import check_shape
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import ExtraTokens
 
@@ -127,6 +128,8 @@ class Objectives(nn.ModuleDict):
         total: Tensor | float = 0.0
         for name, objective in self.active.items():
             if terms := objective(decoded):
+                for term, value in terms.items():
+                    check_shape(objective, f"loss {term!r} ()", value)
                 found[name] = sum(terms.values())  # type: ignore[assignment]
                 total = total + objective.weight * found[name]
                 found |= {f"{name}/{term}": value for term, value in terms.items() if len(terms) > 1}

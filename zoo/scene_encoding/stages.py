@@ -20,6 +20,7 @@ from zoo.geometry.base import GeometryEncoder, encoder_frames
 from zoo.scene_encoding.encoded_scene import SceneCameras
 from zoo.scene_encoding.geometry_reader import EVERY_FRAME, shown_frames
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
+from zoo.seams import check_count, check_shape
 from zoo.sequences.batch import Batch
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
@@ -79,7 +80,11 @@ def encode_geometry(
             for i, each in zip(rest, frames, strict=True)
         ]
         given = [None if (known := dataset[i]) is None else known[shown[i]] for i in rest]
-        found |= dict(zip(rest, encoder(read, given, tokens=tokens, cameras=cameras), strict=True))
+        computed = encoder(read, given, tokens=tokens, cameras=cameras)
+        check_count(encoder.meta_encoder, "scenes", computed, len(rest))
+        for own, each in zip(read, computed, strict=True):
+            _check_geometry(encoder, each, None if own is None else len(own), tokens)
+        found |= dict(zip(rest, computed, strict=True))
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
             found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
@@ -135,6 +140,9 @@ def fuse_scenes(
             read = SceneGeometry.joined(known) if len(known) == len(members) else None
             long = (steps * len(members), height, width)
             joined, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
+            per_view = scenes[members[0]].tokens_per_step
+            per_view += fusion.appended.count(per_view)
+            check_shape(fusion, "visual tokens (t, n, D)", joined, long[0], per_view, tokens.shape[1])
         elif mix is not None:
             joined, deep = mix(tokens).unflatten(0, (steps * len(members), -1)), None
         else:
@@ -155,4 +163,16 @@ def _mix(
     poses, K, present = stack_cameras([[scene.patches] for scene in scenes])
     cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in scenes], present)
     is_complete = all(scene.patches.is_complete for scene in scenes)
-    return view_mixer(tokens, cameras=cameras, grid=grid, has_camera=None if is_complete else present)
+    mixed = view_mixer(tokens, cameras=cameras, grid=grid, has_camera=None if is_complete else present)
+    check_shape(view_mixer, "2D tokens (N, D)", mixed, *tokens.shape)
+    return mixed
+
+
+def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: int | None, tokens: bool) -> None:
+    """Check the shapes of a scene's geometry."""
+    part = encoder.meta_encoder
+    if tokens and encoder.width:
+        check_shape(part, "3D tokens (S, h, w, D)", geometry.patches, frames, None, None, encoder.width)
+    for name, what, sides in (("world_to_camera", "poses (S, 4, 4)", (4, 4)), ("K_normalized", "K (S, 3, 3)", (3, 3))):
+        if (value := getattr(geometry, name)) is not None:
+            check_shape(part, what, value, frames, *sides)

@@ -15,6 +15,7 @@ from zoo.cameras import Cameras
 from zoo.cameras.token_runs import CameraRuns
 from zoo.movable import Movable
 from zoo.sequences.deferred_positions import DeferredPositions
+from zoo.sequences.question_places import QuestionPlaces
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.scene_packing import ScenePacking
 from zoo.sequences.vision_inputs import VisionInputs
@@ -48,6 +49,7 @@ class Sequences(Movable):
         padding_mask: Marks the tokens that are not padding, where padding is not on the right; None where causal
             attention alone is right.
         group: The group of each token, where several questions share a sequence, see `zoo.sequences.masks`; else None.
+        questions: Where they are, for a hybrid decoder; else None.
         packing: Where rows are in sequences of several scenes, if they are packed so.
         cameras: Given cameras of each sequence, in place of those of the scenes.
         scene_index: The scenes of each sequence, in the order in which they appear.
@@ -72,6 +74,7 @@ class Sequences(Movable):
     answer_lengths: Int[Tensor, " M"]
     padding_mask: Bool[Tensor, "S L"] | None = None
     group: Int[Tensor, "S L"] | None = None
+    questions: QuestionPlaces | None = None
     packing: ScenePacking | None = None
     cameras: Cameras | None = None
     deferred_positions: DeferredPositions | None = None

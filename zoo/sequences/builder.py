@@ -17,6 +17,7 @@ from zoo.errors import InputError
 from zoo.sequences.batch import Prompt, Sequences
 from zoo.sequences.deferred_positions import DeferredPositions, sequence_position_ids, valid_index
 from zoo.sequences.packing import IGNORED, Row, pack_questions, shared_length
+from zoo.sequences.question_places import QuestionPlaces
 from zoo.sequences.rules import SequenceRules
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.scene_packing import ScenePacking
@@ -61,7 +62,7 @@ class SequenceBuilder:
         max_tokens: int | None = None,
         packs_scenes: bool = False,
     ) -> Sequences:
-        """Build training sequences: the questions of a scene share one, where the attention takes custom masks.
+        """Build training sequences: the questions of a scene share one, where the decoder keeps them apart.
 
         Args:
             rows: One per question, with its answer.
@@ -71,7 +72,7 @@ class SequenceBuilder:
             packs_scenes: Whether scenes share sequences.
         """
         rows, scene_of, group = list(rows), list(scene_of), None
-        if self.rules.supports_custom_mask:
+        if self.rules.packs_questions:
             packed = pack_questions(rows, scene_of, self.rules.placeholders.visual, max_tokens)
             if packed is not None:
                 rows, scene_of = packed
@@ -83,6 +84,8 @@ class SequenceBuilder:
         mask = torch.arange(ids.shape[1]) < lengths[:, None]
         made = self.build(ids, mask, scenes, [[scene] for scene in scene_of], labels=labels, position_offset=offset)
         made.group = group
+        if group is not None and self.rules.is_hybrid:
+            made.questions = QuestionPlaces(group)
         if packs_scenes:
             groups = torch.zeros_like(ids) if group is None else group
             made.packing = ScenePacking(mask, groups, made.visual_places, max_tokens)

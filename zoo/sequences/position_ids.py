@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.errors import check_choice
+from zoo.seams import check_shape
 from zoo.sequences.sequence_layout import SequenceLayout, owners
 from zoo.sequences.time_index import TemporalPatches, TimeIndex
 
@@ -39,7 +40,9 @@ def layout_position_ids(
     steps = _video_steps(layout, seconds, tokens_per_second, frame_indices, cameras)
     span_of_step, _ = owners(layout.grid[:, 0])
     step_time = torch.zeros_like(span_of_step)
-    step_time[layout.is_video[span_of_step]] = time_index(steps).to(step_time)
+    times = time_index(steps)
+    check_shape(time_index, "positions (N,)", times, len(steps.step))
+    step_time[layout.is_video[span_of_step]] = times.to(step_time)
 
     # 2. (h, w) of each visual token from the start of its span, t from there or from the first span of its video.
     first_step = (layout.grid[:, 0].cumsum(0) - layout.grid[:, 0])[layout.span]

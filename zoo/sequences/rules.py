@@ -38,7 +38,8 @@ class SequenceRules:
         tokens_per_second: Positions per second.
         text_after_vision: The position of the text after a video, see `SpatialVLM`.
         context_length: Most tokens of a sequence.
-        supports_custom_mask: Whether several questions may share a sequence.
+        packs_questions: Whether several questions may share a sequence.
+        is_hybrid: Whether some layers keep a recurrent state, see `Backbone`.
         merged_camera: The camera of two merged frames.
         uses_cameras: Whether some part reads cameras.
         may_predict_cameras: Whether a scene without cameras of the dataset gets predicted ones.
@@ -52,7 +53,8 @@ class SequenceRules:
     tokens_per_second: int | float
     text_after_vision: TextAfterVision
     context_length: int
-    supports_custom_mask: bool
+    packs_questions: bool
+    is_hybrid: bool
     merged_camera: MergedCamera
     uses_cameras: bool
     may_predict_cameras: bool

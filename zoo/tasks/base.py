@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
+from zoo.class_paths import trusted_imports
 from zoo.configuration import Configurable, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.requirements import DataRequirements
@@ -171,13 +172,18 @@ class Task(Configurable, LightningModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = "cpu", **overrides: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = "cpu",
+        trust_modules: Collection[str] = (),
+        **overrides: Any,
     ) -> Task:
         """The task of a checkpoint, rebuilt from the configuration in it.
 
         Args:
             checkpoint_path: A file of `checkpoints/`.
             map_location: See `torch.load`.
+            trust_modules: Modules beside the zoo's that its configuration may import.
             overrides: Constructor arguments in place of the stored ones.
 
         Raises:
@@ -185,7 +191,7 @@ class Task(Configurable, LightningModule):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)
-        with add_file_to_errors(checkpoint_path):
+        with add_file_to_errors(checkpoint_path), trusted_imports(config, trust_modules):
             task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
             task.on_load_checkpoint(checkpoint)  # as a Trainer does
             task.load_state_dict(checkpoint["state_dict"])

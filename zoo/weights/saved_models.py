@@ -6,7 +6,7 @@ import json
 import os.path
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoo.class_paths import trusted_imports
 from zoo.configuration import from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
@@ -23,33 +24,13 @@ from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, frozen_weights, released_sources, saved_names
 from zoo.weights.hub import CONFIG, find_folder, read_config
 from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile
+from zoo.weights.model_card import FILE, LIBRARY, model_card
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
-LIBRARY = "spatial-vlm-zoo"
 ReleasedParts = Callable[[str, Mapping[str, Any]], dict[str, Any]]
-CARD = """---
-library_name: {library}
-pipeline_tag: video-text-to-text
-tags: [spatial-reasoning, video, 3d]
-{base_model}---
-
-# {title}
-
-A spatial video-language model of the {library}, made of these parts:
-
-```yaml
-{parts}```
-
-```python
-from zoo import SpatialVLM
-
-model = SpatialVLM.from_pretrained("{title}")
-model.answer("clip.mp4", "What is the size of this room (in square meters)?")
-```
-{frozen}"""
 
 
 def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
@@ -77,18 +58,17 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
         }
         write_json(partial / CONFIG, config)
         model.backbone.preprocessor.save_pretrained(str(partial))
-        released = [path for path in sources if not Path(path).exists()]
-        card = CARD.format(
-            library=LIBRARY,
-            title=name,
-            base_model="".join(f"base_model: {path}\n" for path in released[:1]),
-            parts=yaml.safe_dump(parts, sort_keys=False),
-            frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in sources if not full),
-        )
-        write_whole(partial / "README.md", card)
+        card = model_card(name, parts, sources, () if full else sources)
+        write_whole(partial / FILE, card)
 
 
-def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], released_parts: ReleasedParts) -> Any:
+def load_model(
+    kind: Any,
+    path: str | Path,
+    overrides: Mapping[str, Any],
+    released_parts: ReleasedParts,
+    trust_modules: Collection[str] = (),
+) -> Any:
     """Build the model of a run, an exported or released folder, or a hub id; frozen, in eval mode.
 
     Args:
@@ -96,14 +76,15 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
         path: As of `SpatialVLM.from_pretrained`.
         overrides: Constructor arguments in place of the stored ones.
         released_parts: Maps path and config.json of a released model to constructor arguments.
+        trust_modules: See `check_class_paths`.
 
     Raises:
-        InputError: Nothing can be loaded from there.
+        InputError: Nothing can be loaded from there, or it names a module that is not trusted.
     """
     name = str(path)
     local = Path(path).expanduser()
     if (local / RUN_CONFIG).is_file():
-        return _of_run(local, overrides)
+        return _of_run(local, overrides, trust_modules)
     folder = find_folder(name, "Qwen/Qwen2.5-VL-3B-Instruct")
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
@@ -114,8 +95,10 @@ def load_model(kind: Any, path: str | Path, overrides: Mapping[str, Any], releas
             parts = _replaced(
                 parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
             )
-        model = from_config(kind, parts)
+        with trusted_imports(config["model"], trust_modules):
+            model = from_config(kind, parts)
         model.data_config, model.precision = config.get("data") or {}, config.get("precision")
+        model.trust_modules = tuple(trust_modules)
     with add_file_to_errors(folder):
         if not config.get("full"):
             check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
@@ -146,12 +129,14 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
-def _of_run(run: Path, overrides: Mapping[str, Any]) -> Any:
+def _of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collection[str]) -> Any:
     settings = config_of(run)
     with add_file_to_errors(run / RUN_CONFIG):
         # the task is named by its class path: the model does not import what is built on top of it
-        task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
+        with trusted_imports(settings["model"], trust_modules):
+            task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
         model = task.model
+        model.trust_modules = tuple(trust_modules)
         seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
         model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
         if isinstance(trainer := settings.get("trainer"), dict):

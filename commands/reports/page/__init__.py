@@ -16,7 +16,7 @@ from commands.reports.loaded_runs import AVERAGE, Run, measures
 from commands.reports.predictions import Answer
 from commands.reports.seed_differences import seed_differences
 from commands.reports.table import Interval, percent
-from commands.reports.tables import captions, means, over_seeds, reproduction, scores, settings
+from commands.reports.tables import by_test_set, captions, over_seeds, reproduction, settings
 
 HERE = Path(__file__).parent
 SCRIPTS = ("dom.js", "sort.js", "bars.js", "compare.js", "questions.js", "detail.js")
@@ -33,7 +33,7 @@ def page(runs: Sequence[Run], comparisons: Comparisons, notes: Sequence[str], pa
     """
     benchmark = runs[0].benchmark
     over = (*over_seeds(runs), *seed_differences(runs))
-    every = (scores(runs), means(runs), *over, *captions(runs), settings(runs), reproduction(runs))
+    every = (*by_test_set(runs), *over, *captions(runs), settings(runs), reproduction(runs))
     tables = "".join(f'<div class="wide">{text}</div>' for text in (write(table, "html") for table in every))
     data = {
         "runs": [run.name for run in runs],

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from datamodules.processes import process_map
 from datamodules.scenes import Scene
 from datamodules.sources.annotations import read_layout
 from datamodules.sources.base import SPLITS, SceneSource, Split, build_once
@@ -91,38 +84,10 @@ class RenderedScenes(SceneSource):
         (folder / "settings.json").write_text(json.dumps(self.key))
         scenes = [(split, index) for split, count in self.counts.items() for index in range(count)]
         lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        with _process_map(self.workers) as process_map:
+        with process_map(self.workers) as mapped:
             write = partial(self.write_scene, folder)
-            questions = iter(process_map(write, *zip(*scenes, strict=True)) if scenes else ())
+            questions = iter(mapped(write, *zip(*scenes, strict=True)) if scenes else ())
             for split, _ in progress(scenes, self.description, "scenes"):
                 lines[split].append(next(questions))
         for split in SPLITS:
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))
-
-
-@contextmanager
-def _process_map(workers: int) -> Iterator[Callable[..., Iterable[str]]]:
-    """A `map` over processes, or the built-in one for a single worker."""
-    if workers == 1:
-        yield map
-        return
-    # forking avoids importing torch in each worker; it is unsafe on other systems
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, _follow_parent)
-    try:
-        yield partial(pool.map, chunksize=4)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _follow_parent() -> None:
-    """Initialize a worker: ignores Ctrl-C, and exits when the parent dies, whose lock it shares."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

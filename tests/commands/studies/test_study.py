@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
+import signal
+import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from commands.planning.training import Setup, Training
 from commands.reports.loaded_runs import load_runs
 from commands.studies import processes
 from commands.study import study
 from tests.commands.studies.faked import STUDY, FakeMain, write_study
+from tests.commands.test_plan import COST
+from zoo.errors import InputError
+from zoo.tasks.training_cost import BatchSizes
 
 ROW = ["--settings", "PRoPE", "--columns", "loop", "--seeds", "0", "--jobs", "1"]
 OF_ROW = ["fit PRoPE-loop-0", "test PRoPE-loop-0", "test test-wrong-cameras"]
@@ -311,3 +320,96 @@ def test_a_dry_run_lists_what_is_required_and_a_file_of_ones_own_is_taken(
     Path(VGGT).touch()
     study([str(study_file), *ROW])
     assert main_py.calls == OF_ROW
+
+
+def test_released_weights_are_tested_without_a_training(main_py: FakeMain, study_file: Path, capsys) -> None:
+    """In zero steps; every test has the study's options, and one with other questions its own measure."""
+    released = {**STUDY["settings"]["PRoPE"], "trainer.max_steps": 0, "tests": ["all questions"]}
+    everything = {"score": "macro", "data.datasets": None}
+    write_study(
+        study_file,
+        settings={"PRoPE": released, "none": STUDY["settings"]["none"]},
+        test={"data.datasets": ["arkitscenes"]},
+        tests={"all questions": everything},
+        compare=[],
+    )
+    study([str(study_file), *ROW, "--dry_run"])
+    assert "PRoPE, loop, seed 0: main.py test " in capsys.readouterr().out
+    study([str(study_file), *ROW])
+    assert main_py.calls == ["test PRoPE-loop-0", "test test-all-questions"]
+    *_, own, other = results_of(study_file)
+    assert own["tested_with"] == "'--data.datasets=[\"arkitscenes\"]'" and own["fit_s"] is None
+    assert other["tested_with"] == "--data.datasets=null" and "--trainer.max_steps=0" in own["fit"]
+    text = study_file.with_suffix(".md").read_text()
+    macro = other["scores"]["macro"]
+    assert (
+        f"| PRoPE | all questions (macro) | {macro:.3f}" in text and f"{own['scores']['object_counting']:.3f}" in text
+    )
+    study([str(study_file), *ROW])
+    assert len(main_py.calls) == 2
+    study([str(study_file), *ROW, "--verify"])  # there is no training to repeat
+    assert "0 of 0 trainings" in capsys.readouterr().out
+
+
+def test_the_files_for_sbatch_need_no_cluster(main_py: FakeMain, study_file: Path, monkeypatch, capsys) -> None:
+    """One for each training that has no result, with what it takes; bash runs it with a faked srun and SLURM."""
+    planned = Training(
+        "", Setup("ddp", True), 4, 72e9, COST, BatchSizes(16, 56, 56), 2, max_steps=3, is_pretrained=True
+    )
+    monkeypatch.setattr("commands.studies.scripts.parsed", lambda words: planned)
+    study([str(study_file), *ROW])
+    capsys.readouterr()
+    slurm = ["--executor", "slurm", "--print_scripts", "--slurm.partition", "gpu", "--slurm.cpus_per_task", "7"]
+    study([str(study_file), "--seeds", "0", *slurm])
+    printed = capsys.readouterr().out
+    folder = Path("runs/studies/toys/scripts")
+    assert sorted(path.name for path in folder.iterdir()) == ["none-local-0.sbatch", "none-loop-0.sbatch", "plan.md"]
+    assert "| none, loop, seed 0 | 4 | 74.0 | - | - | 0.0 | - | - |" in printed  # an H200 has room for 74 GB
+    script = (folder / "none-loop-0.sbatch").read_text()
+    for line in ("ntasks-per-node=4", "gpus-per-node=4", "nodes=1", "partition=gpu", "cpus-per-task=7", "requeue\n"):
+        assert f"#SBATCH --{line}" in script
+    with pytest.raises(InputError, match="--print_scripts: with --executor slurm"):
+        study([str(study_file), "--print_scripts"])
+
+    faked = Path("faked")
+    faked.mkdir()
+    for name, does in {
+        "python": 'echo "$@" > called; trap "sleep 0.2; exit $STATUS" TERM; touch started; sleep 60 & wait',
+        "scontrol": 'echo "$@" > requeued',
+    }.items():
+        (faked / name).write_text(f"#!/bin/bash\n{does}\n")
+        (faked / name).chmod(0o755)
+    for status, requeued in (("143", True), ("1", False)):
+        environment = {"PATH": f"{faked.absolute()}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "STATUS": status}
+        with subprocess.Popen(["bash", str(folder / "none-loop-0.sbatch")], env=environment) as job:
+            while not Path("started").exists():
+                time.sleep(0.02)
+            job.terminate()  # as `--signal=B:TERM` does before the time limit
+        assert job.returncode == int(status) and Path("requeued").exists() == requeued
+        for name in ("started", "requeued"):
+            Path(name).unlink(missing_ok=True)
+    words = Path("called").read_text().split()
+    assert words[:3] == ["main.py", "study", str(study_file)]
+    assert words[3:] == ["--settings", "none", "--columns", "loop", "--seeds", "0", "--jobs", "1", "--launcher", "srun"]
+
+
+def test_an_interrupted_study_has_its_trainings_saved_and_says_how_it_goes_on(
+    study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """A training, here a script of bash behind a launcher, is asked to end and waited for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("commands.studies.document.draw", lambda *arguments: arguments[-1].touch())
+    launcher = tmp_path / "launcher"
+    launcher.write_text('#!/bin/bash\ntrap "sleep 0.2; touch saved; exit 143" TERM\ntouch started\nsleep 60 & wait\n')
+    launcher.chmod(0o755)
+
+    def interrupt() -> None:
+        while not Path("started").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        study([str(study_file), *ROW, "--launcher", str(launcher)])
+    assert Path("saved").exists()
+    assert "to go on, from the checkpoints: python " in capsys.readouterr().out

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from benchmarks.symmetries import COMBINATIONS, RELEASED
 from tests import pretended_gpu as pretend
-from tests.zoo.encodings.attention import random_cameras
 from zoo.cameras import Cameras
 from zoo.cameras.token_runs import camera_runs
 from zoo.encodings import EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.reference_attention import random_cameras
 
 NAMES = (
     "PRoPE, ChannelRange",

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.zoo.decoder import tiny_model
-from tests.zoo.encodings.attention import HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.cameras.poses import PoseMeasure, pose_distances
@@ -19,6 +18,7 @@ from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels
+from zoo.encodings.reference_attention import HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 

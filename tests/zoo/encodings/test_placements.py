@@ -10,16 +10,6 @@ import pytest
 import torch
 
 from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_model
-from tests.zoo.encodings.attention import (
-    EXACT,
-    LAYOUTS,
-    SHAPE,
-    Decoder,
-    apply_rope,
-    mrope,
-    random_cameras,
-    random_sequence,
-)
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings import (
@@ -41,6 +31,16 @@ from zoo.encodings import (
     TemporalSection,
 )
 from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings.reference_attention import (
+    EXACT,
+    LAYOUTS,
+    SHAPE,
+    Decoder,
+    apply_rope,
+    mrope,
+    random_cameras,
+    random_sequence,
+)
 from zoo.errors import InputError
 
 

@@ -6,27 +6,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.encodings.attention import HEAD_DIM, LAYOUTS, apply_rope, random_cameras, random_sequence
 from zoo.encodings import Compose, LayerSubset, PoseAxis, PRoPE, TemporalSection
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.reference_attention import LAYOUTS, apply_rope, random_cameras, random_sequence
 from zoo.errors import InputError
 from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
 
-FREQUENCIES = 1e4 ** -(torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))
 RELEASED = {
     "Qwen2.5-VL": HeadLayout.in_row(128, (16, 24, 24)),
     "Qwen3-VL": HeadLayout(128, (*[0, 1, 2] * 20, 0, 0, 0, 0)),
 }
 
 
+def frequencies_of(head: HeadLayout) -> Tensor:
+    return 1e4 ** -(torch.arange(len(head.axes), dtype=torch.float64) / len(head.axes))
+
+
 def bound(encoding: PoseAxis | Compose, head: HeadLayout) -> PoseAxis | Compose:
-    encoding.bind_to_decoder(DecoderLayout(64, 2, 4, 2, head, (FREQUENCIES,)), range(2))
+    encoding.bind_to_decoder(DecoderLayout(64, 2, 4, 2, head, (frequencies_of(head),)), range(2))
     return encoding
 
 
 def rope(ids: Tensor, pose: Tensor, head: HeadLayout, chosen: list[int]) -> tuple[Tensor, Tensor]:
     """Cosine and sine of mRoPE with the axes t, h, w and p; those of the chosen frequencies are p's."""
-    angle = torch.stack([(pose if i in chosen else ids[head.axes[i]]) * f for i, f in enumerate(FREQUENCIES)], -1)
+    each = enumerate(frequencies_of(head))
+    angle = torch.stack([(pose if i in chosen else ids[head.axes[i]]) * frequency for i, frequency in each], -1)
     return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
 
 

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.encodings.attention import (
+from zoo.cameras import Cameras
+from zoo.cameras.poses import invert_se3
+from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
+from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings.reference_attention import (
     BROKEN,
     EXACT,
     HEAD_DIM,
@@ -19,10 +23,6 @@ from tests.zoo.encodings.attention import (
     random_cameras,
     random_sequence,
 )
-from zoo.cameras import Cameras
-from zoo.cameras.poses import invert_se3
-from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
-from zoo.encodings.decoder_layout import HeadLayout
 
 
 class AllChannelsBeforeRoPE(ChannelPlacement):

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.zoo.cameras.test_cameras import random_poses
-from tests.zoo.encodings.attention import SHAPE, qkv_and_index, random_cameras
 from tests.zoo.geometry.projection import project_points
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.rays import ray_directions, token_points
 from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding
 from zoo.encodings.ray_encodings import ray_cameras
+from zoo.encodings.reference_attention import SHAPE, qkv_and_index, random_cameras
 
 
 def patch_centers(index: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.encodings.attention import (
+from zoo.cameras import Cameras
+from zoo.encodings import EncodedCameras, PointRoPE, ValueRoPE
+from zoo.encodings.reference_attention import (
     HEAD_DIM,
     MROPE_SECTION,
     SHAPE,
@@ -17,8 +19,6 @@ from tests.zoo.encodings.attention import (
     random_cameras,
     random_sequence,
 )
-from zoo.cameras import Cameras
-from zoo.encodings import EncodedCameras, PointRoPE, ValueRoPE
 from zoo.errors import InputError
 
 DECODER = {**SHAPE, "dtype": torch.float64}

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.encodings.attention import random_cameras
 from zoo.cameras import Cameras
 from zoo.encodings import GTA, CaPE, MatrixEncoding, PRoPE, RayEncoding, ViewAttention
 from zoo.encodings.placements import Matrices
+from zoo.encodings.reference_attention import random_cameras
 from zoo.errors import InputError
 
 VIEWS, ROWS, COLUMNS, WIDTH, HEAD_DIM = 4, 2, 3, 32, 16

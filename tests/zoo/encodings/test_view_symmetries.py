@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.symmetries import VIEW_MIXERS
-from tests.zoo.encodings.attention import random_cameras
 from tests.zoo.encodings.test_view_attention import EXACT, GRID, MOVES, WIDTH, permuted, random_tokens, scene
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraModule, ViewMixer
+from zoo.encodings.reference_attention import random_cameras
 from zoo.encodings.symmetries import ViewSymmetries
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, replies, scene
-from tests.zoo.encodings.attention import random_cameras
 from tests.zoo.sequences.test_builder import TEXT, builder, drawn_case
 from zoo.cameras import Cameras
+from zoo.encodings.reference_attention import random_cameras
 from zoo.geometry import SceneGeometry
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.deferred_positions import DeferredPositions, sequence_position_ids, valid_index

@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from datamodules.loaded_scene import LoadedScene
 from tests.zoo import asking
-from tests.zoo.asking import MODELS_AND_FAMILIES, PACKED_FAMILIES, QUESTIONS, build, one_per_row, scene
+from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, one_per_row, scene
 from zoo.sequences import builder
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.masks import block_mask, prefix_causal_mask
@@ -80,13 +80,12 @@ def difference(found: Learned, expected: Learned) -> float:
     return max(abs(loss - reference) / reference, float(torch.tensor(list(apart.values())).norm() / total), *each)
 
 
-@pytest.mark.parametrize(
-    ("name", "family"), [each for each in MODELS_AND_FAMILIES if each.values[1] in PACKED_FAMILIES]
-)
+@pytest.mark.parametrize(("name", "family"), MODELS_AND_FAMILIES)
 def test_loss_and_gradients_equal_one_question_per_row(name: str, family: str) -> None:
     """A scene with three questions and one with one, of different lengths; answers of different lengths."""
     model, scenes = build(name, family=family).train(), scenes_of(family)
-    assert difference(packed(model, *scenes), a_row_each(model, *scenes)) < 1e-5
+    bound = 3e-5 if family == "Qwen3.5" else 1e-5  # chunks of the delta rule begin elsewhere
+    assert difference(packed(model, *scenes), a_row_each(model, *scenes)) < bound
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention
 
-from tests.zoo.asking import MODELS, PACKED_FAMILIES, QUESTIONS, build, scene
+from tests.zoo.asking import MASKED_FAMILIES, MODELS, QUESTIONS, build, scene
 from tests.zoo.sequences.test_packed_training import Learned, batch, difference, learned, sequences
 from zoo import CameraPrediction, InputError
 from zoo.encodings.packed import PackedEncoding
@@ -34,7 +34,7 @@ def losses_of(model: VideoQATask, *what: Any, **packing: Any) -> Learned:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in product(MODELS, PACKED_FAMILIES)],
+    [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in product(MODELS, MASKED_FAMILIES)],
 )
 def test_losses_and_gradients_equal_those_of_padded_rows(name: str, family: str) -> None:
     model = build(name, family=family).train()

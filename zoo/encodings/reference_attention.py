@@ -1,4 +1,4 @@
-"""Reference attention in float64, between the decoder's projections, with the hooks of an encoding."""
+"""Reference attention in float64, between the decoder's projections: where symmetries of encodings are measured."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.symmetries import HYBRID_HEAD, hybrid_layout
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import CameraEncoding, EncodedCameras
@@ -17,16 +18,17 @@ from zoo.sequences.time_index import TemporalPatches, TimeIndex
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
 VIEWS, TOKENS = 3, 4  # tokens per view
 EXACT, BROKEN = 1e-10, 1e-3
-# of Qwen2.5-VL, and of Qwen3-VL
+# of Qwen2.5-VL, of Qwen3-VL, and of Qwen3.5, whose decoder has a layer of Gated DeltaNet behind the two others
 LAYOUTS = {
     "axes in a row": HeadLayout.in_row(HEAD_DIM, MROPE_SECTION),
     "axes in turns": HeadLayout(HEAD_DIM, (*[0, 1, 2] * 4, *[0] * 4)),
+    "part of the channels": HYBRID_HEAD,
 }
 SHAPE = {"head": LAYOUTS["axes in a row"]}
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random poses, with intrinsics that are not the identity, square or centered."""
+    """Return random poses, with intrinsics that are not the identity, square or centered."""
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(batch, views, 3, 4, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(random[..., :3])
@@ -44,11 +46,11 @@ class Sequence:
     """Two samples of three views with four tokens each, between text or without it.
 
     Attributes:
-        qkv: q, k and v (B, L, heads, D), float64.
-        hidden_states: input of the layers' projections (B, L, W).
-        index: the camera of each token (B, L), -1 for none.
-        ids: position ids (3, B, L).
-        patch_centers: center of each token in its view (B, L, 2).
+        qkv: Q, k and v (B, L, heads, D), float64.
+        hidden_states: Input of the layers' projections (B, L, W).
+        index: The camera of each token (B, L), -1 for none.
+        ids: Position ids (3, B, L).
+        patch_centers: Center of each token in its view (B, L, 2).
         points: 3D point of each token (B, L, 3), in the frame of the first view and in meters.
     """
 
@@ -60,16 +62,17 @@ class Sequence:
     points: Tensor
 
     def constant_time(self) -> Sequence:
-        """Gives all views one time position."""
+        """Give all views one time position."""
         ids = self.ids.clone()
         ids[0, self.index >= 0] = ids[0, self.index >= 0].min()
         return replace(self, ids=ids)
 
     def shifted(self, by: int) -> Sequence:
+        """Shift all positions."""
         return replace(self, ids=self.ids + by)
 
     def cameras(self, poses: Tensor, K: Tensor, unit: float = 1.0) -> Cameras:
-        """Returns cameras with every tensor that an encoding may read."""
+        """Return cameras with every tensor that an encoding may read."""
         camera_to_world = invert_se3(poses[:, :1])
         rotated = (camera_to_world[..., :3, :3] @ (unit * self.points)[..., None])[..., 0]
         reference = torch.full((len(poses),), poses.shape[1] - 1)
@@ -79,6 +82,7 @@ class Sequence:
 
 
 def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
+    """Return random tokens of two samples, with `text` tokens before and after the views."""
     generator = torch.Generator().manual_seed(seed)
     length = VIEWS * TOKENS + 2 * text
     qkv = [
@@ -99,7 +103,7 @@ def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Seque
 
 
 def qkv_and_index(text: int) -> tuple[list[Tensor], Tensor]:
-    """Returns q, k and v, and the camera of each token."""
+    """Return q, k and v, and the camera of each token."""
     sequence = random_sequence(text)
     return sequence.qkv, sequence.index
 
@@ -107,34 +111,40 @@ def qkv_and_index(text: int) -> tuple[list[Tensor], Tensor]:
 class Decoder:
     """The attention of a decoder of two layers in float64, with an encoding bound to it.
 
+    With the head of a hybrid decoder, a layer of Gated DeltaNet follows, whose inputs are the same.
+
     Args:
-        encoding: its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
-        kv_heads: heads of k and v, as in the sequence.
+        encoding: Its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
+        kv_heads: Heads of k and v, as in the sequence.
     """
 
     def __init__(self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS) -> None:
-        frequencies = 1e4 ** -(torch.arange(HEAD_DIM // 2, dtype=torch.float64) / (HEAD_DIM // 2))
-        self.encoding = encoding
+        count = len(SHAPE["head"].axes)
+        frequencies = 1e4 ** -(torch.arange(count, dtype=torch.float64) / count)
+        self.encoding, self.is_hybrid = encoding, SHAPE["head"] is HYBRID_HEAD
         if encoding is not None:
             layout = DecoderLayout(HEADS * HEAD_DIM, LAYERS, HEADS, kv_heads, SHAPE["head"], (frequencies,))
-            encoding.bind_to_decoder(layout, range(LAYERS))
+            layout = hybrid_layout(HEADS * HEAD_DIM, HEADS, kv_heads) if self.is_hybrid else layout
+            (frequencies,) = layout.rope_frequencies
+            encoding.bind_to_decoder(layout, layout.layers)
             generator = torch.Generator().manual_seed(3)
             for parameter in encoding.double().parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)
         self.inv_freq = frequencies
 
     def rope(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute cosine and sine of position ids."""
         return mrope(ids, self.inv_freq)
 
     @torch.no_grad()
     def attend(self, sequence: Sequence, poses: Tensor, K: Tensor, unit: float = 1.0) -> Tensor:
-        """Computes the output of every layer for the same q, k and v: (layers, B, L, heads, D).
+        """Compute the output of every layer for the same q, k and v: (layers, B, L, heads, D).
 
         Args:
-            sequence: the tokens.
-            poses: world-to-camera.
-            K: normalized intrinsics.
-            unit: units of the poses per meter, for depth and points.
+            sequence: The tokens.
+            poses: World-to-camera.
+            K: Normalized intrinsics.
+            unit: Units of the poses per meter, for depth and points.
         """
         encoded, ids = None, sequence.ids
         if self.encoding is not None:
@@ -142,11 +152,12 @@ class Decoder:
             encoded = self.encoding.encode(cameras, **SHAPE, dtype=torch.float64)
             if self.encoding.time_index is not None:
                 ids = with_time_index(self.encoding.time_index, sequence, cameras)
-        return torch.stack([attend(encoded, layer, sequence, self.rope(ids)) for layer in range(LAYERS)])
+        outputs = [attend(encoded, layer, sequence, self.rope(ids)) for layer in range(LAYERS)]
+        return torch.stack([*outputs, *([delta_net(encoded, LAYERS, sequence)] if self.is_hybrid else [])])
 
 
 def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras) -> Tensor:
-    """Replaces the time of the visual tokens in the position ids."""
+    """Replace the time of the visual tokens in the position ids."""
     batch, views = cameras.world_to_camera.shape[:2]
     video, step = torch.arange(batch).repeat_interleave(views), torch.arange(views).repeat(batch)
     steps = TemporalPatches(
@@ -166,26 +177,53 @@ def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras)
 
 
 def mrope(ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes mRoPE's cosine and sine (B, L, D) from position ids (3, B, L)."""
+    """Compute mRoPE's cosine and sine (B, L, D) from position ids (3, B, L)."""
     axis = torch.tensor(SHAPE["head"].axes)
     angle = ids[axis].permute(1, 2, 0) * frequencies
     return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
 
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates the pairs (c, c + D/2) of x (B, L, heads, D)."""
-    a, b = x.chunk(2, -1)
+    """Rotate the pairs (c, c + F) of x (B, L, heads, D)."""
     cos, sin = (each[:, :, None] for each in rope)
-    return x * cos + torch.cat((-b, a), -1) * sin
+    rotated, other = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
+    a, b = rotated.chunk(2, -1)
+    return torch.cat((rotated * cos + torch.cat((-b, a), -1) * sin, other), -1)
 
 
 def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Computes causal attention with the hooks of one layer; None is the stock attention."""
+    """Compute causal attention with the hooks of one layer; None is the stock attention."""
     q, k, v = sequence.qkv
     acting = None if encoded is None else encoded.at_layer(layer, sequence.hidden_states, rope)
     acting = acting or EncodedCameras()
     q, k = acting.before_rope(q, k)
     q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
     heads = [x.transpose(1, 2) for x in (q, k, acting.transform_values(v))]
-    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)
+    output = F.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True, scale=HEAD_DIM**-0.5)  # type: ignore[misc, arg-type]
     return acting.transform_outputs(output.transpose(1, 2))
+
+
+def delta_net(encoded: EncodedCameras | None, layer: int, sequence: Sequence) -> Tensor:
+    """Computes Gated DeltaNet with the hooks of one layer; None is the stock layer.
+
+    Its queries and keys are the keys and values of the attention, its values the attention's queries.
+    """
+    v, q, k = sequence.qkv
+    beta, decay = v.mean(-1).sigmoid(), -F.softplus(v[..., 0]) / 8
+    acting = None if encoded is None else encoded.at_linear_layer(layer, sequence.hidden_states)
+    acting = acting or EncodedCameras()
+    q, k = acting.after_rope(*acting.before_rope(q, k))
+    return acting.transform_outputs(delta_rule(q, k, acting.transform_values(v), beta, decay))
+
+
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
+    """Computes the gated delta rule token by token: q, k (B, L, G, D); v and the output (B, L, H, D)."""
+    group = v.shape[2] // k.shape[2]
+    q, k = ((x / (x * x).sum(-1, keepdim=True).sqrt()).repeat_interleave(group, 2) for x in (q, k))
+    state, outputs = v.new_zeros(len(v), v.shape[2], v.shape[3], v.shape[3]), []
+    for t in range(v.shape[1]):
+        state = state * decay[:, t, :, None, None].exp()
+        read = (state * k[:, t, :, :, None]).sum(-2)
+        state = state + k[:, t, :, :, None] * (beta[:, t, :, None] * (v[:, t] - read))[:, :, None]
+        outputs.append((state * q[:, t, :, :, None]).sum(-2) * v.shape[-1] ** -0.5)
+    return torch.stack(outputs, 1)

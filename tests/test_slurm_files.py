@@ -1,0 +1,89 @@
+"""configs/slurm: bash runs them with a faked srun and SLURM's variables; each line is explained in the guide."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.callbacks.breakable import LAUNCHERS
+from tests.test_two_processes import REPOSITORY, SMALL
+
+FILES = sorted((REPOSITORY / "configs/slurm").glob("*.sbatch"))
+GUIDE = (REPOSITORY / "docs/guide/full_size.md").read_text()
+JOB = {"SLURM_JOB_NAME": "mine", "SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "2"}
+
+
+def start(file: Path, folder: Path, commands: dict[str, str], *words: str, tasks: int = 2) -> subprocess.Popen:
+    """Start the script in a folder with commands of its own, as SLURM does with these variables."""
+    (folder / "bin").mkdir()
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/activate").touch()
+    for name, does in commands.items():
+        (folder / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (folder / "bin" / name).chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if name != "ZOO_RUN"}
+    environment = {**kept, **JOB, "SLURM_NTASKS_PER_NODE": str(tasks), "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = f"{folder / 'bin'}:{os.environ['PATH']}"
+    return subprocess.Popen(["bash", str(file), *words], cwd=folder, env=environment)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_it_trains_and_tests_in_one_folder_and_each_line_is_explained(file: Path, tmp_path: Path) -> None:
+    srun = 'printf "%s " "$@" >> called; echo >> called'
+    words = ("--data.datasets", "[a b]", "--config", "prope.yaml")
+    assert start(file, tmp_path, {"srun": srun}, *words).wait(60) == 0
+    root = "--trainer.devices 2 --trainer.num_nodes 1 --trainer.default_root_dir runs/mine-17 "
+    assert (tmp_path / "called").read_text().splitlines() == [
+        f"python main.py fit {' '.join(words)} {root}",
+        f"python main.py test {root}",
+    ]
+    for line in file.read_text().splitlines()[2:]:
+        option = line.strip().removeprefix("#SBATCH ").removesuffix(" &")
+        if option in ("", "run() {", "}") or option.startswith(("run ", 'srun python main.py "$@"', "GPUS=")):
+            continue  # composed of other lines
+        assert f"`{option}`".replace("||", r"\|\|") in GUIDE, option
+
+
+@pytest.mark.parametrize(("status", "step"), [(143, "fit"), (143, "test"), (7, "fit")])
+def test_a_job_is_queued_again_at_its_time_limit_alone(status: int, step: str, tmp_path: Path) -> None:
+    """Its processes have time to save, and end with the status of SIGTERM."""
+    srun = f"""
+if [ "$3" != {step} ]; then exit 0; fi
+trap "sleep 0.2; touch saved; exit {status}" TERM
+touch started
+sleep 60 & wait"""
+    with start(
+        REPOSITORY / "configs/slurm/requeue.sbatch", tmp_path, {"srun": srun, "scontrol": 'echo "$@" > requeued'}
+    ) as job:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        job.terminate()
+    assert job.returncode == status and (tmp_path / "saved").exists()
+    requeued = tmp_path / "requeued"
+    assert (requeued.read_text() if requeued.exists() else None) == ("requeue 17\n" if status == 143 else None)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test_as_srun_starts_them(tmp_path: Path, rooms_root: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    ranks = [LAUNCHERS["SLURM"](rank, 2, port) for rank in range(2)]
+    started = [" ".join(f"{key}={value}" for key, value in rank.items()) + ' "$@" &' for rank in ranks]
+    srun = "\n".join(["children=()", *(f"{line}\nchildren+=($!)" for line in started)])
+    srun += '\nfor child in "${children[@]}"; do wait $child || exit $?; done'
+    python = f'shift; exec {sys.executable} {REPOSITORY / "main.py"} "$@"'
+    words = ["--config", "qwen25_vl.yaml", *SMALL, "--data.source.root", str(rooms_root), "--trainer.max_steps", "2"]
+    words += ["--trainer.strategy", "ddp"]
+    file = REPOSITORY / "configs/slurm/one_node.sbatch"
+    assert start(file, tmp_path, {"srun": srun, "python": python}, *words).wait(280) == 0
+    (folder,) = (tmp_path / "runs").iterdir()
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["counts"]["questions"] > 10 and folder.name == "mine-17"
