@@ -287,7 +287,7 @@ def test_every_protocol_sets_the_same_options() -> None:
 
 def test_a_protocol_alone_is_put_over_the_config_of_the_newest_run(monkeypatch: pytest.MonkeyPatch) -> None:
     run = ["--config", "runs/x/config.yaml", "--ckpt_path", "runs/x/checkpoints/last.ckpt"]
-    monkeypatch.setattr("commands.arguments._run_options", lambda options: run)
+    monkeypatch.setattr("commands.arguments._run_options", lambda *given: run)
     words = preprocess_argv(["test", "--data.num_frames=8", "--config=protocol_vg_llm.yaml"])
     assert words == ["test", *run, "--config", str(CONFIGS / "protocol_vg_llm.yaml"), "--data.num_frames=8"]
 
