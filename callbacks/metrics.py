@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.baselines.blind import BlindBaselines, blind_baselines, constant_baseline
+from callbacks.protocol import protocol_record
 from callbacks.reproduction import reproduction
 from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import Tally, add_records, benchmark_of, tally_of
@@ -43,12 +44,14 @@ class MetricsCallback(Callback):
     once.
 
     Args:
-        scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3); null is
-            its first.
+        scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3, geovr);
+            null is its first.
+        protocol: Name of the evaluation protocol, which `protocol_<name>.yaml` sets; metrics.json records it with what
+            departs from it.
     """
 
-    def __init__(self, scorer: str | None = None) -> None:
-        self.scorer = scorer
+    def __init__(self, scorer: str | None = None, protocol: str | None = None) -> None:
+        self.scorer, self.protocol = scorer, protocol
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check the scorer before the run starts, and suppress Lightning's own table."""
@@ -119,6 +122,7 @@ class MetricsCallback(Callback):
                 **({"objectives": scored.objectives} if scored.objectives else {}),
                 **_skipped(trainer),
                 reproduction=reproduction(trainer, pl_module),
+                protocol=protocol_record(trainer, self.protocol),
                 **_geometry(pl_module),
             )
             write_json(results_folder(trainer) / METRICS, content)

@@ -18,7 +18,8 @@ def reproduction(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
 
     Returns:
         "prompts" and "weights": digests of all prompts and of all weights, None without a `PredictionsCallback`;
-        "precision"; of a `VideoQADataModule` "prompt_prefix", "frames_as", "pixels" or "image_pixels"; of a
+        "precision"; of a `VideoQADataModule` "prompt_prefix", "prompt_wording", "frames_as", "pixels" or
+        "image_pixels" with "still_resize"; of a
         `VideoQATask` "time_index", "stop_tokens", "repetition_penalty", "max_new_tokens".
     """
     data: Any = getattr(trainer, "datamodule", None)
@@ -28,10 +29,12 @@ def reproduction(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
     found = {name: settings.get(name) for name in ("prompts", "weights")}
     found["precision"] = trainer.precision
     if hasattr(data, "frames_as"):
-        found |= {"prompt_prefix": data.source.benchmark.prefix, "frames_as": data.frames_as}
+        asked = data.source.benchmark
+        found |= {"prompt_prefix": asked.prefix, "prompt_wording": asked.wording, "frames_as": data.frames_as}
         if data.frames_as == "video":
             found["pixels"] = asdict(data.pixels)
         else:
+            found["still_resize"] = to_config(data.still_resize)
             found["image_pixels"] = asdict(bounds_of_images(data.image_pixels, data.requirements.image_pixels))
     if hasattr(task, "repetition_penalty"):
         found |= {

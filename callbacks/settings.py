@@ -37,7 +37,7 @@ _TRAINING = {
 }
 _ANSWERS = {"max_new_tokens", "repetition_penalty", "limit_test_batches"}
 _BOTH = {"dtype", "geometry_cache", "camera_source", "scale_from"}
-_FORWARD_PASS = {"active_branches", "seconds", "seconds_per_grid", "text_after_vision"}  # both as well
+_FORWARD_PASS = {"active_branches", "time_index", "text_after_vision"}  # both as well
 # those that change no answer of given weights: a test with others goes on where an interrupted one ended
 CHANGES_NO_ANSWER = _NOTHING | _TRAINING
 # those that change no result of a training: a run may be resumed with others

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from callbacks.checkpoint import FOLDER, LAST
-from commands.configs import load_configs, model_of
+from commands.configs import PROTOCOL, layer, load_configs, model_of
 from commands.parser import registered_classes
 from commands.runs import CONFIG, check_classes, newest_run, refuse_unreadable, run_of
 from zoo.errors import InputError
@@ -45,9 +45,13 @@ def preprocess_argv(arguments: list[str]) -> list[str]:
     if video and not Path(video).expanduser().exists():  # before a model is looked for
         raise InputError(f"{video}: no such video file or folder of frames")
     asks_help = any(word == "-h" or word.partition("=")[0].endswith("help") for word in options)
-    if command in EVALUATION and not configs and not asks_help:
-        options = [*_run_options(options, trusted), *options]
-    return [command, *(word for path in configs for word in ("--config", str(path))), *options]
+    protocols = [path for path in configs if layer(path) == PROTOCOL]
+    others = [path for path in configs if path not in protocols]
+    run: list[str] = []
+    if command in EVALUATION and not others and not asks_help:
+        run = _run_options(options, trusted)  # its config below a protocol
+    named = (word for paths in (others, protocols) for path in paths for word in ("--config", str(path)))
+    return [command, *run, *named, *options]
 
 
 def split_trusted(words: list[str]) -> tuple[list[str], list[str]]:

@@ -30,6 +30,7 @@ from zoo.geometry.base import encoder_frames
 from zoo.model import SpatialVLM
 from zoo.progress import progress
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import shown_frames
 from zoo.tasks import VideoQATask
 
 
@@ -61,8 +62,10 @@ def cache_geometry(arguments: list[str]) -> None:
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)
-            given = None if loaded.geometry is None else loaded.geometry.to(device)
-            frames = loaded.frames.to(device)
+            shown = shown_frames("image" if loaded.num_images else "video", model.stills_once)
+            given = None if loaded.geometry is None else loaded.geometry[shown].to(device)
+            seen = loaded.frames if loaded.geometry_frames is None else loaded.geometry_frames
+            frames = seen[shown].to(device)
             scene = encoder_frames(frames, model.backbone.patch_size, encoder.patch_size), given
             before = encoder.num_computed
             encoder(*([each] for each in scene), **wanted)

@@ -15,31 +15,37 @@ CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and reci
 BASES = "configs"  # key of a config that is composed of others
 RECIPE = "recipe"  # key of a config that names its recipe, which is read below all given configs
 RECIPES = "recipe_", "recipes"  # first part of a recipe's name, and a folder of recipes
+PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol, which is read over all other configs
+PROTOCOL = 2  # its layer
 
 
 def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
     """Read the named configs, in an order that does not depend on theirs.
 
-    Recipes come first: the others are read over them. jsonargparse drops the options of a part when a later config
-    names another class for it. So the config that names the model comes next, then those that name most classes.
+    Recipes come first: the others are read over them, and evaluation protocols over those. jsonargparse drops the
+    options of a part when a later config names another class for it. So the config that names the model comes next,
+    then those that name most classes.
 
     Raises:
         InputError: A config is absent or damaged, or two configs disagree.
     """
     contents = {path: read_config(path) for path in map(find_config, names)}
-    for kind in (True, False):
-        refuse_conflicts({path: content for path, content in contents.items() if is_recipe(path) == kind})
+    refuse_conflicts(contents)
 
-    def rank(path: Path) -> tuple[bool, bool, int, str]:
+    def rank(path: Path) -> tuple[int, bool, int, str]:
         content = contents[path]
-        return not is_recipe(path), model_of(content) is None, -str(content).count("class_path"), str(path)
+        return layer(path), model_of(content) is None, -str(content).count("class_path"), str(path)
 
     return {path: contents[path] for path in sorted(contents, key=rank)}
 
 
-def is_recipe(path: Path) -> bool:
-    """Whether a config is a recipe, which has data, optimizer and steps: `recipe_<name>.yaml`, or one in `recipes/`."""
-    return path.name.startswith(RECIPES[0]) or path.absolute().parent.name == RECIPES[1]
+def layer(path: Path) -> int:
+    """Return the layer of a config: below all others a recipe, above them a protocol (`protocol_<name>.yaml`).
+
+    A recipe has data, optimizer and steps: `recipe_<name>.yaml`, or one in `recipes/`.
+    """
+    is_recipe = path.name.startswith(RECIPES[0]) or path.absolute().parent.name == RECIPES[1]
+    return 0 if is_recipe else PROTOCOL if path.name.startswith(PROTOCOLS) else 1
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
@@ -96,8 +102,8 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     composed: dict[str, Any] = {}
-    for base in bases.values():
-        composed = override(composed, base)
+    for base in sorted(bases, key=layer):
+        composed = override(composed, bases[base])
     return override(composed, content)
 
 
@@ -111,9 +117,9 @@ def override(below: Any, above: Any) -> Any:
 
 
 def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Raise InputError if two configs set an option to different values."""
+    """Raise InputError if two configs of a layer set an option to different values."""
     for (first, mine), (second, other) in combinations(contents.items(), 2):
-        if key := find_conflict(mine, other):
+        if layer(first) == layer(second) and (key := find_conflict(mine, other)):
             option = key.replace(".init_args", "").removesuffix(".class_path")
             instead = "" if option == RECIPE else f", and set --{option} instead"
             raise InputError(f"{first} and {second} disagree about {option}: leave one of them out{instead}")

@@ -22,6 +22,7 @@ Commands:
     import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others; or of all of a dataset
     check-cameras   hold the cameras of a video against its images: convention, speed, jumps, intrinsics
     study           run the experiments of a YAML file, and write their tables
+    between         test what the difference of two evaluation protocols is made of
 
 Defaults, replaced by --config <file of configs/>, in any order:
     model           none: name one, such as prope.yaml or qwen25_vl.yaml
@@ -74,6 +75,7 @@ PLAIN = {
     "report": "commands.report:report",
     "probe": "commands.probe:probe",
     "study": "commands.study:study",
+    "between": "commands.between:between",
     "import-cameras": "commands.import_cameras:import_cameras",
     "check-cameras": "commands.check_cameras:check_cameras",
     "check-encoding": "commands.check_encoding:check_encoding",

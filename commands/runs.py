@@ -24,6 +24,11 @@ from zoo.weights.latest_run import trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
 
+FUSED_BY = {  # the backbone whose released weights have this fusion
+    "AddFusion": "PretrainedSpatialMLLM",
+    "PatchMergerFusion": "PretrainedVGLLM",
+    "StackFusion": "PretrainedSpatialStack",
+}
 RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
 
@@ -109,10 +114,11 @@ def resolve_run(command: str, settings: Any) -> None:
     elif asked is not None:
         checkpoint = Path(asked)
     elif command in ("validate", "test", "predict") and released and untrained and not may_be_untrained:
-        own = "; those of a Spatial-MLLM are for --model.backbone PretrainedSpatialMLLM"
+        loader = FUSED_BY.get(untrained)
+        own = f"; released weights with one are for --model.backbone {loader}" if loader else ""
         raise InputError(
             f"{untrained} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true "
-            f"to score them all the same{own if untrained == 'AddFusion' else ''}"
+            f"to score them all the same{own}"
         )
     if checkpoint is not None:
         _check(command, checkpoint, settings)
@@ -142,8 +148,9 @@ def _untrained(parts: Any) -> str | None:
     for part in ("camera_encoding", "view_mixer"):
         if parts.get(part) is not None:
             return _class(parts[part])
-    fusion, fuses = parts.get("fusion"), _class(parts.get("backbone")) == "PretrainedSpatialMLLM"
-    return None if fusion is None or (fuses and _class(fusion) == "AddFusion") else _class(fusion)
+    fusion, backbone = parts.get("fusion"), parts.get("backbone")
+    released = () if backbone is None else resolve_name(backbone.class_path).released_fusions
+    return None if fusion is None or _class(fusion) in released else _class(fusion)
 
 
 def _class(part: Any) -> str:

@@ -24,6 +24,7 @@ __getattr__, __all__ = lazy_exports(
             *("PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PosedScenes", "RealRooms"),
             *("Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
         ],
+        "still_resize": ["FixedWidthStills", "OriginalStills", "StillResize"],
         "datamodule": ["VideoQADataModule"],
         "frame_cache": ["FrameCache"],
     },

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
 # settings that the model's inputs depend on
-READ_FROM_RUN = ("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "pixels", "image_pixels")
+READ_FROM_RUN = (
+    *("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "prompt_wording"),
+    *("pixels", "image_pixels", "still_resize"),
+)
 NO_CAMERAS = (
     "this model needs cameras: of frames in memory give a zoo.geometry.SceneGeometry, else a video with cameras"
 )

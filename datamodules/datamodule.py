@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +30,7 @@ from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
 from datamodules.split_requirements import check_requirements
+from datamodules.still_resize import StillResize
 from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
@@ -70,8 +70,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
             its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
         prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts
             there; null is the benchmark's own, and "" none.
+        prompt_wording: Instruction after the question, such as `geovr` of VSI-Bench; null is the benchmark's own.
         pixels: Bounds of a frame's size in a video.
         image_pixels: Bounds of a still image's size; null is the model's own.
+        still_resize: How still images are resized in place of `image_pixels`, for a geometry encoder that sees other
+            pictures than the vision tower (`FixedWidthStills`, `OriginalStills`).
         batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
             question once.
         questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch. A scene
@@ -109,8 +112,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
         train_frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
         prompt_prefix: str | None = None,
+        prompt_wording: str | None = None,
         pixels: PixelBounds | None = None,
         image_pixels: PixelBounds | None = None,
+        still_resize: StillResize | None = None,
         batch_size: int = 1,
         questions_per_scene: int = 1,
         tokens_per_sequence: int | None = None,
@@ -147,6 +152,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
         if keep_in_memory and frame_cache is not None:
             raise InputError("keep_in_memory reads no --data.frame_cache: set --data.keep_in_memory false")
+        if still_resize is not None and (frame_cache is not None or perturbation is not None):
+            raise InputError("--data.still_resize has frames of two sizes: leave frame_cache and perturbation out")
         if (video is None) != (question is None):
             raise InputError("predict takes both --data.video and --data.question")
         self.source = source or Rooms()
@@ -168,6 +175,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.train_frame_pairing = train_frame_pairing or self.frame_pairing
         check_choice("frames_as", frames_as, FramesAs)
         self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
+        self.still_resize = still_resize
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
         self.pack_scenes, self.frame_cache = pack_scenes, frame_cache
@@ -180,9 +188,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([], self.sampler).num_views
         for each in (self.source, self.asked):
-            if each is not None and prompt_prefix is not None:
-                each.benchmark = copy(each.benchmark)
-                each.benchmark.prefix = prompt_prefix
+            if each is not None and (prompt_prefix, prompt_wording) != (None, None):
+                each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording)
 
     def prepare_data(self) -> None:
         state: Any = None if self.trainer is None else self.trainer.state.fn
@@ -253,6 +260,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
             "prompt_prefix": self.source.benchmark.prefix,
+            "prompt_wording": self.source.benchmark.wording,
             **asdict(self.filter),
         }
 
@@ -274,6 +282,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             frames_as=self.frames_as,
             image_bounds=self.image_pixels,
             frame_cache=self.frame_cache,
+            still_resize=self.still_resize,
         )
 
     @property

@@ -21,6 +21,7 @@ from datamodules.samplers import Consecutive, Duplicate, FramePairing, FrameSamp
 from datamodules.samplers.frame_pairing import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
 from datamodules.split_requirements import check_scene
+from datamodules.still_resize import StillResize
 from datamodules.video import Video, companion_name
 from zoo.cameras import SceneGeometry
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
@@ -105,6 +106,7 @@ class SceneDataset(Dataset):
         frames_as: How the frames of a video are shown, see `VideoQADataModule`.
         image_bounds: Pixel bounds of still images; those of the model's own processor if None.
         frame_cache: Keeps resized frames on disk; None decodes them each time.
+        still_resize: Resizes still images in place of `image_bounds`, without a frame cache.
     """
 
     def __init__(
@@ -119,11 +121,13 @@ class SceneDataset(Dataset):
         frames_as: FramesAs = "video",
         image_bounds: PixelBounds | None = None,
         frame_cache: FrameCache | None = None,
+        still_resize: StillResize | None = None,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.requirements, self.keep = requirements, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
+        self.still_resize = still_resize
         self.augmentation: Augmentation | None = None  # of a training
         self._kept: dict[int, OpenScene] = {}
 
@@ -224,6 +228,19 @@ class SceneDataset(Dataset):
         entry = self.frame_cache.entry(opened.video, frames, bounds, is_folder=is_folder, token_px=token_px)
         return self.frame_cache.get(entry, decode)
 
+    def _resize_stills(self, loaded: LoadedScene, opened: OpenScene, stills: Sequence[int]) -> None:
+        """Set the frames of a scene of still images, two for each.
+
+        Raises:
+            InputError: The model reads cameras or depth, which are those of the whole image.
+        """
+        needs = self.requirements
+        if needs.cameras or needs.depth or needs.targets:
+            raise InputError(f"--data.still_resize {type(self.still_resize).__name__} may crop images: leave it out")
+        assert self.still_resize is not None
+        resized = self.still_resize(opened.read(stills), needs.token_px)
+        loaded.frames, loaded.geometry_frames = (each.repeat_interleave(TEMPORAL_PATCH_SIZE, 0) for each in resized)
+
     def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:
         """Load raw frames of an open scene, two per temporal patch, with their times, cameras and depth.
 
@@ -246,10 +263,15 @@ class SceneDataset(Dataset):
                 sampled_seconds_per_grid(opened.times_s, len(frames)) if sampled else seconds_per_grid(times_s)
             )
             loaded.frame_times = tuple(times_s) if opened.has_times else None
-        loaded.frames = self._resized(opened, frames, bounds, is_folder)
+        if self.still_resize is not None and loaded.num_images:
+            self._resize_stills(loaded, opened, frames[::TEMPORAL_PATCH_SIZE])
+        else:
+            loaded.frames = self._resized(opened, frames, bounds, is_folder)
         loaded.frame_indices = tuple(frames)
+        assert loaded.frames is not None
         # 2. Cameras
-        loaded.geometry = opened.geometry(frames)
+        if loaded.geometry_frames is None:  # else its images may be cropped
+            loaded.geometry = opened.geometry(frames)
         if self.requirements.cameras and scene.cameras is not None and loaded.geometry is None:
             raise InputError(
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"

@@ -23,6 +23,7 @@ class LoadedScene:
         questions: The questions to ask.
         question_types: See `SceneInputs`, as for `draw`.
         frames: The selected and resized frames.
+        geometry_frames: The same as the geometry encoder sees them, where it sees others, see `StillResize`.
         frame_indices: Their indices among the video's raw frames.
         seconds_per_grid: Real seconds between two temporal patches.
         frame_times: Real seconds of each frame; None for images, or if unknown.
@@ -51,6 +52,7 @@ class LoadedScene:
     has_true_cameras: bool = True
     draw: int = 0
     question_types: tuple[str, ...] = ()
+    geometry_frames: UInt8[Tensor, "T 3 _H _W"] | None = None
 
     @property
     def num_answers(self) -> int:

@@ -121,11 +121,11 @@ def resize_frames(
         factor = 2 * token_px
         least, most = FOLDER_MIN_TOKENS * factor**2, FOLDER_MAX_TOKENS * factor**2
         first = smart_resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
-        frames = _resize_pillow(frames, first)
+        frames = resize_pillow(frames, first)
     size = bounds.frame_size(frames.shape[-2], frames.shape[-1], num_frames, token_px)
     if size == tuple(frames.shape[-2:]):
         return frames
-    resize = _resize_pillow if bounds.resize_backend == "pillow" else _resize_bicubic
+    resize = resize_pillow if bounds.resize_backend == "pillow" else _resize_bicubic
     return torch.cat([resize(chunk, size) for chunk in frames.split(CHUNK)])
 
 
@@ -135,7 +135,8 @@ def _resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _resize_pillow(frames: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_pillow(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "T 3 h w"]:
+    """Resize frames by Pillow's bicubic filter."""
     height, width = size
     images = (Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames)
     resized = [np.array(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]

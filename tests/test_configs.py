@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 import main
+from callbacks.protocol import departures
+from callbacks.settings import flatten
 from commands.arguments import preprocess_argv
 from commands.configs import CONFIGS, find_conflict, load_configs, read_config
 from datamodules import VideoQADataModule
@@ -25,6 +27,8 @@ MODELS = {
     "spatial_mllm.yaml": "SpatialMLLM",
     "concat_split.yaml": "ConcatSplitMLLM",
     "prope.yaml": "PRoPEMLLM",
+    "vg_llm.yaml": "VGLLM",
+    "spatial_stack.yaml": "SpatialStack",
 }
 WEIGHTS = {
     "scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct",
@@ -34,6 +38,8 @@ WEIGHTS = {
     "scale_qwen3vl_8b.yaml": "Qwen/Qwen3-VL-8B-Instruct",
     **{f"scale_qwen3_5_{size.lower()}.yaml": f"Qwen/Qwen3.5-{size}" for size in ("0.8B", "2B", "4B", "9B")},
     "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
+    "vg_llm_released.yaml": "zd11024/vgllm-qa-vggt-4b",
+    "spatial_stack_released.yaml": "Journey9ni/SpatialStack-Qwen3.5-4B",
 }
 TINY = {
     "scale_tiny.yaml": "zoo.TinyQwen25VL",
@@ -54,7 +60,7 @@ LOADING = {"batch_size", "questions_per_batch", "num_workers", "keep_in_memory"}
 DEVICES = {"precision", "accelerator", "devices"}
 STEPS = {"max_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "default_root_dir"}
 MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
-    "model": {"model": {"class_path", *PARTS}, "recipe": set()},
+    "model": {"model": {"class_path", "backbone", *PARTS}, "data": {"frames_as"}, "recipe": set()},
     "scale": {"model": {"backbone", "geometry"}, "recipe": set()},
     "recipe": {"model": TRAINING, "data": FRAMES | LOADING, "trainer": STEPS | DEVICES},
     "data": {"data": {"class_path", "source", "datasets", "question_types", "num_frames"}},  # of videos that need all
@@ -66,7 +72,16 @@ MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
         "data": {"train_frame_pairing"},
         "recipe": set(),
     },
+    "protocol": {
+        "model": {"time_index", "text_after_vision", "max_new_tokens", "repetition_penalty"},
+        "data": {
+            *("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "prompt_wording", "pixels"),
+            *("image_pixels", "still_resize"),
+        },
+        "metrics": {"scorer", "protocol"},
+    },
 }
+PROTOCOLS = [name for name in SHIPPED if name.startswith("protocol_")]
 Parsed = Callable[..., dict]
 
 
@@ -101,7 +116,7 @@ def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> No
         assert geometry == (None if MODELS[model] in WITHOUT_GEOMETRY else "zoo.DatasetGeometry")
     else:
         assert parts["backbone"]["init_args"]["path"] == WEIGHTS[scale]
-    if not is_tiny and scale != "spatial_mllm_released.yaml":
+    if not is_tiny and not scale.endswith("_released.yaml"):
         assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
 
 
@@ -127,7 +142,7 @@ def test_own_data_is_asked_whatever_its_types(parsed: Parsed, tmp_path: Path) ->
 
 def kind_of(name: str) -> str:
     """The kind that a config's name states; those of models state none."""
-    kind = "scale" if name == "spatial_mllm_released.yaml" else Path(name).stem.partition("_")[0]
+    kind = "scale" if name.endswith("_released.yaml") else Path(name).stem.partition("_")[0]
     return kind if kind in MAY_SET else "model"
 
 
@@ -159,7 +174,7 @@ def test_every_order_of_model_scale_data_and_recipe_is_read_in_one_order(monkeyp
     contents = {path: read_config(path) for path in CONFIGS.glob("*.yaml")}
     monkeypatch.setattr("commands.configs.read_config", contents.__getitem__)  # once each
     quartets = [(*trio, recipe) for trio, recipe in zip(TRIOS[::13], cycle(RECIPES), strict=False)]
-    for names in (*TRIOS, *quartets):
+    for names in (*TRIOS[::4], *quartets):
         orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(names)}
         (words,) = orders
         assert {Path(word).name for word in words[2::2]} == set(names)
@@ -236,6 +251,53 @@ def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: 
         read_config(Path("recipe.yaml"))
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_protocol_is_read_over_model_data_and_recipe_in_any_order(protocol: str, parsed: Parsed) -> None:
+    names = ("vg_llm.yaml", "data_vsibench.yaml", protocol, "scale_tiny_qwen3.yaml")
+    orders = [tuple(preprocess_argv(["test", *(f"--config={name}" for name in o)])) for o in permutations(names)]
+    assert len({*orders}) == 1 and Path(orders[0][-1]).name == protocol
+    config = parsed("test", *names)
+    stated = read_config(CONFIGS / protocol)
+    assert departures(stated, config) == {}  # frames_as is the protocol's, not the model's
+    changed = parsed("test", *names, options=("--data.num_frames=4", "--model.repetition_penalty=2.0"))
+    assert departures(stated, changed) == {
+        "data.num_frames": {"protocol": stated["data"]["init_args"]["num_frames"], "run": 4},
+        "model.repetition_penalty": {"protocol": stated["model"]["init_args"]["repetition_penalty"], "run": 2.0},
+    }
+    other = next(each for each in PROTOCOLS if each != protocol)
+    with pytest.raises(InputError, match="disagree about"):
+        load_configs([protocol, other])
+
+
+def test_every_row_of_the_published_models_is_read(parsed: Parsed) -> None:
+    page = (CONFIGS.parent / "docs/guide/published_models.md").read_text()
+    rows = [line.split() for line in page.splitlines() if line.startswith("test --config") and "data_vsibench" in line]
+    found = {tuple(row): [Path(word).name for word in preprocess_argv(row) if word.endswith(".yaml")] for row in rows}
+    assert {config for configs in found.values() for config in configs} >= {"vg_llm.yaml", "geovr.yaml", *PROTOCOLS} - {
+        "protocol_lmms_eval.yaml"
+    }
+    for row, configs in found.items():
+        if any("released" in config or config == "geovr.yaml" for config in configs):
+            config = parsed("test", *configs)
+            assert config["metrics"]["protocol"] == row[-1].removeprefix("protocol_").removesuffix(".yaml")
+            assert config["model"]["init_args"]["backbone"]["class_path"].startswith("zoo.Pretrained")
+
+
+def test_every_protocol_sets_the_same_options() -> None:
+    """Or an option of the model's config would remain below one of them."""
+    options = {name: {*flatten(read_config(CONFIGS / name))} for name in PROTOCOLS}
+    parts = ("data.pixels", "data.still_resize")  # bounds of frames that a protocol does not show
+    bare = {name: {each for each in own if not each.startswith(parts)} for name, own in options.items()}
+    assert len({*map(frozenset, bare.values())}) == 1
+
+
+def test_a_protocol_alone_is_put_over_the_config_of_the_newest_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ["--config", "runs/x/config.yaml", "--ckpt_path", "runs/x/checkpoints/last.ckpt"]
+    monkeypatch.setattr("commands.arguments._run_options", lambda *given: run)
+    words = preprocess_argv(["test", "--data.num_frames=8", "--config=protocol_vg_llm.yaml"])
+    assert words == ["test", *run, "--config", str(CONFIGS / "protocol_vg_llm.yaml"), "--data.num_frames=8"]
+
+
 def test_an_option_wins_over_a_config_that_follows_it(parsed: Parsed) -> None:
     option = ("--data.num_frames", "6", "--config", "recipe_full.yaml")
     assert parsed("fit", "prope.yaml", options=option)["data"]["init_args"]["num_frames"] == 6
@@ -264,7 +326,7 @@ def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
 
 def test_no_config_is_left_out() -> None:
     others = {*TINY, "model_default.yaml", "geometry_tiny.yaml", "strategy_fsdp2.yaml", "cameras_auto.yaml"}
-    others |= {"grpo.yaml", "geovr_tiny.yaml"}
+    others |= {*PROTOCOLS, "geovr.yaml", "geovr_tiny.yaml", "grpo.yaml"}
     assert set(SHIPPED) == {
         *MODELS,
         *WEIGHTS,

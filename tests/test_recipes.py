@@ -14,9 +14,11 @@ from PIL import Image
 import main
 from commands.configs import load_configs, read_config
 from tests.test_two_processes import REPOSITORY, run
+from zoo import VGLLM, LearningRates, TinyQwen25VL
 from zoo.errors import InputError
 
 RECIPES = sorted((REPOSITORY / "recipes").glob("spatial_mllm_*.yaml"))
+STILLS = ["vg_llm_4b", "spatial_stack_4b"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -31,6 +33,7 @@ def test_a_recipe_holds_the_published_settings_for_any_model(
         main.main()
     config = yaml.safe_load(capsys.readouterr().out)
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    assert model["learning_rates"].pop("vision_merger") == "connector"
     assert config["model"]["class_path"] == {"spatial_mllm": "zoo.SpatialMLLM", "prope": "zoo.PRoPEMLLM"}[kind]
     assert model["backbone"]["class_path"] == "zoo.PretrainedQwen25VL"
     assert {part: rate for part, rate in model["learning_rates"].items() if rate} == {
@@ -57,7 +60,10 @@ def test_the_recipe_of_geovr(tmp_path: Path, monkeypatch, capsys) -> None:
     config = yaml.safe_load(capsys.readouterr().out)
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     rates = {"decoder": 2e-5, "connector": 2e-5, "vision": None, "geometry": None, "encoding": 2e-4, "objective": 1e-4}
-    assert model["learning_rates"] == rates and model["optimizer"]["init_args"]["weight_decay"] == 0
+    assert (
+        model["learning_rates"] == {**rates, "vision_merger": "connector"}
+        and model["optimizer"]["init_args"]["weight_decay"] == 0
+    )
     assert model["teacher"]["init_args"]["encoder"]["init_args"]["layers"] == [4, 11, 17, 23]
     weights = {each["class_path"]: each["init_args"]["weight"] for each in model["objectives"]}
     assert list(weights.values()) == [1.0, 2.5, 1.0, 1.0, 1.0]
@@ -65,6 +71,40 @@ def test_the_recipe_of_geovr(tmp_path: Path, monkeypatch, capsys) -> None:
     assert 4 * data["batch_size"] * trainer["accumulate_grad_batches"] == 32
     page = recipe.with_suffix(".md").read_text()
     assert all(part["path"] in page for part in data["source"]["init_args"]["parts"])
+
+
+@pytest.mark.parametrize("name", STILLS)
+def test_a_recipe_of_stills_holds_the_published_settings(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    recipe = REPOSITORY / f"recipes/{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", str(recipe), "--print_config"])
+    with pytest.raises(SystemExit):
+        main.main()
+    config = yaml.safe_load(capsys.readouterr().out)
+    model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
+    rates = model["learning_rates"]
+    assert (rates["decoder"], rates["connector"], rates["vision"], rates["vision_merger"]) == (
+        1e-5,
+        1e-5,
+        None,
+        "vision",
+    )
+    assert model["optimizer"]["init_args"]["weight_decay"] == 0.01 and rates["geometry"] is None
+    assert model["geometry"]["init_args"]["layers"] == ([-2] if name == "vg_llm_4b" else [11, 17, 23])
+    assert data["frames_as"] == "image" and data["still_resize"]["class_path"] == "datamodules.FixedWidthStills"
+    assert 8 * data["batch_size"] * trainer["accumulate_grad_batches"] == 64 and trainer["max_epochs"] == 1
+    page = recipe.with_suffix(".md").read_text()
+    assert all(part["path"] in page for part in data["source"]["init_args"]["parts"])
+
+
+@pytest.mark.parametrize("vision_merger", ["connector", "vision"])
+def test_the_towers_merger_is_frozen_with_it_or_trained_with_the_connector(vision_merger: str) -> None:
+    rates = LearningRates(vision_merger=vision_merger)  # type: ignore[arg-type]
+    task = VGLLM(backbone=TinyQwen25VL(layers=2, hidden_size=64, heads=2), learning_rates=rates)
+    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert any(".visual.merger." in name for name in trained) == (vision_merger == "connector")
+    assert any("fusion.merger" in name for name in trained)
+    assert not any(".visual.blocks." in name for name in trained)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

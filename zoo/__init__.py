@@ -10,8 +10,10 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "backbones": [
-            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedQwen35"),
-            *("PretrainedSpatialMLLM", "TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
+            *("Backbone", "BackboneLoader", "PretrainedGeoVR", "PretrainedQwen25VL", "PretrainedQwen3VL"),
+            *("PretrainedQwen35",),
+            *("PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedVGLLM"),
+            *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],
         "encodings": [
@@ -22,7 +24,10 @@ __getattr__, __all__ = lazy_exports(
             "ViewMixer",
         ],
         "errors": ["InputError"],
-        "fusions": ["AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"],
+        "fusions": [
+            *("AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"),
+            *("PatchMergerFusion", "StackFusion"),
+        ],
         "scene_encoding.teacher": ["Teacher"],
         "geometry": [
             *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
@@ -39,12 +44,12 @@ __getattr__, __all__ = lazy_exports(
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "PRoPEMLLM"),
-            *("Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "SpatialMLLM", "SupervisedFineTuning", "Task"),
-            *("VGGTPretraining", "VideoQATask"),
+            *("Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "SpatialMLLM", "SpatialStack", "SupervisedFineTuning"),
+            *("Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),
-            *("SpanIndex", "TimestampIndex"),
+            *("BackboneIndex", "SpanIndex", "TimestampIndex"),
         ],
     },
 )

@@ -230,6 +230,7 @@ class AssembledModel(Configurable, nn.Module):
             tokens=self.uses_geometry_tokens,
             predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
             only_predicted=plan.source == "predicted",
+            stills_once=self.stills_once,
         )
 
     @property
@@ -246,6 +247,11 @@ class AssembledModel(Configurable, nn.Module):
     def uses_geometry_tokens(self) -> bool:
         """Whether 3D tokens reach the decoder; follows `fusion.active_branches`, which may change after training."""
         return self.fusion is not None and self.fusion.uses_geometry
+
+    @property
+    def stills_once(self) -> bool:
+        """Whether the geometry encoder sees a still once, and not as two equal frames."""
+        return self.fusion is not None and self.fusion.frames_per_token == 1
 
     @property
     def requirements(self) -> DataRequirements:

@@ -125,7 +125,7 @@ class BenchmarkScore(Metric):
         for answer in self._unique_answers().values():
             if answer.score is not None:
                 by_type.setdefault(answer.question_type, []).append(answer.score)
-        return self.benchmark.aggregate(by_type)
+        return self.benchmark.aggregate(by_type, self.scorer)
 
     def _unique_answers(self) -> dict[str, ScoredAnswer]:
         content = bytes(dim_zero_cat(self.lines).tolist()) if len(self.lines) else b""

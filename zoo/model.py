@@ -120,7 +120,12 @@ class SpatialVLM(AssembledModel):
         # 2. Geometry: 3D tokens, and cameras of the scenes that need predicted ones.
         needs = [self._needs_predicted_cameras(scene) for scene in scenes]
         geometry = encode_geometry(
-            self.geometry, scenes, self.backbone.patch_size, tokens=self.uses_geometry_tokens, cameras=any(needs)
+            self.geometry,
+            scenes,
+            self.backbone.patch_size,
+            tokens=self.uses_geometry_tokens,
+            cameras=any(needs),
+            stills_once=self.stills_once,
         )
         predicted = [each if need else None for each, need in zip(geometry, needs, strict=True)]
         # 3. Cameras per temporal patch, and what objectives learn to predict.

@@ -10,7 +10,7 @@ from zoo.camera_plan import CameraSource, Target
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
-from zoo.sequences.time_index import Seconds, TimeIndex
+from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
 from zoo.sequences.visual_grid import IMAGE_PIXELS
 
 if TYPE_CHECKING:
@@ -125,6 +125,11 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, 
     own = None if encoding is None else encoding.time_index
     if own is not None and given is not None:
         raise InputError(f"{type(encoding).__name__} sets the time index itself: leave --model.time_index out")
+    if isinstance(given, BackboneIndex):
+        counts_seconds = isinstance(default, TimestampIndex)
+        given = TimestampIndex(given.seconds_per_grid, given.seconds) if counts_seconds else default
+        if own is not None or (encoding is not None and encoding.requires_constant_time):
+            given = None if own is not None else ConstantIndex()
     chosen = own or given or default
     if encoding is not None and encoding.requires_constant_time and not chosen.constant:
         raise InputError(

@@ -142,7 +142,7 @@ def _score(answers: BY_ID, records: Sequence[ScoredAnswer], benchmark: Benchmark
     for record in records:
         by_type.setdefault(record.question_type, []).append(_score_of(answers, record, benchmark, scorer))
     covered = {kind: [each for each in own if each is not None] for kind, own in by_type.items() if None not in own}
-    result = benchmark.aggregate(covered)
+    result = benchmark.aggregate(covered, scorer)
     for group, kinds in benchmark.groups.items():
         if (by_type.keys() - covered.keys()) & set(kinds):
             result[group] = {"micro": None, "macro": None}

@@ -26,6 +26,7 @@ from zoo import (
     ConstantIndex,
     DeepFusion,
     LearningRates,
+    StackFusion,
     TinyDA3,
     TinyQwen3VL,
     TinyQwen25VL,
@@ -64,6 +65,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "DeepFusion": {
         "fusion": partial(DeepFusion, decoder_layers=[0, 1]),
         "geometry": lambda: TinyVGGT(embed_dim=32, depth=2, layers=[0, 1]),
+    },
+    "StackFusion": {
+        "fusion": partial(StackFusion, decoder_layers=[1, 1], hidden=16),
+        "geometry": lambda: TinyVGGT(embed_dim=32, depth=2, layers=[0, 1], reference="last"),
     },
     "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "camera_encoding": "PRoPE, ChannelRange", **VGGT},
     "prope.yaml": {
@@ -109,7 +114,7 @@ MODELS_AND_FAMILIES += [
     for name in HYBRID_MODELS
 ]
 LAYERS: dict[Any, int] = {
-    "DeepFusion": 3,  # behind the last one nothing is added
+    **dict.fromkeys(("DeepFusion", "StackFusion"), 3),  # behind the last one nothing is added
     ("PRoPE, AlternateAxes x and y", "Qwen3.5"): 6,  # two of full attention
 }
 MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # whose scenes may share a training sequence

@@ -144,11 +144,13 @@ def tiny_release() -> tuple[dict[str, Any], dict[str, Tensor]]:
 TINY_DINO = (32, 2, 2)
 
 
-def write_release(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shards: int = 3) -> None:
+def write_release(
+    folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shards: int = 3, processor: Any = None
+) -> None:
     """A folder as released: config, shards with an index, processor files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    tiny_processor().save_pretrained(folder)
+    (processor or tiny_processor()).save_pretrained(folder)
     (folder / "generation_config.json").write_text('{"repetition_penalty": 1.05}')
     weight_map = {}
     for i in range(shards):

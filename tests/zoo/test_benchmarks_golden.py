@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo.benchmarks import SQA3D, Benchmark, ReVSI, ScanQA, find_benchmark, registered_benchmarks
+from zoo.benchmarks import SQA3D, Benchmark, ReVSI, ScanQA, VSIBench, find_benchmark, registered_benchmarks
 from zoo.benchmarks.captions import caption_scores
 from zoo.benchmarks.free_answers import clean_answer
 from zoo.errors import InputError
@@ -28,6 +28,44 @@ def test_vsibench_by_lmms_eval() -> None:
         assert score_answer(*asked, scorer="lmms_eval_0.7.3") == pytest.approx(expected or 0.0, abs=1e-12), row
         different += score_answer(*asked, scorer="thinking_in_space") != (expected or 0.0)
     assert different > 20  # the control
+
+
+def test_vsibench_by_geovr() -> None:
+    """Directions are pooled by rows: thinking-in-space averages their three types."""
+    table = json.loads((GOLDEN / "geovr/tables.json").read_text())["metric"]
+    metrics = {scorer: BenchmarkScore(VSIBench(), scorer) for scorer in ("geovr", "thinking_in_space")}
+    different = 0
+    for row in table["rows"]:
+        asked = (str(row["prediction"]), str(row["ground_truth"]), row["question_type"])
+        expected = row["score"] or 0.0  # an empty choice crashes the published scorer
+        assert score_answer(*asked, scorer="geovr") == pytest.approx(expected, abs=1e-12), row
+        different += score_answer(*asked, scorer="thinking_in_space") != expected
+    for row in table["rows"][:-1]:
+        for metric in metrics.values():
+            metric.update([str(row["prediction"])], [str(row["ground_truth"])], [row["question_type"]])
+    assert different > 5  # the control
+    result = metrics["geovr"].compute()
+    assert result["all"]["macro"] == pytest.approx(table["aggregate"]["average_all_8_types"], abs=1e-12)
+    kinds = VSIBench.direction_types
+    counts = {kind: result["per_question_type"][kind]["count"] for kind in kinds}
+    pooled = sum(result["per_question_type"][kind]["score"] * n for kind, n in counts.items()) / sum(counts.values())
+    assert pooled == pytest.approx(table["aggregate"]["metrics_per_type"]["object_rel_direction"], abs=1e-12)
+    averaged = VSIBench().aggregate({"object_rel_direction_easy": [1.0, 1.0, 1.0], "object_rel_direction_hard": [0.0]})
+    assert averaged["all"]["macro"] == 0.5  # the control
+
+
+def test_the_wordings_of_vsibench() -> None:
+    own = VSIBench()
+    other = own.with_prompt("", "geovr")
+    number = "How many chairs?\nPlease answer the question ONLY using a single Arabic numeral."
+    assert other.user_text("How many chairs?", prefix=other.prefix) == number
+    choice = "Which?\nA. one\nB. two\nAnswer with ONLY the option's letter directly."
+    assert other.user_text("Which?", ["A. one", "B. two"]) == choice
+    assert "Options:" in own.user_text("Which?", ["A. one", "B. two"]) and own.wording is None
+    with pytest.raises(InputError, match="prompt_wording other: VSIBench has geovr"):
+        own.with_prompt(None, "other")
+    with pytest.raises(InputError, match="prompt_wording geovr: SQA3D has its own alone"):
+        SQA3D().with_prompt(None, "geovr")
 
 
 def test_revsi_by_lmms_eval() -> None:

@@ -137,7 +137,7 @@ def test_tensors_of_another_model_are_refused() -> None:
     with pytest.raises(InputError, match="don't fit this VGGT: .* missing: spatial_encoder"):
         load_spatial_mllm(meta["config"], official_weights(meta["config"], False))
     connector = [name for name in official if name.startswith("connector.")]
-    with pytest.raises(InputError, match=f"don't fit this connector: 1 misshapen: {connector[0]}"):
+    with pytest.raises(InputError, match=f"don't fit this fusion: 1 misshapen: {connector[0]}"):
         load_spatial_mllm(meta["config"], official | {connector[0]: torch.zeros(3)})
     older = {name.replace("spatial_encoder.vggt_model.", "vggt."): tensor for name, tensor in official.items()}
     older |= {"vggt_embedding_merger.vgg_to_language_ln_q.weight": torch.ones(64)}

@@ -14,14 +14,18 @@ from tests.zoo.released import build as build_case
 from tests.zoo.released import load_case
 from tests.zoo.showing import SAMPLES, batch, logits
 from zoo import (
+    VGLLM,
     CameraTokenFusion,
     ConcatSplitFusion,
     ConcatSplitMLLM,
     DeepFusion,
     InputError,
+    PatchMergerFusion,
     Qwen25VL,
     SpatialMLLM,
+    SpatialStack,
     SpatialVLM,
+    StackFusion,
     TinyQwen25VL,
     TinyVGGT,
 )
@@ -50,6 +54,8 @@ MODELS: dict[str, Callable[[], SpatialVLM]] = {
     "concat on the token": lambda: tiny(ConcatSplitMLLM, fusion=on_the_token),
     "camera token": lambda: tiny(SpatialMLLM, fusion=CameraTokenFusion),
     "deep": lambda: tiny(SpatialMLLM, fusion=partial(DeepFusion, decoder_layers=[0])),
+    "patch merger": lambda: tiny(VGLLM, fusion=partial(PatchMergerFusion, hidden=16)),
+    "stack": lambda: tiny(SpatialStack, fusion=partial(StackFusion, decoder_layers=[0, 0], hidden=16)),
 }
 
 

@@ -15,7 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from tests.zoo.showing import SAMPLES, batch, logits
-from zoo import InputError, PretrainedQwen3VL, PretrainedQwen25VL, SpatialVLM, TinyQwen3VL, TinyQwen25VL
+from zoo import (
+    InputError,
+    PretrainedGeoVR,
+    PretrainedQwen3VL,
+    PretrainedQwen25VL,
+    SpatialVLM,
+    TinyQwen3VL,
+    TinyQwen25VL,
+)
 from zoo.checkpoints import export_model, load_qwen3_vl, official_tensors
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.weights.hub import read_config
@@ -69,10 +77,39 @@ def test_a_folder_goes_out_and_comes_back(folder: Path, tmp_path: Path) -> None:
     again = SpatialVLM.from_pretrained(folder)
     assert isinstance(again.loader, PretrainedQwen3VL) and again.is_pretrained
     export_model(found, tmp_path / "twice")
-    for path in folder.iterdir():
+    for path in (path for path in folder.iterdir() if path.name != "README.md"):  # whose title is the folder's name
         assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes(), path.name
     text = read_config(folder)["text_config"]  # as transformers 4.57 reads it
     assert text["rope_theta"] == 5e6 and text["rope_scaling"]["mrope_section"] == [8, 4, 4]
+
+
+def test_a_geovr_is_read_past_what_its_training_needs(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stock = load_file(folder / "model.safetensors")
+    heads = {name: torch.ones(2, 3) for name in ("model.camera_token.weight", "dpt_head.norm.weight", "camera_head.x")}
+    release = tmp_path / "hub/GeoVR-VGGT-Qwen3-VL-2B"
+    shutil.copytree(folder, release)
+    save_file(stock | heads, release / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="is a GeoVR: take --model.backbone PretrainedGeoVR"):
+        PretrainedQwen3VL(str(release)).load()
+    asked: list[Any] = []
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append((repository, allow_patterns[0]))
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr("zoo.weights.hub.snapshot_download", download)
+    model = SpatialVLM(PretrainedGeoVR(dtype="float32"))  # a folder of a hub repository
+    assert {*asked} == {("WHB139426/GeoVR", "GeoVR-VGGT-Qwen3-VL-2B/*.json")}
+    given = batch(model, [SAMPLES["stills and videos"]])
+    plain = SpatialVLM(PretrainedQwen3VL(str(folder), dtype="float32"))
+    assert torch.equal(logits(model, given)[0], logits(plain, given)[0])  # nothing is left of the training
+    export_model(model, tmp_path / "again")
+    assert load_file(tmp_path / "again/model.safetensors").keys() == stock.keys()
+    save_file({"an_unknown_head.weight": torch.ones(2), **stock}, release / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match="1 unexpected: an_unknown_head.weight"):
+        PretrainedGeoVR(str(release)).load()
 
 
 def test_a_fresh_process_finds_the_loaders(folder: Path) -> None:

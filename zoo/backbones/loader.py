@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from zoo.backbones.base import Backbone
+from zoo.backbones.official_names import Layout
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
@@ -32,10 +33,14 @@ class BackboneLoader(Configurable, ABC):
     Attributes:
         is_pretrained: Whether the weights answer questions without training here.
         released_path: Folder or hub id of the released weights; None for random ones.
+        layout: Where the released files keep a geometry encoder and a fusion; empty without.
+        released_fusions: Classes of the fusions that may have been released with the weights.
     """
 
     is_pretrained: bool = False
     released_path: str | None = None
+    layout: Layout = {}
+    released_fusions: tuple[str, ...] = ()
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
         if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:

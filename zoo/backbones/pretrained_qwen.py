@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from huggingface_hub.errors import StrictDataclassError
 
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.official_names import FUSED, QWEN3, QWEN25, QWEN35
+from zoo.backbones.official_names import (
+    GEOVR_TRAINING,
+    QWEN3,
+    QWEN25,
+    QWEN35,
+    SPATIAL_MLLM,
+    STACK,
+    STACK_VGGT,
+    VG_LLM,
+    VG_LLM_FIRST,
+)
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.qwen_weights import FAMILIES, empty_qwen, qwen_filler
 from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_5_config, qwen3_config
@@ -126,6 +136,49 @@ class PretrainedQwenVL(BackboneLoader):
             raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader} for it")
         if "quantization_config" in self.settings:
             raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
+        names = () if builds_shapes_only() else self.tensors
+        by_config = [title for title, fused in FUSED.items() if fused.is_config(self.settings)]
+        by_names = [title for title, fused in FUSED.items() if any(name.startswith(fused.prefixes) for name in names)]
+        for title in () if self.skip else (*by_config, *by_names):
+            raise InputError(f"{self.path} is a {title}: take --model.backbone {FUSED[title].loader} for it")
+
+
+def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a Spatial-MLLM."""
+    return "spatial" in str(config.get("model_type"))
+
+
+def is_vg_llm(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a VG-LLM with its geometry encoder, in either layout."""
+    has_encoder = config.get("use_geometry_encoder") or config.get("use_vggt_feature")
+    return bool(has_encoder) and config.get("model_type") == QWEN25 and "geometry_fusion_layers" not in config
+
+
+def is_spatial_stack(config: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a SpatialStack with its geometry encoder, on Qwen3.5."""
+    return bool(config.get("use_geometry_encoder")) and config.get("model_type") == QWEN35
+
+
+class FusedModel(NamedTuple):
+    """A released model with more parts than its backbone.
+
+    Attributes:
+        loader: The class that loads it.
+        is_config: Whether a config.json is of it.
+        prefixes: Of the official names of its other parts.
+    """
+
+    loader: str
+    is_config: Callable[[Mapping[str, Any]], bool]
+    prefixes: tuple[str, ...]
+
+
+FUSED = {
+    "Spatial-MLLM": FusedModel("PretrainedSpatialMLLM", is_spatial_mllm, tuple(SPATIAL_MLLM)),
+    "VG-LLM": FusedModel("PretrainedVGLLM", is_vg_llm, (*VG_LLM, *VG_LLM_FIRST)),
+    "SpatialStack": FusedModel("PretrainedSpatialStack", is_spatial_stack, (STACK_VGGT, STACK)),
+    "GeoVR": FusedModel("PretrainedGeoVR", lambda config: False, GEOVR_TRAINING),
+}
 
 
 class PretrainedQwen25VL(PretrainedQwenVL):
@@ -149,16 +202,13 @@ class PretrainedQwen25VL(PretrainedQwenVL):
         with config_errors(self.folder):
             return ReleasedConfig(self.settings)
 
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return super().reads(config) and not is_vg_llm(config)
+
     @property
     def vlm_config(self) -> Any:
         return self.config.qwen
-
-    def _refuse_others(self) -> None:
-        super()._refuse_others()
-        names = () if builds_shapes_only() else self.tensors
-        is_fused = is_spatial_mllm(self.settings) or any(name.startswith(FUSED) for name in names)
-        if is_fused and not self.skip:
-            raise InputError(f"{self.path} is a Spatial-MLLM: take --model.backbone PretrainedSpatialMLLM for it")
 
 
 class PretrainedQwen3VL(PretrainedQwenVL):
@@ -186,6 +236,31 @@ class PretrainedQwen3VL(PretrainedQwenVL):
         return qwen3_config(self.settings, str(self.folder / CONFIG))
 
 
+class PretrainedGeoVR(PretrainedQwen3VL):
+    """Released weights of GeoVR (arXiv 2606.05833): Qwen3-VL, trained with heads that no answer needs.
+
+    The files may hold the heads, their tokens and the frozen teachers; they are not read.
+
+    Args:
+        path: A folder of the hub repository (`WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B`, `-4B`; `GeoVR-Omega-...`) or a
+            local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: The type in which the weights are kept.
+    """
+
+    released = "WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B"
+    skip = GEOVR_TRAINING
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return False  # its config is Qwen3-VL's: the names of its tensors tell
+
+
 class PretrainedQwen35(PretrainedQwenVL):
     """Released weights of a dense Qwen3.5 or Qwen3.6.
 
@@ -204,16 +279,11 @@ class PretrainedQwen35(PretrainedQwenVL):
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
-        return config.get("model_type") in (QWEN35, f"{QWEN35}_moe")
+        return config.get("model_type") in (QWEN35, f"{QWEN35}_moe") and not is_spatial_stack(config)
 
     @property
     def vlm_config(self) -> Any:
         return qwen3_5_config(self.settings, str(self.folder / CONFIG))
-
-
-def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of a Spatial-MLLM."""
-    return "spatial" in str(config.get("model_type"))
 
 
 @contextmanager

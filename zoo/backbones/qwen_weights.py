@@ -19,7 +19,16 @@ from transformers import (
 from transformers.modeling_utils import local_torch_dtype
 
 from zoo.backbones.loader import BackboneLoader
-from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, QWEN3, QWEN25, QWEN35, current_name, released_name
+from zoo.backbones.official_names import (
+    LM_HEAD,
+    NOT_LOADED,
+    QWEN3,
+    QWEN25,
+    QWEN35,
+    Layout,
+    current_name,
+    released_name,
+)
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
@@ -54,13 +63,14 @@ class EmptyQwenVL(BackboneLoader):
     Args:
         config: Transformers' config of the model.
         dtype: Of the weights.
+        layout: See `BackboneLoader`.
     """
 
     is_pretrained = True
 
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, config: Any, dtype: torch.dtype, layout: Layout | None = None) -> None:
         super().__init__()
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.layout = config, dtype, layout or {}
 
     def load(self) -> QwenVLBackbone:
         return FAMILIES[self.config.model_type].backbone(empty_qwen(self.config, self.dtype), None)

@@ -8,12 +8,13 @@ from typing import Any
 import yaml
 from transformers import Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
+from zoo.backbones.released_geometry import GEOMETRY_KEYS, VGGT_SIZES
 from zoo.errors import InputError
 
-OTHERS = {"model_type", "architectures", "auto_map", "spatial_config", "connector_config", "vggt_aggregator"}
+GEOMETRY_PARTS = {"spatial_config", "connector_config", "vggt_aggregator", *GEOMETRY_KEYS}
+OTHERS = {"model_type", "architectures", "auto_map", *GEOMETRY_PARTS}
 CONNECTOR_TYPE = "mlp_add"
 KNOWN = Path(__file__).parent / "released_configs.yaml"
-SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}  # of VGGT, in `spatial_config`
 
 
 class ReleasedConfig:
@@ -32,10 +33,10 @@ class ReleasedConfig:
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        flat = {name: value for name, value in config.items() if name not in OTHERS}
-        self.qwen = Qwen2_5_VLConfig(**config.get("qwen", flat))
+        settings = config.get("qwen", config)
+        self.qwen = Qwen2_5_VLConfig(**{name: value for name, value in settings.items() if name not in OTHERS})
         spatial, connector = config.get("spatial_config") or {}, config.get("connector_config") or {}
-        sizes = {name: spatial.get(name, default) for name, default in SIZES.items()}
+        sizes = {name: spatial.get(name, default) for name, default in VGGT_SIZES.items()}
         self.aggregator: dict[str, Any] = sizes | (config.get("vggt_aggregator") or {})
         self.layer = int(connector.get("spatial_embeds_layer_idx", -1))
         kind = connector.get("connector_type", CONNECTOR_TYPE)
@@ -60,7 +61,7 @@ def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLC
 
 def qwen3_5_config(config: dict[str, Any], source: str = "the config") -> Qwen3_5Config:
     """Return transformers' config of a Qwen3.5, see `qwen3_config`."""
-    found = Qwen3_5Config.from_dict(config)
+    found = Qwen3_5Config.from_dict({name: value for name, value in config.items() if name not in GEOMETRY_PARTS})
     _check_sections(found.text_config, source)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from copy import copy
 from pkgutil import resolve_name
 from typing import Any, ClassVar
 
@@ -28,9 +29,14 @@ class Benchmark(Configurable, ABC):
         metric_types: Question types whose answers are lengths or areas, in meters or the like.
         averaged_types: Groups of question types that the macro means count as one type, by the group's name.
         scorers: Names of the official scorers; the first is the default.
+        pooling_scorers: Those of them whose macro means count a group in `averaged_types` by its questions, not by the
+            means of its types.
         columns: The results table: title of each column and the question types that it averages, numeric ones first.
             The question types of a group in `averaged_types` share a column.
         prefix: First line of the user's text, a setting of a test (`--data.prompt_prefix`); empty for none.
+        wording: Name of the instruction after the question, a setting of a test (`--data.prompt_wording`); None is the
+            benchmark's own.
+        wordings: Names of those that it knows.
     """
 
     numeric_types: ClassVar[tuple[str, ...]] = ()
@@ -39,8 +45,11 @@ class Benchmark(Configurable, ABC):
     metric_types: ClassVar[tuple[str, ...]] = ()
     averaged_types: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     scorers: ClassVar[tuple[str, ...]]
+    pooling_scorers: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     prefix: str = ""
+    wording: str | None = None
+    wordings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
@@ -105,15 +114,30 @@ class Benchmark(Configurable, ABC):
             raise InputError(f"unknown scorer {scorer!r}; {self.name} has {', '.join(self.scorers)}")
         return scorer or self.scorers[0]
 
+    def with_prompt(self, prefix: str | None, wording: str | None) -> Benchmark:
+        """Return this benchmark with another prefix or wording; None keeps its own.
+
+        Raises:
+            InputError: It has no such wording.
+        """
+        if wording is not None and wording not in self.wordings:
+            known = ", ".join(self.wordings) or "its own alone"
+            raise InputError(f"--data.prompt_wording {wording}: {self.name} has {known}")
+        changed = copy(self)
+        changed.prefix = self.prefix if prefix is None else prefix
+        changed.wording = self.wording if wording is None else wording
+        return changed
+
     def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:
         """Return the measures of a whole test that are no means over its answers; empty without any."""
         return {}
 
-    def aggregate(self, scores: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    def aggregate(self, scores: Mapping[str, Sequence[float]], scorer: str | None = None) -> dict[str, dict[str, Any]]:
         """Aggregate the scores of a test.
 
         Args:
             scores: The scores of all questions of each type.
+            scorer: That made them; None is the default.
 
         Returns:
             `{"per_question_type": {type: {"score", "count"}}, "acc": {"micro", "macro"}, "mra": ..., "all": ...}`.
@@ -123,18 +147,19 @@ class Benchmark(Configurable, ABC):
         scores = {kind: scores[kind] for kind in self.question_types if scores.get(kind)}
         types = {kind: {"score": _mean(values), "count": len(values)} for kind, values in scores.items()}
         groups = {
-            group: self._means({kind: scores[kind] for kind in kinds if kind in scores})
+            group: self._means({kind: scores[kind] for kind in kinds if kind in scores}, scorer)
             for group, kinds in self.groups.items()
         }
         return {"per_question_type": types, **groups}
 
-    def _means(self, scores: Mapping[str, Sequence[float]]) -> dict[str, float | None]:
+    def _means(self, scores: Mapping[str, Sequence[float]], scorer: str | None) -> dict[str, float | None]:
         if not scores:
             return {"micro": None, "macro": None}
         means = {kind: _mean(values) for kind, values in scores.items()}
         for name, kinds in self.averaged_types.items():
-            if merged := [means.pop(kind) for kind in sorted(kinds) if kind in means]:
-                means[name] = float(np.mean(merged))
+            if merged := {kind: means.pop(kind) for kind in sorted(kinds) if kind in means}:
+                pooled = [score for kind in merged for score in scores[kind]]
+                means[name] = _mean(pooled) if scorer in self.pooling_scorers else float(np.mean([*merged.values()]))
         # numpy's mean in alphabetical order equals Spatial-MLLM's printed macro mean to the last bit
         macro = float(np.mean([means[kind] for kind in sorted(means)]))
         return {"micro": _mean([score for values in scores.values() for score in values]), "macro": macro}

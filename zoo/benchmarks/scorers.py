@@ -18,6 +18,11 @@ arXiv 2412.14171, section 3). The implementations differ in how they parse answe
 `lmms_eval_0.7.3` (lmms-eval 0.7.3, lmms_eval/tasks/vsibench/utils.py; 0.7.2 is `thinking_in_space`)
     As `thinking_in_space`, but a number is the first one anywhere in the answer, in digits or in English words.
 
+`geovr` (GeoVR, arXiv 2606.05833)
+    A choice is the answer's first character, in its own case. A number is the whole answer, parsed by `float()`. The
+    error |ŷ - y| / y is compared by a strict `<` in float64; a ground truth of 0 has to be hit. Its means take the
+    question types of a group together, question by question (`Benchmark.pooling_scorers`).
+
 An answer that is not a number scores 0 with each of them.
 """
 
@@ -118,6 +123,13 @@ def float64_mra(answer: float, truth: float) -> float:
     return 0.0 if truth == 0 else float(np.mean(abs(answer - truth) / truth <= 1 - THRESHOLDS))
 
 
+def strict_float64_mra(answer: float, truth: float) -> float:
+    """Return GeoVR's MRA."""
+    if truth == 0:
+        return float(answer == 0)
+    return float(np.mean(abs(answer - truth) / truth < 1 - THRESHOLDS.round(2)))  # 0.9, not linspace's 0.8999...
+
+
 def _read_tagged_number(text: str) -> float | None:
     return to_float(read_tagged(text).replace(",", ""))
 
@@ -130,4 +142,5 @@ SCORERS = {
     "spatial_mllm": Scorer(read_tagged, read_tagged, _read_tagged_number, _read_tagged_number, strict_float32_mra),
     "thinking_in_space": Scorer(read_first_word, str.lower, _read_first_number, to_float, float64_mra),
     "lmms_eval_0.7.3": Scorer(read_first_word, str.lower, read_any_number, to_float, float64_mra),
+    "geovr": Scorer(lambda text: text[:1], str, to_float, to_float, strict_float64_mra),
 }

@@ -52,6 +52,10 @@ class SceneGeometry(Movable):
         """The geometry of some frames."""
         return SceneGeometry(**{name: value[frames] for name, value in self.present().items()})
 
+    def repeated(self, times: int) -> SceneGeometry:
+        """The geometry with each frame several times in a row."""
+        return SceneGeometry(**{name: value.repeat_interleave(times, 0) for name, value in self.present().items()})
+
     @property
     def has_cameras(self) -> bool:
         """Whether there are poses and intrinsics; `has_camera` marks the frames whose camera is valid."""

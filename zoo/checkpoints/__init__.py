@@ -1,5 +1,21 @@
-"""Official checkpoints in and out: Qwen-VL models and Spatial-MLLM, in memory or as a released folder."""
+"""Official checkpoints in and out: Qwen-VL models and those fused with VGGT, in memory or as a released folder."""
 
-from zoo.backbones import PretrainedQwen3VL, PretrainedQwen25VL, PretrainedQwen35, PretrainedSpatialMLLM
-from zoo.checkpoints.export import export_model, official_tensors, unofficial_parts
-from zoo.checkpoints.from_tensors import load_qwen3_5, load_qwen3_vl, load_qwen25_vl, load_spatial_mllm
+from zoo.backbones import (
+    PretrainedGeoVR,
+    PretrainedQwen3VL,
+    PretrainedQwen25VL,
+    PretrainedQwen35,
+    PretrainedSpatialMLLM,
+    PretrainedSpatialStack,
+    PretrainedVGLLM,
+)
+from zoo.checkpoints.export import export_model, official_parameters, official_tensors, unofficial_parts
+from zoo.checkpoints.from_tensors import (
+    load_qwen3_5,
+    load_qwen3_vl,
+    load_qwen25_vl,
+    load_spatial_mllm,
+    load_spatial_stack,
+    load_vg_llm,
+)
+from zoo.checkpoints.official_parts import official_3d_tokens, official_fusion, official_pictures

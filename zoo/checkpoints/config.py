@@ -1,4 +1,4 @@
-"""config.json of Qwen-VL models and Spatial-MLLM, as it is written."""
+"""config.json of Qwen-VL models and of those fused with VGGT, as it is written."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
-from zoo.backbones.official_names import QWEN3, QWEN35
-from zoo.backbones.released_configs import CONNECTOR_TYPE, OTHERS, SIZES
+from zoo.backbones.official_names import QWEN3, QWEN35, VG_LLM_FIRST
+from zoo.backbones.released_configs import CONNECTOR_TYPE, GEOMETRY_PARTS, OTHERS
+from zoo.backbones.released_geometry import GEOMETRY_KEYS, STACK_ADD, VGGT_SIZES
+from zoo.checkpoints.layouts import official_layout
+from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
 from zoo.geometry.vggt.aggregator import Aggregator
 from zoo.geometry.vggt_encoder import VGGTEncoder
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
+AGGREGATOR = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
 NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transformers 5
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the config.json, as the transformers of the release writes it, of a Qwen-VL or a Spatial-MLLM.
+    """Return the config.json, as the transformers of the release writes it, of a Qwen-VL or one fused with VGGT.
 
     Args:
         model: The exported model.
@@ -28,26 +32,65 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     if model.backbone.vlm.config.model_type == QWEN3:
         return _nested(model.backbone.vlm.config) if source is None else source
     if model.backbone.vlm.config.model_type == QWEN35:
-        return _current(model.backbone.vlm.config) if source is None else source
+        current = _current(model.backbone.vlm.config) if source is None else source
+        qwen = {name: value for name, value in current.items() if name not in GEOMETRY_PARTS}
+        return qwen | fused_settings(model, source or {}, "Qwen3_5ForConditionalGenerationWithGeometry")
     flat = _flat(model.backbone.vlm.config) if source is None else source
     qwen = {name: value for name, value in flat.items() if name not in OTHERS}
-    if model.fusion is None:
-        return {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], **qwen}
+    if not isinstance(model.fusion, AddFusion):
+        stock = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], **qwen}
+        return stock | fused_settings(model, source or {}, "Qwen2_5_VLForConditionalGenerationWithVGGT")
     kept, geometry = source or {}, model.geometry
     assert isinstance(geometry, VGGTEncoder)
-    defaults = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
-    given: Any = geometry.vggt.config["aggregator"]
-    aggregator = defaults | given
+    aggregator = _aggregator(geometry)
     connector = {"connector_type": CONNECTOR_TYPE, "spatial_embeds_layer_idx": geometry.layers[0]}
     config = {
         "model_type": "spatial-mllm",
         "architectures": ["SpatialMLLMForConditionalGeneration"],
         **qwen,
-        "spatial_config": kept.get("spatial_config", {}) | {name: aggregator.pop(name) for name in SIZES},
+        "spatial_config": kept.get("spatial_config", {}) | {name: aggregator.pop(name) for name in VGGT_SIZES},
         "connector_config": kept.get("connector_config", {}) | connector,
     }
-    unusual = {name: value for name, value in aggregator.items() if value != defaults[name]}
-    return config | ({"vggt_aggregator": unusual} if unusual else {})  # the published code has no such settings
+    return config | _unusual(aggregator)
+
+
+def fused_settings(model: SpatialVLM, source: dict[str, Any], architecture: str) -> dict[str, Any]:
+    """Return what VG-LLM and SpatialStack write about their encoder and fusion; nothing for a model without."""
+    if model.fusion is None:
+        return {}
+    assert isinstance(model.geometry, VGGTEncoder)
+    return {
+        "architectures": source.get("architectures", [architecture]),
+        **{name: source[name] for name in GEOMETRY_KEYS if name in source},
+        **_geometry_keys(model, model.geometry),
+        **_unusual(_aggregator(model.geometry)),
+    }
+
+
+def _aggregator(geometry: VGGTEncoder) -> dict[str, Any]:
+    """Return all arguments of the aggregator."""
+    given: Any = geometry.vggt.config["aggregator"]
+    return AGGREGATOR | given
+
+
+def _unusual(aggregator: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that differ from VGGT-1B's, for which the published code has no settings."""
+    unusual = {name: value for name, value in aggregator.items() if value != AGGREGATOR[name]}
+    return {"vggt_aggregator": unusual} if unusual else {}
+
+
+def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder) -> dict[str, Any]:
+    """Return the settings of encoder and fusion that follow from the model."""
+    fusion, reference = model.fusion, {"reference_frame": geometry.reference}
+    if isinstance(fusion, PatchMergerFusion) and official_layout(model) == VG_LLM_FIRST:
+        return {"use_vggt_feature": True, **reference, "vggt_merger_hidden_dim": fusion.hidden}
+    shared = {"use_geometry_encoder": True, "geometry_encoder_type": "vggt", **reference, "fusion_num_layers": 1}
+    shared["geometry_merger_type"] = "mlp"
+    if isinstance(fusion, PatchMergerFusion):
+        return {**shared, "feature_fusion_method": "add", "geometry_merger_hidden_dim": fusion.hidden}
+    assert isinstance(fusion, StackFusion)
+    layers = {"geometry_fusion_layers": fusion.decoder_layers, "geometry_encoder_layers": list(geometry.layers)}
+    return {**shared, "feature_fusion_method": STACK_ADD, **layers}
 
 
 def _flat(config: Qwen2_5_VLConfig) -> dict[str, Any]:

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from torch import Tensor
+from torch import Tensor, nn
 
-from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, OFFICIAL_VGGT, QWEN25, released_name
+from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, QWEN, VGGT_MODEL, Layout, released_name
 from zoo.checkpoints.config import released_config
-from zoo.checkpoints.names import CONNECTOR, QWEN, VGGT_MODEL, model_names, official_name
-from zoo.configuration import complete_config, to_config
+from zoo.checkpoints.layouts import official_layout, unofficial_fusion
+from zoo.checkpoints.names import model_names, official_name
+from zoo.configuration import complete_config, known_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
-from zoo.fusions import AddFusion
 from zoo.geometry import CachedGeometry
-from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.weights.frozen import released_sources
 from zoo.weights.hub import CONFIG, find_folder, read_config
 from zoo.weights.lazy_tensors import INDEX, open_weights
@@ -27,7 +26,6 @@ from zoo.weights.model_card import FILE, model_card
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-OFFICIAL_FUSION = {"active_branches": "both", "temporal_merge": "concat"}
 OFFICIAL_TEXT = "max_thw"  # `text_after_vision` of a model that is loaded from official files
 EMBEDDINGS = "model.language_model.embed_tokens.weight"  # which a tied lm_head equals
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
@@ -40,8 +38,8 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     Qwen3.5's prediction of several tokens at once.
 
     Args:
-        model: A Qwen-VL or a Spatial-MLLM. LoRA is merged in the written weights; the model stays as it is. A
-            geometry behind a cache is loaded.
+        model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written
+            weights; the model stays as it is. A geometry behind a cache is loaded.
         out: A new or empty folder.
         dtype: Of the weights; None is that of the folder they came from, else the model's.
 
@@ -56,12 +54,15 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     config: Any = model.backbone.vlm.config
     source = find_folder(config.name_or_path, config.name_or_path) if config.name_or_path else None
     with new_folder(out) as folder:
-        save_torch_state_dict(_as_in(source, tensors, dtype, config.model_type), folder)
+        layout = official_layout(model)
+        save_torch_state_dict(_as_in(source, tensors, dtype, config.model_type, layout or {}), folder)
         written = released_config(model, None if source is None else read_config(source))
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
         write_json(folder / CONFIG, written)
-        write_whole(folder / FILE, model_card(out.name, to_config(model), dict(released_sources(model).values())))
+        # of a model from tensors in memory, the backbone has no configuration
+        parts = {"class_path": "zoo.SpatialVLM", "init_args": known_config(model)}
+        write_whole(folder / FILE, model_card(out.name, parts, dict(released_sources(model).values())))
         if source is not None:
             for path in (path for pattern in TEXT_FILES for path in source.glob(pattern)):
                 if path.name not in (CONFIG, INDEX):
@@ -75,23 +76,17 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model that no official layout has."""
-    geometry = None if model.geometry is None else model.geometry.meta_encoder
-    parts = (model.camera_encoding, model.view_mixer, model.fusion, geometry, *model.objectives.with_token.values())
-    chosen = {name: getattr(model.fusion, name, official) for name, official in OFFICIAL_FUSION.items()}
-    fused = AddFusion if model.backbone.vlm.config.model_type == QWEN25 else type(None)
-    known = fused | None if model.fusion is None else fused | VGGTEncoder | None  # no VGGT for cameras alone
-    found = [type(part).__name__ for part in parts if not isinstance(part, known)]
-    if geometry is not None and geometry.num_layers > 1:
-        found.append(f"geometry of {geometry.num_layers} layers")
+    parts = (model.camera_encoding, model.view_mixer, *model.objectives.with_token.values())
+    found = [type(part).__name__ for part in parts if part is not None] + unofficial_fusion(model)
     if complete_config(model.time_index) != complete_config(model.backbone.default_time_index()):
         found.append(f"time_index: {type(model.time_index).__name__}")
     if model.text_after_vision != OFFICIAL_TEXT:
         found.append(f"text_after_vision: {model.text_after_vision}")
-    return found + [f"{name}: {value}" for name, value in chosen.items() if value != OFFICIAL_FUSION[name]]
+    return found
 
 
 def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
-    """Return the tensors of a Qwen-VL or a Spatial-MLLM by official names, without a tied lm_head.
+    """Return the tensors of a released model by official names, without a tied lm_head.
 
     Heads of objectives, which no answer needs, are left out.
 
@@ -109,15 +104,11 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     config: Any = model.backbone.vlm.config
     if config.tie_word_embeddings:
         del state[QWEN + LM_HEAD]
-    family = config.model_type
-    fusion, geometry = model.fusion, model.geometry
-    is_vggt = isinstance(geometry, VGGTEncoder) and geometry.num_layers == 1
-    is_fused = is_vggt and isinstance(fusion, AddFusion) and family == QWEN25
-    parts = (QWEN, VGGT_MODEL, CONNECTOR) if is_fused else (QWEN,)
-    if beyond := [name for name in state if not name.startswith(parts)]:
+    family, layout = config.model_type, official_layout(model) or {}
+    if beyond := [name for name in state if not name.startswith((QWEN, *layout.values()))]:
         raise InputError(
-            f"{type(model).__name__} can't be exported, only a Qwen-VL, or a Spatial-MLLM of one layer with AddFusion: "
-            f"{len(beyond)} tensors are in neither, such as {beyond[-1]}"
+            f"{type(model).__name__} can't be exported, only a Qwen-VL, or what was released: VGGT of one layer with "
+            f"AddFusion or PatchMergerFusion, or StackFusion: {len(beyond)} tensors are in none, such as {beyond[-1]}"
         )
 
     def merged(name: str) -> Tensor:
@@ -130,25 +121,36 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
         return (tensor.to(exact) + update).detach().to(tensor.dtype)
 
     joined: dict[str, Tensor] = {}
-    for name in dict.fromkeys(official_name(name, family) for name in state):
-        rows = [merged(part) for part in model_names(name, family)]
+    for name in dict.fromkeys(official_name(name, family, layout) for name in state):
+        rows = [merged(part) for part in model_names(name, family, layout)]
         joined[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
     return joined
 
 
+def official_parameters(model: SpatialVLM) -> dict[str, nn.Parameter]:
+    """Return the parameters of a released model by official names, but for joint ones that are several here."""
+    family, layout = model.backbone.vlm.config.model_type, official_layout(model) or {}
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        official = official_name(name, family, layout)
+        if len(model_names(official, family, layout)) == 1:
+            found[official] = parameter
+    return found
+
+
 def _as_in(
-    source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype | None, family: str
+    source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype | None, family: str, layout: Layout
 ) -> dict[str, Tensor]:
     """Return the tensors in the dtypes of the folder they came from, and the unread parts from there."""
     old = {} if source is None else open_weights(source)
-    has_vggt = any(name.startswith(OFFICIAL_VGGT) for name in tensors)
+    of_vggt = tuple(theirs for theirs, ours in layout.items() if ours == VGGT_MODEL)
     written = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
     for name in old:
-        ours = official_name(model_names(name, family)[0], family)
+        ours = official_name(model_names(name, family, layout)[0], family, layout)
         if ours in tensors:
             written[ours] = tensors[ours].to(dtype or old[name].dtype)
         elif name == LM_HEAD:  # tied: the source holds it twice, so does the copy
             written[name] = tensors[released_name(EMBEDDINGS, family)].to(dtype or old[name].dtype, copy=True)
-        elif name.startswith(NOT_LOADED) or (has_vggt and name.startswith(OFFICIAL_VGGT)):
+        elif name.startswith((*NOT_LOADED, *of_vggt)):
             written[name] = old[name].to(dtype or old[name].dtype)
     return written

@@ -1,4 +1,4 @@
-"""Qwen-VL models and Spatial-MLLM from tensors with official names; the `Pretrained` backbones read folders."""
+"""Released models from tensors with official names; the `Pretrained` backbones read folders."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from typing import Any
 
 import torch
 
-from zoo.backbones.official_names import FUSED
-from zoo.backbones.pretrained_spatial_mllm import load_connector, load_vggt
+from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
 from zoo.backbones.qwen_weights import EmptyQwenVL, qwen_filler, refuse_v1
 from zoo.backbones.released_configs import ReleasedConfig, qwen3_5_config, qwen3_config
-from zoo.fusions import AddFusion
-from zoo.geometry.vggt_encoder import VGGTEncoder
+from zoo.backbones.released_geometry import (
+    ReleasedGeometry,
+    spatial_mllm_geometry,
+    spatial_stack_geometry,
+    vg_llm_geometry,
+)
 from zoo.model import SpatialVLM
 from zoo.weights.deferred import load_or_defer
-from zoo.weights.lazy_tensors import Tensors
+from zoo.weights.lazy_tensors import FirstNames, Tensors
 
 
 def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -77,13 +80,59 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     refuse_v1(state_dict)
-    released, dtype = ReleasedConfig(config), _dtype(state_dict)
-    vggt = load_vggt(released, state_dict, dtype)
-    vggt.source = {}  # a saved model has these weights in it: no loader reads them again
-    qwen = EmptyQwenVL(released.qwen, dtype)
-    model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(vggt, (released.layer,)), fusion=AddFusion)
-    _fill(model, state_dict, skip=FUSED)
-    load_connector(model.fusion, state_dict)
+    released = ReleasedConfig(config)
+    return _load(released.qwen, spatial_mllm_geometry(released.aggregator, released.layer), state_dict)
+
+
+def load_vg_llm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
+    """Return a VG-LLM with these weights, in their dtype; all parameters are trainable.
+
+    Args:
+        config: {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator, absent for VGGT-1B's}, or its
+            config.json.
+        state_dict: As for `load_qwen25_vl`, with VGGT and merger in either released layout, which the names tell apart;
+            VGGT's dense heads, which this model does not use, may be absent or present.
+
+    Raises:
+        InputError: Lists tensors that are missing, unexpected or of another shape; or a fusion of another kind.
+    """
+    return _load(ReleasedConfig(config).qwen, vg_llm_geometry(_settings(config), state_dict), state_dict)
+
+
+def load_spatial_stack(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
+    """Return a SpatialStack with these weights, in their dtype; all parameters are trainable.
+
+    Args:
+        config: {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator, absent for VGGT-1B's}, or its
+            config.json.
+        state_dict: By official names; the parts that the published class registers twice have either name or both.
+
+    Raises:
+        InputError: Lists tensors that are missing, unexpected or of another shape; or a fusion of another kind.
+    """
+    settings = _settings(config)
+    is_qwen25 = "text_config" not in settings
+    qwen = ReleasedConfig(config).qwen if is_qwen25 else qwen3_5_config(settings)
+    tensors = FirstNames(state_dict, STACK_QWEN25_SECOND_NAMES if is_qwen25 else STACK_SECOND_NAMES)
+    return _load(qwen, spatial_stack_geometry(settings, tensors, is_qwen25=is_qwen25), tensors)
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    return config | config.get("qwen", {})
+
+
+def _load(qwen: Any, parts: ReleasedGeometry | None, tensors: Tensors) -> SpatialVLM:
+    """Return a model with its geometry encoder and fusion, if it has some."""
+    dtype = _dtype(tensors)
+    if parts is None:
+        model = SpatialVLM(EmptyQwenVL(qwen, dtype))
+        _fill(model, tensors)
+        return model
+    encoder = parts.load_encoder(tensors, dtype)
+    encoder.vggt.source = {}  # a saved model has these weights in it: no loader reads them again
+    model = SpatialVLM(EmptyQwenVL(qwen, dtype, parts.layout), geometry=lambda: encoder, fusion=parts.fusion)
+    _fill(model, tensors, skip=parts.prefixes)
+    parts.load_fusion(model.fusion, tensors)
     return model
 
 

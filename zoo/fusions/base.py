@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError, check_choice
-from zoo.geometry.base import SceneGeometry
+from zoo.geometry.base import SceneGeometry, covers
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, GridTHW
 
 ActiveBranches = Literal["both", "2d", "3d"]
@@ -63,17 +63,20 @@ class Fusion(Configurable, nn.Module, ABC):
         active_branches: The branch that reaches the decoder, or both; the tokens of the other are zero. An ablation of
             trained models, without retraining.
         temporal_merge: The 3D tokens of the two frames that are merged into one 2D token are concatenated (as
-            published), or both replaced by their `mean` or by the `first`. The weights have the same shapes.
+            published), or replaced by their `mean` or by the `first`. The weights have the same shapes.
         deepstack: Keep the vision tower's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
             those of the 2D branch; without, the fused tokens are all that the decoder sees.
 
     Attributes:
         appended: The tokens appended to the 2D tokens.
+        frames_per_token: Frames whose 3D tokens each 2D token gets: both of its temporal patch, or one. A still is two
+            equal frames; a fusion of one frame has the geometry encoder see it once.
         parts_2d: Names of the submodules of the 2D branch.
         parts_3d: Names of the submodules of the 3D branch.
     """
 
     appended: ExtraTokens = ExtraTokens.NONE
+    frames_per_token: int = TEMPORAL_PATCH_SIZE
     parts_2d: tuple[str, ...] = ()
     parts_3d: tuple[str, ...] = ()
 
@@ -89,6 +92,11 @@ class Fusion(Configurable, nn.Module, ABC):
         super().__init__()
         check_choice("active_branches", active_branches, ActiveBranches)
         check_choice("temporal_merge", temporal_merge, TemporalMerge)
+        if temporal_merge == "concat" and self.frames_per_token == 1:
+            raise InputError(
+                f"--model.fusion.temporal_merge concat: {type(self).__name__} reads one frame per token, choose mean "
+                "or first for the two frames of a video"
+            )
         self.width, self.geometry_width = width, geometry_width
         self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 
@@ -199,21 +207,25 @@ class Fusion(Configurable, nn.Module, ABC):
     def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t n merged"]:
         """Concatenate the 3D tokens under each 2D token, see `merge_spatial`.
 
+        The encoder may see one more row and column of patches than the tower, which merges them by twos.
+
         Raises:
             InputError: The geometry has frames of another size.
         """
         patches = self.paired(geometry.patches, "3D tokens", grid_thw)
-        grid, wanted = patches.shape[2:4], [int(side) for side in grid_thw[1:]]
-        if list(grid) != wanted:
+        grid, (height, width) = patches.shape[2:4], (int(side) for side in grid_thw[1:])
+        if not covers((height, width), (grid[0], grid[1])):
             raise InputError(
-                f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {wanted[0]} x {wanted[1]}: "
+                f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {height} x {width}: "
                 "give the geometry encoder the frames in the size in which the vision tower sees them"
             )
-        tokens = patches.to(dtype).flatten(0, 1).flatten(1, 2)
-        return merge_spatial(tokens, grid_thw).unflatten(0, (int(grid_thw[0]), -1))
+        tokens = patches[:, :, :height, :width].to(dtype).flatten(0, 1).flatten(1, 2)
+        return merge_spatial(tokens, grid_thw, self.frames_per_token).unflatten(0, (int(grid_thw[0]), -1))
 
-    def paired(self, tokens: Float[Tensor, "S ..."] | None, kind: str, grid_thw: GridTHW) -> Float[Tensor, "t 2 ..."]:
-        """Return the tokens of the two frames of each temporal patch, after `temporal_merge`.
+    def paired(
+        self, tokens: Float[Tensor, "S ..."] | None, kind: str, grid_thw: GridTHW
+    ) -> Float[Tensor, "t frames ..."]:
+        """Return the tokens of each temporal patch: of `frames_per_token` frames, after `temporal_merge`.
 
         Args:
             tokens: Of each frame.
@@ -231,4 +243,4 @@ class Fusion(Configurable, nn.Module, ABC):
         if self.temporal_merge == "concat":
             return pairs
         one = pairs.mean(1, keepdim=True) if self.temporal_merge == "mean" else pairs[:, :1]
-        return one.expand_as(pairs)
+        return one.expand(-1, self.frames_per_token, *one.shape[2:])

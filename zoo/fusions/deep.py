@@ -1,4 +1,4 @@
-"""3D tokens of several layers into several decoder layers: SpatialStack's fusion."""
+"""3D tokens of several layers into several decoder layers: SpatialStack's fusion, and one of merged frames."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError
-from zoo.fusions.base import Fusion
+from zoo.fusions.base import Fusion, TemporalMerge
 from zoo.fusions.connector import Connector
+from zoo.fusions.patch_merger import HIDDEN, PatchMerger, PatchNorm
 from zoo.geometry.base import SceneGeometry
 from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, SPATIAL_MERGE_SIZE, GridTHW
 
 
 class DeepFusion(Fusion):
-    """Add 3D tokens to the visual tokens behind several decoder layers (SpatialStack, arXiv 2603.27437).
+    """Add 3D tokens to the visual tokens behind several decoder layers, as SpatialStack (arXiv 2603.27437) does.
+
+    `StackFusion` is SpatialStack's own; this one merges two frames by Spatial-MLLM's connector.
 
     Their features go the way of DeepStack's, and are added to those where the backbone has some. Each decoder layer has
     a connector of its own; the 2D tokens at the decoder's entrance stay as they are. Before training all features are
@@ -27,12 +30,12 @@ class DeepFusion(Fusion):
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens, of all their layers together.
         decoder_layers: Counted from 0. The first one gets the 3D tokens of the first `--model.geometry.layers`, and so
-            on; those of an encoder with one layer reach all of them. The decoder's last layer is none of them, since
-            nothing reads its visual tokens.
+            on; those of an encoder with one layer reach all of them. One that is named twice gets the sum. The
+            decoder's last layer is none of them, since nothing reads its visual tokens.
         options: `active_branches`, `temporal_merge` and `deepstack`, see `Fusion`.
 
     Raises:
-        InputError: No decoder layer, or one that is negative or named twice.
+        InputError: No decoder layer, or a negative one.
     """
 
     parts_3d = ("connectors",)
@@ -42,8 +45,8 @@ class DeepFusion(Fusion):
     ) -> None:
         super().__init__(width, geometry_width, **options)
         self.decoder_layers = list(decoder_layers)
-        if not self.decoder_layers or min(self.decoder_layers) < 0 or len({*decoder_layers}) < len(self.decoder_layers):
-            raise InputError(f"--model.fusion.decoder_layers {self.decoder_layers}: name different layers from 0 on")
+        if not self.decoder_layers or min(self.decoder_layers) < 0:
+            raise InputError(f"--model.fusion.decoder_layers {self.decoder_layers}: name layers from 0 on")
         self.shares = 1
         self.connectors = nn.ModuleList()
 
@@ -62,8 +65,11 @@ class DeepFusion(Fusion):
                 "decoder layer, or a single one for all"
             )
         self.shares = num_encoder_layers
-        inputs = PATCHES_PER_TOKEN * self.geometry_width // self.shares
-        self.connectors.extend(Connector(inputs, self.width, self.width, zero=True) for _ in range(count))
+        self.connectors.extend(self.build_connector(self.geometry_width // self.shares) for _ in range(count))
+
+    def build_connector(self, channels: int) -> nn.Module:
+        """Build the connector of one decoder layer, for 3D tokens of `channels`; its output starts at zero."""
+        return Connector(PATCHES_PER_TOKEN * channels, self.width, self.width, zero=True)
 
     def forward(
         self,
@@ -82,8 +88,10 @@ class DeepFusion(Fusion):
         found = self.branch_3d(geometry, grid_thw, dtype)
         if found is None:
             return None
-        of_layer = dict(zip(self.decoder_layers, found, strict=True))
         nothing = torch.zeros_like(found[0])
+        of_layer: dict[int, Tensor] = {}
+        for layer, features in zip(self.decoder_layers, found, strict=True):
+            of_layer[layer] = of_layer[layer] + features if layer in of_layer else features
         return torch.stack([of_layer.get(layer, nothing) for layer in range(max(self.decoder_layers) + 1)])
 
     def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "connectors t n D"]:
@@ -93,3 +101,36 @@ class DeepFusion(Fusion):
         return torch.stack(
             [connector(share.flatten(-2)) for connector, share in zip(self.connectors, each, strict=True)]
         )
+
+
+class StackFusion(DeepFusion):
+    """SpatialStack's fusion (arXiv 2603.27437): a `PatchMerger` per decoder layer, which sees each still once.
+
+    Args:
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens, of all their layers together.
+        decoder_layers: See `DeepFusion`.
+        hidden: Channels of the mergers' hidden layer.
+        norm: Of each patch: `layer` in the released model, `rms` in its Qwen2.5-VL variant.
+        temporal_merge: See `PatchMergerFusion`.
+        options: `active_branches` and `deepstack`, see `Fusion`.
+    """
+
+    frames_per_token = 1
+
+    def __init__(
+        self,
+        width: int,
+        geometry_width: int,
+        decoder_layers: Sequence[int] = (0, 1, 2),
+        *,
+        hidden: int = HIDDEN,
+        norm: PatchNorm = "layer",
+        temporal_merge: TemporalMerge = "mean",
+        **options: Any,
+    ) -> None:
+        super().__init__(width, geometry_width, decoder_layers, temporal_merge=temporal_merge, **options)
+        self.hidden, self.norm = hidden, norm
+
+    def build_connector(self, channels: int) -> nn.Module:
+        return PatchMerger(channels, self.hidden, self.width, self.norm, zero=True)

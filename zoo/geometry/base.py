@@ -167,9 +167,25 @@ def check_size(height: int, width: int, patch: int) -> None:
         )
 
 
+def covers(grid: tuple[int, int], own: tuple[int, int]) -> bool:
+    """Whether an encoder's rows and columns of patches are the vision tower's, or at most one more of each."""
+    return all(0 <= here - side <= 1 for here, side in zip(own, grid, strict=True))
+
+
 def encoder_frames(
-    frames: Shaped[Tensor, "S 3 H W"], tower_patch_size: int, patch_size: int
+    frames: Shaped[Tensor, "S 3 H W"], tower_patch_size: int, patch_size: int, grid: tuple[int, int] | None = None
 ) -> Float[Tensor, "S 3 h w"]:
-    """Prepare frames for a geometry encoder: in 0..1, with its patches on the grid of the vision tower's."""
+    """Prepare frames for a geometry encoder: in 0..1, with its patches on the grid of the vision tower's.
+
+    Args:
+        frames: In the tower's size, which are resampled; or in the encoder's own, see `covers`.
+        tower_patch_size: In pixels.
+        patch_size: Of the encoder, in pixels.
+        grid: Rows and columns of the tower's patches; None is that of frames in the tower's size.
+    """
     scaled = frames if frames.is_floating_point() else frames.float() / 255
+    height, width = frames.shape[-2:]
+    has_own_size = not (height % patch_size or width % patch_size)
+    if grid and has_own_size and covers(grid, (height // patch_size, width // patch_size)):
+        return scaled
     return resample_frames(scaled, tower_patch_size, patch_size)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.geometry.base import DatasetGeometries, Head
 from zoo.geometry.license import announce_license
 from zoo.geometry.scale import ScaleSource
@@ -28,9 +28,11 @@ from zoo.geometry.vggt.official import official_tensors
 from zoo.seed import resolve_seed
 from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile, Tensors, UnopenedTensors
 
+ReferenceFrame = Literal["first", "last"]
+
 
 class VGGTEncoder(TrunkEncoder):
-    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the first frame as the world.
+    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the reference frame as the world.
 
     Args:
         vggt: With its weights.
@@ -38,6 +40,7 @@ class VGGTEncoder(TrunkEncoder):
             where negative.
         weights: Official tensors from which a head that `vggt` lacks is loaded when it is enabled.
         scale_from: How lengths become meters; None keeps the scene's own unit.
+        reference: The frame that is the world: with `last`, VGGT sees the frames in reverse.
 
     Raises:
         InputError: There is no such layer, or no depth head that the scale needs.
@@ -54,10 +57,12 @@ class VGGTEncoder(TrunkEncoder):
         layers: Sequence[int] = (-1,),
         weights: Tensors | None = None,
         scale_from: ScaleSource | None = None,
+        reference: ReferenceFrame = "first",
     ) -> None:
+        check_choice("reference", reference, ReferenceFrame)
         trunk = vggt.aggregator
         super().__init__(layers, trunk.depth, 2 * trunk.embed_dim, pose_encoding_to_cameras)
-        self.vggt, self.patch_size, self._weights = vggt, trunk.patch_size, weights
+        self.vggt, self.patch_size, self._weights, self.reference = vggt, trunk.patch_size, weights, reference
         self.align_lengths(scale_from)
 
     @property
@@ -69,7 +74,8 @@ class VGGTEncoder(TrunkEncoder):
         """See `GeometryEncoder`."""
         trunk = self.vggt.aggregator
         config = {name: self.vggt.config[name] for name in ("aggregator", *(f"{head}_head" for head in self.heads))}
-        return {**config, "layers": self.layer_numbers, "dtype": str(trunk.camera_token.dtype)}
+        reference = {} if self.reference == "first" else {"reference": self.reference}
+        return {**config, "layers": self.layer_numbers, "dtype": str(trunk.camera_token.dtype), **reference}
 
     def blocks(self) -> list[nn.Module]:
         """See `GeometryEncoder`."""
@@ -105,7 +111,11 @@ class VGGTEncoder(TrunkEncoder):
         self, images: Float[Tensor, "B S 3 H W"], given: DatasetGeometries, *, tokens: bool, heads: Sequence[str]
     ) -> tuple[VGGTOutput, dict[str, Tensor | None]]:
         """See `TrunkEncoder`."""
-        output = self.vggt.compute(images, self.layer_numbers if tokens else (), heads)
+        layers = self.layer_numbers if tokens else ()
+        if self.reference == "first":
+            output = self.vggt.compute(images, layers, heads)
+        else:
+            output = self.vggt.compute(images.flip(1), layers, heads).reversed()
         return output, {
             "depth": None if output.depth is None else output.depth[..., 0],
             "points": output.points,
@@ -122,6 +132,7 @@ class PretrainedVGGT(VGGTEncoder):
             where negative.
         dtype: Of the aggregator; the heads are float32.
         scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
+        reference: The frame that is the world.
     """
 
     def __init__(
@@ -130,13 +141,14 @@ class PretrainedVGGT(VGGTEncoder):
         layers: Sequence[int] = (-1,),
         dtype: Literal["float32", "bfloat16"] = "float32",
         scale_from: ScaleSource | None = None,
+        reference: ReferenceFrame = "first",
     ) -> None:
         weights = official_tensors(path)
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
         vggt = VGGT.from_official(trunk, weights, getattr(torch, dtype))
         if not path.rstrip("/").lower().endswith("-commercial"):  # facebook/VGGT-1B-Commercial
             announce_license(path)
-        super().__init__(vggt, layers, weights, scale_from)
+        super().__init__(vggt, layers, weights, scale_from, reference)
         self.path = path
 
 
@@ -155,6 +167,7 @@ class TinyVGGT(VGGTEncoder):
         heads: Those to build; pretraining needs all three.
         seed: Of the random weights; null is the run's.
         scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
+        reference: The frame that is the world.
 
     Raises:
         InputError: A path without weights, or with weights of another size.
@@ -171,6 +184,7 @@ class TinyVGGT(VGGTEncoder):
         heads: Sequence[Head] = ("camera",),
         seed: int | None = None,
         scale_from: ScaleSource | None = None,
+        reference: ReferenceFrame = "first",
     ) -> None:
         dense = {"dim_in": 2 * embed_dim, "features": features, "out_channels": [features] * 4}
         dense["intermediate_layer_idx"] = [depth * (i + 1) // 4 - 1 for i in range(4)]
@@ -189,7 +203,7 @@ class TinyVGGT(VGGTEncoder):
                 init_identity_pose(vggt.camera_head)
         else:
             vggt = VGGT.from_official(config, UnopenedTensors(lambda: open_run(path)), torch.float32)
-        super().__init__(vggt, layers, scale_from=scale_from)
+        super().__init__(vggt, layers, scale_from=scale_from, reference=reference)
         self.path = path
 
 

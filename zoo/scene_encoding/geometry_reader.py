@@ -9,6 +9,15 @@ from torch import Tensor
 
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.geometry.cache_entries import CacheEntries
+from zoo.sequences.sequence_layout import MediaKind
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+
+EVERY_FRAME = slice(None)
+
+
+def shown_frames(kind: MediaKind, stills_once: bool) -> slice:
+    """Return the frames of a scene that the geometry encoder sees; the two equal ones of a still may be one."""
+    return slice(None, None, TEMPORAL_PATCH_SIZE) if stills_once and kind == "image" else EVERY_FRAME
 
 
 @dataclass(frozen=True)
@@ -20,24 +29,28 @@ class GeometryReader:
         tokens: Whether the model uses 3D tokens.
         predicted_cameras: Whether it may use predicted cameras.
         only_predicted: Whether it uses them for scenes with cameras as well.
+        stills_once: See `encode_geometry`.
     """
 
     entries: CacheEntries
     tokens: bool
     predicted_cameras: bool
     only_predicted: bool
+    stills_once: bool = False
 
     def read(
-        self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, *, has_cameras: bool
+        self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, kind: MediaKind, *, has_cameras: bool
     ) -> SceneGeometry | None:
         """The geometry of a scene; None if it has to be computed, or if nothing is asked of the encoder.
 
         Args:
             frames: As the model gets them.
             given: The dataset's geometry.
+            kind: Of the scene.
             has_cameras: Whether the scene has merged cameras of the dataset.
         """
         cameras = self.predicted_cameras and (self.only_predicted or not has_cameras)
         if not (self.tokens or cameras):
             return None
-        return self.entries.read(frames, given, tokens=self.tokens, cameras=cameras)
+        shown = shown_frames(kind, self.stills_once)
+        return self.entries.read(frames[shown], given and given[shown], tokens=self.tokens, cameras=cameras)

@@ -18,10 +18,12 @@ from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.geometry.base import GeometryEncoder, encoder_frames
 from zoo.scene_encoding.encoded_scene import SceneCameras
+from zoo.scene_encoding.geometry_reader import EVERY_FRAME, shown_frames
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
 from zoo.seams import check_count, check_shape
 from zoo.sequences.batch import Batch
 from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 
 def encode_vision(backbone: Backbone, batch: Batch) -> list[VisualTokens]:
@@ -41,7 +43,13 @@ def encode_vision(backbone: Backbone, batch: Batch) -> list[VisualTokens]:
 
 
 def encode_geometry(
-    encoder: GeometryEncoder | None, scenes: Sequence[SceneInputs], patch_size: int, *, tokens: bool, cameras: bool
+    encoder: GeometryEncoder | None,
+    scenes: Sequence[SceneInputs],
+    patch_size: int,
+    *,
+    tokens: bool,
+    cameras: bool,
+    stills_once: bool = False,
 ) -> list[SceneGeometry | None]:
     """Compute the geometry of each scene by the encoder, as far as a model reads it; else the dataset's.
 
@@ -51,6 +59,7 @@ def encode_geometry(
         patch_size: Of the vision tower, in pixels.
         tokens: Whether 3D tokens are read.
         cameras: Whether some scene needs predicted cameras.
+        stills_once: Whether the encoder sees the two equal frames of a still once; its output is that of both.
 
     Raises:
         InputError: The encoder needs frames, and a scene has none.
@@ -60,23 +69,33 @@ def encode_geometry(
         return dataset
     # 1. What data workers have read of a cache, and the rest by the encoder.
     found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
+    shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
     if rest := [i for i in range(len(scenes)) if i not in found]:
-        frames = [scenes[i].frames for i in rest]
+        frames = [None if (own := scenes[i].frames) is None else own[shown[i]] for i in rest]
         if encoder.requires_frames and any(each is None for each in frames):
             name = type(encoder.meta_encoder).__name__
             raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        read = [None if each is None else encoder_frames(each, patch_size, encoder.patch_size) for each in frames]
-        computed = encoder(read, [dataset[i] for i in rest], tokens=tokens, cameras=cameras)
+        read = [
+            None if each is None else encoder_frames(each, patch_size, encoder.patch_size, scenes[i].grid_thw[1:])
+            for i, each in zip(rest, frames, strict=True)
+        ]
+        given = [None if (known := dataset[i]) is None else known[shown[i]] for i in rest]
+        computed = encoder(read, given, tokens=tokens, cameras=cameras)
         check_count(encoder.meta_encoder, "scenes", computed, len(rest))
         for own, each in zip(read, computed, strict=True):
             _check_geometry(encoder, each, None if own is None else len(own), tokens)
         found |= dict(zip(rest, computed, strict=True))
+    for i, frames_of in enumerate(shown):
+        if frames_of != EVERY_FRAME:
+            found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
     # 2. Tokens of other scenes, in a perturbed test.
     for i, other in enumerate(scene.geometry_override for scene in scenes):
         if other == "nothing" and tokens:
             found[i] = found[i].with_tokens_of(found[i], scale=0.0)
         elif isinstance(other, SceneInputs) and tokens:
-            (source,) = encode_geometry(encoder, [other], patch_size, tokens=True, cameras=False)
+            (source,) = encode_geometry(
+                encoder, [other], patch_size, tokens=True, cameras=False, stills_once=stills_once
+            )
             assert source is not None
             found[i] = found[i].with_tokens_of(source)
     return [found[i] for i in range(len(scenes))]
@@ -105,15 +124,16 @@ def fuse_scenes(
     fused = list(visual)
     if fusion is None and view_mixer is None:
         return fused
-    groups: dict[tuple[int, int, int], list[int]] = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
     for i, scene in enumerate(scenes):
-        groups.setdefault(scene.grid_thw, []).append(i)
-    for (steps, height, width), members in groups.items():
+        patches = None if (own := geometry[i]) is None else own.patches
+        groups.setdefault((*scene.grid_thw, *(() if patches is None else patches.shape[1:3])), []).append(i)
+    for (steps, height, width, *_), members in groups.items():
         tokens = torch.cat([visual[i].tokens.flatten(0, 1) for i in members])
         mix = None
-        own = [each for each in (cameras[i] for i in members) if each is not None]
-        if view_mixer is not None and len(own) == len(members):
-            mix = partial(_mix, view_mixer, own, scenes[members[0]].token_grid)
+        known_cameras = [each for each in (cameras[i] for i in members) if each is not None]
+        if view_mixer is not None and len(known_cameras) == len(members):
+            mix = partial(_mix, view_mixer, known_cameras, scenes[members[0]].token_grid)
         if fusion is not None:
             found = [geometry[i] for i in members] if fusion.uses_geometry else []
             known = [each for each in found if each is not None]

@@ -28,7 +28,8 @@ class SceneInputs(Movable):
             normalized.
         grid_thw: (t, h, w) in patches before the spatial merge; each still image is one temporal patch.
         kind: "video" or "image".
-        frames: RGB frames, two per temporal patch, in 0..1 or as bytes; for models that require frames.
+        frames: RGB frames, two per temporal patch, in 0..1 or as bytes; for models that require frames. In the vision
+            tower's size, or in the geometry encoder's own (`encoder_frames`).
         geometry: The dataset's cameras and depth for each frame.
         cached_geometry: What data workers have read of the geometry encoder's outputs, in place of frames; None asks
             the encoder.

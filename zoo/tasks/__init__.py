@@ -3,7 +3,17 @@
 from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
 from zoo.tasks.base import Task
 from zoo.tasks.grpo import GRPO
-from zoo.tasks.models import BaselineVLM, ConcatSplitMLLM, PRoPEMLLM, Qwen3VL, Qwen25VL, Qwen35, SpatialMLLM
+from zoo.tasks.models import (
+    VGLLM,
+    BaselineVLM,
+    ConcatSplitMLLM,
+    PRoPEMLLM,
+    Qwen3VL,
+    Qwen25VL,
+    Qwen35,
+    SpatialMLLM,
+    SpatialStack,
+)
 from zoo.tasks.rewards import AnswerFormat, AnswerScore, Reward
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 from zoo.tasks.video_qa import VideoQATask

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from zoo.backbones import (
     Backbone,
     BackboneLoader,
@@ -19,7 +21,7 @@ from zoo.backbones import (
 )
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
-from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion
+from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion, PatchMergerFusion, StackFusion
 from zoo.geometry import DatasetGeometry, GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 
@@ -98,6 +100,57 @@ class SpatialMLLM(VideoQATask):
         **parts: Any,
     ) -> None:
         super().__init__(geometry=geometry, fusion=fusion, **parts)
+
+
+class VGLLM(VideoQATask):
+    """VG-LLM (arXiv 2505.24625): a merger of each frame's 3D tokens, added to the 2D tokens of stills.
+
+    vg_llm.yaml shows each frame as a still image, as published.
+
+    Args:
+        geometry: Encoder of the 3D tokens, the layer before VGGT's last in the paper; by default the dataset's rays and
+            points.
+        fusion: `PatchMergerFusion`, or another one.
+        parts: The other arguments of `VideoQATask`.
+    """
+
+    def __init__(
+        self,
+        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
+        fusion: Callable[[int, int], Fusion] = PatchMergerFusion,
+        **parts: Any,
+    ) -> None:
+        super().__init__(geometry=geometry, fusion=fusion, **parts)
+        _warn_of_layers(self.model.geometry, (-2,), "VG-LLM reads the layer before the last")
+
+
+class SpatialStack(VideoQATask):
+    """SpatialStack (arXiv 2603.27437): 3D tokens of several layers, added behind the decoder's first layers.
+
+    spatial_stack.yaml shows each frame as a still image, as published.
+
+    Args:
+        geometry: Encoder of the 3D tokens, three layers of VGGT in the paper; by default the dataset's rays and points,
+            for all decoder layers.
+        fusion: `StackFusion`, or another one.
+        parts: The other arguments of `VideoQATask`.
+    """
+
+    def __init__(
+        self,
+        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
+        fusion: Callable[[int, int], Fusion] = StackFusion,
+        **parts: Any,
+    ) -> None:
+        super().__init__(geometry=geometry, fusion=fusion, **parts)
+        _warn_of_layers(self.model.geometry, (11, 17, 23), "SpatialStack reads three layers")
+
+
+def _warn_of_layers(geometry: GeometryEncoder | None, published: tuple[int, ...], what: str) -> None:
+    """Warn of an encoder whose layers nobody has chosen: the default is the last."""
+    encoder: Any = None if geometry is None else geometry.meta_encoder
+    if getattr(encoder, "layers", published) == (-1,):
+        rank_zero_warn(f'{what}, this model the last: set --model.geometry.layers "{list(published)}"')
 
 
 class ConcatSplitMLLM(VideoQATask):

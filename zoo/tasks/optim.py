@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,7 +21,7 @@ class LearningRates:
     """One learning rate per part; null or 0 freezes the part, which stays in eval mode.
 
     The defaults are Spatial-MLLM's published recipe. As there, the vision tower's last projection
-    (`visual.merger`) belongs to the connector, and trains although the tower is frozen.
+    (`visual.merger`) belongs to the connector, and trains although the tower is frozen; `vision_merger` changes that.
 
     Args:
         decoder: The language model and its embeddings.
@@ -31,6 +31,8 @@ class LearningRates:
         encoding: Learned numbers of a camera encoding: slopes, a scale, extra channels. They start from scratch, so a
             rate for pretrained weights would hardly move them; the default is a usual one for LoRA.
         objective: Heads and learned tokens of objectives, which start from scratch as well.
+        vision_merger: The part that the tower's projections to the decoder's width belong to, `connector` or `vision`:
+            VG-LLM and SpatialStack freeze them with the tower.
     """
 
     decoder: float | None = 7e-6
@@ -39,6 +41,7 @@ class LearningRates:
     geometry: float | None = None
     encoding: float | None = 2e-4
     objective: float | None = 2e-4
+    vision_merger: Literal["connector", "vision"] = "connector"
 
     def frozen(self) -> set[str]:
         """The parts that do not train."""

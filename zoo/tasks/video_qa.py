@@ -146,7 +146,9 @@ class VideoQATask(Task):
         return self.model.backbone.preprocessor
 
     def part_of(self, name: str) -> str:
-        return self.model.part_of(name.removeprefix("model."))
+        part = self.model.part_of(name.removeprefix("model."))
+        is_merger = part == "connector" and name.startswith("model.backbone.")
+        return self.learning_rates.vision_merger if is_merger else part
 
     def restored_by_files(self, name: str) -> bool:
         return self.model.restored_by_files(name.removeprefix("model."))

@@ -1,4 +1,7 @@
-"""Folders of released weights, local or from the Hugging Face hub, and their config."""
+"""Folders of released weights, local or from the Hugging Face hub, and their config.
+
+A hub id may go on with a folder of the repository: `WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B`.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +44,19 @@ def find_folder(path: str, released: str, option: str = "--model.backbone.path",
     try:
         return download(path, FILES if with_weights else CONFIGS)
     except FileNotFoundError as error:
+        repository, inside = split_hub_id(path)
+        which = f"{path} --local-dir weights/{name}"
+        if inside:
+            which = f"{repository} --include '{inside}/*' --local-dir weights"
         raise InputError(
-            f"{path} is no folder, and can't be loaded from the hub: run `hf download {path} --local-dir "
-            f"weights/{name}` {remedy}"
+            f"{path} is no folder, and can't be loaded from the hub: run `hf download {which}` {remedy}"
         ) from error
+
+
+def split_hub_id(hub_id: str) -> tuple[str, str]:
+    """Return the repository of a hub id, and the folder in it; empty for the repository itself."""
+    parts = hub_id.split("/")
+    return "/".join(parts[:2]), "/".join(parts[2:])
 
 
 def find_tensors(path: str, released: str, option: str = "--model.backbone.path") -> UnopenedTensors:
@@ -59,13 +71,15 @@ def find_tensors(path: str, released: str, option: str = "--model.backbone.path"
 
 
 def download(hub_id: str, files: list[str]) -> Path:
-    """Download the files of a hub repository that match the patterns `files`, and return their folder.
+    """Download the files of a hub repository, or of a folder in it, that match `files`, and return their folder.
 
     Raises:
         FileNotFoundError: No such repository, neither in the local cache nor on the hub, or no network.
     """
+    repository, inside = split_hub_id(hub_id)
+    patterns = [f"{inside}/{pattern}" for pattern in files] if inside else files
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=files))
+        return Path(snapshot_download(repository, allow_patterns=patterns)) / inside
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(f"{hub_id}: {error}") from error
 

@@ -143,6 +143,34 @@ class PrefixView(LazyTensors):
         return self.tensors[self.prefix + name]
 
 
+class FirstNames(LazyTensors):
+    """Tensors of which some have a second name, by the first; where a file holds both, the first one counts.
+
+    Args:
+        tensors: By either name.
+        first_of: The prefix of the first name for that of the second.
+    """
+
+    def __init__(self, tensors: Tensors, first_of: Mapping[str, str]) -> None:
+        self.tensors, self.first_of = tensors, first_of
+
+    @cached_property
+    def names(self) -> dict[str, str]:  # type: ignore[override]
+        first = {self._first(name): name for name in self.tensors}
+        return first | {name: name for name in self.tensors if self._first(name) == name}
+
+    def _first(self, name: str) -> str:
+        pairs = self.first_of.items()
+        return next((first + name.removeprefix(second) for second, first in pairs if name.startswith(second)), name)
+
+    @property
+    def files(self) -> tuple[Path, ...]:  # type: ignore[override]
+        return files_of(self.tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[self.names[name]]
+
+
 def open_weights(folder: Path) -> LazyTensors:
     """Open the weights of a folder: one safetensors file, or several with an index.
 
@@ -158,12 +186,16 @@ def open_weights(folder: Path) -> LazyTensors:
 
 def full_name(tensors: Tensors, name: str) -> str:
     """Return the name of a tensor in its file."""
-    return full_name(tensors.tensors, tensors.prefix + name) if isinstance(tensors, PrefixView) else name
+    if isinstance(tensors, PrefixView):
+        return full_name(tensors.tensors, tensors.prefix + name)
+    return tensors.names.get(name, name) if isinstance(tensors, FirstNames) else name
 
 
 def are_in_files(tensors: Tensors) -> bool:
     """Return whether tensors are read from files, which may not have been opened yet."""
-    return are_in_files(tensors.tensors) if isinstance(tensors, PrefixView) else isinstance(tensors, LazyTensors)
+    if isinstance(tensors, PrefixView | FirstNames):
+        return are_in_files(tensors.tensors)
+    return isinstance(tensors, LazyTensors)
 
 
 def first_tensor(tensors: Tensors) -> Tensor:

@@ -14,9 +14,20 @@ from tests.zoo.layouts import sequence_layout
 from tests.zoo.sequences.test_positions import IMAGE, TOKENS, VIDEO, Sample, write_batch
 from zoo.cameras import Cameras
 from zoo.cameras.poses import PoseMeasure, pose_distance
+from zoo.encodings import PRoPE, TemporalSection
 from zoo.errors import InputError
 from zoo.positions import mrope_position_ids
-from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, TimeIndex
+from zoo.requirements import choose_time_index
+from zoo.sequences.time_index import (
+    BackboneIndex,
+    ConstantIndex,
+    FrameNumberIndex,
+    PathLengthIndex,
+    PoseDistanceIndex,
+    SpanIndex,
+    TimeIndex,
+    TimestampIndex,
+)
 
 STEPS = 6
 ONE_VIDEO: list[Sample] = [[2, (VIDEO, STEPS, 2, 2), 3]]  # one token per temporal patch
@@ -208,3 +219,13 @@ def test_patch_centers() -> None:
         assert centers[0, ids[0] == IMAGE].tolist() == [[-0.25, 0.0], [0.25, 0.0]]
         assert centers[1, ids[1] == VIDEO].tolist() == [[0.0, 0.0]]
         assert centers[(ids != VIDEO) & (ids != IMAGE)].abs().max() == 0
+
+
+def test_a_protocols_seconds_are_for_backbones_that_count_them() -> None:
+    given, own = BackboneIndex(seconds="sampled_fps"), TimestampIndex()
+    chosen = choose_time_index(None, given, own)
+    assert type(chosen) is TimestampIndex and chosen.seconds == "sampled_fps"
+    text = SpanIndex()
+    assert choose_time_index(None, given, text) is text
+    constant = choose_time_index(PRoPE(TemporalSection()), given, own)
+    assert type(constant) is ConstantIndex

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ class VGGTOutput:
     depth_conf: Float[Tensor, "B S H W"] | None = None
     points: Float[Tensor, "B S H W 3"] | None = None
     points_conf: Float[Tensor, "B S H W"] | None = None
+
+    def reversed(self) -> VGGTOutput:
+        """Return the outputs in the reverse order of frames."""
+        fields = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        turned: dict[str, Any] = {
+            name: value.flip(2 if name == "pose_enc_list" else 1) for name, value in fields.items()
+        }
+        return replace(self, tokens={layer: each.flip(1) for layer, each in self.tokens.items()}, **turned)
 
 
 class VGGT(nn.Module):

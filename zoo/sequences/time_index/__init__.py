@@ -6,6 +6,7 @@ as Qwen2.5-VL does), so views less than one position apart may share a position.
 
 from zoo.sequences.time_index.base import Seconds, TemporalPatches, TimeIndex
 from zoo.sequences.time_index.clocks import (
+    BackboneIndex,
     ConstantIndex,
     FrameNumberIndex,
     SpanIndex,

@@ -41,6 +41,14 @@ class TimestampIndex(TimeIndex):
         return (steps.step * steps.seconds * steps.tokens_per_second).long()
 
 
+class BackboneIndex(TimestampIndex):
+    """The backbone's own time component; these seconds where it counts seconds (Qwen2.5-VL).
+
+    Qwen3-VL and Qwen3.5 have the time of the frames as text, and keep their `SpanIndex`: an evaluation protocol names
+    seconds for any backbone. Arguments as `TimestampIndex`.
+    """
+
+
 class StepIndex(TimeIndex):
     """One position per temporal patch, as in Qwen2-VL; equals `TimestampIndex` at 0.5 seconds per temporal patch."""
 

@@ -1,0 +1,84 @@
+"""The parts of an evaluation in which two configs differ, each of which can be switched alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_WEIGHT, is_one_of
+from zoo.errors import InputError
+
+SECTIONS = ("model", "data", "metrics")
+SCORER = "metrics.scorer"
+UNSTATED = "metrics.protocol"  # a name, which changes nothing
+Parts = dict[str, Any]  # `data.pixels` and the like, and their settings
+
+
+def parts_of(config: Mapping[str, Any]) -> Parts:
+    """Return the options of model, data and metrics, one with all of its own options each."""
+    found: Parts = {}
+    for section in SECTIONS:
+        content = config.get(section) or {}
+        options = content.get("init_args", content)
+        found |= {f"{section}.{name}": value for name, value in options.items() if name != "class_path"}
+    return found
+
+
+def differing_parts(
+    first: Mapping[str, Any], second: Mapping[str, Any], run: Mapping[str, Any], fixed: Sequence[str] = ()
+) -> dict[str, Parts]:
+    """Return the parts in which two configs differ, each with its two settings.
+
+    Args:
+        first: A protocol, or the config of a run.
+        second: Another one. What one of them leaves out is the run's.
+        run: The config of the run that both evaluate.
+        fixed: Words of a command line, whose options are those of both.
+
+    Returns:
+        {part: {"first": setting, "second": setting}}.
+
+    Raises:
+        InputError: They differ in what changes the weights, or in nothing that changes an answer or its score.
+    """
+    one, other, base = parts_of(first), parts_of(second), parts_of(run)
+    found: dict[str, Parts] = {}
+    options = {word.removeprefix("--").partition("=")[0] for word in fixed if word.startswith("--")}
+    for name in dict.fromkeys((*one, *other)):
+        if any(f"{option}.".startswith(f"{name}.") for option in options):
+            continue
+        settings = {"first": one.get(name, base.get(name)), "second": other.get(name, base.get(name))}
+        if name == UNSTATED or is_one_of(name, CHANGES_NO_ANSWER) or is_same(*settings.values()):
+            continue
+        if name.startswith("model.") and not is_one_of(name, CHANGES_NO_WEIGHT):
+            raise InputError(
+                f"they differ in {name}, which changes the weights: compare two models by `python main.py report`"
+            )
+        found[name] = settings
+    if not found:
+        raise InputError("they differ in nothing that changes an answer or its score")
+    return found
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Return whether two settings agree where both state something; class paths may lack their module."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return all(
+            _bare(one[key]) == _bare(other[key]) if key == "class_path" else is_same(one[key], other[key])
+            for key in one.keys() & other.keys()
+        )
+    return bool(one == other)
+
+
+def _bare(path: Any) -> str:
+    return str(path).rpartition(".")[2]
+
+
+def config_of_parts(parts: Parts) -> dict[str, Any]:
+    """Return parts as a config, the inverse of `parts_of`."""
+    config: dict[str, Any] = {}
+    for name, value in parts.items():
+        section, _, option = name.partition(".")
+        content = config.setdefault(section, {})
+        (content if section == "metrics" else content.setdefault("init_args", {}))[option] = value
+    return config

@@ -1,0 +1,105 @@
+"""What the difference of two evaluations is made of: each part switched alone, and all together."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commands.between import between
+from commands.configs import CONFIGS, read_settings
+from commands.studies.processes import Launch
+from commands.studies.switches import config_of_parts, differing_parts, parts_of
+from tests.cli import Run, the_run
+from tests.commands.made_runs import CONFIG, answers, make_run
+from zoo.errors import InputError
+
+PROTOCOLS = {name: read_settings(CONFIGS / f"protocol_{name}.yaml") for name in ("spatial_mllm", "vg_llm", "lmms_eval")}
+
+
+def test_the_parts_in_which_protocols_differ() -> None:
+    found = differing_parts(PROTOCOLS["spatial_mllm"], PROTOCOLS["lmms_eval"], CONFIG)
+    assert [*found] == [
+        *("model.time_index", "model.text_after_vision", "model.max_new_tokens"),
+        *("data.num_frames", "data.sampler", "data.prompt_prefix", "data.pixels", "metrics.scorer"),
+    ]
+    assert found["data.num_frames"] == {"first": 16, "second": 32}
+    fixed = ("--data.num_frames", "4", "--data.pixels.min_pixels=784")
+    fewer = differing_parts(PROTOCOLS["spatial_mllm"], PROTOCOLS["lmms_eval"], CONFIG, fixed)
+    assert found.keys() - fewer.keys() == {"data.num_frames", "data.pixels"}
+    stills = differing_parts(PROTOCOLS["vg_llm"], PROTOCOLS["lmms_eval"], CONFIG)
+    assert stills["data.frames_as"] == {"first": "image", "second": "video"} and "data.still_resize" in stills
+    assert config_of_parts(parts_of(PROTOCOLS["vg_llm"])) == PROTOCOLS["vg_llm"]
+
+
+@pytest.mark.parametrize(
+    "changes, error",
+    [
+        ({}, "differ in nothing that changes an answer"),
+        ({"data": {"init_args": {"num_workers": 3}}}, "differ in nothing"),
+        ({"data": {"init_args": {"sampler": {"class_path": "UniformSampler"}}}}, "differ in nothing"),
+        (
+            {"model": {"init_args": {"fusion": {"class_path": "AddFusion"}}}},
+            "differ in model.fusion, which changes the",
+        ),
+    ],
+)
+def test_what_can_not_be_switched_is_refused(changes: dict[str, Any], error: str) -> None:
+    run = {"data": {"init_args": {"sampler": {"class_path": "datamodules.UniformSampler", "init_args": {"rule": "a"}}}}}
+    with pytest.raises(InputError, match=error):
+        differing_parts({}, changes, run)
+
+
+def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = answers(400, right=0.7, scenes=40)
+    asked: list[str] = []
+
+    def test_of_switched(log: Path, launch: Launch, *words: str) -> None:
+        """In place of main.py: fewer frames answer worse, a prefix in other words, the size of frames not at all."""
+        folder = Path(words[-1])
+        config = yaml.safe_load((folder / "protocol_switched.yaml").read_text())
+        data = config["data"]["init_args"]
+        asked.append(folder.name)
+        records = answers(400, right=0.5, scenes=40) if data["num_frames"] == 8 else [dict(each) for each in first]
+        if data["prompt_prefix"]:
+            records = [{**each, "prediction": f"{each['prediction']}."} for each in records]
+        made = make_run(tmp_path / f"made-{len(asked)}", records, scorer=config["metrics"]["scorer"])
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr("commands.between.main_py", test_of_switched)
+    make_run(tmp_path / "runs/x", None)
+    shared = {"num_frames": 16, "prompt_prefix": "", "pixels": {"min_pixels": 1}}
+    changed = {"num_frames": 8, "prompt_prefix": "Look.", "pixels": {"min_pixels": 2}}
+    for name, data, scorer in (("a", shared, "spatial_mllm"), ("b", changed, "thinking_in_space")):
+        content = {"data": {"init_args": data}, "metrics": {"scorer": scorer}}
+        Path(f"protocol_{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    words = ["protocol_a.yaml", "protocol_b.yaml", "--run", str(tmp_path / "runs/x")]
+    between(words)
+    assert asked == ["first", "data-num_frames", "data-prompt_prefix", "data-pixels", "all-together"]
+    rows = {line.split(" | ")[0].strip("| `"): line.split(" | ") for line in capsys.readouterr().out.splitlines()}
+    change, interval, words_changed, scores_changed = rows["data.num_frames"][3:7]
+    assert float(change) < -10 and interval.startswith("-") and int(scores_changed) > 50
+    assert rows["data.num_frames"][7].startswith("an effect") and rows["data.num_frames"][1:3] == ["16", "8"]
+    assert rows["data.pixels"][3:8] == ["+0.0", "+0.0 to +0.0", "0", "0", "no effect |"]
+    assert rows["data.prompt_prefix"][5:8] == ["400", "0", "other words, the same scores |"]
+    assert rows["metrics.scorer"][5] == "0"  # the same answers by another scorer
+    assert float(rows["all together"][3]) < -10 and abs(float(rows["of it interaction"][3])) < 2
+    between(words)
+    assert len(asked) == 5  # an interrupted command goes on
+
+
+@pytest.mark.slow
+def test_between_two_protocols_of_a_tiny_model(run: Run, tmp_path: Path) -> None:
+    run("fit", "--config", "vg_llm.yaml", "--model.fusion.hidden", "16")
+    for name, frames in (("a", 4), ("b", 2)):
+        content = {"data": {"init_args": {"num_frames": frames}}, "metrics": {"scorer": "spatial_mllm"}}
+        (tmp_path / f"protocol_{name}.yaml").write_text(yaml.safe_dump(content))
+    said = run("between", "protocol_a.yaml", "protocol_b.yaml", "--options", "--model.max_new_tokens 2", sized=False)
+    assert f"{the_run(tmp_path)}: a and b differ in data.num_frames" in said
+    assert "| `data.num_frames` | 4 | 2 |" in said and "of it interaction" in said

@@ -1,0 +1,192 @@
+"""SpatialStack against numbers from the published code."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
+from tests.zoo.released import GOLDEN, read_release, write_release
+from zoo import SpatialVLM
+from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
+from zoo.backbones.qwen3_5.tiny import tiny_processor
+from zoo.checkpoints import (
+    PretrainedQwen35,
+    PretrainedSpatialStack,
+    export_model,
+    load_spatial_stack,
+    official_3d_tokens,
+)
+from zoo.errors import InputError
+from zoo.fusions import StackFusion
+from zoo.fusions.connector import RMSNorm
+from zoo.geometry.base import SceneGeometry
+
+OTHERS = ("vision_add", "language_cross_attention")  # ways of fusing that no released model has
+QWEN25 = sorted(
+    f"spatial_stack/qwen2_5_vl/{path.stem}"
+    for path in (GOLDEN / "spatial_stack/qwen2_5_vl").glob("*.safetensors")
+    if path.stem not in OTHERS
+)
+LANGUAGE_ADD = "spatial_stack/qwen2_5_vl/language_add_images3"
+
+
+QWEN35 = sorted(
+    f"spatial_stack/qwen3_5/{path.stem}" for path in (GOLDEN / "spatial_stack/qwen3_5").glob("*.safetensors")
+)
+
+
+@pytest.mark.parametrize("case", QWEN25 + QWEN35)
+def test_logits_loss_gradients_and_answers(case: str) -> None:
+    check_case(case, atol=3e-5 if case in QWEN25 else 2e-4)
+
+
+# ---- traps: each mistake shows ------------------------------------------------------------------------------------
+
+IMAGES3 = "spatial_stack/qwen3_5/images3"
+
+
+def earlier_layers(model: SpatialVLM) -> None:
+    model.geometry.layer_numbers = [0, 1, 2]  # type: ignore[union-attr, assignment]
+
+
+def reversed_layers(model: SpatialVLM) -> None:
+    model.geometry.layer_numbers = [3, 2, 1]  # type: ignore[union-attr, assignment]
+
+
+def last_layer_for_all(model: SpatialVLM) -> None:
+    model.geometry.layer_numbers = [3, 3, 3]  # type: ignore[union-attr, assignment]
+
+
+def last_frame(model: SpatialVLM) -> None:
+    model.geometry.reference = "last"  # type: ignore[union-attr, assignment]
+
+
+def no_geometry(model: SpatialVLM) -> None:
+    model.fusion.active_branches = "2d"  # type: ignore[union-attr]
+
+
+def rms_norm(model: SpatialVLM) -> None:
+    connectors: Any = model.fusion.connectors  # type: ignore[union-attr]
+    for connector in connectors:
+        norm = RMSNorm(96)
+        norm.weight = connector.ln_q.weight
+        connector.ln_q = norm
+
+
+def added_before_the_layer(model: SpatialVLM) -> None:
+    fusion: Any = model.fusion
+
+    def forward(visual: Tensor, grid_thw: Any, geometry: Any, views: Any = None) -> Tensor:
+        return visual.unflatten(0, (3, -1)) + fusion.branch_3d(geometry, grid_thw, visual.dtype)[0]
+
+    fusion.forward = forward
+    fusion.deep_features = lambda *inputs: fusion.branch_3d(*inputs)[1:]
+
+
+MISTAKES = {
+    earlier_layers: 2.527,
+    reversed_layers: 2.161,
+    last_layer_for_all: 2.290,
+    last_frame: 0.603,
+    no_geometry: 3.528,
+    rms_norm: 1.695,
+    added_before_the_layer: 4.785,
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_geometry_shows(mistake: Callable[[SpatialVLM], None]) -> None:
+    meta, t = load_case(IMAGES3)
+    model, given = build(meta), media(t, meta)
+    mistake(model)
+    difference = (logits_of(model, t, given) - t["out_logits"]).abs().max()
+    assert difference == pytest.approx(MISTAKES[mistake], rel=0.01)  # as measured with the published code
+
+
+@pytest.mark.parametrize("case", [IMAGES3, "spatial_stack/qwen3_5/same_layer_twice_last_frame", LANGUAGE_ADD])
+def test_what_each_connector_adds(case: str) -> None:
+    meta, t = load_case(case)
+    model = build(meta)
+    added = official_3d_tokens(model, media(t, meta)["frames"][0])
+    layers, expected = meta["config"]["qwen"]["geometry_fusion_layers"], []
+    for number, layer in enumerate(layers):
+        expected.append(t[f"out_added_{layer}_{layers[:number].count(layer)}"])
+    assert len(added) == len(expected)
+    for ours, theirs in zip(added, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=3e-5)
+
+
+@pytest.mark.parametrize("case", [IMAGES3, "spatial_stack/qwen3_5/post_merger_add", LANGUAGE_ADD])
+def test_a_file_may_hold_either_name_or_both(case: str) -> None:
+    meta, t = load_case(case)
+    official, given = official_weights(meta), media(t, meta)
+    names = STACK_QWEN25_SECOND_NAMES if case == LANGUAGE_ADD else STACK_SECOND_NAMES
+    second = {
+        name: theirs + name.removeprefix(ours)
+        for name in official
+        for theirs, ours in names.items()
+        if name.startswith(ours)
+    }
+    assert second
+    renamed = {second.get(name, name): tensor for name, tensor in official.items()}
+    for tensors in (renamed, official | renamed):
+        found = logits_of(load_spatial_stack(meta["config"], tensors), t, given)
+        assert torch.allclose(found, t["out_logits"], atol=2e-4, rtol=0)
+    last = next(name for name in reversed(renamed) if name in second.values() and name.endswith("mlp.2.bias"))
+    with pytest.raises(InputError, match=f"1 missing: .*{re.escape(last.partition('.')[2])}"):
+        load_spatial_stack(meta["config"], {name: tensor for name, tensor in renamed.items() if name != last})
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_ways_of_fusing_that_were_never_released_are_refused(case: str) -> None:
+    meta, _ = load_case(f"spatial_stack/qwen2_5_vl/{case}")
+    with pytest.raises(InputError, match="feature_fusion_method .* in the config: only 'deepstack_language_add' or"):
+        load_spatial_stack(meta["config"], official_weights(meta))
+
+
+def test_the_connectors_start_at_zero_as_the_plain_model() -> None:
+    """VG-LLM's merger starts at random: `test_vg_llm`."""
+    fusion = StackFusion(16, 24, (0, 1), hidden=8)
+    fusion.bind(3 - 1, 4)
+    geometry = SceneGeometry(patches=torch.randn(4, 2, 4, 24))
+    features = fusion.deep_features(geometry, (2, 2, 4), torch.float32)
+    assert features is not None and features.shape == (2, 2, 2, 16) and not features.any()
+
+
+@pytest.mark.parametrize("case", [IMAGES3, "spatial_stack/qwen3_5/same_layer_twice_last_frame", LANGUAGE_ADD])
+def test_exported_bit_for_bit(tmp_path: Path, case: str) -> None:
+    meta, _ = load_case(case)
+    official = official_weights(meta)
+    export_model(load_spatial_stack(meta["config"], official), tmp_path / "out")
+    written, config = read_release(tmp_path / "out"), json.loads((tmp_path / "out/config.json").read_text())
+    assert written.keys() == official.keys()
+    assert all(torch.equal(written[name], official[name]) for name in written)
+    settings = ("reference_frame", "feature_fusion_method", "geometry_fusion_layers", "geometry_encoder_layers")
+    assert [config[name] for name in settings] == [meta["config"]["qwen"][name] for name in settings]
+    load_spatial_stack(config, written)
+
+
+def test_a_released_folder_is_loaded_and_exported(tmp_path: Path) -> None:
+    meta, t = load_case(IMAGES3)
+    official = {
+        name.removeprefix("model.") if "geometry" in name else name: w for name, w in official_weights(meta).items()
+    }
+    settings = meta["config"]["qwen"] | {"vggt_aggregator": meta["config"]["vggt_aggregator"], "model_type": "qwen3_5"}
+    write_release(tmp_path / "release", settings, official, processor=tiny_processor())
+    model = SpatialVLM.from_pretrained(
+        tmp_path / "release", backbone=PretrainedSpatialStack(str(tmp_path / "release"), dtype="float32")
+    )
+    assert model.is_pretrained
+    assert torch.allclose(logits_of(model, t, media(t, meta)), t["out_logits"], atol=2e-4, rtol=0)
+    with pytest.raises(InputError, match="is a SpatialStack: take --model.backbone PretrainedSpatialStack"):
+        PretrainedQwen35(str(tmp_path / "release")).load()
+    export_model(model, tmp_path / "out")
+    assert {*official_weights(meta)} <= read_release(tmp_path / "out").keys()
