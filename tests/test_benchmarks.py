@@ -46,6 +46,9 @@ class Colors(Benchmark):
         return bool(prediction)
 
 
+COLORS = f"{Colors.__module__}.Colors"  # as commands name it
+
+
 class ColorScenes(SceneFolder):
     benchmark = Colors()
 
@@ -88,9 +91,9 @@ def test_metric_table_and_files_work_for_another_benchmark(run: Path, capsys) ->
     assert re.search(r"legs\W+0\.500 <\W+1\.000\W+2\b", printed) and "1 answer could not be parsed" in printed
     written = json.loads((run / "metrics.json").read_text())
     assert {key: written[key] for key in result} == result
-    assert (written["benchmark"], written["scorer"]) == ("Colors", "exact")
+    assert (written["benchmark"], written["scorer"]) == (COLORS, "exact")
     settings = json.loads((run / "predictions.settings.json").read_text())
-    assert (settings["benchmark"], settings["scorer"]) == ("Colors", "exact")
+    assert (settings["benchmark"], settings["scorer"]) == (COLORS, "exact")
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().split("\n") if line]
     assert [line["score"] for line in lines] == [1.0, 0.0, 0.0, 0.0]
 
@@ -102,24 +105,24 @@ def test_score_and_report_work_for_another_benchmark(run: Path, tmp_path: Path, 
         score([str(run)])
     with pytest.raises(InputError, match="unknown benchmark 'Colours'; choose from .*VSIBench"):
         score([str(run), "--benchmark", "Colours"])
-    with pytest.raises(InputError, match="unknown scorer 'vsi'; Colors has exact, lenient"):
+    with pytest.raises(InputError, match=f"unknown scorer 'vsi'; {COLORS} has exact, lenient"):
         score([str(run), "--benchmark", "Colors", "--scorer", "vsi"])
     other = make_run(tmp_path / "other", answers(18))
     capsys.readouterr()
     report([str(run), str(other)])
     printed = capsys.readouterr().out
     assert re.search(r"Run +Legs +Color +Avg\.\n.*\nrun +50\.0 < +0\.0 < +25\.0 <", printed)
-    assert "other was tested on VSIBench, not Colors: report it separately" in printed
+    assert f"other was tested on VSIBench, not {COLORS}: report it separately" in printed
     report([str(run), "--output", str(tmp_path / "page.html")])
     assert '"types":["legs","color"]' in (tmp_path / "page.html").read_text()
 
 
 def test_questions_and_filters_are_checked_against_the_sources_benchmark(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="unknown question_type 'route_planning'; Colors has legs, color"):
+    with pytest.raises(InputError, match=f"unknown question_type 'route_planning'; {COLORS} has legs, color"):
         VideoQADataModule(ColorScenes(str(tmp_path)), question_types=["route_planning"])
     row = {"id": 1, "dataset": "d", "scene_name": "s", "question": "?", "ground_truth": "4"}
     (tmp_path / "test.jsonl").write_text(json.dumps({**row, "question_type": "route_planning"}))
-    with pytest.raises(ValueError, match="test.jsonl:1: unknown question_type 'route_planning'; Colors has legs"):
+    with pytest.raises(ValueError, match=f"test.jsonl:1: unknown question_type 'route_planning'; {COLORS} has legs"):
         ColorScenes(str(tmp_path)).scenes("test")
     (tmp_path / "test.jsonl").write_text(json.dumps({**row, "question_type": "legs"}))
     assert list(ColorScenes(str(tmp_path)).scenes("test")) == []  # valid, and its video is missing

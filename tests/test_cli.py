@@ -35,7 +35,7 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
     assert source["dynamic_objects"] is True and source["trajectory"] == "local"
     assert data["num_frames"] == 4 and model["lora"]["r"] == 16 and config["checkpoint"]["monitor"] == "val/all/macro"
     rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4, "objective": 8e-4}
-    assert model["learning_rates"] == rates
+    assert model["learning_rates"] == {**rates, "vision_merger": "connector"}
     assert [each["class_path"] for each in model["objectives"]] == ["zoo.CameraPrediction", "zoo.DepthPrediction"]
     assert model["objectives"][0]["init_args"]["layer"] == 2
     assert model["camera_encoding"]["init_args"]["placement"]["class_path"] == "zoo.TemporalSection"
@@ -122,7 +122,7 @@ def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, 
     run("test", *words, *changed)
     assert (the_run(tmp_path) / "metrics.json").is_file()
     with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # control: another part
-        run("test", "--config", "concat_split.yaml", "--model.time_index", "ConstantIndex")
+        run("test", "--config", "concat_split.yaml", "--model.camera_encoding", "PRoPE")
     with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # a training goes on as it was
         run("fit", *words, *changed[:2], "--model.time_index.seconds_per_grid", "0.5", "--ckpt_path", "last")
 

@@ -48,7 +48,8 @@ def with_config(folder: Path, **changes: Any) -> None:
 def test_folders_that_wont_do(release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, remedy in (
         ("weights/nowhere", "hf download <hub id, such as .*> --local-dir weights/nowhere"),
-        ("no/such/id", "hf download no/such/id --local-dir weights/id"),
+        ("no/such", "hf download no/such --local-dir weights/such"),
+        ("no/such/id", r"hf download no/such --include 'id/[*]' --local-dir weights` .*path weights/id"),
     ):
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         with pytest.raises(InputError, match=remedy) as error:

@@ -22,7 +22,8 @@ def of_row(cameras: Cameras, row: int, tokens: Tensor) -> Cameras:
     """The cameras of some tokens of one sequence."""
     one = cameras[row : row + 1]
     assert one.index is not None and one.patch_centers is not None and one.points is not None and one.time is not None
-    per_token = (each[:, tokens] for each in (one.patch_centers, one.points, one.time))
+    every = (one.patch_centers, one.points, one.time, one.patch_sizes)
+    per_token = (None if each is None else each[:, tokens] for each in every)
     return one.with_index(one.index[:, tokens]).with_tokens(*per_token)
 
 
@@ -60,8 +61,9 @@ def log_probabilities(model: Any, example: Example, sequences: Tensor, stock: bo
     cameras = example.cameras()
     assert cameras.index is not None and cameras.patch_centers is not None and cameras.points is not None
     longer = cameras.with_index(F.pad(cameras.index, (0, new), value=-1))
-    padded = (F.pad(each, (0, 0, 0, new)) for each in (cameras.patch_centers, cameras.points))
-    longer = longer.with_tokens(*padded, F.pad(cameras.time, (0, new)))
+    centers, points = (F.pad(each, (0, 0, 0, new)) for each in (cameras.patch_centers, cameras.points))
+    sizes = None if cameras.patch_sizes is None else F.pad(cameras.patch_sizes, (0, 0, 0, new))
+    longer = longer.with_tokens(centers, points, F.pad(cameras.time, (0, new)), sizes)
     output = model(
         inputs_embeds=embeddings,
         attention_mask=F.pad(example.attention_mask, (0, new), value=1),

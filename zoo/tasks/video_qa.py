@@ -278,7 +278,7 @@ class VideoQATask(Task):
     def configure_model(self) -> None:
         """Read deferred weights, see `SpatialVLM`, and those that a training starts from, before a checkpoint's."""
         load_deferred(self)
-        if self.trainer.state.fn != "fit":
+        if self._trainer is None or self._trainer.state.fn != "fit":
             return
         if self.teacher is None and (learning := self.model.objectives.learning_from_teacher):
             raise InputError(f"--model.objectives: {' and '.join(learning)} learn from a --model.teacher: name one")

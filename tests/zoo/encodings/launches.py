@@ -92,5 +92,6 @@ if __name__ == "__main__":
         f"{name}, {family}": {each: launches(name, head, gaps) for each, gaps in ARRANGEMENTS.items()}
         for name in NAMES
         for family, (head, _) in RELEASED.items()
+        if 2 * len(head.axes) == head.dim  # RoPE on all channels, of which the T section here has its share
     }
     print(json.dumps(counted))

@@ -62,7 +62,7 @@ def numbered(scenes: list[SceneInputs], extra: ExtraTokens) -> list[list[list[li
             for _ in range(scene.num_steps if scene.kind == "video" else 1):
                 size = scene.grid_thw[1] * scene.grid_thw[2] // 4
                 view: list[tuple[int, int | None]] = [(every + i, flat + i) for i in range(size)]
-                more = {ExtraTokens.NONE: 0, ExtraTokens.ONE: 1, ExtraTokens.ALL: size}[extra]
+                more = {ExtraTokens.NONE: 0, ExtraTokens.ALL: size}.get(extra, 1)
                 view += [(every + size + i, None) for i in range(more)]
                 every, flat = every + size + more, flat + size
                 steps.append(view)
