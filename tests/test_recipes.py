@@ -124,6 +124,7 @@ def test_the_larger_recipe_replaces_the_data_alone() -> None:
     assert large == small
 
 
+@pytest.mark.slow
 def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_root: Path) -> None:
     """At the tiny scale: each of five rows once, two of them about one image."""
     text = (REPOSITORY / "recipes/spatial_mllm_820k.yaml").read_text()

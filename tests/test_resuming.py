@@ -83,6 +83,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert decoder and any("lora" in name for name in decoder) == (extra != [] and extra != MASKS)
 
 
+@pytest.mark.slow
 def test_a_test_of_unfinished_weights_says_so(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training_step = VideoQATask.training_step
 

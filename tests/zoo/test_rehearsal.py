@@ -62,6 +62,7 @@ def test_every_model_on_a_pretended_gpu(packing: tuple[str, ...]) -> None:
     check(found)
 
 
+@pytest.mark.slow
 def test_planted_faults_are_found() -> None:
     """The control: a tensor that stays on the CPU, a wait, stock convolution and attention, each named by its place."""
     (mixed,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "cpu")
