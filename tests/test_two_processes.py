@@ -109,7 +109,9 @@ def outcome(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.parametrize(("processes", "stopped"), [(2, 1), *(pytest.param(count, 0, marks=pytest.mark.slow) for count in (1, 2))])
+@pytest.mark.parametrize(
+    ("processes", "stopped"), [(2, 1), *(pytest.param(n, 0, marks=pytest.mark.slow) for n in (1, 2))]
+)
 def test_a_training_that_is_stopped_has_an_exit_status(
     processes: int, stopped: int, tmp_path: Path, rooms_root: Path
 ) -> None:
