@@ -12,6 +12,7 @@ from tests.cli import Run
 RAYS = ("--model.geometry", "DatasetGeometry", "--model.geometry.depth", "false")  # prope.yaml's at the tiny scale
 
 
+@pytest.mark.slow
 def test_only_predict_uses_predicted_cameras_for_a_video_without_cameras(
     run: Run, tmp_path: Path, rooms_root: Path
 ) -> None:

@@ -21,6 +21,7 @@ def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Pat
     assert seen == [3]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
     run("fit", "--config", "qwen25_vl.yaml")
     older = the_run(tmp_path)
@@ -114,6 +115,7 @@ def test_a_fit_does_not_replace_the_weights_of_another(run: Run, tmp_path: Path)
     assert torch.load(tmp_path / "one/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
+@pytest.mark.slow
 def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -> None:
     run("fit", "--config", "qwen25_vl.yaml")
     run("test")

@@ -163,6 +163,7 @@ def test_only_what_the_option_leaves_out_is_counted(run: Run, tmp_path: Path) ->
     assert "1 question left out by --data.subset 2\n" in printed and "question_types" not in printed
 
 
+@pytest.mark.slow
 def test_seeds_and_tests_of_a_run(run: Run, tmp_path: Path) -> None:
     words = ["--config", "spatial_mllm.yaml", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
     for name, seed in (("one", 1), ("again", 1), ("two", 2)):

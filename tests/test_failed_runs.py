@@ -74,6 +74,7 @@ def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monke
     assert not runs()
 
 
+@pytest.mark.slow
 def test_a_test_names_the_newer_runs_that_it_passes_over(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ def test_help_and_version_load_no_pytorch(words: list[str], expected: list[str])
     assert printed.endswith("loaded:\n"), printed
 
 
+@pytest.mark.slow
 def test_the_help_of_a_command_with_a_model_loads_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first call is the control; the second prints the same text, and another width builds it anew."""
     first, second = (printed_by("fit", "--help", cwd=tmp_path) for _ in range(2))

@@ -89,7 +89,8 @@ def words_of(rooms_root: Path, folder: Path, processes: int) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
 def test_main_stops(processes: int, tmp_path: Path, rooms_root: Path) -> None:
     """One process sees all scenes, two see too few each, and stop at the end."""
     (tmp_path / "broken.py").write_text(BROKEN.replace("FAILING", str(10**6)))
