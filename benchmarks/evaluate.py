@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import in_a_process, interleaved, peak_growth, spread, timed
+from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread, timed
 from benchmarks.tables import markdown
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.loaded_scene import LoadedScene
@@ -55,11 +54,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=18, help="of a scene; VSI-Bench has 18 on average")
     parser.add_argument("--alone", type=int, help="questions that are asked one by one; all, if not given")
     parser.add_argument("--learn", type=int, nargs="+", default=[1, 4, 16], help="questions in a training step")
-    parser.add_argument("--height", type=int, default=476)
-    parser.add_argument("--width", type=int, default=644)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    add_options(parser)
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that it works")
     parser.add_argument("--memory-of", choices=("one by one", "shared"), help="print the memory of one call, no more")
     options = parser.parse_args()
@@ -70,7 +65,7 @@ def main() -> None:
         return
     size = sum(parameter.numel() for parameter in model.model.backbone.parameters()) / 1e6
     geometry = sum(parameter.numel() for parameter in model.model.geometry.parameters()) / 1e6
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
+    where = processor(options)
     print(f"\nQwen2.5-VL of {size:.0f} M, VGGT of {geometry:.0f} M parameters, float32, {where}\n")
     for frames in options.frames:
         answering(options, model, frames)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.measure import in_a_process, interleaved, peak_growth, spread
+from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
 from benchmarks.tables import markdown
 from benchmarks.training import SIZES, noise, task_of
 from datamodules.collate import QuestionCollate
@@ -46,11 +45,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=18, help="about the scene")
     parser.add_argument("--answers", type=int, default=8, help="to each question")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--height", type=int, default=476)
-    parser.add_argument("--width", type=int, default=644)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    add_options(parser)
     parser.add_argument("--memory-of", choices=tuple(WAYS), help="print the memory of one step, no more")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -66,7 +61,7 @@ def main() -> None:
         sys.exit(f"the gradients differ by {error:.1e} of their norm")
     seconds = interleaved(steps, options.repeats, options.device, warm_up=False)  # the first gradients were the warm-up
     middle = {way: statistics.median(values) for way, values in seconds.items()}
-    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} CPU threads"
+    where = processor(options)
     print(
         f"\nQwen2.5-VL, {options.size}, float32, {options.frames} frames, {options.questions} questions, "
         f"{options.answers} answers each, {where}; gradients equal to {error:.0e} of their norm\n"

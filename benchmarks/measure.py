@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -51,6 +52,20 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     """Return the median of some values, with the least and the greatest."""
     middle, least, greatest = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
     return f"{middle} ({least} to {greatest})"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of what is measured on one scene: the video's size, and where it is computed."""
+    parser.add_argument("--height", type=int, default=476)
+    parser.add_argument("--width", type=int, default=644)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+
+
+def processor(options: argparse.Namespace) -> str:
+    """Return the name of the GPU, or how many threads of a CPU compute."""
+    return torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} CPU threads"
 
 
 def peak_growth(run: Callable[[], Any], device: str) -> int:

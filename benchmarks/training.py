@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from benchmarks.evaluate import TEXTS
-from benchmarks.measure import in_a_process, interleaved, peak_growth, spread
+from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
 from benchmarks.tables import markdown
 from datamodules.collate import TrainingCollate
 from datamodules.loaded_scene import LoadedScene
@@ -65,18 +64,14 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", choices=tuple(SIZES), default=list(SIZES))
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 8, 18], help="of a scene, which are one step")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--height", type=int, default=476)
-    parser.add_argument("--width", type=int, default=644)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    add_options(parser)
     parser.add_argument("--memory-of", choices=tuple(STEPS), help="print the memory of one step, no more")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:
         print(json.dumps(memory(options)))
         return
-    where = torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} CPU threads"
+    where = processor(options)
     for size in options.size:
         parameters = sum(each.numel() for each in backbone(size).stock_model().parameters()) / 1e6
         print(f"\nQwen2.5-VL, {size}: {parameters:.1f} M parameters, float32, {options.frames} frames, {where}\n")

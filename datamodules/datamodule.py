@@ -265,7 +265,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
         }
 
     def dataset(
-        self, scenes: list[Scene], sampler: FrameSampler, keep: bool = False, pairing: FramePairing | None = None
+        self,
+        scenes: list[Scene],
+        sampler: FrameSampler,
+        keep: bool = False,
+        pairing: FramePairing | None = None,
+        augmentation: Augmentation | None = None,
     ) -> SceneDataset:
         """Scenes with the frames that a sampler selects, and that are paired as in a test if nothing else is given.
 
@@ -283,6 +288,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             image_bounds=self.image_pixels,
             frame_cache=self.frame_cache,
             still_resize=self.still_resize,
+            augmentation=augmentation,
         )
 
     @property
@@ -308,9 +314,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self._collate(QuestionCollate, training=training, questions_per_batch=self.questions_per_batch)
 
     def train_dataloader(self) -> ResumableLoader:
-        scenes = self.scenes("train")
-        dataset = self.dataset(scenes, self.train_sampler, self.keep_in_memory, self.train_frame_pairing)
-        dataset.augmentation = self.augmentation
+        options = self.keep_in_memory, self.train_frame_pairing, self.augmentation
+        dataset = self.dataset(self.scenes("train"), self.train_sampler, *options)
         trainer = self.trainer
         assert trainer is not None
         order = TrainingOrder(

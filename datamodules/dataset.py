@@ -107,6 +107,7 @@ class SceneDataset(Dataset):
         image_bounds: Pixel bounds of still images; those of the model's own processor if None.
         frame_cache: Keeps resized frames on disk; None decodes them each time.
         still_resize: Resizes still images in place of `image_bounds`, without a frame cache.
+        augmentation: Changes each loaded scene at random, of a training.
     """
 
     def __init__(
@@ -122,13 +123,13 @@ class SceneDataset(Dataset):
         image_bounds: PixelBounds | None = None,
         frame_cache: FrameCache | None = None,
         still_resize: StillResize | None = None,
+        augmentation: Augmentation | None = None,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.requirements, self.keep = requirements, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
-        self.still_resize = still_resize
-        self.augmentation: Augmentation | None = None  # of a training
+        self.still_resize, self.augmentation = still_resize, augmentation
         self._kept: dict[int, OpenScene] = {}
 
     def __len__(self) -> int:

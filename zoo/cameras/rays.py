@@ -28,14 +28,15 @@ def ray_directions(
     return torch.cat((uv, torch.ones_like(uv[..., :1])), -1)
 
 
+def grid_centers(rows: int, columns: int, like: Tensor) -> Float[Tensor, "h w 2"]:
+    """Compute the centers of a grid of patches: (x, y) from -1/2 to 1/2, in the dtype and on the device of `like`."""
+    x, y = ((torch.arange(count, device=like.device).to(like.dtype) + 0.5) / count - 0.5 for count in (columns, rows))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
+
+
 def patch_directions(K_normalized: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
     """Compute the ray directions through the centers of a grid of patches; see `ray_directions`."""
-    x, y = (
-        (torch.arange(count, device=K_normalized.device).to(K_normalized.dtype) + 0.5) / count - 0.5
-        for count in (columns, rows)
-    )
-    centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
-    return ray_directions(K_normalized[:, None, None], centers[None])
+    return ray_directions(K_normalized[:, None, None], grid_centers(rows, columns, K_normalized)[None])
 
 
 def plucker(direction: Float[Tensor, "*batch 3"], origin: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 6"]:

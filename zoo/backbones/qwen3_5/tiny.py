@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    Qwen2VLImageProcessor,
-    Qwen3_5ForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-)
+from transformers import Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
 
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_5.preprocessor import Qwen35Preprocessor
-from zoo.backbones.qwen3_vl.tiny import HALF
-from zoo.backbones.tiny import TinyQwenVL, tiny_tokenizer
+from zoo.backbones.qwen3_vl import tiny as qwen3_vl
+from zoo.backbones.tiny import TinyQwenVL
 
 CHAT_TEMPLATE = Path(__file__).parent / "tiny_chat_template.jinja"
 FULL_ATTENTION_INTERVAL = 4  # every fourth layer, as in the released models
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1  # of the decay, at the start of a training
 
 
-@cache
 def tiny_processor() -> Qwen3VLProcessor:
-    """Return Qwen3.5's processor with the tiny tokenizer; its chats read as with the released template."""
-    return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(patch_size=16, image_mean=HALF, image_std=HALF),
-        video_processor=Qwen3VLVideoProcessor(image_mean=HALF, image_std=HALF),
-        tokenizer=tiny_tokenizer(),
-        chat_template=CHAT_TEMPLATE.read_text().rstrip("\n"),
-    )
+    """Return Qwen3-VL's tiny processor, which Qwen3.5 has too, with chats as the released template writes them."""
+    return qwen3_vl.tiny_processor(CHAT_TEMPLATE)
 
 
 def tiny_preprocessor() -> Qwen35Preprocessor:

@@ -23,13 +23,13 @@ HALF = [0.5, 0.5, 0.5]  # mean and deviation of the released processors
 
 
 @cache
-def tiny_processor() -> Qwen3VLProcessor:
+def tiny_processor(chat_template: Path = CHAT_TEMPLATE) -> Qwen3VLProcessor:
     """Return Qwen3-VL's processor with the tiny tokenizer; its chats read as with the released template."""
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, image_mean=HALF, image_std=HALF),
         video_processor=Qwen3VLVideoProcessor(image_mean=HALF, image_std=HALF),
         tokenizer=tiny_tokenizer(),
-        chat_template=CHAT_TEMPLATE.read_text().rstrip("\n"),
+        chat_template=chat_template.read_text().rstrip("\n"),
     )
 
 

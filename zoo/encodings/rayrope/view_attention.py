@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras
+from zoo.cameras.rays import grid_centers
 from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.per_view_encoding import PerViewEncoding
@@ -62,10 +63,9 @@ class RayAttention(ViewAttention):
         # 1. The camera and the place of each token; the host knows where views are without reading a tensor.
         numbers = torch.arange(views.shape[1]).repeat_interleave(count).expand(len(views), -1)
         index = views.repeat_interleave(count, 1, output_size=views.shape[1] * count)
-        y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        centers = grid_centers(rows, columns, cameras.world_to_camera).flatten(0, 1)
+        centers = centers.repeat(views.shape[1], 1).expand(*index.shape, 2)
         sizes = torch.tensor([1 / columns, 1 / rows], dtype=torch.float64)
-        centers = (torch.stack((x, y), -1).flatten(0, 1) + 0.5) * sizes - 0.5
-        centers = centers.repeat(views.shape[1], 1).to(index.device, non_blocking=True).expand(*index.shape, 2)
         sizes = sizes.to(index.device, non_blocking=True).expand(*index.shape, 2)
         located = cameras.with_token_runs(index, camera_runs(numbers)).with_tokens(centers, patch_sizes=sizes)
         # 2. Attention without a causal mask.

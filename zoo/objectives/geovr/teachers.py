@@ -9,7 +9,7 @@ from zoo.errors import check_choice
 TeacherName = Literal["vggt", "vggt_omega", "da3"]
 
 
-class Teacher(NamedTuple):
+class TeacherLayout(NamedTuple):
     """A frozen model of geometry.
 
     Attributes:
@@ -30,14 +30,14 @@ class Teacher(NamedTuple):
 
 
 VGGT_LAYERS = (4, 11, 17, 23)
-TEACHERS: dict[str, Teacher] = {
-    "vggt": Teacher(24, VGGT_LAYERS, VGGT_LAYERS, 1024, 28, 504),
-    "vggt_omega": Teacher(24, VGGT_LAYERS, VGGT_LAYERS, 1024, 32, 512),
-    "da3": Teacher(40, (19, 27, 33, 39), (18, 26, 32, 38), 1536, 28, 504),
+TEACHERS: dict[str, TeacherLayout] = {
+    "vggt": TeacherLayout(24, VGGT_LAYERS, VGGT_LAYERS, 1024, 28, 504),
+    "vggt_omega": TeacherLayout(24, VGGT_LAYERS, VGGT_LAYERS, 1024, 32, 512),
+    "da3": TeacherLayout(40, (19, 27, 33, 39), (18, 26, 32, 38), 1536, 28, 504),
 }
 
 
-def find_teacher(name: str) -> Teacher:
+def find_teacher(name: str) -> TeacherLayout:
     """Return the teacher of this name.
 
     Raises:
