@@ -31,6 +31,7 @@ from commands.reports.bootstrap import intervals, observed
 from commands.reports.loaded_runs import Run, load_run, measures
 from commands.runs import CONFIG, newest_run
 from commands.studies.processes import Launch, main_py
+from commands.studies.sections import table
 from commands.studies.switches import SCORER, config_of_parts, differing_parts, parts_of
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
@@ -144,10 +145,9 @@ def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], nam
     rows.append([ALL, "", "", *_cells(together)])
     rows.append(["of it interaction", "", "", f"{100 * (together.change - single):+.1f}", "", "", "", ""])
     head = ["option", "first", "second", "change of the score", "95 %", "other answers", "other scores", ""]
-    lines = [head, ["---"] * len(head), *rows]
     count, score = len(base.answers), base.score(HEADLINE)
     intro = f"Between {names}: {count} questions, {HEADLINE} {100 * (score or 0.0):.1f} by the first."
-    return f"{intro}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{intro}\n\n{table(head, rows)}"
 
 
 def rescored(run: Run, scorer: str) -> dict[str, float]:

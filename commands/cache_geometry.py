@@ -62,10 +62,9 @@ def cache_geometry(arguments: list[str]) -> None:
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)
-            shown = shown_frames("image" if loaded.num_images else "video", model.stills_once)
+            shown = shown_frames(loaded.kind, model.stills_once)
             given = None if loaded.geometry is None else loaded.geometry[shown].to(device)
-            seen = loaded.frames if loaded.geometry_frames is None else loaded.geometry_frames
-            frames = seen[shown].to(device)
+            frames = loaded.seen_by_geometry[shown].to(device)
             scene = encoder_frames(frames, model.backbone.patch_size, encoder.patch_size), given
             before = encoder.num_computed
             encoder(*([each] for each in scene), **wanted)

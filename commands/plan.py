@@ -29,4 +29,4 @@ def plan(arguments: list[str]) -> None:
     if (choice := choose(training, arguments)).fits:
         print(f"to start it: {launch(arguments, choice)}")
     print(described(training))
-    print(verdict(training, arguments))
+    print(verdict(training, choice))

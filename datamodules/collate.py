@@ -19,7 +19,6 @@ from zoo.sequences.batch import Batch, Prompt, Record, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.sequence_layout import MediaKind
 
 
 class Collate(ABC):
@@ -87,17 +86,16 @@ class Collate(ABC):
         pixel_values, grid_thw = self.wording.preprocessor.cut_patches(loaded.frames)
         other, needs = loaded.geometry_override, self.requirements
         geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
-        kind: MediaKind = "image" if loaded.num_images else "video"
         cameras, cached = self.builder.merge_cameras(geometry), None
-        frames = loaded.frames if loaded.geometry_frames is None else loaded.geometry_frames
+        frames = loaded.seen_by_geometry
         if self.geometry_reader is not None:
             if loaded.geometry_frames is not None and self.geometry_reader.entries.resampled_from is not None:
                 raise InputError("--data.still_resize with patches of another size: leave --model.geometry_cache out")
-            cached = self.geometry_reader.read(frames, geometry, kind, has_cameras=cameras is not None)
+            cached = self.geometry_reader.read(frames, geometry, loaded.kind, has_cameras=cameras is not None)
         return SceneInputs(
             pixel_values,
             grid_thw,
-            kind=kind,
+            kind=loaded.kind,
             frames=frames if needs.frames and cached is None else None,
             geometry=geometry,
             cached_geometry=cached,

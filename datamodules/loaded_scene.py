@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.scenes import Question, Scene, num_answers
 from zoo.cameras import SceneGeometry
+from zoo.sequences.sequence_layout import MediaKind
 
 FramesAs = Literal["video", "image", "labeled_image"]
 
@@ -53,6 +54,17 @@ class LoadedScene:
     draw: int = 0
     question_types: tuple[str, ...] = ()
     geometry_frames: UInt8[Tensor, "T 3 _H _W"] | None = None
+
+    @property
+    def kind(self) -> MediaKind:
+        """Whether its frames are a video or still images."""
+        return "image" if self.num_images else "video"
+
+    @property
+    def seen_by_geometry(self) -> UInt8[Tensor, "T 3 _H _W"]:
+        """The frames of a scene that could be read, as the geometry encoder sees them."""
+        assert self.frames is not None
+        return self.frames if self.geometry_frames is None else self.geometry_frames
 
     @property
     def num_answers(self) -> int:

@@ -64,9 +64,8 @@ def choose(training: Training, arguments: list[str]) -> Choice:
     return Choice((), training.gpus, least, False)
 
 
-def verdict(training: Training, arguments: list[str]) -> str:
+def verdict(training: Training, choice: Choice) -> str:
     """Return whether the training fits into the GPUs' memory, or the first change after which it does."""
-    choice = choose(training, arguments)
     usable = f"of {gigabytes(training.memory)} GB that are usable on each GPU"
     if choice.fits and not choice.words and choice.gpus == training.gpus:
         return f"fits: {gigabytes(choice.needed)} {usable}"
