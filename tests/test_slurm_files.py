@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -51,23 +53,30 @@ def test_it_trains_and_tests_in_one_folder_and_each_line_is_explained(file: Path
         assert f"`{option}`".replace("||", r"\|\|") in GUIDE, option
 
 
-@pytest.mark.parametrize(("status", "step"), [(143, "fit"), (143, "test"), (7, "fit")])
-def test_a_job_is_queued_again_at_its_time_limit_alone(status: int, step: str, tmp_path: Path) -> None:
-    """Its processes have time to save, and end with the status of SIGTERM."""
-    srun = f"""
-if [ "$3" != {step} ]; then exit 0; fi
-trap "sleep 0.2; touch saved; exit {status}" TERM
-touch started
-sleep 60 & wait"""
-    with start(
-        REPOSITORY / "configs/slurm/requeue.sbatch", tmp_path, {"srun": srun, "scontrol": 'echo "$@" > requeued'}
-    ) as job:
+@pytest.mark.parametrize(
+    ("status", "step", "cancels"), [(143, "fit", False), (143, "test", False), (7, "fit", False), (143, "fit", True)]
+)
+def test_a_job_is_queued_again_at_its_time_limit_alone(status: int, step: str, cancels: bool, tmp_path: Path) -> None:
+    """Its processes have time to save, and end with the status of SIGTERM; srun that gets it kills them at once."""
+    file = REPOSITORY / "configs/slurm/requeue.sbatch"
+    commands = {
+        "srun": f'[ "$3" = {step} ] || exit 0\ntask &\necho $! > pid\ntrap "kill -KILL $!" TERM\nwait $!',
+        "task": f'trap "kill \\$!; sleep 0.2; touch saved; exit {status}" TERM\ntouch started\nsleep 60 &\nwait',
+        "scontrol": 'echo "$@" > requeued',
+    }
+    with start(file, tmp_path, commands) as job:
         while not (tmp_path / "started").exists():
             time.sleep(0.02)
-        job.terminate()
-    assert job.returncode == status and (tmp_path / "saved").exists()
+        (is_for_script,) = re.findall("--signal=(B:)?TERM@", file.read_text())
+        task = int((tmp_path / "pid").read_text())
+        for process in (job.pid, task) if cancels else (job.pid,) if is_for_script else (task,):
+            os.kill(process, signal.SIGTERM)
+    is_requeued = status == 143 and not cancels
+    assert job.returncode == (-signal.SIGTERM if cancels else status)
+    while not (tmp_path / "saved").exists():  # a script that is cancelled doesn't wait
+        time.sleep(0.02)
     requeued = tmp_path / "requeued"
-    assert (requeued.read_text() if requeued.exists() else None) == ("requeue 17\n" if status == 143 else None)
+    assert (requeued.read_text() if requeued.exists() else None) == ("requeue 17\n" if is_requeued else None)
 
 
 @pytest.mark.slow

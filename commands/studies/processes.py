@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -70,12 +71,17 @@ def main_py(
 
     It is in a process group of its own: Ctrl-C in a terminal reaches the study alone, which calls `end_running`.
 
+    Where it ends by SIGTERM, the study does so too: before a job's time limit SLURM sends it to what srun has started.
+
     Args:
         log: The file.
         launch: How it is started.
         words: The command line.
         keep_open: Files that stay open as long as main.py runs.
         goes_on: Whether a `fit` goes on from the checkpoint in its folder, if there is one.
+
+    Raises:
+        SystemExit: It was sent SIGTERM.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | launch.environment | {"PYTHONPATH": path, RESTARTED: str(int(goes_on))}
@@ -96,6 +102,8 @@ def main_py(
                 raise
             finally:
                 _running.discard(process)
+    if process.returncode == 128 + signal.SIGTERM:
+        sys.exit(process.returncode)
     return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
 
 

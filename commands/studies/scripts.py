@@ -27,12 +27,10 @@ SCRIPT = """#!/bin/bash
 # {takes}
 {directives}
 
-# Trains, tests and adds the result to the study, from where an earlier job has left it. In the background, so that bash
-# hears the signal before the time limit: then the training saves its next complete step, and the job is queued again.
+# Trains, tests and adds the result to the study, from where an earlier job has left it. Before the time limit SLURM
+# sends SIGTERM to the training, not to this script: it saves its next complete step, and the job is queued again.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-trap 'kill -TERM $!' TERM
-{command} &
-wait $! || wait $! || status=$?  # the signal ends the first wait
+{command} || status=$?
 [ "${{status:=0}}" = 143 ] && scontrol requeue "$SLURM_JOB_ID"
 exit "$status"
 """
@@ -66,7 +64,7 @@ def write_scripts(study: Study, runs: Sequence[Run], parameters: Mapping[str, An
             "output": str(study.folder / f"{run.folder_name}-%j.txt"),
             "open_mode": "append",
             "requeue": True,
-            "signal": f"B:TERM@{SIGNAL_S}",
+            "signal": f"TERM@{SIGNAL_S}",
             **parameters,
         }
         script = SCRIPT.format(

@@ -373,21 +373,16 @@ def test_the_files_for_sbatch_need_no_cluster(main_py: FakeMain, study_file: Pat
 
     faked = Path("faked")
     faked.mkdir()
-    for name, does in {
-        "python": 'echo "$@" > called; trap "sleep 0.2; exit $STATUS" TERM; touch started; sleep 60 & wait',
-        "scontrol": 'echo "$@" > requeued',
-    }.items():
+    for name, does in {"python": 'echo "$@" > called; exit $STATUS', "scontrol": 'echo "$@" > requeued'}.items():
         (faked / name).write_text(f"#!/bin/bash\n{does}\n")
         (faked / name).chmod(0o755)
-    for status, requeued in (("143", True), ("1", False)):
-        environment = {"PATH": f"{faked.absolute()}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "STATUS": status}
-        with subprocess.Popen(["bash", str(folder / "none-loop-0.sbatch")], env=environment) as job:
-            while not Path("started").exists():
-                time.sleep(0.02)
-            job.terminate()  # as `--signal=B:TERM` does before the time limit
-        assert job.returncode == int(status) and Path("requeued").exists() == requeued
-        for name in ("started", "requeued"):
-            Path(name).unlink(missing_ok=True)
+    assert "#SBATCH --signal=TERM@300\n" in script  # to the training: srun that is sent it kills it
+    for status in (143, 1, 0):
+        environment = {"PATH": f"{faked.absolute()}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "STATUS": str(status)}
+        environment["SLURM_CPUS_PER_TASK"] = "7"
+        done = subprocess.run(["bash", str(folder / "none-loop-0.sbatch")], env=environment)
+        assert done.returncode == status and Path("requeued").exists() == (status == 143)
+        Path("requeued").unlink(missing_ok=True)
     words = Path("called").read_text().split()
     assert words[:3] == ["main.py", "study", str(study_file)]
     assert words[3:] == ["--settings", "none", "--columns", "loop", "--seeds", "0", "--jobs", "1", "--launcher", "srun"]
@@ -414,3 +409,7 @@ def test_an_interrupted_study_has_its_trainings_saved_and_says_how_it_goes_on(
         study([str(study_file), *ROW, "--launcher", str(launcher)])
     assert Path("saved").exists()
     assert "to go on, from the checkpoints: python " in capsys.readouterr().out
+    launcher.write_text("#!/bin/bash\nexit 143\n")  # SLURM has asked the training to end, and not the study
+    with pytest.raises(SystemExit) as ended:
+        study([str(study_file), *ROW, "--launcher", str(launcher)])
+    assert ended.value.code == 143 and "to go on, from the checkpoints: python " in capsys.readouterr().out
