@@ -73,7 +73,7 @@ def cache_frames(arguments: list[str]) -> None:
     data, needs, process = built.data, built.model.requirements, launcher()
     refuse_random_frames(data, built.split)
     prepare_split("cache-frames", built)
-    scenes = data.dataset(data.scenes(built.split), data.train_sampler if built.split == "train" else data.sampler)
+    scenes = data.dataset(data.scenes(built.split), training=built.split == "train")
     scenes.requirements = replace(DataRequirements(), token_px=needs.token_px, image_pixels=needs.image_pixels)
     mine = Subset(CachedScenes(scenes), range(process.global_rank(), len(scenes), process.world_size()))
     counts = SceneCounts()

@@ -49,9 +49,8 @@ def cache_geometry(arguments: list[str]) -> None:
     process = launcher()
     data, split = settings.data, settings.split
     refuse_random_frames(data, split)
-    sampler = data.train_sampler if split == "train" else data.sampler
     prepare_split("cache-geometry", settings)
-    scenes = data.dataset(data.scenes(split), sampler)
+    scenes = data.dataset(data.scenes(split), training=split == "train")
     needs = model.requirements
     scenes.requirements = DataRequirements(token_px=needs.token_px, image_pixels=needs.image_pixels)
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
@@ -88,23 +87,21 @@ def cache_geometry(arguments: list[str]) -> None:
 
 def refuse_random_frames(data: VideoQADataModule, split: Split) -> None:
     """Raise an InputError if the frames of a split differ each epoch."""
-    if split == "train" and data.augmentation is not None:
+    if split != "train":
+        return
+    if data.augmentation is not None:
         name = type(data.augmentation).__name__
         raise InputError(
             f"{name} draws other frames each epoch, which no cache can hold beforehand: train without "
             "--data.augmentation, and leave it out here too"
         )
-    drawing: dict[str, Any] = {
-        "train_sampler" if data.train_sampler is not data.sampler else "sampler": data.train_sampler
-    }
-    if data.frames_as == "video":
-        drawing["frame_pairing"] = data.frame_pairing
-    for option, part in drawing.items() if split == "train" else ():
+    for option in ("sampler", "frame_pairing")[: 2 if data.frames_as == "video" else 1]:
+        part, tested = getattr(data, f"train_{option}"), getattr(data, option)
         if part.varies_by_epoch:
-            remedy = "null" if option == "train_sampler" else "that does not"
+            remedy = f"{option} that does not" if part is tested else f"train_{option} null"
             raise InputError(
                 f"{type(part).__name__} draws other frames each epoch, which no cache can hold beforehand: train with "
-                f"--data.{option} {remedy}, and give that here too"
+                f"--data.{remedy}, and give that here too"
             )
 
 

@@ -87,7 +87,7 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     data = from_config(VideoQADataModule, config["data"])
     data.prepare_splits((settings.split,))
     scenes = data.scenes(settings.split)[: settings.scenes]
-    dataset = data.dataset(scenes, data.sampler)
+    dataset = data.dataset(scenes)
     dataset.requirements = probe_requirements(model)
     model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = progress((dataset[n] for n in range(len(dataset))), f"probe {name}", "scenes", len(dataset))

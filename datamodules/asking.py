@@ -138,8 +138,9 @@ def _dataset(
     sampler: FrameSampler | None = None,
     num_frames: int | None = None,
 ) -> SceneDataset:
-    dataset = data.dataset(scenes, sampler or data.sampler)
-    dataset.num_frames, dataset.requirements = num_frames or data.num_frames, replace(model.requirements, targets=())
+    dataset = data.dataset(scenes)
+    dataset.sampler, dataset.num_frames = sampler or data.sampler, num_frames or data.num_frames
+    dataset.requirements = replace(model.requirements, targets=())
     return dataset
 
 

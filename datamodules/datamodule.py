@@ -186,7 +186,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.augmentation, self.perturbation = augmentation, perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
         self.skip_failed = skip_failed
-        self.source.num_frames = self.dataset([], self.sampler).num_views
+        self.source.num_frames = self.dataset([]).num_views
         for each in (self.source, self.asked):
             if each is not None and (prompt_prefix, prompt_wording) != (None, None):
                 each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording)
@@ -264,31 +264,21 @@ class VideoQADataModule(Configurable, LightningDataModule):
             **asdict(self.filter),
         }
 
-    def dataset(
-        self,
-        scenes: list[Scene],
-        sampler: FrameSampler,
-        keep: bool = False,
-        pairing: FramePairing | None = None,
-        augmentation: Augmentation | None = None,
-    ) -> SceneDataset:
-        """Scenes with the frames that a sampler selects, and that are paired as in a test if nothing else is given.
-
-        With `keep` decoded videos are kept in memory.
-        """
+    def dataset(self, scenes: list[Scene], training: bool = False) -> SceneDataset:
+        """Scenes with the frames that a test shows, or a training: whatever reads those, a cache as well, asks here."""
         return SceneDataset(
             scenes,
-            sampler,
+            self.train_sampler if training else self.sampler,
             self.num_frames,
             self.pixels,
             requirements=self.requirements,
-            keep=keep,
-            frame_pairing=pairing or self.frame_pairing,
+            keep=training and self.keep_in_memory,
+            frame_pairing=self.train_frame_pairing if training else self.frame_pairing,
             frames_as=self.frames_as,
             image_bounds=self.image_pixels,
             frame_cache=self.frame_cache,
             still_resize=self.still_resize,
-            augmentation=augmentation,
+            augmentation=self.augmentation if training else None,
         )
 
     @property
@@ -314,8 +304,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self._collate(QuestionCollate, training=training, questions_per_batch=self.questions_per_batch)
 
     def train_dataloader(self) -> ResumableLoader:
-        options = self.keep_in_memory, self.train_frame_pairing, self.augmentation
-        dataset = self.dataset(self.scenes("train"), self.train_sampler, *options)
+        dataset = self.dataset(self.scenes("train"), training=True)
         trainer = self.trainer
         assert trainer is not None
         order = TrainingOrder(
@@ -372,7 +361,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         assert trainer is not None
         own = balance_across_ranks([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
         return DataLoader(
-            dataset or self.dataset(scenes, self.sampler),
+            dataset or self.dataset(scenes),
             # Lightning skips a rank without batches
             batch_sampler=[[] if scene in answered else [scene] for scene in own] or [[]],
             collate_fn=self._ask(),
@@ -401,7 +390,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in asked]
         if not is_limited(self.trainer.limit_test_batches):  # type: ignore[union-attr]
             asked = rest = [scene for scene in rest if scene.questions]
-        dataset, every = (self.dataset(each, self.sampler) for each in (rest, scenes))
+        dataset, every = (self.dataset(each) for each in (rest, scenes))
         shown = dataset if self.perturbation is None else PerturbedScenes(dataset, every, self.perturbation)
         # the limit counts the batches of the whole test, whichever of them are answered
         return self._scene_loader(asked, shown, {place for place, each in enumerate(rest) if not each.questions})
@@ -411,5 +400,5 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.trainer.world_size > 1:
             raise InputError("predict asks about one scene, so it takes one process: lower --trainer.devices")
         # not `_scene_loader`: Lightning rebuilds a batch sampler for predict, which a list doesn't support
-        dataset, collate = self.dataset(self.asked.scenes("test"), self.sampler), self._ask()
+        dataset, collate = self.dataset(self.asked.scenes("test")), self._ask()
         return DataLoader(dataset, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]

@@ -33,7 +33,7 @@ def main(runs: dict[str, Path]) -> None:
     """
     data = VideoQADataModule(PanelRooms(), num_frames=2 * STATIONS)
     data.prepare_splits(("test",))
-    scenes = data.dataset(data.scenes("test"), data.sampler)
+    scenes = data.dataset(data.scenes("test"))
     opened = scenes.open(0)
     shown = scenes.select(opened.view())[1::2]
     asked = [scene.questions[0] for scene in scenes.scenes[:ROOMS]]

@@ -21,6 +21,7 @@ from zoo.geometry.vggt.aggregator import Aggregator
 VGGT = {"embed_dim": 16, "num_heads": 2}
 Run = Callable[..., str]
 ALIKE = ("--data.train_sampler", "null")  # the same frames in each epoch
+DOUBLED = ("--data.train_frame_pairing", "Duplicate")  # others than in a test
 
 
 @pytest.fixture
@@ -89,8 +90,12 @@ def test_processes_share_the_scenes(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert "of 3 scenes: 0 made, 3 kept" in run("cache-geometry")
 
 
-def test_a_run_with_a_full_cache_loads_no_vggt(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = ("cache-geometry", *ALIKE, "--split", "train")
+def test_a_run_with_a_full_cache_loads_no_vggt_and_decodes_no_video(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = ("--data.keep_in_memory", "false", "--data.num_workers", "0", "--data.frame_cache.folder", "cache/frames")
+    shown = (*ALIKE, *DOUBLED, *frames)
+    for made in ("6 made, 0 kept", "0 made, 6 kept"):
+        assert f"frames of 6 scenes: {made}; see cache/frames/" in run("cache-frames", "--split", "train", *shown)
+    fill = ("cache-geometry", *shown, "--split", "train")
     assert "6 made" in run(*fill)
     filled = set(entries())
     made: list[str] = []
@@ -102,8 +107,9 @@ def test_a_run_with_a_full_cache_loads_no_vggt(run: Run, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(VGGTEncoder, "__init__", spy)
     monkeypatch.setattr(Aggregator, "forward", None)
-    run("fit", *SMALL, *ALIKE, "--model.geometry_cache.folder", "cache/geometry")
+    run("fit", *SMALL, *shown, "--model.geometry_cache.folder", "cache/geometry")
     assert made and set(made) == {"meta"} and set(entries()) == filled
+    assert len(list(Path("cache/frames").glob("*.safetensors"))) == 6
     (folder,) = Path("runs").iterdir()
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert state and not any(name.startswith("geometry.") for name in state)
@@ -124,6 +130,7 @@ def test_errors(run: Run, capsys: pytest.CaptureFixture) -> None:
     for part, random in (
         ("PoseFarthestSampler", start),
         ("OffsetNeighbor", (*ALIKE, "--data.frame_pairing", "OffsetNeighbor", "--data.frame_pairing.side", "random")),
+        ("OffsetNeighbor", (*ALIKE, *DOUBLED[:1], "{class_path: OffsetNeighbor, init_args: {side: random}}")),
     ):
         with pytest.raises(SystemExit, match=f"{part} draws other frames each epoch"):
             run("cache-geometry", "--split", "train", *random)

@@ -117,7 +117,7 @@ def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_
     data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1))
     data.trainer = SimpleNamespace(lightning_module=task)  # type: ignore[assignment]
     found = data.scenes("train")
-    geometry = data.dataset(found, data.sampler)[0].geometry
+    geometry = data.dataset(found)[0].geometry
     assert geometry is not None and geometry.depth is not None
     with pytest.MonkeyPatch.context() as patch:
         lacking = [replace(each, depth=None) for each in found]
