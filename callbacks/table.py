@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 from rich import box
@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.baselines.blind import BlindBaselines
-from callbacks.baselines.mark import BELOW, MEANING, is_below
+from callbacks.baselines.mark import BELOW, MEANING, NAMES, is_below
 from callbacks.scoring import Tally
 
 SAME = 1e-6  # a float32 mean and a float64 one of the same thresholds
 WIDTH = 150  # enough for the table, also in a terminal of 80 columns: a number is not to be cut off
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
+MEANS = "micro", "macro"
 
 
 def render(
@@ -47,7 +48,7 @@ def render(
     result, counts, blind = scored.result, scored.counts, blind or BlindBaselines()
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
-    for heading in ("micro", "macro", *blind.scores, "questions"):
+    for heading in (*MEANS, *blind.scores, "questions"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("scorer", no_wrap=True)
     types = result["per_question_type"]
@@ -60,7 +61,7 @@ def render(
         if group != "all" and questions in (0, counts["questions"]):
             continue  # the group is empty, or equal to all
         every = [each[group] for each in blind.scores.values()]
-        means = [_marked(result[group][mean], [each[mean] for each in every]) for mean in ("micro", "macro")]
+        means = [_marked(result[group][mean], [each[mean] for each in every]) for mean in MEANS]
         table.add_row(GROUPS[group], *means, *map(_both, every), str(questions), scored.scorer, style="bold")
     console = Console(force_terminal=terminal, width=WIDTH)
     with console.capture() as capture:
@@ -88,28 +89,46 @@ def render(
     return "\n".join(lines)
 
 
-def side_by_side(tallies: Sequence[Tally], *, title: str) -> str:
-    """Return a Markdown table of the same answers with several scorers, and the number of answers that differ."""
+def side_by_side(tallies: Sequence[Tally], blind: Sequence[BlindBaselines], *, title: str) -> str:
+    """Return a Markdown table of the same answers with several scorers, and the number of answers that differ.
+
+    Args:
+        tallies: The scores, one per scorer.
+        blind: The blind baselines by the same scorers; a score below the best of its own is marked.
+        title: The line above the table.
+    """
     first, scorers = tallies[0], [each.scorer for each in tallies]
+
+    def row(name: str, *keys: str) -> list[str]:
+        others = [[_at(baseline, keys) for baseline in each.scores.values()] for each in blind]
+        return [name, *(_marked(_at(each.result, keys), own) for each, own in zip(tallies, others, strict=True))]
+
     rows = [
-        [f"{group} {mean}", *(_number(each.result[group][mean]) for each in tallies)]
-        for group in first.benchmark.groups
-        for mean in ("micro", "macro")
+        *(row(kind, "per_question_type", kind, "score") for kind in first.result["per_question_type"]),
+        *(row(f"{group} {mean}", group, mean) for group, mean in product(first.benchmark.groups, MEANS)),
     ]
-    types = first.result["per_question_type"]
-    rows = [
-        *([kind, *(_number(each.result["per_question_type"][kind]["score"]) for each in tallies)] for kind in types),
-        *rows,
-        ["could not be parsed", *(str(each.counts["unparsable"]) for each in tallies)],
-    ]
+    for name in dict.fromkeys(name for each in blind for name in each.scores):
+        for mean in MEANS:
+            cells = (_at(each.scores, (name, "all", mean)) for each in blind)
+            rows.append([f"{NAMES[name]}: all {mean}", *map(_number, cells)])
+    rows.append(["could not be parsed", *(str(each.counts["unparsable"]) for each in tallies)])
     pairs = [
         f"  {a.scorer} and {b.scorer}: {sum(abs(a.scores[id] - b.scores[id]) > SAME for id in a.scores)}"
         for a, b in combinations(tallies, 2)
     ]
     some = sum(max(own) - min(own) > SAME for own in zip(*(each.scores.values() for each in tallies), strict=True))
     table = [["question type", *scorers], ["---", *["---:"] * len(scorers)], *rows]
-    lines = [f"| {' | '.join(row)} |" for row in table]
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    lines += ["", MEANING] if any(cell.endswith(f" {BELOW}") for cells in rows for cell in cells) else []
     return "\n".join([title, "", *lines, "", f"answers on which scorers differ: {some} of {len(first.scores)}", *pairs])
+
+
+def _at(result: Mapping[str, Any], keys: Iterable[str]) -> float | None:
+    """Return the score that some keys lead to; None where there is none."""
+    found: Any = result
+    for key in keys:
+        found = None if found is None else found.get(key)
+    return None if found is None else float(found)
 
 
 def _flat(corpus: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -128,7 +147,7 @@ def _marked(score: float | None, blind: Iterable[float | None]) -> str:
 
 def _both(means: Mapping[str, float | None]) -> str:
     """Return the micro and the macro mean; one number where they are equal."""
-    return " / ".join(dict.fromkeys(_number(means[mean]) for mean in ("micro", "macro")))
+    return " / ".join(dict.fromkeys(_number(means[mean]) for mean in MEANS))
 
 
 def _plural(count: int, noun: str) -> str:

@@ -4,9 +4,9 @@
 
 prints the table of a test, with the best constant per question type, and the other blind baselines where a metrics.json
 of the same test lies beside the file. `--scorer all` prints the scores of all scorers of the benchmark side by side,
-and counts the answers on which they differ. The file holds one JSON object per line with at least `id`,
-`question_type`, `prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the
-answers of any other model.
+each beside its own baselines, and counts the answers on which they differ. The file holds one JSON object per line with
+at least `id`, `question_type`, `prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted
+test, or the answers of any other model.
 """
 
 from __future__ import annotations
@@ -70,9 +70,11 @@ def score(arguments: list[str]) -> None:
     scored = tallies[0]
     if not scored.scores:
         raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-    blind = constant_baseline(scored.scored, benchmark, scored.scorer)
-    blind.scores.update(_recorded_baselines(path.with_name(METRICS), scored))
-    table = side_by_side(tallies, title=str(path)) if compares else render(scored, title=str(path), blind=blind)
+    blind = [constant_baseline(each.scored, benchmark, each.scorer) for each in tallies]
+    for own, each in zip(blind, tallies, strict=True):
+        own.scores.update(_recorded_baselines(path.with_name(METRICS), each))
+    title = str(path)
+    table = side_by_side(tallies, blind, title=title) if compares else render(scored, title=title, blind=blind[0])
     for text in (table, *remarks):
         print(text.encode(errors="backslashreplace").decode())  # names of files may hold bytes that are no UTF-8
     if parts:
@@ -85,7 +87,8 @@ def score(arguments: list[str]) -> None:
     if others := sum(old is not None and new is not None and abs(old - new) > 1e-6 for old, new in recorded):
         print(f"scores that differ from the file's, which another scorer or version made: {others}")
     if settings.output:
-        write_json(Path(settings.output).expanduser(), scored.as_metrics(baselines=blind.scores, predictions=str(path)))
+        metrics = scored.as_metrics(baselines=blind[0].scores, predictions=str(path))
+        write_json(Path(settings.output).expanduser(), metrics)
 
 
 def _recorded_baselines(metrics: Path, scored: Tally) -> dict[str, Any]:

@@ -206,8 +206,11 @@ def test_all_scorers_side_by_side(tmp_path: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert "| question type | spatial_mllm | thinking_in_space | lmms_eval_0.7.3 |" in said
     assert (
-        "| object_counting | 0.333 | 0.333 | 1.000 |" in said and "| route_planning | 0.500 | 1.000 | 1.000 |" in said
+        "| object_counting | 0.333 < | 0.333 < | 1.000 |" in said
+        and "| route_planning | 0.500 < | 1.000 | 1.000 |" in said
     )
+    assert "| best constant answer: all macro | 1.000 | 1.000 | 1.000 |" in said
+    assert "< below the best blind baseline" in said  # of the scorer itself
     assert "| could not be parsed | 3 | 2 | 0 |" in said
     assert "answers on which scorers differ: 3 of 5" in said
     assert "spatial_mllm and thinking_in_space: 1" in said and "thinking_in_space and lmms_eval_0.7.3: 2" in said
