@@ -9,10 +9,10 @@ reads the raw scenes below a folder, at most three folders deep, and writes of e
     <output>/<dataset>/<scene>.depth/         links to its depth images, where the dataset has them
     <output>/<dataset>/<scene>/               links to its frames; none with --videos
 
-With --videos, the cameras are those of the frames of `<videos>/**/<scene>.mp4`: matched by time for ARKitScenes, frame
-by frame (or every k-th) for ScanNet and for the iPhone's videos of ScanNet++. Training and tests find them by
---data.source.cameras <output>, whatever folders a file of conversations puts before the name of a scene, or beside the
-videos where both are one folder.
+With --videos, the cameras are those of the frames of `<videos>/**/<scene>.mp4`: matched by time for ARKitScenes, with
+--poses ARKitScenes --poses.video_depth true also depth, and frame by frame (or every k-th) for ScanNet and for the
+iPhone's videos of ScanNet++. Training and tests find them by --data.source.cameras <output>, whatever folders a file of
+conversations puts before the name of a scene, or beside the videos where both are one folder.
 
 The cameras of some scenes are held against their images, see check-cameras. Scenes that are complete are kept, so that
 an interrupted command goes on. Scenes that fail are skipped, printed, and listed in <output>/<dataset>.failed.txt; the

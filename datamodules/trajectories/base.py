@@ -23,6 +23,7 @@ from zoo.cameras.poses import invert_se3, nearest_rotation, rigid_matrix
 Match = Literal["slerp", "nearest"]
 SAME_TIME_S = 1e-6
 ASPECT_TOLERANCE = 0.02  # relative: image sizes are rounded
+DEPTH_TOLERANCE_S = 0.05  # between a frame and its depth image: a camera that is carried moves by centimeters
 LAST_ROW_TOLERANCE = 1e-3  # of poses in a text file
 
 # counter-clockwise quarter turn of the image: the right side becomes the top
@@ -40,7 +41,8 @@ class Trajectory:
         height: In pixels.
         times_s: Increasing timestamps of the poses in seconds; None if the dataset has none.
         frames: Image of each pose; empty if poses have timestamps only.
-        depth: Depth image of each frame (16 bits, millimeters); empty without depth.
+        depth: Depth image of each frame (16 bits, millimeters), None for a frame without; empty without depth.
+        depth_times_s: Increasing timestamps of the depth images, if they are matched with frames by time as poses are.
         quarter_turns: Counter-clockwise quarter turns that make the images upright; not yet applied to the poses.
     """
 
@@ -50,7 +52,8 @@ class Trajectory:
     height: int
     times_s: Float64[Tensor, " N"] | None = None
     frames: tuple[Path, ...] = ()
-    depth: tuple[Path, ...] = ()
+    depth: tuple[Path | None, ...] = ()
+    depth_times_s: Float64[Tensor, " D"] | None = None
     quarter_turns: int = 0
 
     def __len__(self) -> int:
@@ -90,7 +93,26 @@ class Trajectory:
         is_far = np.abs(known_s[nearest] - query_s) > tolerance_s
         matched[torch.from_numpy(is_far)] = torch.nan
         K_px, query = K_px[torch.from_numpy(nearest)], torch.from_numpy(query_s)
-        return replace(self, world_to_camera=matched, K_px=K_px, times_s=query, frames=(), depth=())
+        matched_depth = self._depth_at(query_s)
+        return replace(
+            self,
+            world_to_camera=matched,
+            K_px=K_px,
+            times_s=query,
+            frames=(),
+            depth=matched_depth,
+            depth_times_s=None,
+        )
+
+    def _depth_at(self, times_s: Float64[np.ndarray, " M"]) -> tuple[Path | None, ...]:
+        """The depth images that are nearest in time; none without timestamps of their own, or if all are too far."""
+        if self.depth_times_s is None:
+            return ()
+        known_s = self.depth_times_s.numpy()
+        *_, nearest = neighbors_in_time(known_s, times_s)
+        is_near = np.abs(known_s[nearest] - times_s) <= DEPTH_TOLERANCE_S
+        found = (self.depth[i] if near else None for i, near in zip(nearest.tolist(), is_near, strict=True))
+        return tuple(found) if is_near.any() else ()
 
     def scaled(self, factor: float) -> Trajectory:
         """Cameras in another unit of length, such as meters per unit."""

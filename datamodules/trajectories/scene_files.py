@@ -39,8 +39,7 @@ def write_scene(
     """Links the frames that have a pose, or matches those of a video, and writes their cameras.
 
         <folder>/<name>/000000.jpg     links to the frames, or turned copies; none for a video
-        <folder>/<name>.depth/         the same of the depth images, if there are some; of a video's frames where its
-                                       poses have no times
+        <folder>/<name>.depth/         the same of the depth images, if there are some, of a video's frames too
         <folder>/<name>.cameras.json   written last
 
     Args:
@@ -128,15 +127,20 @@ def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching)
         matched = trajectory.at([start_s + time_s for time_s in video.times_s], clock.tolerance_s, clock.match)
     if not matched.known.any():
         raise ValueError(f"{video.path}: no frame has a pose within {clock.tolerance_s} s: set `clock.start_s`")
-    return matched.turned().resized(video.width, video.height)
+    upright = video.width, video.height
+    return matched.resized(*(upright[::-1] if matched.quarter_turns % 2 else upright))
 
 
-def _link_images(images: tuple[Path, ...], folder: Path, quarter_turns: int) -> None:
-    """Links to images, numbered in order, or turned copies."""
+def _link_images(images: Sequence[Path | None], folder: Path, quarter_turns: int) -> None:
+    """Links to images, numbered in order, or turned copies; a black one, depth that is unknown, in place of None."""
     folder.mkdir(parents=True)
+    first = next(filter(None, images))
     for number, file in enumerate(images):
-        target = folder / f"{number:06d}{file.suffix.lower()}"
-        if quarter_turns % 4:
+        target = folder / f"{number:06d}{(file or first).suffix.lower()}"
+        if file is None:
+            size = image_size(first)[:: 1 if quarter_turns % 2 else -1]  # Pillow's is width and height
+            Image.new("I;16", size).save(target)
+        elif quarter_turns % 4:
             with Image.open(file) as image:
                 image.transpose(TURNS[quarter_turns % 4]).save(target, quality=95)
         else:

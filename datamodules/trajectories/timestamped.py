@@ -92,7 +92,7 @@ class ARKitScenes(PoseFormat):
         <scene>/lowres_wide.traj                              time, axis-angle, translation: world-to-camera
         <scene>/lowres_wide_intrinsics/<scene>_<time>.pincam  width height fx fy cx cy
         <scene>/lowres_wide/<scene>_<time>.png                optional: frames
-        <scene>/lowres_depth/<scene>_<time>.png               optional: depth of the frames
+        <scene>/lowres_depth/<scene>_<time>.png               optional: depth of the frames, also of a video's
 
     Raw frames have the orientation of the device; the videos of VSI-Bench are upright. Frames and cameras are turned
     upright by the world's z axis, as by the dataset's own tools.
@@ -100,20 +100,28 @@ class ARKitScenes(PoseFormat):
     Args:
         frames: Folder of the frames, with `<frames>_intrinsics` beside it: lowres_wide, vga_wide or wide.
         upright: Turn images upright; false for videos in the device's orientation.
+        video_depth: Give the frames of a video the depth images that are nearest in time. Each is a link, or a file of
+            some 40 KB where images are turned.
     """
 
     marker = "lowres_wide.traj"
 
-    def __init__(self, frames: str = "lowres_wide", upright: bool = True) -> None:
-        self.frames, self.upright = frames, upright
+    def __init__(self, frames: str = "lowres_wide", upright: bool = True, video_depth: bool = False) -> None:
+        self.frames, self.upright, self.video_depth = frames, upright, video_depth
 
     def read_track(self, folder: Path) -> Trajectory:
-        """Read all poses with their timestamps."""
+        """Read all poses with their timestamps, and where they are asked for the depth images with theirs."""
         rows = _read_track(folder / "lowres_wide.traj", 7)
         poses = rigid_matrix(from_axis_angle(rows[:, 1:4]), rows[:, 4:7])
         turns = upright_turns(poses) if self.upright else 0
         K_px, width, height = self._cameras(folder, rows[:, 0].numpy())
-        return Trajectory(poses, K_px, width, height, rows[:, 0], quarter_turns=turns)
+        track = Trajectory(poses, K_px, width, height, rows[:, 0], quarter_turns=turns)
+        if not self.video_depth:
+            return track
+        depth = sorted((folder / "lowres_depth").glob("*.png"), key=_time_s)
+        require_any(depth, f"{folder / 'lowres_depth'}: no depth there: download it, or leave video_depth out")
+        depth_times_s = torch.tensor([_time_s(image) for image in depth], dtype=torch.float64)
+        return replace(track, depth=tuple(depth), depth_times_s=depth_times_s)
 
     def read(self, folder: Path) -> Trajectory:
         """Read the frames; poses are matched by time."""

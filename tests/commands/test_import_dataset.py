@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from commands.import_cameras import import_cameras
 from datamodules.cameras_file import read_cameras
+from datamodules.depth import read_depth
 from datamodules.scenes import Scene
 from datamodules.sources import Conversations, Mixture
 from datamodules.sources.mixture import Part
+from datamodules.trajectories.base import upright_turns
 from datamodules.video import Video
 from tests.datamodules.clips import numbered_frame, write_video
 from tests.datamodules.sources import kitchen as real
@@ -133,6 +136,27 @@ def test_videos_of_a_recording_are_matched_frame_by_frame(
     with pytest.raises(InputError, match="1 of 1 scenes"):
         bulk(dataset, tmp_path, "--videos", str(tmp_path / "videos"))
     assert "5 frames for 4 poses without times" in (tmp_path / f"out/{dataset}.failed.txt").read_text()
+
+
+def test_depth_is_matched_with_the_frames_of_a_video_by_time(tmp_path: Path) -> None:
+    """A frame without one near in time has an empty map; all are turned as the video is."""
+    write, folder, _ = LAYOUTS["arkitscenes"]
+    scene, turns = tmp_path / "root" / folder, upright_turns(torch.from_numpy(walk().world_to_camera()))
+    assert turns % 2  # a video that stands
+    write(scene, walk())
+    (scene / "lowres_depth").mkdir()
+    maps = np.random.default_rng(0).integers(1, 5000, (3, 6, 8)).astype(np.uint16)
+    for time_s, depth in zip((0.01, 1.0, 2.03), maps, strict=True):
+        Image.fromarray(depth).save(scene / f"lowres_depth/{scene.name}_{time_s:.3f}.png")
+    video = tmp_path / f"videos/{scene.name}.mp4"
+    video.parent.mkdir()
+    write_video(video, [numbered_frame(i, 64, 48) for i in range(4)], pts=[0, 30, 60, 90])
+    bulk("arkitscenes", tmp_path, "--videos", str(video.parent), "--poses=ARKitScenes", "--poses.video_depth=true")
+    path = talk(tmp_path, f"arkitscenes/{video.name}")
+    (listed,) = Conversations(str(path), str(video.parent), str(tmp_path / "out")).scenes("train")
+    assert listed.video == video
+    found = read_depth(str(listed.depth), range(4), num_frames=4, size_hw=(8, 6))
+    assert np.allclose(found[:3] * 1000, np.rot90(maps, turns, (1, 2))) and not found[3].any()
 
 
 def test_two_datasets_may_share_a_scene_name(tmp_path: Path) -> None:
