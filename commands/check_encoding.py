@@ -14,27 +14,26 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional as F
 
 from commands.parser import OneLineParser
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
-from zoo.encodings import CameraEncoding, CaPE, EncodedCameras
+from zoo.encodings import CameraEncoding, CaPE
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.measured_symmetries import PROPERTIES, effect, holds, other_cameras, world_views
 from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import LAYOUTS, SHAPE, random_cameras
+from zoo.encodings.reference_attention import LAYOUTS, attend, mrope, random_cameras, random_sequence
 from zoo.errors import InputError
 
 MOVES = 1e-3  # what cameras must change at least
 HEADS, KV_HEADS, HEAD = 16, 2, HeadLayout.in_row(128, (16, 24, 24))  # of Qwen2.5-VL-3B
-VIEWS, TOKENS, REPEATS = 8, 64, 5  # of the measurement of costs; tokens per view
+VIEWS, TOKENS, REPEATS = 8, 64, 5  # of the measurement of costs; tokens per view, a square
 Make = Callable[[], CameraEncoding]
 
 
@@ -71,18 +70,18 @@ def check_encoding(arguments: list[str]) -> None:
     wrong = []
     for measure in PROPERTIES:
         title, states = measure.__name__, bool(getattr(declared, measure.__name__))
-        changes = [_measured(measure, make, head) for head in layouts.values()]
+        changes = [measure(make(), head) for head in layouts.values()]
         found = {holds(title, change) for change in changes}
         verdict = "" if found == {states} else ("broken" if states else "holds, or is not seen")
         if verdict:
             wrong.append(f"{title} is {'declared' if states else 'not declared'} and {verdict}")
         table.add_row(title, "yes" if states else "no", *(f"{change:.1e}" for change in changes), verdict)
     for title, measure in (("control: cameras", effect), ("control: others", other_cameras)):
-        changes = [_measured(measure, make, head) for head in layouts.values()]
+        changes = [measure(make(), head) for head in layouts.values()]
         if min(changes) < MOVES and (measure is effect or (make().uses_cameras and not make().uses_points)):
             wrong.append(f"{title.removeprefix('control: ')} move the outputs by {min(changes):.1e} alone")
         table.add_row(title, "", *(f"{change:.1e}" for change in changes), "must move")
-    control = [_measured(world_views, CameraToWorldCaPE, head) for head in layouts.values()]
+    control = [world_views(CameraToWorldCaPE(), head) for head in layouts.values()]
     table.add_row("control: world_views of c2w", "", *(f"{change:.1e}" for change in control), "must move")
     console = Console(highlight=False, width=120)
     console.print(f"{name}: largest change of the outputs, in float64")
@@ -92,51 +91,25 @@ def check_encoding(arguments: list[str]) -> None:
         raise InputError(f"{name}: {'; '.join(wrong)}: mend the encoding, or its `symmetries`")
 
 
-def _measured(measure: Callable[[CameraEncoding], float], make: Make, head: HeadLayout) -> float:
-    before = SHAPE["head"]
-    SHAPE["head"] = head
-    try:
-        return measure(make())
-    finally:
-        SHAPE["head"] = before
-
-
 @torch.no_grad()
 def describe_cost(make: Make) -> str:
     """Describe parameters and time of an encoding in a layer of Qwen2.5-VL-3B's size, on this machine's CPU."""
-    encoding, length = make(), VIEWS * TOKENS
+    encoding = make()
     frequencies = 1e6 ** -(torch.arange(HEAD.dim // 2) / (HEAD.dim // 2))
     encoding.bind_to_decoder(DecoderLayout(HEADS * HEAD.dim, 1, HEADS, KV_HEADS, HEAD, (frequencies,)), range(1))
-    poses, K = (each.float() for each in random_cameras(1, VIEWS))
-    index = torch.arange(VIEWS).repeat_interleave(TOKENS)[None]
-    place = torch.rand(1, length, 3)
-    cameras = Cameras(poses, K, index).with_reference(torch.zeros(1, dtype=torch.long))
-    cameras = cameras.with_median_depth(torch.ones(1)).with_tokens(place[..., :2], place, index, place[..., :2])
-    angles = torch.arange(length)[:, None] * torch.cat((frequencies, frequencies))
-    rope = angles.cos()[None], angles.sin()[None]
-    q, k, v = (torch.randn(1, length, heads, HEAD.dim) for heads in (HEADS, KV_HEADS, KV_HEADS))
-    hidden_states = torch.randn(1, length, HEADS * HEAD.dim)
-
-    def attend(encoded: EncodedCameras | None) -> None:
-        acting = encoded and encoded.at_layer(0, hidden_states, rope)
-        acting = acting or EncodedCameras()
-        own_q, own_k = acting.after_rope(*acting.before_rope(q, k))
-        own_q, own_k, own_v = (x.transpose(1, 2) for x in (own_q, own_k, acting.transform_values(v)))
-        acting.transform_outputs(acting.attend(_attention, own_q, own_k, own_v, None)[0])
-
-    encoded = encoding.encode(cameras, head=HEAD)
-    once = _seconds(lambda: encoding.encode(cameras, head=HEAD))
-    layer, stock = _seconds(lambda: attend(encoded)), _seconds(lambda: attend(None))
+    sizes = {"batch": 1, "views": VIEWS, "tokens": TOKENS, "heads": HEADS, "head_dim": HEAD.dim}
+    sequence = random_sequence(0, kv_heads=KV_HEADS, **sizes)
+    sequence.qkv = [each.float() for each in sequence.qkv]
+    sequence.hidden_states = sequence.hidden_states.float()
+    cameras, rope = sequence.cameras(*random_cameras(1, VIEWS)), mrope(sequence.ids, frequencies, HEAD)
+    encoded = encoding.encode(cameras, HEAD)
+    once = _seconds(lambda: encoding.encode(cameras, HEAD))
+    layer, stock = (_seconds(partial(attend, each, 0, sequence, rope)) for each in (encoded, None))
     parameters = sum(parameter.numel() for parameter in encoding.parameters())
     return (
         f"cost: {parameters:,} parameters; {VIEWS} views of {TOKENS} tokens on this CPU: {1e3 * once:.2f} ms once, "
         f"{1e3 * layer:.2f} ms per layer's attention, {1e3 * stock:.2f} ms without: {layer / stock:.2f} times"
     )
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
-    output = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
-    return output.transpose(1, 2), None
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ LAYOUTS = {
     "axes in turns": HeadLayout(HEAD_DIM, (*[0, 1, 2] * 4, *[0] * 4)),
     "part of the channels": HYBRID_HEAD,
 }
-SHAPE = {"head": LAYOUTS["axes in a row"]}
+HEAD = LAYOUTS["axes in a row"]
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -43,7 +45,7 @@ def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tenso
 
 @dataclass
 class Sequence:
-    """Two samples of three views with four tokens each, between text or without it.
+    """Samples of several views, between text or without it.
 
     Attributes:
         qkv: Q, k and v (B, L, heads, D), float64.
@@ -82,24 +84,34 @@ class Sequence:
         return cameras.with_tokens(self.patch_centers, rotated + camera_to_world[..., :3, 3], self.ids[0], sizes)
 
 
-def random_sequence(text: int, seed: int = 1, kv_heads: int = KV_HEADS) -> Sequence:
-    """Return random tokens of two samples, with `text` tokens before and after the views."""
+def random_sequence(
+    text: int,
+    seed: int = 1,
+    kv_heads: int = KV_HEADS,
+    *,
+    batch: int = 2,
+    views: int = VIEWS,
+    tokens: int = TOKENS,
+    heads: int = HEADS,
+    head_dim: int = HEAD_DIM,
+) -> Sequence:
+    """Return random tokens with `text` tokens before and after the views; the tokens of a view are a square."""
     generator = torch.Generator().manual_seed(seed)
-    length = VIEWS * TOKENS + 2 * text
+    length, side = views * tokens + 2 * text, math.isqrt(tokens)
     qkv = [
-        torch.randn(2, length, heads, HEAD_DIM, generator=generator, dtype=torch.float64)
-        for heads in (HEADS, kv_heads, kv_heads)
+        torch.randn(batch, length, count, head_dim, generator=generator, dtype=torch.float64)
+        for count in (heads, kv_heads, kv_heads)
     ]
-    hidden_states = torch.randn(2, length, HEADS * HEAD_DIM, generator=generator, dtype=torch.float64)
-    views = torch.arange(VIEWS).repeat_interleave(TOKENS)
-    index = F.pad(views, (text, text), value=-1).expand(2, -1)
-    patch = torch.arange(TOKENS).repeat(VIEWS)
-    grid = torch.stack((2 * views, patch // 2, patch % 2)) + text
+    hidden_states = torch.randn(batch, length, heads * head_dim, generator=generator, dtype=torch.float64)
+    index = torch.arange(views).repeat_interleave(tokens)
+    patch = torch.arange(tokens).repeat(views)
+    grid = torch.stack((2 * index, patch // side, patch % side)) + text
+    index = F.pad(index, (text, text), value=-1).expand(batch, -1)
     after = int(grid.max()) + 1 + torch.arange(text)
     ids = torch.cat((torch.arange(text).expand(3, -1), grid, after.expand(3, -1)), 1)
-    ids = ids[:, None].expand(-1, 2, -1)
-    patch_centers = (ids[[2, 1]] - text).permute(1, 2, 0) / 2 - 0.25
-    points = torch.randn(2, length, 3, generator=generator, dtype=torch.float64)
+    ids = ids[:, None].expand(-1, batch, -1)
+    patch_centers = ((ids[[2, 1]] - text).permute(1, 2, 0) + 0.5) / side - 0.5
+    points = torch.randn(batch, length, 3, generator=generator, dtype=torch.float64)
     return Sequence(qkv, hidden_states, index, ids, patch_centers, points)
 
 
@@ -134,14 +146,17 @@ class Decoder:
     Args:
         encoding: Its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
         kv_heads: Heads of k and v, as in the sequence.
+        head: The axes of the frequencies of a head.
     """
 
-    def __init__(self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS) -> None:
-        count = len(SHAPE["head"].axes)
+    def __init__(
+        self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS, head: HeadLayout = HEAD
+    ) -> None:
+        count = len(head.axes)
         frequencies = 1e4 ** -(torch.arange(count, dtype=torch.float64) / count)
-        self.encoding, self.is_hybrid = encoding, SHAPE["head"] is HYBRID_HEAD
+        self.encoding, self.head, self.is_hybrid = encoding, head, head is HYBRID_HEAD
         if encoding is not None:
-            layout = DecoderLayout(HEADS * HEAD_DIM, LAYERS, HEADS, kv_heads, SHAPE["head"], (frequencies,))
+            layout = DecoderLayout(HEADS * HEAD_DIM, LAYERS, HEADS, kv_heads, head, (frequencies,))
             layout = hybrid_layout(HEADS * HEAD_DIM, HEADS, kv_heads) if self.is_hybrid else layout
             (frequencies,) = layout.rope_frequencies
             encoding.bind_to_decoder(layout, layout.layers)
@@ -152,7 +167,7 @@ class Decoder:
 
     def rope(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Compute cosine and sine of position ids."""
-        return mrope(ids, self.inv_freq)
+        return mrope(ids, self.inv_freq, self.head)
 
     @torch.no_grad()
     def attend(self, sequence: Sequence, poses: Tensor, K: Tensor, unit: float = 1.0) -> Tensor:
@@ -167,7 +182,7 @@ class Decoder:
         encoded, ids = None, sequence.ids
         if self.encoding is not None:
             cameras = sequence.cameras(poses, K, unit)
-            encoded = self.encoding.encode(cameras, **SHAPE, dtype=torch.float64)
+            encoded = self.encoding.encode(cameras, self.head, torch.float64)
             if self.encoding.time_index is not None:
                 ids = with_time_index(self.encoding.time_index, sequence, cameras)
         outputs = [attend(encoded, layer, sequence, self.rope(ids)) for layer in range(LAYERS)]
@@ -194,9 +209,9 @@ def with_time_index(time_index: TimeIndex, sequence: Sequence, cameras: Cameras)
     return ids
 
 
-def mrope(ids: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+def mrope(ids: Tensor, frequencies: Tensor, head: HeadLayout = HEAD) -> tuple[Tensor, Tensor]:
     """Compute mRoPE's cosine and sine (B, L, D) from position ids (3, B, L)."""
-    axis = torch.tensor(SHAPE["head"].axes)
+    axis = torch.tensor(head.axes)
     angle = ids[axis].permute(1, 2, 0) * frequencies
     return torch.cat((angle, angle), -1).cos(), torch.cat((angle, angle), -1).sin()
 
@@ -216,14 +231,13 @@ def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope:
     acting = acting or EncodedCameras()
     q, k = acting.before_rope(q, k)
     q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
+    attention = partial(_attention, scale=v.shape[-1] ** -0.5)  # whatever channels an encoding appends
     q, k, v = (x.transpose(1, 2) for x in (q, k, acting.transform_values(v)))
-    return acting.transform_outputs(acting.attend(_attention, q, k, v, None)[0])
+    return acting.transform_outputs(acting.attend(attention, q, k, v, None)[0])
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
-    output = F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=mask is None, enable_gqa=True, scale=HEAD_DIM**-0.5
-    )
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> tuple[Tensor, None]:
+    output = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True, scale=scale)
     return output.transpose(1, 2), None
 
 

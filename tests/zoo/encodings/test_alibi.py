@@ -18,18 +18,18 @@ from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras, ZeroChannels
-from zoo.encodings.reference_attention import HEAD_DIM, HEADS, SHAPE, VIEWS, qkv_and_index, random_cameras
+from zoo.encodings.reference_attention import HEAD, HEAD_DIM, HEADS, VIEWS, qkv_and_index, random_cameras
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 
 
 def bound(encoding: PoseALiBi) -> PoseALiBi:
-    encoding.bind_to_decoder(DecoderLayout(HEADS * HEAD_DIM, 1, HEADS, HEADS, SHAPE["head"]), [0])
+    encoding.bind_to_decoder(DecoderLayout(HEADS * HEAD_DIM, 1, HEADS, HEADS, HEAD), [0])
     return encoding
 
 
 def encode(encoding: PoseALiBi, poses: Tensor, K: Tensor, index: Tensor, dtype: Any = torch.float64) -> EncodedCameras:
-    return bound(encoding).encode(Cameras(poses, K, index), **SHAPE, dtype=dtype)
+    return bound(encoding).encode(Cameras(poses, K, index), HEAD, dtype=dtype)
 
 
 def attend(
@@ -138,13 +138,13 @@ def test_equal_poses_change_no_bit(measure: PoseMeasure) -> None:
         encoded = encode(PoseALiBi(measure), same, K, index)
         assert torch.equal(attend(encoded, qkv), stock) and encoded.for_decode_step() is None
         unknown = Cameras.trusted(same, K, index, camera_runs(index))  # the host has not seen the poses
-        wide = bound(PoseALiBi(measure)).encode(unknown, **SHAPE)
+        wide = bound(PoseALiBi(measure)).encode(unknown, HEAD)
         assert isinstance(wide, DistanceChannels)
         torch.testing.assert_close(attend(wide, qkv), stock, rtol=0, atol=1e-6)
     text = encode(PoseALiBi(measure), poses, K, torch.full_like(index, -1))
     assert torch.equal(attend(text, qkv), stock)
     none = Cameras(poses[:, :0], K[:, :0], torch.full_like(index, -1))
-    assert type(bound(PoseALiBi()).encode(none, **SHAPE)) is EncodedCameras
+    assert type(bound(PoseALiBi()).encode(none, HEAD)) is EncodedCameras
 
 
 def test_unknown_poses_of_unused_cameras_change_nothing() -> None:
@@ -155,7 +155,7 @@ def test_unknown_poses_of_unused_cameras_change_nothing() -> None:
     expected = attend(encode(PoseALiBi(), poses, K, index), qkv)
     poses[:, 0] = torch.nan
     cameras = Cameras.trusted(poses, K, index, camera_runs(index))
-    assert torch.equal(attend(bound(PoseALiBi()).encode(cameras, **SHAPE, dtype=torch.float64), qkv), expected)
+    assert torch.equal(attend(bound(PoseALiBi()).encode(cameras, HEAD, dtype=torch.float64), qkv), expected)
 
 
 # ---- decoding and beams -----------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def test_slopes_require_bind_to_decoder() -> None:
     poses, K = random_cameras(2)
     _, index = qkv_and_index(1)
     with pytest.raises(AssertionError, match="bind_to_decoder comes before"):
-        PoseALiBi(slopes="learned").encode(Cameras(poses, K, index), **SHAPE)
+        PoseALiBi(slopes="learned").encode(Cameras(poses, K, index), HEAD)
 
 
 def test_learned_slopes_start_at_stock_and_train() -> None:

@@ -35,6 +35,7 @@ from zoo.encodings.linear_layers import EncodedLinearLayers
 from zoo.encodings.measured_symmetries import (
     BROKEN,
     PROPERTIES,
+    Measure,
     from_stock,
     identity_stock,
     intrinsics,
@@ -48,7 +49,6 @@ from zoo.encodings.reference_attention import (
     HYBRID_HEAD,
     KV_HEADS,
     LAYERS,
-    SHAPE,
     Decoder,
     delta_net,
     delta_rule,
@@ -57,18 +57,13 @@ from zoo.encodings.reference_attention import (
 )
 
 
-@pytest.fixture(autouse=True)
-def layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPE, "head", HYBRID_HEAD)
-
-
 @pytest.mark.parametrize("measure", PROPERTIES)
 @pytest.mark.parametrize("name", HYBRID)
-def test_declared_symmetries_are_measured(name: str, measure: Callable[[CameraEncoding], float]) -> None:
+def test_declared_symmetries_are_measured(name: str, measure: Measure) -> None:
     """In layers of both kinds."""
     declared = bound(HYBRID[name]()).symmetries
     assert [field.name for field in fields(declared)] == [each.__name__ for each in PROPERTIES]
-    measured = measure(HYBRID[name]())
+    measured = measure(HYBRID[name](), HYBRID_HEAD)
     if not getattr(declared, measure.__name__):
         assert measured > BROKEN
     elif measure in (intrinsics, identity_stock, text_stock):
@@ -83,10 +78,10 @@ def test_it_acts_in_the_layers_that_it_names(name: str) -> None:
     poses, K = random_cameras(2)
     encoding = HYBRID[name]()
     sequence = sequence_for(encoding, 3)
-    outputs, stock = (Decoder(each).attend(sequence, poses, K) for each in (encoding, None))
+    outputs, stock = (Decoder(each, head=HYBRID_HEAD).attend(sequence, poses, K) for each in (encoding, None))
     moved = [not torch.equal(a, b) for a, b in zip(outputs, stock, strict=True)]
     assert moved == [not name.startswith("DeltaNet")] * LAYERS + ["DeltaNet" in name]
-    assert from_stock(encoding, sequence, poses, K) > MOVES
+    assert from_stock(encoding, sequence, poses, K, HYBRID_HEAD) > MOVES
 
 
 # ---- general matrices on queries and keys --------------------------------------------------------------------
@@ -104,13 +99,13 @@ def test_general_matrices_are_no_relative_poses_there_and_orthogonal_ones_are() 
     """PRoPE's, GTA's and CaPE's on q and k, also with P^-T on keys as on queries, lose the world in Gated DeltaNet."""
     for make in (PRoPE, GTA, lambda *given, **options: CaPE(*given)):
         encoding = make(UnrotatedChannels(), apply_to="qk")
-        assert world_views(encoding) < EXACT  # in full attention the same are exact
-        assert world_views(Unchecked(make(UnrotatedChannels(), apply_to="qk"))) > BROKEN
+        assert world_views(encoding, HYBRID_HEAD) < EXACT  # in full attention the same are exact
+        assert world_views(Unchecked(make(UnrotatedChannels(), apply_to="qk")), HYBRID_HEAD) > BROKEN
         with pytest.raises(
             InputError, match=f"{type(encoding).__name__} multiplies queries and keys by matrices .* vo"
         ):
             DeltaNetLayers(encoding)
-    assert world_views(DeltaNetLayers(GTA(UnrotatedChannels(), "qk", "rotation"))) < EXACT
+    assert world_views(DeltaNetLayers(GTA(UnrotatedChannels(), "qk", "rotation")), HYBRID_HEAD) < EXACT
     with pytest.raises(InputError, match="PRoPE multiplies"):  # K is no rotation
         DeltaNetLayers(PRoPE(UnrotatedChannels(), pose_component="rotation"))
     DeltaNetLayers(RayEncoding(UnrotatedChannels(), pose_component="rotation"))
@@ -146,7 +141,7 @@ def test_outputs_turn_back_before_the_norm() -> None:
 
     poses, K = random_cameras(2)
     encoding = DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo", reference=None))
-    Decoder(encoding)
+    Decoder(encoding, head=HYBRID_HEAD)
     sequence, other = random_sequence(0), random_cameras(2, 1, seed=5)[0]
     for kind, exact in ((EncodedLinearLayers, True), (Forward, False)):
         encoded = [encoding.encode(sequence.cameras(each, K), HYBRID_HEAD) for each in (poses, poses @ other)]

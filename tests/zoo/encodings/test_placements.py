@@ -34,10 +34,8 @@ from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.reference_attention import (
     EXACT,
     LAYOUTS,
-    SHAPE,
     Decoder,
     apply_rope,
-    mrope,
     random_cameras,
     random_sequence,
 )
@@ -86,11 +84,10 @@ def test_the_table_of_another_model_breaks_the_change_of_world(name: str, monkey
     poses, K = random_cameras(2)
     world = random_cameras(2, 1, seed=5)[0]
     for other in LAYOUTS:
-        monkeypatch.setitem(SHAPE, "head", LAYOUTS[name])
-        decoder = Decoder(PRoPE(TemporalSection(), reference=None))
-        rope = mrope(sequence.ids, decoder.inv_freq)
+        decoder = Decoder(PRoPE(TemporalSection(), reference=None), head=LAYOUTS[name])
+        rope = decoder.rope(sequence.ids)
         monkeypatch.setattr(decoder, "rope", lambda _, rope=rope: rope)
-        monkeypatch.setitem(SHAPE, "head", LAYOUTS[other])
+        decoder.head = LAYOUTS[other]  # of the encoding
         before, after = (decoder.attend(sequence, each, K) for each in (poses, poses @ world))
         assert ((before - after).abs().max() < EXACT) == (other == name)
 

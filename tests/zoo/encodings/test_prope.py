@@ -14,7 +14,7 @@ from zoo.encodings.reference_attention import (
     BROKEN,
     EXACT,
     HEAD_DIM,
-    SHAPE,
+    HEAD,
     VIEWS,
     Decoder,
     Sequence,
@@ -33,7 +33,7 @@ class AllChannelsBeforeRoPE(ChannelPlacement):
 
 
 def encode(encoding: PRoPE, poses: Tensor, K: Tensor, index: Tensor) -> EncodedCameras:
-    return encoding.encode(Cameras(poses, K, index), **SHAPE, dtype=torch.float64)
+    return encoding.encode(Cameras(poses, K, index), HEAD, dtype=torch.float64)
 
 
 def attention(encoded: EncodedCameras, sequence: Sequence) -> Tensor:
@@ -119,7 +119,7 @@ def test_identity_cameras_change_no_bit(placement: ChannelPlacement, dtype: torc
     qkv, index = qkv_and_index(2)
     q, k, v = (x.to(dtype) for x in qkv)
     eye = torch.eye(4).expand(2, VIEWS, 4, 4)
-    encoded = PRoPE(placement).encode(Cameras(eye, eye[..., :3, :3], index), **SHAPE)
+    encoded = PRoPE(placement).encode(Cameras(eye, eye[..., :3, :3], index), HEAD)
     results = (
         *encoded.before_rope(q, k),
         *encoded.after_rope(q, k),
@@ -135,7 +135,7 @@ def test_tokens_without_camera_change_no_bit(dtype: torch.dtype) -> None:
     qkv, index = qkv_and_index(2)
     q = qkv[0].to(dtype)
     poses, K = random_cameras(2)
-    encoded = PRoPE().encode(Cameras(poses, K, index), **SHAPE)
+    encoded = PRoPE().encode(Cameras(poses, K, index), HEAD)
     transformed = encoded.after_rope(q, q)[0]
     assert torch.equal(transformed[index < 0], q[index < 0])
     assert not torch.isclose(transformed[index >= 0], q[index >= 0]).all()
@@ -150,7 +150,7 @@ def test_half_precision_rounds_only_the_result() -> None:
     q = qkv[0].bfloat16()
     exact = encode(PRoPE(), poses, K, index).after_rope(q.double(), q.double())[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        encoded = PRoPE().encode(Cameras(poses, K, index), **SHAPE)
+        encoded = PRoPE().encode(Cameras(poses, K, index), HEAD)
         rounded = encoded.after_rope(q, q)[0]
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.double(), exact, rtol=2**-8, atol=1e-4)
@@ -207,4 +207,4 @@ def test_projection_matrices_are_inverse() -> None:
 def test_cameras_without_index_raise() -> None:
     poses, K = random_cameras(1)
     with pytest.raises(ValueError, match="these cameras have no index: pass an index"):
-        PRoPE().encode(Cameras(poses, K), **SHAPE)
+        PRoPE().encode(Cameras(poses, K), HEAD)

@@ -36,10 +36,12 @@ from zoo.encodings import (
 )
 from zoo.encodings.alibi import DistanceChannels
 from zoo.encodings.base import CameraModule
+from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.measured_symmetries import (
     BROKEN,
     EXACT,
     PROPERTIES,
+    Measure,
     canonical,
     effect,
     holds,
@@ -49,7 +51,7 @@ from zoo.encodings.measured_symmetries import (
     world_views,
 )
 from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import HEAD_DIM, LAYERS, LAYOUTS, SHAPE, Decoder, random_cameras, random_sequence
+from zoo.encodings.reference_attention import HEAD_DIM, LAYERS, LAYOUTS, Decoder, random_cameras, random_sequence
 from zoo.encodings.subsets import EncodingWrapper
 from zoo.errors import InputError
 
@@ -60,31 +62,31 @@ OF_TWO_KINDS = "part of the channels"  # whose own encodings are measured in tes
 IN_LAYOUTS = [pytest.param(each, marks=pytest.mark.slow if each == OF_TWO_KINDS else ()) for each in LAYOUTS]
 
 
-@pytest.fixture(params=IN_LAYOUTS, autouse=True)
-def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The axes of the frequencies of a head, for all that reads `SHAPE`."""
-    monkeypatch.setitem(SHAPE, "head", LAYOUTS[request.param])
+@pytest.fixture(params=IN_LAYOUTS)
+def head(request: pytest.FixtureRequest) -> HeadLayout:
+    """The axes of the frequencies of a head."""
+    return LAYOUTS[request.param]
 
 
 @pytest.mark.parametrize("measure", PROPERTIES)
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_declared_symmetries_are_measured(name: str, measure: Callable[[CameraEncoding], float]) -> None:
+def test_declared_symmetries_are_measured(name: str, measure: Measure, head: HeadLayout) -> None:
     encoding = COMBINATIONS[name]()
     assert [field.name for field in fields(encoding.symmetries)] == [each.__name__ for each in PROPERTIES]
     declared = getattr(encoding.symmetries, measure.__name__)
-    assert holds(measure.__name__, measure(encoding)) is declared
+    assert holds(measure.__name__, measure(encoding, head)) is declared
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_symmetries_with_grouped_query_attention(name: str, kv_heads: int) -> None:
+def test_symmetries_with_grouped_query_attention(name: str, kv_heads: int, head: HeadLayout) -> None:
     encodings = [COMBINATIONS[name]() for _ in range(2)]
     for encoding, measure in zip(encodings, (canonical, shift), strict=True):
         if any(isinstance(m, HeadSubset) and max(m.key_value_heads) >= kv_heads for m in encoding.modules()):
             with pytest.raises(InputError, match="the decoder has key_value_heads 0 to 0"):
-                measure(encoding, kv_heads)
+                measure(encoding, head, kv_heads)
         else:
-            measured = measure(encoding, kv_heads)
+            measured = measure(encoding, head, kv_heads)
             assert measured < EXACT if getattr(encoding.symmetries, measure.__name__) else measured > BROKEN
 
 
@@ -102,33 +104,33 @@ WITH_SCALE: dict[str, Callable[..., CameraEncoding]] = {
 
 @pytest.mark.parametrize("unit", ["none", "mean", "max", "rms", "median_depth"])
 @pytest.mark.parametrize("name", WITH_SCALE)
-def test_every_scale_makes_the_unit_cancel(name: str, unit: str) -> None:
+def test_every_scale_makes_the_unit_cancel(name: str, unit: str, head: HeadLayout) -> None:
     encoding = WITH_SCALE[name](scale=unit)
     assert encoding.symmetries.scale == (unit != "none")
-    assert scale(encoding) < EXACT if unit != "none" else scale(encoding) > BROKEN
+    assert scale(encoding, head) < EXACT if unit != "none" else scale(encoding, head) > BROKEN
 
 
 @pytest.mark.parametrize("view", [None, "first", "middle", "medoid", "saddle_balanced"])
 @pytest.mark.parametrize("name", [name for name in WITH_SCALE if name not in ("PoseALiBi", "RayRoPE", "URoPE")])
-def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: str | None) -> None:
+def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: str | None, head: HeadLayout) -> None:
     encoding = WITH_SCALE[name](reference=view)
     assert encoding.symmetries.canonical == (view is not None)
-    assert canonical(encoding) < EXACT if view is not None else canonical(encoding) > BROKEN
+    assert canonical(encoding, head) < EXACT if view is not None else canonical(encoding, head) > BROKEN
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_has_an_effect(name: str) -> None:
+def test_has_an_effect(name: str, head: HeadLayout) -> None:
     """An encoding without effect would have every symmetry."""
-    assert effect(COMBINATIONS[name]()) > MOVES
+    assert effect(COMBINATIONS[name](), head) > MOVES
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_other_cameras_have_another_effect(name: str) -> None:
+def test_other_cameras_have_another_effect(name: str, head: HeadLayout) -> None:
     """Except for encodings of positions or points."""
     encoding = COMBINATIONS[name]()
     if not encoding.uses_cameras or encoding.uses_points:
         pytest.skip("positions and points do not change")
-    assert other_cameras(encoding) > MOVES
+    assert other_cameras(encoding, head) > MOVES
 
 
 class CameraToWorldCaPE(CaPE):
@@ -138,17 +140,17 @@ class CameraToWorldCaPE(CaPE):
         return super().matrices(cameras.with_poses(invert_se3(cameras.world_to_camera)))
 
 
-def test_cape_requires_world_to_camera() -> None:
-    assert world_views(CaPE()) < EXACT
-    assert world_views(CameraToWorldCaPE()) > BROKEN
+def test_cape_requires_world_to_camera(head: HeadLayout) -> None:
+    assert world_views(CaPE(), head) < EXACT
+    assert world_views(CameraToWorldCaPE(), head) > BROKEN
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_autocast_does_not_round_cameras(name: str) -> None:
+def test_autocast_does_not_round_cameras(name: str, head: HeadLayout) -> None:
     """Matrices, biases and angles remain float32 in bf16-mixed; projected extra channels may be rounded."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(2)
-    decoder = Decoder(encoding)
+    decoder = Decoder(encoding, head=head)
     encoding.float()
     q, k, v = (x.float() for x in sequence.qkv)
     poses, K = random_cameras(2)
@@ -157,7 +159,7 @@ def test_autocast_does_not_round_cameras(name: str) -> None:
     results = []
     for on in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
-            encoded = encoding.encode(sequence.cameras(far, K), **SHAPE)
+            encoded = encoding.encode(sequence.cameras(far, K), head)
             acting = encoded.at_layer(0, sequence.hidden_states.float(), decoder.rope(sequence.ids)) or EncodedCameras()
             transformed = (*acting.after_rope(*acting.before_rope(q, k)), acting.transform_values(v))
             results.append([x[..., :HEAD_DIM] for x in transformed])
@@ -169,12 +171,12 @@ def test_autocast_does_not_round_cameras(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype) -> None:
+def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype, head: HeadLayout) -> None:
     """Text and views without a camera, beside views with one; appended channels are zero."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(3)
-    decoder = Decoder(encoding)
+    decoder = Decoder(encoding, head=head)
     sequence.index = torch.where(sequence.index == 1, -1, sequence.index)
-    encoded = encoding.encode(sequence.cameras(*random_cameras(2)), **SHAPE)
+    encoded = encoding.encode(sequence.cameras(*random_cameras(2)), head)
     q, k, v = (x.to(dtype) for x in sequence.qkv)
     with torch.no_grad():
         for layer in range(LAYERS):

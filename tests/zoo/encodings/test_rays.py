@@ -13,7 +13,7 @@ from zoo.cameras.poses import invert_se3
 from zoo.cameras.rays import ray_directions, token_points
 from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding
 from zoo.encodings.ray_encodings import ray_cameras
-from zoo.encodings.reference_attention import SHAPE, qkv_and_index, random_cameras
+from zoo.encodings.reference_attention import HEAD, qkv_and_index, random_cameras
 
 
 def patch_centers(index: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def test_central_ray_is_the_camera() -> None:
     K[..., :2, 2] = 0
     qkv, index = qkv_and_index(1)
     cameras = Cameras(poses, K, index).with_tokens(torch.zeros(*index.shape, 2))
-    decoder = {**SHAPE, "dtype": torch.float64}
+    decoder = {"head": HEAD, "dtype": torch.float64}
     by_ray, by_camera = (each(ChannelRange()).encode(cameras, **decoder) for each in (RayEncoding, GTA))
     for a, b in zip(by_ray.after_rope(qkv[0], qkv[1]), by_camera.after_rope(qkv[0], qkv[1]), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
@@ -79,7 +79,7 @@ def test_relative_rays_match_definition() -> None:
     poses, K = random_cameras(2)
     qkv, index = qkv_and_index(0)
     cameras = Cameras(poses, K, index).with_tokens(patch_centers(index))
-    encoded = RayEncoding(ChannelRange(0, 1)).encode(cameras, **SHAPE, dtype=torch.float64)
+    encoded = RayEncoding(ChannelRange(0, 1)).encode(cameras, HEAD, dtype=torch.float64)
     q, k = encoded.after_rope(qkv[0], qkv[0])
     M = ray_cameras(cameras).world_to_camera
     for i, j in ((0, 1), (2, 9), (11, 4)):
@@ -94,7 +94,7 @@ def test_rays_require_patch_centers() -> None:
     poses, K = random_cameras(2)
     _, index = qkv_and_index(1)
     with pytest.raises(ValueError, match="pass Sequences.patch_centers"):
-        RayEncoding().encode(Cameras(poses, K, index), **SHAPE)
+        RayEncoding().encode(Cameras(poses, K, index), HEAD)
 
 
 # ---- the embedding ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from zoo.encodings import EncodedCameras, PointRoPE, ValueRoPE
 from zoo.encodings.reference_attention import (
     HEAD_DIM,
     MROPE_SECTION,
-    SHAPE,
+    HEAD,
     Decoder,
     qkv_and_index,
     random_cameras,
@@ -21,7 +21,7 @@ from zoo.encodings.reference_attention import (
 )
 from zoo.errors import InputError
 
-DECODER = {**SHAPE, "dtype": torch.float64}
+DECODER = {"head": HEAD, "dtype": torch.float64}
 
 
 def rotated(x: Tensor, angles: list[float]) -> Tensor:
@@ -135,7 +135,7 @@ def test_token_without_point_changes_no_bit() -> None:
     points = token_points(index)
     points[0, 3, 1] = torch.nan
     for dtype in (torch.float32, torch.bfloat16):
-        encoded = PointRoPE("qkvo").encode(Cameras(poses, K, index).with_tokens(points=points), **SHAPE)
+        encoded = PointRoPE("qkvo").encode(Cameras(poses, K, index).with_tokens(points=points), HEAD)
         q, k, v = (x.to(dtype) for x in qkv)
         results = (*encoded.after_rope(q, k), encoded.transform_values(v), encoded.transform_outputs(q))
         for result, x in zip(results, (q, k, v, q), strict=True):
