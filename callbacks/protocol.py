@@ -11,7 +11,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.settings import flatten
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 
 
 def protocol_record(trainer: Trainer, name: str | None) -> dict[str, Any]:
