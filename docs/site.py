@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import posixpath
 import re
@@ -30,7 +31,12 @@ import griffe
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
-DOCUMENTS = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "CHANGELOG.md": "CHANGELOG.md"}
+DOCUMENTS = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+    "examples/quickstart.ipynb": "examples/quickstart.md",
+}
 FOLDERS = {"Benchmarks": "benchmarks", "Studies": "studies", "Recipes": "recipes"}
 SHOWN = ("docs", *FOLDERS.values())
 COMMANDS_PAGE, CONFIGS_PAGE = "reference/commands.md", "reference/configs.md"
@@ -76,10 +82,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fills in docstrings, and turns links of the repository into links of the site."""
+    """Fills in docstrings and the cells of a notebook, and turns links of the repository into links of the site."""
     uri = page.file.src_uri
     if (file := file_of(uri)) is None:
         return markdown  # a generated page
+    if file.suffix == ".ipynb":
+        markdown = notebook(markdown)
     filled = DOCSTRING.sub(lambda found: docstring(found[1]), markdown)
     if mermaid() is None:
         filled = filled.replace("```mermaid\n", "```text\n")
@@ -119,6 +127,21 @@ class Examples(griffe.Extension):
         """Called by griffe for each class, function and module."""
         if obj.docstring:
             obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
+
+
+def notebook(content: str) -> str:
+    """The cells of a notebook with their saved outputs, as Markdown."""
+    shown = []
+    for cell in json.loads(content)["cells"]:
+        text = "".join(cell["source"])
+        shown.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if picture := "".join("".join(data.get("image/png", "")).split()):
+                shown.append(f"![output of the cell above](data:image/png;base64,{picture})")
+            else:
+                shown.append(f"```text\n{''.join(data['text/plain']).strip()}\n```")
+    return "\n\n".join(shown)
 
 
 # ---- links

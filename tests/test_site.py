@@ -43,6 +43,7 @@ def test_figures_can_be_drawn(name: str, tmp_path: Path) -> None:
         ("[a](../zoo/encodings/)", "[a](reference/zoo/encodings/index.md)"),
         ("[a](../configs/prope.yaml)", "[a](reference/configs.md#prope)"),
         ("[a](../Makefile)", "a"),
+        ("[a](../examples/quickstart.ipynb)", "[a](examples/quickstart.md)"),
         ("[a](https://example.org)", "[a](https://example.org)"),
         ("![a](attention_bias.png)", "![a](attention_bias.png)"),
         ("[a](absent.md)", "[a](absent.md)"),  # mkdocs fails
@@ -51,6 +52,13 @@ def test_figures_can_be_drawn(name: str, tmp_path: Path) -> None:
 def test_links_of_the_repository_become_links_of_the_site(text: str, expected: str) -> None:
     page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="questions.md"))
     assert site.on_page_markdown(text, page) == expected
+
+
+def test_the_notebook_is_a_page_with_its_outputs() -> None:
+    path = ROOT / "examples/quickstart.ipynb"
+    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=site.page_of(path)))
+    shown = site.on_page_markdown(path.read_text(), page)
+    assert shown.startswith("# ") and shown.count("```python\n") > 5 and shown.count("](data:image/png;base64,") == 4
 
 
 def test_a_figure_is_drawn_by_the_site_itself(monkeypatch: pytest.MonkeyPatch) -> None:
