@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.settings import flatten
-
-CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
+from commands.configs import PROTOCOLS, find_config, read_settings
+from zoo.errors import InputError
 
 
 def protocol_record(trainer: Trainer, name: str | None) -> dict[str, Any]:
@@ -27,11 +25,12 @@ def protocol_record(trainer: Trainer, name: str | None) -> dict[str, Any]:
     """
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     configs = [callback.config for callback in callbacks if isinstance(callback, SaveConfigCallback)]
-    files = [folder / f"protocol_{name}.yaml" for folder in (Path(), CONFIGS)]
-    file = next((path for path in files if path.is_file()), None)
-    if name is None or file is None or not configs:
+    if name is None or not configs:
         return {"name": name}
-    stated = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        stated = read_settings(find_config(f"{PROTOCOLS}{name}.yaml"))
+    except InputError:  # a protocol of another machine
+        return {"name": name}
     return {"name": name, "departures": departures(stated, configs[0].as_dict())}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from callbacks.protocol import CONFIGS
 from zoo.errors import InputError, did_you_mean
 
+CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
 RECIPE = "recipe"  # key of a config that names its recipe, which is read below all given configs
 RECIPES = "recipe_", "recipes"  # first part of a recipe's name, and a folder of recipes
