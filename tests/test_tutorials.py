@@ -21,6 +21,7 @@ from tests.datamodules.clips import numbered_frame, write_video
 from tests.datamodules.trajectories.captures import NAMES, colmap, walk
 from tests.zoo.encodings import test_properties
 from zoo.encodings import CameraEncoding
+from zoo.encodings.reference_attention import HEAD
 
 ROOT = Path(main.__file__).parent
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -79,7 +80,7 @@ def test_the_encoding_of_the_tutorial_has_its_symmetries(tmp_path: Path, monkeyp
         failed = []
         for measure in test_properties.PROPERTIES:
             try:
-                test_properties.test_declared_symmetries_are_measured("tutorial", measure)
+                test_properties.test_declared_symmetries_are_measured("tutorial", measure, HEAD)
             except AssertionError:
                 failed.append(measure.__name__)
         return failed
