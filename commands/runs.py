@@ -70,7 +70,8 @@ def newest_run() -> Path:
 
 def is_own(run: Path) -> bool:
     """Whether a run lies in `runs/` of the current folder."""
-    return RUNS.absolute() in (run.absolute(), *run.absolute().parents)
+    folder = Path(os.path.normpath(run.absolute()))
+    return RUNS.absolute() in (folder, *folder.parents)
 
 
 def check_classes(run: Path, trust_modules: Collection[str]) -> None:

@@ -19,7 +19,7 @@ from zoo.positions import mrope_position_ids
 PAGE = (Path(main.__file__).parent / "docs/concepts/other_code.md").read_text(encoding="utf-8")
 NAMES = [
     *("get_rope_index_25", "second_per_grid_ts", "tokens_per_second", "pose_encoding_to_extri_intri", "viewmats"),
-    *("angle axis", "merging", "cx cy", "VO-RoPE", "subset-sft"),
+    *("angle axis", "merging", "cx cy", "VO-RoPE", "subset-sft", "alternating", "camera token", "reference view"),
 ]
 
 
