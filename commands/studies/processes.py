@@ -71,7 +71,7 @@ def main_py(
 
     It is in a process group of its own: Ctrl-C in a terminal reaches the study alone, which calls `end_running`.
 
-    Where it ends by SIGTERM, the study does so too: before a job's time limit SLURM sends it to what srun has started.
+    Where it ends by SIGTERM, this process does so too: before a job's time limit SLURM sends it to what srun has started.
 
     Args:
         log: The file.
@@ -103,6 +103,7 @@ def main_py(
             finally:
                 _running.discard(process)
     if process.returncode == 128 + signal.SIGTERM:
+        print(f"{log}: {_last_line(log)}", flush=True)
         sys.exit(process.returncode)
     return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
 
