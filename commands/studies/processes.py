@@ -71,7 +71,7 @@ def main_py(
 
     It is in a process group of its own: Ctrl-C in a terminal reaches the study alone, which calls `end_running`.
 
-    Where it ends by SIGTERM, this process does so too: before a job's time limit SLURM sends it to what srun has started.
+    Where it ends by SIGTERM, this process does so too: before a job's time limit, SLURM sends it to what srun started.
 
     Args:
         log: The file.

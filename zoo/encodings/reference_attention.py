@@ -149,9 +149,7 @@ class Decoder:
         head: The axes of the frequencies of a head.
     """
 
-    def __init__(
-        self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS, head: HeadLayout = HEAD
-    ) -> None:
+    def __init__(self, encoding: CameraEncoding | None, kv_heads: int = KV_HEADS, head: HeadLayout = HEAD) -> None:
         count = len(head.axes)
         frequencies = 1e4 ** -(torch.arange(count, dtype=torch.float64) / count)
         self.encoding, self.head, self.is_hybrid = encoding, head, head is HYBRID_HEAD

@@ -13,8 +13,8 @@ from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.reference_attention import (
     BROKEN,
     EXACT,
-    HEAD_DIM,
     HEAD,
+    HEAD_DIM,
     VIEWS,
     Decoder,
     Sequence,

@@ -11,9 +11,9 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.encodings import EncodedCameras, PointRoPE, ValueRoPE
 from zoo.encodings.reference_attention import (
+    HEAD,
     HEAD_DIM,
     MROPE_SECTION,
-    HEAD,
     Decoder,
     qkv_and_index,
     random_cameras,
