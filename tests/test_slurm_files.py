@@ -73,10 +73,11 @@ def test_a_job_is_queued_again_at_its_time_limit_alone(status: int, step: str, c
             os.kill(process, signal.SIGTERM)
     is_requeued = status == 143 and not cancels
     assert job.returncode == (-signal.SIGTERM if cancels else status)
-    while not (tmp_path / "saved").exists():  # a script that is cancelled doesn't wait
+    deadline = time.monotonic() + 10  # a script that is cancelled doesn't wait
+    while not (saved := (tmp_path / "saved").exists()) and time.monotonic() < deadline:
         time.sleep(0.02)
     requeued = tmp_path / "requeued"
-    assert (requeued.read_text() if requeued.exists() else None) == ("requeue 17\n" if is_requeued else None)
+    assert saved and (requeued.read_text() if requeued.exists() else None) == ("requeue 17\n" if is_requeued else None)
 
 
 @pytest.mark.slow
