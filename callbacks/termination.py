@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -32,6 +33,7 @@ class EndOnSigterm(Callback):
         self._asked = self._agreed = 0  # the signal
         self._hosts: Any = None  # the processes, by a backend of the CPU
         self._former: Any = signal.SIG_DFL  # handler of SIGINT
+        self._process = os.getpid()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler, which it removes at the end."""
@@ -50,11 +52,14 @@ class EndOnSigterm(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace Lightning's handler, and that of SIGINT unless it is ignored, as by nohup."""
         self.on_test_start(trainer, pl_module)
+        self._process = os.getpid()
         self._former = signal.getsignal(signal.SIGINT)
         if self._former is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._note_interrupt)
 
     def _note_interrupt(self, signum: int, frame: Any) -> None:
+        if os.getpid() != self._process:  # a worker that reads data: a terminal interrupts it as well
+            return
         self._restore()
         self._asked = max(self._asked, signum)
         rank_zero_info("interrupted: it ends when this step is complete and saved; Ctrl-C again ends it at once")

@@ -12,7 +12,7 @@ from callbacks.settings import CHANGES_NO_ANSWER, is_one_of
 from zoo.errors import InputError
 
 ALLOWED = re.compile(r"[\w.-]+")
-SCALE = ("backbone", "geometry")  # parts of which a name has the class alone: sizes and weights are long
+SCALE = ("backbone", "geometry", "geometry_cache")  # of which a name has the class alone: sizes and paths are long
 LENGTH = 60  # of the changes, in characters
 HELP = "name of a new run's folder, in loggers and in reports; null: its model, with the changed parts of --model"
 
@@ -47,7 +47,7 @@ def changes(words: Sequence[str]) -> Iterator[str]:
         part, *inner = name.removesuffix(".class_path").replace(".init_args", "").split(".")
         if is_one_of(name, CHANGES_NO_ANSWER) or (inner and part in SCALE):
             continue
-        key = inner[-1] if inner else part
+        key = inner[-1] if inner and name != "lora.r" else part
         names = [_named(each) for each in (value if isinstance(value, list) else [value])]
         if value is None or value == []:
             yield f"no-{key}"

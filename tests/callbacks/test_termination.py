@@ -66,3 +66,19 @@ def test_a_second_interrupt_ends_a_training_at_once(tmp_path: Path) -> None:
     trainer = toy.trainer(tmp_path, EndOnSigterm(), max_epochs=1, limit_val_batches=0)
     trainer.fit(toy.Toy())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_worker_that_reads_data_takes_no_notice_of_an_interrupt(tmp_path: Path) -> None:
+    """A terminal sends it to all processes; each would say that it ends."""
+    statuses = []
+
+    class ForkAt(SendAt):
+        def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+            if (worker := os.fork()) == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+                os._exit(ending._asked)
+            statuses.append(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
+
+    ending = EndOnSigterm()
+    toy.trainer(tmp_path, ending, ForkAt(1), max_steps=1, limit_val_batches=0).fit(toy.Toy())
+    assert statuses == [0]

@@ -32,7 +32,8 @@ from zoo.errors import InputError
         ("--model.camera_encoding.pose_component rotation", "PRoPEMLLM-pose_component-rotation"),
         ("--model.objectives=[CameraPrediction,DepthPrediction]", "PRoPEMLLM-CameraPrediction-DepthPrediction"),
         ("--model.backbone TinyQwen3VL --model.backbone.layers 2", "PRoPEMLLM-TinyQwen3VL"),
-        ("--model.learning_rates.decoder 1e-4 --model.lora.r 16", "PRoPEMLLM-r-16"),
+        ("--model.learning_rates.decoder 1e-4 --model.lora.r 16", "PRoPEMLLM-lora-16"),
+        ("--model.geometry_cache.folder cache/geometry", "PRoPEMLLM"),
         (" ".join(f"--model.camera_encoding.option{i} value{i}" for i in range(9)), "PRoPEMLLM"),  # too long to tell
     ],
 )
