@@ -13,13 +13,13 @@ Commands:
     select-frames   choose the frames of each scene beforehand
     cache-geometry  compute 3D tokens and cameras beforehand
     cache-frames    decode and resize the frames of videos beforehand
-    plan            print the memory and FLOPs that a training needs on each GPU
+    plan            print what a training needs: GPUs, memory, hours, and the command that starts it
     positions       print the axes and channels of the decoder's positions
     check-encoding  measure the symmetries of a camera encoding, also one of your own, and what it costs
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
     probe           print what the hidden states of a run hold, before and after its training
-    import-cameras  make a scene of a capture: COLMAP, Record3D, nerfstudio, ScanNet and others; or of all of a dataset
+    import-cameras  make a scene of a capture (COLMAP, Record3D, ScanNet and others), or of each scene of a dataset
     check-cameras   hold the cameras of a video against its images: convention, speed, jumps, intrinsics
     study           run the experiments of a YAML file, and write their tables
     between         test what the difference of two evaluation protocols is made of
@@ -40,6 +40,7 @@ Examples:
     python main.py report runs/*
     python main.py probe runs/PRoPEMLLM-20261125-012048
     python main.py import-cameras captures/kitchen data/mine/kitchen
+    python main.py plan --config prope.yaml --config scale_3b.yaml --gpus 8
     python main.py study studies/encodings.yaml --dry_run
 
     --version prints the versions of this package, with its commit, and of its main dependencies.

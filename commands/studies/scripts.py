@@ -17,6 +17,7 @@ from commands.studies.source_code import SourceCode
 from commands.studies.study_file import Run, Study
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
+from zoo.progress import progress
 
 FOLDER, SUFFIX, PLAN, LAUNCHER = "scripts", ".sbatch", "plan.md", "srun"
 SIGNAL_S = 300  # seconds between SIGTERM and the time limit, in which a training makes and saves its next step
@@ -30,6 +31,7 @@ SCRIPT = """#!/bin/bash
 # Trains, tests and adds the result to the study, from where an earlier job has left it. Before the time limit SLURM
 # sends SIGTERM to the training, not to this script: it saves its next complete step, and the job is queued again.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+[ ! -f .venv/bin/activate ] || source .venv/bin/activate
 {command} || status=$?
 [ "${{status:=0}}" = 143 ] && scontrol requeue "$SLURM_JOB_ID"
 exit "$status"
@@ -50,7 +52,7 @@ def write_scripts(study: Study, runs: Sequence[Run], parameters: Mapping[str, An
     folder, source, rows = study.folder / FOLDER, SourceCode(), list[list[str]]()
     for former in folder.glob(f"*{SUFFIX}"):  # of a training that is done
         former.unlink()
-    for run in runs:
+    for run in progress(runs, "plan", "trainings"):
         planned, settings = plan_of(run), source.settings(run)
         rows.append([str(run), str(planned.gpus), *takes(planned, run)])
         nodes = int(settings.get("trainer.num_nodes") or 1)
