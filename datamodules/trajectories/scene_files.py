@@ -138,8 +138,8 @@ def _link_images(images: Sequence[Path | None], folder: Path, quarter_turns: int
     for number, file in enumerate(images):
         target = folder / f"{number:06d}{(file or first).suffix.lower()}"
         if file is None:
-            size = image_size(first)[:: 1 if quarter_turns % 2 else -1]  # Pillow's is width and height
-            Image.new("I;16", size).save(target)
+            height, width = image_size(first)
+            Image.new("I;16", (height, width) if quarter_turns % 2 else (width, height)).save(target)
         elif quarter_turns % 4:
             with Image.open(file) as image:
                 image.transpose(TURNS[quarter_turns % 4]).save(target, quality=95)

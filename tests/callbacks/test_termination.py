@@ -67,6 +67,7 @@ def test_a_second_interrupt_ends_a_training_at_once(tmp_path: Path) -> None:
     trainer.fit(toy.Toy())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
+
 @pytest.mark.usefixtures("interruptible")
 def test_a_worker_that_reads_data_takes_no_notice_of_an_interrupt(tmp_path: Path) -> None:
     """A terminal sends it to all processes; each would say that it ends."""
