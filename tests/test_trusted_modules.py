@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from commands.runs import newest_run
+from commands.runs import is_own, newest_run
 from tests.cli import Run, the_run
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.class_paths import check_class_paths
@@ -150,3 +150,7 @@ def test_a_run_of_someone_else(
         SpatialVLM.from_pretrained(mine, trust_modules=["canary"])
     assert "\n" not in str(raised.value)
     assert VideoQATask.load_from_checkpoint(mine / "checkpoints/last.ckpt") is not None
+
+def test_runs_of_ones_own_lie_in_runs() -> None:
+    assert is_own(Path("runs/mine")) and is_own(Path("runs/../runs/mine").absolute())
+    assert not is_own(Path("runs/../theirs")) and not is_own(Path("theirs/runs/one"))
