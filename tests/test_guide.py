@@ -40,7 +40,8 @@ MORE = {  # the first that fits
     r"cache-geometry ": GEOMETRY,
     r"cache-frames ": f"{DATA} --data.train_sampler null --data.keep_in_memory false",
     r"test .*(SceneFolder|Conversations)": "--data.num_frames 4",
-    r"study (?!.*--verify)": "--dry_run",
+    r"study .*--verify": "--settings GTA",  # which has no result to verify
+    r"study ": "--dry_run",
     r"probe ": "--scenes 2 --split train",
 }
 DOORS = """
