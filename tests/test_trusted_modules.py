@@ -151,6 +151,7 @@ def test_a_run_of_someone_else(
     assert "\n" not in str(raised.value)
     assert VideoQATask.load_from_checkpoint(mine / "checkpoints/last.ckpt") is not None
 
+
 def test_runs_of_ones_own_lie_in_runs() -> None:
     assert is_own(Path("runs/mine")) and is_own(Path("runs/../runs/mine").absolute())
     assert not is_own(Path("runs/../theirs")) and not is_own(Path("theirs/runs/one"))
