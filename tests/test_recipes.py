@@ -34,6 +34,7 @@ def test_a_recipe_holds_the_published_settings_for_any_model(
     config = yaml.safe_load(capsys.readouterr().out)
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert model["learning_rates"].pop("vision_merger") == "connector"
+    assert model["learning_rates"].pop("deepstack_merger") is None
     assert config["model"]["class_path"] == {"spatial_mllm": "zoo.SpatialMLLM", "prope": "zoo.PRoPEMLLM"}[kind]
     assert model["backbone"]["class_path"] == "zoo.PretrainedQwen25VL"
     assert {part: rate for part, rate in model["learning_rates"].items() if rate} == {
@@ -61,7 +62,7 @@ def test_the_recipe_of_geovr(tmp_path: Path, monkeypatch, capsys) -> None:
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     rates = {"decoder": 2e-5, "connector": 2e-5, "vision": None, "geometry": None, "encoding": 2e-4, "objective": 1e-4}
     assert (
-        model["learning_rates"] == {**rates, "vision_merger": "connector"}
+        model["learning_rates"] == {**rates, "vision_merger": "connector", "deepstack_merger": "vision"}
         and model["optimizer"]["init_args"]["weight_decay"] == 0
     )
     assert model["teacher"]["init_args"]["encoder"]["init_args"]["layers"] == [4, 11, 17, 23]
