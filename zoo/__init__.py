@@ -30,8 +30,8 @@ __getattr__, __all__ = lazy_exports(
         ],
         "scene_encoding.teacher": ["Teacher"],
         "geometry": [
-            *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
-            *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
+            *("DatasetGeometry", "DatasetPoses", "FittedMetricModel", "GeometryCache", "GeometryEncoder"),
+            *("MetricModel", "PosedDA3", "PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
         ],
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
