@@ -241,14 +241,20 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if not kept:
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"
             raise InputError(f"{found}; {missing}" if missing else found)
-        check_requirements(kept, split, self.source, self.requirements)
+        check_requirements(kept, split, self.source, self.requirements_of(split == "train"))
         return kept
 
     @property
     def requirements(self) -> DataRequirements:
         """The model's requirements; empty without a model."""
+        return self.requirements_of(training=False)
+
+    def requirements_of(self, training: bool) -> DataRequirements:
+        """Return the model's requirements in a training or an evaluation; empty without a model."""
         task: Any = None if self.trainer is None else self.trainer.lightning_module
-        return DataRequirements() if task is None else task.requirements
+        if task is None:
+            return DataRequirements()
+        return task.training_requirements if training else task.requirements
 
     def describe(self) -> dict[str, Any]:
         """The settings of the data that a result depends on."""
@@ -271,17 +277,18 @@ class VideoQADataModule(Configurable, LightningDataModule):
         keep: bool = False,
         pairing: FramePairing | None = None,
         augmentation: Augmentation | None = None,
+        training: bool = False,
     ) -> SceneDataset:
         """Scenes with the frames that a sampler selects, and that are paired as in a test if nothing else is given.
 
-        With `keep` decoded videos are kept in memory.
+        With `keep` decoded videos are kept in memory; `training` asks for what a training requires.
         """
         return SceneDataset(
             scenes,
             sampler,
             self.num_frames,
             self.pixels,
-            requirements=self.requirements,
+            requirements=self.requirements_of(training),
             keep=keep,
             frame_pairing=pairing or self.frame_pairing,
             frames_as=self.frames_as,
@@ -308,14 +315,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if builder is None:
             return SceneCollate()
         reader = task.geometry_reader(training=training)
-        return kind(self.wording, builder, self.requirements, reader, **options)
+        return kind(self.wording, builder, self.requirements_of(training), reader, **options)
 
     def _ask(self, training: bool = False) -> Collate | SceneCollate:
         return self._collate(QuestionCollate, training=training, questions_per_batch=self.questions_per_batch)
 
     def train_dataloader(self) -> ResumableLoader:
         options = self.keep_in_memory, self.train_frame_pairing, self.augmentation
-        dataset = self.dataset(self.scenes("train"), self.train_sampler, *options)
+        dataset = self.dataset(self.scenes("train"), self.train_sampler, *options, training=True)
         trainer = self.trainer
         assert trainer is not None
         order = TrainingOrder(

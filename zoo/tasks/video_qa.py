@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -94,11 +93,10 @@ class VideoQATask(Task):
         self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
         self.teacher = teacher
-        if self.algorithm.asks_questions and self.model.training_tokens is not self.model.extra_tokens:
-            names = " and ".join(self.model.objectives.with_training_token)
+        if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
             raise InputError(
-                f"--model.objectives: {names} has a token in training alone, and answers are sampled with the prompts "
-                "of a test: set its token to always or none"
+                f"--model.objectives: {' and '.join(names)} show a training other tokens than a test, and answers are "
+                "sampled as in a test: leave MaskedViews out, and set token to always or none"
             )
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
@@ -118,16 +116,11 @@ class VideoQATask(Task):
 
     @property
     def requirements(self) -> DataRequirements:
-        needs = self.model.requirements
-        if self.teacher is None or self._trainer is None or self._trainer.state.fn != "fit":
-            return needs
-        outline = self.teacher.outline
-        return replace(
-            needs,
-            frames=True,
-            cameras=needs.cameras or outline.requires_cameras,
-            depth=needs.depth or outline.requires_depth,
-        )
+        return self.model.requirements
+
+    @property
+    def training_requirements(self) -> DataRequirements:
+        return self.requirements if self.teacher is None else self.teacher.added_to(self.requirements)
 
     @property
     def training_sequence_builder(self) -> SequenceBuilder:
@@ -146,9 +139,11 @@ class VideoQATask(Task):
         return self.model.backbone.preprocessor
 
     def part_of(self, name: str) -> str:
-        part = self.model.part_of(name.removeprefix("model."))
-        is_merger = part == "connector" and name.startswith("model.backbone.")
-        return self.learning_rates.vision_merger if is_merger else part
+        part, rates = self.model.part_of(name.removeprefix("model.")), self.learning_rates
+        if part != "connector" or not name.startswith("model.backbone."):
+            return part
+        own = rates.deepstack_merger if self.model.backbone.serves_deepstack(name) else None
+        return own or rates.vision_merger
 
     def restored_by_files(self, name: str) -> bool:
         return self.model.restored_by_files(name.removeprefix("model."))
@@ -280,8 +275,7 @@ class VideoQATask(Task):
         load_deferred(self)
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
-        if self.teacher is None and (learning := self.model.objectives.learning_from_teacher):
-            raise InputError(f"--model.objectives: {' and '.join(learning)} learn from a --model.teacher: name one")
+        self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
         if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
             checkpoint = read_checkpoint(self.initial_weights)
             check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, self.initial_weights)
