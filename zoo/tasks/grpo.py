@@ -52,7 +52,8 @@ class GRPO(Algorithm):
         rewards: Summed with their weights; null is `AnswerScore`.
         reward_scale: See `group_advantages`.
         aggregation: See `group_advantages`.
-        loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling.
+        loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling, and so
+            takes no accumulated batches.
         beta: Weight of the divergence from the reference; with 0 there is none.
         epsilon_low: See `grpo_loss`.
         epsilon_high: See `grpo_loss`.
@@ -122,8 +123,9 @@ class GRPO(Algorithm):
         """Keep the weights of the reference, and tell rewards the benchmark of the data."""
         source = getattr(getattr(task.trainer, "datamodule", None), "source", None)
         self.rewards.bind(getattr(source, "benchmark", VSIBench()))
-        if self.updates > 1 and task.trainer.accumulate_grad_batches > 1:
-            raise InputError("--model.algorithm.updates above 1: leave --trainer.accumulate_grad_batches at 1")
+        if task.trainer.accumulate_grad_batches > 1 and (self.updates > 1 or self.loss_type == "dapo"):
+            option = "updates above 1" if self.updates > 1 else "loss_type dapo, which counts a step's tokens"
+            raise InputError(f"--model.algorithm.{option}: leave --trainer.accumulate_grad_batches at 1")
         if self.beta:
             self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
 
@@ -149,8 +151,8 @@ class GRPO(Algorithm):
         texts = task.preprocessor.decode([answer.reply.ids for answer in sampled])
         records = [batch.records[answer.record] for answer in sampled]
         rewards = self.rewards(texts, records)
-        advantages = self._advantages(rewards)
         is_learned = bool(sum(batch.num_answers))
+        advantages = self._advantages(rewards, is_learned)
         mask = answer_mask(lengths, task.device) & is_learned
         num_tokens = torch.tensor(float(sum(lengths)) if is_learned else 0.0, device=task.device)
         total = task.trainer.strategy.reduce(num_tokens, reduce_op="sum")
@@ -173,8 +175,12 @@ class GRPO(Algorithm):
             ],
         )
 
-    def _advantages(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
-        """Compare rewards in their groups; by the statistics of all processes where the options ask for them."""
+    def _advantages(self, rewards: Float[Tensor, "N R"], is_learned: bool = True) -> Float[Tensor, " N"]:
+        """Compare rewards in their groups; by the statistics of all processes where the options ask for them.
+
+        Those of a batch that nothing is learned from count in no statistic.
+        """
+        rewards = rewards if is_learned else torch.full_like(rewards, torch.nan)
         first, every = 0, [rewards]
         is_of_batch = self.reward_scale == "batch" or self.aggregation == "normalize_then_sum"
         if is_of_batch and dist.is_available() and dist.is_initialized():
