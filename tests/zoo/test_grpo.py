@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, MODELS, NEW, QUESTIONS, batch, build
+from zoo.objectives.grpo import group_advantages
 from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
-from zoo.tasks import VideoQATask
+from zoo.tasks import GRPO, VideoQATask, rollout
 from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 COUNT = 3  # answers per question
@@ -96,14 +98,15 @@ def test_scenes_and_prefixes_are_read_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert encoded == [2, 2]
 
 
-def test_gradients_are_those_of_one_answer_per_sequence() -> None:
-    """Of all answers about a scene in one sequence, or in several."""
+def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all answers about a scene in one sequence, or in several; also where logits are computed in parts."""
     found: dict[str, dict[str, Tensor]] = {}
     for name in ("one by one", "packed", "in several"):
         task = build("prope.yaml")
         sampled, builder, bound = Sampled(task, two_scenes(task)), task.sequence_builder, None
         if name == "in several":
             bound = max(sampled.sequences.lengths) - 40
+            monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 7)
         elif name == "one by one":
             builder = SequenceBuilder(replace(builder.rules, packs_questions=False))
         sampled.sequences = answer_sequences(builder, sampled.answers, sampled.asked.scenes, bound)
@@ -132,3 +135,21 @@ def test_sampling() -> None:
         counts = torch.bincount(ids, minlength=4) / len(ids)
         torch.testing.assert_close(counts, expected / expected.sum(), atol=0.03, rtol=0)
         assert not counts[expected == 0].any()
+
+
+def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those of a process that only keeps in step."""
+    algorithm, weights = GRPO(num_generations=2, reward_scale="batch"), torch.ones(1)
+    own, other = torch.tensor([[1.0], [0.0]]), torch.tensor([[9.0], [3.0]])
+    alone, both = (group_advantages(each, 2, weights=weights, scale="batch") for each in (own, torch.cat((other, own))))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "all_gather_object", lambda every, mine: every.__setitem__(slice(None), [other, mine]))
+    torch.testing.assert_close(algorithm._advantages(own), both[2:])
+    assert not torch.allclose(both[2:], alone)
+    assert not algorithm._advantages(own, is_learned=False).any()
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    other.fill_(torch.nan)
+    monkeypatch.setattr(dist, "all_gather_object", lambda every, mine: every.__setitem__(slice(None), [mine, other]))
+    torch.testing.assert_close(algorithm._advantages(own), alone)
