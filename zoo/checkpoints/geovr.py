@@ -88,7 +88,10 @@ def run_geovr(
     # 2. A training batch.
     grids = inputs["video_grid_thw"]
     ids, mask, _, labels = expand_tokens(
-        *(inputs[name] for name in ("input_ids", "attention_mask", "mm_token_type_ids", "labels")),
+        inputs["input_ids"],
+        inputs["attention_mask"],
+        inputs["mm_token_type_ids"],
+        inputs["labels"],
         grids,
         video_token_id=qwen["video_token_id"],
         merge_size=qwen["vision_config"]["spatial_merge_size"],

@@ -39,7 +39,7 @@ class MetricModel(ScaleSource):
         InputError: There are no such weights, or they are of another model.
     """
 
-    reads = ("K_normalized", "has_camera")
+    reads: tuple[str, ...] = ("K_normalized", "has_camera")
     requires_depth = True
 
     def __init__(self, path: str = RELEASED) -> None:

@@ -9,8 +9,8 @@ def run_official(*arguments: Any, **options: Any) -> dict[str, Any]:
     """Compute losses and gradients of a whole GeoVR on a micro-batch of videos, by the zoo's own training step.
 
     Args:
-        arguments: Of `zoo.checkpoints.geovr.run_geovr`, as far as they are not named: the stock model's configuration, a
-            state dict, inputs, and targets.
+        arguments: Of `zoo.checkpoints.geovr.run_geovr`, as far as they are not named: the stock model's configuration,
+            a state dict, inputs, and targets.
         options: The rest of them: `teacher`, `camera`, `depth`, `scale`, `distill`.
 
     Returns:
