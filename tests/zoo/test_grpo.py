@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from zoo.objectives.grpo import group_advantages
 from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
-from zoo.tasks import GRPO, VideoQATask, rollout
+from zoo.tasks import GRPO, AnswerFormat, VideoQATask
+from zoo.tasks import rollout as rollouts
 from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 COUNT = 3  # answers per question
@@ -106,7 +109,7 @@ def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.Monk
         sampled, builder, bound = Sampled(task, two_scenes(task)), task.sequence_builder, None
         if name == "in several":
             bound = max(sampled.sequences.lengths) - 40
-            monkeypatch.setattr(rollout, "LOGITS_AT_ONCE", 7)
+            monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 7)
         elif name == "one by one":
             builder = SequenceBuilder(replace(builder.rules, packs_questions=False))
         sampled.sequences = answer_sequences(builder, sampled.answers, sampled.asked.scenes, bound)
@@ -153,3 +156,26 @@ def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPa
     other.fill_(torch.nan)
     monkeypatch.setattr(dist, "all_gather_object", lambda every, mine: every.__setitem__(slice(None), [mine, other]))
     torch.testing.assert_close(algorithm._advantages(own), alone)
+
+
+def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
+    task, counted = build("plain"), []
+    asked = two_scenes(task)
+
+    def reduce(tokens: Tensor, reduce_op: str) -> Tensor:
+        counted.append((float(tokens), reduce_op))
+        return tokens + 100  # of the other process
+
+    strategy = SimpleNamespace(reduce=reduce, on_validation_start=lambda: None, on_validation_end=lambda: None)
+    precision = SimpleNamespace(forward_context=nullcontext)
+    task._trainer = SimpleNamespace(strategy=strategy, world_size=2, precision_plugin=precision)  # type: ignore[assignment]
+    algorithm = GRPO(num_generations=COUNT, loss_type="dapo", rewards=[AnswerFormat(".*")])
+    algorithm.prepare(task, asked)
+    rollout = algorithm.rollout
+    assert rollout is not None and counted == [(sum(rollout.lengths), "sum")]
+    assert rollout.num_tokens == (sum(rollout.lengths) + 100) / 2 and rollout.mask.sum() == sum(rollout.lengths)
+    assert rollout.statistics["answers_cut"] == sum(length == NEW for length in rollout.lengths) / len(rollout.lengths)
+    asked.num_answers = (0, 0)  # the batch only keeps this process in step
+    algorithm.prepare(task, asked)
+    assert counted[1:] == [(0.0, "sum")] and algorithm.rollout is not None
+    assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()

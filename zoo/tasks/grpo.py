@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -166,7 +166,7 @@ class GRPO(Algorithm):
             max(float(total), 1.0) / task.trainer.world_size,
             ref_logps,
             None,
-            self._statistics(rewards, lengths, task.max_new_tokens),
+            self._statistics(rewards, [answer.reply.ids for answer in sampled], task.model.backbone.stop_tokens),
             [
                 [str(r["scene"]), str(r["question"]), str(r["ground_truth"]), text, f"{score:.3g}", f"{gain:.2f}"]
                 for r, text, score, gain in zip(
@@ -196,11 +196,13 @@ class GRPO(Algorithm):
         )
         return advantages[first : first + len(rewards)]
 
-    def _statistics(self, rewards: Float[Tensor, "N R"], lengths: Sequence[int], longest: int) -> dict[str, float]:
+    def _statistics(
+        self, rewards: Float[Tensor, "N R"], answers: Sequence[Sequence[int]], stops: Collection[int]
+    ) -> dict[str, float]:
         return {
             **self.rewards.statistics(rewards, self.num_generations),
-            "answer_length": sum(lengths) / len(lengths),
-            "answers_cut": sum(length >= longest for length in lengths) / len(lengths),
+            "answer_length": sum(map(len, answers)) / len(answers),
+            "answers_cut": sum(ids[-1] not in stops for ids in answers) / len(answers),
         }
 
     @contextmanager

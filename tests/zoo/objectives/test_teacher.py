@@ -37,6 +37,7 @@ from zoo.geometry import CachedGeometry, SceneGeometry
 from zoo.geometry.scale import ScaleSource
 from zoo.objectives import decode
 from zoo.sequences.batch import Batch
+from zoo.tasks.training_cost import BatchSizes, example_batch
 
 FAMILY = "Qwen3-VL"
 SMALL: dict[str, Any] = {"features": 8, "channels": [8, 8, 8, 8]}
@@ -269,3 +270,8 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(InputError, match=message):
             objectives.check_teacher(given)
+
+
+def test_the_plan_of_a_training_counts_its_tokens() -> None:
+    sequences = example_batch(task(None).model, BatchSizes(6, height=64, width=96)).sequences
+    assert sequences is not None and sequences.visual_counts == [3 * (6 + 1) + 1]
