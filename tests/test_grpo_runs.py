@@ -36,9 +36,8 @@ def recorded(stop: int | None = None) -> Iterator[list[dict[str, Any]]]:
         loss = training_loss(self, task, batch)
         assert self.rollout is not None
         ids, logged = self.rollout.sequences.answer_ids.tolist(), dict(task.trainer.logged_metrics)
-        found.append(
-            {"loss": loss.item(), "ids": ids, "weights": before, "logged": logged, "reference": self.reference}
-        )
+        shown = {"reference": self.reference, "sequences": len(self.rollout.sequences)}
+        found.append({"loss": loss.item(), "ids": ids, "weights": before, "logged": logged, **shown})
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +86,7 @@ def test_it_is_tested_as_any_other_run(run: Run) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        ("--model.algorithm.beta", "0.1", "--model.algorithm.loss_type", "dapo"),
+        ("--model.algorithm.beta", "0.1", "--model.algorithm.loss_type", "dapo", "--data.tokens_per_sequence", "100"),
         ("--model.algorithm.updates", "2", "--model.lora.r", "4"),
     ],
 )
@@ -101,6 +100,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(extra: tuple[str, ...], run: 
     with recorded() as rest:
         run(*words, "--ckpt_path", "runs/broken/checkpoints/last.ckpt", "--trainer.default_root_dir", "runs/broken")
     assert 0 < len(rest) < len(whole)
+    num_scenes = 2
+    assert ("--data.tokens_per_sequence" in extra) == (whole[0]["sequences"] > num_scenes)
     for resumed, expected in zip(rest, whole[-len(rest) :], strict=True):
         assert (resumed["loss"], resumed["ids"]) == (expected["loss"], expected["ids"])
     ended = weights(tmp_path / "runs/broken")
@@ -113,6 +114,7 @@ def test_bad_settings_are_refused(run: Run) -> None:
         (("--model.algorithm.num_generations", "1"), "at least 2"),
         (("--model.algorithm.temperature", "0"), "above 0"),
         (("--model.algorithm.loss_type", "ppo"), "grpo"),
+        (("--data.pack_scenes", "true"), "sequences of its own for each scene"),
         (("--model.algorithm.loss_type", "dapo", "--trainer.accumulate_grad_batches", "2"), "counts a step's tokens"),
     ):
         with pytest.raises(SystemExit, match=text):

@@ -39,9 +39,9 @@ class GRPO(Algorithm):
     """Group-relative policy optimization (arXiv 2402.03300): learn from rewards of answers that the model samples.
 
     Several answers are sampled for each question of a batch, from one encoded scene and one prefix. Their
-    log-probabilities are computed in one sequence per scene, with the question repeated for each answer, and the scene
-    once; a decoder without custom masks has one sequence per answer. The other objectives of the model are learned as
-    well; `LanguageModeling` is not.
+    log-probabilities are computed in one sequence per scene, or several of `--data.tokens_per_sequence`, with the
+    question repeated for each answer, and the scene once; a decoder without custom masks has one sequence per answer.
+    The other objectives of the model are learned as well; `LanguageModeling` is not.
 
     The reference of `beta` has the weights that the training started from: of what is trained a copy is kept.
 
@@ -61,7 +61,6 @@ class GRPO(Algorithm):
         correct_kl: See `grpo_loss`.
         delta: See `grpo_loss`.
         updates: Optimizer steps on each batch of answers.
-        tokens_per_sequence: Most tokens of a sequence with several answers; null is no bound.
 
     Raises:
         InputError: An unknown choice, or a number out of its range.
@@ -85,7 +84,6 @@ class GRPO(Algorithm):
         correct_kl: bool = True,
         delta: float | None = None,
         updates: int = 1,
-        tokens_per_sequence: int | None = None,
     ) -> None:
         for name, value, choices in (
             ("reward_scale", reward_scale, RewardScale),
@@ -115,14 +113,18 @@ class GRPO(Algorithm):
             "correct_kl": correct_kl,
             "delta": delta,
         }
-        self.tokens_per_sequence, self.needs_start = tokens_per_sequence, beta > 0
+        self.needs_start = beta > 0
+        self.tokens_per_sequence: int | None = None  # of the data
         self.reference: dict[str, Tensor] = {}
         self.rollout: Rollout | None = None
 
     def begin(self, task: VideoQATask) -> None:
-        """Keep the weights of the reference, and tell rewards the benchmark of the data."""
-        source = getattr(getattr(task.trainer, "datamodule", None), "source", None)
-        self.rewards.bind(getattr(source, "benchmark", VSIBench()))
+        """Keep the weights of the reference, and take the benchmark and the bound of sequences from the data."""
+        data = getattr(task.trainer, "datamodule", None)
+        self.rewards.bind(getattr(getattr(data, "source", None), "benchmark", VSIBench()))
+        self.tokens_per_sequence = getattr(data, "tokens_per_sequence", None)
+        if getattr(data, "pack_scenes", False):
+            raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
         if task.trainer.accumulate_grad_batches > 1 and (self.updates > 1 or self.loss_type == "dapo"):
             option = "updates above 1" if self.updates > 1 else "loss_type dapo, which counts a step's tokens"
             raise InputError(f"--model.algorithm.{option}: leave --trainer.accumulate_grad_batches at 1")
