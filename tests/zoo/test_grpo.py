@@ -19,8 +19,9 @@ from zoo.objectives.grpo import group_advantages
 from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
-from zoo.tasks import GRPO, AnswerFormat, VideoQATask
+from zoo.tasks import GRPO, AnswerFormat, AnswerScore, VideoQATask
 from zoo.tasks import rollout as rollouts
+from zoo.tasks.rewards import RewardSum
 from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 COUNT = 3  # answers per question
@@ -179,3 +180,14 @@ def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
     algorithm.prepare(task, asked)
     assert counted[1:] == [(0.0, "sum")] and algorithm.rollout is not None
     assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()
+
+
+def test_statistics_leave_out_answers_without_a_reward() -> None:
+    records = [{"question_type": "object_counting", "ground_truth": truth} for truth in ("4", "", "4") for _ in "ab"]
+    rewards = RewardSum([AnswerScore(), AnswerScore(weight=0.5)])
+    found = rewards(["4", "9", "4", "4", "4", "4"], records)
+    assert rewards.total(found).tolist() == pytest.approx([1.5, 0, torch.nan, torch.nan, 1.5, 1.5], nan_ok=True)
+    statistics = rewards.statistics(found, 2)
+    assert statistics["reward"] == pytest.approx(1.125) and statistics["reward/AnswerScore"] == pytest.approx(0.75)
+    assert statistics["reward_deviation"] == pytest.approx(1.5 / 2**0.5 / 2)
+    assert statistics["groups_without_signal"] == pytest.approx(2 / 3)
