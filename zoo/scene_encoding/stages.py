@@ -109,7 +109,7 @@ def fuse_scenes(
     fusion: Fusion | None,
     view_mixer: ViewMixer | None,
 ) -> list[VisualTokens]:
-    """Mixe the views of each scene and fuses its 2D and 3D tokens.
+    """Mix the views of each scene and fuse its 2D and 3D tokens.
 
     Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
 
@@ -159,9 +159,11 @@ def fuse_scenes(
 def _mix(
     view_mixer: ViewMixer, scenes: Sequence[SceneCameras], grid: tuple[int, int, int], tokens: Float[Tensor, "N D"]
 ) -> Float[Tensor, "N D"]:
-    """Mixe the views of scenes with one grid."""
+    """Mix the views of scenes with one grid."""
     poses, K, present = stack_cameras([[scene.patches] for scene in scenes])
     cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in scenes], present)
+    if points := [scene.points for scene in scenes if scene.points is not None]:
+        cameras = cameras.with_tokens(points=torch.stack(points))
     is_complete = all(scene.patches.is_complete for scene in scenes)
     mixed = view_mixer(tokens, cameras=cameras, grid=grid, has_camera=None if is_complete else present)
     check_shape(view_mixer, "2D tokens (N, D)", mixed, *tokens.shape)
