@@ -108,9 +108,10 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
 @pytest.mark.slow
 def test_between_two_protocols_of_a_tiny_model(run: Run, tmp_path: Path) -> None:
     run("fit", "--config", "vg_llm.yaml", "--model.fusion.hidden", "16")
+    trained = the_run(tmp_path)
     for name, frames in (("a", 4), ("b", 2)):
         content = {"data": {"init_args": {"num_frames": frames}}, "metrics": {"scorer": "spatial_mllm"}}
         (tmp_path / f"protocol_{name}.yaml").write_text(yaml.safe_dump(content))
     said = run("between", "protocol_a.yaml", "protocol_b.yaml", "--options", "--model.max_new_tokens 2", sized=False)
-    assert f"{the_run(tmp_path)}: a and b differ in data.num_frames" in said
+    assert f"{trained.relative_to(tmp_path)}: a and b differ in data.num_frames" in said
     assert "| `data.num_frames` | 4 | 2 |" in said and "of it interaction" in said
