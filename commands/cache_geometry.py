@@ -56,8 +56,9 @@ def cache_geometry(arguments: list[str]) -> None:
     prepare_split("cache-geometry", settings)
     scenes = data.dataset(data.scenes(split), sampler)
     needs = model.requirements
-    seen = {"token_px": needs.token_px, "image_pixels": needs.image_pixels, "own_frames": needs.own_frames}
-    scenes.requirements = DataRequirements(**seen)
+    scenes.requirements = DataRequirements(
+        own_frames=needs.own_frames, token_px=needs.token_px, image_pixels=needs.image_pixels
+    )
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
     loader = DataLoader(mine, batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")

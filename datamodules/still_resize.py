@@ -84,7 +84,7 @@ class FixedWidthStills(StillResize):
         if not rows:
             picture = f"a picture of {width} x {height} pixels"
             raise InputError(f"{picture} has no row of tokens at a width of {WIDTH}: crop it")
-        window = Window(*scaled.shape[-2:], top, 0, rows, columns)
+        window = Window(scaled_height, WIDTH, top, 0, rows, columns)
         frames = scaled[(..., *window.place)].contiguous()
         has_own_patches = token_px == SPATIAL_MERGE_SIZE * GEOMETRY_PATCH
         seen = whole if has_own_patches else under_patches(pictures, frames, token_px)
