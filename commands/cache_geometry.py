@@ -50,7 +50,7 @@ def cache_geometry(arguments: list[str]) -> None:
     process = launcher()
     data, split = settings.data, settings.split
     refuse_random_frames(data, split)
-    if data.still_resize is not None and encoder.patch_size != model.backbone.patch_size:
+    if data.still_resize is not None and encoder.entries.resampled_from is not None:
         raise InputError(STILLS_OF_ANOTHER_GRID)
     sampler = data.train_sampler if split == "train" else data.sampler
     prepare_split("cache-geometry", settings)
