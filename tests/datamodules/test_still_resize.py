@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules import FrameCache, VideoQADataModule
+from datamodules import FrameCache, RandomFocalLength, VideoQADataModule
 from datamodules.asking import batch_of_questions
 from datamodules.scenes import Question, RawQuestion
 from datamodules.still_resize import FixedWidthStills, OriginalStills, compressed
@@ -120,8 +120,10 @@ def test_a_model_sees_them(family: Callable[..., Any], grid: tuple[int, ...], se
 
 def test_what_does_not_go_with_them_is_refused(tmp_path: Path) -> None:
     stills = FixedWidthStills()
-    with pytest.raises(InputError, match="still_resize has frames of two sizes"):
-        VideoQADataModule(still_resize=stills, frame_cache=FrameCache(str(tmp_path)))
+    others: list[dict[str, Any]] = [{"frame_cache": FrameCache(str(tmp_path))}, {"augmentation": RandomFocalLength()}]
+    for other in others:
+        with pytest.raises(InputError, match="still_resize has frames of two sizes"):
+            VideoQADataModule(still_resize=stills, **other)
     backbone = TinyQwen35(layers=2, hidden_size=64, heads=2)
     vggt = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
     cached = SpatialVLM(backbone, vggt, GeometryCache(str(tmp_path)), partial(PatchMergerFusion, hidden=16))

@@ -190,6 +190,8 @@ def _mix(
     """Mix the views of scenes with one grid."""
     poses, K, present = stack_cameras([[scene.patches] for scene in scenes])
     cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in scenes], present)
+    if points := [scene.points for scene in scenes if scene.points is not None]:
+        cameras = cameras.with_tokens(points=torch.stack(points))
     is_complete = all(scene.patches.is_complete for scene in scenes)
     mixed = view_mixer(tokens, cameras=cameras, grid=grid, has_camera=None if is_complete else present)
     check_shape(view_mixer, "2D tokens (N, D)", mixed, *tokens.shape)
