@@ -68,6 +68,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         train_frame_pairing: The same for training, such as `Duplicate`, as GeoVR trains; null is `frame_pairing`.
         frames_as: Show the frames of a video as a `video`, in which two are merged into a token; each as an `image` of
             its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
+        system_prompt: Text of a system turn before the user's; null is that of the chat template, if it has one
+            (Qwen2.5-VL's says "You are a helpful assistant.").
         prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts
             there; null is the benchmark's own, and "" none.
         prompt_wording: Instruction after the question, such as `geovr` of VSI-Bench; null is the benchmark's own.
@@ -111,6 +113,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         frame_pairing: FramePairing | None = None,
         train_frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
+        system_prompt: str | None = None,
         prompt_prefix: str | None = None,
         prompt_wording: str | None = None,
         pixels: PixelBounds | None = None,
@@ -190,8 +193,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([], self.sampler).num_views
         for each in (self.source, self.asked):
-            if each is not None and (prompt_prefix, prompt_wording) != (None, None):
-                each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording)
+            if each is not None and any(text is not None for text in (system_prompt, prompt_prefix, prompt_wording)):
+                each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording, system_prompt)
 
     def prepare_data(self) -> None:
         state: Any = None if self.trainer is None else self.trainer.state.fn
@@ -267,6 +270,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "frame_pairing": type(self.frame_pairing).__name__,
             "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
+            "system_prompt": self.source.benchmark.system_prompt,
             "prompt_prefix": self.source.benchmark.prefix,
             "prompt_wording": self.source.benchmark.wording,
             **asdict(self.filter),

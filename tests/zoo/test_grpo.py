@@ -124,23 +124,6 @@ def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.Monk
             assert error < TOLERANCE, (name, parameter)
 
 
-def test_sampling() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(4000, 4)
-    torch.manual_seed(0)
-    for sampling in (Sampling(), Sampling(0.5), Sampling(2.0, 0.8), Sampling(excluded=(0,))):
-        ids, log_probs = sampling(logits)
-        full = (logits[0] / sampling.temperature).log_softmax(-1)
-        torch.testing.assert_close(log_probs, full[ids])
-        expected = full.exp()
-        if sampling.top_p < 1:
-            expected[3] = 0  # 0.455, 0.276, 0.167, 0.101: the first three reach 0.8
-        if sampling.excluded:
-            expected[0] = 0
-        counts = torch.bincount(ids, minlength=4) / len(ids)
-        torch.testing.assert_close(counts, expected / expected.sum(), atol=0.03, rtol=0)
-        assert not counts[expected == 0].any()
-
-
 def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for those of a process that only keeps in step."""
     algorithm, weights = GRPO(num_generations=2, reward_scale="batch"), torch.ones(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -91,7 +91,7 @@ def sample_answers(
     """
     scenes = model.encode_scenes(batch)
     placeholders = model.backbone.placeholders
-    sampling = Sampling(sampling.temperature, sampling.top_p, (*placeholders.visual, placeholders.vision_start))
+    sampling = replace(sampling, excluded=(*placeholders.visual, placeholders.vision_start))
     sampled: list[SampledAnswer] = []
     for prompt in batch.prompts:
         inputs = model.decoder_inputs(scenes, prompt.prefix)

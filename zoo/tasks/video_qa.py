@@ -20,8 +20,10 @@ from zoo.objectives import prediction_errors
 from zoo.precision import answer_precision
 from zoo.prefix_cache import answer_prompts, check_penalty, eval_mode
 from zoo.requirements import DataRequirements
+from zoo.sampling import Sampling, greedy
 from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.scene_encoding.teacher import Teacher
+from zoo.seed import seed_of
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
@@ -56,6 +58,8 @@ class VideoQATask(Task):
         max_new_tokens: The longest answer.
         repetition_penalty: Of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
             generation configs have 1.05.
+        sampling: How the tokens of answers are drawn in evaluations, as some publish theirs; null takes the most likely
+            ones. The draws of a question depend on the run's seed and its id alone.
         allow_untrained: Answer questions even with random weights.
         algorithm: How it learns from a batch; null is `SupervisedFineTuning`, another one is `GRPO`.
         teacher: A geometry encoder that objectives learn from in training, such as `Distillation`.
@@ -77,6 +81,7 @@ class VideoQATask(Task):
         compile_decoder: bool = False,
         max_new_tokens: int = 32,
         repetition_penalty: float = 1.0,
+        sampling: Sampling | None = None,
         allow_untrained: bool = False,
         algorithm: Algorithm | None = None,
         teacher: Teacher | None = None,
@@ -90,7 +95,7 @@ class VideoQATask(Task):
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
         check_penalty(repetition_penalty)
         self.model = SpatialVLM(**parts)
-        self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
+        self.max_new_tokens, self.repetition_penalty, self.sampling = max_new_tokens, repetition_penalty, sampling
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
         self.teacher = teacher
         if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
@@ -182,9 +187,11 @@ class VideoQATask(Task):
         if not batch.records:
             return batch.failed
         self.check_cameras(batch)
+        seeds = None if self.sampling is None else [seed_of(record["id"]) for record in batch.records]
         with answer_precision(self.device, self.model.precision):
             scenes = self.model.encode_scenes(batch)
-            replies = answer_prompts(self.model, scenes, batch.prompts, self.max_new_tokens, self.repetition_penalty)
+            choose, settings = self.sampling or greedy, (self.max_new_tokens, self.repetition_penalty)
+            replies = answer_prompts(self.model, scenes, batch.prompts, *settings, choose, seeds)
             measured = prediction_errors(self.model, batch, scenes)
         texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
