@@ -55,7 +55,8 @@ def test_a_recipe_holds_the_published_settings_for_any_model(
 def test_the_recipe_of_geovr(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = REPOSITORY / "recipes/geovr.yaml"
-    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", str(recipe), "--print_config"])
+    configs = [word for name in ("qwen3_vl.yaml", "scale_qwen3vl_2b.yaml", recipe) for word in ("--config", str(name))]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *configs, "--print_config"])
     with pytest.raises(SystemExit):
         main.main()
     config = yaml.safe_load(capsys.readouterr().out)
