@@ -153,13 +153,16 @@ def test_keys_of_each_view_are_turned_in_full_attention_alone() -> None:
     """RayRoPE's, on the channels without RoPE, beside matrices in Gated DeltaNet."""
     rays = RayRoPE(channels=UnrotatedChannels())
     encoding = Compose([rays, DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo"))])
-    task = VideoQATask(camera_encoding=encoding, backbone=tiny(seed=0), learning_rates=asking.RATES)
-    assert rays.layers is not None and list(rays.layers) == ["3"] and rays.symmetries.shift
+    task = VideoQATask(camera_encoding=encoding, backbone=tiny(layers=8, seed=0), learning_rates=asking.RATES)
+    assert rays.layers is not None and list(rays.layers) == ["3", "7"] and rays.symmetries.shift
     given = showing.batch(task.model, [SAMPLES["a video"], SAMPLES["two videos"]])
     found, other = (task.model.logits(**given, cameras=cameras(seed)) for seed in (1, 2))
-    assert (found - other)[given["attention_mask"].bool()].abs().max() > 1e-3
-    found.square().mean().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in rays.parameters())
+    assert (found - other)[:, -1].abs().max() > 1e-3  # of the next word
+    found[:, -1].square().mean().backward()
+    grads = [each.weight.grad for each in rays.layers.children()]  # type: ignore[union-attr]
+    assert grads[0].any() and not grads[1].any()  # of the last layer, whose views no word sees
+    with pytest.raises(InputError, match="RayRoPE changes what views read .* reaches no answer"):
+        SpatialVLM(tiny(), camera_encoding=RayRoPE(channels=UnrotatedChannels()))
 
 
 def test_optional_kernels_run_in_place_of_the_functions_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

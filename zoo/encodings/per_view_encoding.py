@@ -45,6 +45,12 @@ class PerViewEncoding(CameraEncoding):
         self.apply_to, self.channels = apply_to, channels
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        last = decoder.num_layers - 1
+        if last and list(layers) == [last]:
+            raise InputError(
+                f"{type(self).__name__} changes what views read of each other, which from the last layer reaches no "
+                "answer: let it act in an earlier layer of full attention too (tiny Qwen3.5: --model.backbone.layers 8)"
+            )
         if self.channels is not None:
             self.channels.bind_to_decoder(decoder, layers)
 
