@@ -109,7 +109,7 @@ def backbone(size: str) -> TinyQwen25VL:
 
 def task_of(size: str, average: AverageRule = "questions") -> Qwen25VL:
     """The zoo's baseline, with the positions of transformers 5."""
-    rates = LearningRates(decoder=RATE, connector=RATE, vision=None)
+    rates = LearningRates(decoder=RATE, connector=None, vision=None)  # as the peer
     return Qwen25VL(
         backbone=backbone(size),
         text_after_vision="max_hw",

@@ -34,6 +34,7 @@ class SourceCode:
 
     def __init__(self) -> None:
         self._modules = Modules([Path.cwd(), ROOT])  # as `python -m commands.main` imports them
+        self._digests: dict[str, str] = {}  # of modules
         self._configs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
 
     def digest(self, run: Run) -> str:
@@ -44,7 +45,9 @@ class SourceCode:
         Raises:
             InputError: A config is absent or damaged, or two of them disagree.
         """
-        return fingerprint([{module.name: module.digest for module in self.modules(run)}, self._settings(run)])[:DIGITS]
+        modules = self.modules(run)
+        self._digests |= {each.name: each.digest for each in modules if each.name not in self._digests}
+        return fingerprint([{each.name: self._digests[each.name] for each in modules}, self._settings(run)])[:DIGITS]
 
     def modules(self, run: Run) -> list[Module]:
         """Return the modules that a training depends on."""
