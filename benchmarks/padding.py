@@ -1,4 +1,4 @@
-"""Padding in a training step: one draw per scene and epoch, as before, beside every question once; and packed scenes.
+"""Padding in a training step, by the size of a batch and the questions that share a scene; and packed scenes.
 
     python -m benchmarks.padding --vsibench data/vsibench/test.jsonl --tokenizer Qwen/Qwen2.5-VL-3B-Instruct
 
@@ -49,21 +49,18 @@ def main() -> None:
         lengths = [[len(ids) for ids in tokenizer([text(q) for q in own])["input_ids"]] for own in scenes]
         for batch_size in BATCHES:
             for most in PER_SCENE:
-                for order, epochs in (("before", scene_draws), ("now", question_draws)):
-                    found = [measure(lengths, visual, epochs(lengths, batch_size, most, e)) for e in range(EPOCHS)]
-                    padding, tokens, asked, steps = np.mean(found, axis=0)
-                    rows.append(
-                        {
-                            "questions of": name,
-                            "sequences in a batch": batch_size,
-                            "most questions in one": most,
-                            "order": order,
-                            "padding": f"{padding:.1%}",
-                            "tokens per question, with padding": f"{tokens:,.0f}",
-                            "questions asked in an epoch": f"{asked / sum(map(len, lengths)):.0%}",
-                            "steps": f"{steps:.0f}",
-                        }
-                    )
+                found = [measure(lengths, visual, question_draws(lengths, batch_size, most, e)) for e in range(EPOCHS)]
+                padding, tokens, steps = np.mean(found, axis=0)
+                rows.append(
+                    {
+                        "questions of": name,
+                        "sequences in a batch": batch_size,
+                        "most questions in one": most,
+                        "padding": f"{padding:.1%}",
+                        "tokens per question, with padding": f"{tokens:,.0f}",
+                        "steps": f"{steps:.0f}",
+                    }
+                )
     print(f"{markdown(rows)}\n\n{markdown(list(packed(sets)))}")
 
 
@@ -116,29 +113,19 @@ def text(question: Question) -> str:
     return user_text(question) + question.ground_truth
 
 
-def scene_draws(lengths: Sequence[Sequence[int]], batch_size: int, most: int, epoch: int) -> Iterator[Batch]:
-    """The former order: each scene once per epoch with a draw of its questions, without a smaller last batch."""
-    random = np.random.default_rng(epoch)
-    order = random.permutation(len(lengths))
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        drawn = (int(scene) for scene in order[start : start + batch_size])
-        yield [(s, random.permutation(len(lengths[s]))[:most].tolist()) for s in drawn]
-
-
 def question_draws(lengths: Sequence[Sequence[int]], batch_size: int, most: int, epoch: int) -> Iterator[Batch]:
     for batch in TrainingOrder([len(own) for own in lengths], batch_size, most, seed=epoch):
         yield [(draw.scene, draw.questions) for draw in batch]
 
 
 def measure(lengths: Sequence[Sequence[int]], visual: int, batches: Iterator[Batch]) -> tuple[float, ...]:
-    """Share of padding among the tokens of all steps, tokens per question with padding, questions asked, and steps."""
-    real = total = steps = 0
-    asked = set()
+    """Share of padding among the tokens of all steps, tokens per question with padding, and steps."""
+    real = total = steps = asked = 0
     for batch in batches:
         rows = [visual + sum(lengths[scene][q] for q in questions) for scene, questions in batch]
-        asked |= {(scene, q) for scene, questions in batch for q in questions}
+        asked += sum(len(questions) for _, questions in batch)
         real, total, steps = real + sum(rows), total + len(rows) * max(rows), steps + 1
-    return 1 - real / total, total / len(asked), len(asked), steps
+    return 1 - real / total, total / asked, steps
 
 
 if __name__ == "__main__":

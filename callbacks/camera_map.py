@@ -191,6 +191,7 @@ def _draw_numbers(
 ) -> None:
     """Write the frame numbers ahead of their cameras, spread so that none covers another."""
     figure.draw_without_rendering()  # fixes the layout, and so the pixels of a meter
+    figure.set_layout_engine("none")  # it stays
     ahead = frusta[:, 0] + 1.4 * (frusta[:, 1:].mean(1) - frusta[:, 0])  # cameras may turn on the spot
     places = axes.transData.inverted().transform(spread(axes.transData.transform(ahead), LABEL_PX))
     for frame, tip, place, color in zip(frames, ahead, places, colors, strict=True):

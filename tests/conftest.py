@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.signatures import check_signatures
+from tests import signatures
 
-check_signatures()
+signatures.check_signatures()
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
 from commands.allocator import keep_freed_memory  # noqa: E402 - after the hook, which checks what is imported later
@@ -31,6 +31,7 @@ ROOMS = (6, 2, 3)  # scenes of each split
 
 def pytest_runtest_setup() -> None:
     """One thread, whatever another test has left: a second one on a busy core makes a tiny model 25 times slower."""
+    signatures.counts.clear()
     torch.set_num_threads(1)
 
 

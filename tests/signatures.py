@@ -19,6 +19,8 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, config, install_import_hook, jaxtyped
 
 PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
+CALLS = 10  # of a function in a test that are checked: later ones are of the same loop
+counts: dict[FunctionType, int] = {}  # of the calls in this test
 check_types = beartype(conf=BeartypeConf(violation_type=TypeError))
 SHAPES = jaxtyped("context")  # within it, equal names of axes have equal sizes
 
@@ -52,7 +54,8 @@ def checked(kind: Any = None, *, typechecker: Callable[[Any], Any]) -> Any:
     @wraps(kind)
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
-        if config.jaxtyping_disable:
+        counts[kind] = count = counts.get(kind, 0) + 1
+        if config.jaxtyping_disable or count > CALLS:
             return kind(*args, **kwargs)
         with scope:
             return function(*args, **kwargs)

@@ -24,6 +24,7 @@ SMALL = [
     *("--data.source.scenes", "[6,2,3]", "--data.question_types", "null", "--data.num_frames", "4"),
     *("--data.batch_size", "2", "--model.backbone.layers", "2", "--model.backbone.hidden_size", "64"),
     *("--model.backbone.heads", "2", "--model.backbone.key_value_heads", "1", "--trainer.accelerator", "cpu"),
+    *("--gallery.scenes", "0"),  # drawing takes a second
 ]
 
 
@@ -122,7 +123,8 @@ def test_a_training_that_is_stopped_has_an_exit_status(
     assert set(statuses) == {128 + signal.SIGTERM} and "to go on: python main.py fit" in said
 
 
-@pytest.mark.parametrize("killed", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_training_of_which_a_process_dies_ends_with_one_line(killed: int, tmp_path: Path, rooms_root: Path) -> None:
     started = start_endless(tmp_path, rooms_root, 2)
     started[killed].kill()

@@ -112,7 +112,7 @@ def kill(folder: Path, scenes: Path, processes: int, chance: random.Random) -> b
     return False
 
 
-@pytest.mark.parametrize(("processes", "kills"), [([1], 8), ([2, 3, 1], 6)])
+@pytest.mark.parametrize(("processes", "kills"), [pytest.param([1], 8, marks=pytest.mark.slow), ([2, 3, 1], 6)])
 def test_killed_at_random_moments_it_ends_in_the_same_files(
     processes: list[int], kills: int, scenes: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:

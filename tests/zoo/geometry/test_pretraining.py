@@ -77,6 +77,7 @@ def loader(batches: list[Batch]) -> DataLoader:
     return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_it_overfits_a_scene_and_writes_its_weights(
     rooms: list[Scene], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
