@@ -141,8 +141,9 @@ def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namesp
     if name.endswith(TEXT_BETWEEN):
         index[:, :: arguments.tokens] = -1
     places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))
-    cameras = Cameras(poses, normalize_intrinsics(K, IMAGE, IMAGE).double(), index).with_tokens(places, points)
-    return encoding.encode(cameras, head)
+    sizes = torch.full_like(places, arguments.tokens**-0.5)
+    cameras = Cameras(poses, normalize_intrinsics(K, IMAGE, IMAGE).double(), index)
+    return encoding.encode(cameras.with_tokens(places, points, patch_sizes=sizes), head)
 
 
 def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Callable[[], object]]:
@@ -227,7 +228,7 @@ def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], obje
     prompt = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
     prompts: dict[str, Callable[[], object]] = {}
     steps: dict[str, Callable[[], object]] = {}
-    for name in ("stock", "PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi"):
+    for name in ("stock", "PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi", "RayRoPE", "URoPE"):
         model = text_model(arguments)
         encoded = None if name == "stock" else encoded_in(model, name, arguments)
         cache = DynamicCache(config=model.config)

@@ -4,26 +4,26 @@
     python main.py probe runs/PRoPEMLLM-20261125-012048 --split train --scenes 200
 
 fits linear maps (ridge regression) from the hidden states to the depth beneath a visual token, the position and
-rotation of its camera in the frame of the first one, the scene's scale (its median depth), and the answer; and from
-the last token of a question. R² is on scenes that the map never saw: 1 is all of a target's variance, 0 no more than
-its mean. The targets of other scenes are the control: what is left of them is told by a token's place alone. Before
-training is the run's model with the weights that it started from. Writes probe.json and probe.png into the run's
-folder.
+rotation of its camera in the frame of the first one, the scene's scale (its median depth), and the answer, where it is
+a number; and from the last token of a question. R² is on scenes that the map never saw: 1 is all of a target's
+variance, 0 no more than its mean. The targets of other scenes are the control: what is left of them is told by a
+token's place alone. Before training is the run's model with the weights that it started from. Writes probe.json and
+probe.png into the run's folder.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from commands.parser import OneLineParser
 from zoo.errors import InputError
 
 if TYPE_CHECKING:
     from commands.probes.hidden_states import SceneStates
-    from zoo.model import SpatialVLM
 
 MODELS = ("before", "after")
+Split = Literal["train", "val", "test"]
 
 
 def probe(arguments: list[str]) -> None:
@@ -37,12 +37,14 @@ def probe(arguments: list[str]) -> None:
     """
     parser = OneLineParser(prog="main.py probe", description=__doc__)
     parser.add_argument("run", type=str, help="the folder of a run")
-    parser.add_argument("--split", type=str, default="test", help="which scenes: train, val, test")
+    parser.add_argument("--split", type=Split, default="test", help="which scenes")
     parser.add_argument("--scenes", type=int, default=100, help="most scenes, the first ones of the split")
     parser.add_argument("--tokens", type=int, default=64, help="most visual tokens of a scene")
     parser.add_argument("--folds", type=int, default=5, help="parts of the scenes in the cross-validation")
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
     parser.add_argument("--output", type=str | None, default=None, help="folder of the results; null is the run's")
+    trust_help = "modules that a run of someone else's may import"
+    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     settings = parser.parse_args(arguments)
     for name, least in (("scenes", 2), ("tokens", 1), ("folds", 2)):
         if settings[name] < least:
@@ -75,16 +77,23 @@ def probe(arguments: list[str]) -> None:
 def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     """The hidden states of the scenes of a run's data, by one of its models."""
     import torch
+    from lightning import seed_everything
 
     from commands.probes.hidden_states import probe_requirements, scene_states
+    from commands.runs import is_own
     from datamodules import VideoQADataModule
+    from zoo.class_paths import named_modules, trusted_imports
     from zoo.configuration import from_config
+    from zoo.model import SpatialVLM
     from zoo.progress import progress
-    from zoo.weights.saved_models import config_of
+    from zoo.weights.saved_models import config_of, initial_model
 
     config = config_of(run)
-    model = _model(run, name, config)
-    data = from_config(VideoQADataModule, config["data"])
+    trusted = named_modules(config) if is_own(run) else settings.trust_modules
+    seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # of random weights, as in its training
+    model = (initial_model if name == "before" else SpatialVLM.from_pretrained)(run, trust_modules=trusted)
+    with trusted_imports(config["data"], trusted):
+        data = from_config(VideoQADataModule, config["data"])
     data.prepare_splits((settings.split,))
     scenes = data.scenes(settings.split)[: settings.scenes]
     dataset = data.dataset(scenes, data.sampler)
@@ -92,18 +101,3 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = progress((dataset[n] for n in range(len(dataset))), f"probe {name}", "scenes", len(dataset))
     return list(scene_states(model, data.source.benchmark, loaded, settings.tokens))
-
-
-def _model(run: Path, name: str, config: dict[str, Any]) -> SpatialVLM:
-    """The model of a run, or one with the weights that it started from."""
-    from lightning import seed_everything
-    from torch import nn
-
-    from zoo.configuration import from_config
-    from zoo.model import SpatialVLM
-
-    seed_everything(int(config.get("seed_everything") or 0), verbose=False)
-    if name == "after":
-        return SpatialVLM.from_pretrained(run)
-    task: Any = from_config(nn.Module, config["model"])  # its class is named by the configuration
-    return task.model.requires_grad_(False).eval()

@@ -21,8 +21,9 @@ __getattr__, __all__ = lazy_exports(
         ],
         "sources": [
             *("Conversations", "Mixture", "PanelDistance", "PanelIntrinsics", "PanelOrder", "PanelPairs"),
-            *("PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PosedScenes", "RealRooms"),
-            *("Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo", "VSIBench", "ReVSI"),
+            *("PanelParallax", "PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PosedScenes"),
+            *("ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo"),
+            "VSIBench",
         ],
         "still_resize": ["FixedWidthStills", "OriginalStills", "StillResize"],
         "datamodule": ["VideoQADataModule"],

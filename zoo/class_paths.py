@@ -83,6 +83,11 @@ def kept_import_policy() -> Iterator[None]:
         _common.parsing_settings.update(before)
 
 
+def named_modules(config: Any) -> list[str]:
+    """Return the modules and packages that a configuration of one's own may import: all that it names."""
+    return sorted({path.partition(".")[0] for path, _ in _dotted_texts(config)})
+
+
 def unusable_class(path: str) -> str | None:
     """Return why the class of an import path can't be built: it can't be imported, or is abstract. Else None."""
     if not DOTTED.fullmatch(path):
@@ -95,6 +100,11 @@ def unusable_class(path: str) -> str | None:
     if inspect.isabstract(kind):
         return f"{path} is abstract: it lacks {', '.join(sorted(kind.__abstractmethods__))}"
     return None
+
+
+def is_same_class(one: Any, other: Any) -> bool:
+    """Return whether two class paths name the same class; either may lack its module."""
+    return str(one).rpartition(".")[2] == str(other).rpartition(".")[2]
 
 
 def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:

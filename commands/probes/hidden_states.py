@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from datamodules.collate import TrainingCollate
 from datamodules.loaded_scene import LoadedScene
+from datamodules.scenes import Question, num_answers
 from datamodules.wording import Wording
 from zoo.benchmarks import Benchmark
 from zoo.cameras.patch_cameras import merge_cameras
 from zoo.cameras.poses import invert_se3
 from zoo.model import SpatialVLM
 from zoo.objectives.decoded import decode
+from zoo.precision import answer_precision, to_float32
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.scene_cameras import token_depth
 from zoo.sequences.batch import Batch
@@ -56,16 +59,19 @@ def scene_states(
         tokens: Most visual tokens of a scene, evenly spaced.
     """
     wording = Wording(model.backbone.preprocessor, benchmark)
-    reader = model.geometry_reader(training=False)
+    reader, device = model.geometry_reader(training=False), model.backbone.device
     collate = TrainingCollate(wording, model.sequence_builder, probe_requirements(model), reader)
     for scene in loaded:
         batch = collate([scene])
         if batch.sequences is not None:
-            answers = [question.ground_truth for question in scene.questions]
-            yield _states_of(model, batch.to(model.backbone.device), answers, tokens)
+            asked = {question.id: question for question in scene.questions}
+            questions = [asked[record["id"]] for record in batch.records]  # without those that can't be used
+            with answer_precision(device, model.precision):
+                states = _states_of(model, batch.to(device), questions, tokens)
+            yield states
 
 
-def _states_of(model: SpatialVLM, batch: Batch, answers: list[str], tokens: int) -> SceneStates:
+def _states_of(model: SpatialVLM, batch: Batch, questions: Sequence[Question], tokens: int) -> SceneStates:
     sequences = batch.sequences
     assert sequences is not None
     scenes = model.encode_scenes(batch)
@@ -81,28 +87,29 @@ def _states_of(model: SpatialVLM, batch: Batch, answers: list[str], tokens: int)
     for layer in decoded.layers:
         ((_, states),) = decoded.views(layer)
         visual.append(states[0, :, :per_step].flatten(0, 1).cpu()[chosen])
-    # 2. Text: the token in front of each answer.
+    # 2. Text: the token in front of the answer to each question, or to the first one of a conversation.
     lengths, starts = sequences.answer_lengths.tolist(), [0]
     while (behind := starts[-1] + lengths[starts[-1]]) < len(lengths):
         starts.append(behind)
-    places = sequences.answer_places[starts]
-    text = [decoded.layers[layer].flatten(0, 1)[places].float().cpu() for layer in decoded.layers]
+    firsts = accumulate(num_answers(questions)[:-1].tolist(), initial=0)
+    places = sequences.answer_places[[starts[first] for first in firsts]]
+    text = [to_float32(decoded.layers[layer].flatten(0, 1)[places]).cpu() for layer in decoded.layers]
     return SceneStates(
-        {"visual": torch.stack(visual), "text": torch.stack(text)}, targets_of(model, scene, answers, chosen)
+        {"visual": torch.stack(visual), "text": torch.stack(text)}, targets_of(model, scene, questions, chosen)
     )
 
 
 def targets_of(
-    model: SpatialVLM, scene: SceneInputs, answers: list[str], chosen: Int[Tensor, " samples"]
+    model: SpatialVLM, scene: SceneInputs, questions: Sequence[Question], chosen: Int[Tensor, " samples"]
 ) -> dict[str, Targets]:
     """Return what the samples of a scene may hold.
 
     Of a visual token the log depth beneath it, and the position and rotation of its camera in the frame of the first
     one; of text those of the last camera. Of both the log of the scene's median depth (its scale), and of text the
-    answer, where it is a number.
+    answer, where it is a number: each question type by itself, since the question tells which one it is.
     """
     steps, per_step = scene.num_steps, scene.tokens_per_step
-    geometry, count = scene.geometry, len(answers)
+    geometry, count = scene.geometry, len(questions)
     view = chosen // per_step
     position, rotation = torch.full((steps, 3), torch.nan), torch.full((steps, 9), torch.nan)
     depth = torch.full((steps * per_step,), torch.nan)
@@ -128,7 +135,7 @@ def targets_of(
             "position": position[-1:].expand(count, 3),
             "rotation": rotation[-1:].expand(count, 9),
             "scale": scale.expand(count, 1),
-            "answer": torch.tensor([[_number(each)] for each in answers]),
+            **_answers(questions),
         },
     }
 
@@ -136,6 +143,14 @@ def targets_of(
 def evenly_spaced(count: int, most: int) -> Int[Tensor, " samples"]:
     """Return at most so many of the numbers below `count`, evenly spaced."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
+
+
+def _answers(questions: Sequence[Question]) -> Targets:
+    """The numbers that are answers to questions of each type, NaN at those of other types."""
+    types = [f"answer: {question.question_type}" if question.question_type else "answer" for question in questions]
+    answers = torch.tensor([[_number(question.ground_truth)] for question in questions])
+    of_type = {name: torch.tensor([[each == name] for each in types]) for name in dict.fromkeys(types)}
+    return {name: answers.where(own, torch.nan) for name, own in of_type.items()}
 
 
 def _number(text: str) -> float:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from rich.table import Table
+from torch import Tensor
 
 from commands.probes.hidden_states import SceneStates
 from commands.probes.ridge import cross_validated_r2
@@ -54,28 +56,38 @@ def probe_states(model: str, scenes: Sequence[SceneStates], folds: int) -> list[
     """
     found = []
     for tokens in scenes[0].states:
-        number = torch.cat([torch.full((each.states[tokens].shape[1],), n) for n, each in enumerate(scenes)])
+        counts = [each.states[tokens].shape[1] for each in scenes]
+        number = torch.arange(len(scenes)).repeat_interleave(torch.tensor(counts))
         states = torch.cat([each.states[tokens] for each in scenes], 1)
-        for target in scenes[0].targets[tokens]:
-            own = [each.targets[tokens][target] for each in scenes]
-            if not any(each.isfinite().any() for each in own):
-                continue
-            layers = progress(states, f"probe {model} {tokens} {target}", "layers")
-            scores = [
-                [cross_validated_r2(layer, torch.cat(each), number, folds) for each in (own, shuffled(own))]
-                for layer in layers
-            ]
-            r2, control = (list(each) for each in zip(*scores, strict=True))
+        targets: list[Tensor] = []
+        names = list(dict.fromkeys(name for each in scenes for name in each.targets[tokens]))
+        for name in names:
+            unknown = [torch.full((count, 1), torch.nan) for count in counts]
+            own = [each.targets[tokens].get(name, none) for each, none in zip(scenes, unknown, strict=True)]
+            targets += [torch.cat(own), torch.cat(shuffled(own))]
+        layers = progress(states, f"probe {model}, {tokens} tokens", "layers")
+        scores = zip(*(cross_validated_r2(layer, targets, number, folds) for layer in layers), strict=True)
+        for name, r2, control in zip(names, *[scores] * 2, strict=True):
             if not all(map(math.isnan, r2)):
-                found.append(Probe(model, tokens, target, r2, control))
+                found.append(Probe(model, tokens, name, list(r2), list(control)))
     return found
 
 
-def shuffled(targets: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Give each scene the targets of another one, sample by sample; what a place alone tells stays."""
-    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(0)).tolist()
-    other = dict(zip(order, [*order[1:], order[0]], strict=True))
-    return [targets[other[n]][torch.arange(len(own)) % len(targets[other[n]])] for n, own in enumerate(targets)]
+def shuffled(targets: Sequence[Float[Tensor, "_samples k"]]) -> list[Float[Tensor, "_samples k"]]:
+    """Give each scene the targets of another one that has some, sample by sample: what a place alone tells stays.
+
+    What is unknown stays so. A sample that is unknown in the other scene alone gets another one's of it.
+    """
+    known = [n for n, each in enumerate(targets) if each.isfinite().any()]
+    order = [known[i] for i in torch.randperm(len(known), generator=torch.Generator().manual_seed(0)).tolist()]
+    found = list(targets)
+    for n, other in zip(order, [*order[1:], *order[:1]], strict=True):
+        own, place = targets[n], torch.arange(len(targets[n]))
+        is_known = targets[other].isfinite().all(1)
+        same_place, spare = targets[other][place % len(is_known)], targets[other][is_known]
+        given = torch.where(is_known[place % len(is_known), None], same_place, spare[place % len(spare)])
+        found[n] = torch.where(own.isfinite().all(1, keepdim=True), given, torch.nan)
+    return found
 
 
 def table(probes: Sequence[Probe]) -> Table:
@@ -97,7 +109,7 @@ def draw(probes: Sequence[Probe], output: Path) -> None:
     figure = Figure(figsize=(3.1 * columns, 0.6 + 2.3 * rows), dpi=100, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
     for panel, ((tokens, target), own) in zip(panels, groups.items(), strict=False):
-        panel.set_title(f"{target}, {tokens} tokens", loc="left", fontsize=10, fontweight="bold")
+        panel.set_title(f"{target}\n{tokens} tokens", loc="left", fontsize=10, fontweight="bold")
         for model, probe in own.items():
             color = COLORS.get(model, "#787878")
             panel.plot(probe.r2, color=color, marker="o", markersize=3, label=model)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))  # times the mean variance of a feature and the samples
@@ -14,55 +14,104 @@ INNER = 4  # a quarter of the training scenes chooses the penalty
 
 
 def cross_validated_r2(
-    states: Float[Tensor, "N D"], targets: Float[Tensor, "N k"], scenes: Int[Tensor, " N"], folds: int = 5
-) -> float:
-    """Return the share of the targets' variance that a linear map of the states explains on scenes that it never saw.
+    states: Float[Tensor, "N D"], targets: Sequence[Float[Tensor, "N _k"]], scenes: Int[Tensor, " N"], folds: int = 5
+) -> list[float]:
+    """Return the share of each target's variance that a linear map of the states explains on scenes that it never saw.
 
-    0 is the mean of the training scenes everywhere; a negative number is worse. The variances of the k numbers are
-    summed. The penalty is chosen within the training scenes.
+    0 is the mean of the training scenes everywhere; a negative number is worse. The variances of the k numbers of a
+    target are summed. Its penalty is chosen within the training scenes.
 
     Args:
         states: Samples with all of their features.
-        targets: Of each; samples with an unknown one (NaN) are left out.
-        scenes: The scene of each.
+        targets: Each of all samples; for a target those that don't know it (NaN) are left out.
+        scenes: The scene of each sample.
         folds: Parts that the scenes are divided into.
+
+    Returns:
+        R² of each target; NaN where fewer than two scenes know it.
     """
+    found = [float("nan")] * len(targets)
+    masks = [target.isfinite().all(1) for target in targets]
+    for mask in {mask.numpy().tobytes(): mask for mask in masks}.values():  # those of the same samples together
+        numbers = [n for n, each in enumerate(masks) if torch.equal(each, mask)]
+        for n, r2 in zip(numbers, _of_known(states, [targets[n] for n in numbers], scenes, mask, folds), strict=True):
+            found[n] = r2
+    return found
+
+
+def _of_known(
+    states: Tensor, targets: Sequence[Tensor], scenes: Tensor, known: Bool[Tensor, " N"], folds: int
+) -> list[float]:
     from sklearn.model_selection import GroupKFold  # takes a moment, and few commands need it
 
-    known = targets.isfinite().all(1)
-    states, targets, groups = states[known].double(), targets[known].double(), scenes[known].numpy()
+    X, Y, groups = states[known].double(), torch.cat([*targets], 1)[known].double(), scenes[known].numpy()
+    widths = [target.shape[1] for target in targets]
     if (count := len(np.unique(groups))) < 2:
-        return float("nan")
-    errors = variance = 0.0
+        return [float("nan")] * len(targets)
+    errors, variances = (torch.zeros(len(targets), dtype=torch.float64) for _ in range(2))
     splits = GroupKFold(min(folds, count), shuffle=True, random_state=0).split(groups, groups=groups)
     for train, test in ((torch.from_numpy(part) for part in split) for split in splits):
-        penalty = _choose_penalty(states[train], targets[train], groups[train.numpy()])
-        (predicted,) = ridge(states[train], targets[train], states[test], [penalty])
-        errors += float((predicted - targets[test]).square().sum())
-        variance += float((targets[train].mean(0) - targets[test]).square().sum())
-    return 1 - errors / variance if variance else float("nan")
+        penalties = _choose_penalties(X[train], Y[train], groups[train.numpy()], widths)
+        squares = Ridge(X[train]).squared_errors(Y[train], X[test], Y[test], widths)
+        errors += squares.gather(0, penalties[None])[0]
+        variances += _by_target((Y[train].mean(0) - Y[test]).square().sum(0), widths)
+    return torch.where(variances > 0, 1 - errors / variances, torch.nan).tolist()
 
 
-def ridge(
-    states: Float[Tensor, "N D"], targets: Float[Tensor, "N k"], new: Float[Tensor, "M D"], penalties: Sequence[float]
-) -> list[Float[Tensor, "M k"]]:
-    """Fit a linear map with an intercept, and return its predictions for new states by each penalty."""
-    center, middle = states.mean(0), targets.mean(0)
-    width = states.std(0).clamp(min=1e-12)
-    X, Y, X_new = (states - center) / width, targets - middle, (new - center) / width
-    dual = len(X) < X.shape[1]  # the smaller of the two systems
-    values, vectors = torch.linalg.eigh(X @ X.T if dual else X.T @ X)
-    projected = vectors.T @ (Y if dual else X.T @ Y)
-    basis = (X_new @ X.T if dual else X_new) @ vectors
-    return [basis @ (projected / (values.clamp(min=0) + len(X) * each)[:, None]) + middle for each in penalties]
+class Ridge:
+    """Linear maps with an intercept from standardized features: one factorization for all targets and penalties.
+
+    Args:
+        states: Of the training samples.
+    """
+
+    def __init__(self, states: Float[Tensor, "N D"]) -> None:
+        self.center, self.width = states.mean(0), states.std(0, correction=0).clamp(min=1e-12)
+        self.X = self._standardized(states)
+        self.is_dual = len(self.X) < self.X.shape[1]  # the smaller of the two systems
+        self.values, self.vectors = torch.linalg.eigh(self.X @ self.X.T if self.is_dual else self.X.T @ self.X)
+
+    def squared_errors(
+        self,
+        targets: Float[Tensor, "N K"],
+        new: Float[Tensor, "M D"],
+        true: Float[Tensor, "M K"],
+        widths: Sequence[int],
+    ) -> Float[Tensor, "penalties targets"]:
+        """Fit targets, side by side, and sum the squared errors of each on new samples, for all `PENALTIES`.
+
+        Args:
+            targets: Of the training samples.
+            new: Further samples.
+            true: Their targets.
+            widths: Numbers of each target.
+        """
+        middle = targets.mean(0)
+        projected = self.vectors.T @ (targets - middle if self.is_dual else self.X.T @ (targets - middle))
+        standard = self._standardized(new)
+        basis = (standard @ self.X.T if self.is_dual else standard) @ self.vectors
+        found = []
+        for penalty in PENALTIES:
+            predicted = basis @ (projected / (self.values.clamp(min=0) + len(self.X) * penalty)[:, None]) + middle
+            found.append(_by_target((predicted - true).square().sum(0), widths))
+        return torch.stack(found)
+
+    def _standardized(self, states: Tensor) -> Tensor:
+        return (states - self.center) / self.width
 
 
-def _choose_penalty(states: Tensor, targets: Tensor, groups: np.ndarray) -> float:
-    """The penalty that predicts some of the scenes best from the others."""
+def _choose_penalties(
+    states: Tensor, targets: Tensor, groups: np.ndarray, widths: Sequence[int]
+) -> Int[Tensor, " targets"]:
+    """The number of the penalty that predicts each target best in some of the scenes, from the others."""
     scenes = np.unique(groups)
     held_out = torch.from_numpy(np.isin(groups, scenes[:: min(INNER, len(scenes))]))
     if held_out.all():
-        return PENALTIES[-1]
-    found = ridge(states[~held_out], targets[~held_out], states[held_out], PENALTIES)
-    errors = [float((each - targets[held_out]).square().sum()) for each in found]
-    return PENALTIES[int(np.argmin(errors))]
+        return torch.full((len(widths),), len(PENALTIES) - 1)
+    inner = Ridge(states[~held_out])
+    return inner.squared_errors(targets[~held_out], states[held_out], targets[held_out], widths).argmin(0)
+
+
+def _by_target(squares: Float[Tensor, " K"], widths: Sequence[int]) -> Float[Tensor, " targets"]:
+    """Sum over the numbers of each target."""
+    return torch.stack([own.sum() for own in squares.split(list(widths))])

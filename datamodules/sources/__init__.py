@@ -12,6 +12,7 @@ from datamodules.sources.rooms.panels import (
     PanelIntrinsics,
     PanelOrder,
     PanelPairs,
+    PanelParallax,
     PanelRooms,
     PanelRotation,
     PanelTask,

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import main
 from commands.probe import MODELS
-from commands.probes.hidden_states import SceneStates
+from commands.probes.hidden_states import SceneStates, scene_states
 from commands.probes.results import probe_states, shuffled
 from commands.probes.ridge import cross_validated_r2
+from datamodules.scenes import Question, RawQuestion
+from tests.zoo.asking import FAMILIES, QUESTIONS, build, scene
+from zoo import LoRA, SpatialVLM
+from zoo.benchmarks import VSIBench
+from zoo.weights.saved_models import initial_model
 
 
 def made_scenes(width: int, noise: float, scenes: int = 24, tokens: int = 8) -> list[SceneStates]:
@@ -53,15 +59,51 @@ def test_unknown_targets_are_left_out_and_scenes_are_held_out() -> None:
     number = torch.arange(len(scenes)).repeat_interleave(8)
     some = targets.clone()
     some[::3] = torch.nan
-    assert cross_validated_r2(states, some, number) > 0.9
+    (r2,) = cross_validated_r2(states, [some], number)
+    assert r2 > 0.9
     # a number of each scene of its own: known of a scene's other tokens, and of no other scene
     own = torch.randn(len(scenes), 1, generator=torch.Generator().manual_seed(1))[number]
     marked = torch.cat((states, torch.nn.functional.one_hot(number).float()), 1)
-    assert cross_validated_r2(marked, own, number) < 0.1
-    assert (
-        cross_validated_r2(marked, own, torch.arange(len(number))) > 0.9
-    )  # the control: tokens held out by themselves
-    assert all(not torch.equal(a, b) for a, b in zip(own.split(8), shuffled(own.split(8)), strict=True))
+    together = cross_validated_r2(marked, [own, targets, some, own], number)
+    alone = [cross_validated_r2(marked, [each], number)[0] for each in (own, targets, some, own)]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert together[0] < 0.1 < 0.9 < together[1]
+    (leaked,) = cross_validated_r2(marked, [own], torch.arange(len(number)))  # the control: tokens by themselves
+    assert leaked > 0.9
+
+
+def test_shuffled_targets_are_of_other_scenes_and_as_known_as_before() -> None:
+    own = [torch.full((8, 2), float(n)) for n in range(6)]
+    own[1][::2], own[3][:], own[4][5:] = torch.nan, torch.nan, torch.nan  # some, all, and the last of a scene's
+    for n, (before, after) in enumerate(zip(own, shuffled(own), strict=True)):
+        assert torch.equal(before.isnan(), after.isnan())
+        assert not (after == n).any() and len(after[after.isfinite()].unique()) == (n != 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_are_those_of_the_questions_that_can_be_asked(family: str) -> None:
+    task, benchmark = build("plain", family=family), VSIBench()
+    refused = Question("refused", "object_counting", "How many <|im_end|>?", "5")
+    turns = RawQuestion("turns", "", "<video>How many?", "7", later_turns=(("And how many lamps?", "8"),))
+    questions = (QUESTIONS[0], refused, turns, QUESTIONS[3])
+    (found,) = scene_states(task.model, benchmark, [scene("a", questions, family=family)], 5)
+    (alone,) = scene_states(task.model, benchmark, [scene("a", QUESTIONS[3:4], family=family)], 5)
+    assert found.states["visual"].shape[1] == 5 and found.states["text"].shape[1] == 3
+    torch.testing.assert_close(found.states["text"][:, 2], alone.states["text"][:, 0], rtol=0, atol=1e-3)
+    answers = {name: values[:, 0].tolist() for name, values in found.targets["text"].items() if "answer" in name}
+    nan = pytest.approx(torch.nan, nan_ok=True)
+    assert answers == {"answer: object_counting": [4, nan, 4444], "answer": [nan, 7, nan]}
+
+
+def test_states_are_those_of_the_precision_of_the_run() -> None:
+    model, states = build("plain", lora=LoRA(2)).model, []
+    for precision in (None, "bf16-mixed"):
+        model.precision = precision
+        states += [each.states["text"] for each in scene_states(model, VSIBench(), [scene("a")], 5)]
+    with torch.autocast("cpu", torch.bfloat16):
+        (expected,) = scene_states(model, VSIBench(), [scene("a")], 5)
+    assert torch.equal(states[1], expected.states["text"]) and not torch.equal(*states)
+    assert all(each.dtype == torch.float32 for each in states)
 
 
 def check_probed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -72,10 +114,24 @@ def check_probed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "position" in capsys.readouterr().out and (run / "probe.png").read_bytes().startswith(b"\x89PNG")
     probes = json.loads((run / "probe.json").read_text())["probes"]
     by_name = {(probe["model"], probe["tokens"], probe["target"]): probe["r2"] for probe in probes}
-    known = {"visual": ("depth", "position", "rotation", "scale"), "text": ("position", "rotation", "scale", "answer")}
+    cameras, size = ("position", "rotation", "scale"), "answer: room_size_estimation"
+    known = {"visual": ("depth", *cameras), "text": (*cameras, size)}
     expected = {(model, tokens, target) for model in MODELS for tokens in known for target in known[tokens]}
-    assert expected == by_name.keys() and len({len(r2) for r2 in by_name.values()}) == 1
+    assert expected <= by_name.keys() and len({len(r2) for r2 in by_name.values()}) == 1
+    assert all(name in expected or name[2].startswith("answer: ") for name in by_name)
     assert by_name["before", "visual", "depth"] != by_name["after", "visual", "depth"]
     monkeypatch.setattr(sys, "argv", [*words, "--scenes", "1"])
     with pytest.raises(SystemExit, match="--scenes 1: at least 2"):
         main.main()
+    # the weights that the run started from: a few small steps from those of its end, or another run's
+    trained = SpatialVLM.from_pretrained(run).state_dict()
+    torch.manual_seed(0)
+    before = initial_model(run).state_dict()
+    changes = [(before[name] - tensor).abs().max() for name, tensor in trained.items() if tensor.is_floating_point()]
+    assert 0 < max(changes) < 5e-3
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["model"]["init_args"]["initial_weights"] = str(run / "checkpoints/last.ckpt")
+    other = run.parent / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in initial_model(other).state_dict().items())

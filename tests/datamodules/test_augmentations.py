@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from datamodules import PixelBounds, RandomFocalLength, Rooms, UniformSampler
+from datamodules import PixelBounds, RandomFocalLength, Rooms, UniformSampler, VideoQADataModule
 from datamodules.augmentations import enlarged
 from datamodules.dataset import SceneDataset
 from datamodules.loaded_scene import LoadedScene
@@ -19,6 +21,7 @@ from tests.zoo.asking import scene
 from zoo.cameras.rays import patch_directions
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
+from zoo.requirements import DataRequirements
 
 HEIGHT, WIDTH = 56, 84
 
@@ -78,6 +81,18 @@ def test_training_scenes_change_by_their_draw(rooms_root: Path) -> None:
     own, first, again, other = focal(plain, items[0]), *(focal(augmented, item) for item in items)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert all((own < each).all() and (each < 1.52 * own).all() for each in (first, other))
+
+
+def test_scenes_of_validations_and_tests_are_not_augmented(rooms_root: Path, tmp_path: Path) -> None:
+    task: Any = SimpleNamespace(sequence_builder=None, training_sequence_builder=None, asks_in_training=False)
+    task.requirements = DataRequirements()
+    position = dict(global_rank=0, world_size=1, ckpt_path=None, is_global_zero=True, global_step=0)
+    data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root)), augmentation=RandomFocalLength())
+    trainer: Any = SimpleNamespace(lightning_module=task, default_root_dir=tmp_path, limit_test_batches=1.0, **position)
+    data.trainer = trainer
+    train, *others = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
+    assert train.dataset.augmentation is data.augmentation is not None
+    assert all(loader.dataset.augmentation is None for loader in others)
 
 
 def test_a_factor_of_one_is_refused() -> None:

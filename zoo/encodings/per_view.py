@@ -16,6 +16,7 @@ from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings.block_masks import select_blocks
 from zoo.encodings.encoded import Attention, EncodedCameras
+from zoo.errors import InputError
 from zoo.movable import Movable
 
 Queries = tuple[int, int, int]  # adjacent ones: their row, the first of them, and the one behind the last
@@ -118,10 +119,15 @@ class PerViewAttention(EncodedCameras):
         """
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        """Attend view by view, see the class.
+
+        Raises:
+            InputError: There are keys of earlier passes: chunks of a prompt, or pictures in a later turn.
+        """
         if k.shape[2] != q.shape[2]:
-            raise ValueError(
-                f"{q.shape[2]} tokens with views meet {k.shape[2]} keys, but the cache keeps no depth of earlier ones: "
-                "read a prompt with all of its views in one pass"
+            raise InputError(
+                f"{q.shape[2]} tokens with views meet {k.shape[2]} keys, and the KV cache knows neither camera nor "
+                "depth of those before: with RayRoPE or URoPE read a prompt with all of its views in one pass"
             )
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         outputs = [self._attend(number, attention, q, k, v, mask) for number in range(len(self.calls))]

@@ -38,10 +38,10 @@ class RayDepthPrediction(Objective):
 
     def check_encoding(self, encoding: CameraEncoding | None) -> None:
         parts = [] if encoding is None else [part for part in encoding.modules() if isinstance(part, RayRoPE)]
-        if not any(part.depth == "predicted" and part.scale == "none" for part in parts):
+        if not any(part.depth == "predicted" and part.rotates_by_depth and part.scale == "none" for part in parts):
             raise InputError(
                 "--model.objectives: RayDepthPrediction supervises the depth that RayRoPE predicts: set "
-                "--model.camera_encoding RayRoPE, with its depth predicted and its scale none"
+                "--model.camera_encoding RayRoPE, with a point at a depth (d), its depth predicted and its scale none"
             )
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
@@ -50,11 +50,12 @@ class RayDepthPrediction(Objective):
         for layer in self._layers(decoded):
             losses = []
             for scene, raw, depth in layer:
-                error = (raw[..., 0] - depth.log()).abs()
+                known = depth > 0
+                error = (raw[..., 0] - depth.where(known, 1.0).log()).abs()  # -inf over a width has a gradient of NaN
                 if raw.shape[-1] == 2:
                     width = raw[..., 1].abs().clamp(min=LEAST_WIDTH)  # its sign exchanges the ends
                     error = error / width + width.log()
-                losses.append((scene, error, depth > 0))
+                losses.append((scene, error, known))
             found.append(decoded.mean_over_scenes(losses))
         return {"log_depth": torch.stack(found).mean()} if found else {}
 

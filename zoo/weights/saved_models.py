@@ -129,7 +129,39 @@ def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
+def initial_model(run: Path, trust_modules: Collection[str] = ()) -> Any:
+    """Build the model of a run with the weights that its training started from; frozen, in eval mode.
+
+    Args:
+        run: Its folder. Random weights are drawn anew, by torch's generator.
+        trust_modules: See `check_class_paths`.
+
+    Raises:
+        InputError: It can't be read, or names a module that is not trusted.
+    """
+    task = _task_of_run(run, {}, trust_modules)
+    if (start := getattr(task, "initial_weights", None)) is not None:
+        with add_file_to_errors(start):
+            task.load_state_dict(read_checkpoint(start)["state_dict"])
+    return _frozen(task.model)
+
+
 def _of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collection[str]) -> Any:
+    task = _task_of_run(run, overrides, trust_modules)
+    model, checkpoint = task.model, run / LAST_CHECKPOINT
+    if checkpoint.is_file():
+        saved = read_checkpoint(checkpoint)
+        with add_file_to_errors(checkpoint):
+            check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
+            state = {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
+            return _load_tensors(model, state, str(checkpoint), overrides)
+    if not model.is_pretrained:
+        raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
+    return _frozen(model)
+
+
+def _task_of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collection[str]) -> Any:
+    """Build the task of a run, as its training did."""
     settings = config_of(run)
     with add_file_to_errors(run / RUN_CONFIG):
         # the task is named by its class path: the model does not import what is built on top of it
@@ -141,16 +173,7 @@ def _of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collection[s
         model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
         if isinstance(trainer := settings.get("trainer"), dict):
             model.precision = str(trainer.get("precision") or "32-true")
-    checkpoint = run / LAST_CHECKPOINT
-    if checkpoint.is_file():
-        saved = read_checkpoint(checkpoint)
-        with add_file_to_errors(checkpoint):
-            check_frozen(saved.get(FROZEN, {}), task.frozen_weights, checkpoint)
-            state = {k.removeprefix("model."): v for k, v in saved["state_dict"].items()}
-            return _load_tensors(model, state, str(checkpoint), overrides)
-    if not model.is_pretrained:
-        raise InputError(f"{run} has no {LAST_CHECKPOINT}: train it first, python main.py fit")
-    return _frozen(model)
+    return task
 
 
 def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:

@@ -13,6 +13,7 @@ from datamodules import (
     PanelIntrinsics,
     PanelOrder,
     PanelPairs,
+    PanelParallax,
     PanelRooms,
     PanelRotation,
     PanelTask,
@@ -21,7 +22,7 @@ from datamodules import (
 )
 from datamodules.cameras_file import read_cameras
 from datamodules.sources.rooms import load_scene, read_scene, render
-from datamodules.sources.rooms.panels import distance
+from datamodules.sources.rooms.panels import distance, parallax
 from datamodules.sources.rooms.panels.task import PanelScene
 from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.writer import draw_intrinsics
@@ -30,7 +31,7 @@ from zoo.benchmarks import PanelBench
 from zoo.errors import InputError
 
 FRAMES = 16
-TASKS = (PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelIntrinsics, PanelOrder)
+TASKS = (PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelIntrinsics, PanelOrder, PanelParallax)
 COLOR_CHANNELS = {"red": 0, "green": 1, "blue": 2}
 
 
@@ -147,20 +148,20 @@ def test_a_scene_depends_on_the_generator_alone(task: type[PanelTask]) -> None:
     assert one.room != other.room
 
 
+class Fixed(np.random.Generator):
+    """Draws a given answer first, and everything else as the generator."""
+
+    answer: int | None = None
+
+    def integers(self, *args: Any, **kwargs: Any) -> Any:
+        drawn = super().integers(*args, **kwargs)
+        given, self.answer = self.answer, None
+        return drawn if given is None else given
+
+
 @pytest.mark.parametrize("task", [PanelDistance, PanelTranslation, PanelPairs], ids=lambda task: task.__name__)
 def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) -> None:
     """By construction: every answer is drawn for the same rooms and paths."""
-
-    class Fixed(np.random.Generator):
-        """Draws a given answer first, and everything else as the generator."""
-
-        answer: int | None = None
-
-        def integers(self, *args: Any, **kwargs: Any) -> Any:
-            drawn = super().integers(*args, **kwargs)
-            given, self.answer = self.answer, None
-            return drawn if given is None else given
-
     for seed in range(3):
         paths = []
         for answer in (0, 8, 15):
@@ -172,6 +173,34 @@ def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) ->
             assert scene.ground_truth == f"{distance.DISTANCES_M[answer]:.1f}"
             paths.append((scene.camera_from_room, scene.room.size, panel.size[2]))
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
+
+
+def test_the_rays_of_two_stations_meet_on_the_wall_and_a_single_one_tells_nothing() -> None:
+    for seed in range(4):
+        paths, sizes = [], []
+        for answer in (0, 11):
+            rng = Fixed(np.random.PCG64(seed))
+            rng.answer = answer
+            K_px = draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0))
+            scene = PanelParallax().draw(FRAMES, K_px, rng)
+            poses = scene.camera_from_room
+            ids = render(scene.room, poses @ scene.room.room_from_world(), K_px, 56, 56).ids
+            whole = [n for n in range(0, FRAMES, 2) if (ids[n] == 0).any() and not (ids[n, [0, -1]] == 0).any()
+                     and not (ids[n][:, [0, -1]] == 0).any()]  # fmt: skip
+            assert len(whole) >= 2
+            # the point that is nearest to the rays through the middle of the panel
+            pixels = np.array([np.argwhere(ids[n] == 0).mean(0)[::-1] + 0.5 for n in whole])
+            rays = np.column_stack([(pixels - K_px[:2, 2]) / K_px.diagonal()[:2], np.ones(len(whole))])
+            rays = np.einsum("nji,nj->ni", poses[whole, :3, :3], rays / np.linalg.norm(rays, axis=1)[:, None])
+            across = np.eye(3) - rays[:, :, None] * rays[:, None]
+            eyes = centers(poses[whole])
+            met = np.linalg.solve(across.sum(0), np.einsum("nij,nj->i", across, eyes))
+            assert eyes[:, 1].mean() - met[1] == pytest.approx(parallax.DISTANCES_M[answer], rel=0.25)
+            assert scene.ground_truth == f"{parallax.DISTANCES_M[answer]:.1f}"
+            paths.append(poses)
+            sizes.append([(ids[n] == 0).sum() for n in whole])
+        assert (paths[0] == paths[1]).all()  # the path says nothing
+        assert max(sizes[0]) == pytest.approx(max(sizes[1]), rel=0.5)  # nor does the size in an image
 
 
 def test_a_task_of_the_users_with_its_own_question_type(tmp_path: Path) -> None:

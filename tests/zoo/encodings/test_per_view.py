@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,12 +14,13 @@ from torch.nn import functional as F
 from torch.nn.attention import flex_attention
 from transformers import DynamicCache
 
-from tests.zoo.asking import build
+from tests.zoo.asking import QUESTIONS, batch, build, scene
 from tests.zoo.decoder import Example, install, tiny_model
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
 from zoo import SpatialVLM, TinyQwen25VL
 from zoo.cameras import Cameras, intrinsics_in_pixels
+from zoo.cameras.rays import token_points
 from zoo.encodings import (
     ChannelRange,
     Compose,
@@ -27,6 +31,7 @@ from zoo.encodings import (
     RayAttention,
     RayRoPE,
     URoPE,
+    block_masks,
     per_view,
     rayrope_attention,
 )
@@ -74,20 +79,41 @@ def test_views_alone_attend_as_by_definition(transform_values: bool) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("most", [1, 2**16])
-def test_view_mixer_attends_as_by_definition(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most", "depth"), [(1, "predicted"), (2**16, "predicted"), (2**16, "known")])
+def test_view_mixer_attends_as_by_definition(most: int, depth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(per_view, "MAX_KEYS", most)
-    mixer = RayAttention(48, 24, RayRoPE()).double()
+    x, (poses, K) = torch.randn(2, VIEWS * TOKENS, 48, dtype=torch.float64), random_cameras(2)
+    cameras, options = Cameras(poses, K), dict[str, Any]()
+    if depth == "known":  # of one ray, through the center: the depth of a token
+        depths = 0.5 + torch.rand(2, VIEWS, 2, 2, dtype=torch.float64)
+        points = [token_points(*of_scene, 1).flatten(0, 2) for of_scene in zip(depths, poses, K, strict=True)]
+        cameras, options = (
+            cameras.with_tokens(points=torch.stack(points)),
+            {"known_depth": depths[..., None], "rays": 1},
+        )
+    mixer = RayAttention(48, 24, RayRoPE(rays=options.get("rays", 3), depth=depth)).double()
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    x, (poses, K) = torch.randn(2, VIEWS * TOKENS, 48, dtype=torch.float64), random_cameras(2)
-    found = mixer(x.flatten(0, 1), Cameras(poses, K), (VIEWS, 2, 2)).view_as(x)
+    found = mixer(x.flatten(0, 1), cameras, (VIEWS, 2, 2)).view_as(x)
 
     hidden = mixer.norm(x)
     q, k, v = mixer.qkv(hidden).unflatten(-1, (3, 2, 24)).permute(2, 0, 3, 1, 4)
     raw_depth = mixer.encoding.layers["0"](hidden)
-    out = rayrope_attention(q, k, v, poses, in_pixels(K), raw_depth, **SIZE)
+    out = rayrope_attention(q, k, v, poses, in_pixels(K), raw_depth, **SIZE, **options)
     torch.testing.assert_close(found, x + mixer.o(out.transpose(1, 2).flatten(2)), rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_view_mixer_gets_the_depth_of_the_scene() -> None:
+    mixer = partial(RayAttention, head_dim=32, encoding=RayRoPE(depth="known"))
+    task, given = build("plain", view_mixer=mixer), scene("a", QUESTIONS[:1])
+    assert task.requirements.depth and given.geometry is not None and given.geometry.depth is not None
+    losses = []
+    for factor in (1.0, 2.0):
+        geometry = copy(given.geometry)
+        geometry.depth = factor * given.geometry.depth
+        losses.append(task.loss(batch(task, replace(given, geometry=geometry), training=True)))
+    assert (losses[0] - losses[1]).abs() > 1e-4
 
 
 def test_without_points_at_a_depth_none_is_predicted() -> None:
@@ -135,7 +161,7 @@ def test_views_that_meet_a_cache_raise() -> None:
     example = Example(install(model, "RayRoPE"), side="right")
     cache, embeddings = DynamicCache(config=model.config.text_config), example.embeddings
     model(inputs_embeds=embeddings[:, :3], position_ids=example.positions()[0][..., :3], cache=cache)
-    with pytest.raises(ValueError, match="read a prompt with all of its views in one pass"):
+    with pytest.raises(InputError, match="with RayRoPE or URoPE read a prompt with all of its views in one pass"):
         model(
             inputs_embeds=embeddings,
             position_ids=example.positions()[0],
@@ -147,10 +173,15 @@ def test_views_that_meet_a_cache_raise() -> None:
 @pytest.mark.slow
 def test_flex_attention_of_packed_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    made: list[Any] = []
+    build_mask = block_masks._block_mask
+    monkeypatch.setattr(block_masks, "_block_mask", lambda *of: made.append(of) or build_mask(*of))
     model, reference = build("URoPE", implementation="flex_attention").train(), build("URoPE").train()
     with torch.compiler.set_stance("force_eager"):
         found = learned(model, model.loss(asked_of(model, pack_scenes=True)))
         assert difference(found, learned(reference, reference.loss(asked_of(reference)))) < 2e-5
+    shapes = [of[1] for of in made]
+    assert len(shapes) == len(set(shapes)) > 1  # of the rows, and of each call: once for both layers
 
 
 def test_a_backend_without_masks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

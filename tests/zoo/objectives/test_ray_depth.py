@@ -40,6 +40,15 @@ def test_loss_is_the_likelihood_of_the_true_depths() -> None:
     torch.testing.assert_close(found, torch.stack(losses).mean())
 
 
+def test_tokens_without_depth_leave_gradients_finite() -> None:
+    task, given = build_supervised().train(), scene("a", QUESTIONS[:1])
+    assert given.geometry is not None and given.geometry.depth is not None
+    given.geometry.depth[:, :, :40] = 0  # the left column of tokens
+    _, gradients = learned(task, task.losses(batch(task, given, training=True))["RayDepthPrediction"])
+    of_depth = [gradients[name] for name in gradients if "camera_encoding" in name]
+    assert len(of_depth) == 4 and all(each.isfinite().all() and each.any() for each in of_depth)
+
+
 def test_packed_and_checkpointed_losses_are_those_of_rows() -> None:
     plain = build_supervised().train()
     expected = learned(plain, plain.loss(asked_of(plain)))
@@ -66,7 +75,9 @@ def test_depth_is_learned_and_its_errors_are_recorded() -> None:
     assert {"RayDepthPrediction/depth_relative", "RayDepthPrediction/unlearned/depth_relative"} <= errors.keys()
 
 
-@pytest.mark.parametrize("encoding", [None, PRoPE(), RayRoPE(scale="rms"), LayerSubset(RayRoPE(depth="known"))])
+@pytest.mark.parametrize(
+    "encoding", [None, PRoPE(), RayRoPE(scale="rms"), RayRoPE("inf_pj+0_3d"), LayerSubset(RayRoPE(depth="known"))]
+)
 def test_an_encoding_without_such_depths_is_refused(encoding: RayRoPE | None) -> None:
     with pytest.raises(InputError, match="set --model.camera_encoding RayRoPE"):
         SpatialVLM(camera_encoding=encoding, objectives=[RayDepthPrediction()])

@@ -145,22 +145,22 @@ def rayrope_coefficients(
         Cosine and sine (B, L, D/2) of the queries in their own views; and for each view, those of all keys.
     """
     scheme = RayPositions(**positions)
-    num_frequencies = scheme.num_frequencies(head_dim)
+    frequencies = scheme.frequencies(head_dim, world_to_camera.dtype, world_to_camera.device)
     views = partial(_Views.of, scheme, (patches_x, patches_y), (image_width, image_height))
     queries = views((world_to_camera, K_px, raw_depth), known_depth if keys is None else None)
     of_keys = queries if keys is None else views(keys, known_depth)
     # 1. Queries, each view by itself.
     rays, depths = (x.unflatten(1, (-1, patches_x * patches_y)) for x in (queries.rays, queries.depths))
     same = torch.eye(4, dtype=rays.dtype, device=rays.device).expand(*rays.shape[:3], 4, 4)
-    own = scheme.coefficients(scheme.seen_from(same, queries.K, rays), depths, num_frequencies)
-    # 2. All keys, for each view of the queries.
     seen = []
-    for view in range(world_to_camera.shape[1]):
-        with highest_matmul_precision(raw_depth.device):
+    with highest_matmul_precision(raw_depth.device):
+        own = scheme.coefficients(scheme.seen_from(same, queries.K, rays), depths, frequencies)
+        # 2. All keys, for each view of the queries.
+        for view in range(world_to_camera.shape[1]):
             relative = queries.poses[:, view, None] @ invert_se3(of_keys.poses)
             relative = relative.repeat_interleave(patches_x * patches_y, 1)
             tokens = scheme.seen_from(relative, queries.K[:, view], of_keys.rays)
-        seen.append(scheme.coefficients(tokens, of_keys.depths, num_frequencies))
+            seen.append(scheme.coefficients(tokens, of_keys.depths, frequencies))
     return (own[0].flatten(1, 2), own[1].flatten(1, 2)), seen
 
 

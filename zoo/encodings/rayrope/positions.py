@@ -98,8 +98,8 @@ class RayPositions:
         }
         return [period for pair in self.spaces.items() for period in of_kind[pair]]
 
-    def num_frequencies(self, channels: int) -> int:
-        """Return the frequencies of each number that rotate this many channels.
+    def frequencies(self, channels: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "f n"]:
+        """Compute the frequencies of each number that rotate this many channels, without waiting for a GPU.
 
         Raises:
             InputError: The channels are not a multiple of two per number.
@@ -110,11 +110,12 @@ class RayPositions:
                 f"{self.points} of {self.rays} rays has {count // 2} numbers: {channels} channels are not a multiple "
                 f"of {count}, take {channels // count * count or count} of them"
             )
-        return channels // count
+        powers = self.freq_base ** torch.arange(channels // count, dtype=dtype)
+        return (2 * math.pi / torch.tensor(self.periods, dtype=dtype) * powers[:, None]).to(device, non_blocking=True)
 
     def corners(self, like: Tensor) -> Float[Tensor, "R 2"]:
         """Return where the rays pass through a token, from (0, 0) to (1, 1)."""
-        return torch.tensor(CORNERS[self.rays], dtype=like.dtype, device=like.device)
+        return torch.tensor(CORNERS[self.rays], dtype=like.dtype).to(like.device, non_blocking=True)
 
     def seen_from(
         self,
@@ -140,7 +141,10 @@ class RayPositions:
         return seen
 
     def coefficients(
-        self, seen: Mapping[Space, SeenTokens], depths: Float[Tensor, "*#batch L R ends"], num_frequencies: int
+        self,
+        seen: Mapping[Space, SeenTokens],
+        depths: Float[Tensor, "*#batch L R ends"],
+        frequencies: Float[Tensor, "f n"],
     ) -> CosSin:
         """Compute the cosine and sine of tokens, averaged over the depths between their two ends.
 
@@ -149,10 +153,10 @@ class RayPositions:
         Args:
             seen: From `seen_from`.
             depths: Both ends of the depth of each ray, or one depth.
-            num_frequencies: Of each number.
+            frequencies: See `frequencies`.
 
         Returns:
-            Of F = `num_frequencies` times n channel pairs, frequency by frequency.
+            Of f times n channel pairs, frequency by frequency.
         """
         exact: list[Tensor] = []
         ends: list[list[Tensor]] = [[] for _ in range(depths.shape[-1])]
@@ -166,10 +170,6 @@ class RayPositions:
                 exact += self._numbers(centers, torch.ones_like(centers[..., :1]), space)
             else:
                 exact.append(_unit(seen[space].directions).flatten(-2))
-        like = seen["3d"].centers
-        powers = self.freq_base ** torch.arange(num_frequencies, dtype=like.dtype, device=like.device)
-        periods = torch.tensor(self.periods, dtype=like.dtype, device=like.device)
-        frequencies = (2 * math.pi / periods) * powers[:, None]  # (F, n)
         parts: list[tuple[Tensor, Tensor]] = []
         count = 0
         if exact:

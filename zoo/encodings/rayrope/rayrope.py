@@ -67,15 +67,20 @@ class RayRoPE(PerViewEncoding):
         self.layers: nn.ModuleDict | None = None
 
     @property
+    def rotates_by_depth(self) -> bool:
+        """Whether a point at a token's depth is among those that it is rotated by."""
+        return "d" in self.positions.spaces
+
+    @property
     def uses_points(self) -> bool:
-        return self.depth == "known"
+        return self.depth == "known" and self.rotates_by_depth
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         super().bind_to_decoder(decoder, layers)
         self.pairs(decoder.head, len(self.positions.periods))  # raises if it does not fit
         initial = torch.tensor(INITIAL_DEPTH[: 1 + self.predicts_width], device=decoder.device)
         maps = {}
-        for layer in layers if "d" in self.positions.spaces else ():  # else nothing depends on depths
+        for layer in layers if self.rotates_by_depth else ():
             maps[str(layer)] = linear = nn.Linear(decoder.hidden_size, len(initial), device=decoder.device)
             nn.init.zeros_(linear.weight)
             linear.bias.data = initial.clone()
@@ -103,8 +108,8 @@ class EncodedRays(PerViewAttention):
         super().__init__(cameras, channels, encoding.apply_to == "qkvo", is_causal)
         assert encoding.layers is not None
         self.scheme, self.layers = encoding.positions, encoding.layers
-        self.num_frequencies = channels.count // len(self.scheme.periods)
-        self.known_depth = _known_depth(cameras).to(dtype) if encoding.depth == "known" else None
+        self.frequencies = self.scheme.frequencies(2 * channels.count, dtype, self.index.device)
+        self.known_depth = _known_depth(cameras).to(dtype) if encoding.uses_points else None
         centers, sizes = (cameras.required(name)[:, :, None] for name in ("patch_centers", "patch_sizes"))
         corners = self.scheme.corners(centers) - 0.5
         rays = ray_directions(token_intrinsics(cameras)[:, :, None], centers + corners * sizes)
@@ -144,7 +149,7 @@ class EncodedRays(PerViewAttention):
         return self._rotation(own, call.of_queries(self.depths)), self._rotation(seen, call.of_keys(self.depths))
 
     def _rotation(self, seen: Seen, depths: Tensor) -> CosSin:
-        cos, sin = self.scheme.coefficients(seen, depths.to(seen["3d"].centers), self.num_frequencies)
+        cos, sin = self.scheme.coefficients(seen, depths.to(seen["3d"].centers), self.frequencies)
         return cos[:, None], sin[:, None]
 
 

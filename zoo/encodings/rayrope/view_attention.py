@@ -15,13 +15,12 @@ from zoo.encodings.per_view_encoding import PerViewEncoding
 from zoo.encodings.rayrope.rayrope import RayRoPE
 from zoo.encodings.symmetries import ViewSymmetries
 from zoo.encodings.view_attention import KeyMask, ViewAttention
-from zoo.errors import InputError
 
 
 class RayAttention(ViewAttention):
     """x + o(attention(norm(x))) over all 2D tokens of a scene, each view's keys being where it sees them.
 
-    As `ViewAttention`, but for the encoding. RayRoPE predicts the depth of a token from norm(x).
+    As `ViewAttention`, but for the encoding. RayRoPE predicts the depth of a token from norm(x) or takes the known one.
 
     Args:
         width: D, of the tokens.
@@ -29,14 +28,12 @@ class RayAttention(ViewAttention):
         encoding: `RayRoPE` (the default, with predicted depth) or `URoPE`.
 
     Raises:
-        InputError: Head_dim does not fit the width or the encoding, or the encoding reads known depth.
+        InputError: Head_dim does not fit the width or the encoding.
     """
 
     def __init__(self, width: int, head_dim: int = 32, encoding: PerViewEncoding | None = None) -> None:
         super().__init__(width, head_dim)
         encoding = encoding or RayRoPE()
-        if encoding.uses_points:
-            raise InputError("RayAttention has no known depth: leave --model.view_mixer.encoding.depth predicted")
         self.head = HeadLayout.in_row(head_dim, (head_dim // 2,))
         heads = width // head_dim
         encoding.bind_to_decoder(DecoderLayout(width, 1, heads, heads, self.head), [0])

@@ -10,6 +10,7 @@ translation.py  the same along one wall, where only translations differ
 pairs.py        the same with one frame per station: merging two frames merges two views
 rotation.py     the direction of a second panel, where only rotations differ
 intrinsics.py   how wide a panel is, where only focal lengths differ
+parallax.py     how far a wall is, which two views of its panel tell by triangulation
 order.py        which panel is seen first, where only the order of frames counts
 """
 
@@ -17,6 +18,7 @@ from datamodules.sources.rooms.panels.distance import PanelDistance
 from datamodules.sources.rooms.panels.intrinsics import PanelIntrinsics
 from datamodules.sources.rooms.panels.order import PanelOrder
 from datamodules.sources.rooms.panels.pairs import PanelPairs
+from datamodules.sources.rooms.panels.parallax import PanelParallax
 from datamodules.sources.rooms.panels.rotation import PanelRotation
 from datamodules.sources.rooms.panels.source import PanelRooms
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask

@@ -34,14 +34,15 @@ def draw_room(rng: np.random.Generator) -> RoomScene:
     return plain_room(np.array([*rng.uniform(*SIDE_M, 2), rng.uniform(*CEILING_M)]), rng)
 
 
-def plain_room(size: Float64[np.ndarray, " 3"], rng: np.random.Generator) -> RoomScene:
+def plain_room(size: Float64[np.ndarray, " 3"], rng: np.random.Generator, unit: float = 1.0) -> RoomScene:
     """Draw the surfaces of a room in faint grays, on which a panel's color stands out.
 
     Args:
         size: Length, width and height in meters.
         rng: Random generator.
+        unit: Scale of the textures in meters.
     """
-    room = draw_shell(size, 1.0, rng)
+    room = draw_shell(size, unit, rng)
     values = rng.uniform(*GRAY, len(room.surfaces))
     surfaces = (
         replace(surface, pattern=int(rng.integers(textures.PLAIN)), colors=((value,) * 3, (0.8 * value,) * 3))
