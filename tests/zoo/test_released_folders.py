@@ -282,7 +282,8 @@ def test_peak_memory_is_near_the_models_own_size(tmp_path: Path) -> None:
         write_release(tmp_path / name, config, tensors, shards=8)
 
     write("small", config)
-    write("large", config | {"hidden_size": 1024, "num_hidden_layers": 16, "intermediate_size": 4096})
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 32}  # as wide as the small ones, for mRoPE's sections
+    write("large", config | heads | {"hidden_size": 1024, "num_hidden_layers": 16, "intermediate_size": 4096})
 
     def peak(how: str) -> float:
         command = [sys.executable, "-c", MEASURE, str(tmp_path), how]

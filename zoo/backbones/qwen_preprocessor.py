@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from zoo.backbones.preprocessor import Message, Preprocessor, TokenizedPrompt
+from zoo.errors import InputError
 from zoo.sequences.packing import IGNORED
 from zoo.sequences.visual_grid import ExtraTokens
 
@@ -66,7 +67,13 @@ class QwenVLPreprocessor(Preprocessor):
                 chat = self.processor.apply_chat_template(
                     list(messages[:number]), add_generation_prompt=True, tokenize=False, **self.template_options
                 )
-                texts.append(chat.removeprefix(self.history(texts)))
+                history = self.history(texts)
+                if not chat.startswith(history):
+                    raise InputError(
+                        "the chat template writes earlier turns of a chat otherwise than at first: give chats of one "
+                        "turn, or mend the chat_template.jinja of the model"
+                    )
+                texts.append(chat[len(history) :])
         return texts
 
     def history(self, texts: Sequence[str]) -> str:
