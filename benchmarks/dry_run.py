@@ -1,11 +1,11 @@
 """A released model's size on a CPU: random weights in its layout, a real video, answers, and one LoRA step.
 
-    python -m benchmarks.dry_run --video clip.mp4 --processor Qwen2.5-VL-3B-Instruct [--folder weights] [--tiny]
+    python -m benchmarks.dry_run --video clip.mp4 --processor Qwen2.5-VL-3B-Instruct [--model vg_llm] [--folder weights]
 
-Writes Spatial-MLLM v1.1's tensors, 5 billion parameters in bfloat16 with random numbers, into a temporary folder, with
-tokenizer and processor files of the given folder, and removes it at the end. Then it loads them as a user does, answers
-questions about four frames, and trains LoRA on the decoder for one step with gradient checkpointing, which needs 12 GB
-of memory. `--tiny` writes a model of a thousandth of the size.
+Writes the tensors of a Spatial-MLLM v1.1 or a VG-LLM 4B, 5 billion parameters in bfloat16 with random numbers, into a
+temporary folder, with tokenizer and processor files of the given folder, and removes it at the end. Then it loads them
+as a user does, answers questions about four frames, and trains LoRA on the decoder for one step with gradient
+checkpointing, which needs 12 GB of memory. `--tiny` writes a model of a thousandth of the size.
 """
 
 from __future__ import annotations
@@ -18,30 +18,28 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 
 from benchmarks.measure import resident
 from benchmarks.random_weights import draw
+from datamodules.asking import data_of, load_video
 from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import LoadedScene
-from datamodules.resize import resize_frames
-from datamodules.scenes import Question, Scene
-from datamodules.video import Video
+from datamodules.scenes import Question
 from datamodules.wording import Wording
-from zoo import AddFusion, LearningRates, LoRA, SpatialMLLM, SpatialVLM
+from zoo import VGLLM, LearningRates, LoRA, SpatialMLLM, SpatialVLM, VideoQATask
 from zoo.backbones.qwen_weights import EmptyQwenVL
 from zoo.backbones.released_configs import ReleasedConfig, known_config
-from zoo.checkpoints import PretrainedSpatialMLLM
+from zoo.backbones.released_geometry import ReleasedGeometry, spatial_mllm_geometry, vg_llm_geometry
+from zoo.checkpoints import PretrainedSpatialMLLM, PretrainedVGLLM
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.export import official_tensors
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.sequences.batch import Batch
 from zoo.tasks.optim import parameter_groups
 
-RELEASED = "Diankun/Spatial-MLLM-v1.1-Instruct-135K"
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY |= {"num_key_value_heads": 1, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}
 TINY_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
@@ -53,32 +51,64 @@ FRAMES, NEW_TOKENS = 4, 8
 TEXTS = ("How many chair(s) are in this room?", "What is the size of this room (in square meters)?")
 
 
+class Released(NamedTuple):
+    """A released model.
+
+    Attributes:
+        path: Its hub id.
+        loader: Of its folder.
+        task: The LightningModule.
+    """
+
+    path: str
+    loader: type[Any]
+    task: type[VideoQATask]
+
+    def geometry(self, config: dict[str, Any]) -> ReleasedGeometry:
+        """Return its parts beside the backbone."""
+        if self.loader is PretrainedVGLLM:
+            parts = vg_llm_geometry(config, ())
+            assert parts is not None
+            return parts
+        released = ReleasedConfig(config)
+        return spatial_mllm_geometry(released.aggregator, released.layer)
+
+
+MODELS = {
+    "spatial_mllm": Released("Diankun/Spatial-MLLM-v1.1-Instruct-135K", PretrainedSpatialMLLM, SpatialMLLM),
+    "vg_llm": Released("zd11024/vgllm-qa-vggt-4b", PretrainedVGLLM, VGLLM),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", type=Path, required=True)
     parser.add_argument("--processor", type=Path, required=True, help="a released Qwen2.5-VL; its weights are not read")
+    parser.add_argument("--model", choices=MODELS, default="spatial_mllm")
     parser.add_argument("--folder", type=Path, help="for the weights, 10 GB; by default a temporary one")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    released = MODELS[options.model]
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        count, parameters = write_release(Path(folder), options.processor, options.tiny)
-        found = {"tensors": count, "parameters": parameters, **run(folder, options.video)}
+        count, parameters = write_release(released, Path(folder), options.processor, options.tiny)
+        found = {"tensors": count, "parameters": parameters, **run(released, folder, options.video)}
     print(json.dumps(found, indent=1))
 
 
-def write_release(folder: Path, processor: Path, is_tiny: bool) -> tuple[int, int]:
+def write_release(released: Released, folder: Path, processor: Path, is_tiny: bool) -> tuple[int, int]:
     """Writes config, processor and random weights; returns the number of tensors and of parameters."""
-    config: dict[str, Any] = dict(known_config(RELEASED) or {})
+    config: dict[str, Any] = dict(known_config(released.path) or {})
     if is_tiny:
         config |= {**TINY, "vision_config": config["vision_config"] | TINY_VISION, "vggt_aggregator": TINY_VGGT}
-    released = ReleasedConfig(config)
+    parts = released.geometry(config)
     with torch.device("meta"):
-        qwen = EmptyQwenVL(released.qwen, torch.bfloat16)
-        model = SpatialVLM(qwen, geometry=lambda: VGGTEncoder(VGGT(released.aggregator)), fusion=AddFusion)
+        qwen = EmptyQwenVL(ReleasedConfig(config).qwen, torch.bfloat16, parts.layout)
+        encoder = VGGTEncoder(VGGT(dict(parts.aggregator)), parts.layers)
+        model = SpatialVLM(qwen, geometry=lambda: encoder, fusion=parts.fusion)
     shapes = {name: tensor.shape for name, tensor in official_tensors(model).items()}
     for name in COPIED:
         shutil.copy(processor / name, folder)
-    (folder / "config.json").write_text(json.dumps(released_config(model, None) | {"model_type": "spatial-mllm"}))
+    (folder / "config.json").write_text(json.dumps(released_config(model, None)))
     weight_map = {}
     for number, shard in enumerate(shards(shapes)):
         file = f"model-{number:05}.safetensors"
@@ -100,13 +130,13 @@ def shards(shapes: Mapping[str, torch.Size]) -> Iterator[dict[str, torch.Size]]:
     yield shard
 
 
-def run(folder: str, video: Path) -> dict[str, Any]:
+def run(released: Released, folder: str, video: Path) -> dict[str, Any]:
     """Answers two questions and trains one step; returns the results, seconds and peak memory."""
     # 1. The model, as a user loads it; adapters change nothing before they are trained.
     start = time.perf_counter()
-    backbone = PretrainedSpatialMLLM(folder, dtype="bfloat16")
+    backbone = released.loader(folder, dtype="bfloat16")
     rates, adapters = LearningRates(decoder=1e-4, connector=None), LoRA(r=16)
-    task = SpatialMLLM(backbone=backbone, learning_rates=rates, lora=adapters, gradient_checkpointing=True)
+    task = released.task(backbone=backbone, learning_rates=rates, lora=adapters, gradient_checkpointing=True)
     loaded = time.perf_counter()
     # 2. Answers.
     answers = task.eval().model.answer(video, TEXTS, num_frames=FRAMES, max_new_tokens=NEW_TOKENS)
@@ -122,6 +152,7 @@ def run(folder: str, video: Path) -> dict[str, Any]:
     optimizer.step()
     return {
         "answers": answers,
+        "visual tokens": sum(scene.num_steps * scene.tokens_per_step for scene in batch.scenes),
         "loss": float(loss.detach()),
         "gradient": float(torch.stack(gradients).norm()),
         "adapters": len(gradients),
@@ -132,13 +163,10 @@ def run(folder: str, video: Path) -> dict[str, Any]:
     }
 
 
-def training_batch(task: SpatialMLLM, video: Path) -> Batch:
+def training_batch(task: VideoQATask, video: Path) -> Batch:
     """A question with its answer."""
-    opened = Video(video)
-    indices = [n * (opened.num_frames - 1) // (FRAMES - 1) for n in range(FRAMES)]
-    frames = resize_frames(opened.read(indices), token_px=task.requirements.token_px)
-    question = Question("0", "object_counting", TEXTS[0], "4")
-    scene = LoadedScene(Scene(video.stem, video, (question,)), (question,), frames, tuple(indices))
+    scene = load_video(task.model, data_of(task.model), video, num_frames=FRAMES)
+    scene.questions = (Question("0", "object_counting", TEXTS[0], "4"),)
     return TrainingCollate(Wording(task.preprocessor), task.sequence_builder, task.requirements)([scene])
 
 

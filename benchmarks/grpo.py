@@ -6,8 +6,9 @@
 
 Both ways sample the same number of tokens and learn from the same answers, those of the zoo; their gradients are
 compared. "each answer" is how TRL trains on pictures: every answer has its own prompt, whose scene and prefix are read
-for sampling and for scoring; gradients are accumulated answer by answer, so that memory holds one at a time. Memory is
-what a step adds at its peak, each in a process of its own.
+for sampling and for scoring; gradients are accumulated answer by answer, so that memory holds one at a time. It is
+timed on `--timed` of the answers, evenly spaced, whose gradients are compared, and its seconds are scaled to all of
+them. Memory is what a step adds at its peak, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answ
 
 TOLERANCE = 1e-5  # of equal gradients, relative to the norm
 NEW_TOKENS = 8
-Step = Callable[[], dict[str, Tensor]]  # samples, and returns the gradients of the given answers
+Step = Callable[[], None]  # samples, and computes the gradients of the given answers
 
 
 def main() -> None:
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--size", choices=tuple(SIZES), default="tiny")
     parser.add_argument("--questions", type=int, default=18, help="about the scene")
     parser.add_argument("--answers", type=int, default=8, help="to each question")
+    parser.add_argument("--timed", type=int, default=8, help="answers that the slow way is timed on")
     parser.add_argument("--frames", type=int, default=8)
     add_options(parser)
     parser.add_argument("--memory-of", choices=tuple(WAYS), help="print the memory of one step, no more")
@@ -54,17 +56,18 @@ def main() -> None:
         WAYS[options.memory_of](small)()  # what is set up once
         print(json.dumps(peak_growth(WAYS[options.memory_of](options), options.device)))
         return
-    steps = {way: build(options) for way, build in WAYS.items()}
-    once, each = (step() for step in steps.values())
-    error = max(float((once[name] - value).norm() / value.norm().clamp(min=1e-9)) for name, value in each.items())
+    error = gradient_error(options)
     if error > TOLERANCE:
         sys.exit(f"the gradients differ by {error:.1e} of their norm")
-    seconds = interleaved(steps, options.repeats, options.device, warm_up=False)  # the first gradients were the warm-up
+    seconds = interleaved({way: build(options) for way, build in WAYS.items()}, options.repeats, options.device)
+    scale = options.questions * options.answers / len(timed_answers(options))
+    seconds["each answer"] = [scale * value for value in seconds["each answer"]]
     middle = {way: statistics.median(values) for way, values in seconds.items()}
     where = processor(options)
     print(
         f"\nQwen2.5-VL, {options.size}, float32, {options.frames} frames, {options.questions} questions, "
-        f"{options.answers} answers each, {where}; gradients equal to {error:.0e} of their norm\n"
+        f"{options.answers} answers each, {where}; gradients of "
+        f"{len(timed_answers(options))} answers equal to {error:.0e} of their norm\n"
     )
     slow = middle["each answer"]
     rows = [
@@ -101,6 +104,25 @@ def prepared(options: argparse.Namespace) -> tuple[VideoQATask, Batch, list[Samp
     return task, asked, answers, advantages
 
 
+def timed_answers(options: argparse.Namespace) -> list[int]:
+    """The numbers of the answers that the slow way is timed on."""
+    count = options.questions * options.answers
+    return torch.linspace(0, count - 1, min(count, options.timed)).round().long().tolist()
+
+
+def gradient_error(options: argparse.Namespace) -> float:
+    """The largest difference of a parameter's gradients by both ways, relative to their norm."""
+    task, asked, answers, advantages = prepared(options)
+    chosen = timed_answers(options)
+    learn(task, asked, [answers[i] for i in chosen], advantages[chosen], 1.0)
+    together = gradients(task)
+    for i in chosen:
+        learn(task, asked, [answers[i]], advantages[i : i + 1], 1 / len(chosen))
+    return max(
+        float((together[name] - value).norm() / value.norm().clamp(min=1e-9)) for name, value in gradients(task).items()
+    )
+
+
 def learn(task: VideoQATask, asked: Batch, answers: list[SampledAnswer], advantages: Tensor, share: float) -> None:
     """Add the gradient of a share of the loss."""
     lengths = [len(answer.reply.ids) for answer in answers]
@@ -120,17 +142,17 @@ def once(options: argparse.Namespace) -> Step:
     """The scene is read once to sample, and once to learn."""
     task, asked, answers, advantages = prepared(options)
 
-    def step() -> dict[str, Tensor]:
+    def step() -> None:
         with eval_mode(task):
             sample_answers(task.model, asked, Sampling(), options.answers, NEW_TOKENS)
         learn(task, asked, answers, advantages, 1.0)
-        return gradients(task)
+        task.zero_grad(set_to_none=True)
 
     return step
 
 
 def for_each_answer(options: argparse.Namespace) -> Step:
-    """The scene is read for each answer, twice."""
+    """The scene is read for each of the timed answers, twice."""
     task, asked, answers, advantages = prepared(options)
     scene = noise(options, options.questions)
     parts = Wording(task.preprocessor), task.sequence_builder, task.requirements
@@ -139,12 +161,13 @@ def for_each_answer(options: argparse.Namespace) -> Step:
         for question in scene.questions
     ]
 
-    def step() -> dict[str, Tensor]:
-        for number, answer in enumerate(answers):
+    def step() -> None:
+        for number in timed_answers(options):
+            answer = answers[number]
             with eval_mode(task):
                 sample_answers(task.model, alone[answer.record], Sampling(), 1, NEW_TOKENS)
             learn(task, asked, [answer], advantages[number : number + 1], 1 / len(answers))
-        return gradients(task)
+        task.zero_grad(set_to_none=True)
 
     return step
 

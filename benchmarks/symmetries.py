@@ -137,6 +137,10 @@ HYBRID: dict[str, Callable[[], CameraEncoding]] = {  # of a decoder with both ki
     "Compose(PRoPE ChannelRange, DeltaNetLayers(GTA rotation))": lambda: Compose(
         [PRoPE(ChannelRange(0.0, 0.5)), DeltaNetLayers(GTA(UnrotatedChannels(), pose_component="rotation"))]
     ),
+    "URoPE, UnrotatedChannels": lambda: URoPE(channels=UnrotatedChannels()),
+    "Compose(RayRoPE, DeltaNetLayers(PRoPE vo))": lambda: Compose(
+        [RayRoPE(), DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo"))]
+    ),
 }
 
 VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {

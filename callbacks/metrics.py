@@ -44,8 +44,8 @@ class MetricsCallback(Callback):
     once.
 
     Args:
-        scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3, geovr);
-            null is its first.
+        scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3,
+            spatial_stack, geovr); null is its first.
         protocol: Name of the evaluation protocol, which `protocol_<name>.yaml` sets; metrics.json records it with what
             departs from it.
     """

@@ -18,9 +18,9 @@ def reproduction(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
 
     Returns:
         "prompts" and "weights": digests of all prompts and of all weights, None without a `PredictionsCallback`;
-        "precision"; of a `VideoQADataModule` "prompt_prefix", "prompt_wording", "frames_as", "pixels" or
-        "image_pixels" with "still_resize"; of a
-        `VideoQATask` "time_index", "stop_tokens", "repetition_penalty", "max_new_tokens".
+        "precision"; of a `VideoQADataModule` "system_prompt", "prompt_prefix", "prompt_wording", "frames_as", "pixels"
+        or "image_pixels" with "still_resize"; of a `VideoQATask` "time_index", "stop_tokens", "repetition_penalty",
+        "sampling", "max_new_tokens".
     """
     data: Any = getattr(trainer, "datamodule", None)
     task: Any = pl_module
@@ -30,7 +30,8 @@ def reproduction(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
     found["precision"] = trainer.precision
     if hasattr(data, "frames_as"):
         asked = data.source.benchmark
-        found |= {"prompt_prefix": asked.prefix, "prompt_wording": asked.wording, "frames_as": data.frames_as}
+        found |= {"system_prompt": asked.system_prompt, "prompt_prefix": asked.prefix}
+        found |= {"prompt_wording": asked.wording, "frames_as": data.frames_as}
         if data.frames_as == "video":
             found["pixels"] = asdict(data.pixels)
         else:
@@ -41,6 +42,7 @@ def reproduction(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
             "time_index": to_config(task.model.time_index),
             "stop_tokens": task.model.backbone.stop_tokens,
             "repetition_penalty": task.repetition_penalty,
+            "sampling": None if task.sampling is None else asdict(task.sampling),
             "max_new_tokens": task.max_new_tokens,
         }
     return found

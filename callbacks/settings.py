@@ -35,7 +35,7 @@ _TRAINING = {
     *("batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"),
     "train_frame_pairing",
 }
-_ANSWERS = {"max_new_tokens", "repetition_penalty", "limit_test_batches"}
+_ANSWERS = {"max_new_tokens", "repetition_penalty", "sampling", "limit_test_batches"}
 _BOTH = {"dtype", "geometry_cache", "camera_source", "scale_from"}
 _FORWARD_PASS = {"active_branches", "time_index", "text_after_vision"}  # both as well
 # those that change no answer of given weights: a test with others goes on where an interrupted one ended
@@ -100,6 +100,8 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     flat = {key: value for key, value in flatten(chosen).items() if not is_one_of(key, CHANGES_NO_ANSWER)}
     flat.pop("data.seed", None)  # of training
     flat |= {key: resolve_seed(flat[key]) for key in DRAWN if key in flat}
+    if getattr(pl_module, "sampling", None) is not None:
+        flat["draws"] = resolve_seed(None)
     geometry = getattr(getattr(pl_module, "model", None), "geometry", None)
     if isinstance(geometry, CachedGeometry):  # the model itself lacks these weights
         flat["geometry_weights"] = geometry.weights

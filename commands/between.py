@@ -1,7 +1,7 @@
 """python main.py between: what the difference of two evaluations is made of.
 
     python main.py between protocol_spatial_mllm.yaml protocol_lmms_eval.yaml
-    python main.py between protocol_vg_llm.yaml protocol_lmms_eval.yaml --run runs/VGLLM-20261125-012048
+    python main.py between protocol_vg_llm.yaml protocol_lmms_eval.yaml --run runs/VGLLM-test-20261125-012048
     python main.py between protocol_vg_llm.yaml protocol_lmms_eval.yaml --options "--data.subset 200"
 
 lists the parts of an evaluation in which two configs differ (frames, sizes, prompts, positions, lengths of answers,
@@ -35,6 +35,7 @@ from commands.studies.sections import table
 from commands.studies.switches import SCORER, config_of_parts, differing_parts, parts_of
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
+from zoo.files.fingerprint import file_fingerprint
 from zoo.weights.saved_models import config_of
 
 HEADLINE = "All macro"
@@ -80,7 +81,12 @@ def between(arguments: list[str]) -> None:
     parser = OneLineParser(prog="main.py between", description=__doc__)
     parser.add_argument("first", type=str, help="a protocol, or the config of a run")
     parser.add_argument("second", type=str, help="another one")
-    parser.add_argument("--run", type=str | None, default=None, help="the run to test; null is the newest")
+    parser.add_argument(
+        "--run",
+        type=str | None,
+        default=None,
+        help="the run to test, or a test of released weights; null is the newest run",
+    )
     parser.add_argument("--options", type=str, default="", help="further options of each test, in quotes")
     parser.add_argument(
         "--output", type=str | None, default=None, help="folder of the tests; null is runs/between/<name>"
@@ -114,10 +120,14 @@ def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -
         InputError: The test has failed; names its log.
     """
     file, text = folder / "protocol_switched.yaml", yaml.safe_dump(dict(config), sort_keys=False)
-    words = ("test", "--config", str(run / CONFIG), "--config", str(file), *shlex.split(options))
-    words = (*words, "--ckpt_path", str(run / FOLDER / LAST), "--trainer.default_root_dir", str(folder))
-    asked = folder / "command.txt"
-    is_there = asked.exists() and asked.read_text(encoding="utf-8") == shlex.join(words) + text
+    checkpoint = run / FOLDER / LAST  # a test of released weights has none
+    weights = ("--ckpt_path", str(checkpoint)) if checkpoint.exists() else ()
+    words = ("test", "--config", str(run / CONFIG), "--config", str(file), *shlex.split(options), *weights)
+    words = (*words, "--trainer.default_root_dir", str(folder))
+    asked, tested = folder / "command.txt", f"{shlex.join(words)}\n{text}"
+    if weights:
+        tested += f"# weights {file_fingerprint(checkpoint)}\n"
+    is_there = asked.exists() and asked.read_text(encoding="utf-8") == tested
     if not (is_there and (folder / METRICS).exists()):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / METRICS).unlink(missing_ok=True)
@@ -125,7 +135,7 @@ def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -
         print(f"testing {folder}", flush=True)
         if (error := main_py(folder / "log.txt", Launch(), *words)) is not None:
             raise InputError(f"{folder}: {error}")
-        write_whole(asked, shlex.join(words) + text)
+        write_whole(asked, tested)
     return load_run(folder, folder.name)
 
 
@@ -199,4 +209,4 @@ def _shown(setting: Any) -> str:
         own = dict(setting.get("init_args") or {}) if "class_path" in setting else dict(setting)
         text = ", ".join(f"{key} {value}" for key, value in own.items() if value is not None)
         return f"{str(setting.get('class_path', '')).rpartition('.')[2]} {text}".strip()
-    return {None: "null", "": "none"}.get(setting, str(setting))
+    return "null" if setting is None else str(setting) or "none"

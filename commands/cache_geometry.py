@@ -23,6 +23,7 @@ from commands.defaults import with_defaults
 from commands.new_run import launcher
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules import VideoQADataModule
+from datamodules.collate import STILLS_OF_ANOTHER_GRID
 from datamodules.sources.base import Split
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
@@ -49,10 +50,14 @@ def cache_geometry(arguments: list[str]) -> None:
     process = launcher()
     data, split = settings.data, settings.split
     refuse_random_frames(data, split)
+    if data.still_resize is not None and encoder.entries.resampled_from is not None:
+        raise InputError(STILLS_OF_ANOTHER_GRID)
     prepare_split("cache-geometry", settings)
     scenes = data.dataset(data.scenes(split), training=split == "train")
     needs = model.requirements
-    scenes.requirements = DataRequirements(token_px=needs.token_px, image_pixels=needs.image_pixels)
+    scenes.requirements = DataRequirements(
+        own_frames=needs.own_frames, token_px=needs.token_px, image_pixels=needs.image_pixels
+    )
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
     loader = DataLoader(mine, batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from zoo.class_paths import is_same_class
 from zoo.errors import InputError, did_you_mean
 
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
@@ -111,7 +112,7 @@ def override(below: Any, above: Any) -> Any:
     """Put settings over others; a part of another class replaces the part below with all of its options."""
     if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return above
-    if "class_path" in below and _differ(below["class_path"], above.get("class_path", below["class_path"])):
+    if "class_path" in below and not is_same_class(below["class_path"], above.get("class_path", below["class_path"])):
         return above
     return {**below, **{key: override(below.get(key), value) for key, value in above.items()}}
 
@@ -129,14 +130,9 @@ def find_conflict(first: Any, second: Any, key: str = "") -> str | None:
     """Return the first dotted key that both configs set to different values, or None."""
     if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
         is_class = key.rpartition(".")[2] == "class_path"
-        return key if (_differ(first, second) if is_class else first != second) else None
+        return key if (not is_same_class(first, second) if is_class else first != second) else None
     conflicts = (find_conflict(first[k], second[k], f"{key}.{k}".lstrip(".")) for k in first if k in second)
     return next(filter(None, conflicts), None)
-
-
-def _differ(first: Any, second: Any) -> bool:
-    """Whether two class paths name different classes; one may lack the module."""
-    return str(first).rpartition(".")[2] != str(second).rpartition(".")[2]
 
 
 def model_of(config: Mapping[str, Any]) -> str | None:

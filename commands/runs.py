@@ -122,6 +122,8 @@ def resolve_run(command: str, settings: Any) -> None:
             f"to score them all the same{own}"
         )
     if checkpoint is not None:
+        if command == "fit":
+            _name_start(checkpoint, parts)
         _check(command, checkpoint, settings)
     if folder is None:
         run = None if checkpoint is None else run_of(checkpoint)
@@ -211,6 +213,13 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
             f"{run} was trained with another {changed[0]}: a run goes on with its own settings (only trainer's may "
             f"change), see {run / CONFIG}; to start from its weights with new ones is another run"
         )
+
+
+def _name_start(checkpoint: Path, parts: Any) -> None:
+    """Name the weights that a resumed run once started from, where the settings name none."""
+    run = run_of(checkpoint)
+    if run is not None and parts.get("initial_weights", "") is None:
+        parts.initial_weights = config_of(run)["model"].get("init_args", {}).get("initial_weights")
 
 
 def _has_another_algorithm(checkpoint: Path, settings: Any) -> bool:

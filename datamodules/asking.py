@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,9 +31,20 @@ if TYPE_CHECKING:
 
 # settings that the model's inputs depend on
 READ_FROM_RUN = (
-    *("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "prompt_wording"),
+    *("num_frames", "sampler", "frame_pairing", "frames_as", "system_prompt", "prompt_prefix", "prompt_wording"),
     *("pixels", "image_pixels", "still_resize"),
 )
+STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
+# how released models read videos, where no run says so: as their groups evaluate them
+RELEASED_AS: dict[str, dict[str, Any]] = {
+    "PretrainedVGLLM": STILLS,
+    "PretrainedSpatialStackQwen25": STILLS,
+    "PretrainedSpatialStack": {
+        "frames_as": "image",
+        "still_resize": {"class_path": "datamodules.OriginalStills"},
+        "system_prompt": "You are a helpful assistant.",
+    },
+}
 NO_CAMERAS = (
     "this model needs cameras: of frames in memory give a zoo.geometry.SceneGeometry, else a video with cameras"
 )
@@ -152,7 +163,8 @@ def collate_for(model: SpatialVLM, benchmark: Benchmark | None = None) -> Questi
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:
     """A DataModule with the settings that the model was trained with, and a source that only words the questions."""
-    settings = (model.data_config or {}).get("init_args") or {}
+    released = RELEASED_AS.get(type(model.loader).__name__, {}) if model.has_released_fusion else {}
+    settings = (model.data_config or {}).get("init_args") or released
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
     with trusted_imports(chosen, model.trust_modules):
         return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})

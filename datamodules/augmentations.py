@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from copy import copy
 from dataclasses import replace
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 
 from datamodules.depth import resize_depth
 from datamodules.loaded_scene import LoadedScene
+from zoo.cameras.window import Window
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 
@@ -62,15 +62,9 @@ def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.
     size = scene.frames.shape[-2:]
     rows, columns = (max(1, round(side / factor)) for side in size)
     left, top = round(place[0] * (size[1] - columns)), round(place[1] * (size[0] - rows))
-    window = (..., slice(top, top + rows), slice(left, left + columns))
-    frames = F.interpolate(scene.frames[window].float(), size, mode="bilinear", antialias=True)
-    geometry = copy(scene.geometry)
-    if geometry is not None and geometry.K_normalized is not None:
-        K = geometry.K_normalized.clone()
-        for axis, (side, kept, start) in enumerate(((size[1], columns, left), (size[0], rows, top))):
-            K[:, axis, axis] *= side / kept
-            K[:, axis, 2] = ((K[:, axis, 2] + 0.5) * side - start) / kept - 0.5
-        geometry.K_normalized = K
+    window = Window(size[0], size[1], top, left, rows, columns)
+    frames = F.interpolate(scene.frames[(..., *window.place)].float(), size, mode="bilinear", antialias=True)
+    geometry = None if scene.geometry is None else window.crop(scene.geometry)
     if geometry is not None and geometry.depth is not None:
-        geometry.depth = resize_depth(geometry.depth[window], (size[0], size[1]))
+        geometry.depth = resize_depth(geometry.depth, (size[0], size[1]))
     return replace(scene, frames=frames.round().clamp(0, 255).to(scene.frames.dtype), geometry=geometry)

@@ -20,6 +20,8 @@ from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
 
+STILLS_OF_ANOTHER_GRID = "--data.still_resize with patches of another size: leave --model.geometry_cache out"
+
 
 class Collate(ABC):
     """Turn loaded scenes with their questions into a batch.
@@ -90,7 +92,7 @@ class Collate(ABC):
         frames = loaded.seen_by_geometry
         if self.geometry_reader is not None:
             if loaded.geometry_frames is not None and self.geometry_reader.entries.resampled_from is not None:
-                raise InputError("--data.still_resize with patches of another size: leave --model.geometry_cache out")
+                raise InputError(STILLS_OF_ANOTHER_GRID)
             cached = self.geometry_reader.read(frames, geometry, loaded.kind, has_cameras=cameras is not None)
         return SceneInputs(
             pixel_values,

@@ -68,6 +68,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         train_frame_pairing: The same for training, such as `Duplicate`, as GeoVR trains; null is `frame_pairing`.
         frames_as: Show the frames of a video as a `video`, in which two are merged into a token; each as an `image` of
             its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
+        system_prompt: Text of a system turn before the user's; null is that of the chat template, if it has one
+            (Qwen2.5-VL's says "You are a helpful assistant.").
         prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts
             there; null is the benchmark's own, and "" none.
         prompt_wording: Instruction after the question, such as `geovr` of VSI-Bench; null is the benchmark's own.
@@ -111,6 +113,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         frame_pairing: FramePairing | None = None,
         train_frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
+        system_prompt: str | None = None,
         prompt_prefix: str | None = None,
         prompt_wording: str | None = None,
         pixels: PixelBounds | None = None,
@@ -190,8 +193,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.skip_failed = skip_failed
         self.source.num_frames = self.dataset([]).num_views
         for each in (self.source, self.asked):
-            if each is not None and (prompt_prefix, prompt_wording) != (None, None):
-                each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording)
+            if each is not None and any(text is not None for text in (system_prompt, prompt_prefix, prompt_wording)):
+                each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording, system_prompt)
 
     def prepare_data(self) -> None:
         state: Any = None if self.trainer is None else self.trainer.state.fn
@@ -243,14 +246,20 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if not kept:
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"
             raise InputError(f"{found}; {missing}" if missing else found)
-        check_requirements(kept, split, self.source, self.requirements)
+        check_requirements(kept, split, self.source, self.requirements_of(split == "train"))
         return kept
 
     @property
     def requirements(self) -> DataRequirements:
         """The model's requirements; empty without a model."""
+        return self.requirements_of(training=False)
+
+    def requirements_of(self, training: bool) -> DataRequirements:
+        """Return the model's requirements in a training or an evaluation; empty without a model."""
         task: Any = None if self.trainer is None else self.trainer.lightning_module
-        return DataRequirements() if task is None else task.requirements
+        if task is None:
+            return DataRequirements()
+        return task.training_requirements if training else task.requirements
 
     def describe(self) -> dict[str, Any]:
         """The settings of the data that a result depends on."""
@@ -261,6 +270,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "frame_pairing": type(self.frame_pairing).__name__,
             "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
+            "system_prompt": self.source.benchmark.system_prompt,
             "prompt_prefix": self.source.benchmark.prefix,
             "prompt_wording": self.source.benchmark.wording,
             **asdict(self.filter),
@@ -273,7 +283,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.train_sampler if training else self.sampler,
             self.num_frames,
             self.pixels,
-            requirements=self.requirements,
+            requirements=self.requirements_of(training),
             keep=training and self.keep_in_memory,
             frame_pairing=self.train_frame_pairing if training else self.frame_pairing,
             frames_as=self.frames_as,
@@ -300,7 +310,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if builder is None:
             return SceneCollate()
         reader = task.geometry_reader(training=training)
-        return kind(self.wording, builder, self.requirements, reader, **options)
+        return kind(self.wording, builder, self.requirements_of(training), reader, **options)
 
     def _ask(self, training: bool = False) -> Collate | SceneCollate:
         return self._collate(QuestionCollate, training=training, questions_per_batch=self.questions_per_batch)

@@ -24,6 +24,7 @@ from datamodules.split_requirements import check_scene
 from datamodules.still_resize import StillResize
 from datamodules.video import Video, companion_name
 from zoo.cameras import SceneGeometry
+from zoo.cameras.window import Window
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.requirements import DataRequirements
 from zoo.seed import seed_draws
@@ -172,7 +173,8 @@ class SceneDataset(Dataset):
         """Choose frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
         if self.frames_as == "video":
             return self.frame_pairing(self.sampler, view, self.num_frames)
-        views = self.sampler.pad(self.sampler.select(view, self.num_views), self.num_views, view)
+        number = min(self.num_views, view.video.num_frames)  # a shorter video has fewer images
+        views = self.sampler.pad(self.sampler.select(view, number), number, view)
         return Duplicate().pair(views, view)
 
     def pair_all(self, opened: OpenScene) -> list[int]:
@@ -229,18 +231,14 @@ class SceneDataset(Dataset):
         entry = self.frame_cache.entry(opened.video, frames, bounds, is_folder=is_folder, token_px=token_px)
         return self.frame_cache.get(entry, decode)
 
-    def _resize_stills(self, loaded: LoadedScene, opened: OpenScene, stills: Sequence[int]) -> None:
-        """Set the frames of a scene of still images, two for each.
-
-        Raises:
-            InputError: The model reads cameras or depth, which are those of the whole image.
-        """
-        needs = self.requirements
-        if needs.cameras or needs.depth or needs.targets:
-            raise InputError(f"--data.still_resize {type(self.still_resize).__name__} may crop images: leave it out")
+    def _resize_stills(self, loaded: LoadedScene, opened: OpenScene, stills: Sequence[int]) -> Window | None:
+        """Set the frames of a scene of still images, two for each; return what of the images they show."""
         assert self.still_resize is not None
-        resized = self.still_resize(opened.read(stills), needs.token_px)
-        loaded.frames, loaded.geometry_frames = (each.repeat_interleave(TEMPORAL_PATCH_SIZE, 0) for each in resized)
+        resized = self.still_resize(opened.read(stills), self.requirements.token_px)
+        loaded.frames = resized.frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+        if self.requirements.own_frames:
+            loaded.geometry_frames = resized.geometry_frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+        return resized.window
 
     def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:
         """Load raw frames of an open scene, two per temporal patch, with their times, cameras and depth.
@@ -264,21 +262,21 @@ class SceneDataset(Dataset):
                 sampled_seconds_per_grid(opened.times_s, len(frames)) if sampled else seconds_per_grid(times_s)
             )
             loaded.frame_times = tuple(times_s) if opened.has_times else None
+        window: Window | None = None
         if self.still_resize is not None and loaded.num_images:
-            self._resize_stills(loaded, opened, frames[::TEMPORAL_PATCH_SIZE])
+            window = self._resize_stills(loaded, opened, frames[::TEMPORAL_PATCH_SIZE])
         else:
             loaded.frames = self._resized(opened, frames, bounds, is_folder)
         loaded.frame_indices = tuple(frames)
         assert loaded.frames is not None
         # 2. Cameras
-        if loaded.geometry_frames is None:  # else its images may be cropped
-            loaded.geometry = opened.geometry(frames)
+        loaded.geometry = opened.geometry(frames)
         if self.requirements.cameras and scene.cameras is not None and loaded.geometry is None:
             raise InputError(
                 f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
             )
         # 3. Depth
-        depth, (height, width) = None, loaded.frames.shape[-2:]
+        depth, (height, width) = None, loaded.frames.shape[-2:] if window is None else window[:2]
         if self.requirements.depth:
             depth = opened.read_depth(frames, (height, width))
             if not (depth > 0).any():
@@ -288,6 +286,8 @@ class SceneDataset(Dataset):
         if depth is not None:
             loaded.geometry = loaded.geometry or SceneGeometry()
             loaded.geometry.depth = depth
+        if window is not None and loaded.geometry is not None:
+            loaded.geometry = window.crop(loaded.geometry)
 
 
 def _read_target(

@@ -14,7 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from datamodules.resize import resize_pillow, smart_resize
+from zoo.cameras.window import Window
 from zoo.configuration import Configurable
+from zoo.errors import InputError
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE
 
 GEOMETRY_PATCH = 14  # pixels of VGGT's patches
@@ -27,10 +29,12 @@ class ResizedStills(NamedTuple):
     Attributes:
         frames: The tower's.
         geometry_frames: The encoder's, whose patches lie under the tower's: see `zoo.geometry.base.covers`.
+        window: What of the pictures the tower's frames show, for their cameras and depth; None is everything.
     """
 
     frames: UInt8[Tensor, "S 3 h w"]
     geometry_frames: UInt8[Tensor, "S 3 H W"]
+    window: Window | None = None
 
 
 class StillResize(Configurable, ABC):
@@ -72,13 +76,19 @@ class FixedWidthStills(StillResize):
 
     def resize(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> ResizedStills:
         height, width = pictures.shape[-2:]
-        scaled = resize_pillow(pictures, (round(height * WIDTH / width / GEOMETRY_PATCH) * GEOMETRY_PATCH, WIDTH))
+        scaled_height = max(1, round(height * WIDTH / width / GEOMETRY_PATCH)) * GEOMETRY_PATCH
+        scaled = resize_pillow(pictures, (scaled_height, WIDTH))
         top = max(0, scaled.shape[-2] - WIDTH) // 2
         whole = scaled[..., top : top + WIDTH, :]
         rows, columns = (side // token_px * token_px for side in whole.shape[-2:])
-        frames = whole[..., :rows, :columns].contiguous()
+        if not rows:
+            picture = f"a picture of {width} x {height} pixels"
+            raise InputError(f"{picture} has no row of tokens at a width of {WIDTH}: crop it")
+        window = Window(scaled_height, WIDTH, top, 0, rows, columns)
+        frames = scaled[(..., *window.place)].contiguous()
         has_own_patches = token_px == SPATIAL_MERGE_SIZE * GEOMETRY_PATCH
-        return ResizedStills(frames, whole if has_own_patches else under_patches(pictures, frames, token_px))
+        seen = whole if has_own_patches else under_patches(pictures, frames, token_px)
+        return ResizedStills(frames, seen, window)
 
 
 class OriginalStills(StillResize):

@@ -39,7 +39,9 @@ class Wording:
         content = [{"type": "text", "text": before}]
         for medium, part in zip(media, after, strict=True):
             content += [*medium, {"type": "text", "text": part}]
-        messages: list[Message] = [{"role": "user", "content": [each for each in content if each.get("text") != ""]}]
+        system = None if self.benchmark is None else self.benchmark.system_prompt
+        messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": [each for each in content if each.get("text") != ""]})
         if with_answers:
             messages.append({"role": "assistant", "content": question.ground_truth})
             for asked, answer in question.later_turns if isinstance(question, RawQuestion) else ():

@@ -306,13 +306,14 @@ class Dispatch(TorchDispatchMode):
                 devices = ["cuda" if there else "cpu" for there in here]
                 LOG.fault(f"{packet}: {[*zip(devices, (tuple(t.shape) for t in tensors), strict=True)]}")
         if on_gpu:
-            if packet in CONVOLUTIONS:
+            if packet in CONVOLUTIONS and tensors[0].dim() > 3:  # in one dimension a kernel replaces them
                 LOG.convolutions[place()] += 1
             if packet is aten.copy_ and here[0] != here[1]:
                 LOG.sync("copy_ between devices")
             if packet in WAITS and (here[0]):
                 LOG.sync(WAITS[packet])
-            if packet is aten.repeat_interleave and kwargs.get("output_size") is None and here[0]:
+            by_number = func is aten.repeat_interleave.self_int  # whose size the host knows
+            if packet is aten.repeat_interleave and not by_number and kwargs.get("output_size") is None and here[0]:
                 LOG.sync("repeat_interleave")
             if packet in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_) and here[0]:
                 for each in args[1]:

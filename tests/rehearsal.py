@@ -105,13 +105,13 @@ def planted(task: VideoQATask, what: str) -> Callable[[torch.Tensor], torch.Tens
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+")
-    parser.add_argument("--family", nargs="+", default=list(asking.BACKBONES))
+    parser.add_argument("--family", nargs="+")
     parser.add_argument("--packs", action="store_true")
     parser.add_argument("--plant", choices=PLANTS)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     MODELS.update(MORE)
-    for family in options.family:
+    for family in options.family or (asking.MASKED_FAMILIES if options.packs else asking.BACKBONES):
         for name in options.only or MODELS:
             parts = rehearse(name, family, options.packs, options.plant)
             found = {

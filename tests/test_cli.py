@@ -35,7 +35,7 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
     assert source["dynamic_objects"] is True and source["trajectory"] == "local"
     assert data["num_frames"] == 4 and model["lora"]["r"] == 16 and config["checkpoint"]["monitor"] == "val/all/macro"
     rates = {"decoder": 1e-4, "connector": 8e-4, "vision": 0.0, "geometry": None, "encoding": 8e-4, "objective": 8e-4}
-    assert model["learning_rates"] == {**rates, "vision_merger": "connector"}
+    assert model["learning_rates"] == {**rates, "vision_merger": "connector", "deepstack_merger": None}
     assert [each["class_path"] for each in model["objectives"]] == ["zoo.CameraPrediction", "zoo.DepthPrediction"]
     assert model["objectives"][0]["init_args"]["layer"] == 2
     assert model["camera_encoding"]["init_args"]["placement"]["class_path"] == "zoo.TemporalSection"

@@ -73,10 +73,10 @@ MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
         "recipe": set(),
     },
     "protocol": {
-        "model": {"time_index", "text_after_vision", "max_new_tokens", "repetition_penalty"},
+        "model": {"time_index", "text_after_vision", "max_new_tokens", "repetition_penalty", "sampling"},
         "data": {
-            *("num_frames", "sampler", "frame_pairing", "frames_as", "prompt_prefix", "prompt_wording", "pixels"),
-            *("image_pixels", "still_resize"),
+            *("num_frames", "sampler", "frame_pairing", "frames_as", "system_prompt", "prompt_prefix"),
+            *("prompt_wording", "pixels", "image_pixels", "still_resize"),
         },
         "metrics": {"scorer", "protocol"},
     },
@@ -286,7 +286,7 @@ def test_every_row_of_the_published_models_is_read(parsed: Parsed) -> None:
 def test_every_protocol_sets_the_same_options() -> None:
     """Or an option of the model's config would remain below one of them."""
     options = {name: {*flatten(read_config(CONFIGS / name))} for name in PROTOCOLS}
-    parts = ("data.pixels", "data.still_resize")  # bounds of frames that a protocol does not show
+    parts = ("data.pixels", "data.still_resize", "model.sampling")  # with options of their own, or null
     bare = {name: {each for each in own if not each.startswith(parts)} for name, own in options.items()}
     assert len({*map(frozenset, bare.values())}) == 1
 
@@ -327,6 +327,7 @@ def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
 def test_no_config_is_left_out() -> None:
     others = {*TINY, "model_default.yaml", "geometry_tiny.yaml", "strategy_fsdp2.yaml", "cameras_auto.yaml"}
     others |= {*PROTOCOLS, "geovr.yaml", "geovr_tiny.yaml", "grpo.yaml"}
+    others |= {"scale_vg_llm_4b.yaml", "scale_spatial_stack_4b.yaml"}  # test_recipes.py
     assert set(SHIPPED) == {
         *MODELS,
         *WEIGHTS,

@@ -36,7 +36,8 @@ def recorded(stop: int | None = None) -> Iterator[list[dict[str, Any]]]:
         loss = training_loss(self, task, batch)
         assert self.rollout is not None
         ids, logged = self.rollout.sequences.answer_ids.tolist(), dict(task.trainer.logged_metrics)
-        found.append({"loss": loss.item(), "ids": ids, "weights": before, "logged": logged})
+        shown = {"reference": self.reference, "sequences": len(self.rollout.sequences)}
+        found.append({"loss": loss.item(), "ids": ids, "weights": before, "logged": logged, **shown})
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
@@ -59,10 +60,18 @@ def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: P
     wanted = ("reward", "reward_deviation", "groups_without_signal", "answer_length", "kl", "clipped_high", "loss")
     assert {f"train/{name}" for name in wanted} <= logged.keys()
     assert logged["train/reward_deviation"] > 0 and logged["train/sampling_gap"] < 1e-4
-    # that run is as it was
+    # a checkpoint of this run goes on with it, under the reference of its start
+    words = (*options, "--trainer.max_steps", "3", "--ckpt_path", "runs/grpo/checkpoints/last.ckpt")
+    ended = weights(tmp_path / "runs/grpo")
+    with recorded() as rest:
+        run(*words)
+    assert len(rest) == 2 and torch.equal(rest[0]["weights"][name], ended[name])
+    assert rest[0]["reference"]
+    assert all(torch.equal(tensor, before[each]) for each, tensor in rest[0]["reference"].items())
+    # the supervised run is as it was
     after = weights(tmp_path / "runs/supervised")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-    assert not torch.equal(weights(tmp_path / "runs/grpo")[name], before[name])
+    assert not torch.equal(ended[name], before[name])
 
 
 @pytest.mark.slow
@@ -77,7 +86,7 @@ def test_it_is_tested_as_any_other_run(run: Run) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        ("--model.algorithm.beta", "0.1", "--model.algorithm.loss_type", "dapo"),
+        ("--model.algorithm.beta", "0.1", "--model.algorithm.loss_type", "dapo", "--data.tokens_per_sequence", "100"),
         ("--model.algorithm.updates", "2", "--model.lora.r", "4"),
     ],
 )
@@ -91,6 +100,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(extra: tuple[str, ...], run: 
     with recorded() as rest:
         run(*words, "--ckpt_path", "runs/broken/checkpoints/last.ckpt", "--trainer.default_root_dir", "runs/broken")
     assert 0 < len(rest) < len(whole)
+    num_scenes = 2
+    assert ("--data.tokens_per_sequence" in extra) == (whole[0]["sequences"] > num_scenes)
     for resumed, expected in zip(rest, whole[-len(rest) :], strict=True):
         assert (resumed["loss"], resumed["ids"]) == (expected["loss"], expected["ids"])
     ended = weights(tmp_path / "runs/broken")
@@ -99,10 +110,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(extra: tuple[str, ...], run: 
 
 @pytest.mark.slow
 def test_bad_settings_are_refused(run: Run) -> None:
-    for option, value, text in (
-        ("num_generations", "1", "at least 2"),
-        ("temperature", "0", "above 0"),
-        ("loss_type", "ppo", "grpo"),
+    for options, text in (
+        (("--model.algorithm.num_generations", "1"), "at least 2"),
+        (("--model.algorithm.temperature", "0"), "above 0"),
+        (("--model.algorithm.loss_type", "ppo"), "grpo"),
+        (("--data.pack_scenes", "true"), "sequences of its own for each scene"),
+        (("--model.algorithm.loss_type", "dapo", "--trainer.accumulate_grad_batches", "2"), "counts a step's tokens"),
     ):
         with pytest.raises(SystemExit, match=text):
-            run(*FIT, f"--model.algorithm.{option}", value)
+            run(*FIT, *options)

@@ -23,6 +23,7 @@ LAYERS = (
 EXCEPTIONS = {  # where a module looks upward, each by name
     ("zoo.model", "SpatialVLM.answer", "datamodules.asking"),
     ("zoo.checkpoints.official_parts", "official_pictures", "datamodules.still_resize"),
+    ("zoo.objectives.geovr.official", "run_official", "zoo.checkpoints.geovr"),
 }
 CLASS_PATH = rf"(?<![\w./-])(?:{'|'.join(PACKAGES)}|lightning)(?:\.\w+)+"
 KNOWN = modules()

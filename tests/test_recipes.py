@@ -34,6 +34,7 @@ def test_a_recipe_holds_the_published_settings_for_any_model(
     config = yaml.safe_load(capsys.readouterr().out)
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     assert model["learning_rates"].pop("vision_merger") == "connector"
+    assert model["learning_rates"].pop("deepstack_merger") is None
     assert config["model"]["class_path"] == {"spatial_mllm": "zoo.SpatialMLLM", "prope": "zoo.PRoPEMLLM"}[kind]
     assert model["backbone"]["class_path"] == "zoo.PretrainedQwen25VL"
     assert {part: rate for part, rate in model["learning_rates"].items() if rate} == {
@@ -54,14 +55,15 @@ def test_a_recipe_holds_the_published_settings_for_any_model(
 def test_the_recipe_of_geovr(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     recipe = REPOSITORY / "recipes/geovr.yaml"
-    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", str(recipe), "--print_config"])
+    configs = [word for name in ("qwen3_vl.yaml", "scale_qwen3vl_2b.yaml", recipe) for word in ("--config", str(name))]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *configs, "--print_config"])
     with pytest.raises(SystemExit):
         main.main()
     config = yaml.safe_load(capsys.readouterr().out)
     model, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     rates = {"decoder": 2e-5, "connector": 2e-5, "vision": None, "geometry": None, "encoding": 2e-4, "objective": 1e-4}
     assert (
-        model["learning_rates"] == {**rates, "vision_merger": "connector"}
+        model["learning_rates"] == {**rates, "vision_merger": "connector", "deepstack_merger": "vision"}
         and model["optimizer"]["init_args"]["weight_decay"] == 0
     )
     assert model["teacher"]["init_args"]["encoder"]["init_args"]["layers"] == [4, 11, 17, 23]
@@ -77,7 +79,9 @@ def test_the_recipe_of_geovr(tmp_path: Path, monkeypatch, capsys) -> None:
 def test_a_recipe_of_stills_holds_the_published_settings(name: str, tmp_path: Path, monkeypatch, capsys) -> None:
     recipe = REPOSITORY / f"recipes/{name}.yaml"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["main.py", "fit", "--config", str(recipe), "--print_config"])
+    names = (f"{name.removesuffix('_4b')}.yaml", f"scale_{name}.yaml", str(recipe))
+    configs = [word for each in names for word in ("--config", each)]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *configs, "--print_config"])
     with pytest.raises(SystemExit):
         main.main()
     config = yaml.safe_load(capsys.readouterr().out)
@@ -91,6 +95,7 @@ def test_a_recipe_of_stills_holds_the_published_settings(name: str, tmp_path: Pa
     )
     assert model["optimizer"]["init_args"]["weight_decay"] == 0.01 and rates["geometry"] is None
     assert model["geometry"]["init_args"]["layers"] == ([-2] if name == "vg_llm_4b" else [11, 17, 23])
+    assert data["system_prompt"] == "You are a helpful assistant."  # of which Qwen3.5's template has none
     assert data["frames_as"] == "image" and data["still_resize"]["class_path"] == "datamodules.FixedWidthStills"
     assert 8 * data["batch_size"] * trainer["accumulate_grad_batches"] == 64 and trainer["max_epochs"] == 1
     page = recipe.with_suffix(".md").read_text()
@@ -107,11 +112,13 @@ def test_the_towers_merger_is_frozen_with_it_or_trained_with_the_connector(visio
     assert not any(".visual.blocks." in name for name in trained)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_names_no_part_of_a_model_and_no_scale(recipe: Path) -> None:
+@pytest.mark.parametrize("name", [*(path.stem for path in RECIPES), *STILLS])
+def test_a_recipe_names_no_part_of_a_model_and_no_scale(name: str) -> None:
+    recipe = REPOSITORY / f"recipes/{name}.yaml"
     content = read_config(recipe)
     assert content.keys() == {"model", "data", "trainer"}
-    training = {"learning_rates", "lora", "gradient_checkpointing", "max_new_tokens", "average", "time_index"}
+    training = {"learning_rates", "lora", "gradient_checkpointing", "max_new_tokens", "average"}
+    training.add("optimizer" if name in STILLS else "time_index")
     assert content["model"].keys() == {"init_args"} and content["model"]["init_args"].keys() == training
     with pytest.raises(InputError, match="recipe_lora.yaml disagree about model.learning_rates.decoder"):
         load_configs([str(recipe), "recipe_lora.yaml", "scale_7b.yaml"])  # which are both recipes

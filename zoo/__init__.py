@@ -11,8 +11,8 @@ __getattr__, __all__ = lazy_exports(
     {
         "backbones": [
             *("Backbone", "BackboneLoader", "PretrainedGeoVR", "PretrainedQwen25VL", "PretrainedQwen3VL"),
-            *("PretrainedQwen35",),
-            *("PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedVGLLM"),
+            *("PretrainedQwen35", "PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedSpatialStackQwen25"),
+            "PretrainedVGLLM",
             *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],
@@ -30,8 +30,8 @@ __getattr__, __all__ = lazy_exports(
         ],
         "scene_encoding.teacher": ["Teacher"],
         "geometry": [
-            *("DatasetGeometry", "DatasetPoses", "GeometryCache", "GeometryEncoder", "MetricModel", "PosedDA3"),
-            *("PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
+            *("DatasetGeometry", "DatasetPoses", "FittedMetricModel", "GeometryCache", "GeometryEncoder"),
+            *("MetricModel", "PosedDA3", "PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
         ],
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],

@@ -102,6 +102,11 @@ def unusable_class(path: str) -> str | None:
     return None
 
 
+def is_same_class(one: Any, other: Any) -> bool:
+    """Return whether two class paths name the same class; either may lack its module."""
+    return str(one).rpartition(".")[2] == str(other).rpartition(".")[2]
+
+
 def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
     """Yield the texts that may be import paths, a class or a function also without `class_path`; whether it has it."""
     if isinstance(config, Mapping):

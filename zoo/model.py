@@ -141,7 +141,8 @@ class SpatialVLM(AssembledModel):
         changed = self.objectives.change_tokens(visual, scenes) if self.training else visual
         fused = fuse_scenes(scenes, changed, cameras, geometry, self.fusion, self.view_mixer)
         complete = [self.objectives.append_token(each, self.training) for each in fused]
-        return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, strict=True)]
+        ends = [self.objectives.end_token(scene, self.training) for scene in scenes]
+        return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, ends, strict=True)]
 
     def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
         """Place encoded scenes in sequences.
@@ -178,10 +179,11 @@ class SpatialVLM(AssembledModel):
         embeddings = self.backbone.embed(input_ids)
         if any(rows):
             places, sources = sequences.decoder_places, sequences.visual_sources
-            tokens = torch.cat([scene.visual.tokens.flatten(0, 1) for scene in scenes])[sources]
+            visual = [scene.in_sequence() for scene in scenes]
+            tokens = torch.cat([each.tokens for each in visual])[sources]
             flat = embeddings.flatten(0, 1).index_copy(0, places, tokens.to(embeddings.dtype))
             embeddings = flat.view_as(embeddings)
-            features = torch.cat([scene.visual.deepstack.flatten(1, 2) for scene in scenes], 1)
+            features = torch.cat([each.deepstack for each in visual], 1)
             if len(features):
                 inputs |= self.backbone.deepstack_inputs(places, features[:, sources])
         # 5. Masks: causal attention alone, or the questions of a scene and the scenes of a sequence apart.

@@ -92,19 +92,23 @@ class CachedPrefix:
         self.encoding = None if encoding is None else encoding.for_decode_step()
         self.groups = torch.full_like(input_ids, PREFIX)
 
-    def answer(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+    def answer(
+        self, questions: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int] | None = None
+    ) -> list[Reply]:
         """Answer questions, each as if it had been alone: in one pass, or in more where memory is short.
 
         Args:
             questions: Token ids that follow the prefix, at least one each.
             max_new_tokens: The longest answer.
+            seeds: Of the draws of each answer, which then depend on no other; None draws by torch's generator.
         """
         at_once = max(len(questions), 1) if self.backbone.packs_questions else 1
         replies: list[Reply] = []
         while len(replies) < len(questions):
-            some = questions[len(replies) : len(replies) + at_once]
+            part = slice(len(replies), len(replies) + at_once)
+            some, own = questions[part], None if seeds is None else seeds[part]
             try:
-                found = self._decode_batch(some, max_new_tokens)
+                found = self._decode_batch(some, max_new_tokens, own)
             except (RuntimeError, MemoryError) as error:
                 is_out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
                 if not is_out_of_memory and "can't allocate memory" not in str(error):  # torch's, on the CPU
@@ -115,12 +119,15 @@ class CachedPrefix:
                 continue
             if len(some) > 1 and any(reply.error for reply in found):
                 # zero times NaN is NaN: one question's keys and values spoil those that must not see them
-                found = [self._decode_batch([question], max_new_tokens)[0] for question in some]
+                alone = [(some[n : n + 1], own and own[n : n + 1]) for n in range(len(some))]
+                found = [self._decode_batch(question, max_new_tokens, seed)[0] for question, seed in alone]
             replies += found
         return replies
 
     @torch.no_grad()
-    def _decode_batch(self, questions: Sequence[Sequence[int]], max_new_tokens: int) -> list[Reply]:
+    def _decode_batch(
+        self, questions: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int] | None
+    ) -> list[Reply]:
         """Answer questions that follow each other in one sequence; on a GPU the host waits once per token."""
         self._rewind()
         stops, alone, device = self.backbone.stop_tokens, len(questions) == 1, self.groups.device
@@ -133,13 +140,15 @@ class CachedPrefix:
         # 2. The answers, one token of each at a time.
         answers: list[list[int]] = [[] for _ in questions]
         drawn: list[list[float]] = [[] for _ in questions]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds or ()]
         errors: dict[int, str] = {}
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
             if self.penalize is not None:
                 logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
-            chosen, log_probs = self.choose(logits)
+            draws = [torch.rand((), generator=generators[n]).item() for n in going] if generators else []
+            chosen, log_probs = self.choose(logits, _on_device(draws, device) if draws else None)
             found = torch.where(logits.amax(-1).isfinite(), chosen, BROKEN)
             if log_probs is not None:
                 for n, value in zip(going, log_probs.tolist(), strict=True):
@@ -237,6 +246,8 @@ def answer_prompts(
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     repetition_penalty: float = 1.0,
+    choose: TokenChoice = greedy,
+    seeds: Sequence[int] | None = None,
 ) -> list[Reply]:
     """Answer prompts about encoded scenes; the prefix that prompts about the same scenes share is read once.
 
@@ -246,6 +257,8 @@ def answer_prompts(
         prompts: About them.
         max_new_tokens: The longest answer.
         repetition_penalty: See `CachedPrefix`.
+        choose: See `CachedPrefix`.
+        seeds: Of the draws, by the number of the question in the batch; see `CachedPrefix.answer`.
 
     Returns:
         One reply per question, in the order of their numbers in the batch.
@@ -267,8 +280,11 @@ def answer_prompts(
         if not any(fitting):
             continue
         inputs = model.decoder_inputs(scenes, prompt.prefix)
-        prefix = CachedPrefix(model.backbone, prompt.prefix.input_ids, inputs, prompt.next_position, repetition_penalty)
+        prefix = CachedPrefix(
+            model.backbone, prompt.prefix.input_ids, inputs, prompt.next_position, repetition_penalty, choose
+        )
         for each in fitting:
-            answers = prefix.answer([question for _, question in each], max_new_tokens)
+            own = None if seeds is None else [seeds[number] for number, _ in each]
+            answers = prefix.answer([question for _, question in each], max_new_tokens, own)
             replies.update(zip((number for number, _ in each), answers, strict=True))
     return [replies[number] for number in sorted(replies)]

@@ -61,6 +61,7 @@ class DataRequirements:
         cameras: The dataset's pose and intrinsics for each frame; a scene without is an error.
         depth: The dataset's depth map for each frame; a scene without is an error.
         frames: RGB frames in the size that the backbone sees, for a geometry encoder.
+        own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
         seconds: Whose seconds per temporal patch a time index uses, see `TimestampIndex`.
         frame_times: The time of each frame of a video, for a prompt that states them; a video without is an error.
         token_px: Side of a visual token in pixels; the sides of resized frames are multiples of it.
@@ -75,6 +76,7 @@ class DataRequirements:
     cameras: bool = False
     depth: bool = False
     frames: bool = False
+    own_frames: bool = False
     seconds: Seconds = "nominal"
     frame_times: bool = False
     token_px: int = 28
@@ -105,6 +107,7 @@ class DataRequirements:
             cameras=(use.cameras and not plan.predicts_cameras) or bool(encoder and encoder.requires_cameras),
             depth=(use.depth and plan.source != "predicted") or bool(fused and fused.requires_depth),
             frames=bool(shown and shown.requires_frames),
+            own_frames=bool(shown and not shown.meta_encoder.takes_tower_patches),
             seconds=model.time_index.seconds,
             frame_times=model.backbone.span_per_step,
             token_px=model.backbone.patch_size * model.backbone.spatial_merge_size,

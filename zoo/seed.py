@@ -8,6 +8,8 @@ import random
 import numpy as np
 import torch
 
+from zoo.files.fingerprint import fingerprint
+
 
 def resolve_seed(seed: int | None) -> int:
     """Return a part's own seed, or the run's if it is None: `--seed_everything`, and 0 outside of a run."""
@@ -29,3 +31,8 @@ def seed_draws(*position: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_of(name: str) -> int:
+    """Return a seed by the run's seed and a name, such as a question's id: the same in any order, in any process."""
+    return int(fingerprint(f"{resolve_seed(None)} {name}")[:15], 16)

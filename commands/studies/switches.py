@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_WEIGHT, is_one_of
+from zoo.class_paths import is_same_class
 from zoo.errors import InputError
 
 SECTIONS = ("model", "data", "metrics")
@@ -64,14 +65,10 @@ def is_same(one: Any, other: Any) -> bool:
     """Return whether two settings agree where both state something; class paths may lack their module."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return all(
-            _bare(one[key]) == _bare(other[key]) if key == "class_path" else is_same(one[key], other[key])
+            is_same_class(one[key], other[key]) if key == "class_path" else is_same(one[key], other[key])
             for key in one.keys() & other.keys()
         )
     return bool(one == other)
-
-
-def _bare(path: Any) -> str:
-    return str(path).rpartition(".")[2]
 
 
 def config_of_parts(parts: Parts) -> dict[str, Any]:

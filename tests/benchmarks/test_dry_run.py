@@ -30,13 +30,17 @@ def dry_run(folder: Path, *more: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_tiny_model(tmp_path: Path) -> None:
-    assert dry_run(tmp_path, "--tiny")["adapters"] == 2 * 2 * 7  # of two layers
+@pytest.mark.parametrize("model, tokens", [("spatial_mllm", 2), ("vg_llm", 4)])
+def test_a_tiny_model(tmp_path: Path, model: str, tokens: int) -> None:
+    found = dry_run(tmp_path, "--tiny", "--model", model)
+    assert found["adapters"] == 2 * 2 * 7  # of two layers
+    assert found["visual tokens"] % tokens == 0  # of two merged pairs of frames, or four stills
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_model_of_five_billion_parameters_in_12_gb(tmp_path: Path) -> None:
-    found = dry_run(tmp_path)
+@pytest.mark.parametrize("model", ["spatial_mllm", "vg_llm"])
+def test_a_model_of_five_billion_parameters_in_12_gb(tmp_path: Path, model: str) -> None:
+    found = dry_run(tmp_path, "--model", model)
     assert found["parameters"] > 4.9e9 and found["adapters"] == 2 * 36 * 7
     assert found["GB at the peak"] < 13

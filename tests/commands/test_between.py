@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from commands.between import between
+from commands.between import _shown, between
 from commands.configs import CONFIGS, read_settings
 from commands.studies.processes import Launch
 from commands.studies.switches import config_of_parts, differing_parts, parts_of
@@ -33,6 +33,8 @@ def test_the_parts_in_which_protocols_differ() -> None:
     stills = differing_parts(PROTOCOLS["vg_llm"], PROTOCOLS["lmms_eval"], CONFIG)
     assert stills["data.frames_as"] == {"first": "image", "second": "video"} and "data.still_resize" in stills
     assert config_of_parts(parts_of(PROTOCOLS["vg_llm"])) == PROTOCOLS["vg_llm"]
+    shown = [_shown(each) for each in (None, "", ["a", "b"], {"class_path": "zoo.A", "init_args": {"b": 1, "c": None}})]
+    assert shown == ["null", "none", "['a', 'b']", "A b 1"]
 
 
 @pytest.mark.parametrize(
@@ -57,8 +59,9 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first = answers(400, right=0.7, scenes=40)
+    first = answers(200, right=0.7, scenes=20)
     asked: list[str] = []
+    given: list[bool] = []
 
     def test_of_switched(log: Path, launch: Launch, *words: str) -> None:
         """In place of main.py: fewer frames answer worse, a prefix in other words, the size of frames not at all."""
@@ -66,7 +69,8 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
         config = yaml.safe_load((folder / "protocol_switched.yaml").read_text())
         data = config["data"]["init_args"]
         asked.append(folder.name)
-        records = answers(400, right=0.5, scenes=40) if data["num_frames"] == 8 else [dict(each) for each in first]
+        given.append("--ckpt_path" in words)
+        records = answers(200, right=0.5, scenes=20) if data["num_frames"] == 8 else [dict(each) for each in first]
         if data["prompt_prefix"]:
             records = [{**each, "prediction": f"{each['prediction']}."} for each in records]
         made = make_run(tmp_path / f"made-{len(asked)}", records, scorer=config["metrics"]["scorer"])
@@ -84,22 +88,30 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     assert asked == ["first", "data-num_frames", "data-prompt_prefix", "data-pixels", "all-together"]
     rows = {line.split(" | ")[0].strip("| `"): line.split(" | ") for line in capsys.readouterr().out.splitlines()}
     change, interval, words_changed, scores_changed = rows["data.num_frames"][3:7]
-    assert float(change) < -10 and interval.startswith("-") and int(scores_changed) > 50
+    assert float(change) < -10 and interval.startswith("-") and int(scores_changed) > 25
     assert rows["data.num_frames"][7].startswith("an effect") and rows["data.num_frames"][1:3] == ["16", "8"]
     assert rows["data.pixels"][3:8] == ["+0.0", "+0.0 to +0.0", "0", "0", "no effect |"]
-    assert rows["data.prompt_prefix"][5:8] == ["400", "0", "other words, the same scores |"]
+    assert rows["data.prompt_prefix"][5:8] == ["200", "0", "other words, the same scores |"]
     assert rows["metrics.scorer"][5] == "0"  # the same answers by another scorer
     assert float(rows["all together"][3]) < -10 and abs(float(rows["of it interaction"][3])) < 2
     between(words)
-    assert len(asked) == 5  # an interrupted command goes on
+    assert len(asked) == 5 and not any(given)  # an interrupted command goes on; released weights have no checkpoint
+    (tmp_path / "runs/x/checkpoints").mkdir()
+    (tmp_path / "runs/x/checkpoints/last.ckpt").touch()
+    between(words)
+    assert given[5:] == [True] * 5
+    (tmp_path / "runs/x/checkpoints/last.ckpt").write_text("trained further")
+    between(words)
+    assert len(asked) == 15
 
 
 @pytest.mark.slow
 def test_between_two_protocols_of_a_tiny_model(run: Run, tmp_path: Path) -> None:
     run("fit", "--config", "vg_llm.yaml", "--model.fusion.hidden", "16")
+    trained = the_run(tmp_path)
     for name, frames in (("a", 4), ("b", 2)):
         content = {"data": {"init_args": {"num_frames": frames}}, "metrics": {"scorer": "spatial_mllm"}}
         (tmp_path / f"protocol_{name}.yaml").write_text(yaml.safe_dump(content))
     said = run("between", "protocol_a.yaml", "protocol_b.yaml", "--options", "--model.max_new_tokens 2", sized=False)
-    assert f"{the_run(tmp_path)}: a and b differ in data.num_frames" in said
+    assert f"{trained.relative_to(tmp_path)}: a and b differ in data.num_frames" in said
     assert "| `data.num_frames` | 4 | 2 |" in said and "of it interaction" in said

@@ -189,3 +189,16 @@ def test_failed_scenes_are_listed_and_skipped(run: Run, monkeypatch, capsys: pyt
     said = capsys.readouterr()
     assert "2 made, 0 kept, 1 failed" in said.out and "frames of a wrong kind" in said.err
     assert "1 made, 2 kept" in run("cache-geometry")
+
+
+@pytest.mark.slow
+def test_stills_are_cached_as_the_encoder_sees_them(run: Run) -> None:
+    """A column of patches wider than the tower does, each once; a test then finds all of them."""
+    stills = ("--data.still_resize", "FixedWidthStills", "--data.num_frames=2", *SMALL, "--model.fusion.hidden=16")
+    cached = ("--model.geometry_cache.folder", "cache/geometry")
+    assert "tokens of 3 scenes: 3 made" in run("cache-geometry", *stills[:3], config="vg_llm.yaml")
+    before = {*entries()}
+    run("test", *stills, *cached, "--model.allow_untrained=true", config="vg_llm.yaml")
+    assert {*entries()} == before
+    with pytest.raises(SystemExit, match="patches of another size: leave --model.geometry_cache out"):
+        run("cache-geometry", *stills[:3], "--model.backbone=TinyQwen3VL", config="vg_llm.yaml")

@@ -150,8 +150,10 @@ def test_scenes_without_questions_are_not_tokenized() -> None:
     assert [each["error"] for each in batch.failed] == ["bad.mp4: truncated"]
 
 
-@pytest.mark.parametrize(("appended", "view"), [(ExtraTokens.NONE, 6), (ExtraTokens.ONE, 7), (ExtraTokens.ALL, 12)])
-def test_what_a_fusion_appends_has_placeholders(appended: ExtraTokens, view: int) -> None:
+@pytest.mark.parametrize(
+    ("appended", "view"), [(ExtraTokens.NONE, 6), (ExtraTokens.LAST_AND_END, 7), (ExtraTokens.ALL, 12)]
+)
+def test_what_is_appended_has_placeholders(appended: ExtraTokens, view: int) -> None:
     batch = training_batch(tiny_preprocessor(), scene("a", A, frames=4), extra_tokens=appended)
     is_video = sequences_of(batch).input_ids == tiny_processor().video_token_id
-    assert is_video.sum() == sequences_of(batch).visual_counts[0] == 2 * view
+    assert is_video.sum() == sequences_of(batch).visual_counts[0] == 2 * view + appended.at_end

@@ -82,6 +82,13 @@ def test_stills_are_no_more_than_the_candidates_of_the_sampler(rooms_root: Path)
     assert stills.num_images == 3 and stills.frame_indices == (0, 0, 23, 23, 47, 47)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_short_video_shows_each_of_its_frames_once(rooms_root: Path) -> None:
+    """As VG-LLM and SpatialStack evaluate; a video repeats its last frame."""
+    stills = loaded(rooms_root, "image", DataRequirements(), frames=100)
+    assert stills.frame_indices[::2] == tuple(range(48)) and stills.num_images == 48
+
+
 def test_the_mark_of_a_video_is_where_its_stills_are(rooms_root: Path) -> None:
     scene = loaded(rooms_root, "image", DataRequirements())
     raw = RawQuestion("0", "", "Look: <video>\nWhat is it?", "a room")

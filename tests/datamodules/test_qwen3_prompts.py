@@ -99,18 +99,19 @@ def test_the_prompt_is_that_of_the_release_and_the_patches_are_the_processors() 
     torch.testing.assert_close(doubled, stock["pixel_values"], rtol=0, atol=1e-6)
 
 
-def test_extra_tokens_and_labels_of_the_blocks() -> None:
-    """Each view has a token more; an answer alone is supervised, also behind several turns."""
+@pytest.mark.parametrize("extra", [ExtraTokens.ONE, ExtraTokens.LAST_AND_END])
+def test_extra_tokens_and_labels_of_the_blocks(extra: ExtraTokens) -> None:
+    """Each view has a token more, and the video one at its end; answers alone are supervised."""
     loaded = LoadedScene(Scene("a", Path("a"), ()), (), frames(), frame_times=tuple(TIMES))
     question = RawQuestion("a", "", "<image> How many?", "4", later_turns=(("Which?", "This."),))
-    rules = replace(SpatialVLM(TinyQwen3VL()).sequence_rules, extra_tokens=ExtraTokens.ONE)
+    rules = replace(SpatialVLM(TinyQwen3VL()).sequence_rules, extra_tokens=extra)
     parts = Wording(tiny_preprocessor()), SequenceBuilder(rules)
     loaded.questions = (question,)
     trained, asked = TrainingCollate(*parts)([loaded]), QuestionCollate(*parts)([loaded])
     (labels,), decode = labels_of(trained), tiny_processor().tokenizer.decode
     assert decode(labels[labels != IGNORED]) == "4<|im_end|>\nThis.<|im_end|>\n"
     for ids in (*sequences_of(trained).input_ids.tolist(), *prompts_of(asked)):
-        assert ids.count(tiny_processor().video_token_id) == 3 * (6 + 1)
+        assert ids.count(tiny_processor().video_token_id) == 3 * (6 + 1) + extra.at_end
         assert decode(ids).count(" seconds><|vision_start|>") == 3
 
 

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from datamodules import FrameCache, RandomFocalLength, VideoQADataModule
 from datamodules.asking import batch_of_questions
-from datamodules.scenes import RawQuestion
+from datamodules.scenes import Question, RawQuestion
 from datamodules.still_resize import FixedWidthStills, OriginalStills, compressed
 from datamodules.wording import Wording
 from tests.golden.synth import synth_video
 from tests.zoo.fused_golden import MEAN_STD, load_case
 from tests.zoo.released import GOLDEN
 from zoo import (
-    ChannelRange,
+    DatasetGeometry,
     GeometryCache,
     InputError,
     PatchMergerFusion,
-    PRoPE,
     SpatialVLM,
     TinyQwen25VL,
     TinyQwen35,
@@ -33,8 +32,12 @@ from zoo import (
 )
 from zoo.backbones.qwen3_5.tiny import tiny_preprocessor as tiny_qwen35
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.benchmarks.spatial import FRAMES_PREFIX
+from zoo.benchmarks.vsibench import VSIBench
+from zoo.cameras.intrinsics import intrinsics_in_pixels, normalize_intrinsics
 from zoo.checkpoints import official_pictures
 from zoo.geometry.base import SceneGeometry
+from zoo.scene_encoding.stages import encode_geometry
 from zoo.sequences.visual_grid import ExtraTokens
 
 PICTURES = [
@@ -46,7 +49,7 @@ PICTURES = [
         for way in ("eval", "train", "infer")
     ),
 ]
-SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+ASKED = VSIBench().with_prompt(FRAMES_PREFIX, system_prompt="You are a helpful assistant.")  # of both protocols
 GEOMETRY = {"vg_llm": "vggt", "spatial_stack": "geometry"}
 
 
@@ -84,12 +87,12 @@ def picture(row: dict[str, Any]) -> Tensor:
 
 def test_sizes_are_the_published_ones_and_the_patches_lie_under_each_other() -> None:
     for row in sizes("vg_llm"):
-        frames, whole = FixedWidthStills()(picture(row), 28)
+        frames, whole, _ = FixedWidthStills()(picture(row), 28)
         assert list(whole.shape[-2:]) == row["vggt"], row
         assert [side // 14 for side in frames.shape[-2:]] == row["train_grid_thw"][1:], row
     for row in sizes("spatial_stack"):
         for way, resize in (("train", FixedWidthStills()), ("eval", OriginalStills())):
-            frames, whole = resize(picture(row), 32)
+            frames, whole, _ = resize(picture(row), 32)
             assert list(whole.shape[-2:]) == row[f"{way}_geometry"], (way, row)
             assert [side // 16 for side in frames.shape[-2:]] == row[f"{way}_grid_thw"][1:], (way, row)
             assert [side // 16 for side in frames.shape[-2:]] == [side // 14 for side in whole.shape[-2:]]
@@ -127,27 +130,93 @@ def test_what_does_not_go_with_them_is_refused(tmp_path: Path) -> None:
     cached.data_config = {"init_args": {"frames_as": "image", "still_resize": {"class_path": "FixedWidthStills"}}}
     with pytest.raises(InputError, match="patches of another size: leave --model.geometry_cache out"):
         batch_of_questions(cached, synth_video(3, 2, 48, 64), ["How many?"], None, None, None)
-    by_cameras = SpatialVLM(TinyQwen25VL(layers=2, hidden_size=64, heads=2), camera_encoding=PRoPE(ChannelRange()))
-    by_cameras.data_config = cached.data_config
-    geometry = SceneGeometry(world_to_camera=torch.eye(4).repeat(2, 1, 1), K_normalized=torch.eye(3).repeat(2, 1, 1))
-    with pytest.raises(InputError, match="FixedWidthStills may crop images: leave it out"):
-        batch_of_questions(by_cameras, synth_video(3, 2, 48, 64), ["How many?"], geometry, None, None)
+    with pytest.raises(InputError, match="600 x 20 pixels has no row of tokens at a width of 518: crop it"):
+        stills(torch.zeros(1, 3, 20, 600, dtype=torch.uint8), 28)
 
 
 @pytest.mark.parametrize("model, preprocessor", [("vg_llm", tiny_preprocessor()), ("spatial_stack", tiny_qwen35())])
 def test_training_texts_are_the_published_ones(model: str, preprocessor: Any) -> None:
-    """SpatialStack's have an empty block of thoughts before each answer, which is not supervised; its template has no
-    system turn, which the published training puts there.
-    """
+    """SpatialStack's have an empty block of thoughts before each answer, which is not supervised."""
     for row in json.loads((GOLDEN / f"{model}/preprocess/training_text.json").read_text())["rows"]:
         said = [turn["value"] for turn in row["conversation"]]
         turns = list(zip(said[::2], said[1::2], strict=True))
         question = RawQuestion("0", "", *turns[0], later_turns=tuple(turns[1:]))
         images = [[{"type": "image"}] for _ in row["placeholders_per_image"]]
-        texts = Wording(preprocessor).chat(question, images, with_answers=True)
+        texts = Wording(preprocessor, ASKED).chat(question, images, with_answers=True)
         tokens = preprocessor.tokenize(texts, [(1, 2, 2 * n) for n in row["placeholders_per_image"]], ExtraTokens.NONE)
         decode = preprocessor.processor.tokenizer.decode
-        expected = row["text"] if model == "vg_llm" else row["text"].removeprefix(SYSTEM)
-        assert decode(tokens.input_ids, skip_special_tokens=False) == expected
+        assert decode(tokens.input_ids, skip_special_tokens=False) == row["text"]
         supervised = decode(tokens.input_ids[tokens.labels >= 0], skip_special_tokens=False)
         assert supervised == "".join(row["supervised_parts"])
+
+
+@pytest.mark.parametrize("case", ["images3_480x640", "video_97x131_of_10_frames"])
+def test_prompts_of_an_evaluation_are_the_published_ones(case: str) -> None:
+    meta, _ = load_case(f"vg_llm/preprocess/{case}")
+    pad = f"<|image_pad|>x{meta['eval_placeholders_per_image']}"
+    stills = [{"type": "image"}] * meta["eval_text"].count(pad)
+    asked = Question("0", "object_counting", "How many chairs are in the room?")
+    (prompt,) = Wording(tiny_preprocessor(), ASKED).chat(asked, [stills])
+    assert prompt == meta["eval_text"].replace(pad, "<|image_pad|>")
+
+
+@pytest.mark.parametrize("family, side", [(TinyQwen25VL, 504), (TinyQwen35, 512)])
+@pytest.mark.parametrize("size", [(64, 48), (48, 64)])
+def test_cameras_and_depth_are_those_of_what_the_tower_sees(
+    family: Callable[..., Any], side: int, size: tuple[int, int]
+) -> None:
+    """The rows of a picture, as its brightness and its depth; an encoder without patches of its own sees the crop."""
+    model = SpatialVLM(
+        family(layers=2, hidden_size=64, heads=2), DatasetGeometry, fusion=partial(PatchMergerFusion, hidden=16)
+    )
+    model.data_config = {"init_args": {"frames_as": "image", "still_resize": {"class_path": "FixedWidthStills"}}}
+    height, width = size
+    rows = torch.arange(height, dtype=torch.float32)[None, :, None].expand(2, -1, width)
+    K_px = torch.tensor([[40.0, 0.0, 20.0], [0.0, 50.0, 30.0], [0.0, 0.0, 1.0]], dtype=torch.float64).repeat(2, 1, 1)
+    geometry = SceneGeometry(
+        world_to_camera=torch.eye(4, dtype=torch.float64).repeat(2, 1, 1),
+        K_normalized=normalize_intrinsics(K_px, width, height),
+        depth=rows + 1,
+    )
+    pictures = (3 * rows[:, None]).expand(-1, 3, -1, -1).to(torch.uint8)
+    asked = batch_of_questions(model, pictures, ["How many?"], geometry, None, None)
+    (scene,) = asked.scenes
+    assert scene.frames is not None and scene.geometry is not None and scene.geometry.depth is not None
+    assert scene.frames.shape[-2:] == scene.geometry.depth.shape[-2:]
+    shown = scene.frames[:, 0].float() / 3
+    assert (shown - (scene.geometry.depth - 1)).abs().max() < 1.1  # nearest and cubic neighbors
+    scaled = round(height * 518 / width / 14) * 14
+    top = max(0, scaled - 518) // 2
+    in_pixels = intrinsics_in_pixels(normalize_intrinsics(K_px, width, height), 518, scaled)
+    in_pixels[:, 1, 2] -= top
+    expected = normalize_intrinsics(in_pixels, side, scene.frames.shape[-2])
+    assert scene.frames.shape[-1] == side and (top > 0) == (height > width)
+    torch.testing.assert_close(scene.geometry.K_normalized[::2], expected)
+    with torch.no_grad():
+        (encoded,) = model.encode_scenes(asked)
+    assert encoded.visual.tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_predicted_cameras_are_those_of_what_the_tower_sees(tokens: bool) -> None:
+    """VGGT sees 37 columns of patches, the tower 36."""
+    vggt = TinyVGGT(embed_dim=32, depth=2, num_heads=2)
+    model = SpatialVLM(
+        TinyQwen25VL(layers=2, hidden_size=64, heads=2), lambda: vggt, fusion=partial(PatchMergerFusion, hidden=16)
+    )
+    model.data_config = {"init_args": {"frames_as": "image", "still_resize": {"class_path": "FixedWidthStills"}}}
+    asked = batch_of_questions(model, synth_video(3, 2, 480, 640), ["How many?"], None, None, None)
+    frames = asked.scenes[0].frames
+    assert frames is not None
+    with torch.no_grad():
+        (own,) = vggt([frames[::2] / 255], [None], tokens=True, cameras=True)
+        (found,) = encode_geometry(vggt, asked.scenes, 14, tokens=tokens, cameras=True, stills_once=True)
+    assert own.K_normalized is not None and found.K_normalized is not None and found.world_to_camera is not None
+    wider = torch.tensor([518 / 504, 1.0, 1.0], dtype=own.K_normalized.dtype)
+    focal = own.K_normalized.diagonal(dim1=-2, dim2=-1) * wider
+    torch.testing.assert_close(found.K_normalized[::2].diagonal(dim1=-2, dim2=-1), focal)
+    center = (own.K_normalized[:, 0, 2] + 0.5) * 518 / 504 - 0.5
+    torch.testing.assert_close(found.K_normalized[::2, 0, 2], center)
+    torch.testing.assert_close(found.world_to_camera[::2], own.world_to_camera)
+    assert own.patches is not None and own.patches.shape[1:3] == (28, 37)
+    assert (found.patches is not None) == tokens and (not tokens or found.patches.shape[1:3] == (28, 36))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from datamodules.samplers import SceneView
 from datamodules.scenes import Scene
 from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
 from datamodules.sources.base import Split
+from tests import signatures
 from tests.callbacks.breakable import BROKEN, PIXELS, QUESTIONS, Tiny
 from tests.datamodules.batches import builder_for
 from zoo.backbones import tiny_preprocessor
@@ -147,6 +149,9 @@ def test_a_schedule_that_is_longer_goes_on_without_a_step_at_rate_zero(
 def test_what_is_drawn_depends_on_the_step_alone(
     workers: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # beartype itself draws by Python's generator, in each call that is checked
+    monkeypatch.setattr(signatures, "CALLS", sys.maxsize)
+
     def drawn(folder: str, steps: int) -> list[Any]:
         torch.manual_seed(len(folder) + steps)  # another process has other generators
         settings: dict[str, Any] = {"sampler": Drawing(), "num_workers": workers}

@@ -115,7 +115,11 @@ MODELS_AND_FAMILIES += [
 ]
 LAYERS: dict[Any, int] = {
     **dict.fromkeys(("DeepFusion", "StackFusion"), 3),  # behind the last one nothing is added
-    ("PRoPE, AlternateAxes x and y", "Qwen3.5"): 6,  # two of full attention
+    **{
+        (name, "Qwen3.5"): 6  # two of full attention
+        for name in MODELS | HYBRID_MODELS
+        if any(each in name for each in ("RayRoPE", "URoPE", "AlternateAxes"))
+    },
 }
 MASKED_FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]  # whose scenes may share a training sequence
 FAMILIES = [*MASKED_FAMILIES, pytest.param("Qwen3.5", marks=pytest.mark.slow)]  # for what all of them share

@@ -41,6 +41,7 @@ from zoo import (
     GTA,
     BaselineVLM,
     CameraPrediction,
+    Compose,
     ConcatSplitMLLM,
     DeltaNetLayers,
     DepthPrediction,
@@ -50,6 +51,7 @@ from zoo import (
     PoseAxis,
     PRoPE,
     PRoPEMLLM,
+    RayRoPE,
     SpatialMLLM,
     SpatialVLM,
     TinyQwen3VL,
@@ -71,7 +73,7 @@ SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_
 EVERY = LearningRates(decoder=1e-2, connector=1e-2, vision=1e-2, geometry=1e-2, encoding=1e-2, objective=1e-2)
 STEPS = 2
 OLD, NEW = partial(TinyQwen25VL, **SMALL), partial(TinyQwen3VL, **SMALL)
-HYBRID = partial(TinyQwen35, **SMALL)
+HYBRID = partial(TinyQwen35, **SMALL | {"layers": 6})  # two of full attention
 VGGT = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
 
 
@@ -133,7 +135,9 @@ def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATas
         "prope": lambda: PRoPEMLLM(PRoPE(), backbone=OLD(), **every),
         "pose axis": lambda: PRoPEMLLM(PoseAxis(), backbone=NEW(), **mixed),
         "baseline, Qwen3-VL": lambda: BaselineVLM(backbone=NEW(), **every),
-        "hybrid": lambda: PRoPEMLLM(DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo")), backbone=HYBRID(), **every),
+        "hybrid": lambda: PRoPEMLLM(
+            Compose([RayRoPE(), DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo"))]), backbone=HYBRID(), **every
+        ),
         "released": lambda: SpatialMLLM(backbone=PretrainedSpatialMLLM(str(released), dtype="float32"), **frozen),
         "released, lora": lambda: SpatialMLLM(
             backbone=PretrainedSpatialMLLM(str(released)), objectives=heads()[1:], **mixed

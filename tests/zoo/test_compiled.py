@@ -16,6 +16,7 @@ from benchmarks.symmetries import COMBINATIONS
 from tests.zoo.asking import QUESTIONS, batch, build, replies, scene
 
 NAMES = ("plain", "prope.yaml", "DeepFusion", *COMBINATIONS)
+HYBRID = "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))"
 TOLERANCE = 1e-5  # relative, in float32
 
 
@@ -33,10 +34,11 @@ def limit() -> Iterator[None]:
         ("PRoPE, ChannelRange",),
         pytest.param(NAMES, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
         pytest.param(("plain", "--gradient_checkpointing"), marks=pytest.mark.slow),
+        pytest.param(("plain", HYBRID, "--family", "Qwen3.5"), marks=pytest.mark.slow),
         # a C++ compiler runs for each kernel
         pytest.param(("plain", "--backend", "inductor"), marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
     ],
-    ids=["PRoPE", "all", "checkpointed", "with the kernels of a CPU"],
+    ids=["PRoPE", "all", "checkpointed", "hybrid", "with the kernels of a CPU"],
 )
 def test_losses_and_gradients_of_whole_graphs_are_those_of_uncompiled_layers(words: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "tests.zoo.compiled", *words]

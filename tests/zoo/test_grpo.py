@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, MODELS, NEW, QUESTIONS, batch, build
+from zoo.objectives.grpo import group_advantages
 from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
-from zoo.tasks import VideoQATask
+from zoo.tasks import GRPO, AnswerFormat, AnswerScore, VideoQATask
+from zoo.tasks import rollout as rollouts
+from zoo.tasks.rewards import RewardSum
 from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 COUNT = 3  # answers per question
@@ -96,14 +102,15 @@ def test_scenes_and_prefixes_are_read_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert encoded == [2, 2]
 
 
-def test_gradients_are_those_of_one_answer_per_sequence() -> None:
-    """Of all answers about a scene in one sequence, or in several."""
+def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all answers about a scene in one sequence, or in several; also where logits are computed in parts."""
     found: dict[str, dict[str, Tensor]] = {}
     for name in ("one by one", "packed", "in several"):
         task = build("prope.yaml")
         sampled, builder, bound = Sampled(task, two_scenes(task)), task.sequence_builder, None
         if name == "in several":
             bound = max(sampled.sequences.lengths) - 40
+            monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 7)
         elif name == "one by one":
             builder = SequenceBuilder(replace(builder.rules, packs_questions=False))
         sampled.sequences = answer_sequences(builder, sampled.answers, sampled.asked.scenes, bound)
@@ -117,18 +124,53 @@ def test_gradients_are_those_of_one_answer_per_sequence() -> None:
             assert error < TOLERANCE, (name, parameter)
 
 
-def test_sampling() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(4000, 4)
-    torch.manual_seed(0)
-    for sampling in (Sampling(), Sampling(0.5), Sampling(2.0, 0.8), Sampling(excluded=(0,))):
-        ids, log_probs = sampling(logits)
-        full = (logits[0] / sampling.temperature).log_softmax(-1)
-        torch.testing.assert_close(log_probs, full[ids])
-        expected = full.exp()
-        if sampling.top_p < 1:
-            expected[3] = 0  # 0.455, 0.276, 0.167, 0.101: the first three reach 0.8
-        if sampling.excluded:
-            expected[0] = 0
-        counts = torch.bincount(ids, minlength=4) / len(ids)
-        torch.testing.assert_close(counts, expected / expected.sum(), atol=0.03, rtol=0)
-        assert not counts[expected == 0].any()
+def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for those of a process that only keeps in step."""
+    algorithm, weights = GRPO(num_generations=2, reward_scale="batch"), torch.ones(1)
+    own, other = torch.tensor([[1.0], [0.0]]), torch.tensor([[9.0], [3.0]])
+    alone, both = (group_advantages(each, 2, weights=weights, scale="batch") for each in (own, torch.cat((other, own))))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "all_gather_object", lambda every, mine: every.__setitem__(slice(None), [other, mine]))
+    torch.testing.assert_close(algorithm._advantages(own), both[2:])
+    assert not torch.allclose(both[2:], alone)
+    assert not algorithm._advantages(own, is_learned=False).any()
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    other.fill_(torch.nan)
+    monkeypatch.setattr(dist, "all_gather_object", lambda every, mine: every.__setitem__(slice(None), [mine, other]))
+    torch.testing.assert_close(algorithm._advantages(own), alone)
+
+
+def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
+    task, counted = build("plain"), []
+    asked = two_scenes(task)
+
+    def reduce(tokens: Tensor, reduce_op: str) -> Tensor:
+        counted.append((float(tokens), reduce_op))
+        return tokens + 100  # of the other process
+
+    strategy = SimpleNamespace(reduce=reduce, on_validation_start=lambda: None, on_validation_end=lambda: None)
+    precision = SimpleNamespace(forward_context=nullcontext)
+    task._trainer = SimpleNamespace(strategy=strategy, world_size=2, precision_plugin=precision)  # type: ignore[assignment]
+    algorithm = GRPO(num_generations=COUNT, loss_type="dapo", rewards=[AnswerFormat(".*")])
+    algorithm.prepare(task, asked)
+    rollout = algorithm.rollout
+    assert rollout is not None and counted == [(sum(rollout.lengths), "sum")]
+    assert rollout.num_tokens == (sum(rollout.lengths) + 100) / 2 and rollout.mask.sum() == sum(rollout.lengths)
+    assert rollout.statistics["answers_cut"] == sum(length == NEW for length in rollout.lengths) / len(rollout.lengths)
+    asked.num_answers = (0, 0)  # the batch only keeps this process in step
+    algorithm.prepare(task, asked)
+    assert counted[1:] == [(0.0, "sum")] and algorithm.rollout is not None
+    assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()
+
+
+def test_statistics_leave_out_answers_without_a_reward() -> None:
+    records = [{"question_type": "object_counting", "ground_truth": truth} for truth in ("4", "", "4") for _ in "ab"]
+    rewards = RewardSum([AnswerScore(), AnswerScore(weight=0.5)])
+    found = rewards(["4", "9", "4", "4", "4", "4"], records)
+    assert rewards.total(found).tolist() == pytest.approx([1.5, 0, torch.nan, torch.nan, 1.5, 1.5], nan_ok=True)
+    statistics = rewards.statistics(found, 2)
+    assert statistics["reward"] == pytest.approx(1.125) and statistics["reward/AnswerScore"] == pytest.approx(0.75)
+    assert statistics["reward_deviation"] == pytest.approx(1.5 / 2**0.5 / 2)
+    assert statistics["groups_without_signal"] == pytest.approx(2 / 3)

@@ -120,6 +120,17 @@ def test_lmms_eval_differs_from_thinking_in_space_in_numbers_only():
     assert read_any_number("no number") is None and is_parsable("Four.", "object_counting", "lmms_eval_0.7.3")
 
 
+def test_spatial_stack_scores_what_follows_the_thoughts():
+    cases = [("<think>\nA chair,\nand a bed.</think>\n\n4", "4", 1.0), ("<think>4", "4", 0.0), (" 4", "4", 1.0)]
+    for prediction, ground_truth, expected in cases:
+        assert score_answer(prediction, ground_truth, "object_counting", scorer="spatial_stack") == expected
+        assert score_answer(prediction, ground_truth, "object_counting", scorer="thinking_in_space") == 0.0
+    assert score_answer("<think></think>B. left", "B", "route_planning", scorer="spatial_stack") == 1.0
+    for row in ROWS:
+        if row["prediction"] == row["prediction"].strip():
+            assert score(row, "spatial_stack") == score(row, "thinking_in_space")
+
+
 def test_scorer_is_another_name_of_profile():
     row = next(row for row in ROWS if official(row, SCORERS[0]) != (official(row, SCORERS[1]) or 0.0))
     for scorer in SCORERS:

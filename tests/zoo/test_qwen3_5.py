@@ -12,34 +12,15 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from tests.golden.weights_qwen35 import init35_
-from tests.zoo import asking, showing
+from tests.zoo import showing
 from tests.zoo.released import GOLDEN, loss_of
 from tests.zoo.showing import SAMPLES
 from tests.zoo.stock import SHOWN, compare_with_stock, greedy_as_stock
-from tests.zoo.test_qwen3_vl import cameras
-from zoo import (
-    GTA,
-    CameraPrediction,
-    Compose,
-    DeltaNetLayers,
-    DepthPrediction,
-    InputError,
-    LoRA,
-    PretrainedQwen3VL,
-    PretrainedQwen35,
-    PRoPE,
-    SpatialVLM,
-    TinyQwen3VL,
-    TinyQwen35,
-    UnrotatedChannels,
-    VideoQATask,
-)
-from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
+from zoo import InputError, PretrainedQwen3VL, PretrainedQwen35, SpatialVLM, TinyQwen3VL, TinyQwen35
+from zoo.backbones.qwen3_5.preprocessor import Qwen35Preprocessor
 from zoo.backbones.qwen3_5.tiny import tiny_preprocessor, tiny_processor
-from zoo.backbones.qwen_vl import QwenVLBackbone
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.checkpoints import export_model, load_qwen3_5, official_tensors
-from zoo.linear_states import join_states, read_states
-from zoo.prefix_cache import CachedPrefix
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.weights.hub import read_config
 
@@ -84,7 +65,9 @@ def test_the_golden_case_of_transformers_5_3() -> None:
     assert answers == t["out_generated"].tolist()
 
 
-@pytest.mark.parametrize("size", ["4b", *(pytest.param(each, marks=pytest.mark.slow) for each in ("0.8b", "2b", "9b"))])
+@pytest.mark.parametrize(
+    "size", ["4b", *(pytest.param(each, marks=pytest.mark.slow) for each in ("0.8b", "2b", "9b", "27b"))]
+)
 def test_every_tensor_of_a_released_model_has_its_place(size: str) -> None:
     """By manifests of the stock model; the tensors of the prediction of several tokens are not read."""
     manifest = json.loads((MANIFESTS / f"qwen3_5_{size}.json").read_text())
@@ -165,6 +148,11 @@ def test_prompts_and_training_texts_have_an_empty_block_of_thoughts() -> None:
         "<|im_start|>user\nAnd right of it?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         "B. table<|im_end|>\n",
     ]
+    messages[1] = {"role": "assistant", "content": "\n<think>\nThe lamp?\n</think>\n\nA lamp. \n"}
+    assert ours.texts(messages) == [texts[0], "<think>\nThe lamp?\n</think>\n\nA lamp.<|im_end|>\n", *texts[2:]]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="writes earlier turns of a chat"):
+        patch.setattr(Qwen35Preprocessor, "history", QwenVLPreprocessor.history)
+        ours.texts(messages)
     prompt = ours.tokenize(texts[:1], [(1, 2, 4), (1, 2, 2)], ExtraTokens.NONE).input_ids.tolist()
     assert prompt.count(tiny_processor().image_token_id) == 3
     with pytest.raises(InputError, match="^Qwen3.5 writes the time"):
@@ -172,110 +160,3 @@ def test_prompts_and_training_texts_have_an_empty_block_of_thoughts() -> None:
     loader = tiny()
     loader.config.text_config.eos_token_id = 0  # as released: the end of a text, not of a turn
     assert loader.load().stop_tokens == [0, tiny_processor().tokenizer.eos_token_id]
-
-
-def test_lora_reaches_layers_of_both_kinds() -> None:
-    model = SpatialVLM(tiny(), lora=LoRA(r=2))
-    adapted = {name.split(".lora_A")[0].split("layers.")[1] for name, _ in model.named_parameters() if "lora_A" in name}
-    assert {"0.linear_attn.in_proj_qkv", "0.linear_attn.out_proj", "3.self_attn.q_proj", "3.mlp.up_proj"} <= adapted
-    with torch.no_grad():
-        given = showing.batch(model, [SAMPLES["a video"]])
-        before = showing.logits(model, given)[0]
-        layer = model.backbone.decoder.layers[0].linear_attn.in_proj_qkv
-        layer.lora_B["default"].weight.fill_(0.1)
-        assert (showing.logits(model, given)[0] - before).abs().max() > 1e-4
-
-
-# ---- cameras, objectives and packing -----------------------------------------------------------------------------
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "bfloat16": {"backbone": tiny(dtype="bfloat16", seed=0)},
-    "lora": {"lora": LoRA(r=4)},
-    "checkpointing": {"gradient_checkpointing": True},
-}
-
-
-def both_kinds() -> Compose:
-    inner = PRoPE(UnrotatedChannels(), apply_to="vo")
-    return Compose([PRoPE(UnrotatedChannels()), DeltaNetLayers(Compose([inner, PointFreeRotations()]))])
-
-
-class PointFreeRotations(GTA):
-    """Rotations of queries and keys, beside matrices on values."""
-
-    def __init__(self) -> None:
-        super().__init__(UnrotatedChannels(), "qk", "rotation")
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_identity_cameras_change_nothing_and_others_do(variant: str) -> None:
-    """In layers of both kinds; behind the convolution and the norms, before the gates of the outputs."""
-    options = {"backbone": tiny(seed=0), "learning_rates": asking.RATES} | VARIANTS[variant]
-    torch.manual_seed(0)
-    stock, task = VideoQATask(**options), VideoQATask(camera_encoding=both_kinds(), **options)
-    given = showing.batch(task.model, [SAMPLES["a video"], SAMPLES["two videos"]], side="right")
-    real = given["attention_mask"].bool()
-    reference = stock.model.logits(**given)[real]
-    assert torch.equal(task.model.logits(**given, cameras=cameras(None))[real], reference)
-    moved = task.model.logits(**given, cameras=cameras(1))[real]
-    assert (moved - reference).abs().max() > 1e-3
-    moved.float().square().mean().backward()
-    trained = {name.split("layers.")[-1] for name, p in task.named_parameters() if p.grad is not None and p.grad.any()}
-    assert any("0.linear_attn" in name for name in trained) and any("3.self_attn" in name for name in trained)
-    if variant == "checkpointing":
-        whole = VideoQATask(camera_encoding=both_kinds(), **options | {"gradient_checkpointing": False})
-        whole.model.logits(**given, cameras=cameras(1))[real].float().square().mean().backward()
-        for mine, other in zip(task.parameters(), whole.parameters(), strict=True):
-            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
-
-
-def test_objectives_learn_from_layers_of_both_kinds() -> None:
-    task = asking.build("plain", family="Qwen3.5", objectives=[CameraPrediction(layer=0), DepthPrediction(layer=1)])
-    batch = asking.batch(task, asking.scene("a", family="Qwen3.5"), training=True)
-    losses = task.train().model(batch)
-    losses["loss"].backward()
-    assert {"LanguageModeling", "CameraPrediction", "DepthPrediction"} <= losses.keys()
-    heads = [p for name, p in task.named_parameters() if ".objectives." in f".{name}" and p.requires_grad]
-    assert heads and all(p.grad is not None and p.grad.isfinite().all() for p in heads)
-
-
-def test_scenes_never_share_a_sequence_and_questions_only_by_their_places() -> None:
-    """A Gated DeltaNet layer ignores a mask without an error: the control measures what it would do."""
-    task = asking.build("plain", family="Qwen3.5").train()
-    scene = asking.scene("a", family="Qwen3.5")
-    assert not task.model.backbone.supports_custom_mask
-    with pytest.raises(InputError, match=r"pack_scenes: Gated DeltaNet layers \(Qwen3.5\)"):
-        asking.batch(task, scene, training=True, pack_scenes=True)
-    packed, apart = asking.batch(task, scene, training=True), asking.one_per_row(task, scene)
-    with torch.no_grad():
-        right, expected = (task.loss(each) for each in (packed, apart))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Qwen35Backbone, "training_mask", QwenVLBackbone.training_mask)
-            wrong = task.loss(packed)
-    assert abs(right - expected) < 1e-5 < 1e-3 < abs(wrong - expected)
-
-
-@pytest.mark.parametrize("at_once", [1, 2, 5])
-def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> None:
-    """One row per question that is answered at a time; the prefix is read once, and its states stay."""
-    task = asking.build("plain", family="Qwen3.5")
-    asked = asking.batch(task, asking.scene("a", family="Qwen3.5"), at_once=at_once)
-    expected, rows, made = asking.one_by_one(task, asked), [], []
-    original = CachedPrefix._decode_batch
-
-    def spy(self: CachedPrefix, *args: Any) -> Any:
-        before = [state.clone() for layer in self.states for state in layer]
-        found = original(self, *args)
-        assert all(torch.equal(a, b) for a, b in zip((s for layer in self.states for s in layer), before, strict=True))
-        rows.append(len(read_states(self.cache)[0][1]))
-        made.append(self)
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CachedPrefix, "_decode_batch", spy)
-        assert [reply.ids for reply in asking.replies(task, asked)] == expected
-        assert max(rows) <= at_once and len({id(each) for each in made}) == 1
-        reversed_states = lambda states: join_states(states[::-1])  # noqa: E731 - the control
-        patch.setattr("zoo.prefix_cache.join_states", reversed_states)
-        assert ([reply.ids for reply in asking.replies(task, asked)] == expected) == (at_once == 1)

@@ -87,7 +87,8 @@ def test_a_geovr_is_read_past_what_its_training_needs(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock = load_file(folder / "model.safetensors")
-    heads = {name: torch.ones(2, 3) for name in ("model.camera_token.weight", "dpt_head.norm.weight", "camera_head.x")}
+    names = ("model.camera_token.weight", "dpt_head.norm.weight", "geometry_encoder.vggt.x")
+    heads = {name: torch.ones(2, 3) for name in names}
     release = tmp_path / "hub/GeoVR-VGGT-Qwen3-VL-2B"
     shutil.copytree(folder, release)
     save_file(stock | heads, release / "model.safetensors", {"format": "pt"})

@@ -46,7 +46,10 @@ def check(found: list[dict[str, Any]]) -> None:
         assert not convolutions, name
 
 
-@pytest.mark.parametrize("family", ["Qwen2.5-VL", pytest.param("Qwen3-VL", marks=pytest.mark.slow)])
+SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in ("Qwen3-VL", "Qwen3.5")]
+
+
+@pytest.mark.parametrize("family", ["Qwen2.5-VL", *SLOW])
 def test_a_step_and_answers_on_a_pretended_gpu(family: str) -> None:
     found = rehearsals("--family", family, "--only", *FEW)
     assert len(found) == len(FEW)

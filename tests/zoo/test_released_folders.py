@@ -36,8 +36,10 @@ from zoo import (
     GeometryCache,
     InputError,
     LoRA,
+    PatchMergerFusion,
     PoseDistanceIndex,
     PretrainedQwen25VL,
+    StackFusion,
     TinyQwen25VL,
     TinyVGGT,
 )
@@ -214,6 +216,14 @@ def test_other_geometry_than_a_fused_vggt_has_no_official_layout(tmp_path: Path)
     assert unofficial_parts(SpatialVLM(backbone, AnotherEncoder, fusion=AddFusion)) == ["AnotherEncoder"]
     two = partial(vggt, layers=(0, -1))
     assert unofficial_parts(SpatialVLM(backbone, two, fusion=AddFusion)) == ["geometry of 2 layers"]
+    merger = partial(PatchMergerFusion, hidden=16)
+    before_last = partial(vggt, layers=(-2,))
+    assert unofficial_parts(SpatialVLM(backbone, before_last, fusion=merger)) == []
+    by_layer_norm = SpatialVLM(backbone, before_last, fusion=partial(merger, norm="layer"))
+    assert unofficial_parts(by_layer_norm) == ["norm: layer"]  # of SpatialStack on Qwen3.5
+    deeper = TinyQwen25VL(**{**SIZES, "layers": 2})
+    stack = SpatialVLM(deeper, vggt, fusion=partial(StackFusion, decoder_layers=[0], hidden=16, norm="rms"))
+    assert unofficial_parts(stack) == ["hidden: 16"]  # a constant of the published code
     by_cameras = {"time_index": PoseDistanceIndex(), "camera_source": "auto"}
     found = unofficial_parts(SpatialVLM(backbone, vggt, **by_cameras))
     assert found == ["TinyVGGT", "time_index: PoseDistanceIndex"]
@@ -272,7 +282,8 @@ def test_peak_memory_is_near_the_models_own_size(tmp_path: Path) -> None:
         write_release(tmp_path / name, config, tensors, shards=8)
 
     write("small", config)
-    write("large", config | {"hidden_size": 1024, "num_hidden_layers": 16, "intermediate_size": 4096})
+    heads = {"num_attention_heads": 64, "num_key_value_heads": 32}  # as wide as the small ones, for mRoPE's sections
+    write("large", config | heads | {"hidden_size": 1024, "num_hidden_layers": 16, "intermediate_size": 4096})
 
     def peak(how: str) -> float:
         command = [sys.executable, "-c", MEASURE, str(tmp_path), how]

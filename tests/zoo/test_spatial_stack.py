@@ -18,8 +18,10 @@ from zoo import SpatialVLM
 from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
 from zoo.backbones.qwen3_5.tiny import tiny_processor
 from zoo.checkpoints import (
+    PretrainedQwen25VL,
     PretrainedQwen35,
     PretrainedSpatialStack,
+    PretrainedSpatialStackQwen25,
     export_model,
     load_spatial_stack,
     official_3d_tokens,
@@ -174,19 +176,43 @@ def test_exported_bit_for_bit(tmp_path: Path, case: str) -> None:
     load_spatial_stack(config, written)
 
 
-def test_a_released_folder_is_loaded_and_exported(tmp_path: Path) -> None:
+def test_one_encoder_layer_for_all_is_written_once_for_each(tmp_path: Path) -> None:
+    """As the published code pairs the layers; loaded again, the model is the same."""
     meta, t = load_case(IMAGES3)
+    qwen = meta["config"]["qwen"] | {"geometry_encoder_layers": [3]}
+    model, given = load_spatial_stack(meta["config"] | {"qwen": qwen}, official_weights(meta)), media(t, meta)
+    export_model(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["geometry_encoder_layers"] == [3, 3, 3]
+    again = load_spatial_stack(config, read_release(tmp_path / "out"))
+    assert torch.allclose(logits_of(again, t, given), logits_of(model, t, given), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "case, kind, loader, plain",
+    [
+        (IMAGES3, "qwen3_5", PretrainedSpatialStack, PretrainedQwen35),
+        (LANGUAGE_ADD, "qwen2_5_vl", PretrainedSpatialStackQwen25, PretrainedQwen25VL),
+    ],
+)
+def test_a_released_folder_is_loaded_and_exported(
+    tmp_path: Path, case: str, kind: str, loader: Any, plain: Any
+) -> None:
+    meta, t = load_case(case)
     official = {
         name.removeprefix("model.") if "geometry" in name else name: w for name, w in official_weights(meta).items()
     }
-    settings = meta["config"]["qwen"] | {"vggt_aggregator": meta["config"]["vggt_aggregator"], "model_type": "qwen3_5"}
-    write_release(tmp_path / "release", settings, official, processor=tiny_processor())
+    aggregator = meta["config"]["vggt_aggregator"]
+    settings = meta["config"]["qwen"] | {"vggt_aggregator": aggregator, "model_type": kind}
+    processor = {"processor": tiny_processor()} if case == IMAGES3 else {}
+    write_release(tmp_path / "release", settings, official, **processor)
+    assert isinstance(SpatialVLM.from_pretrained(tmp_path / "release").loader, loader)
     model = SpatialVLM.from_pretrained(
-        tmp_path / "release", backbone=PretrainedSpatialStack(str(tmp_path / "release"), dtype="float32")
+        tmp_path / "release", backbone=loader(str(tmp_path / "release"), dtype="float32")
     )
     assert model.is_pretrained
     assert torch.allclose(logits_of(model, t, media(t, meta)), t["out_logits"], atol=2e-4, rtol=0)
-    with pytest.raises(InputError, match="is a SpatialStack: take --model.backbone PretrainedSpatialStack"):
-        PretrainedQwen35(str(tmp_path / "release")).load()
+    with pytest.raises(InputError, match=f"is a SpatialStack: take --model.backbone {loader.__name__} for it"):
+        plain(str(tmp_path / "release")).load()
     export_model(model, tmp_path / "out")
     assert {*official_weights(meta)} <= read_release(tmp_path / "out").keys()

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from datamodules.asking import data_of, load_frames
+from tests.golden.synth import synth_video
 from tests.golden.weights import init_
 from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
@@ -174,5 +176,8 @@ def test_a_released_folder_is_loaded_asked_and_exported(tmp_path: Path, case: st
     assert isinstance(model.loader, PretrainedVGLLM) and model.is_pretrained
     with pytest.raises(InputError, match="is a VG-LLM: take --model.backbone PretrainedVGLLM"):
         PretrainedQwen25VL(str(tmp_path / "release")).load()
+    loaded = load_frames(model, data_of(model), synth_video(3, 2, 480, 640), None, as_images=True)
+    assert loaded.geometry_frames is not None  # `answer` shows stills, as published, whatever the default
+    assert data_of(model).frames_as == "image" and loaded.frames.shape[-2:] == (392, 504)  # type: ignore[union-attr]
     export_model(model, tmp_path / "out", dtype=torch.float32)
     assert read_release(tmp_path / "out").keys() == official_weights(meta).keys()  # the unused heads, too

@@ -3,7 +3,12 @@
 from zoo.backbones.base import Backbone
 from zoo.backbones.loader import BackboneLoader, released_parts
 from zoo.backbones.preprocessor import Preprocessor
-from zoo.backbones.pretrained_fused import PretrainedSpatialMLLM, PretrainedSpatialStack, PretrainedVGLLM
+from zoo.backbones.pretrained_fused import (
+    PretrainedSpatialMLLM,
+    PretrainedSpatialStack,
+    PretrainedSpatialStackQwen25,
+    PretrainedVGLLM,
+)
 from zoo.backbones.pretrained_qwen import PretrainedGeoVR, PretrainedQwen3VL, PretrainedQwen25VL, PretrainedQwen35
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen3_5.tiny import TinyQwen35

@@ -66,7 +66,7 @@ class Preprocessor(ABC):
         Args:
             texts: From `texts`.
             media_grids: (t, h, w) in patches before the merge of each video or image.
-            extra_tokens: Tokens that follow the 2D tokens of each view.
+            extra_tokens: Tokens that follow the 2D tokens of each view, and the last view of a video.
             frame_times: Seconds of each frame of each video; None for images, or if unknown.
 
         Raises:

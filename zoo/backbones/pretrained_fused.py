@@ -9,17 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from zoo.backbones.fused_models import is_spatial_mllm, is_spatial_stack, is_spatial_stack_qwen25, is_vg_llm
 from zoo.backbones.loader import AttentionImplementation, DType
-from zoo.backbones.official_names import STACK_SECOND_NAMES, Layout
-from zoo.backbones.pretrained_qwen import (
-    PretrainedQwen25VL,
-    PretrainedQwen35,
-    PretrainedQwenVL,
-    config_errors,
-    is_spatial_mllm,
-    is_spatial_stack,
-    is_vg_llm,
-)
+from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES, Layout
+from zoo.backbones.pretrained_qwen import PretrainedQwen25VL, PretrainedQwen35, PretrainedQwenVL, config_errors
 from zoo.backbones.released_geometry import (
     ReleasedGeometry,
     spatial_mllm_geometry,
@@ -154,3 +147,32 @@ class PretrainedSpatialStack(PretrainedFused, PretrainedQwen35):
     @cached_property
     def released_geometry(self) -> ReleasedGeometry | None:
         return spatial_stack_geometry(self.settings, self.tensor_names, is_qwen25=False)
+
+
+class PretrainedSpatialStackQwen25(PretrainedFused, PretrainedQwen25VL):
+    """A SpatialStack on Qwen2.5-VL: the backbone, and its VGGT and connectors for a model that fuses them.
+
+    Args:
+        path: A hub id (`Journey9ni/SpatialStack-Qwen2.5-4B`) or a local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: The type in which the weights are kept.
+    """
+
+    released, released_fusions = "Journey9ni/SpatialStack-Qwen2.5-4B", ("StackFusion", "PatchMergerFusion")
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        return is_spatial_stack_qwen25(config)
+
+    @cached_property
+    def tensors(self) -> Tensors:
+        return FirstNames(super().tensors, STACK_QWEN25_SECOND_NAMES)
+
+    @cached_property
+    def released_geometry(self) -> ReleasedGeometry | None:
+        return spatial_stack_geometry(self.settings, self.tensor_names, is_qwen25=True)

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 
+from zoo.backbones.fused_models import find_fused, is_spatial_stack, is_spatial_stack_qwen25, is_vg_llm
 from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.official_names import (
-    GEOVR_TRAINING,
-    QWEN3,
-    QWEN25,
-    QWEN35,
-    SPATIAL_MLLM,
-    STACK,
-    STACK_VGGT,
-    VG_LLM,
-    VG_LLM_FIRST,
-)
+from zoo.backbones.official_names import GEOVR_TRAINING, QWEN3, QWEN25, QWEN35
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.qwen_weights import FAMILIES, empty_qwen, qwen_filler
 from zoo.backbones.released_configs import ReleasedConfig, known_config, qwen3_5_config, qwen3_config
@@ -137,48 +128,9 @@ class PretrainedQwenVL(BackboneLoader):
         if "quantization_config" in self.settings:
             raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
         names = () if builds_shapes_only() else self.tensors
-        by_config = [title for title, fused in FUSED.items() if fused.is_config(self.settings)]
-        by_names = [title for title, fused in FUSED.items() if any(name.startswith(fused.prefixes) for name in names)]
-        for title in () if self.skip else (*by_config, *by_names):
-            raise InputError(f"{self.path} is a {title}: take --model.backbone {FUSED[title].loader} for it")
-
-
-def is_spatial_mllm(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of a Spatial-MLLM."""
-    return "spatial" in str(config.get("model_type"))
-
-
-def is_vg_llm(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of a VG-LLM with its geometry encoder, in either layout."""
-    has_encoder = config.get("use_geometry_encoder") or config.get("use_vggt_feature")
-    return bool(has_encoder) and config.get("model_type") == QWEN25 and "geometry_fusion_layers" not in config
-
-
-def is_spatial_stack(config: Mapping[str, Any]) -> bool:
-    """Return whether a config.json is of a SpatialStack with its geometry encoder, on Qwen3.5."""
-    return bool(config.get("use_geometry_encoder")) and config.get("model_type") == QWEN35
-
-
-class FusedModel(NamedTuple):
-    """A released model with more parts than its backbone.
-
-    Attributes:
-        loader: The class that loads it.
-        is_config: Whether a config.json is of it.
-        prefixes: Of the official names of its other parts.
-    """
-
-    loader: str
-    is_config: Callable[[Mapping[str, Any]], bool]
-    prefixes: tuple[str, ...]
-
-
-FUSED = {
-    "Spatial-MLLM": FusedModel("PretrainedSpatialMLLM", is_spatial_mllm, tuple(SPATIAL_MLLM)),
-    "VG-LLM": FusedModel("PretrainedVGLLM", is_vg_llm, (*VG_LLM, *VG_LLM_FIRST)),
-    "SpatialStack": FusedModel("PretrainedSpatialStack", is_spatial_stack, (STACK_VGGT, STACK)),
-    "GeoVR": FusedModel("PretrainedGeoVR", lambda config: False, GEOVR_TRAINING),
-}
+        fused = None if self.skip else find_fused(self.settings, names, self.family)
+        if fused is not None:
+            raise InputError(f"{self.path} is a {fused.title}: take --model.backbone {fused.loader} for it")
 
 
 class PretrainedQwen25VL(PretrainedQwenVL):
@@ -204,7 +156,7 @@ class PretrainedQwen25VL(PretrainedQwenVL):
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
-        return super().reads(config) and not is_vg_llm(config)
+        return super().reads(config) and not (is_vg_llm(config) or is_spatial_stack_qwen25(config))
 
     @property
     def vlm_config(self) -> Any:

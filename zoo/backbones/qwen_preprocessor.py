@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from zoo.backbones.preprocessor import Message, Preprocessor, TokenizedPrompt
+from zoo.errors import InputError
 from zoo.sequences.packing import IGNORED
 from zoo.sequences.visual_grid import ExtraTokens
 
@@ -66,7 +67,13 @@ class QwenVLPreprocessor(Preprocessor):
                 chat = self.processor.apply_chat_template(
                     list(messages[:number]), add_generation_prompt=True, tokenize=False, **self.template_options
                 )
-                texts.append(chat.removeprefix(self.history(texts)))
+                history = self.history(texts)
+                if not chat.startswith(history):
+                    raise InputError(
+                        "the chat template writes earlier turns of a chat otherwise than at first: give chats of one "
+                        "turn, or mend the chat_template.jinja of the model"
+                    )
+                texts.append(chat[len(history) :])
         return texts
 
     def history(self, texts: Sequence[str]) -> str:
@@ -81,14 +88,19 @@ class QwenVLPreprocessor(Preprocessor):
         frame_times: Sequence[float] | None = None,
     ) -> TokenizedPrompt:
         placeholders = (self.processor.video_token_id, self.processor.image_token_id)
-        texts, media_grids = self.place_media(texts, media_grids, frame_times)
-        grids = iter(media_grids)
+        texts, runs = self.place_media(texts, media_grids, frame_times)
+        placed, media, left = iter(runs), iter(media_grids), 0
         ids: list[int] = []
         labels: list[int] = []
         for number, text in enumerate(texts):
             is_answer = number % 2 == 1
             for token in self.processor.tokenizer(text)["input_ids"]:
-                repeats = self._num_tokens(next(grids), extra_tokens) if token in placeholders else 1
+                repeats = 1
+                if token in placeholders:
+                    run, left = next(placed), left or next(media)[0]
+                    left -= run[0]  # temporal patches of the medium that are still to come
+                    is_end = token == self.processor.video_token_id and not left
+                    repeats = self._num_tokens(run, extra_tokens) + (extra_tokens.at_end if is_end else 0)
                 ids += [token] * repeats
                 labels += [token if is_answer else IGNORED] * repeats
         return TokenizedPrompt(torch.tensor(ids), torch.tensor(labels))
@@ -106,7 +118,7 @@ class QwenVLPreprocessor(Preprocessor):
         return texts, media_grids
 
     def _num_tokens(self, grid_thw: Sequence[int], extra_tokens: ExtraTokens) -> int:
-        """Visual tokens of a video or image, extra tokens included."""
+        """Visual tokens of a run, with the extra tokens of its views."""
         steps, height, width = grid_thw
         view = height * width // self.processor.video_processor.merge_size**2
         return steps * (view + extra_tokens.count(view))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones.attention import replace_classes
-from zoo.backbones.base import Backbone, BackbonePart
+from zoo.backbones.base import MASKED, Backbone, BackbonePart
 from zoo.backbones.grouped_attention import GROUPED_SDPA
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
@@ -108,7 +108,7 @@ class QwenVLBackbone(Backbone):
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         replace_classes(self.decoder, self.hooked_classes)
         if encoding is not None:
-            if encoding.attends_per_view and not self.supports_custom_mask:
+            if encoding.attends_per_view and self.attn_implementation not in MASKED:
                 raise InputError(
                     f"{type(encoding).__name__} attends view by view, with masks that {self.attn_implementation} does "
                     "not take: set --model.backbone.attn_implementation sdpa, eager or flex_attention"

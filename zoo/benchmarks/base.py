@@ -34,6 +34,8 @@ class Benchmark(Configurable, ABC):
         columns: The results table: title of each column and the question types that it averages, numeric ones first.
             The question types of a group in `averaged_types` share a column.
         prefix: First line of the user's text, a setting of a test (`--data.prompt_prefix`); empty for none.
+        system_prompt: Text of a system turn before the user's, a setting of the data (`--data.system_prompt`); None is
+            that of the chat template, if it has one.
         wording: Name of the instruction after the question, a setting of a test (`--data.prompt_wording`); None is the
             benchmark's own.
         wordings: Names of those that it knows.
@@ -48,6 +50,7 @@ class Benchmark(Configurable, ABC):
     pooling_scorers: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     prefix: str = ""
+    system_prompt: str | None = None
     wording: str | None = None
     wordings: ClassVar[tuple[str, ...]] = ()
 
@@ -114,8 +117,10 @@ class Benchmark(Configurable, ABC):
             raise InputError(f"unknown scorer {scorer!r}; {self.name} has {', '.join(self.scorers)}")
         return scorer or self.scorers[0]
 
-    def with_prompt(self, prefix: str | None, wording: str | None) -> Benchmark:
-        """Return this benchmark with another prefix or wording; None keeps its own.
+    def with_prompt(
+        self, prefix: str | None = None, wording: str | None = None, system_prompt: str | None = None
+    ) -> Benchmark:
+        """Return this benchmark with another prefix, wording or system turn; None keeps its own.
 
         Raises:
             InputError: It has no such wording.
@@ -126,6 +131,7 @@ class Benchmark(Configurable, ABC):
         changed = copy(self)
         changed.prefix = self.prefix if prefix is None else prefix
         changed.wording = self.wording if wording is None else wording
+        changed.system_prompt = self.system_prompt if system_prompt is None else system_prompt
         return changed
 
     def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:

@@ -18,6 +18,10 @@ arXiv 2412.14171, section 3). The implementations differ in how they parse answe
 `lmms_eval_0.7.3` (lmms-eval 0.7.3, lmms_eval/tasks/vsibench/utils.py; 0.7.2 is `thinking_in_space`)
     As `thinking_in_space`, but a number is the first one anywhere in the answer, in digits or in English words.
 
+`spatial_stack` (SpatialStack, arXiv 2603.27437, its Qwen3.5 adapter of lmms-eval)
+    `thinking_in_space`, on the answer without blocks of thoughts, `<think>...</think>`. A block that the longest answer
+    cuts off stays.
+
 `geovr` (GeoVR, arXiv 2606.05833)
     A choice is the answer's first character, in its own case. A number is the whole answer, parsed by `float()`. The
     error |ŷ - y| / y is compared by a strict `<` in float64; a ground truth of 0 has to be hit. Its means take the
@@ -83,6 +87,11 @@ def read_first_word(text: str) -> str:
     return text.split(" ")[0].rstrip(".").strip().lower()
 
 
+def without_thoughts(text: str) -> str:
+    """Return an answer without blocks of thoughts that end."""
+    return re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL).strip()
+
+
 def read_any_number(text: str) -> float | None:
     """Return the first number in a text, in digits or in English words, or None."""
     text = text.lower()
@@ -138,9 +147,18 @@ def _read_first_number(text: str) -> float | None:
     return to_float(read_first_word(text))
 
 
+def _read_choice_after_thoughts(text: str) -> str:
+    return read_first_word(without_thoughts(text))
+
+
+def _read_number_after_thoughts(text: str) -> float | None:
+    return _read_first_number(without_thoughts(text))
+
+
 SCORERS = {
     "spatial_mllm": Scorer(read_tagged, read_tagged, _read_tagged_number, _read_tagged_number, strict_float32_mra),
     "thinking_in_space": Scorer(read_first_word, str.lower, _read_first_number, to_float, float64_mra),
     "lmms_eval_0.7.3": Scorer(read_first_word, str.lower, read_any_number, to_float, float64_mra),
+    "spatial_stack": Scorer(_read_choice_after_thoughts, str.lower, _read_number_after_thoughts, to_float, float64_mra),
     "geovr": Scorer(lambda text: text[:1], str, to_float, to_float, strict_float64_mra),
 }

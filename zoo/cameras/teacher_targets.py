@@ -13,7 +13,8 @@ class TeacherTargets(NamedTuple):
 
     Attributes:
         tokens: Of each of its layers.
-        pose_enc: VGGT's pose encodings (translation, quaternion, fields of view), the first view as the world.
+        pose_enc: VGGT's pose encodings (translation, quaternion, fields of view) in the encoder's world: of VGGT
+            and the dataset the frame of the first view.
         has_camera: The views with a valid camera.
         depth: Of each pixel, 0 where unknown.
         meters_per_unit: Of its lengths.

@@ -7,6 +7,7 @@ from zoo.backbones import (
     PretrainedQwen35,
     PretrainedSpatialMLLM,
     PretrainedSpatialStack,
+    PretrainedSpatialStackQwen25,
     PretrainedVGLLM,
 )
 from zoo.checkpoints.export import export_model, official_parameters, official_tensors, unofficial_parts

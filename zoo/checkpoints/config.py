@@ -89,7 +89,8 @@ def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder) -> dict[str, Any]:
     if isinstance(fusion, PatchMergerFusion):
         return {**shared, "feature_fusion_method": "add", "geometry_merger_hidden_dim": fusion.hidden}
     assert isinstance(fusion, StackFusion)
-    layers = {"geometry_fusion_layers": fusion.decoder_layers, "geometry_encoder_layers": list(geometry.layers)}
+    encoder_layers = list(geometry.layers) * (len(fusion.decoder_layers) // geometry.num_layers)  # one each
+    layers = {"geometry_fusion_layers": fusion.decoder_layers, "geometry_encoder_layers": encoder_layers}
     return {**shared, "feature_fusion_method": STACK_ADD, **layers}
 
 

@@ -32,7 +32,7 @@ def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwenVL(ReleasedConfig(config).qwen, _dtype(state_dict)))
-    _fill(model, state_dict)
+    load_backbone(model, state_dict)
     return model
 
 
@@ -48,7 +48,7 @@ def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwenVL(qwen3_config(config), _dtype(state_dict)))
-    _fill(model, state_dict)
+    load_backbone(model, state_dict)
     return model
 
 
@@ -64,7 +64,7 @@ def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
     model = SpatialVLM(EmptyQwenVL(qwen3_5_config(config), _dtype(state_dict)))
-    _fill(model, state_dict)
+    load_backbone(model, state_dict)
     return model
 
 
@@ -126,17 +126,18 @@ def _load(qwen: Any, parts: ReleasedGeometry | None, tensors: Tensors) -> Spatia
     dtype = _dtype(tensors)
     if parts is None:
         model = SpatialVLM(EmptyQwenVL(qwen, dtype))
-        _fill(model, tensors)
+        load_backbone(model, tensors)
         return model
     encoder = parts.load_encoder(tensors, dtype)
     encoder.vggt.source = {}  # a saved model has these weights in it: no loader reads them again
     model = SpatialVLM(EmptyQwenVL(qwen, dtype, parts.layout), geometry=lambda: encoder, fusion=parts.fusion)
-    _fill(model, tensors, skip=parts.prefixes)
+    load_backbone(model, tensors, skip=parts.prefixes)
     parts.load_fusion(model.fusion, tensors)
     return model
 
 
-def _fill(model: SpatialVLM, tensors: Tensors, skip: tuple[str, ...] = ()) -> None:
+def load_backbone(model: SpatialVLM, tensors: Tensors, skip: tuple[str, ...] = ()) -> None:
+    """Fill the stock model with its tensors; those of prefixes in `skip` belong to other parts."""
     vlm = model.backbone.vlm
     load_or_defer(vlm, tensors, qwen_filler(vlm, tensors, skip))
 

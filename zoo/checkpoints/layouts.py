@@ -18,10 +18,13 @@ from zoo.backbones.official_names import (
 )
 from zoo.backbones.released_geometry import stack_layout
 from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
+from zoo.fusions.patch_merger import HIDDEN
 from zoo.geometry.vggt_encoder import VGGTEncoder
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
+
+OFFICIAL_NORM = {QWEN25: "rms", QWEN35: "layer"}  # of a patch, by the family: see `PatchMerger`
 
 
 def official_layout(model: SpatialVLM) -> Layout | None:
@@ -64,10 +67,14 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
         found.append(f"geometry of {encoder.num_layers} layers")
     elif type(fusion) is PatchMergerFusion and encoder.layer_numbers != [encoder.vggt.aggregator.depth - 2]:
         found.append(f"geometry of layer {encoder.layers[0]}, not of the one before the last")
-    official = {"active_branches": "both"}
+    official: dict[str, Any] = {"active_branches": "both"}
     if type(fusion) is AddFusion:
         official["temporal_merge"] = "concat"
         if encoder.reference != "first":
             found.append(f"reference: {encoder.reference}")
+    if type(fusion) in (PatchMergerFusion, StackFusion):
+        official["norm"] = OFFICIAL_NORM.get(model.backbone.vlm.config.model_type, fusion.norm)
+    if type(fusion) is StackFusion:
+        official["hidden"] = HIDDEN  # config.json has no setting for it
     values = {name: getattr(fusion, name) for name in official}
     return found + [f"{name}: {value}" for name, value in values.items() if value != official[name]]

@@ -87,7 +87,7 @@ def official_pictures(
     is_stack = model == "spatial_stack"
     resize = OriginalStills() if is_stack and not training else FixedWidthStills()
     preprocessor = tiny_qwen35_preprocessor() if is_stack else tiny_preprocessor()
-    frames, geometry_frames = resize(pictures, 32 if is_stack else 28)
+    frames, geometry_frames, _ = resize(pictures, 32 if is_stack else 28)
     doubled = [preprocessor.cut_patches(still.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)) for still in frames]
     patches = torch.cat([preprocessor.normalize(each) for each, _ in doubled])
     return geometry_frames / 255, patches, torch.stack([grid for _, grid in doubled])
@@ -96,7 +96,7 @@ def official_pictures(
 def _added(fusion: Fusion, patches: Float[Tensor, "S h w C"]) -> Float[Tensor, "features N D"]:
     """Return the fusion's features of 3D tokens of stills, without an odd last row and column of patches."""
     rows, columns = (side // SPATIAL_MERGE_SIZE * SPATIAL_MERGE_SIZE for side in patches.shape[1:3])
-    both = SceneGeometry(patches=patches.repeat_interleave(TEMPORAL_PATCH_SIZE, 0))
+    both = SceneGeometry(patches=patches[:, :rows, :columns].repeat_interleave(TEMPORAL_PATCH_SIZE, 0))
     found = fusion.branch_3d(both, (len(patches), rows, columns), patches.dtype)
     assert found is not None
     return found.flatten(-3, -2).reshape(-1, found.shape[-3] * found.shape[-2], found.shape[-1])

@@ -151,7 +151,7 @@ class CameraEncoding(CameraModule):
         return EncodedCameras()
 
     def canonical(self, cameras: Cameras) -> Cameras:
-        """Expresse cameras in the frame of the reference view and the unit of `scale`, in float64.
+        """Express cameras in the frame of the reference view and the unit of `scale`, in float64.
 
         Raises:
             ValueError: Cameras without an index.

@@ -16,6 +16,7 @@ from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, Attention, EncodedCameras, EncodedGroup
 from zoo.encodings.extra_channels import ExtraChannels
+from zoo.encodings.linear_layers import DeltaNetLayers
 from zoo.encodings.pose_index import PoseIndex
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
@@ -44,7 +45,7 @@ class Compose(CameraEncoding):
         if any(isinstance(module, ExtraChannels) for encoding in encodings[1:] for module in encoding.modules()):
             raise InputError("in a Compose only the first encoding may use ExtraChannels: reorder the encodings")
         if any(each.attends_per_view for each in encodings):
-            others = [type(each).__name__ for each in encodings if not isinstance(each, PoseIndex)]
+            others = [type(each).__name__ for each in encodings if not isinstance(each, PoseIndex | DeltaNetLayers)]
             if len(others) > 1:
                 raise InputError(
                     f"a Compose of {' and '.join(others)}: keys that each view sees elsewhere are those of the stock "

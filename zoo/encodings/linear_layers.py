@@ -34,7 +34,8 @@ class DeltaNetLayers(EncodingWrapper):
             (`pose_component: rotation`), `PointRoPE`, `PoseAxis`. A `LayerSubset` inside chooses among these layers.
 
     Raises:
-        InputError: An encoding whose matrices on q and k are not orthogonal, or that acts on no channels of a head.
+        InputError: An encoding whose matrices on q and k are not orthogonal or depend on the looking view, or that acts
+            on no channels of a head.
 
     Example:
         >>> from zoo import DeltaNetLayers, GTA, PRoPE, UnrotatedChannels
@@ -49,6 +50,11 @@ class DeltaNetLayers(EncodingWrapper):
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(encoding)
         for part in _leaves(encoding):
+            if part.attends_per_view:
+                raise InputError(
+                    f"DeltaNetLayers: {type(part).__name__} turns keys anew for each view that looks, and a recurrent "
+                    "state has read each key once: put it beside DeltaNetLayers in a Compose, in full attention"
+                )
             if not part.is_orthogonal:
                 raise InputError(
                     f"DeltaNetLayers: {type(part).__name__} multiplies queries and keys by matrices that are not "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Collection
 from itertools import product
 from typing import Literal
 
@@ -13,14 +14,15 @@ from torch import Tensor
 from zoo.cameras import Cameras, Scale
 from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.base import CameraEncoding
-from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.per_view import Channels, PerViewAttention
-from zoo.encodings.placements import ChannelRange
+from zoo.encodings.placements import ChannelRange, UnrotatedChannels
 from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError, check_choice
 
 Applied = Literal["qkvo", "qk"]
+PairedChannels = ChannelRange | UnrotatedChannels | None  # without gaps: the second half pairs with the first
 
 
 class PerViewEncoding(CameraEncoding):
@@ -31,15 +33,26 @@ class PerViewEncoding(CameraEncoding):
 
     Args:
         apply_to: Queries and keys alone, or values and outputs as well.
-        channels: The rotated channels, whose second half pairs with the first. None takes RoPE's own pairs, with which
-            the rotations commute, from the first one on, as many as fit.
+        channels: The rotated channels, whose second half pairs with the first; those that RoPE leaves alone keep the
+            shift of positions exact. None takes RoPE's own pairs, with which the rotations commute, from the first one
+            on, as many as fit.
         scale: Unit of translations and depths, see `CameraEncoding`.
     """
 
-    def __init__(self, apply_to: Applied = "qkvo", channels: ChannelRange | None = None, scale: Scale = "none") -> None:
+    def __init__(self, apply_to: Applied = "qkvo", channels: PairedChannels = None, scale: Scale = "none") -> None:
         super().__init__(reference=None, scale=scale)
         check_choice("apply_to", apply_to, Applied)
         self.apply_to, self.channels = apply_to, channels
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        last = decoder.num_layers - 1
+        if last and list(layers) == [last]:
+            raise InputError(
+                f"{type(self).__name__} changes what views read of each other, which from the last layer reaches no "
+                "answer: let it act in an earlier layer of full attention too (tiny Qwen3.5: --model.backbone.layers 8)"
+            )
+        if self.channels is not None:
+            self.channels.bind_to_decoder(decoder, layers)
 
     @property
     def attends_per_view(self) -> bool:
@@ -48,7 +61,10 @@ class PerViewEncoding(CameraEncoding):
     @property
     def symmetries(self) -> Symmetries:
         return Symmetries(
-            scale=self.scale != "none", shift=self.channels is None, intrinsics=False, identity_stock=False
+            scale=self.scale != "none",
+            shift=self.channels is None or self.channels.keeps_shift,
+            intrinsics=False,
+            identity_stock=False,
         )
 
     def pairs(self, head: HeadLayout, multiple: int) -> Channels:

@@ -240,7 +240,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: f
 
 
 def delta_net(encoded: EncodedCameras | None, layer: int, sequence: Sequence) -> Tensor:
-    """Computes Gated DeltaNet with the hooks of one layer; None is the stock layer.
+    """Compute Gated DeltaNet with the hooks of one layer; None is the stock layer.
 
     Its queries and keys are the keys and values of the attention, its values the attention's queries.
     """
@@ -253,7 +253,7 @@ def delta_net(encoded: EncodedCameras | None, layer: int, sequence: Sequence) ->
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
-    """Computes the gated delta rule token by token: q, k (B, L, G, D); v and the output (B, L, H, D)."""
+    """Compute the gated delta rule token by token: q, k (B, L, G, D); v and the output (B, L, H, D)."""
     group = v.shape[2] // k.shape[2]
     q, k = ((x / (x * x).sum(-1, keepdim=True).sqrt()).repeat_interleave(group, 2) for x in (q, k))
     state, outputs = v.new_zeros(len(v), v.shape[2], v.shape[3], v.shape[3]), []

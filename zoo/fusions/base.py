@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from zoo.configuration import Configurable
 from zoo.errors import InputError, check_choice
-from zoo.geometry.base import SceneGeometry, covers
+from zoo.geometry.base import SceneGeometry
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, GridTHW
 
 ActiveBranches = Literal["both", "2d", "3d"]
@@ -207,19 +207,17 @@ class Fusion(Configurable, nn.Module, ABC):
     def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t n merged"]:
         """Concatenate the 3D tokens under each 2D token, see `merge_spatial`.
 
-        The encoder may see one more row and column of patches than the tower, which merges them by twos.
-
         Raises:
             InputError: The geometry has frames of another size.
         """
         patches = self.paired(geometry.patches, "3D tokens", grid_thw)
         grid, (height, width) = patches.shape[2:4], (int(side) for side in grid_thw[1:])
-        if not covers((height, width), (grid[0], grid[1])):
+        if tuple(grid) != (height, width):
             raise InputError(
                 f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {height} x {width}: "
                 "give the geometry encoder the frames in the size in which the vision tower sees them"
             )
-        tokens = patches[:, :, :height, :width].to(dtype).flatten(0, 1).flatten(1, 2)
+        tokens = patches.to(dtype).flatten(0, 1).flatten(1, 2)
         return merge_spatial(tokens, grid_thw, self.frames_per_token).unflatten(0, (int(grid_thw[0]), -1))
 
     def paired(

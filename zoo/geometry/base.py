@@ -36,6 +36,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         width: Channels D of its tokens, of all layers together; 0 if it has none.
         num_layers: Layers whose tokens are concatenated on the channels.
         patch_size: In pixels; the sides of frames must be multiples of it.
+        takes_tower_patches: It has no size of patches of its own, see `match_patches`.
         is_metric: The lengths that it predicts are meters.
         has_metric_tokens: Its 3D tokens hold lengths in meters.
         requires_cameras: The dataset must provide a camera for each frame.
@@ -52,6 +53,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     width: int = 0
     num_layers: int = 1
     patch_size: int = 14
+    takes_tower_patches: bool = False
     is_metric: bool = False
     has_metric_tokens: bool = False
     requires_cameras: bool = False

@@ -38,6 +38,7 @@ class CacheEntries:
         given_fields: See `GeometryEncoder`.
         scale: Class and files of the source of scale; None without one.
         resampled_from: The size of the frames' patches, if the encoder has another; None if they are not resampled.
+        keeps_confidence: Whether the confidence of depth is part of an entry.
     """
 
     cache: GeometryCache
@@ -46,6 +47,7 @@ class CacheEntries:
     given_fields: Mapping[str, tuple[str, ...]]
     scale: list[str] | None = None
     resampled_from: int | None = None
+    keeps_confidence: bool = False
 
     def describe(
         self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
@@ -68,8 +70,14 @@ class CacheEntries:
                 entry["given"] = fingerprint(read)
             if kind == "cameras" and self.scale is not None:
                 entry["scale"] = self.scale
+            if kind == "cameras" and self.keeps_confidence:
+                entry["confidence"] = True
             entries[kind] = entry
         return entries
+
+    def kept(self, kind: str) -> tuple[str, ...]:
+        """Return the fields of an entry of this kind."""
+        return (*KINDS[kind], *(("confidence",) if kind == "cameras" and self.keeps_confidence else ()))
 
     def read(
         self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool

@@ -17,7 +17,7 @@ from zoo.files.cache_folder import Description
 from zoo.files.fingerprint import fingerprint
 from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, SceneGeometry, resample_frames
 from zoo.geometry.cache import GeometryCache, Packed, pack
-from zoo.geometry.cache_entries import KINDS, CacheEntries, unpacked
+from zoo.geometry.cache_entries import CacheEntries, unpacked
 from zoo.precision import full_precision
 from zoo.weights.deferred import load_deferred
 
@@ -110,6 +110,7 @@ class CachedGeometry(GeometryEncoder):
     Args:
         build: Makes the encoder, see `LazyGeometry`.
         cache: Where entries are kept.
+        keeps_confidence: Keep the confidence of depth as well.
 
     Attributes:
         folder: Of the cache.
@@ -120,8 +121,9 @@ class CachedGeometry(GeometryEncoder):
         InputError: Nothing is built, or an encoder whose outputs can't be cached.
     """
 
-    def __init__(self, build: Recipe, cache: GeometryCache) -> None:
+    def __init__(self, build: Recipe, cache: GeometryCache, keeps_confidence: bool = False) -> None:
         super().__init__()
+        self._keeps_confidence = keeps_confidence
         self._lazy, self._cache, self.folder = LazyGeometry(build), cache, cache.folder
         for name in GeometryEncoder.__annotations__:  # width, requires_frames, ...
             setattr(self, name, getattr(self._lazy.meta_encoder, name))
@@ -175,6 +177,7 @@ class CachedGeometry(GeometryEncoder):
             self.given_fields,
             scale,
             self.patch_size if is_resampled else None,
+            self._keeps_confidence,
         )
 
     def forward(
@@ -189,7 +192,7 @@ class CachedGeometry(GeometryEncoder):
         computed = self._compute(frames, given, missing) if missing else {}
         for i, kind in missing:
             fields = computed[i].present()
-            packed = pack({name: fields[name] for name in KINDS[kind] if name in fields}, self._cache.dtype)
+            packed = pack({name: fields[name] for name in named.kept(kind) if name in fields}, self._cache.dtype)
             found[i][kind] = packed
             self._keep(entries[i][kind], packed)
         scenes = []

@@ -13,12 +13,16 @@ from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.da3 import DA3, to_meters
 from zoo.geometry.da3.metric import SKY, Metric
+from zoo.geometry.da3.nested import fit_scale
 from zoo.geometry.da3.release_folder import find_model
 from zoo.geometry.scale import ScaleSource
 from zoo.weights.deferred import builds_shapes_only, load_deferred
 from zoo.weights.hub import find_tensors, read_config
 
 RELEASED = "depth-anything/DA3METRIC-LARGE"
+NO_PIXEL = (
+    "the metric model and the encoder share no pixel with depth: leave the scene out, or take DatasetPoses as the scale"
+)
 
 
 class MetricModel(ScaleSource):
@@ -35,7 +39,7 @@ class MetricModel(ScaleSource):
         InputError: There are no such weights, or they are of another model.
     """
 
-    reads = ("K_normalized", "has_camera")
+    reads: tuple[str, ...] = ("K_normalized", "has_camera")
     requires_depth = True
 
     def __init__(self, path: str = RELEASED) -> None:
@@ -84,8 +88,25 @@ class MetricModel(ScaleSource):
         used = (meters > 0) & (scene.depth > 0) & (scene.confidence >= scene.confidence.median())
         used &= valid[:, None, None]
         if not used.any():
-            raise InputError(
-                "the metric model and the encoder share no pixel with depth: leave the scene out, or take "
-                "--model.geometry.scale_from DatasetPoses"
-            )
+            raise InputError(NO_PIXEL)
         return (meters[used] / scene.depth[used]).median().to(scene.depth.dtype)
+
+
+class FittedMetricModel(MetricModel):
+    """The same by a least-squares fit, as in Depth Anything 3's nested model, and by predicted focal lengths alone.
+
+    GeoVR's target (arXiv 2606.05833).
+    """
+
+    reads = ()
+
+    def meters_per_unit(
+        self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
+    ) -> Float[Tensor, ""]:
+        """See `ScaleSource`."""
+        assert scene.depth is not None and scene.confidence is not None  # by `requires_depth`
+        meters = self.depth(frames, scene.cameras()[1])[None]  # 0 for sky
+        (fitted,) = fit_scale(scene.depth[None], scene.confidence[None], meters.to(scene.depth), meters == 0)
+        if not fitted.isfinite():
+            raise InputError(NO_PIXEL)
+        return fitted

@@ -31,13 +31,14 @@ class Objective(Configurable, nn.Module, ABC):
         question_types: Those that its settings name, which the benchmark must have.
         uses_lengths: Whether its targets change with the unit of lengths.
         layers: The decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
-        adds_token: Whether a learned token follows the 2D tokens of each temporal patch or still. It is part of the
-            prompt wherever the model is used, but for `token_in_training_only`. It has no camera.
-        extra_tokens: Whose position it shares.
+        adds_token: Whether a learned token follows the 2D tokens of each temporal patch or still, or the last one of a
+            video. It is part of the prompt wherever the model is used, but for `token_in_training_only`. It has no
+            camera.
+        extra_tokens: Which of the two (`END`), and whose position it shares.
         token_in_training_only: Whether that token is in the prompts of a training alone.
         has_first_token: Whether the first view has a token of its own.
         token: That token, after `bind`; with one of the first view, two rows, its own first.
-        learns_from_teacher: Whether its targets are those of `--model.teacher`.
+        teacher_target: The field of `TeacherTargets` that it learns, of `--model.teacher`; None without.
 
     Raises:
         InputError: A negative or infinite weight.
@@ -51,7 +52,7 @@ class Objective(Configurable, nn.Module, ABC):
     extra_tokens: ExtraTokens = ExtraTokens.ONE
     token_in_training_only: bool = False
     has_first_token: bool = False
-    learns_from_teacher: bool = False
+    teacher_target: str | None = None
     token: nn.Parameter | None
 
     def __init__(self, weight: float = 1.0) -> None:

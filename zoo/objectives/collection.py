@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,6 +59,16 @@ class Objectives(nn.ModuleDict):
         return list(dict.fromkeys(reached))
 
     @property
+    def only_in_training(self) -> list[str]:
+        """The class names of objectives that show a training other tokens than a test."""
+        return [
+            name
+            for name, each in self.all_objectives.items()
+            if (each.adds_token and each.token_in_training_only)
+            or (each.weight and type(each).change_tokens is not Objective.change_tokens)
+        ]
+
+    @property
     def question_types(self) -> tuple[str, ...]:
         """The question types that settings of objectives name."""
         return tuple(
@@ -78,23 +89,37 @@ class Objectives(nn.ModuleDict):
         """Return the tokens that follow the 2D tokens: the fusion's, or that of an objective.
 
         Raises:
-            InputError: There are both, or those of two objectives.
+            InputError: There are several that do not go together.
         """
         own = self.with_training_token if training else self.with_token
-        if not own:
-            return appended
-        names = [*own, *(["the fusion"] if appended is not ExtraTokens.NONE else [])]
-        if len(names) > 1:
+        found = {name: each.extra_tokens for name, each in own.items()}
+        if appended is not ExtraTokens.NONE:
+            found["the fusion"] = appended
+        kinds = list(found.values())
+        if len(kinds) == 2 and set(kinds) == {ExtraTokens.LAST, ExtraTokens.END}:
+            return ExtraTokens.LAST_AND_END
+        if len(kinds) > 1:
             raise InputError(
-                f"--model.objectives: {' and '.join(names)} append tokens to each view, and only one may: "
-                "CameraPrediction needs none with token: false"
+                f"--model.objectives: {' and '.join(found)} append tokens, which do not go together: CameraPrediction "
+                "needs none with token: false, TeacherPose and MetricScale with token: none"
             )
-        return next(iter(own.values())).extra_tokens
+        return kinds[0] if kinds else ExtraTokens.NONE
 
-    @property
-    def learning_from_teacher(self) -> list[str]:
-        """The class names of active objectives that need a teacher."""
-        return [name for name, objective in self.active.items() if objective.learns_from_teacher]
+    def check_teacher(self, given: Collection[str] | None) -> None:
+        """Raise an InputError if an objective learns what no teacher gives.
+
+        Args:
+            given: The fields of `TeacherTargets` that the teacher gives; None without one.
+        """
+        for name, objective in self.active.items():
+            target = objective.teacher_target
+            if target is None or (given is not None and target in given):
+                continue
+            remedy = "name one with --model.teacher"
+            if given is not None:
+                source = "scale, such as MetricModel" if target == "meters_per_unit" else "encoder"
+                remedy = f"--model.teacher gives none: choose another --model.teacher.{source}"
+            raise InputError(f"--model.objectives: {name} learns the {target} of a teacher: {remedy}")
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -134,6 +159,8 @@ class Objectives(nn.ModuleDict):
     def append_token(self, visual: VisualTokens, training: bool) -> VisualTokens:
         """Append the learned token, if some objective has one, to the tokens of each temporal patch."""
         for objective in (self.with_training_token if training else self.with_token).values():
+            if objective.extra_tokens is ExtraTokens.END:
+                continue
             assert objective.token is not None  # after `bind`
             token, count = objective.token.to(visual.tokens.dtype), len(visual.tokens)
             if objective.has_first_token:
@@ -141,6 +168,12 @@ class Objectives(nn.ModuleDict):
             token = token.expand(count, 1, -1)
             visual = VisualTokens(torch.cat((visual.tokens, token), 1), F.pad(visual.deepstack, (0, 0, 0, 1)))
         return visual
+
+    def end_token(self, scene: SceneInputs, training: bool) -> Float[Tensor, " D"] | None:
+        """Return the learned token behind the last view of a video; None without, and of still images."""
+        own = self.with_training_token if training else self.with_token
+        tokens = [each.token for each in own.values() if each.extra_tokens is ExtraTokens.END]
+        return tokens[0] if tokens and scene.kind == "video" else None
 
     def losses(self, decoded: Decoded, left_out: type[Objective] | None = None) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several.

@@ -49,19 +49,28 @@ class Decoded:
         return self.views_of(self.last_hidden_state if layer is None else self.layers[layer])
 
     def views_of(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
-        """Yield each scene with what its visual tokens have in each of its sequences, in float32.
+        """Yield each scene with what the visual tokens of its views have in each of its sequences, in float32.
 
-        They are the outputs of a layer, or for None those of the last norm.
+        See `visual_states`; a token behind the last view is left out.
+        """
+        for scene, own in self.visual_states(states):
+            steps, per_step = scene.visual.tokens.shape[:2]
+            yield scene, own[:, : steps * per_step].unflatten(1, (steps, per_step))
+
+    def visual_states(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows N D"]]]:
+        """Yield each scene with what its visual tokens have in each of its sequences, in float32.
 
         The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
         since another process does, are left out.
+
+        Args:
+            states: Of all tokens, such as the outputs of a layer.
         """
         sequences = self.sequences
         by_row = states.flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
         for number, scene in enumerate(self.scenes):
             if rows := self._rows_of(number):
-                own = torch.stack([by_row[row] for row in rows])
-                yield scene, to_float32(own).unflatten(1, (scene.scene.num_steps, -1))
+                yield scene, to_float32(torch.stack([by_row[row] for row in rows]))
 
     def mean_over_answers(self, losses: Float[Tensor, " M"]) -> Float[Tensor, ""]:
         """Average the losses of the supervised tokens, see `Average`."""

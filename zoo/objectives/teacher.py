@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.cameras.teacher_targets import TeacherTargets
@@ -26,13 +26,21 @@ TokenUse = Literal["training", "always", "none"]
 class TeacherObjective(Objective):
     """An objective whose targets are a teacher's; scenes without one are left out.
 
+    Args:
+        weight: See `Objective`.
+        token: Whether its token is part of the prompt in `training` alone, `always`, or there is `none`.
+
     Attributes:
         indices: The hidden states that are read: i is the output of layer i - 1 (of Qwen3-VL before DeepStack's
             features are added to it), and the last one that of the final norm.
     """
 
-    learns_from_teacher = True
     indices: tuple[int, ...] = ()
+
+    def __init__(self, weight: float = 1.0, token: TokenUse = "none") -> None:
+        super().__init__(weight)
+        check_choice(f"--model.objectives: {type(self).__name__}.token", token, TokenUse)
+        self.adds_token, self.token_in_training_only = token != "none", token == "training"
 
     def _bind_indices(self, indices: Sequence[int], num_layers: int) -> None:
         if not all(1 <= index <= num_layers for index in indices):
@@ -61,6 +69,8 @@ class Distillation(TeacherObjective):
             VGGT's layers 4, 11, 17 and 23 of 24.
         weight: See `Objective`.
     """
+
+    teacher_target = "tokens"
 
     def __init__(self, teacher_width: int = 1024, indices: list[int] | None = None, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -97,7 +107,7 @@ class Distillation(TeacherObjective):
             with full_precision(states.device):
                 predicted = self.heads[number](flat, target.shape[1:3]).unflatten(0, (len(states), -1))
                 distance = 1 - torch.cosine_similarity(predicted, target, dim=-1)
-            losses.append((scene, distance, torch.ones_like(distance[0], dtype=torch.bool)))
+            losses.append(_scene_mean(scene, distance))
         return decoded.mean_over_scenes(losses)
 
 
@@ -110,12 +120,11 @@ class TeacherPose(TeacherObjective):
         weight: See `Objective`; 2.5 as published.
     """
 
+    teacher_target = "pose_enc"
     extra_tokens = ExtraTokens.LAST
 
     def __init__(self, token: TokenUse = "training", weight: float = 2.5) -> None:
-        super().__init__(weight)
-        check_choice("--model.objectives: TeacherPose.token", token, TokenUse)
-        self.adds_token, self.token_in_training_only = token != "none", token == "training"
+        super().__init__(weight, token)
         self.has_first_token = self.adds_token
 
     def bind(self, width: int, num_layers: int) -> None:
@@ -130,11 +139,12 @@ class TeacherPose(TeacherObjective):
         for scene, teacher, states in self._views(decoded, self.indices[0]):
             if teacher.pose_enc is None or teacher.has_camera is None:
                 continue
+            place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
             with full_precision(states.device):
-                error = (self.head(states[:, :, _token_place(self, scene)]) - teacher.pose_enc).abs()
+                error = (self.head(states[:, :, place]) - teacher.pose_enc).abs()
             parts = (error[..., :3].clamp(max=MAX_ERROR), error[..., 3:7], FIELD_OF_VIEW_WEIGHT * error[..., 7:])
             for own, part in zip(terms.values(), parts, strict=True):
-                own.append((scene, part.mean(-1), teacher.has_camera))
+                own.append(_scene_mean(scene, part.mean(-1), teacher.has_camera))
         return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
 
 
@@ -149,6 +159,8 @@ class TeacherDepth(TeacherObjective):
         channels: Widths of its four maps.
         weight: See `Objective`.
     """
+
+    teacher_target = "depth"
 
     def __init__(
         self,
@@ -177,7 +189,8 @@ class TeacherDepth(TeacherObjective):
             scene, teacher, first = read[0]
             if teacher.depth is None:
                 continue
-            target = teacher.depth.float()
+            target, is_known = teacher.depth.float(), teacher.depth > 0
+            target = torch.where(is_known, target, 1.0)  # an unknown pixel has no error, of its logarithm neither
             _, rows, columns = scene.scene.token_grid
             if any(size % self.side for size in target.shape[1:]):
                 raise InputError(
@@ -188,37 +201,41 @@ class TeacherDepth(TeacherObjective):
             for row in range(len(first)):
                 hidden = [states[row, :, : rows * columns] for _, _, states in read]
                 with full_precision(first.device):
-                    depth = self.head(hidden, (rows, columns), target.shape[1:])
-                    depth = torch.where(target > 0, depth, target)  # unknown
+                    depth = self.head(hidden, (rows, columns), target.shape[1:]).where(is_known, target)
                     found.append(depth_loss(depth, target, self.kind)["total"])
-            losses.append((scene, torch.stack(found)[:, None], torch.ones(1, dtype=torch.bool, device=target.device)))
+            losses.append(_scene_mean(scene, torch.stack(found)[:, None]))
         return {self.kind: decoded.mean_over_scenes(losses)}
 
 
 class MetricScale(TeacherObjective):
-    """Predict the meters per unit of the teacher's lengths from the last token of the video.
-
-    GeoVR has a token of its own for it; here it is the token of the last view, or its last 2D token without one.
+    """Predict the meters per unit of the teacher's lengths from a learned token behind the last view of a video.
 
     Args:
+        token: The token is part of the prompt in `training` alone, as published, or `always`; or `none` is added, and
+            the last visual token has its place, as for still images.
         weight: See `Objective`.
     """
+
+    teacher_target = "meters_per_unit"
+    extra_tokens = ExtraTokens.END
+
+    def __init__(self, token: TokenUse = "training", weight: float = 1.0) -> None:
+        super().__init__(weight, token)
 
     def bind(self, width: int, num_layers: int) -> None:
         """See `Objective`."""
         super().bind(width, num_layers)
-        self._bind_indices([num_layers], num_layers)
         self.head = ScaleMLP(width)
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """See `Objective`."""
         losses = []
-        for scene, teacher, states in self._views(decoded, self.indices[0]):
-            if teacher.meters_per_unit is not None:
+        for scene, states in decoded.visual_states(decoded.last_hidden_state):
+            teacher = scene.scene.teacher
+            if teacher is not None and teacher.meters_per_unit is not None:
                 with full_precision(states.device):
-                    scale = self.head(states[:, -1:, -1])
-                error = (scale.log1p() - teacher.meters_per_unit.log1p()).abs()
-                losses.append((scene, error, torch.ones(1, dtype=torch.bool, device=error.device)))
+                    scale = self.head(states[:, -1:])
+                losses.append(_scene_mean(scene, (scale.log1p() - teacher.meters_per_unit.log1p()).abs()))
         return {"log_scale": decoded.mean_over_scenes(losses)}
 
 
@@ -227,6 +244,11 @@ def default_indices(num_layers: int) -> tuple[int, ...]:
     return tuple(max(1, index) for index in matching_layers(VGGT_LAYERS, 24, num_layers))
 
 
-def _token_place(objective: Objective, scene: EncodedScene) -> int:
-    """The place of an objective's token behind the 2D tokens of a view; without one, of the last 2D token."""
-    return -1 if objective.adds_token else scene.scene.tokens_per_step - 1
+def _scene_mean(
+    scene: EncodedScene, values: Float[Tensor, "rows ..."], known: Bool[Tensor, " ..."] | None = None
+) -> tuple[EncodedScene, Float[Tensor, "rows 1"], Bool[Tensor, " 1"]]:
+    """Average the losses of a scene, which counts once, whatever its number of views."""
+    if known is None:
+        known = torch.ones_like(values[0], dtype=torch.bool)
+    mean = values.where(known, 0.0).flatten(1).sum(1) / known.sum().clamp(min=1)
+    return scene, mean[:, None], known.any()[None]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo.backbones.base import VisualTokens
 from zoo.cameras.patch_cameras import PatchCameras
@@ -53,12 +54,22 @@ class EncodedScene:
             tokens; and what is added to their hidden states in the first decoder layers.
         cameras: For a model that uses cameras; None if the scene has none.
         targets: Of objectives.
+        end_token: Behind the tokens of the last view; None without.
     """
 
     scene: SceneInputs
     visual: VisualTokens
     cameras: SceneCameras | None = None
     targets: SceneTargets = SceneTargets()
+    end_token: Float[Tensor, " D"] | None = None
+
+    def in_sequence(self) -> VisualTokens:
+        """Return the visual tokens in the order of a sequence, all views and then the end token."""
+        tokens, deepstack = self.visual.tokens.flatten(0, 1), self.visual.deepstack.flatten(1, 2)
+        if self.end_token is not None:
+            tokens = torch.cat((tokens, self.end_token[None].to(tokens.dtype)))
+            deepstack = F.pad(deepstack, (0, 0, 0, 1))
+        return VisualTokens(tokens, deepstack)
 
     def token_points(self) -> Float[Tensor, "tokens 3"]:
         """Return the 3D point of each 2D token; NaN where unknown."""

@@ -13,10 +13,11 @@ from zoo.backbones.base import Backbone, VisualTokens
 from zoo.cameras import Cameras
 from zoo.cameras.patch_cameras import stack_cameras
 from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.cameras.window import Window
 from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Fusion
-from zoo.geometry.base import GeometryEncoder, encoder_frames
+from zoo.geometry.base import GeometryEncoder, covers, encoder_frames
 from zoo.scene_encoding.encoded_scene import SceneCameras
 from zoo.scene_encoding.geometry_reader import EVERY_FRAME, shown_frames
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
@@ -70,6 +71,7 @@ def encode_geometry(
     # 1. What data workers have read of a cache, and the rest by the encoder.
     found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
     shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
+    seen: dict[int, tuple[int, int]] = {}  # sizes
     if rest := [i for i in range(len(scenes)) if i not in found]:
         frames = [None if (own := scenes[i].frames) is None else own[shown[i]] for i in rest]
         if encoder.requires_frames and any(each is None for each in frames):
@@ -85,6 +87,8 @@ def encode_geometry(
         for own, each in zip(read, computed, strict=True):
             _check_geometry(encoder, each, None if own is None else len(own), tokens)
         found |= dict(zip(rest, computed, strict=True))
+        seen = {i: (own.shape[-2], own.shape[-1]) for i, own in zip(rest, read, strict=True) if own is not None}
+    found = {i: under_tower(each, scenes[i].grid_thw[1:], encoder.patch_size, seen.get(i)) for i, each in found.items()}
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
             found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
@@ -99,6 +103,30 @@ def encode_geometry(
             assert source is not None
             found[i] = found[i].with_tokens_of(source)
     return [found[i] for i in range(len(scenes))]
+
+
+def under_tower(
+    geometry: SceneGeometry, grid: tuple[int, int], patch_size: int, size: tuple[int, int] | None = None
+) -> SceneGeometry:
+    """Cut off the row and column of patches that an encoder may have seen beyond the tower's, see `covers`.
+
+    Args:
+        geometry: By the encoder.
+        grid: Rows and columns of the tower's patches.
+        patch_size: Of the encoder, in pixels.
+        size: Height and width of the encoder's frames; None is that of the 3D tokens.
+    """
+    if size is None:
+        if geometry.patches is None:
+            return geometry
+        size = (geometry.patches.shape[1] * patch_size, geometry.patches.shape[2] * patch_size)
+    rows, columns = (side * patch_size for side in grid)
+    if size == (rows, columns) or not covers(grid, (size[0] // patch_size, size[1] // patch_size)):
+        return geometry
+    cropped = Window(*size, 0, 0, rows, columns).crop(geometry)
+    if cropped.patches is not None:
+        cropped.patches = cropped.patches[:, : grid[0], : grid[1]]
+    return cropped
 
 
 def fuse_scenes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -13,12 +14,13 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.cameras.teacher_targets import TeacherTargets
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.geometry.base import GeometryEncoder, encoder_frames
+from zoo.geometry.base import GeometryEncoder, encoder_frames, resample_frames
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
 from zoo.precision import full_precision
+from zoo.requirements import DataRequirements
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.weights.deferred import load_deferred
@@ -36,8 +38,8 @@ class Teacher(Configurable):
         scale: Builds what measures how its lengths become meters, for `MetricScale`; null knows no scale but that of a
             metric encoder.
         token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone.
-        shuffled: Exchange the targets of a batch's scenes, or those of a single scene's views: a control, from which
-            nothing of a scene can be learned.
+        shuffled: A control, from which nothing of a scene can be learned: exchange the targets of a batch's scenes.
+            Where these differ in size or number of views, or there is one, exchange those of its views.
 
     Raises:
         InputError: A share outside of 0 to 1.
@@ -66,16 +68,42 @@ class Teacher(Configurable):
     @cached_property
     def encoder(self) -> GeometryEncoder:
         """The encoder itself, frozen, on the device of the last call."""
-        made = load_deferred(self._build()) if self._cache is None else CachedGeometry(self._build, self._cache)
-        for head in ("camera", "depth"):
-            if getattr(made, {"camera": "predicts_cameras", "depth": "predicts_depth"}[head]):
-                made.enable_head(head)  # type: ignore[arg-type]
+        made: GeometryEncoder
+        if self._cache is None:
+            made = load_deferred(self._build())
+        else:
+            reads_confidence = self.scale is not None and self.scale.requires_depth
+            made = CachedGeometry(self._build, self._cache, reads_confidence)
+        if made.predicts_cameras:
+            made.enable_head("camera")
+        if made.predicts_depth:
+            made.enable_head("depth")
         return made.requires_grad_(False).eval()
 
     @cached_property
     def scale(self) -> ScaleSource | None:
         """What measures the unit of its lengths."""
         return None if self._build_scale is None else self._build_scale()
+
+    @property
+    def given(self) -> set[str]:
+        """The fields of `TeacherTargets` that it gives, those of the dataset's geometry where a scene has it."""
+        outline = self.outline
+        found = {
+            "tokens": outline.width > 0,
+            "pose_enc": outline.predicts_cameras or outline.requires_cameras,
+            "depth": outline.predicts_depth or outline.requires_depth,
+            "meters_per_unit": self._build_scale is not None or outline.is_metric,
+        }
+        return {name for name, is_given in found.items() if is_given}
+
+    def added_to(self, needs: DataRequirements) -> DataRequirements:
+        """Return what a training requires of the data, given what the model does."""
+        outline, scale = self.outline, self.scale
+        cameras = outline.requires_cameras or (scale is not None and scale.requires_cameras)
+        return replace(
+            needs, frames=True, cameras=needs.cameras or cameras, depth=needs.depth or outline.requires_depth
+        )
 
     @torch.no_grad()
     def __call__(self, scenes: Sequence[SceneInputs], patch_size: int) -> list[TeacherTargets]:
@@ -89,14 +117,15 @@ class Teacher(Configurable):
             InputError: A scene without frames.
         """
         encoder = self.encoder
+        encoder.match_patches(patch_size)
+        every_patch = slice(None, None, TEMPORAL_PATCH_SIZE)
         frames, given = [], []
         for scene in scenes:
             if scene.frames is None:
                 raise InputError("--model.teacher needs the frames of each video")
-            encoder.match_patches(patch_size)
-            shown = scene.frames[::TEMPORAL_PATCH_SIZE]
-            frames.append(encoder_frames(shown, patch_size, encoder.patch_size))
-            given.append(None if scene.geometry is None else scene.geometry[slice(None, None, TEMPORAL_PATCH_SIZE)])
+            shown = scene.frames[every_patch]
+            frames.append(encoder_frames(shown, patch_size, encoder.patch_size, scene.grid_thw[1:]))
+            given.append(None if scene.geometry is None else scene.geometry[every_patch])
         if frames[0].device != self._device:
             encoder.to(frames[0].device)
             self._device = frames[0].device
@@ -111,6 +140,8 @@ class Teacher(Configurable):
             layers = found.patches.chunk(self.encoder.num_layers, -1)
             tokens = tuple(layer[..., : max(1, round(self.token_channels * layer.shape[-1]))] for layer in layers)
         pose_enc = has_camera = None
+        # a cache takes frames in the size of the vision tower
+        frames = resample_frames(frames, self.encoder.patch_size, self.encoder.meta_encoder.patch_size)
         height, width = frames.shape[-2:]
         if found.has_cameras:
             poses, K, has_camera = found.cameras()
@@ -124,9 +155,9 @@ class Teacher(Configurable):
 
 
 def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets]:
-    """Give each scene the targets of the next one of its size, or those of its own views in another order."""
-    sizes = [None if each.depth is None else each.depth.shape for each in targets]
-    if len(targets) > 1 and len(set(sizes)) == 1:
+    """Give each scene the targets of the next one, if shapes are equal; or those of its views in another order."""
+    shapes = {tuple(tensor.shape for tensor in _tensors(each)) for each in targets}
+    if len(targets) > 1 and len(shapes) == 1:
         return targets[1:] + targets[:1]
 
     def rolled(value: Tensor | None) -> Tensor | None:
@@ -141,3 +172,8 @@ def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets]:
         )
         for each in targets
     ]
+
+
+def _tensors(targets: TeacherTargets) -> list[Tensor]:
+    values = (*targets.tokens, targets.pose_enc, targets.has_camera, targets.depth, targets.meters_per_unit)
+    return [value for value in values if value is not None]

@@ -89,7 +89,8 @@ class SceneInputs(Movable):
 
     def num_tokens(self, extra_tokens: ExtraTokens) -> int:
         """Visual tokens, extra tokens included."""
-        return self.num_steps * (self.tokens_per_step + extra_tokens.count(self.tokens_per_step))
+        per_step = self.tokens_per_step + extra_tokens.count(self.tokens_per_step)
+        return self.num_steps * per_step + (extra_tokens.at_end if self.kind == "video" else 0)
 
     @property
     def media_grids(self) -> list[Grid]:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
 
@@ -137,15 +138,18 @@ class SequenceLayout:
         if len(self.media) != len({(medium.kind, medium.number) for medium in self.media}):
             raise ValueError("the temporal patches of a video do not follow each other in one sequence")
 
-        # 2. Tokens: each view has h * w 2D tokens, then its extra tokens.
+        # 2. Tokens: each view has h * w 2D tokens, then its extra tokens; one more may follow the last view of a video.
         view = self.grid[:, 1] * self.grid[:, 2]
         per_view = view + torch.tensor([extra_tokens.count(size) for size in view.tolist()], dtype=view.dtype)
-        lengths = self.grid[:, 0] * per_view
+        is_last = F.pad(self.medium.diff(), (0, 1), value=1) > 0
+        lengths = self.grid[:, 0] * per_view + extra_tokens.at_end * (is_last & self.is_video)
         self.span, within = owners(lengths)
-        self.step, place = within // per_view[self.span], within % per_view[self.span]
+        self.step = torch.minimum(within // per_view[self.span], self.grid[self.span, 0] - 1)
+        place = within - self.step * per_view[self.span]
         self.is_extra: Bool[Tensor, " tokens"] = place >= view[self.span]
-        after = place - (1 if extra_tokens is ExtraTokens.LAST else view[self.span])
-        self.cell: Int[Tensor, " tokens"] = torch.where(self.is_extra, after, place)
+        shares_last = extra_tokens in (ExtraTokens.LAST, ExtraTokens.END, ExtraTokens.LAST_AND_END)
+        shared = view[self.span] - 1 if shares_last else place - view[self.span]
+        self.cell: Int[Tensor, " tokens"] = torch.where(self.is_extra, shared, place)
         self.tokens: Int[Tensor, " tokens"] = self.start[self.span] + within
         self._check(ids, lengths)
 

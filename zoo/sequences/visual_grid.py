@@ -16,13 +16,20 @@ GridTHW = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w); of a tensor on 
 
 
 class ExtraTokens(Enum):
-    """The tokens appended to the 2D tokens of each view; they share the positions of the first, or of the last one."""
+    """The tokens appended to the 2D tokens of each view, and behind the last view of a video."""
 
     NONE = "none"
     ONE = "one per view"
     LAST = "one per view, at the position of the last 2D token"
     ALL = "one per 2D token"
+    END = "one per video, at the position of its last 2D token"
+    LAST_AND_END = "one per view and one more per video, at the position of the last 2D token"
 
     def count(self, tokens: int) -> int:
         """Return the number of tokens appended to a view with `tokens` 2D tokens."""
-        return {ExtraTokens.NONE: 0, ExtraTokens.ALL: tokens}.get(self, 1)
+        return {ExtraTokens.NONE: 0, ExtraTokens.END: 0, ExtraTokens.ALL: tokens}.get(self, 1)
+
+    @property
+    def at_end(self) -> int:
+        """The number of tokens behind the last view of a video."""
+        return int(self in (ExtraTokens.END, ExtraTokens.LAST_AND_END))

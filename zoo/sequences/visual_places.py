@@ -39,6 +39,7 @@ def visual_sources(
         for steps, *_ in scene.media_grids:
             own.append((first, first_2d))
             first += steps * (scene.tokens_per_step + extra_tokens.count(scene.tokens_per_step))
+            first += extra_tokens.at_end if scene.kind == "video" else 0
             first_2d += steps * scene.tokens_per_step
         starts.append(own)
     # 2. Those that the sequences show: each takes the next medium of its kind from its scenes.

@@ -75,6 +75,11 @@ class Task(Configurable, LightningModule):
         raise NotImplementedError
 
     @property
+    def training_requirements(self) -> DataRequirements:
+        """What it must provide in training."""
+        return self.requirements
+
+    @property
     def training_sequence_builder(self) -> SequenceBuilder | None:
         """Build the sequences of training batches."""
         return self.sequence_builder

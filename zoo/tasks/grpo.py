@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,9 @@ class GRPO(Algorithm):
     """Group-relative policy optimization (arXiv 2402.03300): learn from rewards of answers that the model samples.
 
     Several answers are sampled for each question of a batch, from one encoded scene and one prefix. Their
-    log-probabilities are computed in one sequence per scene, with the question repeated for each answer, and the scene
-    once; a decoder without custom masks has one sequence per answer. The other objectives of the model are learned as
-    well; `LanguageModeling` is not.
+    log-probabilities are computed in one sequence per scene, or several of `--data.tokens_per_sequence`, with the
+    question repeated for each answer, and the scene once; a decoder without custom masks has one sequence per answer.
+    The other objectives of the model are learned as well; `LanguageModeling` is not.
 
     The reference of `beta` has the weights that the training started from: of what is trained a copy is kept.
 
@@ -52,7 +52,8 @@ class GRPO(Algorithm):
         rewards: Summed with their weights; null is `AnswerScore`.
         reward_scale: See `group_advantages`.
         aggregation: See `group_advantages`.
-        loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling.
+        loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling, and so
+            takes no accumulated batches.
         beta: Weight of the divergence from the reference; with 0 there is none.
         epsilon_low: See `grpo_loss`.
         epsilon_high: See `grpo_loss`.
@@ -60,7 +61,6 @@ class GRPO(Algorithm):
         correct_kl: See `grpo_loss`.
         delta: See `grpo_loss`.
         updates: Optimizer steps on each batch of answers.
-        tokens_per_sequence: Most tokens of a sequence with several answers; null is no bound.
 
     Raises:
         InputError: An unknown choice, or a number out of its range.
@@ -84,7 +84,6 @@ class GRPO(Algorithm):
         correct_kl: bool = True,
         delta: float | None = None,
         updates: int = 1,
-        tokens_per_sequence: int | None = None,
     ) -> None:
         for name, value, choices in (
             ("reward_scale", reward_scale, RewardScale),
@@ -114,16 +113,21 @@ class GRPO(Algorithm):
             "correct_kl": correct_kl,
             "delta": delta,
         }
-        self.tokens_per_sequence, self.needs_start = tokens_per_sequence, beta > 0
+        self.needs_start = beta > 0
+        self.tokens_per_sequence: int | None = None  # of the data
         self.reference: dict[str, Tensor] = {}
         self.rollout: Rollout | None = None
 
     def begin(self, task: VideoQATask) -> None:
-        """Keep the weights of the reference, and tell rewards the benchmark of the data."""
-        source = getattr(getattr(task.trainer, "datamodule", None), "source", None)
-        self.rewards.bind(getattr(source, "benchmark", VSIBench()))
-        if self.updates > 1 and task.trainer.accumulate_grad_batches > 1:
-            raise InputError("--model.algorithm.updates above 1: leave --trainer.accumulate_grad_batches at 1")
+        """Keep the weights of the reference, and take the benchmark and the bound of sequences from the data."""
+        data = getattr(task.trainer, "datamodule", None)
+        self.rewards.bind(getattr(getattr(data, "source", None), "benchmark", VSIBench()))
+        self.tokens_per_sequence = getattr(data, "tokens_per_sequence", None)
+        if getattr(data, "pack_scenes", False):
+            raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
+        if task.trainer.accumulate_grad_batches > 1 and (self.updates > 1 or self.loss_type == "dapo"):
+            option = "updates above 1" if self.updates > 1 else "loss_type dapo, which counts a step's tokens"
+            raise InputError(f"--model.algorithm.{option}: leave --trainer.accumulate_grad_batches at 1")
         if self.beta:
             self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
 
@@ -149,8 +153,8 @@ class GRPO(Algorithm):
         texts = task.preprocessor.decode([answer.reply.ids for answer in sampled])
         records = [batch.records[answer.record] for answer in sampled]
         rewards = self.rewards(texts, records)
-        advantages = self._advantages(rewards)
         is_learned = bool(sum(batch.num_answers))
+        advantages = self._advantages(rewards, is_learned)
         mask = answer_mask(lengths, task.device) & is_learned
         num_tokens = torch.tensor(float(sum(lengths)) if is_learned else 0.0, device=task.device)
         total = task.trainer.strategy.reduce(num_tokens, reduce_op="sum")
@@ -164,7 +168,7 @@ class GRPO(Algorithm):
             max(float(total), 1.0) / task.trainer.world_size,
             ref_logps,
             None,
-            self._statistics(rewards, lengths, task.max_new_tokens),
+            self._statistics(rewards, [answer.reply.ids for answer in sampled], task.model.backbone.stop_tokens),
             [
                 [str(r["scene"]), str(r["question"]), str(r["ground_truth"]), text, f"{score:.3g}", f"{gain:.2f}"]
                 for r, text, score, gain in zip(
@@ -173,8 +177,12 @@ class GRPO(Algorithm):
             ],
         )
 
-    def _advantages(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
-        """Compare rewards in their groups; by the statistics of all processes where the options ask for them."""
+    def _advantages(self, rewards: Float[Tensor, "N R"], is_learned: bool = True) -> Float[Tensor, " N"]:
+        """Compare rewards in their groups; by the statistics of all processes where the options ask for them.
+
+        Those of a batch that nothing is learned from count in no statistic.
+        """
+        rewards = rewards if is_learned else torch.full_like(rewards, torch.nan)
         first, every = 0, [rewards]
         is_of_batch = self.reward_scale == "batch" or self.aggregation == "normalize_then_sum"
         if is_of_batch and dist.is_available() and dist.is_initialized():
@@ -190,11 +198,13 @@ class GRPO(Algorithm):
         )
         return advantages[first : first + len(rewards)]
 
-    def _statistics(self, rewards: Float[Tensor, "N R"], lengths: Sequence[int], longest: int) -> dict[str, float]:
+    def _statistics(
+        self, rewards: Float[Tensor, "N R"], answers: Sequence[Sequence[int]], stops: Collection[int]
+    ) -> dict[str, float]:
         return {
             **self.rewards.statistics(rewards, self.num_generations),
-            "answer_length": sum(lengths) / len(lengths),
-            "answers_cut": sum(length >= longest for length in lengths) / len(lengths),
+            "answer_length": sum(map(len, answers)) / len(answers),
+            "answers_cut": sum(ids[-1] not in stops for ids in answers) / len(answers),
         }
 
     @contextmanager

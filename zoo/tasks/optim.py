@@ -33,6 +33,7 @@ class LearningRates:
         objective: Heads and learned tokens of objectives, which start from scratch as well.
         vision_merger: The part that the tower's projections to the decoder's width belong to, `connector` or `vision`:
             VG-LLM and SpatialStack freeze them with the tower.
+        deepstack_merger: The same of those for DeepStack; null is `vision_merger`. GeoVR freezes these alone.
     """
 
     decoder: float | None = 7e-6
@@ -42,6 +43,7 @@ class LearningRates:
     encoding: float | None = 2e-4
     objective: float | None = 2e-4
     vision_merger: Literal["connector", "vision"] = "connector"
+    deepstack_merger: Literal["connector", "vision"] | None = None
 
     def frozen(self) -> set[str]:
         """The parts that do not train."""

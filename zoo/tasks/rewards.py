@@ -154,18 +154,21 @@ class RewardSum:
         return found
 
     def total(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
-        """Sum the rewards that apply."""
-        return (rewards * self.weights).nansum(1)
+        """Sum the rewards that apply; NaN where none does."""
+        return torch.where(rewards.isnan().all(1), torch.nan, (rewards * self.weights).nansum(1))
 
     def statistics(self, rewards: Float[Tensor, "N R"], num_generations: int) -> dict[str, float]:
-        """Return the mean reward, in all and of each class, its deviation in a group, and the groups without any."""
-        groups = self.total(rewards).unflatten(0, (-1, num_generations))
-        deviation = groups.std(1)
+        """Return the mean reward, in all and of each class, its deviation in a group, and the groups without any.
+
+        Answers without a reward count in no mean.
+        """
+        total = self.total(rewards)
+        deviation = total.unflatten(0, (-1, num_generations)).std(1)
         names = [f"reward/{type(reward).__name__}" for reward in self.rewards]
         means = zip(names, rewards.nanmean(0).tolist(), strict=True)
         return {
-            "reward": float(groups.mean()),
-            "reward_deviation": float(deviation.mean()),
-            "groups_without_signal": float((deviation == 0).float().mean()),
+            "reward": float(total.nanmean()),
+            "reward_deviation": float(deviation.nanmean().nan_to_num(0.0)),
+            "groups_without_signal": float((~(deviation > 0)).float().mean()),
             **{name: mean for name, mean in means if not math.isnan(mean)},
         }

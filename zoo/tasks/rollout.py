@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from zoo.errors import InputError
 from zoo.model import SpatialVLM
@@ -23,6 +24,7 @@ from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
 
+LOGITS_AT_ONCE = 4096  # tokens: of a vocabulary of 150,000, some 2.5 GB in float32
 SAMPLE_COLUMNS = ("scene", "question", "ground_truth", "answer", "reward", "advantage")
 
 
@@ -89,7 +91,7 @@ def sample_answers(
     """
     scenes = model.encode_scenes(batch)
     placeholders = model.backbone.placeholders
-    sampling = Sampling(sampling.temperature, sampling.top_p, (*placeholders.visual, placeholders.vision_start))
+    sampling = replace(sampling, excluded=(*placeholders.visual, placeholders.vision_start))
     sampled: list[SampledAnswer] = []
     for prompt in batch.prompts:
         inputs = model.decoder_inputs(scenes, prompt.prefix)
@@ -159,9 +161,23 @@ def answer_log_probs(
     scenes = model.encode_scenes(batch)
     inputs = model.decoder_inputs(scenes, sequences)
     decoded = decode(model.backbone, model.objectives.layers, inputs, scenes, sequences)
-    logits = decoded.lm_head(decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places])
-    flat = token_log_probs(logits, sequences.answer_ids, temperature=temperature)
+    hidden = decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places]
+    flat = _log_probs(decoded.lm_head, hidden, sequences.answer_ids, temperature)
     return pad_sequence(list(flat.split(list(lengths))), batch_first=True), decoded
+
+
+def _log_probs(
+    lm_head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "M D"], ids: Int[Tensor, " M"], temperature: float
+) -> Float[Tensor, " M"]:
+    """Log-probabilities of tokens; the logits of many are computed in parts, and again in the backward pass."""
+
+    def part(some: Tensor, own: Tensor) -> Tensor:
+        return token_log_probs(lm_head(some), own, temperature=temperature)
+
+    if len(ids) <= LOGITS_AT_ONCE:
+        return part(hidden, ids)
+    parts = zip(hidden.split(LOGITS_AT_ONCE), ids.split(LOGITS_AT_ONCE), strict=True)
+    return torch.cat([checkpoint(part, *each, use_reentrant=False) for each in parts])
 
 
 def answer_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "N T"]:

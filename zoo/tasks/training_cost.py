@@ -170,7 +170,7 @@ def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], 
 
 def example_batch(model: SpatialVLM, sizes: BatchSizes) -> Batch:
     """A training batch of these sizes, see `example_questions`."""
-    builder = model.sequence_builder
+    builder = model.training_sequence_builder
     scenes, rows, scene_of = example_questions(model, sizes)
     limits: dict[str, Any] = {"max_tokens": sizes.tokens_per_sequence, "packs_scenes": sizes.pack_scenes}
     sequences = builder.training(rows, scene_of, scenes, **limits)
@@ -211,11 +211,11 @@ def example_questions(model: SpatialVLM, sizes: BatchSizes) -> tuple[list[SceneI
     visual = marks.video if sizes.kind == "video" else marks.image
     prompt, *texts = islice((i for i in count() if i not in marks[:3]), sizes.questions + 1)  # token ids of each
     spans = steps if marks.span_per_step or sizes.kind == "image" else 1
-    tokens = scenes[0].num_tokens(model.extra_tokens)
+    tokens = scenes[0].num_tokens(model.training_tokens)
     span = [*[prompt] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (tokens // spans)]
     rows = []
     for text in texts:
-        ids = torch.tensor([*[prompt] * SYSTEM, *span * spans, *[text] * QUESTION])
+        ids = torch.tensor([*[prompt] * SYSTEM, *span * spans, *[visual] * (tokens % spans), *[text] * QUESTION])
         labels = torch.full_like(ids, IGNORED)
         labels[-ANSWER:] = ids[-ANSWER:]
         rows.append(Row.of(ids, labels))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -21,8 +20,10 @@ from zoo.objectives import prediction_errors
 from zoo.precision import answer_precision
 from zoo.prefix_cache import answer_prompts, check_penalty, eval_mode
 from zoo.requirements import DataRequirements
+from zoo.sampling import Sampling, greedy
 from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.scene_encoding.teacher import Teacher
+from zoo.seed import seed_of
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
@@ -57,6 +58,8 @@ class VideoQATask(Task):
         max_new_tokens: The longest answer.
         repetition_penalty: Of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
             generation configs have 1.05.
+        sampling: How the tokens of answers are drawn in evaluations, as some publish theirs; null takes the most likely
+            ones. The draws of a question depend on the run's seed and its id alone.
         allow_untrained: Answer questions even with random weights.
         algorithm: How it learns from a batch; null is `SupervisedFineTuning`, another one is `GRPO`.
         teacher: A geometry encoder that objectives learn from in training, such as `Distillation`.
@@ -78,6 +81,7 @@ class VideoQATask(Task):
         compile_decoder: bool = False,
         max_new_tokens: int = 32,
         repetition_penalty: float = 1.0,
+        sampling: Sampling | None = None,
         allow_untrained: bool = False,
         algorithm: Algorithm | None = None,
         teacher: Teacher | None = None,
@@ -91,14 +95,13 @@ class VideoQATask(Task):
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
         check_penalty(repetition_penalty)
         self.model = SpatialVLM(**parts)
-        self.max_new_tokens, self.repetition_penalty = max_new_tokens, repetition_penalty
+        self.max_new_tokens, self.repetition_penalty, self.sampling = max_new_tokens, repetition_penalty, sampling
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
         self.teacher = teacher
-        if self.algorithm.asks_questions and self.model.training_tokens is not self.model.extra_tokens:
-            names = " and ".join(self.model.objectives.with_training_token)
+        if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
             raise InputError(
-                f"--model.objectives: {names} has a token in training alone, and answers are sampled with the prompts "
-                "of a test: set its token to always or none"
+                f"--model.objectives: {' and '.join(names)} show a training other tokens than a test, and answers are "
+                "sampled as in a test: leave MaskedViews out, and set token to always or none"
             )
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
@@ -118,16 +121,11 @@ class VideoQATask(Task):
 
     @property
     def requirements(self) -> DataRequirements:
-        needs = self.model.requirements
-        if self.teacher is None or self._trainer is None or self._trainer.state.fn != "fit":
-            return needs
-        outline = self.teacher.outline
-        return replace(
-            needs,
-            frames=True,
-            cameras=needs.cameras or outline.requires_cameras,
-            depth=needs.depth or outline.requires_depth,
-        )
+        return self.model.requirements
+
+    @property
+    def training_requirements(self) -> DataRequirements:
+        return self.requirements if self.teacher is None else self.teacher.added_to(self.requirements)
 
     @property
     def training_sequence_builder(self) -> SequenceBuilder:
@@ -146,9 +144,11 @@ class VideoQATask(Task):
         return self.model.backbone.preprocessor
 
     def part_of(self, name: str) -> str:
-        part = self.model.part_of(name.removeprefix("model."))
-        is_merger = part == "connector" and name.startswith("model.backbone.")
-        return self.learning_rates.vision_merger if is_merger else part
+        part, rates = self.model.part_of(name.removeprefix("model.")), self.learning_rates
+        if part != "connector" or not name.startswith("model.backbone."):
+            return part
+        own = rates.deepstack_merger if self.model.backbone.serves_deepstack(name) else None
+        return own or rates.vision_merger
 
     def restored_by_files(self, name: str) -> bool:
         return self.model.restored_by_files(name.removeprefix("model."))
@@ -187,9 +187,11 @@ class VideoQATask(Task):
         if not batch.records:
             return batch.failed
         self.check_cameras(batch)
+        seeds = None if self.sampling is None else [seed_of(record["id"]) for record in batch.records]
         with answer_precision(self.device, self.model.precision):
             scenes = self.model.encode_scenes(batch)
-            replies = answer_prompts(self.model, scenes, batch.prompts, self.max_new_tokens, self.repetition_penalty)
+            choose, settings = self.sampling or greedy, (self.max_new_tokens, self.repetition_penalty)
+            replies = answer_prompts(self.model, scenes, batch.prompts, *settings, choose, seeds)
             measured = prediction_errors(self.model, batch, scenes)
         texts = self.preprocessor.decode([reply.ids for reply in replies])
         answered = [
@@ -280,8 +282,7 @@ class VideoQATask(Task):
         load_deferred(self)
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
-        if self.teacher is None and (learning := self.model.objectives.learning_from_teacher):
-            raise InputError(f"--model.objectives: {' and '.join(learning)} learn from a --model.teacher: name one")
+        self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
         if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
             checkpoint = read_checkpoint(self.initial_weights)
             check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, self.initial_weights)

@@ -27,8 +27,10 @@ from zoo.encodings import (
     PoseALiBi,
     PRoPE,
     RayEncoding,
+    RayRoPE,
     TemporalSection,
     UnrotatedChannels,
+    URoPE,
     ValueRoPE,
 )
 from zoo.encodings.linear_layers import EncodedLinearLayers
@@ -162,6 +164,8 @@ REFUSED: list[tuple[Callable[[], CameraEncoding], str]] = [
     (lambda: DeltaNetLayers(PoseALiBi()), "PoseALiBi acts on no channels of a Gated DeltaNet head"),
     (lambda: DeltaNetLayers(ValueRoPE()), "ValueRoPE acts on no channels"),
     (lambda: DeltaNetLayers(PRoPE(ExtraChannels(), apply_to="vo")), "PRoPE acts on no channels"),
+    (lambda: DeltaNetLayers(RayRoPE()), "RayRoPE turns keys anew for each view .* beside DeltaNetLayers"),
+    (lambda: DeltaNetLayers(LayerSubset(URoPE())), "URoPE turns keys anew"),
     (lambda: DeltaNetLayers(PRoPE(TemporalSection(), apply_to="vo")), "a T section .* got 0"),
     (lambda: DeltaNetLayers(HeadSubset(rotations(), [0])), "leave HeadSubset out"),
     (

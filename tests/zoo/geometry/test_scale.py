@@ -20,8 +20,20 @@ from zoo import PRoPE, SpatialVLM, TinyQwen25VL
 from zoo.cameras import intrinsics_in_pixels
 from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.errors import InputError
-from zoo.geometry import CachedGeometry, DatasetPoses, GeometryCache, MetricModel, SceneGeometry, TinyDA3, TinyVGGT
+from zoo.geometry import (
+    CachedGeometry,
+    DatasetPoses,
+    FittedMetricModel,
+    GeometryCache,
+    MetricModel,
+    SceneGeometry,
+    TinyDA3,
+    TinyVGGT,
+)
 from zoo.geometry.da3 import to_meters
+from zoo.geometry.da3.metric import SKY
+from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
+from zoo.objectives.geovr import scale_target
 from zoo.weights.frozen import check_frozen, frozen_weights
 
 HEADS = ("camera", "depth")
@@ -133,8 +145,28 @@ def test_the_ratio_is_a_median_over_confident_pixels(metric: str, monkeypatch: p
     scene.confidence = torch.ones(6, 2, 3)  # the control: unsure pixels count
     assert not torch.allclose(in_meters(source, scene, truth).depth, 2.5 * scene.depth, rtol=1e-2)
     meters = torch.zeros_like(meters)
-    with pytest.raises(InputError, match=r"^scene 0 .* share no pixel with depth: .*scale_from DatasetPoses$"):
+    with pytest.raises(InputError, match=r"^scene 0 .* share no pixel with depth: .*take DatasetPoses as the scale$"):
         in_meters(source, scene, truth)
+
+
+def test_the_fit_is_geovrs_target(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, scene = FittedMetricModel(metric), predicted(given(), 1.0)
+    assert scene.depth is not None and scene.confidence is not None
+    raw, sky = torch.rand(6, 2, 3) + 1, torch.rand(6, 2, 3)
+    K_px = intrinsics_in_pixels(scene.K_normalized, 3, 2)
+    pose = cameras_to_pose_encoding(scene.world_to_camera, K_px, (2, 3))
+
+    def depth(frames: Tensor, K: Tensor) -> Tensor:
+        return (to_meters(raw[None], intrinsics_in_pixels(K, 3, 2)[None]) * (sky < SKY))[0]
+
+    monkeypatch.setattr(source, "depth", depth)
+    other = given(focal=0.4)  # which is not read
+    factor = source.meters_per_unit(scene, torch.zeros(6, 3, 2, 3), other)
+    expected = scale_target(scene.depth, scene.confidence, pose, raw, sky, teacher="vggt")
+    assert float(factor) == pytest.approx(expected, rel=1e-6)
+    sky[:] = 1.0
+    with pytest.raises(InputError, match="share no pixel"):
+        in_meters(source, scene, None)
 
 
 @pytest.mark.parametrize("kind", [TinyDA3, TinyVGGT])

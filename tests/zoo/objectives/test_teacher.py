@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +17,13 @@ from datamodules.wording import Wording
 from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, RATES, scene
 from zoo import (
+    GRPO,
     DatasetGeometry,
     DatasetPoses,
     Distillation,
+    GeometryCache,
     InputError,
+    MaskedViews,
     MetricScale,
     Teacher,
     TeacherDepth,
@@ -28,7 +33,11 @@ from zoo import (
     VideoQATask,
 )
 from zoo.checkpoints import unofficial_parts
+from zoo.geometry import CachedGeometry, SceneGeometry
+from zoo.geometry.scale import ScaleSource
+from zoo.objectives import decode
 from zoo.sequences.batch import Batch
+from zoo.tasks.training_cost import BatchSizes, example_batch
 
 FAMILY = "Qwen3-VL"
 SMALL: dict[str, Any] = {"features": 8, "channels": [8, 8, 8, 8]}
@@ -43,7 +52,7 @@ def task(
         TeacherPose(token),
         TeacherDepth(side=side, **SMALL),
         Distillation(width, indices=[2] if width == 10 else [1, 3]),
-        MetricScale(),
+        MetricScale(token),
     ]
     return VideoQATask(backbone=backbone, learning_rates=RATES, teacher=teacher, objectives=objectives, **options)
 
@@ -94,6 +103,13 @@ def test_targets_are_of_the_first_frame_of_each_patch() -> None:
     shuffled = training_batch(task(Teacher(DatasetGeometry, shuffled=True))).scenes
     assert shuffled[0].teacher is not None
     torch.testing.assert_close(shuffled[0].teacher.depth, second.teacher.depth)
+    # of scenes with several numbers of views, each has those of its own views
+    shorter = copy(second)
+    assert shorter.frames is not None and shorter.geometry is not None
+    shorter.frames, shorter.geometry = shorter.frames[:4], shorter.geometry[:4]
+    found = Teacher(DatasetGeometry, shuffled=True)([first, shorter], 16)
+    torch.testing.assert_close(found[1].depth, second.teacher.depth[:2].flip(0))
+    torch.testing.assert_close(found[0].depth, first.teacher.depth.roll(1, 0))
 
 
 def test_the_scale_is_that_of_the_datasets_cameras() -> None:
@@ -110,7 +126,7 @@ def test_the_scale_is_that_of_the_datasets_cameras() -> None:
     torch.testing.assert_close(larger.meters_per_unit, 3 * found.meters_per_unit, rtol=1e-4, atol=0)
 
 
-def test_the_token_is_in_the_prompts_of_a_training_alone() -> None:
+def test_the_tokens_are_in_the_prompts_of_a_training_alone() -> None:
     teacher = Teacher(DatasetGeometry)
     lengths = {}
     for token in ("training", "always", "none"):
@@ -123,10 +139,11 @@ def test_the_token_is_in_the_prompts_of_a_training_alone() -> None:
         made.eval().model.encode_scenes(asked)
         losses(made)["loss"].backward()
     steps = 3
-    assert [long - short for long, short in zip(lengths["training"], lengths["none"], strict=True)] == [steps, steps]
+    more = steps + 1  # one per view, and one at the end of the video
+    assert [long - short for long, short in zip(lengths["training"], lengths["none"], strict=True)] == [more, more]
     assert lengths["always"] == lengths["training"]
     assert lengths["training, asked"] == lengths["none, asked"]
-    assert lengths["always, asked"][0] == lengths["none, asked"][0] + steps
+    assert lengths["always, asked"][0] == lengths["none, asked"][0] + more
     # at inference it is the stock model
     assert not unofficial_parts(task(teacher, "training").model) and unofficial_parts(task(teacher, "always").model)
 
@@ -139,6 +156,72 @@ def test_the_first_view_has_a_token_of_its_own() -> None:
     assert token.grad.any(1).all() and not torch.equal(*token.grad)
 
 
+def test_the_scale_is_read_behind_the_last_view() -> None:
+    made = task(Teacher(DatasetGeometry)).train()
+    batch = training_batch(made)
+    assert batch.sequences is not None
+    scenes = made.model.encode_scenes(batch)
+    inputs = made.model.decoder_inputs(scenes, batch.sequences)
+    decoded = decode(made.model.backbone, made.model.objectives.layers, inputs, scenes, batch.sequences)
+    steps, per_view = scenes[0].visual.tokens.shape[:2]
+    (_, states), *_ = decoded.visual_states(inputs["inputs_embeds"])
+    token = made.model.objectives.all_objectives["MetricScale"].token
+    assert token is not None and states.shape[1] == steps * per_view + 1 and torch.equal(states[0, -1], token)
+    (_, views), *_ = decoded.views_of(inputs["inputs_embeds"])
+    assert torch.equal(views[0].flatten(0, 1), states[0, :-1])
+    stills = copy(batch.scenes[0])
+    stills.kind = "image"
+    assert made.model.objectives.end_token(stills, training=True) is None
+
+
+def test_its_outputs_are_cached_like_3d_tokens(tmp_path: Path) -> None:
+    """Another training reads them; the scale gets frames in the encoder's size, and the confidence of depth."""
+
+    class FrameWidth(ScaleSource):
+        requires_depth = True
+
+        def meters_per_unit(self, scene: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> float:
+            assert scene.depth is not None and scene.confidence is not None
+            assert frames.shape[-2:] == scene.depth.shape[-2:] == (56, 84)
+            return frames.shape[-1]
+
+    vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"], seed=0)
+    scenes = training_batch(task(None)).scenes
+    expected = Teacher(vggt, scale=FrameWidth)(scenes, 16)
+    for number in (2, 0):
+        teacher = Teacher(vggt, cache=GeometryCache(str(tmp_path)), scale=FrameWidth)
+        found = teacher(scenes, 16)
+        assert isinstance(teacher.encoder, CachedGeometry) and teacher.encoder.num_computed == number
+        for kept, computed in zip(found, expected, strict=True):
+            torch.testing.assert_close(kept.pose_enc, computed.pose_enc)
+            torch.testing.assert_close(kept.depth, computed.depth)
+            torch.testing.assert_close(kept.tokens[0], computed.tokens[0].bfloat16())
+            assert kept.meters_per_unit == computed.meters_per_unit == 84
+    assert scenes[0].frames is not None
+    scenes[0].frames = scenes[0].frames.flip(-1)  # the control: other frames are computed
+    teacher(scenes, 16)
+    assert isinstance(teacher.encoder, CachedGeometry) and teacher.encoder.num_computed == 1
+
+
+@pytest.mark.parametrize("kind", ["l1", "silog"])
+def test_unknown_depth_has_no_error_and_no_gradient(kind: str) -> None:
+    made = task(Teacher(DatasetGeometry))
+    batch = training_batch(made)
+    made.model.objectives["TeacherDepth"].kind = kind
+    for shown in batch.scenes:
+        assert shown.teacher is not None and shown.teacher.depth is not None
+        shown.teacher = shown.teacher._replace(depth=torch.zeros_like(shown.teacher.depth))
+        shown.teacher.depth[:, :16] = 2.0
+    found = made.train().model(batch)["TeacherDepth"]
+    found.backward()
+    assert found > 0.1
+    gradients = {n: p.grad for n, p in made.model.objectives.named_parameters() if n.startswith("TeacherDepth")}
+    assert all(grad is not None and grad.isfinite().all() for grad in gradients.values())
+    for shown in batch.scenes:
+        shown.teacher.depth[:] = 0.0  # type: ignore[union-attr, index]
+    assert made.model(batch)["TeacherDepth"] < 0.01
+
+
 def test_a_teacher_is_neither_built_nor_asked_without_a_training() -> None:
     def refuse() -> Any:
         raise AssertionError("built")
@@ -146,20 +229,49 @@ def test_a_teacher_is_neither_built_nor_asked_without_a_training() -> None:
     made = task(Teacher(refuse, scale=refuse)).eval()
     asked = asking.batch(made, scene("a", QUESTIONS[:1], family=FAMILY))
     made.can_answer = True
-    assert made.predict_batch(asked)[0]["error"] is None
+    assert made.predict_batch(asked)[0]["error"] is None and not made.requirements.frames
     with pytest.raises(AssertionError, match="built"):  # the control
         training_batch(made)
 
 
+def test_a_training_requires_what_the_teacher_does() -> None:
+    vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"])
+    for teacher, cameras, depth in (
+        (Teacher(DatasetGeometry), True, True),
+        (Teacher(vggt), False, False),
+        (Teacher(vggt, scale=DatasetPoses), True, False),
+    ):
+        made = task(teacher)
+        needs = made.training_requirements
+        assert (needs.frames, needs.cameras, needs.depth) == (True, cameras, depth)
+        assert not made.requirements.frames and not made.requirements.cameras
+
+
 def test_what_does_not_fit_is_refused() -> None:
     teacher = Teacher(DatasetGeometry)
+    made = task(teacher)
+    made.model.objectives["Distillation"].teacher_width = 32
     with pytest.raises(InputError, match="teacher_width 32, and the teacher's tokens 10 channels"):
-        made = task(teacher)
-        made.model.objectives["Distillation"].teacher_width = 32
         losses(made)
     with pytest.raises(InputError, match=r"reads hidden states \[4\] of a decoder with 3"):
         task(teacher).model.objectives["Distillation"]._bind_indices([4], 3)
-    from zoo import GRPO
-
-    with pytest.raises(InputError, match="TeacherPose has a token in training alone"):
+    with pytest.raises(InputError, match="TeacherPose and MetricScale show a training other tokens than a test"):
         task(teacher, algorithm=GRPO())
+    with pytest.raises(InputError, match="MaskedViews show a training other tokens"):
+        VideoQATask(objectives=[MaskedViews()], algorithm=GRPO())
+    # what no teacher gives
+    objectives, vggt = made.model.objectives, partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"])
+    objectives.check_teacher(teacher.given)
+    objectives.check_teacher(Teacher(vggt, scale=DatasetPoses).given)
+    for given, message in (
+        (None, "TeacherPose learns the pose_enc of a teacher: name one"),
+        (Teacher(vggt).given, "MetricScale learns the meters_per_unit .* another --model.teacher.scale"),
+        (Teacher(partial(DatasetGeometry, depth=False)).given, "TeacherDepth learns the depth .*teacher.encoder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            objectives.check_teacher(given)
+
+
+def test_the_plan_of_a_training_counts_its_tokens() -> None:
+    sequences = example_batch(task(None).model, BatchSizes(6, height=64, width=96)).sequences
+    assert sequences is not None and sequences.visual_counts == [3 * (6 + 1) + 1]

@@ -23,6 +23,7 @@ from zoo.sequences.visual_grid import ExtraTokens
 from zoo.sequences.visual_places import visual_sources
 
 PAD, START, END, VIDEO, IMAGE, TEXT = 0, 1, 2, 3, 4, 9
+SEEDS = range(16)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +63,13 @@ def numbered(scenes: list[SceneInputs], extra: ExtraTokens) -> list[list[list[li
             for _ in range(scene.num_steps if scene.kind == "video" else 1):
                 size = scene.grid_thw[1] * scene.grid_thw[2] // 4
                 view: list[tuple[int, int | None]] = [(every + i, flat + i) for i in range(size)]
-                more = {ExtraTokens.NONE: 0, ExtraTokens.ALL: size}.get(extra, 1)
+                more = {ExtraTokens.NONE: 0, ExtraTokens.END: 0, ExtraTokens.ALL: size}.get(extra, 1)
                 view += [(every + size + i, None) for i in range(more)]
                 every, flat = every + size + more, flat + size
                 steps.append(view)
+            if scene.kind == "video" and extra in (ExtraTokens.END, ExtraTokens.LAST_AND_END):
+                steps[-1].append((every, None))
+                every += 1
             media.append(steps)
         found.append(media)
     return found
@@ -142,7 +146,7 @@ def builder(rules: SequenceRules, extra: ExtraTokens, in_spans: bool) -> Sequenc
 
 @pytest.mark.parametrize("in_spans", [False, True], ids=["a span per video", "a span per temporal patch"])
 @pytest.mark.parametrize("extra", ExtraTokens)
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_each_visual_token_is_where_a_walk_finds_it(
     seed: int, extra: ExtraTokens, in_spans: bool, rules: SequenceRules
 ) -> None:
@@ -177,7 +181,7 @@ def assert_at(values: Tensor, expected: Tensor, made: Sequences, fill: float) ->
 
 def test_cases_are_of_every_kind() -> None:
     """The control: what the walk has been compared on."""
-    cases = [drawn_case(seed, ExtraTokens.NONE, False) for seed in range(25)]
+    cases = [drawn_case(seed, ExtraTokens.NONE, False) for seed in SEEDS]
     kinds = [[[case.scenes[i].kind for i in row] for row in case.scene_index] for case in cases]
     assert any(row.count("image") > 1 and row.count("video") > 1 for rows in kinds for row in rows)
     assert any(not row for rows in kinds for row in rows) and any(len(rows) > 2 for rows in kinds)

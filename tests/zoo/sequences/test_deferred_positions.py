@@ -78,7 +78,7 @@ def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_datase
 def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: bool) -> None:
     """Of videos and images in any order, several per sequence, padded on either side, some without cameras."""
     base, shifted = build("plain").sequence_builder.rules, 0
-    for seed, extra in product(range(12), ExtraTokens):
+    for seed, extra in product(range(8), ExtraTokens):
         case = drawn_case(seed, extra, in_spans)
         makes = builder(replace(base, time_index=index, text_after_vision=after), extra, in_spans)
         rows = [[case.scenes[i] for i in row] for row in case.scene_index]

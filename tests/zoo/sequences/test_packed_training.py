@@ -84,7 +84,7 @@ def difference(found: Learned, expected: Learned) -> float:
 def test_loss_and_gradients_equal_one_question_per_row(name: str, family: str) -> None:
     """A scene with three questions and one with one, of different lengths; answers of different lengths."""
     model, scenes = build(name, family=family).train(), scenes_of(family)
-    bound = 3e-5 if family == "Qwen3.5" else 1e-5  # chunks of the delta rule begin elsewhere
+    bound = 1e-4 if family == "Qwen3.5" else 1e-5  # chunks of the delta rule begin elsewhere
     assert difference(packed(model, *scenes), a_row_each(model, *scenes)) < bound
 
 

@@ -38,7 +38,9 @@ def layout_of(rows: list[list[Medium]], extra: ExtraTokens, in_spans: bool, side
             view = height * width // 4
             per_view = view + extra.count(view)
             token = VIDEO if kind == "video" else IMAGE
-            for run in [per_view] * steps if in_spans else [steps * per_view]:
+            runs = [per_view] * steps if in_spans else [steps * per_view]
+            runs[-1] += extra.at_end if kind == "video" else 0
+            for run in runs:
                 ids += [*[TEXT] * 2, START, *[token] * run, END]
             grids[kind].append([steps, height, width])
         sequences.append(torch.tensor([*ids, TEXT]))

@@ -118,6 +118,7 @@ class Qwen35Backbone(QwenVLBackbone):
 
     def training_mask(self, sequences: Sequences) -> Any:
         """See `Backbone`; Gated DeltaNet layers, which ignore a mask without an error, get the places of questions."""
+        assert sequences.questions is not None
         return super().training_mask(sequences) | {"linear_attention": sequences.questions}
 
     def question_mask(self, *groups: Any) -> Any:

@@ -11,8 +11,7 @@ from zoo.cameras import Cameras, Scale
 from zoo.cameras.rays import ray_directions
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.per_view import Channels, CosSin, PerViewAttention
-from zoo.encodings.per_view_encoding import Applied, PerViewEncoding, token_intrinsics
-from zoo.encodings.placements import ChannelRange
+from zoo.encodings.per_view_encoding import Applied, PairedChannels, PerViewEncoding, token_intrinsics
 from zoo.encodings.rayrope.urope import CLAMP, depth_anchors, image_positions, image_rope
 from zoo.errors import InputError
 
@@ -38,7 +37,7 @@ class URoPE(PerViewEncoding):
         min_depth: int | float = 2.0,
         max_depth: int | float = 20.0,
         apply_to: Applied = "qkvo",
-        channels: ChannelRange | None = None,
+        channels: PairedChannels = None,
         scale: Scale = "none",
     ) -> None:
         super().__init__(apply_to, channels, scale)
@@ -48,6 +47,7 @@ class URoPE(PerViewEncoding):
         self.num_heads: int | None = None
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
         self.pairs(decoder.head, 2)  # raises if it does not fit
         self.num_heads = decoder.num_key_value_heads
 

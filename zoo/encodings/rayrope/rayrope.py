@@ -16,8 +16,7 @@ from zoo.cameras.rays import ray_directions
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import Rope
 from zoo.encodings.per_view import Channels, CosSin, PerViewAttention
-from zoo.encodings.per_view_encoding import Applied, PerViewEncoding, token_intrinsics
-from zoo.encodings.placements import ChannelRange
+from zoo.encodings.per_view_encoding import Applied, PairedChannels, PerViewEncoding, token_intrinsics
 from zoo.encodings.rayrope.attention import KNOWN_DEPTHS
 from zoo.encodings.rayrope.positions import DepthEncoding, RayPositions, SeenTokens, Space, depth_ends
 from zoo.errors import check_choice
@@ -58,7 +57,7 @@ class RayRoPE(PerViewEncoding):
         depth: DepthSource = "predicted",
         predicts_width: bool = True,
         apply_to: Applied = "qkvo",
-        channels: ChannelRange | None = None,
+        channels: PairedChannels = None,
         scale: Scale = "none",
     ) -> None:
         super().__init__(apply_to, channels, scale)
@@ -77,6 +76,7 @@ class RayRoPE(PerViewEncoding):
         return self.depth == "known" and self.rotates_by_depth
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
         self.pairs(decoder.head, len(self.positions.periods))  # raises if it does not fit
         initial = torch.tensor(INITIAL_DEPTH[: 1 + self.predicts_width], device=decoder.device)
         maps = {}

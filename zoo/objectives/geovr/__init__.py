@@ -13,4 +13,6 @@ from zoo.objectives.geovr.losses import (
     scale_target,
     without_outliers,
 )
+from zoo.objectives.geovr.official import run_official
 from zoo.objectives.geovr.teachers import geovr_layers, teacher_size
+from zoo.objectives.geovr.tokens import expand_tokens, position_ids

@@ -1,0 +1,39 @@
+"""A trained model answers under the protocol of every group, and the record of each test says what departs from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.configs import CONFIGS
+from tests.cli import Run, the_run
+
+PROTOCOLS = sorted(path.stem.removeprefix("protocol_") for path in CONFIGS.glob("protocol_*.yaml"))
+FEWER = {"data.num_frames": 4, "model.max_new_tokens": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("geometry", ["TinyVGGT", "DatasetGeometry"])
+def test_any_protocol_is_put_over_a_run(run: Run, tmp_path: Path, geometry: str) -> None:
+    """With an encoder of the frames, and with the dataset's cameras and depth, which follow what is cropped."""
+    own = () if geometry == "TinyVGGT" else ("--model.geometry", geometry)
+    run("fit", "--config", "vg_llm.yaml", "--model.fusion.hidden", "16", *own)
+    folder, shown = the_run(tmp_path), {}
+    for name in PROTOCOLS:
+        options = [f"--{option}={value}" for option, value in FEWER.items()]
+        run("test", "--config", f"protocol_{name}.yaml", *options, sized=False)
+        records = [json.loads(file.read_text()) for file in folder.rglob("metrics.json")]
+        (record,) = (each for each in records if each["protocol"]["name"] == name)
+        stated = yaml.safe_load((CONFIGS / f"protocol_{name}.yaml").read_text())
+        departures = record["protocol"]["departures"]
+        assert {option: each["run"] for option, each in departures.items()} == FEWER
+        assert record["scorer"] == stated["metrics"]["scorer"] and not record["counts"]["failed"]
+        reproduction = record["reproduction"]
+        assert (reproduction["sampling"] is None) == (name != "geovr")
+        assert reproduction["system_prompt"] == stated["data"]["init_args"]["system_prompt"]
+        shown[name] = reproduction["frames_as"], reproduction["prompts"]
+    assert [name for name in PROTOCOLS if shown[name][0] == "image"] == ["spatial_stack", "vg_llm"]
+    assert len({*shown.values()}) == 4  # the two groups of stills ask alike

@@ -1,0 +1,50 @@
+"""A window of pictures, and the cameras and depth of what it shows."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from zoo.cameras.scene_geometry import SceneGeometry
+
+PER_PIXEL = ("depth", "points", "confidence")
+
+
+class Window(NamedTuple):
+    """A part of pictures, in pixels.
+
+    Attributes:
+        height: Of the whole pictures.
+        width: Of the whole pictures.
+        top: First row of the part.
+        left: First column of the part.
+        rows: Of the part.
+        columns: Of the part.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """The rows and columns of the part."""
+        return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
+
+    def crop(self, geometry: SceneGeometry) -> SceneGeometry:
+        """Return the geometry of the part: its intrinsics, and what the geometry has of each pixel; poses stay.
+
+        Args:
+            geometry: Of the whole pictures, in their size.
+        """
+        fields: dict[str, Any] = geometry.present()
+        fields |= {name: fields[name][:, *self.place] for name in PER_PIXEL if name in fields}
+        if geometry.K_normalized is not None:
+            K = fields["K_normalized"] = geometry.K_normalized.clone()
+            sides = ((self.width, self.columns, self.left), (self.height, self.rows, self.top))
+            for axis, (side, kept, start) in enumerate(sides):
+                K[:, axis, axis] *= side / kept
+                K[:, axis, 2] = ((K[:, axis, 2] + 0.5) * side - start) / kept - 0.5
+        return SceneGeometry(**fields)
