@@ -89,6 +89,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     released = MODELS[options.model]
+    if options.folder is not None:
+        options.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         count, parameters = write_release(released, Path(folder), options.processor, options.tiny)
         found = {"tensors": count, "parameters": parameters, **run(released, folder, options.video)}
