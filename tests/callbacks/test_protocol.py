@@ -10,7 +10,8 @@ import pytest
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
-from callbacks.protocol import CONFIGS, departures, protocol_record
+from callbacks.protocol import departures, protocol_record
+from commands.configs import CONFIGS
 from tests.callbacks.toy import trainer
 from tests.zoo.asking import build
 

@@ -85,7 +85,7 @@ def test_training_scenes_change_by_their_draw(rooms_root: Path) -> None:
 
 def test_scenes_of_validations_and_tests_are_not_augmented(rooms_root: Path, tmp_path: Path) -> None:
     task: Any = SimpleNamespace(sequence_builder=None, training_sequence_builder=None, asks_in_training=False)
-    task.requirements = DataRequirements()
+    task.requirements = task.training_requirements = DataRequirements()
     position = dict(global_rank=0, world_size=1, ckpt_path=None, is_global_zero=True, global_step=0)
     data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root)), augmentation=RandomFocalLength())
     trainer: Any = SimpleNamespace(lightning_module=task, default_root_dir=tmp_path, limit_test_batches=1.0, **position)

@@ -128,7 +128,7 @@ def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> N
     def spy(self: CachedPrefix, *args: Any) -> Any:
         before = [state.clone() for layer in self.states for state in layer]
         seen: list[Tensor] = []
-        self.choose = lambda logits: seen.append(logits) or greedy(logits)  # type: ignore[func-returns-value]
+        self.choose = lambda logits, *_: seen.append(logits) or greedy(logits)  # type: ignore[func-returns-value]
         found = original(self, *args)
         firsts.append(seen[0])
         assert all(torch.equal(a, b) for a, b in zip((s for layer in self.states for s in layer), before, strict=True))
