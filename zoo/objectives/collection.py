@@ -91,7 +91,7 @@ class Objectives(nn.ModuleDict):
         Raises:
             InputError: There are several that do not go together.
         """
-        own = self.with_training_token if training else self.with_token
+        own = self._with_token_in(training)
         found = {name: each.extra_tokens for name, each in own.items()}
         if appended is not ExtraTokens.NONE:
             found["the fusion"] = appended
@@ -158,7 +158,7 @@ class Objectives(nn.ModuleDict):
 
     def append_token(self, visual: VisualTokens, training: bool) -> VisualTokens:
         """Append the learned token, if some objective has one, to the tokens of each temporal patch."""
-        for objective in (self.with_training_token if training else self.with_token).values():
+        for objective in self._with_token_in(training).values():
             if objective.extra_tokens is ExtraTokens.END:
                 continue
             assert objective.token is not None  # after `bind`
@@ -171,9 +171,13 @@ class Objectives(nn.ModuleDict):
 
     def end_token(self, scene: SceneInputs, training: bool) -> Float[Tensor, " D"] | None:
         """Return the learned token behind the last view of a video; None without, and of still images."""
-        own = self.with_training_token if training else self.with_token
-        tokens = [each.token for each in own.values() if each.extra_tokens is ExtraTokens.END]
+        own = self._with_token_in(training).values()
+        tokens = [each.token for each in own if each.extra_tokens is ExtraTokens.END]
         return tokens[0] if tokens and scene.kind == "video" else None
+
+    def _with_token_in(self, training: bool) -> dict[str, Objective]:
+        """The objectives with a token in the prompts of a training, or of a test."""
+        return self.with_training_token if training else self.with_token
 
     def losses(self, decoded: Decoded, left_out: type[Objective] | None = None) -> dict[str, Tensor]:
         """The weighted sum as `loss`, and unweighted the loss of each objective and its terms, if there are several.
