@@ -12,13 +12,13 @@ class PanelBench(SpatialBenchmark):
     A task of your own with a new type sets `benchmark` to a subclass with that type.
     """
 
-    numeric_types = ("panel_distance", "panel_width")
-    multiple_choice_types = ("panel_direction", "panel_order")
-    metric_types = numeric_types
+    numeric_types = ("panel_distance", "panel_width", "panel_turn")
+    multiple_choice_types = ("panel_order",)
+    metric_types = numeric_types[:2]
     scorers = tuple(SCORERS)
     columns = {
         "Distance": ("panel_distance",),
         "Width": ("panel_width",),
-        "Direction": ("panel_direction",),
+        "Turn": ("panel_turn",),
         "Order": ("panel_order",),
     }

@@ -22,7 +22,7 @@ from datamodules import (
 )
 from datamodules.cameras_file import read_cameras
 from datamodules.sources.rooms import load_scene, read_scene, render
-from datamodules.sources.rooms.panels import distance, parallax
+from datamodules.sources.rooms.panels import distance, parallax, rotation
 from datamodules.sources.rooms.panels.task import PanelScene
 from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.writer import draw_intrinsics
@@ -109,14 +109,14 @@ def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
         assert len(scene.camera_from_room) == FRAMES
 
 
-def test_directions_are_those_from_the_camera() -> None:
-    sides = {"A": np.pi / 2, "B": -np.pi / 2, "C": np.pi}
+def test_turns_are_those_of_the_first_camera_to_the_left() -> None:
     for seed in range(12):
         scene, _ = draw(PanelRotation(), seed)
-        eye = centers(scene.camera_from_room).mean(0)
-        red, blue = (np.arctan2(*(np.array(panel.center) - eye)[[1, 0]]) for panel in scene.room.things)
-        apart = np.angle(np.exp(1j * (blue - red - sides[scene.ground_truth])))
-        assert abs(apart) < np.deg2rad(45) and scene.options[0] == "A. left"
+        start = scene.camera_from_room[0]
+        panel, above = (start[:3] @ [*point, 1] for point in (scene.room.things[0].center, (0, 0, 1e6)))
+        x, z = panel[[0, 2]]  # right and forward: pitch and roll are of some degrees
+        turn = np.rad2deg(np.arctan2(-x, z)) % 360
+        assert above[1] < 0 and abs(turn - float(scene.ground_truth)) < 6
 
 
 def test_the_first_panel_is_the_one_that_is_rendered_first() -> None:
@@ -157,6 +157,18 @@ class Fixed(np.random.Generator):
         drawn = super().integers(*args, **kwargs)
         given, self.answer = self.answer, None
         return drawn if given is None else given
+
+
+def test_the_camera_path_says_nothing_about_a_turn() -> None:
+    for seed in range(3):
+        paths = []
+        for answer in (0, 8, 15):
+            rng = Fixed(np.random.PCG64(seed))
+            rng.answer = answer
+            scene = PanelRotation().draw(FRAMES, draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0)), rng)
+            assert scene.ground_truth == f"{rotation.TURNS_DEG[answer]:.0f}"
+            paths.append((scene.camera_from_room, scene.room.size, scene.room.things[0].size[2]))
+        assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
 
 
 @pytest.mark.parametrize("task", [PanelDistance, PanelTranslation, PanelPairs], ids=lambda task: task.__name__)

@@ -8,7 +8,7 @@ One file per task:
 distance.py     how far a panel is from where the video starts
 translation.py  the same along one wall, where only translations differ
 pairs.py        the same with one frame per station: merging two frames merges two views
-rotation.py     the direction of a second panel, where only rotations differ
+rotation.py     the direction of a panel, where only rotations differ
 intrinsics.py   how wide a panel is, where only focal lengths differ
 parallax.py     how far a wall is, which two views of its panel tell by triangulation
 order.py        which panel is seen first, where only the order of frames counts

@@ -1,4 +1,4 @@
-"""In which direction is the second panel, seen from the first?"""
+"""By how many degrees must the camera turn to face the red panel?"""
 
 from __future__ import annotations
 
@@ -15,43 +15,41 @@ from datamodules.sources.rooms.scene import RoomScene
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-ANSWERS = ("left", "right", "back")
-TURNS_DEG = ((55.0, 125.0), (-125.0, -55.0), (145.0, 215.0))  # from the first panel to the second, to the left
+TURNS_DEG = np.geomspace(65, 295, 16).round()  # the answers: a panel that the first view does not show
 SIDE_M = (3.5, 4.0)
 SIZE_M = (0.4, 0.6)
 CENTER_ABOVE_EYE_M = 0.2
 MAX_ATTEMPTS = 2000
-QUESTION = "If I am standing at the camera and facing the red panel, is the blue panel to my left, right, or back?"
+QUESTION = (
+    "By how many degrees must the camera turn to the left from where it looks at the start of the video to face the"
+    " red panel?"
+)
 
 
 class PanelRotation(PanelTask):
-    """The direction of a blue panel for someone who faces the red panel, from a camera that only turns.
+    """The direction of a panel from where the video starts to look, in degrees to the left, for a camera that turns.
 
     Views are spread evenly over all directions, in random order. All cameras have nearly the same center: rotations
     decide, and translations can't. If an encoding by rotations alone is as good as one by whole poses, translations
-    cost nothing where there are none; if one by translations alone is above chance, it contains rotations.
+    cost nothing where there are none; if one by translations alone is above the images, it contains rotations.
     """
 
-    question_type: ClassVar[str] = "panel_direction"
+    question_type: ClassVar[str] = "panel_turn"
 
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
-        """Draw the answer, a room with a turning camera, the red panel and one of the places of the blue panel."""
-        answer = rng.integers(len(ANSWERS))
+        """Draw the answer, a room with a turning camera, and the panel in that direction."""
+        answer = rng.integers(len(TURNS_DEG))
         for _ in range(MAX_ATTEMPTS):
             room, camera_from_room = self.draw_path(frames, rng)
-            eye = np.linalg.inv(camera_from_room[0])[:3, 3]
-            sizes = rng.uniform(*SIZE_M, (2, 2))
-            red = rng.uniform(-np.pi, np.pi)
-            turns = np.deg2rad([rng.uniform(*limits) for limits in TURNS_DEG])
-            above = rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M, 2)[[0, 1, 1, 1], None]
-            places, walls = places_towards(np.append(red, red + turns), eye + above * [0, 0, 1], room, sizes.max())
-            stations = camera_from_room[::TEMPORAL_PATCH_SIZE]
-            if seen(places, stations, K_px).any(0).all():  # every answer, not this one: the room says nothing about it
-                panels = [hang("red", places[0], walls[0], *sizes[0])]
-                panels.append(hang("blue", places[1 + answer], walls[1 + answer], *sizes[1]))
-                options = tuple(f"{letter}. {option}" for letter, option in zip("ABC", ANSWERS, strict=True))
-                room = replace(room, things=tuple(panels))
-                return PanelScene(room, camera_from_room, QUESTION, "ABC"[answer], options)
+            start = np.linalg.inv(camera_from_room[0])
+            directions = np.arctan2(start[1, 2], start[0, 2]) + np.deg2rad(TURNS_DEG)
+            eyes = np.tile(start[:3, 3], (len(directions), 1))
+            eyes[:, 2] += rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M)
+            width, height = rng.uniform(*SIZE_M, 2)
+            places, walls = places_towards(directions, eyes, room, width)
+            if seen(places, camera_from_room[::TEMPORAL_PATCH_SIZE], K_px).any(0).all():  # every answer, not this one
+                room = replace(room, things=(hang("red", places[answer], walls[answer], width, height),))
+                return PanelScene(room, camera_from_room, QUESTION, f"{TURNS_DEG[answer]:.0f}")
         raise InputError(
             f"PanelRotation: {MAX_ATTEMPTS} rooms in a row hide a panel: take more --data.source.frames than {frames},"
             " or a wider --data.source.fov"
