@@ -76,7 +76,7 @@ class Training(NamedTuple):
 
     def operations(self, setup: Setup) -> float:
         """Floating-point operations of each GPU in the whole `length`."""
-        return float(self.cost.flops[setup.checkpointing]) * self.accumulated * self.length.steps
+        return float(self.cost.steps[setup.checkpointing].flops) * self.accumulated * self.length.steps
 
     def shards(self, setup: Setup, gpus: int | None = None) -> int:
         """Number of GPUs that share one copy of the weights."""
@@ -90,7 +90,7 @@ class Training(NamedTuple):
             "gradients": cost.gradients / shards,
             "optimizer": cost.optimizer / shards,
             "gathered": float(cost.gathered[self.accumulated > 1]) if shards > 1 else 0.0,
-            "activations": float(cost.activations[setup.checkpointing]),
+            "activations": float(cost.steps[setup.checkpointing].activations),
         }
 
     def evaluation(self, setup: Setup, gpus: int | None = None) -> float:

@@ -24,6 +24,8 @@ from commands.planning.changes import Choice, alternatives, choose, launch, verd
 from commands.planning.hours import GPUS
 from commands.planning.tables import parameters_table
 from commands.planning.training import Setup, Training, _devices, parse
+from commands.studies.scripts import takes
+from commands.studies.study_file import Run
 from zoo import (
     CameraPrediction,
     DepthPrediction,
@@ -41,7 +43,7 @@ from zoo import (
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask, training_cost
 from zoo.tasks.optim import parameter_groups
-from zoo.tasks.training_cost import BatchSizes, TrainingCost, total_bytes
+from zoo.tasks.training_cost import BatchSizes, StepCost, TrainingCost, total_bytes
 
 CONFIGS = Path(main.__file__).parent / "configs"
 SIZES: dict[str, tuple[Any, dict[str, int], str]] = {
@@ -76,6 +78,7 @@ def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pyt
     side = 4 * shapes.requirements.token_px
     batch = BatchSizes(num_frames=4, height=side, width=side, scenes=2, questions=2)
     cost = training_cost.training_cost(shapes, batch, precision)
+    planned = {checkpointing: cost.steps[checkpointing].activations for checkpointing in (True, False)}
     monkeypatch.setattr(training_cost, "fake_tensor", torch.zeros)
     task = build(size)
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
@@ -89,13 +92,26 @@ def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pyt
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             training_cost.run_step(task, batch, precision)
         measured[checkpointing] = most_live_bytes(profiled)
-    assert cost.activations == pytest.approx(measured, rel=0.1)
-    assert cost.activations[False] != pytest.approx(measured[True], rel=0.1)  # the control
+    assert planned == pytest.approx(measured, rel=0.1)
+    assert planned[False] != pytest.approx(measured[True], rel=0.1)  # the control
     optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
     assert cost.optimizer == total_bytes(states) and cost.gradients == total_bytes(trained)
     assert cost.weights == total_bytes([*task.parameters(), *task.buffers()])
+
+
+def test_a_step_is_counted_once_and_when_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a study's row of released weights, which only need room, and those of one setup take half the time."""
+    run_step, runs = training_cost.run_step, list[str]()
+    monkeypatch.setattr(training_cost, "run_step", lambda *each: (runs.append(each[-1]), run_step(*each))[1])
+    with torch.device("meta"):
+        task = Qwen25VL(backbone=TinyQwen25VL(layers=1))
+    cost = training_cost.training_cost(task, BatchSizes(num_frames=4, height=56, width=56), "32-true")
+    training = Training("", Setup("ddp", True), 2, 80e9, cost, BatchSizes(4, 56, 56), 1)
+    released, trained = (Run("", "", 0, (), (f"--trainer.max_steps={steps}",), {}, "macro", ()) for steps in (0, 1))
+    assert takes(training, released)[1:] == ["", "", "", "", ""] and not runs
+    assert takes(training, trained) == takes(training, trained) and len(runs) == 1
 
 
 class SecondStep(Callback):
@@ -195,7 +211,7 @@ def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatc
         return training_cost.training_cost(task, BatchSizes(num_frames=4, height=56, width=56), "32-true")
 
     plain, head, token = cost(), cost(DepthPrediction()), cost(CameraPrediction(), MaskedViews())
-    assert plain.flops[False] < head.flops[False] < token.flops[False]
+    assert plain.steps[False].flops < head.steps[False].flops < token.steps[False].flops
     assert plain.trained["objective"] == 0 < head.trained["objective"]
     assert list(parameters_table(head).columns[0].cells)[-2:] == ["objective", "total"]
 
@@ -226,8 +242,7 @@ COST = TrainingCost(
     optimizer=32 * GB,
     gathered={False: 4 * GB, True: 18 * GB},
     gathered_weights=8 * GB,
-    activations={False: 30 * GB, True: 10 * GB},
-    flops={False: 1, True: 1},
+    steps={False: StepCost(30 * GB, 1), True: StepCost(10 * GB, 1)},
 )
 
 
@@ -282,7 +297,7 @@ def test_a_full_scale_plans_real_videos_and_counts_all_nodes(monkeypatch: pytest
 
 
 def test_hours_are_operations_over_a_share_of_the_peak() -> None:
-    cost = replace(COST, flops={False: 3 * 10**15, True: 4 * 10**15})
+    cost = replace(COST, steps={False: StepCost(0, 3 * 10**15), True: StepCost(0, 4 * 10**15)})
     training = Training("", Setup("ddp", False), 2, 80.0 * GB, cost, BatchSizes(16, 56, 56), 3, utilization=0.5)
     h100 = next(gpu for gpu in GPUS if gpu.name == "H100")
 
