@@ -141,6 +141,8 @@ def parse(arguments: list[str]) -> Training:
     for option, value in {"gpus": gpus, **{name: settings[name] for name in POSITIVE[1:]}}.items():
         if value is not None and value <= 0:
             raise InputError(f"--{option} {value}: more than 0")
+    if not issubclass(kind := resolve_name(settings.model.class_path), VideoQATask):
+        raise InputError(f"plan counts a model that learns from questions, and {kind.__name__} does not")
     options, data = settings.model.init_args, settings.data.init_args
     checkpointing, options.gradient_checkpointing = options.gradient_checkpointing, False
     rendered = None if _is_pretrained(options.backbone) else getattr(data.source, "init_args", {}).get("size")
@@ -154,8 +156,6 @@ def parse(arguments: list[str]) -> Training:
     with torch.device("meta"):  # no weights are read, nor looked for
         built: Any = parser.instantiate_classes(settings)
     task, module = built.model, built.data
-    if not isinstance(task, VideoQATask):
-        raise InputError(f"plan counts a model that learns from questions, and {type(task).__name__} does not")
     height, width = resized(module, task, size)
     kind: MediaKind = "video" if module.frames_as == "video" else "image"
     num_frames = module.num_frames // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE

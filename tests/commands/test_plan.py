@@ -225,6 +225,10 @@ def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatc
         (["--video_size", "[2,4800]"], "--video_size: a frame of 4800 x 2 pixels can't be resized"),
         (["--memori_gb", "80"], "memori_gb: there is no such option; did you mean memory_gb?"),
         (["--model.lora.r", "0"], "--model.lora.r 0: a rank is at least 1"),
+        (
+            ["--model", "VGGTPretraining"],
+            "plan counts a model that learns from questions, and VGGTPretraining does not",
+        ),
         (["--model.backbone", "PretrainedQwen25VL", "--model.backbone.path", "./gone"], "./gone is no folder"),
     ],
 )
