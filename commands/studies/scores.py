@@ -117,5 +117,11 @@ def best_constant(questions: Questions) -> dict[str, float]:
     """Return the scores of answering each question type by the constant that scores best."""
     rows = zip(questions.ids, questions.question_types, questions.ground_truths, strict=True)
     records = [ScoredAnswer(id, kind, "", truth, None, None) for id, kind, truth in rows]
-    found = constant_baseline(records, find_benchmark(questions.benchmark), questions.scorer)
+    benchmark = find_benchmark(questions.benchmark)
+    if former := set(questions.question_types) - set(benchmark.question_types):
+        raise InputError(
+            f"results of questions that {questions.benchmark} no longer has, {', '.join(sorted(former))}: remove them from"
+            " the results file, and the runs that made them, and train anew"
+        )
+    found = constant_baseline(records, benchmark, questions.scorer)
     return scores_of(found.scores["constant"])
