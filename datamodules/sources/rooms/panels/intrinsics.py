@@ -32,6 +32,7 @@ class PanelIntrinsics(PanelTask):
     """
 
     question_type: ClassVar[str] = "panel_width"
+    version: ClassVar[int] = 2
 
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
         """Draw the answer, the panel, and cameras before it."""
