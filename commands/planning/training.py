@@ -141,8 +141,8 @@ def parse(arguments: list[str]) -> Training:
     for option, value in {"gpus": gpus, **{name: settings[name] for name in POSITIVE[1:]}}.items():
         if value is not None and value <= 0:
             raise InputError(f"--{option} {value}: more than 0")
-    if not issubclass(kind := resolve_name(settings.model.class_path), VideoQATask):
-        raise InputError(f"plan counts a model that learns from questions, and {kind.__name__} does not")
+    if not issubclass(task_class := resolve_name(settings.model.class_path), VideoQATask):
+        raise InputError(f"plan counts a model that learns from questions, and {task_class.__name__} does not")
     options, data = settings.model.init_args, settings.data.init_args
     checkpointing, options.gradient_checkpointing = options.gradient_checkpointing, False
     rendered = None if _is_pretrained(options.backbone) else getattr(data.source, "init_args", {}).get("size")
