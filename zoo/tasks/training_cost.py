@@ -226,7 +226,7 @@ def example_questions(model: SpatialVLM, sizes: BatchSizes) -> tuple[list[SceneI
     given = geometry if needs.cameras or needs.depth or needs.targets else None
     scenes = [
         SceneInputs(
-            fake_tensor(math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2),
+            fake_tensor(math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8),
             grid,
             kind=sizes.kind,
             frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8) if needs.frames else None,
