@@ -144,6 +144,23 @@ def test_the_width_in_pixels_times_the_distance_over_the_focal_length_is_the_ans
         assert 100 * meters == pytest.approx(float(scene.ground_truth), abs=110 * 1.6 / K_px[0, 0])
 
 
+def test_nothing_but_the_width_of_a_panel_depends_on_the_focal_length() -> None:
+    """Else images alone would tell it: the panel's height and place in pixels, a pattern, or a step of the camera."""
+    for seed in range(4):
+        shown = []
+        for fov in (35.0, 110.0):
+            scene, K_px = draw(PanelIntrinsics(), seed, fov=(fov, fov))
+            (panel,), camera_from_room = scene.room.things, scene.camera_from_room
+            top = np.array(panel.center) + [0, 0, panel.size[2] / 2]
+            points = (
+                K_px @ (camera_from_room[:, :3] @ np.append(top, 1)).T,
+                K_px @ (camera_from_room[:, :3] @ np.append(panel.center, 1)).T,
+            )
+            shown.append(np.stack([point[:2] / point[2] for point in points]))
+            assert np.ptp(camera_from_room, axis=0).max() == 0
+        np.testing.assert_allclose(*shown, atol=0.15)  # the panel is 2 cm thick: its front is nearer than the wall
+
+
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_a_scene_depends_on_the_generator_alone(task: type[PanelTask]) -> None:
     (one, _), (same, _), (other, _) = (draw(task(), seed) for seed in (3, 3, 4))
