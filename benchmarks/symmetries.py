@@ -252,14 +252,17 @@ def rope(head: HeadLayout, base: float) -> Tensor:
     return base ** -(torch.arange(len(head.axes)) / len(head.axes))
 
 
-def table(title: str, rows: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:
-    """Return a table with one row per class, and "yes" for each symmetry."""
-    return markdown(
-        [
-            {title: name} | {HEADINGS[column]: "yes" if holds else "" for column, holds in asdict(symmetries).items()}
-            for name, symmetries in rows.items()
-        ]
-    )
+def table(title: str, encodings: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:
+    """Return a table with one row for the encodings of equal symmetries, and "yes" for each symmetry."""
+    groups: dict[Symmetries | ViewSymmetries, list[str]] = {}
+    for name, symmetries in encodings.items():
+        groups.setdefault(symmetries, []).append(f"`{name}`")
+    columns = asdict(next(iter(groups)))
+    lines = [[title, *(HEADINGS[column] for column in columns)], ["---"] * (1 + len(columns))]
+    lines += [
+        ["; ".join(names), *("yes" if held else "" for held in asdict(each).values())] for each, names in groups.items()
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def columns(kind: type[Symmetries] | type[ViewSymmetries]) -> str:
