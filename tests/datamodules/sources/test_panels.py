@@ -134,7 +134,7 @@ def test_the_width_in_pixels_times_the_distance_over_the_focal_length_is_the_ans
         scene, K_px = draw(PanelIntrinsics(), seed, fov=(fov, fov))
         rendering = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 56, 56)
         shares = (rendering.ids == 0).mean((1, 2))
-        assert (shares > 0).sum() == 2  # one station: how many see it would tell the field of view
+        assert (shares > 0).all()
         frame = int(shares.argmax())
         width_px = (rendering.ids[frame] == 0).sum(1).max()
         meters = width_px * rendering.depth[frame][rendering.ids[frame] == 0].mean() / K_px[0, 0]

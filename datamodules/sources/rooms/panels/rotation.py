@@ -35,6 +35,7 @@ class PanelRotation(PanelTask):
     """
 
     question_type: ClassVar[str] = "panel_turn"
+    version: ClassVar[int] = 2
 
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
         """Draw the answer, a room with a turning camera, and the panel in that direction."""
