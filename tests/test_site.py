@@ -123,7 +123,7 @@ def test_the_site_is_whole_and_loads_nothing_from_elsewhere(repository: Path) ->
 @pytest.mark.slow
 def test_a_broken_link_and_an_undocumented_name_fail(repository: Path) -> None:
     pytest.importorskip("material")
-    page, module = repository / "docs/concepts/exact.md", repository / "zoo/errors.py"
+    page, module = repository / "docs/concepts/cameras.md", repository / "zoo/errors.py"
     text, source = page.read_text(), module.read_text()
     page.write_text(f"{text}\n[nowhere](nowhere.md) and [no part](glossary.md#nothing)\n")
     module.write_text(f"{source}\n\ndef unexplained() -> None: ...\n")
