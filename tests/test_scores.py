@@ -23,7 +23,7 @@ STUDIES = {path.stem: path for path in sorted((ROOT / "studies").glob("*.yaml"))
 # measured by a user with the published code, in full in golden/published.json
 USERS = {"0.5320": "Spatial-MLLM-v1.1-Instruct-135K", "0.2907": "Qwen2.5-VL-3B-Instruct"}
 # of the best constant answer to these users' questions, of 21.9 square meters (tests/callbacks/baselines/), and of the
-# cameras alone on `loop` rooms, until studies/room_size.yaml is trained with it
+# cameras alone on `loop` rooms, whose studies are former ones
 BLIND = {"0.376", "0.375", "0.896"}
 THRESHOLDS = {"0.50", "0.55", "0.95"}  # of MRA
 KNOWN = {*USERS, *(f"{float(number):.3f}" for number in USERS), *BLIND, *THRESHOLDS}
