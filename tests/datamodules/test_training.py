@@ -17,6 +17,8 @@ from torch import Tensor
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
 from datamodules import UniformSampler, VideoQADataModule
+from datamodules.dataset import SceneDataset
+from datamodules.order import TrainingItem
 from datamodules.samplers import SceneView
 from datamodules.scenes import Scene
 from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
@@ -162,6 +164,21 @@ def test_what_is_drawn_depends_on_the_step_alone(
     assert len({str(draws) for _, *draws in whole}) == 12 and len({str(frames) for frames, *_ in whole}) == 2
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     assert drawn("another seed", 2)[0] != whole[0]
+
+
+def test_a_scene_shows_the_same_frames_whichever_of_its_questions_a_process_asks(root: Path) -> None:
+    class Coin(UniformSampler):
+        def choose(self, scene: SceneView, n: int) -> list[int]:
+            return [int(torch.rand(()) > 0.5)]
+
+    data = SceneDataset(Readable(root).scenes("train")[:4], Coin(), 2, PIXELS)
+    places = [place for place, scene in enumerate(data.scenes) if len(scene.questions) > 1]
+
+    def frames(*questions: int) -> list[tuple[int, ...]]:
+        items = [TrainingItem(place, questions, epoch) for place in places for epoch in range(8)]
+        return [data[item].frame_indices for item in items]
+
+    assert frames(0) == frames(1) == frames(0, 1) and len(set(frames(0))) == 2
 
 
 def test_a_batch_has_the_types_of_all_questions_of_its_step_about_the_scene(root: Path, tmp_path: Path) -> None:
