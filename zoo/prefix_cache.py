@@ -88,7 +88,7 @@ class CachedPrefix:
         self.states = read_states(self.cache)
         self.length = input_ids.shape[1]
         # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
-        self.next_position = int(inputs["position_ids"][..., -1].amax()) + 1 if next_position is None else next_position
+        self.next_position = inputs["position_ids"][..., -1].amax() + 1 if next_position is None else next_position
         encoding = inputs.get("camera_encoding")
         self.encoding = None if encoding is None else encoding.for_decode_step()
         self.groups = torch.full_like(input_ids, PREFIX)

@@ -97,6 +97,7 @@ def test_a_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         ("plain", 1.05, None),
         ("plain", 1.0, Sampling(1e-4, top_p=0.9, top_k=8, excluded=(1, 2))),
         ("prope.yaml", 1.0, None),
+        ("pose index on predicted cameras", 1.0, None),
     ],
 )
 def test_an_evaluation_waits_once_per_token_of_the_answers(
@@ -137,6 +138,7 @@ def test_a_fit_reads_no_loss_and_copies_no_number_between_its_steps(
 
     monkeypatch.setattr(LightningModule, "log", noting)
     monkeypatch.setattr(run_progress.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(run_progress, "SECONDS", 1e9)  # the first is read in any case
     waits = Waits()
 
     class Steps(Callback):
