@@ -11,6 +11,7 @@ from callbacks.baselines.mark import BELOW, NAMES, is_below
 from commands.studies.results import Questions, Result, Results, scores_of
 from commands.studies.study_file import OWN, Study
 from zoo.benchmarks import find_benchmark
+from zoo.errors import InputError
 from zoo.metrics import ScoredAnswer
 
 OUTDATED = "†"  # marks a result that other code made
@@ -117,5 +118,11 @@ def best_constant(questions: Questions) -> dict[str, float]:
     """Return the scores of answering each question type by the constant that scores best."""
     rows = zip(questions.ids, questions.question_types, questions.ground_truths, strict=True)
     records = [ScoredAnswer(id, kind, "", truth, None, None) for id, kind, truth in rows]
-    found = constant_baseline(records, find_benchmark(questions.benchmark), questions.scorer)
+    benchmark = find_benchmark(questions.benchmark)
+    if former := set(questions.question_types) - set(benchmark.question_types):
+        raise InputError(
+            f"results of questions that {questions.benchmark} no longer has, {', '.join(sorted(former))}: remove them"
+            " from the results file, and the runs that made them, and train anew"
+        )
+    found = constant_baseline(records, benchmark, questions.scorer)
     return scores_of(found.scores["constant"])

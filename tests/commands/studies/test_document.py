@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,9 @@ def test_blind_baselines_stand_below_the_settings_and_mark_what_is_below_them(
     asked = Questions("k", "VSIBench", "spatial_mllm", list("abcdef"), kinds, ["s"] * 6, ["2", "2", "9", "A", "B", "A"])
     # "2" is right twice and off by 78 % once, below all thresholds; "A" is right twice
     assert best_constant(asked) == pytest.approx({kind: 2 / 3 for kind in (*kinds, "macro")}, abs=1e-5)
+    former = replace(asked, question_types=["panel_turns", *kinds[1:]])
+    with pytest.raises(InputError, match="that VSIBench no longer has, panel_turns"):
+        best_constant(former)
     study([str(study_file), "--seeds", "0", "--jobs", "1"])
     text = study_file.with_suffix(".md").read_text()
     loop, local = row(text, "best constant answer", "# Toys")

@@ -93,7 +93,7 @@ def test_the_panel_is_seen_in_its_color_in_few_raw_frames(rooms: PanelRooms) -> 
         assert (pixels[0].mean() > 2 * pixels[1:].mean(1)).all()
 
 
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+@pytest.mark.parametrize("task", [task for task in TASKS if task != PanelRotation], ids=lambda task: task.__name__)
 def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
     for seed in range(4):
         scene, K_px = draw(task(), seed)
@@ -111,12 +111,15 @@ def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
 
 def test_turns_are_those_of_the_first_camera_to_the_left() -> None:
     for seed in range(12):
-        scene, _ = draw(PanelRotation(), seed)
+        scene, K_px = draw(PanelRotation(), seed)
         start = scene.camera_from_room[0]
         panel, above = (start[:3] @ [*point, 1] for point in (scene.room.things[0].center, (0, 0, 1e6)))
         x, z = panel[[0, 2]]  # right and forward: pitch and roll are of some degrees
         turn = np.rad2deg(np.arctan2(-x, z)) % 360
         assert above[1] < 0 and abs(turn - float(scene.ground_truth)) < 6
+        ids = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 56, 56).ids
+        shares = (ids == 0).mean((1, 2))
+        assert shares[:2].max() == 0 and shares.max() > 0.03
 
 
 def test_the_first_panel_is_the_one_that_is_rendered_first() -> None:
@@ -134,11 +137,28 @@ def test_the_width_in_pixels_times_the_distance_over_the_focal_length_is_the_ans
         scene, K_px = draw(PanelIntrinsics(), seed, fov=(fov, fov))
         rendering = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 56, 56)
         shares = (rendering.ids == 0).mean((1, 2))
-        assert (shares > 0).sum() == 2  # one station: how many see it would tell the field of view
+        assert (shares > 0).all()
         frame = int(shares.argmax())
         width_px = (rendering.ids[frame] == 0).sum(1).max()
         meters = width_px * rendering.depth[frame][rendering.ids[frame] == 0].mean() / K_px[0, 0]
         assert 100 * meters == pytest.approx(float(scene.ground_truth), abs=110 * 1.6 / K_px[0, 0])
+
+
+def test_nothing_but_the_width_of_a_panel_depends_on_the_focal_length() -> None:
+    """Else images alone would tell it: the panel's height and place in pixels, a pattern, or a step of the camera."""
+    for seed in range(4):
+        shown = []
+        for fov in (35.0, 110.0):
+            scene, K_px = draw(PanelIntrinsics(), seed, fov=(fov, fov))
+            (panel,), camera_from_room = scene.room.things, scene.camera_from_room
+            top = np.array(panel.center) + [0, 0, panel.size[2] / 2]
+            points = (
+                K_px @ (camera_from_room[:, :3] @ np.append(top, 1)).T,
+                K_px @ (camera_from_room[:, :3] @ np.append(panel.center, 1)).T,
+            )
+            shown.append(np.stack([point[:2] / point[2] for point in points]))
+            assert np.ptp(camera_from_room, axis=0).max() == 0
+        np.testing.assert_allclose(*shown, atol=0.15)  # the panel is 2 cm thick: its front is nearer than the wall
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)

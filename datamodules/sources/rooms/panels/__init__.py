@@ -1,4 +1,4 @@
-"""Empty rooms with plain panels on the walls: questions whose answers need both images and cameras.
+"""Empty rooms with plain panels: questions whose answers need both images and cameras.
 
 task.py       base class of the tasks           source.py     the dataset
 tour.py       rooms and camera paths            panel.py      panels: their places and what a camera sees of them

@@ -8,20 +8,21 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms.panels.panel import COLORS, hang, places_towards, seen
+from datamodules.sources.rooms.panels.panel import hang, places_towards, seen
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import draw_room, draw_tour
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-SIZE_M = (0.3, 0.5)
+SHOWN = ("red", "blue")
+SIZE_M = (0.5, 0.7)
 CLEAR, GLIMPSE = 0.7, 1.7  # half frames: a center within is seen; a panel is not, whose center is beyond
 MAX_ATTEMPTS = 2000
 QUESTION = "Which of these panels is seen first in the video?"
 
 
 class PanelOrder(PanelTask):
-    """Which of three panels is seen first: the order of the frames decides, whatever the cameras.
+    """Which of two panels is seen first: the order of the frames decides, whatever the cameras.
 
     Images alone answer, so that time can be told apart from cameras. With constant time (`ConstantIndex`) a causal
     decoder still knows the order of its tokens, and Qwen3-VL reads the times in its prompt: if constant time costs
@@ -30,29 +31,29 @@ class PanelOrder(PanelTask):
     """
 
     question_type: ClassVar[str] = "panel_order"
+    version: ClassVar[int] = 2
 
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
-        """Draw the answer, a tour, and three panels that are seen at different times."""
-        answer = rng.integers(len(COLORS))
+        """Draw the answer, a tour, and two panels that are seen at different times."""
+        answer = rng.integers(len(SHOWN))
         for _ in range(MAX_ATTEMPTS):
             room = draw_room(rng)
             camera_from_room = draw_tour(room, frames, rng)
             stations = camera_from_room[::TEMPORAL_PATCH_SIZE]
-            chosen = rng.choice(len(stations), len(COLORS), replace=False)
+            chosen = rng.choice(len(stations), len(SHOWN), replace=False)
             eyes, forward = np.linalg.inv(stations[chosen])[:, :3, [3, 2]].transpose(2, 0, 1)
             width, height = rng.uniform(*SIZE_M, 2)
             places, walls = places_towards(np.arctan2(forward[:, 1], forward[:, 0]), eyes, room, width)
             visible, glimpsed = (seen(places, stations, K_px, within) for within in (CLEAR, GLIMPSE))
             first = visible.argmax(0)
-            if visible.any(0).all() and (first == glimpsed.argmax(0)).all() and len(set(first)) == len(COLORS):
-                rest = rng.permutation([color for color in range(len(COLORS)) if color != answer])
-                colors = np.array(list(COLORS))[[answer, *rest]]
+            if visible.any(0).all() and (first == glimpsed.argmax(0)).all() and len(set(first)) == len(SHOWN):
+                colors = SHOWN[answer], SHOWN[1 - answer]
                 order = np.argsort(first)
                 panels = [
                     hang(color, places[i], walls[i], width, height) for color, i in zip(colors, order, strict=True)
                 ]
-                options = tuple(f"{letter}. {color} panel" for letter, color in zip("ABC", COLORS, strict=True))
+                options = tuple(f"{letter}. {color} panel" for letter, color in zip("AB", SHOWN, strict=True))
                 return PanelScene(
-                    replace(room, things=tuple(panels)), camera_from_room, QUESTION, "ABC"[answer], options
+                    replace(room, things=tuple(panels)), camera_from_room, QUESTION, "AB"[answer], options
                 )
-        raise InputError(f"PanelOrder: {MAX_ATTEMPTS} rooms in a row show no three panels one after the other")
+        raise InputError(f"PanelOrder: {MAX_ATTEMPTS} rooms in a row show no two panels one after the other")

@@ -1,4 +1,4 @@
-"""Panels on the walls: the places at given distances, and the cameras that see a panel whole."""
+"""Panels: on the walls or free, the places at given distances, and the cameras that see a panel whole."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ def hang(color: str, center: Float64[np.ndarray, " 3"], wall: int | np.integer, 
     """Hang a plain panel on a wall."""
     size = np.array([width, width, height])
     size[WALLS[wall][0]] = THICKNESS_M
+    return _panel(color, center, size, 0.0)
+
+
+def stand(color: str, center: Float64[np.ndarray, " 3"], direction: float, width: float, height: float) -> Thing:
+    """Stand a plain panel in the room, upright to a horizontal direction in radians."""
+    return _panel(color, center, np.array([THICKNESS_M, width, height]), direction)
+
+
+def _panel(color: str, center: Float64[np.ndarray, " 3"], size: Float64[np.ndarray, " 3"], yaw: float) -> Thing:
     material = Material(0, (COLORS[color], COLORS[color]), 1.0, (0.0, 0.0))
     part = Part((0.0, 0.0, 0.0), to_vector(size), material)
-    return Thing(f"{color} panel", to_vector(center), to_vector(size), 0.0, (part,))
+    return Thing(f"{color} panel", to_vector(center), to_vector(size), yaw, (part,))
 
 
 def places_at(

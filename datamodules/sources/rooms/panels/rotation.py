@@ -8,16 +8,17 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms.panels.panel import hang, places_towards, seen
+from datamodules.sources.rooms.panels.panel import seen, stand
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, draw_shares, look_from, plain_room
 from datamodules.sources.rooms.scene import RoomScene
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-TURNS_DEG = np.geomspace(65, 295, 16).round()  # the answers: a panel that the first view does not show
+TURNS_DEG = np.geomspace(75, 285, 16).round()  # the answers: a panel that the first view does not show
 SIDE_M = (3.5, 4.0)
-SIZE_M = (0.4, 0.6)
+SIZE_M = (0.6, 0.8)
+AWAY_M = 1.2  # of the panel from the camera, horizontally
 CENTER_ABOVE_EYE_M = 0.2
 MAX_ATTEMPTS = 2000
 QUESTION = (
@@ -29,12 +30,14 @@ QUESTION = (
 class PanelRotation(PanelTask):
     """The direction of a panel from where the video starts to look, in degrees to the left, for a camera that turns.
 
-    Views are spread evenly over all directions, in random order. All cameras have nearly the same center: rotations
-    decide, and translations can't. If an encoding by rotations alone is as good as one by whole poses, translations
-    cost nothing where there are none; if one by translations alone is above the images, it contains rotations.
+    The panel stands in the room, upright to its direction from the camera. Views are spread evenly over all directions,
+    in random order. All cameras have nearly the same center: rotations decide, and translations can't. If an encoding
+    by rotations alone is as good as one by whole poses, translations cost nothing where there are none; if one by
+    translations alone is above the images, it contains rotations.
     """
 
     question_type: ClassVar[str] = "panel_turn"
+    version: ClassVar[int] = 3
 
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
         """Draw the answer, a room with a turning camera, and the panel in that direction."""
@@ -43,12 +46,12 @@ class PanelRotation(PanelTask):
             room, camera_from_room = self.draw_path(frames, rng)
             start = np.linalg.inv(camera_from_room[0])
             directions = np.arctan2(start[1, 2], start[0, 2]) + np.deg2rad(TURNS_DEG)
-            eyes = np.tile(start[:3, 3], (len(directions), 1))
-            eyes[:, 2] += rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M)
+            away = AWAY_M * np.stack([np.cos(directions), np.sin(directions), np.zeros_like(directions)], 1)
+            places = start[:3, 3] + away
+            places[:, 2] += rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M)
             width, height = rng.uniform(*SIZE_M, 2)
-            places, walls = places_towards(directions, eyes, room, width)
             if seen(places, camera_from_room[::TEMPORAL_PATCH_SIZE], K_px).any(0).all():  # every answer, not this one
-                room = replace(room, things=(hang("red", places[answer], walls[answer], width, height),))
+                room = replace(room, things=(stand("red", places[answer], directions[answer], width, height),))
                 return PanelScene(room, camera_from_room, QUESTION, f"{TURNS_DEG[answer]:.0f}")
         raise InputError(
             f"PanelRotation: {MAX_ATTEMPTS} rooms in a row hide a panel: take more --data.source.frames than {frames},"
