@@ -189,12 +189,11 @@ def document() -> str:
     view_symmetries = {name: make(32).symmetries for name, make in VIEW_MIXERS.items()}
     sections = {
         "symmetries": table("encoding, placement", symmetries),
-        "symmetries: columns": columns(Symmetries),
+        "symmetries: columns": columns(),
         "symmetries: hybrid decoders": table("encoding, placement", hybrid),
         "commutation errors": commutation_errors(),
         "pose axis": pose_axes(),
         "view mixers": table("view mixer", view_symmetries),
-        "view mixers: columns": columns(ViewSymmetries),
     }
     return filled(DOCUMENT, sections)
 
@@ -252,20 +251,23 @@ def rope(head: HeadLayout, base: float) -> Tensor:
     return base ** -(torch.arange(len(head.axes)) / len(head.axes))
 
 
-def table(title: str, rows: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:
-    """Return a table with one row per class, and "yes" for each symmetry."""
-    return markdown(
-        [
-            {title: name} | {HEADINGS[column]: "yes" if holds else "" for column, holds in asdict(symmetries).items()}
-            for name, symmetries in rows.items()
-        ]
-    )
+def table(title: str, encodings: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:
+    """Return a table with one row for the encodings of equal symmetries, and "yes" for each symmetry."""
+    groups: dict[Symmetries | ViewSymmetries, list[str]] = {}
+    for name, symmetries in encodings.items():
+        groups.setdefault(symmetries, []).append(f"`{name}`")
+    columns = asdict(next(iter(groups)))
+    lines = [[title, *(HEADINGS[column] for column in columns)], ["---"] * (1 + len(columns))]
+    lines += [
+        ["; ".join(names), *("yes" if held else "" for held in asdict(each).values())] for each, names in groups.items()
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def columns(kind: type[Symmetries] | type[ViewSymmetries]) -> str:
-    """Return a Markdown list that explains the columns, from the docstring of the dataclass."""
-    assert kind.__doc__ is not None
-    lines = kind.__doc__.split("Attributes:\n")[1].strip().splitlines()
+def columns() -> str:
+    """Return a Markdown list that explains the columns, from the docstring of `Symmetries`."""
+    assert Symmetries.__doc__ is not None
+    lines = Symmetries.__doc__.split("Attributes:\n")[1].strip().splitlines()
     names = {f"{name}:": f"- *{heading}*:" for name, heading in HEADINGS.items()}
     return "\n".join(" ".join(names.get(word, word) for word in line.split()) for line in lines)
 

@@ -58,9 +58,10 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     for path in (*(folder / name for folder in folders), CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path
-    names = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+    folder = CONFIGS.parent / RECIPES[1] if Path(name).parent.name == RECIPES[1] else CONFIGS
+    names = sorted(path.name for path in folder.glob("*.yaml"))
     meant = did_you_mean(Path(name).stem, (Path(each).stem for each in names), ".yaml")
-    raise InputError(f"no config {name}, neither here nor in configs/ ({', '.join(names)}){meant}")
+    raise InputError(f"no config {name}, neither here nor in {folder.name}/ ({', '.join(names)}){meant}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

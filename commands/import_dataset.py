@@ -84,7 +84,8 @@ def import_dataset(arguments: list[str]) -> None:
     poses = settings.poses or FORMATS[settings.dataset]()
     scenes = find_scenes(root, poses.marker)
     if not scenes:
-        raise InputError(f"{root}: no scene of {settings.dataset} there, which has {poses.marker}")
+        looked = f"there or up to {DEPTH} folders below"
+        raise InputError(f"{root}: no scene of {settings.dataset} {looked}: each has {poses.marker}")
     videos = find_videos(Path(settings.videos).expanduser()) if settings.videos else None
     (output / settings.dataset).mkdir(parents=True, exist_ok=True)
     make = partial(import_scene, poses=poses, output=output / settings.dataset, clock=settings.clock)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.tables import filled, markdown
-from docs.path_of_a_batch import recorded_files, role
+from docs.path_of_a_batch import recorded_files
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
@@ -47,13 +47,17 @@ SEAMS = (
 
 def document() -> str:
     """Return docs/architecture.md with up-to-date tables."""
-    return filled(DOCUMENT, {"path": path_table(), "seams": seam_table()})
+    return filled(DOCUMENT, {"path": path_list(), "seams": seam_table()})
 
 
-def path_table() -> str:
-    """Return a table with one row per file between an annotation file and the loss, as recorded."""
-    files = enumerate(recorded_files(), 1)
-    return markdown([{"": i, "file": link(file), "role": role(file)} for i, file in files])
+def path_list() -> str:
+    """Return a list of the files between an annotation file and the loss, by folder, as recorded."""
+    folders: dict[Path, list[Path]] = {}
+    for file in map(Path, recorded_files()):
+        folders.setdefault(file.parent, []).append(file)
+    return "\n".join(
+        f"- `{folder}/`: {', '.join(link(str(file), file.stem) for file in files)}" for folder, files in folders.items()
+    )
 
 
 def seam_table() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import sys
 from collections.abc import Iterator
@@ -83,9 +82,3 @@ def recording() -> Iterator[list[str]]:
         path.relative_to(ROOT).as_posix() for path in paths if path.is_relative_to(ROOT) and ".venv" not in path.parts
     )
     files += [name for name in names if name.split("/")[0] in PACKAGES]
-
-
-def role(file: str) -> str:
-    """Returns the first line of a file's docstring."""
-    docstring = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
-    return docstring.splitlines()[0] if docstring else ""

@@ -255,11 +255,13 @@ def commands_page() -> str:
 
 
 def configs_page() -> str:
-    """Every config of configs/."""
+    """Every config of configs/, and the files for sbatch."""
     page = [
         "# Configs",
         "`--config NAME.yaml` takes a file of this name in `configs/`, or a path; several compose in any order.",
     ]
-    for file in sorted((ROOT / "configs").glob("*.yaml")):
-        page.append(f"## {file.name} {{: #{file.stem} }}\n\n```yaml\n{file.read_text(encoding='utf-8').strip()}\n```")
+    for file in (*sorted((ROOT / "configs").glob("*.yaml")), *sorted((ROOT / "configs/slurm").iterdir())):
+        language = "yaml" if file.suffix == ".yaml" else "bash"
+        text = file.read_text(encoding="utf-8").strip()
+        page.append(f"## {file.name} {{: #{file.stem} }}\n\n```{language}\n{text}\n```")
     return "\n\n".join(page) + "\n"

@@ -1,4 +1,4 @@
-"""The commands of "Running experiments" run in their order, at the least size; of released models the tiny ones."""
+"""The commands of the guide run in their order, at the least size, of released models tiny ones; or are understood."""
 
 from __future__ import annotations
 
@@ -13,10 +13,19 @@ from pathlib import Path
 import pytest
 
 import main
+from commands.arguments import preprocess_argv
+from commands.planning.training import parse
+from zoo.errors import InputError
 
 ROOT = Path(main.__file__).parent
-TEXT = (ROOT / "docs/guide/running.md").read_text(encoding="utf-8").replace("\\\n", "")
-COMMANDS = [line.strip() for line in re.findall(r"^    python main\.py .*$", TEXT, re.MULTILINE)]
+TEXTS = {
+    page: (ROOT / f"docs/guide/{page}.md").read_text(encoding="utf-8").replace("\\\n", "")
+    for page in ("running", "models", "full_size")
+}
+COMMANDS = {
+    page: [line.strip() for line in re.findall(r"^    (?:python main\.py|sbatch) .*$", text, re.MULTILINE)]
+    for page, text in TEXTS.items()
+}
 NAMES = {  # of this page, for what a reader has of his own
     "runs/mine": "runs/mine-*",
     "runs/<supervised run>": "runs/mine-*",
@@ -35,16 +44,38 @@ MORE = {  # the first that fits
     r"predict ": MODEL,
     r"report .*--verify": "--row PRoPEMLLM",
     r"fit --config prope.yaml$": f"{SMALL} --name mine",
+    r"fit .*geometry_tiny": f"{DATA} --trainer.max_steps 1 --trainer.limit_val_batches 0",
+    r"fit .*geometry_cache": f"{SMALL} --model.geometry TinyVGGT --data.keep_in_memory false",
     r"fit .*--print_config": "",
     r"fit .*--data.num_frames": SMALL.replace("--data.num_frames 4 ", ""),
     r"fit ": SMALL,
     r"select-frames ": DATA,
+    r"cache-geometry .*--split train": f"{GEOMETRY} --data.train_sampler null",  # as every full scale
     r"cache-geometry ": GEOMETRY,
     r"cache-frames ": f"{DATA} --data.train_sampler null --data.keep_in_memory false",
     r"test .*(SceneFolder|Conversations)": "--data.num_frames 4",
     r"study .*--verify": "--settings GTA",  # which has no result to verify
     r"study ": "--dry_run",
     r"probe ": "--scenes 2 --split train",
+}
+FULL = "--config spatial_mllm.yaml --config scale_3b.yaml"
+AROUND = {  # what the text around options names: the first that fits
+    r"--config (?!scale|strategy)": "{}",
+    r"deepstack": "--config spatial_mllm.yaml --config scale_tiny_qwen3.yaml {}",
+    r"UnrotatedChannels": "--config prope.yaml --config scale_tiny_qwen3_5.yaml {}",
+    r"DeltaNetLayers": "--config scale_tiny_qwen3_5.yaml {} --model.camera_encoding.encoding.apply_to vo",
+    r"PretrainedDA3": "--config spatial_mllm.yaml --model.geometry TinyDA3",  # released sizes are in a file
+    r"scale_from": f"{FULL} --model PRoPEMLLM --model.camera_source predicted {{}}",
+    r"camera_encoding.count": "--config prope.yaml --config scale_3b.yaml --model.camera_encoding PoseAxis {}",
+    r"fusion.mode": f"{FULL} --model.fusion CameraTokenFusion {{}}",
+    r"geometry.layers|CameraTokenFusion|vggt-1b": f"{FULL} {{}}",
+    r"camera_source": "--config prope.yaml --config scale_3b.yaml {}",
+    r"PosedScenes": "{} --data.source.root raw --data.source.poses ScanNet",
+    r"fusion.axis": "--config concat_split.yaml {}",
+    r"fusion|geometry": "--config spatial_mllm.yaml {}",
+    r"teacher|train_frame_pairing": "--config geovr_tiny.yaml {}",
+    r"frame_cache": "--config prope.yaml {} --data.keep_in_memory false",
+    r"": "--config prope.yaml {}",
 }
 DOORS = """
 from zoo.benchmarks import OwnQuestions
@@ -89,14 +120,79 @@ def write_files(folder: Path, rooms_root: Path) -> None:
     (folder / "my_benchmark.py").write_text(DOORS)
 
 
+def options_of(page: str) -> list[str]:
+    """Commands of training and tests, and options in the text of a page, each with what the text names around it."""
+    text = TEXTS[page]
+    blocks = [re.sub(r"^sbatch .*\.sbatch", "fit", command.partition(" #")[0]) for command in COMMANDS[page]]
+    spans = [
+        " ".join(span.split()) for span in re.findall("`([^`]+)`", re.sub(r"^    .*$", "", text, flags=re.MULTILINE))
+    ]
+    found = []
+    for words in blocks + spans:
+        words = words.removeprefix("python main.py ").replace(" --config ...", "").replace(" ...", "")
+        for name, meaning in re.findall(r'(\w+)="([^"]*)"', text):
+            words = words.replace(f"${name}", meaning)
+        if not re.match(r"(fit|test|--(model|data)[\w.]+|--config) \S", words):
+            continue
+        command, options = words.split(" ", 1) if words[0] != "-" else ("fit", words)
+        around = next(around for part, around in AROUND.items() if re.search(part, options))
+        found.append(f"{command} {around.format(options)}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "count"), [("models", 35), ("full_size", 12)])
+def test_its_options_are_understood(
+    page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """By the parser, and by the model and the DataModule, which are built without memory."""
+    monkeypatch.chdir(tmp_path)
+    failed = []
+    for command in dict.fromkeys(options_of(page)):
+        words = shlex.split(command)
+        monkeypatch.setattr(sys, "argv", ["main.py", *words, "--print_config"])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        failed += [f"{command}\n    {end.value}"] if end.value.code else []
+        if "data/mine" in command and "datamodules.SceneFolder" not in capsys.readouterr().out:
+            failed.append(f"{command}\n    data/mine would be the cache of rendered rooms")
+        if "geometry_tiny" in command:
+            continue  # which learns from no questions
+        hub = shlex.split(re.sub(r"--model\.\w+\.path weights/\S+", "", command))  # whose sizes are known
+        try:
+            parse(preprocess_argv(["plan", *hub[1:]])[1:])
+        except InputError as error:
+            failed.append(f"{command}\n    {error}")
+    assert len(set(options_of(page))) > count and not failed, "\n".join(failed)
+
+
+@pytest.mark.slow
+def test_the_studies_at_full_size_are_listed_and_have_files_for_sbatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "studies", tmp_path / "studies")
+    printed = []
+    for command in (each.partition(" #")[0] for each in COMMANDS["full_size"] if " study " in each):
+        few = ["--settings", "Qwen2.5-VL as released"] if "--print_scripts" in command else ["--dry_run"]
+        monkeypatch.setattr(sys, "argv", [*shlex.split(command)[1:], *few])
+        main.main()
+        printed.append(capsys.readouterr().out)
+    assert [len(re.findall("main.py fit", each)) for each in printed] == [3, 3, 0]
+    assert len(list(tmp_path.glob("runs/studies/seed_question/scripts/*.sbatch"))) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_its_commands_run_in_their_order(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("page", "count"), [("running", 30), ("models", 5)])
+def test_its_commands_run_in_their_order(
+    page: str, count: int, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     write_files(tmp_path, rooms_root)
     failed = []
-    for command in COMMANDS:
+    for command in COMMANDS[page]:
         monkeypatch.delenv("ZOO_RUN", raising=False)
         words = [found for word in shlex.split(made_small(command)) for found in (glob(word) or [word])]
         print("$", *words)
@@ -105,4 +201,4 @@ def test_its_commands_run_in_their_order(tmp_path: Path, rooms_root: Path, monke
             main.main()
         except SystemExit as end:  # 1 of a report: the score is not the published one
             failed += [f"{command}\n    {end}"] if isinstance(end.code, str) else []
-    assert len(COMMANDS) > 30 and not failed, "\n".join(failed)
+    assert len(COMMANDS[page]) > count and not failed, "\n".join(failed)

@@ -91,13 +91,17 @@ def test_a_score_that_differs_or_has_no_source_is_found() -> None:
     assert unsourced(f"{text}\nIt scores 0.613 to 0.62, and with `--x 0.5` +0.013 more.") == ["0.613", "0.62", "+0.013"]
 
 
-def test_a_command_with_a_users_score_sets_what_it_needs() -> None:
+def commands_with_a_users_score() -> list[str]:
+    """Returns the two commands of the guide, with their variables filled in."""
     text = (ROOT / "docs/guide/full_size.md").read_text(encoding="utf-8").replace("\\\n", "")
     variables = dict(re.findall(r'^    (\w+)="(.*?)"', text, re.MULTILINE))
-    commands = re.findall(rf"^    (python main.py .*?) +# (?:{'|'.join(USERS)})$", text, re.MULTILINE)
-    assert len(commands) == 2
-    for words in commands:
-        assert "--model.repetition_penalty 1.05" in re.sub(r"\$(\w+)", lambda name: variables[name[1]], words)
+    commands = re.findall(rf"^    python main.py (.*?) +# (?:{'|'.join(USERS)})$", text, re.MULTILINE)
+    return [re.sub(r"\$(\w+)", lambda name: variables[name[1]], words) for words in commands]
+
+
+def test_a_command_with_a_users_score_sets_what_it_needs() -> None:
+    commands = commands_with_a_users_score()
+    assert len(commands) == 2 and all("--model.repetition_penalty 1.05" in words for words in commands)
 
 
 @pytest.mark.skipif("ZOO_GOLDEN" not in os.environ, reason="ZOO_GOLDEN is unset: no published numbers")

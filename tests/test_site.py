@@ -82,6 +82,16 @@ def test_an_undocumented_public_name_is_found(tmp_path: Path, monkeypatch: pytes
     assert found == [f"undocumented_module.{name}" for name in ("Part", "Part.new", "function")]
 
 
+def test_no_public_name_is_undocumented() -> None:
+    assert not [name for module in site.modules() for name in site.undocumented(module)]
+
+
+def test_a_link_to_a_config_or_a_file_for_sbatch_has_a_heading() -> None:
+    page = site.configs_page()
+    files = [path for path in (ROOT / "configs").rglob("*") if path.is_file()]
+    assert len(files) > 40 and not [path.name for path in files if f"{{: #{path.stem} }}" not in page]
+
+
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, for pages to be broken in."""
@@ -113,7 +123,7 @@ def test_the_site_is_whole_and_loads_nothing_from_elsewhere(repository: Path) ->
 @pytest.mark.slow
 def test_a_broken_link_and_an_undocumented_name_fail(repository: Path) -> None:
     pytest.importorskip("material")
-    page, module = repository / "docs/concepts/exact.md", repository / "zoo/errors.py"
+    page, module = repository / "docs/concepts/cameras.md", repository / "zoo/errors.py"
     text, source = page.read_text(), module.read_text()
     page.write_text(f"{text}\n[nowhere](nowhere.md) and [no part](glossary.md#nothing)\n")
     module.write_text(f"{source}\n\ndef unexplained() -> None: ...\n")

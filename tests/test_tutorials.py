@@ -19,6 +19,7 @@ from datamodules.trajectories.base import upright_turns
 from tests.commands.test_import_dataset import LAYOUTS
 from tests.datamodules.clips import numbered_frame, write_video
 from tests.datamodules.trajectories.captures import NAMES, colmap, walk
+from tests.test_scores import commands_with_a_users_score
 from tests.zoo.encodings import test_properties
 from zoo.encodings import CameraEncoding
 from zoo.encodings.reference_attention import HEAD
@@ -123,9 +124,8 @@ def test_your_own_videos(tmp_path: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_reproduce_0532_names_options_that_exist(tmp_path: Path, run: Run) -> None:
-    commands = write_files("reproduce_0532.md", tmp_path)
-    (words,) = commands
+@pytest.mark.parametrize("words", commands_with_a_users_score())
+def test_reproduce_0532_names_options_that_exist(words: str, run: Run) -> None:
     printed = run(f"{words} --print_config")
     assert "repetition_penalty: 1.05" in printed and "- room_size_estimation" in printed
 

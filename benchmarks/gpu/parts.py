@@ -105,7 +105,7 @@ def step_row(title: str, command: Command) -> Row:
     finally:
         task = inputs = step = None  # type: ignore[assignment]
         release()
-    tokens, operations = command.sizes().scenes * planned.cost.sequence_tokens, planned.cost.flops[False]
+    tokens, operations = command.sizes().scenes * planned.cost.sequence_tokens, planned.cost.steps[False].flops
     peak = next((each for name, each in PEAK.items() if name in card(bench)), None)
     mfu = "-" if peak is None else f"{operations / seconds / peak:.1%}"
     row |= {"tokens": f"{tokens:,}", "s, median": f"{seconds:.3f}", "tokens/s": f"{tokens / seconds:,.0f}"}

@@ -52,7 +52,7 @@ def alternatives_table(training: Training, arguments: list[str]) -> Table:
 def described(training: Training) -> str:
     """The sizes of a batch and of a step."""
     cost, batch = training.cost, training.batch
-    operations = cost.flops[training.setup.checkpointing] * training.accumulated
+    operations = cost.steps[training.setup.checkpointing].flops * training.accumulated
     tera = operations / 1e12
     flops = f"{tera:,.1f}" if tera >= 10 else f"{tera:.3g}"
     raw = " x ".join(map(str, training.video))

@@ -76,7 +76,7 @@ class Training(NamedTuple):
 
     def operations(self, setup: Setup) -> float:
         """Floating-point operations of each GPU in the whole `length`."""
-        return float(self.cost.flops[setup.checkpointing]) * self.accumulated * self.length.steps
+        return float(self.cost.steps[setup.checkpointing].flops) * self.accumulated * self.length.steps
 
     def shards(self, setup: Setup, gpus: int | None = None) -> int:
         """Number of GPUs that share one copy of the weights."""
@@ -90,7 +90,7 @@ class Training(NamedTuple):
             "gradients": cost.gradients / shards,
             "optimizer": cost.optimizer / shards,
             "gathered": float(cost.gathered[self.accumulated > 1]) if shards > 1 else 0.0,
-            "activations": float(cost.activations[setup.checkpointing]),
+            "activations": float(cost.steps[setup.checkpointing].activations),
         }
 
     def evaluation(self, setup: Setup, gpus: int | None = None) -> float:
@@ -141,6 +141,8 @@ def parse(arguments: list[str]) -> Training:
     for option, value in {"gpus": gpus, **{name: settings[name] for name in POSITIVE[1:]}}.items():
         if value is not None and value <= 0:
             raise InputError(f"--{option} {value}: more than 0")
+    if not issubclass(task_class := resolve_name(settings.model.class_path), VideoQATask):
+        raise InputError(f"plan counts a model that learns from questions, and {task_class.__name__} does not")
     options, data = settings.model.init_args, settings.data.init_args
     checkpointing, options.gradient_checkpointing = options.gradient_checkpointing, False
     rendered = None if _is_pretrained(options.backbone) else getattr(data.source, "init_args", {}).get("size")
@@ -154,8 +156,6 @@ def parse(arguments: list[str]) -> Training:
     with torch.device("meta"):  # no weights are read, nor looked for
         built: Any = parser.instantiate_classes(settings)
     task, module = built.model, built.data
-    if not isinstance(task, VideoQATask):
-        raise InputError(f"plan counts a model that learns from questions, and {type(task).__name__} does not")
     height, width = resized(module, task, size)
     kind: MediaKind = "video" if module.frames_as == "video" else "image"
     num_frames = module.num_frames // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE

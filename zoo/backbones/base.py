@@ -135,6 +135,10 @@ class Backbone(nn.Module, ABC):
         # need: a frozen vision tower would keep its whole graph, some 18 GB at full size
         self.vlm.disable_input_require_grads()
 
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep all activations for the backward pass."""
+        self.vlm.activation_checkpointing_disable()
+
     def compile_layers(self) -> None:
         """Compile attention, MLP and norms of each decoder layer for training, inside of its gradient checkpoint.
 

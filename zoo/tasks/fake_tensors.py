@@ -72,13 +72,16 @@ class Footprint(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # most calls
+            return args[0].fake_device
         if func is aten._fused_sdp_choice.default:
             return SDPBackend.FLASH_ATTENTION.value
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return True  # the only ones that are asked for: whether cameras are valid
         if isinstance(args[0] if args else None, FakeTensor) and func.overloadpacket in (aten.index, aten.index_put_):
             args = (args[0], _as_counts(args[1]), *args[2:])
-        output = func(*args, **kwargs)
+        # what `func` would come to, by way of the dispatcher and of FakeTensor
+        output = fake_mode().dispatch(func, types, args, kwargs) if FakeTensor in types else func(*args, **kwargs)
         for leaf in tree_leaves(output):
             if isinstance(leaf, Tensor):
                 self._track(leaf)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,33 @@ class BatchSizes:
         return steps, self.height // patch_size, self.width // patch_size
 
 
+class StepCost(NamedTuple):
+    """What one step takes.
+
+    Attributes:
+        activations: Most bytes at once of all tensors but weights, gradients and the optimizer's state.
+        flops: Floating-point operations of forward and backward pass.
+    """
+
+    activations: int
+    flops: int
+
+
+class StepCosts(dict[bool, StepCost]):
+    """What a step takes without and with gradient checkpointing; each is counted when it is first asked for.
+
+    Args:
+        count_step: Counts a step; its argument is whether with checkpointing.
+    """
+
+    def __init__(self, count_step: Callable[[bool], StepCost]) -> None:
+        super().__init__()
+        self._count_step = count_step
+
+    def __missing__(self, checkpointing: bool) -> StepCost:
+        return self.setdefault(checkpointing, self._count_step(checkpointing))
+
+
 @dataclass
 class TrainingCost:
     """What a training step takes on one GPU that holds the whole model.
@@ -67,8 +95,7 @@ class TrainingCost:
         weights: Bytes of the parameters and buffers.
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state.
-        activations: Most bytes of all other tensors at once, without and with gradient checkpointing.
-        flops: Floating-point operations of forward and backward pass, without and with gradient checkpointing.
+        steps: What a step takes, without and with gradient checkpointing.
         visual_tokens: Of a scene.
         sequence_tokens: Of the longest sequence.
         gathered: Bytes that a sharded model holds beside its shard in a step, of one batch and of several, see
@@ -81,8 +108,7 @@ class TrainingCost:
     weights: int = 0
     gradients: int = 0
     optimizer: int = 0
-    activations: dict[bool, int] = field(default_factory=dict)
-    flops: dict[bool, int] = field(default_factory=dict)
+    steps: dict[bool, StepCost] = field(default_factory=dict)
     visual_tokens: int = 0
     sequence_tokens: int = 0
     gathered: dict[bool, int] = field(default_factory=dict)
@@ -90,7 +116,7 @@ class TrainingCost:
 
 
 def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> TrainingCost:
-    """Run a training step without and with gradient checkpointing, and counts.
+    """Count parameters, bytes and tokens, and make the steps ready to be counted.
 
     Args:
         task: Built on the meta device without gradient checkpointing; its tensors become fake.
@@ -109,19 +135,23 @@ def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> Train
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # of earlier batches of the same step, or DDP's buckets
     cost.optimizer = optimizer_bytes(task)
-    # 2. The step.
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.backbone.enable_gradient_checkpointing()
-        held = [*task.parameters(), *task.buffers(), *(p.grad for p in trained if p.grad is not None)]
-        with Footprint(held) as step:
-            run_step(task, batch, precision)
-        cost.activations[checkpointing], cost.flops[checkpointing] = step.peak, step.flops
-    # 3. Tokens.
+    # 2. Tokens.
     sequences = example_batch(model, batch).sequences
     assert sequences is not None
     cost.visual_tokens, cost.sequence_tokens = sequences.visual_counts[0], max(sequences.lengths)
+    # 3. The step, which takes seconds to count.
+    cost.steps = StepCosts(partial(count_step, task, batch, precision))
     return cost
+
+
+def count_step(task: VideoQATask, batch: BatchSizes, precision: str, checkpointing: bool) -> StepCost:
+    """Run a training step of a task with fake tensors, and count."""
+    backbone = task.model.backbone
+    (backbone.enable_gradient_checkpointing if checkpointing else backbone.disable_gradient_checkpointing)()
+    gradients = (parameter.grad for parameter in task.parameters() if parameter.grad is not None)
+    with Footprint([*task.parameters(), *task.buffers(), *gradients]) as step:
+        run_step(task, batch, precision)
+    return StepCost(step.peak, step.flops)
 
 
 def run_step(task: VideoQATask, batch: BatchSizes, precision: str) -> None:
@@ -196,7 +226,7 @@ def example_questions(model: SpatialVLM, sizes: BatchSizes) -> tuple[list[SceneI
     given = geometry if needs.cameras or needs.depth or needs.targets else None
     scenes = [
         SceneInputs(
-            fake_tensor(math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2),
+            fake_tensor(math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8),
             grid,
             kind=sizes.kind,
             frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8) if needs.frames else None,

@@ -133,6 +133,7 @@ class VideoQATask(Task):
 
     @property
     def sequence_builder(self) -> SequenceBuilder:  # type: ignore[override]
+        """Builder of the sequences of questions to answer."""
         return self.model.sequence_builder
 
     def geometry_reader(self, *, training: bool) -> GeometryReader | None:

@@ -115,10 +115,12 @@ class UnopenedTensors(LazyTensors):
 
     @property
     def names(self) -> Collection[str]:  # type: ignore[override]
+        """Names of the tensors; opens the files."""
         return self._opened.names
 
     @property
     def files(self) -> tuple[Path, ...]:  # type: ignore[override]
+        """Files of the tensors."""
         return self._opened.files
 
     def __getitem__(self, name: str) -> Tensor:
@@ -137,6 +139,7 @@ class PrefixView(LazyTensors):
 
     @property
     def files(self) -> tuple[Path, ...]:  # type: ignore[override]
+        """Files of the tensors."""
         return files_of(self.tensors)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -165,6 +168,7 @@ class FirstNames(LazyTensors):
 
     @property
     def files(self) -> tuple[Path, ...]:  # type: ignore[override]
+        """Files of the tensors."""
         return files_of(self.tensors)
 
     def __getitem__(self, name: str) -> Tensor:

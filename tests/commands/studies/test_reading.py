@@ -86,6 +86,7 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
     path = str(write_study(tmp_path / "toys.yaml"))
     for words, expected in (
         (["--settings", "PRoPe"], "there is no setting PRoPe; did you mean PRoPE"),
+        (["--settings", "GTA"], "there is no setting GTA; known: none PRoPE"),
         (["--columns", "lop"], "there is no column lop; did you mean loop"),
         (["--seeds", "7"], "there is no seed 7"),
         (["--seeds", "0", "0"], "seed 0 is given twice"),

@@ -26,7 +26,9 @@ class URoPE(PerViewEncoding):
     Args:
         min_depth: Depth of the first key head along the ray, in meters or units of `scale`.
         max_depth: The depth that one more head would have.
-        world: `apply_to`, `channels` and `scale`, see `PerViewEncoding`.
+        apply_to: See `PerViewEncoding`.
+        channels: See `PerViewEncoding`.
+        scale: See `PerViewEncoding`.
 
     Raises:
         InputError: Not 0 < min_depth < max_depth.

@@ -40,7 +40,9 @@ class RayRoPE(PerViewEncoding):
         depth: `predicted` by each layer, under supervision with `RayDepthPrediction`; or `known`, the depth of the
             dataset or, with `--model.camera_source predicted`, of the geometry encoder: the median within the token.
         predicts_width: Predict the half width of the log depth too; without, depths are certain.
-        world: `apply_to`, `channels` and `scale`, see `PerViewEncoding`.
+        apply_to: See `PerViewEncoding`.
+        channels: See `PerViewEncoding`.
+        scale: See `PerViewEncoding`.
 
     Example:
         >>> from zoo.encodings.decoder_layout import HeadLayout
