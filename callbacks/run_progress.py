@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +13,35 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 from zoo.progress import SHARE, Loop
 
+SHOWN = ("loss", "reward")  # of what a training step logs; the loss that it returns is weighted
+SECONDS = 2.0  # between two readings
+
+
+def read_shown(trainer: Trainer) -> dict[str, str]:
+    """Return the logged values that are shown, as text; reading them waits for the device."""
+    logged = trainer.callback_metrics
+    return {name: f"{float(logged[key]):.4g}" for name in SHOWN if (key := f"train/{name}") in logged}
+
 
 def progress_bar() -> ProgressBar:
-    """Return tqdm's bar (steps, rate, ETA) if stdout is a terminal, else `PlainProgress`."""
-    return TQDMProgressBar() if sys.stdout.isatty() else PlainProgress()
+    """Return a bar (steps, rate, ETA) if stdout is a terminal, else `PlainProgress`."""
+    return TerminalProgress() if sys.stdout.isatty() else PlainProgress()
+
+
+class TerminalProgress(TQDMProgressBar):
+    """Lightning's bar with the loss, which is read every two seconds.
+
+    Lightning reads what a step logs with `prog_bar=True` at each step, and so waits for the device.
+    """
+
+    _shown: dict[str, str] = {}
+    _read_at = -math.inf
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return what the bar shows."""
+        if (now := time.monotonic()) - self._read_at >= SECONDS:
+            self._shown, self._read_at = read_shown(trainer), now
+        return {**super().get_metrics(trainer, pl_module), **self._shown}
 
 
 class PlainProgress(ProgressBar):
@@ -49,13 +76,12 @@ class PlainProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Print a line with the logged `train/loss` if one is due; what a step returns is weighted."""
+        """Print a line with the loss if one is due."""
 
-        def loss() -> str:  # called when a line is due only, since reading the loss waits for the device
-            logged = trainer.callback_metrics
-            return f"loss {float(logged['train/loss']):.4g}" if "train/loss" in logged else ""
+        def note() -> str:
+            return "  ".join(f"{name} {value}" for name, value in read_shown(trainer).items())
 
-        self._advance(self._fit, trainer.global_step, loss)
+        self._advance(self._fit, trainer.global_step, note)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start to count batches."""

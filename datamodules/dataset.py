@@ -140,7 +140,7 @@ class SceneDataset(Dataset):
         """Return a scene with all of its questions, or with those that a training step asks."""
         if isinstance(key, TrainingItem):
             item = key
-            seed_draws(item.epoch, item.scene, *item.questions)  # for samplers that draw, whichever worker reads it
+            seed_draws(item.epoch, item.scene)  # for samplers that draw, whichever process asks which questions
         else:
             item = TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         scene = self.scenes[item.scene]

@@ -278,6 +278,7 @@ WAITS = {
     aten.linalg_svd: "svd",
     aten._linalg_svd: "svd",
     aten._linalg_det: "det",
+    aten.item: "item",  # as it arrives in inference mode
     aten.is_nonzero: "bool",
 }
 MIXES = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten.copy_, aten._to_copy}

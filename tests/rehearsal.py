@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -20,10 +20,10 @@ from tests import pretended_gpu as pretend
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from zoo import CameraPrediction, DepthPrediction, LoRA, MaskedViews
+from zoo.backbones.base import Backbone
 from zoo.backbones.patch_embedding import PatchEmbedding
 from zoo.geometry import DatasetGeometry, TinyVGGT
 from zoo.prefix_cache import answer_batch
-from zoo.tasks import VideoQATask
 from zoo.tasks.optim import parameter_groups
 
 VGGT: dict[str, Any] = {"geometry": lambda: TinyVGGT(embed_dim=32, depth=4, heads=("camera", "depth"))}
@@ -41,7 +41,7 @@ MORE: dict[str, dict[str, Any]] = {
     "pose index on predicted cameras": {**MODELS["PathLengthIndex"], "camera_source": "predicted", **VGGT},
     "repetition penalty": {"repetition_penalty": 1.05},
 }
-PLANTS = ("cpu", "wait", "convolution", "stock attention")
+PLANTS = ("cpu", "autocast", "wait", "convolution", "stock attention")
 Parts = dict[str, pretend.Log]
 
 
@@ -57,7 +57,7 @@ def rehearse(name: str, family: str, packs: bool, plant: str | None) -> Parts:
     elif plant == "stock attention":
         task.model.backbone.decoder.config._attn_implementation = "sdpa"
     elif plant is not None:
-        task.model.backbone.embed = planted(task, plant)  # type: ignore[method-assign]
+        plant_in(task.model.backbone, plant)
     task.train()
     found: Parts = {}
     with pretend.on_pretended_cuda():
@@ -90,16 +90,23 @@ def rehearse(name: str, family: str, packs: bool, plant: str | None) -> Parts:
     return found
 
 
-def planted(task: VideoQATask, what: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The embedding with a fault: a tensor on the CPU, or a wait."""
-    embed, offset = task.model.backbone.embed, torch.zeros(1, 1, 1)
+def plant_in(backbone: Backbone, what: str) -> None:
+    """Plant a tensor or autocast of the CPU in the embedding, or a wait in each pass of the decoder."""
+    embed, decode, offset = backbone.embed, backbone.decode, torch.zeros(1, 1, 1)
 
     def faulty(ids: torch.Tensor) -> torch.Tensor:
-        if what == "wait":
-            ids.amax().item()
-        return embed(ids) + offset if what == "cpu" else embed(ids)
+        with torch.autocast("cpu", enabled=False) if what == "autocast" else nullcontext():
+            return embed(ids) + offset if what == "cpu" else embed(ids)
 
-    return faulty
+    def waiting(*arguments: Any, **options: Any) -> Any:
+        output = decode(*arguments, **options)
+        output.last_hidden_state.amax().item()
+        return output
+
+    if what == "wait":
+        backbone.decode = waiting  # type: ignore[method-assign]
+    else:
+        backbone.embed = faulty  # type: ignore[method-assign]
 
 
 def main() -> None:

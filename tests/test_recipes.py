@@ -124,6 +124,12 @@ def test_a_recipe_names_no_part_of_a_model_and_no_scale(name: str) -> None:
         load_configs([str(recipe), "recipe_lora.yaml", "scale_7b.yaml"])  # which are both recipes
 
 
+@pytest.mark.parametrize("recipe", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_recipe_averages_its_loss_as_published_and_its_page_says_so(recipe: Path) -> None:
+    average = read_config(recipe)["model"]["init_args"]["average"]
+    assert average == "micro_batch_tokens" and f"`average: {average}`" in recipe.with_suffix(".md").read_text()
+
+
 def test_the_larger_recipe_replaces_the_data_alone() -> None:
     small, large = (read_config(REPOSITORY / f"recipes/spatial_mllm_{size}.yaml") for size in ("135k", "820k"))
     assert len(large["data"]["init_args"]["source"]["init_args"].pop("parts")) == 4

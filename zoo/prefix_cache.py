@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
@@ -87,7 +88,7 @@ class CachedPrefix:
         self.states = read_states(self.cache)
         self.length = input_ids.shape[1]
         # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
-        self.next_position = int(inputs["position_ids"][..., -1].amax()) + 1 if next_position is None else next_position
+        self.next_position = inputs["position_ids"][..., -1].amax() + 1 if next_position is None else next_position
         encoding = inputs.get("camera_encoding")
         self.encoding = None if encoding is None else encoding.for_decode_step()
         self.groups = torch.full_like(input_ids, PREFIX)
@@ -140,24 +141,24 @@ class CachedPrefix:
         # 2. The answers, one token of each at a time.
         answers: list[list[int]] = [[] for _ in questions]
         drawn: list[list[float]] = [[] for _ in questions]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds or ()]
+        generators = [random.Random(seed) for seed in seeds or ()]
         errors: dict[int, str] = {}
         going = list(range(len(questions)))
         for step in range(max_new_tokens):
             logits = self.backbone.lm_head(hidden)
             if self.penalize is not None:
                 logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
-            draws = [torch.rand((), generator=generators[n]).item() for n in going] if generators else []
-            chosen, log_probs = self.choose(logits, _on_device(draws, device) if draws else None)
+            draws = [generators[n].random() for n in going] if generators else []
+            chosen, log_probs = self.choose(logits, _on_device(draws, device, torch.float64) if draws else None)
             found = torch.where(logits.amax(-1).isfinite(), chosen, BROKEN)
-            if log_probs is not None:
-                for n, value in zip(going, log_probs.tolist(), strict=True):
-                    drawn[n].append(value)
-            for n, token in zip(going, found.tolist(), strict=True):  # the wait
+            # both at once, since the host waits for each; float64 holds ids exactly
+            told = found[None] if log_probs is None else torch.stack((found.double(), log_probs.double()))
+            for n, token, *log_prob in zip(going, *told.tolist(), strict=True):
                 if token == BROKEN:
                     errors[n] = f"the logits of token {step + 1} of the answer are not finite"
                 else:
-                    answers[n].append(token)
+                    answers[n].append(int(token))
+                drawn[n] += log_prob
             kept = [i for i, n in enumerate(going) if n not in errors and answers[n][-1] not in stops]
             if not kept or step + 1 == max_new_tokens:
                 break
@@ -220,9 +221,9 @@ class CachedPrefix:
         return torch.cat(hidden)
 
 
-def _on_device(values: list[Any], device: torch.device) -> Tensor:
+def _on_device(values: list[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers of the host on a device, without a wait for it."""
-    tensor = torch.tensor(values)
+    tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 

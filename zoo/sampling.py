@@ -60,9 +60,9 @@ class Sampling:
                 the device.
         """
         log_probs = (to_float32(logits) / self.temperature).log_softmax(-1)
-        probs = log_probs.exp().nan_to_num(1.0)  # multinomial refuses NaN, which the caller reports
-        if self.excluded:
-            probs[:, list(self.excluded)] = 0.0
+        probs = log_probs.exp().nan_to_num(1.0)  # the caller reports them
+        for excluded in self.excluded:  # a list of them as an index would be copied to a GPU, which waits
+            probs[:, excluded] = 0.0
         if self.top_k is not None and self.top_k < probs.shape[-1]:
             probs = probs.where(probs >= probs.topk(self.top_k).values[:, -1:], 0.0)
         if self.top_p < 1:
@@ -71,7 +71,8 @@ class Sampling:
             kept = before < self.top_p * ordered.sum(-1, keepdim=True)
             probs = torch.zeros_like(probs).scatter(-1, order, ordered * kept)
         if draws is None:
-            ids = torch.multinomial(probs, 1)
+            # as `torch.multinomial`, without its checks, for which a GPU waits
+            ids = (probs / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
         else:
             bounds = probs.double().cumsum(-1)  # the first token whose bound is above the draw
             ids = torch.searchsorted(bounds, draws.double()[:, None] * bounds[:, -1:], right=True)

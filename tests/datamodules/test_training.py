@@ -6,6 +6,7 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
 from datamodules import UniformSampler, VideoQADataModule
+from datamodules.dataset import SceneDataset
+from datamodules.order import TrainingItem
 from datamodules.samplers import SceneView
 from datamodules.scenes import Scene
 from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
@@ -164,6 +167,21 @@ def test_what_is_drawn_depends_on_the_step_alone(
     assert drawn("another seed", 2)[0] != whole[0]
 
 
+def test_a_scene_shows_the_same_frames_whichever_of_its_questions_a_process_asks(root: Path) -> None:
+    class Coin(UniformSampler):
+        def choose(self, scene: SceneView, n: int) -> list[int]:
+            return [int(torch.rand(()) > 0.5)]
+
+    data = SceneDataset(Readable(root).scenes("train")[:4], Coin(), 2, PIXELS)
+    places = [place for place, scene in enumerate(data.scenes) if len(scene.questions) > 1]
+
+    def frames(*questions: int) -> list[tuple[int, ...]]:
+        items = [TrainingItem(place, questions, epoch) for place in places for epoch in range(8)]
+        return [data[item].frame_indices for item in items]
+
+    assert frames(0) == frames(1) == frames(0, 1) and len(set(frames(0))) == 2
+
+
 def test_a_batch_has_the_types_of_all_questions_of_its_step_about_the_scene(root: Path, tmp_path: Path) -> None:
     types = {
         scene.name: sorted(question.question_type for question in scene.questions)
@@ -173,6 +191,21 @@ def test_a_batch_has_the_types_of_all_questions_of_its_step_about_the_scene(root
     assert len(whole.asked) > len(types) and all(found == types[scene] for scene, found in whole.types)
     single = fit(tmp_path / "single", Readable(root), max_epochs=1)  # a step is a question, and so are its types
     assert all(len(found) == 1 and found[0] in types[scene] for scene, found in single.types)
+
+
+def test_batches_are_pinned_for_a_gpu_and_copied_without_a_wait(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = VideoQADataModule(Readable(root), num_frames=2, pixels=PIXELS, num_workers=0)
+    trainer = {"lightning_module": Learner(), "global_rank": 0, "world_size": 1, "is_global_zero": True}
+    data.trainer = SimpleNamespace(**trainer, global_step=1, ckpt_path=None, default_root_dir=tmp_path)  # type: ignore[assignment]
+    for has_gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+        assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == has_gpu
+    copied: list[Any] = []
+    monkeypatch.setattr(Batch, "to", lambda batch, device, non_blocking=False: copied.append((device, non_blocking)))
+    data.transfer_batch_to_device(Batch([]), torch.device("cuda"), 0)
+    assert copied == [(torch.device("cuda"), True)]
 
 
 # ---- scenes that can't be read ------------------------------------------------------------------------------

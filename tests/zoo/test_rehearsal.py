@@ -67,15 +67,18 @@ def test_every_model_on_a_pretended_gpu(packing: tuple[str, ...]) -> None:
 
 @pytest.mark.slow
 def test_planted_faults_are_found() -> None:
-    """The control: a tensor that stays on the CPU, a wait, stock convolution and attention, each named by its place."""
+    """The control: a tensor and autocast of the CPU, a wait, stock convolution and attention, each with its place."""
     (mixed,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "cpu")
     assert any("tests/rehearsal.py" in fault for fault in mixed["parts"]["loss"]["faults"])
+    (cast,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "autocast")
+    assert any("autocast" in fault and "tests/rehearsal.py" in fault for fault in cast["parts"]["loss"]["faults"])
     (waiting,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "wait")
     assert [place for place in waiting["parts"]["loss"]["waits"] if "tests/rehearsal.py" in place]
+    assert sum(waiting["parts"]["answers"]["waits"].values()) > TOKENS["answers"]
     (convolved,) = rehearsals("--only", "plain", "--family", "Qwen3-VL", "--plant", "convolution")
     assert convolved["parts"]["loss"]["convolutions"] and convolved["parts"]["answers"]["convolutions"]
     (of_stock,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "stock attention")
     assert any(kernel.startswith("MATH") for kernel in of_stock["parts"]["answers alone, 32-true"]["attention"])
-    for found in (mixed, waiting, convolved, of_stock):
+    for found in (mixed, cast, waiting, convolved, of_stock):
         with pytest.raises(AssertionError):
             check([found])

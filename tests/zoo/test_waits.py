@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
 
+from callbacks import run_progress
+from callbacks.first_losses import STEPS, FirstLosses
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from tests.zoo.waits import Waits
 from zoo import CameraPrediction, DepthPrediction, MaskedViews
 from zoo.geometry import DatasetGeometry, TinyVGGT
+from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch
 from zoo.sequences.time_index import PathLengthIndex
 from zoo.tasks import VideoQATask
@@ -81,12 +90,22 @@ def test_a_wait_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("test_waits.py" in place for place in found)
 
 
-@pytest.mark.parametrize("penalty", [1.0, 1.05])
-@pytest.mark.parametrize("name", ["plain", "prope.yaml"])
-def test_an_evaluation_waits_once_per_token_of_the_answers(name: str, penalty: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "penalty", "sampling"),
+    [
+        ("plain", 1.0, None),
+        ("plain", 1.05, None),
+        ("plain", 1.0, Sampling(1e-4, top_p=0.9, top_k=8, excluded=(1, 2))),
+        ("prope.yaml", 1.0, None),
+        ("pose index on predicted cameras", 1.0, None),
+    ],
+)
+def test_an_evaluation_waits_once_per_token_of_the_answers(
+    name: str, penalty: float, sampling: Sampling | None
+) -> None:
     """Of all answers together, whatever the length of the video; some end before others, which are told on the host."""
     task = task_of(name).eval()
-    task.repetition_penalty = penalty
+    task.repetition_penalty, task.sampling = penalty, sampling  # of a temperature at which it draws what is likely
     for steps, questions in ((2, 1), (6, 1), (2, len(QUESTIONS))):
         asked = asking.batch(task, scene("a", QUESTIONS[:questions], steps=steps))
         task.model.backbone.stop_tokens = []
@@ -95,3 +114,55 @@ def test_an_evaluation_waits_once_per_token_of_the_answers(name: str, penalty: f
         with Waits() as waits:
             task.predict_batch(asked)
         assert min(lengths) <= 3 and waits.count == max(lengths), waits.found
+
+
+def test_tokens_are_drawn_as_by_multinomial_without_its_wait() -> None:
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    expected = torch.multinomial(logits.softmax(-1), 1)[:, 0]
+    torch.manual_seed(1)
+    assert torch.equal(Sampling()(logits)[0], expected)
+
+
+def test_a_fit_reads_no_loss_and_copies_no_number_between_its_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning copies a logged number to the device, and reads what a bar shows; either waits for the step before."""
+    task = build("plain", optimizer=SGD, scheduler=lambda optimizer, steps: StepLR(optimizer, 3)).train()
+    batches, logged = [batch_of(task) for _ in range(8)], []
+    log = LightningModule.log
+
+    def noting(self: LightningModule, name: str, value: Any, **options: Any) -> None:
+        logged.append(value)
+        log(self, name, value, **options)
+
+    monkeypatch.setattr(LightningModule, "log", noting)
+    monkeypatch.setattr(run_progress.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(run_progress, "SECONDS", 1e9)  # the first is read in any case
+    waits = Waits()
+
+    class Steps(Callback):
+        """Counts from the sixth step on: the losses of the first five are written to the run's folder."""
+
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == STEPS:
+                waits.__enter__()
+
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step == len(batches) - 1:
+                waits.__exit__(None, None, None)
+
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[FirstLosses(), run_progress.progress_bar(), Steps()],
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        gradient_clip_val=1.0,
+        logger=False,
+    )
+    trainer.fit(task, DataLoader(batches, batch_size=None))
+    assert not waits.found
+    assert len(logged) > 2 * len(batches) and all(isinstance(value, torch.Tensor) for value in logged)
+    assert all(name in trainer.callback_metrics for name in ("lr/decoder", "train/loss"))

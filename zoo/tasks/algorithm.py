@@ -54,7 +54,7 @@ class SupervisedFineTuning(Algorithm):
         weight = batch.weight if task.model.average == "questions" else 1.0
         if not sum(batch.num_answers):
             return loss  # zero: the batch only keeps this process in step
-        task.log("train/loss", loss, prog_bar=True, batch_size=count)
+        task.log("train/loss", loss, batch_size=count)
         values: dict[str, Any] = {f"train/{name}": value.detach() for name, value in losses.items()}
         task.log_dict(values, batch_size=count)
         return weight * loss

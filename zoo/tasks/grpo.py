@@ -271,8 +271,8 @@ class GRPO(Algorithm):
             **({} if gap is None else {"sampling_gap": gap}),
             **{name: value.detach() for name, value in others.items() if name != "loss"},
         }
-        task.log("train/loss", policy + others["loss"].detach(), prog_bar=True, batch_size=count)
-        task.log("train/reward", values.pop("reward"), prog_bar=True, batch_size=count)
+        task.log("train/loss", policy + others["loss"].detach(), batch_size=count)
+        task.log("train/reward", values.pop("reward"), batch_size=count)
         task.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=count)
 
     def samples(self) -> tuple[Sequence[str], list[list[str]]]:

@@ -113,7 +113,7 @@ class VGGTPretraining(Task):
         loss = torch.stack(list(total.values())).sum()
         if not count:  # a copy, which keeps this process in step
             return loss
-        self.log("train/loss", loss, prog_bar=True, batch_size=count)
+        self.log("train/loss", loss, batch_size=count)
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
         return batch.weight * loss
 

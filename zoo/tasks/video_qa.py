@@ -242,7 +242,8 @@ class VideoQATask(Task):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the algorithm's loss, and log the learning rates."""
         for group in self.trainer.optimizers[0].param_groups:
-            self.log(f"lr/{group['name']}", group["lr"], batch_size=1)
+            # a tensor of the host: Lightning copies a number to the GPU, which waits for all that was started before
+            self.log(f"lr/{group['name']}", torch.tensor(group["lr"]), batch_size=1)
         return self.algorithm.training_loss(self, batch)
 
     def call_as_in_validation(self, compute: Callable[[], T]) -> T:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.golden.weights import init_, unit_noise
 from zoo.objectives import geovr
-from zoo.objectives.geovr import GeoVRHeads
+from zoo.objectives.geovr import GeoVRHeads, losses
 
 GOLDEN = Path(__file__).parents[2] / "golden/geovr"
 TABLES = json.loads((GOLDEN / "tables.json").read_text())
@@ -200,3 +200,12 @@ def test_tables() -> None:
         kept = geovr.without_outliers(values)
         assert len(kept) == row["kept"]
         assert kept.mean().item() == pytest.approx(row["mean"]) and kept.max().item() == pytest.approx(row["max"])
+
+
+def test_of_many_values_each_process_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "MOST_VALUES", 10**4)
+    values, found = torch.rand(10**5, generator=torch.Generator().manual_seed(0)), []
+    for rank in range(2):
+        torch.manual_seed(rank)
+        found.append(len(geovr.without_outliers(values)))
+    assert found[0] == found[1] == pytest.approx(0.98 * len(values), rel=1e-3)

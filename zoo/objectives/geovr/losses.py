@@ -65,13 +65,14 @@ def _gradient_loss(error: Float[Tensor, "T H W"]) -> Float[Tensor, ""]:
 def without_outliers(values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
     """Return the values up to their 98 % quantile, and up to 100; all of them if few would be left.
 
-    The quantile of many values is that of a random million of them.
+    The quantile of many values is that of a random million of them, the same in any process.
     """
     if len(values) <= FEWEST_VALUES:
         return values
     drawn = values.detach()
     if len(drawn) > MOST_VALUES:
-        drawn = drawn[torch.randint(len(drawn), (10**6,), device=drawn.device)]
+        generator = torch.Generator(drawn.device).manual_seed(0)
+        drawn = drawn[torch.randint(len(drawn), (10**6,), generator=generator, device=drawn.device)]
     threshold = drawn.kthvalue(math.ceil(QUANTILE * (len(drawn) - 1)) + 1).values.clamp(max=MAX_ERROR)
     kept = values[values <= threshold]
     return kept if len(kept) > FEWEST_VALUES else values
