@@ -71,7 +71,7 @@ def test_scores_are_those_of_the_results(path: Path) -> None:
 
 def test_every_quoted_score_and_section_is_measured() -> None:
     quoted = [found for path in DOCUMENTS for found in SCORES.finditer(path.read_text(encoding="utf-8"))]
-    assert len(quoted) > 8
+    assert len(quoted) > 5
     for found in quoted:
         gone = found[0].replace(found["text"], "nothing")
         written = embed(gone, scores_of(found["study"]), footnotes)
