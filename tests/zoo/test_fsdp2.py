@@ -78,7 +78,7 @@ def check(case: Path) -> None:
     expected = found[first][0]["gradients"]
     for rank in (rank for run in equal for rank in found[run]):
         for gradients, each, tolerance in zip(
-            rank["gradients"], expected, (1e-6, 3e-3 if mixed else 1e-5), strict=True
+            rank["gradients"], expected, (1e-6, 2e-2 if mixed else 1e-5), strict=True
         ):
             assert distance(gradients, each) < tolerance
     # 3. Each process trains about half.
@@ -89,7 +89,8 @@ def check(case: Path) -> None:
     # 4. Checkpoints.
     saved = {run: read_checkpoint(case / run / "checkpoints" / "last.ckpt") for run in found if run != "control"}
     for run in saved:
-        torch.testing.assert_close(saved[run]["state_dict"], saved[first]["state_dict"], rtol=1e-3, atol=1e-4)
+        tolerance = {"rtol": 1e-3, "atol": 5e-4 if mixed else 1e-4}
+        torch.testing.assert_close(saved[run]["state_dict"], saved[first]["state_dict"], **tolerance)
         assert saved[run]["task"] == saved[first]["task"]
     # 5. Answers: every question once, on uneven shares of scenes.
     if settings.is_tested:
