@@ -36,9 +36,9 @@ def titled(column: str, scores: Scores) -> str:
 
 
 def section(each: Comparison, scores: Scores) -> str:
-    """Return the table of a comparison, without rows that have no score."""
-    columns, rows, intervals = list(scores.study.columns), list[list[str]](), list[list[str]]()
-    own = each.column or columns[0]
+    """Return the table of a comparison, without rows that have no score; of its column alone if it names one."""
+    columns, rows, intervals = _columns(each, scores), list[list[str]](), list[list[str]]()
+    own = columns[0]
     for cell, base in pairs(each, scores):
         of = [scores.cell(cell.setting, column, cell.test) for column in (columns if each.baseline else [own])]
         name = scores.study.label_of(cell.setting)  # a difference is in the measure of its row
@@ -57,6 +57,10 @@ def section(each: Comparison, scores: Scores) -> str:
     return table(["setting", *compared, f"{titled(own, scores)}, {against}", *shown], whole)
 
 
+def _columns(each: Comparison, scores: Scores) -> list[str]:
+    return [each.column] if each.column else list(scores.study.columns)
+
+
 def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
     """Yield the cells of a comparison, each with the one that it is compared with."""
     column = each.column or next(iter(scores.study.columns))
@@ -73,7 +77,7 @@ def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
 
 def is_measured(each: Comparison, scores: Scores) -> bool:
     """Return whether all cells that a section shows are measured with all seeds."""
-    columns = list(scores.study.columns) if each.baseline else []
+    columns = _columns(each, scores) if each.baseline else []
     shown = {cell for pair in pairs(each, scores) for cell in pair}
     shown |= {Cell(cell.setting, column) for cell in shown for column in columns}
     return all(scores.is_complete(*cell) for cell in shown if cell.column in scores.study.columns_of(cell.setting))

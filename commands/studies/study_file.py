@@ -61,7 +61,7 @@ class Comparison:
         settings: The rows.
         baseline: The setting that the others are compared with; None compares tests.
         tests: Further tests; each row is a setting under one of those that it has.
-        column: The column in which the scores are compared; None is the first.
+        column: The column in which the scores are compared, shown alone; None compares in the first and shows all.
     """
 
     title: str

@@ -253,3 +253,18 @@ def test_another_folder_holds_all_that_is_written(main_py: FakeMain, study_file:
     assert len(shown) == 2 and set(shown) <= set(text.splitlines())  # the scores, and the tests on wrong cameras
     study([str(study_file), "--dry_run"])
     assert "6 of 6 trainings to run" in capsys.readouterr().out  # the other folder's results are not the study's
+
+
+def test_a_comparison_that_names_a_column_shows_that_one_alone_and_needs_no_other(
+    main_py: FakeMain, study_file: Path, tmp_path: Path
+) -> None:
+    document = tmp_path / "questions.md"
+    document.write_text("".join(f"<!-- study: toys / {title} -->\n<!-- end -->\n" for title in ("both", "one")))
+    titles = [{"title": "both"}, {"title": "one", "column": "loop"}]
+    compare = [{**each, "baseline": "none", "settings": ["PRoPE"]} for each in titles]
+    write_study(study_file, compare=compare, documents=[str(document)])
+    study([str(study_file), "--columns", "loop", "--jobs", "1"])
+    both, one = document.read_text().split("<!-- study: toys / one -->")
+    assert "| setting |" not in both and "| setting | `loop` | `loop`, minus *none* |" in one
+    study([str(study_file), "--jobs", "1"])
+    assert "| setting | `loop` | `local` |" in document.read_text().split("<!-- study: toys / one -->")[0]
