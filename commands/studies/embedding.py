@@ -5,7 +5,7 @@
 
 embeds a section of the study's document, once it is measured, and
 
-    PRoPE scores <!-- score: panel_questions / PRoPE / width -->0.864 (0.838 to 0.887)<!-- end -->
+    PRoPE scores <!-- score: panel_questions / PRoPE / rotation -->0.992 (0.986 to 0.996)<!-- end -->
     and wrong cameras cost <!-- score: panels / PRoPE / cameras of another room minus PRoPE -->-0.49<!-- end -->
 
 single scores: of a setting, a column, where the study has some, and a test of the trained models; `minus` subtracts the

@@ -40,7 +40,7 @@ def section(each: Comparison, scores: Scores) -> str:
     columns, rows, intervals = _columns(each, scores), list[list[str]](), list[list[str]]()
     own = columns[0]
     for cell, base in pairs(each, scores):
-        of = [scores.cell(cell.setting, column, cell.test) for column in (columns if each.baseline else [own])]
+        of = [scores.cell(cell.setting, column, cell.test) for column in columns]
         name = scores.study.label_of(cell.setting)  # a difference is in the measure of its row
         first = [name] if each.baseline else [name, cell.test]
         if any(of):
@@ -48,7 +48,7 @@ def section(each: Comparison, scores: Scores) -> str:
             intervals.append(difference_intervals(cell, base, scores))
     if not rows:
         return "Not measured yet."
-    compared = [titled(column, scores) for column in columns] if each.baseline else ["tested with", titled(own, scores)]
+    compared = [*([] if each.baseline else ["tested with"]), *(titled(column, scores) for column in columns)]
     against = f"minus *{each.baseline}*" if each.baseline else "minus the own test"
     shown = ["95 %, by seed and scene", "95 %, by seed and question"]
     if all(by_scene == by_question for by_scene, by_question in intervals):  # scenes with one question each
@@ -58,12 +58,14 @@ def section(each: Comparison, scores: Scores) -> str:
 
 
 def _columns(each: Comparison, scores: Scores) -> list[str]:
-    return [each.column] if each.column else list(scores.study.columns)
+    """The columns that a section shows; the first is the one in which the scores are compared."""
+    columns = [each.column] if each.column else list(scores.study.columns)
+    return columns if each.baseline is not None else columns[:1]
 
 
 def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
     """Yield the cells of a comparison, each with the one that it is compared with."""
-    column = each.column or next(iter(scores.study.columns))
+    column = _columns(each, scores)[0]
     if each.baseline is not None:
         base = Cell(each.baseline, column)
         for name in dict.fromkeys([each.baseline, *each.settings]):
@@ -77,9 +79,8 @@ def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
 
 def is_measured(each: Comparison, scores: Scores) -> bool:
     """Return whether all cells that a section shows are measured with all seeds."""
-    columns = _columns(each, scores) if each.baseline else []
     shown = {cell for pair in pairs(each, scores) for cell in pair}
-    shown |= {Cell(cell.setting, column) for cell in shown for column in columns}
+    shown |= {Cell(cell.setting, column) for cell in shown for column in _columns(each, scores)}
     return all(scores.is_complete(*cell) for cell in shown if cell.column in scores.study.columns_of(cell.setting))
 
 
