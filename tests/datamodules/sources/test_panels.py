@@ -151,12 +151,9 @@ def test_nothing_but_the_width_of_a_panel_depends_on_the_focal_length() -> None:
         for fov in (35.0, 110.0):
             scene, K_px = draw(PanelIntrinsics(), seed, fov=(fov, fov))
             (panel,), camera_from_room = scene.room.things, scene.camera_from_room
-            top = np.array(panel.center) + [0, 0, panel.size[2] / 2]
-            points = (
-                K_px @ (camera_from_room[:, :3] @ np.append(top, 1)).T,
-                K_px @ (camera_from_room[:, :3] @ np.append(panel.center, 1)).T,
-            )
-            shown.append(np.stack([point[:2] / point[2] for point in points]))
+            points = np.array(panel.center) + [[0, 0, 0], [0, 0, panel.size[2] / 2]]  # the center, and above it the end
+            pixels = (points @ camera_from_room[0, :3, :3].T + camera_from_room[0, :3, 3]) @ K_px.T
+            shown.append(pixels[:, :2] / pixels[:, 2:])
             assert np.ptp(camera_from_room, axis=0).max() == 0
         np.testing.assert_allclose(*shown, atol=0.15)  # the panel is 2 cm thick: its front is nearer than the wall
 
@@ -179,31 +176,37 @@ class Fixed(np.random.Generator):
         return drawn if given is None else given
 
 
-def test_the_camera_path_says_nothing_about_a_turn() -> None:
-    for seed in range(3):
-        paths = []
-        for answer in (0, 8, 15):
-            rng = Fixed(np.random.PCG64(seed))
-            rng.answer = answer
-            scene = PanelRotation().draw(FRAMES, draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0)), rng)
-            assert scene.ground_truth == f"{rotation.TURNS_DEG[answer]:.0f}"
-            paths.append((scene.camera_from_room, scene.room.size, scene.room.things[0].size[2]))
-        assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
+def draw_with(task: PanelTask, answer: int, seed: int) -> tuple[PanelScene, np.ndarray]:
+    """Draw a scene with a given answer, and all else as by the seed."""
+    rng = Fixed(np.random.PCG64(seed))
+    rng.answer = answer
+    K_px = draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0))
+    return task.draw(FRAMES, K_px, rng), K_px
 
 
-@pytest.mark.parametrize("task", [PanelDistance, PanelTranslation, PanelPairs], ids=lambda task: task.__name__)
-def test_the_camera_path_says_nothing_about_a_distance(task: type[PanelTask]) -> None:
+def check_distance(scene: PanelScene, answer: int) -> None:
+    (panel,), (start,) = scene.room.things, centers(scene.camera_from_room[:1])
+    assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(distance.DISTANCES_M[answer])
+    assert scene.ground_truth == f"{distance.DISTANCES_M[answer]:.1f}"
+
+
+def check_turn(scene: PanelScene, answer: int) -> None:
+    assert scene.ground_truth == f"{rotation.TURNS_DEG[answer]:.0f}"
+
+
+CHECKS = {PanelDistance: check_distance, PanelTranslation: check_distance, PanelPairs: check_distance}
+CHECKS |= {PanelRotation: check_turn}
+
+
+@pytest.mark.parametrize("task", CHECKS, ids=lambda task: task.__name__)
+def test_the_camera_path_says_nothing_about_the_answer(task: type[PanelTask]) -> None:
     """By construction: every answer is drawn for the same rooms and paths."""
     for seed in range(3):
         paths = []
         for answer in (0, 8, 15):
-            rng = Fixed(np.random.PCG64(seed))
-            rng.answer = answer
-            scene = task().draw(FRAMES, draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0)), rng)
-            (panel,), (start,) = scene.room.things, centers(scene.camera_from_room[:1])
-            assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(distance.DISTANCES_M[answer])
-            assert scene.ground_truth == f"{distance.DISTANCES_M[answer]:.1f}"
-            paths.append((scene.camera_from_room, scene.room.size, panel.size[2]))
+            scene, _ = draw_with(task(), answer, seed)
+            CHECKS[task](scene, answer)
+            paths.append((scene.camera_from_room, scene.room.size, scene.room.things[0].size[2]))
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
 
 
@@ -211,10 +214,7 @@ def test_the_rays_of_two_stations_meet_on_the_wall_and_a_single_one_tells_nothin
     for seed in range(4):
         paths, sizes = [], []
         for answer in (0, 11):
-            rng = Fixed(np.random.PCG64(seed))
-            rng.answer = answer
-            K_px = draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0))
-            scene = PanelParallax().draw(FRAMES, K_px, rng)
+            scene, K_px = draw_with(PanelParallax(), answer, seed)
             poses = scene.camera_from_room
             ids = render(scene.room, poses @ scene.room.room_from_world(), K_px, 56, 56).ids
             whole = [n for n in range(0, FRAMES, 2) if (ids[n] == 0).any() and not (ids[n, [0, -1]] == 0).any()
