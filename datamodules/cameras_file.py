@@ -97,7 +97,7 @@ def write_cameras(
     height: int,
     times_s: Sequence[float] | None = None,
 ) -> None:
-    """Write a cameras file atomically; number keep all their digits.
+    """Write a cameras file atomically; numbers keep all their digits.
 
     Args:
         path: The cameras file.

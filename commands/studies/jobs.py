@@ -90,6 +90,8 @@ class Training(RunJob):
             claim = _read(self.folder / CLAIM) or {}
             is_current, is_trained = claim.get("code") == self.code, (self.folder / TRAINED).exists()
             if not (self._is_own(claim) and (is_current or (is_trained and not self.redo))):
+                if self._is_own(claim) and (self.folder / FOLDER / LAST).exists():
+                    print(f"{self.run}: begun by other code, so it starts anew", flush=True)
                 shutil.rmtree(self.folder, ignore_errors=True)
                 write_json(self.folder / CLAIM, {"fit": list(self.run.fit), "code": self.code})
             for folder, owner in self._test_owners().items():

@@ -117,20 +117,25 @@ def test_a_new_test_is_of_the_training_that_is_there(main_py: FakeMain, study_fi
     assert main_py.calls == [*OF_ROW, "test test-no-frames", "test test-wrong-cameras"]
 
 
-@pytest.mark.parametrize("has_changed", [False, True])
-def test_a_killed_training_goes_on_unless_its_options_have_changed(
-    has_changed: bool, main_py: FakeMain, study_file: Path, capsys
+@pytest.mark.parametrize("changed", ["nothing", "options", "code"])
+def test_a_killed_training_goes_on_unless_its_options_or_the_code_have_changed(
+    changed: str, main_py: FakeMain, study_file: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main_py.killed = "--model.camera_encoding=PRoPE"
     with pytest.raises(SystemExit, match="1 of 1 trainings have failed"):
         study([str(study_file), *ROW])
     assert "PRoPE, loop, seed 0: failed: interrupted" in capsys.readouterr().out
     main_py.killed = "--nothing"
-    if has_changed:
+    if changed == "options":
         write_study(study_file, options={"trainer.max_steps": 4})
+    if changed == "code":
+        monkeypatch.setattr("commands.studies.source_code.SourceCode.digest", lambda *_: "other")
     study([str(study_file), *ROW])
-    assert main_py.calls[1] == ("fit PRoPE-loop-0" if has_changed else "fit PRoPE-loop-0 again")
-    assert (results_of(study_file)[1]["fit_s"] is None) != has_changed  # of a part nobody knows the time
+    is_anew = changed != "nothing"
+    assert main_py.calls[1] == ("fit PRoPE-loop-0" if is_anew else "fit PRoPE-loop-0 again")
+    assert (results_of(study_file)[1]["fit_s"] is None) != is_anew  # of a part nobody knows the time
+    said = "PRoPE, loop, seed 0: begun by other code, so it starts anew"
+    assert (said in capsys.readouterr().out) == (changed == "code")
 
 
 def test_a_failed_training_is_named_and_the_rest_goes_on(main_py: FakeMain, study_file: Path, capsys) -> None:
