@@ -26,20 +26,26 @@ class Seam(NamedTuple):
 
 
 ZOO, DATA = "zoo/__init__.py", "datamodules/__init__.py"
-TABLE = "benchmarks/symmetries.py"
+ENCODINGS = ("zoo/encodings/__init__.py", ZOO, "benchmarks/symmetries.py")
+SAMPLERS = ("datamodules/samplers/__init__.py", DATA)
 SEAMS = (
     Seam("camera encoding", "zoo/encodings/", ("CameraEncoding", "MatrixEncoding"), "--model.camera_encoding",
-         (ZOO, TABLE)),
-    Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "--model.view_mixer", (ZOO, TABLE)),
-    Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "--model.geometry", (ZOO,)),
-    Seam("fusion", "zoo/fusions/", ("Fusion",), "--model.fusion", (ZOO,)),
-    Seam("time index", "zoo/sequences/time_index/", ("TimeIndex",), "--model.time_index", (ZOO,)),
-    Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "--model.backbone", (ZOO,)),
-    Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "--model.objectives", (ZOO,)),
-    Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "--model", (ZOO,)),
-    Seam("frame sampler", "datamodules/samplers/", ("FrameSampler",), "--data.sampler", (DATA,)),
-    Seam("frame pairing", "datamodules/samplers/frame_pairing.py", ("FramePairing",), "--data.frame_pairing", (DATA,)),
-    Seam("dataset", "datamodules/sources/", ("SceneSource",), "--data.source", (DATA,)),
+         ENCODINGS),
+    Seam("view mixer", "zoo/encodings/", ("ViewMixer",), "--model.view_mixer", ENCODINGS),
+    Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "--model.geometry",
+         ("zoo/geometry/__init__.py", ZOO)),
+    Seam("fusion", "zoo/fusions/", ("Fusion",), "--model.fusion", ("zoo/fusions/__init__.py", ZOO)),
+    Seam("time index", "zoo/sequences/time_index/", ("TimeIndex",), "--model.time_index",
+         ("zoo/sequences/time_index/__init__.py", ZOO)),
+    Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "--model.backbone",
+         ("zoo/backbones/__init__.py", ZOO)),
+    Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "--model.objectives",
+         ("zoo/objectives/__init__.py", ZOO)),
+    Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "--model", ("zoo/tasks/__init__.py", ZOO)),
+    Seam("frame sampler", "datamodules/samplers/", ("FrameSampler",), "--data.sampler", SAMPLERS),
+    Seam("frame pairing", "datamodules/samplers/frame_pairing.py", ("FramePairing",), "--data.frame_pairing", SAMPLERS),
+    Seam("dataset", "datamodules/sources/", ("SceneSource",), "--data.source",
+         ("datamodules/sources/__init__.py", DATA)),
     Seam("benchmark", "zoo/benchmarks/", ("SpatialBenchmark", "FreeAnswers"), "score --benchmark",
          ("zoo/benchmarks/__init__.py",)),
 )  # fmt: skip

@@ -27,6 +27,19 @@ def test_every_file_named_exists() -> None:
     assert all((ROOT / file).exists() for seam in SEAMS for file in (seam.files, *seam.listed_in))
 
 
+def test_a_part_is_listed_where_those_are_that_ship() -> None:
+    """One of each kind is named by the `__init__.py` files of the table, and by no other."""
+    shipped = ("PRoPE", "ViewAttention", "TinyVGGT", "AddFusion", "ConstantIndex", "TinyQwen3VL", "MaskedViews",
+               "PRoPEMLLM", "UniformSampler", "Duplicate", "SceneFolder", "FreeAnswers")  # fmt: skip
+    menus = [ROOT / "zoo/__init__.py", ROOT / "datamodules/__init__.py"]
+    for seam, name in zip(SEAMS, shipped, strict=True):
+        files = ROOT / seam.files
+        package = (files if files.is_dir() else files.parent) / "__init__.py"
+        naming = {file for file in (*menus, package) if re.search(rf"\b{name}\b", file.read_text(encoding="utf-8"))}
+        listed = {ROOT / file for file in seam.listed_in if file.endswith("__init__.py")}
+        assert naming == listed, seam.part
+
+
 def test_the_path_of_a_batch_is_recorded() -> None:
     """The files that run are those of the document; one that is not recorded is missed."""
     recorded = recorded_files()

@@ -86,13 +86,22 @@ class Module:
         return used
 
     @cached_property
-    def code(self) -> bytes:
-        """The code without comments, docstrings and layout; of a package without what it exports."""
-        body = self.tree.body
+    def statements(self) -> set[str]:
+        """The statements of the module without comments, docstrings and layout.
+
+        Imports of the project's or the same user's modules are left out, since what they bring counts by itself: code
+        may move from one file to another. A package's exports are left out as well.
+        """
+        body = [node for node in self.tree.body if not self._is_import_of_ours(node)]
         if self.is_package:
-            body = [node for node in body if not isinstance(node, (ast.Import, ast.ImportFrom))]
             body = [node for node in body if not any(map(_exports_lazily, ast.walk(node)))]
-        return ast.unparse(ast.Module(body, [])).encode(errors="backslashreplace")
+        return {ast.unparse(node) for node in body}
+
+    def _is_import_of_ours(self, node: ast.stmt) -> bool:
+        ours = (*PROJECT, self.name.partition(".")[0])
+        if isinstance(node, ast.ImportFrom):
+            return bool(node.level) or (node.module or "").partition(".")[0] in ours
+        return isinstance(node, ast.Import) and all(each.name.partition(".")[0] in ours for each in node.names)
 
     @cached_property
     def texts(self) -> set[str]:
@@ -107,9 +116,10 @@ class Module:
         return sorted(path for path in read if path.is_file() and path.suffix != ".py")
 
     @property
-    def digest(self) -> str:
-        """A digest of its code and of the files that it reads."""
-        return fingerprint(b"\0".join([self.code, *(path.read_bytes() for path in self.data)]))
+    def digests(self) -> set[str]:
+        """A digest of each of its statements, and of each file that it reads."""
+        statements = (each.encode(errors="backslashreplace") for each in self.statements)
+        return set(map(fingerprint, [*statements, *(path.read_bytes() for path in self.data)]))
 
 
 class Modules:

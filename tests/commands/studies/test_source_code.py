@@ -84,6 +84,18 @@ def test_what_the_users_class_imports_counts(
     assert SourceCode().digest(training()) == stock  # the control: a training without that class
 
 
+@pytest.mark.parametrize("is_edited", [False, True])
+def test_a_function_may_move_to_another_file(is_edited: bool, edit: Callable[[str, str, str], None]) -> None:
+    before = SourceCode().digest(training(OWN))
+    Path("mine/angles.py").rename("mine/turns.py")
+    edit("mine/encodings.py", "mine.angles", "mine.turns")
+    if is_edited:  # the control
+        edit("mine/turns.py", ".read()", ".read().strip()")
+    assert (SourceCode().digest(training(OWN)) != before) == is_edited
+    edit("mine/turns.py", "def turn", "import math as turn\ndef turn")  # of a library: what it brings is not read
+    assert SourceCode().digest(training(OWN)) != before
+
+
 def test_the_modules_of_the_project_are_those_of_the_classes_in_the_settings() -> None:
     def names(*options: str, config: str = "prope.yaml") -> set[str]:
         return {module.name for module in SourceCode().modules(training(*options, config=config))}
