@@ -100,6 +100,8 @@ def test_a_teacher_beside_the_geometry_of_a_model(run: Run, monkeypatch: pytest.
     fill = run("cache-geometry", *taught(), *shown, "--split", "train")
     assert "cache-geometry: tokens and the teacher's targets of 6 scenes: 6 made" in fill
     assert "cache-geometry: tokens of 3 scenes: 3 made" in run("cache-geometry", *taught())  # of a test
+    monkeypatch.setattr(Aggregator, "forward", None)
+    run("fit", *SMALL, *shown, *taught(), "--model.geometry_cache.folder", "cache/geometry")
 
 
 def test_a_teacher_that_no_cache_helps(run: Run) -> None:
