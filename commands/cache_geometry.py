@@ -7,6 +7,9 @@ takes the options of a run and stores what its model uses of the geometry: VGGT'
 encoding requires it), or both. The rest of the model is not built. The run then reads them with
 --model.geometry_cache.folder cache/geometry, and loads no VGGT. Existing entries are kept, so that an interrupted
 command resumes; the processes of torchrun or SLURM share the scenes. Scenes that fail are listed and skipped.
+
+Of a training (--split train) it also stores what a teacher gives its objectives: tokens, cameras, depth, and the scale.
+These are read with --model.teacher.cache.folder and --model.teacher.scale.cache.folder.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from lightning import seed_everything
 from torch.utils.data import DataLoader, Subset
 
 from commands.defaults import with_defaults
+from commands.geometry_filling import Filling, ModelFilling, TeacherFilling
 from commands.new_run import launcher
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules import VideoQADataModule
@@ -27,11 +31,8 @@ from datamodules.collate import STILLS_OF_ANOTHER_GRID
 from datamodules.sources.base import Split
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
-from zoo.geometry.base import encoder_frames
-from zoo.model import SpatialVLM
 from zoo.progress import progress
 from zoo.requirements import DataRequirements
-from zoo.scene_encoding.geometry_reader import shown_frames
 from zoo.tasks import VideoQATask
 
 
@@ -45,49 +46,51 @@ def cache_geometry(arguments: list[str]) -> None:
         InputError: The model uses no geometry, the frames differ each epoch, the folder can't be written or is too
             small, or some scenes have failed; the other entries are written by then.
     """
-    settings, model, wanted = parse(arguments)
-    encoder: Any = model.geometry
+    settings, fillings = parse(arguments)
     process = launcher()
     data, split = settings.data, settings.split
     refuse_random_frames(data, split)
-    if data.still_resize is not None and encoder.entries.resampled_from is not None:
+    if data.still_resize is not None and any(each.encoder.entries.resampled_from is not None for each in fillings):
         raise InputError(STILLS_OF_ANOTHER_GRID)
     prepare_split("cache-geometry", settings)
     scenes = data.dataset(data.scenes(split), training=split == "train")
-    needs = model.requirements
+    needs = settings.model.requirements
     scenes.requirements = DataRequirements(
         own_frames=needs.own_frames, token_px=needs.token_px, image_pixels=needs.image_pixels
     )
     mine = Subset(scenes, range(process.global_rank(), len(scenes), process.world_size()))
     loader = DataLoader(mine, batch_size=None, num_workers=settings.workers)
     device = settings.device or (f"cuda:{process.local_rank()}" if torch.cuda.is_available() else "cpu")
-    counts, first = SceneCounts(), None
+    counts = SceneCounts()
     for loaded in progress(loader, f"cache-geometry {split}", "scenes"):
+        before = _num_computed(fillings)
         try:
             if loaded.error is not None:
                 raise InputError(loaded.error)
-            shown = shown_frames(loaded.kind, model.stills_once)
-            given = None if loaded.geometry is None else loaded.geometry[shown].to(device)
-            frames = loaded.seen_by_geometry[shown].to(device)
-            scene = encoder_frames(frames, model.backbone.patch_size, encoder.patch_size), given
-            before = encoder.num_computed
-            encoder(*([each] for each in scene), **wanted)
+            for filling in fillings:
+                filling.fill(loaded, device)
         except (OSError, ValueError) as error:
             counts.add(f"{loaded.scene.name}: {error}")
             continue
-        if encoder.write_error is not None:
+        for encoder in (filling.encoder for filling in fillings):
+            if encoder.write_error is not None:
+                raise InputError(
+                    f"{encoder.folder}: {encoder.write_error.strerror}; what was written is kept, so run it again"
+                )
+        counts.add(counts.KEPT if _num_computed(fillings) == before else counts.MADE)
+    outputs = " and ".join(filling.described for filling in fillings)
+    folders = " and ".join(dict.fromkeys(f"{filling.encoder.folder}/" for filling in fillings))
+    print(f"cache-geometry: {outputs} of {len(mine)} scenes: {counts}; see {folders}")
+    for filling in fillings:
+        if filling.has_lost_entries:
             raise InputError(
-                f"{encoder.folder}: {encoder.write_error.strerror}; what was written is kept, so run it again"
+                f"{filling.encoder.folder} was full and lost the first scenes again: raise {filling.option}.max_size_gb"
             )
-        first = first or scene
-        counts.add(counts.KEPT if encoder.num_computed == before else counts.MADE)
-    outputs = " and ".join(name for name, is_wanted in wanted.items() if is_wanted)
-    print(f"cache-geometry: {outputs} of {len(mine)} scenes: {counts}; see {encoder.folder}/")
-    if first is not None and not encoder.holds(*first, **wanted):
-        raise InputError(
-            f"{encoder.folder} was full and lost the first scenes again: raise --model.geometry_cache.max_size_gb"
-        )
     counts.refuse_failed("geometry")
+
+
+def _num_computed(fillings: list[Filling]) -> int:
+    return sum(filling.num_computed for filling in fillings)
 
 
 def refuse_random_frames(data: VideoQADataModule, split: Split) -> None:
@@ -110,8 +113,8 @@ def refuse_random_frames(data: VideoQADataModule, split: Split) -> None:
             )
 
 
-def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
-    """Return the settings with a built DataModule, the model, and which outputs of its cached encoder it uses.
+def parse(arguments: list[str]) -> tuple[Any, list[Filling]]:
+    """Return the settings with a built DataModule and model, and what is to be cached.
 
     The config of a run can be used unchanged. The model is built on the meta device, without reading weights.
     """
@@ -121,18 +124,53 @@ def parse(arguments: list[str]) -> tuple[Any, SpatialVLM, dict[str, bool]]:
     settings = parser.parse_args(with_defaults(arguments))
     seed_everything(settings.seed_everything, verbose=False)
     options = settings.model.init_args
-    if options.get("geometry_cache") is None:
-        options["geometry_cache"] = Namespace(**asdict(GeometryCache()))
+    _set_cache(options, "geometry_cache")
+    is_teacher_cached = options.teacher is not None and options.teacher.init_args.get("cache") is not None
+    if options.teacher is not None:
+        _cache_teacher(options.teacher.init_args)
     with torch.device("meta"):
         built = parser.instantiate_classes(settings)
-    model = built.model.model
+    task: VideoQATask = built.model
+    fillings: list[Filling] = []
+    # 1. What the model uses.
+    model = task.model
     wanted = {
         "tokens": model.uses_geometry_tokens,
         "cameras": model.camera_plan.predicts_cameras or bool(model.camera_plan.pseudo_labels),
     }
-    if not any(wanted.values()):
+    if any(wanted.values()):
+        fillings.append(ModelFilling(model, wanted))
+    # 2. What its teacher gives.
+    if task.teacher is not None and built.split == "train":
+        name = type(task.teacher.outline).__name__
+        try:
+            task.teacher.outline.identity()
+        except InputError as error:
+            if is_teacher_cached or not fillings:
+                raise InputError(f"--model.teacher: {name} has nothing that a cache would save") from error
+        else:
+            fillings.append(TeacherFilling(task.teacher, model.backbone.patch_size))
+    if not fillings and task.teacher is not None:
+        raise InputError(
+            f"--split {built.split}: this model reads no geometry but its teacher's, which is for trainings alone: "
+            "give --split train"
+        )
+    if not fillings:
         raise InputError(
             "this model reads no geometry: name one that does (--config spatial_mllm.yaml --config scale_3b.yaml), or "
             "--model.camera_source predicted"
         )
-    return built, model, wanted
+    return built, fillings
+
+
+def _cache_teacher(options: Namespace) -> None:
+    """Give a teacher, and its scale if that can be kept, a cache unless they have one."""
+    _set_cache(options, "cache")
+    scale = options.get("scale")
+    if scale is not None and "cache" in (scale.get("init_args") or {}):
+        _set_cache(scale.init_args, "cache", options.cache)
+
+
+def _set_cache(options: Namespace, name: str, cache: Namespace | None = None) -> None:
+    if options.get(name) is None:
+        options[name] = cache or Namespace(**asdict(GeometryCache()))

@@ -13,7 +13,7 @@ from zoo.tasks.optim import LearningRates
 from zoo.tasks.training_cost import TrainingCost
 
 STRATEGIES = ("ddp", "fsdp2")
-PARTS = tuple(each.name for each in fields(LearningRates))
+PARTS = (*(each.name for each in fields(LearningRates)), "teacher")
 
 
 def parameters_table(cost: TrainingCost) -> Table:

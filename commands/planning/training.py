@@ -85,8 +85,10 @@ class Training(NamedTuple):
     def rows(self, setup: Setup, gpus: int | None = None) -> dict[str, float]:
         """Bytes on each GPU in a training step, by what they are for."""
         cost, shards = self.cost, self.shards(setup, gpus)
+        teacher = {"teacher": float(cost.teacher)} if cost.teacher else {}
         return {
             "weights": cost.weights / shards,
+            **teacher,
             "gradients": cost.gradients / shards,
             "optimizer": cost.optimizer / shards,
             "gathered": float(cost.gathered[self.accumulated > 1]) if shards > 1 else 0.0,
@@ -96,7 +98,7 @@ class Training(NamedTuple):
     def evaluation(self, setup: Setup, gpus: int | None = None) -> float:
         """Bytes on each GPU in a validation, before its activations: FSDP2 gathers the whole weights for it."""
         cost, shards = self.cost, self.shards(setup, gpus)
-        return (cost.weights + cost.optimizer) / shards + (cost.gathered_weights if shards > 1 else 0)
+        return (cost.weights + cost.optimizer) / shards + cost.teacher + (cost.gathered_weights if shards > 1 else 0)
 
     def needed(self, setup: Setup, gpus: int | None = None) -> float:
         """Bytes on each GPU."""
@@ -164,6 +166,7 @@ def parse(arguments: list[str]) -> Training:
     cost = training_cost(task, batch, str(trainer.get("precision") or "32-true"))
     parts = (task.model.loader, task.model.geometry, task.model.fusion, task.model.camera_encoding)
     named = ", ".join(type(part).__name__ for part in parts if part is not None)
+    named += f", learning from {type(task.teacher.outline).__name__}" if task.teacher is not None else ""
     strategy = "fsdp2" if "fsdp2" in str(trainer.get("strategy")).lower() else "ddp"
     return Training(
         title=f"{type(task).__name__}: {named}",

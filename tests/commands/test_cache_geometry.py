@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,56 @@ def test_pseudo_labels_are_cached(run: Run) -> None:
     Path("no_fusion.yaml").write_text("model: {class_path: zoo.Qwen25VL}\n")
     learned = ("--model.camera_source", "predicted", "--model.objectives=[CameraPrediction]")
     assert "cache-geometry: cameras of 3 scenes: 3 made" in run("cache-geometry", *learned, config="no_fusion.yaml")
+
+
+def taught(**options: object) -> list[str]:
+    """Options of a model that learns from a VGGT of its own file, with other options of this VGGT."""
+    weights = TinyVGGT(**VGGT, heads=["camera", "depth"], seed=1).vggt.official_state_dict()
+    Path("teacher").mkdir(exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, "teacher/model.safetensors")
+    encoder = {"path": "teacher", **VGGT, "heads": ["camera", "depth"], "layers": [1, 3], **options}
+    teacher = {"encoder": {"class_path": "TinyVGGT", "init_args": encoder}, "cache": {"folder": "cache/geometry"}}
+    learned = {"class_path": "Distillation", "init_args": {"teacher_width": 32, "indices": [1, 2]}}
+    return [
+        f"--model.teacher={json.dumps({'class_path': 'Teacher', 'init_args': teacher})}",
+        f"--model.objectives={json.dumps([learned, {'class_path': 'TeacherPose'}])}",
+    ]
+
+
+def test_a_training_computes_nothing_of_a_teacher_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("plain.yaml").write_text("model: {class_path: zoo.Qwen25VL}\n")
+    shown = (*ALIKE, *DOUBLED)
+    for split in ("test", "val"):
+        with pytest.raises(SystemExit, match=f"--split {split}: this model reads no geometry but its teacher's"):
+            run("cache-geometry", *taught(), "--split", split, config="plain.yaml")
+    for made in ("6 made, 0 kept", "0 made, 6 kept"):
+        fill = run("cache-geometry", *taught(), *shown, "--split", "train", config="plain.yaml")
+        assert f"cache-geometry: the teacher's targets of 6 scenes: {made}; see cache/geometry/" in fill
+    filled = entries()
+    assert len(filled) == 12  # tokens, and cameras with depth
+    monkeypatch.setattr(Aggregator, "forward", None)
+    run("fit", *SMALL, *shown, *taught(), config="plain.yaml")
+    assert set(entries()) == set(filled)
+    with pytest.raises(TypeError):  # the control: tokens of other layers
+        run("fit", *SMALL, *shown, *taught(layers=[0, 3]), config="plain.yaml")
+
+
+def test_a_teacher_beside_the_geometry_of_a_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = (*ALIKE, *DOUBLED)
+    fill = run("cache-geometry", *taught(), *shown, "--split", "train")
+    assert "cache-geometry: tokens and the teacher's targets of 6 scenes: 6 made" in fill
+    assert "cache-geometry: tokens of 3 scenes: 3 made" in run("cache-geometry", *taught())  # of a test
+    monkeypatch.setattr(Aggregator, "forward", None)
+    run("fit", *SMALL, *shown, *taught(), "--model.geometry_cache.folder", "cache/geometry")
+
+
+def test_a_teacher_that_no_cache_helps(run: Run) -> None:
+    Path("plain.yaml").write_text("model: {class_path: zoo.Qwen25VL}\n")
+    teacher = ("--model.teacher=Teacher", "--model.teacher.encoder=DatasetGeometry")
+    with pytest.raises(SystemExit, match="--model.teacher: DatasetGeometry has nothing that a cache would save"):
+        run("cache-geometry", *teacher, *ALIKE, "--split", "train", config="plain.yaml")
+    fill = run("cache-geometry", *teacher, *ALIKE, "--split", "train")
+    assert "cache-geometry: tokens of 6 scenes: 6 made" in fill
 
 
 def test_an_interrupted_command_resumes(run: Run) -> None:

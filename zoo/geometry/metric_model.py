@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,7 +13,10 @@ from torch import Tensor
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
+from zoo.files.cache_folder import Description
+from zoo.files.fingerprint import fingerprint
 from zoo.geometry.base import SceneGeometry
+from zoo.geometry.cache import GeometryCache
 from zoo.geometry.da3 import DA3, to_meters
 from zoo.geometry.da3.metric import SKY, Metric
 from zoo.geometry.da3.nested import fit_scale
@@ -20,6 +26,14 @@ from zoo.weights.deferred import builds_shapes_only, load_deferred
 from zoo.weights.hub import find_tensors, read_config
 
 RELEASED = "depth-anything/DA3METRIC-LARGE"
+RELEASED_CONFIG: dict[str, Any] = {  # of its config.json, for plans
+    "net": {"name": "vitl", "out_layers": [4, 11, 17, 23], "alt_start": -1, "qknorm_start": -1, "rope_start": -1}
+    | {"cat_token": False},
+    "head": {"__object__": {"name": "DPT"}, "dim_in": 1024, "output_dim": 1, "features": 256}
+    | {"out_channels": [256, 512, 1024, 1024]},
+}
+VERSION = 1  # of kept scales
+MEASURED = ("depth", "confidence", "K_normalized", "has_camera")  # what a scale depends on of a prediction
 NO_PIXEL = (
     "the metric model and the encoder share no pixel with depth: leave the scene out, or take DatasetPoses as the scale"
 )
@@ -34,6 +48,10 @@ class MetricModel(ScaleSource):
 
     Args:
         path: A hub id, or a folder with config.json and model.safetensors in it.
+        cache: Keeps the scale of each scene on disk, of the same depth and frames; null computes it each time.
+
+    Attributes:
+        num_computed: Number of scenes that it has measured.
 
     Raises:
         InputError: There are no such weights, or they are of another model.
@@ -42,12 +60,14 @@ class MetricModel(ScaleSource):
     reads: tuple[str, ...] = ("K_normalized", "has_camera")
     requires_depth = True
 
-    def __init__(self, path: str = RELEASED) -> None:
-        self.path = path
+    def __init__(self, path: str = RELEASED, cache: GeometryCache | None = None) -> None:
+        self.path, self._cache, self.num_computed = path, cache, 0
         option = "--model.geometry.scale_from.path"
-        folder, self._config = find_model(path, RELEASED, option)
         self._weights = find_tensors(path, RELEASED, option)
-        self._da3: DA3 | None = None
+        if path == RELEASED and builds_shapes_only():
+            self._config = RELEASED_CONFIG
+            return
+        folder, self._config = find_model(path, RELEASED, option)
         with torch.device("meta"):
             outline = self._load()
         # the relative model has the same config
@@ -66,12 +86,15 @@ class MetricModel(ScaleSource):
     def _load(self) -> DA3:
         return DA3.from_official(self._config, self._weights, torch.float32)
 
+    @cached_property
+    def network(self) -> DA3:
+        """The network, frozen; its weights are read when it is first asked for."""
+        with torch.inference_mode(False):  # it is kept
+            return self._load().requires_grad_(False).eval()
+
     def depth(self, frames: Float[Tensor, "S 3 H W"], K_normalized: Float[Tensor, "S 3 3"]) -> Float[Tensor, "S H W"]:
         """Depth in meters; 0 for sky."""
-        if self._da3 is None:
-            with torch.inference_mode(False):  # it is kept
-                self._da3 = self._load().requires_grad_(False).eval()
-        output = self._da3.to(frames.device)(frames[None], layers=(), heads=("depth",))
+        output = self.network.to(frames.device)(frames[None], layers=(), heads=("depth",))
         K_px = intrinsics_in_pixels(K_normalized, frames.shape[-1], frames.shape[-2])
         return (to_meters(output.depth, K_px[None]) * (output.sky < SKY))[0]
 
@@ -79,6 +102,30 @@ class MetricModel(ScaleSource):
         self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
     ) -> Float[Tensor, ""]:
         """See `ScaleSource`."""
+        if self._cache is None:
+            return self.measure(scene, frames, given)
+        read = {} if given is None else {f"given {name}": each for name, each in given.present().items()}
+        inputs = {"frames": frames, **{name: each for name, each in read.items() if name[6:] in self.reads}}
+        inputs |= {name: each for name, each in scene.present().items() if name in MEASURED}
+        entry: Description = {
+            "kind": "scale",
+            "class": type(self).__qualname__,
+            "weights": [self._cache.file_fingerprint(file) for file in self.files],
+            "inputs": fingerprint(inputs),
+            "version": VERSION,
+        }
+        if (known := self._cache.get(entry)) is not None:
+            return known["scale"].to(frames.device)
+        scale = self.measure(scene, frames, given)
+        self.num_computed += 1
+        with suppress(OSError):  # a scale that can't be kept is measured again
+            self._cache.put(entry, {"scale": scale.cpu()})
+        return scale
+
+    def measure(
+        self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
+    ) -> Float[Tensor, ""]:
+        """Compute what `meters_per_unit` returns."""
         assert scene.depth is not None and scene.confidence is not None  # by `requires_depth`
         _, K, valid = scene.cameras()
         if given is not None and given.has_cameras:
@@ -100,10 +147,10 @@ class FittedMetricModel(MetricModel):
 
     reads = ()
 
-    def meters_per_unit(
+    def measure(
         self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
     ) -> Float[Tensor, ""]:
-        """See `ScaleSource`."""
+        """See `MetricModel`."""
         assert scene.depth is not None and scene.confidence is not None  # by `requires_depth`
         meters = self.depth(frames, scene.cameras()[1])[None]  # 0 for sky
         (fitted,) = fit_scale(scene.depth[None], scene.confidence[None], meters.to(scene.depth), meters == 0)

@@ -51,6 +51,15 @@ def make_fake(module: nn.Module) -> None:
                 tensors[name] = made[tensor]  # type: ignore[assignment]
 
 
+class ShapesOnlyPreprocessor:
+    """In place of the preprocessor of a model that is built by its shapes, without the folder that has it."""
+
+    @staticmethod
+    def normalize(patches: Tensor) -> Tensor:
+        """Return pixels in the size of normalized ones."""
+        return patches.float()
+
+
 class Footprint(TorchDispatchMode):
     """Count the bytes of the tensors that a computation allocates, and its floating-point operations.
 
@@ -87,6 +96,17 @@ class Footprint(TorchDispatchMode):
                 self._track(leaf)
         self.flops += _flops(func.overloadpacket, args, kwargs, output)
         return output
+
+    def add(self, bytes_at_once: int, flops: int) -> None:
+        """Count a computation by what it takes: its most bytes at once, of which none stay, and its operations."""
+        self.peak = max(self.peak, self.live + bytes_at_once)
+        self.flops += flops
+
+    def release(self, tensor: Tensor) -> None:
+        """Count the memory of a tensor as free, although the tensor is still there."""
+        storage = tensor.untyped_storage()
+        self._storages[storage._cdata] = weakref.ref(storage, partial(self._free, storage._cdata, 0))
+        self.live -= storage.nbytes()
 
     def _track(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()

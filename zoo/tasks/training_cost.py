@@ -15,14 +15,18 @@ from torch import Tensor, nn
 
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
+from zoo.precision import full_precision
+from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.sequence_layout import MediaKind
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
-from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
+from zoo.tasks.fake_tensors import Footprint, ShapesOnlyPreprocessor, fake_tensor, make_fake
 from zoo.tasks.fsdp2 import GATHERED_DTYPES
 from zoo.tasks.optim import parameter_groups
+from zoo.tasks.planned_teacher import PlannedTeacher
+from zoo.tasks.repeated_calls import count_repeated_calls_once
 from zoo.tasks.video_qa import VideoQATask
 
 SYSTEM, SPAN, QUESTION, ANSWER = 20, 8, 96, 8  # tokens of text: before the video, per temporal patch, per question
@@ -101,6 +105,7 @@ class TrainingCost:
         gathered: Bytes that a sharded model holds beside its shard in a step, of one batch and of several, see
             `gathered_bytes`.
         gathered_weights: Bytes of the whole weights, which a sharded model gathers for an evaluation.
+        teacher: Bytes of the teacher's weights, of which each process has all.
     """
 
     trained: Counter[str] = field(default_factory=Counter)
@@ -113,6 +118,7 @@ class TrainingCost:
     sequence_tokens: int = 0
     gathered: dict[bool, int] = field(default_factory=dict)
     gathered_weights: int = 0
+    teacher: int = 0
 
 
 def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> TrainingCost:
@@ -125,6 +131,9 @@ def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> Train
     """
     cost, model = TrainingCost(), task.model
     make_fake(task)
+    backbone: Any = model.backbone
+    if not hasattr(backbone, "preprocessor"):
+        backbone.preprocessor = ShapesOnlyPreprocessor()
     # 1. What is there before the step.
     for name, parameter in task.named_parameters():
         (cost.trained if parameter.requires_grad else cost.frozen)[task.part_of(name)] += parameter.numel()
@@ -135,30 +144,48 @@ def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> Train
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)  # of earlier batches of the same step, or DDP's buckets
     cost.optimizer = optimizer_bytes(task)
+    teacher = None if task.teacher is None else PlannedTeacher(task.teacher)
+    if teacher is not None and teacher.networks:
+        tensors = [each for network in teacher.networks for each in (*network.parameters(), *network.buffers())]
+        cost.teacher = total_bytes(tensors)
+        cost.frozen["teacher"] = sum(each.numel() for network in teacher.networks for each in network.parameters())
     # 2. Tokens.
     sequences = example_batch(model, batch).sequences
     assert sequences is not None
     cost.visual_tokens, cost.sequence_tokens = sequences.visual_counts[0], max(sequences.lengths)
     # 3. The step, which takes seconds to count.
-    cost.steps = StepCosts(partial(count_step, task, batch, precision))
+    cost.steps = StepCosts(partial(count_step, task, batch, precision, teacher))
     return cost
 
 
-def count_step(task: VideoQATask, batch: BatchSizes, precision: str, checkpointing: bool) -> StepCost:
+def count_step(
+    task: VideoQATask, batch: BatchSizes, precision: str, teacher: PlannedTeacher | None, checkpointing: bool
+) -> StepCost:
     """Run a training step of a task with fake tensors, and count."""
     backbone = task.model.backbone
     (backbone.enable_gradient_checkpointing if checkpointing else backbone.disable_gradient_checkpointing)()
     gradients = (parameter.grad for parameter in task.parameters() if parameter.grad is not None)
-    with Footprint([*task.parameters(), *task.buffers(), *gradients]) as step:
-        run_step(task, batch, precision)
+    networks = [task, *(teacher.networks if teacher is not None else ())]
+    weights = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
+    with Footprint([*weights, *gradients]) as step, count_repeated_calls_once(step):
+        run_step(task, batch, precision, teacher)
     return StepCost(step.peak, step.flops)
 
 
-def run_step(task: VideoQATask, batch: BatchSizes, precision: str) -> None:
+def run_step(task: VideoQATask, batch: BatchSizes, precision: str, teacher: PlannedTeacher | None = None) -> None:
     """Forward and backward pass of an example batch."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16"), cache_enabled=False):
-        loss = task.loss(example_batch(task.model, batch))
+        loss = task.loss(taught_batch(task, batch, teacher))
     loss.backward()
+
+
+def taught_batch(task: VideoQATask, sizes: BatchSizes, teacher: PlannedTeacher | None) -> Batch:
+    """An example batch with the targets of its teacher."""
+    batch = example_batch(task.model, sizes, task.training_requirements)
+    if teacher is not None:
+        with full_precision(torch.device("cpu")):  # a training asks it before the step
+            teacher.show(batch.scenes, task.model.backbone.patch_size)
+    return batch
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
@@ -198,21 +225,23 @@ def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], 
     return held, sum(weights.values())
 
 
-def example_batch(model: SpatialVLM, sizes: BatchSizes) -> Batch:
+def example_batch(model: SpatialVLM, sizes: BatchSizes, needs: DataRequirements | None = None) -> Batch:
     """A training batch of these sizes, see `example_questions`."""
     builder = model.training_sequence_builder
-    scenes, rows, scene_of = example_questions(model, sizes)
+    scenes, rows, scene_of = example_questions(model, sizes, needs or model.requirements)
     limits: dict[str, Any] = {"max_tokens": sizes.tokens_per_sequence, "packs_scenes": sizes.pack_scenes}
     sequences = builder.training(rows, scene_of, scenes, **limits)
     return Batch(scenes, builder.vision(scenes), sequences, records=[{"id": "example"}] * len(rows))
 
 
-def example_questions(model: SpatialVLM, sizes: BatchSizes) -> tuple[list[SceneInputs], list[Row], list[int]]:
+def example_questions(
+    model: SpatialVLM, sizes: BatchSizes, needs: DataRequirements
+) -> tuple[list[SceneInputs], list[Row], list[int]]:
     """Scenes of these sizes, one row per question, and the scene of each row.
 
     Pixels are fake, and cameras move along a line.
     """
-    needs, backbone, grid = model.requirements, model.backbone, sizes.grid(model.backbone.patch_size)
+    backbone, grid = model.backbone, sizes.grid(model.backbone.patch_size)
     steps = grid[0]
     # 1. Scenes.
     views = TEMPORAL_PATCH_SIZE * steps

@@ -137,6 +137,8 @@ class VideoQATask(Task):
         return self.model.sequence_builder
 
     def geometry_reader(self, *, training: bool) -> GeometryReader | None:
+        if training and self.teacher is not None:
+            return None  # what is read in place of frames leaves the teacher without them; the step reads the cache
         return self.model.geometry_reader(training=training)
 
     @property

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.zoo.geometry.caching import alter
-from tests.zoo.geometry.da3 import hash_model
+from tests.zoo.geometry.da3 import hash_model, manifest
 from tests.zoo.geometry.official import tiny_images
 from tests.zoo.geometry.test_da3 import any_view_config, metric_config
 from tests.zoo.geometry.test_da3_encoder import save
@@ -258,3 +258,31 @@ def test_a_saved_model_knows_the_weights_of_its_scale(metric: str) -> None:
     with pytest.raises(InputError, match=f"trained with the frozen scale {metric}"):
         check_frozen(before, frozen_weights(model), "a run")
     assert not any("da3_metric" in name or "scale" in name for name in model.state_dict())
+
+
+def test_a_kept_scale_is_not_measured_again(metric: str, tmp_path: Path) -> None:
+    """For the same depth and frames; those of another model, or of other frames, are measured."""
+    frames, scene = torch.rand(6, 3, 28, 42), predicted(given(), 1.0)
+    scene.depth, scene.confidence = torch.rand(6, 28, 42) + 1, torch.rand(6, 28, 42)
+
+    def scale(shown: Tensor, kind: type[MetricModel] = FittedMetricModel, cameras: float = 0.8) -> tuple[float, int]:
+        source = kind(metric, GeometryCache(str(tmp_path)))
+        found = source.meters_per_unit(scene, shown, given(focal=cameras))
+        return float(found), source.num_computed
+
+    expected = float(FittedMetricModel(metric).meters_per_unit(scene, frames, None))
+    assert scale(frames) == (expected, 1) and scale(frames) == (expected, 0)
+    assert scale(frames, cameras=0.4) == (expected, 0)  # which the fit does not read
+    assert scale(frames.flip(-1))[1] == 1 and scale(frames, MetricModel)[1] == 1  # the controls
+    assert scale(frames, MetricModel)[1] == 0 and scale(frames, MetricModel, cameras=0.4)[1] == 1
+    scene.depth = scene.depth + 0.1
+    assert scale(frames)[1] == 1
+
+
+def test_the_released_config_is_known() -> None:
+    """A plan needs no folder."""
+    about = manifest("da3metric_large")
+    with torch.device("meta"):
+        known = FittedMetricModel().network
+    shapes = {name: tensor.shape for name, tensor in known.official_state_dict().items()}
+    assert shapes == {name: tensor.shape for name, tensor in about["tensors"].items()}

@@ -18,6 +18,7 @@ from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, RATES, scene
 from zoo import (
     GRPO,
+    AddFusion,
     DatasetGeometry,
     DatasetPoses,
     Distillation,
@@ -201,6 +202,15 @@ def test_its_outputs_are_cached_like_3d_tokens(tmp_path: Path) -> None:
     scenes[0].frames = scenes[0].frames.flip(-1)  # the control: other frames are computed
     teacher(scenes, 16)
     assert isinstance(teacher.encoder, CachedGeometry) and teacher.encoder.num_computed == 1
+
+
+def test_a_teacher_sees_frames_beside_a_cached_geometry(tmp_path: Path) -> None:
+    """Data workers leave frames out where they have read the model's geometry of a cache."""
+    parts: dict[str, Any] = {"geometry": partial(TinyVGGT, embed_dim=32, depth=2, seed=0), "fusion": AddFusion}
+    parts["geometry_cache"] = GeometryCache(str(tmp_path))
+    taught, alone = task(Teacher(DatasetGeometry), **parts), task(None, **parts)
+    assert taught.geometry_reader(training=True) is None and taught.geometry_reader(training=False) is not None
+    assert alone.geometry_reader(training=True) is not None  # the control
 
 
 @pytest.mark.parametrize("kind", ["l1", "silog"])
