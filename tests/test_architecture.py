@@ -30,7 +30,7 @@ def test_every_file_named_exists() -> None:
 def test_a_part_is_listed_where_those_are_that_ship() -> None:
     """One of each kind is named by the `__init__.py` files of the table, and by no other."""
     shipped = ("PRoPE", "ViewAttention", "TinyVGGT", "AddFusion", "ConstantIndex", "TinyQwen3VL", "MaskedViews",
-               "PRoPEMLLM", "UniformSampler", "Duplicate", "SceneFolder", "FreeAnswers")  # fmt: skip
+               "PRoPEMLLM", "UniformSampler", "Duplicate", "SceneFolder", "PanelBench")  # fmt: skip
     menus = [ROOT / "zoo/__init__.py", ROOT / "datamodules/__init__.py"]
     for seam, name in zip(SEAMS, shipped, strict=True):
         files = ROOT / seam.files
