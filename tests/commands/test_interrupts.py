@@ -38,3 +38,23 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
     words = [sys.executable, "-c", code]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=Path(main.__file__).parent)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+STARTING_WORKERS = """
+import os, signal, time
+from commands.interrupts import exit_on_sigterm
+from datamodules.processes import process_map
+
+exit_on_sigterm()
+os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))  # before the next worker's fork
+with process_map(2) as mapped:
+    list(mapped(time.sleep, [0.1] * 40))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_sigterm_while_workers_start_ends_the_command() -> None:
+    """Raised between two forks, it left workers and a parent that waited for each other."""
+    words = [sys.executable, "-c", STARTING_WORKERS]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=Path(main.__file__).parent)
+    assert done.returncode == 128 + signal.SIGTERM
