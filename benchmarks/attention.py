@@ -3,8 +3,9 @@
 The layers' projections and RoPE are left out, so the numbers are of attention alone: q, k and v are given, each is
 encoded, plain SDPA runs, and its output is encoded. In the same run, interleaved: SDPA alone; the published layout of
 PRoPE (arXiv 2507.10496) by `prope_attention`; and the same as the paper states it, with einsum over groups of four
-channels and RoPE by concatenation. Then a whole decoder, with all that its layers do: its pass over a prompt of as many
-visual tokens, and a step after it, stock transformers against `CameraAttention` with each kind of cache.
+channels and RoPE by concatenation. RayRoPE and URoPE attend view by view, here to all views, as the view mixer does.
+Then a whole decoder, with all that its layers do: its pass over a prompt of as many visual tokens, the same with
+gradients, and a step after it, stock transformers against `CameraAttention` with each kind of cache.
 
 On a CPU most of what is left of the cost is new memory, which the C library gives back to the system and asks for
 again: with MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 in the environment it keeps it.
@@ -32,6 +33,7 @@ from zoo.backbones.attention import replace_classes
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings import EncodedCameras, prope_attention
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.per_view_encoding import PerViewEncoding
 from zoo.encodings.view_attention import ROPE_BASE
 
 IMAGE = 448  # pixels a side; only the ratio to K matters
@@ -50,6 +52,8 @@ ENCODINGS = (  # of those in the table; others cost as one of these does
     "PoseALiBi",
     "ValueRoPE",
     "PointRoPE",
+    "RayRoPE",
+    "URoPE",
     "HeadSubset(PRoPE, TemporalSection)",
     "Compose(PRoPE TemporalSection, PoseALiBi)",
 )
@@ -77,8 +81,9 @@ def main() -> None:
     print(f"{size}, {arguments.dtype}, {where}, torch {torch.__version__}, {arguments.repeats} repeats\n")
     table("attention, forward", attentions(arguments, backward=False), "SDPA alone", arguments)
     table("attention, forward and backward", attentions(arguments, backward=True), "SDPA alone", arguments)
-    prompts, steps = decoders(arguments)
+    prompts, learning, steps = decoders(arguments)
     table(f"a decoder of {arguments.layers} layers, the prompt", prompts, "stock", arguments)
+    table(f"a decoder of {arguments.layers} layers, the prompt with gradients", learning, "stock", arguments)
     table(f"a decoder of {arguments.layers} layers, a step", steps, "stock", arguments, divided_by=DECODED)
 
 
@@ -126,7 +131,9 @@ def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
     return Qwen2_5_VLTextModel(config).to(arguments.device, getattr(torch, arguments.dtype)).eval()
 
 
-def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace) -> EncodedCameras:
+def encoded_in(
+    model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace, is_causal: bool = True
+) -> EncodedCameras:
     encoding = COMBINATIONS[name.removesuffix(TEXT_BETWEEN)]()
     replace_classes(model, Qwen25VLBackbone.hooked_classes)
     head = HeadLayout.in_row(arguments.head_dim, MRoPE[arguments.head_dim])
@@ -143,7 +150,10 @@ def encoded_in(model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namesp
     places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))
     sizes = torch.full_like(places, arguments.tokens**-0.5)
     cameras = Cameras(poses, normalize_intrinsics(K, IMAGE, IMAGE).double(), index)
-    return encoding.encode(cameras.with_tokens(places, points, patch_sizes=sizes), head)
+    located = cameras.with_tokens(places, points, patch_sizes=sizes)
+    if isinstance(encoding, PerViewEncoding):
+        return encoding.encode_canonical(encoding.canonical(located), head, torch.float32, is_causal)
+    return encoding.encode(located, head)
 
 
 def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Callable[[], object]]:
@@ -158,16 +168,21 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
     layout = {"patches_x": side, "patches_y": side, "image_width": IMAGE, "image_height": IMAGE}
     poses, K = cameras_of(arguments)
     poses, heads_first = poses.to(torch.float32), [x.transpose(1, 2) for x in (q, k, v)]
+    everything = torch.ones(1, 1, length, length, device=arguments.device, dtype=torch.bool)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
+        output = F.scaled_dot_product_attention(q, k, v, mask, scale=arguments.head_dim**-0.5)
+        return output.transpose(1, 2), None
 
     def encoded(name: str) -> Callable[[], Tensor]:
-        whole = encoded_in(model, name, arguments)
+        whole = encoded_in(model, name, arguments, is_causal=False)
 
         def attend() -> Tensor:
             acting = whole.at_layer(0, hidden, rope) or EncodedCameras()
             keys = acting.after_rope(*acting.before_rope(q, k))
             inputs = [x.transpose(1, 2) for x in (*keys, acting.transform_values(v))]
-            output = F.scaled_dot_product_attention(*inputs, scale=arguments.head_dim**-0.5)
-            return acting.transform_outputs(output.transpose(1, 2))
+            output, _ = acting.attend(attention, *inputs, everything if acting.attends_per_view else None)
+            return acting.transform_outputs(output)
 
         return attend
 
@@ -222,11 +237,12 @@ def published(q: Tensor, k: Tensor, v: Tensor, V: Tensor, K_px: Tensor, side: in
 # ---- in the decoder ---------------------------------------------------------------------------------------
 
 
-def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], dict[str, Callable[[], object]]]:
-    """A pass over a prompt of visual tokens, and some steps after it, for which the cache is cut back each time."""
+def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], ...]:
+    """A pass over a prompt, the same with gradients, and some steps after it, for which the cache is cut back."""
     length, dtype = arguments.views * arguments.tokens, getattr(torch, arguments.dtype)
     prompt = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
     prompts: dict[str, Callable[[], object]] = {}
+    learning: dict[str, Callable[[], object]] = {}
     steps: dict[str, Callable[[], object]] = {}
     for name in ("stock", "PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi", "RayRoPE", "URoPE"):
         model = text_model(arguments)
@@ -238,6 +254,10 @@ def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], obje
             with torch.no_grad():
                 model(inputs_embeds=prompt, cache=cache, use_cache=cache is not None, camera_encoding=encoded)
 
+        def learn(model=model, encoded=encoded) -> None:
+            output = model(inputs_embeds=prompt, use_cache=False, camera_encoding=encoded).last_hidden_state
+            torch.autograd.grad(output.sum(), list(model.parameters()), allow_unused=True)  # no token is embedded
+
         def decode(model=model, cache=cache, later=later) -> None:
             with torch.no_grad():
                 for _ in range(DECODED):
@@ -245,8 +265,8 @@ def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], obje
             cache.crop(-DECODED)
 
         read(cache=cache)
-        prompts[name], steps[name] = read, decode
-    return prompts, steps
+        prompts[name], learning[name], steps[name] = read, learn, decode
+    return prompts, learning, steps
 
 
 if __name__ == "__main__":

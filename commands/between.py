@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from callbacks.baselines.mark import NAMES
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import METRICS
 from commands.configs import find_config, read_settings
@@ -32,7 +33,7 @@ from commands.reports.loaded_runs import Run, load_run, measures
 from commands.runs import CONFIG, newest_run
 from commands.studies.processes import Launch, main_py
 from commands.studies.sections import table
-from commands.studies.switches import SCORER, config_of_parts, differing_parts, parts_of
+from commands.studies.switches import SCORER, config_of_parts, differing_parts, is_set, parts_of
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint
@@ -41,6 +42,10 @@ from zoo.weights.saved_models import config_of
 HEADLINE = "All macro"
 ROUNDING = 1e-6  # of a score in float32
 ALL, FIRST = "all together", "first"
+LOG, WARNING = "log.txt", "warning: "
+LEGEND = """\
+an effect: the interval excludes 0. not shown: scores changed, and the interval holds 0; an effect within it may exist.
+other words, the same scores: no score changed. no effect: every answer is the same text."""
 
 
 class Effect(NamedTuple):
@@ -95,10 +100,13 @@ def between(arguments: list[str]) -> None:
     run = Path(asked.run) if asked.run else newest_run()
     files = [find_config(name) for name in (asked.first, asked.second)]
     first, second = (read_settings(file) for file in files)
-    parts = differing_parts(first, second, config_of(run), fixed=shlex.split(asked.options))
-    names = " and ".join(file.stem.removeprefix("protocol_") for file in files)
-    output = Path(asked.output or f"runs/between/{run.name}/{names.replace(' ', '-')}")
-    print(f"{run}: {names} differ in {', '.join(parts)}", flush=True)
+    fixed = shlex.split(asked.options)
+    parts = differing_parts(first, second, config_of(run), fixed)
+    names = [file.stem.removeprefix("protocol_") for file in files]
+    output = Path(asked.output or f"runs/between/{run.name}/{'-and-'.join(names)}")
+    print(f"{run}: {' and '.join(names)} differ in {', '.join(parts)}", flush=True)
+    if same := [name for name in parts_of(first) if is_set(name, fixed)]:
+        print(f"the same in all tests, by --options: {', '.join(same)}", flush=True)
 
     stated = {**parts_of(first), **{name: each["first"] for name, each in parts.items()}}
     switched = {name: {name: each["second"]} for name, each in parts.items() if name != SCORER}
@@ -133,14 +141,20 @@ def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -
         (folder / METRICS).unlink(missing_ok=True)
         write_whole(file, text)
         print(f"testing {folder}", flush=True)
-        if (error := main_py(folder / "log.txt", Launch(), *words)) is not None:
+        if (error := main_py(folder / LOG, Launch(), *words)) is not None:
             raise InputError(f"{folder}: {error}")
         write_whole(asked, tested)
     return load_run(folder, folder.name)
 
 
-def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], names: str) -> str:
-    """Return the table of the effects, in Markdown."""
+def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Return the table of the effects, in Markdown.
+
+    Args:
+        tests: By the parts that are switched.
+        parts: Those parts, each with its two settings.
+        names: Of the two evaluations.
+    """
     base = tests[FIRST]
     effects = {name: effect(base, run.scores, run) for name, run in tests.items() if name not in (FIRST, ALL)}
     if SCORER in parts:
@@ -154,10 +168,25 @@ def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], nam
     ]
     rows.append([ALL, "", "", *_cells(together)])
     rows.append(["of it interaction", "", "", f"{100 * (together.change - single):+.1f}", "", "", "", ""])
-    head = ["option", "first", "second", "change of the score", "95 %", "other answers", "other scores", ""]
-    count, score = len(base.answers), base.score(HEADLINE)
-    intro = f"Between {names}: {count} questions, {HEADLINE} {100 * (score or 0.0):.1f} by the first."
-    return f"{intro}\n\n{table(head, rows)}"
+    changes = ["change of the score", "95 % interval", "answers changed", "scores changed", "verdict"]
+    score = base.score(HEADLINE) or 0.0
+    both = [f"{100 * each:.1f} by {name}" for each, name in zip((score, score + together.change), names, strict=True)]
+    blind = [(text, base.blind(name, HEADLINE)) for name, text in NAMES.items()]
+    intro = [f"Of {len(base.answers)} questions, {HEADLINE}: {', '.join(both)}"]
+    intro += [f"{text} {100 * value:.1f}" for text, value in blind if value is not None]
+    warnings = {name: warnings_of(run.folder / LOG) for name, run in tests.items()}
+    warned = [
+        f"{name}: {lines[0]} ({len(lines)} such lines in {tests[name].folder / LOG})"
+        for name, lines in warnings.items()
+        if lines and (name == FIRST or lines != warnings[FIRST])
+    ]
+    return "\n\n".join([f"{'; '.join(intro)}.", table(["option", *names, *changes], rows), LEGEND, *warned])
+
+
+def warnings_of(log: Path) -> list[str]:
+    """Return the warnings in the log of a test, each once."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return list(dict.fromkeys(line for line in lines if line.startswith(WARNING)))
 
 
 def rescored(run: Run, scorer: str) -> dict[str, float]:
@@ -209,4 +238,4 @@ def _shown(setting: Any) -> str:
         own = dict(setting.get("init_args") or {}) if "class_path" in setting else dict(setting)
         text = ", ".join(f"{key} {value}" for key, value in own.items() if value is not None)
         return f"{str(setting.get('class_path', '')).rpartition('.')[2]} {text}".strip()
-    return "null" if setting is None else str(setting) or "none"
+    return "null" if setting is None else str(setting) or '""'

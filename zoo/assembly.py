@@ -115,7 +115,7 @@ class AssembledModel(Configurable, nn.Module):
         appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
         self.training_tokens = losses.resolve_extra_tokens(appended, training=True)
         self.extra_tokens = losses.resolve_extra_tokens(appended)
-        losses.check_encoding(camera_encoding)
+        losses.check_camera_parts([part for part in (camera_encoding, self.view_mixer) if part is not None])
         losses.bind(width, num_layers)
         self.objectives = losses.to(self.backbone.device)
         self.loaded_names: frozenset[str] = frozenset()

@@ -140,9 +140,10 @@ class SpatialVLM(AssembledModel):
         # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
         changed = self.objectives.change_tokens(visual, scenes) if self.training else visual
         fused = fuse_scenes(scenes, changed, cameras, geometry, self.fusion, self.view_mixer)
-        complete = [self.objectives.append_token(each, self.training) for each in fused]
+        complete = [self.objectives.append_token(each.visual, self.training) for each in fused]
         ends = [self.objectives.end_token(scene, self.training) for scene in scenes]
-        return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, ends, strict=True)]
+        depths = [each.raw_depth for each in fused]
+        return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, ends, depths, strict=True)]
 
     def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
         """Place encoded scenes in sequences.

@@ -44,9 +44,8 @@ def differing_parts(
     """
     one, other, base = parts_of(first), parts_of(second), parts_of(run)
     found: dict[str, Parts] = {}
-    options = {word.removeprefix("--").partition("=")[0] for word in fixed if word.startswith("--")}
     for name in dict.fromkeys((*one, *other)):
-        if any(f"{option}.".startswith(f"{name}.") for option in options):
+        if is_set(name, fixed):
             continue
         settings = {"first": one.get(name, base.get(name)), "second": other.get(name, base.get(name))}
         if name == UNSTATED or is_one_of(name, CHANGES_NO_ANSWER) or is_same(*settings.values()):
@@ -59,6 +58,12 @@ def differing_parts(
     if not found:
         raise InputError("they differ in nothing that changes an answer or its score")
     return found
+
+
+def is_set(name: str, words: Sequence[str]) -> bool:
+    """Return whether words of a command line set a part, or an option of it."""
+    options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
+    return any(f"{option}.".startswith(f"{name}.") for option in options)
 
 
 def is_same(one: Any, other: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ def test_the_parts_in_which_protocols_differ() -> None:
     assert stills["data.frames_as"] == {"first": "image", "second": "video"} and "data.still_resize" in stills
     assert config_of_parts(parts_of(PROTOCOLS["vg_llm"])) == PROTOCOLS["vg_llm"]
     shown = [_shown(each) for each in (None, "", ["a", "b"], {"class_path": "zoo.A", "init_args": {"b": 1, "c": None}})]
-    assert shown == ["null", "none", "['a', 'b']", "A b 1"]
+    assert shown == ["null", '""', "['a', 'b']", "A b 1"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,10 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
         data = config["data"]["init_args"]
         asked.append(folder.name)
         given.append("--ckpt_path" in words)
-        records = answers(200, right=0.5, scenes=20) if data["num_frames"] == 8 else [dict(each) for each in first]
+        records = [dict(each) for each in first]
+        if data["num_frames"] == 8:
+            records = answers(200, right=0.5, scenes=20)
+            log.write_text("test 1/2\nwarning: a: only 4 frames\nwarning: b: only 4 frames\n")
         if data["prompt_prefix"]:
             records = [{**each, "prediction": f"{each['prediction']}."} for each in records]
         made = make_run(tmp_path / f"made-{len(asked)}", records, scorer=config["metrics"]["scorer"])
@@ -86,7 +91,8 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     words = ["protocol_a.yaml", "protocol_b.yaml", "--run", str(tmp_path / "runs/x")]
     between(words)
     assert asked == ["first", "data-num_frames", "data-prompt_prefix", "data-pixels", "all-together"]
-    rows = {line.split(" | ")[0].strip("| `"): line.split(" | ") for line in capsys.readouterr().out.splitlines()}
+    said = capsys.readouterr().out
+    rows = {line.split(" | ")[0].strip("| `"): line.split(" | ") for line in said.splitlines()}
     change, interval, words_changed, scores_changed = rows["data.num_frames"][3:7]
     assert float(change) < -10 and interval.startswith("-") and int(scores_changed) > 25
     assert rows["data.num_frames"][7].startswith("an effect") and rows["data.num_frames"][1:3] == ["16", "8"]
@@ -94,6 +100,11 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     assert rows["data.prompt_prefix"][5:8] == ["200", "0", "other words, the same scores |"]
     assert rows["metrics.scorer"][5] == "0"  # the same answers by another scorer
     assert float(rows["all together"][3]) < -10 and abs(float(rows["of it interaction"][3])) < 2
+    assert rows["option"][1:3] == ["a", "b"]
+    scores = re.search(r"^Of 200 questions, All macro: (.*) by a, (.*) by b; best constant answer", said, re.MULTILINE)
+    assert scores and float(scores[2]) - float(scores[1]) == pytest.approx(float(rows["all together"][3]), abs=0.11)
+    assert re.search(r"^data.num_frames: warning: a: only 4 frames \(2 such lines in .*log.txt\)$", said, re.MULTILINE)
+    assert "data.prompt_prefix: warning" not in said
     between(words)
     assert len(asked) == 5 and not any(given)  # an interrupted command goes on; released weights have no checkpoint
     (tmp_path / "runs/x/checkpoints").mkdir()
@@ -106,12 +117,28 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
 
 
 @pytest.mark.slow
-def test_between_two_protocols_of_a_tiny_model(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "vg_llm.yaml", "--model.fusion.hidden", "16")
+@pytest.mark.timeout(3600)
+def test_fewer_frames_are_found_between_protocols_of_a_trained_model(run: Run, tmp_path: Path) -> None:
+    """The model of the demo needs all frames. Its answers are short, and both samplers take all frames of a video."""
+    panels = f"--config data_panels.yaml --data.source.root {tmp_path / 'panels'} --data.source.scenes [1600,0,100]"
+    model = "--config prope.yaml --model.fusion null --model.view_mixer null --model.geometry null --gallery.scenes 0"
+    steps = "--data.batch_size 8 --trainer.max_steps 200 --trainer.limit_val_batches 0"
+    words = " ".join((panels, "--data.source.task PanelRotation", model, steps)).split()
+    run("fit", *words, sized=False)
     trained = the_run(tmp_path)
-    for name, frames in (("a", 4), ("b", 2)):
-        content = {"data": {"init_args": {"num_frames": frames}}, "metrics": {"scorer": "spatial_mllm"}}
-        (tmp_path / f"protocol_{name}.yaml").write_text(yaml.safe_dump(content))
-    said = run("between", "protocol_a.yaml", "protocol_b.yaml", "--options", "--model.max_new_tokens 2", sized=False)
-    assert f"{trained.relative_to(tmp_path)}: a and b differ in data.num_frames" in said
-    assert "| `data.num_frames` | 4 | 2 |" in said and "of it interaction" in said
+    planted = deepcopy(PROTOCOLS["spatial_mllm"])
+    planted["model"]["init_args"]["max_new_tokens"] = 16
+    planted["data"]["init_args"] |= {"num_frames": 2, "sampler": PROTOCOLS["lmms_eval"]["data"]["init_args"]["sampler"]}
+    (tmp_path / "planted.yaml").write_text(yaml.safe_dump(planted))
+    sizes = "--data.pixels.min_pixels 784 --data.pixels.max_pixels 65536"  # of the training
+    said = run("between", "protocol_spatial_mllm.yaml", "planted.yaml", "--options", sizes, sized=False)
+    changed = "model.max_new_tokens, data.num_frames, data.sampler"
+    assert f"{trained.relative_to(tmp_path)}: spatial_mllm and planted differ in {changed}" in said
+    assert "the same in all tests, by --options: data.pixels" in said
+    rows = {line.split(" | ")[0].strip("| `"): line.strip("| ").split(" | ") for line in said.splitlines()}
+    for name, settings in (("data.num_frames", ["16", "2"]), ("all together", ["", ""])):
+        change, interval, _, scores, verdict = rows[name][3:]
+        assert rows[name][1:3] == settings and verdict == "an effect" and int(scores) > 20
+        assert float(change) < -10 and float(interval.split(" to ")[1]) < 0
+    for name in ("model.max_new_tokens", "data.sampler"):
+        assert rows[name][3:] == ["+0.0", "+0.0 to +0.0", "0", "0", "no effect"]

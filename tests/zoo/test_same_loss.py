@@ -28,6 +28,7 @@ from zoo import (
     MaskedViews,
     MetricScale,
     PosePrediction,
+    RayAttention,
     RayDepthPrediction,
     Teacher,
     TeacherDepth,
@@ -136,7 +137,7 @@ OBJECTIVES = {
 }
 MODELS: dict[str, dict[str, Any]] = {
     "all": {"name": "prope.yaml"},
-    "ray depth": {"name": "RayRoPE"},
+    "ray depth": {"name": "RayRoPE", "view_mixer": RayAttention},
     "teacher": {"name": "plain", "teacher": Teacher(DatasetGeometry)},
 }
 SMALL: dict[str, Any] = {"features": 8, "channels": [8, 8, 8, 8]}

@@ -23,11 +23,11 @@ from zoo import (
 )
 from zoo.backbones.base import VisualTokens
 from zoo.cameras.patch_cameras import PatchCameras
-from zoo.encodings import GTA, CaPE, RayEmbedding, ViewAttention
+from zoo.encodings import GTA, CaPE, RayAttention, RayEmbedding, ViewAttention
 from zoo.encodings.reference_attention import random_cameras
 from zoo.geometry import SceneGeometry
 from zoo.scene_encoding.encoded_scene import SceneCameras
-from zoo.scene_encoding.stages import fuse_scenes
+from zoo.scene_encoding.stages import FusedScene, fuse_scenes
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.tasks import VideoQATask
 
@@ -45,6 +45,7 @@ VIEWS: dict[str, Callable[[int], nn.Module]] = {
     "GTA": lambda width: ViewAttention(width, 16, GTA(apply_to="vo")),
     "CaPE": lambda width: ViewAttention(width, 16, CaPE()),
     "rays": RayEmbedding,
+    "RayRoPE": RayAttention,
 }
 
 
@@ -188,30 +189,34 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
     parts, geometry = ours.model, ours.model.geometry
     found = of_frames if geometry is None else geometry(frames, of_frames, cameras=False)
 
-    def fuse(visual: Any, grids: Any, found: Any, poses: Cameras, present: torch.Tensor) -> list[torch.Tensor]:
-        scenes, views, known = [], [], []
+    def fuse(visual: Any, grids: Any, found: Any, poses: Cameras, present: torch.Tensor) -> list[FusedScene]:
+        scenes, shown, known = [], [], []
         for i, (tokens, grid) in enumerate(zip(visual, grids, strict=True)):
             steps = int(grid[0])
             scenes.append(SceneInputs(torch.empty(0, 0), grid))
             own = tokens.unflatten(0, (steps, -1))
-            views.append(VisualTokens(own, own.new_empty(0, *own.shape)))
+            shown.append(VisualTokens(own, own.new_empty(0, *own.shape)))
             patches = (each[i, :steps] for each in (poses.world_to_camera, poses.K_normalized, present))
             known.append(SceneCameras(PatchCameras(*patches, is_complete=not ragged)))
-        fused = fuse_scenes(scenes, views, known, found, parts.fusion, parts.view_mixer)
-        assert all(torch.equal(each.tokens.flatten(0, 1), tokens) for each, tokens in zip(views, visual, strict=True))
-        return [each.tokens for each in fused]
+        fused = fuse_scenes(scenes, shown, known, found, parts.fusion, parts.view_mixer)
+        assert all(torch.equal(each.tokens.flatten(0, 1), tokens) for each, tokens in zip(shown, visual, strict=True))
+        return fused
 
     with torch.no_grad():
         together = fuse(visual, grids, found, poses, present)
         for i, (steps, _, _) in enumerate(grids.tolist()):
             one = slice(i, i + 1)
             (alone,) = fuse(visual[one], grids[one], found[one], poses[one].span(0, steps), present[one, :steps])
-            assert together[i].shape == alone.shape == (steps, len(visual[i]) // steps, WIDTH)
-            torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-5)
+            shape = (steps, len(visual[i]) // steps)
+            assert together[i].visual.tokens.shape == alone.visual.tokens.shape == (*shape, WIDTH)
+            torch.testing.assert_close(together[i].visual.tokens, alone.visual.tokens, rtol=0, atol=1e-5)
+            torch.testing.assert_close(together[i].raw_depth, alone.raw_depth, rtol=0, atol=1e-5)
+            assert (alone.raw_depth is not None) == (views == "RayRoPE")
+            assert alone.raw_depth is None or alone.raw_depth.shape == (*shape, 2)
         # the control: another scene of the same grid is another one
         others = fuse(visual, grids, found, poses[[2, 1, 0, 3]], present)
-    assert (others[0] - together[0]).abs().max() > 1e-3
-    torch.testing.assert_close(others[3], together[3], rtol=0, atol=1e-5)
+    assert (others[0].visual.tokens - together[0].visual.tokens).abs().max() > 1e-3
+    torch.testing.assert_close(others[3].visual.tokens, together[3].visual.tokens, rtol=0, atol=1e-5)
 
 
 def test_a_view_mixer_has_no_effect_without_the_2d_branch() -> None:

@@ -180,3 +180,11 @@ class ViewMixer(CameraModule):
             grid: (t, h, w) of one scene in tokens.
             has_camera: Temporal patches with a valid camera; the tokens of the others are unchanged, bit for bit.
         """
+
+    def raw_depth(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N ends"] | None:
+        """Return what the mixer predicts of the depth of its tokens, see `EncodedCameras.raw_depths`; None of most.
+
+        Args:
+            tokens: As in `forward`.
+        """
+        return None

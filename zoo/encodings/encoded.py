@@ -37,7 +37,10 @@ class EncodedCameras:
 
     @property
     def raw_depths(self) -> Mapping[int, Float[Tensor, "B L ends"]]:
-        """What layers that have run predict of their tokens' depth, see `depth_ends`; of no layer without RayRoPE."""
+        """What layers that have run predict of their tokens' depth in the unit of the poses, see `depth_ends`.
+
+        Of no layer without RayRoPE, or where its depths are known or divided by a length of the scene.
+        """
         return {}
 
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.backbones.base import VisualTokens
 from zoo.configuration import Configurable
-from zoo.encodings.base import CameraEncoding
+from zoo.encodings.base import CameraModule
 from zoo.errors import InputError
 from zoo.fusions.connector import Connector
 from zoo.objectives.decoded import Decoded
@@ -71,8 +71,12 @@ class Objective(Configurable, nn.Module, ABC):
         if self.adds_token:
             self.token = nn.Parameter(0.02 * torch.randn(*([2] if self.has_first_token else []), width))
 
-    def check_encoding(self, encoding: CameraEncoding | None) -> None:
-        """Raise an InputError if the model's camera encoding is not one that the objective reads."""
+    def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
+        """Raise an InputError if the objective reads none of the model's camera parts.
+
+        Args:
+            parts: The camera encoding and the view mixer, as far as the model has them.
+        """
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
         """Change the 2D tokens of a training step, before view mixing and fusion; most objectives do not.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.base import VisualTokens
-from zoo.encodings.base import CameraEncoding
+from zoo.encodings.base import CameraModule
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
@@ -140,10 +140,10 @@ class Objectives(nn.ModuleDict):
         objective, _, parameter = name.partition(".")
         return parameter != "token" and objective not in self.active
 
-    def check_encoding(self, encoding: CameraEncoding | None) -> None:
-        """Raise an InputError if an objective reads another camera encoding; see `Objective.check_encoding`."""
+    def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
+        """Raise an InputError if an objective reads other camera parts; see `Objective.check_camera_parts`."""
         for objective in self.all_objectives.values():
-            objective.check_encoding(encoding)
+            objective.check_camera_parts(parts)
 
     def bind(self, width: int, num_layers: int) -> None:
         """Create the parameters; see `Objective.bind`."""

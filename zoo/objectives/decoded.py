@@ -57,6 +57,22 @@ class Decoded:
             steps, per_step = scene.visual.tokens.shape[:2]
             yield scene, own[:, : steps * per_step].unflatten(1, (steps, per_step))
 
+    def raw_depths(self) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"]]]]:
+        """Yield what the view mixer predicts of the depth of its tokens, and each decoder layer, by scene.
+
+        See `ViewMixer.raw_depth` and `EncodedCameras.raw_depths`. A view mixer predicts the same in each sequence.
+        """
+        rows = [len(self._rows_of(number)) for number in range(len(self.scenes))]
+        mixed = [
+            (scene, to_float32(scene.raw_depth).expand(count, -1, -1, -1))
+            for scene, count in zip(self.scenes, rows, strict=True)
+            if count and scene.raw_depth is not None
+        ]
+        if mixed:
+            yield mixed
+        for raw in () if self.camera_encoding is None else self.camera_encoding.raw_depths.values():
+            yield list(self.views_of(raw))
+
     def visual_states(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows N D"]]]:
         """Yield each scene with what its visual tokens have in each of its sequences, in float32.
 

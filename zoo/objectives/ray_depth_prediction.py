@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.encodings.base import CameraEncoding
+from zoo.encodings.base import CameraModule
 from zoo.encodings.rayrope import RayRoPE
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
@@ -21,27 +21,29 @@ LEAST_WIDTH = 0.05  # of a log depth: 5 %
 
 
 class RayDepthPrediction(Objective):
-    """Supervise the depth that each layer of `RayRoPE` predicts for its rotations, and how vague it is.
+    """Supervise the depth that `RayRoPE` predicts for its rotations, in the decoder and the view mixer.
 
     The loss is the negative log likelihood of the logarithm of a token's depth under a Laplace distribution whose scale
-    is the predicted half width, a mean over the layers. Without a width (`predicts_width: false`) it is the mean
-    absolute error of the logarithm. Targets are those of `DepthPrediction`.
+    is the predicted half width: a mean over the decoder layers and the view mixer (`RayAttention`), as far as they
+    predict depth in the unit of the targets. Without a width (`predicts_width: false`) it is the mean absolute error of
+    the logarithm. Targets are those of `DepthPrediction`.
 
     Args:
         weight: See `Objective`.
 
     Raises:
-        InputError: The model's camera encoding predicts no depth, or in another unit than the targets'.
+        InputError: Neither camera encoding nor view mixer predicts depth in the unit of the targets.
     """
 
     targets, uses_lengths = ("depth",), True
 
-    def check_encoding(self, encoding: CameraEncoding | None) -> None:
-        parts = [] if encoding is None else [part for part in encoding.modules() if isinstance(part, RayRoPE)]
-        if not any(part.depth == "predicted" and part.rotates_by_depth and part.scale == "none" for part in parts):
+    def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
+        modules = [module for part in parts for module in part.modules()]
+        if not any(isinstance(module, RayRoPE) and module.predicts_depth for module in modules):
             raise InputError(
                 "--model.objectives: RayDepthPrediction supervises the depth that RayRoPE predicts: set "
-                "--model.camera_encoding RayRoPE, with a point at a depth (d), its depth predicted and its scale none"
+                "--model.camera_encoding RayRoPE or --model.view_mixer RayAttention, with a point at a depth (d), its "
+                "depth predicted and its scale none"
             )
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
@@ -60,7 +62,7 @@ class RayDepthPrediction(Objective):
         return {"log_depth": torch.stack(found).mean()} if found else {}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """See `depth_errors`: of the middle of the predicted depths, the mean over layers."""
+        """See `depth_errors`: of the middle of the predicted depths, a mean as that of the loss."""
         layers = [
             depth_errors((scene, raw[..., 0], depth) for scene, raw, depth in each) for each in self._layers(decoded)
         ]
@@ -69,11 +71,10 @@ class RayDepthPrediction(Objective):
     def _layers(
         self, decoded: Decoded
     ) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"], Float[Tensor, "t n"]]]]:
-        """Yield of each layer the scenes with depth, what is predicted of their tokens, and the depth."""
-        encoded = decoded.camera_encoding
-        for raw in () if encoded is None else encoded.raw_depths.values():
+        """Yield of the view mixer and each layer the scenes with depth, the predictions of their tokens, the depth."""
+        for predicted in decoded.raw_depths():
             pairs = []
-            for scene, own in decoded.views_of(raw):
+            for scene, own in predicted:
                 if (depth := scene.targets.depth) is not None:
                     pairs.append((scene, own[:, :, : depth.shape[1]], to_float32(depth.detach())))
             yield pairs

@@ -55,6 +55,7 @@ class EncodedScene:
         cameras: For a model that uses cameras; None if the scene has none.
         targets: Of objectives.
         end_token: Behind the tokens of the last view; None without.
+        raw_depth: What the view mixer predicts of the depth of each 2D token, see `ViewMixer.raw_depth`; None without.
     """
 
     scene: SceneInputs
@@ -62,6 +63,7 @@ class EncodedScene:
     cameras: SceneCameras | None = None
     targets: SceneTargets = SceneTargets()
     end_token: Float[Tensor, " D"] | None = None
+    raw_depth: Float[Tensor, "t n ends"] | None = None
 
     def in_sequence(self) -> VisualTokens:
         """Return the visual tokens in the order of a sequence, all views and then the end token."""

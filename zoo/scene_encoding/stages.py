@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -129,6 +129,18 @@ def under_tower(
     return cropped
 
 
+class FusedScene(NamedTuple):
+    """A scene after view mixing and fusion.
+
+    Attributes:
+        visual: Its visual tokens.
+        raw_depth: See `ViewMixer.raw_depth`; None without.
+    """
+
+    visual: VisualTokens
+    raw_depth: Float[Tensor, "t n ends"] | None = None
+
+
 def fuse_scenes(
     scenes: Sequence[SceneInputs],
     visual: Sequence[VisualTokens],
@@ -136,7 +148,7 @@ def fuse_scenes(
     geometry: Sequence[SceneGeometry | None],
     fusion: Fusion | None,
     view_mixer: ViewMixer | None,
-) -> list[VisualTokens]:
+) -> list[FusedScene]:
     """Mix the views of each scene and fuse its 2D and 3D tokens.
 
     Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
@@ -149,7 +161,7 @@ def fuse_scenes(
         fusion: None keeps the 2D tokens.
         view_mixer: None mixes nothing.
     """
-    fused = list(visual)
+    fused = [FusedScene(each) for each in visual]
     if fusion is None and view_mixer is None:
         return fused
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -158,10 +170,10 @@ def fuse_scenes(
         groups.setdefault((*scene.grid_thw, *(() if patches is None else patches.shape[1:3])), []).append(i)
     for (steps, height, width, *_), members in groups.items():
         tokens = torch.cat([visual[i].tokens.flatten(0, 1) for i in members])
-        mix = None
+        mix: _Mixing | None = None
         known_cameras = [each for each in (cameras[i] for i in members) if each is not None]
         if view_mixer is not None and len(known_cameras) == len(members):
-            mix = partial(_mix, view_mixer, known_cameras, scenes[members[0]].token_grid)
+            mix = _Mixing(view_mixer, known_cameras, scenes[members[0]].token_grid)
         if fusion is not None:
             found = [geometry[i] for i in members] if fusion.uses_geometry else []
             known = [each for each in found if each is not None]
@@ -175,27 +187,43 @@ def fuse_scenes(
             joined, deep = mix(tokens).unflatten(0, (steps * len(members), -1)), None
         else:
             continue
-        for place, (i, each) in enumerate(zip(members, joined.split(steps), strict=True)):
+        raw_depths = mix.raw_depths if mix is not None and mix.raw_depths else [None] * len(members)
+        for place, (i, each, raw_depth) in enumerate(zip(members, joined.split(steps), raw_depths, strict=True)):
             features = visual[i].deepstack
             if fusion is not None:
                 own_deep = None if deep is None else deep[:, place * steps : (place + 1) * steps]
                 features = fusion.fit_deepstack(features, each.shape[1], own_deep)
-            fused[i] = VisualTokens(each, features)
+            fused[i] = FusedScene(VisualTokens(each, features), raw_depth)
     return fused
 
 
-def _mix(
-    view_mixer: ViewMixer, scenes: Sequence[SceneCameras], grid: tuple[int, int, int], tokens: Float[Tensor, "N D"]
-) -> Float[Tensor, "N D"]:
-    """Mix the views of scenes with one grid."""
-    poses, K, present = stack_cameras([[scene.patches] for scene in scenes])
-    cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in scenes], present)
-    if points := [scene.points for scene in scenes if scene.points is not None]:
-        cameras = cameras.with_tokens(points=torch.stack(points))
-    is_complete = all(scene.patches.is_complete for scene in scenes)
-    mixed = view_mixer(tokens, cameras=cameras, grid=grid, has_camera=None if is_complete else present)
-    check_shape(view_mixer, "2D tokens (N, D)", mixed, *tokens.shape)
-    return mixed
+class _Mixing:
+    """The mixing of the views of scenes with one grid, as a fusion calls it.
+
+    Args:
+        view_mixer: The mixer.
+        scenes: The cameras of each.
+        grid: (t, h, w) of one scene in tokens.
+
+    Attributes:
+        raw_depths: Of each scene, see `ViewMixer.raw_depth`; none before the call, or of a mixer that predicts none.
+    """
+
+    def __init__(self, view_mixer: ViewMixer, scenes: Sequence[SceneCameras], grid: tuple[int, int, int]) -> None:
+        self.view_mixer, self.scenes, self.grid = view_mixer, scenes, grid
+        self.raw_depths: Sequence[Float[Tensor, "t n ends"]] = ()
+
+    def __call__(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        poses, K, present = stack_cameras([[scene.patches] for scene in self.scenes])
+        cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in self.scenes], present)
+        if points := [scene.points for scene in self.scenes if scene.points is not None]:
+            cameras = cameras.with_tokens(points=torch.stack(points))
+        is_complete = all(scene.patches.is_complete for scene in self.scenes)
+        mixed = self.view_mixer(tokens, cameras=cameras, grid=self.grid, has_camera=None if is_complete else present)
+        check_shape(self.view_mixer, "2D tokens (N, D)", mixed, *tokens.shape)
+        if (raw_depth := self.view_mixer.raw_depth(tokens)) is not None:
+            self.raw_depths = raw_depth.unflatten(0, (len(self.scenes), self.grid[0], -1)).unbind()
+        return mixed
 
 
 def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: int | None, tokens: bool) -> None:

@@ -1,83 +1,148 @@
-"""The supervised depth of RayRoPE's layers: by definition, packed, checkpointed, and learned."""
+"""The supervised depth of RayRoPE, in the decoder's layers and the view mixer: by definition, packed, and learned."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from datamodules.loaded_scene import LoadedScene
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
-from zoo import LayerSubset, PRoPE, RayDepthPrediction, RayRoPE, SpatialVLM
+from zoo import LayerSubset, PRoPE, RayAttention, RayDepthPrediction, RayRoPE, SpatialVLM, URoPE
+from zoo.encodings import ViewAttention
 from zoo.errors import InputError
-from zoo.objectives import decode
+from zoo.objectives import Decoded, decode
+from zoo.scene_encoding.stages import encode_vision
+from zoo.sequences.batch import Batch
+from zoo.tasks import VideoQATask
 
-build_supervised = partial(build, "RayRoPE", objectives=[RayDepthPrediction()])
+PLACES: dict[str, dict[str, Any]] = {
+    "decoder": {"name": "RayRoPE"},
+    "view mixer": {"name": "plain", "view_mixer": RayAttention},
+    "both": {"name": "RayRoPE", "view_mixer": RayAttention},
+}
+HEADS = {"decoder": 2, "view mixer": 1, "both": 3}  # that predict depth
+TOKEN = 28  # pixels
 
 
-def test_loss_is_the_likelihood_of_the_true_depths() -> None:
-    task = build_supervised().eval()
-    asked = batch(task, scene("a", QUESTIONS[:1]), training=True)
+def build_supervised(place: str, **more: Any) -> VideoQATask:
+    return build(**PLACES[place], objectives=[RayDepthPrediction()], **more)
+
+
+def decoded_of(task: VideoQATask, asked: Batch) -> Decoded:
     assert asked.sequences is not None
+    scenes = task.model.encode_scenes(asked)
+    inputs = task.model.decoder_inputs(scenes, asked.sequences)
+    return decode(task.model.backbone, (), inputs, scenes, asked.sequences)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_loss_is_the_likelihood_of_the_true_depths(place: str) -> None:
+    task = build_supervised(place).eval()
+    asked = batch(task, scene("a", QUESTIONS[:1]), training=True)
     with torch.no_grad():
-        scenes = task.model.encode_scenes(asked)
-        inputs = task.model.decoder_inputs(scenes, asked.sequences)
-        decoded = decode(task.model.backbone, (), inputs, scenes, asked.sequences)
+        decoded = decoded_of(task, asked)
         found = RayDepthPrediction()(decoded)["log_depth"]
-    depth = scenes[0].targets.depth
-    assert depth is not None and decoded.camera_encoding is not None
-    raw_depths, losses = decoded.camera_encoding.raw_depths, []
-    assert list(raw_depths) == [0, 1]
-    places = asked.sequences.visual_places.tolist()
-    for raw in raw_depths.values():
-        for place, true in zip(places, depth.flatten().tolist(), strict=True):
+    depth, predicted = decoded.scenes[0].targets.depth, list[Tensor]()
+    assert depth is not None
+    if isinstance(mixer := task.model.view_mixer, RayAttention):
+        flat = encode_vision(task.model.backbone, asked)[0].tokens.flatten(0, 1)
+        predicted.append(mixer.encoding.layers["0"](mixer.norm(flat)))
+    if decoded.camera_encoding is not None:
+        assert list(decoded.camera_encoding.raw_depths) == [0, 1]
+        places = decoded.sequences.visual_places
+        predicted += [raw[0, places] for raw in decoded.camera_encoding.raw_depths.values()]
+    assert len(predicted) == HEADS[place]
+    losses = []
+    for raw in predicted:
+        for (middle, width), true in zip(raw.tolist(), depth.flatten().tolist(), strict=True):
             if true > 0:
-                middle, width = raw[0, place].tolist()
                 distribution = torch.distributions.Laplace(middle, max(abs(width), 0.05))
                 losses.append(-distribution.log_prob(torch.tensor(true).log()) - torch.tensor(2.0).log())
     torch.testing.assert_close(found, torch.stack(losses).mean())
 
 
-def test_tokens_without_depth_leave_gradients_finite() -> None:
-    task, given = build_supervised().train(), scene("a", QUESTIONS[:1])
+@pytest.mark.parametrize("place", PLACES)
+def test_tokens_without_depth_leave_gradients_finite(place: str) -> None:
+    task, given = build_supervised(place).train(), scene("a", QUESTIONS[:1])
     assert given.geometry is not None and given.geometry.depth is not None
     given.geometry.depth[:, :, :40] = 0  # the left column of tokens
     _, gradients = learned(task, task.losses(batch(task, given, training=True))["RayDepthPrediction"])
-    of_depth = [gradients[name] for name in gradients if "camera_encoding" in name]
-    assert len(of_depth) == 4 and all(each.isfinite().all() and each.any() for each in of_depth)
+    of_depth = [each for name, each in gradients.items() if ".encoding.layers." in name or "camera_encoding." in name]
+    assert len(of_depth) == 2 * HEADS[place] and all(each.isfinite().all() and each.any() for each in of_depth)
 
 
-def test_packed_and_checkpointed_losses_are_those_of_rows() -> None:
-    plain = build_supervised().train()
+@pytest.mark.parametrize("place", ["decoder", "both"])
+def test_packed_and_checkpointed_losses_are_those_of_rows(place: str) -> None:
+    plain = build_supervised(place).train()
     expected = learned(plain, plain.loss(asked_of(plain)))
     packed = learned(plain, plain.loss(asked_of(plain, pack_scenes=True)))
     assert difference(packed, expected) < 2e-5
-    checkpointed = build_supervised(gradient_checkpointing=True).train()
+    checkpointed = build_supervised(place, gradient_checkpointing=True).train()
     assert difference(learned(checkpointed, checkpointed.loss(asked_of(checkpointed))), expected) < 2e-5
 
 
-def test_depth_is_learned_and_its_errors_are_recorded() -> None:
-    task = build_supervised().train()
-    asked = batch(task, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[:1], seed=1), training=True)
+def planted(name: str, seed: int, is_shuffled: bool) -> LoadedScene:
+    """A scene in which a token is as bright as it is far; or as another token is."""
+    given, generator = scene(name, QUESTIONS[:1], seed=seed), torch.Generator().manual_seed(seed)
+    assert given.frames is not None and given.geometry is not None
+    far = torch.rand(3, 2, 3, generator=generator)  # of each token of three temporal patches
+
+    def pixels(of_tokens: Tensor) -> Tensor:
+        return of_tokens.repeat_interleave(2, 0).repeat_interleave(TOKEN, 1).repeat_interleave(TOKEN, 2)
+
+    true = far.flatten()[torch.randperm(far.numel(), generator=generator)].view_as(far) if is_shuffled else far
+    frames = (255 * pixels(far)).byte()[:, None].expand(-1, 3, -1, -1).contiguous()
+    given.geometry.depth = torch.exp(2 * pixels(true))
+    return replace(given, frames=frames)
+
+
+@pytest.mark.parametrize("is_shuffled", [False, True])
+@pytest.mark.parametrize("place", ["decoder", "view mixer"])
+def test_a_planted_depth_is_learned_and_a_shuffled_one_is_not(place: str, is_shuffled: bool) -> None:
+    """Of scenes that the training has not shown, beside the error of a scene's own median depth."""
+    task = build_supervised(place).train()
     optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(6):
+    for step in range(50):
+        shown = [planted(f"{step}-{i}", 4 * step + i, is_shuffled) for i in range(4)]
         optimizer.zero_grad()
-        found = task.losses(asked)
-        found["RayDepthPrediction"].backward()
+        task.losses(batch(task, *shown, training=True))["RayDepthPrediction"].backward()
         optimizer.step()
-        losses.append(float(found["RayDepthPrediction"]))
-    assert losses[-1] < losses[0] - 0.1
-    (record,) = task.eval().predict_batch(batch(task, scene("a", QUESTIONS[:1])))
-    errors = record["objectives"]
-    assert {"RayDepthPrediction/depth_relative", "RayDepthPrediction/unlearned/depth_relative"} <= errors.keys()
+    others = [planted(f"test-{i}", 10**6 + i, is_shuffled) for i in range(8)]
+    errors = [each["objectives"] for each in task.eval().predict_batch(batch(task, *others))]
+    predicted, median = (
+        sum(each[f"RayDepthPrediction/{name}"] for each in errors) / len(errors)
+        for name in ("depth_relative", "unlearned/depth_relative")
+    )
+    assert (predicted < 0.5 * median) != is_shuffled
+
+
+def test_depth_in_another_unit_is_left_out() -> None:
+    """Beside a view mixer in meters, a decoder whose lengths are divided by one of the scene."""
+    task = build_supervised("both")
+    asked = batch(task, scene("a", QUESTIONS[:1]), training=True)
+    assert len(list(decoded_of(task, asked).raw_depths())) == 3
+    assert isinstance(task.model.camera_encoding, RayRoPE)
+    task.model.camera_encoding.scale = "rms"
+    assert len(list(decoded_of(task, asked).raw_depths())) == 1
 
 
 @pytest.mark.parametrize(
     "encoding", [None, PRoPE(), RayRoPE(scale="rms"), RayRoPE("inf_pj+0_3d"), LayerSubset(RayRoPE(depth="known"))]
 )
-def test_an_encoding_without_such_depths_is_refused(encoding: RayRoPE | None) -> None:
-    with pytest.raises(InputError, match="set --model.camera_encoding RayRoPE"):
-        SpatialVLM(camera_encoding=encoding, objectives=[RayDepthPrediction()])
+@pytest.mark.parametrize(
+    "mixer",
+    [
+        *(None, ViewAttention, partial(RayAttention, encoding=URoPE())),
+        partial(RayAttention, encoding=RayRoPE(depth="known")),
+    ],
+)
+def test_parts_without_such_depths_are_refused(encoding: Any, mixer: Any) -> None:
+    with pytest.raises(InputError, match="RayRoPE or --model.view_mixer RayAttention"):
+        SpatialVLM(camera_encoding=encoding, view_mixer=mixer, objectives=[RayDepthPrediction()])

@@ -74,6 +74,11 @@ class RayRoPE(PerViewEncoding):
         return "d" in self.positions.spaces
 
     @property
+    def predicts_depth(self) -> bool:
+        """Whether each layer predicts the depth that it rotates by, in the unit of the poses."""
+        return self.depth == "predicted" and self.rotates_by_depth and self.scale == "none"
+
+    @property
     def uses_points(self) -> bool:
         return self.depth == "known" and self.rotates_by_depth
 
@@ -88,6 +93,21 @@ class RayRoPE(PerViewEncoding):
             linear.bias.data = initial.clone()
         self.layers = nn.ModuleDict(maps)
 
+    def raw_depth(self, layer: int, hidden_states: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch ends"] | None:
+        """Predict the depth of tokens in one layer, see `depth_ends`; None where the encoding does not act.
+
+        Args:
+            layer: Number of the layer, from 0.
+            hidden_states: Input of the layer's projections.
+        """
+        assert self.layers is not None, "bind_to_decoder comes first"
+        if str(layer) not in self.layers:
+            return None
+        linear: Any = self.layers[str(layer)]
+        with full_precision(hidden_states.device):
+            hidden = to_float32(hidden_states)
+            return F.linear(hidden, linear.weight.to(hidden), linear.bias.to(hidden))
+
     def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> EncodedRays:
         assert self.layers is not None, "bind_to_decoder comes before encode"
         return EncodedRays(cameras, self.pairs(head, len(self.positions.periods)), self, dtype, is_causal)
@@ -99,7 +119,7 @@ class EncodedRays(PerViewAttention):
     Args:
         cameras: See `PerViewAttention`.
         channels: See `PerViewAttention`.
-        encoding: Its options, and its depth map of each layer.
+        encoding: Its options, and what predicts depth in each layer.
         dtype: Of the rotations.
         is_causal: See `PerViewAttention`.
     """
@@ -108,8 +128,7 @@ class EncodedRays(PerViewAttention):
         self, cameras: Cameras, channels: Channels, encoding: RayRoPE, dtype: torch.dtype, is_causal: bool
     ) -> None:
         super().__init__(cameras, channels, encoding.apply_to == "qkvo", is_causal)
-        assert encoding.layers is not None
-        self.scheme, self.layers = encoding.positions, encoding.layers
+        self.encoding, self.scheme = encoding, encoding.positions
         self.frequencies = self.scheme.frequencies(2 * channels.count, dtype, self.index.device)
         self.known_depth = _known_depth(cameras).to(dtype) if encoding.uses_points else None
         centers, sizes = (cameras.required(name)[:, :, None] for name in ("patch_centers", "patch_sizes"))
@@ -132,13 +151,11 @@ class EncodedRays(PerViewAttention):
         return self._raw_depths
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedRays:
-        if str(layer) not in self.layers:
+        if (raw_depth := self.encoding.raw_depth(layer, hidden_states)) is None:
             return self
-        linear: Any = self.layers[str(layer)]
-        with full_precision(hidden_states.device):
-            hidden = to_float32(hidden_states)
-            self._raw_depths[layer] = F.linear(hidden, linear.weight.to(hidden), linear.bias.to(hidden))
-        depths = depth_ends(self._raw_depths[layer])
+        if self.encoding.predicts_depth:
+            self._raw_depths[layer] = raw_depth
+        depths = depth_ends(raw_depth)
         if self.known_depth is not None:
             known = self.known_depth[..., None].to(depths)
             depths = torch.where(known.isfinite(), known, depths)

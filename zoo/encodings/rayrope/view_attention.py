@@ -20,7 +20,8 @@ from zoo.encodings.view_attention import KeyMask, ViewAttention
 class RayAttention(ViewAttention):
     """x + o(attention(norm(x))) over all 2D tokens of a scene, each view's keys being where it sees them.
 
-    As `ViewAttention`, but for the encoding. RayRoPE predicts the depth of a token from norm(x) or takes the known one.
+    As `ViewAttention`, but for the encoding. RayRoPE predicts the depth of a token from norm(x), under supervision with
+    `RayDepthPrediction`, or takes the known one.
 
     Args:
         width: D, of the tokens.
@@ -43,6 +44,12 @@ class RayAttention(ViewAttention):
     def symmetries(self) -> ViewSymmetries:
         of_encoding = self.encoding.symmetries
         return ViewSymmetries(True, canonical=True, scale=of_encoding.scale, intrinsics=of_encoding.intrinsics)
+
+    def raw_depth(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N ends"] | None:
+        encoding = self.encoding
+        if not (isinstance(encoding, RayRoPE) and encoding.predicts_depth):
+            return None
+        return encoding.raw_depth(0, self.norm(tokens.to(self.norm.weight.dtype)))
 
     def attend(
         self,
