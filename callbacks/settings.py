@@ -33,7 +33,7 @@ _TRAINING = {
     *("learning_rates", "optimizer", "scheduler", "average", "dropout", "algorithm"),
     *("initial_weights", "teacher"),
     *("batch_size", "questions_per_scene", "tokens_per_sequence", "pack_scenes", "train_sampler"),
-    "train_frame_pairing",
+    *("train_frame_pairing", "augmentation"),
 }
 _ANSWERS = {"max_new_tokens", "repetition_penalty", "sampling", "limit_test_batches"}
 _BOTH = {"dtype", "geometry_cache", "camera_source", "scale_from"}

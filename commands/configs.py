@@ -61,7 +61,8 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     folder = CONFIGS.parent / RECIPES[1] if Path(name).parent.name == RECIPES[1] else CONFIGS
     names = sorted(path.name for path in folder.glob("*.yaml"))
     meant = did_you_mean(Path(name).stem, (Path(each).stem for each in names), ".yaml")
-    raise InputError(f"no config {name}, neither here nor in {folder.name}/ ({', '.join(names)}){meant}")
+    known = meant or f"; those there are {', '.join(names)}"
+    raise InputError(f"no config {name}, neither here nor in {folder.name}/{known}")
 
 
 def read_settings(path: Path) -> dict[str, Any]:

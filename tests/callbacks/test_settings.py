@@ -114,6 +114,7 @@ def test_flattened_settings_become_the_config_again() -> None:
         ("model.repetition_penalty", True, False, False),
         ("data.batch_size", False, True, False),
         ("model.average", False, True, False),
+        ("data.augmentation", False, True, False),
         ("model.lora.dropout", False, True, False),
         ("model.backbone.dtype", True, True, False),
         ("model.backbone.layers", True, True, True),
