@@ -21,9 +21,9 @@ def test_each_encoding_has_a_row_in_each_table(
     lines = [line for line in printed.splitlines() if line.startswith("| ") and "ms, median" not in line]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     names = [row[0] for row in rows]
-    assert all(names.count(name) >= 2 for name in attention.ENCODINGS) and names.count("stock") == 2
+    assert all(names.count(name) >= 2 for name in attention.ENCODINGS) and names.count("stock") == 3
     assert all(float(row[-1]) > 0 for row in rows)
-    assert [row[-1] for row in rows if row[0] in ("SDPA alone", "stock")] == ["1.000"] * 4
+    assert [row[-1] for row in rows if row[0] in ("SDPA alone", "stock")] == ["1.000"] * 5
 
 
 def test_a_view_is_a_square(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
