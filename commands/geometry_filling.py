@@ -46,7 +46,7 @@ class Filling(ABC):
         return self.encoder.num_computed
 
     def fill(self, loaded: LoadedScene, device: str) -> None:
-        """Compute what the cache lacks of a scene."""
+        """Compute the entries of a scene that the cache lacks."""
         asked = self.compute(loaded, device)
         self._first = self._first or asked
 

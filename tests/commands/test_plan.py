@@ -231,7 +231,7 @@ def taught(teacher: Teacher | None) -> TrainingCost:
 
 
 def test_a_teacher_is_weights_and_operations(tmp_path: Path) -> None:
-    """A cached one is not loaded, and its targets are still there in a step."""
+    """A cached teacher is not loaded, but its targets still take memory in a step."""
     vggt = partial(TinyVGGT, embed_dim=32, depth=4, layers=[1, 3], num_heads=2, heads=["camera", "depth"])
     alone, plain, cached = taught(None), taught(Teacher(vggt)), taught(Teacher(vggt, GeometryCache(str(tmp_path))))
     scaled = taught(Teacher(vggt, scale=FittedMetricModel))

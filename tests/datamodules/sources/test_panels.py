@@ -177,7 +177,7 @@ class Fixed(np.random.Generator):
 
 
 def draw_with(task: PanelTask, answer: int, seed: int) -> tuple[PanelScene, np.ndarray]:
-    """Draw a scene with a given answer, and all else as by the seed."""
+    """Draw a scene with a given answer; everything else follows from the seed."""
     rng = Fixed(np.random.PCG64(seed))
     rng.answer = answer
     K_px = draw_intrinsics(56, np.random.default_rng(seed), (90.0, 110.0))

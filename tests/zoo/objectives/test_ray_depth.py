@@ -106,7 +106,7 @@ def planted(name: str, seed: int, is_shuffled: bool) -> LoadedScene:
 @pytest.mark.parametrize("is_shuffled", [False, True])
 @pytest.mark.parametrize("place", ["decoder", "view mixer"])
 def test_a_planted_depth_is_learned_and_a_shuffled_one_is_not(place: str, is_shuffled: bool) -> None:
-    """Of scenes that the training has not shown, beside the error of a scene's own median depth."""
+    """Return the error of depth on scenes held out of the training, and that of each scene's median depth."""
     task = build_supervised(place).train()
     optimizer = torch.optim.Adam(task.parameters(), lr=3e-3)
     for step in range(50):
@@ -124,7 +124,7 @@ def test_a_planted_depth_is_learned_and_a_shuffled_one_is_not(place: str, is_shu
 
 
 def test_depth_in_another_unit_is_left_out() -> None:
-    """Beside a view mixer in meters, a decoder whose lengths are divided by one of the scene."""
+    """The view mixer predicts meters, and is supervised; the decoder normalizes translations, and is not."""
     task = build_supervised("both")
     asked = batch(task, scene("a", QUESTIONS[:1]), training=True)
     assert len(list(decoded_of(task, asked).raw_depths())) == 3
