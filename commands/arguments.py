@@ -11,7 +11,7 @@ from pathlib import Path
 from callbacks.checkpoint import FOLDER, LAST
 from commands.configs import PROTOCOL, layer, load_configs, model_of
 from commands.parser import registered_classes
-from commands.runs import CONFIG, check_classes, newest_run, refuse_unreadable, run_of
+from commands.runs import CONFIG, check_classes, find_run, refuse_unreadable, run_of
 from zoo.errors import InputError
 from zoo.tasks import Task
 
@@ -106,12 +106,7 @@ def complete_model_help(options: list[str], models: list[str]) -> list[str]:
 def _run_options(options: list[str], trusted: Collection[str]) -> list[str]:
     """Return config, folder and checkpoint of a run: that of the given checkpoint or folder, or the newest."""
     checkpoint, folder = value_of("--ckpt_path", options), value_of("--trainer.default_root_dir", options)
-    if checkpoint and checkpoint != "last":
-        run = run_of(Path(checkpoint))
-    else:
-        run = Path(folder) if folder else newest_run()
-        if not (run / CONFIG).exists():
-            raise InputError(f"{run} is no folder of a run: it has no {CONFIG}")
+    run = run_of(Path(checkpoint)) if checkpoint and checkpoint != "last" else find_run(folder)
     if run is None:
         raise InputError(f"{checkpoint} lies in no run with a {CONFIG}: name its model with --config")
     check_classes(run, trusted)

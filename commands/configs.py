@@ -14,7 +14,7 @@ from zoo.errors import InputError, did_you_mean
 
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
-RECIPE = "recipe"  # key of a config that names its recipe, which is read below all given configs
+RECIPE, SCALE = "recipe", "scale"  # keys of a config that name its recipe and scale, read below all given configs
 RECIPES = "recipe_", "recipes"  # first part of a recipe's name, and a folder of recipes
 PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol, which is read over all other configs
 PROTOCOL = 2  # its layer
@@ -66,8 +66,8 @@ def find_config(name: str, beside: Path | None = None) -> Path:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a config as a parser takes it, see `read_config`: without the recipe that it names."""
-    return {key: value for key, value in read_config(path).items() if key != RECIPE}
+    """Read a config as a parser takes it, see `read_config`: without the recipe and the scale that it names."""
+    return {key: value for key, value in read_config(path).items() if key not in (RECIPE, SCALE)}
 
 
 def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
@@ -78,7 +78,8 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
         within: The configs that are composed of this one.
 
     Returns:
-        The settings, and with the key `recipe` the path of the recipe that the config or one of its configs names.
+        The settings, and with the keys `recipe` and `scale` the paths of those that the config or one of its configs
+        names.
 
     Raises:
         InputError: It is absent, damaged or composed of itself, or two of its configs disagree.
@@ -94,14 +95,14 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     names = content.pop(BASES, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {BASES}: expected a list of configs, not {names}")
-    recipe = content.get(RECIPE, "")
-    if not isinstance(recipe, str):
-        raise InputError(f"{path}: {RECIPE}: expected the name of a config, not {recipe}")
+    named = {key: content[key] for key in (RECIPE, SCALE) if content.get(key)}
+    for key, name in named.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path}: {key}: expected the name of a config, not {name}")
     try:
         bases = {base: read_config(base, [*within, path]) for base in (find_config(name, path) for name in names)}
         refuse_conflicts(bases)
-        if recipe:
-            content[RECIPE] = str(find_config(recipe, path))
+        content |= {key: str(find_config(name, path)) for key, name in named.items()}
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     composed: dict[str, Any] = {}
@@ -124,7 +125,7 @@ def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
     for (first, mine), (second, other) in combinations(contents.items(), 2):
         if layer(first) == layer(second) and (key := find_conflict(mine, other)):
             option = key.replace(".init_args", "").removesuffix(".class_path")
-            instead = "" if option == RECIPE else f", and set --{option} instead"
+            instead = "" if option in (RECIPE, SCALE) else f", and set --{option} instead"
             raise InputError(f"{first} and {second} disagree about {option}: leave one of them out{instead}")
 
 

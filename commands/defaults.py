@@ -9,11 +9,12 @@ from pkgutil import resolve_name
 from typing import Any
 
 from commands.arguments import split_configs
-from commands.configs import CONFIGS, RECIPE, read_config
+from commands.configs import CONFIGS, RECIPE, SCALE, read_config
 
 # As jsonargparse's default_config_files, they would fill in the defaults of model_default.yaml's class, and a given
 # model would keep those in place of its own.
-DEFAULTS = ("model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml")
+DEFAULTS = ("model_default.yaml", "data_rooms.yaml")
+DEFAULT_SCALE = "scale_tiny.yaml"
 PREDICTED_CAMERAS = "cameras_auto.yaml"  # for data without cameras
 TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
@@ -33,11 +34,12 @@ def with_defaults(words: list[str]) -> list[str]:
 def default_configs(given: Iterable[Path]) -> list[Path]:
     """Return the configs to read before the given ones.
 
-    They are the default model, data and scale, the recipe that a given config names, or else the default scale's, and
-    predicted cameras where the data of a given config has none.
+    They are the default model and data, the scale that a given config names, or else the tiny one, the recipe that one
+    names, or else that scale's, and predicted cameras where the data of a given config has none.
     """
-    defaults = [CONFIGS / name for name in DEFAULTS]
     contents = [read_config(path) for path in given]
+    scales = [content[SCALE] for content in contents if SCALE in content]
+    defaults = [CONFIGS / name for name in (*DEFAULTS, *(scales or [DEFAULT_SCALE])[:1])]
     recipes = [content[RECIPE] for content in (*contents, *map(read_config, defaults)) if RECIPE in content]
     defaults.append(Path(recipes[0]))
     if any(lacks_cameras(content.get("data")) for content in contents):

@@ -16,6 +16,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 import datamodules
 import zoo
 from commands.configs import read_settings
+from commands.expected_types import describe_types
 from commands.faults import raise_failed_construction
 from zoo.class_paths import unusable_class
 from zoo.errors import InputError, closest, did_you_mean, input_error
@@ -28,6 +29,7 @@ UNKNOWN_OPTION = re.compile(  # the option; on the command line, in a config, in
     r"unrecognized arguments: (?P<word>[^\s=]+)"
     r"|(?:(?:Group|(?P<command>Subcommand)) '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'"
 )
+REQUIRED = re.compile(r"the following arguments are required: ([\w.]+)")
 UNKNOWN_CLASS = re.compile(r"import path string: (\S+)")  # the class, to suggest a similar one
 GIVEN_CLASS = re.compile(  # an import path where a class is expected, to say why it can't be used
     r"(?s:Subtypes: \[[^\n]*\b(?!typing\.)\w+\.\w[^\n]*\].*Given value: |"
@@ -134,8 +136,12 @@ class OneLineParser(ArgumentParser):
             names, option = class_names(message), part or message.partition(":")[0].lstrip("-")
             advice = did_you_mean(found[1], names) or _listed(names) or "; give its name or its import path"
             return OptionError(option, f"there is no class {found[1]}{advice}")
+        if (absent := REQUIRED.search(message)) and not self.exit_on_error:  # of a part, which its option names
+            return OptionError(absent[1], "no value is given, and it has no default")
         if not part:
             return InputError(f"{' '.join(message.split())}; see {self._help}")
+        if types := describe_types(message):
+            return OptionError(part, types)
         lines = [line.strip(" -") for line in message.removeprefix(f'Parser key "{part}":').splitlines()]
         reasons = [line for line in lines if line and not line.startswith(TRIED)]
         return OptionError(part, "; ".join(reasons) + _listed(class_names(message)))

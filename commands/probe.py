@@ -1,6 +1,6 @@
 """python main.py probe: what the hidden states of a run hold, layer by layer, before and after its training.
 
-    python main.py probe runs/PRoPEMLLM-20261125-012048
+    python main.py probe
     python main.py probe runs/PRoPEMLLM-20261125-012048 --split train --scenes 200
 
 fits linear maps (ridge regression) from the hidden states to the depth beneath a visual token, the position and
@@ -36,7 +36,7 @@ def probe(arguments: list[str]) -> None:
         InputError: The run can't be read, or too few of its scenes.
     """
     parser = OneLineParser(prog="main.py probe", description=__doc__)
-    parser.add_argument("run", type=str, help="the folder of a run")
+    parser.add_argument("run", type=str | None, nargs="?", default=None, help="the folder of a run; null is the newest")
     parser.add_argument("--split", type=Split, default="test", help="which scenes")
     parser.add_argument("--scenes", type=int, default=100, help="most scenes, the first ones of the split")
     parser.add_argument("--tokens", type=int, default=64, help="most visual tokens of a scene")
@@ -54,9 +54,10 @@ def probe(arguments: list[str]) -> None:
     from rich.console import Console
 
     from commands.probes.results import as_json, draw, probe_states, table
+    from commands.runs import find_run
     from zoo.files.atomic_io import write_json
 
-    run = Path(settings.run).expanduser()
+    run = find_run(settings.run)
     probes = []
     for name in MODELS:
         scenes = _states(run, name, settings)

@@ -68,6 +68,24 @@ def newest_run() -> Path:
     raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
 
 
+def find_run(folder: str | None) -> Path:
+    """Return the run of a folder, or the newest one.
+
+    Raises:
+        InputError: It is not the folder of a run, or there is none.
+    """
+    run = Path(folder).expanduser() if folder else newest_run()
+    if not (run / CONFIG).exists():
+        raise InputError(f"{run} is no folder of a run: it has no {CONFIG}")
+    return run
+
+
+def require_model(model: Any) -> None:
+    """Raise InputError for the settings of a command line that names no model."""
+    if _class(model) in BASES:
+        raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
+
+
 def is_own(run: Path) -> bool:
     """Whether a run lies in `runs/` of the current folder."""
     folder = Path(os.path.normpath(run.absolute()))
@@ -97,8 +115,7 @@ def resolve_run(command: str, settings: Any) -> None:
     Raises:
         InputError: No model, an absent checkpoint or one of another model, or parts that the weights lack.
     """
-    if _class(settings.model) in BASES:
-        raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
+    require_model(settings.model)
     asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
     parts = settings.model.init_args
     released, untrained = _released(parts), _untrained(parts)

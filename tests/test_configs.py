@@ -241,6 +241,8 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
         ("configs: [a list", "recipe.yaml: cannot be read as YAML"),
         ("recipe: [recipe_full.yaml]", "recipe.yaml: recipe: expected the name of a config"),
         ("configs: [recipes/vg_lm.yaml]", "nor in recipes/; did you mean vg_llm_4b.yaml"),
+        ("scale: {size: 3b}", "recipe.yaml: scale: expected the name of a config"),
+        ("configs: [qwen3_vl.yaml, own.yaml]", "disagree about scale: leave one of them out$"),
         ("recipe: recipe_fll.yaml", "recipe.yaml: no config recipe_fll.yaml, .*did you mean recipe_full.yaml"),
         ("", "recipe.yaml: holds no settings"),
     ],
@@ -248,6 +250,7 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
 def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(text)
+    Path("own.yaml").write_text("scale: scale_3b.yaml")
     with pytest.raises(InputError, match=error):
         read_config(Path("recipe.yaml"))
 

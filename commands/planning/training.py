@@ -13,6 +13,7 @@ from commands import planning
 from commands.defaults import with_defaults
 from commands.planning.hours import USABLE, UTILIZATION, Length, length_of
 from commands.run_options import OF_RUNS, run_parser
+from commands.runs import require_model
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
 from zoo.errors import InputError
@@ -137,6 +138,7 @@ def parse(arguments: list[str]) -> Training:
     parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
     parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
     settings = parser.parse_args(with_defaults(arguments))
+    require_model(settings.model)
     trainer: Mapping[str, Any] = dict(settings.trainer or {})
     gpus = _devices(trainer.get("devices")) * int(trainer.get("num_nodes") or 1)
     gpus = gpus if settings.gpus is None else settings.gpus

@@ -18,7 +18,7 @@ from commands.studies.embedding import check_references
 from commands.studies.names import check_names
 from commands.studies.study_file import MACRO, Setting, Study, Test, folder_name
 from zoo.benchmarks import registered_benchmarks
-from zoo.errors import InputError
+from zoo.errors import InputError, closest
 
 SPECIAL = {  # keys that are no options
     "settings": {field.name for field in fields(Setting)} - {"options"},
@@ -38,8 +38,11 @@ def read_study(path: Path, output: Path | None = None) -> Study:
         InputError: The file is absent or not YAML, or a key, a name or a value is wrong.
     """
     if not path.is_file():
-        known = ", ".join(str(other) for other in sorted(path.parent.glob("*.yaml")))
-        raise InputError(f"{path}: there is no such study" + (f"; known: {known}" if known else ""))
+        folders = dict.fromkeys((path.parent, Path("studies")))
+        known = {other.stem: str(other) for folder in folders for other in sorted(folder.glob("[!.]*.yaml"))}
+        guess = closest(path.stem, known)
+        advice = f"did you mean {known[guess]}?" if guess else f"known: {', '.join(known.values())}"
+        raise InputError(f"{path}: there is no such study" + (f"; {advice}" if known else ""))
     try:
         study = _parse(_load(path), path)
         _check(study)

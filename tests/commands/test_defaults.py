@@ -1,4 +1,4 @@
-"""What is read below the given configs: the recipe of the scale, and predicted cameras for data without cameras."""
+"""What is read below the given configs: a scale and its recipe, and predicted cameras for data without cameras."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def recipe_of(*names: str) -> str:
         ((), "recipe_tiny"),
         (("prope.yaml",), "recipe_tiny"),
         (("scale_tiny_qwen3.yaml", "prope.yaml"), "recipe_tiny_qwen3"),
+        (("qwen3_vl.yaml",), "recipe_tiny_qwen3"),
         (("prope.yaml", "scale_3b.yaml"), "recipe_full"),
         (("scale_7b.yaml",), "recipe_lora"),
         (("scale_qwen3vl_4b.yaml",), "recipe_full_qwen3vl"),
@@ -45,6 +46,20 @@ def recipe_of(*names: str) -> str:
 )
 def test_a_scale_names_its_default_recipe(names: tuple[str, ...], recipe: str) -> None:
     assert recipe_of(*names) == recipe
+
+
+@pytest.mark.parametrize(
+    ("names", "backbone"),
+    [
+        (("prope.yaml",), "TinyQwen25VL"),
+        (("qwen3_vl.yaml",), "TinyQwen3VL"),
+        (("recipe_lora.yaml", "qwen3_5.yaml"), "TinyQwen35"),
+        (("qwen3_vl.yaml", "scale_qwen3vl_4b.yaml"), "PretrainedQwen3VL"),
+        (("geovr.yaml",), "PretrainedGeoVR"),
+    ],
+)
+def test_a_model_of_one_family_names_its_default_scale(names: tuple[str, ...], backbone: str) -> None:
+    assert resolve(*names)["model"]["init_args"]["backbone"]["class_path"] == backbone
 
 
 def test_a_given_recipe_replaces_that_of_the_scale() -> None:

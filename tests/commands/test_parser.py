@@ -73,17 +73,22 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         ("--model.lora.rank 4", "model.lora.rank: there is no such option; known: alpha, dropout, r, targets"),
         ("--quite.unlike 1", "quite.unlike: there is no such option"),
         # of a wrong kind
-        ("--data.num_frames four", "data.num_frames: Expected a <class 'int'>. Got value: four"),
-        ("--data.num_frames ''", "data.num_frames: Expected a <class 'int'>. Got value:"),
+        ("--data.num_frames four", "data.num_frames: expected int, not four"),
+        ("--data.num_frames ''", "data.num_frames: expected int, not an empty text"),
         (
             "--data.source.trajectory lokal",
-            "data.source.trajectory: Expected a typing.Literal['loop', 'local']. Got value: lokal",
+            "data.source.trajectory: expected 'loop' or 'local', not lokal; did you mean local?",
         ),
         (
             "--data.question_types room_size",
-            "data.question_types: Subtypes: [list[str], typing.Literal['default'], <class 'NoneType'>]; "
-            "Expected a <class 'list'>; Expected a typing.Literal['default']; Given value: room_size",
+            "data.question_types: expected list[str], 'default' or null, not room_size; a list is written [room_size]",
         ),
+        (
+            "--model.objectives Depth",
+            "model.objectives: expected list[Objective] or null, not Depth; a list is written [Depth]",
+        ),
+        ("--data.source.scenes [1,2]", "data.source.scenes: expected tuple with 3 elements, not [1, 2]"),
+        ("--data.source VSIBench", "data.source.root: no value is given, and it has no default"),
         # no such class
         ("--model PROPE", "model: there is no class PROPE; did you mean PRoPEMLLM?"),
         ("--data.sampler SpaceAware", "data.sampler: there is no class SpaceAware; did you mean SpaceAwareSampler?"),

@@ -304,6 +304,7 @@ def test_released_weights_are_planned_without_a_folder() -> None:
             ["--model", "VGGTPretraining"],
             "plan counts a model that learns from questions, and VGGTPretraining does not",
         ),
+        (["--model", "VideoQATask"], "which model? Name one, such as --config qwen25_vl.yaml"),
         (["--model.backbone", "PretrainedQwen25VL", "--model.backbone.path", "./gone"], "./gone is no folder"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import main
-from commands.probe import MODELS
+from commands.probe import MODELS, probe
 from commands.probes.hidden_states import SceneStates, scene_states
 from commands.probes.results import probe_states, shuffled
 from commands.probes.ridge import cross_validated_r2
@@ -19,6 +19,7 @@ from datamodules.scenes import Question, RawQuestion
 from tests.zoo.asking import FAMILIES, QUESTIONS, build, scene
 from zoo import LoRA, SpatialVLM
 from zoo.benchmarks import VSIBench
+from zoo.errors import InputError
 from zoo.weights.saved_models import initial_model
 
 
@@ -104,6 +105,13 @@ def test_states_are_those_of_the_precision_of_the_run() -> None:
         (expected,) = scene_states(model, VSIBench(), [scene("a")], 5)
     assert torch.equal(states[1], expected.states["text"]) and not torch.equal(*states)
     assert all(each.dtype == torch.float32 for each in states)
+
+
+def test_the_folder_of_no_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, error in (([str(tmp_path)], "is no folder of a run: it has no config.yaml"), ([], "no finished run")):
+        with pytest.raises(InputError, match=error):
+            probe(words)
 
 
 def check_probed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -96,8 +96,9 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=expected):
             study([path, *words])
-    with pytest.raises(InputError, match=f"there is no such study; known: {path}"):
-        study([str(tmp_path / "toy.yaml")])
+    for name, advice in (("quite.yaml", "known: "), ("toy.yml", "did you mean "), ("toys", "did you mean ")):
+        with pytest.raises(InputError, match=f"there is no such study; {advice}.*{path}"):
+            study([str(tmp_path / name)])
 
 
 def test_options_keep_their_order_and_the_column_wins(tmp_path: Path) -> None:
