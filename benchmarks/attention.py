@@ -26,8 +26,8 @@ from torch.nn import functional as F
 from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from benchmarks.measure import interleaved
-from benchmarks.symmetries import COMBINATIONS
 from benchmarks.tables import markdown
+from docs.symmetries import COMBINATIONS
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.attention import replace_classes
 from zoo.cameras import Cameras, normalize_intrinsics

@@ -30,8 +30,9 @@ from datamodules.scenes import Question, Scene
 from datamodules.wording import Wording
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.generation.answers import answer_batch
+from zoo.generation.prefix_cache import CachedPrefix
 from zoo.geometry import VGGT, VGGTEncoder
-from zoo.prefix_cache import CachedPrefix, answer_batch
 from zoo.scene_encoding.stages import encode_vision
 from zoo.sequences.batch import Batch
 

@@ -28,9 +28,9 @@ from benchmarks.tables import markdown
 from benchmarks.training import SIZES, noise, task_of
 from datamodules.collate import QuestionCollate
 from datamodules.wording import Wording
+from zoo.generation.answers import eval_mode
+from zoo.generation.sampling import Sampling
 from zoo.objectives.grpo import grpo_loss
-from zoo.prefix_cache import eval_mode
-from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers

@@ -35,7 +35,7 @@ from datamodules.resize import PixelBounds
 from zoo import SpatialVLM, TinyQwen25VL
 from zoo.benchmarks import VSIBench
 from zoo.checkpoints import PretrainedQwen25VL, export_model
-from zoo.prefix_cache import answer_prompts
+from zoo.generation.answers import answer_prompts
 from zoo.sequences.time_index import TimestampIndex
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter

@@ -17,6 +17,8 @@ from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import Tally, add_records, benchmark_of, tally_of
 from callbacks.table import render
 from callbacks.trained import describe_unfinished, trained_weights
+from datamodules.resumable_test import tested_by
+from datamodules.scenes import Scene
 from datamodules.skipped_scenes import skipped_scenes
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
@@ -68,7 +70,7 @@ class MetricsCallback(Callback):
         self._trained = trained_weights(trainer, pl_module)
         if unfinished := describe_unfinished(self._trained):
             rank_zero_info(f"test: {unfinished}")
-        add_records(self._metric, getattr(getattr(trainer, "datamodule", None), "answered", {}).values())
+        add_records(self._metric, tested_by(trainer).answered.values())
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
@@ -106,7 +108,7 @@ class MetricsCallback(Callback):
         source = getattr(data, "source", None)
         of_data = "" if source is None else f" of {type(source).__name__}"
         title = f"{type(pl_module).__name__}, {stage} split{of_data}"
-        blind = _blind(scored, data) if stage == "test" else BlindBaselines()
+        blind = _blind(scored, tested_by(trainer).scenes, data) if stage == "test" else BlindBaselines()
         shown = render(scored, title=title, missing=missing, filtered=filtered, chosen_by=chosen_by, blind=blind)
         pl_module.print(shown)
         for name, error in scored.objectives.items():
@@ -128,11 +130,11 @@ class MetricsCallback(Callback):
             write_json(results_folder(trainer) / METRICS, content)
 
 
-def _blind(scored: Tally, data: Any) -> BlindBaselines:
+def _blind(scored: Tally, scenes: list[Scene], data: Any) -> BlindBaselines:
     """Return the blind baselines of a test; the best constant alone without a `VideoQADataModule`."""
-    if not getattr(data, "tested_scenes", ()):
+    if not scenes:
         return constant_baseline(scored.scored, scored.benchmark, scored.scorer)
-    return blind_baselines(scored.scored, data.tested_scenes, data.source, scored.scorer)
+    return blind_baselines(scored.scored, scenes, data.source, scored.scorer)
 
 
 def _geometry(pl_module: LightningModule) -> dict[str, str | None]:

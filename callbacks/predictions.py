@@ -26,6 +26,7 @@ from callbacks.results_folder import (
 )
 from callbacks.scoring import benchmark_of, score_record
 from callbacks.settings import differences, save_config, settings_of
+from datamodules.resumable_test import tested_by
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.files.locks import try_lock
@@ -61,10 +62,9 @@ class PredictionsCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the DataModule ask which questions are answered, once it has read the data."""
-        data: Any = getattr(trainer, "datamodule", None)
         self.results_folder = None
-        if stage == "test" and hasattr(data, "find_answered"):
-            data.find_answered = partial(self._begin, trainer, pl_module, resumes=True)
+        if stage == "test":
+            tested_by(trainer).find_answered = partial(self._begin, trainer, pl_module, resumes=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the finished test of the weights that this fit replaces; a fit with no step to go replaces none."""
@@ -118,7 +118,7 @@ class PredictionsCallback(Callback):
                     "it with those, or remove that file to start over"
                 )
                 return folder, [], refusal
-            questions = len(trainer.datamodule.tested)  # type: ignore[attr-defined]
+            questions = len(tested_by(trainer).records)
             rank_zero_info(f"test: resumes with {len(kept)} of {questions} questions answered")
         else:
             # in this order: whenever this is killed, the answers match the settings beside them
@@ -139,8 +139,8 @@ class PredictionsCallback(Callback):
         """Merge the files of all processes; runs after metrics.json is written."""
         trainer.strategy.barrier("all predictions are written")
         if trainer.is_global_zero:
-            folder, data = results_folder(trainer), getattr(trainer, "datamodule", None)
-            place = {record["id"]: place for place, record in enumerate(getattr(data, "tested", ()))}
+            folder = results_folder(trainer)
+            place = {record["id"]: place for place, record in enumerate(tested_by(trainer).records)}
             merged = read_records([folder / PREDICTIONS, *rank_files(folder)])
             merged.sort(key=lambda record: place.get(record["id"], len(place)))
             write_whole(folder / PREDICTIONS, json_lines(merged))

@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.loggers import log_settings
-from datamodules.datamodule import is_limited
+from datamodules.resumable_test import is_limited, tested_by
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.geometry import CachedGeometry
@@ -107,15 +107,15 @@ def settings_of(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         flat["geometry_weights"] = geometry.weights
     if (scale := getattr(geometry, "scale_from", None)) is not None:
         flat["scale_weights"] = [file_fingerprint(file) for file in scale.files]
-    tested, limit = getattr(data, "tested", ()), trainer.limit_test_batches
+    tested, limit = tested_by(trainer), trainer.limit_test_batches
     found = {
         **flat,
         "precision": trainer.precision,
         **({"limit_test_batches": limit, "processes": trainer.world_size} if is_limited(limit) else {}),
         "weights": fingerprint(pl_module),
-        "questions": fingerprint(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested),
-        "prompts": fingerprint(q["prompt"] for q in tested),
-        **{f"{FILES}{scene}": fingerprint(iter(files)) for scene, files in getattr(data, "tested_files", {}).items()},
+        "questions": fingerprint(json.dumps([q["id"], q["question_type"], q["ground_truth"]]) for q in tested.records),
+        "prompts": fingerprint(q["prompt"] for q in tested.records),
+        **{f"{FILES}{scene}": fingerprint(iter(files)) for scene, files in tested.files.items()},
     }
     return dict(json.loads(json.dumps(found, default=str)))
 

@@ -16,19 +16,15 @@ from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import UNFINISHED
 from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten, is_one_of
 from commands.new_run import RUNS, make_folder, shared_folder
-from commands.parser import BASES
+from commands.parser import BASES, registered_classes
 from commands.run_name import run_name
+from zoo.backbones import BackboneLoader
 from zoo.class_paths import restrict_imports, unusable_class
 from zoo.errors import InputError, add_file_to_errors
 from zoo.weights.latest_run import trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
 
-FUSED_BY = {  # the backbone whose released weights have this fusion
-    "AddFusion": "PretrainedSpatialMLLM",
-    "PatchMergerFusion": "PretrainedVGLLM",
-    "StackFusion": "PretrainedSpatialStack",
-}
 RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
 
@@ -132,7 +128,8 @@ def resolve_run(command: str, settings: Any) -> None:
     elif asked is not None:
         checkpoint = Path(asked)
     elif command in ("validate", "test", "predict") and released and untrained and not may_be_untrained:
-        loader = FUSED_BY.get(untrained)
+        loaders: list[Any] = registered_classes(BackboneLoader)
+        loader = next((kind.__name__ for kind in loaders if untrained in kind.released_fusions[:1]), "")
         own = f"; released weights with one are for --model.backbone {loader}" if loader else ""
         raise InputError(
             f"{untrained} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true "

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from datamodules.collate import QuestionCollate
 from datamodules.datamodule import VideoQADataModule
-from datamodules.dataset import OpenScene, SceneDataset
+from datamodules.dataset import SceneDataset
 from datamodules.loaded_scene import LoadedScene
+from datamodules.open_scene import OpenScene
 from datamodules.samplers import FrameSampler
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo

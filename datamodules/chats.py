@@ -16,7 +16,8 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.wording import Content, media_of
 from zoo.backbones.preprocessor import Message
 from zoo.errors import InputError
-from zoo.prefix_cache import Reply, answer_batch
+from zoo.generation.answers import answer_batch
+from zoo.generation.prefix_cache import Reply
 from zoo.sequences.batch import Batch
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,26 +15,26 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentations import Augmentation
-from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate, record
+from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate
 from datamodules.dataset import SceneDataset
 from datamodules.filters import QuestionFilter
 from datamodules.frame_cache import FrameCache
-from datamodules.loaded_scene import FramesAs, LoadedScene
+from datamodules.loaded_scene import FramesAs
 from datamodules.order import TrainingOrder, TrainingPosition, balance_across_ranks
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.resize import PixelBounds
+from datamodules.resumable_test import ResumableTest
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
 from datamodules.scenes import Question, Scene, num_answers, questions_fingerprint
 from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import Split
-from datamodules.split_requirements import check_requirements
+from datamodules.split_requirements import check_questions, check_requirements
 from datamodules.still_resize import StillResize
 from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
 from zoo.configuration import Configurable, to_config
 from zoo.errors import InputError, check_choice, describe
-from zoo.files.fingerprint import file_fingerprint
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
 from zoo.sequences.batch import Batch
@@ -49,11 +48,6 @@ def as_input_error() -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise InputError(describe(error)) from error
-
-
-def is_limited(batches: int | float) -> bool:
-    """Whether a `limit_<stage>_batches` of the Trainer leaves batches out: 1 is one batch, 1.0 all of them."""
-    return isinstance(batches, int) or batches < 1
 
 
 class VideoQADataModule(Configurable, LightningDataModule):
@@ -164,11 +158,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.source = source or Rooms()
         self.filtered = 0  # questions of the last split that the filters leave out
         self.missing: dict[str, int] = {}  # number of questions of each scene whose video is absent
-        self.answered: dict[str, dict[str, Any]] = {}  # records by id of questions that a test skips
-        self.find_answered: Callable[[], dict[str, dict[str, Any]]] = dict  # asked when `tested` is known
-        self.tested: list[dict[str, Any]] = []  # records of all questions of the test, on all ranks
-        self.tested_scenes: list[Scene] = []  # of the test, with all of their questions and without a perturbation
-        self.tested_files: dict[str, list[str]] = {}  # fingerprints of the files of each tested scene
+        self.tested = ResumableTest()
         self.order_settings: dict[str, Any] = {}  # of the training order, and those of the checkpoint that resumes
         self.trained_settings: dict[str, Any] = {}
         self.asked: SceneSource | None = None
@@ -225,12 +215,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         with as_input_error():
             kept, self.filtered, names = self.source.filtered_split(split, self.filter)
             if split != "train":  # training questions have no score
-                asked = [question for scene in kept for question in scene.questions]
-                for kind in {question.question_type for question in asked if question.question_type}:
-                    self.source.benchmark.check_question_type(kind)
-                (id, count), *_ = Counter(question.id for question in asked).most_common(1) or [("", 0)]
-                if count > 1:  # an answer is known by its id
-                    raise InputError(f"{count} questions of the {split} split have the id {id!r}: give each its own")
+                check_questions(kept, split, self.source)
         self.missing = self.filter.matching(self.source.missing)
         missing = ""
         if self.missing:
@@ -391,20 +376,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self._scene_loader(self.scenes("val"))
 
     def test_dataloader(self) -> DataLoader:
-        scenes = self.tested_scenes = self.scenes("test")
-        self.tested_files = {}
-        self.tested = [record(LoadedScene(scene, ()), q, self._prompt(q)) for scene in scenes for q in scene.questions]
-        for scene in scenes:
-            files = (scene.video, scene.cameras, scene.depth, *self.sampler.reads(scene.name))
-            self.tested_files[scene.name] = [file_fingerprint(file) for file in files if file and file.exists()]
-        self.answered = self.find_answered()
-        asked = [scene for scene in scenes if scene.questions]
-        rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in self.answered)) for s in asked]
-        if not is_limited(self.trainer.limit_test_batches):  # type: ignore[union-attr]
-            asked = rest = [scene for scene in rest if scene.questions]
-        dataset, every = (self.dataset(each) for each in (rest, scenes))
+        self.tested.read(self.scenes("test"), self._prompt, self.sampler)
+        asked, rest = self.tested.remaining(self.trainer.limit_test_batches)  # type: ignore[union-attr]
+        dataset, every = (self.dataset(each) for each in (rest, self.tested.scenes))
         shown = dataset if self.perturbation is None else PerturbedScenes(dataset, every, self.perturbation)
-        # the limit counts the batches of the whole test, whichever of them are answered
         return self._scene_loader(asked, shown, {place for place, each in enumerate(rest) if not each.questions})
 
     def predict_dataloader(self) -> DataLoader:

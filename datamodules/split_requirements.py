@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -55,6 +56,16 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
 def _types(scenes: Sequence[Scene]) -> Iterator[str]:
     """Yield the type of each question, as far as the caller reads: a file of conversations has many thousands."""
     return (question.question_type for scene in scenes for question in scene.questions)
+
+
+def check_questions(scenes: Sequence[Scene], split: Split, source: SceneSource) -> None:
+    """Raise an InputError for questions that can't be scored: of an unknown type, or with the id of another one."""
+    asked = [question for scene in scenes for question in scene.questions]
+    for kind in {question.question_type for question in asked if question.question_type}:
+        source.benchmark.check_question_type(kind)
+    (id, count), *_ = Counter(question.id for question in asked).most_common(1) or [("", 0)]
+    if count > 1:  # an answer is known by its id
+        raise InputError(f"{count} questions of the {split} split have the id {id!r}: give each its own")
 
 
 def check_scene(scene: Scene, needs: DataRequirements) -> None:

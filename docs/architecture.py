@@ -26,7 +26,7 @@ class Seam(NamedTuple):
 
 
 ZOO, DATA = "zoo/__init__.py", "datamodules/__init__.py"
-ENCODINGS = ("zoo/encodings/__init__.py", ZOO, "benchmarks/symmetries.py")
+ENCODINGS = ("zoo/encodings/__init__.py", ZOO, "docs/symmetries.py")
 SAMPLERS = ("datamodules/samplers/__init__.py", DATA)
 SEAMS = (
     Seam("camera encoding", "zoo/encodings/", ("CameraEncoding", "MatrixEncoding"), "--model.camera_encoding",

@@ -17,7 +17,7 @@ LAYERS = (
     ("commands", "callbacks"),
     ("datamodules",),
     ("zoo.tasks", "lightning"),
-    ("zoo.model", "zoo.assembly", "zoo.prefix_cache", "zoo.checkpoints"),
+    ("zoo.model", "zoo.assembly", "zoo.generation", "zoo.checkpoints"),
     ("zoo", ""),  # parts; other libraries
 )
 EXCEPTIONS = {  # where a module looks upward, each by name

@@ -18,9 +18,9 @@ from zoo.backbones import released_parts
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.packed import PackedEncoding
 from zoo.errors import InputError
+from zoo.generation.answers import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.objectives import decode
 from zoo.objectives.average import AVERAGES
-from zoo.prefix_cache import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.scene_encoding.scene_cameras import scene_cameras, scene_targets, sequence_cameras
 from zoo.scene_encoding.stages import encode_geometry, encode_vision, fuse_scenes

@@ -30,7 +30,7 @@ from benchmarks.gpu.models import (
     release,
 )
 from benchmarks.gpu.peer import peer
-from zoo.prefix_cache import answer_batch
+from zoo.generation.answers import answer_batch
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.optim import parameter_groups

@@ -19,7 +19,7 @@ from zoo import InputError, SpatialVLM
 from zoo.backbones.preprocessor import Message
 from zoo.errors import SCENE_FAULTS, describe_fault
 from zoo.files.fingerprint import fingerprint
-from zoo.prefix_cache import Reply
+from zoo.generation.prefix_cache import Reply
 from zoo.tasks.first_scenes import FirstScenes
 
 UNREADABLE_PICTURE = (OSError, SyntaxError, Image.DecompressionBombError)  # of Pillow on damaged files

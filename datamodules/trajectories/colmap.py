@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from datamodules.trajectories.base import PoseFormat, Trajectory, intrinsics, listed_frames, one_size
+from datamodules.trajectories.base import PoseFormat, Trajectory
+from datamodules.trajectories.reading import intrinsics, listed_frames, one_size
 from datamodules.video import natural_key
 from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.quaternions import quaternion_to_rotation

@@ -7,14 +7,8 @@ from pathlib import Path
 import torch
 
 from datamodules.json_files import read_json
-from datamodules.trajectories.base import (
-    PoseFormat,
-    Trajectory,
-    from_camera_to_world,
-    intrinsics,
-    listed_frames,
-    one_size,
-)
+from datamodules.trajectories.base import PoseFormat, Trajectory
+from datamodules.trajectories.reading import from_camera_to_world, intrinsics, listed_frames, one_size
 from datamodules.video import natural_key
 
 PHONE_PX = (1920, 1440)  # width and height of the frames of ScanNet++'s iPhone

@@ -10,15 +10,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from datamodules.trajectories.base import (
-    PoseFormat,
-    Trajectory,
-    all_or_none,
-    from_camera_to_world,
-    intrinsics,
-    read_numbers,
-    require_any,
-)
+from datamodules.trajectories.base import PoseFormat, Trajectory
+from datamodules.trajectories.reading import all_or_none, from_camera_to_world, intrinsics, read_numbers, require_any
 from datamodules.video import IMAGE_SUFFIXES, image_size
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from datamodules.json_files import read_json
-from datamodules.trajectories.base import PoseFormat, Trajectory, from_camera_to_world, intrinsics
+from datamodules.trajectories.base import PoseFormat, Trajectory
 from datamodules.trajectories.nerfstudio import OPENCV_FROM_OPENGL
+from datamodules.trajectories.reading import from_camera_to_world, intrinsics
 from datamodules.video import natural_key
 from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.quaternions import quaternion_to_rotation

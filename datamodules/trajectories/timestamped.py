@@ -12,20 +12,16 @@ from jaxtyping import Float64
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.trajectories.base import (
-    Match,
-    PoseFormat,
-    Trajectory,
+from datamodules.trajectories.base import Match, PoseFormat, Trajectory, neighbors_in_time, upright_turns
+from datamodules.trajectories.reading import (
     all_or_none,
     finite_number,
     from_camera_to_world,
     intrinsics,
     listed_frames,
     load_table,
-    neighbors_in_time,
     read_numbers,
     require_any,
-    upright_turns,
 )
 from datamodules.trajectories.rotations import from_axis_angle
 from datamodules.video import image_size

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from zoo import InputError
-from zoo.prefix_cache import Reply
+from zoo.generation.prefix_cache import Reply
 from zoo.tasks.first_scenes import FirstScenes
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import AutoProcessor
 
 from datamodules import wording
-from datamodules.dataset import OpenScene, SceneDataset
+from datamodules.dataset import SceneDataset
+from datamodules.open_scene import OpenScene
 from datamodules.resize import PixelBounds
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene

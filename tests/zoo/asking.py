@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from benchmarks.symmetries import COMBINATIONS, HYBRID
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
 from datamodules.wording import Wording
+from docs.symmetries import COMBINATIONS, HYBRID
 from zoo import (
     AddFusion,
     AttentionFusion,
@@ -34,9 +34,10 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.encodings import CameraEncoding, ViewAttention
+from zoo.generation.answers import answer_batch
+from zoo.generation.prefix_cache import Reply
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
-from zoo.prefix_cache import Reply, answer_batch
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import Row

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.symmetries import COMBINATIONS
+from docs.symmetries import COMBINATIONS
 from tests.zoo.layouts import sequence_layout
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from benchmarks.symmetries import COMBINATIONS
+from docs.symmetries import COMBINATIONS
 from tests.zoo.asking import QUESTIONS, batch, build, replies, scene
 
 NAMES = ("plain", "prope.yaml", "DeepFusion", *COMBINATIONS)

@@ -15,8 +15,8 @@ from torch import distributed as dist
 
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, MODELS, NEW, QUESTIONS, batch, build
+from zoo.generation.sampling import Sampling
 from zoo.objectives.grpo import group_advantages
-from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks import GRPO, AnswerFormat, AnswerScore, VideoQATask

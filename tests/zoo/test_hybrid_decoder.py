@@ -35,9 +35,9 @@ from zoo import (
 from zoo.backbones.qwen3_5 import delta_net
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen_vl import QwenVLBackbone
-from zoo.linear_states import join_states, read_states
-from zoo.prefix_cache import CachedPrefix
-from zoo.sampling import greedy
+from zoo.generation.linear_states import join_states, read_states
+from zoo.generation.prefix_cache import CachedPrefix
+from zoo.generation.sampling import greedy
 
 
 def test_lora_reaches_layers_of_both_kinds() -> None:
@@ -145,7 +145,7 @@ def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> N
         ends = torch.tensor([len(ids) - 1 for ids in asking.prompts_of(asked)])
         torch.testing.assert_close(torch.cat(firsts), logits[torch.arange(len(ends)), ends], rtol=0, atol=1e-5)
         reversed_states = lambda states: join_states(states[::-1])  # noqa: E731 - the control
-        patch.setattr("zoo.prefix_cache.join_states", reversed_states)
+        patch.setattr("zoo.generation.prefix_cache.join_states", reversed_states)
         assert ([reply.ids for reply in asking.replies(task, asked)] == expected) == (at_once == 1)
 
 

@@ -19,8 +19,8 @@ from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from tests.zoo.waits import Waits
 from zoo import CameraPrediction, DepthPrediction, MaskedViews
+from zoo.generation.sampling import Sampling
 from zoo.geometry import DatasetGeometry, TinyVGGT
-from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch
 from zoo.sequences.time_index import PathLengthIndex
 from zoo.tasks import VideoQATask

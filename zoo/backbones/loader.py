@@ -34,7 +34,7 @@ class BackboneLoader(Configurable, ABC):
         is_pretrained: Whether the weights answer questions without training here.
         released_path: Folder or hub id of the released weights; None for random ones.
         layout: Where the released files keep a geometry encoder and a fusion; empty without.
-        released_fusions: Classes of the fusions that may have been released with the weights.
+        released_fusions: Classes of the fusions that may have been released with the weights, the usual one first.
     """
 
     is_pretrained: bool = False

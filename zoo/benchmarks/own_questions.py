@@ -38,7 +38,7 @@ class OwnQuestions(SpatialBenchmark):
         for name, kind in types.items():
             if not re.fullmatch(r"\w+", name):
                 raise InputError(f"OwnQuestions: {name!r} is no name of a question type: letters, digits and _")
-            check_choice(f"OwnQuestions: the answers of {name}", kind, AnswerKind)
+            check_choice(f"OwnQuestions: the kind of answers to {name}", kind, AnswerKind)
         self.types = dict(types)
         chosen = {kind: tuple(name for name in types if types[name] == kind) for kind in get_args(AnswerKind)}
         self.numeric_types = chosen["number"]  # type: ignore[misc]

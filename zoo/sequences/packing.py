@@ -2,7 +2,7 @@
 
 A sequence `[prefix][question 1][question 2]...` lets each question attend to the prefix and to itself, and its
 positions continue from the prefix, as if it had been alone. With an answer after each question that is a training
-sequence; read step by step into a KV cache it is a batch of answers, see `zoo.prefix_cache`.
+sequence; read step by step into a KV cache it is a batch of answers, see `zoo.generation.prefix_cache`.
 """
 
 from __future__ import annotations

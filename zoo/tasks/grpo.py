@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zoo.benchmarks import VSIBench
 from zoo.errors import InputError, check_choice
+from zoo.generation.sampling import Sampling
 from zoo.objectives import LanguageModeling
 from zoo.objectives.grpo import (
     Aggregation,
@@ -25,7 +26,6 @@ from zoo.objectives.grpo import (
     mean_over_tokens,
     policy_terms,
 )
-from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch
 from zoo.tasks.algorithm import Algorithm
 from zoo.tasks.rewards import AnswerScore, Reward, RewardSum

@@ -14,11 +14,11 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from zoo.errors import InputError
+from zoo.generation.prefix_cache import CachedPrefix, Reply
+from zoo.generation.sampling import Sampling
 from zoo.model import SpatialVLM
 from zoo.objectives import Decoded, decode
 from zoo.objectives.grpo import token_log_probs
-from zoo.prefix_cache import CachedPrefix, Reply
-from zoo.sampling import Sampling
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row

@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
 from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault
+from zoo.generation.answers import answer_prompts, check_penalty, eval_mode
+from zoo.generation.sampling import Sampling, greedy
 from zoo.model import SpatialVLM
 from zoo.objectives import prediction_errors
 from zoo.precision import answer_precision
-from zoo.prefix_cache import answer_prompts, check_penalty, eval_mode
 from zoo.requirements import DataRequirements
-from zoo.sampling import Sampling, greedy
 from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.scene_encoding.teacher import Teacher
 from zoo.seed import seed_of

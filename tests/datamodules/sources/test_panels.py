@@ -32,7 +32,6 @@ from zoo.errors import InputError
 
 FRAMES = 16
 TASKS = (PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelIntrinsics, PanelOrder, PanelParallax)
-COLOR_CHANNELS = {"red": 0, "green": 1, "blue": 2}
 
 
 class OwnBench(PanelBench):

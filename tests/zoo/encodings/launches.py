@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.symmetries import COMBINATIONS, RELEASED
+from docs.symmetries import COMBINATIONS, RELEASED
 from tests import pretended_gpu as pretend
 from zoo.cameras import Cameras
 from zoo.cameras.token_runs import camera_runs

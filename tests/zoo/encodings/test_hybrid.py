@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.symmetries import HYBRID, bound
+from docs.symmetries import HYBRID, bound
 from tests.zoo.encodings.test_properties import MOVES
 from zoo import InputError, SpatialVLM, TinyQwen35
 from zoo.encodings import (

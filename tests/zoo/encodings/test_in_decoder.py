@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks.symmetries import COMBINATIONS
+from docs.symmetries import COMBINATIONS
 from tests.zoo.decoder import (
     HEAD_DIM,
     MOVES,

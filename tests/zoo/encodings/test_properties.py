@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmarks.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
+from docs.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import (
@@ -191,7 +191,7 @@ def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype, head
 
 
 def test_document_is_up_to_date() -> None:
-    assert DOCUMENT.read_text() == document(), "run python -m benchmarks.symmetries"
+    assert DOCUMENT.read_text() == document(), "run python -m docs.symmetries"
 
 
 # ---- what a module needs of the cameras -------------------------------------------------------------------

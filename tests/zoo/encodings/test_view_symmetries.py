@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.symmetries import VIEW_MIXERS
+from docs.symmetries import VIEW_MIXERS
 from tests.zoo.encodings.test_view_attention import EXACT, GRID, MOVES, WIDTH, permuted, random_tokens, scene
 from zoo.cameras import Cameras
 from zoo.encodings.base import CameraModule, ViewMixer

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float64, Int
 
 from datamodules.sources.rooms.scene import Material, Part, RoomScene, Thing, Vector, to_vector
 
-COLORS: dict[str, Vector] = {"red": (0.9, 0.04, 0.04), "blue": (0.05, 0.1, 0.9), "green": (0.03, 0.65, 0.1)}
+COLORS: dict[str, Vector] = {"red": (0.9, 0.04, 0.04), "blue": (0.05, 0.1, 0.9)}
 THICKNESS_M = 0.02
 MARGIN_M = 0.05  # between a panel and the ends of its wall
 WALLS = ((0, -1), (0, 1), (1, -1), (1, 1))  # axis and side

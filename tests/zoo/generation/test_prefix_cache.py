@@ -25,11 +25,12 @@ from tests.zoo.asking import (
     scene,
 )
 from tests.zoo.released import load_case, official_weights, write_release
-from zoo import PretrainedQwen25VL, prefix_cache
+from zoo import PretrainedQwen25VL
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
-from zoo.prefix_cache import CachedPrefix, Reply, answer_prompts
+from zoo.generation.answers import answer_prompts
+from zoo.generation.prefix_cache import CachedPrefix, Reply
 from zoo.sequences.batch import Batch
 from zoo.sequences.masks import prefix_causal_mask
 from zoo.tasks import VideoQATask
@@ -146,7 +147,7 @@ def test_answers_that_end_at_different_times(name: str) -> None:
 def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
     asked = batch(model, scene("a"))
-    monkeypatch.setattr(prefix_cache, "TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr("zoo.generation.prefix_cache.TOKENS_AT_ONCE", 7)
     assert ids(model, asked) == one_by_one(model, asked)
 
 

@@ -5,7 +5,7 @@ views; what a camera encoding adds to it is its bias. A panel shows that from th
 column: the mean over many random e, or the spread, in units of the panel's largest; blue is attended to less, red is
 more, or more spread. Tokens are those in the middle of their views. The last panel is the distance of the poses.
 
-    ZOO_REALDATA=<folder> python -m benchmarks.attention_bias      # 7-Scenes RedKitchen, 40 views of 1,000
+    ZOO_REALDATA=<folder> python -m docs.attention_bias      # 7-Scenes RedKitchen, 40 views of 1,000
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-from benchmarks.symmetries import COMBINATIONS
+from docs.symmetries import COMBINATIONS
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.cameras.poses import invert_se3, nearest_rotation, pose_distance
 from zoo.encodings import EncodedCameras

@@ -1,6 +1,6 @@
 """The tables of docs/encodings.md: encodings with placements, and their exact symmetries.
 
-    python -m benchmarks.symmetries                  # updates docs/encodings.md
+    python -m docs.symmetries                  # updates docs/encodings.md
 
 The property tests measure the declared symmetries of the same `COMBINATIONS` and `VIEW_MIXERS`.
 """

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.symmetries import COMBINATIONS
+from docs.symmetries import COMBINATIONS
 from tests.zoo.decoder import SHAPE, VIDEO, Example, install, tiny_model
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
-from zoo.prefix_cache import CachedPrefix
+from zoo.generation.prefix_cache import CachedPrefix
 
 NEW = 4
 

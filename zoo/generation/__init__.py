@@ -1,0 +1,1 @@
+"""Answers: a prefix that is read once, its questions one by one, and the choice of each token."""
