@@ -24,7 +24,10 @@ from torch import Tensor
 from callbacks.camera_map import camera_map
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras, read_times
-from datamodules.conventions import (
+from datamodules.samplers import SceneView
+from datamodules.samplers.base import even_steps
+from datamodules.sources.annotations import find_cameras
+from datamodules.trajectories.conventions import (
     GIVEN,
     Fit,
     describe_better,
@@ -32,9 +35,6 @@ from datamodules.conventions import (
     match_frames,
     measure_conventions,
 )
-from datamodules.samplers import SceneView
-from datamodules.samplers.base import even_steps
-from datamodules.sources.annotations import find_cameras
 from datamodules.video import Video, companion_name
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError

@@ -29,6 +29,7 @@ from callbacks.time_limit import TimeLimit
 from commands import run_name
 from commands.defaults import TRAINER_DEFAULTS, with_defaults
 from commands.export import ExportingTrainer
+from commands.help_texts import DESCRIPTIONS, explain
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
 from commands.parser import OneLineParser
 from commands.runs import CONFIG, resolve_run
@@ -117,6 +118,13 @@ class ZooCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the arguments of the command's method that are not options."""
         return {self.command: {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}[self.command]}
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Return the parser of the command, with the zoo's own help."""
+        kwargs["description"] = DESCRIPTIONS[subcommand]
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        explain(parser, subcommand)
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line, below it the default configs."""

@@ -95,9 +95,9 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     names = content.pop(BASES, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {BASES}: expected a list of configs, not {names}")
-    named = {key: content[key] for key in (RECIPE, SCALE) if content.get(key)}
+    named = {key: content[key] for key in (RECIPE, SCALE) if key in content}
     for key, name in named.items():
-        if not isinstance(name, str):
+        if not isinstance(name, str) or not name:
             raise InputError(f"{path}: {key}: expected the name of a config, not {name}")
     try:
         bases = {base: read_config(base, [*within, path]) for base in (find_config(name, path) for name in names)}

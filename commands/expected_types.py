@@ -26,9 +26,10 @@ def describe_types(message: str) -> str | None:
     types, value = readable(found["types"]), found["value"].strip()
     if value.startswith(("'", '"')) and value.endswith(value[0]):
         value = value[1:-1]
-    guess = closest(value, re.findall(r"'([^']*)'", types))
-    remedy = f"; did you mean {guess}?" if guess else ""
-    if types.startswith("list[") and not value.startswith("["):
+    remedy = ""
+    if guess := closest(value, re.findall(r"'([^']*)'", types)):
+        remedy = f"; did you mean {guess}?"
+    elif types.startswith("list[") and not value.startswith(("[", "{")):
         remedy = f"; a list is written [{value}]"
     return f"expected {types}, not {value or 'an empty text'}{remedy}"
 

@@ -34,10 +34,10 @@ from callbacks.camera_map import camera_map
 from commands.import_dataset import import_dataset
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras
-from datamodules.conventions import find_better_convention
 from datamodules.samplers import SceneView
 from datamodules.samplers.base import even_steps
 from datamodules.trajectories import FORMATS, PoseFormat
+from datamodules.trajectories.conventions import find_better_convention
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
 from zoo.cameras.poses import invert_se3

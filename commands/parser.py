@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Collection
+from argparse import Action, RawDescriptionHelpFormatter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,10 @@ UNKNOWN_OPTION = re.compile(  # the option; on the command line, in a config, in
     r"|(?:(?:Group|(?P<command>Subcommand)) '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'"
 )
 REQUIRED = re.compile(r"the following arguments are required: ([\w.]+)")
+OTHER_CLASS = re.compile(  # a class of another kind, its base class, and the value that names it
+    r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)(?s:.*)Given value: (.*)"
+)
+GIVEN_NAME = re.compile(r"(?:class_path\W+)?([\w.]+)")
 UNKNOWN_CLASS = re.compile(r"import path string: (\S+)")  # the class, to suggest a similar one
 GIVEN_CLASS = re.compile(  # an import path where a class is expected, to say why it can't be used
     r"(?s:Subtypes: \[[^\n]*\b(?!typing\.)\w+\.\w[^\n]*\].*Given value: |"
@@ -41,7 +45,12 @@ TRIED = ("Expected a path but", "Does not validate", "Errors:", "Given value typ
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keep the line breaks of a description."""
+    """Keep the line breaks of a description, and name no option twice where there are many."""
+
+    def _format_usage(self, usage: str | None, actions: Iterable[Action], groups: Any, prefix: str | None) -> str:
+        prog = self._prog.replace(" [options]", "")
+        is_long = sum(bool(action.option_strings) for action in actions) > MAX_LISTED
+        return super()._format_usage(f"{prog} [options]" if is_long else usage, actions, groups, prefix)
 
 
 class OptionError(InputError):
@@ -132,6 +141,9 @@ class OneLineParser(ArgumentParser):
             return OptionError(part, reason)
         if found := UNKNOWN_OPTION.search(message):
             return self._unknown_option(found)
+        if (found := OTHER_CLASS.search(message)) and part:
+            name = found[1] or GIVEN_NAME.search(found[3])[1]  # type: ignore[index]
+            return OptionError(part, f"{name} is no {found[2]}{_listed(class_names(message))}")
         if found := UNKNOWN_CLASS.search(message):
             names, option = class_names(message), part or message.partition(":")[0].lstrip("-")
             advice = did_you_mean(found[1], names) or _listed(names) or "; give its name or its import path"
@@ -141,7 +153,7 @@ class OneLineParser(ArgumentParser):
         if not part:
             return InputError(f"{' '.join(message.split())}; see {self._help}")
         if types := describe_types(message):
-            return OptionError(part, types)
+            return OptionError(part, types + _listed(class_names(message)))
         lines = [line.strip(" -") for line in message.removeprefix(f'Parser key "{part}":').splitlines()]
         reasons = [line for line in lines if line and not line.startswith(TRIED)]
         return OptionError(part, "; ".join(reasons) + _listed(class_names(message)))
@@ -181,8 +193,8 @@ def registered_classes(base: type = object) -> list[type]:
 
 def class_names(message: str) -> set[str]:
     """Return the names of the classes that fit a type in the message; of all classes where it names no type."""
-    parts = registered_classes()
-    fitting = [part for part in parts if any(f"<class '{_path(base)}'>" in message for base in part.__mro__[:-1])]
+    parts, named = registered_classes(), set(re.findall(r"(?:<class '|\[)([\w.]+)(?:'>|\])", message))
+    fitting = [part for part in parts if any(_path(base) in named for base in part.__mro__[:-1])]
     return {part.__name__ for part in fitting or parts}
 
 

@@ -24,7 +24,8 @@ def is_limited(batches: int | float) -> bool:
 
 def tested_by(trainer: Trainer) -> ResumableTest:
     """Return what the DataModule's test asks; nothing without a DataModule, or of one that is not the zoo's."""
-    return getattr(getattr(trainer, "datamodule", None), "tested", ResumableTest())
+    found = getattr(getattr(trainer, "datamodule", None), "tested", None)
+    return found if isinstance(found, ResumableTest) else ResumableTest()
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a model requires of the scenes of a split and of each scene, and the remedy where they lack it."""
+"""What a model requires of the scenes of a split and of each scene, and a score of its questions; with the remedy."""
 
 from __future__ import annotations
 

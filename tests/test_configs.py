@@ -46,6 +46,12 @@ TINY = {
     "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL",
     "scale_tiny_qwen3_5.yaml": "zoo.TinyQwen35",
 }
+DEFAULT_SCALES = {"qwen3_vl.yaml": "scale_tiny_qwen3.yaml", "qwen3_5.yaml": "scale_tiny_qwen3_5.yaml"}
+COMPOSED = {  # one model with each scale, and each model with one
+    *product(["prope.yaml"], WEIGHTS),
+    *product(MODELS, ["scale_qwen3vl_2b.yaml"]),
+    *((f"{name}.yaml", f"{name}_released.yaml") for name in ("spatial_mllm", "vg_llm", "spatial_stack")),
+}
 WITHOUT_GEOMETRY = ("Qwen25VL", "Qwen3VL", "Qwen35")  # the others have the dataset's at a tiny scale
 DATA = [name for name in SHIPPED if name.startswith("data_")]
 RECIPES = [name for name in SHIPPED if name.startswith("recipe_")]
@@ -60,7 +66,7 @@ LOADING = {"batch_size", "questions_per_batch", "num_workers", "keep_in_memory"}
 DEVICES = {"precision", "accelerator", "devices"}
 STEPS = {"max_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "default_root_dir"}
 MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
-    "model": {"model": {"class_path", "backbone", *PARTS}, "data": {"frames_as"}, "recipe": set()},
+    "model": {"model": {"class_path", "backbone", *PARTS}, "data": {"frames_as"}, "recipe": set(), "scale": set()},
     "scale": {"model": {"backbone", "geometry"}, "recipe": set()},
     "recipe": {"model": TRAINING, "data": FRAMES | LOADING, "trainer": STEPS | DEVICES},
     "data": {"data": {"class_path", "source", "datasets", "question_types", "num_frames"}},  # of videos that need all
@@ -101,8 +107,13 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     return call
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("scale", [*TINY, *WEIGHTS])
+@pytest.mark.parametrize(
+    ("model", "scale"),
+    [
+        pytest.param(*pair, marks=() if pair[1] in TINY or pair in COMPOSED else pytest.mark.slow)
+        for pair in product(MODELS, [*TINY, *WEIGHTS])
+    ],
+)
 def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> None:
     config = parsed("fit", model, scale)
     assert config["model"]["class_path"] == f"zoo.{MODELS[model]}"
@@ -110,7 +121,7 @@ def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> No
     is_tiny = scale in TINY
     assert data["pixels"]["legacy_folder_resize"] == (not is_tiny) == (data["train_sampler"] is None)
     if is_tiny:
-        assert (config == parsed("fit", model)) == (scale == "scale_tiny.yaml")  # the default scale and data
+        assert (config == parsed("fit", model)) == (scale == DEFAULT_SCALES.get(model, "scale_tiny.yaml"))
         assert parts["backbone"]["class_path"] == TINY[scale]
         geometry = (parts["geometry"] or {}).get("class_path")
         assert geometry == (None if MODELS[model] in WITHOUT_GEOMETRY else "zoo.DatasetGeometry")
@@ -241,6 +252,8 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
         ("configs: [a list", "recipe.yaml: cannot be read as YAML"),
         ("recipe: [recipe_full.yaml]", "recipe.yaml: recipe: expected the name of a config"),
         ("configs: [recipes/vg_lm.yaml]", "nor in recipes/; did you mean vg_llm_4b.yaml"),
+        ("recipe:", "recipe.yaml: recipe: expected the name of a config, not None"),
+        ("scale: ''", "recipe.yaml: scale: expected the name of a config"),
         ("scale: {size: 3b}", "recipe.yaml: scale: expected the name of a config"),
         ("configs: [qwen3_vl.yaml, own.yaml]", "disagree about scale: leave one of them out$"),
         ("recipe: recipe_fll.yaml", "recipe.yaml: no config recipe_fll.yaml, .*did you mean recipe_full.yaml"),

@@ -98,7 +98,10 @@ def upward(module: str, source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def test_no_layer_uses_a_higher_one() -> None:
+    """Nor what is not installed with the packages."""
     sources = {name: Path(path).read_text(encoding="utf-8") for name, path in KNOWN.items()}
+    used = {other.partition(".")[0] for source in sources.values() for _, other in Uses(source).found}
+    assert "torch" in used and not used & {"docs", "tests", "benchmarks"}
     assert {use for name, source in sources.items() for use in upward(name, source)} == EXCEPTIONS
 
 

@@ -19,6 +19,7 @@ from commands.faults import error_line
 from commands.terminal import quiet_lightning
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("held_back", [False, True])  # the former is the control
 def test_an_interrupt_waits_until_the_values_are_written(
     held_back: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

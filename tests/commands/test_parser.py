@@ -84,8 +84,8 @@ def error_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
             "data.question_types: expected list[str], 'default' or null, not room_size; a list is written [room_size]",
         ),
         (
-            "--model.objectives Depth",
-            "model.objectives: expected list[Objective] or null, not Depth; a list is written [Depth]",
+            "--data.question_types defualt",
+            "data.question_types: expected list[str], 'default' or null, not defualt; did you mean default?",
         ),
         ("--data.source.scenes [1,2]", "data.source.scenes: expected tuple with 3 elements, not [1, 2]"),
         ("--data.source VSIBench", "data.source.root: no value is given, and it has no default"),
@@ -165,8 +165,14 @@ def test_model_help_uses_the_model_of_the_configs(
 
 
 def test_errors_list_the_classes_of_the_expected_type(error_of: ErrorOf) -> None:
-    found = re.search(r"Given value: zoo.PRoPE; known: (.*)", error_of("fit --model zoo.PRoPE"))
+    found = re.search(r"zoo.PRoPE is no Task; known: (.*)", error_of("fit --model zoo.PRoPE"))
     assert found is not None and {"BaselineVLM", "PRoPEMLLM", "VGGTPretraining"} <= set(found[1].split(", "))
+    for value, problem in (
+        ("Depth", "expected list[Objective] or null, not Depth; a list is written [Depth]"),
+        ("'[{class_path: zoo.AddFusion}]'", "zoo.AddFusion is no Objective"),
+    ):
+        text = error_of(f"fit --config qwen25_vl.yaml --model.objectives {value}")
+        assert text.startswith(f"error: model.objectives: {problem}; known: CameraPrediction, DepthPrediction, ")
     text = error_of("fit --config qwen25_vl.yaml --model.camera_encoding.scale none")
     assert text.startswith("error: model.camera_encoding: ") and "; known: CaPE, Compose, " in text
 
@@ -211,8 +217,11 @@ MODULES = {
             "trainer.callbacks: misspelled.Stop can't be imported: SyntaxError: invalid syntax (misspelled.py, line 1)",
         ),
         # negative control: what can be built, but is no encoding
-        ("--model.camera_encoding zoo.AddFusion", "model.camera_encoding: Subtypes: "),
-        ("--data.question_types a.b", "data.question_types: Subtypes: [list[str], "),
+        (
+            "--model.camera_encoding zoo.AddFusion",
+            "model.camera_encoding: zoo.AddFusion is no CameraEncoding; known: ",
+        ),
+        ("--data.question_types a.b", "data.question_types: expected list[str], 'default' or null, not a.b"),
     ],
 )
 def test_a_class_that_cannot_be_built_is_reported_with_its_cause(
@@ -234,7 +243,7 @@ def test_invalid_yaml_names_file_and_line(error_of: ErrorOf) -> None:
     [
         ("test --config prope.yaml --ckpt_pth x", "ckpt_pth: there is no such option; did you mean ckpt_path?"),
         ("select-frames --splt val", "splt: there is no such option; did you mean split?"),
-        ("select-frames --split tst", "split: Expected a typing.Literal['train', 'val', 'test']. Got value: tst"),
+        ("select-frames --split tst", "split: expected 'train', 'val' or 'test', not tst; did you mean test?"),
         ("score", "the following arguments are required: predictions; see main.py score --help"),
         ("score a --scorer foo", "unknown scorer 'foo'; VSIBench has " + ", ".join(VSIBench.scorers)),
         ("report runs --fromat html", "fromat: there is no such option; did you mean format?"),
@@ -270,7 +279,10 @@ def test_negative_control_lightnings_parser_prints_many_lines(
 @pytest.mark.parametrize(
     ("line", "names"),
     [
-        ("fit --help", ["--trainer.max_steps", "--data.help", "--metrics.scorer"]),
+        (
+            "fit --help",
+            ["usage: main.py fit [options]", "by its name in configs/", "--metrics.scorer", "--trainer.max_steps"],
+        ),
         ("fit --model.help PRoPEMLLM", ["--model.learning_rates.decoder", "--model.fusion"]),
         ("fit --data.source.help Rooms", ["--data.source.trajectory", "--data.source.help=datamodules.Rooms"]),
         ("fit --model.camera_encoding.help PRoPE", ["--model.camera_encoding.placement.help"]),

@@ -255,7 +255,8 @@ def test_a_teacher_is_weights_and_operations(tmp_path: Path) -> None:
     assert list(parameters_table(plain).columns[0].cells)[-2:] == ["teacher", "total"]
 
 
-@pytest.mark.parametrize("questions", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("questions", [1, 3])
 def test_one_call_of_the_delta_rule_stands_for_all(questions: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is planned is what all calls take, at a fraction of the time."""
     rule, calls = delta_net.torch_chunk_gated_delta_rule, list[int]()

@@ -21,8 +21,18 @@ from zoo.tasks.training_cost import gathered_bytes
 from zoo.weights.checkpoint_file import read_checkpoint
 
 REPOSITORY = Path(main.__file__).parent
-FAST = ["every part", "every part, bfloat16", "shapes"]
-SLOW = ["lora", "spatial", "spatial, Qwen3-VL", "concat", "concat, Qwen3-VL", "prope", "pose axis"]
+FAST = ["every part"]
+SLOW = [
+    "every part, bfloat16",
+    "shapes",
+    "lora",
+    "spatial",
+    "spatial, Qwen3-VL",
+    "concat",
+    "concat, Qwen3-VL",
+    "prope",
+    "pose axis",
+]
 SLOW += ["baseline, Qwen3-VL", "hybrid", "released", "released, lora"]
 
 
@@ -111,12 +121,18 @@ def test_two_processes_with_shards_train_as_one(case: str, fast: Path) -> None:
     check(fast / case)
 
 
-def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_step(fast: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.timeout(2100)
+def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_step(fast: Path, slow: Path) -> None:
     plain, mixed, control = (
-        records(fast / case)[0]
-        for case in ("every part/fsdp2", "every part, bfloat16/fsdp2", "every part, bfloat16/control")
+        records(folder / case)[0]
+        for folder, case in (
+            (fast, "every part/fsdp2"),
+            (slow, "every part, bfloat16/fsdp2"),
+            (slow, "every part, bfloat16/control"),
+        )
     )
-    (one,) = records(fast / "every part, bfloat16/one")
+    (one,) = records(slow / "every part, bfloat16/one")
     full, half = (("gather", dtype) for dtype in (torch.float32, torch.bfloat16))
     reduced, rounded = (("reduce", dtype) for dtype in (torch.float32, torch.bfloat16))
     # 1. Matrices of blocks in bfloat16; the step has two batches, and in float32 one.
@@ -133,7 +149,7 @@ def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_ste
     assert mixed["bytes"][reduced] == plain["bytes"][reduced] > 0 and not mixed["bytes"][rounded]
     assert mixed["calls"][reduced] == plain["calls"][reduced]
     # 4. What `plan` counts: the units are gathered twice per batch, for the forward and the backward pass.
-    model = cases(fast)["every part, bfloat16"]().model
+    model = cases(slow)["every part, bfloat16"]().model
     held, weights = gathered_bytes(model, "bf16-mixed")
     batches = STEPS * SETTINGS["every part, bfloat16"].accumulate
     measured = (mixed["bytes"][full] + mixed["bytes"][half] / 2) / batches
@@ -144,8 +160,10 @@ def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_ste
     assert distance(control["gradients"][0], one["gradients"][0]) > 1e-4
 
 
-def test_a_frozen_geometry_encoder_is_gathered_once_for_any_number_of_shapes(fast: Path) -> None:
-    first, second = (rank["calls"] for rank in records(fast / "shapes/fsdp2"))
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_frozen_geometry_encoder_is_gathered_once_for_any_number_of_shapes(slow: Path) -> None:
+    first, second = (rank["calls"] for rank in records(slow / "shapes/fsdp2"))
     # root and encoder once, two vision blocks once, two decoder layers twice; in two steps
     assert first["gather", torch.float32] == second["gather", torch.float32] == 2 * (1 + 1 + 2 + 4)
 

@@ -286,5 +286,6 @@ def train_together(rank: int, store: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_has_no_cameras(tmp_path: Any) -> None:
     torch.multiprocessing.spawn(train_together, (str(tmp_path / "store"),), nprocs=2)

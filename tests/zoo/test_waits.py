@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +58,14 @@ def waits_of(task: VideoQATask, batch: Batch) -> Waits:
     return waits
 
 
-@pytest.mark.parametrize("family", asking.BACKBONES)
-@pytest.mark.parametrize("name", EVERY_MODEL)
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param(name, family, marks=pytest.mark.slow if name in MODELS.keys() - asking.FAST[family] else ())
+        for name, family in product(EVERY_MODEL, asking.BACKBONES)
+    ],
+)
 def test_a_training_step_waits_for_nothing(name: str, family: str) -> None:
-    if name in MODELS and name not in asking.FAST[family]:
-        pytest.skip("encodings see the same decoder seam")
     task = task_of(name, family)
     waits = waits_of(task, batch_of(task, family))
     assert waits.count == 0, waits.found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,6 @@ from zoo.backbones.base import Backbone
 from zoo.generation.linear_states import join_states, keep_rows, read_states, write_states
 from zoo.generation.sampling import TokenChoice, greedy
 from zoo.sequences.masks import PREFIX
-
-if TYPE_CHECKING:
-    pass
 
 BROKEN = -1  # in place of a token whose logits are not finite
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are

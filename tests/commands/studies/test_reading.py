@@ -25,10 +25,10 @@ def setting(**changes: Any) -> dict[str, Any]:
     ("changes", "expected"),
     [
         ({"seed": [0]}, "seed: there is no such option; did you mean seeds"),
-        ({"seeds": ["a"]}, "seeds: .*Got value: a"),
+        ({"seeds": ["a"]}, "seeds: expected int, not a"),
         ({"seeds": [0, 0]}, "seed 0 is given twice"),
         ({"settings": {}}, "settings: there is none"),
-        ({"settings": ["none"]}, "settings: Expected"),
+        ({"settings": ["none"]}, "settings: expected dict, not"),
         ({"settings": {"none": None}}, "settings: expected options by name"),
         ({"score": "object_count"}, "there is no score object_count; did you mean object_counting"),
         ({"configs": ["prop.yaml"]}, "no config prop.yaml"),

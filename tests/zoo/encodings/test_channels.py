@@ -122,6 +122,7 @@ def test_a_camera_that_is_found_to_be_invalid_leaves_its_tokens_as_they_are(
     assert not torch.equal(control[index == 2], x[index == 2])
 
 
+@pytest.mark.slow
 def test_any_number_of_runs_costs_a_gpu_few_launches() -> None:
     """A layer with text between its views launches at most 20 more in each direction, however many views there are."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

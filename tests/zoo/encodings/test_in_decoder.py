@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from docs.symmetries import COMBINATIONS
+from tests.zoo.combinations import NAMES
 from tests.zoo.decoder import (
     HEAD_DIM,
     MOVES,
@@ -27,7 +27,7 @@ from tests.zoo.decoder import (
 )
 
 ROUNDING = 2e-5  # float32, in another order of summation
-pytestmark = pytest.mark.parametrize("name", COMBINATIONS)
+pytestmark = pytest.mark.parametrize("name", NAMES)
 
 
 # ---- stock, bit for bit -----------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def planted(name: str, seed: int, is_shuffled: bool) -> LoadedScene:
 
 
 @pytest.mark.parametrize("is_shuffled", [False, True])
-@pytest.mark.parametrize("place", ["decoder", "view mixer"])
+@pytest.mark.parametrize("place", ["decoder", pytest.param("view mixer", marks=pytest.mark.slow)])
 def test_a_planted_depth_is_learned_and_a_shuffled_one_is_not(place: str, is_shuffled: bool) -> None:
     """Return the error of depth on scenes held out of the training, and that of each scene's median depth."""
     task = build_supervised(place).train()

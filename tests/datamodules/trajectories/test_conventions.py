@@ -12,7 +12,7 @@ import torch
 
 from datamodules import Rooms, feature_matches
 from datamodules.cameras_file import read_cameras
-from datamodules.conventions import (
+from datamodules.trajectories.conventions import (
     CONVENTIONS,
     GIVEN,
     OPENGL,
@@ -21,7 +21,7 @@ from datamodules.conventions import (
     match_frames,
     measure_conventions,
 )
-from datamodules.feature_matches import match_features
+from datamodules.trajectories.feature_matches import match_features
 from datamodules.video import Video
 from tests.datamodules.sources.kitchen import Kitchen
 from zoo.cameras import invert_se3, normalize_intrinsics

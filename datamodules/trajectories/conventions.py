@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from datamodules.feature_matches import match_features
 from datamodules.samplers.base import even_steps
+from datamodules.trajectories.feature_matches import match_features
 from datamodules.video import Video
 from zoo.cameras.epipolar import epipolar_error, triangulated_depths
 from zoo.cameras.intrinsics import intrinsics_in_pixels
