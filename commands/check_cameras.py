@@ -1,6 +1,6 @@
 """python main.py check-cameras: do these cameras explain these images?
 
-    python main.py check-cameras data/mine/kitchen
+    python main.py check-cameras data/mine/homes/kitchen
     python main.py check-cameras clip.mp4 clip.cameras.json
 
 draws the camera path, prints speed, rotation, jumps and intrinsics, and matches points between frames under each of the

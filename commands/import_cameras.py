@@ -1,7 +1,7 @@
 """python main.py import-cameras: make a scene of a capture with known cameras.
 
-    python main.py import-cameras captures/kitchen data/mine/kitchen
-    python main.py predict --config prope.yaml --data.video data/mine/kitchen --data.question "How large is this room?"
+    python main.py import-cameras captures/kitchen data/mine/homes/kitchen
+    python main.py predict --config prope.yaml --data.video data/mine/homes/kitchen --data.question "How large?"
 
 reads the camera of each photograph or frame in a capture and writes
 
@@ -60,7 +60,7 @@ def import_cameras(arguments: list[str]) -> None:
         return
     parser = OneLineParser(prog="main.py import-cameras", description=__doc__)
     parser.add_argument("capture", type=str, help="folder of the capture")
-    parser.add_argument("scene", type=str, help="path of the new scene, such as data/mine/kitchen")
+    parser.add_argument("scene", type=str, help="path of the new scene, such as data/mine/homes/kitchen")
     poses_help = "format, such as COLMAP; null detects it by its files"
     parser.add_argument("--poses", type=PoseFormat | None, default=None, help=poses_help)
     parser.add_argument("--meters_per_unit", type=float, default=1.0, help="length of the capture's unit in meters")

@@ -39,7 +39,7 @@ Examples:
     python main.py score predictions.jsonl
     python main.py report runs/*
     python main.py probe runs/PRoPEMLLM-20261125-012048
-    python main.py import-cameras captures/kitchen data/mine/kitchen
+    python main.py import-cameras captures/kitchen data/mine/homes/kitchen
     python main.py plan --config prope.yaml --config scale_3b.yaml --gpus 8
     python main.py study studies/encodings.yaml --dry_run
 

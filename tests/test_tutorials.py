@@ -23,6 +23,7 @@ from tests.test_scores import commands_with_a_users_score
 from tests.zoo.encodings import test_properties
 from zoo.encodings import CameraEncoding
 from zoo.encodings.reference_attention import HEAD
+from zoo.geometry import GeometryEncoder
 
 ROOT = Path(main.__file__).parent
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -91,6 +92,18 @@ def test_the_encoding_of_the_tutorial_has_its_symmetries(tmp_path: Path, monkeyp
     assert "canonical" in measured(Transposed) or "world_views" in measured(Transposed)
 
 
+@pytest.mark.parametrize(
+    ("page", "file", "name"),
+    [
+        ("add_an_encoding.md", "my_encoding.py", "InfiniteHomography"),
+        ("add_a_geometry_encoder.md", "my_geometry.py", "CameraPositions"),
+    ],
+)
+def test_a_part_of_ones_own_is_built(page: str, file: str, name: str, tmp_path: Path) -> None:
+    write_files(page, tmp_path)
+    assert isinstance(getattr(load(tmp_path / file), name)(), CameraEncoding | GeometryEncoder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["add_an_encoding.md", "add_a_geometry_encoder.md"])
 def test_a_part_of_ones_own_trains_and_is_tested(page: str, tmp_path: Path, rooms_root: Path, run: Run) -> None:
@@ -120,7 +133,7 @@ def test_your_own_videos(tmp_path: Path, run: Run) -> None:
         json.loads(line) for file in tmp_path.glob("runs/*/answers.jsonl") for line in file.read_text().splitlines()
     ]
     assert len(list(tmp_path.glob("data/cameras/*/*.cameras.json"))) == len(LAYOUTS)
-    assert len(answers) == 2 and (tmp_path / "data/mine/kitchen.path.png").is_file()
+    assert len(answers) == 2 and (tmp_path / "data/mine/homes/kitchen.path.png").is_file()
 
 
 @pytest.mark.slow
