@@ -24,9 +24,8 @@ from benchmarks.measure import interleaved, spread
 from benchmarks.tables import markdown
 from benchmarks.video import write_clip
 from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelize
-from datamodules.samplers.base import even_steps
 from datamodules.samplers.points import encoder_images
-from datamodules.video import Video
+from datamodules.video import Video, even_steps
 
 ROOM_M = np.array([6.0, 5.0, 2.7])
 

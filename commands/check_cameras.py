@@ -25,7 +25,6 @@ from callbacks.camera_map import camera_map
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.samplers import SceneView
-from datamodules.samplers.base import even_steps
 from datamodules.sources.annotations import find_cameras
 from datamodules.trajectories.conventions import (
     GIVEN,
@@ -35,7 +34,7 @@ from datamodules.trajectories.conventions import (
     match_frames,
     measure_conventions,
 )
-from datamodules.video import Video, companion_name
+from datamodules.video import Video, companion_name, even_steps
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 

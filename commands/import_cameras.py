@@ -35,11 +35,10 @@ from commands.import_dataset import import_dataset
 from commands.parser import OneLineParser
 from datamodules.cameras_file import read_cameras
 from datamodules.samplers import SceneView
-from datamodules.samplers.base import even_steps
 from datamodules.trajectories import FORMATS, PoseFormat
 from datamodules.trajectories.conventions import find_better_convention
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
-from datamodules.video import Video
+from datamodules.video import Video, even_steps
 from zoo.cameras.poses import invert_se3
 from zoo.errors import InputError
 

@@ -35,13 +35,12 @@ from commands.parser import OneLineParser
 from commands.run_options import SceneCounts
 from datamodules.cameras_file import read_cameras
 from datamodules.processes import process_map
-from datamodules.samplers.base import even_steps
 from datamodules.sources.posed import UNREADABLE
 from datamodules.sources.scene_index import CAMERAS, SceneIndex
 from datamodules.trajectories import ARKitScenes, PoseFormat, ScanNet, ScanNetPlusPlus
 from datamodules.trajectories.conventions import find_better_convention
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
-from datamodules.video import VIDEO_SUFFIXES, Video
+from datamodules.video import VIDEO_SUFFIXES, Video, even_steps
 from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole

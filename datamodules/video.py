@@ -140,3 +140,8 @@ def image_size(path: Path) -> tuple[int, int]:
 
 def _unreadable(path: Path) -> VideoError:
     return VideoError(f"{path}: unreadable frame: remove it or extract it again")
+
+
+def even_steps(total: int, n: int) -> list[int]:
+    """At most n integers at even steps from 0 to total - 1, rounded down."""
+    return np.unique(np.linspace(0, total - 1, min(total, n), dtype=int)).tolist()

@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from datamodules.selections import SHARED, find_selection, settings, write_selection
-from datamodules.video import Video, companion_name
+from datamodules.video import Video, companion_name, even_steps
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.files.fingerprint import file_fingerprint, fingerprint
@@ -198,8 +197,3 @@ class FrameSampler(Configurable, ABC):
     @abstractmethod
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """Chooses at least one and at most n distinct places in `scene.pool`, in any order."""
-
-
-def even_steps(total: int, n: int) -> list[int]:
-    """At most n integers at even steps from 0 to total - 1, rounded down."""
-    return np.unique(np.linspace(0, total - 1, min(total, n), dtype=int)).tolist()

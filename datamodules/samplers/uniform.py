@@ -6,7 +6,8 @@ from typing import Literal
 
 import torch
 
-from datamodules.samplers.base import FrameSampler, SceneView, even_steps
+from datamodules.samplers.base import FrameSampler, SceneView
+from datamodules.video import even_steps
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 

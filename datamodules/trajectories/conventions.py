@@ -14,9 +14,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from datamodules.samplers.base import even_steps
 from datamodules.trajectories.feature_matches import match_features
-from datamodules.video import Video
+from datamodules.video import Video, even_steps
 from zoo.cameras.epipolar import epipolar_error, triangulated_depths
 from zoo.cameras.intrinsics import intrinsics_in_pixels
 from zoo.cameras.poses import invert_se3
