@@ -38,7 +38,7 @@ def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "last", "best"),
     [
-        (["--trainer.val_check_interval", "2"], 3, None),
+        pytest.param(["--trainer.val_check_interval", "2"], 3, None, marks=pytest.mark.slow),
         (["--checkpoint.every_n_train_steps", "2"], 3, None),
         (
             ["--trainer.val_check_interval", "1", "--checkpoint.monitor", "val/all/micro", "--checkpoint.mode", "min"],
@@ -83,7 +83,9 @@ class Notes(CSVLogger):
         super().__init__(save_dir, name="", version="")
 
 
-@pytest.mark.parametrize("logger", [[], ["--trainer.logger", f"{__name__}.Notes"]])
+@pytest.mark.parametrize(
+    "logger", [pytest.param([], marks=pytest.mark.slow), ["--trainer.logger", f"{__name__}.Notes"]]
+)
 def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp_path: Path) -> None:
     """With its own logs, and from its own weights, also where the run was once resumed."""
     words = [

@@ -176,25 +176,25 @@ def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["skipped_training_scenes"] == 1
 
 
-@pytest.mark.parametrize(
-    ("step", "error", "is_named"),
-    [(2, KeyError("a bug"), False), (3, KeyError("a bug"), True), (2, KeyboardInterrupt(), True)],
-)
 def test_a_resume_that_fails_at_once_names_no_command_that_would_fail_again(
-    step: int,
-    error: BaseException,
-    is_named: bool,
-    run: Run,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(*QWEN, *EVERY_STEP)
+    shutil.copytree("runs", "trained")
     handler = signal.getsignal(signal.SIGINT)
-    fail_at(step, error, monkeypatch)
-    with pytest.raises(SystemExit):
-        run(*QWEN, *EVERY_STEP, "--ckpt_path", "last", "--trainer.max_steps", "4")
-    signal.signal(signal.SIGINT, handler)
-    assert ("to go on: " in caplog.text) == is_named
+    for step, error, is_named in (
+        (2, KeyError("a bug"), False),
+        (3, KeyError("a bug"), True),
+        (2, KeyboardInterrupt(), True),
+    ):
+        with monkeypatch.context() as failing:
+            fail_at(step, error, failing)
+            with pytest.raises(SystemExit):
+                run(*QWEN, *EVERY_STEP, "--ckpt_path", "last", "--trainer.max_steps", "4")
+        signal.signal(signal.SIGINT, handler)
+        assert ("to go on: " in caplog.text) == is_named
+        shutil.rmtree("runs")
+        shutil.copytree("trained", "runs")
 
 
 def test_a_time_limit_ends_a_fit_with_a_status_and_each_resumed_one_has_all_of_it(

@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from docs.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
+from tests.zoo.combinations import NAMES
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import (
@@ -78,7 +79,7 @@ def test_declared_symmetries_are_measured(name: str, measure: Measure, head: Hea
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_symmetries_with_grouped_query_attention(name: str, kv_heads: int, head: HeadLayout) -> None:
     encodings = [COMBINATIONS[name]() for _ in range(2)]
     for encoding, measure in zip(encodings, (canonical, shift), strict=True):
@@ -146,7 +147,7 @@ def test_cape_requires_world_to_camera(head: HeadLayout) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_autocast_does_not_round_cameras(name: str, head: HeadLayout) -> None:
     """Matrices, biases and angles remain float32 in bf16-mixed; projected extra channels may be rounded."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(2)
@@ -170,7 +171,7 @@ def test_autocast_does_not_round_cameras(name: str, head: HeadLayout) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype, head: HeadLayout) -> None:
     """Text and views without a camera, beside views with one; appended channels are zero."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(3)
