@@ -40,7 +40,7 @@ def results(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    run("fit", "--config", "prope.yaml")
+    run("fit", "--config", "qwen25_vl.yaml")
     folder = the_run(tmp_path)
     run("test")
     whole = results(folder)

@@ -154,21 +154,21 @@ def test_a_random_model_answers_only_with_allow_untrained(run: Run, rooms_root: 
 
 
 def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "prope.yaml")
+    run("fit", "--config", "qwen25_vl.yaml")
     trained = the_run(tmp_path)
     checkpoint = trained / "checkpoints/last.ckpt"
     broken = tmp_path / "runs/broken-off"
     broken.mkdir()
     (broken / "config.yaml").write_text((trained / "config.yaml").read_text())
-    said = run("fit", "--config", "prope.yaml", "--ckpt_path", "last", logged=True)
+    said = run("fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", logged=True)
     assert "runs/broken-off is passed over: it has no checkpoint" in said
     assert f"fit: run runs/{trained.name}, checkpoint runs/{trained.name}/checkpoints/last.ckpt" in said
     (broken / "config.yaml").write_text("model: [")
-    run("test", "--config", "prope.yaml")
+    run("test", "--config", "qwen25_vl.yaml")
     shutil.rmtree(broken)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="last.ckpt is cut short"):
         run("test", "--ckpt_path", str(checkpoint))
     (trained / "config.yaml").write_text("model: [")
     with pytest.raises(SystemExit, match=f"runs/{trained.name}/config.yaml can't be read: "):
-        run("test", "--config", "prope.yaml")
+        run("test", "--config", "qwen25_vl.yaml")

@@ -34,7 +34,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return call
 
 
-@pytest.mark.parametrize("form", ["video", pytest.param("frames", marks=pytest.mark.slow)])  # the 150 rooms are frames
+@pytest.mark.parametrize("form", ["video", "frames"])
 def test_vsibench_with_one_scene_of_its_288(form: str, realdata: Path, tmp_path: Path, test_command) -> None:
     root = tmp_path / "vsibench"
     (root / "arkitscenes").mkdir(parents=True)
@@ -184,6 +184,7 @@ def test_every_sampler_and_pairing(sampler: str, pairing: str, real_scenes: Path
     assert metrics["counts"]["failed"] == (2 if needs_geometry else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # a minute on an idle core
 def test_the_150_questions_about_the_size_of_arkitscenes_rooms(realdata: Path, tmp_path: Path, test_command) -> None:
     """VSI-Bench's real questions of all 288 scenes, with four real frames, made small, in the place of 150 videos."""

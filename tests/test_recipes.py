@@ -13,7 +13,8 @@ from PIL import Image
 
 import main
 from commands.configs import load_configs, read_config
-from tests.test_two_processes import REPOSITORY, run
+from tests.cases import each_once
+from tests.test_two_processes import REPOSITORY, start
 from zoo import VGLLM, LearningRates, TinyQwen25VL
 from zoo.errors import InputError
 
@@ -21,8 +22,9 @@ RECIPES = sorted((REPOSITORY / "recipes").glob("spatial_mllm_*.yaml"))
 STILLS = ["vg_llm_4b", "spatial_stack_4b"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("kind", ["spatial_mllm", "prope"])
+@pytest.mark.parametrize(
+    ("kind", "recipe"), each_once(["spatial_mllm", "prope"], {path.stem: path for path in RECIPES})
+)
 def test_a_recipe_holds_the_published_settings_for_any_model(
     recipe: Path, kind: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -173,7 +175,7 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
         "--trainer.accumulate_grad_batches=1",
     ]
     configs = ["--config", "recipes/recipe.yaml", "--config", "spatial_mllm.yaml"]
-    run(tmp_path, "fit", *configs, *options, *small, "--data.num_frames=4")
+    start(tmp_path, "fit", *configs, *options, *small, "--data.num_frames=4")
     (folder,) = (tmp_path / "runs").iterdir()
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 5  # an epoch of five questions

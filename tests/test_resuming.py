@@ -15,7 +15,7 @@ from zoo.versions import versions
 
 
 def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "prope.yaml")
+    run("fit", "--config", "qwen25_vl.yaml")
     config = the_run(tmp_path) / "config.yaml"
     before = config.read_text()
     for setting, value in (
@@ -24,7 +24,7 @@ def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> N
         ("data.source.trajectory", "local"),
     ):
         with pytest.raises(SystemExit, match=f"was trained with another {setting}"):
-            run("fit", "--config", "prope.yaml", "--ckpt_path", "last", f"--{setting}", value)
+            run("fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", f"--{setting}", value)
     assert config.read_text() == before
 
 
