@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from docs.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
-from tests.zoo.combinations import NAMES
+from tests.zoo.combinations import NAMES, VARIANTS
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import (
@@ -61,6 +61,17 @@ MOVES = 1e-3
 
 OF_TWO_KINDS = "part of the channels"  # whose own encodings are measured in test_hybrid.py
 IN_LAYOUTS = [pytest.param(each, marks=pytest.mark.slow if each == OF_TWO_KINDS else ()) for each in LAYOUTS]
+FIRST_LAYOUT = next(iter(LAYOUTS))  # in it every combination is measured by every run, in the second no variants
+COMBINED = [
+    pytest.param(
+        layout,
+        name,
+        marks=() if layout == FIRST_LAYOUT or (layout != OF_TWO_KINDS and name not in VARIANTS) else pytest.mark.slow,
+    )
+    for layout in LAYOUTS
+    for name in COMBINATIONS
+]
+in_layouts = pytest.mark.parametrize(("head", "name"), COMBINED, indirect=["head"])
 
 
 @pytest.fixture(params=IN_LAYOUTS)
@@ -70,7 +81,7 @@ def head(request: pytest.FixtureRequest) -> HeadLayout:
 
 
 @pytest.mark.parametrize("measure", PROPERTIES)
-@pytest.mark.parametrize("name", COMBINATIONS)
+@in_layouts
 def test_declared_symmetries_are_measured(name: str, measure: Measure, head: HeadLayout) -> None:
     encoding = COMBINATIONS[name]()
     assert [field.name for field in fields(encoding.symmetries)] == [each.__name__ for each in PROPERTIES]
@@ -119,13 +130,13 @@ def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: s
     assert canonical(encoding, head) < EXACT if view is not None else canonical(encoding, head) > BROKEN
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@in_layouts
 def test_has_an_effect(name: str, head: HeadLayout) -> None:
     """An encoding without effect would have every symmetry."""
     assert effect(COMBINATIONS[name](), head) > MOVES
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@in_layouts
 def test_other_cameras_have_another_effect(name: str, head: HeadLayout) -> None:
     """Except for encodings of positions or points."""
     encoding = COMBINATIONS[name]()
