@@ -14,7 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from tests.cli import Run, the_run, weights
+from tests.cli import Run, Trained, the_run, weights
 from zoo.versions import versions
 
 
@@ -202,8 +202,10 @@ def test_seeds_and_tests_of_a_run(run: Run, tmp_path: Path) -> None:
     )
 
 
-def test_damaged_scenes_are_reported_and_the_others_scored(run: Run, tmp_path: Path, rooms_root: Path) -> None:
-    run("fit", "--config", "qwen25_vl.yaml")
+def test_damaged_scenes_are_reported_and_the_others_scored(
+    run: Run, trained: Trained, tmp_path: Path, rooms_root: Path
+) -> None:
+    trained()
     victim = sorted(rooms_root.glob("*/rooms/test_*.mp4"))[1]
     content = victim.read_bytes()
     victim.write_bytes(content[: len(content) // 2])

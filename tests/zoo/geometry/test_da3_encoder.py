@@ -252,7 +252,13 @@ def test_a_folder_without_a_head_is_an_error_when_it_is_needed(tmp_path: Path) -
         encoder.enable_head("camera")
 
 
-@pytest.mark.parametrize(("name", "is_printed"), [("vits", False), ("vitb", False), ("vitl", True), ("vitg", True)])
+@pytest.mark.parametrize(
+    ("name", "is_printed"),
+    [
+        *(("vits", False), ("vitg", True)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("vitb", False), ("vitl", True))),
+    ],
+)
 def test_the_license_is_printed_once(
     name: str, is_printed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
