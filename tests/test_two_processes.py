@@ -17,7 +17,7 @@ import torch
 import main
 from callbacks.first_losses import read_losses
 from tests.callbacks.breakable import LAUNCHERS
-from tests.cli import Run, weights
+from tests.cli import weights
 
 REPOSITORY = Path(main.__file__).parent
 SMALL = [
@@ -28,7 +28,7 @@ SMALL = [
 ]
 
 
-def start(folder: Path, *words: str) -> None:
+def run(folder: Path, *words: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}  # for parts of the tests
     command = [sys.executable, str(REPOSITORY / "main.py"), *words]
@@ -41,19 +41,19 @@ def results(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
-def test_two_processes_train_and_score_as_one(strategy: str, run: Run, tmp_path: Path, rooms_root: Path) -> None:
+def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, rooms_root: Path) -> None:
     data = ["--data.source.root", str(rooms_root)]
     two = ["--trainer.devices", "2", "--trainer.strategy", strategy]
-    start(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
+    run(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
     (folder,) = (tmp_path / "runs").iterdir()  # both processes wrote into the same one
     assert len(read_losses(folder)) == 2  # of steps, not of batches
-    start(tmp_path, "test", *two)
+    run(tmp_path, "test", *two)
     together = results(folder)
-    run("test", "--trainer.devices", "1", "--trainer.strategy", "auto")  # in this process
+    run(tmp_path, "test", "--trainer.devices", "1", "--trainer.strategy", "auto")
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
-    run("export", "--out", "exported")
+    run(tmp_path, "export", "--out", "exported")
     assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
@@ -66,7 +66,7 @@ def test_grpo_in_shards_learns_as_in_copies(tmp_path: Path, rooms_root: Path) ->
     found = {}
     for strategy in ("ddp", "fsdp2"):
         words = ("--trainer.strategy", strategy, "--trainer.default_root_dir", f"runs/{strategy}")
-        start(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *learn, *words)
+        run(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *learn, *words)
         found[strategy] = weights(tmp_path / "runs" / strategy)
     for name, tensor in found["ddp"].items():
         torch.testing.assert_close(found["fsdp2"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
