@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 import main
 
 Run = Callable[..., str]
+Trained = Callable[[], Path]
 
 
 @pytest.fixture
@@ -39,6 +41,27 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsy
         monkeypatch.setattr(sys, "argv", ["main.py", command, *(small if sized and not bare else []), *words])
         main.main()
         return caplog.text if logged else capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that tests share; the first of them trains it."""
+    return tmp_path_factory.mktemp("trained") / "runs"
+
+
+@pytest.fixture
+def trained(run: Run, tmp_path: Path, trained_runs: Path) -> Trained:
+    """Puts a run of `fit --config qwen25_vl.yaml` into the folder of a test, a copy of the one run; returns it."""
+
+    def call() -> Path:
+        if not trained_runs.exists():
+            run("fit", "--config", "qwen25_vl.yaml")
+            shutil.copytree(tmp_path / "runs", trained_runs)
+        else:
+            shutil.copytree(trained_runs, tmp_path / "runs", dirs_exist_ok=True)
+        return the_run(tmp_path)
 
     return call
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli import Run, the_run
+from tests.cli import Run, Trained, the_run
 from zoo import VideoQATask
 
 RESULTS = ("metrics.json", "predictions.jsonl", "predictions.settings.json")
@@ -39,9 +39,8 @@ def results(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in RESULTS}
 
 
-def test_the_same_command_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    run("fit", "--config", "prope.yaml")
-    folder = the_run(tmp_path)
+def test_the_same_command_goes_on(run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = trained()
     run("test")
     whole = results(folder)
     break_off(run, monkeypatch)

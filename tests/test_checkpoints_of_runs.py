@@ -9,12 +9,14 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from tests.cli import Run, the_run
+from tests.cli import Run, Trained, the_run
 from zoo import VideoQATask
 
 
-def test_a_checkpoint_does_not_override_the_command_line(run: Run, tmp_path: Path, monkeypatch) -> None:
-    run("fit", "--config", "qwen25_vl.yaml")
+def test_a_checkpoint_does_not_override_the_command_line(
+    run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained()
     seen = []
     monkeypatch.setattr(VideoQATask, "on_test_start", lambda self: seen.append(self.max_new_tokens))
     run("test", "--ckpt_path", str(the_run(tmp_path) / "checkpoints/last.ckpt"), "--model.max_new_tokens", "3")
@@ -38,7 +40,7 @@ def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "last", "best"),
     [
-        (["--trainer.val_check_interval", "2"], 3, None),
+        pytest.param(["--trainer.val_check_interval", "2"], 3, None, marks=pytest.mark.slow),
         (["--checkpoint.every_n_train_steps", "2"], 3, None),
         (
             ["--trainer.val_check_interval", "1", "--checkpoint.monitor", "val/all/micro", "--checkpoint.mode", "min"],
@@ -83,7 +85,9 @@ class Notes(CSVLogger):
         super().__init__(save_dir, name="", version="")
 
 
-@pytest.mark.parametrize("logger", [[], ["--trainer.logger", f"{__name__}.Notes"]])
+@pytest.mark.parametrize(
+    "logger", [pytest.param([], marks=pytest.mark.slow), ["--trainer.logger", f"{__name__}.Notes"]]
+)
 def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp_path: Path) -> None:
     """With its own logs, and from its own weights, also where the run was once resumed."""
     words = [
@@ -102,8 +106,8 @@ def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp
 
 def test_a_fit_does_not_replace_the_weights_of_another(run: Run, tmp_path: Path) -> None:
     words = ["--config", "qwen25_vl.yaml", "--trainer.limit_val_batches", "0"]
-    for name in ("one", "two"):
-        run("fit", *words, "--trainer.default_root_dir", name)
+    run("fit", *words, "--trainer.default_root_dir", "one")
+    shutil.copytree("one", "two")
     before = {path: path.read_bytes() for path in tmp_path.glob("*/checkpoints/*")}
     again = ["--config", "one/config.yaml"]  # it names its folder
     elsewhere = ["--trainer.default_root_dir", "one", "--ckpt_path", "two/checkpoints/last.ckpt"]
@@ -126,7 +130,7 @@ def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -
     assert part.read_bytes() != whole
 
 
-def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
+def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("test")
     for words in (["test"], ["test", "--ckpt_path", "last"], ["fit", "--ckpt_path", "last"]):
@@ -134,8 +138,7 @@ def test_an_untrained_model_is_not_tested(run: Run, tmp_path: Path) -> None:
             run(*words, "--config", "qwen25_vl.yaml")
     with pytest.raises(SystemExit, match="no such checkpoint"):
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
-    run("fit", "--config", "qwen25_vl.yaml")
-    checkpoint = the_run(tmp_path) / "checkpoints/last.ckpt"
+    checkpoint = trained() / "checkpoints/last.ckpt"
     torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 0}, checkpoint)
     with pytest.raises(SystemExit, match="this model has random weights"):
         run("test")
@@ -151,22 +154,21 @@ def test_a_random_model_answers_only_with_allow_untrained(run: Run, rooms_root: 
     assert "How big?" in run("predict", *words, "--model.allow_untrained", "true")
 
 
-def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "prope.yaml")
-    trained = the_run(tmp_path)
-    checkpoint = trained / "checkpoints/last.ckpt"
+def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, trained: Trained, tmp_path: Path) -> None:
+    folder = trained()
+    checkpoint = folder / "checkpoints/last.ckpt"
     broken = tmp_path / "runs/broken-off"
     broken.mkdir()
-    (broken / "config.yaml").write_text((trained / "config.yaml").read_text())
-    said = run("fit", "--config", "prope.yaml", "--ckpt_path", "last", logged=True)
+    (broken / "config.yaml").write_text((folder / "config.yaml").read_text())
+    said = run("fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", logged=True)
     assert "runs/broken-off is passed over: it has no checkpoint" in said
-    assert f"fit: run runs/{trained.name}, checkpoint runs/{trained.name}/checkpoints/last.ckpt" in said
+    assert f"fit: run runs/{folder.name}, checkpoint runs/{folder.name}/checkpoints/last.ckpt" in said
     (broken / "config.yaml").write_text("model: [")
-    run("test", "--config", "prope.yaml")
+    run("test", "--config", "qwen25_vl.yaml")
     shutil.rmtree(broken)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="last.ckpt is cut short"):
         run("test", "--ckpt_path", str(checkpoint))
-    (trained / "config.yaml").write_text("model: [")
-    with pytest.raises(SystemExit, match=f"runs/{trained.name}/config.yaml can't be read: "):
-        run("test", "--config", "prope.yaml")
+    (folder / "config.yaml").write_text("model: [")
+    with pytest.raises(SystemExit, match=f"runs/{folder.name}/config.yaml can't be read: "):
+        run("test", "--config", "qwen25_vl.yaml")

@@ -14,7 +14,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from tests.cli import Run, the_run, weights
+from tests.cli import Run, Trained, the_run, weights
 from zoo.versions import versions
 
 
@@ -50,8 +50,11 @@ QWEN3, QWEN35 = "scale_tiny_qwen3.yaml", "scale_tiny_qwen3_5.yaml"
 
 
 MODELS = [  # configs, and objectives
-    *(("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml",)),
-    *(("qwen3_vl.yaml", QWEN3), ("prope.yaml", QWEN3)),
+    *(("prope.yaml",), ("qwen3_vl.yaml", QWEN3)),
+    *(
+        pytest.param(configs, marks=pytest.mark.slow)
+        for configs in (("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml", QWEN3))
+    ),
     pytest.param(("spatial_mllm.yaml", QWEN3, "MaskedViews"), marks=pytest.mark.slow),
     *(pytest.param((name, QWEN35), marks=pytest.mark.slow) for name in ("qwen3_5.yaml", "prope.yaml")),
 ]
@@ -199,8 +202,10 @@ def test_seeds_and_tests_of_a_run(run: Run, tmp_path: Path) -> None:
     )
 
 
-def test_damaged_scenes_are_reported_and_the_others_scored(run: Run, tmp_path: Path, rooms_root: Path) -> None:
-    run("fit", "--config", "qwen25_vl.yaml")
+def test_damaged_scenes_are_reported_and_the_others_scored(
+    run: Run, trained: Trained, tmp_path: Path, rooms_root: Path
+) -> None:
+    trained()
     victim = sorted(rooms_root.glob("*/rooms/test_*.mp4"))[1]
     content = victim.read_bytes()
     victim.write_bytes(content[: len(content) // 2])

@@ -17,7 +17,7 @@ import torch
 from lightning import Trainer
 
 from datamodules import VideoQADataModule
-from tests.cli import Run, the_run
+from tests.cli import Run, Trained, the_run
 from zoo import PRoPE, VideoQATask
 
 QWEN = ("fit", "--config", "qwen25_vl.yaml")
@@ -90,7 +90,7 @@ def test_a_test_names_the_newer_runs_that_it_passes_over(
     assert f"runs/{newer} is passed over: it has no checkpoint" in said and f"test: run runs/{older}," in said
 
 
-@pytest.mark.parametrize("callback", ["EarlyStopping", "ModelCheckpoint"])
+@pytest.mark.parametrize("callback", ["EarlyStopping", pytest.param("ModelCheckpoint", marks=pytest.mark.slow)])
 def test_a_score_that_is_not_logged_is_one_line(callback: str, run: Run) -> None:
     words = ("--trainer.val_check_interval", "1", "--trainer.callbacks", callback)
     with pytest.raises(SystemExit, match=r"^error: trainer: .*val/acuracy.*val/acc/micro") as end:
@@ -105,9 +105,8 @@ def test_an_absent_logger_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in str(end.value.code) and "site-packages" not in str(end.value.code)
 
 
-def test_a_folder_is_no_checkpoint(run: Run, tmp_path: Path) -> None:
-    run(*QWEN)
-    folder = the_run(tmp_path)
+def test_a_folder_is_no_checkpoint(run: Run, trained: Trained, tmp_path: Path) -> None:
+    folder = trained()
     for given in (folder, folder / "checkpoints"):
         with pytest.raises(SystemExit, match=f"^error: {given} is a folder: give a file, {folder}/checkpoints/last.ck"):
             run("test", "--ckpt_path", str(given))
@@ -176,25 +175,25 @@ def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["skipped_training_scenes"] == 1
 
 
-@pytest.mark.parametrize(
-    ("step", "error", "is_named"),
-    [(2, KeyError("a bug"), False), (3, KeyError("a bug"), True), (2, KeyboardInterrupt(), True)],
-)
 def test_a_resume_that_fails_at_once_names_no_command_that_would_fail_again(
-    step: int,
-    error: BaseException,
-    is_named: bool,
-    run: Run,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(*QWEN, *EVERY_STEP)
+    shutil.copytree("runs", "trained")
     handler = signal.getsignal(signal.SIGINT)
-    fail_at(step, error, monkeypatch)
-    with pytest.raises(SystemExit):
-        run(*QWEN, *EVERY_STEP, "--ckpt_path", "last", "--trainer.max_steps", "4")
-    signal.signal(signal.SIGINT, handler)
-    assert ("to go on: " in caplog.text) == is_named
+    for step, error, is_named in (
+        (2, KeyError("a bug"), False),
+        (3, KeyError("a bug"), True),
+        (2, KeyboardInterrupt(), True),
+    ):
+        with monkeypatch.context() as failing:
+            fail_at(step, error, failing)
+            with pytest.raises(SystemExit):
+                run(*QWEN, *EVERY_STEP, "--ckpt_path", "last", "--trainer.max_steps", "4")
+        signal.signal(signal.SIGINT, handler)
+        assert ("to go on: " in caplog.text) == is_named
+        shutil.rmtree("runs")
+        shutil.copytree("trained", "runs")
 
 
 def test_a_time_limit_ends_a_fit_with_a_status_and_each_resumed_one_has_all_of_it(
@@ -213,9 +212,9 @@ def test_a_time_limit_ends_a_fit_with_a_status_and_each_resumed_one_has_all_of_i
 
 
 def test_an_interrupted_test_names_the_command_that_goes_on(
-    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    run: Run, trained: Trained, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(*QWEN)
+    trained()
     handler, predict, asked = signal.getsignal(signal.SIGINT), VideoQATask.predict_batch, []
 
     def interrupted(self: VideoQATask, batch: dict) -> list:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli import Run, the_run
+from tests.cli import Run, Trained
 from zoo import SpatialVLM, VideoQATask
 from zoo.errors import InputError
 
@@ -23,11 +23,10 @@ class Malicious:
 
 def test_no_command_runs_the_code_of_a_checkpoint(
     run: Run,  # noqa: F811
-    tmp_path: Path,
+    trained: Trained,
     rooms_root: Path,
 ) -> None:
-    run("fit", "--config", "qwen25_vl.yaml")
-    folder = the_run(tmp_path)
+    folder = trained()
     checkpoint = folder / "checkpoints/last.ckpt"
     torch.save(torch.load(checkpoint, weights_only=True) | {"hyper_parameters": Malicious()}, checkpoint)
     says = r"last\.ckpt holds posix\.system, not only tensors and plain values; .* is not read: take a checkpoint"

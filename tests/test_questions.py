@@ -37,7 +37,7 @@ def test_each_section_of_a_study_is_embedded_once(study: str, monkeypatch: pytes
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(line, marks=() if number % 8 == 0 else pytest.mark.slow)
+        pytest.param(line, marks=() if number % 16 == 0 else pytest.mark.slow)
         for number, line in enumerate(re.findall(r"^    (\$T.*)", TEXT, re.MULTILINE))
     ],
 )

@@ -71,7 +71,7 @@ def test_prope_on_videos_without_cameras(run: Run, monkeypatch: pytest.MonkeyPat
         run("test", "prope.yaml", *few, "--ckpt_path", str(checkpoint), "--model.camera_source", "dataset")
 
 
-@pytest.mark.parametrize("model", ["qwen25_vl.yaml", "spatial_mllm.yaml"])
+@pytest.mark.parametrize("model", [pytest.param("qwen25_vl.yaml", marks=pytest.mark.slow), "spatial_mllm.yaml"])
 def test_models_without_cameras_take_no_notice(model: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CameraHead, "forward", lambda *_: pytest.fail("cameras that nobody reads"))
     few = [*("--data.num_frames", "4", "--data.question_types", "[room_size_estimation]")]

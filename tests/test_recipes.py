@@ -13,6 +13,7 @@ from PIL import Image
 
 import main
 from commands.configs import load_configs, read_config
+from tests.cases import each_once
 from tests.test_two_processes import REPOSITORY, run
 from zoo import VGLLM, LearningRates, TinyQwen25VL
 from zoo.errors import InputError
@@ -21,8 +22,9 @@ RECIPES = sorted((REPOSITORY / "recipes").glob("spatial_mllm_*.yaml"))
 STILLS = ["vg_llm_4b", "spatial_stack_4b"]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("kind", ["spatial_mllm", "prope"])
+@pytest.mark.parametrize(
+    ("kind", "recipe"), each_once(["spatial_mllm", "prope"], {path.stem: path for path in RECIPES})
+)
 def test_a_recipe_holds_the_published_settings_for_any_model(
     recipe: Path, kind: str, tmp_path: Path, monkeypatch, capsys
 ) -> None:

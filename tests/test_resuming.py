@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.cli import Run, the_run, weights
+from tests.cli import Run, Trained, the_run, weights
 from zoo import VideoQATask
 from zoo.versions import versions
 
 
-def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "prope.yaml")
-    config = the_run(tmp_path) / "config.yaml"
+def test_resuming_with_other_settings_is_an_error(run: Run, trained: Trained) -> None:
+    config = trained() / "config.yaml"
     before = config.read_text()
     for setting, value in (
         ("data.num_frames", "6"),
@@ -24,7 +23,7 @@ def test_resuming_with_other_settings_is_an_error(run: Run, tmp_path: Path) -> N
         ("data.source.trajectory", "local"),
     ):
         with pytest.raises(SystemExit, match=f"was trained with another {setting}"):
-            run("fit", "--config", "prope.yaml", "--ckpt_path", "last", f"--{setting}", value)
+            run("fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", f"--{setting}", value)
     assert config.read_text() == before
 
 

@@ -101,7 +101,11 @@ def line_of(place: Path, kind: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("part", "kind"), [*((part, "FAIL") for part in PARTS), ("Encoding", "SHAPE"), ("Loss", "VALUE")]
+    ("part", "kind"),
+    [
+        *(("Encoding", "SHAPE"), ("Loss", "VALUE"), ("Sampler", "FAIL")),
+        *(pytest.param(part, "FAIL", marks=pytest.mark.slow) for part in ("Encoding", "Fusion", "Loss", "Source")),
+    ],
 )
 def test_in_its_constructor(part: str, kind: str, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kind, "init")
@@ -112,9 +116,13 @@ def test_in_its_constructor(part: str, kind: str, place: Path, run: Run, monkeyp
 @pytest.mark.parametrize(
     ("part", "kind"),
     [
-        *(("Encoding", "FAIL"), ("Fusion", "SHAPE"), ("Loss", "VALUE")),
+        ("Loss", "VALUE"),
         *(("Sampler", "FAIL"), ("Sampler", "VALUE")),  # in a worker, which passes it on as text or records it
-        *(("Source", "FAIL"), ("Source", "VALUE")),
+        ("Source", "FAIL"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("Encoding", "FAIL"), ("Fusion", "SHAPE"), ("Source", "VALUE"))
+        ),
     ],
 )
 def test_in_a_training(part: str, kind: str, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +134,10 @@ def test_in_a_training(part: str, kind: str, place: Path, run: Run, monkeypatch:
 
 @pytest.mark.parametrize(
     ("part", "kind"),
-    [("Encoding", "FAIL"), ("Encoding", "SHAPE"), ("Fusion", "VALUE"), ("Loss", "SHAPE"), ("Sampler", "SHAPE")],
+    [
+        *(("Fusion", "VALUE"), ("Loss", "SHAPE"), ("Sampler", "SHAPE")),
+        *(pytest.param("Encoding", kind, marks=pytest.mark.slow) for kind in ("FAIL", "SHAPE")),
+    ],
 )
 def test_in_a_test(part: str, kind: str, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kind, "step")

@@ -54,7 +54,9 @@ def cells(format: str, line: str) -> list[str]:
     return [re.sub(r"\\<|\\ensuremath\{<\}|&lt;", "<", cell) for cell in split[format]()]
 
 
-@pytest.mark.parametrize("format", ["text", "markdown", "latex", "html"])
+@pytest.mark.parametrize(
+    "format", ["text", "html", *(pytest.param(each, marks=pytest.mark.slow) for each in ("markdown", "latex"))]
+)
 def test_formats_have_the_scores_of_metrics_json_in_the_published_order(tmp_path: Path, capsys, format) -> None:
     runs = [make_run(tmp_path / name, answers(180, seed=i)) for i, name in enumerate(("x/run", "y/run"))]
     capsys.readouterr()

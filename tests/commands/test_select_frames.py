@@ -98,14 +98,14 @@ def test_a_pairing_halves_the_views_and_the_frames_are_read_back(run, rooms_root
     assert SelectedFrames("views").select(Video(clip), 3) == content["selected_frames"]
 
 
-def test_plots_are_drawn_for_every_sampler(run) -> None:
-    for sampler in ("UniformSampler", "PosePlaneSampler"):
-        run("--data.sampler", sampler, "--output", sampler, "--plot", "true")
-        sheets, paths = (sorted(Path(sampler).rglob(name)) for name in ("frames.jpg", "path.png"))
-        assert len(sheets) == len(paths) == 3
-        with Image.open(paths[0]) as image:
-            colors = {color for _, color in image.getcolors(1 << 20)}
-        assert len(colors) > 50
+@pytest.mark.parametrize("sampler", [pytest.param("UniformSampler", marks=pytest.mark.slow), "PosePlaneSampler"])
+def test_plots_are_drawn_for_every_sampler(sampler: str, run) -> None:
+    run("--data.sampler", sampler, "--output", sampler, "--plot", "true")
+    sheets, paths = (sorted(Path(sampler).rglob(name)) for name in ("frames.jpg", "path.png"))
+    assert len(sheets) == len(paths) == 3
+    with Image.open(paths[0]) as image:
+        colors = {color for _, color in image.getcolors(1 << 20)}
+    assert len(colors) > 50
     paths[0].unlink()
     sheets[0].unlink()
     assert "0 made, 3 kept" in run("--data.sampler", sampler, "--output", sampler, "--plot", "true")

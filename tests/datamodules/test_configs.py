@@ -24,6 +24,8 @@ SOURCES = {
     "data_vsibench": "VSIBench",
 }
 
+QUICK = {"data_conversations", "data_real_rooms", "data_scanqa"}  # a mixture, rendered rooms, a download
+
 
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -40,7 +42,10 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return call
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem in QUICK else pytest.mark.slow, id=path.stem) for path in CONFIGS],
+)
 def test_it_names_its_source(path, cli, capsys):
     assert cli("fit", "--config", "qwen25_vl.yaml", "--config", path.name, "--print_config") == 0
     source = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["source"]
@@ -63,7 +68,9 @@ ABSENT = {
 }
 
 
-@pytest.mark.parametrize("name", ABSENT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=() if each in QUICK else pytest.mark.slow) for each in ABSENT]
+)
 def test_absent_data_is_an_error_of_one_line(name, cli):
     end = cli("test", "--config", "qwen25_vl.yaml", "--config", f"{name}.yaml", "--model.allow_untrained", "true")
     assert isinstance(end, str) and re.search(ABSENT[name], end) and "\n" not in end

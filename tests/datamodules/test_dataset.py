@@ -32,6 +32,7 @@ from datamodules.samplers import (
 )
 from datamodules.scenes import Question, Scene
 from datamodules.video import Video
+from tests.cases import each_once
 from tests.conftest import ROOMS
 from tests.datamodules.batches import question_batch, training_batch
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
@@ -61,8 +62,7 @@ def dataset(rooms_root: Path, sampler: FrameSampler, pairing: FramePairing) -> S
     )
 
 
-@pytest.mark.parametrize("pairing", PAIRINGS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "pairing"), each_once([*SAMPLERS], [*PAIRINGS]))
 def test_cameras_depth_and_times_follow_the_frames(sampler: str, pairing: str, rooms_root: Path) -> None:
     scenes = dataset(rooms_root, SAMPLERS[sampler](), PAIRINGS[pairing])
     loaded = scenes[0]

@@ -144,6 +144,7 @@ def test_a_checkpoint_of_an_earlier_version_is_an_error() -> None:
         order_of().check(trained)
 
 
+@pytest.mark.slow
 def test_820_000_questions_on_64_ranks() -> None:
     """Balanced at each step, no question twice, none lost, also when resumed in the middle."""
     random = np.random.default_rng(0)

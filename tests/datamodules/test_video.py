@@ -147,7 +147,9 @@ def test_folder_modes_and_exif_orientation(tmp_path):
 
 
 @needs_realdata
-@pytest.mark.parametrize("name", ["video_640x480_30fps.mp4", "video_320x240_30fps.mp4"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("video_640x480_30fps.mp4", marks=pytest.mark.slow), "video_320x240_30fps.mp4"]
+)
 def test_seven_scenes_video_shows_its_own_frames(name):
     """The video holds 1,000 frames, the folder every tenth of them."""
     root = Path(str(REALDATA)) / "scenes/7scenes_redkitchen"

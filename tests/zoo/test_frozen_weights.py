@@ -102,8 +102,15 @@ def load(way: str, checkpoint: Path, qwen: Path, vggt: Path) -> Any:
 WAYS = ["from_pretrained", "load_from_checkpoint", "trainer"]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("replaced", ["geometry", "backbone"])
+@pytest.mark.parametrize(
+    ("replaced", "way"),
+    [
+        *(("geometry", "from_pretrained"), ("backbone", "load_from_checkpoint"), ("geometry", "trainer")),
+        pytest.param("backbone", "from_pretrained", marks=pytest.mark.slow),
+        pytest.param("geometry", "load_from_checkpoint", marks=pytest.mark.slow),
+        pytest.param("backbone", "trainer", marks=pytest.mark.slow),
+    ],
+)
 def test_other_frozen_weights_are_refused_by_name(way: str, replaced: str, qwen: Path, vggt: Path) -> None:
     checkpoint = make_run(task(qwen, vggt), qwen.parent / "run")
     load(way, checkpoint, qwen, vggt)

@@ -67,7 +67,7 @@ def model(request: pytest.FixtureRequest) -> SpatialVLM:
 # ---- a batch is its samples ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
 def test_a_batch_is_its_samples(model: SpatialVLM, side: str) -> None:
     samples = list(SAMPLES.values())
     together = logits(model, batch(model, samples, side))
@@ -85,7 +85,7 @@ def test_generation_of_a_batch_is_that_of_its_samples(model: SpatialVLM) -> None
         assert model.generate_ids(**batch(model, [sample], first_seed=i), max_new_tokens=4) == together[i : i + 1]
 
 
-@pytest.mark.parametrize("sample", ["stills", "stills and videos"])
+@pytest.mark.parametrize("sample", [pytest.param("stills", marks=pytest.mark.slow), "stills and videos"])
 def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: SpatialVLM, sample: str) -> None:
     given = batch(model, [SAMPLES[sample]] * 2)
     expected = logits(model, given)

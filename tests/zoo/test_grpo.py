@@ -27,8 +27,10 @@ from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answ
 COUNT = 3  # answers per question
 TOLERANCE = 1e-5
 # those that differ in what a sequence depends on; the others are slow tests
-QUICK = {"plain", "CameraTokenFusion, append", "DeepFusion", "prope.yaml"}
-QUICK_ON_QWEN25 = {"PRoPE by VGGT's cameras", "PathLengthIndex", "PoseALiBi"}
+QUICK = {"plain", "prope.yaml"}
+QUICK_ON_QWEN25 = {
+    *("CameraTokenFusion, append", "DeepFusion", "PRoPE by VGGT's cameras", "PathLengthIndex", "PoseALiBi"),
+}
 MODELS_AND_FAMILIES = [
     pytest.param(
         name,

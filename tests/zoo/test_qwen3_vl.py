@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cases import each_once
 from tests.zoo import asking, showing
 from tests.zoo.showing import SAMPLES
 from tests.zoo.stock import SHOWN, compare_with_stock, greedy_as_stock
@@ -41,8 +42,14 @@ def tiny(**options: Any) -> TinyQwen3VL:
     return TinyQwen3VL(layers=3, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32, **options)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("samples", [*([name] for name in SHOWN), SHOWN, (*SHOWN, "text")], ids=", ".join)
+SHOWN_TOGETHER: dict[str, list[str]] = {
+    **{name: [name] for name in SHOWN},
+    "all": [*SHOWN],
+    "all, text": [*SHOWN, "text"],
+}
+
+
+@pytest.mark.parametrize(("samples", "attention"), each_once(SHOWN_TOGETHER, ["sdpa", "eager"]))
 def test_logits_and_gradients_are_the_stock_models(samples: list[str], attention: str) -> None:
     """Left-padded, with videos, pictures, and both."""
     ours, gradients = compare_with_stock(tiny(attn_implementation=attention), samples, atol=2e-6)
@@ -82,8 +89,9 @@ def cameras(seed: int | None) -> Cameras:
     return Cameras(poses, K)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("placement", [None, TemporalSection()])
+@pytest.mark.parametrize(
+    ("placement", "variant"), each_once({"all channels": None, "TemporalSection": TemporalSection()}, [*VARIANTS])
+)
 def test_identity_cameras_change_nothing_and_others_do(placement: TemporalSection | None, variant: str) -> None:
     """Behind the norms of queries and keys, which cancel the size of what comes before them."""
     options = {"backbone": tiny(seed=0), "time_index": ConstantIndex(), "learning_rates": asking.RATES} | VARIANTS[

@@ -42,7 +42,7 @@ def with_config(folder: Path, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(read_config(folder) | changes))
 
 
-@pytest.mark.parametrize("size", ["2b", "4b", "8b"])
+@pytest.mark.parametrize("size", ["2b", *(pytest.param(each, marks=pytest.mark.slow) for each in ("4b", "8b"))])
 def test_every_tensor_of_a_released_model_has_its_place(size: str) -> None:
     """By manifests of the stock model; the head of 2B and 4B is tied, and may be there all the same."""
     manifest = json.loads((MANIFESTS / f"qwen3_vl_{size}.json").read_text())

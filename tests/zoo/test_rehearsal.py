@@ -17,7 +17,7 @@ from tests.zoo.asking import NEW
 TOKENS = {"answers": NEW, "answers alone, None": 2, "answers alone, 32-true": 2}  # the longest answers
 IN_HEADS = re.compile(r"zoo/geometry/(dpt|da3/heads)\.py")  # of depth, whose convolutions overlap
 ROOT = Path(__file__).parents[2]
-FEW = ("plain", "prope.yaml", "PRoPE by VGGT's cameras", "objectives", "pose index on predicted cameras")
+FEW = ("prope.yaml", "objectives", "pose index on predicted cameras")
 
 
 def rehearsals(*arguments: str) -> list[dict[str, Any]]:

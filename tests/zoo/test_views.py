@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.cases import each_once
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import (
     AddFusion,
@@ -70,8 +71,7 @@ def batch(fusion: str = "channels") -> dict[str, Any]:
     return {**sequences(), **({"frames": FRAMES} if fusion != "none" else {})}
 
 
-@pytest.mark.parametrize("fusion", ["none", "add", "channels"])
-@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize(("views", "fusion"), each_once([*VIEWS], [*FUSIONS]))
 def test_it_starts_without_effect_and_then_has_one(views: str, fusion: str) -> None:
     given = batch(fusion)
     without, ours = model(fusion=fusion), model(VIEWS[views], fusion)
@@ -168,9 +168,7 @@ def test_two_videos_of_one_sequence_have_their_own_cameras() -> None:
     assert (first[length:] - other[length:]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("views", VIEWS)
+@pytest.mark.parametrize(("views", "fusion", "ragged"), each_once([*VIEWS], [*FUSIONS], [True, False]))
 def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: str, ragged: bool) -> None:
     ours = woken(model(VIEWS[views], fusion))
     generator = torch.Generator().manual_seed(1)

@@ -30,6 +30,7 @@ FAST = {
     "Qwen3.5": Qwen35Backbone.vision_classes,
 }
 families = pytest.mark.parametrize("family", FAMILIES)
+SAME_TOWER = [(False, "sdpa"), (True, "eager")]  # from_rules and attention, each of which other cases have
 
 
 def towers(family: str = "Qwen2.5-VL", implementation: str = "sdpa", layers: int = 2) -> tuple[nn.Module, nn.Module]:
@@ -68,8 +69,10 @@ def seen(tower: nn.Module, grid: list[list[int]], from_rules: bool = False) -> t
 
 
 @families
-@pytest.mark.parametrize("from_rules", [False, True])
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    ("from_rules", "implementation"),
+    [(True, "sdpa"), (False, "eager"), *(pytest.param(*each, marks=pytest.mark.slow) for each in SAME_TOWER)],
+)
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_the_stock_tower(grid: list[list[int]], implementation: str, from_rules: bool, family: str) -> None:
     stock, ours = towers(family, implementation)

@@ -29,7 +29,13 @@ def draws(rng: random.Random) -> list[str]:
     return [f"{sign * rng.lognormvariate(2, 0.7):.1f}" for _ in range(rng.randint(1, 25))]
 
 
-@pytest.mark.parametrize("scorer", VSIBench.scorers)
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        pytest.param(each, marks=() if each in ("thinking_in_space", "geovr") else pytest.mark.slow)
+        for each in VSIBench.scorers
+    ],
+)
 def test_no_constant_of_a_fine_grid_scores_above_the_best_one(scorer: str) -> None:
     rng = random.Random(0)
     for _ in range(5):

@@ -7,11 +7,30 @@ from pathlib import Path
 import pytest
 
 from commands.studies import document, processes
+from commands.studies.modules import Module
+from commands.studies.source_code import SourceCode
+from commands.studies.study_file import Run
 from tests.commands.studies.faked import FakeMain, write_study
+
+FOUND: dict[tuple[tuple[str, ...], ...], list[Module]] = {}  # the code of a training, which no test here edits
 
 
 @pytest.fixture
-def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMain:
+def modules_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules of a training are found and read once for all tests: that takes a third of a second."""
+    find = SourceCode.modules
+
+    def modules(self: SourceCode, run: Run) -> list[Module]:
+        key = run.configs, run.fit
+        if key not in FOUND:
+            FOUND[key] = find(self, run)
+        return FOUND[key]
+
+    monkeypatch.setattr(SourceCode, "modules", modules)
+
+
+@pytest.fixture
+def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules_once: None) -> FakeMain:
     """The faked main.py, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     fake = FakeMain()

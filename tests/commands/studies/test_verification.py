@@ -104,6 +104,7 @@ class Own(AdamW):
 """
 
 
+@pytest.mark.slow
 def test_code_that_changes_the_losses_is_refused(
     tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

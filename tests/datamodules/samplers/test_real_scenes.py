@@ -49,7 +49,9 @@ def kitchen(realdata: Path) -> SceneView:
     return SceneView(Video(folder / "rgb"), invert_se3(poses), K.repeat(len(poses), 1, 1), folder / "depth")
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(each, marks=pytest.mark.slow if each == "space-aware" else ()) for each in SAMPLERS]
+)
 def test_every_pairing_of_every_sampler(kitchen: SceneView, name: str) -> None:
     sampler: FrameSampler = SAMPLERS[name]
     for pairing in (Consecutive(), Neighbor(), Duplicate(), Duplicate("views"), OffsetNeighbor()):

@@ -12,11 +12,12 @@ from datamodules.sources.rooms.furniture import CATALOG, MOVERS
 from datamodules.sources.rooms.questions import GLIMPSE_SHARE, SEEN_SHARE, ask, direction
 from datamodules.sources.rooms.renderer import SHELL, Rendering, render
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene, save_scene
+from tests.cases import each_once
 from tests.datamodules.sources.rooms_reference import closest, look, quadrant
 
 SIZE, FRAMES = 56, 48
 K_PX = np.array([[35.0, 0, 28], [0, 35.0, 28], [0, 0, 1]])
-KINDS = [("loop", False), ("local", False), ("loop", True), ("local", True)]
+KINDS = each_once(["loop", "local"], [False, True])  # paths, and whether a thing moves
 
 
 @cache

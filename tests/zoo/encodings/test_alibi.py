@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tests.cases import each_once
 from tests.zoo.decoder import tiny_model
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
@@ -74,10 +75,12 @@ SLOPES = torch.tensor([2.0 ** (-8 * h / HEADS) for h in range(1, HEADS + 1)], dt
 # ---- the bias ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("eager", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
-@pytest.mark.parametrize("measure", MEASURES)
-def test_matches_dense_bias(measure: PoseMeasure, dtype: torch.dtype, tolerance: float, eager: bool) -> None:
+@pytest.mark.parametrize(
+    ("measure", "dtype", "eager"),
+    each_once(MEASURES, {"float64": torch.float64, "float32": torch.float32}, {"sdpa": False, "eager": True}),
+)
+def test_matches_dense_bias(measure: PoseMeasure, dtype: torch.dtype, eager: bool) -> None:
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
     poses, K = random_cameras(2)
     qkv, index = qkv_and_index(2)
     index = index.clone()

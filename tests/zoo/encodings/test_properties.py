@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from docs.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
+from tests.zoo.combinations import NAMES, VARIANTS
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import (
@@ -60,6 +61,17 @@ MOVES = 1e-3
 
 OF_TWO_KINDS = "part of the channels"  # whose own encodings are measured in test_hybrid.py
 IN_LAYOUTS = [pytest.param(each, marks=pytest.mark.slow if each == OF_TWO_KINDS else ()) for each in LAYOUTS]
+FIRST_LAYOUT = next(iter(LAYOUTS))  # in it every combination is measured by every run, in the second no variants
+COMBINED = [
+    pytest.param(
+        layout,
+        name,
+        marks=() if layout == FIRST_LAYOUT or (layout != OF_TWO_KINDS and name not in VARIANTS) else pytest.mark.slow,
+    )
+    for layout in LAYOUTS
+    for name in COMBINATIONS
+]
+in_layouts = pytest.mark.parametrize(("head", "name"), COMBINED, indirect=["head"])
 
 
 @pytest.fixture(params=IN_LAYOUTS)
@@ -69,7 +81,7 @@ def head(request: pytest.FixtureRequest) -> HeadLayout:
 
 
 @pytest.mark.parametrize("measure", PROPERTIES)
-@pytest.mark.parametrize("name", COMBINATIONS)
+@in_layouts
 def test_declared_symmetries_are_measured(name: str, measure: Measure, head: HeadLayout) -> None:
     encoding = COMBINATIONS[name]()
     assert [field.name for field in fields(encoding.symmetries)] == [each.__name__ for each in PROPERTIES]
@@ -78,7 +90,7 @@ def test_declared_symmetries_are_measured(name: str, measure: Measure, head: Hea
 
 
 @pytest.mark.parametrize("kv_heads", [1, 4])
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_symmetries_with_grouped_query_attention(name: str, kv_heads: int, head: HeadLayout) -> None:
     encodings = [COMBINATIONS[name]() for _ in range(2)]
     for encoding, measure in zip(encodings, (canonical, shift), strict=True):
@@ -118,13 +130,13 @@ def test_every_reference_view_makes_the_world_cancel_for_text(name: str, view: s
     assert canonical(encoding, head) < EXACT if view is not None else canonical(encoding, head) > BROKEN
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@in_layouts
 def test_has_an_effect(name: str, head: HeadLayout) -> None:
     """An encoding without effect would have every symmetry."""
     assert effect(COMBINATIONS[name](), head) > MOVES
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
+@in_layouts
 def test_other_cameras_have_another_effect(name: str, head: HeadLayout) -> None:
     """Except for encodings of positions or points."""
     encoding = COMBINATIONS[name]()
@@ -146,7 +158,7 @@ def test_cape_requires_world_to_camera(head: HeadLayout) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_autocast_does_not_round_cameras(name: str, head: HeadLayout) -> None:
     """Matrices, biases and angles remain float32 in bf16-mixed; projected extra channels may be rounded."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(2)
@@ -170,7 +182,7 @@ def test_autocast_does_not_round_cameras(name: str, head: HeadLayout) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", COMBINATIONS)
+@pytest.mark.parametrize("name", NAMES)
 def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype, head: HeadLayout) -> None:
     """Text and views without a camera, beside views with one; appended channels are zero."""
     encoding, sequence = COMBINATIONS[name](), random_sequence(3)

@@ -252,7 +252,13 @@ def test_a_folder_without_a_head_is_an_error_when_it_is_needed(tmp_path: Path) -
         encoder.enable_head("camera")
 
 
-@pytest.mark.parametrize(("name", "is_printed"), [("vits", False), ("vitb", False), ("vitl", True), ("vitg", True)])
+@pytest.mark.parametrize(
+    ("name", "is_printed"),
+    [
+        *(("vits", False), ("vitg", True)),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("vitb", False), ("vitl", True))),
+    ],
+)
 def test_the_license_is_printed_once(
     name: str, is_printed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,9 +307,17 @@ def test_shapes_on_the_meta_device() -> None:
     assert scene.patches.shape == (3, 2, 3, 64) and scene.world_to_camera.shape == (3, 4, 4)
 
 
-@pytest.mark.parametrize("layers", [(0,), (3, 0), (5,)])
+OUTPUTS = [(True, False, False), (True, True, False), (False, True, True)]  # tokens, cameras, depth
+EVERY_RUN = {((0,), 0), ((3, 0), 1), ((5,), 2)}  # each layer and each output once
+
+
 @pytest.mark.parametrize(
-    ("tokens", "cameras", "depth"), [(True, False, False), (True, True, False), (False, True, True)]
+    ("layers", "tokens", "cameras", "depth"),
+    [
+        pytest.param(layers, *OUTPUTS[i], marks=() if (layers, i) in EVERY_RUN else pytest.mark.slow)
+        for layers in ((0,), (3, 0), (5,))
+        for i in range(3)
+    ],
 )
 @pytest.mark.parametrize("is_posed", [False, True])
 def test_unreachable_parameters_have_no_gradient(

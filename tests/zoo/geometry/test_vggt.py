@@ -66,7 +66,7 @@ def alive(shape: tuple[int, ...]) -> int:
     return sum(type(each) is Tensor and tuple(each.shape) == shape for each in gc.get_objects())
 
 
-@pytest.mark.parametrize("depth", [3, 9])
+@pytest.mark.parametrize("depth", [pytest.param(3, marks=pytest.mark.slow), 9])
 def test_other_outputs_are_not_kept_in_memory(depth: int) -> None:
     """However deep it is: the tokens of a block or two, and the outputs that were asked for."""
     model = VGGT(tiny_config(depth=depth)["aggregator"]).requires_grad_(False)

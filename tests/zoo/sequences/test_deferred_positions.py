@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cases import each_once
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, replies, scene
 from tests.zoo.sequences.test_builder import TEXT, builder, drawn_case
 from zoo.cameras import Cameras
@@ -51,9 +52,12 @@ def positions(task: VideoQATask, made: Batch) -> Tensor:
         return task.model.decoder_inputs(task.model.encode_scenes(made), sequences(made))["position_ids"]
 
 
-@pytest.mark.parametrize("shown", [SCENES, (with_lost_frames(), SCENES[1])], ids=["all", "some"])
-@pytest.mark.parametrize("packing", [{}, {"pack_scenes": True}], ids=["rows", "packed"])
-@pytest.mark.parametrize("name", INDICES)
+@pytest.mark.parametrize(
+    ("name", "packing", "shown"),
+    each_once(
+        INDICES, {"rows": {}, "packed": {"pack_scenes": True}}, {"all": SCENES, "some": (with_lost_frames(), SCENES[1])}
+    ),
+)
 def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_dataset(
     name: str, packing: dict[str, bool], shown: Any
 ) -> None:
@@ -72,9 +76,14 @@ def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_datase
     assert differs.any()
 
 
-@pytest.mark.parametrize("in_spans", [False, True], ids=["a span per video", "a span per temporal patch"])
-@pytest.mark.parametrize("after", ["max_thw", "max_hw"])
-@pytest.mark.parametrize("index", [PoseDistanceIndex(span=20), PathLengthIndex(span=20)], ids=INDICES)
+@pytest.mark.parametrize(
+    ("index", "after", "in_spans"),
+    each_once(
+        {"PoseDistanceIndex": PoseDistanceIndex(span=20), "PathLengthIndex": PathLengthIndex(span=20)},
+        ["max_thw", "max_hw"],
+        {"a span per video": False, "a span per temporal patch": True},
+    ),
+)
 def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: bool) -> None:
     """Of videos and images in any order, several per sequence, padded on either side, some without cameras."""
     base, shifted = build("plain").sequence_builder.rules, 0
