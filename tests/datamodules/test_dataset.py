@@ -104,7 +104,7 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
         asked.extend(indices)
         return read_depth(file, indices, **more)
 
-    monkeypatch.setattr("datamodules.dataset.read_depth", counted)
+    monkeypatch.setattr("datamodules.open_scene.read_depth", counted)
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")[:1]
     kept = SceneDataset(
         scenes,
