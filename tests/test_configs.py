@@ -48,8 +48,9 @@ TINY = {
 }
 DEFAULT_SCALES = {"qwen3_vl.yaml": "scale_tiny_qwen3.yaml", "qwen3_5.yaml": "scale_tiny_qwen3_5.yaml"}
 COMPOSED = {  # one model with each scale, and each model with one
-    *product(["prope.yaml"], WEIGHTS),
-    *product(MODELS, ["scale_qwen3vl_2b.yaml"]),
+    *product(["prope.yaml"], [*TINY, *WEIGHTS]),
+    *product(MODELS, ["scale_tiny_qwen3.yaml", "scale_qwen3vl_2b.yaml"]),
+    ("qwen3_5.yaml", "scale_tiny_qwen3_5.yaml"),
     *((f"{name}.yaml", f"{name}_released.yaml") for name in ("spatial_mllm", "vg_llm", "spatial_stack")),
 }
 WITHOUT_GEOMETRY = ("Qwen25VL", "Qwen3VL", "Qwen35")  # the others have the dataset's at a tiny scale
@@ -110,7 +111,7 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("model", "scale"),
     [
-        pytest.param(*pair, marks=() if pair[1] in TINY or pair in COMPOSED else pytest.mark.slow)
+        pytest.param(*pair, marks=() if pair in COMPOSED else pytest.mark.slow)
         for pair in product(MODELS, [*TINY, *WEIGHTS])
     ],
 )
