@@ -14,7 +14,7 @@ from zoo.errors import InputError, did_you_mean
 
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
-RECIPE, SCALE = "recipe", "scale"  # keys of a config that name its recipe and scale, read below all given configs
+NAMED = RECIPE, SCALE = "recipe", "scale"  # keys of a config that name what is read below all given configs
 RECIPES = "recipe_", "recipes"  # first part of a recipe's name, and a folder of recipes
 PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol, which is read over all other configs
 PROTOCOL = 2  # its layer
@@ -67,7 +67,7 @@ def find_config(name: str, beside: Path | None = None) -> Path:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a config as a parser takes it, see `read_config`: without the recipe and the scale that it names."""
-    return {key: value for key, value in read_config(path).items() if key not in (RECIPE, SCALE)}
+    return {key: value for key, value in read_config(path).items() if key not in NAMED}
 
 
 def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     names = content.pop(BASES, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {BASES}: expected a list of configs, not {names}")
-    named = {key: content[key] for key in (RECIPE, SCALE) if key in content}
+    named = {key: content[key] for key in NAMED if key in content}
     for key, name in named.items():
         if not isinstance(name, str) or not name:
             raise InputError(f"{path}: {key}: expected the name of a config, not {name}")
@@ -125,7 +125,7 @@ def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
     for (first, mine), (second, other) in combinations(contents.items(), 2):
         if layer(first) == layer(second) and (key := find_conflict(mine, other)):
             option = key.replace(".init_args", "").removesuffix(".class_path")
-            instead = "" if option in (RECIPE, SCALE) else f", and set --{option} instead"
+            instead = "" if option in NAMED else f", and set --{option} instead"
             raise InputError(f"{first} and {second} disagree about {option}: leave one of them out{instead}")
 
 

@@ -33,15 +33,14 @@ DESCRIPTIONS = {
     python main.py export --ckpt_path runs/mine/checkpoints/last.ckpt --out folder
 """,
 }
-CHECKPOINTS = {
-    "fit": "a .ckpt file from which the training goes on, or `last`: the newest run of this model; of a run with "
-    "another algorithm, the weights that it starts from",
-    **dict.fromkeys(
-        ("test", "validate", "predict", "export"),
-        "a .ckpt file, or `last`: the newest run of this model; null: the newest run, and with a backbone of released "
-        "weights those",
-    ),
-}
+START = (
+    "a .ckpt file from which the training goes on, or `last`: the newest run of this model; of a run with another "
+    "algorithm, the weights that it starts from"
+)
+TRAINED = (
+    "a .ckpt file, or `last`: the newest run of this model; null: the newest run, and with a backbone of released "
+    "weights those"
+)
 TRAINER = "Lightning's Trainer"
 CONFIG = "a config, by its name in configs/ or its path; several compose in any order, and options win over them"
 SEED = "seed of weights, of the order of the data and of all draws"
@@ -49,7 +48,7 @@ SEED = "seed of weights, of the order of the data and of all draws"
 
 def explain(parser: ArgumentParser, command: str) -> None:
     """Replace what Lightning and jsonargparse say of options for others; the Trainer's many options come last."""
-    texts = {"config": CONFIG, "seed_everything": SEED, "ckpt_path": CHECKPOINTS[command]}
+    texts = {"config": CONFIG, "seed_everything": SEED, "ckpt_path": START if command == "fit" else TRAINED}
     for action in parser._actions:
         action.help = texts.get(action.dest, action.help)
     for group in parser._action_groups:

@@ -31,9 +31,9 @@ UNKNOWN_OPTION = re.compile(  # the option; on the command line, in a config, in
 )
 REQUIRED = re.compile(r"the following arguments are required: ([\w.]+)")
 OTHER_CLASS = re.compile(  # a class of another kind, its base class, and the value that names it
-    r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)(?s:.*)Given value: (.*)"
+    r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)(?s:.*)"
+    r"Given value: (?:.*?class_path\W+|\W*)([\w.]+)"
 )
-GIVEN_NAME = re.compile(r"(?:class_path\W+)?([\w.]+)")
 UNKNOWN_CLASS = re.compile(r"import path string: (\S+)")  # the class, to suggest a similar one
 GIVEN_CLASS = re.compile(  # an import path where a class is expected, to say why it can't be used
     r"(?s:Subtypes: \[[^\n]*\b(?!typing\.)\w+\.\w[^\n]*\].*Given value: |"
@@ -142,8 +142,7 @@ class OneLineParser(ArgumentParser):
         if found := UNKNOWN_OPTION.search(message):
             return self._unknown_option(found)
         if (found := OTHER_CLASS.search(message)) and part:
-            name = found[1] or GIVEN_NAME.search(found[3])[1]  # type: ignore[index]
-            return OptionError(part, f"{name} is no {found[2]}{_listed(class_names(message))}")
+            return OptionError(part, f"{found[1] or found[3]} is no {found[2]}{_listed(class_names(message))}")
         if found := UNKNOWN_CLASS.search(message):
             names, option = class_names(message), part or message.partition(":")[0].lstrip("-")
             advice = did_you_mean(found[1], names) or _listed(names) or "; give its name or its import path"

@@ -58,19 +58,20 @@ MORE = {  # the first that fits
     r"study ": "--dry_run",
     r"probe ": "--scenes 2 --split train",
 }
+HYBRID = "--config prope.yaml --config scale_tiny_qwen3_5.yaml {}"
 FULL = "--config spatial_mllm.yaml --config scale_3b.yaml"
 AROUND = {  # what the text around options names: the first that fits
-    r"--config (?!scale|strategy)": "{}",
+    r"--config (?!scale|strategy|recipe)": "{}",
     r"deepstack": "--config spatial_mllm.yaml --config scale_tiny_qwen3.yaml {}",
-    r"UnrotatedChannels": "--config prope.yaml --config scale_tiny_qwen3_5.yaml {}",
-    r"DeltaNetLayers": "--config scale_tiny_qwen3_5.yaml {} --model.camera_encoding.encoding.apply_to vo",
+    r"UnrotatedChannels": HYBRID,
+    r"DeltaNetLayers": f"{HYBRID} --model.camera_encoding.encoding.apply_to vo",
     r"PretrainedDA3": "--config spatial_mllm.yaml --model.geometry TinyDA3",  # released sizes are in a file
     r"scale_from": f"{FULL} --model PRoPEMLLM --model.camera_source predicted {{}}",
     r"camera_encoding.count": "--config prope.yaml --config scale_3b.yaml --model.camera_encoding PoseAxis {}",
     r"fusion.mode": f"{FULL} --model.fusion CameraTokenFusion {{}}",
     r"geometry.layers|CameraTokenFusion|vggt-1b": f"{FULL} {{}}",
     r"camera_source": "--config prope.yaml --config scale_3b.yaml {}",
-    r"PosedScenes": "{} --data.source.root raw --data.source.poses ScanNet",
+    r"PosedScenes": "--config prope.yaml {} --data.source.root raw --data.source.poses ScanNet",
     r"fusion.axis": "--config concat_split.yaml {}",
     r"fusion|geometry": "--config spatial_mllm.yaml {}",
     r"teacher|train_frame_pairing": "--config geovr_tiny.yaml {}",
@@ -160,12 +161,7 @@ def test_its_options_are_understood(
             continue  # which learns from no questions
         hub = shlex.split(re.sub(r"--model\.\w+\.path weights/\S+", "", command))  # whose sizes are known
         try:
-            try:
-                parse(preprocess_argv(["plan", *hub[1:]])[1:])
-            except InputError as error:
-                if "which model?" not in str(error):  # of a scale or an encoding alone
-                    raise
-                parse(preprocess_argv(["plan", "--config", "prope.yaml", *hub[1:]])[1:])
+            parse(preprocess_argv(["plan", *hub[1:]])[1:])
         except InputError as error:
             failed.append(f"{command}\n    {error}")
     assert len(set(options_of(page))) > count and not failed, "\n".join(failed)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning import Trainer
 
+from tests.cases import each_once
 from tests.zoo.geometry.caching import save_vggt
 from tests.zoo.released import load_case, official_weights, read_release, write_release
 from zoo import (
@@ -102,15 +103,7 @@ def load(way: str, checkpoint: Path, qwen: Path, vggt: Path) -> Any:
 WAYS = ["from_pretrained", "load_from_checkpoint", "trainer"]
 
 
-@pytest.mark.parametrize(
-    ("replaced", "way"),
-    [
-        *(("geometry", "from_pretrained"), ("backbone", "load_from_checkpoint"), ("geometry", "trainer")),
-        pytest.param("backbone", "from_pretrained", marks=pytest.mark.slow),
-        pytest.param("geometry", "load_from_checkpoint", marks=pytest.mark.slow),
-        pytest.param("backbone", "trainer", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("replaced", "way"), each_once(["geometry", "backbone"], WAYS))
 def test_other_frozen_weights_are_refused_by_name(way: str, replaced: str, qwen: Path, vggt: Path) -> None:
     checkpoint = make_run(task(qwen, vggt), qwen.parent / "run")
     load(way, checkpoint, qwen, vggt)

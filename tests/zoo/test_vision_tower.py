@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.cases import each_once
 from tests.zoo.asking import BACKBONES, FAMILIES
 from tests.zoo.waits import Waits
 from zoo.backbones.attention import replace_classes
@@ -30,7 +31,6 @@ FAST = {
     "Qwen3.5": Qwen35Backbone.vision_classes,
 }
 families = pytest.mark.parametrize("family", FAMILIES)
-SAME_TOWER = [(False, "sdpa"), (True, "eager")]  # from_rules and attention, each of which other cases have
 
 
 def towers(family: str = "Qwen2.5-VL", implementation: str = "sdpa", layers: int = 2) -> tuple[nn.Module, nn.Module]:
@@ -69,10 +69,7 @@ def seen(tower: nn.Module, grid: list[list[int]], from_rules: bool = False) -> t
 
 
 @families
-@pytest.mark.parametrize(
-    ("from_rules", "implementation"),
-    [(True, "sdpa"), (False, "eager"), *(pytest.param(*each, marks=pytest.mark.slow) for each in SAME_TOWER)],
-)
+@pytest.mark.parametrize(("from_rules", "implementation"), each_once([True, False], ["sdpa", "eager"]))
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_the_stock_tower(grid: list[list[int]], implementation: str, from_rules: bool, family: str) -> None:
     stock, ours = towers(family, implementation)

@@ -17,16 +17,11 @@ FOUND: dict[tuple[tuple[str, ...], ...], list[Module]] = {}  # the code of a tra
 
 @pytest.fixture
 def modules_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules of a training are found and read once for all tests: that takes a third of a second.
-
-    Not those of a user's classes, in the package `mine`, which a test may edit.
-    """
+    """The modules of a training are found and read once, which takes a third of a second: for tests that edit none."""
     find = SourceCode.modules
 
     def modules(self: SourceCode, run: Run) -> list[Module]:
         key = run.configs, run.fit
-        if any("mine." in word for word in run.fit):
-            return find(self, run)
         if key not in FOUND:
             FOUND[key] = find(self, run)
         return FOUND[key]
@@ -35,7 +30,7 @@ def modules_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, modules_once: None) -> FakeMain:
+def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMain:
     """The faked main.py, in an empty working directory."""
     monkeypatch.chdir(tmp_path)
     fake = FakeMain()

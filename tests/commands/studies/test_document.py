@@ -22,6 +22,8 @@ from tests.commands.studies.faked import STUDY, FakeMain, write_study
 from zoo.errors import InputError
 from zoo.versions import versions
 
+pytestmark = pytest.mark.usefixtures("modules_once")
+
 
 def row(text: str, first: str, heading: str) -> list[str]:
     """The cells of the row that begins with a cell, in the first table below a heading."""

@@ -23,6 +23,8 @@ from tests.commands.test_plan import COST
 from zoo.errors import InputError
 from zoo.tasks.training_cost import BatchSizes
 
+pytestmark = pytest.mark.usefixtures("modules_once")
+
 ROW = ["--settings", "PRoPE", "--columns", "loop", "--seeds", "0", "--jobs", "1"]
 OF_ROW = ["fit PRoPE-loop-0", "test PRoPE-loop-0", "test test-wrong-cameras"]
 

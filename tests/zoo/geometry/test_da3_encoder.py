@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.cases import each_once
 from tests.zoo.geometry.da3 import hash_model
 from tests.zoo.geometry.official import tiny_images
 from tests.zoo.geometry.test_da3 import any_view_config, given_cameras, metric_config, nested_config
@@ -307,23 +308,20 @@ def test_shapes_on_the_meta_device() -> None:
     assert scene.patches.shape == (3, 2, 3, 64) and scene.world_to_camera.shape == (3, 4, 4)
 
 
-OUTPUTS = [(True, False, False), (True, True, False), (False, True, True)]  # tokens, cameras, depth
-EVERY_RUN = {((0,), 0), ((3, 0), 1), ((5,), 2)}  # each layer and each output once
+OUTPUTS = {  # tokens, cameras, depth
+    "tokens": (True, False, False),
+    "tokens, cameras": (True, True, False),
+    "cameras, depth": (False, True, True),
+}
 
 
-@pytest.mark.parametrize(
-    ("layers", "tokens", "cameras", "depth"),
-    [
-        pytest.param(layers, *OUTPUTS[i], marks=() if (layers, i) in EVERY_RUN else pytest.mark.slow)
-        for layers in ((0,), (3, 0), (5,))
-        for i in range(3)
-    ],
-)
+@pytest.mark.parametrize(("layers", "outputs"), each_once([(0,), (3, 0), (5,)], OUTPUTS))
 @pytest.mark.parametrize("is_posed", [False, True])
 def test_unreachable_parameters_have_no_gradient(
-    layers: tuple[int, ...], tokens: bool, cameras: bool, depth: bool, is_posed: bool, folder: str
+    layers: tuple[int, ...], outputs: tuple[bool, bool, bool], is_posed: bool, folder: str
 ) -> None:
     """A parameter gets a gradient if and only if it is reachable."""
+    tokens, cameras, depth = outputs
     encoder = PosedDA3(folder, layers) if is_posed else DA3Encoder(hash_model(any_view_config()), layers)
     for head in ("camera", "depth") if depth else ():
         encoder.enable_head(head)
