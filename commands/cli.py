@@ -133,6 +133,10 @@ class ZooCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning reads the whole checkpoint here for its hyperparameters; those of the zoo have none."""
 
+    def _dump_config(self) -> None:
+        """Lightning dumps the whole config here for the hyperparameters of checkpoints; those of the zoo have none."""
+        self.config_dump: dict[str, Any] = {}
+
     def before_instantiate_classes(self) -> None:
         """Resolve the run's folder and checkpoint, and whose cameras `predict` uses."""
         settings = self.config[self.command]

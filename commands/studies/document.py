@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from callbacks.baselines.mark import BELOW, MEANING, NAMES
 from commands.studies.embedding import embed
 from commands.studies.plot import Rows, draw
+from commands.studies.results import Result, Verification
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, change, pairs, section, table, titled
 from commands.studies.study_file import OWN, Study, words
@@ -94,10 +95,22 @@ def _summary(study: Study, scores: Scores) -> str:
     counts = Counter(result.version for result in found if result.version).most_common()
     versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)
     made_by = [f"The code that trained: {versions}."] if counts else []
-    verifications = [scores.results.verification(result, scores.codes.get(result.fit, result.code)) for result in found]
-    verified = Counter(each.version for each in verifications if each is not None)
-    made_by += [f"The first losses are those of {version} as well ({n} trainings)." for version, n in verified.items()]
+    made_by += _verified(scores, found)
     return "\n\n".join([command, *made_by, *options, cells])
+
+
+def _verified(scores: Scores, found: Iterable[Result]) -> Iterator[str]:
+    """Yield what was compared with later code, and how many trainings stand by it."""
+    stands: dict[str, list[Verification]] = {}
+    for result in found:
+        if each := scores.results.verification(result, scores.codes.get(result.fit, result.code)):
+            stands.setdefault(each.version, []).append(each)
+    for version, alike in stands.items():
+        compared = len({id(each) for each in alike})
+        yield (
+            f"{version} has the same first losses in {compared} of them, one seed of each setting, so {len(alike)} "
+            "stand; this does not notice a change of decoding or of the scorer."
+        )
 
 
 def _command(study: Study) -> str:

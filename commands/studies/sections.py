@@ -102,7 +102,8 @@ def difference_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
     """Return the 95 % intervals of a change by scene and by question, over the seeds that both cells have.
 
     Of two settings the seeds are resampled as well, of a further test the trained models. An interval that holds 0 has
-    the smallest difference that could have been shown.
+    the smallest difference that could have been shown. There is none where all scores are equal, seed by seed: models
+    that have learned nothing but one answer don't tell how well the study would have told them apart.
     """
     both = _in_pairs(cell, base, scores)
     if not both:
@@ -117,6 +118,8 @@ def difference_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
     if not kept:
         return ["", ""]
     ours, theirs = (np.array([result.question_scores for result in each])[:, kept] for each in zip(*both, strict=True))
+    if not same_models and np.array_equal(ours, theirs):  # as of two settings that give one and the same answer
+        return ["none: equal in each question"] * 2
     types, scenes = ([each[number] for number in kept] for each in (questions.question_types, questions.scenes))
     benchmark = find_benchmark(questions.benchmark)
     # of one question type, the mean over questions; of all, that over question types

@@ -32,6 +32,7 @@ def row(text: str, first: str, heading: str) -> list[str]:
 
 
 def test_differences_are_those_of_the_results_with_intervals_around_them(main_py: FakeMain, study_file: Path) -> None:
+    write_study(study_file, seeds=[0, 1, 2])
     study([str(study_file), "--jobs", "1"])
     text = study_file.with_suffix(".md").read_text()
     lines = [json.loads(line) for line in (study_file.parent / "results/toys.jsonl").read_text().splitlines()]
@@ -57,9 +58,11 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> N
     file.write_text("".join(json.dumps(each | change(each)) + "\n" for each in lines))
 
 
+@pytest.mark.parametrize("learned", [True, False])
 def test_one_training_of_each_has_no_interval_and_a_null_result_says_what_it_could_show(
-    main_py: FakeMain, study_file: Path
+    learned: bool, main_py: FakeMain, study_file: Path
 ) -> None:
+    write_study(study_file, seeds=[0, 1, 2])
     study([str(study_file), "--seeds", "0", "--jobs", "1"])
     text = study_file.with_suffix(".md").read_text()
     assert row(text, "PRoPE", "## Do cameras help?")[3:] == ["none: one seed of each"]
@@ -69,10 +72,11 @@ def test_one_training_of_each_has_no_interval_and_a_null_result_says_what_it_cou
     assert not re.search("overlap|could show", "".join(row(text, "PRoPE", "## Do cameras help?")))  # the control
 
     def alike(line: dict[str, Any]) -> dict[str, Any]:
-        """Settings of equal scores, and scenes with one question each."""
+        """Settings of equal scores, and scenes with one question each; models of one answer score alike in each."""
         if "ids" in line:
             return {"scenes": line["ids"]}
-        found = [(place * 7 + 3 * line["seed"]) % 11 / 10 for place in range(len(line["question_scores"]))]
+        own = 5 * learned * (line["setting"] == "PRoPE")
+        found = [(place * 7 + 3 * line["seed"] + own) % 11 / 10 for place in range(len(line["question_scores"]))]
         return {"question_scores": found, "scores": {"object_counting": 0.5 + 0.01 * line["seed"]}}
 
     rewrite(study_file.parent / "results/toys.jsonl", alike)
@@ -80,6 +84,9 @@ def test_one_training_of_each_has_no_interval_and_a_null_result_says_what_it_cou
     text = study_file.with_suffix(".md").read_text()
     *_, difference, interval = row(text, "PRoPE", "## Do cameras help?")
     assert difference == "+0.000, the seeds overlap" and "by question" not in text and "seed and question" not in text
+    if not learned:
+        assert interval == "none: equal in each question"
+        return
     low, high, shown = re.fullmatch(r"(-\S+) to (\+\S+) \(could show (\S+)\)", interval).groups()  # type: ignore[union-attr]
     assert float(shown) == pytest.approx(2.8 / 3.92 * (float(high) - float(low)), abs=2e-3)
     assert row(text, "PRoPE", "## Do wrong cameras hurt?")[2] == "+0.000"  # the same models: no two samples of seeds
