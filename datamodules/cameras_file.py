@@ -60,13 +60,14 @@ def read_cameras(
     return poses, normalize_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
 
 
-def read_poses(path: str | Path) -> Float64[Tensor, "N 4 4"]:
-    """Return world_to_camera of all raw frames as `read_cameras` does, without a look at the video.
+def read_cameras_alone(path: str | Path) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
+    """Return what `read_cameras` does, of a video as the file describes it, without a look at the video.
 
     Raises:
         ValueError: See `read_cameras`.
     """
-    return _rigid_poses(Path(path), _load(Path(path))["world_to_camera"])
+    content = _load(Path(path))
+    return read_cameras(path, len(content["world_to_camera"]), content["height"], content["width"])
 
 
 def read_times(path: str | Path, num_frames: int) -> list[float] | None:

@@ -15,7 +15,7 @@ from callbacks.baselines.cameras import LEAST_ROWS, Asked, camera_answers
 from callbacks.baselines.constant import best_constant
 from callbacks.baselines.regression import has_boosting
 from callbacks.baselines.text import TextAnswers
-from datamodules.cameras_file import read_poses
+from datamodules.cameras_file import read_cameras_alone
 from datamodules.filters import QuestionFilter
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import SceneSource
@@ -129,9 +129,11 @@ def _by_cameras(
 
 
 def _path(scene: Scene) -> Any:
-    """Return the description of a scene's camera path; None without readable cameras."""
+    """Return the description of a scene's cameras; None without readable ones."""
+    if scene.cameras is None:
+        return None
     try:
-        return None if scene.cameras is None else describe_path(read_poses(scene.cameras).numpy())
+        return describe_path(*(each.numpy() for each in read_cameras_alone(scene.cameras)))
     except (OSError, ValueError):
         return None  # as of a scene without cameras
 

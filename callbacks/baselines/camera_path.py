@@ -1,4 +1,4 @@
-"""Numbers that describe a camera path, whatever the world frame and the number of frames."""
+"""Numbers that describe the cameras of a video, whatever the world frame and the number of frames."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ SMALLEST_M = 1e-3  # of a length whose logarithm is taken
 PAIRS = tuple(zip(*combinations(range(FRAMES), 2), strict=True))
 
 
-def describe_path(world_to_camera: Float[np.ndarray, "T 4 4"]) -> Float64[np.ndarray, " F"] | None:
+def describe_path(
+    world_to_camera: Float[np.ndarray, "T 4 4"], K_normalized: Float[np.ndarray, "T 3 3"]
+) -> Float64[np.ndarray, " F"] | None:
     """Return lengths, extents, pairwise distances and angles of a path; lengths as logarithms of meters.
 
-    They are the length of the path, its extents and spreads along its principal axes, and of `FRAMES` evenly spread
-    frames the distance and the angle of each pair, and place and viewing direction in the first camera's frame.
+    They are the length of the path, its extents and spreads along its principal axes, of `FRAMES` evenly spread frames
+    the distance and the angle of each pair, and place and viewing direction in the first camera's frame, and of all
+    frames the mean of the focal lengths' logarithms and of the principal points.
 
     Args:
         world_to_camera: Poses of all frames of the video, OpenCV axes; those that aren't finite are left out.
+        K_normalized: Their intrinsics, see `zoo.cameras.normalize_intrinsics`.
 
     Returns:
         None for a path without a pose.
     """
     poses = np.asarray(world_to_camera, np.float64)
-    poses = poses[np.isfinite(poses).all((1, 2))]
+    valid = np.isfinite(poses).all((1, 2))
+    poses, K = poses[valid], np.asarray(K_normalized, np.float64)[valid]
     if not len(poses):
         return None
     # 1. The whole path.
@@ -43,4 +48,6 @@ def describe_path(world_to_camera: Float[np.ndarray, "T 4 4"]) -> Float64[np.nda
     distances = np.linalg.norm(places[list(first)] - places[list(second)], axis=1)
     angles = np.arccos(np.clip((directions[list(first)] * directions[list(second)]).sum(1), -1, 1))
     logarithms = np.log(np.maximum([*lengths, *distances], SMALLEST_M))
-    return np.concatenate([logarithms, angles, places[1:].ravel(), directions[1:].ravel()])
+    # 3. What the frames show of the space in front of them.
+    intrinsics = [*np.log(K[:, (0, 1), (0, 1)]).mean(0), *K[:, :2, 2].mean(0)]
+    return np.concatenate([logarithms, angles, places[1:].ravel(), directions[1:].ravel(), intrinsics])

@@ -16,7 +16,7 @@ from callbacks.baselines.camera_path import describe_path
 from callbacks.baselines.cameras import LEAST_ROWS, Asked, camera_answers
 from callbacks.baselines.constant import best_constant
 from callbacks.baselines.regression import has_boosting, least_squares
-from datamodules.cameras_file import read_poses, write_cameras
+from datamodules.cameras_file import read_cameras_alone, write_cameras
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.rooms import layout
@@ -62,8 +62,8 @@ def scores_of(trajectory: str, *, shuffled: bool = False) -> dict[str, float]:
     }
 
 
-def described(poses: np.ndarray) -> np.ndarray:
-    found = describe_path(poses)
+def described(poses: np.ndarray, focal: float = 1.0) -> np.ndarray:
+    found = describe_path(poses, np.diag([focal, focal, 1.0])[None].repeat(len(poses), 0))
     assert found is not None
     return found
 
@@ -89,7 +89,23 @@ def test_a_path_is_described_alike_in_any_world_frame() -> None:
     absent = poses.numpy().copy()
     absent[[0, 5]] = np.nan
     assert np.array_equal(described(absent), described(np.delete(absent, [0, 5], 0)))
-    assert np.isfinite(described(poses[:1].numpy())).all() and describe_path(absent[[0, 5]]) is None
+    assert np.isfinite(described(poses[:1].numpy())).all()
+    assert describe_path(absent[[0, 5]], np.eye(3)[None].repeat(2, 0)) is None
+
+
+def test_the_intrinsics_are_described_as_well() -> None:
+    """A quantity that only the focal length tells is answered, and not where focal lengths are exchanged."""
+    poses, rng = rooms("loop")[0][0], np.random.default_rng(0)
+    focal = np.exp(rng.uniform(-1, 1, TRAINED + TESTED))
+    truths = {str(i): f"{10 * each:.1f}" for i, each in enumerate(focal)}
+    for shown, is_answered in ((focal, True), (rng.permutation(focal), False)):
+        asked = [
+            Asked(Question(id, SIZE, "How wide?", truth), described(poses, each))
+            for (id, truth), each in zip(truths.items(), shown, strict=True)
+        ]
+        tested = dict(list(truths.items())[TRAINED:])
+        found = camera_answers(asked[:TRAINED], asked[TRAINED:], SIZE, VSIBench())
+        assert (score(found["least squares"], tested) > 0.9) is is_answered
 
 
 def test_least_squares_is_the_ridge_solution_with_the_least_error_of_leaving_one_out() -> None:
@@ -200,4 +216,4 @@ def test_of_many_training_questions_some_of_all_types_are_used(tmp_path: Path, m
 
 def test_poses_are_read_as_with_the_video(tmp_path: Path) -> None:
     Drawn(tmp_path, 1, 0)
-    assert np.allclose(read_poses(tmp_path / "0.json").numpy(), rooms("loop")[0][0], atol=1e-9)
+    assert np.allclose(read_cameras_alone(tmp_path / "0.json")[0].numpy(), rooms("loop")[0][0], atol=1e-9)
