@@ -1,237 +1,43 @@
-"""The geometry cache: what its two precisions cost, and what it saves.
+"""The geometry cache: what it saves.
 
-    python -m benchmarks.geometry_cache errors
-    python -m benchmarks.geometry_cache speed --size small --frames 16 --height 476 --width 644
+    python -m benchmarks.geometry_cache --size small --frames 16 --height 476 --width 644
 
-`errors` compares, on rooms, a fused model that reads 3D tokens from a cache with the same one that works them out: the
-tokens, the cameras, and the logits of the questions' tokens. The connector is random, with outputs as large as the 2D
-tokens, as an untrained one adds nothing. The cache keeps cameras exactly; what they would be if they were found from
-the kept camera tokens is shown beside. The control has the tokens of another room. VGGT is a tiny one that first
-learns these rooms by heart, in two minutes: of random weights the cameras mean nothing.
-
-`speed` times, in turns, VGGT with random weights on noise, writing what it says, and reading that again; medians.
+Times, in turns, VGGT with random weights on noise, writing what it says, and reading that again; medians. What its
+precisions change is in docs/reference/files.md.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import tempfile
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning import Trainer
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from benchmarks.measure import timed
 from benchmarks.tables import markdown
 from benchmarks.vggt import SIZES
-from datamodules import Rooms, VideoQADataModule
-from datamodules.collate import QuestionCollate, SceneCollate
-from datamodules.dataset import SceneDataset
-from datamodules.loaded_scene import LoadedScene
-from datamodules.resize import PixelBounds
-from datamodules.wording import Wording
-from zoo import AddFusion, GeometryCache, SpatialVLM, TinyVGGT, VGGTPretraining
-from zoo.cameras.poses import invert_se3, pose_distance
-from zoo.geometry import VGGT, CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
-from zoo.requirements import DataRequirements
-from zoo.scene_encoding.stages import encode_vision
-from zoo.sequences.batch import Batch
+from zoo import GeometryCache
+from zoo.geometry import VGGT, CachedGeometry, VGGTEncoder
 
 DTYPES = ("bfloat16", "float8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    errors = commands.add_parser("errors")
-    errors.set_defaults(run=measure_errors)
-    errors.add_argument("--vggt", help="a run of geometry_tiny.yaml, in place of one that learns the rooms by heart")
-    errors.add_argument("--steps", type=int, default=160, help="of learning")
-    errors.add_argument("--rooms", default="cache/rooms", help="where the rooms are, or are to be made")
-    errors.add_argument("--scenes", type=int, default=4)
-    errors.add_argument("--frames", type=int, default=8)
-    speed = commands.add_parser("speed")
-    speed.set_defaults(run=measure_speed)
-    speed.add_argument("--size", choices=SIZES, default="small")
-    speed.add_argument("--frames", type=int, default=16)
-    speed.add_argument("--height", type=int, default=476)
-    speed.add_argument("--width", type=int, default=644)
-    speed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    speed.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of VGGT")
-    speed.add_argument("--folder", help="where entries go: the disk that is meant; a temporary folder without")
-    speed.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--height", type=int, default=476)
+    parser.add_argument("--width", type=int, default=644)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of VGGT")
+    parser.add_argument("--folder", help="where entries go: the disk that is meant; a temporary folder without")
+    parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=getattr(arguments, "folder", None)) as folder:
-        arguments.run(arguments, folder)
-
-
-# ---- errors -------------------------------------------------------------------------------------------------
-
-
-def measure_errors(arguments: argparse.Namespace, folder: str) -> None:
-    scenes = rooms(arguments)
-    vggt = arguments.vggt or learn(scenes, arguments.steps, f"{folder}/vggt")
-    with torch.no_grad():
-        show_errors(scenes, vggt, folder)
-
-
-def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
-    torch.manual_seed(0)
-    model = SpatialVLM(geometry=lambda: TinyVGGT(vggt), fusion=AddFusion).eval()
-    plain = model.geometry
-    assert isinstance(plain, VGGTEncoder) and model.fusion is not None
-    behind = {dtype: CachedGeometry(lambda: plain, GeometryCache(f"{folder}/{dtype}", dtype=dtype)) for dtype in DTYPES}
-    collate = QuestionCollate(Wording(model.backbone.preprocessor), model.sequence_builder, model.requirements)
-    batches = [collate([replace(scene, questions=scene.questions[:1])]) for scene in scenes]
-    equal_branches(model, batches[0])
-    found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (*DTYPES, "another room")}
-    for batch, other in zip(batches, batches[1:] + batches[:1], strict=True):
-        (exact,), frames = geometry_of(plain, batch), batch.scenes[0].frames
-        expected = logits_of(model, batch)
-        for name in found:
-            if name == "another room":
-                (kept,) = geometry_of(plain, other)
-                model.geometry = Says(kept)
-            else:
-                model.geometry = behind[name]
-                (kept,) = geometry_of(behind[name], batch)
-            compare(found[name], plain, kept, exact, (frames[0].shape[-2], frames[0].shape[-1]))
-            compare_logits(found[name], logits_of(model, batch), expected)
-            model.geometry = plain
-    print(f"{len(batches)} rooms, {len(scenes[0].frame_indices)} frames\n")
-    rows = list(found["float8"])
-    print(
-        markdown(
-            [{"": row} | {way: f"{summary(row, errors[row]):.3g}" for way, errors in found.items()} for row in rows]
-        )
-    )
-
-
-class Says(GeometryEncoder):
-    """Says the same of every scene."""
-
-    requires_frames = True
-
-    def __init__(self, scene: SceneGeometry) -> None:
-        super().__init__()
-        self.scene = scene
-
-    def forward(self, frames: Any, given: Any, **_: Any) -> list[SceneGeometry]:
-        return [self.scene] * len(frames)
-
-
-def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
-    source = Rooms(scenes=(2, 2, max(2, arguments.scenes)), root=arguments.rooms)
-    data = VideoQADataModule(source=source, num_frames=arguments.frames)
-    data.prepare_splits(("test",))
-    bounds = PixelBounds(min_pixels=784, max_pixels=65536, legacy_folder_resize=False)
-    scenes = data.scenes("test")[: arguments.scenes]
-    loaded = SceneDataset(
-        scenes, data.sampler, data.num_frames, bounds, requirements=DataRequirements(cameras=True, depth=True)
-    )
-    return [loaded[i] for i in range(len(scenes))]
-
-
-def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
-    """The run of a tiny VGGT that learned some scenes by heart."""
-    torch.manual_seed(0)
-    model = VGGTPretraining(TinyVGGT(heads=("camera", "depth", "point")), dense_frames=1)
-    seen = SceneCollate()(scenes)
-    trainer = Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-    )
-    trainer.fit(model, DataLoader([seen] * steps, batch_size=None), DataLoader([seen], batch_size=None))
-    return folder
-
-
-def equal_branches(model: SpatialVLM, batch: Batch) -> None:
-    """A random last layer of the connector, by which 3D tokens are as large as the 2D tokens."""
-    assert isinstance(model.fusion, AddFusion)
-    (shown,) = batch.scenes
-    last, grid = model.fusion.connector.mlp[2], shown.grid_thw
-    nn.init.normal_(last.weight, std=last.weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(0))
-    ((visual, _),) = encode_vision(model.backbone, batch)
-    (scene,) = geometry_of(model.geometry, batch)
-    assert scene is not None
-    last.weight.mul_(visual.std() / model.fusion.embed_3d(model.fusion.merged_3d(scene, grid, visual.dtype)).std())
-
-
-def geometry_of(encoder: nn.Module, batch: Batch) -> list[SceneGeometry]:
-    return encoder([scene.frames.float() / 255 for scene in batch.scenes if scene.frames is not None], [None])
-
-
-def logits_of(model: SpatialVLM, batch: Batch) -> Tensor:
-    """Those of the tokens after the video: the question's, and the answer's first."""
-    (prompt,) = batch.prompts
-    ((question,),) = prompt.passes
-    ids = torch.cat((prompt.prefix.input_ids, torch.tensor([question])), 1)
-    sequences = model.sequence_builder.build(ids, torch.ones_like(ids).bool(), batch.scenes, [[0]])
-    inputs = model.decoder_inputs(model.encode_scenes(batch), sequences)
-    last = int((ids[0] == model.backbone.placeholders.video).nonzero()[-1])
-    return model.backbone.lm_head(model.backbone.decode(inputs).last_hidden_state)[0, last + 1 :]
-
-
-def compare(
-    found: dict[str, list[float]],
-    vggt: VGGTEncoder,
-    kept: SceneGeometry,
-    exact: SceneGeometry,
-    size_hw: tuple[int, int],
-) -> None:
-    assert kept.patches is not None and exact.patches is not None
-    found["3D tokens: RMS error over RMS"].append(rms(kept.patches.float() - exact.patches) / rms(exact.patches))
-    for name, pair in {
-        "cameras as kept": (kept.world_to_camera, exact.world_to_camera),
-        "cameras from kept tokens": (cameras_of(vggt, kept, size_hw), cameras_of(vggt, exact, size_hw)),
-    }.items():
-        angle, distance = pose_distance(*(poses.double() for poses in pair if poses is not None))
-        assert exact.world_to_camera is not None
-        spread = invert_se3(exact.world_to_camera.double())[:, :3, 3].std(0).norm()
-        found[f"{name}: rotation, degrees, median"] += (angle * 180 / math.pi).tolist()
-        found[f"{name}: rotation, degrees, largest"] += (angle * 180 / math.pi).tolist()
-        found[f"{name}: center over the centers' spread, median"] += (distance / spread).tolist()
-
-
-def cameras_of(vggt: VGGTEncoder, scene: SceneGeometry, size_hw: tuple[int, int]) -> Tensor:
-    """Poses by the camera head, from the scene's camera tokens."""
-    assert scene.camera_tokens is not None and vggt.vggt.camera_head is not None
-    return pose_encoding_to_cameras(vggt.vggt.camera_head(scene.camera_tokens.float()[None])[-1], size_hw)[0][0]
-
-
-def compare_logits(found: dict[str, list[float]], kept: Tensor, exact: Tensor) -> None:
-    found["logits: RMS error over standard deviation"].append(rms(kept - exact) / float(exact.std()))
-    found["logits: KL divergence, nats, mean"] += (
-        F.kl_div(kept.log_softmax(-1), exact.log_softmax(-1), log_target=True, reduction="none").sum(-1).tolist()
-    )
-    found["logits: most likely token another, share"] += (kept.argmax(-1) != exact.argmax(-1)).float().tolist()
-
-
-def rms(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
-
-
-def summary(row: str, values: list[float]) -> float:
-    if "largest" in row:
-        return max(values)
-    return statistics.median(values) if "median" in row else statistics.fmean(values)
-
-
-# ---- speed --------------------------------------------------------------------------------------------------
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        measure_speed(arguments, folder)
 
 
 @torch.no_grad()

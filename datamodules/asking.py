@@ -36,7 +36,7 @@ READ_FROM_RUN = (
     *("pixels", "image_pixels", "still_resize"),
 )
 STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
-# how released models read videos, where no run says so: as their groups evaluate them
+# as what released models see frames, where no run says so: as in their training; all else is a protocol's
 RELEASED_AS: dict[str, dict[str, Any]] = {
     "PretrainedVGLLM": STILLS,
     "PretrainedSpatialStackQwen25": STILLS,

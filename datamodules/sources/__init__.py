@@ -10,6 +10,7 @@ from datamodules.sources.rooms import RealRooms, Rooms
 from datamodules.sources.rooms.panels import (
     PanelDistance,
     PanelIntrinsics,
+    PanelKnownSize,
     PanelOrder,
     PanelPairs,
     PanelParallax,

@@ -11,6 +11,7 @@ import pytest
 from datamodules import (
     PanelDistance,
     PanelIntrinsics,
+    PanelKnownSize,
     PanelOrder,
     PanelPairs,
     PanelParallax,
@@ -31,7 +32,10 @@ from zoo.benchmarks import PanelBench
 from zoo.errors import InputError
 
 FRAMES = 16
-TASKS = (PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelIntrinsics, PanelOrder, PanelParallax)
+TASKS = (
+    *(PanelDistance, PanelTranslation, PanelPairs, PanelRotation),
+    *(PanelIntrinsics, PanelOrder, PanelParallax, PanelKnownSize),
+)
 
 
 class OwnBench(PanelBench):
@@ -232,6 +236,16 @@ def test_the_rays_of_two_stations_meet_on_the_wall_and_a_single_one_tells_nothin
             sizes.append([(ids[n] == 0).sum() for n in whole])
         assert (paths[0] == paths[1]).all()  # the path says nothing
         assert max(sizes[0]) == pytest.approx(max(sizes[1]), rel=0.5)  # nor does the size in an image
+
+
+def test_a_panel_of_known_size_looks_smaller_the_farther_it_is() -> None:
+    for seed in range(3):
+        shares = []
+        for answer in (0, 6, 11):
+            scene, K_px = draw_with(PanelKnownSize(), answer, seed)
+            ids = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 112, 112).ids
+            shares.append((ids == 0).mean((1, 2)).max() * parallax.DISTANCES_M[answer] ** 2)  # constant by area
+        assert max(shares) < 1.35 * min(shares)
 
 
 def test_a_task_of_the_users_with_its_own_question_type(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ class PanelParallax(PanelTask):
         depth = BEHIND_M + distance
         room = plain_room(np.array([HALL_M, 2 * depth, HALL_M]), rng, distance)
         aside, above = distance * ASIDE * rng.uniform(-1, 1, 2)
-        width, height = distance * rng.uniform(*SIZE, 2)
+        width, height = self.draw_size(distance, rng)
         panel = hang("red", np.array([aside, THICKNESS_M / 2 - depth, eye + above]), 2, width, height)
         return PanelScene(replace(room, things=(panel,)), camera_from_room, QUESTION, f"{distance:.1f}")
+
+    def draw_size(self, distance: float, rng: np.random.Generator) -> Float64[np.ndarray, " sides"]:
+        """Draw width and height of the panel in meters."""
+        return distance * rng.uniform(*SIZE, 2)

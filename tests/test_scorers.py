@@ -1,4 +1,4 @@
-"""benchmarks/scorers.py: its table in benchmarks/README.md."""
+"""docs/scorers.py: its table in docs/concepts/other_code.md."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scorers import in_words, table
+from docs.scorers import DOCUMENT, in_words, table
 from zoo.benchmarks.scorers import read_any_number
-
-README = Path(__file__).parents[2] / "benchmarks/README.md"
 
 
 def test_every_number_in_words_is_read_back() -> None:
@@ -23,4 +21,4 @@ def test_every_number_in_words_is_read_back() -> None:
 def test_the_table_of_the_document() -> None:
     file = Path(os.environ["ZOO_REALDATA"]) / "vsibench/test.jsonl"
     made = table([json.loads(line) for line in file.read_text().splitlines()])
-    assert len(made.splitlines()) == 9 and made in README.read_text()
+    assert len(made.splitlines()) == 9 and made in DOCUMENT.read_text()

@@ -1,6 +1,6 @@
-"""What each scorer of VSI-Bench makes of an answer's form: right answers to its questions, written in seven ways.
+"""The table of docs/concepts/other_code.md: right answers to VSI-Bench, written in seven ways, by each scorer.
 
-python -m benchmarks.scorers --vsibench data/vsibench/test.jsonl
+python -m docs.scorers --vsibench data/vsibench/test.jsonl     # updates the document
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import markdown
+from benchmarks.tables import filled, markdown
 from callbacks.scoring import Tally, tally
 from callbacks.table import SAME
 from zoo.benchmarks import VSIBench
 from zoo.benchmarks.scorers import ONES, TENS
 
+DOCUMENT, SECTION = Path(__file__).parent / "concepts/other_code.md", "table: scorers"
 BENCHMARK = VSIBench()
 Answer = Callable[[str, str], str]  # of the ground truth and the text of the right option
 CHOICES: tuple[Answer, ...] = (
@@ -45,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vsibench", type=Path, required=True)
     rows = [json.loads(line) for line in parser.parse_args().vsibench.read_text(encoding="utf-8").splitlines()]
-    print(table(rows))
+    DOCUMENT.write_text(filled(DOCUMENT, {SECTION: table(rows)}), encoding="utf-8")
 
 
 def table(rows: list[Mapping[str, Any]]) -> str:
