@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
-from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault
+from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.generation.answers import answer_prompts, check_penalty, eval_mode
 from zoo.generation.sampling import Sampling, greedy
 from zoo.model import SpatialVLM
@@ -29,10 +29,10 @@ from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
+from zoo.tasks.initial_weights import start_from
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
-from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.deferred import load_deferred
-from zoo.weights.frozen import FROZEN, check_frozen, frozen_weights
+from zoo.weights.frozen import frozen_weights
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 2  # at answering the questions of a scene
@@ -63,8 +63,8 @@ class VideoQATask(Task):
         allow_untrained: Answer questions even with random weights.
         algorithm: How it learns from a batch; null is `SupervisedFineTuning`, another one is `GRPO`.
         teacher: A geometry encoder that objectives learn from in training, such as `Distillation`.
-        initial_weights: A checkpoint of a run of the same model, from whose weights a new training starts. `fit
-            --ckpt_path` of a run with another algorithm sets it.
+        initial_weights: A checkpoint from whose weights a new training starts, of a run of this model or of one that
+            lacks some of its parts. `fit --ckpt_path` of a run with another algorithm sets it.
         parts: See `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
             with `FSDP2Strategy` into the shards of each process.
     """
@@ -288,10 +288,7 @@ class VideoQATask(Task):
             return
         self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
         if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
-            checkpoint = read_checkpoint(self.initial_weights)
-            check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, self.initial_weights)
-            with add_file_to_errors(self.initial_weights):
-                self.trainer.strategy.load_model_state_dict(checkpoint)
+            start_from(self, self.initial_weights)
         self.algorithm.begin(self)
 
     def setup(self, stage: str) -> None:

@@ -18,7 +18,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def shard_like(tensor: Tensor, target: Tensor) -> Tensor:
     """Return the part of a whole tensor that this process holds of `target`; no process communicates."""
-    if not isinstance(target, DTensor):
+    if not isinstance(target, DTensor) or isinstance(tensor, DTensor):
         return tensor
     on_device = tensor.to(target.device).reshape(target.shape)
     return distribute_tensor(on_device, target.device_mesh, target.placements, src_data_rank=None)
