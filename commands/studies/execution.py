@@ -83,19 +83,21 @@ def _collect(training: Training, results: Results) -> str:
 
 
 def required(study: Study, runs: Sequence[Run], launch: Launch) -> list[Requirement]:
-    """Return the commands that make what trainings require and is not made yet."""
+    """Return the commands that make what trainings require and is not made yet; they share the cores."""
     files = dict.fromkeys(file for run in runs for file in run.requires)
     jobs = [
         Requirement(file, study.requires[file], study.folder / f"requires-{folder_name(file)}.txt", launch)
         for file in files
     ]
-    return [job for job in jobs if not job.is_made()]
+    missing = [job for job in jobs if not job.is_made()]
+    at_once = max(1, min(launch.at_once, len(missing)))
+    return [replace(job, launch=launch._replace(at_once=at_once)) for job in missing]
 
 
 def execute_required(study: Study, jobs: Sequence[J], executor: Executor) -> Iterator[tuple[J, str | None]]:
     """Make the files that trainings require, then run them; yield each, with the reason if it fails, as it ends."""
     absent = {}
-    launch = Launch(1, jobs[0].launch.words) if jobs else Launch()
+    launch = jobs[0].launch if jobs else Launch()
     for requirement, failure in executor.execute(required(study, [job.run for job in jobs], launch)):
         print(f"{requirement.file}: {failure or 'made'}", flush=True)
         if failure:

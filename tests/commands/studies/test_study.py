@@ -17,6 +17,9 @@ import pytest
 from commands.planning.training import Setup, Training
 from commands.reports.loaded_runs import load_runs
 from commands.studies import processes
+from commands.studies.execution import required
+from commands.studies.processes import Launch
+from commands.studies.reading import read_study
 from commands.study import study
 from tests.commands.studies.faked import STUDY, FakeMain, write_study
 from tests.commands.test_plan import COST
@@ -315,6 +318,16 @@ def test_the_file_of_an_unfinished_command_is_not_taken(
     study([str(study_file), *ROW, "--output", "apart"])
     made, *others = main_py.calls
     assert made.startswith("fit vggt") and others == OF_ROW * 2  # made once for both studies
+
+
+@pytest.mark.parametrize(("files", "shared_by"), [(["a", "b"], 2), (["a"], 1)])
+def test_commands_of_required_files_share_the_cores(files: list[str], shared_by: int, study_file: Path) -> None:
+    """Side by side with all cores each, two trainings take ten times as long."""
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": files}}
+    write_study(study_file, settings=settings, requires={file: "fit" for file in files})
+    plan = read_study(study_file)
+    jobs = required(plan, plan.runs(plan.settings, plan.columns, plan.seeds), Launch(2))
+    assert [job.launch.at_once for job in jobs] == [shared_by] * len(files)
 
 
 def test_a_dry_run_lists_what_is_required_and_a_file_of_ones_own_is_taken(
