@@ -176,3 +176,11 @@ def test_statistics_leave_out_answers_without_a_reward() -> None:
     assert statistics["reward"] == pytest.approx(1.125) and statistics["reward/AnswerScore"] == pytest.approx(0.75)
     assert statistics["reward_deviation"] == pytest.approx(1.5 / 2**0.5 / 2)
     assert statistics["groups_without_signal"] == pytest.approx(2 / 3)
+
+
+def test_a_group_with_an_answer_without_a_reward_has_a_signal() -> None:
+    rewards, found = RewardSum([AnswerScore()]), torch.tensor([[1.0], [0.0], [torch.nan]])
+    statistics = rewards.statistics(found, 3)
+    assert statistics["groups_without_signal"] == 0 and statistics["reward_deviation"] == pytest.approx(0.5**0.5)
+    advantages = group_advantages(found, 3, weights=rewards.weights)
+    assert advantages[0] == -advantages[1] != 0 and advantages[2] == 0  # it trains on them

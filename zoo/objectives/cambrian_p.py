@@ -100,7 +100,7 @@ def camera_loss(
     """
     check_choice("kind", kind, PoseLoss)
     check_choice("rescale", rescale, Rescaled)
-    target, centers = (each.to(predictions) for each in _first_view_encoding(world_to_camera, K_px, image_size_hw))
+    target = _first_view_encoding(world_to_camera, K_px, image_size_hw).to(predictions)
     known = torch.ones_like(target[..., 0], dtype=torch.bool) if valid is None else valid
     decay = [ITERATION_DECAY**power for power in reversed(range(len(predictions)))]
     sums = predictions.new_zeros(3)
@@ -119,23 +119,28 @@ def camera_loss(
         sums = sums + factor * torch.stack([_mean(part, known) for part in parts])
     translation, rotation, focal = sums / len(predictions)
     if balance:
-        steps = (centers[:, 1:] - centers[:, :-1]).norm(dim=-1).sum(1)
-        translation = translation / steps.clamp(min=MIN_PATH).mean()
+        translation = translation / mean_path(world_to_camera)
     total = weights[0] * translation + weights[1] * rotation + weights[2] * focal
     return {"translation": translation, "rotation": rotation, "focal": focal, "total": total}
 
 
-def _first_view_encoding(
-    world_to_camera: Tensor, K_px: Tensor, image_size_hw: Sequence[int]
-) -> tuple[Float[Tensor, "B S 9"], Float[Tensor, "B S 3"]]:
-    """Encode cameras in the frame of the first view of each scene, and return their centers as well."""
+def mean_path(world_to_camera: Float[Tensor, "B S _ 4"]) -> Float[Tensor, ""]:
+    """Return the mean length of the camera paths of scenes, of which none counts as shorter than `MIN_PATH`."""
+    centers = invert_se3(_relative_to_first(world_to_camera))[..., :3, 3]
+    return (centers[:, 1:] - centers[:, :-1]).norm(dim=-1).sum(1).clamp(min=MIN_PATH).mean()
+
+
+def _relative_to_first(world_to_camera: Tensor) -> Float[Tensor, "B S 4 4"]:
     poses = to_float32(world_to_camera)
     if poses.shape[-2] == 3:
         poses = torch.cat((poses, poses.new_tensor((0.0, 0.0, 0.0, 1.0)).expand(*poses.shape[:-2], 1, 4)), -2)
-    relative = poses @ invert_se3(poses[:, :1])
+    return poses @ invert_se3(poses[:, :1])
+
+
+def _first_view_encoding(world_to_camera: Tensor, K_px: Tensor, image_size_hw: Sequence[int]) -> Float[Tensor, "B S 9"]:
+    """Encode cameras in the frame of the first view of each scene."""
     height, width = image_size_hw
-    encoding = cameras_to_pose_encoding(relative, K_px, (height, width))
-    return encoding, invert_se3(relative)[..., :3, 3]
+    return cameras_to_pose_encoding(_relative_to_first(world_to_camera), K_px, (height, width))
 
 
 @torch.no_grad()

@@ -68,16 +68,16 @@ def group_advantages(
     is_scorable = ~rewards.isnan().all(1)
     if aggregation == "normalize_then_sum":
         groups = rewards.unflatten(0, (-1, num_generations))
-        each = ((groups - _mean(groups, 1)) / (_deviation(groups, 1) + MIN_DEVIATION)).flatten(0, 1)
+        each = ((groups - _mean(groups, 1)) / (deviation(groups, 1) + MIN_DEVIATION)).flatten(0, 1)
         summed = torch.where(is_scorable, (each * weights).nansum(1), torch.nan)
-        advantages = (summed - _mean(summed, 0)) / (_deviation(summed, 0) + MIN_DEVIATION)
+        advantages = (summed - _mean(summed, 0)) / (deviation(summed, 0) + MIN_DEVIATION)
     else:
         summed = torch.where(is_scorable, (rewards * weights).nansum(1), torch.nan)
         groups = summed.unflatten(0, (-1, num_generations))
         centered = groups - _mean(groups, 1)
         if scale != "none":
-            deviation = _deviation(groups, 1) if scale == "group" else _deviation(summed, 0)
-            centered = centered / (deviation + MIN_DEVIATION)
+            spread = deviation(groups, 1) if scale == "group" else deviation(summed, 0)
+            centered = centered / (spread + MIN_DEVIATION)
         advantages = centered.flatten()
     return advantages.nan_to_num(0.0)
 
@@ -86,8 +86,8 @@ def _mean(values: Tensor, axis: int) -> Tensor:
     return values.nanmean(axis, keepdim=True)
 
 
-def _deviation(values: Tensor, axis: int) -> Tensor:
-    """Standard deviation of the values that are not NaN, with n - 1 in the denominator; 0 for a single one."""
+def deviation(values: Tensor, axis: int) -> Tensor:
+    """Return the standard deviation (n - 1 in the denominator) of the values that are not NaN; 0 of a single one."""
     count = (~values.isnan()).sum(axis, keepdim=True)
     squares = (values - _mean(values, axis)).square().nansum(axis, keepdim=True)
     return (squares / (count - 1).clamp(min=1)).sqrt()

@@ -13,7 +13,7 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError, check_choice
 from zoo.geometry.vggt.pose_encoding import pose_encoding_to_cameras
 from zoo.objectives.base import Objective
-from zoo.objectives.cambrian_p import PoseHead, PoseLoss, Rescaled, camera_loss
+from zoo.objectives.cambrian_p import PoseHead, PoseLoss, Rescaled, camera_loss, mean_path
 from zoo.objectives.decoded import Decoded
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
@@ -35,7 +35,7 @@ class PosePrediction(Objective):
         focal_weight: Of the fields of view.
         align_scale: Compare translations up to the scale that fits best: for data without metric scale.
         rescale: What is rescaled then.
-        balance: Divide the translation by the length of the path.
+        balance: Divide the translation by the mean length of the paths of a batch.
         dim: Width of the head, a multiple of 16.
         trunk_depth: Blocks of the head.
         causal: Mask later views in the head.
@@ -80,7 +80,11 @@ class PosePrediction(Objective):
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """See `Objective`."""
         terms: dict[str, list[tuple[EncodedScene, Tensor, Tensor]]] = {"translation": [], "rotation": [], "focal": []}
-        for scene, predicted, poses, K, known in self._pairs(decoded):
+        pairs = list(self._pairs(decoded))
+        weights: list[float | Tensor] = list(self.weights)
+        if self.balance and pairs:  # by the mean over the batch: a scene of a long path then counts for more
+            weights[0] /= torch.stack([mean_path(poses[None]) for _, _, poses, _, _ in pairs]).mean()
+        for scene, predicted, poses, K, known in pairs:
             aligned = torch.tensor([self.align_scale]).to(poses.device, non_blocking=True)
             rows: list[Sequence[Tensor]] = []
             for row in range(predicted.shape[1]):
@@ -93,9 +97,8 @@ class PosePrediction(Objective):
                     valid=known[None],
                     align_scale=aligned,
                     rescale=self.rescale,
-                    balance=self.balance,
                 )
-                rows.append([factor * found[name] for name, factor in zip(terms, self.weights, strict=True)])
+                rows.append([factor * found[name] for name, factor in zip(terms, weights, strict=True)])
             for own, values in zip(terms.values(), zip(*rows, strict=True), strict=True):
                 own.append((scene, torch.stack(values)[:, None], known.any()[None]))
         return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}

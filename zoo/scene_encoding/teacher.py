@@ -106,8 +106,8 @@ class Teacher(Configurable):
         )
 
     @torch.no_grad()
-    def __call__(self, scenes: Sequence[SceneInputs], patch_size: int) -> list[TeacherTargets]:
-        """Compute the targets of scenes.
+    def __call__(self, scenes: Sequence[SceneInputs], patch_size: int) -> list[TeacherTargets | None]:
+        """Compute the targets of scenes; see `shuffled` for None.
 
         Args:
             scenes: With frames, on the device of the model.
@@ -132,7 +132,7 @@ class Teacher(Configurable):
         with full_precision(self._device):
             found = encoder(frames, given, tokens=bool(encoder.width), cameras=True)
             targets = [self._targets(*each) for each in zip(found, frames, given, strict=True)]
-        return _exchanged(targets) if self.shuffled else targets
+        return _exchanged(targets) if self.shuffled else list(targets)
 
     def _targets(self, found: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> TeacherTargets:
         tokens: tuple[Tensor, ...] = ()
@@ -154,24 +154,35 @@ class Teacher(Configurable):
         return TeacherTargets(tokens, pose_enc, has_camera, found.depth, None if scale is None else scale.to(frames))
 
 
-def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets]:
-    """Give each scene the targets of the next one, if shapes are equal; or those of its views in another order."""
-    shapes = {tuple(tensor.shape for tensor in _tensors(each)) for each in targets}
-    if len(targets) > 1 and len(shapes) == 1:
-        return targets[1:] + targets[:1]
+def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets | None]:
+    """Give each scene the targets of the next one.
+
+    Where shapes differ, or there is no other scene, it has those of its own views in another order, and the next one's
+    scale. None of a single view: nothing that it could be given says nothing of it.
+    """
+    others = targets[1:] + targets[:1]
+    if len(targets) > 1 and len({tuple(tensor.shape for tensor in _tensors(each)) for each in targets}) == 1:
+        return list(others)
+    return [
+        _rolled(own)._replace(meters_per_unit=None if other is own else other.meters_per_unit)
+        if all(len(each) > 1 for each in _tensors(own) if each.ndim)
+        else None
+        for own, other in zip(targets, others, strict=True)
+    ]
+
+
+def _rolled(targets: TeacherTargets) -> TeacherTargets:
+    """Return the targets with each view's at another one."""
 
     def rolled(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.roll(len(value) // 2, 0)
 
-    return [
-        each._replace(
-            tokens=tuple(layer.roll(len(layer) // 2, 0) for layer in each.tokens),
-            pose_enc=rolled(each.pose_enc),
-            has_camera=rolled(each.has_camera),
-            depth=rolled(each.depth),
-        )
-        for each in targets
-    ]
+    return targets._replace(
+        tokens=tuple(layer.roll(len(layer) // 2, 0) for layer in targets.tokens),
+        pose_enc=rolled(targets.pose_enc),
+        has_camera=rolled(targets.has_camera),
+        depth=rolled(targets.depth),
+    )
 
 
 def _tensors(targets: TeacherTargets) -> list[Tensor]:

@@ -56,7 +56,7 @@ class PlannedTeacher:
         if self.is_cached:
             with _disable_current_modes():
                 found = self._teacher(scenes, patch_size)
-            found = [_read(each) for each in found]
+            found = [None if each is None else _read(each) for each in found]
         else:
             found = self._teacher(scenes, patch_size)
         for scene, targets in zip(scenes, found, strict=True):

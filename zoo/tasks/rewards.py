@@ -14,6 +14,7 @@ from torch import Tensor
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.objectives.grpo import deviation
 from zoo.sequences.batch import Record
 
 
@@ -163,12 +164,13 @@ class RewardSum:
         Answers without a reward count in no mean.
         """
         total = self.total(rewards)
-        deviation = total.unflatten(0, (-1, num_generations)).std(1)
+        groups = total.unflatten(0, (-1, num_generations))
+        spread = torch.where(groups.isnan().all(1), torch.nan, deviation(groups, 1)[:, 0])
         names = [f"reward/{type(reward).__name__}" for reward in self.rewards]
         means = zip(names, rewards.nanmean(0).tolist(), strict=True)
         return {
             "reward": float(total.nanmean()),
-            "reward_deviation": float(deviation.nanmean().nan_to_num(0.0)),
-            "groups_without_signal": float((~(deviation > 0)).float().mean()),
+            "reward_deviation": float(spread.nanmean().nan_to_num(0.0)),
+            "groups_without_signal": float((~(spread > 0)).float().mean()),
             **{name: mean for name, mean in means if not math.isnan(mean)},
         }

@@ -10,7 +10,7 @@ import torch
 from tests.zoo.asking import QUESTIONS, RATES, batch, scene
 from zoo import InputError, PosePrediction, TinyQwen25VL, VideoQATask
 from zoo.objectives import Decoded, decode
-from zoo.objectives.cambrian_p import camera_loss
+from zoo.objectives.cambrian_p import camera_loss, mean_path
 
 
 def task(**options: Any) -> VideoQATask:
@@ -49,6 +49,22 @@ def test_its_loss_is_cambrian_ps_on_the_cameras_of_the_views() -> None:
     assert all(p.grad is not None and p.grad.any() for p in objective.parameters())
     assert objective.token.shape == (2, 64) and not torch.equal(*objective.token.grad)
     assert {"rotation_deg", "center", "unlearned/center"} <= objective.errors(read).keys()
+
+
+def test_balanced_translations_are_divided_by_the_mean_path_of_the_batch() -> None:
+    """Not each by its own path, which would make a scene of any length count alike."""
+    short, long = scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[:1])
+    assert long.geometry is not None
+    long.geometry = long.geometry.scaled(9.0)
+    poses = torch.stack([each.geometry.world_to_camera[::2] for each in (short, long)])  # type: ignore[union-attr]
+    terms = {}
+    for balance in (False, True):
+        made = task(balance=balance)
+        objective: Any = made.model.objectives["PosePrediction"]
+        terms[balance] = {name: value.item() for name, value in objective(decoded(made, short, long)).items()}
+    assert terms[True]["translation"] == pytest.approx(terms[False]["translation"] / mean_path(poses).item())
+    assert mean_path(poses) > 2 * mean_path(poses[:1])
+    assert terms[True]["rotation"] == terms[False]["rotation"]
 
 
 def test_views_without_a_camera_and_the_scale_of_a_scene() -> None:

@@ -111,6 +111,12 @@ def test_targets_are_of_the_first_frame_of_each_patch() -> None:
     found = Teacher(DatasetGeometry, shuffled=True)([first, shorter], 16)
     torch.testing.assert_close(found[1].depth, second.teacher.depth[:2].flip(0))
     torch.testing.assert_close(found[0].depth, first.teacher.depth.roll(1, 0))
+    # nothing of its own: neither its scale nor, of a single view, anything
+    assert found[0].meters_per_unit is not None and (alone := Teacher(DatasetGeometry, shuffled=True)([first], 16)[0])
+    torch.testing.assert_close(alone.depth, first.teacher.depth.roll(1, 0))
+    assert alone.meters_per_unit is None
+    shorter.frames, shorter.geometry = shorter.frames[:2], shorter.geometry[:2]
+    assert Teacher(DatasetGeometry, shuffled=True)([first, shorter], 16)[1] is None
 
 
 def test_the_scale_is_that_of_the_datasets_cameras() -> None:
