@@ -47,7 +47,7 @@ def differing_parts(
     for name in dict.fromkeys((*one, *other)):
         if is_set(name, fixed):
             continue
-        settings = {"first": one.get(name, base.get(name)), "second": other.get(name, base.get(name))}
+        settings = {key: filled(own, name, base.get(name)) for key, own in (("first", one), ("second", other))}
         if name == UNSTATED or is_one_of(name, CHANGES_NO_ANSWER) or is_same(*settings.values()):
             continue
         if name.startswith("model.") and not is_one_of(name, CHANGES_NO_WEIGHT):
@@ -64,6 +64,16 @@ def is_set(name: str, words: Sequence[str]) -> bool:
     """Return whether words of a command line set a part, or an option of it."""
     options = (word.removeprefix("--").partition("=")[0] for word in words if word.startswith("--"))
     return any(f"{option}.".startswith(f"{name}.") for option in options)
+
+
+def filled(settings: Mapping[str, Any], name: str, base: Any) -> Any:
+    """Return a setting with what it leaves out as in the base: itself, or options of a part of the same class."""
+    if name not in settings or not (isinstance(settings[name], Mapping) and isinstance(base, Mapping)):
+        return settings.get(name, base)
+    own = settings[name]
+    if "class_path" in own and not is_same_class(own["class_path"], base.get("class_path")):
+        return own
+    return {option: filled(own, option, base.get(option)) for option in dict.fromkeys((*base, *own))}
 
 
 def is_same(one: Any, other: Any) -> bool:

@@ -57,6 +57,20 @@ def test_what_can_not_be_switched_is_refused(changes: dict[str, Any], error: str
         differing_parts({}, changes, run)
 
 
+def test_what_one_of_them_leaves_out_of_a_part_is_the_runs() -> None:
+    def of(**options: Any) -> dict[str, Any]:
+        sampler = {"class_path": "UniformSampler", **({"init_args": options} if options else {})}
+        return {"data": {"init_args": {"sampler": sampler, "prompt_prefix": None}}}
+
+    run = deepcopy(of(rule="a", seed=1))
+    run["data"]["init_args"]["prompt_prefix"] = "Look."
+    found = differing_parts(of(), of(rule="b"), run)["data.sampler"]
+    assert [each["init_args"] for each in found.values()] == [{"rule": "a", "seed": 1}, {"rule": "b", "seed": 1}]
+    with pytest.raises(InputError, match="differ in nothing"):
+        differing_parts(of(), of(rule="a"), run)
+    assert [*differing_parts(of(), {}, run)] == ["data.prompt_prefix"]  # a null is a setting
+
+
 def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -144,7 +144,7 @@ def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> N
             logits = asking.logits_of(task, asking.inputs_of(task, asked))
         ends = torch.tensor([len(ids) - 1 for ids in asking.prompts_of(asked)])
         torch.testing.assert_close(torch.cat(firsts), logits[torch.arange(len(ends)), ends], rtol=0, atol=1e-5)
-        reversed_states = lambda states: join_states(states[::-1])  # noqa: E731 - the control
+        reversed_states = lambda cache, states: join_states(cache, states[::-1])  # noqa: E731 - the control
         patch.setattr("zoo.generation.prefix_cache.join_states", reversed_states)
         assert ([reply.ids for reply in asking.replies(task, asked)] == expected) == (at_once == 1)
 

@@ -6,7 +6,6 @@ Qwen3.5-4B and 48 MiB in all, whatever the length of the video. A layer writes i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,12 +27,14 @@ def write_states(cache: Any, states: States) -> None:
         layer.conv_states[0], layer.recurrent_states[0] = inputs.clone(), state.clone()
 
 
-def join_states(states: Sequence[States]) -> States:
-    """Return the states of several questions as rows."""
-    return [
-        (torch.cat([inputs for inputs, _ in layer]), torch.cat([state for _, state in layer]))
-        for layer in zip(*states, strict=True)
-    ]
+def join_states(cache: Any, states: list[States]) -> None:
+    """Let the layers go on from the states of several questions as rows, which are taken out of the lists.
+
+    So memory holds them once, and one layer twice.
+    """
+    for layer in _layers(cache):
+        inputs, state = zip(*(question.pop(0) for question in states), strict=True)
+        layer.conv_states[0], layer.recurrent_states[0] = torch.cat(inputs), torch.cat(state)
 
 
 def keep_rows(cache: Any, rows: Int[Tensor, " rows"]) -> None:

@@ -180,7 +180,7 @@ class CachedPrefix:
             write_states(self.cache, self.states)
             hidden.append(self._read(question, mask))
             states.append(read_states(self.cache))
-        write_states(self.cache, join_states(states))
+        join_states(self.cache, states)
         return torch.cat(hidden)
 
     def _read(self, tokens: Int[Tensor, "3 T"], mask: Callable[..., Any] | None) -> Float[Tensor, "T D"]:
