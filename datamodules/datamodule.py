@@ -61,7 +61,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         frame_pairing: Which two frames are merged into one token; null merges consecutive ones.
         train_frame_pairing: The same for training, such as `Duplicate`, as GeoVR trains; null is `frame_pairing`.
         frames_as: Show the frames of a video as a `video`, in which two are merged into a token; each as an `image` of
-            its own, with one camera; or as a `labeled_image`, after its number ("Frame-1: "). Images have no pairing.
+            its own, with one camera; or as a `labeled_image`, after its number from 1 ("Frame-1: ") and before a line
+            break, or an `indexed_image`, after its number from 0, as VG-LLM asks ScanRefer. Images have no pairing.
         system_prompt: Text of a system turn before the user's; null is that of the chat template, if it has one
             (Qwen2.5-VL's says "You are a helpful assistant.").
         prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts

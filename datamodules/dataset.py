@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from datamodules.augmentations import Augmentation
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.frame_cache import FrameCache
-from datamodules.loaded_scene import FramesAs, LoadedScene
+from datamodules.loaded_scene import LABELS, FramesAs, LoadedScene
 from datamodules.open_scene import OpenScene
 from datamodules.order import TrainingItem
 from datamodules.resize import PixelBounds, bounds_of_images, resize_frames
@@ -194,7 +194,7 @@ class SceneDataset(Dataset):
         if scene.images or self.frames_as != "video":
             is_folder = False
             loaded.num_images = len(frames) // TEMPORAL_PATCH_SIZE
-            loaded.has_labels = self.frames_as == "labeled_image" and not scene.images
+            loaded.labels = None if scene.images else LABELS.get(self.frames_as)
             bounds = bounds_of_images(self.image_bounds, self.requirements.image_pixels)
         else:
             times_s = [opened.times_s[i] for i in frames]

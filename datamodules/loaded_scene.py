@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -12,7 +12,26 @@ from datamodules.scenes import Question, Scene, num_answers
 from zoo.cameras import SceneGeometry
 from zoo.sequences.sequence_layout import MediaKind
 
-FramesAs = Literal["video", "image", "labeled_image"]
+FramesAs = Literal["video", "image", "labeled_image", "indexed_image"]
+
+
+class FrameLabels(NamedTuple):
+    """Text around each frame that is shown as an image.
+
+    Attributes:
+        first: Number of the first frame.
+        end: What follows an image.
+    """
+
+    first: int
+    end: str
+
+    def before(self, number: int) -> str:
+        """Return what stands before the image of this number, from 0."""
+        return f"Frame-{self.first + number}: "
+
+
+LABELS = {"labeled_image": FrameLabels(1, "\n"), "indexed_image": FrameLabels(0, "")}  # the latter is VG-LLM's
 
 
 @dataclass
@@ -34,7 +53,7 @@ class LoadedScene:
         is_supervised: Whether its answers are learned from.
         geometry_override: See `SceneInputs`, as for `has_true_cameras`.
         num_images: Still images that the frames show, two frames each; 0 for a video.
-        has_labels: Whether each image has its number as a label.
+        labels: Of the images, if they have some.
     """
 
     scene: Scene
@@ -49,7 +68,7 @@ class LoadedScene:
     geometry_override: LoadedScene | Literal["nothing"] | None = None
     frame_times: tuple[float, ...] | None = None
     num_images: int = 0
-    has_labels: bool = False
+    labels: FrameLabels | None = None
     has_true_cameras: bool = True
     draw: int = 0
     question_types: tuple[str, ...] = ()

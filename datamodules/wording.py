@@ -68,11 +68,13 @@ def media_of(scene: LoadedScene) -> Sequence[Content]:
         return VIDEO
     if scene.scene.images:
         return [[image] for image in images]
-    if not scene.has_labels:
+    if scene.labels is None:
         return [images]
-    labels = ({"type": "text", "text": f"Frame-{number}: "} for number in range(1, len(images) + 1))
-    end = {"type": "text", "text": "\n"}
-    return [[each for label, image in zip(labels, images, strict=True) for each in (label, image, end)]]
+    shown: Content = []
+    for number, image in enumerate(images):
+        shown += [{"type": "text", "text": scene.labels.before(number)}, image]
+        shown += [{"type": "text", "text": scene.labels.end}] if scene.labels.end else []
+    return [shown]
 
 
 def user_text(question: Question, benchmark: Benchmark | None = None) -> str:

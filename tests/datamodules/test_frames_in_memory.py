@@ -70,7 +70,7 @@ def test_frames_in_memory_and_in_a_folder(
     found = load_frames(model, data, frames, TIMES_S, as_images=False, geometry=geometry)
     assert stored.error is None and stored.geometry is not None and found.geometry is not None
     assert stored.frames is not None and found.frames is not None and torch.equal(stored.frames, found.frames)
-    for name in ("frame_indices", "seconds_per_grid", "frame_times", "num_images", "has_labels", "has_true_cameras"):
+    for name in ("frame_indices", "seconds_per_grid", "frame_times", "num_images", "labels", "has_true_cameras"):
         assert getattr(stored, name) == getattr(found, name)
     assert stored.geometry.present().keys() == found.geometry.present().keys() >= {"world_to_camera", "depth"}
     for name, value in stored.geometry.present().items():
@@ -85,4 +85,4 @@ def test_still_images_in_memory_have_no_labels() -> None:
     data = VideoQADataModule(frames_as="labeled_image", pixels=PIXELS)
     model: Any = SimpleNamespace(requirements=DataRequirements())
     loaded = load_frames(model, data, torch.zeros(3, 3, 56, 84, dtype=torch.uint8), None, as_images=True)
-    assert (loaded.num_images, loaded.has_labels, loaded.frame_indices) == (3, False, (0, 0, 1, 1, 2, 2))
+    assert (loaded.num_images, loaded.labels, loaded.frame_indices) == (3, None, (0, 0, 1, 1, 2, 2))

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from datamodules import FrameCache, RandomFocalLength, VideoQADataModule
 from datamodules.asking import batch_of_questions
-from datamodules.scenes import Question, RawQuestion
+from datamodules.loaded_scene import LABELS, LoadedScene
+from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.still_resize import FixedWidthStills, OriginalStills, compressed
-from datamodules.wording import Wording
+from datamodules.wording import Wording, media_of
 from tests.golden.synth import synth_video
 from tests.zoo.fused_golden import MEAN_STD, load_case
 from tests.zoo.released import GOLDEN
@@ -150,13 +151,14 @@ def test_training_texts_are_the_published_ones(model: str, preprocessor: Any) ->
         assert supervised == "".join(row["supervised_parts"])
 
 
-@pytest.mark.parametrize("case", ["images3_480x640", "video_97x131_of_10_frames"])
+@pytest.mark.parametrize("case", ["images3_480x640", "video_97x131_of_10_frames", "images2_portrait_640x360"])
 def test_prompts_of_an_evaluation_are_the_published_ones(case: str) -> None:
     meta, _ = load_case(f"vg_llm/preprocess/{case}")
     pad = f"<|image_pad|>x{meta['eval_placeholders_per_image']}"
-    stills = [{"type": "image"}] * meta["eval_text"].count(pad)
     asked = Question("0", "object_counting", "How many chairs are in the room?")
-    (prompt,) = Wording(tiny_preprocessor(), ASKED).chat(asked, [stills])
+    labels = LABELS["indexed_image"] if meta.get("add_frame_index") else None
+    scene = LoadedScene(Scene("a", Path(), (asked,)), (asked,), num_images=meta["eval_text"].count(pad), labels=labels)
+    (prompt,) = Wording(tiny_preprocessor(), ASKED).chat(asked, media_of(scene))
     assert prompt == meta["eval_text"].replace(pad, "<|image_pad|>")
 
 
