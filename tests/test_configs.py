@@ -40,6 +40,7 @@ WEIGHTS = {
     "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
     "vg_llm_released.yaml": "zd11024/vgllm-qa-vggt-4b",
     "spatial_stack_released.yaml": "Journey9ni/SpatialStack-Qwen3.5-4B",
+    "spatial_stack_qwen25_released.yaml": "Journey9ni/SpatialStack-Qwen2.5-4B",
 }
 TINY = {
     "scale_tiny.yaml": "zoo.TinyQwen25VL",
@@ -294,11 +295,11 @@ def test_every_row_of_the_published_models_is_read(parsed: Parsed) -> None:
     assert {config for configs in found.values() for config in configs} >= {"vg_llm.yaml", "geovr.yaml", *PROTOCOLS} - {
         "protocol_lmms_eval.yaml"
     }
+    assert len(found) == 8
     for row, configs in found.items():
-        if any("released" in config or config == "geovr.yaml" for config in configs):
-            config = parsed("test", *configs)
-            assert config["metrics"]["protocol"] == row[-1].removeprefix("protocol_").removesuffix(".yaml")
-            assert config["model"]["init_args"]["backbone"]["class_path"].startswith("zoo.Pretrained")
+        config = parsed("test", *configs)
+        assert config["metrics"]["protocol"] == row[-1].removeprefix("protocol_").removesuffix(".yaml")
+        assert config["model"]["init_args"]["backbone"]["class_path"].startswith("zoo.Pretrained")
 
 
 def test_every_protocol_sets_the_same_options() -> None:
