@@ -37,12 +37,13 @@ class Teacher(Configurable):
         cache: Keeps its outputs on disk; null computes them each time.
         scale: Builds what measures how its lengths become meters, for `MetricScale`; null knows no scale but that of a
             metric encoder.
-        token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone.
+        token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone. A
+            negative one takes the last channels: -0.5 the blocks of Depth Anything 3 without their local half.
         shuffled: A control, from which nothing of a scene can be learned: exchange the targets of a batch's scenes.
             Where these differ in size or number of views, or there is one, exchange those of its views.
 
     Raises:
-        InputError: A share outside of 0 to 1.
+        InputError: No share, or one outside of -1 to 1.
     """
 
     def __init__(
@@ -53,8 +54,8 @@ class Teacher(Configurable):
         token_channels: float = 1.0,
         shuffled: bool = False,
     ) -> None:
-        if not 0 < token_channels <= 1:
-            raise InputError(f"--model.teacher.token_channels {token_channels}: a share above 0, up to 1")
+        if not 0 < abs(token_channels) <= 1:
+            raise InputError(f"--model.teacher.token_channels {token_channels}: a share up to 1, or from -1 below 0")
         self._build, self._cache, self._build_scale = encoder, cache, scale
         self.token_channels, self.shuffled = token_channels, shuffled
         self._device = torch.device("cpu")
@@ -138,7 +139,7 @@ class Teacher(Configurable):
         tokens: tuple[Tensor, ...] = ()
         if found.patches is not None:
             layers = found.patches.chunk(self.encoder.num_layers, -1)
-            tokens = tuple(layer[..., : max(1, round(self.token_channels * layer.shape[-1]))] for layer in layers)
+            tokens = tuple(self._share(layer) for layer in layers)
         pose_enc = has_camera = None
         # a cache takes frames in the size of the vision tower
         frames = resample_frames(frames, self.encoder.patch_size, self.encoder.meta_encoder.patch_size)
@@ -152,6 +153,10 @@ class Teacher(Configurable):
         elif self.encoder.is_metric:
             scale = torch.ones(())
         return TeacherTargets(tokens, pose_enc, has_camera, found.depth, None if scale is None else scale.to(frames))
+
+    def _share(self, layer: Tensor) -> Tensor:
+        channels = max(1, round(abs(self.token_channels) * layer.shape[-1]))
+        return layer[..., :channels] if self.token_channels > 0 else layer[..., -channels:]
 
 
 def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets | None]:

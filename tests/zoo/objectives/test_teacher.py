@@ -100,6 +100,9 @@ def test_targets_are_of_the_first_frame_of_each_patch() -> None:
         first.teacher.pose_enc[0], torch.tensor([0, 0, 0, 0, 0, 0, 1.0, *first.teacher.pose_enc[0, 7:]])
     )
     assert first.teacher.meters_per_unit == 1 and len(first.teacher.tokens) == 1
+    for share, kept in ((0.4, slice(0, 4)), (-0.4, slice(-4, None))):  # of the first channels, and of the last
+        (some,) = Teacher(DatasetGeometry, token_channels=share)([first], 16)
+        assert some is not None and torch.equal(some.tokens[0], first.teacher.tokens[0][..., kept])
     # the control: those of another scene
     shuffled = training_batch(task(Teacher(DatasetGeometry, shuffled=True))).scenes
     assert shuffled[0].teacher is not None
