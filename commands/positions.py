@@ -11,7 +11,7 @@ DeltaNet layers have heads of their own, without RoPE. The model's weights are n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import torch
@@ -22,8 +22,10 @@ from rich.table import Table
 from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, run_parser
 from zoo.encodings import CameraEncoding, PoseAxis
-from zoo.encodings.linear_layers import LINEAR
+from zoo.encodings.decoder_layout import DecoderLayout
+from zoo.encodings.linear_layers import LINEAR, DeltaNetLayers
 from zoo.encodings.placements import AXES
+from zoo.encodings.subsets import LayerSubset
 from zoo.model import SpatialVLM
 from zoo.tasks import VideoQATask
 
@@ -66,6 +68,8 @@ def positions(arguments: list[str]) -> None:
             console.print(table)
     named = "none" if encoding is None else type(encoding).__name__
     print(f"time index: {type(model.time_index).__name__}; camera encoding: {named}")
+    for part, acting in layer_subsets(encoding, layout):
+        print(f"{part} acts in layers {ranges(acting)}")
 
 
 def add_camera(table: Table, touched: Set[tuple[str, int]], terms: Sequence[str]) -> None:
@@ -92,6 +96,16 @@ def parse(arguments: list[str]) -> SpatialVLM:
 def pose_axes(encoding: CameraEncoding | None) -> list[PoseAxis]:
     """Return the pose axes of an encoding, also of the parts of a `Compose`."""
     return [] if encoding is None else [part for part in encoding.modules() if isinstance(part, PoseAxis)]
+
+
+def layer_subsets(encoding: CameraEncoding | None, layout: DecoderLayout) -> Iterator[tuple[str, list[int]]]:
+    """Yield each part of an encoding that acts in some layers of its kind alone, and these."""
+    parts = [] if encoding is None else list(encoding.modules())
+    in_linear = {each for part in parts if isinstance(part, DeltaNetLayers) for each in part.modules()}
+    for part in parts:
+        if isinstance(part, LayerSubset):
+            own = layout.linear if part in in_linear and layout.linear is not None else layout
+            yield type(part.encoding).__name__, [layer for layer in own.layers if part.acts_in(layer)]
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -55,6 +55,22 @@ def test_the_channels_of_an_axis_are_those_that_its_positions_turn(loader: type,
     assert found.get("none", set()) == set(range(32, head))
 
 
+def test_the_layers_of_a_subset_are_printed(monkeypatch, capsys) -> None:
+    """Of full attention in every fourth layer, and of the others."""
+
+    def subset(layers: object, **options: str) -> dict:
+        prope = {"class_path": "PRoPE", "init_args": {"placement": "UnrotatedChannels", **options}}
+        return {"class_path": "LayerSubset", "init_args": {"encoding": prope, "layers": layers}}
+
+    linear = {"class_path": "DeltaNetLayers", "init_args": {"encoding": subset("even", apply_to="vo")}}
+    encodings = json.dumps([subset([3]), linear])
+    words = ("--config", "qwen3_5.yaml", "--model.camera_encoding", "Compose")
+    monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words, f"--model.camera_encoding.encodings={encodings}"])
+    main.main()
+    text = capsys.readouterr().out
+    assert "PRoPE acts in layers 3\n" in text and "PRoPE acts in layers 0, 2\n" in text
+
+
 def test_the_pose_takes_channels_of_time(monkeypatch, capsys) -> None:
     stock = printed(monkeypatch, capsys, "--config", "qwen25_vl.yaml")
     words = ("--model.camera_encoding", "PoseAxis", "--model.camera_encoding.count", "2")
