@@ -14,7 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from tests.zoo import asking
-from tests.zoo.asking import BACKBONES, MODELS, NEW, QUESTIONS, batch, build
+from tests.zoo.asking import BACKBONES, HYBRID_MODELS, MODELS, NEW, QUESTIONS, batch, build
 from zoo.generation.sampling import Sampling
 from zoo.objectives.grpo import group_advantages
 from zoo.sequences.batch import Batch, Sequences
@@ -39,6 +39,10 @@ MODELS_AND_FAMILIES = [
     )
     for family in BACKBONES
     for name in MODELS
+]
+MODELS_AND_FAMILIES += [
+    pytest.param(name, "Qwen3.5", marks=() if name.startswith("Compose(PRoPE Unr") else pytest.mark.slow)
+    for name in HYBRID_MODELS
 ]
 
 
