@@ -1,6 +1,6 @@
 """The table of docs/reference/files.md: what the two precisions of the geometry cache change.
 
-    python -m docs.cache_errors
+    python -m docs.cache_errors     # updates the document
 
 It compares, on rooms, a fused model that reads 3D tokens from a cache with the same one that works them out: the
 tokens, the cameras, and the logits of the questions' tokens. The connector is random, with outputs as large as the 2D
@@ -17,6 +17,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from benchmarks.tables import markdown
+from benchmarks.tables import filled, markdown
 from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import QuestionCollate, SceneCollate
 from datamodules.dataset import SceneDataset
@@ -40,6 +41,7 @@ from zoo.scene_encoding.stages import encode_vision
 from zoo.sequences.batch import Batch
 
 DTYPES = ("bfloat16", "float8")
+DOCUMENT, SECTION = Path(__file__).parent / "reference/files.md", "table: cache errors"
 
 
 def main() -> None:
@@ -80,13 +82,11 @@ def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
             compare(found[name], plain, kept, exact, (frames[0].shape[-2], frames[0].shape[-1]))
             compare_logits(found[name], logits_of(model, batch), expected)
             model.geometry = plain
-    print(f"{len(batches)} rooms, {len(scenes[0].frame_indices)} frames\n")
-    rows = list(found["float8"])
-    print(
-        markdown(
-            [{"": row} | {way: f"{summary(row, errors[row]):.3g}" for way, errors in found.items()} for row in rows]
-        )
-    )
+    rows = [
+        {"": row} | {way: f"{summary(row, errors[row]):.2g}" for way, errors in found.items()}
+        for row in found["float8"]
+    ]
+    DOCUMENT.write_text(filled(DOCUMENT, {SECTION: markdown(rows)}), encoding="utf-8")
 
 
 class Says(GeometryEncoder):

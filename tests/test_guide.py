@@ -38,9 +38,11 @@ MODEL = (
 )
 SMALL = f"--trainer.max_steps 1 --trainer.limit_val_batches 0 --data.batch_size 2 {DATA} {MODEL}"
 GEOMETRY = f"{DATA} --model.geometry TinyVGGT"
-FEW_PANELS = '[{"source": {"class_path": "PanelRooms", "init_args": {"task": "PanelOrder", "scenes": [4, 2, 2]}}}]'
+FEW_PANELS = '{"class_path": "PanelRooms", "init_args": {"task": "PanelOrder", "scenes": [4, 2, 2]}}'
+PARTS = f"--data.source.parts '[{{\"source\": {FEW_PANELS}}}]'"
+OF_FEW_PANELS = f"--data.num_frames 4 {PARTS} --data.source.evaluation '{FEW_PANELS}'"
 MORE = {  # the first that fits
-    r"fit .*data_panels_images": SMALL.replace(DATA, f"--data.num_frames 4 --data.source.parts '{FEW_PANELS}'"),
+    r"fit .*data_panels_images": SMALL.replace("--trainer.limit_val_batches 0 ", "").replace(DATA, OF_FEW_PANELS),
     r"fit .*grpo": f"{SMALL} --model.algorithm.num_generations 2",
     r"fit .*--ckpt_path last": f"{SMALL} --trainer.max_steps 2 --data.question_types null",  # as the run before
     r"predict ": MODEL,

@@ -108,8 +108,8 @@ def _verified(scores: Scores, found: Iterable[Result]) -> Iterator[str]:
     for version, alike in stands.items():
         compared = len({id(each) for each in alike})
         yield (
-            f"{version} has the same first losses in {compared} of them, one seed of each setting, so {len(alike)} "
-            "stand; this does not notice a change of decoding or of the scorer."
+            f"With {version}, the first losses of {compared} trainings, one seed of each setting, are unchanged, so "
+            f"the results of {len(alike)} stand; changes of decoding or scoring would go unnoticed."
         )
 
 

@@ -12,6 +12,9 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 
 import main
 from tests.zoo.released import read_release
@@ -19,6 +22,7 @@ from tests.zoo.sharded import SETTINGS, STEPS, Settings, cases
 from zoo import InputError
 from zoo.tasks.training_cost import gathered_bytes
 from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.sharded_tensors import shard_like
 
 REPOSITORY = Path(main.__file__).parent
 FAST = ["every part"]
@@ -212,3 +216,14 @@ def test_what_cant_be_sharded_is_refused(
     with patch.dict(os.environ), pytest.raises(SystemExit) as stop:
         main.main()
     assert error in str(stop.value.code)
+
+
+def test_a_tensor_with_its_shard_is_not_sharded_again() -> None:
+    """As of a part that a start lacks, which keeps its own weights (`zoo.weights.initial_weights`)."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        own = distribute_tensor(torch.arange(4.0), init_device_mesh("cpu", (1,)))
+        assert shard_like(own, own) is own
+        assert torch.equal(shard_like(torch.ones(4), own).to_local(), torch.ones(4))  # type: ignore[attr-defined]
+    finally:
+        dist.destroy_process_group()

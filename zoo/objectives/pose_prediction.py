@@ -35,7 +35,8 @@ class PosePrediction(Objective):
         focal_weight: Of the fields of view.
         align_scale: Compare translations up to the scale that fits best: for data without metric scale.
         rescale: What is rescaled then.
-        balance: Divide the translation by the mean length of the paths of a batch.
+        balance: Divide the translation by the mean length of the paths in each process's micro-batch, as published; so
+            it depends on the number of devices and of accumulated batches.
         dim: Width of the head, a multiple of 16.
         trunk_depth: Blocks of the head.
         causal: Mask later views in the head.

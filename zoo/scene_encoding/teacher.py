@@ -43,7 +43,7 @@ class Teacher(Configurable):
             Where these differ in size or number of views, or there is one, exchange those of its views.
 
     Raises:
-        InputError: No share, or one outside of -1 to 1.
+        InputError: A share of 0, or outside of -1 to 1.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class Teacher(Configurable):
         shuffled: bool = False,
     ) -> None:
         if not 0 < abs(token_channels) <= 1:
-            raise InputError(f"--model.teacher.token_channels {token_channels}: a share up to 1, or from -1 below 0")
+            problem = "must be in (0, 1], or in [-1, 0) for the last channels"
+            raise InputError(f"--model.teacher.token_channels {token_channels}: {problem}")
         self._build, self._cache, self._build_scale = encoder, cache, scale
         self.token_channels, self.shuffled = token_channels, shuffled
         self._device = torch.device("cpu")

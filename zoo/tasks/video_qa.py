@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
-from zoo.errors import SCENE_FAULTS, InputError, describe_fault
+from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault
 from zoo.generation.answers import answer_prompts, check_penalty, eval_mode
 from zoo.generation.sampling import Sampling, greedy
 from zoo.model import SpatialVLM
@@ -29,10 +29,10 @@ from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
 from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
-from zoo.tasks.initial_weights import start_from
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.weights.deferred import load_deferred
 from zoo.weights.frozen import frozen_weights
+from zoo.weights.initial_weights import read_start
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 2  # at answering the questions of a scene
@@ -288,7 +288,8 @@ class VideoQATask(Task):
             return
         self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
         if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
-            start_from(self, self.initial_weights)
+            with add_file_to_errors(self.initial_weights):
+                self.trainer.strategy.load_model_state_dict(read_start(self, self.initial_weights))
         self.algorithm.begin(self)
 
     def setup(self, stage: str) -> None:

@@ -23,6 +23,7 @@ from zoo.seed import resolve_seed
 from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, frozen_weights, released_sources, saved_names
 from zoo.weights.hub import CONFIG, find_folder, read_config
+from zoo.weights.initial_weights import read_start
 from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile
 from zoo.weights.model_card import FILE, LIBRARY, model_card
 
@@ -142,7 +143,7 @@ def initial_model(run: Path, trust_modules: Collection[str] = ()) -> Any:
     task = _task_of_run(run, {}, trust_modules)
     if (start := getattr(task, "initial_weights", None)) is not None:
         with add_file_to_errors(start):
-            task.load_state_dict(read_checkpoint(start)["state_dict"])
+            task.load_state_dict(read_start(task, start)["state_dict"])
     return _frozen(task.model)
 
 

@@ -59,7 +59,7 @@ def test_equal_losses_of_one_seed_let_all_stand(main_py: FakeMain, study_file: P
     assert {(line["trained_with"], line["code"]) for line in verified} == {("former", "present")}
     assert all(line["version"] and line["first_losses"] == main_py.losses for line in verified)
     assert (
-        "same first losses in 3 of them, one seed of each setting, so 6 stand"
+        "the first losses of 3 trainings, one seed of each setting, are unchanged, so the results of 6 stand"
         in study_file.with_suffix(".md").read_text()
     )
     study([str(study_file), "--verify"])  # nothing is left to compare
