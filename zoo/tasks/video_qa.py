@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -288,8 +288,11 @@ class VideoQATask(Task):
             return
         self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
         if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
+            checkpoint, new = read_start(self, self.initial_weights)
             with add_file_to_errors(self.initial_weights):
-                self.trainer.strategy.load_model_state_dict(read_start(self, self.initial_weights))
+                self.trainer.strategy.load_model_state_dict(checkpoint)
+            if new:
+                rank_zero_info(f"{self.initial_weights} lacks {', '.join(new)}, which start from their own weights")
         self.algorithm.begin(self)
 
     def setup(self, stage: str) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.frozen import FROZEN, check_frozen, saved_names
 
 
-def read_start(task: Any, path: str) -> dict[str, Any]:
-    """Read the checkpoint that a task starts from; parts that it lacks have the task's own weights.
+def read_start(task: Any, path: str) -> tuple[dict[str, Any], list[str]]:
+    """Read the checkpoint that a task starts from, and name the parts that it lacks: they have the task's own weights.
 
     So a fusion, a view mixer or an objective is added to a trained model. A part with some of its tensors alone is not
     completed: loading it is an error.
@@ -29,10 +27,8 @@ def read_start(task: Any, path: str) -> dict[str, Any]:
     own = {name: tensor for name, tensor in task.state_dict().items() if name in saved}
     given = checkpoint["state_dict"]
     new = {_part(name) for name in own.keys() - given.keys()} - {_part(name) for name in given}
-    if new:
-        rank_zero_info(f"{path} lacks {', '.join(sorted(new))}, which start from their own weights")
     kept = {name: tensor for name, tensor in own.items() if _part(name) in new}
-    return {**checkpoint, "state_dict": {**given, **kept}}
+    return {**checkpoint, "state_dict": {**given, **kept}}, sorted(new)
 
 
 def _part(name: str) -> str:
