@@ -20,9 +20,9 @@ __getattr__, __all__ = lazy_exports(
             *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
         ],
         "sources": [
-            *("Conversations", "Mixture", "PanelDistance", "PanelIntrinsics", "PanelKnownSize", "PanelOrder"),
-            *("PanelPairs", "PanelParallax", "PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation"),
-            "PosedScenes",
+            *("Conversations", "Mixture", "PanelDirection", "PanelDistance", "PanelIntrinsics", "PanelKnownSize"),
+            *("PanelMotion", "PanelOrder", "PanelPairs", "PanelParallax", "PanelRooms", "PanelRotation", "PanelTask"),
+            *("PanelTranslation", "PosedScenes"),
             *("ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo"),
             "VSIBench",
         ],

@@ -49,15 +49,7 @@ def read_cameras(
     if (content["width"], content["height"]) != (width, height):
         stated = f"{content['width']} x {content['height']}"
         raise ValueError(f"{path}: K_px is for {stated} pixels, the video has {width} x {height}: scale it")
-    poses = _rigid_poses(path, content["world_to_camera"])
-    if len(poses) != num_frames:
-        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: write a pose or null each")
-    K_px = _matrices(path, "K_px", content["K_px"], 3)
-    if len(K_px) not in (1, num_frames):
-        raise ValueError(f"{path}: {len(K_px)} intrinsics for {num_frames} frames: provide one, or one per frame")
-    is_valid = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0) & _has_unit_last_row(K_px)
-    _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", is_valid)
-    return poses, normalize_intrinsics(K_px, width, height).expand(num_frames, 3, 3)
+    return _cameras(path, content, num_frames)
 
 
 def read_cameras_alone(path: str | Path) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
@@ -66,8 +58,7 @@ def read_cameras_alone(path: str | Path) -> tuple[Float64[Tensor, "N 4 4"], Floa
     Raises:
         ValueError: See `read_cameras`.
     """
-    content = _load(Path(path))
-    return read_cameras(path, len(content["world_to_camera"]), content["height"], content["width"])
+    return _cameras(Path(path), _load(Path(path)))
 
 
 def read_times(path: str | Path, num_frames: int) -> list[float] | None:
@@ -122,6 +113,22 @@ def _load(path: Path) -> dict[str, Any]:
     if absent:
         raise ValueError(f"{path}: no {', '.join(absent)}: a cameras file needs {', '.join(keys)}")
     return content
+
+
+def _cameras(
+    path: Path, content: dict[str, Any], num_frames: int | None = None
+) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
+    """The checked cameras of a file's content, see `read_cameras`; of as many frames as it has, if None."""
+    poses = _rigid_poses(path, content["world_to_camera"])
+    num_frames = len(poses) if num_frames is None else num_frames
+    if len(poses) != num_frames:
+        raise ValueError(f"{path}: {len(poses)} poses for a video of {num_frames} frames: write a pose or null each")
+    K_px = _matrices(path, "K_px", content["K_px"], 3)
+    if len(K_px) not in (1, num_frames):
+        raise ValueError(f"{path}: {len(K_px)} intrinsics for {num_frames} frames: provide one, or one per frame")
+    is_valid = (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0) & _has_unit_last_row(K_px)
+    _require(path, "K_px needs positive focal lengths and a last row of 0 0 1", is_valid)
+    return poses, normalize_intrinsics(K_px, content["width"], content["height"]).expand(num_frames, 3, 3)
 
 
 def _rigid_poses(path: Path, rows: Any) -> Float64[Tensor, "N 4 4"]:

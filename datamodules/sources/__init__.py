@@ -8,9 +8,11 @@ from datamodules.sources.posed import PosedScenes
 from datamodules.sources.revsi import ReVSI
 from datamodules.sources.rooms import RealRooms, Rooms
 from datamodules.sources.rooms.panels import (
+    PanelDirection,
     PanelDistance,
     PanelIntrinsics,
     PanelKnownSize,
+    PanelMotion,
     PanelOrder,
     PanelPairs,
     PanelParallax,

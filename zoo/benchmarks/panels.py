@@ -13,7 +13,7 @@ class PanelBench(SpatialBenchmark):
     """
 
     numeric_types = ("panel_distance", "panel_width", "panel_turn")
-    multiple_choice_types = ("panel_order",)
+    multiple_choice_types = ("panel_order", "panel_motion", "panel_direction")
     metric_types = numeric_types[:2]
     scorers = tuple(SCORERS)
     columns = {
@@ -21,4 +21,6 @@ class PanelBench(SpatialBenchmark):
         "Width": ("panel_width",),
         "Turn": ("panel_turn",),
         "Order": ("panel_order",),
+        "Motion": ("panel_motion",),
+        "Direction": ("panel_direction",),
     }

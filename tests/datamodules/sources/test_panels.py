@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from datamodules import (
+    PanelDirection,
     PanelDistance,
     PanelIntrinsics,
     PanelKnownSize,
+    PanelMotion,
     PanelOrder,
     PanelPairs,
     PanelParallax,
@@ -23,7 +25,7 @@ from datamodules import (
 )
 from datamodules.cameras_file import read_cameras
 from datamodules.sources.rooms import load_scene, read_scene, render
-from datamodules.sources.rooms.panels import distance, parallax, rotation
+from datamodules.sources.rooms.panels import direction, distance, parallax, rotation
 from datamodules.sources.rooms.panels.task import PanelScene
 from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.writer import draw_intrinsics
@@ -33,7 +35,7 @@ from zoo.errors import InputError
 
 FRAMES = 16
 TASKS = (
-    *(PanelDistance, PanelTranslation, PanelPairs, PanelRotation),
+    *(PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelDirection, PanelMotion),
     *(PanelIntrinsics, PanelOrder, PanelParallax, PanelKnownSize),
 )
 
@@ -96,7 +98,9 @@ def test_the_panel_is_seen_in_its_color_in_few_raw_frames(rooms: PanelRooms) -> 
         assert (pixels[0].mean() > 2 * pixels[1:].mean(1)).all()
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != PanelRotation], ids=lambda task: task.__name__)
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS if not issubclass(task, PanelRotation)], ids=lambda task: task.__name__
+)
 def test_panels_hang_on_walls_and_each_is_seen(task: type[PanelTask]) -> None:
     for seed in range(4):
         scene, K_px = draw(task(), seed)
@@ -133,6 +137,43 @@ def test_the_first_panel_is_the_one_that_is_rendered_first() -> None:
         letters = {option.split(". ")[1]: option[0] for option in scene.options}
         assert letters[scene.room.things[int(np.argmin(first))].category] == scene.ground_truth
         assert len(set(first)) == len(first)
+
+
+def test_the_panel_moves_in_the_images_to_the_side_of_the_answer_and_rests_within_a_token() -> None:
+    answers = set()
+    for seed in range(8):
+        scene, K_px = draw(PanelMotion(), seed)
+        ids = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 112, 112).ids
+        columns = np.array([np.argwhere(frame == 0)[:, 1].mean() for frame in ids])  # the panel is in each frame
+        moved = np.sign(columns[-1] - columns[0])
+        assert scene.ground_truth == ("A" if moved < 0 else "B")
+        assert (np.sign(np.diff(columns[::2])) == moved).all()  # from token to token, by more than the camera shakes
+        x = np.array(scene.room.things[0].track)[:, 0]
+        assert (x[::2] == x[1::2]).all()
+        answers.add(scene.ground_truth)
+    assert len(answers) == 2
+
+
+def test_where_a_panel_moves_does_not_depend_on_the_direction() -> None:
+    for seed in range(3):
+        (one, _), (other, _) = (draw_with(PanelMotion(), answer, seed) for answer in (0, 1))
+        assert one.room.things[0].track == other.room.things[0].track[::-1]
+        assert (one.camera_from_room == other.camera_from_room).all() and one.ground_truth != other.ground_truth
+
+
+def test_the_second_panel_is_where_the_answer_says_for_who_faces_the_first() -> None:
+    for seed in range(3):
+        drawn = [draw_with(PanelDirection(), answer, seed) for answer in range(3)]
+        scenes, K_px = [scene for scene, _ in drawn], drawn[0][1]
+        for scene, (least, greatest) in zip(scenes, direction.TURN_DEG, strict=True):
+            ids = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 56, 56).ids
+            eyes = centers(scene.camera_from_room)
+            red, blue = (np.array(thing.center)[:2] - eyes[:, :2].mean(0) for thing in scene.room.things)
+            turn = np.rad2deg(np.arctan2(red[0] * blue[1] - red[1] * blue[0], red @ blue)) % 360
+            assert least - 3 < turn < greatest + 3
+            assert {0, 1} <= set(ids.ravel())
+        assert all((scene.camera_from_room == scenes[0].camera_from_room).all() for scene in scenes)
+        assert len({scene.ground_truth for scene in scenes}) == 3
 
 
 def test_the_width_in_pixels_times_the_distance_over_the_focal_length_is_the_answer() -> None:
