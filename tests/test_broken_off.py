@@ -39,6 +39,7 @@ def results(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in RESULTS}
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on(run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = trained()
     run("test")
@@ -80,6 +81,7 @@ def test_the_same_command_goes_on(run: Run, trained: Trained, tmp_path: Path, mo
     assert results(folder) == whole and len(asked) == 2 + 3  # what is done is done anew
 
 
+@pytest.mark.slow
 def test_a_test_without_a_run_is_found_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     words = ["--config", "qwen25_vl.yaml", "--model.allow_untrained", "true"]
     break_off(run, monkeypatch, *words)

@@ -133,6 +133,7 @@ def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, 
         run("fit", *words, *changed[:2], "--model.time_index.seconds_per_grid", "0.5", "--ckpt_path", "last")
 
 
+@pytest.mark.slow
 def test_the_run_with_the_very_options_comes_first(run: Run, tmp_path: Path) -> None:
     words = ["--config", "concat_split.yaml", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
     branch = ["--model.fusion.active_branches", "2d"]

@@ -48,6 +48,7 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch) -> Ru
     return call
 
 
+@pytest.mark.slow
 def test_prope_on_videos_without_cameras(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     heads: list[CameraHead] = []
     forward = CameraHead.forward

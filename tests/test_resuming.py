@@ -36,13 +36,18 @@ DROPOUT = [*LORA, "--model.lora.dropout", "0.5"]
 MASKS = ["--model.objectives", "[LanguageModeling,MaskedViews]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(  # an epoch has 3 steps
     ("stop_after", "extra"),
     [
         pytest.param(3, DROPOUT, id="dropout-3"),
-        pytest.param(2, MASKS, id="masks-2", marks=pytest.mark.slow),
-        *(pytest.param(steps, [], id=f"whole-{steps}", marks=pytest.mark.slow) for steps in (2, 3, 4)),
-        *(pytest.param(steps, LORA, id=f"lora-{steps}", marks=pytest.mark.slow) for steps in (2, 3, 4)),
+        pytest.param(
+            2,
+            MASKS,
+            id="masks-2",
+        ),
+        *(pytest.param(steps, [], id=f"whole-{steps}") for steps in (2, 3, 4)),
+        *(pytest.param(steps, LORA, id=f"lora-{steps}") for steps in (2, 3, 4)),
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(

@@ -230,6 +230,7 @@ def taught(teacher: Teacher | None) -> TrainingCost:
     return training_cost.training_cost(task, BatchSizes(num_frames=4, height=64, width=64), "32-true")
 
 
+@pytest.mark.slow
 def test_a_teacher_is_weights_and_operations(tmp_path: Path) -> None:
     """A cached teacher is not loaded, but its targets still take memory in a step."""
     vggt = partial(TinyVGGT, embed_dim=32, depth=4, layers=[1, 3], num_heads=2, heads=["camera", "depth"])

@@ -28,15 +28,16 @@ def limit() -> Iterator[None]:
     torch._dynamo.config.recompile_limit = before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
         ("PRoPE, ChannelRange",),
-        pytest.param(NAMES, marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
-        pytest.param(("plain", "--gradient_checkpointing"), marks=pytest.mark.slow),
-        pytest.param(("plain", HYBRID, "--family", "Qwen3.5"), marks=pytest.mark.slow),
+        pytest.param(NAMES, marks=pytest.mark.timeout(3600)),
+        ("plain", "--gradient_checkpointing"),
+        ("plain", HYBRID, "--family", "Qwen3.5"),
         # a C++ compiler runs for each kernel
-        pytest.param(("plain", "--backend", "inductor"), marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param(("plain", "--backend", "inductor"), marks=pytest.mark.timeout(1800)),
     ],
     ids=["PRoPE", "all", "checkpointed", "hybrid", "with the kernels of a CPU"],
 )
