@@ -179,7 +179,7 @@ def test_a_config_sets_what_its_name_says(name: str) -> None:
 def test_the_order_of_configs_does_not_matter(names: tuple[str, ...], parsed: Parsed, monkeypatch) -> None:
     # also as jsonargparse stacks them, without the order of `load_configs`
     monkeypatch.setattr("commands.arguments.load_configs", lambda names: {CONFIGS / n: {} for n in names})
-    first, *others = (parsed("fit", *order) for order in (names, names[::-1], names[1:] + names[:1]))
+    first, *others = (parsed("fit", *order) for order in permutations(names))
     assert all(config == first for config in others)
 
 
@@ -187,7 +187,7 @@ def test_every_order_of_model_scale_data_and_recipe_is_read_in_one_order(monkeyp
     contents = {path: read_config(path) for path in CONFIGS.glob("*.yaml")}
     monkeypatch.setattr("commands.configs.read_config", contents.__getitem__)  # once each
     quartets = [(*trio, recipe) for trio, recipe in zip(TRIOS[::13], cycle(RECIPES), strict=False)]
-    for names in (*TRIOS[::16], *quartets):
+    for names in (*TRIOS[::4], *quartets):
         orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(names)}
         (words,) = orders
         assert {Path(word).name for word in words[2::2]} == set(names)

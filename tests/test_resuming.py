@@ -41,11 +41,7 @@ MASKS = ["--model.objectives", "[LanguageModeling,MaskedViews]"]
     ("stop_after", "extra"),
     [
         pytest.param(3, DROPOUT, id="dropout-3"),
-        pytest.param(
-            2,
-            MASKS,
-            id="masks-2",
-        ),
+        pytest.param(2, MASKS, id="masks-2"),
         *(pytest.param(steps, [], id=f"whole-{steps}") for steps in (2, 3, 4)),
         *(pytest.param(steps, LORA, id=f"lora-{steps}") for steps in (2, 3, 4)),
     ],

@@ -6,7 +6,7 @@ Moving things occur in appearance order only. Sizes, distances and directions ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 
@@ -160,7 +160,7 @@ def _nearest(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
         best, second = sorted(distance.values())[:2]
         if second - best >= max(DISTANCE_MARGIN_M, DISTANCE_MARGIN * second):
             text = NEAREST.format(", ".join(others), target)
-            yield "object_rel_distance", text, *_choice(others, min(others, key=distance.__getitem__))
+            yield "object_rel_distance", text, *choice(others, min(others, key=distance.__getitem__))
 
 
 def _directions(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
@@ -178,7 +178,7 @@ def _directions(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
     for level, text in (("easy", EASY), ("medium", MEDIUM), ("hard", HARD)):
         for answer in _shuffled(triples[level], rng)[:1]:
             names = triples[level][answer]
-            letter, options = _choice(_shuffled(DIRECTIONS[level], rng), answer)
+            letter, options = choice(_shuffled(DIRECTIONS[level], rng), answer)
             yield f"object_rel_direction_{level}", text.format(*names, names[1]), letter, options
 
 
@@ -210,10 +210,10 @@ def _orders(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
             orders = _shuffled((", ".join(order) for order in permutations(group)), rng)
             options = [truth, *[order for order in orders if order != truth][:3]]
             text = ORDER.format(", ".join(_shuffled(group, rng)))
-            yield "obj_appearance_order", text, *_choice(_shuffled(options, rng), truth)
+            yield "obj_appearance_order", text, *choice(_shuffled(options, rng), truth)
 
 
-def _choice(options: list[str], answer: str) -> tuple[str, tuple[str, ...]]:
+def choice(options: Sequence[str], answer: str) -> tuple[str, tuple[str, ...]]:
     """Letter of the answer, and lettered options."""
     return "ABCD"[options.index(answer)], tuple(
         f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False)

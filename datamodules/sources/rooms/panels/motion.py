@@ -10,11 +10,11 @@ from jaxtyping import Float64
 
 from datamodules.sources.rooms.panels.panel import THICKNESS_M, hang
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
-from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, look_from, plain_room
+from datamodules.sources.rooms.panels.tour import EYE_HEIGHT_M, draw_room, look_from
+from datamodules.sources.rooms.questions import choice
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 OPTIONS = ("to the left", "to the right")
-SIDE_M = (6.0, 7.0)
 TO_WALL_M = (1.5, 2.5)  # of the camera
 SIZE_M = (0.4, 0.7)
 CENTER_ABOVE_EYE_M = 0.2
@@ -38,18 +38,17 @@ class PanelMotion(PanelTask):
         """Draw the answer, a way along the wall, and the camera before it."""
         answer = rng.integers(len(OPTIONS))
         stations = frames // TEMPORAL_PATCH_SIZE
-        room = plain_room(np.array([*rng.uniform(*SIDE_M, 2), rng.uniform(*CEILING_M)]), rng)
+        room = draw_room(rng)
         eye_height, to_wall = rng.uniform(*EYE_HEIGHT_M), rng.uniform(*TO_WALL_M)
         plan = np.tile([0.0, to_wall - room.size[1] / 2], (stations, 1))
         camera_from_room = look_from(plan, np.full(stations, -np.pi / 2), eye_height, TEMPORAL_PATCH_SIZE, rng)
         in_view = IN_VIEW * to_wall * K_px[0, 2] / K_px[0, 0]
         way = in_view * rng.uniform(*WAY)
-        x = np.linspace(0, way, stations) + rng.uniform(
-            -in_view, in_view - way
-        )  # to the camera's left: it looks along -y
+        # x points to the left of the camera, which looks along -y
+        x = np.linspace(0, way, stations) + rng.uniform(-in_view, in_view - way)
         x = (x if answer == 0 else x[::-1]).repeat(TEMPORAL_PATCH_SIZE)
         y, z = (THICKNESS_M - room.size[1]) / 2, eye_height + rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M)
         panel = hang("red", np.array([x[0], y, z]), 2, *rng.uniform(*SIZE_M, 2))
         panel = replace(panel, track=tuple((place, y, 0.0) for place in x.tolist()))
-        options = tuple(f"{letter}. {option}" for letter, option in zip("AB", OPTIONS, strict=True))
-        return PanelScene(replace(room, things=(panel,)), camera_from_room, QUESTION, "AB"[answer], options)
+        asked = choice(OPTIONS, OPTIONS[answer])
+        return PanelScene(replace(room, things=(panel,)), camera_from_room, QUESTION, *asked)

@@ -11,6 +11,7 @@ from jaxtyping import Float64
 from datamodules.sources.rooms.panels.panel import hang, places_towards, seen
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import draw_room, draw_tour
+from datamodules.sources.rooms.questions import choice
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
@@ -52,8 +53,6 @@ class PanelOrder(PanelTask):
                 panels = [
                     hang(color, places[i], walls[i], width, height) for color, i in zip(colors, order, strict=True)
                 ]
-                options = tuple(f"{letter}. {color} panel" for letter, color in zip("AB", SHOWN, strict=True))
-                return PanelScene(
-                    replace(room, things=tuple(panels)), camera_from_room, QUESTION, "AB"[answer], options
-                )
+                asked = choice([f"{color} panel" for color in SHOWN], f"{SHOWN[answer]} panel")
+                return PanelScene(replace(room, things=tuple(panels)), camera_from_room, QUESTION, *asked)
         raise InputError(f"PanelOrder: {MAX_ATTEMPTS} rooms in a row show no two panels one after the other")

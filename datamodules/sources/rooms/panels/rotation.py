@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64
@@ -39,24 +39,35 @@ class PanelRotation(PanelTask):
     question_type: ClassVar[str] = "panel_turn"
     version: ClassVar[int] = 3
 
+    answers: ClassVar[int] = len(TURNS_DEG)
+
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
-        """Draw the answer, a room with a turning camera, and the panel in that direction."""
-        answer = rng.integers(len(TURNS_DEG))
+        """Draw the answer, a room with a turning camera, and the panels in the directions of that answer."""
+        answer = int(rng.integers(self.answers))
         for _ in range(MAX_ATTEMPTS):
             room, camera_from_room = self.draw_path(frames, rng)
             start = np.linalg.inv(camera_from_room[0])
-            directions = np.arctan2(start[1, 2], start[0, 2]) + np.deg2rad(TURNS_DEG)
+            directions = self.draw_directions(np.arctan2(start[1, 2], start[0, 2]), rng)
             away = AWAY_M * np.stack([np.cos(directions), np.sin(directions), np.zeros_like(directions)], 1)
             places = start[:3, 3] + away
             places[:, 2] += rng.uniform(-CENTER_ABOVE_EYE_M, CENTER_ABOVE_EYE_M)
             width, height = rng.uniform(*SIZE_M, 2)
             if seen(places, camera_from_room[::TEMPORAL_PATCH_SIZE], K_px).any(0).all():  # every answer, not this one
-                room = replace(room, things=(stand("red", places[answer], directions[answer], width, height),))
-                return PanelScene(room, camera_from_room, QUESTION, f"{TURNS_DEG[answer]:.0f}")
+                shown, *asked = self.ask(answer)
+                things = [stand(color, places[i], directions[i], width, height) for color, i in shown.items()]
+                return PanelScene(replace(room, things=tuple(things)), camera_from_room, *asked)
         raise InputError(
-            f"PanelRotation: {MAX_ATTEMPTS} rooms in a row hide a panel: take more --data.source.frames than {frames},"
-            " or a wider --data.source.fov"
+            f"{type(self).__name__}: {MAX_ATTEMPTS} rooms in a row hide a panel: take more --data.source.frames than"
+            f" {frames}, or a wider --data.source.fov"
         )
+
+    def draw_directions(self, start: float, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
+        """Return the directions in which a panel may stand, in radians, for a camera that looks in `start` at first."""
+        return start + np.deg2rad(TURNS_DEG)
+
+    def ask(self, answer: int) -> tuple[Any, ...]:
+        """Return which direction each color's panel has, and question, answer and options of `PanelScene`."""
+        return {"red": answer}, QUESTION, f"{TURNS_DEG[answer]:.0f}"
 
     def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
         """Draw an empty room and a camera that turns in its middle, from the room's frame."""
