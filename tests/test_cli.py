@@ -120,6 +120,7 @@ def test_an_absent_video_is_named_before_a_run_is_looked_for(run: Run) -> None:
         run("predict", "--data.video", "gone.mp4", "--data.question", "How large is this room?")
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, tmp_path: Path) -> None:
     words = ["--config", "concat_split.yaml", "--model.time_index", "TimestampIndex"]
     run("fit", *words, "--model.time_index.seconds_per_grid", "0.5", "--trainer.limit_val_batches", "0")

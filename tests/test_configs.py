@@ -183,6 +183,7 @@ def test_the_order_of_configs_does_not_matter(names: tuple[str, ...], parsed: Pa
     assert all(config == first for config in others)
 
 
+@pytest.mark.slow
 def test_every_order_of_model_scale_data_and_recipe_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {path: read_config(path) for path in CONFIGS.glob("*.yaml")}
     monkeypatch.setattr("commands.configs.read_config", contents.__getitem__)  # once each

@@ -160,6 +160,7 @@ def test_an_interrupted_fit_names_the_command_that_goes_on(
     assert saved["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
     run: Run, tmp_path: Path, rooms_root: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -175,6 +176,7 @@ def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["skipped_training_scenes"] == 1
 
 
+@pytest.mark.slow
 def test_a_resume_that_fails_at_once_names_no_command_that_would_fail_again(
     run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from callbacks.baselines.mark import NAMES
 from zoo.files.atomic_io import replace_file
 
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
-COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878")
+COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878", "#008b8b")
 LINES = {"constant": "--", "text": ":", "cameras": "-."}  # of the blind baselines
 ROW, HEAD = 0.27, 0.5  # heights in inches: one row; a group's title with its margins
 
@@ -22,7 +23,7 @@ def draw(groups: Mapping[str, Rows], blind: Mapping[str, Mapping[str, float]], l
 
     Args:
         groups: Rows by the group's title.
-        blind: The scores of blind baselines for each series, by name, which vertical lines show.
+        blind: The scores of blind baselines for each series, by name: vertical lines in the panels that have the series.
         label: The name of the score.
         output: The PNG file.
     """
@@ -35,17 +36,16 @@ def draw(groups: Mapping[str, Rows], blind: Mapping[str, Mapping[str, float]], l
     panels = figure.subplots(len(groups), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for panel, (title, rows) in zip(panels, groups.items(), strict=True):
         panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        for number, (each, color) in enumerate(colors.items()):
-            shift = min(0.2, 0.8 / len(colors)) * (number - (len(colors) - 1) / 2)
+        shown = [each for each in colors if any(row.get(each) for row in rows.values())]
+        for number, each in enumerate(shown):
+            shift = min(0.2, 0.8 / len(shown)) * (number - (len(shown) - 1) / 2)
             found = [(place + shift, row[each]) for place, row in enumerate(rows.values()) if row.get(each)]
-            if found:
-                places, scores = zip(*found, strict=True)
-                panel.hlines(places, [*map(min, scores)], [*map(max, scores)], color, linewidth=2.5)
-                panel.scatter([*map(statistics.mean, scores)], places, s=36, color=color, label=each or label, zorder=3)
+            places, scores = zip(*found, strict=True)
+            panel.hlines(places, [*map(min, scores)], [*map(max, scores)], colors[each], linewidth=2.5)
+            panel.scatter([*map(statistics.mean, scores)], places, s=36, color=colors[each], zorder=3)
             for baseline, own in blind.items():
                 if each in own:
-                    name = ", ".join(filter(None, (NAMES[baseline], each)))
-                    panel.axvline(own[each], color=color, linestyle=LINES[baseline], linewidth=1, label=name)
+                    panel.axvline(own[each], color=colors[each], linestyle=LINES[baseline], linewidth=1)
         panel.set(yticks=range(len(rows)), yticklabels=rows, ylim=(max(1, len(rows)) - 0.5, -0.5), xlim=(0, 1))
         panel.set_xticks([tenth / 10 for tenth in range(11)])
         panel.tick_params(labelbottom=True, length=0)
@@ -54,7 +54,8 @@ def draw(groups: Mapping[str, Rows], blind: Mapping[str, Mapping[str, float]], l
         for side in ("top", "right", "left"):
             panel.spines[side].set_visible(False)
     panels[-1].set_xlabel(label)
-    legend = {name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-    if legend:
-        figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=min(2 * len(colors), 4))
+    dots = [Line2D([], [], color=color, marker="o", linestyle="", label=each or label) for each, color in colors.items()]
+    lines = [Line2D([], [], color="black", linestyle=LINES[each], label=NAMES[each]) for each in blind if blind[each]]
+    if dots:
+        figure.legend(handles=[*dots, *lines], loc="outside upper center", ncols=4)
     replace_file(output, lambda file: figure.savefig(file, format="png"))

@@ -95,6 +95,7 @@ def test_a_training_computes_nothing_of_a_teacher_anew(run: Run, monkeypatch: py
         run("fit", *SMALL, *shown, *taught(layers=[0, 3]), config="plain.yaml")
 
 
+@pytest.mark.slow
 def test_a_teacher_beside_the_geometry_of_a_model(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = (*ALIKE, *DOUBLED)
     fill = run("cache-geometry", *taught(), *shown, "--split", "train")

@@ -147,6 +147,7 @@ def test_errors_of_models_without_a_run_or_layout(run: Run) -> None:
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_settings_that_no_official_layout_has_take_the_zoos_own(run: Run) -> None:
     """By default an exported model is the model: its positions, and how it reads videos."""
     words = ["--model.time_index", "ConstantIndex", "--data.sampler", "UniformSampler", "--data.sampler.rule", RULE]

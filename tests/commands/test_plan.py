@@ -285,6 +285,7 @@ def test_one_call_of_the_delta_rule_stands_for_all(questions: int, monkeypatch: 
     assert counts[0] < counts[1]
 
 
+@pytest.mark.slow
 def test_released_weights_are_planned_without_a_folder() -> None:
     """Their pixels are bytes too, which a preprocessor without a folder would not take."""
     with torch.device("meta"):

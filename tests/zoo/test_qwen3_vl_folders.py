@@ -113,6 +113,7 @@ def test_a_geovr_is_read_past_what_its_training_needs(
         PretrainedGeoVR(str(release)).load()
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_the_loaders(folder: Path) -> None:
     """Where nothing has imported them yet."""
     code = f"from zoo import SpatialVLM; print(type(SpatialVLM.from_pretrained({str(folder)!r}).loader).__name__)"

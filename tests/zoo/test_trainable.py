@@ -149,6 +149,7 @@ def casts_of_a_test(dtype: str, **parts: Any) -> int:
     )
 
 
+@pytest.mark.slow
 def test_no_weight_is_cast_again_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
     matrices = 7 * SMALL["layers"]  # of the decoder's layers
     # a few of the casts are of activations in a weight's shape

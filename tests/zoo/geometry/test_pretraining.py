@@ -110,6 +110,7 @@ def test_it_overfits_a_scene_and_writes_its_weights(
     assert "depth_head.norm.weight" in load_file(tmp_path / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_resumed_pretraining_draws_the_frames_of_an_uninterrupted_one(rooms_root: Path, tmp_path: Path) -> None:
     pixels = PixelBounds(784, 65536, legacy_folder_resize=False)
 
