@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeGuard
 
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
@@ -89,15 +90,17 @@ class Module:
     def statements(self) -> set[str]:
         """The statements of the module without comments, docstrings and layout.
 
-        Imports of the project's or the same user's modules are left out, since what they bring counts by itself: code
-        may move from one file to another. A package's exports are left out as well.
+        Of imports of the project's or the same user's modules the new names alone are kept, as in `large as part`, since
+        what they bring counts by itself: code may move from one file to another. A package's exports are left out.
         """
-        body = [node for node in self.tree.body if not self._is_import_of_ours(node)]
+        ours = [node for node in self.tree.body if self._is_import_of_ours(node)]
+        body = [node for node in self.tree.body if node not in ours]
         if self.is_package:
             body = [node for node in body if not any(map(_exports_lazily, ast.walk(node)))]
-        return {ast.unparse(node) for node in body}
+        renamed = (each for node in ours for each in node.names if each.asname)
+        return {*map(ast.unparse, body), *(f"{each.name.rpartition('.')[2]} as {each.asname}" for each in renamed)}
 
-    def _is_import_of_ours(self, node: ast.stmt) -> bool:
+    def _is_import_of_ours(self, node: ast.stmt) -> TypeGuard[ast.Import | ast.ImportFrom]:
         ours = (*PROJECT, self.name.partition(".")[0])
         if isinstance(node, ast.ImportFrom):
             return bool(node.level) or (node.module or "").partition(".")[0] in ours

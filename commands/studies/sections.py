@@ -129,7 +129,8 @@ def difference_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
         bounds = seed_intervals(theirs, ours, types, clusters, benchmark, paired=same_models)
         low, high = bounds[:, measure].tolist()
         shown = could_show(low, high)
-        null = "" if shown is None else f" (could show {shown:.3f})"
+        null = "" if shown is None else f" (could show {f'{shown:.3f}' if shown < 1 else 'none'})"
+        low, high = np.clip([low, high], -1, 1)  # of scores in 0..1
         found.append(f"{low:+.3f} to {high:+.3f}{null}" if len(set(clusters)) > 1 else "")
     return found
 

@@ -32,7 +32,7 @@ class Own(PRoPE):
 MODULES = {
     "mine/__init__.py": "from mine.other import Other\n",
     "mine/encodings.py": ENCODING,
-    "mine/angles.py": 'def turn(x):\n    return open(__file__.replace("angles.py", "table.txt")).read()\n',
+    "mine/angles.py": 'def turn(x):\n    return open(__file__.replace("angles.py", "table.txt")).read()\n\ndef back(x):\n    return -x\n',
     "mine/table.txt": "1 2 3",
     "mine/other.py": "class Other:\n    pass\n",
     "loose.py": "pass\n",
@@ -70,6 +70,7 @@ def training(*options: str, config: str = "prope.yaml") -> Run:
         ("mine/__init__.py", "Other\n", "Other\nfrom mine.angles import turn\n", False),
         pytest.param("loose.py", "pass", "x = 1", False, marks=pytest.mark.slow),
         ("mine/encodings.py", "turn(1)", "turn(2)", True),
+        ("mine/encodings.py", "import turn", "import back as turn", True),
         pytest.param("mine/encodings.py", "def angle", "def turned", True, marks=pytest.mark.slow),
         ("mine/angles.py", ".read()", ".read().strip()", True),
         ("mine/table.txt", "2", "5", True),

@@ -31,9 +31,9 @@ class PanelIntrinsics(PanelTask):
     widths themselves do, since a panel that fills the frame is rather a wide one: their range is much smaller than that
     of the focal lengths. Take a wide range, `--data.source.fov [35,110]`.
 
-    An encoding without K (GTA) can't be better than images alone. If PRoPE is, it uses K; a model trained on one range
-    and tested on another shows whether it has learned the rule; `WrongFocalLength` must shift its answers by as much as
-    the focal length.
+    An encoding without K (GTA) can't be better than images alone: the camera stands still, and relative poses are the
+    identity. If PRoPE is, it uses K; a model trained on one range and tested on another shows whether it has learned
+    the rule; `WrongFocalLength` should shift its answers by as much as the focal length.
     """
 
     question_type: ClassVar[str] = "panel_width"
