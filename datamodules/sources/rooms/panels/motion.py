@@ -19,7 +19,7 @@ TO_WALL_M = (1.5, 2.5)  # of the camera
 SIZE_M = (0.4, 0.7)
 CENTER_ABOVE_EYE_M = 0.2
 IN_VIEW = 0.8  # of half the frame: a center beyond is not shown
-WAY = (0.5, 1.5)  # of the panel, in units of half of what is in view
+WAY = (1.0, 1.7)  # of the panel, in units of half of what is in view
 QUESTION = "To which side does the red panel move in the video?"
 
 
@@ -33,6 +33,7 @@ class PanelMotion(PanelTask):
     """
 
     question_type: ClassVar[str] = "panel_motion"
+    version: ClassVar[int] = 2
 
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
         """Draw the answer, a way along the wall, and the camera before it."""
