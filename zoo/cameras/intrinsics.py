@@ -34,9 +34,15 @@ def normalize_intrinsics(
 
 
 def intrinsics_in_pixels(
-    K_normalized: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
+    K_normalized: Float[Tensor, "*batch 3 3"], width: int | float | Tensor, height: int | float | Tensor
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Convert normalized intrinsics to corner-origin pixel intrinsics, the inverse of `normalize_intrinsics`."""
+    """Convert normalized intrinsics to corner-origin pixel intrinsics, the inverse of `normalize_intrinsics`.
+
+    Args:
+        K_normalized: Intrinsics normalized by the image size.
+        width: Of the images in pixels, or in another unit, such as tokens; one, or one per camera.
+        height: See `width`.
+    """
     K_px = torch.zeros_like(K_normalized)
     for axis, size in enumerate((width, height)):
         K_px[..., axis, axis] = K_normalized[..., axis, axis] * size

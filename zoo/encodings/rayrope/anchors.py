@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from zoo.cameras import Cameras, Scale
+from zoo.cameras import Cameras, Scale, intrinsics_in_pixels
 from zoo.cameras.rays import ray_directions
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.per_view import Channels, CosSin, PerViewAttention
@@ -89,8 +89,11 @@ class EncodedAnchors(PerViewAttention):
         self.places: dict[int, tuple[Tensor, Tensor]] = {}
         for number, look in self.looks.items():
             call = self.calls[number]
-            seen = image_positions(look.relative_pose, look.K_normalized[:, None], call.of_keys(rays), depths)
-            seen = ((seen + 0.5) / call.of_queries(sizes)[:, :1]).clamp(*CLAMP).transpose(0, 1)
+            # in tokens from the image's corner before points are projected: those behind the view depend on the origin
+            width, height = call.of_queries(sizes)[:, 0].reciprocal().unbind(-1)
+            K_tokens = intrinsics_in_pixels(look.K_normalized, width, height)
+            seen = image_positions(look.relative_pose, K_tokens[:, None], call.of_keys(rays), depths)
+            seen = seen.clamp(*CLAMP).transpose(0, 1)
             self.places[number] = call.of_queries(own)[:, None].to(dtype), seen.to(dtype)
 
     def rotations(self, number: int) -> tuple[CosSin, CosSin]:

@@ -31,7 +31,8 @@ def image_positions(
 
     Args:
         relative_pose: From the camera of each ray to the looking view.
-        K: Of the looking view.
+        K: Of the looking view, from the corner of its image: depth counts without its sign, so points behind the
+            view depend on the origin.
         rays: In their own cameras.
         depths: Along the ray, not along the camera's axis.
     """
