@@ -223,12 +223,19 @@ class Look(NamedTuple):
 
     @classmethod
     def of(cls, call: Call, cameras: Cameras) -> Look:
-        """Compute the relative poses of a call, in the dtype of the cameras."""
+        """Compute the relative poses of a call, in the dtype of the cameras.
+
+        Translations are those between centers: 0 without rounding for a camera that sees its own, whose direction
+        (`0_pj` of RayRoPE) would else be that of the rounding.
+        """
         index = cameras.required("index")
         looking, keys = call.of_queries(index)[:, 0], call.of_keys(index)
         poses, K = (x.index_select(0, call.rows) for x in (cameras.world_to_camera, cameras.K_normalized))
         block = torch.arange(len(poses), device=index.device)
         view = looking.clamp(min=0)
-        relative = poses[block, view][:, None] @ invert_se3(poses)
+        camera_to_world = invert_se3(poses)
+        relative = poses[block, view][:, None] @ camera_to_world
+        centers = camera_to_world[..., :3, 3]
+        relative[..., :3, 3] = (centers - centers[block, view][:, None]) @ poses[block, view, :3, :3].mT
         seen = (keys >= 0) & (looking >= 0)[:, None]
         return cls(relative[block[:, None], keys.clamp(min=0)], K[block, view], seen)

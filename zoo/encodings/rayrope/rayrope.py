@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import copy
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from zoo.encodings.per_view import Channels, CosSin, PerViewAttention
 from zoo.encodings.per_view_encoding import Applied, PairedChannels, PerViewEncoding, token_intrinsics
 from zoo.encodings.rayrope.attention import KNOWN_DEPTHS
 from zoo.encodings.rayrope.positions import DepthEncoding, RayPositions, SeenTokens, Space, depth_ends
+from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
 from zoo.precision import full_precision, to_float32
 
@@ -67,6 +69,12 @@ class RayRoPE(PerViewEncoding):
         self.positions = RayPositions(points, rays, depth_encoding, float(freq_base))
         self.depth, self.predicts_width = depth, predicts_width
         self.layers: nn.ModuleDict | None = None
+
+    @property
+    def symmetries(self) -> Symmetries:
+        base, spaces = super().symmetries, self.positions.spaces
+        are_directions = spaces.keys() == {"inf"}  # which have no length
+        return replace(base, scale=base.scale or are_directions, intrinsics=spaces == {"0": "3d"})
 
     @property
     def rotates_by_depth(self) -> bool:

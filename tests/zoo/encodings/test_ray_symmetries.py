@@ -1,0 +1,64 @@
+"""Declared symmetries of RayRoPE's options, in both directions: which points it rotates by decides some of them."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from tests.zoo.encodings import test_view_symmetries as of_views
+from zoo.encodings import RayAttention, RayRoPE
+from zoo.encodings.measured_symmetries import EXACT, PROPERTIES, holds, identity_stock, intrinsics, scale
+from zoo.encodings.per_view_encoding import PerViewEncoding
+from zoo.encodings.rayrope.positions import KINDS
+
+SPACES = product((None, "pj", "3d"), repeat=len(KINDS))
+NAMED = [[f"{kind}_{space}" for kind, space in zip(KINDS, spaces, strict=True) if space] for spaces in SPACES]
+POINTS = ["+".join(names) for names in NAMED if names]
+SOME = ("0_3d", "0_pj", "inf_3d", "d_pj", "d_pj+0_3d")
+OPTIONS: list[dict[str, Any]] = [
+    *({"depth_encoding": "inv_d"}, {"depth_encoding": "asinh_d"}, {"rays": 2}, {"rays": 3}),
+    *({"depth": "known"}, {"predicts_width": False}, {"apply_to": "qk"}, {"scale": "rms"}),
+]
+
+
+def check(**options: Any) -> None:
+    for measure in PROPERTIES:
+        encoding = RayRoPE(**{"rays": 1, **options})
+        declared = getattr(encoding.symmetries, measure.__name__)
+        assert holds(measure.__name__, measure(encoding)) is declared, measure.__name__
+
+
+@pytest.mark.parametrize("points", POINTS)
+def test_declared_symmetries_of_points_are_measured(points: str) -> None:
+    check(points=points)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_declared_symmetries_of_other_options_are_measured(options: dict[str, Any]) -> None:
+    for points in SOME:
+        check(points=points, **options)
+
+
+def test_what_holds_for_some_points_alone() -> None:
+    """The control: declared as for all encodings of this kind, the first two would be found out."""
+    centers, directions = RayRoPE("0_3d"), RayRoPE("inf_pj", rays=1)
+    by_kind = [PerViewEncoding.symmetries.fget(each) for each in (centers, directions)]  # type: ignore[attr-defined]
+    assert not by_kind[0].intrinsics and holds("intrinsics", intrinsics(centers))
+    assert not by_kind[1].scale and holds("scale", scale(directions))
+    # identity cameras turn nothing here, but views attend in calls of their own, which round otherwise
+    assert identity_stock(RayRoPE("0_3d")) < EXACT and not centers.symmetries.identity_stock
+
+
+@pytest.mark.parametrize("points", SOME)
+def test_those_of_a_view_mixer_are_its_encodings(points: str) -> None:
+    mixer = RayAttention(of_views.WIDTH, 16, RayRoPE(points, rays=1)).double()
+    torch.manual_seed(0)
+    for parameter in mixer.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    for measure in of_views.PROPERTIES:
+        declared = getattr(mixer.symmetries, measure.__name__)
+        assert holds(measure.__name__, measure(mixer)) is declared, measure.__name__
