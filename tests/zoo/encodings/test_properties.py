@@ -10,8 +10,6 @@ from dataclasses import fields
 from functools import partial
 
 import pytest
-import torch
-from torch.nn import functional as F
 
 from docs.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
 from tests.zoo.combinations import NAMES, VARIANTS
@@ -22,7 +20,6 @@ from zoo.encodings import (
     CameraEncoding,
     CaPE,
     Compose,
-    EncodedCameras,
     HeadSubset,
     LayerSubset,
     PointRoPE,
@@ -35,7 +32,6 @@ from zoo.encodings import (
     ValueRoPE,
     ViewAttention,
 )
-from zoo.encodings.alibi import DistanceChannels
 from zoo.encodings.base import CameraModule
 from zoo.encodings.decoder_layout import HeadLayout
 from zoo.encodings.measured_symmetries import (
@@ -52,7 +48,7 @@ from zoo.encodings.measured_symmetries import (
     world_views,
 )
 from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import HEAD_DIM, LAYERS, LAYOUTS, Decoder, random_cameras, random_sequence
+from zoo.encodings.reference_attention import LAYOUTS
 from zoo.encodings.subsets import EncodingWrapper
 from zoo.errors import InputError
 
@@ -155,51 +151,6 @@ class CameraToWorldCaPE(CaPE):
 def test_cape_requires_world_to_camera(head: HeadLayout) -> None:
     assert world_views(CaPE(), head) < EXACT
     assert world_views(CameraToWorldCaPE(), head) > BROKEN
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", NAMES)
-def test_autocast_does_not_round_cameras(name: str, head: HeadLayout) -> None:
-    """Matrices, biases and angles remain float32 in bf16-mixed; projected extra channels may be rounded."""
-    encoding, sequence = COMBINATIONS[name](), random_sequence(2)
-    decoder = Decoder(encoding, head=head)
-    encoding.float()
-    q, k, v = (x.float() for x in sequence.qkv)
-    poses, K = random_cameras(2)
-    far = poses.clone()
-    far[..., :3, 3] *= 100  # rounding such a pose to bfloat16 gives errors up to 0.4
-    results = []
-    for on in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
-            encoded = encoding.encode(sequence.cameras(far, K), head)
-            acting = encoded.at_layer(0, sequence.hidden_states.float(), decoder.rope(sequence.ids)) or EncodedCameras()
-            transformed = (*acting.after_rope(*acting.before_rope(q, k)), acting.transform_values(v))
-            results.append([x[..., :HEAD_DIM] for x in transformed])
-            if isinstance(acting, DistanceChannels):  # the bias itself
-                results[-1].append(transformed[0][..., HEAD_DIM:])
-    for exact, under in zip(*results, strict=True):
-        assert under.dtype == torch.float32 and torch.equal(under, exact)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", NAMES)
-def test_tokens_without_camera_change_no_bit(name: str, dtype: torch.dtype, head: HeadLayout) -> None:
-    """Text and views without a camera, beside views with one; appended channels are zero."""
-    encoding, sequence = COMBINATIONS[name](), random_sequence(3)
-    decoder = Decoder(encoding, head=head)
-    sequence.index = torch.where(sequence.index == 1, -1, sequence.index)
-    encoded = encoding.encode(sequence.cameras(*random_cameras(2)), head)
-    q, k, v = (x.to(dtype) for x in sequence.qkv)
-    with torch.no_grad():
-        for layer in range(LAYERS):
-            acting = encoded.at_layer(layer, sequence.hidden_states.to(dtype), decoder.rope(sequence.ids))
-            acting = acting or EncodedCameras()
-            transformed = *acting.after_rope(*acting.before_rope(q, k)), acting.transform_values(v)
-            wide_o = F.pad(q, (0, transformed[2].shape[-1] - q.shape[-1]))
-            for given, out in zip((q, k, v, q), (*transformed, acting.transform_outputs(wide_o)), strict=True):
-                without, appended = out[sequence.index < 0].split((HEAD_DIM, out.shape[-1] - HEAD_DIM), -1)
-                assert out.dtype == dtype
-                assert torch.equal(without, given[sequence.index < 0]) and not appended.any()
 
 
 def test_document_is_up_to_date() -> None:
