@@ -4,13 +4,15 @@ The layers' projections and RoPE are left out, so the numbers are of attention a
 encoded, plain SDPA runs, and its output is encoded. In the same run, interleaved: SDPA alone; the published layout of
 PRoPE (arXiv 2507.10496) by `prope_attention`; and the same as the paper states it, with einsum over groups of four
 channels and RoPE by concatenation. RayRoPE and URoPE attend view by view, here to all views, as the view mixer does.
-Then a whole decoder, with all that its layers do: its pass over a prompt of as many visual tokens, the same with
-gradients, and a step after it, stock transformers against `CameraAttention` with each kind of cache.
+What `encode` computes once for all layers is left out of these tables.
+Then a whole decoder, with all that its layers do: its pass over a prompt of as many visual tokens, `encode` included,
+the same with gradients, and a step after it: stock transformers against `CameraAttention` without an encoding, and with
+each kind of cache.
 
 On a CPU most of what is left of the cost is new memory, which the C library gives back to the system and asks for
 again: with MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 in the environment it keeps it.
 
-    python -m benchmarks.attention [--views 16] [--tokens 64] [--heads 16] [--head-dim 128] [--device cpu] [--threads 2]
+    python -m benchmarks.attention [--views 16] [--tokens 64] [--heads 16] [--key-heads 2] [--threads 1]
 """
 
 from __future__ import annotations
@@ -23,22 +25,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
+from transformers import DynamicCache
 
+from benchmarks.encoded_decoder import IMAGE, TEXT_BETWEEN, MRoPE, cameras_of, encoder_in, text_model
 from benchmarks.measure import interleaved
 from benchmarks.tables import markdown
-from docs.symmetries import COMBINATIONS
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.attention import replace_classes
-from zoo.cameras import Cameras, normalize_intrinsics
+from zoo.cameras import normalize_intrinsics
 from zoo.encodings import EncodedCameras, prope_attention
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.per_view_encoding import PerViewEncoding
 from zoo.encodings.view_attention import ROPE_BASE
 
-IMAGE = 448  # pixels a side; only the ratio to K matters
 DECODED = 16  # steps a measurement, each one token longer
-TEXT_BETWEEN = ", text between views"  # as Qwen3-VL writes and as pictures have, here one token
 ENCODINGS = (  # of those in the table; others cost as one of these does
     "PRoPE, TemporalSection",
     f"PRoPE, TemporalSection{TEXT_BETWEEN}",
@@ -57,7 +55,8 @@ ENCODINGS = (  # of those in the table; others cost as one of these does
     "HeadSubset(PRoPE, TemporalSection)",
     "Compose(PRoPE TemporalSection, PoseALiBi)",
 )
-MRoPE = {128: [16, 24, 24], 64: [8, 12, 12], 32: [4, 4, 8]}  # the released models' quarters of a head, or near
+NO_ENCODING = "hooks without an encoding"
+IN_DECODER = ("PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi", "RayRoPE", "URoPE")
 
 
 def main() -> None:
@@ -65,6 +64,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=64, help="a view, a square number")
     parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--key-heads", type=int, help="of keys and values, a divisor of --heads; as many without it")
     parser.add_argument("--head-dim", type=int, choices=MRoPE, default=128)
     parser.add_argument("--layers", type=int, default=4, help="of the decoder whose steps are timed")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -74,10 +74,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if round(arguments.tokens**0.5) ** 2 != arguments.tokens:
         parser.error(f"--tokens: {arguments.tokens} tokens a view are no square")
+    arguments.key_heads = arguments.key_heads or arguments.heads
+    if arguments.heads % arguments.key_heads:
+        parser.error(f"--key-heads: {arguments.key_heads} is no divisor of {arguments.heads} heads")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
-    size = f"{arguments.views} views x {arguments.tokens} tokens x {arguments.heads} heads x {arguments.head_dim}"
+    heads = f"{arguments.heads} heads ({arguments.key_heads} of keys)"
+    size = f"{arguments.views} views x {arguments.tokens} tokens x {heads} x {arguments.head_dim}"
     print(f"{size}, {arguments.dtype}, {where}, torch {torch.__version__}, {arguments.repeats} repeats\n")
     table("attention, forward", attentions(arguments, backward=False), "SDPA alone", arguments)
     table("attention, forward and backward", attentions(arguments, backward=True), "SDPA alone", arguments)
@@ -104,62 +108,11 @@ def table(
 # ---- attention --------------------------------------------------------------------------------------------
 
 
-def cameras_of(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """World-to-camera poses and intrinsics in pixels."""
-    poses = torch.eye(4, dtype=torch.float64).repeat(1, arguments.views, 1, 1)
-    turn, _ = torch.linalg.qr(torch.randn(arguments.views, 3, 3, dtype=torch.float64))
-    poses[0, :, :3, :3] = turn * torch.linalg.det(turn)[:, None, None]
-    poses[0, :, :3, 3] = torch.randn(arguments.views, 3, dtype=torch.float64)
-    K = torch.tensor([[400.0, 0, 224], [0, 400, 224], [0, 0, 1]]).repeat(1, arguments.views, 1, 1)
-    return poses.to(arguments.device), K.to(arguments.device)
-
-
-def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
-    config = Qwen2_5_VLTextConfig(
-        vocab_size=256,
-        hidden_size=arguments.heads * arguments.head_dim,
-        intermediate_size=2 * arguments.heads * arguments.head_dim,
-        num_hidden_layers=arguments.layers,
-        num_attention_heads=arguments.heads,
-        num_key_value_heads=arguments.heads,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": MRoPE[arguments.head_dim]},
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        attn_implementation="sdpa",
-    )
-    return Qwen2_5_VLTextModel(config).to(arguments.device, getattr(torch, arguments.dtype)).eval()
-
-
-def encoded_in(
-    model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace, is_causal: bool = True
-) -> EncodedCameras:
-    encoding = COMBINATIONS[name.removesuffix(TEXT_BETWEEN)]()
-    replace_classes(model, Qwen25VLBackbone.hooked_classes)
-    head = HeadLayout.in_row(arguments.head_dim, MRoPE[arguments.head_dim])
-    config, rotary = model.config, model.rotary_emb
-    layout = DecoderLayout(
-        config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads,
-        head, (rotary.inv_freq, rotary.original_inv_freq), model.device,
-    )  # fmt: skip
-    encoding.bind_to_decoder(layout, range(config.num_hidden_layers))
-    poses, K = cameras_of(arguments)
-    index = torch.arange(arguments.views, device=poses.device).repeat_interleave(arguments.tokens)[None]
-    if name.endswith(TEXT_BETWEEN):
-        index[:, :: arguments.tokens] = -1
-    places, points = (torch.rand(*index.shape, n, device=poses.device, dtype=poses.dtype) for n in (2, 3))
-    sizes = torch.full_like(places, arguments.tokens**-0.5)
-    cameras = Cameras(poses, normalize_intrinsics(K, IMAGE, IMAGE).double(), index)
-    located = cameras.with_tokens(places, points, patch_sizes=sizes)
-    if isinstance(encoding, PerViewEncoding):
-        return encoding.encode_canonical(encoding.canonical(located), head, torch.float32, is_causal)
-    return encoding.encode(located, head)
-
-
 def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Callable[[], object]]:
     length, dtype = arguments.views * arguments.tokens, getattr(torch, arguments.dtype)
-    shape = (1, length, arguments.heads, arguments.head_dim)
-    q, k, v = (torch.randn(shape, device=arguments.device, dtype=dtype, requires_grad=backward) for _ in range(3))
+    counts = (arguments.heads, arguments.key_heads, arguments.key_heads)
+    options = {"device": arguments.device, "dtype": dtype, "requires_grad": backward}
+    q, k, v = (torch.randn(1, length, count, arguments.head_dim, **options) for count in counts)
     hidden = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
     model = text_model(arguments)
     ids = torch.arange(length, device=arguments.device).expand(3, 1, -1)
@@ -171,11 +124,11 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
     everything = torch.ones(1, 1, length, length, device=arguments.device, dtype=torch.bool)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
-        output = F.scaled_dot_product_attention(q, k, v, mask, scale=arguments.head_dim**-0.5)
+        output = F.scaled_dot_product_attention(q, k, v, mask, scale=arguments.head_dim**-0.5, enable_gqa=True)
         return output.transpose(1, 2), None
 
     def encoded(name: str) -> Callable[[], Tensor]:
-        whole = encoded_in(model, name, arguments, is_causal=False)
+        whole = encoder_in(model, name, arguments, is_causal=False)()
 
         def attend() -> Tensor:
             acting = whole.at_layer(0, hidden, rope) or EncodedCameras()
@@ -186,12 +139,18 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
 
         return attend
 
+    def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+    def repeated() -> list[Tensor]:
+        return [x.repeat_interleave(arguments.heads // x.shape[1], 1) for x in heads_first]
+
     copied = torch.Tensor.clone  # what no encoding that leaves its inputs alone can do without
     work: dict[str, Callable[[], Tensor]] = {
-        "SDPA alone": lambda: F.scaled_dot_product_attention(*heads_first),
-        "SDPA, and a copy of q, k, v and o": lambda: F.scaled_dot_product_attention(*map(copied, heads_first)).clone(),
-        "published layout, einsum": lambda: published(*heads_first, poses, K, side),
-        "published layout, `prope_attention`": lambda: prope_attention(*heads_first, poses, K, **layout),
+        "SDPA alone": lambda: grouped(*heads_first),
+        "SDPA, and a copy of q, k, v and o": lambda: grouped(*map(copied, heads_first)).clone(),
+        "published layout, einsum": lambda: published(*repeated(), poses, K, side),
+        "published layout, `prope_attention`": lambda: prope_attention(*repeated(), poses, K, **layout),
     }
     tolerance = 1e-3 if dtype == torch.float32 else 0.1
     same = [work[name]() for name in work if name.startswith("published")]
@@ -244,18 +203,21 @@ def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], obje
     prompts: dict[str, Callable[[], object]] = {}
     learning: dict[str, Callable[[], object]] = {}
     steps: dict[str, Callable[[], object]] = {}
-    for name in ("stock", "PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi", "RayRoPE", "URoPE"):
+    for name in ("stock", NO_ENCODING, *IN_DECODER):
         model = text_model(arguments)
-        encoded = None if name == "stock" else encoded_in(model, name, arguments)
+        if name == NO_ENCODING:
+            replace_classes(model, Qwen25VLBackbone.hooked_classes)
+        encode = encoder_in(model, name, arguments) if name in IN_DECODER else lambda: None
         cache = DynamicCache(config=model.config)
+        encoded = encode()
         later = None if encoded is None else encoded.for_decode_step()
 
-        def read(model=model, cache=None, encoded=encoded) -> None:
+        def read(model=model, cache=None, encode=encode) -> None:
             with torch.no_grad():
-                model(inputs_embeds=prompt, cache=cache, use_cache=cache is not None, camera_encoding=encoded)
+                model(inputs_embeds=prompt, cache=cache, use_cache=cache is not None, camera_encoding=encode())
 
-        def learn(model=model, encoded=encoded) -> None:
-            output = model(inputs_embeds=prompt, use_cache=False, camera_encoding=encoded).last_hidden_state
+        def learn(model=model, encode=encode) -> None:
+            output = model(inputs_embeds=prompt, use_cache=False, camera_encoding=encode()).last_hidden_state
             torch.autograd.grad(output.sum(), list(model.parameters()), allow_unused=True)  # no token is embedded
 
         def decode(model=model, cache=cache, later=later) -> None:
