@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from string import ascii_uppercase
 
 import torch
 from jaxtyping import Float, Int
@@ -15,15 +16,18 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, num_answers
 from datamodules.wording import Wording
 from zoo.benchmarks import Benchmark
-from zoo.cameras.patch_cameras import merge_cameras
+from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
 from zoo.cameras.poses import invert_se3
+from zoo.cameras.reference import choose_view
+from zoo.encodings.balanced_view import saddle_balanced
+from zoo.encodings.base import CameraModule
 from zoo.model import SpatialVLM
 from zoo.objectives.decoded import decode
 from zoo.precision import answer_precision, to_float32
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.scene_encoding.scene_cameras import token_depth
 from zoo.sequences.batch import Batch
-from zoo.sequences.scene_inputs import SceneInputs
 
 Targets = dict[str, Float[Tensor, "samples k"]]
 
@@ -32,8 +36,9 @@ class SceneStates:
     """The samples of one scene.
 
     Attributes:
-        states: By kind of token, (layers + 1, samples, D): `visual` tokens, and `text`, each question's last token;
-            first the embeddings, then the outputs of each layer.
+        states: By kind of token, (layers + 1, samples, D): `visual` tokens, and `text`, each question's last token,
+            from which the answer is read and which alone has read all of the question; first the embeddings, then the
+            outputs of each layer.
         targets: By kind of token, what each sample may hold; NaN where it is unknown.
     """
 
@@ -95,19 +100,20 @@ def _states_of(model: SpatialVLM, batch: Batch, questions: Sequence[Question], t
     places = sequences.answer_places[[starts[first] for first in firsts]]
     text = [to_float32(decoded.layers[layer].flatten(0, 1)[places]).cpu() for layer in decoded.layers]
     return SceneStates(
-        {"visual": torch.stack(visual), "text": torch.stack(text)}, targets_of(model, scene, questions, chosen)
+        {"visual": torch.stack(visual), "text": torch.stack(text)}, targets_of(model, scenes[0], questions, chosen)
     )
 
 
 def targets_of(
-    model: SpatialVLM, scene: SceneInputs, questions: Sequence[Question], chosen: Int[Tensor, " samples"]
+    model: SpatialVLM, encoded: EncodedScene, questions: Sequence[Question], chosen: Int[Tensor, " samples"]
 ) -> dict[str, Targets]:
     """Return what the samples of a scene may hold.
 
-    Of a visual token the log depth beneath it, and the position and rotation of its camera in the frame of the first
-    one; of text those of the last camera. Of both the log of the scene's median depth (its scale), and of text the
-    answer, where it is a number: each question type by itself, since the question tells which one it is.
+    Of a visual token the log depth beneath it, and the position and rotation of its camera in the frame of
+    `reference_view`; of text those of the last camera. Of both the log of the scene's median depth (its scale), and of
+    text the answer, see `_answers`.
     """
+    scene = encoded.scene
     steps, per_step = scene.num_steps, scene.tokens_per_step
     geometry, count = scene.geometry, len(questions)
     view = chosen // per_step
@@ -115,9 +121,8 @@ def targets_of(
     depth = torch.full((steps * per_step,), torch.nan)
     if geometry is not None and geometry.has_cameras:
         cameras = merge_cameras(geometry, model.merged_camera)
-        first = int(cameras.has_camera.int().argmax())
         poses = cameras.world_to_camera.double()
-        relative = poses @ invert_se3(poses[first])
+        relative = poses @ invert_se3(poses[reference_view(model, cameras, encoded)])
         known = cameras.has_camera[:, None].cpu()
         position = invert_se3(relative)[:, :3, 3].float().cpu().where(known, torch.nan)
         rotation = relative[:, :3, :3].flatten(1).float().cpu().where(known, torch.nan)
@@ -140,21 +145,50 @@ def targets_of(
     }
 
 
+def reference_view(model: SpatialVLM, cameras: PatchCameras, encoded: EncodedScene) -> int:
+    """Return the view whose frame text is in: that of the model's camera encoding, else the first with a camera.
+
+    Args:
+        model: Of several references that of the first encoding.
+        cameras: Of the scene, the dataset's.
+        encoded: The scene.
+    """
+    parts = () if model.camera_encoding is None else model.camera_encoding.modules()
+    references = [part.reference for part in parts if isinstance(part, CameraModule) and part.reference]
+    reference = references[0] if references else "first"
+    if reference != "saddle_balanced":
+        return int(choose_view(cameras.world_to_camera[None], cameras.has_camera[None], reference))
+    assert encoded.cameras is not None and encoded.cameras.view_features is not None
+    return int(saddle_balanced(encoded.cameras.view_features, encoded.cameras.patches.has_camera))
+
+
 def evenly_spaced(count: int, most: int) -> Int[Tensor, " samples"]:
     """Return at most so many of the numbers below `count`, evenly spaced."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def _answers(questions: Sequence[Question]) -> Targets:
-    """The numbers that are answers to questions of each type, NaN at those of other types."""
-    types = [f"answer: {question.question_type}" if question.question_type else "answer" for question in questions]
-    answers = torch.tensor([[_number(question.ground_truth)] for question in questions])
-    of_type = {name: torch.tensor([[each == name] for each in types]) for name in dict.fromkeys(types)}
-    return {name: answers.where(own, torch.nan) for name, own in of_type.items()}
+    """The answers of each question type by itself, since the question tells which one it is; NaN at others.
+
+    A number is one target; an option's letter has a column of its own, 1 at the right one (a linear map to them is
+    the simplest classifier). Free text is none.
+    """
+    found: Targets = {}
+    for n, question in enumerate(questions):
+        name, value = ("option", _letter) if question.options else ("answer", _number)
+        name += f": {question.question_type}" if question.question_type else ""
+        answer = value(question.ground_truth)
+        found.setdefault(name, torch.full((len(questions), len(answer)), torch.nan))[n] = answer
+    return found
 
 
-def _number(text: str) -> float:
+def _letter(text: str) -> Float[Tensor, " letters"]:
+    right = torch.tensor([text.strip() == letter for letter in ascii_uppercase])
+    return right.float() if right.any() else torch.full((len(right),), torch.nan)
+
+
+def _number(text: str) -> Float[Tensor, " 1"]:
     try:
-        return float(text)
+        return torch.tensor([float(text)])
     except ValueError:
-        return float("nan")
+        return torch.tensor([torch.nan])

@@ -62,7 +62,8 @@ def probe_states(model: str, scenes: Sequence[SceneStates], folds: int) -> list[
         targets: list[Tensor] = []
         names = list(dict.fromkeys(name for each in scenes for name in each.targets[tokens]))
         for name in names:
-            unknown = [torch.full((count, 1), torch.nan) for count in counts]
+            width = next(each.targets[tokens][name].shape[1] for each in scenes if name in each.targets[tokens])
+            unknown = [torch.full((count, width), torch.nan) for count in counts]
             own = [each.targets[tokens].get(name, none) for each, none in zip(scenes, unknown, strict=True)]
             targets += [torch.cat(own), torch.cat(shuffled(own))]
         layers = progress(states, f"probe {model}, {tokens} tokens", "layers")

@@ -19,6 +19,8 @@ from datamodules.scenes import Question, RawQuestion
 from tests.zoo.asking import FAMILIES, QUESTIONS, build, scene
 from zoo import LoRA, SpatialVLM
 from zoo.benchmarks import VSIBench
+from zoo.cameras import Cameras
+from zoo.cameras.patch_cameras import merge_cameras
 from zoo.errors import InputError
 from zoo.weights.saved_models import initial_model
 
@@ -81,19 +83,47 @@ def test_shuffled_targets_are_of_other_scenes_and_as_known_as_before() -> None:
         assert not (after == n).any() and len(after[after.isfinite()].unique()) == (n != 3)
 
 
+def test_an_option_that_some_questions_have_is_found_by_its_letter() -> None:
+    scenes = made_scenes(12, noise=0.1)
+    for each in scenes[::2]:  # the others ask nothing of this type
+        of_first = each.states["visual"][1, :, 0] > 0
+        each.targets["visual"]["option"] = torch.nn.functional.one_hot(of_first.long(), 26).float()
+    probes = {probe.target: probe for probe in probe_states("after", scenes, folds=4)}
+    assert probes["option"].r2[1] > 0.4 > 0.15 > max(probes["option"].r2[0], *probes["option"].shuffled)
+
+
+@torch.no_grad()
+def test_cameras_are_in_the_frame_of_the_encodings_reference() -> None:
+    model, loaded, chosen = build("PRoPE, TemporalSection, saddle_balanced").model, scene("a", steps=5, seed=3), []
+    assert model.camera_encoding is not None and loaded.geometry is not None
+    for reference in ("first", "middle", "medoid", "saddle_balanced", None):
+        model.camera_encoding.reference = reference
+        (found,) = scene_states(model, VSIBench(), [loaded], 99)
+        rotation, position = (found.targets["visual"][name].unflatten(0, (5, -1)) for name in ("rotation", "position"))
+        is_own = (rotation - torch.eye(3).flatten()).abs().amax((1, 2)) < 1e-6
+        assert is_own.sum() == 1 and torch.equal(is_own, position.abs().amax((1, 2)) < 1e-6)
+        chosen.append(int(is_own.int().argmax()))
+    poses = merge_cameras(loaded.geometry, model.merged_camera).world_to_camera
+    medoid = Cameras(poses[None], torch.eye(3).expand(1, 5, 3, 3)).reference_view("medoid")
+    assert chosen[:3] == [0, 2, int(medoid)] and chosen[4] == 0 and len(set(chosen)) > 2
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_are_those_of_the_questions_that_can_be_asked(family: str) -> None:
     task, benchmark = build("plain", family=family), VSIBench()
     refused = Question("refused", "object_counting", "How many <|im_end|>?", "5")
     turns = RawQuestion("turns", "", "<video>How many?", "7", later_turns=(("And how many lamps?", "8"),))
-    questions = (QUESTIONS[0], refused, turns, QUESTIONS[3])
+    lettered = Question("lettered", "route_planning", "Where to?", "B", ("A. Left", "B. Right"))
+    questions = (QUESTIONS[0], refused, turns, QUESTIONS[3], lettered)
     (found,) = scene_states(task.model, benchmark, [scene("a", questions, family=family)], 5)
     (alone,) = scene_states(task.model, benchmark, [scene("a", QUESTIONS[3:4], family=family)], 5)
-    assert found.states["visual"].shape[1] == 5 and found.states["text"].shape[1] == 3
+    assert found.states["visual"].shape[1] == 5 and found.states["text"].shape[1] == 4
     torch.testing.assert_close(found.states["text"][:, 2], alone.states["text"][:, 0], rtol=0, atol=1e-3)
     answers = {name: values[:, 0].tolist() for name, values in found.targets["text"].items() if "answer" in name}
     nan = pytest.approx(torch.nan, nan_ok=True)
-    assert answers == {"answer: object_counting": [4, nan, 4444], "answer": [nan, 7, nan]}
+    assert answers == {"answer: object_counting": [4, nan, 4444, nan], "answer": [nan, 7, nan, nan]}
+    letters = found.targets["text"]["option: route_planning"]
+    assert letters[:3].isnan().all() and letters[3, :3].tolist() == [0, 1, 0] and letters[3].sum() == 1
 
 
 def test_states_are_those_of_the_precision_of_the_run() -> None:
@@ -126,7 +156,7 @@ def check_probed(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     known = {"visual": ("depth", *cameras), "text": (*cameras, size)}
     expected = {(model, tokens, target) for model in MODELS for tokens in known for target in known[tokens]}
     assert expected <= by_name.keys() and len({len(r2) for r2 in by_name.values()}) == 1
-    assert all(name in expected or name[2].startswith("answer: ") for name in by_name)
+    assert all(name in expected or name[2].startswith(("answer: ", "option: ")) for name in by_name)
     assert by_name["before", "visual", "depth"] != by_name["after", "visual", "depth"]
     monkeypatch.setattr(sys, "argv", [*words, "--scenes", "1"])
     with pytest.raises(SystemExit, match="--scenes 1: at least 2"):
