@@ -33,6 +33,7 @@ class Collate(ABC):
         builder: Of the model's sequences.
         requirements: The model's.
         geometry_reader: Reads the model's cached geometry; None without a cache.
+        requires_targets: Whether a scene fails without what is to be learned of it, as in a training.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class Collate(ABC):
         builder: SequenceBuilder,
         requirements: DataRequirements | None = None,
         geometry_reader: GeometryReader | None = None,
+        requires_targets: bool = False,
     ) -> None:
         self.wording, self.builder, self.geometry_reader = wording, builder, geometry_reader
+        self.requires_targets = requires_targets
         self.requirements = DataRequirements() if requirements is None else requirements
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
@@ -84,6 +87,8 @@ class Collate(ABC):
 
     def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
         """Make the model's inputs of a loaded scene."""
+        if self.requires_targets and loaded.target_error is not None:
+            raise InputError(loaded.target_error)
         assert loaded.frames is not None
         pixel_values, grid_thw = self.wording.preprocessor.cut_patches(loaded.frames)
         other, needs = loaded.geometry_override, self.requirements
@@ -145,7 +150,7 @@ class TrainingCollate(Collate):
     def __init__(
         self, *parts: Any, tokens_per_sequence: int | None = None, pack_scenes: bool = False, **named_parts: Any
     ) -> None:
-        super().__init__(*parts, **named_parts)
+        super().__init__(*parts, requires_targets=True, **named_parts)
         self.tokens_per_sequence, self.pack_scenes = tokens_per_sequence, pack_scenes
         if pack_scenes and self.builder.rules.is_hybrid:
             raise InputError(
@@ -157,12 +162,6 @@ class TrainingCollate(Collate):
                 "--data.pack_scenes: this attention takes no mask of several scenes, choose "
                 "--model.backbone.attn_implementation flex_attention on a GPU, or sdpa"
             )
-
-    def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
-        """Make the model's inputs of a loaded scene; one without what is to be learned is an `InputError`."""
-        if loaded.target_error is not None:
-            raise InputError(loaded.target_error)
-        return super().scene_inputs(loaded)
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
         return self.wording.chat(question, media_of(scene), with_answers=True)

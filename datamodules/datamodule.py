@@ -299,7 +299,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return kind(self.wording, builder, self.requirements_of(training), reader, **options)
 
     def _ask(self, training: bool = False) -> Collate | SceneCollate:
-        return self._collate(QuestionCollate, training=training, questions_per_batch=self.questions_per_batch)
+        options: dict[str, Any] = {"questions_per_batch": self.questions_per_batch, "requires_targets": training}
+        return self._collate(QuestionCollate, training=training, **options)
 
     def train_dataloader(self) -> ResumableLoader:
         dataset = self.dataset(self.scenes("train"), training=True)

@@ -208,6 +208,23 @@ def test_batches_are_pinned_for_a_gpu_and_copied_without_a_wait(
     assert copied == [(torch.device("cuda"), True)]
 
 
+def test_a_training_that_samples_answers_requires_what_it_learns_to_predict(root: Path, tmp_path: Path) -> None:
+    """As one that learns from answers; a test answers all the same."""
+    data = VideoQADataModule(Readable(root), num_frames=2, pixels=PIXELS, num_workers=0)
+    trainer = {"lightning_module": Learner(), "global_rank": 0, "world_size": 1, "is_global_zero": True}
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        **trainer, global_step=1, ckpt_path=None, default_root_dir=tmp_path, limit_val_batches=1.0
+    )
+    scene = data.dataset(data.scenes("train"))[0]
+    scene.target_error = "unreadable depth"
+    for asks in (False, True):
+        data.trainer.lightning_module.asks_in_training = asks
+        found = data.train_dataloader().collate_fn([scene])
+        assert {each["error"] for each in found.failed} == {"unreadable depth"} and not found.records
+        assert (found.sequences is None) and not found.prompts
+    assert not data.val_dataloader().collate_fn([scene]).failed
+
+
 # ---- scenes that can't be read ------------------------------------------------------------------------------
 
 SCENE = f"tiny/scene{BROKEN}"

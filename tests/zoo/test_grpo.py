@@ -16,8 +16,9 @@ from torch import distributed as dist
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, HYBRID_MODELS, MODELS, NEW, QUESTIONS, batch, build
 from zoo.generation.sampling import Sampling
+from zoo.objectives import DepthPrediction, LanguageModeling
 from zoo.objectives.grpo import group_advantages
-from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.batch import Batch, OptimizerStep, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks import GRPO, AnswerFormat, AnswerScore, VideoQATask
 from zoo.tasks import rollout as rollouts
@@ -130,6 +131,24 @@ def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.Monk
             assert error < TOLERANCE, (name, parameter)
 
 
+@torch.no_grad()
+def test_other_objectives_are_averaged_as_the_model_says() -> None:
+    """A scene counts by its answers, or by its tokens; and so does a batch in its step."""
+    for average, of_first in (("questions", 1 / 3), ("micro_batch_tokens", 3 / 5)):
+        task = build("plain", objectives=[DepthPrediction()], average=average)
+        first, second = asking.scene("a", QUESTIONS[:1]), asking.scene("b", QUESTIONS[1:3], steps=2, seed=1)
+        losses = []
+        for shown in ((first,), (second,), (first, second)):
+            asked = batch(task, *shown)
+            sampled = Sampled(task, asked)
+            _, decoded = answer_log_probs(task.model, asked, sampled.sequences, sampled.lengths, 1.0)
+            losses.append(float(task.model.objectives.losses(decoded, left_out=LanguageModeling)["loss"]))
+            asked.step = OptimizerStep(num_answers=10, num_batches=1)
+        assert losses[2] == pytest.approx(of_first * losses[0] + (1 - of_first) * losses[1], rel=1e-4)
+        assert losses[0] != pytest.approx(losses[1], rel=0.01)
+        assert GRPO().objective_weight(task, asked) == (0.3 if average == "questions" else 1)
+
+
 def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for those of a process that only keeps in step."""
     algorithm, weights = GRPO(num_generations=2, reward_scale="batch"), torch.ones(1)
@@ -176,10 +195,27 @@ def test_statistics_leave_out_answers_without_a_reward() -> None:
     rewards = RewardSum([AnswerScore(), AnswerScore(weight=0.5)])
     found = rewards(["4", "9", "4", "4", "4", "4"], records)
     assert rewards.total(found).tolist() == pytest.approx([1.5, 0, torch.nan, torch.nan, 1.5, 1.5], nan_ok=True)
+    found[4:, 1] = 0.5
     statistics = rewards.statistics(found, 2)
-    assert statistics["reward"] == pytest.approx(1.125) and statistics["reward/AnswerScore"] == pytest.approx(0.75)
+    assert statistics["reward"] == pytest.approx(1.0) and statistics["reward/AnswerScore"] == pytest.approx(0.75)
+    assert statistics["reward/AnswerScore_2"] == pytest.approx(0.5)  # each of a class by itself
     assert statistics["reward_deviation"] == pytest.approx(1.5 / 2**0.5 / 2)
     assert statistics["groups_without_signal"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": "batch"}, {"scale": "none"}, {"aggregation": "normalize_then_sum"}])
+def test_equal_rewards_teach_nothing_whatever_their_rounding(options: dict[str, Any]) -> None:
+    rewards = RewardSum([AnswerScore(), AnswerFormat(weight=0.1)])
+    scores = torch.full((8, 1), 0.7)
+    assert (scores - scores.mean()).any()  # the mean of eight times 0.7 is not 0.7
+    equal = torch.cat((scores, torch.ones(8, 1)), 1)
+    assert not group_advantages(equal, 8, weights=rewards.weights, **options).any()
+    statistics = rewards.statistics(equal, 8)
+    assert statistics["groups_without_signal"] == 1 and statistics["reward_deviation"] == 0
+    # the control: one of them is better by the least that a float holds
+    equal[3, 0] = torch.nextafter(equal[3, 0], torch.tensor(1.0))
+    assert group_advantages(equal, 8, weights=rewards.weights, **options).argmax() == 3
+    assert rewards.statistics(equal, 8)["groups_without_signal"] == 0
 
 
 def test_a_group_with_an_answer_without_a_reward_has_a_signal() -> None:

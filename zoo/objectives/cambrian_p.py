@@ -107,7 +107,7 @@ def camera_loss(
     for factor, predicted in zip(decay, predictions, strict=True):
         own, aimed = predicted[..., :3], target[..., :3]
         if align_scale is not None:
-            scale = _best_scale(own, aimed, known, align_scale)
+            scale = best_scale(own, aimed, known, align_scale)
             own, aimed = (own, aimed / scale) if rescale == "target" else (own * scale, aimed)
         rest = predicted[..., 3:] - target[..., 3:]
         if kind == "l1":
@@ -144,7 +144,7 @@ def _first_view_encoding(world_to_camera: Tensor, K_px: Tensor, image_size_hw: S
 
 
 @torch.no_grad()
-def _best_scale(
+def best_scale(
     predicted: Float[Tensor, "B S 3"], target: Float[Tensor, "B S 3"], known: Bool[Tensor, "B S"], aligned: Tensor
 ) -> Float[Tensor, "B 1 1"]:
     """Fit the factor of each aligned scene's predicted translations in the least squares; 1 for other scenes."""

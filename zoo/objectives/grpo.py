@@ -56,7 +56,7 @@ def group_advantages(
 
     Args:
         rewards: Of N answers by R reward functions, those to one question in adjacent rows; NaN where a function does
-            not apply. An answer to which none applies has the advantage 0, and counts in no mean.
+            not apply. An answer to which none applies has the advantage 0, and counts in no mean. Equal rewards have 0.
         num_generations: Answers per question.
         weights: Of the reward functions.
         scale: Divide by the standard deviation of the `group` or of the whole `batch`; `none` is Dr. GRPO's.
@@ -68,13 +68,13 @@ def group_advantages(
     is_scorable = ~rewards.isnan().all(1)
     if aggregation == "normalize_then_sum":
         groups = rewards.unflatten(0, (-1, num_generations))
-        each = ((groups - _mean(groups, 1)) / (deviation(groups, 1) + MIN_DEVIATION)).flatten(0, 1)
+        each = (_centered(groups, 1) / (deviation(groups, 1) + MIN_DEVIATION)).flatten(0, 1)
         summed = torch.where(is_scorable, (each * weights).nansum(1), torch.nan)
-        advantages = (summed - _mean(summed, 0)) / (deviation(summed, 0) + MIN_DEVIATION)
+        advantages = _centered(summed, 0) / (deviation(summed, 0) + MIN_DEVIATION)
     else:
         summed = torch.where(is_scorable, (rewards * weights).nansum(1), torch.nan)
         groups = summed.unflatten(0, (-1, num_generations))
-        centered = groups - _mean(groups, 1)
+        centered = _centered(groups, 1)
         if scale != "none":
             spread = deviation(groups, 1) if scale == "group" else deviation(summed, 0)
             centered = centered / (spread + MIN_DEVIATION)
@@ -82,15 +82,22 @@ def group_advantages(
     return advantages.nan_to_num(0.0)
 
 
-def _mean(values: Tensor, axis: int) -> Tensor:
-    return values.nanmean(axis, keepdim=True)
-
-
 def deviation(values: Tensor, axis: int) -> Tensor:
-    """Return the standard deviation (n - 1 in the denominator) of the values that are not NaN; 0 of a single one."""
+    """Return the standard deviation (n - 1 in the denominator) of the values that are not NaN; 0 of equal ones."""
     count = (~values.isnan()).sum(axis, keepdim=True)
-    squares = (values - _mean(values, axis)).square().nansum(axis, keepdim=True)
+    squares = _centered(values, axis).square().nansum(axis, keepdim=True)
     return (squares / (count - 1).clamp(min=1)).sqrt()
+
+
+def _centered(values: Tensor, axis: int) -> Tensor:
+    """Subtract the mean of the values that are not NaN.
+
+    Equal ones are 0 exactly: what rounding leaves of their difference would be divided by `MIN_DEVIATION`.
+    """
+    missing = values.isnan()
+    least = values.masked_fill(missing, torch.inf).amin(axis, keepdim=True)
+    greatest = values.masked_fill(missing, -torch.inf).amax(axis, keepdim=True)
+    return (values - values.nanmean(axis, keepdim=True)).masked_fill(least >= greatest, 0.0)
 
 
 # ---- log-probabilities ------------------------------------------------------------------------------------------

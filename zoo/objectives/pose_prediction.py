@@ -13,7 +13,7 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError, check_choice
 from zoo.geometry.vggt.pose_encoding import pose_encoding_to_cameras
 from zoo.objectives.base import Objective
-from zoo.objectives.cambrian_p import PoseHead, PoseLoss, Rescaled, camera_loss, mean_path
+from zoo.objectives.cambrian_p import PoseHead, PoseLoss, Rescaled, best_scale, camera_loss, mean_path
 from zoo.objectives.decoded import Decoded
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
@@ -105,14 +105,23 @@ class PosePrediction(Objective):
         return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Mean errors of one scene relative to its first view, and those of a camera that never moves."""
+        """Mean errors of one scene relative to its first view, and those of a camera that never moves.
+
+        With `align_scale` the centers are compared after the prediction has the scale that fits best, as in the loss.
+        """
         found: dict[str, Tensor] = {}
         for _, predicted, poses, _, known in self._pairs(decoded):
             true = poses @ invert_se3(poses[:1])
             later = known & (torch.arange(len(known), device=known.device) > 0)
             if not later.any():
                 continue
-            cameras, _ = pose_encoding_to_cameras(predicted[-1], UNIT)
+            last = predicted[-1]
+            if self.align_scale:
+                rows = len(last)
+                aimed, is_known = true[:, :3, 3].to(last).expand(rows, -1, -1), known.expand(rows, -1)
+                scale = best_scale(last[..., :3], aimed, is_known, torch.ones_like(is_known[:, 0]))
+                last = torch.cat((last[..., :3] * scale, last[..., 3:]), -1)
+            cameras, _ = pose_encoding_to_cameras(last, UNIT)
             still = torch.eye(4, device=true.device).expand_as(cameras)
             for each, prefix in ((cameras, ""), (still, "unlearned/")):
                 angle, distance = pose_distance(each, true.to(each))

@@ -35,6 +35,10 @@ class Algorithm(Configurable, ABC):
     def prepare(self, task: VideoQATask, batch: Batch) -> None:
         """Do what a batch needs before its first update, outside of the strategy's forward pass."""
 
+    def objective_weight(self, task: VideoQATask, batch: Batch) -> float:
+        """The factor of what objectives average over a batch: its share of the step's questions, or none."""
+        return batch.weight if task.model.average == "questions" else 1.0
+
     @abstractmethod
     def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss whose gradient is a part of the optimizer step's, and log it."""
@@ -51,10 +55,9 @@ class SupervisedFineTuning(Algorithm):
         """Log the loss and that of each objective."""
         losses = task.losses(batch)
         loss, count = losses.pop("loss"), len(batch.records)
-        weight = batch.weight if task.model.average == "questions" else 1.0
         if not sum(batch.num_answers):
             return loss  # zero: the batch only keeps this process in step
         task.log("train/loss", loss, batch_size=count)
         values: dict[str, Any] = {f"train/{name}": value.detach() for name, value in losses.items()}
         task.log_dict(values, batch_size=count)
-        return weight * loss
+        return self.objective_weight(task, batch) * loss

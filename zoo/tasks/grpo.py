@@ -245,7 +245,8 @@ class GRPO(Algorithm):
         # means over the answers of this process become means over those of the step
         weight = 1.0 if self.loss_type in ("dapo", "bnpo") else batch.weight
         others = task.model.objectives.losses(decoded, left_out=LanguageModeling)
-        loss = weight * policy + batch.weight * others["loss"] + task.model.zero_of_unused()
+        objectives = self.objective_weight(task, batch) * others["loss"]
+        loss = weight * policy + objectives + task.model.zero_of_unused()
         if not sum(batch.num_answers):
             return loss  # zero: the batch only keeps this process in step
         self._log(task, policy.detach(), terms, gap, others, len(batch.records))

@@ -124,10 +124,16 @@ class RewardSum:
 
     Args:
         rewards: At least one.
+
+    Attributes:
+        names: Of each, for the loggers: its class; the second one of a class is `<class>_2`.
     """
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self.rewards = list(rewards)
+        classes = [type(reward).__name__ for reward in self.rewards]
+        counts = [classes[: number + 1].count(name) for number, name in enumerate(classes)]
+        self.names = [name if count == 1 else f"{name}_{count}" for name, count in zip(classes, counts, strict=True)]
 
     @property
     def weights(self) -> Float[Tensor, " R"]:
@@ -159,18 +165,17 @@ class RewardSum:
         return torch.where(rewards.isnan().all(1), torch.nan, (rewards * self.weights).nansum(1))
 
     def statistics(self, rewards: Float[Tensor, "N R"], num_generations: int) -> dict[str, float]:
-        """Return the mean reward, in all and of each class, its deviation in a group, and the groups without any.
+        """Return the mean reward, in all and of each of `names`, its deviation in a group, and the groups without any.
 
         Answers without a reward count in no mean.
         """
         total = self.total(rewards)
         groups = total.unflatten(0, (-1, num_generations))
         spread = torch.where(groups.isnan().all(1), torch.nan, deviation(groups, 1)[:, 0])
-        names = [f"reward/{type(reward).__name__}" for reward in self.rewards]
-        means = zip(names, rewards.nanmean(0).tolist(), strict=True)
+        means = zip(self.names, rewards.nanmean(0).tolist(), strict=True)
         return {
             "reward": float(total.nanmean()),
             "reward_deviation": float(spread.nanmean().nan_to_num(0.0)),
             "groups_without_signal": float((~(spread > 0)).float().mean()),
-            **{name: mean for name, mean in means if not math.isnan(mean)},
+            **{f"reward/{name}": mean for name, mean in means if not math.isnan(mean)},
         }

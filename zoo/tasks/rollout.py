@@ -18,6 +18,7 @@ from zoo.generation.prefix_cache import CachedPrefix, Reply
 from zoo.generation.sampling import Sampling
 from zoo.model import SpatialVLM
 from zoo.objectives import Decoded, decode
+from zoo.objectives.average import AVERAGES
 from zoo.objectives.grpo import token_log_probs
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
@@ -160,7 +161,8 @@ def answer_log_probs(
     """
     scenes = model.encode_scenes(batch)
     inputs = model.decoder_inputs(scenes, sequences)
-    decoded = decode(model.backbone, model.objectives.layers, inputs, scenes, sequences)
+    average = AVERAGES[model.average]
+    decoded = decode(model.backbone, model.objectives.layers, inputs, scenes, sequences, average)
     hidden = decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places]
     flat = _log_probs(decoded.lm_head, hidden, sequences.answer_ids, temperature)
     return pad_sequence(list(flat.split(list(lengths))), batch_first=True), decoded

@@ -9,6 +9,8 @@ import torch
 
 from tests.zoo.asking import QUESTIONS, RATES, batch, scene
 from zoo import InputError, PosePrediction, TinyQwen25VL, VideoQATask
+from zoo.cameras.poses import invert_se3
+from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
 from zoo.objectives import Decoded, decode
 from zoo.objectives.cambrian_p import camera_loss, mean_path
 
@@ -93,6 +95,18 @@ def test_views_without_a_camera_and_the_scale_of_a_scene() -> None:
             found[align, unit] = objective(decoded(made, again))["translation"].item()
     assert found[False, 2.0] != pytest.approx(found[False, 1.0], rel=0.01)
     assert found[True, 2.0] == pytest.approx(2 * found[True, 1.0], rel=0.05)  # the prediction has its unit
+    # so are the errors
+    for align in (False, True):
+        made = task(align_scale=align)
+        objective = made.model.objectives["PosePrediction"]
+        read = decoded(made, scene("a", QUESTIONS[:1]))
+        (_, _, poses, _, _), *_ = objective._pairs(read)
+        exact = cameras_to_pose_encoding(poses @ invert_se3(poses[:1]), torch.eye(3).expand(len(poses), 3, 3), (1, 1))
+        exact[:, :3] /= 2
+        objective.head.forward = lambda states, exact=exact: exact.expand(4, 1, -1, -1)
+        errors = objective.errors(read)
+        assert errors["rotation_deg"] < 0.1 and errors["unlearned/center"] > 0.01
+        assert (errors["center"] < 0.01 * errors["unlearned/center"]) == align
     assert not task(align_scale=True).model.objectives["PosePrediction"].uses_lengths  # type: ignore[union-attr]
     with pytest.raises(InputError, match="a multiple of 16"):
         PosePrediction(dim=40)
