@@ -19,8 +19,11 @@ from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES, registered_classes
 from commands.run_name import run_name
 from zoo.backbones import BackboneLoader
-from zoo.class_paths import restrict_imports, unusable_class
+from zoo.class_paths import is_same_class, restrict_imports, unusable_class
 from zoo.errors import InputError, add_file_to_errors
+from zoo.tasks.algorithm import SupervisedFineTuning
+from zoo.tasks.base import CONFIG_KEY
+from zoo.weights.checkpoint_file import read_checkpoint
 from zoo.weights.latest_run import trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
@@ -211,13 +214,16 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
 
 
 def _check(command: str, checkpoint: Path, settings: Any) -> None:
-    """Refuse a checkpoint of another model, and for `fit` one of a run with other settings."""
+    """Refuse a checkpoint of another model, and for `fit` one of a run with other settings.
+
+    A `start` may have other objectives, see `read_start`.
+    """
     refuse_unreadable(checkpoint)
     run = run_of(checkpoint)
     if run is None:
         return
     trained, asked = config_of(run), settings.as_dict()
-    if _other_weights(trained, asked):
+    if _other_weights(trained, asked, ("objectives",) if command == "start" else ()):
         raise InputError(
             f"{checkpoint} is of another model than was asked for: compare {run / CONFIG}, or leave --config out to "
             "take the model from there"
@@ -231,26 +237,38 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
 
 def _name_start(checkpoint: Path, parts: Any) -> None:
     """Name the weights that a resumed run once started from, where the settings name none."""
-    run = run_of(checkpoint)
-    if run is not None and parts.get("initial_weights", "") is None:
-        parts.initial_weights = config_of(run)["model"].get("init_args", {}).get("initial_weights")
+    if parts.get("initial_weights", "") is None:
+        parts.initial_weights = _trained_options(checkpoint).get("initial_weights")
 
 
 def _has_another_algorithm(checkpoint: Path, settings: Any) -> bool:
     """Whether a checkpoint is of a run that learned by another algorithm than the settings name."""
-    run = run_of(checkpoint)
-    if run is None or "algorithm" not in settings.model.init_args:
+    trained = _trained_options(checkpoint) if "algorithm" in settings.model.init_args else {}
+    if not trained:
         return False
-    trained = config_of(run)["model"].get("init_args", {}).get("algorithm")
-    asked = settings.as_dict()["model"]["init_args"]["algorithm"]
-    return (trained or {}).get("class_path") != (asked or {}).get("class_path")
+    algorithms = trained.get("algorithm"), settings.as_dict()["model"]["init_args"]["algorithm"]
+    return not is_same_class(*((each or {}).get("class_path", SupervisedFineTuning.__name__) for each in algorithms))
 
 
-def _other_weights(trained: Any, asked: Any) -> bool:
+def _trained_options(checkpoint: Path) -> dict[str, Any]:
+    """Return the options of the model of a checkpoint: its run's, or its own once it was moved out of a run.
+
+    They are empty if it has none.
+    """
+    if (run := run_of(checkpoint)) is not None:
+        trained = config_of(run)["model"]
+    else:
+        refuse_unreadable(checkpoint)
+        trained = read_checkpoint(checkpoint).get(CONFIG_KEY) or {}
+    with add_file_to_errors(checkpoint):
+        return dict(trained.get("init_args") or {})
+
+
+def _other_weights(trained: Any, asked: Any, ignored: Collection[str] = ()) -> bool:
     """Whether a model needs other weights than those of a run: a branch that the run left out is not trained."""
     branches = flatten({"model": trained.get("model")}).get("model.fusion.active_branches", "both")
     unchanging = CHANGES_NO_WEIGHT if branches == "both" else CHANGES_NO_WEIGHT - {"active_branches"}
-    return bool(_changed(trained, asked, ("model",), unchanging))
+    return bool(_changed(trained, asked, ("model",), unchanging | set(ignored)))
 
 
 def _changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,6 +73,27 @@ def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: P
     after = weights(tmp_path / "runs/supervised")
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert not torch.equal(ended[name], before[name])
+
+
+def test_a_checkpoint_of_other_objectives_is_a_start_wherever_it_lies(run: Run, tmp_path: Path) -> None:
+    """GRPO takes no `MaskedViews`: what they have learned is left behind. A moved checkpoint knows its algorithm."""
+    words = ("--model.objectives", "[MaskedViews]", "--trainer.default_root_dir", "runs/supervised")
+    run("fit", "--config", "prope.yaml", *words)
+    trained, before = "runs/supervised/checkpoints/last.ckpt", weights(tmp_path / "runs/supervised")
+    shutil.copyfile(trained, "moved.ckpt")
+    options = (*FIT, "--model.algorithm.beta", "0.1", "--trainer.max_steps")
+    for folder, start in (("runs/grpo", trained), ("runs/of_moved", "moved.ckpt")):
+        with recorded() as steps:
+            run(*options, "1", "--ckpt_path", start, "--trainer.default_root_dir", folder)
+        assert len(steps) == 1 and all(torch.equal(before[name], each) for name, each in steps[0]["weights"].items())
+    # one of GRPO goes on, also moved out of its run, under the same reference
+    shutil.copytree("runs/of_moved/checkpoints", "moved")  # with the optimizer's state
+    with recorded() as rest:
+        run(*options, "2", "--ckpt_path", "moved/last.ckpt")
+    assert len(rest) == 1 and all(torch.equal(before[name], each) for name, each in rest[0]["reference"].items())
+    # another model is none
+    with pytest.raises(SystemExit, match="last.ckpt"):
+        run(*options, "1", "--model.fusion", "null", "--ckpt_path", trained)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ class AssembledModel(Configurable, nn.Module):
         extra_tokens: The tokens that follow the 2D tokens of each view.
         training_tokens: The same, in training.
         is_pretrained: Whether the model answers questions without training here.
-        loaded_names: Tensors of a saved model, or trained: not the released files'.
+        loaded_names: Tensors of a saved model or a checkpoint, or trained: not the released files'.
         data_config: How the data of the training were read, see `SpatialVLM.answer`.
         trust_modules: Modules that it may import, see `SpatialVLM.from_pretrained`.
         precision: Of the training and of answers, as `--trainer.precision`; None is that of the device, see

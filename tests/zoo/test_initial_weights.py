@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +11,25 @@ import pytest
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from tests.zoo.released import load_case, official_weights, write_release
 from tests.zoo.sharded import SMALL
-from zoo import ConcatSplitMLLM, InputError, Qwen25VL, SpatialMLLM, TinyQwen25VL
+from zoo import (
+    GRPO,
+    CameraPrediction,
+    ConcatSplitMLLM,
+    DatasetGeometry,
+    DepthPrediction,
+    InputError,
+    LearningRates,
+    MaskedViews,
+    PretrainedQwen25VL,
+    Qwen25VL,
+    SpatialMLLM,
+    Teacher,
+    TeacherPose,
+    TinyQwen3VL,
+    TinyQwen25VL,
+)
 from zoo.tasks import VideoQATask
 
 
@@ -20,14 +38,28 @@ def built(kind: type[VideoQATask], seed: int, **options: Any) -> VideoQATask:
     return kind(backbone=TinyQwen25VL(**{**SMALL, "seed": seed}), **options)
 
 
-def start(task: VideoQATask, former: VideoQATask, path: Path) -> None:
+def checkpoint_of(task: VideoQATask) -> dict[str, Any]:
+    checkpoint = {"state_dict": dict(task.state_dict()), "global_step": 1}
+    task._trainer = None
+    task.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def start(task: VideoQATask, former: VideoQATask | None, path: Path, resumed: dict[str, Any] | None = None) -> None:
+    """Begin a fit, as Lightning does: what it starts from comes before the checkpoint that it resumes."""
     strategy = SingleDeviceStrategy(torch.device("cpu"))
     strategy._lightning_module = task
-    task._trainer = SimpleNamespace(strategy=strategy)
-    torch.save({"state_dict": former.state_dict()}, path)
-    task.initial_weights, task._trainer.state = str(path), SimpleNamespace(fn="fit")
-    task._trainer.ckpt_path = None
+    if former is not None:  # else the file is there
+        torch.save(checkpoint_of(former), path)
+    task.initial_weights = str(path)
+    ckpt_path = None if resumed is None else "last.ckpt"
+    task._trainer = SimpleNamespace(  # type: ignore[assignment]
+        strategy=strategy, state=SimpleNamespace(fn="fit"), ckpt_path=ckpt_path, accumulate_grad_batches=1
+    )
     task.configure_model()
+    if resumed is not None:
+        task.on_load_checkpoint(resumed)
+        task.load_state_dict(resumed["state_dict"])
 
 
 def test_parts_that_the_start_lacks_keep_their_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -58,3 +90,70 @@ def test_a_start_with_other_parts_is_an_error(
     """With a fusion that the model lacks, or another one: what is there can't be told from what is damaged."""
     with pytest.raises(InputError, match=r"a.ckpt: .* of another model"):
         start(built(kind, 2), built(former, 1), tmp_path / "a.ckpt")
+
+
+def test_heads_and_tokens_of_a_training_alone_are_left_behind(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    former = built(Qwen25VL, 1, objectives=[MaskedViews(), DepthPrediction()])
+    task = built(Qwen25VL, 2, objectives=[CameraPrediction(token=False)], algorithm=GRPO())
+    with caplog.at_level("INFO"):
+        start(task, former, tmp_path / "a.ckpt")
+    assert "MaskedViews" in caplog.text and "DepthPrediction" in caplog.text and "CameraPrediction" in caplog.text
+    given, now = former.state_dict(), task.state_dict()
+    assert all(torch.equal(now[name], given[name]) for name in now if not name.startswith("model.objectives."))
+
+
+@pytest.mark.parametrize("use", ["training", "always"])
+def test_a_token_in_the_prompts_of_a_test_is_not_left_behind(use: Any, tmp_path: Path) -> None:
+    """GRPO follows GeoVR's training, whose tokens no test has; without one that tests have, prompts would be others."""
+    former, task = (
+        VideoQATask(backbone=TinyQwen3VL(**SMALL), teacher=Teacher(DatasetGeometry), **options)
+        for options in ({"objectives": [TeacherPose(use)]}, {"objectives": [TeacherPose("none")], "algorithm": GRPO()})
+    )
+    if use == "always":
+        with pytest.raises(InputError, match="TeacherPose.token"):
+            start(task, former, tmp_path / "a.ckpt")
+        return
+    start(task, former, tmp_path / "a.ckpt")
+    head = {name: tensor for name, tensor in task.state_dict().items() if "TeacherPose.head" in name}
+    assert head and all(torch.equal(tensor, former.state_dict()[name]) for name, tensor in head.items())
+
+
+def test_weights_that_a_training_starts_from_are_saved_where_they_are_frozen(tmp_path: Path) -> None:
+    """Though released files have weights of these names, they are others."""
+    config = load_case("qwen_one_video")[0]["config"]
+    write_release(tmp_path / "qwen", config["qwen"] | {"model_type": "qwen2_5_vl"}, official_weights(config, False))
+
+    def of_release(**options: Any) -> VideoQATask:
+        return Qwen25VL(backbone=PretrainedQwen25VL(str(tmp_path / "qwen")), **options)
+
+    former, frozen = of_release(), {"learning_rates": LearningRates(decoder=None)}
+    with torch.no_grad():
+        for parameter in former.parameters():
+            if parameter.requires_grad:
+                parameter += 1.0
+    decoder = [name for name in checkpoint_of(former)["state_dict"] if former.part_of(name) == "decoder"]
+    task = of_release(**frozen)
+    assert decoder and not set(decoder) & set(checkpoint_of(task)["state_dict"])  # the control: files have them
+    start(task, former, tmp_path / "a.ckpt")
+    first = checkpoint_of(task)
+    # a test, and a resumed training that saves again
+    tested, resumed = of_release(**frozen), of_release(**frozen)
+    given = former.state_dict()
+    tested.load_state_dict(first["state_dict"])
+    resumed.load_state_dict(first["state_dict"])
+    for found in (tested.state_dict(), checkpoint_of(resumed)["state_dict"]):
+        assert all(torch.equal(found[name], given[name].to(found[name].dtype)) for name in decoder)
+
+
+def test_a_reference_is_that_of_the_start_or_an_error(tmp_path: Path) -> None:
+    former, other = built(Qwen25VL, 1), built(Qwen25VL, 3)
+    task = built(Qwen25VL, 2, algorithm=GRPO(beta=0.1))
+    start(task, former, tmp_path / "a.ckpt")
+    saved = checkpoint_of(task)
+    shutil.copyfile(tmp_path / "a.ckpt", tmp_path / "moved.ckpt")
+    start(built(Qwen25VL, 2, algorithm=GRPO(beta=0.1)), None, tmp_path / "moved.ckpt", saved)
+    with pytest.raises(InputError, match=r"reference .*a\.ckpt"):  # the supervised run went on
+        start(built(Qwen25VL, 2, algorithm=GRPO(beta=0.1)), other, tmp_path / "a.ckpt", saved)
+    # without a reference nothing is read of it, and so in a test
+    start(built(Qwen25VL, 2, algorithm=GRPO()), other, tmp_path / "a.ckpt", saved)
+    built(Qwen25VL, 2, algorithm=GRPO(beta=0.1), initial_weights="absent.ckpt").on_load_checkpoint(saved)

@@ -69,6 +69,12 @@ class Objectives(nn.ModuleDict):
         ]
 
     @property
+    def training_alone(self) -> set[str]:
+        """The names of tensors that no answer depends on: all but the tokens in the prompts of a test."""
+        in_prompts = {f"{name}.token" for name in self.with_token}
+        return {name for name in self.state_dict() if name not in in_prompts}
+
+    @property
     def question_types(self) -> tuple[str, ...]:
         """The question types that settings of objectives name."""
         return tuple(

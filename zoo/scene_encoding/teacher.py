@@ -29,8 +29,8 @@ from zoo.weights.deferred import load_deferred
 class Teacher(Configurable):
     """A geometry encoder whose tokens, cameras, depth and scale are targets of objectives.
 
-    It is built when a training starts. An evaluation neither builds nor downloads it, and a saved model does not name
-    it. Lengths stay in its own unit; `scale` measures that.
+    It is built when a training starts. An evaluation neither builds nor downloads it, and an export does not name it;
+    the settings in config.yaml and in checkpoints do. Lengths stay in its own unit; `scale` measures that.
 
     Args:
         encoder: Builds the geometry encoder; with several `layers`, each is a target of its own.

@@ -134,6 +134,11 @@ class Task(Configurable, LightningModule):
         scheduler = self.scheduler(optimizer, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @property
+    def required_files(self) -> dict[str, dict[str, Any]]:
+        """Path and fingerprints of the files that a checkpoint relies on, by what was read from them."""
+        return self.frozen_weights
+
     @cached_property
     def configuration(self) -> Any:
         """The task's configuration; None, with a warning, if one of its parts has none."""
@@ -158,7 +163,7 @@ class Task(Configurable, LightningModule):
         saved = saved_names(self, self.restored_by_files)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint[CONFIG_KEY] = self.configuration
-        checkpoint[FROZEN] = self.frozen_weights
+        checkpoint[FROZEN] = self.required_files
         self._note_progress()  # callbacks save before `on_train_batch_end`
         checkpoint[TRAINED] = self.trained
 
@@ -166,7 +171,7 @@ class Task(Configurable, LightningModule):
         """Refuse a checkpoint that was trained with other frozen weights."""
         trainer = self._trainer  # absent where a checkpoint is loaded without one
         source = (trainer and trainer.ckpt_path) or "the checkpoint"
-        check_frozen(checkpoint.get(FROZEN, {}), self.frozen_weights, source)
+        check_frozen(checkpoint.get(FROZEN, {}), self.required_files, source)
         self.trained = checkpoint.get(TRAINED) or {"step": checkpoint.get("global_step")}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
 from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault
+from zoo.files.fingerprint import file_fingerprint
 from zoo.generation.answers import answer_prompts, check_penalty, eval_mode
 from zoo.generation.sampling import Sampling, greedy
 from zoo.model import SpatialVLM
@@ -32,7 +34,7 @@ from zoo.tasks.first_scenes import FirstScenes
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.weights.deferred import load_deferred
 from zoo.weights.frozen import frozen_weights
-from zoo.weights.initial_weights import read_start
+from zoo.weights.initial_weights import TRAINING_ALONE, read_start
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 2  # at answering the questions of a scene
@@ -63,8 +65,9 @@ class VideoQATask(Task):
         allow_untrained: Answer questions even with random weights.
         algorithm: How it learns from a batch; null is `SupervisedFineTuning`, another one is `GRPO`.
         teacher: A geometry encoder that objectives learn from in training, such as `Distillation`.
-        initial_weights: A checkpoint from whose weights a new training starts, of a run of this model or of one that
-            lacks some of its parts. `fit --ckpt_path` of a run with another algorithm sets it.
+        initial_weights: A checkpoint from whose weights a new training starts, of a run of this model, of one that
+            lacks some of its parts, or of one with other objectives. `fit --ckpt_path` of a run with another algorithm
+            sets it.
         parts: See `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
             with `FSDP2Strategy` into the shards of each process.
     """
@@ -98,6 +101,7 @@ class VideoQATask(Task):
         self.max_new_tokens, self.repetition_penalty, self.sampling = max_new_tokens, repetition_penalty, sampling
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
         self.teacher = teacher
+        self.reference: dict[str, Any] = {}  # path and fingerprint of the file of the algorithm's reference
         if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
             raise InputError(
                 f"--model.objectives: {' and '.join(names)} show a training other tokens than a test, and answers are "
@@ -155,6 +159,10 @@ class VideoQATask(Task):
 
     def restored_by_files(self, name: str) -> bool:
         return self.model.restored_by_files(name.removeprefix("model."))
+
+    @property
+    def required_files(self) -> dict[str, dict[str, Any]]:
+        return {**self.frozen_weights, **({"reference": self.reference} if self.reference else {})}
 
     # ---- a batch of scenes --------------------------------------------------------------------------------------
 
@@ -288,11 +296,15 @@ class VideoQATask(Task):
             return
         self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
         if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
-            checkpoint, new = read_start(self, self.initial_weights)
+            checkpoint, differences = read_start(self, self.initial_weights)
             with add_file_to_errors(self.initial_weights):
                 self.trainer.strategy.load_model_state_dict(checkpoint)
-            if new:
-                rank_zero_info(f"{self.initial_weights} lacks {', '.join(new)}, which start from their own weights")
+            for difference in differences:
+                rank_zero_info(difference)
+        if self.algorithm.needs_start:  # the file may be replaced before this training is resumed
+            start = self.initial_weights
+            files = [] if start is None else [file_fingerprint(Path(start))]
+            self.reference = {"path": start or "without --model.initial_weights", "files": files}
         self.algorithm.begin(self)
 
     def setup(self, stage: str) -> None:
@@ -322,12 +334,19 @@ class VideoQATask(Task):
         model.loaded_names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how the training reads videos."""
+        """Add how the training reads videos, and which tensors are for it alone."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[DATA] = self.model.data_config
+        checkpoint[TRAINING_ALONE] = sorted(f"model.objectives.{name}" for name in self.model.objectives.training_alone)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A trained checkpoint may answer, and reads videos as its training did."""
         super().on_load_checkpoint(checkpoint)
         self.can_answer = self.can_answer or checkpoint["global_step"] > 0
         self.model.data_config = checkpoint.get(DATA) or self.model.data_config
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """See `Task`; what was loaded is saved again, also where it is frozen."""
+        result = super().load_state_dict(state_dict, strict, assign)
+        self.model.loaded_names |= {name.removeprefix("model.") for name in state_dict}
+        return result
