@@ -23,7 +23,7 @@ def test_a_proof_names_tests_that_are_there() -> None:
     assert len(named) > 10 and not {name for name in named if f"def {name}(" not in source}
 
 
-@pytest.mark.parametrize("study", ["panels", "encodings", "panel_questions"])
+@pytest.mark.parametrize("study", ["panels", "encodings", "panel_questions", "grpo", "geovr"])
 def test_each_section_of_a_study_is_embedded_once(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     plan = read_study(Path(f"studies/{study}.yaml"))

@@ -56,9 +56,10 @@ def described(training: Training) -> str:
     tera = operations / 1e12
     flops = f"{tera:,.1f}" if tera >= 10 else f"{tera:.3g}"
     raw = " x ".join(map(str, training.video))
+    only = f"; without what {training.uncounted} samples and compares, which takes more" if training.uncounted else ""
     return (
         f"{batch.num_frames} frames of {batch.height} x {batch.width} pixels after resizing, of {raw} before: "
         f"{cost.visual_tokens:,} visual tokens a scene, sequences of up to {cost.sequence_tokens:,} tokens\n"
         f"a step: {training.gpus} GPUs x {training.accumulated} batches x {batch.scenes} scenes with "
-        f"{batch.questions} questions; {flops} TFLOP on each GPU"
+        f"{batch.questions} questions; {flops} TFLOP on each GPU{only}"
     )

@@ -54,6 +54,7 @@ class Training(NamedTuple):
         utilization: Share of a GPU's peak.
         is_pretrained: Whether the model has released weights: a full scale.
         video: Height and width of the raw frames.
+        uncounted: The algorithm that a training learns by, if it is not the supervised one, whose step is counted.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Training(NamedTuple):
     utilization: float = UTILIZATION
     is_pretrained: bool = False
     video: tuple[int, ...] = tuple(VIDEO)
+    uncounted: str | None = None
 
     @property
     def length(self) -> Length:
@@ -183,6 +185,7 @@ def parse(arguments: list[str]) -> Training:
         utilization=settings.utilization,
         is_pretrained=task.model.loader.is_pretrained,
         video=tuple(size),
+        uncounted=type(task.algorithm).__name__ if task.algorithm.asks_questions else None,
     )
 
 

@@ -22,7 +22,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5
 import main
 from commands.planning.changes import Choice, alternatives, choose, launch, verdict
 from commands.planning.hours import GPUS
-from commands.planning.tables import parameters_table
+from commands.planning.tables import described, parameters_table
 from commands.planning.training import Setup, Training, _devices, parse
 from commands.studies.scripts import takes
 from commands.studies.study_file import Run
@@ -201,6 +201,13 @@ def test_a_plan_needs_nothing_but_its_configs(model: str, scale: str, monkeypatc
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].startswith("fits: " if "tiny" in scale else ("fits: ", "does not fit: "))
     assert any(line.split()[:1] == ["total"] for line in lines) and "visual tokens" in lines[-3]
+
+
+def test_a_plan_says_what_it_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("commands.planning.training.training_cost", lambda *_: COST)
+    for words, name in ((["--config", str(CONFIGS / "grpo.yaml")], "GRPO"), ([], None)):
+        training = parse(["--config", str(CONFIGS / "qwen25_vl.yaml"), *words, "--model.backbone.layers", "1"])
+        assert training.uncounted == name and ("GRPO" in described(training)) == (name is not None)
 
 
 def test_many_questions_and_attention_that_needs_a_gpu_are_planned(monkeypatch, capsys) -> None:
