@@ -89,8 +89,8 @@ def _summary(study: Study, scores: Scores) -> str:
     if study.compare:
         cells += (
             " A difference is over the seeds that both have. Its interval resamples seeds and scenes, or questions; "
-            "one that holds 0 has the smallest difference that it could show, in four of five repetitions of the study: "
-            "none, if scores can't differ by as much."
+            "one that holds 0 has the smallest difference that it could show, in four of five repetitions of the "
+            "study: none, if scores can't differ by as much."
         )
     command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
     counts = Counter(result.version for result in found if result.version).most_common()

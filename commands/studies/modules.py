@@ -90,8 +90,9 @@ class Module:
     def statements(self) -> set[str]:
         """The statements of the module without comments, docstrings and layout.
 
-        Of imports of the project's or the same user's modules the new names alone are kept, as in `large as part`, since
-        what they bring counts by itself: code may move from one file to another. A package's exports are left out.
+        Of imports of the project's or the same user's modules the new names alone are kept, as in `large as part`,
+        since what they bring counts by itself: code may move from one file to another. A package's exports are left
+        out.
         """
         ours = [node for node in self.tree.body if self._is_import_of_ours(node)]
         body = [node for node in self.tree.body if node not in ours]

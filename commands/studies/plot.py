@@ -23,7 +23,7 @@ def draw(groups: Mapping[str, Rows], blind: Mapping[str, Mapping[str, float]], l
 
     Args:
         groups: Rows by the group's title.
-        blind: The scores of blind baselines for each series, by name: vertical lines in the panels that have the series.
+        blind: The scores of blind baselines for each series, by name: vertical lines in the panels that have it.
         label: The name of the score.
         output: The PNG file.
     """
@@ -54,7 +54,9 @@ def draw(groups: Mapping[str, Rows], blind: Mapping[str, Mapping[str, float]], l
         for side in ("top", "right", "left"):
             panel.spines[side].set_visible(False)
     panels[-1].set_xlabel(label)
-    dots = [Line2D([], [], color=color, marker="o", linestyle="", label=each or label) for each, color in colors.items()]
+    dots = [
+        Line2D([], [], color=color, marker="o", linestyle="", label=each or label) for each, color in colors.items()
+    ]
     lines = [Line2D([], [], color="black", linestyle=LINES[each], label=NAMES[each]) for each in blind if blind[each]]
     if dots:
         figure.legend(handles=[*dots, *lines], loc="outside upper center", ncols=4)

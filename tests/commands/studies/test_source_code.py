@@ -32,7 +32,12 @@ class Own(PRoPE):
 MODULES = {
     "mine/__init__.py": "from mine.other import Other\n",
     "mine/encodings.py": ENCODING,
-    "mine/angles.py": 'def turn(x):\n    return open(__file__.replace("angles.py", "table.txt")).read()\n\ndef back(x):\n    return -x\n',
+    "mine/angles.py": """def turn(x):
+    return open(__file__.replace("angles.py", "table.txt")).read()
+
+def back(x):
+    return -x
+""",
     "mine/table.txt": "1 2 3",
     "mine/other.py": "class Other:\n    pass\n",
     "loose.py": "pass\n",
