@@ -42,6 +42,7 @@ class Collate(ABC):
         builder: SequenceBuilder,
         requirements: DataRequirements | None = None,
         geometry_reader: GeometryReader | None = None,
+        *,
         requires_targets: bool = False,
     ) -> None:
         self.wording, self.builder, self.geometry_reader = wording, builder, geometry_reader
