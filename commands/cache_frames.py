@@ -24,6 +24,7 @@ from commands.new_run import launcher
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset
 from datamodules.frame_cache import FrameCache
+from zoo.errors import InputError
 from zoo.progress import progress
 from zoo.requirements import DataRequirements
 from zoo.tasks import VideoQATask
@@ -57,8 +58,8 @@ def cache_frames(arguments: list[str]) -> None:
         arguments: The command line after `cache-frames`, with config names resolved.
 
     Raises:
-        InputError: The frames differ each epoch, the folder is too small, or some scenes have failed; the other entries
-            are written by then.
+        InputError: The frames differ each epoch or aren't kept, the folder is too small, or some scenes have failed; the
+            other entries are written by then.
     """
     parser = scene_parser("cache-frames", __doc__, OF_RUNS)
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
@@ -72,6 +73,8 @@ def cache_frames(arguments: list[str]) -> None:
         built: Any = parser.instantiate_classes(settings)
     data, needs, process = built.data, built.model.requirements, launcher()
     refuse_random_frames(data, built.split)
+    if data.still_resize is not None and data.frames_as != "video":
+        raise InputError("no frame cache keeps still images of --data.still_resize: leave cache-frames out")
     prepare_split("cache-frames", built)
     scenes = data.dataset(data.scenes(built.split), training=built.split == "train")
     scenes.requirements = replace(DataRequirements(), token_px=needs.token_px, image_pixels=needs.image_pixels)

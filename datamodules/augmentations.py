@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.depth import resize_depth
 from datamodules.loaded_scene import LoadedScene
 from zoo.cameras.window import Window
 from zoo.configuration import Configurable
@@ -53,18 +54,35 @@ class RandomFocalLength(Augmentation):
 def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.5, 0.5)) -> LoadedScene:
     """Return a scene with a window of its frames enlarged to their size, as a lens of longer focal length sees it.
 
+    What the geometry encoder sees of other frames is enlarged about the same point of the pictures.
+
     Args:
         scene: A scene that could be read.
         factor: Of the focal length, at least 1.
         place: Of the window, from 0 (left, top) to 1 (right, bottom).
     """
     assert scene.frames is not None
-    size = scene.frames.shape[-2:]
+    size = (scene.frames.shape[-2], scene.frames.shape[-1])
+    window = _window(size, factor, place)
+    others = scene.geometry_frames
+    if others is not None:
+        if (seen := scene.tower_window) is not None:  # its point in the encoder's frames, as a share of their sides
+            across, down = seen.left + place[0] * seen.columns, seen.top + place[1] * seen.rows
+            place = (across / seen.width, down / seen.height)
+        others = _enlarged(others, _window((others.shape[-2], others.shape[-1]), factor, place))
+    geometry = None if scene.geometry is None else window.crop(scene.geometry, size)
+    return replace(scene, frames=_enlarged(scene.frames, window), geometry_frames=others, geometry=geometry)
+
+
+def _window(size: tuple[int, int], factor: float, place: tuple[float, float]) -> Window:
+    """Return the window of frames of this size that is enlarged."""
     rows, columns = (max(1, round(side / factor)) for side in size)
     left, top = round(place[0] * (size[1] - columns)), round(place[1] * (size[0] - rows))
-    window = Window(size[0], size[1], top, left, rows, columns)
-    frames = F.interpolate(scene.frames[(..., *window.place)].float(), size, mode="bilinear", antialias=True)
-    geometry = None if scene.geometry is None else window.crop(scene.geometry)
-    if geometry is not None and geometry.depth is not None:
-        geometry.depth = resize_depth(geometry.depth, (size[0], size[1]))
-    return replace(scene, frames=frames.round().clamp(0, 255).to(scene.frames.dtype), geometry=geometry)
+    return Window(size[0], size[1], top, left, rows, columns)
+
+
+def _enlarged(frames: UInt8[Tensor, "T 3 H W"], window: Window) -> UInt8[Tensor, "T 3 H W"]:
+    """Return a window of frames in the size of the frames."""
+    shown = frames[(..., *window.place)].float()
+    wide = F.interpolate(shown, (window.height, window.width), mode="bilinear", antialias=True)
+    return wide.round().clamp(0, 255).to(frames.dtype)

@@ -105,6 +105,7 @@ class Collate(ABC):
             grid_thw,
             kind=loaded.kind,
             frames=frames if needs.frames and cached is None else None,
+            tower_window=loaded.tower_window,
             geometry=geometry,
             cached_geometry=cached,
             cameras=cameras,

@@ -150,10 +150,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
         if keep_in_memory and frame_cache is not None:
             raise InputError("keep_in_memory reads no --data.frame_cache: set --data.keep_in_memory false")
-        if still_resize is not None and any(each is not None for each in (frame_cache, perturbation, augmentation)):
-            raise InputError(
-                "--data.still_resize has frames of two sizes: leave frame_cache, perturbation and augmentation out"
-            )
+        if still_resize is not None and frame_cache is not None:
+            rank_zero_info("--data.frame_cache keeps no still images of --data.still_resize: they are read each time")
         if (video is None) != (question is None):
             raise InputError("predict takes both --data.video and --data.question")
         self.source = source or Rooms()

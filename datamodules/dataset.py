@@ -48,7 +48,7 @@ class SceneDataset(Dataset):
         frames_as: How the frames of a video are shown, see `VideoQADataModule`.
         image_bounds: Pixel bounds of still images; those of the model's own processor if None.
         frame_cache: Keeps resized frames on disk; None decodes them each time.
-        still_resize: Resizes still images in place of `image_bounds`, without a frame cache.
+        still_resize: Resizes still images in place of `image_bounds`; the frame cache keeps none of them.
         augmentation: Changes each loaded scene at random, of a training.
     """
 
@@ -179,6 +179,7 @@ class SceneDataset(Dataset):
         loaded.frames = resized.frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
         if self.requirements.own_frames:
             loaded.geometry_frames = resized.geometry_frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+            loaded.tower_window = resized.tower_window
         return resized.window
 
     def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.scenes import Question, Scene, num_answers
 from zoo.cameras import SceneGeometry
+from zoo.cameras.window import Window
 from zoo.sequences.sequence_layout import MediaKind
 
 FramesAs = Literal["video", "image", "labeled_image", "indexed_image"]
@@ -44,6 +45,7 @@ class LoadedScene:
         question_types: See `SceneInputs`, as for `draw`.
         frames: The selected and resized frames.
         geometry_frames: The same as the geometry encoder sees them, where it sees others, see `StillResize`.
+        tower_window: See `SceneInputs`.
         frame_indices: Their indices among the video's raw frames.
         seconds_per_grid: Real seconds between two temporal patches.
         frame_times: Real seconds of each frame; None for images, or if unknown.
@@ -73,6 +75,7 @@ class LoadedScene:
     draw: int = 0
     question_types: tuple[str, ...] = ()
     geometry_frames: UInt8[Tensor, "T 3 _H _W"] | None = None
+    tower_window: Window | None = None
 
     @property
     def kind(self) -> MediaKind:

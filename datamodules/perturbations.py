@@ -13,7 +13,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
@@ -116,11 +118,10 @@ class FramesOnOtherCameras(Perturbation):
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         if scene.geometry is None or not scene.geometry.has_cameras:
             return scene
-        assert scene.frames is not None
         order = _shuffled(scene, none_stays=True)
         geometry = scene.geometry[order]
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = scene.geometry.cameras()
-        return replace(scene, frames=scene.frames[order], geometry=geometry, has_true_cameras=False)
+        return replace(scene, **_frames(scene, order), geometry=geometry, has_true_cameras=False)
 
 
 class ShuffledFrames(Perturbation):
@@ -149,16 +150,18 @@ class OtherGeometry(Perturbation):
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         other = read_other()
-        assert scene.frames is not None and other.frames is not None
-        frames, geometry = other.frames[(order := _repeated(len(other.frames), scene))], other.geometry
-        size = (scene.frames.shape[-2], scene.frames.shape[-1])
-        if frames.shape[-2:] != size:  # one grid of 2D and 3D tokens
-            frames = F.interpolate(frames.float(), size, mode="bilinear", antialias=True).round().to(frames.dtype)
+        assert scene.frames is not None
+        order, geometry = _repeated(len(other.frame_indices), scene), other.geometry
+        # one grid of 2D and 3D tokens
+        shown: dict[str, Any] = {
+            name: _in_size_of(getattr(scene, name), each) for name, each in _frames(other, order).items()
+        }
         if geometry is not None:
             geometry = geometry[order]
             if geometry.depth is not None:
-                geometry.depth = resize_depth(geometry.depth, size)
-        return replace(scene, geometry_override=replace(other, frames=frames, geometry=geometry))
+                geometry.depth = resize_depth(geometry.depth, (scene.frames.shape[-2], scene.frames.shape[-1]))
+        override = replace(other, **shown, tower_window=scene.tower_window, geometry=geometry)
+        return replace(scene, geometry_override=override)
 
 
 class ZeroGeometry(Perturbation):
@@ -215,14 +218,27 @@ class PerturbedScenes(Dataset):
 
 def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
     """The scene with its frames in another order."""
-    assert scene.frames is not None
     return replace(
         scene,
-        frames=scene.frames[list(order)],
+        **_frames(scene, order),
         frame_indices=tuple(scene.frame_indices[i] for i in order),
         frame_times=None if scene.frame_times is None else tuple(scene.frame_times[i] for i in order),
         geometry=None if scene.geometry is None else scene.geometry[list(order)],
     )
+
+
+def _frames(scene: LoadedScene, order: Sequence[int]) -> dict[str, Any]:
+    """Return the frames of a scene in some order, and those of the geometry encoder where it sees others."""
+    shown = {"frames": scene.frames, "geometry_frames": scene.geometry_frames}
+    return {name: frames[list(order)] for name, frames in shown.items() if frames is not None}
+
+
+def _in_size_of(own: Tensor | None, frames: Tensor) -> Tensor | None:
+    """Return frames in the size of a scene's own; None if it has none."""
+    if own is None or frames.shape[-2:] == own.shape[-2:]:
+        return None if own is None else frames
+    size = (own.shape[-2], own.shape[-1])
+    return F.interpolate(frames.float(), size, mode="bilinear", antialias=True).round().to(frames.dtype)
 
 
 def _shuffled(scene: LoadedScene, none_stays: bool = False) -> list[int]:

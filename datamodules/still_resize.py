@@ -30,11 +30,14 @@ class ResizedStills(NamedTuple):
         frames: The tower's.
         geometry_frames: The encoder's, whose patches lie under the tower's: see `zoo.geometry.base.covers`.
         window: What of the pictures the tower's frames show, for their cameras and depth; None is everything.
+        tower_window: What of the encoder's frames the tower's show, for predicted cameras and depth; None is
+            everything.
     """
 
     frames: UInt8[Tensor, "S 3 h w"]
     geometry_frames: UInt8[Tensor, "S 3 H W"]
     window: Window | None = None
+    tower_window: Window | None = None
 
 
 class StillResize(Configurable, ABC):
@@ -86,9 +89,9 @@ class FixedWidthStills(StillResize):
             raise InputError(f"{picture} has no row of tokens at a width of {WIDTH}: crop it")
         window = Window(scaled_height, WIDTH, top, 0, rows, columns)
         frames = scaled[(..., *window.place)].contiguous()
-        has_own_patches = token_px == SPATIAL_MERGE_SIZE * GEOMETRY_PATCH
-        seen = whole if has_own_patches else under_patches(pictures, frames, token_px)
-        return ResizedStills(frames, seen, window)
+        if token_px == SPATIAL_MERGE_SIZE * GEOMETRY_PATCH:
+            return ResizedStills(frames, whole, window, Window(whole.shape[-2], WIDTH, 0, 0, rows, columns))
+        return ResizedStills(frames, under_patches(pictures, frames, token_px), window, window)
 
 
 class OriginalStills(StillResize):

@@ -31,6 +31,7 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from tests.conftest import ROOMS
 from tests.zoo.asking import batch, build, scene
+from zoo.cameras.window import Window
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.requirements import DataRequirements
@@ -211,3 +212,35 @@ def test_other_commands_refuse_a_perturbation(stage: TrainerFn) -> None:
 def test_a_result_records_the_perturbation_with_its_arguments() -> None:
     one, other = (VideoQADataModule(perturbation=WrongFocalLength(e)).describe()["perturbation"] for e in (0.05, 0.2))
     assert one != other and "WrongFocalLength" in one["class_path"]
+
+
+def stills(name: str, size: tuple[int, int] = (40, 28)) -> LoadedScene:
+    """Still images of which the geometry encoder sees whole what the tower sees a window of."""
+    loaded = scene(name, steps=4)
+    row, column = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
+    numbers = torch.arange(4).repeat_interleave(2)[:, None, None]
+    pictures = torch.stack(torch.broadcast_tensors(3 * row, 3 * column, 20 * numbers), 1).to(torch.uint8)
+    window = Window(*size, 7, 4, 28, 20)
+    frames = pictures[(..., *window.place)]
+    return replace(loaded, frames=frames, geometry_frames=pictures, tower_window=window, num_images=4)
+
+
+@pytest.mark.parametrize("name", ["frames on other cameras", "shuffled", "reversed", "field of view"])
+def test_what_the_geometry_encoder_sees_of_stills_changes_with_them(name: str) -> None:
+    """The tower's frames are still the window of the encoder's: the number of each, and the place of each pixel."""
+    before = stills("s")
+    after = PERTURBATIONS[name](before, lambda: B)
+    assert not after.geometry_frames.equal(before.geometry_frames)
+    within = after.geometry_frames[(..., *after.tower_window.place)].int()
+    difference = (within - after.frames.int()).abs()[..., 2:-2, 2:-2].amax((0, 2, 3))
+    assert difference.max() <= 3  # a pixel, as both windows begin and end at whole ones
+    assert (before.geometry_frames[(..., *before.tower_window.place)].int() - after.frames).abs().max() > 3
+
+
+def test_3d_tokens_of_other_stills_are_those_of_what_the_encoder_sees_of_them() -> None:
+    own, other = stills("s"), stills("t", (36, 32))
+    override = OtherGeometry()(own, lambda: other).geometry_override
+    assert override.geometry_frames.shape == own.geometry_frames.shape and override.frames.shape == own.frames.shape
+    assert override.geometry_frames[0, 1, 0, -1] == pytest.approx(3 * 31, abs=2)  # the whole width of the other
+    video = scene("v", steps=4)
+    assert OtherGeometry()(video, lambda: other).geometry_override.geometry_frames is None

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules import FrameCache, RandomFocalLength, VideoQADataModule
+from datamodules import FrameCache, RandomFocalLength, Rooms, VideoQADataModule
 from datamodules.asking import batch_of_questions
 from datamodules.loaded_scene import LABELS, LoadedScene
 from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.still_resize import FixedWidthStills, OriginalStills, compressed
 from datamodules.wording import Wording, media_of
+from tests.conftest import ROOMS
 from tests.golden.synth import synth_video
 from tests.zoo.fused_golden import MEAN_STD, load_case
 from tests.zoo.released import GOLDEN
@@ -26,6 +27,7 @@ from zoo import (
     GeometryCache,
     InputError,
     PatchMergerFusion,
+    PRoPE,
     SpatialVLM,
     TinyQwen25VL,
     TinyQwen35,
@@ -88,12 +90,12 @@ def picture(row: dict[str, Any]) -> Tensor:
 
 def test_sizes_are_the_published_ones_and_the_patches_lie_under_each_other() -> None:
     for row in sizes("vg_llm"):
-        frames, whole, _ = FixedWidthStills()(picture(row), 28)
+        frames, whole, *_ = FixedWidthStills()(picture(row), 28)
         assert list(whole.shape[-2:]) == row["vggt"], row
         assert [side // 14 for side in frames.shape[-2:]] == row["train_grid_thw"][1:], row
     for row in sizes("spatial_stack"):
         for way, resize in (("train", FixedWidthStills()), ("eval", OriginalStills())):
-            frames, whole, _ = resize(picture(row), 32)
+            frames, whole, *_ = resize(picture(row), 32)
             assert list(whole.shape[-2:]) == row[f"{way}_geometry"], (way, row)
             assert [side // 16 for side in frames.shape[-2:]] == row[f"{way}_grid_thw"][1:], (way, row)
             assert [side // 16 for side in frames.shape[-2:]] == [side // 14 for side in whole.shape[-2:]]
@@ -121,10 +123,6 @@ def test_a_model_sees_them(family: Callable[..., Any], grid: tuple[int, ...], se
 
 def test_what_does_not_go_with_them_is_refused(tmp_path: Path) -> None:
     stills = FixedWidthStills()
-    others: list[dict[str, Any]] = [{"frame_cache": FrameCache(str(tmp_path))}, {"augmentation": RandomFocalLength()}]
-    for other in others:
-        with pytest.raises(InputError, match="still_resize has frames of two sizes"):
-            VideoQADataModule(still_resize=stills, **other)
     backbone = TinyQwen35(layers=2, hidden_size=64, heads=2)
     vggt = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
     cached = SpatialVLM(backbone, vggt, GeometryCache(str(tmp_path)), partial(PatchMergerFusion, hidden=16))
@@ -133,6 +131,20 @@ def test_what_does_not_go_with_them_is_refused(tmp_path: Path) -> None:
         batch_of_questions(cached, synth_video(3, 2, 48, 64), ["How many?"], None, None, None)
     with pytest.raises(InputError, match="600 x 20 pixels has no row of tokens at a width of 518: crop it"):
         stills(torch.zeros(1, 3, 20, 600, dtype=torch.uint8), 28)
+
+
+def test_options_of_a_run_that_was_trained_on_videos_change_nothing_in_its_test(
+    rooms_root: Path, tmp_path: Path
+) -> None:
+    """A frame cache keeps none of these frames, and an augmentation is of the training alone."""
+    shown = dict(num_frames=4, frames_as="image", still_resize=FixedWidthStills())
+    others = dict(frame_cache=FrameCache(str(tmp_path / "cache")), augmentation=RandomFocalLength())
+    found = []
+    for options in (shown, {**shown, **others}):
+        data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root)), **options)  # type: ignore[arg-type]
+        found.append(data.dataset(data.source.scenes("test"))[0])
+    assert found[0].error is None and torch.equal(found[0].frames, found[1].frames)
+    assert not [*tmp_path.rglob("*.safetensors")]
 
 
 @pytest.mark.parametrize("model, preprocessor", [("vg_llm", tiny_preprocessor()), ("spatial_stack", tiny_qwen35())])
@@ -199,26 +211,74 @@ def test_cameras_and_depth_are_those_of_what_the_tower_sees(
     assert encoded.visual.tokens.isfinite().all()
 
 
+def shown_stills(model: SpatialVLM, height: int, width: int, **data: Any) -> Any:
+    """A batch about frames in memory, as stills of width 518."""
+    still_resize = {"class_path": "datamodules.FixedWidthStills"}
+    model.data_config = {"init_args": {"frames_as": "image", "still_resize": still_resize, **data}}
+    return batch_of_questions(model, synth_video(3, 2, height, width), ["How many?"], None, None, None)
+
+
 @pytest.mark.parametrize("tokens", [True, False])
-def test_predicted_cameras_are_those_of_what_the_tower_sees(tokens: bool) -> None:
-    """VGGT sees 37 columns of patches, the tower 36."""
-    vggt = TinyVGGT(embed_dim=32, depth=2, num_heads=2)
+@pytest.mark.parametrize(
+    "family, height, width, seen, patches",
+    [  # rows of the picture in a width of 518: first and number of those that VGGT sees, and that the tower does
+        (TinyQwen25VL, 480, 640, ((0, 392), (0, 392)), (28, 37)),
+        (TinyQwen25VL, 640, 360, ((203, 518), (203, 504)), (37, 37)),
+        (TinyQwen35, 480, 640, ((0, 392), (0, 384)), (24, 32)),
+        (TinyQwen35, 640, 360, ((0, 924), (203, 512)), (32, 32)),
+    ],
+)
+def test_predicted_cameras_are_those_of_what_the_tower_sees(
+    family: Callable[..., Any], height: int, width: int, seen: Any, patches: tuple[int, int], tokens: bool
+) -> None:
+    """VGGT sees a row and a column of patches more, or the whole original picture on the tower's grid."""
+    vggt = TinyVGGT(embed_dim=32, depth=2, num_heads=2, heads=["camera", "depth"])
+    vggt.enable_head("depth")
     model = SpatialVLM(
-        TinyQwen25VL(layers=2, hidden_size=64, heads=2), lambda: vggt, fusion=partial(PatchMergerFusion, hidden=16)
+        family(layers=2, hidden_size=64, heads=2), lambda: vggt, fusion=partial(PatchMergerFusion, hidden=16)
     )
-    model.data_config = {"init_args": {"frames_as": "image", "still_resize": {"class_path": "FixedWidthStills"}}}
-    asked = batch_of_questions(model, synth_video(3, 2, 480, 640), ["How many?"], None, None, None)
-    frames = asked.scenes[0].frames
-    assert frames is not None
+    scenes = shown_stills(model, height, width).scenes
+    frames, (_, *grid) = scenes[0].frames, scenes[0].grid_thw
     with torch.no_grad():
         (own,) = vggt([frames[::2] / 255], [None], tokens=True, cameras=True)
-        (found,) = encode_geometry(vggt, asked.scenes, 14, tokens=tokens, cameras=True, stills_once=True)
+        (found,) = encode_geometry(
+            vggt, scenes, model.backbone.patch_size, tokens=tokens, cameras=True, stills_once=True
+        )
     assert own.K_normalized is not None and found.K_normalized is not None and found.world_to_camera is not None
-    wider = torch.tensor([518 / 504, 1.0, 1.0], dtype=own.K_normalized.dtype)
-    focal = own.K_normalized.diagonal(dim1=-2, dim2=-1) * wider
-    torch.testing.assert_close(found.K_normalized[::2].diagonal(dim1=-2, dim2=-1), focal)
-    center = (own.K_normalized[:, 0, 2] + 0.5) * 518 / 504 - 0.5
-    torch.testing.assert_close(found.K_normalized[::2, 0, 2], center)
+    (first, rows), (top, kept) = seen
+    in_pixels = intrinsics_in_pixels(own.K_normalized, 518, rows)
+    in_pixels[:, 1, 2] -= top - first
+    expected = normalize_intrinsics(in_pixels, grid[1] * model.backbone.patch_size, kept)
+    torch.testing.assert_close(found.K_normalized[::2], expected)
+    assert (expected - own.K_normalized).abs().max() > 0.005  # the control: as VGGT predicts them
     torch.testing.assert_close(found.world_to_camera[::2], own.world_to_camera)
-    assert own.patches is not None and own.patches.shape[1:3] == (28, 37)
-    assert (found.patches is not None) == tokens and (not tokens or found.patches.shape[1:3] == (28, 36))
+    # depth: of the same rows, on the tower's grid
+    assert own.depth is not None and found.depth is not None and own.patches is not None
+    assert found.depth.shape[-2:] == (14 * grid[0], 14 * grid[1])
+    row = int((top - first + (14 * 10 + 0.5) * kept / (14 * grid[0])) * own.depth.shape[1] / rows)
+    assert torch.equal(found.depth[0, 14 * 10, :14], own.depth[0, row, :14])
+    # 3D tokens stay under the patches of the same row and column
+    assert own.patches.shape[1:3] == patches and (found.patches is not None) == tokens
+    assert found.patches is None or torch.equal(found.patches[::2], own.patches[:, : grid[0], : grid[1]])
+
+
+def test_predicted_cameras_are_the_same_when_a_data_worker_has_read_them(tmp_path: Path) -> None:
+    """Cameras alone, whose entry has no 3D tokens that would tell its size."""
+    vggt = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
+    model = SpatialVLM(
+        TinyQwen25VL(layers=2, hidden_size=64, heads=2),
+        vggt,
+        GeometryCache(str(tmp_path)),
+        camera_encoding=PRoPE(),
+        camera_source="predicted",
+    )
+    cameras = []
+    for is_read in (False, True):
+        asked = shown_stills(model, 480, 640)
+        assert (asked.scenes[0].cached_geometry is not None) == is_read
+        with torch.no_grad():
+            (encoded,) = model.encode_scenes(asked)
+        cameras.append(encoded.cameras.patches.K_normalized)
+    assert torch.equal(*cameras)
+    stored = asked.scenes[0].cached_geometry.K_normalized
+    torch.testing.assert_close(cameras[0][:, 0, 0], stored[::2, 0, 0] * 518 / 504)

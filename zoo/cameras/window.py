@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
 from zoo.cameras.scene_geometry import SceneGeometry
 
 PER_PIXEL = ("depth", "points", "confidence")
@@ -33,14 +37,17 @@ class Window(NamedTuple):
         """The rows and columns of the part."""
         return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
 
-    def crop(self, geometry: SceneGeometry) -> SceneGeometry:
+    def crop(self, geometry: SceneGeometry, size: tuple[int, int] | None = None) -> SceneGeometry:
         """Return the geometry of the part: its intrinsics, and what the geometry has of each pixel; poses stay.
 
         Args:
-            geometry: Of the whole pictures, in their size.
+            geometry: Of the whole pictures, in any size.
+            size: Height and width of what the result has of each pixel, the nearest one's; None is the part's own.
         """
         fields: dict[str, Any] = geometry.present()
-        fields |= {name: fields[name][:, *self.place] for name in PER_PIXEL if name in fields}
+        for name in PER_PIXEL:
+            if name in fields:
+                fields[name] = self._nearest(fields[name], size or (self.rows, self.columns))
         if geometry.K_normalized is not None:
             K = fields["K_normalized"] = geometry.K_normalized.clone()
             sides = ((self.width, self.columns, self.left), (self.height, self.rows, self.top))
@@ -48,3 +55,13 @@ class Window(NamedTuple):
                 K[:, axis, axis] *= side / kept
                 K[:, axis, 2] = ((K[:, axis, 2] + 0.5) * side - start) / kept - 0.5
         return SceneGeometry(**fields)
+
+    def _nearest(
+        self, pixels: Shaped[Tensor, "S H W *values"], size: tuple[int, int]
+    ) -> Shaped[Tensor, "S h w *values"]:
+        """Return the values of the part in this size, each of the nearest pixel."""
+        sides = ((self.height, self.rows, self.top), (self.width, self.columns, self.left))
+        for axis, (count, (side, kept, start)) in enumerate(zip(size, sides, strict=True), 1):
+            centers = start + (torch.arange(count, device=pixels.device) + 0.5) * kept / count
+            pixels = pixels.index_select(axis, (centers * (pixels.shape[axis] / side)).long())
+        return pixels

@@ -87,7 +87,7 @@ def official_pictures(
     is_stack = model == "spatial_stack"
     resize = OriginalStills() if is_stack and not training else FixedWidthStills()
     preprocessor = tiny_qwen35_preprocessor() if is_stack else tiny_preprocessor()
-    frames, geometry_frames, _ = resize(pictures, 32 if is_stack else 28)
+    frames, geometry_frames, *_ = resize(pictures, 32 if is_stack else 28)
     doubled = [preprocessor.cut_patches(still.expand(TEMPORAL_PATCH_SIZE, -1, -1, -1)) for still in frames]
     patches = torch.cat([preprocessor.normalize(each) for each, _ in doubled])
     return geometry_frames / 255, patches, torch.stack([grid for _, grid in doubled])

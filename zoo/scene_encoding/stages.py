@@ -71,7 +71,7 @@ def encode_geometry(
     # 1. What data workers have read of a cache, and the rest by the encoder.
     found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
     shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
-    seen: dict[int, tuple[int, int]] = {}  # sizes
+    windows = {i: scene.tower_window for i, scene in enumerate(scenes)}
     if rest := [i for i in range(len(scenes)) if i not in found]:
         frames = [None if (own := scenes[i].frames) is None else own[shown[i]] for i in rest]
         if encoder.requires_frames and any(each is None for each in frames):
@@ -87,8 +87,12 @@ def encode_geometry(
         for own, each in zip(read, computed, strict=True):
             _check_geometry(encoder, each, None if own is None else len(own), tokens)
         found |= dict(zip(rest, computed, strict=True))
-        seen = {i: (own.shape[-2], own.shape[-1]) for i, own in zip(rest, read, strict=True) if own is not None}
-    found = {i: under_tower(each, scenes[i].grid_thw[1:], encoder.patch_size, seen.get(i)) for i, each in found.items()}
+        for i, own in zip(rest, read, strict=True):
+            if windows[i] is None and own is not None:
+                windows[i] = patches_under_tower(own, scenes[i].grid_thw[1:], encoder.patch_size)
+    for i, window in windows.items():
+        if window is not None:
+            found[i] = under_tower(found[i], window, scenes[i].grid_thw[1:], encoder.patch_size)
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
             found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
@@ -105,25 +109,36 @@ def encode_geometry(
     return [found[i] for i in range(len(scenes))]
 
 
-def under_tower(
-    geometry: SceneGeometry, grid: tuple[int, int], patch_size: int, size: tuple[int, int] | None = None
-) -> SceneGeometry:
-    """Cut off the row and column of patches that an encoder may have seen beyond the tower's, see `covers`.
+def patches_under_tower(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], patch_size: int) -> Window | None:
+    """Return what an encoder's frames show without the row and column of patches beyond the tower's, see `covers`.
+
+    Args:
+        frames: The encoder's.
+        grid: Rows and columns of the tower's patches.
+        patch_size: Of the encoder, in pixels.
+
+    Returns:
+        None if the frames have no such row or column.
+    """
+    height, width = frames.shape[-2:]
+    rows, columns = (side * patch_size for side in grid)
+    if (height, width) == (rows, columns) or not covers(grid, (height // patch_size, width // patch_size)):
+        return None
+    return Window(height, width, 0, 0, rows, columns)
+
+
+def under_tower(geometry: SceneGeometry, window: Window, grid: tuple[int, int], patch_size: int) -> SceneGeometry:
+    """Return the geometry of what the tower sees of an encoder's frames.
+
+    3D tokens stay under the tower's patches of the same row and column, as the published models place them.
 
     Args:
         geometry: By the encoder.
+        window: What of the encoder's frames the tower sees.
         grid: Rows and columns of the tower's patches.
         patch_size: Of the encoder, in pixels.
-        size: Height and width of the encoder's frames; None is that of the 3D tokens.
     """
-    if size is None:
-        if geometry.patches is None:
-            return geometry
-        size = (geometry.patches.shape[1] * patch_size, geometry.patches.shape[2] * patch_size)
-    rows, columns = (side * patch_size for side in grid)
-    if size == (rows, columns) or not covers(grid, (size[0] // patch_size, size[1] // patch_size)):
-        return geometry
-    cropped = Window(*size, 0, 0, rows, columns).crop(geometry)
+    cropped = window.crop(geometry, (grid[0] * patch_size, grid[1] * patch_size))
     if cropped.patches is not None:
         cropped.patches = cropped.patches[:, : grid[0], : grid[1]]
     return cropped

@@ -11,6 +11,7 @@ from torch import Tensor
 from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.cameras.teacher_targets import TeacherTargets
+from zoo.cameras.window import Window
 from zoo.movable import Movable
 from zoo.sequences.sequence_layout import MediaKind
 from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, ExtraTokens
@@ -30,6 +31,8 @@ class SceneInputs(Movable):
         kind: "video" or "image".
         frames: RGB frames, two per temporal patch, in 0..1 or as bytes; for models that require frames. In the vision
             tower's size, or in the geometry encoder's own (`encoder_frames`).
+        tower_window: What of the geometry encoder's frames the tower sees; None is everything, but for a row or column
+            of patches that frames in the encoder's own size have beyond the tower's.
         geometry: The dataset's cameras and depth for each frame.
         cached_geometry: What data workers have read of the geometry encoder's outputs, in place of frames; None asks
             the encoder.
@@ -51,6 +54,7 @@ class SceneInputs(Movable):
         *,
         kind: MediaKind = "video",
         frames: Shaped[Tensor, "S 3 H W"] | None = None,
+        tower_window: Window | None = None,
         geometry: SceneGeometry | None = None,
         cached_geometry: SceneGeometry | None = None,
         cameras: PatchCameras | None = None,
@@ -64,7 +68,7 @@ class SceneInputs(Movable):
     ) -> None:
         steps, height, width = (int(side) for side in grid_thw)
         self.grid_thw: Grid = (steps, height, width)
-        self.pixel_values, self.kind, self.frames = pixel_values, kind, frames
+        self.pixel_values, self.kind, self.frames, self.tower_window = pixel_values, kind, frames, tower_window
         self.geometry, self.cached_geometry, self.cameras = geometry, cached_geometry, cameras
         self.frame_indices, self.seconds_per_grid = frame_indices, seconds_per_grid
         self.geometry_override, self.question_types = geometry_override, question_types
