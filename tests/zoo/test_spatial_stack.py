@@ -214,5 +214,33 @@ def test_a_released_folder_is_loaded_and_exported(
     assert torch.allclose(logits_of(model, t, media(t, meta)), t["out_logits"], atol=2e-4, rtol=0)
     with pytest.raises(InputError, match=f"is a SpatialStack: take --model.backbone {loader.__name__} for it"):
         plain(str(tmp_path / "release")).load()
-    export_model(model, tmp_path / "out")
-    assert {*official_weights(meta)} <= read_release(tmp_path / "out").keys()
+
+
+@pytest.mark.parametrize("holds", ["first", "second", "both"])
+@pytest.mark.parametrize(
+    "case, kind, loader",
+    [(IMAGES3, "qwen3_5", PretrainedSpatialStack), (LANGUAGE_ADD, "qwen2_5_vl", PretrainedSpatialStackQwen25)],
+)
+def test_a_released_folder_is_written_back_bit_for_bit(
+    tmp_path: Path, case: str, kind: str, loader: Any, holds: str
+) -> None:
+    """In its names and dtype, whatever the model's: VGGT's heads, which no model reads, as well."""
+    meta, _ = load_case(case)
+    first = {name: tensor.bfloat16() for name, tensor in official_weights(meta).items()}
+    vggt = next(name.partition("aggregator.")[0] for name in first if "geometry_encoder.vggt." in name)
+    first[f"{vggt}camera_head.weight"] = torch.randn(3).bfloat16()
+    names = STACK_QWEN25_SECOND_NAMES if case == LANGUAGE_ADD else STACK_SECOND_NAMES
+    second = {n: a + n.removeprefix(b) for n in first for a, b in names.items() if n.startswith(b)}
+    renamed = {second[name]: first[name] for name in second}
+    kept = {name: tensor for name, tensor in first.items() if name not in second}
+    released = {"first": first, "second": kept | renamed, "both": first | renamed}[holds]
+    assert (released.keys() == first.keys()) == (holds == "first")
+    aggregator = meta["config"]["vggt_aggregator"]
+    settings = meta["config"]["qwen"] | {"vggt_aggregator": aggregator, "model_type": kind}
+    processor = {"processor": tiny_processor()} if case == IMAGES3 else {}
+    write_release(tmp_path / "release", settings, {name: t.clone() for name, t in released.items()}, **processor)
+    folder = str(tmp_path / "release")
+    export_model(SpatialVLM.from_pretrained(folder, backbone=loader(folder, dtype="float32")), tmp_path / "out")
+    written = read_release(tmp_path / "out")
+    assert written.keys() == released.keys()
+    assert all(w.dtype == torch.bfloat16 and torch.equal(w, released[name]) for name, w in written.items())

@@ -30,6 +30,7 @@ GEOVR_TRAINING = (
     *("geometry_encoder.", "metric_encoder."),
 )
 QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
+SECOND_NAMES: dict[str, Layout] = {QWEN25: STACK_QWEN25_SECOND_NAMES, QWEN35: STACK_SECOND_NAMES}
 NOT_LOADED = ("mtp.",)  # Qwen3.5's prediction of several tokens at once, which transformers has no module for
 RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5
     QWEN25: {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,15 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from zoo.backbones.official_names import LM_HEAD, NOT_LOADED, QWEN, VGGT_MODEL, Layout, released_name
+from zoo.backbones.official_names import (
+    LM_HEAD,
+    NOT_LOADED,
+    QWEN,
+    SECOND_NAMES,
+    VGGT_MODEL,
+    Layout,
+    released_name,
+)
 from zoo.checkpoints.config import released_config
 from zoo.checkpoints.layouts import official_layout, unofficial_fusion
 from zoo.checkpoints.names import model_names, official_name
@@ -20,7 +29,7 @@ from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
 from zoo.geometry import CachedGeometry
 from zoo.weights.frozen import released_sources
 from zoo.weights.hub import CONFIG, find_folder, read_config
-from zoo.weights.lazy_tensors import INDEX, open_weights
+from zoo.weights.lazy_tensors import INDEX, FirstNames, open_weights
 from zoo.weights.model_card import FILE, model_card
 
 if TYPE_CHECKING:
@@ -141,16 +150,21 @@ def official_parameters(model: SpatialVLM) -> dict[str, nn.Parameter]:
 def _as_in(
     source: Path | None, tensors: dict[str, Tensor], dtype: torch.dtype | None, family: str, layout: Layout
 ) -> dict[str, Tensor]:
-    """Return the tensors in the dtypes of the folder they came from, and the unread parts from there."""
-    old = {} if source is None else open_weights(source)
+    """Return the tensors in the names and dtypes of the folder they came from, and the unread parts from there."""
+    old = FirstNames({} if source is None else open_weights(source), SECOND_NAMES.get(family, {}))
     of_vggt = tuple(theirs for theirs, ours in layout.items() if ours == VGGT_MODEL)
-    written = {name: tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
-    for name in old:
-        ours = official_name(model_names(name, family, layout)[0], family, layout)
+    written: dict[str, Tensor] = {}
+    rest = dict(tensors)
+    for name in old.tensors:
+        first = old.first(name)
+        ours = official_name(model_names(first, family, layout)[0], family, layout)
+        of_old = partial(Tensor.to, dtype=dtype or old.tensors[name].dtype)
         if ours in tensors:
-            written[ours] = tensors[ours].to(dtype or old[name].dtype)
+            is_again = ours not in rest  # the source holds it by both names, so does the copy
+            rest.pop(ours, None)
+            written[ours if name == first else name] = of_old(tensors[ours], copy=is_again)
         elif name == LM_HEAD:  # tied: the source holds it twice, so does the copy
-            written[name] = tensors[released_name(EMBEDDINGS, family)].to(dtype or old[name].dtype, copy=True)
-        elif name.startswith((*NOT_LOADED, *of_vggt)):
-            written[name] = old[name].to(dtype or old[name].dtype)
-    return written
+            written[name] = of_old(tensors[released_name(EMBEDDINGS, family)], copy=True)
+        elif first.startswith((*NOT_LOADED, *of_vggt)):
+            written[name] = of_old(old.tensors[name])
+    return written | {name: tensor.to(dtype or tensor.dtype) for name, tensor in rest.items()}

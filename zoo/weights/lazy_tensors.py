@@ -159,10 +159,11 @@ class FirstNames(LazyTensors):
 
     @cached_property
     def names(self) -> dict[str, str]:  # type: ignore[override]
-        first = {self._first(name): name for name in self.tensors}
-        return first | {name: name for name in self.tensors if self._first(name) == name}
+        first = {self.first(name): name for name in self.tensors}
+        return first | {name: name for name in self.tensors if self.first(name) == name}
 
-    def _first(self, name: str) -> str:
+    def first(self, name: str) -> str:
+        """Return the first name of a tensor, of either."""
         pairs = self.first_of.items()
         return next((first + name.removeprefix(second) for second, first in pairs if name.startswith(second)), name)
 
