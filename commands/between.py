@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
+from jaxtyping import Float
 
 from callbacks.baselines.mark import NAMES
 from callbacks.checkpoint import FOLDER, LAST
@@ -43,6 +44,7 @@ HEADLINE = "All macro"
 ROUNDING = 1e-6  # of a score in float32
 ALL, FIRST = "all together", "first"
 LOG, WARNING = "log.txt", "warning: "
+RULE = "All macro is the mean over question types, a group of types as one by the mean of its types, for every scorer."
 LEGEND = """\
 an effect: the interval excludes 0. not shown: scores changed, and the interval holds 0; an effect within it may exist.
 other words, the same scores: no score changed. no effect: every answer is the same text."""
@@ -81,7 +83,7 @@ def between(arguments: list[str]) -> None:
         arguments: The command line after `between`.
 
     Raises:
-        InputError: A config is absent, they differ in nothing or in weights, or a test has failed.
+        InputError: A config is absent, they differ in nothing, in weights or in questions, or a test has failed.
     """
     parser = OneLineParser(prog="main.py between", description=__doc__)
     parser.add_argument("first", type=str, help="a protocol, or the config of a run")
@@ -102,7 +104,7 @@ def between(arguments: list[str]) -> None:
     first, second = (read_settings(file) for file in files)
     fixed = shlex.split(asked.options)
     parts = differing_parts(first, second, config_of(run), fixed)
-    names = [file.stem.removeprefix("protocol_") for file in files]
+    names = [file.parent.name if file.name == CONFIG else file.stem.removeprefix("protocol_") for file in files]
     output = Path(asked.output or f"runs/between/{run.name}/{'-and-'.join(names)}")
     print(f"{run}: {' and '.join(names)} differ in {', '.join(parts)}", flush=True)
     if same := [name for name in parts_of(first) if is_set(name, fixed)]:
@@ -169,7 +171,7 @@ def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], nam
     rows.append([ALL, "", "", *_cells(together)])
     rows.append(["of it interaction", "", "", f"{100 * (together.change - single):+.1f}", "", "", "", ""])
     changes = ["change of the score", "95 % interval", "answers changed", "scores changed", "verdict"]
-    score = base.score(HEADLINE) or 0.0
+    score = headline(base, np.array([[base.scores[answer.id]] for answer in base.answers]))
     both = [f"{100 * each:.1f} by {name}" for each, name in zip((score, score + together.change), names, strict=True)]
     blind = [(text, base.blind(name, HEADLINE)) for name, text in NAMES.items()]
     intro = [f"Of {len(base.answers)} questions, {HEADLINE}: {', '.join(both)}"]
@@ -180,7 +182,7 @@ def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], nam
         for name, lines in warnings.items()
         if lines and (name == FIRST or lines != warnings[FIRST])
     ]
-    return "\n\n".join([f"{'; '.join(intro)}.", table(["option", *names, *changes], rows), LEGEND, *warned])
+    return "\n\n".join([f"{'; '.join(intro)}.", table(["option", *names, *changes], rows), RULE, LEGEND, *warned])
 
 
 def warnings_of(log: Path) -> list[str]:
@@ -214,11 +216,17 @@ def effect(base: Run, scores: Mapping[str, float], run: Run) -> Effect:
     row = measures(benchmark).index(HEADLINE)
     bounds = intervals(difference, kinds, scenes, benchmark)[:, row, 0]
     return Effect(
-        float(observed(difference, kinds, benchmark)[row, 0]),
+        headline(base, difference),
         (float(bounds[0]), float(bounds[1])),
         sum(texts[answer.id] != answer.prediction for answer in asked),
         int((abs(difference) > ROUNDING).sum()),
     )
+
+
+def headline(run: Run, scores: Float[np.ndarray, "Q 1"]) -> float:
+    """Return the mean of scores of a run's questions, by the one rule of this table, whatever the scorer's own."""
+    kinds = [answer.question_type for answer in run.answers]
+    return float(observed(scores, kinds, run.benchmark)[measures(run.benchmark).index(HEADLINE), 0])
 
 
 def _cells(each: Effect) -> Sequence[str]:

@@ -12,6 +12,8 @@ from zoo.errors import InputError
 SECTIONS = ("model", "data", "metrics")
 SCORER = "metrics.scorer"
 UNSTATED = "metrics.protocol"  # a name, which changes nothing
+# which questions are asked: no score is compared across other ones
+QUESTIONS = {f"data.{name}" for name in ("source", "datasets", "question_types", "scene_names", "subset")}
 Parts = dict[str, Any]  # `data.pixels` and the like, and their settings
 
 
@@ -40,7 +42,8 @@ def differing_parts(
         {part: {"first": setting, "second": setting}}.
 
     Raises:
-        InputError: They differ in what changes the weights, or in nothing that changes an answer or its score.
+        InputError: They differ in what changes the weights or the questions, or in nothing that changes an answer or
+            its score.
     """
     one, other, base = parts_of(first), parts_of(second), parts_of(run)
     found: dict[str, Parts] = {}
@@ -54,6 +57,8 @@ def differing_parts(
             raise InputError(
                 f"they differ in {name}, which changes the weights: compare two models by `python main.py report`"
             )
+        if name in QUESTIONS:
+            raise InputError(f'they differ in {name}, so in their questions: give both one by --options "--{name} ..."')
         found[name] = settings
     if not found:
         raise InputError("they differ in nothing that changes an answer or its score")

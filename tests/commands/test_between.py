@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from commands.between import _shown, between
+from commands.between import ALL, FIRST, _shown, between, report
 from commands.configs import CONFIGS, read_settings
+from commands.reports.loaded_runs import load_run
 from commands.studies.processes import Launch
 from commands.studies.switches import config_of_parts, differing_parts, parts_of
+from tests.callbacks.toy import record
 from tests.cli import Run, the_run
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.errors import InputError
@@ -49,12 +51,24 @@ def test_the_parts_in_which_protocols_differ() -> None:
             {"model": {"init_args": {"fusion": {"class_path": "AddFusion"}}}},
             "differ in model.fusion, which changes the",
         ),
+        *(
+            ({"data": {"init_args": {name: other}}}, f"data.{name}.*--options")
+            for name, other in (("subset", 200), ("datasets", ["scannet"]), ("source", {"class_path": "ReVSI"}))
+        ),
     ],
 )
 def test_what_can_not_be_switched_is_refused(changes: dict[str, Any], error: str) -> None:
     run = {"data": {"init_args": {"sampler": {"class_path": "datamodules.UniformSampler", "init_args": {"rule": "a"}}}}}
     with pytest.raises(InputError, match=error):
         differing_parts({}, changes, run)
+
+
+def test_other_questions_are_compared_once_both_have_the_same() -> None:
+    """And refused before any test."""
+    first, second = ({"data": {"init_args": {"subset": n, "num_frames": 8 + n}}} for n in (1, 2))
+    with pytest.raises(InputError, match="data.subset"):
+        differing_parts(first, second, {})
+    assert [*differing_parts(first, second, {}, ("--data.subset", "5"))] == ["data.num_frames"]
 
 
 def test_what_one_of_them_leaves_out_of_a_part_is_the_runs() -> None:
@@ -119,6 +133,7 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     assert scores and float(scores[2]) - float(scores[1]) == pytest.approx(float(rows["all together"][3]), abs=0.11)
     assert re.search(r"^data.num_frames: warning: a: only 4 frames \(2 such lines in .*log.txt\)$", said, re.MULTILINE)
     assert "data.prompt_prefix: warning" not in said
+    assert (tmp_path / "runs/between/x/a-and-b/between.md").exists()
     between(words)
     assert len(asked) == 5 and not any(given)  # an interrupted command goes on; released weights have no checkpoint
     (tmp_path / "runs/x/checkpoints").mkdir()
@@ -128,6 +143,24 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     (tmp_path / "runs/x/checkpoints/last.ckpt").write_text("trained further")
     between(words)
     assert len(asked) == 15
+    for name, like in (("c", "a"), ("d", "b")):  # the configs of two runs have one file name
+        Path("runs", name).mkdir()
+        Path("runs", name, "config.yaml").write_text(Path(f"protocol_{like}.yaml").read_text())
+    between(["runs/c/config.yaml", "runs/d/config.yaml", *words[2:]])
+    assert (tmp_path / "runs/between/x/c-and-d/between.md").exists()
+
+
+def test_a_scorer_that_averages_otherwise_changes_no_rule_of_the_table(tmp_path: Path) -> None:
+    """Directions, of which one type has most questions: a scorer may pool them, and the table never does."""
+    kinds = ["object_rel_direction_easy"] * 9 + ["object_rel_direction_hard"]
+    records = [record(f"q{i}", kind, "none" if i == 9 else "A", "A", f"toy/{i}") for i, kind in enumerate(kinds)]
+    runs = {}
+    for name in (FIRST, ALL):
+        runs[name] = load_run(make_run(tmp_path / name, records, scorer="geovr"), name)
+    said = report(runs, {}, ["geovr", "other"])
+    found = re.search(r"All macro: (.*) by geovr, (.*) by other", said)
+    assert found and found[1] == found[2] == "50.0"
+    assert runs[FIRST].score("All macro") == pytest.approx(0.9)  # the control: by the scorer's own rule
 
 
 @pytest.mark.slow
