@@ -58,8 +58,8 @@ def cache_frames(arguments: list[str]) -> None:
         arguments: The command line after `cache-frames`, with config names resolved.
 
     Raises:
-        InputError: The frames differ each epoch or aren't kept, the folder is too small, or some scenes have failed; the
-            other entries are written by then.
+        InputError: The frames differ each epoch or aren't kept, the folder is too small, or some scenes have failed;
+            the other entries are written by then.
     """
     parser = scene_parser("cache-frames", __doc__, OF_RUNS)
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
