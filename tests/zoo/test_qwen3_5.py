@@ -79,6 +79,8 @@ def test_every_tensor_of_a_released_model_has_its_place(size: str) -> None:
         assert written == manifest["tensors"]
         by_its_name = PretrainedQwen35(f"Qwen/Qwen3.5-{size.upper()}").load()  # of a plan, without a download
         assert sum(p.numel() for p in by_its_name.vlm.parameters()) == manifest["num_parameters"]
+        # the end of a text by the config, and of a turn, which the tokenizer has and neither of them
+        assert model.backbone.stop_tokens == by_its_name.stop_tokens == [248044, 248046]
         del tensors["model.language_model.layers.0.linear_attn.A_log"]
         with pytest.raises(InputError, match="this Qwen3.5: 1 missing: model.language_model.layers.0.linear_attn.A"):
             load_qwen3_5(manifest["config"], tensors)
@@ -157,6 +159,12 @@ def test_prompts_and_training_texts_have_an_empty_block_of_thoughts() -> None:
     assert prompt.count(tiny_processor().image_token_id) == 3
     with pytest.raises(InputError, match="^Qwen3.5 writes the time"):
         ours.tokenize([texts[0].replace("image", "video")], [(1, 2, 4), (1, 2, 2)], ExtraTokens.NONE)
+
+
+def test_answers_stop_at_the_end_of_a_text_and_of_a_turn() -> None:
     loader = tiny()
-    loader.config.text_config.eos_token_id = 0  # as released: the end of a text, not of a turn
+    loader.config.text_config.eos_token_id = 0  # as released: the end of a text
     assert loader.load().stop_tokens == [0, tiny_processor().tokenizer.eos_token_id]
+    model = SpatialVLM(loader)
+    config, tensors = loader.config.to_dict(), official_tensors(model)
+    assert load_qwen3_5(config, tensors).backbone.stop_tokens == [0]  # the control: of another vocabulary

@@ -29,6 +29,8 @@ from zoo.encodings.encoded import QK
 from zoo.sequences.batch import Sequences
 from zoo.sequences.time_index import SpanIndex, TimeIndex
 
+END_OF_TEXT, END_OF_TURN = 248044, 248046  # in the vocabulary of the released models
+
 
 class Qwen35Attention(CameraAttention, Qwen3_5Attention):
     """The full attention with camera hooks: behind the norms of queries and keys, and before the output's gate.
@@ -90,7 +92,10 @@ class Qwen35Backbone(QwenVLBackbone):
     def __init__(self, vlm: Any, processor: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vlm, processor, *args, **kwargs)
         # the config stops at the end of a text; a turn ends by the tokenizer's own token
-        end_of_turn = None if processor is None else processor.tokenizer.eos_token_id
+        if processor is not None:
+            end_of_turn = processor.tokenizer.eos_token_id
+        else:
+            end_of_turn = END_OF_TURN if END_OF_TEXT in self.stop_tokens else None
         if end_of_turn is not None and end_of_turn not in self.stop_tokens:
             self.stop_tokens.append(end_of_turn)
 
