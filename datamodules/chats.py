@@ -66,8 +66,8 @@ def answer_chats(
         if token := preprocessor.reserved_token(written):
             replies[number] = Reply([], f"a question holds {token}, a special token of the chat: take it out")
             continue
-        texts = preprocessor.texts(_with_contents(chat, contents))
-        prompts.append(preprocessor.tokenize(texts, grids, model.extra_tokens, times).input_ids.tolist())
+        text = preprocessor.prompt(_with_contents(chat, contents))
+        prompts.append(preprocessor.tokenize([text], grids, model.extra_tokens, times).input_ids.tolist())
     # 3. Answers.
     asked = builder.prompts(prompts, [range(len(scenes))] * len(prompts), scenes) if prompts else []
     batch = Batch(scenes, builder.vision(scenes), prompts=asked).to(model.backbone.device)

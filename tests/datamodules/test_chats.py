@@ -18,6 +18,7 @@ from tests.zoo import asking
 from zoo import InputError, SpatialVLM
 from zoo.benchmarks import VSIBench
 from zoo.geometry import DatasetGeometry
+from zoo.sequences.builder import SequenceBuilder
 
 PIXELS = {"min_pixels": 784, "max_pixels": 65536, "legacy_folder_resize": False}
 NEW = asking.NEW
@@ -131,16 +132,24 @@ def test_pictures_of_several_sizes_are_those_of_the_stock_model() -> None:
     assert reply.ids == ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_turns_of_system_and_assistant_are_those_of_the_chat_template() -> None:
-    model = model_of("plain")
+@pytest.mark.parametrize("said", ["This.", "\n<think>\nThis or that?\n</think>\n\nThis. \n"])
+@pytest.mark.parametrize("family", [*asking.MASKED_FAMILIES, "Qwen3.5"])
+def test_turns_of_system_and_assistant_are_those_of_the_chat_template(family: str, said: str) -> None:
+    """Qwen3.5's leaves the thoughts of earlier answers out, which a training on the same chat shows."""
+    model = model_of("plain", family)
     turns = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         *chat("Which?"),
-        {"role": "assistant", "content": [{"type": "text", "text": "This."}]},
+        {"role": "assistant", "content": [{"type": "text", "text": said}]},
         *chat("Why?"),
         *chat("Where?"),
     ]
-    (reply,) = answer_chats(model, [], [turns], max_new_tokens=NEW)
+    with patch.object(SequenceBuilder, "prompts", autospec=True, side_effect=SequenceBuilder.prompts) as prompts:
+        (reply,) = answer_chats(model, [], [turns], max_new_tokens=NEW)
+    asked, preprocessor = prompts.call_args.args[1], model.backbone.preprocessor
+    options = {"add_generation_prompt": True, "tokenize": False, **preprocessor.template_options}
+    expected = preprocessor.processor.apply_chat_template(turns, **options)
+    assert asked == [preprocessor.processor.tokenizer(expected)["input_ids"]]
     assert reply.ids == whole(model, turns, [])
     assert reply.ids != whole(model, turns[1:], [])  # the control
 

@@ -54,6 +54,16 @@ class Preprocessor(ABC):
         """
 
     @abstractmethod
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return a chat up to the start of its next answer, as the chat template writes it.
+
+        Earlier answers may differ from those of `texts`, which a model learns from: some templates shorten them.
+
+        Args:
+            messages: Of system, user and assistant.
+        """
+
+    @abstractmethod
     def tokenize(
         self,
         texts: Sequence[str],

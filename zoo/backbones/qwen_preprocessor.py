@@ -64,9 +64,7 @@ class QwenVLPreprocessor(Preprocessor):
             if message["role"] == "assistant":
                 texts.append(f"{message['content']}{END_OF_TURN}")
             elif number == len(messages) or messages[number]["role"] == "assistant":  # the last before an answer
-                chat = self.processor.apply_chat_template(
-                    list(messages[:number]), add_generation_prompt=True, tokenize=False, **self.template_options
-                )
+                chat = self.prompt(messages[:number])
                 history = self.history(texts)
                 if not chat.startswith(history):
                     raise InputError(
@@ -79,6 +77,12 @@ class QwenVLPreprocessor(Preprocessor):
     def history(self, texts: Sequence[str]) -> str:
         """Return earlier prompts and answers as the chat template writes them before a later prompt."""
         return "".join(texts)
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        chat: str = self.processor.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False, **self.template_options
+        )
+        return chat
 
     def tokenize(
         self,
