@@ -26,6 +26,7 @@ from commands.planning.tables import described, parameters_table
 from commands.planning.training import Setup, Training, _devices, parse
 from commands.studies.scripts import takes
 from commands.studies.study_file import Run
+from tests.zoo.delta_net_kernels import install_kernels
 from zoo import (
     CameraPrediction,
     DepthPrediction,
@@ -42,6 +43,7 @@ from zoo import (
     Qwen25VL,
     Qwen35,
     SpatialMLLM,
+    SpatialVLM,
     Teacher,
     TeacherPose,
     TinyQwen3VL,
@@ -290,6 +292,23 @@ def test_one_call_of_the_delta_rule_stands_for_all(questions: int, monkeypatch: 
     assert [step.activations for step in once] == pytest.approx([step.activations for step in each], rel=0.01)
     assert once[0].activations > 1.5 * once[1].activations  # the control
     assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize("questions", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_a_plan_is_the_same_where_the_optional_kernels_are_installed(questions: int, monkeypatch) -> None:
+    """They take no fake tensors, so the functions of PyTorch are counted in their place."""
+
+    def planned() -> StepCost:
+        with torch.device("meta"):
+            task = Qwen35(backbone=TinyQwen35(layers=2, hidden_size=64, heads=2, vision_hidden_size=32))
+        sizes = BatchSizes(num_frames=2, height=64, width=64, questions=questions)
+        return training_cost.training_cost(task, sizes, "32-true").steps[False]
+
+    without, kernels = planned(), install_kernels(monkeypatch)
+    assert planned() == without and not kernels.calls
+    learned = SpatialVLM(TinyQwen35(layers=2, hidden_size=64, heads=2, vision_hidden_size=32))
+    learned.logits(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long))
+    assert kernels.calls.keys() == {"chunk", "convolution"}  # the control
 
 
 @pytest.mark.slow

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from inspect import unwrap
+from types import SimpleNamespace
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.integrations import use_kernel_func_from_hub_with_fallback
+from transformers.models.qwen3_5 import modeling_qwen3_5
+
+from zoo.backbones.qwen3_5 import delta_net
+
+REPLACED = {  # functions of transformers: the kernel in place of each, and its package
+    "torch_chunk_gated_delta_rule": ("chunk_gated_delta_rule", "fla"),
+    "torch_recurrent_gated_delta_rule": ("fused_recurrent_gated_delta_rule", "fla"),
+    "causal_conv1d_fn": ("causal_conv1d_fn", "causal_conv1d"),
+    "causal_conv1d_update": ("causal_conv1d_update", "causal_conv1d"),
+}
 
 
 class Kernels:
@@ -90,3 +105,22 @@ class Kernels:
         self.calls["update"] += 1
         conv_state.copy_(torch.cat((conv_state, x), -1)[..., -conv_state.shape[-1] :])
         return F.silu((conv_state * weight).sum(-1, keepdim=True))
+
+
+def install_kernels(monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """Let transformers find the kernels, as where the packages are installed."""
+    kernels = Kernels()
+    fla = SimpleNamespace(ops=SimpleNamespace(gated_delta_rule=kernels))
+    monkeypatch.setitem(sys.modules, "fla", fla)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "causal_conv1d", kernels)  # type: ignore[arg-type]
+    wrap_functions(monkeypatch)
+    return kernels
+
+
+def wrap_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let transformers look for the kernels again, as at its import."""
+    for name, kernel in REPLACED.items():
+        found = use_kernel_func_from_hub_with_fallback(*kernel)(unwrap(getattr(modeling_qwen3_5, name)))
+        for module in (modeling_qwen3_5, delta_net):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, found)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers.integrations import use_kernel_func_from_hub_with_fallback
-from transformers.models.qwen3_5 import modeling_qwen3_5
+from transformers.utils import logging as transformers_logging
 
 from tests.zoo import asking, showing
-from tests.zoo.delta_net_kernels import Kernels
+from tests.zoo.delta_net_kernels import install_kernels, wrap_functions
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.showing import SAMPLES
 from tests.zoo.test_qwen3_5 import tiny
@@ -32,7 +30,6 @@ from zoo import (
     UnrotatedChannels,
     VideoQATask,
 )
-from zoo.backbones.qwen3_5 import delta_net
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.generation.linear_states import join_states, read_states
@@ -67,7 +64,7 @@ def both_kinds() -> Compose:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_identity_cameras_change_nothing_and_others_do(variant: str) -> None:
-    """In layers of both kinds; behind the convolution and the norms, before the gates of the outputs."""
+    """In layers of both kinds; where the hooks are in a layer is measured in test_hybrid_layers.py."""
     options = {"backbone": tiny(seed=0), "learning_rates": asking.RATES} | VARIANTS[variant]
     torch.manual_seed(0)
     stock, task = VideoQATask(**options), VideoQATask(camera_encoding=both_kinds(), **options)
@@ -171,20 +168,27 @@ def test_optional_kernels_run_in_place_of_the_functions_of_transformers(monkeypa
     scene = asking.scene("a", asking.QUESTIONS[:3], family="Qwen3.5")
     asked, training = asking.batch(task, scene), asking.batch(task, scene, training=True)
     before, answers = learned(task, task.loss(training)), asking.replies(task, asked)
-    kernels = Kernels()
-    fla = SimpleNamespace(ops=SimpleNamespace(gated_delta_rule=kernels))
-    monkeypatch.setitem(sys.modules, "fla", fla)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "causal_conv1d", kernels)  # type: ignore[arg-type]
-    for name, kernel, package in (
-        ("torch_chunk_gated_delta_rule", "chunk_gated_delta_rule", "fla"),
-        ("torch_recurrent_gated_delta_rule", "fused_recurrent_gated_delta_rule", "fla"),
-        ("causal_conv1d_fn", "causal_conv1d_fn", "causal_conv1d"),
-        ("causal_conv1d_update", "causal_conv1d_update", "causal_conv1d"),
-    ):
-        found = use_kernel_func_from_hub_with_fallback(kernel, package)(getattr(modeling_qwen3_5, name))
-        for module in (modeling_qwen3_5, delta_net):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, found)
+    kernels = install_kernels(monkeypatch)
     assert difference(learned(task, task.loss(training)), before) < 1e-4
     assert asking.replies(task, asked) == answers
     assert kernels.calls.keys() == {"chunk", "recurrent", "convolution", "update"}
+
+
+def test_a_missing_kernel_is_named_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """By transformers, in stock layers and in those with cameras."""
+    for package in ("fla", "causal_conv1d"):
+        monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    wrap_functions(monkeypatch)
+    transformers_logging.warning_once.cache_clear()
+    model = SpatialVLM(tiny(), camera_encoding=DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo")))
+    given = showing.batch(model, [SAMPLES["a video"], SAMPLES["two videos"]])
+    for _ in range(2):
+        for more in ({}, {"cameras": cameras(1)}):
+            model.logits(**given, **more)
+    for kernel in ("chunk_gated_delta_rule", "causal_conv1d_fn"):
+        assert sum(f"`{kernel}` is falling back" in record.getMessage() for record in caplog.records) == 1
+    caplog.clear()
+    install_kernels(monkeypatch)
+    transformers_logging.warning_once.cache_clear()
+    model.logits(**given)
+    assert not any("falling back" in record.getMessage() for record in caplog.records)  # the control

@@ -1,7 +1,8 @@
 """Functions that a step calls in each layer with tensors of the same shapes: one call is counted, and stands for all.
 
 The chunked rule of Gated DeltaNet in PyTorch loops over chunks, with some 60 operations for each 64 tokens. In the step
-of a whole model these are most of all operations.
+of a whole model these are most of all operations. The functions in PyTorch are counted also where optional kernels are
+installed in their place, which take no fake tensors.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from inspect import unwrap
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -20,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from zoo.tasks.fake_tensors import Footprint, fake_mode
 
-FUNCTION = "torch_chunk_gated_delta_rule"
+FUNCTION, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"
 CALLERS = ("transformers.models.qwen3_5.modeling_qwen3_5", "zoo.backbones.qwen3_5.delta_net")
 DEVICE = "cpu"  # of fake tensors
 Outputs = Sequence[Tensor | None]
@@ -35,7 +37,10 @@ def count_repeated_calls_once(step: Footprint) -> Iterator[None]:
     """
     with ExitStack() as patches:
         for module in (sys.modules[name] for name in CALLERS if name in sys.modules):
-            patches.enter_context(patch.object(module, FUNCTION, RepeatedFunction(getattr(module, FUNCTION), step)))
+            # transformers' wrappers call a kernel or the function in PyTorch
+            rule, convolution = (unwrap(getattr(module, name)) for name in (FUNCTION, CONVOLUTION))
+            patches.enter_context(patch.object(module, FUNCTION, RepeatedFunction(rule, step)))
+            patches.enter_context(patch.object(module, CONVOLUTION, convolution))
         yield
 
 
