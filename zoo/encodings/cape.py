@@ -30,6 +30,8 @@ class CaPE(MatrixEncoding):
         True
     """
 
+    keeps_rotations = True
+
     def __init__(self, placement: Placement | None = None, **world: Any) -> None:
         super().__init__(placement, apply_to="qk", **world)
 

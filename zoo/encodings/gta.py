@@ -40,6 +40,8 @@ class GTA(MatrixEncoding):
         True
     """
 
+    keeps_rotations = True
+
     def __init__(
         self,
         placement: Placement | None = None,

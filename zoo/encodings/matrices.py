@@ -30,9 +30,14 @@ class MatrixEncoding(CameraEncoding):
         apply_to: Queries and keys, values and outputs, or both.
         pose_component: Used part of the poses. Translations alone are not a group: a change of world is then visible.
         world: `reference` and `scale`, see `CameraEncoding`.
+
+    Attributes:
+        uses_intrinsics: Whether the matrices depend on the intrinsics.
+        keeps_rotations: Whether poses without translations give orthogonal matrices, see `DeltaNetLayers`.
     """
 
     uses_intrinsics: bool = False
+    keeps_rotations: bool = False
 
     def __init__(
         self,
@@ -83,7 +88,7 @@ class MatrixEncoding(CameraEncoding):
 
     @property
     def is_orthogonal(self) -> bool:
-        return "qk" not in self.apply_to or (self.pose_component == "rotation" and not self.uses_intrinsics)
+        return "qk" not in self.apply_to or (self.pose_component == "rotation" and self.keeps_rotations)
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
         return set(product(self.apply_to, self.placement.head_channels(head)))

@@ -38,11 +38,6 @@ class RayEncoding(GTA):
         # identity cameras still have different rays
         return replace(gta, identity_stock=gta.identity_stock and self.pose_component == "translation")
 
-    @property
-    def is_orthogonal(self) -> bool:
-        # rotations from ray to ray: intrinsics only aim the rays
-        return "qk" not in self.apply_to or self.pose_component == "rotation"
-
     def canonical(self, cameras: Cameras) -> Cameras:
         """Return one canonical camera per token, see `ray_cameras`."""
         return ray_cameras(super().canonical(cameras))

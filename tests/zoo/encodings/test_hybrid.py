@@ -12,7 +12,7 @@ from torch import Tensor
 
 from docs.symmetries import HYBRID, bound
 from tests.zoo.encodings.test_properties import MOVES
-from zoo import InputError, SpatialVLM, TinyQwen35
+from zoo import Cameras, InputError, SpatialVLM, TinyQwen35
 from zoo.encodings import (
     GTA,
     CameraEncoding,
@@ -34,6 +34,7 @@ from zoo.encodings import (
     ValueRoPE,
 )
 from zoo.encodings.linear_layers import EncodedLinearLayers
+from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.measured_symmetries import (
     BROKEN,
     PROPERTIES,
@@ -45,6 +46,7 @@ from zoo.encodings.measured_symmetries import (
     text_stock,
     world_views,
 )
+from zoo.encodings.placements import Matrices
 from zoo.encodings.reference_attention import (
     EXACT,
     HEAD_DIM,
@@ -111,6 +113,35 @@ def test_general_matrices_are_no_relative_poses_there_and_orthogonal_ones_are() 
     with pytest.raises(InputError, match="PRoPE multiplies"):  # K is no rotation
         DeltaNetLayers(PRoPE(UnrotatedChannels(), pose_component="rotation"))
     DeltaNetLayers(RayEncoding(UnrotatedChannels(), pose_component="rotation"))
+
+
+class Stretched(MatrixEncoding):
+    """Of a user: rotations in another basis, which do not keep lengths."""
+
+    def matrices(self, cameras: Cameras) -> Matrices:
+        stretch = torch.diag(cameras.world_to_camera.new_tensor([3.0, 1.0, 1.0, 1.0]))
+        V = stretch @ cameras.world_to_camera @ stretch.inverse()
+        return {"q": V.mT, "k": V.inverse()}
+
+
+class Turned(Stretched):
+    """The same without the stretch."""
+
+    keeps_rotations = True
+
+    def matrices(self, cameras: Cameras) -> Matrices:
+        return {"q": cameras.world_to_camera.mT, "k": cameras.world_to_camera.mT}
+
+
+def test_matrices_of_a_class_count_as_orthogonal_only_where_it_states_so() -> None:
+    for kind, is_exact in ((Stretched, False), (Turned, True)):
+        options: dict[str, Any] = dict(placement=UnrotatedChannels(), apply_to="qk", pose_component="rotation")
+        assert (world_views(Unchecked(kind(**options)), HYBRID_HEAD) < EXACT) == is_exact
+        assert kind(**options).is_orthogonal == is_exact
+        assert not kind(UnrotatedChannels(), "qk").is_orthogonal and kind(UnrotatedChannels(), "vo").is_orthogonal
+    with pytest.raises(InputError, match="Stretched multiplies"):
+        DeltaNetLayers(Stretched(UnrotatedChannels(), "qk", "rotation"))
+    DeltaNetLayers(Turned(UnrotatedChannels(), "qk", "rotation"))
 
 
 def test_keys_of_another_length_are_no_contraction() -> None:
