@@ -4,9 +4,10 @@
     python main.py check-encoding PRoPE --encoding.placement TemporalSection --encoding.apply_to qk
 
 takes a class of the zoo or of a module in the current folder. Each symmetry that the class declares (`symmetries`) must
-hold in a reference attention with Qwen2.5-VL's and with Qwen3-VL's heads in float64; each other one must be broken. The
-controls show that the measurement would see it: the cameras change the outputs, other cameras change them otherwise,
-and camera-to-world poses, the usual mistake, break CaPE's invariance to the world. docs/encodings.md explains the rows.
+hold in a reference attention in float64 for each model that the encoding fits: with small heads like Qwen2.5-VL's, like
+Qwen3-VL's, and like Qwen3.5's beside Gated DeltaNet. Each other one must be broken. The controls show that the
+measurement would see it: the cameras change the outputs, other cameras change them otherwise, and camera-to-world
+poses, the usual mistake, break CaPE's invariance to the world. docs/encodings.md explains the rows.
 """
 
 from __future__ import annotations
@@ -15,26 +16,63 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from commands.parser import OneLineParser
+from zoo.backbones.released_layouts import released_layouts
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import CameraEncoding, CaPE
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.measured_symmetries import PROPERTIES, effect, holds, other_cameras, world_views
 from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import LAYOUTS, attend, mrope, random_cameras, random_sequence
+from zoo.encodings.reference_attention import LAYOUTS, Decoder, attend, mrope, random_cameras, random_sequence
+from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 
 MOVES = 1e-3  # what cameras must change at least
-HEADS, KV_HEADS, HEAD = 16, 2, HeadLayout.in_row(128, (16, 24, 24))  # of Qwen2.5-VL-3B
+MODELS = {"Qwen2.5-VL": "axes in a row", "Qwen3-VL": "axes in turns", "Qwen3.5": "part of the channels"}  # of `LAYOUTS`
 VIEWS, TOKENS, REPEATS = 8, 64, 5  # of the measurement of costs; tokens per view, a square
 Make = Callable[[], CameraEncoding]
+
+
+class Fit(NamedTuple):
+    """A model that an encoding fits.
+
+    Attributes:
+        head: Small heads like the model's, with which symmetries are measured.
+        declared: The symmetries of the encoding there.
+        decoder: Of the released model.
+    """
+
+    head: HeadLayout
+    declared: Symmetries
+    decoder: DecoderLayout
+
+
+def find_fits(make: Make) -> dict[str, Fit]:
+    """Return the models that an encoding fits, by their names.
+
+    Raises:
+        InputError: There are none.
+    """
+    fits, misfits = {}, []
+    for name, decoder in released_layouts().items():
+        encoding, head = make(), LAYOUTS[MODELS[name]]
+        try:
+            make().bind_to_decoder(decoder, decoder.layers)
+            Decoder(encoding, head=head)
+        except InputError as error:
+            misfits.append(f"with heads like {name}'s: {error}")
+        else:
+            fits[name] = Fit(head, encoding.symmetries, decoder)
+    if not fits:
+        raise InputError("; ".join(misfits))
+    return fits
 
 
 def camera_to_world_cape() -> CaPE:
@@ -67,51 +105,63 @@ def check_encoding(arguments: list[str]) -> None:
         encoding: CameraEncoding = parser.instantiate_classes(settings).encoding
         return encoding
 
-    name, declared = type(make()).__name__, make().symmetries
-    layouts = {"Qwen2.5-VL": LAYOUTS["axes in a row"], "Qwen3-VL": LAYOUTS["axes in turns"]}
-    table = Table("symmetry", "declared", *layouts, "", box=None, pad_edge=False)
+    name, fits = type(make()).__name__, find_fits(make)
+    table = Table("symmetry", "declared", *MODELS, "", box=None, pad_edge=False)
     wrong = []
+
+    def add_row(title: str, declared: str, changes: dict[str, float], verdict: str) -> None:
+        table.add_row(title, declared, *(f"{changes[m]:.1e}" if m in changes else "-" for m in MODELS), verdict)
+
     for measure in PROPERTIES:
-        title, states = measure.__name__, bool(getattr(declared, measure.__name__))
-        changes = [measure(make(), head) for head in layouts.values()]
-        found = {holds(title, change) for change in changes}
-        verdict = "" if found == {states} else ("broken" if states else "holds, or is not seen")
-        if verdict:
-            wrong.append(f"{title} is {'declared' if states else 'not declared'} and {verdict}")
-        table.add_row(title, "yes" if states else "no", *(f"{change:.1e}" for change in changes), verdict)
+        title = measure.__name__
+        states = {model: bool(getattr(fit.declared, title)) for model, fit in fits.items()}
+        changes = {model: measure(make(), fit.head) for model, fit in fits.items()}
+        verdict = ""
+        for stated in {state for model, state in states.items() if holds(title, changes[model]) is not state}:
+            verdict = "broken" if stated else "holds, or is not seen"
+            wrong.append(f"{title} is {'declared' if stated else 'not declared'} and {verdict}")
+        where = [model for model, state in states.items() if state]
+        add_row(title, "no" if not where else "yes" if len(where) == len(fits) else ", ".join(where), changes, verdict)
     for title, measure in (("control: cameras", effect), ("control: others", other_cameras)):
-        changes = [measure(make(), head) for head in layouts.values()]
-        if min(changes) < MOVES and (measure is effect or (make().uses_cameras and not make().uses_points)):
-            wrong.append(f"{title.removeprefix('control: ')} move the outputs by {min(changes):.1e} alone")
-        table.add_row(title, "", *(f"{change:.1e}" for change in changes), "must move")
-    control = [world_views(camera_to_world_cape(), head) for head in layouts.values()]
-    table.add_row("control: world_views of c2w", "", *(f"{change:.1e}" for change in control), "must move")
+        changes = {model: measure(make(), fit.head) for model, fit in fits.items()}
+        least = min(changes.values())
+        if least < MOVES and (measure is effect or (make().uses_cameras and not make().uses_points)):
+            wrong.append(f"{title.removeprefix('control: ')} move the outputs by {least:.1e} alone")
+        add_row(title, "", changes, "must move")
+    control = {model: world_views(camera_to_world_cape(), fit.head) for model, fit in fits.items()}
+    add_row("control: world_views of c2w", "", control, "must move")
     console = Console(highlight=False, width=120)
     console.print(f"{name}: largest change of the outputs, in float64")
     console.print(table)
-    console.print(describe_cost(make))
+    model, fit = next(iter(fits.items()))
+    console.print(describe_cost(make, model, fit.decoder))
     if wrong:
         raise InputError(f"{name}: {'; '.join(wrong)}: mend the encoding, or its `symmetries`")
 
 
 @torch.no_grad()
-def describe_cost(make: Make) -> str:
-    """Describe parameters and time of an encoding in a layer of Qwen2.5-VL-3B's size, on this machine's CPU."""
-    encoding = make()
-    frequencies = 1e6 ** -(torch.arange(HEAD.dim // 2) / (HEAD.dim // 2))
-    encoding.bind_to_decoder(DecoderLayout(HEADS * HEAD.dim, 1, HEADS, KV_HEADS, HEAD, (frequencies,)), range(1))
-    sizes = {"batch": 1, "views": VIEWS, "tokens": TOKENS, "heads": HEADS, "head_dim": HEAD.dim}
-    sequence = random_sequence(0, kv_heads=KV_HEADS, **sizes)
+def describe_cost(make: Make, model: str, decoder: DecoderLayout) -> str:
+    """Describe parameters and time of an encoding in the full attention of a released model, on this machine's CPU."""
+    encoding, head, layers = make(), decoder.head, decoder.layers
+    encoding.bind_to_decoder(decoder, layers)
+    sizes = {"batch": 1, "views": VIEWS, "tokens": TOKENS, "heads": decoder.num_heads, "head_dim": head.dim}
+    sequence = random_sequence(0, kv_heads=decoder.num_key_value_heads, **sizes)
     sequence.qkv = [each.float() for each in sequence.qkv]
-    sequence.hidden_states = sequence.hidden_states.float()
-    cameras, rope = sequence.cameras(*random_cameras(1, VIEWS)), mrope(sequence.ids, frequencies, HEAD)
-    encoded = encoding.encode(cameras, HEAD)
-    once = _seconds(lambda: encoding.encode(cameras, HEAD))
-    layer, stock = (_seconds(partial(attend, each, 0, sequence, rope)) for each in (encoded, None))
+    sequence.hidden_states = torch.randn(*sequence.index.shape, decoder.hidden_size)
+    cameras, rope = sequence.cameras(*random_cameras(1, VIEWS)), mrope(sequence.ids, decoder.rope_frequencies[0], head)
+    encoded = encoding.encode(cameras, head)
+    once = _seconds(lambda: encoding.encode(cameras, head))
     parameters = sum(parameter.numel() for parameter in encoding.parameters())
+    cost = (
+        f"cost in {model}: {parameters:,} parameters; {VIEWS} views of {TOKENS} tokens on this CPU: "
+        f"{1e3 * once:.2f} ms once"
+    )
+    number = next((each for each in layers if encoded.at_layer(each, sequence.hidden_states, rope) is not None), None)
+    if number is None:  # in Gated DeltaNet alone
+        return cost
+    layer, stock = (_seconds(partial(attend, each, number, sequence, rope)) for each in (encoded, None))
     return (
-        f"cost: {parameters:,} parameters; {VIEWS} views of {TOKENS} tokens on this CPU: {1e3 * once:.2f} ms once, "
-        f"{1e3 * layer:.2f} ms per layer's attention, {1e3 * stock:.2f} ms without: {layer / stock:.2f} times"
+        f"{cost}, {1e3 * layer:.2f} ms per layer's attention, {1e3 * stock:.2f} ms without: {layer / stock:.2f} times"
     )
 
 
