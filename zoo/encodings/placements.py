@@ -86,7 +86,10 @@ class ChannelPlacement(Placement):
 
 
 class ChannelRange(ChannelPlacement):
-    """A contiguous range of head channels, after RoPE; the first half contains one channel of each RoPE pair.
+    """A contiguous range of head channels, after RoPE.
+
+    Where RoPE rotates whole heads, the first half contains one channel of each RoPE pair. In Qwen3.5, where it rotates
+    the first quarter, the first half contains all pairs and as many channels without RoPE.
 
     Keeps the invariance to a change of world, and breaks RoPE's invariance to a shift of all positions, unless it is
     bound to a decoder whose RoPE leaves these channels alone.

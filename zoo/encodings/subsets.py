@@ -43,7 +43,8 @@ class LayerSubset(EncodingWrapper):
 
     Args:
         encoding: The encoding of these layers.
-        layers: Their numbers, from 0, or `even` or `odd`.
+        layers: Their numbers, from 0, or `even` or `odd`. In a hybrid decoder they count layers of both kinds: Qwen3.5
+            has full attention in layers 3, 7, 11, ..., so `odd` are all of these, and `even` raises InputError.
     """
 
     def __init__(self, encoding: CameraEncoding, layers: list[int] | Parity = "even") -> None:
