@@ -31,15 +31,19 @@ def check(**options: Any) -> None:
         assert holds(measure.__name__, measure(encoding)) is declared, measure.__name__
 
 
-@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize(
+    "points", [pytest.param(each, marks=() if each in SOME else pytest.mark.slow) for each in POINTS]
+)
 def test_declared_symmetries_of_points_are_measured(points: str) -> None:
     check(points=points)
 
 
+@pytest.mark.parametrize(
+    "points", [pytest.param(each, marks=() if each == SOME[-1] else pytest.mark.slow) for each in SOME]
+)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_declared_symmetries_of_other_options_are_measured(options: dict[str, Any]) -> None:
-    for points in SOME:
-        check(points=points, **options)
+def test_declared_symmetries_of_other_options_are_measured(options: dict[str, Any], points: str) -> None:
+    check(points=points, **options)
 
 
 def test_what_holds_for_some_points_alone() -> None:
