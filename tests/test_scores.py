@@ -98,6 +98,17 @@ def test_the_task_of_panels_needs_images_and_cameras() -> None:
     assert all(scores.is_complete("PRoPE", "", test) for test in tests)
 
 
+def test_shares_of_variance_are_those_of_the_probe() -> None:
+    text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    section = text[text.index("## What do the hidden states hold?") :]
+    said = re.findall(r"(\d+) %", section[: section.index("\n## ")])
+    probes = json.loads((ROOT / "docs/probe.json").read_text(encoding="utf-8"))["probes"]
+    last = {(each["model"], each["tokens"], each["target"]): f"{100 * each['r2'][-1]:.0f}" for each in probes}
+    answer, rotation = ("text", "answer: panel_turn"), ("visual", "rotation")
+    quoted = [("after", *answer), ("before", *answer), ("before", *rotation), ("after", *rotation)]
+    assert said == [last[each] for each in quoted]
+
+
 def test_a_score_that_differs_or_has_no_source_is_found() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     found = next(each for each in SCORES.finditer(text) if "(" in each["text"])  # another number keeps its digits
