@@ -35,7 +35,7 @@ from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError
 
 MOVES = 1e-3  # what cameras must change at least
-MODELS = {"Qwen2.5-VL": "axes in a row", "Qwen3-VL": "axes in turns", "Qwen3.5": "part of the channels"}  # of `LAYOUTS`
+MODELS = {"Qwen2.5-VL": "axes in a row", "Qwen3-VL": "axes in turns", "Qwen3.5": "part of the channels"}  # in LAYOUTS
 VIEWS, TOKENS, REPEATS = 8, 64, 5  # of the measurement of costs; tokens per view, a square
 Make = Callable[[], CameraEncoding]
 

@@ -8,8 +8,8 @@ rotation of their cameras in the frame of the encoding's reference view (without
 scene's scale (its median depth). From the last token of a question, the only one that has read all of it: to the last
 camera, the scale and the answer, a number or the letter of an option (a column per letter, 1 at the right one). R² is
 on scenes that the map never saw: 1 is all of a target's variance, 0 no more than its mean, of letters their shares. The
-targets of other scenes are the control: what is left of them is told by a token's place alone. Before training is the
-run's model with the weights that it started from. Writes probe.json and probe.png into the run's folder.
+targets of other scenes are the control: what they still score comes from a token's position alone. Before training is
+the run's model with the weights that it started from. Writes probe.json and probe.png into the run's folder.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ READ_FROM_RUN = (
     *("pixels", "image_pixels", "still_resize"),
 )
 STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
-# how released models are shown frames, where no run says so: as their groups evaluate; all else is a protocol's
+# how released models see frames where no run says so: as in their groups' evaluations; protocols set the rest
 RELEASED_AS: dict[str, dict[str, Any]] = {
     "PretrainedVGLLM": STILLS,
     "PretrainedSpatialStackQwen25": STILLS,

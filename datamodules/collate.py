@@ -33,7 +33,7 @@ class Collate(ABC):
         builder: Of the model's sequences.
         requirements: The model's.
         geometry_reader: Reads the model's cached geometry; None without a cache.
-        requires_targets: Whether a scene fails without what is to be learned of it, as in a training.
+        requires_targets: Whether a scene whose training targets could not be read is an error.
     """
 
     def __init__(

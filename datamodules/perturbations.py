@@ -228,13 +228,13 @@ def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
 
 
 def _frames(scene: LoadedScene, order: Sequence[int]) -> dict[str, Any]:
-    """Return the frames of a scene in some order, and those of the geometry encoder where it sees others."""
+    """Return the fields of a scene that hold frames, in another order; `geometry_frames` only if it has them."""
     shown = {"frames": scene.frames, "geometry_frames": scene.geometry_frames}
     return {name: frames[list(order)] for name, frames in shown.items() if frames is not None}
 
 
 def _in_size_of(own: Tensor | None, frames: Tensor) -> Tensor | None:
-    """Return frames in the size of a scene's own; None if it has none."""
+    """Resize frames to the size of a scene's own; None if the scene has none of this kind."""
     if own is None or frames.shape[-2:] == own.shape[-2:]:
         return None if own is None else frames
     size = (own.shape[-2], own.shape[-1])
