@@ -14,7 +14,7 @@ from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.geometry import CachedGeometry
 from zoo.geometry.base import encoder_frames
 from zoo.model import SpatialVLM
-from zoo.scene_encoding.geometry_reader import shown_frames
+from zoo.scene_encoding.geometry_reader import geometry_of_frames, shown_frames
 from zoo.scene_encoding.teacher import Teacher
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
@@ -84,6 +84,7 @@ class ModelFilling(Filling):
         shown = shown_frames(loaded.kind, self._model.stills_once)
         given = None if loaded.geometry is None else loaded.geometry[shown].to(device)
         frames = loaded.seen_by_geometry[shown].to(device)
+        given = geometry_of_frames(given, frames, loaded.tower_window)
         scene = encoder_frames(frames, self._model.backbone.patch_size, self.encoder.patch_size), given
         self.encoder(*([each] for each in scene), **self.wanted)
         return scene
@@ -118,8 +119,8 @@ class TeacherFilling(Filling):
         frames, (height, width) = loaded.seen_by_geometry, loaded.frames.shape[-2:]
         grid = len(frames) // TEMPORAL_PATCH_SIZE, height // self._patch_size, width // self._patch_size
         geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
-        scene = SceneInputs(torch.empty(0, 0), grid, kind=loaded.kind, frames=frames, geometry=geometry)
+        scene = SceneInputs(torch.empty(0, 0), grid, kind=loaded.kind, frames=frames, geometry=geometry, tower_window=loaded.tower_window)
         self._teacher([scene.to(device)], self._patch_size)
         every_patch = slice(None, None, TEMPORAL_PATCH_SIZE)
         asked = encoder_frames(frames[every_patch], self._patch_size, self._patch_size)
-        return asked, None if geometry is None else geometry[every_patch]
+        return asked, geometry_of_frames(geometry and geometry[every_patch], asked, loaded.tower_window)

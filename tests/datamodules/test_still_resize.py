@@ -211,6 +211,34 @@ def test_cameras_and_depth_are_those_of_what_the_tower_sees(
     assert encoded.visual.tokens.isfinite().all()
 
 
+@pytest.mark.parametrize("family", [TinyQwen25VL, TinyQwen35])
+@pytest.mark.parametrize("size", [(64, 48), (48, 64)])
+def test_an_encoder_is_given_the_cameras_of_the_frames_that_it_sees(
+    family: Callable[..., Any], size: tuple[int, int]
+) -> None:
+    """A point has one pixel of the picture in VGGT's frames and in the tower's; the control: each has K of its own."""
+    vggt = TinyVGGT(embed_dim=32, depth=2, num_heads=2)
+    model = SpatialVLM(
+        family(layers=2, hidden_size=64, heads=2), lambda: vggt, fusion=partial(PatchMergerFusion, hidden=16)
+    )
+    model.data_config = {"init_args": {"frames_as": "image", "still_resize": {"class_path": "FixedWidthStills"}}}
+    K_px = torch.tensor([[40.0, 0.0, 20.0], [0.0, 50.0, 30.0], [0.0, 0.0, 1.0]], dtype=torch.float64).repeat(2, 1, 1)
+    poses, K = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1), normalize_intrinsics(K_px, *reversed(size))
+    geometry = SceneGeometry(world_to_camera=poses, K_normalized=K)
+    seen: list[Any] = []
+    model.geometry.register_forward_pre_hook(lambda _, inputs: seen.extend(zip(*inputs, strict=True)))  # type: ignore
+    with torch.no_grad():
+        (scene,) = (asked := batch_of_questions(model, synth_video(3, 2, *size), ["?"], geometry, None, None)).scenes
+        model.encode_scenes(asked)
+    ((_, given),) = seen
+    assert scene.geometry is not None and (part := scene.tower_window) is not None
+    in_tower = intrinsics_in_pixels(scene.geometry.K_normalized[::2], part.columns, part.rows)
+    in_encoder = intrinsics_in_pixels(given.K_normalized, part.width, part.height)
+    in_encoder[:, :2, 2] -= torch.tensor([part.left, part.top])
+    torch.testing.assert_close(in_encoder, in_tower)
+    assert (given.K_normalized - scene.geometry.K_normalized[::2]).abs().max() > 0.005
+
+
 def shown_stills(model: SpatialVLM, height: int, width: int, **data: Any) -> Any:
     """A batch about frames in memory, as stills of width 518."""
     still_resize = {"class_path": "datamodules.FixedWidthStills"}

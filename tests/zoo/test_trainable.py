@@ -73,8 +73,6 @@ def gradients(model: VideoQATask, cameras: bool = True) -> dict[str, Tensor | No
     return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
-# ---- float32 -----------------------------------------------------------------------------------------------
-
 HALF: dict[str, dict[str, Any]] = {
     "whole decoder": {"rates": LearningRates(decoder=7e-6)},
     "LoRA": {"rates": LearningRates(decoder=7e-6), "lora": LoRA(r=4)},
@@ -82,6 +80,34 @@ HALF: dict[str, dict[str, Any]] = {
     "vision": {"rates": LearningRates(decoder=None, vision=7e-6)},
     "encoding": {"rates": LearningRates(), "lora": LoRA(r=4), "camera_encoding": PRoPE(ExtraChannels())},
 }
+
+
+# ---- what is frozen stays in eval mode ---------------------------------------------------------------------
+
+
+def modes(model: VideoQATask) -> dict[str, bool]:
+    """Whether each module is in training mode, by the slow reference: those whose parameters are all frozen aren't."""
+    frozen = model.learning_rates.frozen()
+    found = {}
+    for name, module in model.named_modules():
+        parts = {model.part_of(f"{name}.{each}") for each, _ in module.named_parameters()}
+        found[name] = not (name and parts and parts <= frozen)
+    for name, is_training in list(found.items()):
+        if not is_training:
+            found |= {each: False for each in found if each.startswith(f"{name}.")}
+    return found
+
+
+@pytest.mark.parametrize("name", ["fusion", "vision", "encoding"])
+def test_frozen_parts_stay_in_eval_mode(name: str) -> None:
+    model = task(**HALF[name])
+    expected = modes(model)
+    assert 10 < sum(expected.values()) < len(expected) - 10
+    assert {each: module.training for each, module in model.train().named_modules()} == expected
+    assert not any(module.training for module in model.eval().modules())
+
+
+# ---- float32 -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HALF)

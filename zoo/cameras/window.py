@@ -37,8 +37,15 @@ class Window(NamedTuple):
         """The rows and columns of the part."""
         return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
 
+    @property
+    def inverse(self) -> Window:
+        """The whole pictures as a window of the part, which it exceeds."""
+        return Window(self.rows, self.columns, -self.top, -self.left, self.height, self.width)
+
     def crop(self, geometry: SceneGeometry, size: tuple[int, int] | None = None) -> SceneGeometry:
         """Return the geometry of the part: its intrinsics, and what the geometry has of each pixel; poses stay.
+
+        What it has of pixels beyond the whole pictures is zero: an unknown depth.
 
         Args:
             geometry: Of the whole pictures, in any size.
@@ -63,5 +70,7 @@ class Window(NamedTuple):
         sides = ((self.height, self.rows, self.top), (self.width, self.columns, self.left))
         for axis, (count, (side, kept, start)) in enumerate(zip(size, sides, strict=True), 1):
             centers = start + (torch.arange(count, device=pixels.device) + 0.5) * kept / count
-            pixels = pixels.index_select(axis, (centers * (pixels.shape[axis] / side)).long())
+            known = (centers >= 0) & (centers < side)
+            nearest = (centers.clamp(0, side - 0.5) * (pixels.shape[axis] / side)).long()
+            pixels = pixels.index_select(axis, nearest) * known.view(-1, *[1] * (pixels.ndim - axis - 1))
         return pixels

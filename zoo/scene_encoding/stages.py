@@ -19,7 +19,7 @@ from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.geometry.base import GeometryEncoder, covers, encoder_frames
 from zoo.scene_encoding.encoded_scene import SceneCameras
-from zoo.scene_encoding.geometry_reader import EVERY_FRAME, shown_frames
+from zoo.scene_encoding.geometry_reader import EVERY_FRAME, geometry_of_frames, shown_frames
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
 from zoo.seams import check_count, check_shape
 from zoo.sequences.batch import Batch
@@ -82,14 +82,15 @@ def encode_geometry(
             for i, each in zip(rest, frames, strict=True)
         ]
         given = [None if (known := dataset[i]) is None else known[shown[i]] for i in rest]
+        for k, (i, own) in enumerate(zip(rest, read, strict=True)):
+            if own is not None:
+                windows[i] = windows[i] or patches_under_tower(own, scenes[i].grid_thw[1:], encoder.patch_size)
+                given[k] = geometry_of_frames(given[k], own, windows[i])
         computed = encoder(read, given, tokens=tokens, cameras=cameras)
         check_count(encoder.meta_encoder, "scenes", computed, len(rest))
         for own, each in zip(read, computed, strict=True):
             _check_geometry(encoder, each, None if own is None else len(own), tokens)
         found |= dict(zip(rest, computed, strict=True))
-        for i, own in zip(rest, read, strict=True):
-            if windows[i] is None and own is not None:
-                windows[i] = patches_under_tower(own, scenes[i].grid_thw[1:], encoder.patch_size)
     for i, window in windows.items():
         if window is not None:
             found[i] = under_tower(found[i], window, scenes[i].grid_thw[1:], encoder.patch_size)

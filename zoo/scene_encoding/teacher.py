@@ -21,6 +21,7 @@ from zoo.geometry.scale import ScaleSource
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
 from zoo.precision import full_precision
 from zoo.requirements import DataRequirements
+from zoo.scene_encoding.geometry_reader import geometry_of_frames
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.weights.deferred import load_deferred
@@ -127,7 +128,8 @@ class Teacher(Configurable):
                 raise InputError("--model.teacher needs the frames of each video")
             shown = scene.frames[every_patch]
             frames.append(encoder_frames(shown, patch_size, encoder.patch_size, scene.grid_thw[1:]))
-            given.append(None if scene.geometry is None else scene.geometry[every_patch])
+            known = None if scene.geometry is None else scene.geometry[every_patch]
+            given.append(geometry_of_frames(known, shown, scene.tower_window))
         if frames[0].device != self._device:
             encoder.to(frames[0].device)
             self._device = frames[0].device

@@ -104,13 +104,16 @@ class Task(Configurable, LightningModule):
     def train(self, mode: bool = True) -> Task:
         """As in PyTorch, but parts without a learning rate stay in eval mode."""
         super().train(mode)
+        parts: dict[str, set[str]] = {}  # of each module, the parts that its parameters belong to
+        for name, _ in self.named_parameters(remove_duplicate=False):
+            part, place = self.part_of(name), name.rpartition(".")[0]
+            while place:  # without the task itself: its eval would return here
+                parts.setdefault(place, set()).add(part)
+                place = place.rpartition(".")[0]
         frozen = self.learning_rates.frozen()
-        for prefix, module in self.named_modules():
-            if not prefix:
-                continue  # the task itself: its eval would return here
-            parts = {self.part_of(f"{prefix}.{name}") for name, _ in module.named_parameters()}
-            if parts and parts <= frozen:
-                module.eval()
+        for place, own in parts.items():
+            if own <= frozen:
+                self.get_submodule(place).eval()
         return self
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
