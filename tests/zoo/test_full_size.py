@@ -49,7 +49,7 @@ MODELS: dict[str, Callable[[PretrainedQwenVL], VideoQATask]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), product(MODELS, SIZES))
+@pytest.mark.parametrize(("name", "size"), list(product(MODELS, SIZES)))
 def test_forward_at_the_size_of_the_released_weights(name: str, size: str) -> None:
     with torch.device("meta"):
         model = MODELS[name](qwen(size)).model
