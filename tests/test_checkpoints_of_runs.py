@@ -13,6 +13,7 @@ from tests.cli import Run, Trained, the_run
 from zoo import VideoQATask
 
 
+@pytest.mark.slow
 def test_a_checkpoint_does_not_override_the_command_line(
     run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +42,7 @@ def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
     ("words", "last", "best"),
     [
         pytest.param(["--trainer.val_check_interval", "2"], 3, None, marks=pytest.mark.slow),
-        (["--checkpoint.every_n_train_steps", "2"], 3, None),
+        pytest.param(["--checkpoint.every_n_train_steps", "2"], 3, None, marks=pytest.mark.slow),
         (
             ["--trainer.val_check_interval", "1", "--checkpoint.monitor", "val/all/micro", "--checkpoint.mode", "min"],
             3,
@@ -85,9 +86,8 @@ class Notes(CSVLogger):
         super().__init__(save_dir, name="", version="")
 
 
-@pytest.mark.parametrize(
-    "logger", [pytest.param([], marks=pytest.mark.slow), ["--trainer.logger", f"{__name__}.Notes"]]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger", f"{__name__}.Notes"]])
 def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp_path: Path) -> None:
     """With its own logs, and from its own weights, also where the run was once resumed."""
     words = [
@@ -146,6 +146,7 @@ def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
         run("test", "--config", "prope.yaml", "--ckpt_path", "last")
 
 
+@pytest.mark.slow
 def test_a_random_model_answers_only_with_allow_untrained(run: Run, rooms_root: Path) -> None:
     video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
     words = ["--config", "prope.yaml", "--data.video", video, "--data.question", "How big?"]
@@ -154,6 +155,7 @@ def test_a_random_model_answers_only_with_allow_untrained(run: Run, rooms_root: 
     assert "How big?" in run("predict", *words, "--model.allow_untrained", "true")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, trained: Trained, tmp_path: Path) -> None:
     folder = trained()
     checkpoint = folder / "checkpoints/last.ckpt"

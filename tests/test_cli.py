@@ -50,11 +50,12 @@ QWEN3, QWEN35 = "scale_tiny_qwen3.yaml", "scale_tiny_qwen3_5.yaml"
 
 
 MODELS = [  # configs, and objectives
-    *(("prope.yaml",), ("qwen3_vl.yaml", QWEN3)),
+    ("prope.yaml",),
     *(
-        pytest.param(configs, marks=pytest.mark.slow)
-        for configs in (("qwen25_vl.yaml",), ("spatial_mllm.yaml",), ("concat_split.yaml",), ("prope.yaml", QWEN3))
+        pytest.param((name,), marks=pytest.mark.slow)
+        for name in ("qwen25_vl.yaml", "spatial_mllm.yaml", "concat_split.yaml")
     ),
+    *(pytest.param((name, QWEN3), marks=pytest.mark.slow) for name in ("qwen3_vl.yaml", "prope.yaml")),
     pytest.param(("spatial_mllm.yaml", QWEN3, "MaskedViews"), marks=pytest.mark.slow),
     *(pytest.param((name, QWEN35), marks=pytest.mark.slow) for name in ("qwen3_5.yaml", "prope.yaml")),
 ]

@@ -48,9 +48,9 @@ TINY = {
     "scale_tiny_qwen3_5.yaml": "zoo.TinyQwen35",
 }
 DEFAULT_SCALES = {"qwen3_vl.yaml": "scale_tiny_qwen3.yaml", "qwen3_5.yaml": "scale_tiny_qwen3_5.yaml"}
-COMPOSED = {  # one model with each scale, and each model with one
-    *product(["prope.yaml"], [*TINY, *WEIGHTS]),
-    *product(MODELS, ["scale_tiny_qwen3.yaml", "scale_qwen3vl_2b.yaml"]),
+COMPOSED = {  # one model with a scale of each family, and each model with one
+    *product(["prope.yaml"], [*TINY, "scale_3b.yaml", "scale_qwen3vl_4b.yaml", "scale_qwen3_5_4b.yaml"]),
+    *product(MODELS, ["scale_tiny_qwen3.yaml"]),
     ("qwen3_5.yaml", "scale_tiny_qwen3_5.yaml"),
     *((f"{name}.yaml", f"{name}_released.yaml") for name in ("spatial_mllm", "vg_llm", "spatial_stack")),
 }
@@ -133,6 +133,7 @@ def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> No
         assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
 
 
+@pytest.mark.slow
 def test_own_data_is_asked_whatever_its_types(parsed: Parsed, tmp_path: Path) -> None:
     """The default question type is that of the rooms, by default and in the config of a run on them."""
     own = ("--data.source", "SceneFolder", "--data.source.root", str(tmp_path))
@@ -271,7 +272,10 @@ def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: 
         read_config(Path("recipe.yaml"))
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize(
+    "protocol",
+    [pytest.param(each, marks=pytest.mark.slow if each != "protocol_lmms_eval.yaml" else ()) for each in PROTOCOLS],
+)
 def test_a_protocol_is_read_over_model_data_and_recipe_in_any_order(protocol: str, parsed: Parsed) -> None:
     names = ("vg_llm.yaml", "data_vsibench.yaml", protocol, "scale_tiny_qwen3.yaml")
     orders = [tuple(preprocess_argv(["test", *(f"--config={name}" for name in o)])) for o in permutations(names)]

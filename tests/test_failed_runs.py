@@ -198,6 +198,7 @@ def test_a_resume_that_fails_at_once_names_no_command_that_would_fail_again(
         shutil.copytree("trained", "runs")
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_a_fit_with_a_status_and_each_resumed_one_has_all_of_it(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_time_limit_ends_a_fit_with_a_status_and_each_resumed_one_has_all_of_i
     assert "is trained" in run(*words, sized=False, logged=True)  # its time is over as well, and its steps are done
 
 
+@pytest.mark.slow
 def test_an_interrupted_test_names_the_command_that_goes_on(
     run: Run, trained: Trained, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: P
     assert not torch.equal(ended[name], before[name])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_objectives_is_a_start_wherever_it_lies(run: Run, tmp_path: Path) -> None:
     """GRPO takes no `MaskedViews`: what they have learned is left behind. A moved checkpoint knows its algorithm."""
     words = ("--model.objectives", "[MaskedViews]", "--trainer.default_root_dir", "runs/supervised")

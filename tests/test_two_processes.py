@@ -53,25 +53,46 @@ def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, roo
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
-    run(tmp_path, "export", "--out", "exported")
-    assert (tmp_path / "exported" / "model.safetensors").exists()
+    if strategy == "fsdp2":
+        run(tmp_path, "export", "--out", "exported")
+        assert (tmp_path / "exported" / "model.safetensors").exists()
+
+
+GRPO = [
+    *("fit", "--config", "prope.yaml", "--config", "grpo.yaml", *SMALL, "--trainer.devices", "2"),
+    *("--model.algorithm.num_generations", "3", "--model.algorithm.beta", "0.1"),
+    *("--model.algorithm.loss_type", "dapo", "--model.algorithm.rewards", "[tests.rewards.Brevity]"),
+]
 
 
 @pytest.mark.slow
 def test_grpo_in_shards_learns_as_in_copies(tmp_path: Path, rooms_root: Path) -> None:
     """Each process samples answers of other lengths, by its own seed; both strategies draw the same."""
-    learn = ["--config", "grpo.yaml", "--model.algorithm.num_generations", "3", "--model.algorithm.beta", "0.1"]
-    learn += ["--model.algorithm.loss_type", "dapo", "--model.algorithm.rewards", "[tests.rewards.Brevity]"]
-    learn += ["--data.source.root", str(rooms_root), "--trainer.devices", "2", "--trainer.max_steps", "3"]
+    learn = [*GRPO, "--data.source.root", str(rooms_root), "--trainer.max_steps", "3"]
     found = {}
     for strategy in ("ddp", "fsdp2"):
         words = ("--trainer.strategy", strategy, "--trainer.default_root_dir", f"runs/{strategy}")
-        run(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *learn, *words)
+        run(tmp_path, *learn, *words)
         found[strategy] = weights(tmp_path / "runs" / strategy)
     for name, tensor in found["ddp"].items():
         torch.testing.assert_close(found["fsdp2"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
     losses = read_losses(tmp_path / "runs/ddp")
     assert any(losses)  # a control: there was something to learn
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_grpo_in_two_processes_resumes_exactly(strategy: str, tmp_path: Path, rooms_root: Path) -> None:
+    """Samples, losses and weights; the control: two steps are not four."""
+    learn = [*GRPO, "--data.source.root", str(rooms_root), "--trainer.max_steps", "4", "--trainer.strategy", strategy]
+    run(tmp_path, *learn, "--trainer.default_root_dir", "runs/whole")
+    stop = ["--trainer.callbacks+", "tests.callbacks.stopping.StopAfterStep", "--trainer.callbacks.step", "2"]
+    run(tmp_path, *learn, *stop, "--trainer.default_root_dir", "runs/parts")
+    whole, half = (weights(tmp_path / "runs" / name) for name in ("whole", "parts"))
+    assert any(not torch.equal(whole[name], tensor) for name, tensor in half.items())
+    run(tmp_path, *learn, "--ckpt_path", "runs/parts/checkpoints/last.ckpt", "--trainer.default_root_dir", "runs/parts")
+    ended = weights(tmp_path / "runs/parts")
+    assert all(torch.equal(ended[name], tensor) for name, tensor in whole.items())
 
 
 def start_endless(folder: Path, rooms: Path, processes: int) -> list[subprocess.Popen]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -27,7 +28,7 @@ from zoo.benchmarks import Benchmark
 RESAMPLES, SEED, LEVEL = 10_000, 0, 0.95
 NORMAL = 1.96  # standard errors on each side of an interval of 95 %
 POWER = (NORMAL + 0.84) / (2 * NORMAL)  # of an interval's width: what is shown in 80 % of all repetitions of a study
-AT_ONCE = 2_000_000  # draws in memory, 8 bytes each
+AT_ONCE = 5_000_000  # draws in memory, 8 bytes each
 
 
 def observed(
@@ -150,15 +151,14 @@ def _resampled(
     """Yield the sums and counts of resamples of the clusters, some at a time."""
     # per type, only the clusters with such questions: most sums are zero where each question is a cluster
     present = [np.flatnonzero(column) for column in counts.T]
-    rng, clusters = np.random.default_rng(seed), len(sums)
-    chunk = max(1, AT_ONCE // clusters)
-    for start in range(0, resamples, chunk):
-        times = draw(rng, min(chunk, resamples - start), clusters).astype(float)
-        resampled = [
-            np.stack([times[:, rows] @ table[rows, kind] for kind, rows in enumerate(present)], axis=1)
-            for table in (sums, counts)
+    tables = [np.column_stack((sums[rows, kind], counts[rows, kind])) for kind, rows in enumerate(present)]
+    for times in _times_drawn(seed, resamples, len(sums)):
+        every = [
+            (times if len(rows) == len(sums) else times[:, rows]) @ table
+            for rows, table in zip(present, tables, strict=True)
         ]
-        yield resampled[0], resampled[1]
+        resampled = np.stack(every, axis=1)
+        yield resampled[..., :-1], resampled[..., -1]
 
 
 def _percentiles(drawn: Sequence[Float[np.ndarray, "_ M P"]]) -> Float[np.ndarray, "2 M P"]:
@@ -166,6 +166,22 @@ def _percentiles(drawn: Sequence[Float[np.ndarray, "_ M P"]]) -> Float[np.ndarra
         warnings.simplefilter("ignore", RuntimeWarning)  # a measure without questions
         bounds: np.ndarray = np.nanquantile(np.concatenate(drawn), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return bounds
+
+
+def _times_drawn(seed: int, resamples: int, clusters: int) -> Iterator[Float[np.ndarray, "R C"]]:
+    """Yield how often each cluster is drawn in each resample, some resamples at a time."""
+    chunk = max(1, AT_ONCE // clusters)
+    if resamples <= chunk:
+        yield _all_times_drawn(seed, resamples, clusters)
+        return
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, chunk):
+        yield draw(rng, min(chunk, resamples - start), clusters).astype(float)
+
+
+@lru_cache(maxsize=2)  # the sections of a document are of the same questions
+def _all_times_drawn(seed: int, resamples: int, clusters: int) -> Float[np.ndarray, "R C"]:
+    return draw(np.random.default_rng(seed), resamples, clusters).astype(float)
 
 
 def draw(rng: np.random.Generator, resamples: int, clusters: int) -> Int[np.ndarray, "R C"]:

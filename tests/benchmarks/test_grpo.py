@@ -9,6 +9,7 @@ import pytest
 from benchmarks import grpo
 
 
+@pytest.mark.slow
 def test_benchmarks_grpo_compares_equal_gradients(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -95,6 +95,7 @@ def test_numbers_at_one_place_are_spread() -> None:
     assert not (np.abs(crowd[:, None] - crowd[None]) + 1e9 * np.eye(10)[..., None] >= size).any(-1).all()
 
 
+@pytest.mark.slow
 def test_more_views_cover_more(rooms: SceneDataset) -> None:
     scene = rooms.open(0).view()
     frames, maps = compute_coverage(scene, [])

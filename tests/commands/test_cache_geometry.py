@@ -77,6 +77,7 @@ def taught(**options: object) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_a_training_computes_nothing_of_a_teacher_anew(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("plain.yaml").write_text("model: {class_path: zoo.Qwen25VL}\n")
     shown = (*ALIKE, *DOUBLED)
@@ -105,6 +106,7 @@ def test_a_teacher_beside_the_geometry_of_a_model(run: Run, monkeypatch: pytest.
     run("fit", *SMALL, *shown, *taught(), "--model.geometry_cache.folder", "cache/geometry")
 
 
+@pytest.mark.slow
 def test_a_teacher_that_no_cache_helps(run: Run) -> None:
     Path("plain.yaml").write_text("model: {class_path: zoo.Qwen25VL}\n")
     teacher = ("--model.teacher=Teacher", "--model.teacher.encoder=DatasetGeometry")
@@ -114,6 +116,7 @@ def test_a_teacher_that_no_cache_helps(run: Run) -> None:
     assert "cache-geometry: tokens of 6 scenes: 6 made" in fill
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_resumes(run: Run) -> None:
     assert "cache-geometry: tokens of 3 scenes: 3 made, 0 kept; see cache/geometry/" in run("cache-geometry")
     one, two, _ = sorted(Path("cache/geometry").glob("*.safetensors"))

@@ -75,7 +75,10 @@ VALUES = ("--encoding.encoding", "PRoPE", "--encoding.encoding.placement", "Unro
     ("words", "has_cost"),
     [
         (("GTA", "--encoding.placement", "UnrotatedChannels"), True),
-        (("DeltaNetLayers", *VALUES, "--encoding.encoding.apply_to", "vo"), False),  # not in full attention
+        pytest.param(
+            *(("DeltaNetLayers", *VALUES, "--encoding.encoding.apply_to", "vo"), False),  # not in full attention
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_encoding_of_hybrid_decoders_alone(words: tuple[str, ...], has_cost: bool, capsys) -> None:

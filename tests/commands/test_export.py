@@ -75,6 +75,7 @@ def exported() -> SpatialVLM:
     return SpatialVLM(PretrainedQwen25VL("out", dtype="float32"))
 
 
+@pytest.mark.slow
 def test_the_newest_run_is_exported(run: Run) -> None:
     run("fit", "--config", "qwen25_vl.yaml", *tiny("--trainer.precision", "bf16-mixed"))
     assert "export: out" in run("export", "--out", "out", *OFFICIAL)

@@ -123,6 +123,7 @@ def train_in(folder: Path, start: Any, end: Any, results: Any) -> None:
         results.put(str(error))
 
 
+@pytest.mark.slow
 def test_of_fits_that_are_started_in_one_folder_one_trains() -> None:
     """The others leave its folder, also where one of them made it."""
     fork = multiprocessing.get_context("fork")

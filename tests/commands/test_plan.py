@@ -212,6 +212,7 @@ def test_a_plan_says_what_it_does_not_count(monkeypatch: pytest.MonkeyPatch) -> 
         assert training.uncounted == name and ("GRPO" in described(training)) == (name is not None)
 
 
+@pytest.mark.slow
 def test_many_questions_and_attention_that_needs_a_gpu_are_planned(monkeypatch, capsys) -> None:
     """Texts are of no token that stands for a picture, and FlexAttention has no gradients on a CPU."""
     flex = ("--model.backbone.attn_implementation", "flex_attention", "--data.batch_size", "4")
@@ -219,6 +220,7 @@ def test_many_questions_and_attention_that_needs_a_gpu_are_planned(monkeypatch, 
     assert "4 scenes with 20 questions" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     def cost(*objectives: Objective) -> TrainingCost:
         with torch.device("meta"):
@@ -294,7 +296,8 @@ def test_one_call_of_the_delta_rule_stands_for_all(questions: int, monkeypatch: 
     assert counts[0] < counts[1]
 
 
-@pytest.mark.parametrize("questions", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("questions", [1, 2])
 def test_a_plan_is_the_same_where_the_optional_kernels_are_installed(questions: int, monkeypatch) -> None:
     """They take no fake tensors, so the functions of PyTorch are counted in their place."""
 

@@ -98,7 +98,8 @@ def test_a_pairing_halves_the_views_and_the_frames_are_read_back(run, rooms_root
     assert SelectedFrames("views").select(Video(clip), 3) == content["selected_frames"]
 
 
-@pytest.mark.parametrize("sampler", [pytest.param("UniformSampler", marks=pytest.mark.slow), "PosePlaneSampler"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["UniformSampler", "PosePlaneSampler"])
 def test_plots_are_drawn_for_every_sampler(sampler: str, run) -> None:
     run("--data.sampler", sampler, "--output", sampler, "--plot", "true")
     sheets, paths = (sorted(Path(sampler).rglob(name)) for name in ("frames.jpg", "path.png"))

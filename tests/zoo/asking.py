@@ -99,9 +99,8 @@ BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL
 FAST = {
     "Qwen2.5-VL": MODELS.keys() - VARIANTS,
     "Qwen3-VL": {
-        *("plain", "AddFusion", "ConcatSplitFusion", "CameraTokenFusion, append", "DeepFusion", "prope.yaml"),
-        *("StepIndex", "PoseALiBi", "PRoPE, ChannelRange", "PRoPE, TemporalSection", "PRoPE, ExtraChannels"),
-        *("PoseAxis", "PointRoPE", "ValueRoPE"),
+        *("plain", "CameraTokenFusion, append", "DeepFusion", "prope.yaml", "PoseALiBi", "PRoPE, ExtraChannels"),
+        *("PoseAxis", "PointRoPE"),
     },
     "Qwen3.5": {"plain"},
 }

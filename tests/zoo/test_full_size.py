@@ -48,13 +48,8 @@ MODELS: dict[str, Callable[[PretrainedQwenVL], VideoQATask]] = {
 }
 
 
-FAST = {("PRoPEMLLM", "Qwen3-VL-4B")}  # it has the most parts: an encoding, a view mixer and the fusion of another
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [pytest.param(*each, marks=() if each in FAST else pytest.mark.slow) for each in product(MODELS, SIZES)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), list(product(MODELS, SIZES)))
 def test_forward_at_the_size_of_the_released_weights(name: str, size: str) -> None:
     with torch.device("meta"):
         model = MODELS[name](qwen(size)).model

@@ -19,7 +19,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "manifest, load, loader, path",
     [
-        ("vg_llm_4b", load_vg_llm, PretrainedVGLLM, "zd11024/vgllm-qa-vggt-4b"),
+        pytest.param("vg_llm_4b", load_vg_llm, PretrainedVGLLM, "zd11024/vgllm-qa-vggt-4b", marks=SLOW),
         pytest.param("vg_llm_8b", load_vg_llm, PretrainedVGLLM, "zd11024/vgllm-qa-vggt-8b", marks=SLOW),
         ("spatial_stack_qwen3_5_4b", load_spatial_stack, PretrainedSpatialStack, PretrainedSpatialStack.released),
     ],

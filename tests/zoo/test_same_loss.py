@@ -153,7 +153,7 @@ SPLITS: list[tuple[int, int, dict[str, Any]]] = [  # sequences in a batch, proce
 ]
 
 
-SLOW = ("cameras", "depth", "masks", "poses", "ray depth", "teacher")
+SLOW = ("all", "cameras", "depth", "masks", "poses", "ray depth", "teacher")
 
 
 @pytest.mark.parametrize(

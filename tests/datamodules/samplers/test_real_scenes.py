@@ -60,6 +60,7 @@ def test_every_pairing_of_every_sampler(kitchen: SceneView, name: str) -> None:
         assert frames == sorted(frames) and len(set(frames)) >= 4
 
 
+@pytest.mark.slow
 def test_space_aware_views_see_more_of_the_kitchen_than_the_others(kitchen: SceneView) -> None:
     frames, maps = compute_coverage(kitchen, [])
 

@@ -189,6 +189,7 @@ def test_the_150_questions_about_the_size_of_arkitscenes_rooms(realdata, tmp_pat
     assert asked == real and len(asked) == 150
 
 
+@pytest.mark.slow
 def test_training_rooms_follow_the_real_distribution(realdata):
     """Areas of drawn training rooms beside those of the real ones, by deciles."""
     rooms = [room for room in read_rooms(realdata / "meta_info") if room.dataset != "arkitscenes"]

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.parametrize("name", NAMES)
 # ---- stock, bit for bit -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_cameras_change_the_logits_and_stock_cases_do_not(name: str, dtype: torch.dtype) -> None:
     stock_model, model = tiny_model().to(dtype), tiny_model().to(dtype)
@@ -71,7 +71,7 @@ def test_text_before_the_first_view_is_stock(name: str, side: str) -> None:
 # ---- attention backends -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_backends_agree_with_grouped_query_attention(name: str, kv_heads: int) -> None:
     if kv_heads == 1 and name.startswith("HeadSubset(PRoPE, TemporalSection)"):
@@ -171,7 +171,7 @@ def test_offset_of_100_m_cancels_with_a_reference_view(name: str) -> None:
 # ---- KV cache ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("implementation", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_decoding_with_cache_equals_full_forward(name: str, implementation: str) -> None:
     """Keys and values are cached transformed, so decoded text needs no cameras."""

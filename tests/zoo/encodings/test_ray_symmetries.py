@@ -22,6 +22,7 @@ OPTIONS: list[dict[str, Any]] = [
     *({"depth_encoding": "inv_d"}, {"depth_encoding": "asinh_d"}, {"rays": 2}, {"rays": 3}),
     *({"depth": "known"}, {"predicts_width": False}, {"apply_to": "qk"}, {"scale": "rms"}),
 ]
+FAST: tuple[dict[str, Any], ...] = ({"depth": "known"}, {"apply_to": "qk"})
 
 
 def check(**options: Any) -> None:
@@ -41,7 +42,10 @@ def test_declared_symmetries_of_points_are_measured(points: str) -> None:
 @pytest.mark.parametrize(
     "points", [pytest.param(each, marks=() if each == SOME[-1] else pytest.mark.slow) for each in SOME]
 )
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(each, marks=() if each in FAST else pytest.mark.slow, id=str(each)) for each in OPTIONS],
+)
 def test_declared_symmetries_of_other_options_are_measured(options: dict[str, Any], points: str) -> None:
     check(points=points, **options)
 

@@ -217,6 +217,7 @@ def test_folders_of_other_models_are_refused(metric: str, tmp_path: Path) -> Non
 # ---- cached ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_cached_cameras_depend_on_the_source_of_their_scale(metric: str, tmp_path: Path) -> None:
     (frames,) = tiny_images(1, 3, 28, 28)
     options = {"embed_dim": 16, "num_heads": 2, "features": 8, "heads": HEADS, "seed": 0}

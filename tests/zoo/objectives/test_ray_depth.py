@@ -103,6 +103,7 @@ def planted(name: str, seed: int, is_shuffled: bool) -> LoadedScene:
     return replace(given, frames=frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_shuffled", [False, True])
 @pytest.mark.parametrize("place", ["decoder", pytest.param("view mixer", marks=pytest.mark.slow)])
 def test_a_planted_depth_is_learned_and_a_shuffled_one_is_not(place: str, is_shuffled: bool) -> None:

@@ -121,7 +121,7 @@ def test_flex_attention_on_a_gpu() -> None:
 
 
 @pytest.mark.parametrize("is_gpu", [False, True], ids=["on a CPU", "compiled as on a GPU"])
-@pytest.mark.parametrize("queries", [slice(0, None), slice(-4, None)])
+@pytest.mark.parametrize("queries", [pytest.param(slice(0, None), marks=pytest.mark.slow), slice(-4, None)])
 @pytest.mark.filterwarnings("error:_compile flag:DeprecationWarning")
 def test_block_mask_equals_the_dense_mask(queries: slice, is_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if is_gpu:
