@@ -119,7 +119,14 @@ class TeacherFilling(Filling):
         frames, (height, width) = loaded.seen_by_geometry, loaded.frames.shape[-2:]
         grid = len(frames) // TEMPORAL_PATCH_SIZE, height // self._patch_size, width // self._patch_size
         geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
-        scene = SceneInputs(torch.empty(0, 0), grid, kind=loaded.kind, frames=frames, geometry=geometry, tower_window=loaded.tower_window)
+        scene = SceneInputs(
+            torch.empty(0, 0),
+            grid,
+            kind=loaded.kind,
+            frames=frames,
+            geometry=geometry,
+            tower_window=loaded.tower_window,
+        )
         self._teacher([scene.to(device)], self._patch_size)
         every_patch = slice(None, None, TEMPORAL_PATCH_SIZE)
         asked = encoder_frames(frames[every_patch], self._patch_size, self._patch_size)

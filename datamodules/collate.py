@@ -99,7 +99,9 @@ class Collate(ABC):
         if self.geometry_reader is not None:
             if loaded.geometry_frames is not None and self.geometry_reader.entries.resampled_from is not None:
                 raise InputError(STILLS_OF_ANOTHER_GRID)
-            cached = self.geometry_reader.read(frames, geometry, loaded.kind, has_cameras=cameras is not None, window=loaded.tower_window)
+            cached = self.geometry_reader.read(
+                frames, geometry, loaded.kind, has_cameras=cameras is not None, window=loaded.tower_window
+            )
         return SceneInputs(
             pixel_values,
             grid_thw,
