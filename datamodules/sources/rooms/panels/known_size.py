@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.rooms.panels.parallax import PanelParallax
+from datamodules.sources.rooms.scene import RoomScene
 
 SIDE_M = 1.0  # of every panel
 
@@ -24,3 +25,9 @@ class PanelKnownSize(PanelParallax):
     def draw_size(self, distance: float, rng: np.random.Generator) -> Float64[np.ndarray, " sides"]:
         """Return the size that all panels have."""
         return np.array([SIDE_M, SIDE_M])
+
+    def draw_lamp(
+        self, room: RoomScene, wall: Float64[np.ndarray, " 3"], distance: float, rng: np.random.Generator
+    ) -> Float64[np.ndarray, " 3"]:
+        """Return the lamp of the hall: the shading tells the distance as well, which images may tell here."""
+        return np.array(room.light)
