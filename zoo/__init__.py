@@ -44,8 +44,8 @@ __getattr__, __all__ = lazy_exports(
         "tasks.optim": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "PRoPEMLLM"),
-            *("Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "SpatialMLLM", "SpatialStack", "SupervisedFineTuning"),
-            *("Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
+            *("Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore", "SpatialMLLM", "SpatialStack"),
+            *("SupervisedFineTuning", "Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -20,7 +20,7 @@ from zoo.objectives import DepthPrediction, LanguageModeling
 from zoo.objectives.grpo import group_advantages
 from zoo.sequences.batch import Batch, OptimizerStep, Sequences
 from zoo.sequences.builder import SequenceBuilder
-from zoo.tasks import GRPO, AnswerFormat, AnswerScore, VideoQATask
+from zoo.tasks import GRPO, AnswerFormat, AnswerScore, ShuffledAnswerScore, VideoQATask
 from zoo.tasks import rollout as rollouts
 from zoo.tasks.rewards import RewardSum
 from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
@@ -201,6 +201,16 @@ def test_statistics_leave_out_answers_without_a_reward() -> None:
     assert statistics["reward/AnswerScore_2"] == pytest.approx(0.5)  # each of a class by itself
     assert statistics["reward_deviation"] == pytest.approx(1.5 / 2**0.5 / 2)
     assert statistics["groups_without_signal"] == pytest.approx(2 / 3)
+
+
+def test_a_shuffled_score_is_that_of_another_question_of_its_type() -> None:
+    asked = [("0", "object_counting", "4"), ("1", "object_counting", "2"), ("2", "room_size_estimation", "9.0")]
+    records = [dict(id=id, question_type=kind, ground_truth=truth) for id, kind, truth in asked for _ in range(2)]
+    rewards = RewardSum([AnswerScore(), ShuffledAnswerScore()])
+    rewards.bind(VSIBench())
+    found = rewards(["4", "2", "4", "2", "9.0", "9.0"], records)
+    assert found[:4, 0].tolist() == [1, 0, 0, 1] and found[:4, 1].tolist() == [0, 1, 1, 0]
+    assert found[4:, 0].tolist() == [1, 1] and found[4:, 1].isnan().all()
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": "batch"}, {"scale": "none"}, {"aggregation": "normalize_then_sum"}])

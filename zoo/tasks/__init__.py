@@ -14,6 +14,6 @@ from zoo.tasks.models import (
     SpatialMLLM,
     SpatialStack,
 )
-from zoo.tasks.rewards import AnswerFormat, AnswerScore, Reward
+from zoo.tasks.rewards import AnswerFormat, AnswerScore, Reward, ShuffledAnswerScore
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 from zoo.tasks.video_qa import VideoQATask

@@ -82,6 +82,30 @@ class AnswerScore(Reward):
         ]
 
 
+class ShuffledAnswerScore(AnswerScore):
+    """The score by the ground truth of another question of that type in the batch, a control of `AnswerScore`.
+
+    What a model learns from it is the form of an answer, or a better guess.
+
+    Args:
+        scorer: See `AnswerScore`.
+        weight: See `Reward`.
+    """
+
+    def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> list[float | None]:
+        """See `Reward`; None without another question."""
+        asked = {record["id"]: record for record in records}
+        other: dict[str, Record] = {}
+        for kind in {record["question_type"] for record in asked.values()}:
+            own = [record for record in asked.values() if record["question_type"] == kind]
+            other |= {record["id"]: following for record, following in zip(own, own[1:] + own[:1], strict=True)}
+        scores = super().__call__(answers, [other[record["id"]] for record in records])
+        return [
+            None if other[record["id"]]["id"] == record["id"] else score
+            for score, record in zip(scores, records, strict=True)
+        ]
+
+
 class AnswerFormat(Reward):
     """1 for an answer of the right form, else 0.
 
