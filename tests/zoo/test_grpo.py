@@ -207,7 +207,6 @@ def test_a_shuffled_score_is_that_of_another_question_of_its_type() -> None:
     asked = [("0", "object_counting", "4"), ("1", "object_counting", "2"), ("2", "room_size_estimation", "9.0")]
     records = [dict(id=id, question_type=kind, ground_truth=truth) for id, kind, truth in asked for _ in range(2)]
     rewards = RewardSum([AnswerScore(), ShuffledAnswerScore()])
-    rewards.bind(VSIBench())
     found = rewards(["4", "2", "4", "2", "9.0", "9.0"], records)
     assert found[:4, 0].tolist() == [1, 0, 0, 1] and found[:4, 1].tolist() == [0, 1, 1, 0]
     assert found[4:, 0].tolist() == [1, 1] and found[4:, 1].isnan().all()
