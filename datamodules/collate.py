@@ -81,7 +81,7 @@ class Collate(ABC):
             records += [record(scene, question, prompt) for question, (_, prompt) in zip(asked, made, strict=True)]
             scene_of += [len(scenes)] * len(made)
             scenes.append(inputs)
-            counts.append(usable.num_answers)
+            counts.append(self._num_answers(usable))
         # 3. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
         return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed, counts)
@@ -127,6 +127,10 @@ class Collate(ABC):
         )
         labels = tokens.labels if scene.is_supervised else torch.full_like(tokens.labels, IGNORED)
         return Row.of(tokens.input_ids, labels), texts[0]
+
+    def _num_answers(self, scene: LoadedScene) -> int:
+        """The answers that are learned from."""
+        return scene.num_answers
 
     @abstractmethod
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
@@ -198,6 +202,9 @@ class QuestionCollate(Collate):
     def __init__(self, *parts: Any, questions_per_batch: int = 8, **named_parts: Any) -> None:
         super().__init__(*parts, **named_parts)
         self.questions_per_batch = questions_per_batch
+
+    def _num_answers(self, scene: LoadedScene) -> int:
+        return len(scene.questions) if scene.is_supervised else 0  # later turns are not asked
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
         return self.wording.chat(question, media_of(scene))
