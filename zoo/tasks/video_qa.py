@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,7 +130,8 @@ class VideoQATask(Task):
 
     @property
     def training_requirements(self) -> DataRequirements:
-        return self.requirements if self.teacher is None else self.teacher.added_to(self.requirements)
+        needs = replace(self.requirements, typed_questions=self.algorithm.requires_types)
+        return needs if self.teacher is None else self.teacher.added_to(needs)
 
     @property
     def training_sequence_builder(self) -> SequenceBuilder:
