@@ -13,14 +13,13 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question
 from datamodules.wording import Wording, media_of
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
+from zoo.geometry.cached import STILLS_OF_ANOTHER_GRID
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.batch import Batch, Prompt, Record, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
-
-STILLS_OF_ANOTHER_GRID = "--data.still_resize with patches of another size: leave --model.geometry_cache out"
 
 
 class Collate(ABC):

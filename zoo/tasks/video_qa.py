@@ -102,6 +102,8 @@ class VideoQATask(Task):
         self.max_new_tokens, self.repetition_penalty, self.sampling = max_new_tokens, repetition_penalty, sampling
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
         self.teacher = teacher
+        if teacher is not None:
+            teacher.targets = self.model.objectives.teacher_targets
         self.reference: dict[str, Any] = {}  # path and fingerprint of the file of the algorithm's reference
         if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
             raise InputError(
