@@ -27,10 +27,10 @@ from commands.geometry_filling import Filling, ModelFilling, TeacherFilling
 from commands.new_run import launcher
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules import VideoQADataModule
-from datamodules.collate import STILLS_OF_ANOTHER_GRID
 from datamodules.sources.base import Split
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
+from zoo.geometry.cached import STILLS_OF_ANOTHER_GRID
 from zoo.progress import progress
 from zoo.requirements import DataRequirements
 from zoo.tasks import VideoQATask

@@ -91,7 +91,7 @@ class ModelFilling(Filling):
 
 
 class TeacherFilling(Filling):
-    """What a teacher computes for a training: tokens and cameras with depth, and a scale if that has a cache.
+    """What a teacher computes for a training: what objectives learn of it, and a scale if that has a cache.
 
     Args:
         teacher: With a cache.
@@ -106,7 +106,7 @@ class TeacherFilling(Filling):
         encoder: Any = teacher.encoder
         self._teacher, self._patch_size, self.encoder = teacher, patch_size, encoder
         self.encoder.match_patches(patch_size)
-        self.wanted = {"tokens": bool(encoder.width), "cameras": True}
+        self.wanted = teacher.wanted
 
     @property
     def num_computed(self) -> int:

@@ -13,14 +13,13 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question
 from datamodules.wording import Wording, media_of
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
+from zoo.geometry.cached import STILLS_OF_ANOTHER_GRID
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.geometry_reader import GeometryReader
 from zoo.sequences.batch import Batch, Prompt, Record, Sequences
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED, Row
 from zoo.sequences.scene_inputs import SceneInputs
-
-STILLS_OF_ANOTHER_GRID = "--data.still_resize with patches of another size: leave --model.geometry_cache out"
 
 
 class Collate(ABC):
@@ -81,7 +80,7 @@ class Collate(ABC):
             records += [record(scene, question, prompt) for question, (_, prompt) in zip(asked, made, strict=True)]
             scene_of += [len(scenes)] * len(made)
             scenes.append(inputs)
-            counts.append(usable.num_answers)
+            counts.append(self._num_answers(usable))
         # 3. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
         return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed, counts)
@@ -127,6 +126,10 @@ class Collate(ABC):
         )
         labels = tokens.labels if scene.is_supervised else torch.full_like(tokens.labels, IGNORED)
         return Row.of(tokens.input_ids, labels), texts[0]
+
+    def _num_answers(self, scene: LoadedScene) -> int:
+        """The answers that are learned from."""
+        return scene.num_answers
 
     @abstractmethod
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
@@ -198,6 +201,9 @@ class QuestionCollate(Collate):
     def __init__(self, *parts: Any, questions_per_batch: int = 8, **named_parts: Any) -> None:
         super().__init__(*parts, **named_parts)
         self.questions_per_batch = questions_per_batch
+
+    def _num_answers(self, scene: LoadedScene) -> int:
+        return len(scene.questions) if scene.is_supervised else 0  # later turns are not asked
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
         return self.wording.chat(question, media_of(scene))

@@ -304,6 +304,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         dataset = self.dataset(self.scenes("train"), training=True)
         trainer = self.trainer
         assert trainer is not None
+        asks = trainer.lightning_module.asks_in_training  # then each question has one answer
         order = TrainingOrder(
             [len(scene.questions) for scene in dataset.scenes],
             self.batch_size,
@@ -312,7 +313,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             trainer.global_rank,
             trainer.world_size,
             questions_fingerprint(dataset.scenes),
-            np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
+            None if asks else np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
         )
         self.order_settings = order.settings
 
@@ -322,7 +323,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             return TrainingPosition.of(trainer)
 
         collate: Any
-        if trainer.lightning_module.asks_in_training:
+        if asks:
             collate = self._ask(training=True)
         else:
             packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}

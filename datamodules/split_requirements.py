@@ -26,7 +26,8 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
         needs: The model's requirements.
 
     Raises:
-        InputError: No scene has them, or the benchmark lacks a question type that the model's settings name.
+        InputError: No scene has them, the benchmark lacks a question type that the model's settings name, or no
+            question has a type where only those with one are learned from.
     """
     name, video = type(source).__name__, scenes[0].video
     beside = companion_name(video)
@@ -46,6 +47,11 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
         # a mixture may have other benchmarks
         if kind not in source.benchmark.question_types and kind not in _types(scenes):
             source.benchmark.check_question_type(kind)
+    if needs.typed_questions and split == "train" and not any(_types(scenes)):
+        raise InputError(
+            f"{name}: no question of the train split has a type, so that no reward applies: give "
+            "--model.algorithm.rewards that need none, such as AnswerFormat with a pattern"
+        )
     if (unit := needs.arbitrary_unit) and any(kind in source.benchmark.metric_types for kind in _types(scenes)):
         rank_zero_warn(
             f"{unit} has lengths in a unit of each scene's own, and questions ask for meters: align predicted cameras "

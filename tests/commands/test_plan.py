@@ -255,7 +255,6 @@ def test_a_teacher_is_weights_and_operations(tmp_path: Path) -> None:
     assert (plain.weights, plain.gradients, plain.optimizer) == (alone.weights, alone.gradients, alone.optimizer)
     steps = [each.steps[False] for each in (alone, cached, plain, scaled)]
     assert sorted(each.flops for each in steps) == [each.flops for each in steps]
-    network.enable_head("depth")
     with Footprint() as real, torch.no_grad():
         network([torch.zeros(2, 3, 56, 56)], [None])  # one frame of each temporal patch, on the grid of 4 x 4 patches
     assert steps[2].flops - steps[1].flops == pytest.approx(real.flops, rel=0.02)

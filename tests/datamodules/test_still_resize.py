@@ -29,6 +29,7 @@ from zoo import (
     PatchMergerFusion,
     PRoPE,
     SpatialVLM,
+    Teacher,
     TinyQwen25VL,
     TinyQwen35,
     TinyVGGT,
@@ -39,7 +40,10 @@ from zoo.benchmarks.spatial import FRAMES_PREFIX
 from zoo.benchmarks.vsibench import VSIBench
 from zoo.cameras.intrinsics import intrinsics_in_pixels, normalize_intrinsics
 from zoo.checkpoints import official_pictures
+from zoo.geometry import CachedGeometry
 from zoo.geometry.base import SceneGeometry
+from zoo.geometry.scale import ScaleSource
+from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
 from zoo.scene_encoding.stages import encode_geometry
 from zoo.sequences.visual_grid import ExtraTokens
 
@@ -127,7 +131,7 @@ def test_what_does_not_go_with_them_is_refused(tmp_path: Path) -> None:
     vggt = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
     cached = SpatialVLM(backbone, vggt, GeometryCache(str(tmp_path)), partial(PatchMergerFusion, hidden=16))
     cached.data_config = {"init_args": {"frames_as": "image", "still_resize": {"class_path": "FixedWidthStills"}}}
-    with pytest.raises(InputError, match="patches of another size: leave --model.geometry_cache out"):
+    with pytest.raises(InputError, match="patches of another size: leave --model.geometry_cache and"):
         batch_of_questions(cached, synth_video(3, 2, 48, 64), ["How many?"], None, None, None)
     with pytest.raises(InputError, match="600 x 20 pixels has no row of tokens at a width of 518: crop it"):
         stills(torch.zeros(1, 3, 20, 600, dtype=torch.uint8), 28)
@@ -288,6 +292,55 @@ def test_predicted_cameras_are_those_of_what_the_tower_sees(
     # 3D tokens stay under the patches of the same row and column
     assert own.patches.shape[1:3] == patches and (found.patches is not None) == tokens
     assert found.patches is None or torch.equal(found.patches[::2], own.patches[:, : grid[0], : grid[1]])
+
+
+@pytest.mark.parametrize(
+    "family, height, width", [(TinyQwen25VL, 480, 640), (TinyQwen25VL, 640, 360), (TinyQwen35, 640, 360)]
+)
+def test_a_teacher_shows_what_the_tower_sees(
+    family: Callable[..., Any], height: int, width: int, tmp_path: Path
+) -> None:
+    """As the geometry of a model does; the scale is that of all that the teacher sees."""
+
+    class Whole(ScaleSource):
+        def meters_per_unit(self, scene: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> float:
+            assert scene.depth is not None and scene.depth.shape[-2:] == frames.shape[-2:]
+            return 2.0
+
+    vggt = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2, heads=["camera", "depth"], seed=0)
+    model = SpatialVLM(family(layers=2, hidden_size=64, heads=2), vggt, fusion=partial(PatchMergerFusion, hidden=16))
+    scenes, patch_size = shown_stills(model, height, width).scenes, model.backbone.patch_size
+    encoder, teacher = vggt(), Teacher(vggt, scale=Whole)
+    encoder.enable_head("depth")
+    with torch.no_grad():
+        (expected,) = encode_geometry(encoder, scenes, patch_size, tokens=True, cameras=True, stills_once=True)
+    teacher.targets = frozenset({"pose_enc", "depth"})
+    (found,) = teacher(scenes, patch_size)
+    assert found is not None and found.depth is not None and found.meters_per_unit == 2 and not found.tokens
+    assert expected is not None and expected.depth is not None and expected.patches is not None
+    torch.testing.assert_close(found.depth, expected.depth[::2])
+    poses, K, _ = expected[::2].cameras()
+    size = rows, columns = found.depth.shape[-2:]
+    torch.testing.assert_close(
+        found.pose_enc, cameras_to_pose_encoding(poses, intrinsics_in_pixels(K, columns, rows), size).float()
+    )
+    # tokens, and a cache: of a tower with patches of the teacher's size alone
+    if patch_size == 14:
+        for cache in (None, GeometryCache(str(tmp_path))):
+            (learned,) = Teacher(vggt, cache)(scenes, patch_size)
+            assert learned is not None
+            torch.testing.assert_close(learned.tokens[0].float(), expected.patches[::2], atol=0.02, rtol=0.02)
+        return
+    with pytest.raises(InputError, match="Distillation learns tokens of what the vision tower sees"):
+        Teacher(vggt)(scenes, patch_size)
+    cached = CachedGeometry(vggt, GeometryCache(str(tmp_path)))
+    cached.match_patches(patch_size)
+    for read in (
+        lambda: Teacher(vggt, GeometryCache(str(tmp_path)))(scenes, patch_size),
+        lambda: encode_geometry(cached, scenes, patch_size, tokens=True, cameras=True),
+    ):
+        with pytest.raises(InputError, match="patches of another size: leave .* --model.teacher.cache out"):
+            read()
 
 
 def test_predicted_cameras_are_the_same_when_a_data_worker_has_read_them(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from datamodules import UniformSampler, VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.order import TrainingItem
 from datamodules.samplers import SceneView
-from datamodules.scenes import Scene
+from datamodules.scenes import RawQuestion, Scene
 from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
 from datamodules.sources.base import Split
 from tests import signatures
@@ -223,6 +223,21 @@ def test_a_training_that_samples_answers_requires_what_it_learns_to_predict(root
         assert {each["error"] for each in found.failed} == {"unreadable depth"} and not found.records
         assert (found.sequences is None) and not found.prompts
     assert not data.val_dataloader().collate_fn([scene]).failed
+
+
+def test_a_training_that_samples_answers_counts_the_questions_that_it_asks(root: Path, tmp_path: Path) -> None:
+    class Talking(Readable):
+        def scenes(self, split: Split) -> list[Scene]:
+            talk = RawQuestion("talk", "", "How many?", "5", later_turns=(("And then?", "7"),))
+            return [replace(scene, questions=(talk,)) for scene in super().scenes(split)[:1]]
+
+    learner = Learner()
+    data = VideoQADataModule(Talking(root), num_frames=2, pixels=PIXELS, num_workers=0)
+    trainer = {"lightning_module": learner, "global_rank": 0, "world_size": 1, "is_global_zero": True}
+    data.trainer = SimpleNamespace(**trainer, global_step=1, ckpt_path=None, default_root_dir=tmp_path)  # type: ignore[assignment]
+    for asks, count in ((True, 1), (False, 2)):
+        learner.asks_in_training = asks
+        assert data.train_dataloader().batch_sampler.num_answers_of_step(0) == count  # type: ignore[union-attr]
 
 
 # ---- scenes that can't be read ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from datamodules import Rooms
+from datamodules.scenes import RawQuestion, Scene
+from datamodules.split_requirements import check_requirements
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, HYBRID_MODELS, MODELS, NEW, QUESTIONS, batch, build
+from zoo.errors import InputError
 from zoo.generation.sampling import Sampling
 from zoo.objectives import DepthPrediction, LanguageModeling
 from zoo.objectives.grpo import group_advantages
@@ -188,6 +193,54 @@ def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
     algorithm.prepare(task, asked)
     assert counted[1:] == [(0.0, "sum")] and algorithm.rollout is not None
     assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()
+
+
+def test_a_batch_that_only_keeps_in_step_teaches_no_objective() -> None:
+    for average in ("questions", "micro_batch_tokens"):
+        task = build("plain", objectives=[DepthPrediction()], average=average)
+        asked, algorithm = two_scenes(task), GRPO()
+        assert algorithm.objective_weight(task, asked) == 1
+        asked.num_answers = (0, 0)
+        assert algorithm.objective_weight(task, asked) == 0
+
+
+def test_later_turns_of_a_conversation_are_not_asked_and_do_not_count() -> None:
+    task = build("plain")
+    talk = RawQuestion("talk", "", "How many?", "5", later_turns=(("And then?", "7"),))
+    shown = asking.scene("a", (talk, QUESTIONS[0]))
+    assert batch(task, shown).num_answers == (2,) and batch(task, shown, training=True).num_answers == (3,)
+    shown.is_supervised = False
+    assert batch(task, shown).num_answers == (0,)
+
+
+@pytest.mark.parametrize(
+    "options", [{"reward_scale": "batch"}, {"aggregation": "normalize_then_sum"}, {"loss_type": "dapo"}, {"updates": 2}]
+)
+def test_what_is_of_a_whole_step_takes_no_accumulated_batches(options: dict[str, Any]) -> None:
+    for accumulated in (1, 2):
+        task: Any = SimpleNamespace(trainer=SimpleNamespace(accumulate_grad_batches=accumulated))
+        with nullcontext() if accumulated == 1 else pytest.raises(InputError, match=next(iter(options))):
+            GRPO(**options).begin(task)
+
+
+def test_a_batch_to_which_no_reward_applies_teaches_nothing() -> None:
+    rewards = RewardSum([AnswerScore(), AnswerFormat()])
+    found = rewards(["4", "9"], [{"question_type": "", "ground_truth": "4"}] * 2)
+    assert found.isnan().all() and not group_advantages(found, 2, weights=rewards.weights).any()
+    assert rewards.statistics(found, 2) == {"reward_deviation": 0, "groups_without_signal": 1}  # and no NaN
+
+
+def test_a_run_to_which_no_reward_applies_is_refused() -> None:
+    untyped, typed = (Scene("a", Path("a.mp4"), (replace(QUESTIONS[0], question_type=kind),)) for kind in ("", "route"))
+    for rewards, scenes in (
+        ([AnswerScore()], [untyped]),
+        ([AnswerScore()], [untyped, typed]),
+        ([AnswerScore(), AnswerFormat(".*")], [untyped]),
+    ):
+        needs = build("plain", algorithm=GRPO(rewards=rewards)).training_requirements
+        is_refused = len(rewards) == len(scenes)
+        with pytest.raises(InputError, match="no reward applies") if is_refused else nullcontext():
+            check_requirements(scenes, "train", Rooms(), needs)
 
 
 def test_statistics_leave_out_answers_without_a_reward() -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch.utils.data import DataLoader
 
 from tests.zoo.released import load_case, official_weights, write_release
 from tests.zoo.sharded import SMALL
@@ -52,14 +54,49 @@ def start(task: VideoQATask, former: VideoQATask | None, path: Path, resumed: di
     if former is not None:  # else the file is there
         torch.save(checkpoint_of(former), path)
     task.initial_weights = str(path)
-    ckpt_path = None if resumed is None else "last.ckpt"
-    task._trainer = SimpleNamespace(  # type: ignore[assignment]
-        strategy=strategy, state=SimpleNamespace(fn="fit"), ckpt_path=ckpt_path, accumulate_grad_batches=1
+    trainer: Any = SimpleNamespace(
+        strategy=strategy, state=SimpleNamespace(fn="fit"), ckpt_path=None, accumulate_grad_batches=1
     )
+    task._trainer = trainer
     task.configure_model()
     if resumed is not None:
+        trainer.ckpt_path = "last.ckpt"
         task.on_load_checkpoint(resumed)
         task.load_state_dict(resumed["state_dict"])
+    task.on_fit_start()
+
+
+@pytest.mark.parametrize("beta", [None, 0.0, 0.1])
+def test_a_resumed_run_reads_the_start_for_a_reference_alone(beta: float | None, tmp_path: Path) -> None:
+    """By a Trainer, which learns late what it resumes; no step is taken."""
+    first, last = tmp_path / "first.ckpt", tmp_path / "last.ckpt"
+    torch.save(checkpoint_of(former := built(Qwen25VL, 1)), first)
+    options: dict[str, Any] = {"initial_weights": str(first)} | ({} if beta is None else {"algorithm": GRPO(beta=beta)})
+    quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+
+    def fit(seed: int, ckpt_path: Path | None = None) -> tuple[Trainer, VideoQATask]:
+        trainer, task = (
+            Trainer(accelerator="cpu", max_steps=1, limit_train_batches=0, **quiet),
+            built(Qwen25VL, seed, **options),
+        )
+        trainer.fit(task, DataLoader([0], None), ckpt_path=ckpt_path)
+        return trainer, task
+
+    trainer, task = fit(2)
+    assert all(torch.equal(tensor, former.state_dict()[name]) for name, tensor in task.state_dict().items())
+    with torch.no_grad():
+        task.model.backbone.lm_head.weight += 1.0
+    trainer.save_checkpoint(last)
+    _, resumed = fit(3, last)
+    assert all(torch.equal(tensor, task.state_dict()[name]) for name, tensor in resumed.state_dict().items())
+    first.unlink()
+    if beta:
+        with pytest.raises(InputError, match="first.ckpt"):
+            fit(4, last)
+    else:
+        fit(4, last)
+    with pytest.raises(InputError, match="first.ckpt"):  # the control: a new run
+        fit(4)
 
 
 def test_parts_that_the_start_lacks_keep_their_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+TeacherTarget = Literal["tokens", "pose_enc", "depth", "meters_per_unit"]
 
 
 class TeacherTargets(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from zoo.errors import InputError
@@ -22,6 +22,9 @@ from zoo.precision import full_precision
 from zoo.weights.deferred import load_deferred
 
 Recipe = Callable[[], GeometryEncoder | None]
+STILLS_OF_ANOTHER_GRID = (
+    "--data.still_resize with patches of another size: leave --model.geometry_cache and --model.teacher.cache out"
+)
 
 
 class LazyGeometry:
@@ -91,6 +94,22 @@ class LazyGeometry:
 def build_first_available(*recipes: Recipe | None) -> GeometryEncoder | None:
     """Build the encoder of the first recipe that yields one."""
     return next((encoder for recipe in recipes if recipe is not None and (encoder := recipe()) is not None), None)
+
+
+def check_grid(encoder: GeometryEncoder, frames: Shaped[Tensor, "S 3 H W"], grid: tuple[int, int]) -> None:
+    """Check that a cache that resamples gets frames with the patches of the vision tower.
+
+    Args:
+        encoder: Cached or not.
+        frames: Of a scene.
+        grid: Rows and columns of the tower's patches.
+
+    Raises:
+        InputError: They have the encoder's own patches.
+    """
+    is_resampled = encoder.patch_size != encoder.meta_encoder.patch_size
+    if is_resampled and tuple(frames.shape[-2:]) != tuple(side * encoder.patch_size for side in grid):
+        raise InputError(STILLS_OF_ANOTHER_GRID)
 
 
 class CachedGeometry(GeometryEncoder):

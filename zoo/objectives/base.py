@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones.base import VisualTokens
+from zoo.cameras.teacher_targets import TeacherTarget
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraModule
 from zoo.errors import InputError
@@ -52,7 +53,7 @@ class Objective(Configurable, nn.Module, ABC):
     extra_tokens: ExtraTokens = ExtraTokens.ONE
     token_in_training_only: bool = False
     has_first_token: bool = False
-    teacher_target: str | None = None
+    teacher_target: TeacherTarget | None = None
     token: nn.Parameter | None
 
     def __init__(self, weight: float = 1.0) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.base import VisualTokens
+from zoo.cameras.teacher_targets import TeacherTarget
 from zoo.encodings.base import CameraModule
 from zoo.errors import InputError
 from zoo.objectives.base import Objective
@@ -126,6 +127,12 @@ class Objectives(nn.ModuleDict):
                 source = "scale, such as MetricModel" if target == "meters_per_unit" else "encoder"
                 remedy = f"--model.teacher gives none: choose another --model.teacher.{source}"
             raise InputError(f"--model.objectives: {name} learns the {target} of a teacher: {remedy}")
+
+    @property
+    def teacher_targets(self) -> frozenset[TeacherTarget]:
+        """What objectives learn of a teacher."""
+        found = (objective.teacher_target for objective in self.active.values())
+        return frozenset(target for target in found if target is not None)
 
     @property
     def targets(self) -> tuple[Target, ...]:

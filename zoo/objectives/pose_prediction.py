@@ -142,7 +142,8 @@ class PosePrediction(Objective):
     ]:
         """Yield each scene with cameras: the predicted encodings, the true poses and intrinsics, and which are known.
 
-        A view without a camera has the pose of the first one with a camera, so that the world is that one's frame.
+        A view without a camera repeats the last known pose, so that it adds nothing to the path; those before the first
+        camera have its pose, so that the world is that one's frame.
         """
         for scene, states in decoded.views(None):
             if (cameras := scene.targets.cameras) is None:
@@ -150,6 +151,7 @@ class PosePrediction(Objective):
             with full_precision(states.device):
                 predicted = self.head(states[:, :, -1])
             known = cameras.has_camera
-            poses = to_float32(cameras.world_to_camera)
-            poses = torch.where(known[:, None, None], poses, poses[known.int().argmax(0, keepdim=True)])
+            number = torch.arange(len(known), device=known.device)
+            last = torch.where(known, number, known.int().argmax()).cummax(0).values
+            poses = to_float32(cameras.world_to_camera)[last]
             yield scene, predicted, poses, to_float32(cameras.K_normalized), known

@@ -18,6 +18,7 @@ from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.geometry.base import GeometryEncoder, covers, encoder_frames
+from zoo.geometry.cached import check_grid
 from zoo.scene_encoding.encoded_scene import SceneCameras
 from zoo.scene_encoding.geometry_reader import EVERY_FRAME, geometry_of_frames, shown_frames
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
@@ -84,6 +85,7 @@ def encode_geometry(
         given = [None if (known := dataset[i]) is None else known[shown[i]] for i in rest]
         for k, (i, own) in enumerate(zip(rest, read, strict=True)):
             if own is not None:
+                check_grid(encoder, own, scenes[i].grid_thw[1:])
                 windows[i] = windows[i] or patches_under_tower(own, scenes[i].grid_thw[1:], encoder.patch_size)
                 given[k] = geometry_of_frames(given[k], own, windows[i])
         computed = encoder(read, given, tokens=tokens, cameras=cameras)

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from zoo.cameras.intrinsics import intrinsics_in_pixels
 from zoo.cameras.scene_geometry import SceneGeometry
-from zoo.cameras.teacher_targets import TeacherTargets
+from zoo.cameras.teacher_targets import TeacherTarget, TeacherTargets
+from zoo.cameras.window import Window
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, encoder_frames, resample_frames
 from zoo.geometry.cache import GeometryCache
-from zoo.geometry.cached import CachedGeometry
+from zoo.geometry.cached import CachedGeometry, check_grid
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
 from zoo.precision import full_precision
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.geometry_reader import geometry_of_frames
+from zoo.scene_encoding.stages import patches_under_tower, under_tower
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.weights.deferred import load_deferred
@@ -43,9 +46,14 @@ class Teacher(Configurable):
         shuffled: A control, from which nothing of a scene can be learned: exchange the targets of a batch's scenes.
             Where these differ in size or number of views, or there is one, exchange those of its views.
 
+    Attributes:
+        targets: What objectives learn of it, and so all that is computed.
+
     Raises:
         InputError: A share of 0, or outside of -1 to 1.
     """
+
+    targets: frozenset[TeacherTarget] = frozenset(get_args(TeacherTarget))
 
     def __init__(
         self,
@@ -77,11 +85,21 @@ class Teacher(Configurable):
         else:
             reads_confidence = self.scale is not None and self.scale.requires_depth
             made = CachedGeometry(self._build, self._cache, reads_confidence)
-        if made.predicts_cameras:
-            made.enable_head("camera")
-        if made.predicts_depth:
-            made.enable_head("depth")
+        self.enable_heads(made)
         return made.requires_grad_(False).eval()
+
+    @property
+    def wanted(self) -> dict[str, bool]:
+        """The outputs of the encoder that the targets are made of, by the arguments of its call."""
+        cameras = bool(self.targets & {"pose_enc", "depth"}) or self.scale is not None
+        return {"tokens": "tokens" in self.targets and bool(self.outline.width), "cameras": cameras}
+
+    def enable_heads(self, encoder: GeometryEncoder) -> None:
+        """Enable the heads of an encoder that the targets are made of."""
+        if encoder.predicts_cameras and self.wanted["cameras"]:
+            encoder.enable_head("camera")
+        if encoder.predicts_depth and ("depth" in self.targets or (self.scale and self.scale.requires_depth)):
+            encoder.enable_head("depth")
 
     @cached_property
     def scale(self) -> ScaleSource | None:
@@ -117,44 +135,67 @@ class Teacher(Configurable):
             patch_size: Of the vision tower.
 
         Raises:
-            InputError: A scene without frames.
+            InputError: A scene without frames, or with frames whose patches do not lie under the vision tower's.
         """
         encoder = self.encoder
         encoder.match_patches(patch_size)
         every_patch = slice(None, None, TEMPORAL_PATCH_SIZE)
-        frames, given = [], []
+        frames, given, windows = [], [], []
         for scene in scenes:
             if scene.frames is None:
                 raise InputError("--model.teacher needs the frames of each video")
-            shown = scene.frames[every_patch]
-            frames.append(encoder_frames(shown, patch_size, encoder.patch_size, scene.grid_thw[1:]))
+            grid = scene.grid_thw[1:]
+            shown = encoder_frames(scene.frames[every_patch], patch_size, encoder.patch_size, grid)
+            check_grid(encoder, shown, grid)
+            covered = patches_under_tower(shown, grid, encoder.patch_size)
+            if self.wanted["tokens"] and scene.tower_window not in (None, covered):
+                raise InputError(
+                    "--model.objectives: Distillation learns tokens of what the vision tower sees, and of --data."
+                    "still_resize FixedWidthStills a tower with patches of another size sees less than the teacher: "
+                    "leave one of them out"
+                )
             known = None if scene.geometry is None else scene.geometry[every_patch]
-            given.append(geometry_of_frames(known, shown, scene.tower_window))
+            windows.append(scene.tower_window or covered)
+            given.append(geometry_of_frames(known, shown, windows[-1]))
+            frames.append(shown)
         if frames[0].device != self._device:
             encoder.to(frames[0].device)
             self._device = frames[0].device
         with full_precision(self._device):
-            found = encoder(frames, given, tokens=bool(encoder.width), cameras=True)
-            targets = [self._targets(*each) for each in zip(found, frames, given, strict=True)]
+            found = encoder(frames, given, **self.wanted)
+            targets = [self._targets(*each) for each in zip(scenes, found, frames, given, windows, strict=True)]
         return _exchanged(targets) if self.shuffled else list(targets)
 
-    def _targets(self, found: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> TeacherTargets:
-        tokens: tuple[Tensor, ...] = ()
-        if found.patches is not None:
-            layers = found.patches.chunk(self.encoder.num_layers, -1)
-            tokens = tuple(self._share(layer) for layer in layers)
-        pose_enc = has_camera = None
-        # a cache takes frames in the size of the vision tower
-        frames = resample_frames(frames, self.encoder.patch_size, self.encoder.meta_encoder.patch_size)
-        height, width = frames.shape[-2:]
-        if found.has_cameras:
-            poses, K, has_camera = found.cameras()
-            pose_enc = cameras_to_pose_encoding(poses, intrinsics_in_pixels(K, width, height), (height, width)).float()
+    def _targets(
+        self,
+        scene: SceneInputs,
+        found: SceneGeometry,
+        frames: Tensor,
+        given: SceneGeometry | None,
+        window: Window | None,
+    ) -> TeacherTargets:
+        # 1. The scale, of all that the encoder sees; a cache takes frames in the size of the vision tower.
+        patch_size = self.encoder.meta_encoder.patch_size
+        frames = resample_frames(frames, self.encoder.patch_size, patch_size)
         scale = None
         if self.scale is not None:
             scale = torch.as_tensor(self.scale.meters_per_unit(found, frames, given), dtype=torch.float32)
         elif self.encoder.is_metric:
             scale = torch.ones(())
+        # 2. What the tower sees of it.
+        height, width = frames.shape[-2:]
+        if window is not None:
+            grid = scene.grid_thw[1:]
+            found = under_tower(found, window, grid, patch_size)
+            height, width = (side * patch_size for side in grid)
+        tokens: tuple[Tensor, ...] = ()
+        if found.patches is not None:
+            layers = found.patches.chunk(self.encoder.num_layers, -1)
+            tokens = tuple(self._share(layer) for layer in layers)
+        pose_enc = has_camera = None
+        if found.has_cameras:
+            poses, K, has_camera = found.cameras()
+            pose_enc = cameras_to_pose_encoding(poses, intrinsics_in_pixels(K, width, height), (height, width)).float()
         return TeacherTargets(tokens, pose_enc, has_camera, found.depth, None if scale is None else scale.to(frames))
 
     def _share(self, layer: Tensor) -> Tensor:

@@ -23,11 +23,13 @@ class Algorithm(Configurable, ABC):
         asks_questions: Whether a training batch has prompts, as a test has; else it has the answers.
         updates: Optimizer steps on each batch.
         needs_start: Whether a resumed training needs the weights that it started from.
+        requires_types: Whether nothing is learned from questions without a type.
     """
 
     asks_questions: bool = False
     updates: int = 1
     needs_start: bool = False
+    requires_types: bool = False
 
     def begin(self, task: VideoQATask) -> None:
         """Take what the training starts from, before a checkpoint is restored."""
@@ -36,7 +38,12 @@ class Algorithm(Configurable, ABC):
         """Do what a batch needs before its first update, outside of the strategy's forward pass."""
 
     def objective_weight(self, task: VideoQATask, batch: Batch) -> float:
-        """The factor of what objectives average over a batch: its share of the step's questions, or none."""
+        """The factor of what objectives average over a batch: its share of the step's questions, or none.
+
+        It is zero of a batch that only keeps this process in step.
+        """
+        if not sum(batch.num_answers):
+            return 0.0
         return batch.weight if task.model.average == "questions" else 1.0
 
     @abstractmethod

@@ -46,11 +46,6 @@ class FSDP2Strategy(DDPStrategy):
     Lightning's own `ModelParallelStrategy` shards nothing on one node by default and saves without its `CheckpointIO`.
     """
 
-    @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        """A checkpoint is read into the shards."""
-        return True
-
     def connect(self, model: LightningModule) -> None:  # type: ignore[override]
         """Take the task, before processes meet.
 

@@ -50,10 +50,11 @@ class GRPO(Algorithm):
         temperature: Of the sampling, and of the log-probabilities.
         top_p: Sample among the most likely tokens that together have this probability.
         rewards: Summed with their weights; null is `AnswerScore`.
-        reward_scale: See `group_advantages`.
-        aggregation: See `group_advantages`.
+        reward_scale: See `group_advantages`; `batch` compares the rewards of all processes, and so takes no accumulated
+            batches.
+        aggregation: See `group_advantages`; `normalize_then_sum` takes none either.
         loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling, and so
-            takes no accumulated batches.
+            takes none either.
         beta: Weight of the divergence from the reference; with 0 there is none.
         epsilon_low: See `grpo_loss`.
         epsilon_high: See `grpo_loss`.
@@ -103,6 +104,7 @@ class GRPO(Algorithm):
                 raise InputError(f"--model.algorithm.{name} {number}: {wanted}")
         self.num_generations, self.sampling = num_generations, Sampling(temperature, top_p)
         self.rewards = RewardSum(rewards or [AnswerScore()])
+        self.requires_types = all(reward.requires_type for reward in self.rewards.rewards)
         self.reward_scale, self.aggregation = reward_scale, aggregation
         self.loss_type, self.beta, self.updates = loss_type, beta, updates
         self.terms: dict[str, Any] = {
@@ -125,8 +127,14 @@ class GRPO(Algorithm):
         self.tokens_per_sequence = getattr(data, "tokens_per_sequence", None)
         if getattr(data, "pack_scenes", False):
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
-        if task.trainer.accumulate_grad_batches > 1 and (self.updates > 1 or self.loss_type == "dapo"):
-            option = "updates above 1" if self.updates > 1 else "loss_type dapo, which counts a step's tokens"
+        of_step = {
+            "updates above 1": self.updates > 1,
+            "loss_type dapo, which counts a step's tokens": self.loss_type == "dapo",
+            "reward_scale batch, which compares a step's rewards": self.reward_scale == "batch",
+            "aggregation normalize_then_sum, which compares a step's rewards": self.aggregation == "normalize_then_sum",
+        }
+        if task.trainer.accumulate_grad_batches > 1 and any(of_step.values()):
+            option = next(name for name, is_chosen in of_step.items() if is_chosen)
             raise InputError(f"--model.algorithm.{option}: leave --trainer.accumulate_grad_batches at 1")
         if self.beta:
             self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
@@ -273,7 +281,6 @@ class GRPO(Algorithm):
             **{name: value.detach() for name, value in others.items() if name != "loss"},
         }
         task.log("train/loss", policy + others["loss"].detach(), batch_size=count)
-        task.log("train/reward", values.pop("reward"), batch_size=count)
         task.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=count)
 
     def samples(self) -> tuple[Sequence[str], list[list[str]]]:

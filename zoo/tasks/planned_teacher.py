@@ -35,10 +35,7 @@ class PlannedTeacher:
         self._teacher, self.is_cached = teacher, known_config(teacher).get("cache") is not None
         with torch.device("meta"):  # no weights are read
             encoder = teacher.outline
-            if encoder.predicts_cameras:
-                encoder.enable_head("camera")
-            if encoder.predicts_depth:
-                encoder.enable_head("depth")
+            teacher.enable_heads(encoder)
             scale = None if teacher.scale is None else PlannedScale(teacher.scale)
         teacher.encoder, teacher.scale = encoder.requires_grad_(False).eval(), scale
         every: list[nn.Module] = [encoder, *([] if scale is None or scale.network is None else [scale.network])]

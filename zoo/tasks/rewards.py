@@ -26,12 +26,14 @@ class Reward(Configurable, ABC):
 
     Attributes:
         benchmark: That of the data.
+        requires_type: Whether it applies to no question without a type.
 
     Raises:
         InputError: An infinite weight.
     """
 
     benchmark: Benchmark = VSIBench()
+    requires_type: bool = False
 
     def __init__(self, weight: float = 1.0) -> None:
         if not math.isfinite(weight):
@@ -61,6 +63,8 @@ class AnswerScore(Reward):
         scorer: Name of the benchmark's scorer; null is its first.
         weight: See `Reward`.
     """
+
+    requires_type = True
 
     def __init__(self, scorer: str | None = None, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -124,7 +128,7 @@ class AnswerFormat(Reward):
 
     def __init__(self, pattern: str | None = None, weight: float = 1.0) -> None:
         super().__init__(weight)
-        self.pattern = pattern
+        self.pattern, self.requires_type = pattern, pattern is None
         try:
             self._form = None if pattern is None else re.compile(pattern, re.DOTALL)
         except re.error as error:
@@ -170,19 +174,9 @@ class RewardSum:
             reward.bind(benchmark)
 
     def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> Float[Tensor, "N R"]:
-        """Return each reward of each answer, NaN where it does not apply.
-
-        Raises:
-            InputError: No reward applies to any answer.
-        """
+        """Return each reward of each answer, NaN where it does not apply."""
         columns = [reward(answers, records) for reward in self.rewards]
-        found = torch.tensor([[torch.nan if value is None else float(value) for value in own] for own in columns]).mT
-        if found.isnan().all():
-            raise InputError(
-                "no reward applies to an answer of this batch, whose questions have no type or no ground truth: give "
-                "--model.algorithm.rewards that do"
-            )
-        return found
+        return torch.tensor([[torch.nan if value is None else float(value) for value in own] for own in columns]).mT
 
     def total(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
         """Sum the rewards that apply; NaN where none does."""
@@ -191,15 +185,15 @@ class RewardSum:
     def statistics(self, rewards: Float[Tensor, "N R"], num_generations: int) -> dict[str, float]:
         """Return the mean reward, in all and of each of `names`, its deviation in a group, and the groups without any.
 
-        Answers without a reward count in no mean.
+        Answers without a reward count in no mean, and a mean over none is left out.
         """
         total = self.total(rewards)
         groups = total.unflatten(0, (-1, num_generations))
         spread = torch.where(groups.isnan().all(1), torch.nan, deviation(groups, 1)[:, 0])
-        means = zip(self.names, rewards.nanmean(0).tolist(), strict=True)
+        names = ("reward", *(f"reward/{name}" for name in self.names))
+        means = zip(names, (float(total.nanmean()), *rewards.nanmean(0).tolist()), strict=True)
         return {
-            "reward": float(total.nanmean()),
             "reward_deviation": float(spread.nanmean().nan_to_num(0.0)),
             "groups_without_signal": float((~(spread > 0)).float().mean()),
-            **{f"reward/{name}": mean for name, mean in means if not math.isnan(mean)},
+            **{name: mean for name, mean in means if not math.isnan(mean)},
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,6 +102,8 @@ class VideoQATask(Task):
         self.max_new_tokens, self.repetition_penalty, self.sampling = max_new_tokens, repetition_penalty, sampling
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
         self.teacher = teacher
+        if teacher is not None:
+            teacher.targets = self.model.objectives.teacher_targets
         self.reference: dict[str, Any] = {}  # path and fingerprint of the file of the algorithm's reference
         if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
             raise InputError(
@@ -129,7 +132,8 @@ class VideoQATask(Task):
 
     @property
     def training_requirements(self) -> DataRequirements:
-        return self.requirements if self.teacher is None else self.teacher.added_to(self.requirements)
+        needs = replace(self.requirements, typed_questions=self.algorithm.requires_types)
+        return needs if self.teacher is None else self.teacher.added_to(needs)
 
     @property
     def training_sequence_builder(self) -> SequenceBuilder:
@@ -290,22 +294,31 @@ class VideoQATask(Task):
         return self.predict_batch(batch)
 
     def configure_model(self) -> None:
-        """Read deferred weights, see `SpatialVLM`, and those that a training starts from, before a checkpoint's."""
+        """Read deferred weights, see `SpatialVLM`, and before a checkpoint's those that the algorithm starts from."""
         load_deferred(self)
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
         self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
-        if self.initial_weights is not None and (self.trainer.ckpt_path is None or self.algorithm.needs_start):
-            checkpoint, differences = read_start(self, self.initial_weights)
-            with add_file_to_errors(self.initial_weights):
-                self.trainer.strategy.load_model_state_dict(checkpoint)
-            for difference in differences:
-                rank_zero_info(difference)
-        if self.algorithm.needs_start:  # the file may be replaced before this training is resumed
-            start = self.initial_weights
+        if self.algorithm.needs_start:
+            self._read_start()
+            start = self.initial_weights  # the file may be replaced before this training is resumed
             files = [] if start is None else [file_fingerprint(Path(start))]
             self.reference = {"path": start or "without --model.initial_weights", "files": files}
         self.algorithm.begin(self)
+
+    def on_fit_start(self) -> None:
+        """Read the weights that a new training starts from; a resumed one has those of its checkpoint by now."""
+        if self.trainer.ckpt_path is None and not self.algorithm.needs_start:
+            self._read_start()
+
+    def _read_start(self) -> None:
+        if self.initial_weights is None:
+            return
+        checkpoint, differences = read_start(self, self.initial_weights)
+        with add_file_to_errors(self.initial_weights):
+            self.trainer.strategy.load_model_state_dict(checkpoint)
+        for difference in differences:
+            rank_zero_info(difference)
 
     def setup(self, stage: str) -> None:
         """Refuse precisions that round cameras and RoPE; the model keeps the run's for its answers."""

@@ -69,6 +69,20 @@ def test_balanced_translations_are_divided_by_the_mean_path_of_the_batch() -> No
     assert terms[True]["rotation"] == terms[False]["rotation"]
 
 
+def test_views_without_a_camera_add_nothing_to_the_path() -> None:
+    made, shown = task(), scene("a", QUESTIONS[:1])
+    objective: Any = made.model.objectives["PosePrediction"]
+    assert shown.geometry is not None and shown.geometry.world_to_camera is not None
+    poses = shown.geometry.world_to_camera[::2].clone()
+    for unknown, expected in ((slice(2, 4), [0, 0, 2]), (slice(0, 2), [1, 1, 2]), (slice(4, 6), [0, 1, 1])):
+        shown.geometry.world_to_camera = poses.repeat_interleave(2, 0)
+        shown.geometry.world_to_camera[unknown] = torch.nan
+        shown.geometry.has_camera = torch.ones(6, dtype=torch.bool)
+        shown.geometry.has_camera[unknown] = False
+        ((_, _, found, _, _),) = objective._pairs(decoded(made, shown))
+        torch.testing.assert_close(found, poses[expected].to(found))
+
+
 def test_views_without_a_camera_and_the_scale_of_a_scene() -> None:
     shown = scene("a", QUESTIONS[:1])
     assert shown.geometry is not None and shown.geometry.world_to_camera is not None

@@ -213,6 +213,28 @@ def test_its_outputs_are_cached_like_3d_tokens(tmp_path: Path) -> None:
     assert isinstance(teacher.encoder, CachedGeometry) and teacher.encoder.num_computed == 1
 
 
+def test_only_the_heads_of_what_is_learned_are_asked_for(tmp_path: Path) -> None:
+    class OfDepth(ScaleSource):
+        requires_depth = True
+
+        def meters_per_unit(self, scene: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> float:
+            return 1.0
+
+    scenes = training_batch(task(None)).scenes
+    for cache in (None, GeometryCache(str(tmp_path))):
+        for learned, heads in ((TeacherPose("none"), ["camera"]), (Distillation(64, indices=[2]), [])):
+            vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=heads, seed=0)
+            made = VideoQATask(backbone=TinyQwen3VL(layers=2), teacher=Teacher(vggt, cache), objectives=[learned])
+            assert made.teacher is not None
+            (found, _) = made.teacher(scenes, 16)
+            assert found is not None and found.depth is None
+            assert (bool(found.tokens), found.pose_enc is None) == (not heads, not heads)
+        with pytest.raises(InputError, match="no depth head"):  # the controls: the scale needs it, or an objective
+            Teacher(partial(TinyVGGT, embed_dim=32, depth=2), cache, scale=OfDepth)(scenes, 16)
+        with pytest.raises(InputError, match="no depth head"):
+            task(Teacher(partial(TinyVGGT, embed_dim=32, depth=2), cache)).teacher(scenes, 16)  # type: ignore[misc]
+
+
 def test_a_teacher_sees_frames_beside_a_cached_geometry(tmp_path: Path) -> None:
     """Data workers leave frames out where they have read the model's geometry of a cache."""
     parts: dict[str, Any] = {"geometry": partial(TinyVGGT, embed_dim=32, depth=2, seed=0), "fusion": AddFusion}
