@@ -14,6 +14,7 @@ from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, build, scene
 from tests.zoo.test_vlm import cameras, sequences
 from zoo import InputError, PRoPE, SpatialVLM, TinyQwen25VL, TinyVGGT
+from zoo.sequences.media import batch_of_media
 from zoo.sequences.time_index import PoseDistanceIndex
 
 SMALL = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_heads": 1, "vision_hidden_size": 32}
@@ -45,6 +46,16 @@ def test_answers_refuse_cameras_that_they_would_ignore() -> None:
     index = torch.full(given["input_ids"].shape, -1)
     with pytest.raises(InputError, match="not an index"):
         model.generate_ids(**given, cameras=cameras(1).with_index(index), max_new_tokens=2)
+
+
+def test_views_that_the_index_of_cameras_leaves_out_have_none_in_the_geometry() -> None:
+    model, given = SpatialVLM(TinyQwen25VL(**SMALL), camera_encoding=PRoPE()), sequences()
+    media: Any = {name: given.pop(name) for name in ("pixel_values_videos", "video_grid_thw")}
+    index = batch_of_media(model.sequence_builder, **given, media=media).sequences.camera_index  # type: ignore[union-attr]
+    media["cameras"] = cameras(1).with_index(index.where(index != 1, -1))
+    for scene in batch_of_media(model.sequence_builder, **given, media=media).scenes:
+        assert scene.cameras is not None and scene.geometry is not None and not scene.cameras.has_camera[1]
+        assert torch.equal(scene.geometry.cameras()[2], scene.cameras.has_camera.repeat_interleave(2))
 
 
 def test_a_refused_question_of_a_scene_that_fails_is_recorded_once() -> None:
