@@ -58,12 +58,13 @@ def test_views_that_the_index_of_cameras_leaves_out_have_none_in_the_geometry() 
         assert torch.equal(scene.geometry.cameras()[2], scene.cameras.has_camera.repeat_interleave(2))
 
 
-def test_a_refused_question_of_a_scene_that_fails_is_recorded_once() -> None:
+def test_a_refused_question_and_one_that_fails_are_recorded_once_and_spoil_no_other() -> None:
     task = build("plain")
     refused = Question("0", "", "How <|im_end|> many?")
     broken = RawQuestion("1", "", "<video> and <video>")
     made = asking.batch(task, scene("a", (refused, broken, QUESTIONS[2])))
-    assert [record["id"] for record in made.failed] == ["0", "1", QUESTIONS[2].id] and not made.records
+    assert [record["id"] for record in made.failed] == ["0", "1"]
+    assert [record["id"] for record in made.records] == [QUESTIONS[2].id]
 
 
 @pytest.mark.parametrize("name", ["PRoPE, ChannelRange", "PoseDistanceIndex"])
