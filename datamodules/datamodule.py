@@ -315,12 +315,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
             np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
         )
         self.order_settings = order.settings
-
-        def position() -> TrainingPosition:
-            if trainer.ckpt_path is not None:  # every strategy has read it by now
-                order.check(self.trained_settings)
-            return TrainingPosition.of(trainer)
-
         collate: Any
         if trainer.lightning_module.asks_in_training:
             collate = self._ask(training=True)
@@ -330,8 +324,16 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.skip_failed:
             collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
         skipped = SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank)
-        if trainer.is_global_zero and trainer.ckpt_path is None and not trainer.global_step:
-            skipped.forget()
+
+        def position() -> TrainingPosition:  # every strategy has read the checkpoint by now
+            if trainer.ckpt_path is not None:
+                order.check(self.trained_settings)
+            elif not (trainer.global_step or trainer.current_epoch):
+                if trainer.is_global_zero:
+                    skipped.forget()
+                trainer.strategy.barrier()  # before another process records a scene
+            return TrainingPosition.of(trainer)
+
         return ResumableLoader(
             dataset,
             position=position,
