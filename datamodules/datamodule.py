@@ -33,7 +33,7 @@ from datamodules.split_requirements import check_questions, check_requirements
 from datamodules.still_resize import StillResize
 from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
-from zoo.configuration import Configurable, to_config
+from zoo.configuration import Configurable, known_config, to_config
 from zoo.errors import InputError, check_choice, describe
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
@@ -251,9 +251,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "source": type(self.source).__name__,
             "num_frames": self.num_frames,
             "sampler": type(self.sampler).__name__,
+            "sampler_options": known_config(self.sampler),
             "frame_pairing": type(self.frame_pairing).__name__,
+            "frame_pairing_options": known_config(self.frame_pairing),
             "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
+            "pixels": to_config(self.pixels),
+            "image_pixels": to_config(self.image_pixels),
+            "still_resize": to_config(self.still_resize),
             "system_prompt": self.source.benchmark.system_prompt,
             "prompt_prefix": self.source.benchmark.prefix,
             "prompt_wording": self.source.benchmark.wording,
