@@ -117,8 +117,8 @@ def test_frames_of_a_wrong_number_size_or_range_are_errors() -> None:
         ([first], "1 entries of frames, and the sequences show 2 videos and images in 2 scenes"),
         ([first, second[:4]], "needs 6 frames, got 4"),
         ([first, second, second], "3 entries of frames"),
-        ([first, 2 * second - 1], "floats in 0..1, or bytes: .* undo a normalization"),
-        ([first, (255 * second).int()], "floats in 0..1, or bytes: divide values in 0..255 by 255"),
+        ([first, 2 * second - 1], "floats in 0..1, or bytes: .*undo a normalization"),
+        ([first, (255 * second).int()], "floats in 0..1, or bytes: divide by 255"),
         (None, "TinyVGGT needs the frames of each video"),
     ):
         with pytest.raises(InputError, match=why):

@@ -138,7 +138,7 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
         if each.dtype == torch.uint8:
             continue
         if not each.is_floating_point() or ((each < DARKEST) | (each > BRIGHTEST)).any():
-            raise InputError("frames are floats in 0..1, or bytes: divide values in 0..255 by 255, undo a normalization")
+            raise InputError("frames are floats in 0..1, or bytes: divide by 255, or undo a normalization")
     seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
     scenes: list[SceneInputs] = []
     scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]

@@ -135,7 +135,7 @@ def test_a_folder_of_frames_may_have_dots_in_its_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("needs", "remedy"), [({"cameras": True}, "predict them .*, or use a model without"), ({"depth": True}, "use a model")]
+    ("needs", "remedy"), [({"cameras": True}, "predict them .*, or use a model"), ({"depth": True}, "use a model")]
 )
 def test_no_file_beside_still_images_is_a_remedy(needs: dict[str, bool], remedy: str) -> None:
     stills = Scene("d/0.png", Path("d/0.png"), (), images=(Path("d/0.png"),))

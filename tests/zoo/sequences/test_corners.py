@@ -53,9 +53,9 @@ def test_views_that_the_index_of_cameras_leaves_out_have_none_in_the_geometry() 
     media: Any = {name: given.pop(name) for name in ("pixel_values_videos", "video_grid_thw")}
     index = batch_of_media(model.sequence_builder, **given, media=media).sequences.camera_index  # type: ignore[union-attr]
     media["cameras"] = cameras(1).with_index(index.where(index != 1, -1))
-    for scene in batch_of_media(model.sequence_builder, **given, media=media).scenes:
-        assert scene.cameras is not None and scene.geometry is not None and not scene.cameras.has_camera[1]
-        assert torch.equal(scene.geometry.cameras()[2], scene.cameras.has_camera.repeat_interleave(2))
+    for shown in batch_of_media(model.sequence_builder, **given, media=media).scenes:
+        assert shown.cameras is not None and shown.geometry is not None and not shown.cameras.has_camera[1]
+        assert torch.equal(shown.geometry.cameras()[2], shown.cameras.has_camera.repeat_interleave(2))
 
 
 def test_a_refused_question_and_one_that_fails_are_recorded_once_and_spoil_no_other() -> None:

@@ -211,9 +211,7 @@ def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
     assert difference(packed(model, twice), a_row_each(model, twice)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    ("family", "pack_scenes"), [("Qwen2.5-VL", False), ("Qwen2.5-VL", True), ("Qwen3.5", False)]
-)
+@pytest.mark.parametrize(("family", "pack_scenes"), [("Qwen2.5-VL", False), ("Qwen2.5-VL", True), ("Qwen3.5", False)])
 def test_a_scene_whose_questions_share_no_prefix_leaves_others_packed(family: str, pack_scenes: bool) -> None:
     model, (shared, _) = build("plain", family=family).train(), scenes_of(family)
     later = RawQuestion("later", "", "Look first: <video> What is it?", "a room")
