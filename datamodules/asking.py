@@ -109,14 +109,14 @@ def load_frames(
 ) -> LoadedScene:
     """Frames (T, 3, H, W) in memory, as bytes or in 0..1: all of a video, or still images.
 
-    They are read like those of a video file, with their times, cameras and depth; they are shown as in the run.
+    They are read like those of a video file, with their times, cameras and depth, and paired as in the run.
 
     Args:
         model: The model to ask.
         data: With the settings of its run.
         frames: All are shown.
         times_s: Of each frame; None if unknown.
-        as_images: Whether they are pictures of their own; else a video, whatever the run shows its frames as.
+        as_images: Whether they are still images; else they are the frames of a video, shown as in the run.
         geometry: Cameras and depth of the frames.
 
     Raises:
