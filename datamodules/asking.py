@@ -49,6 +49,7 @@ RELEASED_AS: dict[str, dict[str, Any]] = {
 NO_CAMERAS = (
     "this model needs cameras: of frames in memory give a zoo.geometry.SceneGeometry, else a video with cameras"
 )
+NO_DEPTH = "this model needs depth: of frames in memory give a zoo.geometry.SceneGeometry with depth, 0 where unknown"
 
 
 def batch_of_questions(
@@ -73,7 +74,7 @@ def batch_of_questions(
         if times_s is None and model.requirements.seconds != "nominal":
             seconds = model.requirements.seconds
             raise InputError(f"--model.time_index.seconds {seconds} needs the time of each frame: give times_s")
-        loaded = load_frames(model, data, video, times_s, as_images=data.frames_as != "video", geometry=cameras)
+        loaded = load_frames(model, data, video, times_s, as_images=False, geometry=cameras)
     else:
         if times_s is not None or isinstance(cameras, SceneGeometry):
             raise InputError("times_s and a SceneGeometry are for frames in memory: a video has files of its own")
@@ -108,22 +109,40 @@ def load_frames(
 ) -> LoadedScene:
     """Frames (T, 3, H, W) in memory, as bytes or in 0..1: all of a video, or still images.
 
-    They are read like those of a video file, with their times, cameras and depth; they are paired as in the run.
+    They are read like those of a video file, with their times, cameras and depth, and paired as in the run.
+
+    Args:
+        model: The model to ask.
+        data: With the settings of its run.
+        frames: All are shown.
+        times_s: Of each frame; None if unknown.
+        as_images: Whether they are still images; else they are the frames of a video, shown as in the run.
+        geometry: Cameras and depth of the frames.
 
     Raises:
-        InputError: The model requires cameras or depth that are absent, or there is not one time or camera per frame.
+        InputError: The model requires cameras or depth that are absent, there is not one time or camera per frame, or
+            the frames are in another range.
     """
     geometry = geometry and geometry.without_invalid_cameras().to("cpu")
     needs, given = model.requirements, {} if geometry is None else geometry.present()
     has_depth = "depth" in given and bool((given["depth"] > 0).any())
-    if (needs.cameras and not (geometry and geometry.has_cameras)) or (needs.depth and not has_depth):
+    if needs.cameras and not (geometry and geometry.has_cameras):
         raise InputError(NO_CAMERAS)
+    if needs.depth and not has_depth:
+        raise InputError(NO_DEPTH)
     for name, each in {**given, **({} if times_s is None else {"times_s": times_s})}.items():
         if len(each) != len(frames):
             raise InputError(f"{len(each)} {name} for {len(frames)} frames: give one per frame")
-    if frames.is_floating_point() and frames.max() > 1:
-        raise InputError(f"frames in memory reach {frames.max():.3g}: give bytes, or floats in 0..1")
-    frames = (frames if frames.dtype == torch.uint8 else (frames * 255).round().to(torch.uint8)).cpu()
+    if frames.dtype != torch.uint8:
+        if not frames.is_floating_point():
+            raise InputError(f"frames in memory are {frames.dtype}: give bytes (torch.uint8), or floats in 0..1")
+        darkest, brightest = torch.stack(frames.aminmax()).tolist()
+        if not 0 <= darkest <= brightest <= 1:
+            raise InputError(
+                f"frames in memory reach from {darkest:.3g} to {brightest:.3g}: give bytes, or floats in 0..1"
+            )
+        frames = (frames * 255).round().to(torch.uint8)
+    frames = frames.cpu()
     images = tuple(Path("frames") for _ in frames) if as_images else ()
     video, poses, K = Video(frames), None, None
     if geometry is not None and geometry.has_cameras:

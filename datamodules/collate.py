@@ -64,24 +64,31 @@ class Collate(ABC):
                 refusals = [self.wording.refusal(question) for question in scene.questions]
                 asked = [q for q, error in zip(scene.questions, refusals, strict=True) if not error]
                 failed += [_failure(scene, q, e) for q, e in zip(scene.questions, refusals, strict=True) if e]
-                if scene.questions and not asked:
-                    continue
-                # 2. The scene, and one row per question.
-                usable = replace(scene, questions=tuple(asked))
-                inputs = self.scene_inputs(usable)
+                # 2. The scene.
+                inputs = self.scene_inputs(scene)
                 if self.requirements.cameras and inputs.cameras is None:
                     raise InputError("a scene without cameras, which this model requires")
-                made = [self._row(scene, question, inputs) for question in asked]
             except SCENE_FAULTS as error:
                 reason = describe_fault(error)
                 failed += [_failure(scene, question, reason) for question in asked]
                 continue
-            rows += [row for row, _ in made]
-            records += [record(scene, question, prompt) for question, (_, prompt) in zip(asked, made, strict=True)]
-            scene_of += [len(scenes)] * len(made)
+            # 3. One row per question, without those that are too long.
+            usable = []
+            for question in asked:
+                try:
+                    row, prompt = self._row(scene, question, inputs)
+                except SCENE_FAULTS as error:
+                    failed.append(_failure(scene, question, describe_fault(error)))
+                    continue
+                usable.append(question)
+                rows.append(row)
+                records.append(record(scene, question, prompt))
+                scene_of.append(len(scenes))
+            if scene.questions and not usable:
+                continue
             scenes.append(inputs)
-            counts.append(self._num_answers(usable))
-        # 3. Sequences.
+            counts.append(self._num_answers(replace(scene, questions=tuple(usable))))
+        # 4. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
         return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed, counts)
 

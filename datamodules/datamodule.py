@@ -33,7 +33,7 @@ from datamodules.split_requirements import check_questions, check_requirements
 from datamodules.still_resize import StillResize
 from datamodules.training_loader import ResumableLoader
 from datamodules.wording import Wording
-from zoo.configuration import Configurable, to_config
+from zoo.configuration import Configurable, known_config, to_config
 from zoo.errors import InputError, check_choice, describe
 from zoo.requirements import DataRequirements
 from zoo.seed import resolve_seed
@@ -251,9 +251,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "source": type(self.source).__name__,
             "num_frames": self.num_frames,
             "sampler": type(self.sampler).__name__,
+            "sampler_options": known_config(self.sampler),
             "frame_pairing": type(self.frame_pairing).__name__,
+            "frame_pairing_options": known_config(self.frame_pairing),
             "perturbation": to_config(self.perturbation),
             "frames_as": self.frames_as,
+            "pixels": to_config(self.pixels),
+            "image_pixels": to_config(self.image_pixels),
+            "still_resize": to_config(self.still_resize),
             "system_prompt": self.source.benchmark.system_prompt,
             "prompt_prefix": self.source.benchmark.prefix,
             "prompt_wording": self.source.benchmark.wording,
@@ -316,12 +321,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
             None if asks else np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
         )
         self.order_settings = order.settings
-
-        def position() -> TrainingPosition:
-            if trainer.ckpt_path is not None:  # every strategy has read it by now
-                order.check(self.trained_settings)
-            return TrainingPosition.of(trainer)
-
         collate: Any
         if asks:
             collate = self._ask(training=True)
@@ -331,8 +330,16 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.skip_failed:
             collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
         skipped = SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank)
-        if trainer.is_global_zero and trainer.ckpt_path is None and not trainer.global_step:
-            skipped.forget()
+
+        def position() -> TrainingPosition:  # every strategy has read the checkpoint by now
+            if trainer.ckpt_path is not None:
+                order.check(self.trained_settings)
+            elif not (trainer.global_step or trainer.current_epoch):
+                if trainer.is_global_zero:
+                    skipped.forget()
+                trainer.strategy.barrier()  # before another process records a scene
+            return TrainingPosition.of(trainer)
+
         return ResumableLoader(
             dataset,
             position=position,

@@ -29,19 +29,18 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
         InputError: No scene has them, the benchmark lacks a question type that the model's settings name, or no
             question has a type where only those with one are learned from.
     """
-    name, video = type(source).__name__, scenes[0].video
-    beside = companion_name(video)
+    name = type(source).__name__
     if needs.cameras and all(scene.cameras is None for scene in scenes):
         raise InputError(
-            f"{name}: no scene of the {split} split has cameras: put {beside}.cameras.json beside "
-            f"{video} etc., or predict them: --model.geometry PretrainedVGGT --model.camera_source auto"
+            f"{name}: no scene of the {split} split has cameras: {_put_beside(scenes, 'cameras.json')}predict them: "
+            "--model.geometry PretrainedVGGT --model.camera_source auto"
         )
     for target in needs.required_targets if split == "train" else ():
         if all(getattr(scene, target) is None for scene in scenes):
             raise InputError(
-                f"{name}: no scene of the train split has {target}, which --model.objectives are to predict: put "
-                f"{beside}.{'cameras.json' if target == 'cameras' else target} beside {video} "
-                "etc., or take the geometry encoder's: --model.camera_source predicted, without DatasetPoses"
+                f"{name}: no scene of the train split has {target}, which --model.objectives are to predict: "
+                f"{_put_beside(scenes, 'cameras.json' if target == 'cameras' else target)}take the geometry encoder's: "
+                "--model.camera_source predicted, without DatasetPoses"
             )
     for kind in needs.question_types if split == "train" else ():
         # a mixture may have other benchmarks
@@ -57,6 +56,12 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
             f"{unit} has lengths in a unit of each scene's own, and questions ask for meters: align predicted cameras "
             "by --model.geometry.scale_from DatasetPoses or MetricModel; DatasetGeometry has 3D tokens in meters"
         )
+
+
+def _put_beside(scenes: Sequence[Scene], suffix: str) -> str:
+    """Word the remedy of a file beside the first video; empty for still images, of which none is read."""
+    video = next((scene.video for scene in scenes if not scene.images), None)
+    return "" if video is None else f"put {companion_name(video)}.{suffix} beside {video} etc., or "
 
 
 def _types(scenes: Sequence[Scene]) -> Iterator[str]:
@@ -78,13 +83,14 @@ def check_scene(scene: Scene, needs: DataRequirements) -> None:
     """Raise an InputError if a scene lacks the cameras or the depth that a model reads."""
     beside = companion_name(scene.video)
     if needs.cameras and scene.cameras is None:
+        put = "" if scene.images else f"put {beside}.cameras.json beside it, "
         raise InputError(
-            f"{scene.video}: no cameras, and this model needs them: put {beside}.cameras.json beside it, predict them "
-            "(--model.geometry PretrainedVGGT --model.camera_source auto), or use a model without cameras (--config "
-            "qwen25_vl.yaml)"
+            f"{scene.video}: no cameras, and this model needs them: {put}predict them (--model.geometry PretrainedVGGT "
+            "--model.camera_source auto), or use a model without cameras (--config qwen25_vl.yaml)"
         )
     if needs.depth and scene.depth is None:
-        raise InputError(
-            f"{scene.video}: no depth, and this model needs it: put a folder {beside}.depth of 16-bit images beside it "
-            "(DatasetGeometry works without: --model.geometry.depth false)"
-        )
+        remedy = f"put a folder {beside}.depth of 16-bit images beside it "
+        remedy += "(DatasetGeometry works without: --model.geometry.depth false)"
+        if scene.images:
+            remedy = "use a model without depth (--config qwen25_vl.yaml)"
+        raise InputError(f"{scene.video}: no depth, and this model needs it: {remedy}")

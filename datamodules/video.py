@@ -86,7 +86,9 @@ class Video:
         for i, rgb in self._read_images(rows_of) if self._file is None else self._file.read(rows_of):
             if rgb.shape[:2] != (self.height, self.width):
                 size = f"{rgb.shape[1]} x {rgb.shape[0]}, not {self.width} x {self.height}"
-                raise VideoError(f"{self.path}: frames of mixed sizes: frame {i} is {size}")
+                raise VideoError(
+                    f"{self.files([i])[0]}: frames of mixed sizes: frame {i} is {size}: resize or crop them to one size"
+                )
             for row in rows_of[i]:
                 frames[row] = torch.from_numpy(rgb).permute(2, 0, 1)
         return frames

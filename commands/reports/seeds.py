@@ -68,7 +68,7 @@ def _split(run: Run) -> tuple[Settings, Settings]:
         **tested,
         "scorer": run.metrics["scorer"],
         "tested checkpoint": _checkpoint(run),
-        "tested data": run.metrics.get("data"),
+        **flatten({"tested data": run.metrics.get("data")}),
     }
     seeds = {
         name: value

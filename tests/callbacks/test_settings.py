@@ -26,7 +26,7 @@ from callbacks.settings import (
     settings_of,
     unflatten,
 )
-from datamodules import UniformSampler
+from datamodules import Duplicate, OriginalStills, PixelBounds, UniformSampler, VideoQADataModule
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
@@ -84,6 +84,26 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 )
 def test_what_changes_answers_is_named(path: str, value: Any, says: list[str]) -> None:
     assert differences(settings(CONFIG), settings(changed(path, value)), ()) == says
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pixels.max_pixels", {"pixels": PixelBounds(max_pixels=65536)}),
+        ("image_pixels.min_pixels", {"image_pixels": PixelBounds(min_pixels=784)}),
+        ("still_resize.class_path", {"still_resize": OriginalStills()}),
+        ("sampler_options.candidates", {"sampler": UniformSampler(candidates=8)}),
+        ("frame_pairing_options.keep", {"frame_pairing": Duplicate(keep="views")}),
+    ],
+)
+def test_a_trainer_without_a_command_line_names_what_changes_answers(name: str, options: dict[str, Any]) -> None:
+    def settings_with(**more: Any) -> dict[str, Any]:
+        made: Any = trainer(Path("nowhere"))
+        made.datamodule = VideoQADataModule(**more)
+        return settings_of(made, Model(2, 2))
+
+    said = differences(settings_with(), settings_with(**options), ())
+    assert f"data.{name}" in {line.split()[0] for line in said}
 
 
 @pytest.mark.parametrize(

@@ -294,6 +294,13 @@ def averaged(runs: list[Path], capsys) -> tuple[str, str]:
     return "".join(rows), said
 
 
+def test_the_seed_of_a_sampler_is_a_seed_and_its_other_options_are_not(tmp_path: Path, capsys) -> None:
+    runs = [make_run(tmp_path / f"s{seed}", answers(45, seed=seed), seeded(seed)) for seed in range(3)]
+    for seed, run in enumerate(runs):
+        rewrite_metrics(run, data={"sampler_options": {"seed": seed, "candidates": 8 + seed // 2}})
+    assert averaged(runs, capsys)[0] == "s0, s1"
+
+
 def test_a_half_trained_run_and_other_code_are_not_averaged(tmp_path: Path, capsys) -> None:
     runs = [make_run(tmp_path / f"s{seed}", answers(45, seed=seed), seeded(seed)) for seed in range(3)]
     for run, step in zip(runs, (60, 60, 9), strict=True):

@@ -120,9 +120,13 @@ def test_failed_scenes_become_records() -> None:
 def test_faults_of_a_scene_in_a_worker_travel_as_its_records() -> None:
     """A scene whose patches can't be cut, and a question beyond the context: a worker that raised would end the run."""
     odd, good = scene("odd", A, frames=3, size=(50, 70)), scene("good", A)
-    long = scene("long", Question("long", "object_counting", "chair " * 200, "4"))
+    too_long = Question("long", "object_counting", "chair " * 200, "4")
+    long, mixed = scene("long", too_long), scene("mixed", A, too_long, B)
     batch = training_batch(tiny_preprocessor(), odd, long, good, context_length=200)
     assert [each["scene"] for each in batch.records] == ["good"] and len(batch.scenes) == 1
+    left = training_batch(tiny_preprocessor(), mixed, context_length=200)
+    assert [each["id"] for each in left.failed] == ["long"] and [each["id"] for each in left.records] == ["a", "b"]
+    assert left.num_answers == (2,) and sequences_of(left).scene_index == [[0], [0]]
     reasons = {each["scene"]: each["error"] for each in batch.failed}
     assert set(reasons) == {"odd", "long"} and reasons["odd"]
     assert re.fullmatch(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules import Duplicate, PixelBounds, Rooms, UniformSampler, VideoQADataModule
-from datamodules.asking import collate_for
+from datamodules.asking import batch_of_questions, collate_for
 from datamodules.dataset import SceneDataset
 from datamodules.scenes import Question, RawQuestion
 from datamodules.video import Video
@@ -116,6 +116,14 @@ def test_answer_shows_frames_as_the_model_was_trained() -> None:
     model.data_config = {"init_args": {"frames_as": "image"}}
     found = model.answer(frames, QUESTION)
     assert isinstance(found, str) and found != as_video
+
+
+def test_frames_in_memory_have_the_labels_of_the_run() -> None:
+    model = build("plain").model
+    model.data_config = {"init_args": {"frames_as": "labeled_image"}}
+    made = batch_of_questions(model, torch.rand(3, 3, 56, 84), [QUESTION], None, None, None)
+    assert made.scenes[0].kind == "image"
+    assert all(f"Frame-{number}: <" in made.records[0]["prompt"] for number in (1, 2, 3))
 
 
 def test_an_unknown_way_is_refused() -> None:

@@ -19,6 +19,7 @@ from datamodules.depth import read_depth
 from tests.datamodules.clips import HEIGHT, WIDTH, write_folder
 from tests.zoo.cameras.test_cameras import random_poses
 from zoo.cameras import SceneGeometry, normalize_intrinsics
+from zoo.errors import InputError
 from zoo.requirements import DataRequirements
 
 COUNT = 5  # odd: the last frame is merged with itself
@@ -78,6 +79,20 @@ def test_frames_in_memory_and_in_a_folder(
     assert geometry.depth is not None and found.geometry.depth is not None  # negative control: another kernel
     depth = geometry.depth[list(found.frame_indices)]
     assert not torch.equal(interpolate(depth[None], found.frames.shape[-2:], mode="nearest")[0], found.geometry.depth)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (torch.linspace(-1, 1, 3 * 56 * 84), "from -1 to 1: give bytes, or floats in 0..1"),
+        (torch.full((3 * 56 * 84,), torch.nan), "from nan to nan: give bytes, or floats in 0..1"),
+        (torch.zeros(3 * 56 * 84, dtype=torch.int32), r"torch.int32: give bytes \(torch.uint8\), or floats in 0..1"),
+    ],
+)
+def test_frames_of_another_range_or_type_are_errors(frames: torch.Tensor, message: str) -> None:
+    model: Any = SimpleNamespace(requirements=DataRequirements())
+    with pytest.raises(InputError, match=message):
+        load_frames(model, VideoQADataModule(), frames.view(1, 3, 56, 84), None, as_images=False)
 
 
 def test_still_images_in_memory_have_no_labels() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from callbacks import Checkpoint
@@ -300,6 +301,18 @@ def test_a_training_from_its_start_forgets_the_scenes_of_another(root: Path, tmp
     (tmp_path / "skipped_scenes.rank3.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
     fit(tmp_path, Tiny(root), max_steps=9, skip_failed=1)
     assert not {"tiny/former"} & skipped_scenes(tmp_path).keys()
+
+
+def test_a_resumed_training_keeps_the_skipped_scenes_whenever_it_is_restored(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As FSDP2 is: after `configure_optimizers`, which builds the loader to count the steps of an epoch."""
+    monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", True)
+    settings: dict[str, Any] = {"max_epochs": 1, "skip_failed": 2}
+    fit(tmp_path, Tiny(root), max_steps=3, **settings)
+    (tmp_path / "skipped_scenes.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
+    fit(tmp_path, Tiny(root), max_steps=6, **settings)
+    assert "tiny/former" in skipped_scenes(tmp_path)
 
 
 def test_a_training_of_which_no_scene_can_be_read_ends(root: Path, tmp_path: Path) -> None:

@@ -92,8 +92,10 @@ def test_bad_folders(tmp_path):
         Video(tmp_path / "empty")
 
     mixed = write_folder(tmp_path / "mixed", ["0.png", "1.png", "2.png"], **{"2.png": (HEIGHT, HEIGHT)})
-    with pytest.raises(VideoError, match=r"mixed: frames of mixed sizes: frame 2 is 32 x 32, not 64 x 32"):
-        Video(mixed).read([0, 2])
+    message = r"mixed/2\.png: frames of mixed sizes: frame 2 is 32 x 32, not 64 x 32: resize or crop them to one size"
+    for frames in (mixed, [mixed / f"{i}.png" for i in range(3)]):
+        with pytest.raises(VideoError, match=message):
+            Video(frames).read([0, 2])
 
     damaged = write_folder(tmp_path / "damaged", ["0.png", "1.jpg", "2.png"])
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)

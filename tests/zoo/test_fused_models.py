@@ -109,7 +109,7 @@ def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: Spat
     assert not torch.allclose(logits(model, given, frames=swapped)[0], expected[0], atol=1e-3)
 
 
-def test_frames_of_a_wrong_number_or_size_are_errors() -> None:
+def test_frames_of_a_wrong_number_size_or_range_are_errors() -> None:
     model = MODELS["concat on the channel"]()
     given = batch(model, [SAMPLES["two videos"]])
     first, second = given["frames"]
@@ -117,6 +117,8 @@ def test_frames_of_a_wrong_number_or_size_are_errors() -> None:
         ([first], "1 entries of frames, and the sequences show 2 videos and images in 2 scenes"),
         ([first, second[:4]], "needs 6 frames, got 4"),
         ([first, second, second], "3 entries of frames"),
+        ([first, 2 * second - 1], "floats in 0..1, or bytes: .*undo a normalization"),
+        ([first, (255 * second).int()], "floats in 0..1, or bytes: divide by 255"),
         (None, "TinyVGGT needs the frames of each video"),
     ):
         with pytest.raises(InputError, match=why):

@@ -405,14 +405,15 @@ def test_frames_in_memory_may_have_cameras_and_depth() -> None:
     assert torch.equal(loaded.geometry.world_to_camera, poses[[0, 1, 2, 3, 4, 4]])  # an even number of frames
     assert loaded.geometry.depth.shape[1:] == loaded.frames.shape[2:]
     assert isinstance(model.answer(frames, QUESTIONS[0], cameras=shown), str)
-    for name, empty in (("has_camera", torch.zeros(5).bool()), ("depth", torch.zeros(5, 20, 30))):  # none is valid
+    nothing = (("has_camera", torch.zeros(5).bool(), "cameras"), ("depth", torch.zeros(5, 20, 30), "depth"))
+    for name, empty, lacking in nothing:  # none is valid
         without = SceneGeometry(**{**shown.present(), name: empty})
-        with pytest.raises(InputError, match="needs cameras: of frames in memory give a zoo.geometry.SceneGeometry"):
+        with pytest.raises(InputError, match=f"needs {lacking}: of frames in memory give a zoo.geometry.SceneGeometry"):
             model.answer(frames, QUESTIONS[0], cameras=without)
     for wrong, why in ((shown[:4], "4 world_to_camera for 5 frames"), (None, "SceneGeometry"), ("a.json", "no file")):
         with pytest.raises(InputError, match=why):
             model.answer(frames, QUESTIONS[0], cameras=wrong)
-    with pytest.raises(InputError, match="reach 255: give bytes, or floats in 0..1"):
+    with pytest.raises(InputError, match="to 255: give bytes, or floats in 0..1"):
         model.answer(255 * frames / frames.max(), QUESTIONS[0], cameras=shown)
     with pytest.raises(InputError, match="all are shown"):
         model.answer(frames, QUESTIONS[0], cameras=shown, num_frames=4)

@@ -20,7 +20,7 @@ from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.sequence_layout import MediaSpan, SequenceLayout
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
-BRIGHTEST = 2.0  # frames are in 0..1, and resizing overshoots a little
+DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a little
 
 
 class Media(TypedDict, total=False):
@@ -134,8 +134,11 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
             f"{len(frames)} entries of frames, and the sequences show {len(layout.media)} videos and images in "
             f"{len(groups)} scenes: give one entry each"
         )
-    if frames is not None and any(each.is_floating_point() and each.amax() > BRIGHTEST for each in frames if len(each)):
-        raise InputError("frames are in 0..1, or bytes: divide floats by 255")
+    for each in () if frames is None else frames:
+        if each.dtype == torch.uint8:
+            continue
+        if not each.is_floating_point() or ((each < DARKEST) | (each > BRIGHTEST)).any():
+            raise InputError("frames are floats in 0..1, or bytes: divide by 255, or undo a normalization")
     seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
     scenes: list[SceneInputs] = []
     scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]
@@ -162,6 +165,7 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[SceneInp
             scene.geometry = SceneGeometry(
                 world_to_camera=poses.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
                 K_normalized=K.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
+                has_camera=has_camera.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
             )
         scenes.append(scene)
         scene_index[row].append(number)

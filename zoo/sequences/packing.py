@@ -59,7 +59,7 @@ def shared_length(prompts: Sequence[Sequence[int]], visual: Collection[int]) -> 
 def pack_questions(
     rows: Sequence[Row], scene_of: Sequence[int], visual: Collection[int], max_tokens: int | None = None
 ) -> tuple[list[Row], list[int]] | None:
-    """Pack the questions of each scene into one row; return None if no two share a prefix.
+    """Pack the questions of each scene into one row, where they share a prefix; return None if no two do.
 
     Args:
         rows: One per question.
@@ -77,16 +77,16 @@ def pack_questions(
         return None
     packed: list[Row] = []
     scene_of_packed: list[int] = []
+    is_shared = False
     for scene, members in scenes.items():
         # neither an answer is shared nor the token before it, or only one question would learn from that token
         prompts = [row.input_ids[: int((row.labels != IGNORED).int().argmax())].tolist() for row in members]
         length = shared_length(prompts, visual) if all(prompts) else 0
-        if not length:
-            return None
-        for own in _within(members, length, max_tokens):
-            packed.append(_in_one(own, length))
-            scene_of_packed.append(scene)
-    return packed, scene_of_packed
+        made = [_in_one(own, length) for own in _within(members, length, max_tokens)] if length else members
+        packed += made
+        scene_of_packed += [scene] * len(made)
+        is_shared |= length > 0 and len(members) > 1
+    return (packed, scene_of_packed) if is_shared else None
 
 
 def _within(members: Sequence[Row], length: int, bound: int | None) -> list[list[Row]]:

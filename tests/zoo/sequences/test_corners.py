@@ -14,6 +14,7 @@ from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, build, scene
 from tests.zoo.test_vlm import cameras, sequences
 from zoo import InputError, PRoPE, SpatialVLM, TinyQwen25VL, TinyVGGT
+from zoo.sequences.media import batch_of_media
 from zoo.sequences.time_index import PoseDistanceIndex
 
 SMALL = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_heads": 1, "vision_hidden_size": 32}
@@ -47,12 +48,23 @@ def test_answers_refuse_cameras_that_they_would_ignore() -> None:
         model.generate_ids(**given, cameras=cameras(1).with_index(index), max_new_tokens=2)
 
 
-def test_a_refused_question_of_a_scene_that_fails_is_recorded_once() -> None:
+def test_views_that_the_index_of_cameras_leaves_out_have_none_in_the_geometry() -> None:
+    model, given = SpatialVLM(TinyQwen25VL(**SMALL), camera_encoding=PRoPE()), sequences()
+    media: Any = {name: given.pop(name) for name in ("pixel_values_videos", "video_grid_thw")}
+    index = batch_of_media(model.sequence_builder, **given, media=media).sequences.camera_index  # type: ignore[union-attr]
+    media["cameras"] = cameras(1).with_index(index.where(index != 1, -1))
+    for shown in batch_of_media(model.sequence_builder, **given, media=media).scenes:
+        assert shown.cameras is not None and shown.geometry is not None and not shown.cameras.has_camera[1]
+        assert torch.equal(shown.geometry.cameras()[2], shown.cameras.has_camera.repeat_interleave(2))
+
+
+def test_a_refused_question_and_one_that_fails_are_recorded_once_and_spoil_no_other() -> None:
     task = build("plain")
     refused = Question("0", "", "How <|im_end|> many?")
     broken = RawQuestion("1", "", "<video> and <video>")
     made = asking.batch(task, scene("a", (refused, broken, QUESTIONS[2])))
-    assert [record["id"] for record in made.failed] == ["0", "1", QUESTIONS[2].id] and not made.records
+    assert [record["id"] for record in made.failed] == ["0", "1"]
+    assert [record["id"] for record in made.records] == [QUESTIONS[2].id]
 
 
 @pytest.mark.parametrize("name", ["PRoPE, ChannelRange", "PoseDistanceIndex"])

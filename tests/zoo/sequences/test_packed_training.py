@@ -15,6 +15,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from datamodules.loaded_scene import LoadedScene
+from datamodules.scenes import RawQuestion
 from tests.zoo import asking
 from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, one_per_row, scene
 from zoo.sequences import builder
@@ -208,6 +209,17 @@ def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
     answers = [sequences(each).answer_ids for each in (batch(model, twice), one_per_row(model, twice))]
     assert sequences(batch(model, twice)).group is not None and len(answers[0]) == len(answers[1])
     assert difference(packed(model, twice), a_row_each(model, twice)) < 1e-5
+
+
+@pytest.mark.parametrize(("family", "pack_scenes"), [("Qwen2.5-VL", False), ("Qwen2.5-VL", True), ("Qwen3.5", False)])
+def test_a_scene_whose_questions_share_no_prefix_leaves_others_packed(family: str, pack_scenes: bool) -> None:
+    model, (shared, _) = build("plain", family=family).train(), scenes_of(family)
+    later = RawQuestion("later", "", "Look first: <video> What is it?", "a room")
+    unshared = scene("b", (QUESTIONS[0], later), steps=2, seed=1, family=family)
+    asked = batch(model, unshared, shared, pack_scenes=pack_scenes)
+    assert sequences(asked).scene_index == [[0], [0], [1]] and len(asked.records) == 5
+    expected = a_row_each(model, unshared, shared)
+    assert difference(learned(model, model.loss(asked)), expected) < (1e-4 if family == "Qwen3.5" else 1e-5)
 
 
 def test_questions_that_another_process_learns_from_give_zero_gradients() -> None:
