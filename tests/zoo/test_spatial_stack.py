@@ -251,9 +251,7 @@ def test_the_layer_of_added_3d_tokens_is_that_of_the_config(
     tmp_path: Path, named: list[int] | None, layer: int
 ) -> None:
     case = "spatial_stack/qwen3_5/post_merger_add"
-    path = release(
-        tmp_path / "release", case, official_weights(load_case(case)[0]), geometry_encoder_layers=named
-    )
+    path = release(tmp_path / "release", case, official_weights(load_case(case)[0]), geometry_encoder_layers=named)
     model = SpatialVLM.from_pretrained(path)
     assert model.geometry.layers == (layer,) and unofficial_parts(model) == []
     export_model(model, tmp_path / "out")
