@@ -95,6 +95,7 @@ class AssembledModel(Configurable, nn.Module):
         self.fusion: Fusion | None = None
         if fusion is not None and self.geometry is not None:
             self.fusion = fusion(width, self.geometry.width)
+            self.loader.fit_fusion(self.fusion)
             self.fusion.bind(self.geometry.num_layers, num_layers)
             self.fusion = self._like_backbone(self.fusion)
         flat_width = width if self.fusion is None else self.fusion.flat_width

@@ -12,6 +12,9 @@ from tests.zoo.decoder import Example, every_logit, gradients, logits, tiny_mode
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.attention import replace_classes
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLAttention
+from zoo.encodings import ExtraChannels, HeadSubset, PRoPE
+from zoo.encodings.encoded import ZeroChannels
+from zoo.errors import InputError
 
 
 @torch.no_grad()
@@ -41,6 +44,20 @@ def test_an_encoding_of_other_tokens_is_an_error() -> None:
     example.index, example.patch_centers = example.index[:, :-1], example.patch_centers[:, :-1]
     with pytest.raises(ValueError, match="camera encoding is of 18 tokens, not 19"):
         model(**inputs, camera_encoding=example.encoded())
+
+
+def test_heads_that_flash_attention_refuses_are_an_error() -> None:
+    """Where the encoding is installed, or, if the width follows from the cameras, before the attention."""
+    backbone = Qwen25VLBackbone(tiny_model(), None)
+    backbone.decoder.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match="heads of 264 channels.*attn_implementation sdpa"):
+        backbone.install_encoding(HeadSubset(PRoPE(ExtraChannels(232)), [0]))
+    backbone.install_encoding(PRoPE(ExtraChannels(224)))
+    hidden, rope = torch.zeros(1, 2, 128), torch.zeros(1, 2, 32)
+    with pytest.raises(InputError, match="heads of 264 channels"):
+        backbone.decoder.layers[0].self_attn(
+            hidden, camera_encoding=ZeroChannels(232), position_embeddings=(rope, rope)
+        )
 
 
 def test_reentrant_checkpointing_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from commands.configs import CONFIGS, read_config
 from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
-from zoo import SpatialVLM
+from zoo import PatchMergerFusion, SpatialStack, SpatialVLM, TinyVGGT
 from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
 from zoo.backbones.qwen3_5.tiny import tiny_processor
 from zoo.checkpoints import (
@@ -25,7 +27,9 @@ from zoo.checkpoints import (
     export_model,
     load_spatial_stack,
     official_3d_tokens,
+    unofficial_parts,
 )
+from zoo.configuration import from_config
 from zoo.errors import InputError
 from zoo.fusions import StackFusion
 from zoo.fusions.connector import RMSNorm
@@ -45,6 +49,15 @@ QWEN35 = sorted(
 )
 
 
+def release(folder: Path, case: str, tensors: dict[str, Tensor], **settings: Any) -> str:
+    """Write a case as a released folder, with other settings than its own."""
+    config = load_case(case)[0]["config"]
+    kind, processor = ("qwen3_5", {"processor": tiny_processor()}) if "qwen3_5" in case else ("qwen2_5_vl", {})
+    own = config["qwen"] | {"vggt_aggregator": config["vggt_aggregator"], "model_type": kind}
+    write_release(folder, own | settings, tensors, **processor)
+    return str(folder)
+
+
 @pytest.mark.parametrize("case", QWEN25 + QWEN35)
 def test_logits_loss_gradients_and_answers(case: str) -> None:
     check_case(case, atol=3e-5 if case in QWEN25 else 2e-4)
@@ -53,6 +66,9 @@ def test_logits_loss_gradients_and_answers(case: str) -> None:
 # ---- traps: each mistake shows ------------------------------------------------------------------------------------
 
 IMAGES3 = "spatial_stack/qwen3_5/images3"
+FOLDERS = pytest.mark.parametrize(
+    "case, loader", [(IMAGES3, PretrainedSpatialStack), (LANGUAGE_ADD, PretrainedSpatialStackQwen25)]
+)
 
 
 def earlier_layers(model: SpatialVLM) -> None:
@@ -189,23 +205,18 @@ def test_one_encoder_layer_for_all_is_written_once_for_each(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "case, kind, loader, plain",
+    "case, loader, plain",
     [
-        (IMAGES3, "qwen3_5", PretrainedSpatialStack, PretrainedQwen35),
-        (LANGUAGE_ADD, "qwen2_5_vl", PretrainedSpatialStackQwen25, PretrainedQwen25VL),
+        (IMAGES3, PretrainedSpatialStack, PretrainedQwen35),
+        (LANGUAGE_ADD, PretrainedSpatialStackQwen25, PretrainedQwen25VL),
     ],
 )
-def test_a_released_folder_is_loaded_and_exported(
-    tmp_path: Path, case: str, kind: str, loader: Any, plain: Any
-) -> None:
+def test_a_released_folder_is_loaded_and_exported(tmp_path: Path, case: str, loader: Any, plain: Any) -> None:
     meta, t = load_case(case)
     official = {
         name.removeprefix("model.") if "geometry" in name else name: w for name, w in official_weights(meta).items()
     }
-    aggregator = meta["config"]["vggt_aggregator"]
-    settings = meta["config"]["qwen"] | {"vggt_aggregator": aggregator, "model_type": kind}
-    processor = {"processor": tiny_processor()} if case == IMAGES3 else {}
-    write_release(tmp_path / "release", settings, official, **processor)
+    release(tmp_path / "release", case, official)
     assert isinstance(SpatialVLM.from_pretrained(tmp_path / "release").loader, loader)
     model = SpatialVLM.from_pretrained(
         tmp_path / "release", backbone=loader(str(tmp_path / "release"), dtype="float32")
@@ -216,14 +227,58 @@ def test_a_released_folder_is_loaded_and_exported(
         plain(str(tmp_path / "release")).load()
 
 
-@pytest.mark.parametrize("holds", ["first", "second", "both"])
-@pytest.mark.parametrize(
-    "case, kind, loader",
-    [(IMAGES3, "qwen3_5", PretrainedSpatialStack), (LANGUAGE_ADD, "qwen2_5_vl", PretrainedSpatialStackQwen25)],
-)
-def test_a_released_folder_is_written_back_bit_for_bit(
-    tmp_path: Path, case: str, kind: str, loader: Any, holds: str
+@FOLDERS
+def test_the_published_command_loads_a_released_folder(tmp_path: Path, case: str, loader: Any) -> None:
+    """The fusion of `spatial_stack.yaml`, whose norm is that of the release."""
+    meta, t = load_case(case)
+    path = release(tmp_path / "release", case, official_weights(meta))
+    parts = read_config(CONFIGS / "spatial_stack.yaml")["model"]["init_args"]
+    parts["backbone"] = {"class_path": loader.__name__, "init_args": {"path": path, "dtype": "float32"}}
+    model = from_config(SpatialStack, {"class_path": "SpatialStack", "init_args": parts}).model
+    assert torch.allclose(logits_of(model, t, media(t, meta)), t["out_logits"], atol=2e-4, rtol=0)
+    assert unofficial_parts(model) == []
+
+
+def test_connectors_of_other_decoder_layers_are_refused(tmp_path: Path) -> None:
+    case = "spatial_stack/qwen3_5/images2_eight_layers_untied"
+    path = release(tmp_path / "release", case, official_weights(load_case(case)[0]))
+    with pytest.raises(InputError, match=r"connectors are of the decoder's layers \[0, 2, 5\]"):
+        SpatialVLM(PretrainedSpatialStack(path), fusion=partial(StackFusion, decoder_layers=[0, 1, 2]))
+
+
+@pytest.mark.parametrize("named, layer", [(None, -2), ([-1], -1), ([0, 1], 1)])
+def test_the_layer_of_added_3d_tokens_is_that_of_the_config(
+    tmp_path: Path, named: list[int] | None, layer: int
 ) -> None:
+    case = "spatial_stack/qwen3_5/post_merger_add"
+    path = release(tmp_path / "release", case, official_weights(load_case(case)[0]), geometry_encoder_layers=named)
+    model = SpatialVLM.from_pretrained(path)
+    assert model.geometry.layers == (layer,) and unofficial_parts(model) == []
+    export_model(model, tmp_path / "out")
+    written = json.loads((tmp_path / "out/config.json").read_text())
+    assert written["geometry_encoder_layers"] == [layer]  # which the published class requires
+
+
+def test_an_export_names_the_class_and_the_layers_of_what_it_holds(tmp_path: Path) -> None:
+    off = "spatial_stack/qwen3_5/geometry_off"
+    plain, fused = "Qwen3_5ForConditionalGeneration", "Qwen3_5ForConditionalGenerationWithGeometry"
+    folders = {
+        case: release(tmp_path / name, case, official_weights(load_case(case)[0]), architectures=[name])
+        for case, name in ((off, plain), (IMAGES3, fused))
+    }
+    vggt = partial(TinyVGGT, embed_dim=32, num_heads=2, layers=(-2,))
+    merger = partial(PatchMergerFusion, hidden=16, norm="layer")
+    export_model(SpatialVLM(PretrainedQwen35(folders[off]), vggt, fusion=merger), tmp_path / "fusion")
+    export_model(SpatialVLM(PretrainedSpatialStack(folders[IMAGES3])), tmp_path / "no fusion")
+    with_fusion, without = (json.loads((tmp_path / out / "config.json").read_text()) for out in ("fusion", "no fusion"))
+    assert with_fusion["architectures"] == [fused] and without["architectures"] == [plain]
+    assert with_fusion["geometry_encoder_layers"] == [-2]
+    assert with_fusion["geometry_fusion_layers"] is None  # whatever the folder of the plain model has
+
+
+@pytest.mark.parametrize("holds", ["first", "second", "both"])
+@FOLDERS
+def test_a_released_folder_is_written_back_bit_for_bit(tmp_path: Path, case: str, loader: Any, holds: str) -> None:
     """In its names and dtype, whatever the model's: VGGT's heads, which no model reads, as well."""
     meta, _ = load_case(case)
     first = {name: tensor.bfloat16() for name, tensor in official_weights(meta).items()}
@@ -235,11 +290,7 @@ def test_a_released_folder_is_written_back_bit_for_bit(
     kept = {name: tensor for name, tensor in first.items() if name not in second}
     released = {"first": first, "second": kept | renamed, "both": first | renamed}[holds]
     assert (released.keys() == first.keys()) == (holds == "first")
-    aggregator = meta["config"]["vggt_aggregator"]
-    settings = meta["config"]["qwen"] | {"vggt_aggregator": aggregator, "model_type": kind}
-    processor = {"processor": tiny_processor()} if case == IMAGES3 else {}
-    write_release(tmp_path / "release", settings, {name: t.clone() for name, t in released.items()}, **processor)
-    folder = str(tmp_path / "release")
+    folder = release(tmp_path / "release", case, {name: t.clone() for name, t in released.items()})
     export_model(SpatialVLM.from_pretrained(folder, backbone=loader(folder, dtype="float32")), tmp_path / "out")
     written = read_release(tmp_path / "out")
     assert written.keys() == released.keys()

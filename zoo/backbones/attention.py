@@ -14,7 +14,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from zoo.encodings.base import EncodedCameras
 from zoo.encodings.encoded import QK
+from zoo.errors import InputError
 from zoo.seams import check_shape
+
+FLASH_CHANNELS = 256  # of a head in FlashAttention 2, at most
 
 
 class CameraAttention(nn.Module):
@@ -54,6 +57,7 @@ class CameraAttention(nn.Module):
 
         Raises:
             ValueError: The encoding has another number of tokens.
+            InputError: It appends more channels than the attention backend takes.
         """
         if camera_encoding is not None:
             check_num_tokens(camera_encoding, hidden_states)
@@ -76,6 +80,7 @@ class CameraAttention(nn.Module):
         q, k = camera_encoding.after_rope(q.transpose(1, 2), k.transpose(1, 2))
         check_shape(camera_encoding, "queries (B, L, H, E)", q, *sizes[0][:3], None)
         check_shape(camera_encoding, "keys (B, L, G, E)", k, *sizes[1][:3], q.shape[3])
+        check_head_channels(self.config._attn_implementation, q.shape[3])
         q, k = q.transpose(1, 2), k.transpose(1, 2)
 
         if cache is not None:
@@ -105,6 +110,15 @@ def check_num_tokens(encoding: EncodedCameras, hidden_states: Tensor) -> None:
         raise ValueError(
             f"the camera encoding is of {encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
             "take its `for_decode_step()` for the steps of an answer"
+        )
+
+
+def check_head_channels(attention: str, channels: int) -> None:
+    """Raise InputError if heads, with the channels that an encoding appends, are too wide for FlashAttention 2."""
+    if attention == "flash_attention_2" and channels > FLASH_CHANNELS:
+        raise InputError(
+            f"the camera encoding makes heads of {channels} channels, and flash_attention_2 takes {FLASH_CHANNELS} at "
+            "most: set --model.backbone.attn_implementation sdpa"
         )
 
 

@@ -68,6 +68,13 @@ class BackboneLoader(Configurable, ABC):
         """Return the geometry encoder released with these weights, if any."""
         return None
 
+    def fit_fusion(self, fusion: nn.Module) -> None:
+        """Set the options that a fusion leaves to the release, before it is bound, see `Fusion.bind`.
+
+        Raises:
+            InputError: The released weights are of other decoder layers.
+        """
+
     def load_fusion(self, fusion: nn.Module) -> bool:
         """Load the fusion's weights if they were released with these; return whether they were."""
         return False

@@ -62,6 +62,10 @@ class PretrainedFused(PretrainedQwenVL):
                 layer_index(layer, int(parts.aggregator.get("depth", VGGT_DEPTH)))
             return parts.load_encoder(self.tensors, self.dtype)
 
+    def fit_fusion(self, fusion: nn.Module) -> None:
+        if (parts := self.released_geometry) is not None:
+            parts.fit_fusion(fusion)
+
     def load_fusion(self, fusion: nn.Module) -> bool:
         """Copy the released weights into a fusion of the released class; another fusion keeps its own."""
         parts = self.released_geometry

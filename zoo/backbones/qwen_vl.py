@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from zoo.backbones.attention import replace_classes
+from zoo.backbones.attention import check_head_channels, replace_classes
 from zoo.backbones.base import MASKED, Backbone, BackbonePart
 from zoo.backbones.grouped_attention import GROUPED_SDPA
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.extra_channels import ExtraChannels
 from zoo.errors import InputError
 from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
@@ -114,4 +115,6 @@ class QwenVLBackbone(Backbone):
                     "not take: set --model.backbone.attn_implementation sdpa, eager or flex_attention"
                 )
             layout = self.decoder_layout
+            appended = [each.channels for each in encoding.modules() if isinstance(each, ExtraChannels)]
+            check_head_channels(self.attn_implementation, layout.head.dim + max(appended, default=0))
             encoding.bind_to_decoder(layout, layout.layers)

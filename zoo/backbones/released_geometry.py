@@ -84,6 +84,17 @@ class ReleasedGeometry:
         vggt = VGGT.from_official({"aggregator": dict(self.aggregator)}, weights, dtype)
         return VGGTEncoder(vggt, self.layers, weights, reference=self.reference)
 
+    def fit_fusion(self, fusion: Any) -> None:
+        """Take the norm of a `StackFusion` from the release where it is open, see `BackboneLoader.fit_fusion`."""
+        if type(fusion) is not self.fusion.func or not isinstance(fusion, StackFusion):
+            return
+        if fusion.decoder_layers != (layers := self.fusion.keywords["decoder_layers"]):
+            raise InputError(
+                f"--model.fusion.decoder_layers {fusion.decoder_layers}: the released connectors are of the decoder's "
+                f"layers {layers}, name these"
+            )
+        fusion.norm = fusion.norm or self.fusion.keywords["norm"]
+
     def load_fusion(self, fusion: nn.Module | None, tensors: Tensors) -> bool:
         """Copy the weights into a fusion of the released class; return False for another one."""
         if fusion is None or type(fusion) is not self.fusion.func:
@@ -153,7 +164,8 @@ def spatial_stack_geometry(
     if config["feature_fusion_method"] == "add":
         layout[f"{start}geometry_merger."] = f"{FUSION}merger."
         fusion: Any = partial(PatchMergerFusion, hidden=config.get("geometry_merger_hidden_dim", HIDDEN), norm=norm)
-        return ReleasedGeometry(layout, _aggregator(config), (-2,), fusion, reference)
+        layers = config.get("geometry_encoder_layers") or [-2]  # of which the published code takes the last
+        return ReleasedGeometry(layout, _aggregator(config), (layers[-1],), fusion, reference)
     decoder_layers, encoder_layers = config["geometry_fusion_layers"], config["geometry_encoder_layers"]
     layout |= stack_layout(decoder_layers, STACK_QWEN25 if is_qwen25 else STACK)
     fusion = partial(StackFusion, decoder_layers=list(decoder_layers), norm=norm)

@@ -34,7 +34,8 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     if model.backbone.vlm.config.model_type == QWEN35:
         current = _current(model.backbone.vlm.config) if source is None else source
         qwen = {name: value for name, value in current.items() if name not in GEOMETRY_PARTS}
-        return qwen | fused_settings(model, source or {}, "Qwen3_5ForConditionalGenerationWithGeometry")
+        stock = qwen | {"architectures": ["Qwen3_5ForConditionalGeneration"]}
+        return stock | fused_settings(model, source or {}, "Qwen3_5ForConditionalGenerationWithGeometry")
     flat = _flat(model.backbone.vlm.config) if source is None else source
     qwen = {name: value for name, value in flat.items() if name not in OTHERS}
     if not isinstance(model.fusion, AddFusion):
@@ -60,9 +61,9 @@ def fused_settings(model: SpatialVLM, source: dict[str, Any], architecture: str)
         return {}
     assert isinstance(model.geometry, VGGTEncoder)
     return {
-        "architectures": source.get("architectures", [architecture]),
+        "architectures": [architecture],
         **{name: source[name] for name in GEOMETRY_KEYS if name in source},
-        **_geometry_keys(model, model.geometry),
+        **_geometry_keys(model, model.geometry, source),
         **_unusual(_aggregator(model.geometry)),
     }
 
@@ -79,7 +80,7 @@ def _unusual(aggregator: dict[str, Any]) -> dict[str, Any]:
     return {"vggt_aggregator": unusual} if unusual else {}
 
 
-def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder) -> dict[str, Any]:
+def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder, source: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of encoder and fusion that follow from the model."""
     fusion, reference = model.fusion, {"reference_frame": geometry.reference}
     if isinstance(fusion, PatchMergerFusion) and official_layout(model) == VG_LLM_FIRST:
@@ -87,7 +88,10 @@ def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder) -> dict[str, Any]:
     shared = {"use_geometry_encoder": True, "geometry_encoder_type": "vggt", **reference, "fusion_num_layers": 1}
     shared["geometry_merger_type"] = "mlp"
     if isinstance(fusion, PatchMergerFusion):
-        return {**shared, "feature_fusion_method": "add", "geometry_merger_hidden_dim": fusion.hidden}
+        added = {**shared, "feature_fusion_method": "add", "geometry_merger_hidden_dim": fusion.hidden}
+        if model.backbone.vlm.config.model_type != QWEN35 and "geometry_fusion_layers" not in source:
+            return added  # VG-LLM has no setting of layers
+        return {**added, "geometry_fusion_layers": None, "geometry_encoder_layers": list(geometry.layers)}
     assert isinstance(fusion, StackFusion)
     encoder_layers = list(geometry.layers) * (len(fusion.decoder_layers) // geometry.num_layers)  # one each
     layers = {"geometry_fusion_layers": fusion.decoder_layers, "geometry_encoder_layers": encoder_layers}
@@ -132,7 +136,6 @@ def _current(config: Qwen3_5Config) -> dict[str, Any]:
     return {
         **_own(nested),
         "model_type": QWEN35,
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
         "text_config": {
             **_own(text),
             **{name: text[name] for name in ("model_type", "layer_types", "rope_parameters")},

@@ -57,6 +57,7 @@ def _layout_of(model: SpatialVLM) -> Layout | None:
 def unofficial_fusion(model: SpatialVLM) -> list[str]:
     """Return what of a model's encoder and fusion no released model has."""
     fusion: Any = model.fusion
+    family = model.backbone.vlm.config.model_type
     encoder: Any = None if model.geometry is None else model.geometry.meta_encoder
     found = [] if _layout_of(model) is not None else [type(fusion).__name__]
     if encoder is not None and (fusion is None or not isinstance(encoder, VGGTEncoder)):
@@ -65,7 +66,11 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
         return found
     if encoder.num_layers > 1 and type(fusion) is not StackFusion:
         found.append(f"geometry of {encoder.num_layers} layers")
-    elif type(fusion) is PatchMergerFusion and encoder.layer_numbers != [encoder.vggt.aggregator.depth - 2]:
+    elif (
+        type(fusion) is PatchMergerFusion
+        and family != QWEN35  # whose config names the layer
+        and encoder.layer_numbers != [encoder.vggt.aggregator.depth - 2]
+    ):
         found.append(f"geometry of layer {encoder.layers[0]}, not of the one before the last")
     official: dict[str, Any] = {"active_branches": "both"}
     if type(fusion) is AddFusion:
@@ -73,7 +78,7 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
         if encoder.reference != "first":
             found.append(f"reference: {encoder.reference}")
     if type(fusion) in (PatchMergerFusion, StackFusion):
-        official["norm"] = OFFICIAL_NORM.get(model.backbone.vlm.config.model_type, fusion.norm)
+        official["norm"] = OFFICIAL_NORM.get(family, fusion.norm)
     if type(fusion) is StackFusion:
         official["hidden"] = HIDDEN  # config.json has no setting for it
     values = {name: getattr(fusion, name) for name in official}

@@ -17,7 +17,7 @@ from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.encoded import QK, EncodedCameras, ZeroChannels
 from zoo.encodings.symmetries import Symmetries
-from zoo.errors import check_choice
+from zoo.errors import InputError, check_choice
 
 Slopes = Literal["fixed", "learned"]
 WIDTH = 8  # attention kernels require a multiple of this head width
@@ -67,6 +67,9 @@ class PoseALiBi(CameraEncoding):
     ) -> None:
         super().__init__(reference=None, scale=scale)
         check_choice("slopes", slopes, Slopes)
+        for name, is_set in (("translation_weight", translation_weight != 1), ("scale", scale != "none")):
+            if is_set and measure == "rotation":
+                raise InputError(f"{name} has no effect with measure=rotation: leave one of them out")
         self.measure, self.translation_weight, self.slopes = measure, translation_weight, slopes
         self.num_heads: int | None = None
         self.learned: nn.Parameter | None = None

@@ -57,8 +57,9 @@ class GTA(MatrixEncoding):
                 f"translation_scale must be positive, got {translation_scale}: for rotations alone use "
                 "pose_component=rotation"
             )
-        if learn_scale and pose_component == "rotation":
-            raise InputError("learn_scale has no effect with pose_component=rotation: leave one of them out")
+        for name, is_set in (("learn_scale", learn_scale), ("translation_scale", translation_scale != 1)):
+            if is_set and pose_component == "rotation":
+                raise InputError(f"{name} has no effect with pose_component=rotation: leave one of them out")
         self.translation_scale = translation_scale
         # one-dimensional, since a scalar can't be sharded
         self.log_scale = nn.Parameter(torch.tensor([math.log(translation_scale)])) if learn_scale else None

@@ -96,7 +96,10 @@ class RayEmbedding(ViewMixer):
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Add the embedding of the rays, see `ViewMixer.forward`."""
-        _, rows, columns = (int(side) for side in grid)
+        steps, rows, columns = (int(side) for side in grid)
+        if has_camera is not None:  # the reference is one of the views with a camera
+            views = torch.arange(steps, device=has_camera.device)
+            cameras = cameras.with_token_runs(views.where(has_camera, -1), None)
         rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
         if self.rays == "plucker":
             poses = cameras.to(dtype=torch.float64).canonical(self.reference).world_to_camera

@@ -143,14 +143,18 @@ class AlternateAxes(Placement):
         self.placements = nn.ModuleList(placements)  # registers their parameters
         self.turns: dict[int, int] = {}
         self.requires_constant_time = any(p.requires_constant_time for p in placements)
-        for name in ("keeps_world", "keeps_shift", "leaves_text", "keeps_stock", "keeps_rope"):
-            setattr(self, name, all(getattr(p, name) for p in placements))
+        self._declare()
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
         self.turns = {layer: number % len(self.each) for number, layer in enumerate(layers)}
         for turn, placement in enumerate(self.each):
             own = (layer for layer in layers if self.turns[layer] == turn)
             placement.bind_to_decoder(decoder, check_not_empty(own, placement))
+        self._declare()  # some placements keep more in this decoder
+
+    def _declare(self) -> None:
+        for name in ("keeps_world", "keeps_shift", "leaves_text", "keeps_stock", "keeps_rope"):
+            setattr(self, name, all(getattr(p, name) for p in self.each))
 
     def head_channels(self, head: HeadLayout) -> list[int]:
         return [c for placement in self.each for c in placement.head_channels(head)]

@@ -111,7 +111,7 @@ class StackFusion(DeepFusion):
         geometry_width: C, width of the 3D tokens, of all their layers together.
         decoder_layers: See `DeepFusion`.
         hidden: Channels of the mergers' hidden layer.
-        norm: Of each patch: `layer` in the released model, `rms` in its Qwen2.5-VL variant.
+        norm: Of each patch; null is that of released weights, `rms` in the Qwen2.5-VL variant, and else `layer`.
         temporal_merge: See `PatchMergerFusion`.
         options: `active_branches` and `deepstack`, see `Fusion`.
     """
@@ -125,7 +125,7 @@ class StackFusion(DeepFusion):
         decoder_layers: Sequence[int] = (0, 1, 2),
         *,
         hidden: int = HIDDEN,
-        norm: PatchNorm = "layer",
+        norm: PatchNorm | None = None,
         temporal_merge: TemporalMerge = "mean",
         **options: Any,
     ) -> None:
@@ -133,4 +133,5 @@ class StackFusion(DeepFusion):
         self.hidden, self.norm = hidden, norm
 
     def build_connector(self, channels: int) -> nn.Module:
+        self.norm = self.norm or "layer"  # no released weights have set it
         return PatchMerger(channels, self.hidden, self.width, self.norm, zero=True)

@@ -87,8 +87,9 @@ def test_matches_dense_bias(measure: PoseMeasure, dtype: torch.dtype, eager: boo
     index[1, index[1] == 2] = 0  # a sample with fewer cameras
     index[0, 4] = -1  # a visual token without a camera
     qkv = [x.to(dtype) for x in qkv]
-    expected = dense(qkv, poses, index, SLOPES, measure=measure, translation_weight=0.7)
-    found = attend(encode(PoseALiBi(measure, 0.7), poses, K, index, dtype), qkv, eager)
+    weight = 1.0 if measure == "rotation" else 0.7
+    expected = dense(qkv, poses, index, SLOPES, measure=measure, translation_weight=weight)
+    found = attend(encode(PoseALiBi(measure, weight), poses, K, index, dtype), qkv, eager)
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
     assert (attend(None, qkv, eager) - expected).abs().max() > 0.01
 

@@ -15,6 +15,7 @@ from tests.zoo.encodings.test_properties import MOVES
 from zoo import Cameras, InputError, SpatialVLM, TinyQwen35
 from zoo.encodings import (
     GTA,
+    AlternateAxes,
     CameraEncoding,
     CaPE,
     ChannelRange,
@@ -43,6 +44,7 @@ from zoo.encodings.measured_symmetries import (
     identity_stock,
     intrinsics,
     sequence_for,
+    shift,
     text_stock,
     world_views,
 )
@@ -74,6 +76,11 @@ def test_declared_symmetries_are_measured(name: str, measure: Measure) -> None:
         assert measured == 0
     else:
         assert measured < EXACT
+
+
+def test_alternating_placements_declare_what_they_keep_in_this_decoder() -> None:
+    placement = AlternateAxes([ChannelRange(0.75, 0.875), ChannelRange(0.875, 1.0)])  # which RoPE leaves alone
+    assert bound(PRoPE(placement)).symmetries.shift and shift(PRoPE(placement), HYBRID_HEAD) < EXACT
 
 
 @pytest.mark.parametrize("name", HYBRID)

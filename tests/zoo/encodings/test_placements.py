@@ -28,6 +28,7 @@ from zoo.encodings import (
     PoseALiBi,
     PoseIndex,
     PRoPE,
+    RayRoPE,
     TemporalSection,
 )
 from zoo.encodings.decoder_layout import HeadLayout
@@ -254,6 +255,12 @@ def test_other_layers_have_no_projections(encoding: CameraEncoding, layers: list
         (lambda: LayerSubset(PRoPE(), "all"), "layers is one of even, odd, not 'all'"),
         (lambda: LowFrequencies(4, "x"), "section is one of t, h, w, not 'x'"),
         (lambda: GTA(pose_component="rotation", learn_scale=True), "learn_scale has no effect"),
+        (lambda: GTA(pose_component="rotation", translation_scale=3), "translation_scale has no effect"),
+        (lambda: PoseALiBi("rotation", translation_weight=2), "translation_weight has no effect"),
+        (lambda: PoseALiBi("rotation", scale="rms"), "scale has no effect"),
+        (lambda: RayRoPE("inf_pj+0_3d", depth="known"), "depth and predicts_width have no effect"),
+        (lambda: RayRoPE("0_3d", predicts_width=False), "depth and predicts_width have no effect"),
+        (lambda: RayRoPE("d_3d+inf_pj", depth_encoding="inv_d"), "depth_encoding has no effect"),
         (lambda: GTA(translation_scale=float("nan")), "translation_scale must be positive, got nan"),
     ],
 )

@@ -39,12 +39,22 @@ def test_declared_symmetries_of_points_are_measured(points: str) -> None:
     check(points=points)
 
 
+def acts(option: dict[str, Any], points: str) -> bool:
+    """Whether the points are not refused as without it."""
+    if "depth_encoding" in option:
+        return "_pj" in points.replace("inf_pj", "")
+    return "d_" in points or not {"depth", "predicts_width"} & option.keys()
+
+
 @pytest.mark.parametrize(
-    "points", [pytest.param(each, marks=() if each == SOME[-1] else pytest.mark.slow) for each in SOME]
-)
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(each, marks=() if each in FAST else pytest.mark.slow, id=str(each)) for each in OPTIONS],
+    "options, points",
+    [
+        pytest.param(
+            option, each, marks=() if option in FAST and each == SOME[-1] else pytest.mark.slow, id=f"{option}, {each}"
+        )
+        for option, each in product(OPTIONS, SOME)
+        if acts(option, each)
+    ],
 )
 def test_declared_symmetries_of_other_options_are_measured(options: dict[str, Any], points: str) -> None:
     check(points=points, **options)

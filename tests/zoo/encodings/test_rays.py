@@ -159,6 +159,16 @@ def test_views_without_camera_change_no_bit() -> None:
     assert ((out - tokens).abs().amax(-1)[[0, 3, 8, 11]] > 1e-3).all()
 
 
+@pytest.mark.parametrize("reference", ["first", "middle", "medoid"])
+def test_the_reference_of_the_embedding_has_a_camera(reference: str) -> None:
+    poses, K = random_cameras(1, views=5)
+    present = torch.tensor([False, True, False, False, True])  # not those that all five would choose
+    tokens, module = torch.zeros(20, 16, dtype=torch.float64), embedding("plucker", reference)
+    out = module(tokens, Cameras(poses, K), (5, 2, 2), present[None]).unflatten(0, (5, 4))
+    alone = module(tokens[:8], Cameras(poses[:, present], K[:, present]), (2, 2, 2)).unflatten(0, (2, 4))
+    torch.testing.assert_close(out[present], alone, rtol=0, atol=1e-12)
+
+
 def test_bfloat16_tokens_get_float32_rays() -> None:
     poses, K = random_cameras(1, views=3)
     poses[..., :3, 3] += 100.0

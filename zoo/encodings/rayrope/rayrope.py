@@ -21,7 +21,7 @@ from zoo.encodings.per_view_encoding import Applied, PairedChannels, PerViewEnco
 from zoo.encodings.rayrope.attention import KNOWN_DEPTHS
 from zoo.encodings.rayrope.positions import DepthEncoding, RayPositions, SeenTokens, Space, depth_ends
 from zoo.encodings.symmetries import Symmetries
-from zoo.errors import check_choice
+from zoo.errors import InputError, check_choice
 from zoo.precision import full_precision, to_float32
 
 DepthSource = Literal["predicted", "known"]
@@ -68,6 +68,12 @@ class RayRoPE(PerViewEncoding):
         check_choice("depth", depth, DepthSource)
         self.positions = RayPositions(points, rays, depth_encoding, float(freq_base))
         self.depth, self.predicts_width = depth, predicts_width
+        if not self.rotates_by_depth and (depth == "known" or not predicts_width):
+            raise InputError(
+                "depth and predicts_width have no effect without d_pj or d_3d in points: leave them out, or name one"
+            )
+        if depth_encoding != "d" and not {"0_pj", "d_pj"} & set(points.split("+")):
+            raise InputError("depth_encoding has no effect without 0_pj or d_pj in points: leave it out, or name one")
         self.layers: nn.ModuleDict | None = None
 
     @property
