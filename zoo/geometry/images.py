@@ -10,7 +10,7 @@ from zoo.geometry.base import check_size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-BRIGHTEST = 2.0  # images are in 0..1, and resizing overshoots a little
+DARKEST, BRIGHTEST = -0.5, 2.0  # images are in 0..1, and resizing overshoots a little
 
 
 def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
@@ -39,8 +39,11 @@ def check_range(images: Tensor, model: str) -> None:
     Raises:
         ValueError: They don't; the message names the model.
     """
-    if not images.is_meta and images.numel() and images.amax() > BRIGHTEST:
-        raise ValueError(f"{model} needs images in 0..1, got values up to {float(images.amax()):.4g}: divide by 255")
+    if not images.is_meta and ((images < DARKEST) | (images > BRIGHTEST)).any():
+        low, high = torch.stack(images.aminmax()).tolist()
+        raise ValueError(
+            f"{model} needs images in 0..1, got {low:.4g} to {high:.4g}: divide by 255, or undo a normalization"
+        )
 
 
 def select_frames(values: Shaped[Tensor, "B S ..."], frames: Int[Tensor, "B chosen"]) -> Shaped[Tensor, "B chosen ..."]:

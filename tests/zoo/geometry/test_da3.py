@@ -260,7 +260,10 @@ def test_bad_input_is_one_line(model: DA3) -> None:
     trunk = DA3.from_official({"net": model.config["net"]}, model.official_state_dict())
     for run, message in (
         (lambda: model(torch.rand(1, 2, 3, 30, 42)), "42 x 30 pixels: .*multiples of 14; .*42 x 28$"),
-        (lambda: model(255 * images), "Depth Anything 3 needs images in 0..1, .*divide by 255$"),
+        (
+            lambda: model(255 * images),
+            "Depth Anything 3 needs images in 0..1, .*: divide by 255, or undo",
+        ),
         (lambda: model(images, heads=("point",)), "heads point: choose from camera, depth, ray$"),
         (lambda: trunk(images, heads=("depth",)), "has no depth head: it has no heads$"),
         (lambda: hash_model(metric_config())(images, heads=("ray",)), "has no ray head: it has depth$"),
