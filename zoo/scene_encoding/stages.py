@@ -13,14 +13,13 @@ from zoo.backbones.base import Backbone, VisualTokens
 from zoo.cameras import Cameras
 from zoo.cameras.patch_cameras import stack_cameras
 from zoo.cameras.scene_geometry import SceneGeometry
-from zoo.cameras.window import Window
 from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Fusion
-from zoo.geometry.base import GeometryEncoder, covers, encoder_frames
-from zoo.geometry.cached import check_grid
+from zoo.geometry.base import GeometryEncoder
 from zoo.scene_encoding.encoded_scene import SceneCameras
-from zoo.scene_encoding.geometry_reader import EVERY_FRAME, geometry_of_frames, shown_frames
+from zoo.scene_encoding.encoder_view import under_tower, view_of_encoder
+from zoo.scene_encoding.geometry_reader import EVERY_FRAME, shown_frames
 from zoo.scene_encoding.scene_cameras import add_scene_statistics
 from zoo.seams import check_count, check_shape
 from zoo.sequences.batch import Batch
@@ -74,23 +73,15 @@ def encode_geometry(
     shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
     windows = {i: scene.tower_window for i, scene in enumerate(scenes)}
     if rest := [i for i in range(len(scenes)) if i not in found]:
-        frames = [None if (own := scenes[i].frames) is None else own[shown[i]] for i in rest]
-        if encoder.requires_frames and any(each is None for each in frames):
+        if encoder.requires_frames and any(scenes[i].frames is None for i in rest):
             name = type(encoder.meta_encoder).__name__
             raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        read = [
-            None if each is None else encoder_frames(each, patch_size, encoder.patch_size, scenes[i].grid_thw[1:])
-            for i, each in zip(rest, frames, strict=True)
-        ]
-        given = [None if (known := dataset[i]) is None else known[shown[i]] for i in rest]
-        for k, (i, own) in enumerate(zip(rest, read, strict=True)):
-            if own is not None:
-                check_grid(encoder, own, scenes[i].grid_thw[1:])
-                windows[i] = windows[i] or patches_under_tower(own, scenes[i].grid_thw[1:], encoder.patch_size)
-                given[k] = geometry_of_frames(given[k], own, windows[i])
-        computed = encoder(read, given, tokens=tokens, cameras=cameras)
+        views = [view_of_encoder(encoder, scenes[i], shown[i], patch_size) for i in rest]
+        frames, given, own_windows = (list(each) for each in zip(*views, strict=True))
+        windows |= dict(zip(rest, own_windows, strict=True))
+        computed = encoder(frames, given, tokens=tokens, cameras=cameras)
         check_count(encoder.meta_encoder, "scenes", computed, len(rest))
-        for own, each in zip(read, computed, strict=True):
+        for own, each in zip(frames, computed, strict=True):
             _check_geometry(encoder, each, None if own is None else len(own), tokens)
         found |= dict(zip(rest, computed, strict=True))
     for i, window in windows.items():
@@ -110,41 +101,6 @@ def encode_geometry(
             assert source is not None
             found[i] = found[i].with_tokens_of(source)
     return [found[i] for i in range(len(scenes))]
-
-
-def patches_under_tower(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], patch_size: int) -> Window | None:
-    """Return what an encoder's frames show without the row and column of patches beyond the tower's, see `covers`.
-
-    Args:
-        frames: The encoder's.
-        grid: Rows and columns of the tower's patches.
-        patch_size: Of the encoder, in pixels.
-
-    Returns:
-        None if the frames have no such row or column.
-    """
-    height, width = frames.shape[-2:]
-    rows, columns = (side * patch_size for side in grid)
-    if (height, width) == (rows, columns) or not covers(grid, (height // patch_size, width // patch_size)):
-        return None
-    return Window(height, width, 0, 0, rows, columns)
-
-
-def under_tower(geometry: SceneGeometry, window: Window, grid: tuple[int, int], patch_size: int) -> SceneGeometry:
-    """Return the geometry of what the tower sees of an encoder's frames.
-
-    3D tokens stay under the tower's patches of the same row and column, as the published models place them.
-
-    Args:
-        geometry: By the encoder.
-        window: What of the encoder's frames the tower sees.
-        grid: Rows and columns of the tower's patches.
-        patch_size: Of the encoder, in pixels.
-    """
-    cropped = window.crop(geometry, (grid[0] * patch_size, grid[1] * patch_size))
-    if cropped.patches is not None:
-        cropped.patches = cropped.patches[:, : grid[0], : grid[1]]
-    return cropped
 
 
 class FusedScene(NamedTuple):

@@ -16,15 +16,14 @@ from zoo.cameras.teacher_targets import TeacherTarget, TeacherTargets
 from zoo.cameras.window import Window
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.geometry.base import GeometryEncoder, encoder_frames, resample_frames
+from zoo.geometry.base import GeometryEncoder, resample_frames
 from zoo.geometry.cache import GeometryCache
-from zoo.geometry.cached import CachedGeometry, check_grid
+from zoo.geometry.cached import CachedGeometry
 from zoo.geometry.scale import ScaleSource
 from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
 from zoo.precision import full_precision
 from zoo.requirements import DataRequirements
-from zoo.scene_encoding.geometry_reader import geometry_of_frames
-from zoo.scene_encoding.stages import patches_under_tower, under_tower
+from zoo.scene_encoding.encoder_view import patches_under_tower, under_tower, view_of_encoder
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 from zoo.weights.deferred import load_deferred
@@ -142,22 +141,19 @@ class Teacher(Configurable):
         every_patch = slice(None, None, TEMPORAL_PATCH_SIZE)
         frames, given, windows = [], [], []
         for scene in scenes:
-            if scene.frames is None:
+            view = view_of_encoder(encoder, scene, every_patch, patch_size)
+            if view.frames is None:
                 raise InputError("--model.teacher needs the frames of each video")
-            grid = scene.grid_thw[1:]
-            shown = encoder_frames(scene.frames[every_patch], patch_size, encoder.patch_size, grid)
-            check_grid(encoder, shown, grid)
-            covered = patches_under_tower(shown, grid, encoder.patch_size)
+            covered = patches_under_tower(view.frames, scene.grid_thw[1:], encoder.patch_size)
             if self.wanted["tokens"] and scene.tower_window not in (None, covered):
                 raise InputError(
                     "--model.objectives: Distillation learns tokens of what the vision tower sees, and of --data."
                     "still_resize FixedWidthStills a tower with patches of another size sees less than the teacher: "
                     "leave one of them out"
                 )
-            known = None if scene.geometry is None else scene.geometry[every_patch]
-            windows.append(scene.tower_window or covered)
-            given.append(geometry_of_frames(known, shown, windows[-1]))
-            frames.append(shown)
+            frames.append(view.frames)
+            given.append(view.geometry)
+            windows.append(view.window)
         if frames[0].device != self._device:
             encoder.to(frames[0].device)
             self._device = frames[0].device

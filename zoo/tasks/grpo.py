@@ -133,8 +133,8 @@ class GRPO(Algorithm):
             "reward_scale batch, which compares a step's rewards": self.reward_scale == "batch",
             "aggregation normalize_then_sum, which compares a step's rewards": self.aggregation == "normalize_then_sum",
         }
-        if task.trainer.accumulate_grad_batches > 1 and any(of_step.values()):
-            option = next(name for name, is_chosen in of_step.items() if is_chosen)
+        option = next((name for name, is_chosen in of_step.items() if is_chosen), None)
+        if task.trainer.accumulate_grad_batches > 1 and option is not None:
             raise InputError(f"--model.algorithm.{option}: leave --trainer.accumulate_grad_batches at 1")
         if self.beta:
             self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
