@@ -53,9 +53,8 @@ def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, roo
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
-    if strategy == "fsdp2":
-        run(tmp_path, "export", "--out", "exported")
-        assert (tmp_path / "exported" / "model.safetensors").exists()
+    run(tmp_path, "export", "--out", "exported")
+    assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
 GRPO = [

@@ -262,7 +262,7 @@ def test_bad_input_is_one_line(model: DA3) -> None:
         (lambda: model(torch.rand(1, 2, 3, 30, 42)), "42 x 30 pixels: .*multiples of 14; .*42 x 28$"),
         (
             lambda: model(255 * images),
-            "Depth Anything 3 needs images in 0..1, .*: divide by 255, or undo",
+            "Depth Anything 3 needs images in 0..1, .*divide by 255, or undo a normalization$",
         ),
         (lambda: model(images, heads=("point",)), "heads point: choose from camera, depth, ray$"),
         (lambda: trunk(images, heads=("depth",)), "has no depth head: it has no heads$"),
