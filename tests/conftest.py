@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from tests import signatures
 
+gc.disable()  # all that is imported stays, and to look through it again and again takes a fourth of the time
 signatures.check_signatures()
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
@@ -27,6 +29,12 @@ if sys.platform == "linux":  # a forked process ends with the tests: one that ha
     os.register_at_fork(after_in_child=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
 
 ROOMS = (6, 2, 3)  # scenes of each split
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from here on, and not among what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup() -> None:

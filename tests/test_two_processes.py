@@ -17,7 +17,7 @@ import torch
 import main
 from callbacks.first_losses import read_losses
 from tests.callbacks.breakable import LAUNCHERS
-from tests.cli import weights
+from tests.cli import Run, weights
 
 REPOSITORY = Path(main.__file__).parent
 SMALL = [
@@ -28,7 +28,7 @@ SMALL = [
 ]
 
 
-def run(folder: Path, *words: str) -> None:
+def launch(folder: Path, *words: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}  # for parts of the tests
     command = [sys.executable, str(REPOSITORY / "main.py"), *words]
@@ -41,19 +41,19 @@ def results(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
-def test_two_processes_train_and_score_as_one(strategy: str, tmp_path: Path, rooms_root: Path) -> None:
+def test_two_processes_train_and_score_as_one(strategy: str, run: Run, tmp_path: Path, rooms_root: Path) -> None:
     data = ["--data.source.root", str(rooms_root)]
     two = ["--trainer.devices", "2", "--trainer.strategy", strategy]
-    run(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
+    launch(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
     (folder,) = (tmp_path / "runs").iterdir()  # both processes wrote into the same one
     assert len(read_losses(folder)) == 2  # of steps, not of batches
-    run(tmp_path, "test", *two)
+    launch(tmp_path, "test", *two)
     together = results(folder)
-    run(tmp_path, "test", "--trainer.devices", "1", "--trainer.strategy", "auto")
+    run("test", "--trainer.devices", "1", "--trainer.strategy", "auto", sized=False)
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
-    run(tmp_path, "export", "--out", "exported")
+    run("export", "--out", "exported", sized=False)
     assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
@@ -71,7 +71,7 @@ def test_grpo_in_shards_learns_as_in_copies(tmp_path: Path, rooms_root: Path) ->
     found = {}
     for strategy in ("ddp", "fsdp2"):
         words = ("--trainer.strategy", strategy, "--trainer.default_root_dir", f"runs/{strategy}")
-        run(tmp_path, *learn, *words)
+        launch(tmp_path, *learn, *words)
         found[strategy] = weights(tmp_path / "runs" / strategy)
     for name, tensor in found["ddp"].items():
         torch.testing.assert_close(found["fsdp2"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
@@ -84,12 +84,13 @@ def test_grpo_in_shards_learns_as_in_copies(tmp_path: Path, rooms_root: Path) ->
 def test_grpo_in_two_processes_resumes_exactly(strategy: str, tmp_path: Path, rooms_root: Path) -> None:
     """Samples, losses and weights; the control: two steps are not four."""
     learn = [*GRPO, "--data.source.root", str(rooms_root), "--trainer.max_steps", "4", "--trainer.strategy", strategy]
-    run(tmp_path, *learn, "--trainer.default_root_dir", "runs/whole")
+    launch(tmp_path, *learn, "--trainer.default_root_dir", "runs/whole")
     stop = ["--trainer.callbacks+", "tests.callbacks.stopping.StopAfterStep", "--trainer.callbacks.step", "2"]
-    run(tmp_path, *learn, *stop, "--trainer.default_root_dir", "runs/parts")
+    launch(tmp_path, *learn, *stop, "--trainer.default_root_dir", "runs/parts")
     whole, half = (weights(tmp_path / "runs" / name) for name in ("whole", "parts"))
     assert any(not torch.equal(whole[name], tensor) for name, tensor in half.items())
-    run(tmp_path, *learn, "--ckpt_path", "runs/parts/checkpoints/last.ckpt", "--trainer.default_root_dir", "runs/parts")
+    resume = ["--ckpt_path", "runs/parts/checkpoints/last.ckpt", "--trainer.default_root_dir", "runs/parts"]
+    launch(tmp_path, *learn, *resume)
     ended = weights(tmp_path / "runs/parts")
     assert all(torch.equal(ended[name], tensor) for name, tensor in whole.items())
 

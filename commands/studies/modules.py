@@ -122,8 +122,11 @@ class Module:
     @property
     def digests(self) -> set[str]:
         """A digest of each of its statements, and of each file that it reads."""
-        statements = (each.encode(errors="backslashreplace") for each in self.statements)
-        return set(map(fingerprint, [*statements, *(path.read_bytes() for path in self.data)]))
+        return self._statement_digests | {fingerprint(path.read_bytes()) for path in self.data}
+
+    @cached_property
+    def _statement_digests(self) -> set[str]:
+        return {fingerprint(each.encode(errors="backslashreplace")) for each in self.statements}
 
 
 class Modules:
