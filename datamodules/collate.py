@@ -158,7 +158,7 @@ class TrainingCollate(Collate):
         parts: See `Collate`.
 
     Raises:
-        InputError: An attention that takes no mask of several scenes.
+        InputError: A decoder in which scenes can't share a sequence.
     """
 
     def __init__(
@@ -166,16 +166,8 @@ class TrainingCollate(Collate):
     ) -> None:
         super().__init__(*parts, requires_targets=True, **named_parts)
         self.tokens_per_sequence, self.pack_scenes = tokens_per_sequence, pack_scenes
-        if pack_scenes and self.builder.rules.is_hybrid:
-            raise InputError(
-                "--data.pack_scenes: Gated DeltaNet layers (Qwen3.5) carry their state from one scene into the next, "
-                "whatever the mask: leave it out"
-            )
-        if pack_scenes and not self.builder.rules.packs_questions:
-            raise InputError(
-                "--data.pack_scenes: this attention takes no mask of several scenes, choose "
-                "--model.backbone.attn_implementation flex_attention on a GPU, or sdpa"
-            )
+        if pack_scenes:
+            self.builder.rules.check_scene_packing()
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
         return self.wording.chat(question, media_of(scene), with_answers=True)

@@ -57,7 +57,10 @@ MODELS = [  # configs, and objectives
     ),
     *(pytest.param((name, QWEN3), marks=pytest.mark.slow) for name in ("qwen3_vl.yaml", "prope.yaml")),
     pytest.param(("spatial_mllm.yaml", QWEN3, "MaskedViews"), marks=pytest.mark.slow),
-    *(pytest.param((name, QWEN35), marks=pytest.mark.slow) for name in ("qwen3_5.yaml", "prope.yaml")),
+    *(
+        pytest.param((name, QWEN35), marks=pytest.mark.slow)
+        for name in ("qwen3_5.yaml", "prope.yaml", "spatial_mllm.yaml", "concat_split.yaml")
+    ),
 ]
 
 

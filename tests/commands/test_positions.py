@@ -63,12 +63,12 @@ def test_the_layers_of_a_subset_are_printed(monkeypatch, capsys) -> None:
         return {"class_path": "LayerSubset", "init_args": {"encoding": prope, "layers": layers}}
 
     linear = {"class_path": "DeltaNetLayers", "init_args": {"encoding": subset("even", apply_to="vo")}}
-    encodings = json.dumps([subset([3]), linear])
+    encodings = json.dumps([subset([4]), linear])
     words = ("--config", "qwen3_5.yaml", "--model.camera_encoding", "Compose")
     monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words, f"--model.camera_encoding.encodings={encodings}"])
     main.main()
     text = capsys.readouterr().out
-    assert "PRoPE acts in layers 3\n" in text and "PRoPE acts in layers 0, 2\n" in text
+    assert "PRoPE acts in layers 4\n" in text and "PRoPE acts in layers 2\n" in text
 
 
 def test_the_pose_takes_channels_of_time(monkeypatch, capsys) -> None:
@@ -87,7 +87,7 @@ def test_layers_of_both_kinds_are_printed(monkeypatch, capsys) -> None:
     assert found["camera, v"] == found["camera, o"] == set(range(32)) and found["camera, q"] == set()
     monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words])
     main.main()
-    assert "full attention: layers 3; Gated DeltaNet: layers 0-2\n" in capsys.readouterr().out
+    assert "full attention: layers 0, 4; Gated DeltaNet: layers 1-3\n" in capsys.readouterr().out
 
 
 def test_numbers_are_written_as_ranges() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from tests.zoo import asking, showing
@@ -160,6 +161,22 @@ def test_keys_of_each_view_are_turned_in_full_attention_alone() -> None:
     assert grads[0].any() and not grads[1].any()  # of the last layer, whose views no word sees
     with pytest.raises(InputError, match="RayRoPE changes what views read .* reaches no answer"):
         SpatialVLM(tiny(), camera_encoding=RayRoPE(channels=UnrotatedChannels()))
+
+
+def test_a_prompt_with_cameras_is_read_in_one_call() -> None:
+    """Behind a filled cache the state and the convolution's inputs would be those of the second part alone."""
+    model = SpatialVLM(tiny(), camera_encoding=DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo")))
+    given = showing.batch(model, [SAMPLES["a video"], SAMPLES["two videos"]])
+    layer = model.backbone.decoder.layers[0].linear_attn
+    cache = DynamicCache(config=model.backbone.vlm.config.text_config)
+    calls: list[dict[str, Any]] = []
+    layer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    model.logits(**given, cameras=cameras(1))
+    prompt = calls[0] | {"cache": cache}
+    layer(**prompt)
+    with pytest.raises(ValueError, match="reads a prompt in one call"):
+        layer(**prompt)
+    layer(**prompt | {"camera_encoding": None})  # the control
 
 
 def test_optional_kernels_run_in_place_of_the_functions_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,8 @@ class DeltaNetLayers(EncodingWrapper):
                 raise InputError(
                     f"DeltaNetLayers: {type(part).__name__} multiplies queries and keys by matrices that are not "
                     "orthogonal, and the delta rule multiplies keys with keys, where they do not cancel: set apply_to "
-                    "vo, or take GTA with pose_component rotation"
+                    "vo, or take GTA with pose_component rotation; a class of your own whose matrices are orthogonal "
+                    "says so by is_orthogonal, or keeps_rotations of a MatrixEncoding"
                 )
         self.head: HeadLayout | None = None
 
@@ -72,7 +73,7 @@ class DeltaNetLayers(EncodingWrapper):
         return {(f"{LINEAR} {term}", channel) for term, channel in self.encoding.touched_channels(own)}
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        if decoder.linear is None:
+        if decoder.linear is None or not decoder.linear.layers:
             raise InputError("DeltaNetLayers: this decoder has no Gated DeltaNet layers: take a Qwen3.5")
         self.head = decoder.linear.head
         for part in _leaves(self.encoding):

@@ -145,7 +145,7 @@ class UnrotatedChannels(ChannelPlacement):
 
 
 class TemporalSection(ChannelPlacement):
-    """The channels of mRoPE's T section, as RoPE pairs (c, c + D/2), before RoPE.
+    """The channels of mRoPE's T section, as RoPE pairs (c, c + F), before RoPE.
 
     If all views of a clip share one time position, RoPE rotates all of their tokens there by the same angles, which
     cancel: the invariances to a change of world and to a shift of all positions are both exact. A clip is one video;
@@ -165,7 +165,7 @@ class TemporalSection(ChannelPlacement):
 
 
 class Frequencies(ChannelPlacement):
-    """Some frequencies of one mRoPE section, as RoPE pairs (c, c + D/2), before RoPE: P x I_2 on four pairs.
+    """Some frequencies of one mRoPE section, as RoPE pairs (c, c + F), before RoPE: P x I_2 on four pairs.
 
     RoPE rotates the four pairs of a group by different angles, so it commutes with the camera only approximately: the
     invariance to a shift of all positions is exact, the invariance to a change of world has `commutation_error`. With

@@ -70,7 +70,12 @@ class SequenceBuilder:
             scenes: Of the batch.
             max_tokens: Most tokens of a sequence with several questions, or of one with several scenes.
             packs_scenes: Whether scenes share sequences.
+
+        Raises:
+            InputError: They may not, see `SequenceRules.check_scene_packing`.
         """
+        if packs_scenes:
+            self.rules.check_scene_packing()
         rows, scene_of, group = list(rows), list(scene_of), None
         if self.rules.packs_questions:
             packed = pack_questions(rows, scene_of, self.rules.placeholders.visual, max_tokens)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from zoo.cameras.patch_cameras import MergedCamera
+from zoo.errors import InputError
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.scene_inputs import Grid
 from zoo.sequences.sequence_layout import Placeholders
@@ -60,3 +61,20 @@ class SequenceRules:
     may_predict_cameras: bool
     only_predicted_cameras: bool
     vision: VisionRules
+
+    def check_scene_packing(self) -> None:
+        """Check that several scenes may share a sequence.
+
+        Raises:
+            InputError: Layers that no mask divides, or an attention that takes none of several scenes.
+        """
+        if self.is_hybrid:
+            raise InputError(
+                "--data.pack_scenes: Gated DeltaNet layers (Qwen3.5) carry their state from one scene into the next, "
+                "whatever the mask: leave it out"
+            )
+        if not self.packs_questions:
+            raise InputError(
+                "--data.pack_scenes: this attention takes no mask of several scenes, choose "
+                "--model.backbone.attn_implementation flex_attention on a GPU, or sdpa"
+            )

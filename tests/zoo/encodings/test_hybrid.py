@@ -26,6 +26,7 @@ from zoo.encodings import (
     HeadSubset,
     LayerSubset,
     PoseALiBi,
+    PoseIndex,
     PRoPE,
     RayEncoding,
     RayRoPE,
@@ -201,6 +202,7 @@ def rotations(**options: Any) -> GTA:
 REFUSED: list[tuple[Callable[[], CameraEncoding], str]] = [
     (lambda: DeltaNetLayers(PoseALiBi()), "PoseALiBi acts on no channels of a Gated DeltaNet head"),
     (lambda: DeltaNetLayers(ValueRoPE()), "ValueRoPE acts on no channels"),
+    (lambda: DeltaNetLayers(PoseIndex()), "PoseIndex changes position ids, which all layers"),
     (lambda: DeltaNetLayers(PRoPE(ExtraChannels(), apply_to="vo")), "PRoPE acts on no channels"),
     (lambda: DeltaNetLayers(RayRoPE()), "RayRoPE turns keys anew for each view .* beside DeltaNetLayers"),
     (lambda: DeltaNetLayers(LayerSubset(URoPE())), "URoPE turns keys anew"),
@@ -226,6 +228,8 @@ def test_what_does_not_fit_is_an_error(make: Callable[[], CameraEncoding], messa
 
 
 def test_a_decoder_of_one_kind_is_refused() -> None:
+    with pytest.raises(InputError, match="no Gated DeltaNet layers"), torch.device("meta"):
+        SpatialVLM(TinyQwen35(layers=1), camera_encoding=DeltaNetLayers(rotations()))
     for make, message in (
         (lambda: DeltaNetLayers(rotations()), "no Gated DeltaNet layers: take a Qwen3.5"),
         (lambda: PRoPE(UnrotatedChannels()), "rotates 32 of the 32 channels"),

@@ -49,8 +49,12 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
             **kwargs: Other arguments of the stock forward.
 
         Raises:
-            ValueError: The encoding has another number of tokens.
+            ValueError: The encoding has another number of tokens, or comes behind the first call with a cache.
         """
+        if camera_encoding is not None and cache is not None and cache.has_previous_state(self.layer_idx):
+            raise ValueError(
+                "a camera encoding in a Gated DeltaNet layer reads a prompt in one call: its cache is filled"
+            )
         if isinstance(attention_mask, str):
             step: Tensor = super().forward(hidden_states.transpose(0, 1), cache=cache, **kwargs)
             return step.transpose(0, 1)
