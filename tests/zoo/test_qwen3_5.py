@@ -16,7 +16,7 @@ from tests.zoo import showing
 from tests.zoo.released import GOLDEN, loss_of
 from tests.zoo.showing import SAMPLES
 from tests.zoo.stock import SHOWN, compare_with_stock, greedy_as_stock
-from zoo import InputError, PretrainedQwen3VL, PretrainedQwen35, SpatialVLM, TinyQwen3VL, TinyQwen35
+from zoo import InputError, LoRA, PretrainedQwen3VL, PretrainedQwen35, SpatialVLM, TinyQwen3VL, TinyQwen35
 from zoo.backbones.qwen3_5.preprocessor import Qwen35Preprocessor
 from zoo.backbones.qwen3_5.tiny import tiny_preprocessor, tiny_processor
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
@@ -109,6 +109,20 @@ def test_a_folder_goes_out_and_comes_back(tmp_path: Path) -> None:
     assert load_file(tmp_path / "twice/model.safetensors").keys() == tensors.keys()
     for path in folder.glob("*.json"):
         assert path.read_bytes() == (tmp_path / "twice" / path.name).read_bytes(), path.name
+
+
+def test_adapters_of_both_kinds_of_layers_are_merged_into_the_folder(tmp_path: Path) -> None:
+    model = SpatialVLM(tiny(), lora=LoRA(r=2))
+    given = showing.batch(model, [SAMPLES["a video"]])
+    before = showing.logits(model, given)[0]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    export_model(model, tmp_path)
+    found = SpatialVLM(PretrainedQwen35(str(tmp_path), dtype="float32"))
+    torch.testing.assert_close(showing.logits(found, given)[0], showing.logits(model, given)[0], rtol=0, atol=1e-4)
+    assert (showing.logits(found, given)[0] - before).abs().max() > 1e-3  # the control
 
 
 def test_folders_of_other_kinds_are_refused(tmp_path: Path) -> None:
