@@ -10,8 +10,9 @@ __getattr__, __all__ = lazy_exports(
     {
         "augmentations": ["Augmentation", "RandomFocalLength"],
         "perturbations": [
-            *("FramesOnOtherCameras", "LongerFocalLength", "OtherCameras", "OtherGeometry", "Perturbation"),
-            *("ReversedFrames", "ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
+            *("FramesAtOtherCenters", "FramesOnOtherCameras", "LongerFocalLength", "OtherCameras", "OtherGeometry"),
+            *("Perturbation", "ReversedFrames", "ShuffledFrameNumbers", "ShuffledFrames"),
+            *("WrongFocalLength", "ZeroGeometry"),
         ],
         "resize": ["PixelBounds"],
         "samplers": [

@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from datamodules import (
+    FramesAtOtherCenters,
     FramesOnOtherCameras,
     LongerFocalLength,
     OtherCameras,
@@ -40,6 +41,7 @@ A, B = scene("a", steps=4), scene("b", steps=4, seed=1)
 PERTURBATIONS: dict[str, Perturbation] = {
     "cameras": OtherCameras(),
     "frames on other cameras": FramesOnOtherCameras(),
+    "frames at other centers": FramesAtOtherCenters(),
     "intrinsics": WrongFocalLength(0.2),
     "field of view": LongerFocalLength(1.4),
     "shuffled": ShuffledFrames(),
@@ -65,6 +67,7 @@ def content(loaded: LoadedScene) -> dict[str, Tensor]:
     [
         ("cameras", {"world_to_camera"}),  # the intrinsics of both scenes are equal
         ("frames on other cameras", {"frames", "depth"}),
+        ("frames at other centers", {"frames", "depth", "world_to_camera"}),
         ("intrinsics", {"K_normalized"}),
         ("field of view", {"K_normalized", "frames", "depth"}),
         ("shuffled", {"world_to_camera", "depth", "frames", "frame_indices"}),
@@ -104,6 +107,16 @@ def test_no_token_keeps_its_camera(steps: int) -> None:
             second == first + 1 and first % 2 == 0 for first, second in zip(order[::2], order[1::2], strict=True)
         )
         assert steps == 1 or not after.has_true_cameras  # which camera prediction must not be compared with
+
+
+def test_frames_at_other_centers_look_in_the_same_directions() -> None:
+    after = FramesAtOtherCenters()(A, lambda: B)
+    order = [next(i for i, own in enumerate(A.frames) if own.equal(frame)) for frame in after.frames]
+    assert not any(place == frame for place, frame in enumerate(order)) and not after.has_true_cameras
+    given, found = A.geometry.world_to_camera, after.geometry.world_to_camera
+    assert found[:, :3, :3].equal(given[order, :3, :3]) and not found[:, :3, :3].equal(given[:, :3, :3])
+    centers = [torch.linalg.inv(poses)[:, :3, 3] for poses in (given, found)]
+    assert torch.allclose(*centers, atol=1e-5)
 
 
 def test_cameras_of_a_shorter_scene_start_again() -> None:

@@ -98,7 +98,7 @@ class PerViewAttention(EncodedCameras):
     def __init__(self, cameras: Cameras, channels: Channels, transform_values: bool, is_causal: bool) -> None:
         self.index = cameras.required("index")
         super().__init__(self.index.shape[1])
-        self.channels, self.rotates_values = channels, transform_values
+        self.channels, self.rotates_values, self.is_causal = channels, transform_values, is_causal
         assert cameras.token_runs is not None
         num_rows, length = self.index.shape
         calls = attention_calls(cameras.token_runs.views, num_rows, length, is_causal)
@@ -153,8 +153,8 @@ class PerViewAttention(EncodedCameras):
 
     def _mask(self, number: int, mask: Any) -> Any:
         call = self.calls[number]
-        if mask is None and call.blocks[0][1] == call.blocks[-1][1] == 0:
-            return None  # of the first tokens: causal attention, for which there are faster kernels
+        if mask is None and (not self.is_causal or call.blocks[0][1] == call.blocks[-1][1] == 0):
+            return None  # of all tokens, or causal attention of the first ones, for which there are faster kernels
         if mask is None or isinstance(mask, Tensor):
             return call.mask(mask)
         if (key := (id(mask), number)) not in self.masks:

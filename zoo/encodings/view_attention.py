@@ -56,8 +56,8 @@ class ViewAttention(ViewMixer):
         super().__init__()
         if head_dim < 8 or head_dim % 8 or width % head_dim:
             raise InputError(
-                f"head_dim={head_dim} does not fit ViewAttention with {width} channels: choose a multiple of 8 that "
-                "divides them"
+                f"head_dim={head_dim} does not fit {type(self).__name__} with {width} channels: choose a multiple of 8 "
+                "that divides them"
             )
         if isinstance(encoding, RayEncoding):
             raise InputError("ViewAttention takes one matrix per camera, RayEncoding has one per token: use GTA")

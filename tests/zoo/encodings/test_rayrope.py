@@ -69,6 +69,7 @@ def test_matches_official_attention(case: str) -> None:
     own, seen = rayrope_coefficients(
         *(tensors[name] for name in ("world_to_camera", "K_px", "predicted_d")),
         head_dim=config["head_dim"],
+        transform_values=config["apply_vo"],
         **arguments(config),
         **sources(tensors),
     )

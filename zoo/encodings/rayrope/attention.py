@@ -124,9 +124,10 @@ def rayrope_coefficients(
     image_height: int | float,
     known_depth: Float[Tensor, "B n height width 1"] | None = None,
     keys: KeyViews | None = None,
+    transform_values: bool = True,
     **positions: Any,
 ) -> tuple[CosSin, list[CosSin]]:
-    """Compute the rotations of `rayrope_attention`.
+    """Compute the rotations of `rayrope_attention`, by its options.
 
     Args:
         world_to_camera: See there.
@@ -139,6 +140,7 @@ def rayrope_coefficients(
         image_height: See there.
         known_depth: See there.
         keys: See there.
+        transform_values: See there; they are the same with and without.
         positions: Of `RayPositions`.
 
     Returns:

@@ -77,10 +77,9 @@ class RayAttention(ViewAttention):
         encoded = encoding.encode_canonical(encoding.canonical(located), self.head, dtype, is_causal=False)
         acting = encoded.at_layer(0, hidden, (hidden, hidden))
         assert acting is not None
-        everything = torch.ones(len(q), 1, 1, q.shape[2], dtype=torch.bool, device=q.device)
-        mask = (everything if keys is None else keys).expand(-1, -1, q.shape[2], -1)
+        mask = None if keys is None else keys.expand(-1, -1, q.shape[2], -1)
         return acting.attend(_attention, q, k, v, mask)[0].transpose(1, 2)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, None]:
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
     return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2), None
