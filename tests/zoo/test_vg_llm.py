@@ -106,6 +106,17 @@ def test_the_names_of_the_tensors_tell_the_layouts_apart() -> None:
         load_vg_llm(meta["config"], official)
 
 
+def test_a_first_release_without_its_geometry_is_no_plain_qwen() -> None:
+    """Its config says that there is one."""
+    meta, _ = load_case("vg_llm/first_release/images3_cropped")
+    others = ("vggt.", "merger.")
+    backbone = {name: value for name, value in official_weights(meta).items() if not name.startswith(others)}
+    with pytest.raises(InputError, match="missing: .*vggt"):
+        load_vg_llm(meta["config"], backbone)
+    meta["config"]["qwen"]["use_vggt_feature"] = False
+    assert load_vg_llm(meta["config"], backbone).geometry is None
+
+
 def test_what_is_missing_has_its_official_name_and_a_tied_head_may_be_there() -> None:
     meta, t = load_case(CROPPED)
     official = official_weights(meta)
