@@ -144,6 +144,14 @@ def test_merger_and_fusion_by_themselves() -> None:
         official_fusion(load_case("vg_llm/fusions/add_average")[0]["config"], official)
 
 
+@pytest.mark.parametrize("method", ["concat", "gated", "weighted", "cross_attention"])
+def test_ways_of_fusing_that_were_never_released_are_refused(method: str) -> None:
+    meta, _ = load_case(f"vg_llm/fusions/{method}")
+    official = {name: init_(name, torch.empty(shape)) for name, shape in meta["param_names"].items()}
+    with pytest.raises(InputError, match=f"feature_fusion_method '{method}' in the config: only 'add' is supported"):
+        official_fusion(meta["config"], official)
+
+
 def test_the_merger_starts_at_random_and_is_no_plain_qwen() -> None:
     torch.manual_seed(0)
     fusion = PatchMergerFusion(16, 8, hidden=512)
