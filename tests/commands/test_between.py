@@ -244,6 +244,7 @@ def test_fewer_frames_are_found_between_protocols_of_a_trained_model(run: Run, t
         assert float(change) < -10 and float(interval.split(" to ")[1]) < 0
     for name in ("model.max_new_tokens", "data.sampler"):
         assert rows[name][3:] == ["+0.0", "+0.0 to +0.0", "0", "0", "no effect"]
-    fewer = f"{sizes} --data.subset 20"
-    again = run("between", "protocol_spatial_mllm.yaml", "planted.yaml", "--options", fewer, sized=False)
-    assert "Of 20 questions" in again and not [*tmp_path.glob("runs/between/*/*/*/test-*")]
+    (first,) = tmp_path.glob("runs/between/*/*/first")
+    switched = yaml.safe_load((first / "protocol_switched.yaml").read_text())
+    again = run_test(first, trained, switched, f"{sizes} --data.subset 20")
+    assert len(again.answers) == 20 and not [*first.glob("test-*")]  # as beside a finished test with other settings
