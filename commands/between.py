@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,7 @@ from commands.studies.switches import SCORER, config_of_parts, differing_parts, 
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint
+from zoo.versions import zoo_version
 from zoo.weights.saved_models import config_of
 
 HEADLINE = "All macro"
@@ -124,7 +126,7 @@ def between(arguments: list[str]) -> None:
 
 
 def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -> Run:
-    """Test a run by a config, unless the folder holds this test.
+    """Test a run by a config, unless the folder holds this test by this version of the code; remove another one.
 
     Raises:
         InputError: The test has failed; names its log.
@@ -134,18 +136,19 @@ def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -
     weights = ("--ckpt_path", str(checkpoint)) if checkpoint.exists() else ()
     words = ("test", "--config", str(run / CONFIG), "--config", str(file), *shlex.split(options), *weights)
     words = (*words, "--trainer.default_root_dir", str(folder))
-    asked, tested = folder / "command.txt", f"{shlex.join(words)}\n{text}"
+    asked, tested = folder / "command.txt", f"{shlex.join(words)}\n{text}# code {zoo_version()}\n"
     if weights:
         tested += f"# weights {file_fingerprint(checkpoint)}\n"
     is_there = asked.exists() and asked.read_text(encoding="utf-8") == tested
+    if file.exists() and not is_there:
+        shutil.rmtree(folder)  # beside a finished test, `test` would put this one into a folder inside
     if not (is_there and (folder / METRICS).exists()):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / METRICS).unlink(missing_ok=True)
         write_whole(file, text)
+        write_whole(asked, tested)  # before the test, so that an interrupted one goes on
         print(f"testing {folder}", flush=True)
         if (error := main_py(folder / LOG, Launch(), *words)) is not None:
             raise InputError(f"{folder}: {error}")
-        write_whole(asked, tested)
     return load_run(folder, folder.name)
 
 
@@ -176,8 +179,13 @@ def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], nam
     blind = [(text, base.blind(name, HEADLINE)) for name, text in NAMES.items()]
     intro = [f"Of {len(base.answers)} questions, {HEADLINE}: {', '.join(both)}"]
     intro += [f"{text} {100 * value:.1f}" for text, value in blind if value is not None]
-    warnings = {name: warnings_of(run.folder / LOG) for name, run in tests.items()}
     warned = [
+        f"{name}: {failed} of {len(run.answers)} questions failed and score 0, see {run.folder / LOG}"
+        for name, run in tests.items()
+        if (failed := sum(bool(answer.error) for answer in run.answers))
+    ]
+    warnings = {name: warnings_of(run.folder / LOG) for name, run in tests.items()}
+    warned += [
         f"{name}: {lines[0]} ({len(lines)} such lines in {tests[name].folder / LOG})"
         for name, lines in warnings.items()
         if lines and (name == FIRST or lines != warnings[FIRST])

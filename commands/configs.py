@@ -23,9 +23,9 @@ PROTOCOL = 2  # its layer
 def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
     """Read the named configs, in an order that does not depend on theirs.
 
-    Recipes come first: the others are read over them, and evaluation protocols over those. jsonargparse drops the
-    options of a part when a later config names another class for it. So the config that names the model comes next,
-    then those that name most classes.
+    Recipes come first: the others are read over them, and evaluation protocols over those. Where a later config names
+    another class for a part, jsonargparse keeps those of its options that this class has too. So the config that names
+    the model comes next, then those that name most classes.
 
     Raises:
         InputError: A config is absent or damaged, or two configs disagree.

@@ -129,7 +129,7 @@ def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, 
     words = ["--config", "concat_split.yaml", "--model.time_index", "TimestampIndex"]
     run("fit", *words, "--model.time_index.seconds_per_grid", "0.5", "--trainer.limit_val_batches", "0")
     changed = ["--model.fusion.active_branches", "2d", "--model.time_index.seconds_per_grid", "1.0"]
-    changed += ["--model.text_after_vision", "max_hw"]
+    changed += ["--model.text_after_vision", "max_hw", "--model.fusion.temporal_merge", "mean"]
     run("test", *words, *changed)
     assert (the_run(tmp_path) / "metrics.json").is_file()
     with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # control: another part

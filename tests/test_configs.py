@@ -15,7 +15,9 @@ from callbacks.protocol import departures
 from callbacks.settings import flatten
 from commands.arguments import preprocess_argv
 from commands.configs import CONFIGS, find_conflict, load_configs, read_config
+from commands.studies.switches import with_defaults
 from datamodules import VideoQADataModule
+from datamodules.asking import RELEASED_AS
 from zoo.configuration import from_config
 from zoo.errors import InputError
 
@@ -69,7 +71,7 @@ DEVICES = {"precision", "accelerator", "devices"}
 STEPS = {"max_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "default_root_dir"}
 MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
     "model": {"model": {"class_path", "backbone", *PARTS}, "data": {"frames_as"}, "recipe": set(), "scale": set()},
-    "scale": {"model": {"backbone", "geometry"}, "recipe": set()},
+    "scale": {"model": {"backbone", "geometry"}, "data": {"still_resize"}, "recipe": set()},
     "recipe": {"model": TRAINING, "data": FRAMES | LOADING, "trainer": STEPS | DEVICES},
     "data": {"data": {"class_path", "source", "datasets", "question_types", "num_frames"}},  # of videos that need all
     "strategy": {"trainer": {"strategy", "devices"}},
@@ -295,7 +297,7 @@ def test_a_protocol_is_read_over_model_data_and_recipe_in_any_order(protocol: st
 
 def test_every_row_of_the_published_models_is_read(parsed: Parsed) -> None:
     page = (CONFIGS.parent / "docs/guide/published_models.md").read_text()
-    rows = [line.split() for line in page.splitlines() if line.startswith("test --config") and "data_vsibench" in line]
+    rows = [line.split()[2:] for line in page.splitlines() if line.startswith("python main.py test --config")]
     found = {tuple(row): [Path(word).name for word in preprocess_argv(row) if word.endswith(".yaml")] for row in rows}
     assert {config for configs in found.values() for config in configs} >= {"vg_llm.yaml", "geovr.yaml", *PROTOCOLS} - {
         "protocol_lmms_eval.yaml"
@@ -313,6 +315,37 @@ def test_every_protocol_sets_the_same_options() -> None:
     parts = ("data.pixels", "data.still_resize", "model.sampling")  # with options of their own, or null
     bare = {name: {each for each in own if not each.startswith(parts)} for name, own in options.items()}
     assert len({*map(frozenset, bare.values())}) == 1
+
+
+def test_a_protocol_states_every_option_of_its_parts() -> None:
+    """Or one of a run's part of another class would remain below it: jsonargparse keeps what both classes have."""
+    for name in PROTOCOLS:
+        sections = read_config(CONFIGS / name).values()
+        parts = [part for section in sections for part in section.get("init_args", {}).values()]
+        for part in (part for part in parts if isinstance(part, dict) and "class_path" in part):
+            assert with_defaults(part)["init_args"].keys() == part["init_args"].keys(), (name, part["class_path"])
+
+
+def test_a_run_with_candidates_is_tested_with_a_protocols_frames(parsed: Parsed, tmp_path: Path) -> None:
+    sampler = {"class_path": "SpaceAwareSampler", "init_args": {"candidates": 128}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"sampler": sampler}}}))
+    found = parsed("test", "qwen25_vl.yaml", "run.yaml", "protocol_lmms_eval.yaml")["data"]["init_args"]["sampler"]
+    assert found == {
+        "class_path": "datamodules.UniformSampler",
+        "init_args": {"rule": "linspace_floor", "candidates": None},
+    }
+
+
+def test_released_models_are_tested_on_the_stills_that_they_are_asked_about() -> None:
+    scales = [read_config(CONFIGS / name) for name in SHIPPED if name.endswith("_released.yaml")]
+    shown = {
+        each["model"]["init_args"]["backbone"]["class_path"]: each["data"]["init_args"]["still_resize"]["class_path"]
+        for each in scales
+        if "data" in each
+    }
+    assert shown == {
+        loader: each["still_resize"]["class_path"].removeprefix("datamodules.") for loader, each in RELEASED_AS.items()
+    }
 
 
 def test_a_protocol_alone_is_put_over_the_config_of_the_newest_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from zoo.errors import InputError
 ROOT = Path(main.__file__).parent
 TEXTS = {
     page: (ROOT / f"docs/guide/{page}.md").read_text(encoding="utf-8").replace("\\\n", "")
-    for page in ("running", "models", "full_size")
+    for page in ("running", "models", "full_size", "published_models")
 }
 COMMANDS = {
     page: [line.strip() for line in re.findall(r"^    (?:python main\.py|sbatch) .*$", text, re.MULTILINE)]
@@ -137,8 +137,9 @@ def options_of(page: str) -> list[str]:
         words = words.removeprefix("python main.py ").replace(" --config ...", "").replace(" ...", "")
         for name, meaning in re.findall(r'(\w+)="([^"]*)"', text):
             words = words.replace(f"${name}", meaning)
-        if not re.match(r"(fit|test|--(model|data)[\w.]+|--config) \S", words) or "runs/mine" in words:
-            continue  # the latter needs a trained run
+        is_option = re.match(r"(fit|test|--(model|data)[\w.]+|--config) \S", words)
+        if not is_option or re.match(r"test --config protocol_\w+\.yaml$", words) or "runs/mine" in words:
+            continue  # the latter two need a trained run
         command, options = words.split(" ", 1) if words[0] != "-" else ("fit", words)
         around = next(around for part, around in AROUND.items() if re.search(part, options))
         found.append(f"{command} {around.format(options)}")
@@ -146,7 +147,7 @@ def options_of(page: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("models", 35), ("full_size", 12)])
+@pytest.mark.parametrize(("page", "count"), [("models", 35), ("full_size", 12), ("published_models", 0)])
 def test_its_options_are_understood(
     page: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -37,3 +37,24 @@ def test_any_protocol_is_put_over_a_run(run: Run, tmp_path: Path, geometry: str)
         shown[name] = reproduction["frames_as"], reproduction["prompts"]
     assert [name for name in PROTOCOLS if shown[name][0] == "image"] == ["spatial_stack", "vg_llm"]
     assert len({*shown.values()}) == 4  # the two groups of stills ask alike
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "protocol", "options"),
+    [
+        ("spatial_mllm", "spatial_mllm", ()),
+        ("spatial_stack", "spatial_stack", ("--model.fusion.decoder_layers", "[0]", "--model.fusion.hidden", "16")),
+        ("qwen3_vl", "geovr", ()),  # which GeoVR is at inference
+    ],
+)
+def test_a_model_is_tested_by_its_groups_protocol(
+    run: Run, tmp_path: Path, model: str, protocol: str, options: tuple[str, ...]
+) -> None:
+    """The rows of docs/guide/published_models.md at the tiny scale, of random weights."""
+    shorter = [f"--{option}={value}" for option, value in FEWER.items()]
+    configs = ("--config", f"{model}.yaml", "--config", f"protocol_{protocol}.yaml")
+    run("test", *configs, *options, *shorter, "--model.allow_untrained", "true")
+    metrics = json.loads((the_run(tmp_path) / "metrics.json").read_text())
+    assert metrics["protocol"]["name"] == protocol and metrics["protocol"]["departures"].keys() == FEWER.keys()
+    assert metrics["counts"]["questions"] and not metrics["counts"]["failed"]

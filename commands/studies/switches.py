@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datamodules
+import zoo
 from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_WEIGHT, is_one_of
 from zoo.class_paths import is_same_class
 from zoo.errors import InputError
@@ -82,13 +85,24 @@ def filled(settings: Mapping[str, Any], name: str, base: Any) -> Any:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return whether two settings agree where both state something; class paths may lack their module."""
+    """Return whether two settings agree; class paths may lack their module, and defaults may be left out."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return all(
-            is_same_class(one[key], other[key]) if key == "class_path" else is_same(one[key], other[key])
-            for key in one.keys() & other.keys()
+        one, other = with_defaults(one), with_defaults(other)
+        return one.keys() == other.keys() and all(
+            is_same_class(one[key], other[key]) if key == "class_path" else is_same(one[key], other[key]) for key in one
         )
     return bool(one == other)
+
+
+def with_defaults(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a part of the zoo with the defaults of the options that it leaves out."""
+    name = str(part.get("class_path")).rpartition(".")[2]
+    kind = getattr(datamodules, name, None) or getattr(zoo, name, None)
+    if kind is None:
+        return part
+    options = inspect.signature(kind.__init__).parameters.values()
+    defaults = {option.name: option.default for option in options if option.default is not option.empty}
+    return {**part, "init_args": {**defaults, **(part.get("init_args") or {})}}
 
 
 def config_of_parts(parts: Parts) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from callbacks import settings as tables
 from callbacks.settings import (
     CHANGES_NO_ANSWER,
     CHANGES_NO_RESULT,
+    CHANGES_NO_WEIGHT,
     NOT_ARCHITECTURE,
     differences,
     fingerprint,
@@ -143,6 +144,12 @@ def test_flattened_settings_become_the_config_again() -> None:
 def test_what_an_option_changes(option: str, answer: bool, result: bool, architecture: bool) -> None:
     unchanging = (CHANGES_NO_ANSWER, CHANGES_NO_RESULT, NOT_ARCHITECTURE)
     assert [not is_one_of(option, names) for names in unchanging] == [answer, result, architecture]
+
+
+@pytest.mark.parametrize("option", ["active_branches", "temporal_merge"])
+def test_a_trained_fusion_is_tested_in_other_ways(option: str) -> None:
+    name = f"model.fusion.{option}"
+    assert is_one_of(name, CHANGES_NO_WEIGHT) and not is_one_of(name, NOT_ARCHITECTURE | CHANGES_NO_RESULT)
 
 
 def test_each_option_is_in_one_set_alone() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from commands.between import ALL, FIRST, _shown, between, report
+from callbacks.results_folder import SETTINGS
+from commands.between import ALL, FIRST, _shown, between, report, run_test
 from commands.configs import CONFIGS, read_settings
 from commands.reports.loaded_runs import load_run
 from commands.studies.processes import Launch
@@ -85,6 +86,26 @@ def test_what_one_of_them_leaves_out_of_a_part_is_the_runs() -> None:
     assert [*differing_parts(of(), {}, run)] == ["data.prompt_prefix"]  # a null is a setting
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "default", "other"),
+    [
+        ("still_resize", "FixedWidthStills", {"jpeg": False}, {"jpeg": True}),
+        ("sampler", "UniformSampler", {"rule": "qwen_vl_utils"}, {"rule": "linspace_floor"}),
+    ],
+)
+def test_an_option_that_one_of_them_leaves_out_is_its_default(
+    name: str, kind: str, default: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """Where the run has another class there, or none."""
+    bare, same, changed = (
+        {"data": {"init_args": {name: {"class_path": kind, "init_args": own}}}} for own in ({}, default, other)
+    )
+    for run in ({}, {"data": {"init_args": {name: {"class_path": "RandomSampler", "init_args": {"seed": 0}}}}}):
+        assert [*differing_parts(bare, changed, run)] == [*differing_parts(changed, bare, run)] == [f"data.{name}"]
+        with pytest.raises(InputError, match="differ in nothing"):
+            differing_parts(bare, same, run)
+
+
 def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -150,6 +171,40 @@ def test_a_planted_difference_is_found_and_what_has_no_effect_is_called_so(
     assert (tmp_path / "runs/between/x/c-and-d/between.md").exists()
 
 
+def test_a_test_is_kept_for_the_same_weights_code_and_options_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `test` does, one with other settings beside a finished test gets a folder inside."""
+    made, tested = make_run(tmp_path / "made", answers(20)), tmp_path / "first"
+    checkpoint = make_run(tmp_path / "x", None) / "checkpoints/last.ckpt"
+    checkpoint.parent.mkdir()
+    started: list[bool] = []
+
+    def main_py(log: Path, launch: Launch, *words: str) -> None:
+        started.append((tested / "command.txt").exists())  # one that is interrupted goes on
+        log.touch()
+        shutil.copytree(made, tested / "test-other" if (tested / SETTINGS).exists() else tested, dirs_exist_ok=True)
+
+    monkeypatch.setattr("commands.between.main_py", main_py)
+    for weights, version, options in (("a", "1", ""), ("b", "1", ""), ("b", "2", ""), ("b", "2", "--data.subset 20")):
+        checkpoint.write_text(weights)
+        monkeypatch.setattr("commands.between.zoo_version", lambda version=version: version)
+        for _ in range(2):
+            assert len(run_test(tested, tmp_path / "x", {}, options).answers) == 20
+    assert started == [True] * 4
+
+
+def test_failed_questions_are_counted_beside_the_table(tmp_path: Path) -> None:
+    records = answers(20, right=1)
+    failed = [{**each, "error": "too long", "prediction": ""} for each in records[:2]]
+    tests = {
+        name: load_run(make_run(tmp_path / name, each), name)
+        for name, each in ((FIRST, records), (ALL, [*failed, *records[2:]]))
+    }
+    said = report(tests, {}, ["a", "b"])
+    assert re.findall(r"^(.*): (\d+) of 20 questions failed and score 0", said, re.MULTILINE) == [(ALL, "2")]
+
+
 def test_a_scorer_that_averages_otherwise_changes_no_rule_of_the_table(tmp_path: Path) -> None:
     """Directions, of which one type has most questions: a scorer may pool them, and the table never does."""
     kinds = ["object_rel_direction_easy"] * 9 + ["object_rel_direction_hard"]
@@ -189,3 +244,7 @@ def test_fewer_frames_are_found_between_protocols_of_a_trained_model(run: Run, t
         assert float(change) < -10 and float(interval.split(" to ")[1]) < 0
     for name in ("model.max_new_tokens", "data.sampler"):
         assert rows[name][3:] == ["+0.0", "+0.0 to +0.0", "0", "0", "no effect"]
+    (first,) = tmp_path.glob("runs/between/*/*/first")
+    switched = yaml.safe_load((first / "protocol_switched.yaml").read_text())
+    again = run_test(first, trained, switched, f"{sizes} --data.subset 20")
+    assert len(again.answers) == 20 and not [*first.glob("test-*")]  # as beside a finished test with other settings

@@ -32,6 +32,7 @@ from zoo import (
 from zoo.sequences.media import batch_of_media
 from zoo.sequences.visual_grid import ExtraTokens
 from zoo.tasks import VideoQATask
+from zoo.tasks.models import _warn_of_layers
 
 
 def tiny(kind: Callable[..., VideoQATask], **parts: Any) -> SpatialVLM:
@@ -62,6 +63,13 @@ MODELS: dict[str, Callable[[], SpatialVLM]] = {
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> SpatialVLM:
     return MODELS[request.param]()
+
+
+@pytest.mark.parametrize(("depth", "remedy"), [(4, ""), (24, ': set --model.geometry.layers "[11, 17, 23]"')])
+def test_layers_that_an_encoder_lacks_are_not_advised(depth: int, remedy: str) -> None:
+    with pytest.warns(UserWarning, match="reads three layers") as said:
+        _warn_of_layers(TinyVGGT(embed_dim=16, depth=depth, num_heads=2), (11, 17, 23), "it reads three layers")
+    assert str(said[0].message) == f"it reads three layers, this model the last{remedy}"
 
 
 # ---- a batch is its samples ------------------------------------------------------------------------------------

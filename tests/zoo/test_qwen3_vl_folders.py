@@ -108,6 +108,7 @@ def test_a_geovr_is_read_past_what_its_training_needs(
     assert torch.equal(logits(model, given)[0], logits(plain, given)[0])  # nothing is left of the training
     export_model(model, tmp_path / "again")
     assert load_file(tmp_path / "again/model.safetensors").keys() == stock.keys()
+    assert isinstance(SpatialVLM.from_pretrained(release).loader, PretrainedGeoVR)
     save_file({"an_unknown_head.weight": torch.ones(2), **stock}, release / "model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="1 unexpected: an_unknown_head.weight"):
         PretrainedGeoVR(str(release)).load()

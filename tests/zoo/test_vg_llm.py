@@ -106,6 +106,17 @@ def test_the_names_of_the_tensors_tell_the_layouts_apart() -> None:
         load_vg_llm(meta["config"], official)
 
 
+def test_a_first_release_without_its_geometry_is_no_plain_qwen() -> None:
+    """Its config says that there is one."""
+    meta, _ = load_case("vg_llm/first_release/images3_cropped")
+    others = ("vggt.", "merger.")
+    backbone = {name: value for name, value in official_weights(meta).items() if not name.startswith(others)}
+    with pytest.raises(InputError, match="missing: .*vggt"):
+        load_vg_llm(meta["config"], backbone)
+    meta["config"]["qwen"]["use_vggt_feature"] = False
+    assert load_vg_llm(meta["config"], backbone).geometry is None
+
+
 def test_what_is_missing_has_its_official_name_and_a_tied_head_may_be_there() -> None:
     meta, t = load_case(CROPPED)
     official = official_weights(meta)
@@ -131,6 +142,14 @@ def test_merger_and_fusion_by_themselves() -> None:
     assert torch.allclose(fused, t["out_fused"].flatten(0, 1), atol=1e-5)
     with pytest.raises(InputError, match="geometry_merger_type 'avg'"):
         official_fusion(load_case("vg_llm/fusions/add_average")[0]["config"], official)
+
+
+@pytest.mark.parametrize("method", ["concat", "gated", "weighted", "cross_attention"])
+def test_ways_of_fusing_that_were_never_released_are_refused(method: str) -> None:
+    meta, _ = load_case(f"vg_llm/fusions/{method}")
+    official = {name: init_(name, torch.empty(shape)) for name, shape in meta["param_names"].items()}
+    with pytest.raises(InputError, match=f"feature_fusion_method '{method}' in the config: only 'add' is supported"):
+        official_fusion(meta["config"], official)
 
 
 def test_the_merger_starts_at_random_and_is_no_plain_qwen() -> None:

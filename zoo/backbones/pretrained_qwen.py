@@ -183,6 +183,14 @@ class PretrainedQwen3VL(PretrainedQwenVL):
     def reads(cls, config: Mapping[str, Any]) -> bool:
         return config.get("model_type") in (QWEN3, f"{QWEN3}_moe")  # `load` refuses the latter by its name
 
+    @classmethod
+    def released_parts(cls, path: str) -> dict[str, Any]:
+        """See `BackboneLoader`; the names of the tensors tell a GeoVR, whose config is Qwen3-VL's."""
+        loader = cls(path)
+        names = () if loader.lacks_folder else loader.tensors
+        is_geovr = any(name.startswith(GEOVR_TRAINING) for name in names)
+        return {"backbone": PretrainedGeoVR(path) if is_geovr else loader}
+
     @property
     def vlm_config(self) -> Any:
         return qwen3_config(self.settings, str(self.folder / CONFIG))

@@ -115,7 +115,7 @@ def vg_llm_geometry(config: Mapping[str, Any], names: Collection[str]) -> Releas
     """Return the parts of a VG-LLM; None if it was saved without geometry.
 
     The published code reads the first release's config as one without geometry, and runs a plain Qwen2.5-VL without an
-    error. Here the names of the tensors tell both layouts apart.
+    error. Here the names of the tensors tell both layouts apart, and the config where there are none of either.
 
     Args:
         config: Its config.json, and under `vggt_aggregator` the arguments of an unusual `Aggregator`.
@@ -124,9 +124,8 @@ def vg_llm_geometry(config: Mapping[str, Any], names: Collection[str]) -> Releas
     Raises:
         InputError: Another encoder, merger or fusion than the released models have.
     """
-    is_first = any(name.startswith(tuple(VG_LLM_FIRST)) for name in names) or (
-        not names and "use_vggt_feature" in config
-    )
+    has_first, has_current = (any(name.startswith(tuple(each)) for name in names) for each in (VG_LLM_FIRST, VG_LLM))
+    is_first = has_first or (bool(config.get("use_vggt_feature")) and not has_current)
     if not config.get("use_vggt_feature" if is_first else "use_geometry_encoder", is_first):
         return None
     _refuse_other_parts(config, ("add",))

@@ -147,10 +147,12 @@ class SpatialStack(VideoQATask):
 
 
 def _warn_of_layers(geometry: GeometryEncoder | None, published: tuple[int, ...], what: str) -> None:
-    """Warn of an encoder whose layers nobody has chosen: the default is the last."""
+    """Warn of an encoder whose layers nobody has chosen, the default is the last; name those that it has."""
     encoder: Any = None if geometry is None else geometry.meta_encoder
     if getattr(encoder, "layers", published) == (-1,):
-        rank_zero_warn(f'{what}, this model the last: set --model.geometry.layers "{list(published)}"')
+        is_there = max(published) <= encoder.layer_numbers[0]
+        remedy = f': set --model.geometry.layers "{list(published)}"' if is_there else ""
+        rank_zero_warn(f"{what}, this model the last{remedy}")
 
 
 class ConcatSplitMLLM(VideoQATask):
