@@ -19,7 +19,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.callbacks.test_checkpoint_io import other_disk  # noqa: F401 - a fixture
-from tests.test_two_processes import REPOSITORY, SMALL, run
+from tests.test_two_processes import REPOSITORY, SMALL, launch
 
 RESULTS = ("metrics.json", "predictions.jsonl", "predictions.settings.json")
 PERCENT = int(os.environ.get("ZOO_KILLS", "100"))
@@ -53,7 +53,7 @@ def test_killed_at_random_moments_no_answer_is_lost(
     rooms_root: Path,
     other_disk: Path,  # noqa: F811
 ) -> None:
-    run(
+    launch(
         tmp_path,
         "fit",
         "--config",
@@ -66,7 +66,7 @@ def test_killed_at_random_moments_no_answer_is_lost(
     )
     (folder,) = (tmp_path / "runs").iterdir()
     begun = time.monotonic()
-    run(tmp_path, "test")
+    launch(tmp_path, "test")
     seconds = time.monotonic() - begun
     whole = {name: (folder / name).read_bytes() for name in RESULTS}
 
@@ -90,7 +90,7 @@ def test_killed_at_random_moments_no_answer_is_lost(
             killed += 1
             if goes_on:
                 lost += len(before - answered(folder))
-    run(tmp_path, "test")  # goes on with the last one, or begins anew
+    launch(tmp_path, "test")  # goes on with the last one, or begins anew
     assert {name: (folder / name).read_bytes() for name in RESULTS} == whole
     print(f"{processes} process(es): {killed} kills, {tests + 1} tests done, {lost} answers lost")
     assert lost == 0
@@ -128,7 +128,7 @@ def test_a_training_killed_at_random_moments_and_while_it_saves_ends_in_the_same
         *("--checkpoint.every_n_train_steps", "1", "--trainer.default_root_dir"),
     ]
     begun = time.monotonic()
-    run(tmp_path, *words, "whole")
+    launch(tmp_path, *words, "whole")
     seconds = time.monotonic() - begun
     whole, folder = losses_of(tmp_path / "whole"), tmp_path / "run"
     assert len(whole) == steps and all(len(values) == 1 for values in whole.values())

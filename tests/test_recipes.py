@@ -14,7 +14,7 @@ from PIL import Image
 import main
 from commands.configs import load_configs, read_config
 from tests.cases import each_once
-from tests.test_two_processes import REPOSITORY, run
+from tests.test_two_processes import REPOSITORY, launch
 from zoo import VGLLM, LearningRates, TinyQwen25VL
 from zoo.errors import InputError
 
@@ -175,7 +175,7 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
         "--trainer.accumulate_grad_batches=1",
     ]
     configs = ["--config", "recipes/recipe.yaml", "--config", "spatial_mllm.yaml"]
-    run(tmp_path, "fit", *configs, *options, *small, "--data.num_frames=4")
+    launch(tmp_path, "fit", *configs, *options, *small, "--data.num_frames=4")
     (folder,) = (tmp_path / "runs").iterdir()
     state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert state["global_step"] == 5  # an epoch of five questions
