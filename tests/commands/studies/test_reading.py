@@ -45,7 +45,8 @@ def setting(**changes: Any) -> dict[str, Any]:
         ({"compare": [{**COMPARED, "settings": ["PRoPe"]}]}, "there is no setting PRoPe; did you mean PRoPE"),
         ({"compare": [{**COMPARED, "baseline": "non"}]}, "there is no setting non; did you mean none"),
         ({"compare": [{**COMPARED, "column": "lopp"}]}, "there is no column lopp; did you mean loop"),
-        ({"compare": [{**COMPARED, "tests": ["wrong cameras"]}]}, "name either a baseline or tests"),
+        ({"compare": [{**COMPARED, "baseline": None}]}, "name a baseline or tests"),
+        ({"compare": [{**COMPARED, "tests": ["wrong cameras"]}]}, "there is no test of none wrong cameras"),
         ({"compare": [COMPARED, COMPARED]}, "title Do cameras help.* is given twice"),
         (
             {"tests": {"wrong cameras": {"data.perturbation": "OtherCamera"}}},
