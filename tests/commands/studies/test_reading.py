@@ -125,3 +125,11 @@ def test_the_studies_of_the_repository_are_whole(path: Path, monkeypatch: pytest
     assert len({run.fit for run in runs}) == len({run.folder_name for run in runs}) == len(runs) >= 2
     used = {test for setting in plan.settings.values() for test in setting.tests}
     assert used == plan.tests.keys()
+
+
+def test_grpo_starts_from_a_training_of_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under one of its own it would go on with the questions that the start has learned, in their order."""
+    monkeypatch.chdir(ROOT)
+    plan = read_study(Path("studies/grpo.yaml"))
+    (command,) = plan.requires.values()
+    assert int(command.split("--seed_everything ")[1].split()[0]) not in plan.seeds
