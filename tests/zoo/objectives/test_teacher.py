@@ -37,6 +37,7 @@ from zoo.checkpoints import unofficial_parts
 from zoo.geometry import CachedGeometry, SceneGeometry
 from zoo.geometry.scale import ScaleSource
 from zoo.objectives import decode
+from zoo.objectives.geovr import PoseMLP
 from zoo.sequences.batch import Batch
 from zoo.tasks.training_cost import BatchSizes, example_batch
 
@@ -120,6 +121,18 @@ def test_targets_are_of_the_first_frame_of_each_patch() -> None:
     assert alone.meters_per_unit is None
     shorter.frames, shorter.geometry = shorter.frames[:2], shorter.geometry[:2]
     assert Teacher(DatasetGeometry, shuffled=True)([first, shorter], 16)[1] is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fields_of_view_start_where_they_learn(seed: int) -> None:
+    """Camera tokens hardly differ at first: where one output is below 0, so are all."""
+    torch.manual_seed(seed)
+    head, tokens = PoseMLP(64), torch.randn(64) + 0.01 * torch.randn(8, 64)
+    found = head(tokens)[:, 7:]
+    assert (found > 0).all()
+    found.sum().backward()
+    last: Any = head.fc_fov[0]
+    assert last.weight.grad.any(1).all()
 
 
 def test_the_scale_is_that_of_the_datasets_cameras() -> None:
