@@ -38,6 +38,7 @@ TOLERANCE = 1e-5
 QUICK = {"plain", "prope.yaml"}
 QUICK_ON_QWEN25 = {
     *("CameraTokenFusion, append", "DeepFusion", "PRoPE by VGGT's cameras", "PathLengthIndex", "PoseALiBi"),
+    *("PatchMergerFusion", "CameraPrediction"),
 }
 MODELS_AND_FAMILIES = [
     pytest.param(
