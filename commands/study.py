@@ -35,7 +35,8 @@ A study file has the keys
     tests         options of further tests of the trained models, for the settings that name them in `tests`, over those
                   of `test`; `score` is the measure of one with other questions
     score         the measure of the tables: a question type, or macro, the mean over question types
-    compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column
+    compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column. With
+                  tests a baseline is compared under these, else each setting with its own test
     documents     files in which sections are embedded between <!-- study: <study> / <title> --> and <!-- end -->, and
                   scores between <!-- score: <study> / <setting> / <column> --> and <!-- end -->
     requires      commands by the file that they make, for the settings that name the file in `requires`; they run side

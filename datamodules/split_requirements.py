@@ -46,10 +46,11 @@ def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSourc
         # a mixture may have other benchmarks
         if kind not in source.benchmark.question_types and kind not in _types(scenes):
             source.benchmark.check_question_type(kind)
-    if needs.typed_questions and split == "train" and not any(_types(scenes)):
+    scored = source.benchmark.question_types
+    if needs.typed_questions and split == "train" and not any(kind in scored for kind in _types(scenes)):
         raise InputError(
-            f"{name}: no question of the train split has a type, so that no reward applies: give "
-            "--model.algorithm.rewards that need none, such as AnswerFormat with a pattern"
+            f"{name}: no question of the train split has a type of {source.benchmark.name}, so that no reward applies: "
+            "give --model.algorithm.rewards that need none, such as AnswerFormat with a pattern"
         )
     if (unit := needs.arbitrary_unit) and any(kind in source.benchmark.metric_types for kind in _types(scenes)):
         rank_zero_warn(

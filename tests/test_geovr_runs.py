@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import Qwen3VLForConditionalGeneration
 
-from tests.cli import Run
-from tests.zoo.released import read_release
-from zoo import SpatialVLM
-from zoo.checkpoints import export_model
+from tests.cli import Run, weights
 from zoo.scene_encoding.teacher import Teacher
 
 
@@ -28,9 +27,11 @@ def test_a_run_learns_from_a_teacher_and_forgets_it(run: Run, tmp_path: Path, mo
     monkeypatch.setattr(Teacher, "outline", property(lambda self: pytest.fail("built")))
     monkeypatch.setattr(Teacher, "encoder", property(lambda self: pytest.fail("built")))
     assert "Qwen3VL" in run("test", "--ckpt_path", "runs/geovr/checkpoints/last.ckpt", sized=False)
-    export_model(SpatialVLM.from_pretrained(tmp_path / "runs/geovr"), tmp_path / "exported")
-    model = SpatialVLM.from_pretrained(tmp_path / "exported")
-    assert list(model.objectives) == ["LanguageModeling"]
-    stock = {name for name, _ in model.backbone.vlm.named_parameters()}
-    assert {name for name in read_release(tmp_path / "exported") if name != "lm_head.weight"} <= stock
-    assert "eacher" not in (tmp_path / "exported/config.json").read_text()
+    said = run("export", "--out", "exported", "--layout", "official", sized=False, logged=True)
+    assert "exported, in the official layout" in said
+    stock, found = Qwen3VLForConditionalGeneration.from_pretrained("exported", output_loading_info=True)
+    assert not any(found.values()), found
+    trained = weights(tmp_path / "runs/geovr")
+    for name, tensor in stock.named_parameters():
+        assert torch.equal(tensor, trained[f"model.backbone.vlm.{name}"]), name
+    assert "eacher" not in Path("exported/config.json").read_text()

@@ -69,7 +69,7 @@ class DataRequirements:
         targets: What objectives learn to predict: it is read of the scenes that have it.
         required_targets: Those of them that some scene of the training split must have: all but pseudo-labels.
         question_types: Those that the model's settings name, which the benchmark must have.
-        typed_questions: Some question of the training split must have a type.
+        typed_questions: Some question of the training split must have a type of its benchmark.
         arbitrary_unit: The geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
             can't answer in meters; None if it reads no such lengths.
     """

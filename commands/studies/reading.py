@@ -122,8 +122,10 @@ def _check(study: Study) -> None:
         check_names([*each.settings, *filter(None, [each.baseline])], study.settings, "setting")
         check_names([each.column] if each.column else [], study.columns, "column")
         check_names(each.tests, study.tests, "test")
-        if (each.baseline is None) == (not each.tests):
-            raise InputError(f"compare: {each.title}: name either a baseline or tests")
+        if each.baseline is None and not each.tests:
+            raise InputError(f"compare: {each.title}: name a baseline or tests")
+        for name in [] if each.baseline is None else [each.baseline, *each.settings]:
+            check_names(each.tests, study.settings[name].tests, f"test of {name}")
     for name in study.documents:
         if not Path(name).is_file():
             raise InputError(f"documents: there is no {name}")

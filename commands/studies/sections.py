@@ -1,4 +1,4 @@
-"""The sections of a document that compare: settings with a baseline, and tests with the own test of the same models."""
+"""The sections of a document that compare: settings with a baseline, or tests with the own test of the same models."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def section(each: Comparison, scores: Scores) -> str:
     for cell, base in pairs(each, scores):
         of = [scores.cell(cell.setting, column, cell.test) for column in columns]
         name = scores.study.label_of(cell.setting)  # a difference is in the measure of its row
-        first = [name] if each.baseline else [name, cell.test]
+        first = [name, cell.test] if each.tests else [name]
         if any(of):
             rows.append([*first, *of, change(cell, base, scores)])
             intervals.append(difference_intervals(cell, base, scores))
     if not rows:
         return "Not measured yet."
-    compared = [*([] if each.baseline else ["tested with"]), *(titled(column, scores) for column in columns)]
+    compared = [*(["tested with"] if each.tests else []), *(titled(column, scores) for column in columns)]
     against = f"minus *{each.baseline}*" if each.baseline else "minus the own test"
     shown = ["95 %, by seed and scene", "95 %, by seed and question"]
     if all(by_scene == by_question for by_scene, by_question in intervals):  # scenes with one question each
@@ -67,9 +67,9 @@ def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
     """Yield the cells of a comparison, each with the one that it is compared with."""
     column = _columns(each, scores)[0]
     if each.baseline is not None:
-        base = Cell(each.baseline, column)
-        for name in dict.fromkeys([each.baseline, *each.settings]):
-            yield Cell(name, column), base
+        for test in each.tests or [OWN]:
+            for name in dict.fromkeys([each.baseline, *each.settings]):
+                yield Cell(name, column, test), Cell(each.baseline, column, test)
     else:
         for name in each.settings:
             for test in each.tests:
@@ -80,7 +80,7 @@ def pairs(each: Comparison, scores: Scores) -> Iterator[tuple[Cell, Cell]]:
 def is_measured(each: Comparison, scores: Scores) -> bool:
     """Return whether all cells that a section shows are measured with all seeds."""
     shown = {cell for pair in pairs(each, scores) for cell in pair}
-    shown |= {Cell(cell.setting, column) for cell in shown for column in _columns(each, scores)}
+    shown |= {cell._replace(column=column) for cell in shown for column in _columns(each, scores)}
     return all(scores.is_complete(*cell) for cell in shown if cell.column in scores.study.columns_of(cell.setting))
 
 

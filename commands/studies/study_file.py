@@ -56,11 +56,13 @@ class Test:
 class Comparison:
     """One section of the document: settings against a baseline, or trained models under tests against themselves.
 
+    With both, settings are compared with the baseline under each of the tests.
+
     Attributes:
         title: The heading, by which documents embed the section.
         settings: The rows.
         baseline: The setting that the others are compared with; None compares tests.
-        tests: Further tests; each row is a setting under one of those that it has.
+        tests: Further tests; each row is a setting under one of those that it has. With a baseline all have them.
         column: The column in which the scores are compared, shown alone; None compares in the first and shows all.
     """
 

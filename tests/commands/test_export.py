@@ -25,6 +25,7 @@ from zoo import (
     Qwen25VL,
     SpatialVLM,
     TimestampIndex,
+    TinyQwen3VL,
     TinyQwen25VL,
 )
 from zoo.checkpoints import export_model, unofficial_parts
@@ -165,6 +166,11 @@ def test_settings_that_no_official_layout_has_take_the_zoos_own(run: Run) -> Non
     assert unofficial_parts(timed) == unofficial_reading(plain) == []  # the control: defaults that are written out
     later = SpatialVLM(TinyQwen25VL(**SIZES), text_after_vision="max_hw")
     assert unofficial_parts(later) == ["text_after_vision: max_hw"]
+
+
+def test_where_each_view_is_a_span_both_rules_of_the_text_behind_a_video_are_official() -> None:
+    sizes = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1)
+    assert not unofficial_parts(SpatialVLM(TinyQwen3VL(**sizes), text_after_vision="max_hw"))
 
 
 def test_every_layout_has_a_card_and_files_that_others_may_read(tmp_path: Path) -> None:

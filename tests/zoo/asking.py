@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,11 +23,13 @@ from tests.zoo.combinations import VARIANTS
 from zoo import (
     AddFusion,
     AttentionFusion,
+    CameraPrediction,
     CameraTokenFusion,
     ConcatSplitFusion,
     ConstantIndex,
     DeepFusion,
     LearningRates,
+    PatchMergerFusion,
     StackFusion,
     TinyDA3,
     TinyQwen3VL,
@@ -63,6 +66,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "ConcatSplitFusion": {"fusion": ConcatSplitFusion, **VGGT},
     "CameraTokenFusion, append": {"fusion": CameraTokenFusion, **VGGT},
     "CameraTokenFusion, add": {"fusion": lambda *widths: CameraTokenFusion(*widths, mode="add"), **VGGT},
+    "PatchMergerFusion": {"fusion": partial(PatchMergerFusion, hidden=16), **VGGT},
+    "CameraPrediction": {"objectives": [CameraPrediction()]},  # with a token behind each view
     "AttentionFusion": {"fusion": AttentionFusion, **VGGT},
     "DeepFusion": {
         "fusion": partial(DeepFusion, decoder_layers=[0, 1]),
@@ -132,7 +137,7 @@ def build(
 ) -> VideoQATask:
     """Random weights that make answers differ: with the usual ones, and with attention that is less sharp, they repeat
     a token whatever was asked."""
-    parts = {**(MODELS | HYBRID_MODELS)[name], **more}
+    parts = {**deepcopy((MODELS | HYBRID_MODELS)[name]), **more}
     encoding: CameraEncoding | None = None
     if "camera_encoding" in parts:
         encoding = (COMBINATIONS | HYBRID)[parts["camera_encoding"]]()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,16 +20,17 @@ from datamodules.scenes import RawQuestion, Scene
 from datamodules.split_requirements import check_requirements
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, HYBRID_MODELS, MODELS, NEW, QUESTIONS, batch, build
+from zoo.cameras.teacher_targets import TeacherTargets
 from zoo.errors import InputError
 from zoo.generation.sampling import Sampling
 from zoo.objectives import DepthPrediction, LanguageModeling
 from zoo.objectives.grpo import group_advantages
 from zoo.sequences.batch import Batch, OptimizerStep, Sequences
 from zoo.sequences.builder import SequenceBuilder
-from zoo.tasks import GRPO, AnswerFormat, AnswerScore, ShuffledAnswerScore, VideoQATask
+from zoo.tasks import GRPO, AnswerFormat, AnswerScore, Reward, ShuffledAnswerScore, VideoQATask
 from zoo.tasks import rollout as rollouts
 from zoo.tasks.rewards import RewardSum
-from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
+from zoo.tasks.rollout import SampledAnswer, _outline, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 COUNT = 3  # answers per question
 TOLERANCE = 1e-5
@@ -36,6 +38,7 @@ TOLERANCE = 1e-5
 QUICK = {"plain", "prope.yaml"}
 QUICK_ON_QWEN25 = {
     *("CameraTokenFusion, append", "DeepFusion", "PRoPE by VGGT's cameras", "PathLengthIndex", "PoseALiBi"),
+    *("PatchMergerFusion", "CameraPrediction"),
 }
 MODELS_AND_FAMILIES = [
     pytest.param(
@@ -230,10 +233,40 @@ def test_a_batch_to_which_no_reward_applies_teaches_nothing() -> None:
     assert rewards.statistics(found, 2) == {"reward_deviation": 0, "groups_without_signal": 1}  # and no NaN
 
 
+def test_no_reward_of_the_benchmark_applies_to_a_type_that_it_lacks() -> None:
+    """As of rows of a mixture."""
+    records = [dict(id=kind, question_type=kind, ground_truth="4") for kind in ("object_counting", "caption")]
+    found = RewardSum([AnswerScore(), ShuffledAnswerScore(), AnswerFormat()])(["4", "4"], records)
+    assert found[0, 0] == found[0, 2] == 1 and found[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([1.0], "Given gives 1 rewards of 2 answers"), ([1.0, -math.inf], "Given gives an infinite reward")],
+)
+def test_wrong_values_of_a_reward_are_named(values: list[float | None], message: str) -> None:
+    class Given(Reward):
+        def __call__(self, answers: Any, records: Any) -> list[float | None]:
+            return values
+
+    with pytest.raises(InputError, match=message):
+        RewardSum([AnswerFormat(".*"), Given()])(["4", "5"], [{}, {}])
+
+
+def test_sequences_of_answers_are_built_without_the_targets_of_a_teacher() -> None:
+    shown = two_scenes(build("plain")).scenes[0]
+    shown.teacher = TeacherTargets(depth=torch.ones(3, 56, 84))
+    assert _outline(shown).teacher is None and shown.teacher is not None
+
+
 def test_a_run_to_which_no_reward_applies_is_refused() -> None:
-    untyped, typed = (Scene("a", Path("a.mp4"), (replace(QUESTIONS[0], question_type=kind),)) for kind in ("", "route"))
+    untyped, other, typed = (
+        Scene("a", Path("a.mp4"), (replace(QUESTIONS[0], question_type=kind),))
+        for kind in ("", "caption", "route_planning")
+    )
     for rewards, scenes in (
         ([AnswerScore()], [untyped]),
+        ([AnswerScore()], [other]),
         ([AnswerScore()], [untyped, typed]),
         ([AnswerScore(), AnswerFormat(".*")], [untyped]),
     ):

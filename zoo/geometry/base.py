@@ -48,6 +48,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         scale_from: How its lengths become meters; None keeps its own unit.
         given_fields: The fields of the dataset's geometry that its `tokens` and `cameras` depend on, for cache keys.
         path: Hub id, folder or file of its weights, as it was given; None if they come from elsewhere.
+        taught_as: The teacher of GeoVR whose published map of layers a decoder follows that learns from it.
     """
 
     width: int = 0
@@ -65,6 +66,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     scale_from: ScaleSource | None = None
     given_fields: Mapping[str, tuple[str, ...]] = {}
     path: str | None = None
+    taught_as: Literal["vggt", "da3"] = "vggt"
 
     @property
     def files(self) -> tuple[Path, ...]:

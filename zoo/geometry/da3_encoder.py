@@ -52,6 +52,7 @@ class DA3Encoder(TrunkEncoder):
     """
 
     patch_size = PATCH_SIZE
+    taught_as = "da3"
     with_heads = "use an any-view or nested model, such as depth-anything/DA3-BASE"  # the remedy for one without
 
     def __init__(

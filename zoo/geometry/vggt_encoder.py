@@ -22,7 +22,6 @@ from zoo.geometry.trunk_encoder import TrunkEncoder
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
 from zoo.geometry.vggt.aggregator import DINOv2
-from zoo.geometry.vggt.camera_head import CameraHead
 from zoo.geometry.vggt.model import VGGTOutput
 from zoo.geometry.vggt.official import official_tensors
 from zoo.seed import resolve_seed
@@ -200,7 +199,7 @@ class TinyVGGT(VGGTEncoder):
                 torch.manual_seed(resolve_seed(seed))
                 vggt = VGGT(**config)
             if vggt.camera_head is not None:
-                init_identity_pose(vggt.camera_head)
+                vggt.camera_head.init_identity_pose()
         else:
             vggt = VGGT.from_official(config, UnopenedTensors(lambda: open_run(path)), torch.float32)
         super().__init__(vggt, layers, scale_from=scale_from, reference=reference)
@@ -224,18 +223,3 @@ def open_run(path: str) -> SafetensorsFile:
             "--model.geometry.path to the run that did"
         )
     return SafetensorsFile(file)
-
-
-def init_identity_pose(head: CameraHead, steps: int = 4) -> None:
-    """Initialize a camera head to predict identity rotations and a field of view of one radian.
-
-    With random weights the field of view is often below 0, where the ReLU passes no gradient.
-
-    Args:
-        head: An untrained head.
-        steps: Its refinement steps, whose updates add up.
-    """
-    last = head.pose_branch.fc2
-    with torch.no_grad():
-        last.weight.mul_(0.1)
-        last.bias.copy_(last.bias.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]) / steps)

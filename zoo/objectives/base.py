@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from zoo.objectives.decoded import Decoded
 from zoo.requirements import Target
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import ExtraTokens
+
+if TYPE_CHECKING:
+    from zoo.objectives.geovr.teachers import TeacherName
 
 
 class Objective(Configurable, nn.Module, ABC):
@@ -71,6 +75,9 @@ class Objective(Configurable, nn.Module, ABC):
         """
         if self.adds_token:
             self.token = nn.Parameter(0.02 * torch.randn(*([2] if self.has_first_token else []), width))
+
+    def match_teacher(self, name: TeacherName) -> None:
+        """Read the decoder layers that are published for a teacher of this kind; most objectives do not."""
 
     def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
         """Raise an InputError if the objective reads none of the model's camera parts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,9 @@ from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.seams import check_shape
 from zoo.sequences.scene_inputs import SceneInputs
 from zoo.sequences.visual_grid import ExtraTokens
+
+if TYPE_CHECKING:
+    from zoo.objectives.geovr.teachers import TeacherName
 
 
 class Objectives(nn.ModuleDict):
@@ -127,6 +131,11 @@ class Objectives(nn.ModuleDict):
                 source = "scale, such as MetricModel" if target == "meters_per_unit" else "encoder"
                 remedy = f"--model.teacher gives none: choose another --model.teacher.{source}"
             raise InputError(f"--model.objectives: {name} learns the {target} of a teacher: {remedy}")
+
+    def match_teacher(self, name: TeacherName) -> None:
+        """Read the decoder layers that are published for a teacher of this kind; see `Objective.match_teacher`."""
+        for objective in self.all_objectives.values():
+            objective.match_teacher(name)
 
     @property
     def teacher_targets(self) -> frozenset[TeacherTarget]:

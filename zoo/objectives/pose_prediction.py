@@ -77,6 +77,7 @@ class PosePrediction(Objective):
         """See `Objective`."""
         super().bind(width, num_layers)
         self.head = PoseHead(width, self.dim, self.trunk_depth, self.causal, NUM_HEADS)
+        self.head.camera_head.init_identity_pose()
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
         """See `Objective`."""

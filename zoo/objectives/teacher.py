@@ -15,7 +15,7 @@ from zoo.objectives.base import Objective
 from zoo.objectives.decoded import Decoded
 from zoo.objectives.geovr.heads import DEPTH_CHANNELS, DEPTH_FEATURES, DepthHead, PoseMLP, ScaleMLP, TokenMLP
 from zoo.objectives.geovr.losses import FIELD_OF_VIEW_WEIGHT, MAX_ERROR, DepthLoss, depth_loss, pool_teacher
-from zoo.objectives.geovr.teachers import VGGT_LAYERS, matching_layers
+from zoo.objectives.geovr.teachers import TeacherName, geovr_layers
 from zoo.precision import full_precision
 from zoo.scene_encoding.encoded_scene import EncodedScene
 from zoo.sequences.visual_grid import ExtraTokens
@@ -33,14 +33,28 @@ class TeacherObjective(Objective):
     Attributes:
         indices: The hidden states that are read: i is the output of layer i - 1 (of Qwen3-VL before DeepStack's
             features are added to it), and the last one that of the final norm.
+        layer_map: The part of `geovr_layers` that they are of where none are given.
     """
 
     indices: tuple[int, ...] = ()
+    layer_map: Literal["depth", "distill"] | None = None
+    _asked: Sequence[int] | None = None
 
     def __init__(self, weight: float = 1.0, token: TokenUse = "none") -> None:
         super().__init__(weight)
         check_choice(f"--model.objectives: {type(self).__name__}.token", token, TokenUse)
         self.adds_token, self.token_in_training_only = token != "none", token == "training"
+
+    def match_teacher(self, name: TeacherName) -> None:
+        """See `Objective`."""
+        if self.layer_map is not None:
+            self._bind_layers(self._last, name)
+
+    def _bind_layers(self, num_layers: int, teacher: TeacherName = "vggt") -> None:
+        """Bind the given indices, or those of a teacher; of few decoder layers these are from 1."""
+        assert self.layer_map is not None
+        published = geovr_layers(teacher, num_layers)[self.layer_map]
+        self._bind_indices(self._asked or [max(1, index) for index in published], num_layers)
 
     def _bind_indices(self, indices: Sequence[int], num_layers: int) -> None:
         if not all(1 <= index <= num_layers for index in indices):
@@ -66,11 +80,12 @@ class Distillation(TeacherObjective):
     Args:
         teacher_width: Channels of a layer of the teacher's tokens.
         indices: The hidden state for each layer of the teacher, see `TeacherObjective`; null are those at the depth of
-            VGGT's layers 4, 11, 17 and 23 of 24.
+            layers 18, 26, 32 and 38 of 40 of a Depth Anything 3, of other teachers 4, 11, 17 and 23 of 24.
         weight: See `Objective`.
     """
 
     teacher_target = "tokens"
+    layer_map = "distill"
 
     def __init__(self, teacher_width: int = 1024, indices: list[int] | None = None, weight: float = 1.0) -> None:
         super().__init__(weight)
@@ -79,7 +94,7 @@ class Distillation(TeacherObjective):
     def bind(self, width: int, num_layers: int) -> None:
         """See `Objective`."""
         super().bind(width, num_layers)
-        self._bind_indices(self._asked or default_indices(num_layers), num_layers)
+        self._bind_layers(num_layers)
         self.heads = nn.ModuleList([TokenMLP(width, self.teacher_width) for _ in self.indices])
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
@@ -113,6 +128,8 @@ class Distillation(TeacherObjective):
 
 class TeacherPose(TeacherObjective):
     """Predict the teacher's pose encodings from a learned token behind the 2D tokens of each view.
+
+    They are world-to-camera, as published for VGGT; those published for Depth Anything 3 are camera-to-world.
 
     Args:
         token: The token is part of the prompt in `training` alone, as published, or `always`; or `none` is added, and
@@ -153,7 +170,8 @@ class TeacherDepth(TeacherObjective):
 
     Args:
         kind: See `zoo.objectives.geovr.depth_loss`.
-        indices: The four hidden states, see `TeacherObjective`; null as for `Distillation`.
+        indices: The four hidden states, see `TeacherObjective`; null are those at the depth of layers 19, 27, 33 and 39
+            of 40 of a Depth Anything 3, of other teachers 4, 11, 17 and 23 of 24.
         side: Pixels of the teacher's images for each 2D token and side: twice its patch size.
         features: Width of the head.
         channels: Widths of its four maps.
@@ -161,6 +179,7 @@ class TeacherDepth(TeacherObjective):
     """
 
     teacher_target = "depth"
+    layer_map = "depth"
 
     def __init__(
         self,
@@ -179,7 +198,7 @@ class TeacherDepth(TeacherObjective):
     def bind(self, width: int, num_layers: int) -> None:
         """See `Objective`."""
         super().bind(width, num_layers)
-        self._bind_indices(self._asked or default_indices(num_layers), num_layers)
+        self._bind_layers(num_layers)
         self.head = DepthHead(width, self.side, self.features, self.channels)
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
@@ -237,11 +256,6 @@ class MetricScale(TeacherObjective):
                     scale = self.head(states[:, -1:])
                 losses.append(_scene_mean(scene, (scale.log1p() - teacher.meters_per_unit.log1p()).abs()))
         return {"log_scale": decoded.mean_over_scenes(losses)}
-
-
-def default_indices(num_layers: int) -> tuple[int, ...]:
-    """Return the hidden states at the depth of VGGT's layers 4, 11, 17 and 23 of 24; of few layers, from 1."""
-    return tuple(max(1, index) for index in matching_layers(VGGT_LAYERS, 24, num_layers))
 
 
 def _scene_mean(

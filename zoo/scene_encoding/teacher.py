@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ class Teacher(Configurable):
         token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone. A
             negative one takes the last channels: -0.5 the blocks of Depth Anything 3 without their local half.
         shuffled: A control, from which nothing of a scene can be learned: exchange the targets of a batch's scenes.
-            Where these differ in size or number of views, or there is one, exchange those of its views.
+            A scene whose size and number of views no other one of the batch has is without targets.
 
     Attributes:
         targets: What objectives learn of it, and so all that is computed.
@@ -117,6 +118,16 @@ class Teacher(Configurable):
         }
         return {name for name, is_given in found.items() if is_given}
 
+    @property
+    def sources(self) -> dict[str, tuple[str, tuple[Path, ...]]]:
+        """Hub id or path, and files, of the released weights that its targets depend on."""
+        parts: dict[str, GeometryEncoder | ScaleSource | None] = {
+            "teacher": self.outline,
+            "unit of the teacher": self.outline.scale_from,
+            "scale of the teacher": self.scale,
+        }
+        return {name: (part.path, part.files) for name, part in parts.items() if part is not None and part.path}
+
     def added_to(self, needs: DataRequirements) -> DataRequirements:
         """Return what a training requires of the data, given what the model does."""
         outline, scale = self.outline, self.scale
@@ -124,6 +135,11 @@ class Teacher(Configurable):
         return replace(
             needs, frames=True, cameras=needs.cameras or cameras, depth=needs.depth or outline.requires_depth
         )
+
+    def check_data(self, data: Any) -> None:
+        """Raise an InputError if `shuffled` has no other scene to exchange with, in the batches of this data module."""
+        if self.shuffled and getattr(data, "batch_size", 2) < 2:
+            raise InputError("--model.teacher.shuffled exchanges targets in a batch: give --data.batch_size 2 or more")
 
     @torch.no_grad()
     def __call__(self, scenes: Sequence[SceneInputs], patch_size: int) -> list[TeacherTargets | None]:
@@ -200,36 +216,13 @@ class Teacher(Configurable):
 
 
 def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets | None]:
-    """Give each scene the targets of the next one.
-
-    Where shapes differ, or there is no other scene, it has those of its own views in another order, and the next one's
-    scale. None of a single view: nothing that it could be given says nothing of it.
-    """
-    others = targets[1:] + targets[:1]
-    if len(targets) > 1 and len({tuple(tensor.shape for tensor in _tensors(each)) for each in targets}) == 1:
-        return list(others)
-    return [
-        _rolled(own)._replace(meters_per_unit=None if other is own else other.meters_per_unit)
-        if all(len(each) > 1 for each in _tensors(own) if each.ndim)
-        else None
-        for own, other in zip(targets, others, strict=True)
-    ]
-
-
-def _rolled(targets: TeacherTargets) -> TeacherTargets:
-    """Return the targets with each view's at another one."""
-
-    def rolled(value: Tensor | None) -> Tensor | None:
-        return None if value is None else value.roll(len(value) // 2, 0)
-
-    return targets._replace(
-        tokens=tuple(layer.roll(len(layer) // 2, 0) for layer in targets.tokens),
-        pose_enc=rolled(targets.pose_enc),
-        has_camera=rolled(targets.has_camera),
-        depth=rolled(targets.depth),
-    )
-
-
-def _tensors(targets: TeacherTargets) -> list[Tensor]:
-    values = (*targets.tokens, targets.pose_enc, targets.has_camera, targets.depth, targets.meters_per_unit)
-    return [value for value in values if value is not None]
+    """Give each scene the targets of the next one with targets of the same shapes; None where there is no other."""
+    alike: dict[tuple[torch.Size, ...], list[int]] = {}
+    for number, each in enumerate(targets):
+        values = (*each.tokens, *each[1:])
+        alike.setdefault(tuple(value.shape for value in values if value is not None), []).append(number)
+    exchanged: list[TeacherTargets | None] = [None] * len(targets)
+    for group in alike.values():
+        for number, other in zip(group, group[1:] + group[:1], strict=True):
+            exchanged[number] = targets[other] if other != number else None
+    return exchanged

@@ -1,4 +1,4 @@
-"""GRPO on any model of the zoo: a scene is read once, whatever the number of answers about it."""
+"""GRPO on any model of the zoo: a scene is encoded once per pass (sampling, reference, update) for all answers."""
 
 from __future__ import annotations
 
@@ -56,11 +56,12 @@ class GRPO(Algorithm):
         loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling, and so
             takes none either.
         beta: Weight of the divergence from the reference; with 0 there is none.
-        epsilon_low: See `grpo_loss`.
+        epsilon_low: See `grpo_loss`. With one of `updates` all ratios are 1, and no `epsilon` has an effect.
         epsilon_high: See `grpo_loss`.
-        level: See `grpo_loss`.
+        level: See `grpo_loss`. Ratios of a `sequence` are so near 1 that 0.2 hardly ever clips one: published ranges
+            are about 3e-4.
         correct_kl: See `grpo_loss`.
-        delta: See `grpo_loss`.
+        delta: See `grpo_loss`; from 1 on without effect with one of `updates`.
         updates: Optimizer steps on each batch of answers.
 
     Raises:

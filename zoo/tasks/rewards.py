@@ -57,7 +57,7 @@ class Reward(Configurable, ABC):
 class AnswerScore(Reward):
     """The score of an answer by the benchmark of the data: the MRA of a number, the accuracy of a letter.
 
-    A question without a type or a ground truth has none.
+    A question without a ground truth, or without a type that the benchmark has, has none.
 
     Args:
         scorer: Name of the benchmark's scorer; null is its first.
@@ -80,7 +80,7 @@ class AnswerScore(Reward):
         scorer = self.benchmark.find_scorer(self.scorer)
         return [
             self.benchmark.score(answer, record["ground_truth"], record["question_type"], scorer)
-            if record["ground_truth"] and record["question_type"]
+            if record["ground_truth"] and record["question_type"] in self.benchmark.question_types
             else None
             for answer, record in zip(answers, records, strict=True)
         ]
@@ -114,7 +114,8 @@ class AnswerFormat(Reward):
     """1 for an answer of the right form, else 0.
 
     Args:
-        pattern: Regular expression of the whole answer; null is what the benchmark's scorer can read.
+        pattern: Regular expression of the whole answer; null is what the benchmark's scorer can read, of questions of
+            its types alone.
         weight: See `Reward`.
 
     Raises:
@@ -141,7 +142,7 @@ class AnswerFormat(Reward):
         scorer = self.benchmark.find_scorer(None)
         return [
             float(self.benchmark.is_parsable(answer, record["question_type"], scorer))
-            if record["question_type"]
+            if record["question_type"] in self.benchmark.question_types
             else None
             for answer, record in zip(answers, records, strict=True)
         ]
@@ -174,9 +175,20 @@ class RewardSum:
             reward.bind(benchmark)
 
     def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> Float[Tensor, "N R"]:
-        """Return each reward of each answer, NaN where it does not apply."""
-        columns = [reward(answers, records) for reward in self.rewards]
-        return torch.tensor([[torch.nan if value is None else float(value) for value in own] for own in columns]).mT
+        """Return each reward of each answer, NaN where it does not apply.
+
+        Raises:
+            InputError: A reward gives a wrong number of values, or an infinite one.
+        """
+        columns = []
+        for name, reward in zip(self.names, self.rewards, strict=True):
+            values = reward(answers, records)
+            if len(values) != len(answers):
+                raise InputError(f"{name} gives {len(values)} rewards of {len(answers)} answers: give one of each")
+            columns.append([torch.nan if value is None else float(value) for value in values])
+            if any(map(math.isinf, columns[-1])):
+                raise InputError(f"{name} gives an infinite reward: give a number, or None where it does not apply")
+        return torch.tensor(columns).mT
 
     def total(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
         """Sum the rewards that apply; NaN where none does."""

@@ -140,7 +140,7 @@ def _outline(scene: SceneInputs) -> SceneInputs:
     """What sequences depend on of a scene, on the CPU: its grid and cameras."""
     outline = copy(scene)
     outline.pixel_values = scene.pixel_values[:0]
-    outline.frames = outline.geometry = outline.cached_geometry = None
+    outline.frames = outline.geometry = outline.cached_geometry = outline.teacher = None
     return outline.to("cpu")
 
 

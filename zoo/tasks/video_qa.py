@@ -17,7 +17,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from zoo.backbones.preprocessor import Preprocessor
 from zoo.configuration import Configurable, known_config
 from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault
-from zoo.files.fingerprint import file_fingerprint
 from zoo.generation.answers import answer_prompts, check_penalty, eval_mode
 from zoo.generation.sampling import Sampling, greedy
 from zoo.model import SpatialVLM
@@ -34,7 +33,7 @@ from zoo.tasks.base import Task
 from zoo.tasks.first_scenes import FirstScenes
 from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
 from zoo.weights.deferred import load_deferred
-from zoo.weights.frozen import frozen_weights
+from zoo.weights.frozen import fingerprints, frozen_weights
 from zoo.weights.initial_weights import TRAINING_ALONE, read_start
 
 T = TypeVar("T")
@@ -104,7 +103,7 @@ class VideoQATask(Task):
         self.teacher = teacher
         if teacher is not None:
             teacher.targets = self.model.objectives.teacher_targets
-        self.reference: dict[str, Any] = {}  # path and fingerprint of the file of the algorithm's reference
+        self.training_files: dict[str, dict[str, Any]] = {}  # as `frozen_weights`, of what a training alone reads
         if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
             raise InputError(
                 f"--model.objectives: {' and '.join(names)} show a training other tokens than a test, and answers are "
@@ -166,7 +165,7 @@ class VideoQATask(Task):
 
     @property
     def required_files(self) -> dict[str, dict[str, Any]]:
-        return {**self.frozen_weights, **({"reference": self.reference} if self.reference else {})}
+        return self.frozen_weights | self.training_files
 
     # ---- a batch of scenes --------------------------------------------------------------------------------------
 
@@ -299,11 +298,16 @@ class VideoQATask(Task):
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
         self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
+        read: dict[str, tuple[str, tuple[Path, ...]]] = {}
+        if self.teacher is not None:
+            self.teacher.check_data(getattr(self.trainer, "datamodule", None))
+            self.model.objectives.match_teacher(self.teacher.outline.taught_as)
+            read |= self.teacher.sources
         if self.algorithm.needs_start:
             self._read_start()
-            start = self.initial_weights  # the file may be replaced before this training is resumed
-            files = [] if start is None else [file_fingerprint(Path(start))]
-            self.reference = {"path": start or "without --model.initial_weights", "files": files}
+            start = self.initial_weights
+            read["reference"] = ("without --model.initial_weights", ()) if start is None else (start, (Path(start),))
+        self.training_files = fingerprints(read)  # now: they may be replaced before this training is resumed
         self.algorithm.begin(self)
 
     def on_fit_start(self) -> None:

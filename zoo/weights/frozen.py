@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +65,16 @@ def frozen_weights(model: SpatialVLM) -> dict[str, dict[str, Any]]:
     parameters = list(model.named_parameters())
     every = {name.partition(".")[0] for name, _ in parameters}
     read = {name.partition(".")[0] for name, p in parameters if not p.requires_grad and model.restored_by_files(name)}
+    sources = released_sources(model).items()
+    # a cached geometry has no parameters
+    return fingerprints({part: source for part, source in sources if part in read or part not in every})
+
+
+def fingerprints(sources: Mapping[str, tuple[str, Sequence[Path]]]) -> dict[str, dict[str, Any]]:
+    """Return the path of each part with the fingerprints of its files, given path and files."""
     return {
         part: {"path": path, "files": [file_fingerprint(file) for file in files]}
-        for part, (path, files) in released_sources(model).items()
-        if part in read or part not in every  # a cached geometry has no parameters
+        for part, (path, files) in sources.items()
     }
 
 

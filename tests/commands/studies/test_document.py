@@ -277,3 +277,21 @@ def test_a_comparison_that_names_a_column_shows_that_one_alone_and_needs_no_othe
     assert "| setting |" not in both and "| setting | `loop` | `loop`, minus *none* |" in one
     study([str(study_file), "--jobs", "1"])
     assert "| setting | `loop` | `local` |" in document.read_text().split("<!-- study: toys / one -->")[0]
+
+
+def test_settings_are_compared_with_a_baseline_under_a_test(main_py: FakeMain, study_file: Path) -> None:
+    settings = {name: {**each, "tests": ["wrong cameras"]} for name, each in STUDY["settings"].items()}
+    compared = {"baseline": "none", "settings": ["PRoPE"], "tests": ["wrong cameras"]}
+    write_study(study_file, settings=settings, compare=[{"title": "Which relies on cameras?", **compared}])
+    study([str(study_file), "--jobs", "1"])
+    text = study_file.with_suffix(".md").read_text()
+    tested = {name: row(text, name, "## Further tests")[1] for name in settings}
+    found = {name: row(text, name, "## Which relies on cameras?") for name in settings}
+    assert "| setting | tested with | `loop` | `local` | `loop`, minus *none* |" in text
+    assert {name: cells[:2] for name, cells in found.items()} == {
+        name: ["wrong cameras", tested[name]] for name in settings
+    }
+    none, prope = (float(tested[name].split()[0]) for name in ("none", "PRoPE"))
+    low, high = map(float, found["PRoPE"][-1].split(" (")[0].split(" to "))
+    assert float(found["PRoPE"][3].split(",")[0]) == pytest.approx(prope - none, abs=2e-3) and low < prope - none < high
+    assert found["none"][3:] == ["", "", ""]  # the baseline

@@ -45,7 +45,8 @@ def setting(**changes: Any) -> dict[str, Any]:
         ({"compare": [{**COMPARED, "settings": ["PRoPe"]}]}, "there is no setting PRoPe; did you mean PRoPE"),
         ({"compare": [{**COMPARED, "baseline": "non"}]}, "there is no setting non; did you mean none"),
         ({"compare": [{**COMPARED, "column": "lopp"}]}, "there is no column lopp; did you mean loop"),
-        ({"compare": [{**COMPARED, "tests": ["wrong cameras"]}]}, "name either a baseline or tests"),
+        ({"compare": [{**COMPARED, "baseline": None}]}, "name a baseline or tests"),
+        ({"compare": [{**COMPARED, "tests": ["wrong cameras"]}]}, "there is no test of none wrong cameras"),
         ({"compare": [COMPARED, COMPARED]}, "title Do cameras help.* is given twice"),
         (
             {"tests": {"wrong cameras": {"data.perturbation": "OtherCamera"}}},
@@ -124,3 +125,11 @@ def test_the_studies_of_the_repository_are_whole(path: Path, monkeypatch: pytest
     assert len({run.fit for run in runs}) == len({run.folder_name for run in runs}) == len(runs) >= 2
     used = {test for setting in plan.settings.values() for test in setting.tests}
     assert used == plan.tests.keys()
+
+
+def test_grpo_starts_from_a_training_of_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under one of its own it would go on with the questions that the start has learned, in their order."""
+    monkeypatch.chdir(ROOT)
+    plan = read_study(Path("studies/grpo.yaml"))
+    (command,) = plan.requires.values()
+    assert int(command.split("--seed_everything ")[1].split()[0]) not in plan.seeds

@@ -30,7 +30,6 @@ from zoo.geometry import (
     VGGTEncoder,
     unproject_depth,
 )
-from zoo.geometry.vggt_encoder import init_identity_pose
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 
@@ -174,7 +173,7 @@ def predicted_points(head: str = "point", dtype: str = "float32") -> PredictedPo
         depth_head={**dense, "output_dim": 2, "activation": "exp"},
         point_head={**dense, "output_dim": 4, "activation": "inv_log"},
     )
-    init_identity_pose(vggt.camera_head)
+    vggt.camera_head.init_identity_pose()
     vggt.aggregator.to(getattr(torch, dtype))
     return PredictedPoints(lambda: VGGTEncoder(vggt), head, device="cpu")
 

@@ -53,6 +53,18 @@ def test_its_loss_is_cambrian_ps_on_the_cameras_of_the_views() -> None:
     assert {"rotation_deg", "center", "unlearned/center"} <= objective.errors(read).keys()
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_fields_of_view_start_where_they_learn(seed: int) -> None:
+    """Camera tokens hardly differ at first: where one output is below 0, so are all."""
+    torch.manual_seed(seed)
+    objective = PosePrediction(dim=32, trunk_depth=1)
+    objective.bind(64, 2)
+    found = objective.head(torch.randn(64) + 0.01 * torch.randn(1, 8, 64))[..., 7:]
+    assert (found > 0).all()
+    found.sum().backward()
+    assert objective.head.camera_head.pose_branch.fc2.weight.grad[7:].any(1).all()
+
+
 def test_balanced_translations_are_divided_by_the_mean_path_of_the_batch() -> None:
     """Not each by its own path, which would make a scene of any length count alike."""
     short, long = scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[:1])

@@ -6,6 +6,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from zoo import (
     Teacher,
     TeacherDepth,
     TeacherPose,
+    TinyDA3,
     TinyQwen3VL,
     TinyVGGT,
     VideoQATask,
@@ -37,8 +39,10 @@ from zoo.checkpoints import unofficial_parts
 from zoo.geometry import CachedGeometry, SceneGeometry
 from zoo.geometry.scale import ScaleSource
 from zoo.objectives import decode
+from zoo.objectives.geovr import PoseMLP, geovr_layers
 from zoo.sequences.batch import Batch
 from zoo.tasks.training_cost import BatchSizes, example_batch
+from zoo.weights.frozen import check_frozen
 
 FAMILY = "Qwen3-VL"
 SMALL: dict[str, Any] = {"features": 8, "channels": [8, 8, 8, 8]}
@@ -66,6 +70,13 @@ def training_batch(made: VideoQATask) -> Batch:
         for each, targets in zip(found.scenes, made.teacher(found.scenes, 16), strict=True):
             each.teacher = targets
     return found
+
+
+def begin(made: VideoQATask, **data: Any) -> None:
+    """Begin a training on a data module with these settings."""
+    trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), datamodule=SimpleNamespace(**data))
+    made._trainer = trainer
+    made.configure_model()
 
 
 def losses(made: VideoQATask) -> dict[str, Tensor]:
@@ -107,19 +118,76 @@ def test_targets_are_of_the_first_frame_of_each_patch() -> None:
     shuffled = training_batch(task(Teacher(DatasetGeometry, shuffled=True))).scenes
     assert shuffled[0].teacher is not None
     torch.testing.assert_close(shuffled[0].teacher.depth, second.teacher.depth)
-    # of scenes with several numbers of views, each has those of its own views
+    # nothing of its own, where no other scene has as many views
     shorter = copy(second)
     assert shorter.frames is not None and shorter.geometry is not None
     shorter.frames, shorter.geometry = shorter.frames[:4], shorter.geometry[:4]
-    found = Teacher(DatasetGeometry, shuffled=True)([first, shorter], 16)
-    torch.testing.assert_close(found[1].depth, second.teacher.depth[:2].flip(0))
-    torch.testing.assert_close(found[0].depth, first.teacher.depth.roll(1, 0))
-    # nothing of its own: neither its scale nor, of a single view, anything
-    assert found[0].meters_per_unit is not None and (alone := Teacher(DatasetGeometry, shuffled=True)([first], 16)[0])
-    torch.testing.assert_close(alone.depth, first.teacher.depth.roll(1, 0))
-    assert alone.meters_per_unit is None
-    shorter.frames, shorter.geometry = shorter.frames[:2], shorter.geometry[:2]
-    assert Teacher(DatasetGeometry, shuffled=True)([first, shorter], 16)[1] is None
+    found = Teacher(DatasetGeometry, shuffled=True)([first, shorter, second], 16)
+    assert found[1] is None and found[0] is not None and found[2] is not None
+    torch.testing.assert_close(found[0].depth, second.teacher.depth)
+    torch.testing.assert_close(found[2].depth, first.teacher.depth)
+    made = task(Teacher(DatasetGeometry, shuffled=True))
+    with pytest.raises(InputError, match="shuffled exchanges targets in a batch: give --data.batch_size 2"):
+        begin(made, batch_size=1)
+    begin(made, batch_size=2)
+
+
+def test_the_layers_of_the_decoder_are_those_published_for_the_kind_of_teacher() -> None:
+    da3 = partial(TinyDA3, [0, 1, 2, 3], embed_dim=32, depth=4, num_heads=2, features=8, heads=["camera", "depth"])
+    objectives = [TeacherPose(), TeacherDepth(side=28, **SMALL), Distillation(32)]
+    backbone = TinyQwen3VL(layers=4, hidden_size=64, heads=2, key_value_heads=2, vision_hidden_size=32)
+    made = VideoQATask(backbone=backbone, teacher=Teacher(da3, token_channels=-0.5), objectives=objectives)
+    assert made.model.objectives["Distillation"].indices == (1, 2, 3, 4)  # of VGGT
+    begin(made)
+    assert made.model.objectives["Distillation"].indices == (2, 3, 3, 4)
+    assert made.model.objectives.layers == (1, 2)
+    losses(made)["loss"].backward()
+    for parameter, value in made.model.objectives.named_parameters():
+        assert value.grad is not None and value.grad.any(), parameter
+    for objective, part in ((Distillation(8), "distill"), (TeacherDepth(**SMALL), "depth")):
+        objective.bind(8, 28)
+        objective.match_teacher("da3")
+        assert objective.indices == geovr_layers("da3", 28)[part] != geovr_layers("vggt", 28)[part]
+    chosen = Distillation(8, indices=[1, 3])
+    chosen.bind(8, 28)
+    chosen.match_teacher("da3")
+    assert chosen.indices == (1, 3)  # the control
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fields_of_view_start_where_they_learn(seed: int) -> None:
+    """Camera tokens hardly differ at first: where one output is below 0, so are all."""
+    torch.manual_seed(seed)
+    head, tokens = PoseMLP(64), torch.randn(64) + 0.01 * torch.randn(8, 64)
+    found = head(tokens)[:, 7:]
+    assert (found > 0).all()
+    found.sum().backward()
+    last: Any = head.fc_fov[0]
+    assert last.weight.grad.any(1).all()
+
+
+def test_a_resumed_training_has_the_files_of_its_teacher(tmp_path: Path) -> None:
+    weights = tmp_path / "teacher.safetensors"
+    weights.write_text("one")
+
+    class Released(DatasetGeometry):
+        path, files = "teacher", (weights,)
+
+    class ReleasedScale(DatasetPoses):
+        path, files = "scale", (weights,)
+
+    made = task(Teacher(Released, scale=ReleasedScale))
+    assert not made.required_files  # an evaluation needs none
+    begin(made)
+    before = made.required_files
+    assert before.keys() == {"teacher", "scale of the teacher"}
+    begin(made)
+    check_frozen(before, made.required_files, "last.ckpt")  # the control
+    weights.write_text("another")
+    assert made.required_files == before  # those that were read
+    begin(made)
+    with pytest.raises(InputError, match="last.ckpt was trained with the frozen .*teacher .* now holds another"):
+        check_frozen(before, made.required_files, "last.ckpt")
 
 
 def test_the_scale_is_that_of_the_datasets_cameras() -> None:

@@ -61,3 +61,16 @@ class CameraHead(nn.Module):
             encoding = update if encoding is None else encoding.detach() + update
             encodings.append(torch.cat((encoding[..., :7], F.relu(encoding[..., 7:])), -1))
         return torch.stack(encodings)
+
+    @torch.no_grad()
+    def init_identity_pose(self, steps: int = 4) -> None:
+        """Make an untrained head predict about the identity and a field of view of one radian.
+
+        With random weights the field of view is often below 0, where the ReLU passes no gradient.
+
+        Args:
+            steps: Of the refinement, whose updates add up.
+        """
+        last = self.pose_branch.fc2
+        last.weight.mul_(0.1)
+        last.bias.copy_(last.bias.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]) / steps)

@@ -35,7 +35,9 @@ class PoseMLP(nn.Module):
         )
         self.fc_t = nn.Linear(CAMERA_WIDTH, 3)
         self.fc_qvec = nn.Linear(CAMERA_WIDTH, 4)
-        self.fc_fov = nn.Sequential(nn.Linear(CAMERA_WIDTH, 2), nn.ReLU())
+        fields_of_view = nn.Linear(CAMERA_WIDTH, 2)
+        nn.init.ones_(fields_of_view.bias)  # below 0, where half of them would start, the ReLU passes no gradient
+        self.fc_fov = nn.Sequential(fields_of_view, nn.ReLU())
 
     def forward(self, states: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch 9"]:
         """Predict pose encodings."""
