@@ -112,13 +112,14 @@ def test_a_folder_goes_out_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_adapters_of_both_kinds_of_layers_are_merged_into_the_folder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     model = SpatialVLM(tiny(), lora=LoRA(r=2))
     given = showing.batch(model, [SAMPLES["a video"]])
     before = showing.logits(model, given)[0]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.1)
+                parameter.normal_(std=0.03)
     export_model(model, tmp_path)
     found = SpatialVLM(PretrainedQwen35(str(tmp_path), dtype="float32"))
     torch.testing.assert_close(showing.logits(found, given)[0], showing.logits(model, given)[0], rtol=0, atol=1e-4)
