@@ -65,7 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path) -> Path:
     own = {record["id"]: record["prediction"] for record in kept.records}
     (folder / "own.json").write_text(json.dumps(own))
     settings = {"num_frames": 4, "pixels": vars(BOUNDS), "image_pixels": vars(BOUNDS)}
-    for name, model in {"cameras": task.model, "plain": asking.build("plain").model}.items():
+    plain = {name: asking.build("plain", family=name).model for name in asking.BACKBONES}
+    for name, model in {"cameras": task.model, **plain}.items():
         model.data_config = {"class_path": "datamodules.VideoQADataModule", "init_args": settings}
         model.save_pretrained(folder / name)
     scenes = source.scenes("test")
@@ -115,14 +116,15 @@ def test_all_questions_of_the_rooms_are_answered_as_by_test(folder: Path, tmp_pa
     assert answers(evaluate(folder, tmp_path / "two", "cameras", "rooms", processes=2)) == expected
 
 
-def test_videos_pictures_several_of_each_and_text_alone(folder: Path, tmp_path: Path) -> None:
-    model, expected = SpatialVLM.from_pretrained(folder / "plain"), []
+@pytest.mark.parametrize("family", asking.BACKBONES)
+def test_videos_pictures_several_of_each_and_text_alone(family: str, folder: Path, tmp_path: Path) -> None:
+    model, expected = SpatialVLM.from_pretrained(folder / family), []
     for row in (json.loads(line) for line in (folder / "mixed/rows.jsonl").read_text().splitlines()):
         media = [Path(file) if file.endswith(".mp4") else Image.open(file) for file in row["media"]]
         asked = chat(*("video" if isinstance(each, Path) else "image" for each in media), row["prompt"])
         (reply,) = answer_chats(model, media, [asked], max_new_tokens=asking.NEW)
         expected += model.backbone.preprocessor.decode([reply.ids])
-    assert answers(evaluate(folder, tmp_path / "mixed", "plain", "mixed")) == expected
+    assert answers(evaluate(folder, tmp_path / "mixed", family, "mixed")) == expected
     assert len(set(expected)) > 5  # the control
 
 
@@ -141,7 +143,7 @@ def ask(model: SpatialVLMZoo, *asked: tuple[list[Any], str], **options: Any) -> 
 
 
 def test_requests_about_equal_media_share_their_encoding(folder: Path, rooms_root: Path) -> None:
-    model = SpatialVLMZoo(run=str(folder / "plain"))
+    model = SpatialVLMZoo(run=str(folder / "Qwen2.5-VL"))
     videos = [str(video) for video in sorted(rooms_root.rglob("*.mp4"))[:2]]
     pixels = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
     asked: list[Any] = []
@@ -155,7 +157,7 @@ def test_requests_about_equal_media_share_their_encoding(folder: Path, rooms_roo
 
 
 def test_bad_input(folder: Path, rooms_root: Path, tmp_path: Path) -> None:
-    model, video = SpatialVLMZoo(run=str(folder / "plain")), str(next(rooms_root.rglob("*.mp4")))
+    model, video = SpatialVLMZoo(run=str(folder / "Qwen2.5-VL")), str(next(rooms_root.rglob("*.mp4")))
     absent = [str(tmp_path / f"absent{n}.mp4") for n in range(3)]
     with pytest.raises(InputError, match=r"--gen_kwargs temperature=0,do_sample=False"):
         ask(model, ([video], "Which?"), temperature=0.7)
