@@ -24,6 +24,7 @@ from datamodules.dataset import SceneDataset
 from datamodules.depth import resize_depth
 from datamodules.loaded_scene import LoadedScene
 from zoo.cameras.poses import invert_se3
+from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
@@ -121,29 +122,26 @@ class FramesOnOtherCameras(Perturbation):
             return scene
         order = _shuffled(scene, none_stays=True)
         geometry = scene.geometry[order]
-        geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = scene.geometry.cameras()
+        geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = self._cameras(scene.geometry, geometry)
         return replace(scene, **_frames(scene, order), geometry=geometry, has_true_cameras=False)
 
+    def _cameras(self, own: SceneGeometry, moved: SceneGeometry) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the cameras of the moved frames, as `SceneGeometry.cameras`."""
+        return own.cameras()
 
-class FramesAtOtherCenters(Perturbation):
+
+class FramesAtOtherCenters(FramesOnOtherCameras):
     """The temporal patches in another order, with their rotations and intrinsics, while camera centers stay.
 
     No temporal patch keeps its center. The camera's path stays, and so do the directions in which things are seen: what
     a model loses, it read from where a thing was seen from.
     """
 
-    requires_cameras = True
-
-    def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
-        if scene.geometry is None or not scene.geometry.has_cameras:
-            return scene
-        order = _shuffled(scene, none_stays=True)
-        geometry = scene.geometry[order]
-        (stay, _, has_stayed), (moved, K, has_moved) = scene.geometry.cameras(), geometry.cameras()
-        centers, poses = invert_se3(stay)[:, :3, 3:], moved.clone()
-        poses[:, :3, 3:] = -poses[:, :3, :3] @ centers
-        geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = poses, K, has_stayed & has_moved
-        return replace(scene, **_frames(scene, order), geometry=geometry, has_true_cameras=False)
+    def _cameras(self, own: SceneGeometry, moved: SceneGeometry) -> tuple[Tensor, Tensor, Tensor]:
+        (stay, _, has_stayed), (turned, K, has_moved) = own.cameras(), moved.cameras()
+        poses = turned.clone()
+        poses[:, :3, 3:] = -poses[:, :3, :3] @ invert_se3(stay)[:, :3, 3:]
+        return poses, K, has_stayed & has_moved
 
 
 class ShuffledFrames(Perturbation):
