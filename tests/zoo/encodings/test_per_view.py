@@ -18,7 +18,7 @@ from tests.zoo.asking import QUESTIONS, batch, build, scene
 from tests.zoo.decoder import Example, install, tiny_model
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
-from zoo import SpatialVLM, TinyQwen25VL
+from zoo import SpatialVLM, TinyDA3, TinyQwen25VL
 from zoo.cameras import Cameras, intrinsics_in_pixels
 from zoo.cameras.rays import token_points
 from zoo.encodings import (
@@ -48,21 +48,30 @@ def in_pixels(K: Tensor) -> Tensor:
     return intrinsics_in_pixels(K, SIZE["image_width"], SIZE["image_height"])
 
 
+def points_at(depths: Tensor, poses: Tensor, K: Tensor) -> Tensor:
+    """Of one ray per token, through its center."""
+    of_scenes = zip(depths, poses, K, strict=True)
+    return torch.stack([token_points(*of_scene, 1).flatten(0, 2) for of_scene in of_scenes])
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, None]:
     output = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
     return output.transpose(1, 2), None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("transform_values", [True, False])
-def test_views_alone_attend_as_by_definition(transform_values: bool) -> None:
+@pytest.mark.parametrize(("transform_values", "depth"), [(True, "predicted"), (False, "predicted"), (True, "known")])
+def test_views_alone_attend_as_by_definition(transform_values: bool, depth: Any) -> None:
     """The last token of a view sees all tokens up to its own, as in attention that is not causal."""
-    encoding = RayRoPE(apply_to="qkvo" if transform_values else "qk")
     sequence, (poses, K) = random_sequence(0), random_cameras(2)
-    hidden = sequence.hidden_states
+    hidden, cameras = sequence.hidden_states, sequence.cameras(poses, K)
+    depths, rays = 0.5 + torch.rand(2, VIEWS, 2, 2, dtype=torch.float64), 3
+    if depth == "known":
+        cameras, rays = cameras.with_tokens(points=points_at(depths, poses, K)), 1
+    encoding = RayRoPE(rays=rays, depth=depth, apply_to="qkvo" if transform_values else "qk")
     encoding.bind_to_decoder(DecoderLayout(hidden.shape[-1], 1, 2, 2, HEAD), [0])
     torch.nn.init.normal_(encoding.double().layers["0"].weight, std=0.1)  # type: ignore[index, union-attr]
-    encoded = encoding.encode(sequence.cameras(poses, K), HEAD, torch.float64)
+    encoded = encoding.encode(cameras, HEAD, torch.float64)
     q, k, v = torch.randn(3, 2, 2, VIEWS * TOKENS, HEAD.dim, dtype=torch.float64)
     acting = encoded.at_layer(0, hidden, (hidden, hidden))
     assert acting is not None
@@ -73,8 +82,10 @@ def test_views_alone_attend_as_by_definition(transform_values: bool) -> None:
     for views in range(1, VIEWS + 1):
         count = views * TOKENS
         heads = (x[:, :, :count] for x in (q, k, v))
-        cameras = poses[:, :views], K_px[:, :views], raw_depth[:, :count]
-        expected = rayrope_attention(*heads, *cameras, **SIZE, transform_values=transform_values)
+        given = poses[:, :views], K_px[:, :views], raw_depth[:, :count]
+        known = depths[:, :views, ..., None] if depth == "known" else None
+        options = {"transform_values": transform_values, "rays": rays, "known_depth": known}
+        expected = rayrope_attention(*heads, *given, **SIZE, **options)
         torch.testing.assert_close(found[:, :, count - 1], expected[:, :, -1], rtol=0, atol=1e-10)
 
 
@@ -84,13 +95,10 @@ def test_view_mixer_attends_as_by_definition(most: int, depth: Any, monkeypatch:
     monkeypatch.setattr(per_view, "MAX_KEYS", most)
     x, (poses, K) = torch.randn(2, VIEWS * TOKENS, 48, dtype=torch.float64), random_cameras(2)
     cameras, options = Cameras(poses, K), dict[str, Any]()
-    if depth == "known":  # of one ray, through the center: the depth of a token
+    if depth == "known":
         depths = 0.5 + torch.rand(2, VIEWS, 2, 2, dtype=torch.float64)
-        points = [token_points(*of_scene, 1).flatten(0, 2) for of_scene in zip(depths, poses, K, strict=True)]
-        cameras, options = (
-            cameras.with_tokens(points=torch.stack(points)),
-            {"known_depth": depths[..., None], "rays": 1},
-        )
+        cameras = cameras.with_tokens(points=points_at(depths, poses, K))
+        options = {"known_depth": depths[..., None], "rays": 1}
     mixer = RayAttention(48, 24, RayRoPE(rays=options.get("rays", 3), depth=depth)).double()
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -114,6 +122,28 @@ def test_a_view_mixer_gets_the_depth_of_the_scene() -> None:
         geometry.depth = factor * given.geometry.depth
         losses.append(task.loss(batch(task, replace(given, geometry=geometry), training=True)))
     assert (losses[0] - losses[1]).abs() > 1e-4
+
+
+@torch.no_grad()
+def test_known_depth_beside_predicted_cameras_is_the_geometry_encoders() -> None:
+    geometry = partial(TinyDA3, embed_dim=32, depth=4, num_heads=2, heads=("camera", "depth"))
+    name = "RayRoPE, known depth, one ray, qk, ChannelRange, scale rms"
+    task = build(name, camera_source="predicted", geometry=geometry)
+    assert not task.requirements.depth and not task.requirements.cameras
+
+    def loss(depth_factor: float) -> Tensor:
+        given = scene("a", QUESTIONS[:1])
+        assert given.geometry is not None and given.geometry.depth is not None
+        given.geometry.depth = depth_factor * given.geometry.depth
+        return task.loss(batch(task, given, training=True))
+
+    encoder: Any = task.model.geometry
+    log_depth = encoder.da3.model.head.scratch.output_conv2[-1].bias
+    log_depth.sub_(3)  # random weights see 140 m, where all depths count as 100 m
+    of_encoder = loss(1.0)
+    assert torch.equal(loss(2.0), of_encoder)  # the dataset's depth is not read
+    log_depth.add_(0.5)
+    assert (loss(1.0) - of_encoder).abs() > 1e-5
 
 
 def test_without_points_at_a_depth_none_is_predicted() -> None:
