@@ -197,8 +197,9 @@ def _by_cluster(
     benchmark: Benchmark,
 ) -> tuple[Float[np.ndarray, "C K P"], Float[np.ndarray, "C K"]]:
     """Sum the differences and count the questions of each type in each cluster."""
-    kinds = np.array([benchmark.question_types.index(kind) for kind in question_types])
-    shape = (int(cluster.max()) + 1, len(benchmark.question_types))
+    place = {kind: k for k, kind in enumerate(benchmark.question_types)}
+    kinds = np.array([place[kind] for kind in question_types])
+    shape = (int(cluster.max()) + 1, len(place))
     sums, counts = np.zeros((*shape, differences.shape[1])), np.zeros(shape)
     np.add.at(sums, (cluster, kinds), differences)
     np.add.at(counts, (cluster, kinds), 1.0)
