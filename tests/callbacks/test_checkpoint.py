@@ -65,7 +65,9 @@ def broken_off(folder: Path, schedule: dict[str, Any], stops: list[int]) -> dict
     return result(folder, models)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "window of 2" else ()) for name in SCHEDULES]
+)
 def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     """Wherever it is broken off, validations included."""
     schedule, chance = SCHEDULES[name], random.Random(0)
@@ -78,7 +80,7 @@ def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_
     assert len(orders) == EPOCHS and all(len(set(order)) == batches for order in orders)
     assert (whole["best"] is not None) == bool(whole["scores"]) == ("validated" in name)
     ends = [batches + len([step for step in whole["scores"] if step < whole["step"] / EPOCHS]), 2]  # an epoch's
-    for number in range(3):
+    for number in range(2):
         stops = [chance.randrange(2, 20), chance.randrange(1, 6)] if number else ends
         try:
             found = broken_off(tmp_path / str(number), schedule, stops)
@@ -117,23 +119,20 @@ class StopAfter(Callback):
         trainer.should_stop |= self.batches <= 0
 
 
-@pytest.mark.parametrize("batches", [1, 2, 5, 6, 7])  # an epoch has 7
 @pytest.mark.parametrize("name", ["window of 3, every other step", "validated between steps"])
-def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(
-    name: str, batches: int, tmp_path: Path
-) -> None:
+def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(name: str, tmp_path: Path) -> None:
     schedule = SCHEDULES[name] | {"every": 50}
-    whole = train(tmp_path / "whole", Small(), **schedule)
-    models = [train(tmp_path / "run", Small(), [StopAfter(batches)], **schedule)]
-    seen = len(models[0].losses)
-    assert batches <= seen <= batches + 3
-    assert read_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == models[0].global_step
-    models.append(train(tmp_path / "run", Small(), **schedule))
-    assert len(models[1].losses) == SCENES * EPOCHS - seen  # nothing was trained again
-    found, expected = result(tmp_path / "run", models), result(tmp_path / "whole", [whole])
-    assert {k: found[k] for k in ("losses", "weight", "optimizer")} == {
-        k: expected[k] for k in ("losses", "weight", "optimizer")
-    }
+    expected = result(tmp_path / "whole", [train(tmp_path / "whole", Small(), **schedule)])
+    for batches in (1, 2, 5, 6, 7):  # an epoch has 7
+        folder = tmp_path / str(batches)
+        models = [train(folder, Small(), [StopAfter(batches)], **schedule)]
+        seen = len(models[0].losses)
+        assert batches <= seen <= batches + 3
+        assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == models[0].global_step
+        models.append(train(folder, Small(), **schedule))
+        assert len(models[1].losses) == SCENES * EPOCHS - seen  # nothing was trained again
+        found = result(folder, models)
+        assert all(found[part] == expected[part] for part in ("losses", "weight", "optimizer")), batches
 
 
 def test_early_stopping_between_two_steps_waits_for_the_next(tmp_path: Path) -> None:
@@ -167,14 +166,12 @@ def test_without_a_step_there_is_nothing_to_save(tmp_path: Path, monkeypatch: py
     assert saved_steps(tmp_path, monkeypatch, limit_train_batches=0) == []
 
 
-@pytest.mark.parametrize(("shorter", "longer"), [({"max_epochs": 1}, {"max_epochs": 3}), ({"max_steps": 5}, {})])
 @pytest.mark.parametrize("name", ["window of 2", "validated at the end of an epoch"])
-def test_a_run_that_is_trained_for_longer_goes_on_with_the_next_scenes(
-    shorter: dict[str, int], longer: dict[str, int], name: str, tmp_path: Path
-) -> None:
+def test_a_run_that_is_trained_for_longer_goes_on_with_the_next_scenes(name: str, tmp_path: Path) -> None:
     schedule = SCHEDULES[name] | {"every": 50}
     whole = train(tmp_path / "whole", Small(), **schedule)
-    models = [train(tmp_path / "run", Small(), **(schedule | shorter))]
-    models.append(train(tmp_path / "run", Small(), **(schedule | longer)))
-    assert models[0].losses | models[1].losses == whole.losses
-    assert torch.equal(models[1].weight, whole.weight)
+    for shorter, longer in (({"max_epochs": 1}, {"max_epochs": 3}), ({"max_steps": 5}, {})):
+        (option,) = shorter
+        models = [train(tmp_path / option, Small(), **(schedule | changes)) for changes in (shorter, longer)]
+        assert models[0].losses | models[1].losses == whole.losses
+        assert torch.equal(models[1].weight, whole.weight)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,17 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def tested(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tested")
+    run(folder, scenes)
+    return folder
+
+
 @pytest.fixture
-def finished(scenes: Path, tmp_path: Path) -> dict[str, bytes]:
-    run(tmp_path, scenes)
+def finished(tested: Path, tmp_path: Path) -> dict[str, bytes]:
+    """The files of a finished test, which is in the folder."""
+    shutil.copytree(tested, tmp_path, dirs_exist_ok=True)
     return results(tmp_path)
 
 

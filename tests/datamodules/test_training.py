@@ -161,9 +161,9 @@ def test_what_is_drawn_depends_on_the_step_alone(
         settings: dict[str, Any] = {"sampler": Drawing(), "num_workers": workers}
         return fit(tmp_path / folder, Readable(root), max_steps=steps, **settings).drawn
 
-    whole = drawn("whole", 12)
-    assert drawn("run", 5) + drawn("run", 12) == whole
-    assert len({str(draws) for _, *draws in whole}) == 12 and len({str(frames) for frames, *_ in whole}) == 2
+    whole = drawn("whole", 8)
+    assert drawn("run", 3) + drawn("run", 8) == whole
+    assert len({str(draws) for _, *draws in whole}) == 8 and len({str(frames) for frames, *_ in whole}) == 2
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     assert drawn("another seed", 2)[0] != whole[0]
 
@@ -264,7 +264,7 @@ def test_an_unreadable_scene_ends_a_training_unless_it_may_be_skipped(root: Path
     assert list(skipped_scenes(tmp_path / "run")) == [SCENE]
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_resumed_training_skips_the_same_scenes_and_counts_them_on(
     batch_size: int, root: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
