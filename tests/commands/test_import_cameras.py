@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 import main
+from callbacks.camera_map import camera_map
 from commands.import_cameras import import_cameras
 from datamodules.cameras_file import read_cameras
 from datamodules.video import Video
@@ -21,6 +22,20 @@ from tests.datamodules.trajectories.captures import CAPTURES, NAMES, Walk, about
 from zoo.cameras import intrinsics_in_pixels
 from zoo.cameras.poses import invert_se3
 from zoo.errors import InputError
+
+DRAWN: list[Image.Image] = []
+
+
+@pytest.fixture(autouse=True)
+def draw_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One path is drawn, which takes a third of a second; later scenes get its picture."""
+
+    def draw(*given: object) -> Image.Image:
+        if not DRAWN:
+            DRAWN.append(camera_map(*given))  # type: ignore[arg-type]
+        return DRAWN[0]
+
+    monkeypatch.setattr("commands.import_cameras.camera_map", draw)
 
 
 def read(scene: Path) -> tuple[Video, torch.Tensor, torch.Tensor]:

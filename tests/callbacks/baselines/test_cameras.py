@@ -26,7 +26,7 @@ from zoo.cameras import invert_se3
 from zoo.metrics import ScoredAnswer
 
 SIZE, SIDE, SCORER = "room_size_estimation", "object_rel_direction_easy", "spatial_mllm"
-TRAINED, TESTED, FRAMES = 300, 100, 48
+TRAINED, TESTED, FRAMES = 200, 100, 48
 
 
 @cache
