@@ -18,6 +18,7 @@ from datamodules.loaded_scene import LABELS, LoadedScene
 from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.still_resize import FixedWidthStills, OriginalStills, compressed
 from datamodules.wording import Wording, media_of
+from tests.cases import each_once
 from tests.conftest import ROOMS
 from tests.golden.synth import synth_video
 from tests.zoo.fused_golden import MEAN_STD, load_case
@@ -178,8 +179,15 @@ def test_prompts_of_an_evaluation_are_the_published_ones(case: str) -> None:
     assert prompt == meta["eval_text"].replace(pad, "<|image_pad|>")
 
 
-@pytest.mark.parametrize("family, side", [(TinyQwen25VL, 504), (TinyQwen35, 512)])
-@pytest.mark.parametrize("size", [(64, 48), (48, 64)])
+@pytest.mark.parametrize(
+    ("family", "side", "size"),
+    [
+        (TinyQwen25VL, 504, (64, 48)),
+        (TinyQwen35, 512, (48, 64)),
+        pytest.param(TinyQwen25VL, 504, (48, 64), marks=pytest.mark.slow),
+        pytest.param(TinyQwen35, 512, (64, 48), marks=pytest.mark.slow),
+    ],
+)
 def test_cameras_and_depth_are_those_of_what_the_tower_sees(
     family: Callable[..., Any], side: int, size: tuple[int, int]
 ) -> None:
@@ -215,8 +223,7 @@ def test_cameras_and_depth_are_those_of_what_the_tower_sees(
     assert encoded.visual.tokens.isfinite().all()
 
 
-@pytest.mark.parametrize("family", [TinyQwen25VL, TinyQwen35])
-@pytest.mark.parametrize("size", [(64, 48), (48, 64)])
+@pytest.mark.parametrize(("family", "size"), each_once([TinyQwen25VL, TinyQwen35], [(64, 48), (48, 64)]))
 def test_an_encoder_is_given_the_cameras_of_the_frames_that_it_sees(
     family: Callable[..., Any], size: tuple[int, int]
 ) -> None:
@@ -250,14 +257,19 @@ def shown_stills(model: SpatialVLM, height: int, width: int, **data: Any) -> Any
     return batch_of_questions(model, synth_video(3, 2, height, width), ["How many?"], None, None, None)
 
 
-@pytest.mark.parametrize("tokens", [True, False])
 @pytest.mark.parametrize(
-    "family, height, width, seen, patches",
+    "family, height, width, seen, patches, tokens",
     [  # rows of the picture in a width of 518: first and number of those that VGGT sees, and that the tower does
-        (TinyQwen25VL, 480, 640, ((0, 392), (0, 392)), (28, 37)),
-        (TinyQwen25VL, 640, 360, ((203, 518), (203, 504)), (37, 37)),
-        (TinyQwen35, 480, 640, ((0, 392), (0, 384)), (24, 32)),
-        (TinyQwen35, 640, 360, ((0, 924), (203, 512)), (32, 32)),
+        pytest.param(*case, tokens, marks=() if tokens == (number in (1, 2)) else pytest.mark.slow)
+        for tokens in (True, False)
+        for number, case in enumerate(
+            [
+                (TinyQwen25VL, 480, 640, ((0, 392), (0, 392)), (28, 37)),
+                (TinyQwen25VL, 640, 360, ((203, 518), (203, 504)), (37, 37)),
+                (TinyQwen35, 480, 640, ((0, 392), (0, 384)), (24, 32)),
+                (TinyQwen35, 640, 360, ((0, 924), (203, 512)), (32, 32)),
+            ]
+        )
     ],
 )
 def test_predicted_cameras_are_those_of_what_the_tower_sees(
@@ -295,7 +307,12 @@ def test_predicted_cameras_are_those_of_what_the_tower_sees(
 
 
 @pytest.mark.parametrize(
-    "family, height, width", [(TinyQwen25VL, 480, 640), (TinyQwen25VL, 640, 360), (TinyQwen35, 640, 360)]
+    "family, height, width",
+    [
+        pytest.param(TinyQwen25VL, 480, 640, marks=pytest.mark.slow),
+        (TinyQwen25VL, 640, 360),
+        (TinyQwen35, 640, 360),
+    ],
 )
 def test_a_teacher_shows_what_the_tower_sees(
     family: Callable[..., Any], height: int, width: int, tmp_path: Path
