@@ -21,11 +21,19 @@ CONFIGS = {
 AXIS = re.compile(r"^(t|h|w|p|none|camera, [qkvo])  +(?:\d+: [\d,/ -]+?  +|  +)([\d,/ -]+?)(?:  |$)", re.MULTILINE)
 
 
-def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> dict[str, set[int]]:
+def output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words])
     main.main()
-    text = capsys.readouterr().out
+    text: str = capsys.readouterr().out
+    return text
+
+
+def channels_in(text: str) -> dict[str, set[int]]:
     return {name: parsed(channels.strip()) for name, channels in AXIS.findall(text)}
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *words: str) -> dict[str, set[int]]:
+    return channels_in(output(monkeypatch, capsys, *words))
 
 
 def parsed(text: str) -> set[int]:
@@ -65,9 +73,7 @@ def test_the_layers_of_a_subset_are_printed(monkeypatch, capsys) -> None:
     linear = {"class_path": "DeltaNetLayers", "init_args": {"encoding": subset("even", apply_to="vo")}}
     encodings = json.dumps([subset([4]), linear])
     words = ("--config", "qwen3_5.yaml", "--model.camera_encoding", "Compose")
-    monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words, f"--model.camera_encoding.encodings={encodings}"])
-    main.main()
-    text = capsys.readouterr().out
+    text = output(monkeypatch, capsys, *words, f"--model.camera_encoding.encodings={encodings}")
     assert "PRoPE acts in layers 4\n" in text and "PRoPE acts in layers 2\n" in text
 
 
@@ -83,11 +89,10 @@ def test_layers_of_both_kinds_are_printed(monkeypatch, capsys) -> None:
     inner = {"class_path": "PRoPE", "init_args": {"placement": "UnrotatedChannels", "apply_to": "vo"}}
     given = {"class_path": "DeltaNetLayers", "init_args": {"encoding": inner}}
     words = ("--config", "prope.yaml", "--config", "scale_tiny_qwen3_5.yaml")
-    found = printed(monkeypatch, capsys, *words, f"--model.camera_encoding={json.dumps(given)}")
+    text = output(monkeypatch, capsys, *words, f"--model.camera_encoding={json.dumps(given)}")
+    found = channels_in(text)
     assert found["camera, v"] == found["camera, o"] == set(range(32)) and found["camera, q"] == set()
-    monkeypatch.setattr(sys, "argv", ["main.py", "positions", *words])
-    main.main()
-    assert "full attention: layers 0, 4; Gated DeltaNet: layers 1-3\n" in capsys.readouterr().out
+    assert "full attention: layers 0, 4; Gated DeltaNet: layers 1-3\n" in text
 
 
 def test_numbers_are_written_as_ranges() -> None:
