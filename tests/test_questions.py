@@ -11,9 +11,8 @@ import yaml
 
 import main
 from commands.studies.embedding import SECTIONS
-from commands.studies.reading import read_study
+from tests.repository_studies import ROOT, study_named
 
-ROOT = Path(main.__file__).parent
 TEXT = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
 
 
@@ -24,9 +23,8 @@ def test_a_proof_names_tests_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("study", ["panels", "encodings", "panel_questions", "grpo", "geovr"])
-def test_each_section_of_a_study_is_embedded_once(study: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    plan = read_study(Path(f"studies/{study}.yaml"))
+def test_each_section_of_a_study_is_embedded_once(study: str) -> None:
+    plan = study_named(study)
     embedded = [block["title"] for block in SECTIONS.finditer(TEXT) if block["study"] == plan.name]
     assert sorted(embedded) == sorted(each.title for each in plan.compare)
     shown = {name for each in plan.compare for name in (each.baseline, *each.settings)} - {None}

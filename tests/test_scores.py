@@ -13,15 +13,13 @@ import pytest
 
 from commands.studies.document import footnotes
 from commands.studies.embedding import SCORES, SECTIONS, embed
-from commands.studies.reading import read_study
 from commands.studies.results import Results
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import is_measured
 from commands.studies.study_file import OWN
-from tests.test_structure import ROOT
+from tests.repository_studies import ROOT, study_named
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-STUDIES = {path.stem: path for path in sorted((ROOT / "studies").glob("*.yaml"))}
 # measured by a user with the published code, in full in golden/published.json
 USERS = {"0.5320": "Spatial-MLLM-v1.1-Instruct-135K", "0.2907": "Qwen2.5-VL-3B-Instruct"}
 # of the best constant answer to these questions, of 21.9 square meters, and a bound on the cameras alone in `loop`
@@ -39,7 +37,7 @@ NUMBER = re.compile(r"(?<![\w.,])[+-]?0\.\d{2,4}(?!\.?\d)")
 @cache
 def scores_of(study: str) -> Scores:
     """The results of a study without marks, which depend on the present code."""
-    plan = read_study(STUDIES[study])
+    plan = study_named(study)
     others = sorted({*plan.results.parent.glob("*.jsonl")} - {plan.results})
     return Scores(plan, Results(plan.results, others), {})
 

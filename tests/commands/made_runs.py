@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,25 @@ def answers(count: int, *, seed: int = 0, right: float = 0.3, scenes: int = 5) -
     return records
 
 
+TESTED: dict[str, dict[str, bytes]] = {}  # the files of a test, by its answers and scorer
+
+
+def write_results(folder: Path, records: list[Record], scorer: str | None = None) -> None:
+    """Leave the files of a test of made answers, which are made once."""
+    key = json.dumps([records, scorer])
+    if key not in TESTED:
+        before = set(folder.iterdir())
+        callbacks = (MetricsCallback(scorer), PredictionsCallback(scorer))
+        trainer(folder, *callbacks).test(Toy([records]), verbose=False)
+        TESTED[key] = {path.name: path.read_bytes() for path in folder.iterdir() if path not in before}
+    for name, content in TESTED[key].items():
+        (folder / name).write_bytes(content)
+
+
 def make_run(folder: Path, records: list[Record] | None, config: Any = CONFIG, scorer: str | None = None) -> Path:
     """A run's folder, tested on the records; not tested if they are None."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     if records is not None:
-        callbacks = (MetricsCallback(scorer), PredictionsCallback(scorer))
-        trainer(folder, *callbacks).test(Toy([records]), verbose=False)
+        write_results(folder, records, scorer)
     return folder

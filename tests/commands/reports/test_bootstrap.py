@@ -189,7 +189,14 @@ def test_of_one_model_tested_twice_it_is_the_paired_bootstrap() -> None:
     assert (same == 0).all()
 
 
-@pytest.mark.parametrize(("seeds", "spreads"), [(5, (0.08, 0.08)), (3, (0.0, 0.15)), (3, (0.15, 0.15))])
+@pytest.mark.parametrize(
+    ("seeds", "spreads"),
+    [
+        pytest.param(5, (0.08, 0.08), marks=pytest.mark.slow),
+        (3, (0.0, 0.15)),
+        pytest.param(3, (0.15, 0.15), marks=pytest.mark.slow),
+    ],
+)
 def test_it_covers_the_truth_where_trainings_differ_and_shows_what_it_says(
     seeds: int, spreads: tuple[float, float]
 ) -> None:

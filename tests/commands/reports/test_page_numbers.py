@@ -91,12 +91,16 @@ def shown(score: float, signed: bool = False) -> str:
     return f"{100 * score:{'+' if signed else ''}.1f}"
 
 
-def test_tables(made: Any) -> None:
+@pytest.fixture(scope="module")
+def constant(made: Any) -> dict[str, float]:
+    """The scores of the best constant answer to the questions of all runs, which are the same."""
+    return constant_by_hand(made[0]["a"])
+
+
+def test_tables(made: Any, constant: dict[str, float]) -> None:
     lines, page, _ = made
     found, expected = tables(page), {run: scores_by_hand(records) for run, records in lines.items()}
-    expected["best constant answer"] = constant = constant_by_hand(
-        lines["a"]
-    )  # of all runs: their questions are the same
+    expected["best constant answer"] = constant
     for title in ("Scores by question type", "Means over questions"):
         headings, *rows = found[title]
         measures = [heading for heading in headings if heading in expected["a"]]
@@ -116,7 +120,7 @@ def test_tables(made: Any) -> None:
         assert cells == [*map(shown, (fmean(both), min(both), max(both))), "2"], measure
 
 
-def test_bars_and_differences_are_those_of_the_tables(made: Any) -> None:
+def test_bars_and_differences_are_those_of_the_tables(made: Any, constant: dict[str, float]) -> None:
     lines, page, text = made
     data, expected = data_of(page), {run: scores_by_hand(records) for run, records in lines.items()}
     printed = [re.split(" {2,}", line.strip()) for line in text.splitlines()]
@@ -124,7 +128,6 @@ def test_bars_and_differences_are_those_of_the_tables(made: Any) -> None:
     for column, bars in data["bars"].items():
         assert [f"{bar:.1f}" for bar in bars] == [shown(own[column]) for own in expected.values()]
     assert data["bars"]["Route Plan"][0] == 6.2  # as the table has it
-    constant = constant_by_hand(lines["a"])
     for column, best in data["blind"].items():
         assert [f"{each:.1f}" for each in best] == [shown(constant[column])] * 3
     assert data["comparisons"]["pairs"].keys() == {"0 1", "0 2", "1 2"}

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from commands.studies import document, processes
+from commands.reports.bootstrap import seed_intervals
+from commands.studies import document, processes, reading, sections
 from commands.studies.modules import Module
 from commands.studies.source_code import SourceCode
-from commands.studies.study_file import Run
+from commands.studies.study_file import Run, Study
 from tests.commands.studies.faked import FakeMain, write_study
 
-FOUND: dict[tuple[tuple[str, ...], ...], list[Module]] = {}  # the code of a training
+# what takes most of the time of a study whose main.py is faked, by what it is made of
+PARSED: dict[str, Study] = {}
+FOUND: dict[tuple[tuple[str, ...], ...], list[Module]] = {}
+DIGESTS: dict[tuple[tuple[str, ...], ...], str] = {}
+RESAMPLES = 500
 
 
 @pytest.fixture
-def modules_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules of a training are found and read once, which takes a third of a second: for tests that edit none."""
-    find = SourceCode.modules
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal studies are parsed once, and the modules of equal trainings are digested once; for tests that edit none."""
+    parse, find, digest = reading._parse, SourceCode.modules, SourceCode.digest
+
+    def parse_once(content: dict[str, Any], path: Path) -> Study:
+        key = yaml.safe_dump(content, sort_keys=False)
+        if key not in PARSED:
+            PARSED[key] = parse(content, path)
+        return replace(PARSED[key], path=path)
 
     def modules(self: SourceCode, run: Run) -> list[Module]:
         key = run.configs, run.fit
@@ -26,7 +41,15 @@ def modules_once(monkeypatch: pytest.MonkeyPatch) -> None:
             FOUND[key] = find(self, run)
         return FOUND[key]
 
+    def digest_once(self: SourceCode, run: Run) -> str:
+        key = run.configs, run.fit
+        if key not in DIGESTS:
+            DIGESTS[key] = digest(self, run)
+        return DIGESTS[key]
+
+    monkeypatch.setattr(reading, "_parse", parse_once)
     monkeypatch.setattr(SourceCode, "modules", modules)
+    monkeypatch.setattr(SourceCode, "digest", digest_once)
 
 
 @pytest.fixture
@@ -36,6 +59,7 @@ def main_py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeMain:
     fake = FakeMain()
     monkeypatch.setattr(processes, "main_py", fake)
     monkeypatch.setattr(document, "draw", lambda *arguments: arguments[-1].touch())  # drawing takes seconds
+    monkeypatch.setattr(sections, "seed_intervals", partial(seed_intervals, resamples=RESAMPLES))
     return fake
 
 

@@ -7,10 +7,8 @@ from typing import Any
 
 import yaml
 
-from callbacks import MetricsCallback, PredictionsCallback
 from callbacks.first_losses import FILE
-from tests.callbacks.toy import Toy, trainer
-from tests.commands.made_runs import CONFIG, answers
+from tests.commands.made_runs import CONFIG, answers, write_results
 from zoo.files.atomic_io import write_json
 
 STUDY: dict[str, Any] = {
@@ -41,9 +39,6 @@ def write_study(path: Path, **changes: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
     return path
-
-
-TESTED: dict[tuple[Any, ...], dict[str, bytes]] = {}  # the files of a test, by its answers
 
 
 class FakeMain:
@@ -79,17 +74,5 @@ class FakeMain:
             return "interrupted" if self.killed in words else None
         # cameras help, and wrong ones do not
         right = 0.3 + 0.6 * ("PRoPE" in str(folder)) - 0.6 * ("--data.perturbation=OtherCameras" in words)
-        write_results(folder, right, seed=sum(map(ord, folder.name)))
+        write_results(folder, answers(180, right=right, seed=sum(map(ord, folder.name)), scenes=20))
         return None
-
-
-def write_results(folder: Path, right: float, seed: int) -> None:
-    """Leave the files of a test of made answers, which are made once."""
-    key = answers, right, seed
-    if key not in TESTED:
-        before = set(folder.iterdir())
-        records = answers(180, right=right, seed=seed, scenes=20)
-        trainer(folder, MetricsCallback(), PredictionsCallback()).test(Toy([records]), verbose=False)
-        TESTED[key] = {path.name: path.read_bytes() for path in folder.iterdir() if path not in before}
-    for name, content in TESTED[key].items():
-        (folder / name).write_bytes(content)

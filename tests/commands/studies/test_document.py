@@ -22,7 +22,7 @@ from tests.commands.studies.faked import STUDY, FakeMain, write_study
 from zoo.errors import InputError
 from zoo.versions import versions
 
-pytestmark = pytest.mark.usefixtures("modules_once")
+pytestmark = pytest.mark.usefixtures("read_once")
 
 
 def row(text: str, first: str, heading: str) -> list[str]:

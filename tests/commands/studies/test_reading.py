@@ -11,9 +11,9 @@ import yaml
 from commands.studies.reading import read_study
 from commands.study import study
 from tests.commands.studies.faked import STUDY, write_study
+from tests.repository_studies import NAMES, study_named
 from zoo.errors import InputError
 
-ROOT = Path(__file__).parents[3]
 COMPARED = STUDY["compare"][0]
 
 
@@ -64,7 +64,6 @@ def test_a_wrong_value_is_named(changes: dict[str, Any], expected: str, tmp_path
     path = write_study(tmp_path / "toys.yaml", **changes)
     with pytest.raises(InputError, match=f"^{path}: .*{expected}"):
         read_study(path)
-    read_study(write_study(path))  # the control
 
 
 @pytest.mark.parametrize(
@@ -84,6 +83,7 @@ def test_yaml_that_would_be_misread_is_refused(text: str, expected: str, tmp_pat
 
 
 def test_wrong_options_are_named(tmp_path: Path) -> None:
+    """Of a study without a wrong value, the control of those above."""
     path = str(write_study(tmp_path / "toys.yaml"))
     for words, expected in (
         (["--settings", "PRoPe"], "there is no setting PRoPe; did you mean PRoPE"),
@@ -117,19 +117,17 @@ def test_options_keep_their_order_and_the_column_wins(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_studies_of_the_repository_are_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    plan = read_study(path)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_studies_of_the_repository_are_whole(name: str) -> None:
+    plan = study_named(name)
     runs = plan.runs(plan.settings, plan.columns, plan.seeds)
     assert len({run.fit for run in runs}) == len({run.folder_name for run in runs}) == len(runs) >= 2
     used = {test for setting in plan.settings.values() for test in setting.tests}
     assert used == plan.tests.keys()
 
 
-def test_grpo_starts_from_a_training_of_another_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grpo_starts_from_a_training_of_another_seed() -> None:
     """Under one of its own it would go on with the questions that the start has learned, in their order."""
-    monkeypatch.chdir(ROOT)
-    plan = read_study(Path("studies/grpo.yaml"))
+    plan = study_named("grpo")
     (command,) = plan.requires.values()
     assert int(command.split("--seed_everything ")[1].split()[0]) not in plan.seeds

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,24 @@ import pytest
 import yaml
 
 import main
-from commands.studies.reading import read_study
-from commands.studies.study_file import Study
+from tests.repository_studies import NAMES, ROOT, study_named
 
-ROOT = Path(main.__file__).parent
 PARTS = ("camera_encoding", "view_mixer", "time_index", "fusion", "geometry")
 ALL_KINDS = (  # of options; the others are like one of these
     *("PRoPE on both", "PRoPE, data world", "ValueRoPE and GTA", "PRoPE, x and y in turns", "camera token alone"),
     *("VGGT tokens and PRoPE by VGGT cameras", "moving: PRoPE, no time", "ConcatSplitMLLM, space_aware"),
 )
 SETTINGS = [
-    pytest.param(path.stem, name, marks=() if name in ALL_KINDS else pytest.mark.slow)
-    for path in sorted((ROOT / "studies").glob("*.yaml"))
-    for name in yaml.safe_load(path.read_text(encoding="utf-8"))["settings"]
+    pytest.param(study, name, marks=() if name in ALL_KINDS else pytest.mark.slow)
+    for study in NAMES
+    for name in yaml.safe_load((ROOT / f"studies/{study}.yaml").read_text(encoding="utf-8"))["settings"]
 ]
-
-
-@cache
-def study_named(name: str) -> Study:
-    return read_study(Path("studies", f"{name}.yaml"))
 
 
 @pytest.mark.parametrize(("study", "name"), SETTINGS)
 def test_a_setting_is_understood(
     study: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.chdir(ROOT)
     plan = study_named(study)
     run = plan.run(name, list(plan.columns)[-1], 7)
     monkeypatch.chdir(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,18 @@ def training(*options: str, config: str = "prope.yaml") -> Run:
     return Run("own", "", 0, (config,), (f"--config={config}", *options), {}, "macro", ())
 
 
+def digests() -> tuple[str, str]:
+    """Of a training with the user's class, and of one without."""
+    source = SourceCode()
+    return source.digest(training(OWN)), source.digest(training())
+
+
+@cache
+def digests_before() -> tuple[str, str]:
+    """Those of the files as they are written for each test."""
+    return digests()
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "changes"),
     [
@@ -84,15 +97,16 @@ def training(*options: str, config: str = "prope.yaml") -> Run:
 def test_what_the_users_class_imports_counts(
     file: str, old: str, new: str, changes: bool, edit: Callable[[str, str, str], None]
 ) -> None:
-    before, stock = SourceCode().digest(training(OWN)), SourceCode().digest(training())
+    before, stock = digests_before()
     edit(file, old, new)
-    assert (SourceCode().digest(training(OWN)) != before) == changes
-    assert SourceCode().digest(training()) == stock  # the control: a training without that class
+    own, other = digests()
+    assert (own != before) == changes
+    assert other == stock  # the control: a training without that class
 
 
 @pytest.mark.parametrize("is_edited", [False, True])
 def test_a_function_may_move_to_another_file(is_edited: bool, edit: Callable[[str, str, str], None]) -> None:
-    before = SourceCode().digest(training(OWN))
+    before, _ = digests_before()
     Path("mine/angles.py").rename("mine/turns.py")
     edit("mine/encodings.py", "mine.angles", "mine.turns")
     if is_edited:  # the control

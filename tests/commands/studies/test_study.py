@@ -26,7 +26,7 @@ from tests.commands.test_plan import COST
 from zoo.errors import InputError
 from zoo.tasks.training_cost import BatchSizes
 
-pytestmark = pytest.mark.usefixtures("modules_once")
+pytestmark = pytest.mark.usefixtures("read_once")
 
 ROW = ["--settings", "PRoPE", "--columns", "loop", "--seeds", "0", "--jobs", "1"]
 OF_ROW = ["fit PRoPE-loop-0", "test PRoPE-loop-0", "test test-wrong-cameras"]
@@ -285,7 +285,7 @@ REQUIRING = {
 }
 
 
-@pytest.mark.parametrize("ended", ["failed", "killed", "running"])
+@pytest.mark.parametrize("ended", ["failed", pytest.param("killed", marks=pytest.mark.slow), "running"])
 def test_the_file_of_an_unfinished_command_is_not_taken(
     ended: str, main_py: FakeMain, study_file: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

@@ -42,6 +42,7 @@ def marked(path: Path) -> set[str]:
     return {row.split(" | ")[0].lstrip("| ") for row in rows if is_marked or "†" in row}
 
 
+@pytest.mark.usefixtures("read_once")
 def test_equal_losses_of_one_seed_let_all_stand(main_py: FakeMain, study_file: Path, code: Code, capsys) -> None:
     code("former")
     study([str(study_file), "--jobs", "1"])
@@ -69,6 +70,7 @@ def test_equal_losses_of_one_seed_let_all_stand(main_py: FakeMain, study_file: P
     assert marked(study_file) == {"none", "PRoPE"}
 
 
+@pytest.mark.usefixtures("read_once")
 def test_other_losses_are_named_and_their_mark_stays(main_py: FakeMain, study_file: Path, code: Code, capsys) -> None:
     code("former")
     study([str(study_file), "--jobs", "1", "--seeds", "0"])
@@ -86,6 +88,7 @@ def test_other_losses_are_named_and_their_mark_stays(main_py: FakeMain, study_fi
     assert "PRoPE, loop, seed 0: error: --model.camera_encoding=PRoPE is wrong" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("read_once")
 def test_results_without_recorded_losses_stay_marked(main_py: FakeMain, study_file: Path, code: Code, capsys) -> None:
     main_py.losses = None
     code("former")
