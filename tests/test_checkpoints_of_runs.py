@@ -70,7 +70,8 @@ def test_last_is_the_newest_state_with_every_schedule(
 
 
 def test_a_job_that_is_started_again_goes_on(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--config", "qwen25_vl.yaml", "--trainer.default_root_dir", "job", "--trainer.max_steps"]
+    words = ["--config", "qwen25_vl.yaml", "--trainer.default_root_dir", "job", "--trainer.limit_val_batches", "0"]
+    words += ["--trainer.max_steps"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run("fit", *words, "1")  # it was stopped before the first checkpoint
     assert "checkpoint job/checkpoints/last.ckpt" in run("fit", *words, "2", logged=True)
@@ -104,19 +105,19 @@ def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "small_vggt.yaml"}
 
 
-def test_a_fit_does_not_replace_the_weights_of_another(run: Run, tmp_path: Path) -> None:
-    words = ["--config", "qwen25_vl.yaml", "--trainer.limit_val_batches", "0"]
-    run("fit", *words, "--trainer.default_root_dir", "one")
-    shutil.copytree("one", "two")
-    before = {path: path.read_bytes() for path in tmp_path.glob("*/checkpoints/*")}
-    again = ["--config", "one/config.yaml"]  # it names its folder
-    elsewhere = ["--trainer.default_root_dir", "one", "--ckpt_path", "two/checkpoints/last.ckpt"]
+def test_a_fit_does_not_replace_the_weights_of_another(run: Run, trained: Trained, tmp_path: Path) -> None:
+    one = str(trained().relative_to(tmp_path))
+    shutil.copytree(one, "two")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("checkpoints/*")}
+    again = ["--config", f"{one}/config.yaml"]  # it names its folder
+    elsewhere = ["--trainer.default_root_dir", one, "--ckpt_path", "two/checkpoints/last.ckpt"]
+    words = ["--config", "qwen25_vl.yaml"]
     for given in (again, [*words, *elsewhere[:2]], [*words, *elsewhere]):
-        with pytest.raises(SystemExit, match="^error: one holds a trained run: add --ckpt_path last to go on with it"):
+        with pytest.raises(SystemExit, match=f"^error: {one} holds a trained run: add --ckpt_path last to go on with "):
             run("fit", *given, sized=given is not again)
-    assert before == {path: path.read_bytes() for path in before}
+    assert len(before) == 4 and before == {path: path.read_bytes() for path in before}
     run("fit", *again, "--ckpt_path", "last", "--trainer.max_steps", "3", sized=False)
-    assert torch.load(tmp_path / "one/checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.load(tmp_path / one / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
 
 
 @pytest.mark.slow
@@ -133,7 +134,7 @@ def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -
 def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("test")
-    for words in (["test"], ["test", "--ckpt_path", "last"], ["fit", "--ckpt_path", "last"]):
+    for words in (["test"], ["fit", "--ckpt_path", "last"]):
         with pytest.raises(SystemExit, match="no run of this Qwen25VL"):
             run(*words, "--config", "qwen25_vl.yaml")
     with pytest.raises(SystemExit, match="no such checkpoint"):
@@ -142,8 +143,8 @@ def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 0}, checkpoint)
     with pytest.raises(SystemExit, match="this model has random weights"):
         run("test")
-    with pytest.raises(SystemExit, match="no run of this PRoPEMLLM"):  # a run of another model does not count
-        run("test", "--config", "prope.yaml", "--ckpt_path", "last")
+    with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # a run of another model does not count
+        run("test", "--config", "concat_split.yaml", "--ckpt_path", "last")
 
 
 @pytest.mark.slow

@@ -155,6 +155,7 @@ def test_the_run_with_the_very_options_comes_first(run: Run, tmp_path: Path) -> 
         run("test", *words)
 
 
+@pytest.mark.slow
 def test_filtered_questions_are_counted(run: Run, tmp_path: Path) -> None:
     printed = run(
         *("test", "--config", "qwen25_vl.yaml", "--model.allow_untrained", "true"),

@@ -57,20 +57,22 @@ def test_a_fit_that_is_ended_while_data_is_prepared_leaves_no_folder(run: Run, m
     assert error.value.code == 128 + signal.SIGTERM and not runs()
 
 
-def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_a_fit_of_a_part_that_can_not_be_built_leaves_no_folder(run: Run) -> None:
     with pytest.raises(
         SystemExit, match=r"^error: Picky can't be built: RuntimeError: the head has no room \(/.*/test_failed"
     ):
         run("fit", "--config", "prope.yaml", "--model.camera_encoding", f"{__name__}.Picky")
     assert not runs()
+
+
+def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_at(0, KeyError("a bug"), monkeypatch)
     Path("given").mkdir()
     for given, is_kept in (("runs/made", False), ("given", True)):  # what was there before is the user's
         with pytest.raises(SystemExit, match="^error: KeyError: 'a bug' "):
-            run(*QWEN, "--trainer.default_root_dir", given)
+            run(*QWEN, *EVERY_STEP, "--trainer.default_root_dir", given)
         assert Path(given, "config.yaml").exists() == is_kept
-    with pytest.raises(SystemExit):
-        run(*QWEN)
     assert not runs()
 
 
@@ -98,6 +100,7 @@ def test_a_score_that_is_not_logged_is_one_line(callback: str, run: Run) -> None
     assert "\n" not in str(end.value.code)
 
 
+@pytest.mark.slow
 def test_an_absent_logger_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
     with pytest.raises(SystemExit, match="^error: WandbLogger can't be built: ModuleNotFoundError: ") as end:
@@ -131,17 +134,22 @@ def test_a_full_disk_is_one_line(run: Run, caplog: pytest.LogCaptureFixture, mon
     assert "to go on: python main.py fit --config runs/" in caplog.text
 
 
+@pytest.mark.slow
+def test_a_fit_that_is_interrupted_before_anything_is_saved_leaves_no_folder(
+    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    fail_at(1, KeyboardInterrupt(), monkeypatch)
+    with pytest.raises(SystemExit):
+        run(*QWEN, "--trainer.limit_val_batches", "0")
+    signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert not runs() and "to go on" not in caplog.text
+
+
 def test_an_interrupted_fit_names_the_command_that_goes_on(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as failing:
-        fail_at(1, KeyboardInterrupt(), failing)
-        with pytest.raises(SystemExit):
-            run(*QWEN)  # at once, before anything is saved
-    signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
-    assert not runs() and "to go on" not in caplog.text
-    training_step = VideoQATask.training_step
+    handler, training_step = signal.getsignal(signal.SIGINT), VideoQATask.training_step
 
     def interrupted(self: VideoQATask, batch: dict, batch_idx: int) -> torch.Tensor:
         signal.raise_signal(signal.SIGINT)  # Ctrl-C in the first step, which is completed and saved
@@ -150,7 +158,7 @@ def test_an_interrupted_fit_names_the_command_that_goes_on(
     with monkeypatch.context() as failing:
         failing.setattr(VideoQATask, "training_step", interrupted)
         with pytest.raises(SystemExit):
-            run(*QWEN)
+            run(*QWEN, "--trainer.limit_val_batches", "0")
     signal.signal(signal.SIGINT, handler)
     assert torch.load(the_run(tmp_path) / "checkpoints/last.ckpt", weights_only=False)["global_step"] == 1
     (line,) = (text for text in caplog.messages if text.startswith("to go on: python main.py "))
@@ -236,9 +244,10 @@ def test_an_interrupted_test_names_the_command_that_goes_on(
     assert "resumes with" in run("test", logged=True)
 
 
-def test_a_run_prints_what_a_user_can_use(run: Run, capsys: pytest.CaptureFixture) -> None:
+def test_a_run_prints_what_a_user_can_use(run: Run, trained: Trained, capsys: pytest.CaptureFixture) -> None:
+    trained()
     noise = ("GPU available", "TPU available", "weights_only", "FLOPs", "Restoring", "site-packages", "litlogger")
-    said = run(*QWEN, logged=True) + run(*QWEN, "--ckpt_path", "last", "--trainer.max_steps", "3", logged=True)
+    said = run(*QWEN, "--ckpt_path", "last", "--trainer.max_steps", "3", logged=True)
     tested = run("test", logged=True)
     assert [word for word in noise if word in said + tested] == []
     assert "Qwen25VL: " in said and "parameters, trained: decoder " in said and said.count("Restored all states") == 1

@@ -17,7 +17,8 @@ from zoo import VideoQATask
 from zoo.tasks.grpo import GRPO
 
 REWARD = ("--model.algorithm.rewards", "[tests.rewards.Brevity]")
-FIT = ("fit", "--config", "prope.yaml", "--config", "grpo.yaml", "--model.algorithm.num_generations", "3", *REWARD)
+LEARN = ("--config", "grpo.yaml", "--model.algorithm.num_generations", "3", *REWARD)
+FIT = ("fit", "--config", "prope.yaml", *LEARN)
 
 
 class Interrupted(Exception):
@@ -47,9 +48,11 @@ def recorded(stop: int | None = None) -> Iterator[list[dict[str, Any]]]:
 
 
 def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: Path) -> None:
-    run("fit", "--config", "prope.yaml", "--trainer.default_root_dir", "runs/supervised")
+    supervised = ("--trainer.default_root_dir", "runs/supervised", "--trainer.limit_val_batches", "0")
+    fit = ("fit", "--config", "qwen25_vl.yaml")
+    run(*fit, *supervised)
     before = weights(tmp_path / "runs/supervised")
-    options = (*FIT, "--model.algorithm.beta", "0.04", "--model.algorithm.updates", "2")
+    options = (*fit, *LEARN, "--model.algorithm.beta", "0.04", "--model.algorithm.updates", "2")
     words = (*options, "--trainer.log_every_n_steps", "1", "--trainer.default_root_dir", "runs/grpo")
     with recorded() as steps:
         run(*words, "--ckpt_path", "runs/supervised/checkpoints/last.ckpt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,30 @@ class Malicious:
         return os.system, ("touch owned",)
 
 
+@pytest.mark.parametrize(
+    "commands",
+    [
+        (
+            ["test", "--weights_only", "false"],
+            ["predict", "--data.video", "VIDEO", "--data.question", "How big?"],
+            ["export", "--out", "exported"],
+            ["fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"],
+        ),
+        pytest.param((["test"], ["test", "--ckpt_path", "FILE"], ["validate"]), marks=pytest.mark.slow),
+    ],
+    ids=["each way", "other tests"],
+)
 def test_no_command_runs_the_code_of_a_checkpoint(
-    run: Run,  # noqa: F811
-    trained: Trained,
-    rooms_root: Path,
+    commands: Sequence[list[str]], run: Run, trained: Trained, rooms_root: Path
 ) -> None:
     folder = trained()
     checkpoint = folder / "checkpoints/last.ckpt"
     torch.save(torch.load(checkpoint, weights_only=True) | {"hyper_parameters": Malicious()}, checkpoint)
     says = r"last\.ckpt holds posix\.system, not only tensors and plain values; .* is not read: take a checkpoint"
-    video = next(rooms_root.glob("*/rooms/test_*.mp4"))
-    for words in (
-        ["test"],
-        ["test", "--ckpt_path", str(checkpoint)],
-        ["test", "--weights_only", "false"],
-        ["validate"],
-        ["predict", "--data.video", str(video), "--data.question", "How big?"],
-        ["export", "--out", "exported"],
-        ["fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3"],
-    ):
+    paths = {"VIDEO": str(next(rooms_root.glob("*/rooms/test_*.mp4"))), "FILE": str(checkpoint)}
+    for words in commands:
         with pytest.raises(SystemExit, match=f"^error: .*{says}") as error:
-            run(*words)
+            run(*(paths.get(word, word) for word in words))
         assert "\n" not in str(error.value) and not Path("owned").exists()
     for load in (VideoQATask.load_from_checkpoint, lambda _: SpatialVLM.from_pretrained(folder)):
         with pytest.raises(InputError, match=says):
@@ -49,8 +53,3 @@ def test_no_command_runs_the_code_of_a_checkpoint(
     assert not Path("owned").exists()
     torch.load(checkpoint, weights_only=False)  # the control
     assert Path("owned").exists()
-
-
-def test_a_save_says_nothing(run: Run, capsys: pytest.CaptureFixture) -> None:  # noqa: F811
-    said = run("fit", "--config", "qwen25_vl.yaml", logged=True)
-    assert "weights_only" not in said + "".join(capsys.readouterr())
