@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -36,6 +37,27 @@ def launch(folder: Path, *words: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def score_in_two(folder: Path, *words: str) -> None:
+    """A test in two forks of this process, started as by torchrun: without the seconds of their imports."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+
+    def one(rank: int) -> None:
+        os.chdir(folder)
+        os.environ.update({name: str(value) for name, value in LAUNCHERS["torchrun"](rank, 2, port).items()})
+        sys.argv = ["main.py", "test", *words]
+        main.main()
+
+    fork = multiprocessing.get_context("fork")
+    started = [fork.Process(target=one, args=(rank,)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+        assert process.exitcode == 0
+
+
 def results(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl", "predictions.settings.json")]
 
@@ -47,14 +69,15 @@ def test_two_processes_train_and_score_as_one(strategy: str, run: Run, tmp_path:
     launch(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
     (folder,) = (tmp_path / "runs").iterdir()  # both processes wrote into the same one
     assert len(read_losses(folder)) == 2  # of steps, not of batches
-    launch(tmp_path, "test", *two)
+    score_in_two(tmp_path, *two)
     together = results(folder)
     run("test", "--trainer.devices", "1", "--trainer.strategy", "auto", sized=False)
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
-    run("export", "--out", "exported", sized=False)
-    assert (tmp_path / "exported" / "model.safetensors").exists()
+    if strategy == "fsdp2":  # whose weights lie in shards
+        run("export", "--out", "exported", sized=False)
+        assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
 GRPO = [
