@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def this_zoo(seconds: float, rule: TextAfterVision) -> Tensor:
     return positions[:, 0]
 
 
+@cache
 def transformers_5(seconds: float) -> Tensor:
     """Return the position ids (3, L) of the clip by the installed transformers."""
     ids, grid, tokens = clip()
