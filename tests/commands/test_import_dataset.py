@@ -26,6 +26,12 @@ from zoo.cameras.poses import invert_se3
 from zoo.errors import InputError
 
 
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The picture of a path takes a third of a second, and test_import_cameras.py has one drawn."""
+    monkeypatch.setattr("commands.import_cameras.camera_map", lambda *_: Image.new("RGB", (8, 8)))
+
+
 def scannetpp(folder: Path, scene: Walk) -> None:
     images(folder / "dslr/resized_undistorted_images")
     opengl = scene.camera_to_world() @ np.diag([1.0, -1, -1, 1])

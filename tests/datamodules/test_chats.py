@@ -87,7 +87,7 @@ def whole(model: SpatialVLM, chat: Sequence[Any], media: Sequence[Path | Image.I
     [
         ("prope.yaml", "Qwen2.5-VL", "video", {}),  # cameras beside the video
         ("AddFusion", "Qwen2.5-VL", "video", {"geometry": DatasetGeometry}),  # and depth
-        ("plain", "Qwen2.5-VL", "labeled_image", {}),
+        pytest.param("plain", "Qwen2.5-VL", "labeled_image", {}, marks=pytest.mark.slow),
         ("plain", "Qwen3-VL", "video", {}),
     ],
 )
@@ -132,8 +132,18 @@ def test_pictures_of_several_sizes_are_those_of_the_stock_model() -> None:
     assert reply.ids == ids[0, inputs["input_ids"].shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("said", ["This.", "\n<think>\nThis or that?\n</think>\n\nThis. \n"])
-@pytest.mark.parametrize("family", [*asking.MASKED_FAMILIES, "Qwen3.5"])
+THOUGHTS = "\n<think>\nThis or that?\n</think>\n\nThis. \n"
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        *((family, "This.") for family in asking.MASKED_FAMILIES),
+        ("Qwen3.5", THOUGHTS),
+        *(pytest.param(family, THOUGHTS, marks=pytest.mark.slow) for family in asking.MASKED_FAMILIES),
+        pytest.param("Qwen3.5", "This.", marks=pytest.mark.slow),
+    ],
+)
 def test_turns_of_system_and_assistant_are_those_of_the_chat_template(family: str, said: str) -> None:
     """Qwen3.5's leaves the thoughts of earlier answers out, which a training on the same chat shows."""
     model = model_of("plain", family)

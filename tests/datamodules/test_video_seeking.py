@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import pytest
@@ -42,8 +44,15 @@ LONG_KINDS = {
 }
 
 
+@cache
+def content(name: str) -> bytes:
+    with TemporaryDirectory() as folder:
+        return write_video(Path(folder) / name, LONG, **LONG_KINDS[name]).read_bytes()
+
+
 def long_video(folder: Path, name: str) -> Path:
-    return write_video(folder / name, LONG, **LONG_KINDS[name])
+    (folder / name).write_bytes(content(name))
+    return folder / name
 
 
 @pytest.mark.parametrize("name", LONG_KINDS)

@@ -86,7 +86,7 @@ def real_depth(kitchen: Kitchen, frame: int) -> torch.Tensor:
     return read_depth(folder, [frame // 10], num_frames=100, size_hw=(HEIGHT, WIDTH))
 
 
-@pytest.mark.parametrize("held", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("held", [1, *(pytest.param(each, marks=pytest.mark.slow) for each in (2, 3))])
 def test_pictures_of_a_turned_device_are_upright_and_their_cameras_right(held, kitchen, tmp_path):
     arkit(kitchen, tmp_path / "raw" / ID, held)
     ask(tmp_path / "raw", ID)

@@ -73,7 +73,7 @@ def test_rendering_equals_the_slow_reference(path: str, moving: bool) -> None:
     assert {SHELL, 0} < set(np.unique(image.ids)) | {0}
     rng = np.random.default_rng(0)
     disagree = 0
-    for frame, row, column in zip(*(rng.integers(0, n, 120) for n in (FRAMES, SIZE, SIZE)), strict=True):
+    for frame, row, column in zip(*(rng.integers(0, n, 80) for n in (FRAMES, SIZE, SIZE)), strict=True):
         depth, seen = look(scene, int(frame), poses[frame], K_PX, int(column), int(row))
         same = image.ids[frame, row, column] == seen
         disagree += not (same and abs(image.depth[frame, row, column] - depth) < 1e-4 * depth)
@@ -136,7 +136,7 @@ def test_depth_reprojects_through_the_cameras(path: str) -> None:
 
 @pytest.mark.parametrize(("path", "moving"), KINDS)
 def test_no_collisions(path: str, moving: bool) -> None:
-    for index in range(12):
+    for index in range(8):
         scene, poses = drawn(path, moving, index)
         eyes = centers(poses @ np.linalg.inv(scene.room_from_world()))
         assert (np.abs(eyes[:, :2]) < np.array(scene.size[:2]) / 2 - 0.05).all()
@@ -170,7 +170,7 @@ def test_parts_fill_the_bounding_box() -> None:
 @pytest.mark.parametrize(("path", "low", "high"), [("loop", 0.85, 1.0), ("local", -0.25, 0.25)])
 def test_how_far_the_path_tells_the_size_of_the_room(path: str, low: float, high: float) -> None:
     areas, extents = [], []
-    for index in range(80):
+    for index in range(50):
         scene, poses = layout.draw_scene(path, False, 24, np.random.default_rng([5, index]))
         eyes = centers(poses)
         extent = np.linalg.norm(eyes[:, None] - eyes, axis=-1).max()
