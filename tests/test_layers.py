@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -90,9 +91,15 @@ class Uses(ast.NodeVisitor):
     visit_FunctionDef = visit_ClassDef
 
 
+@cache
+def uses(source: str) -> frozenset[tuple[str, str]]:
+    """The places of a source and the modules that these use."""
+    return frozenset(Uses(source).found)
+
+
 def upward(module: str, source: str) -> Iterator[tuple[str, str, str]]:
     """What a module of this source uses of the layers above it: the module, the place in it, the other module."""
-    for place, other in sorted(Uses(source).found):
+    for place, other in sorted(uses(source)):
         if layer_of(other) < layer_of(module):
             yield module, place, other
 
@@ -100,7 +107,7 @@ def upward(module: str, source: str) -> Iterator[tuple[str, str, str]]:
 def test_no_layer_uses_a_higher_one() -> None:
     """Nor what is not installed with the packages."""
     sources = {name: Path(path).read_text(encoding="utf-8") for name, path in KNOWN.items()}
-    used = {other.partition(".")[0] for source in sources.values() for _, other in Uses(source).found}
+    used = {other.partition(".")[0] for source in sources.values() for _, other in uses(source)}
     assert "torch" in used and not used & {"docs", "tests", "benchmarks"}
     assert {use for name, source in sources.items() for use in upward(name, source)} == EXCEPTIONS
 
@@ -129,5 +136,5 @@ def test_a_dataset_is_used_by_no_general_part_of_the_data_or_the_studies() -> No
     general = [name for name in KNOWN if name == "datamodules.depth" or name.startswith("commands.studies")]
     assert "commands.studies.jobs" in general
     for name in general:
-        used = {other for _, other in Uses(KNOWN[name].read_text(encoding="utf-8")).found}
+        used = {other for _, other in uses(KNOWN[name].read_text(encoding="utf-8"))}
         assert not {other for other in used if other.startswith("datamodules.sources")}, name

@@ -45,7 +45,8 @@ def test_vsibench_with_one_scene_of_its_288(form: str, realdata: Path, tmp_path:
     else:
         (root / "arkitscenes/47334096").symlink_to(scene / "frames")
     metrics, lines = test_command(
-        *("--config", "qwen25_vl.yaml", "--config", "data_vsibench.yaml", "--data.source.root", str(root))
+        *("--config", "qwen25_vl.yaml", "--config", "data_vsibench.yaml", "--data.source.root", str(root)),
+        *("--model.max_new_tokens", "1"),
     )
     assert len(lines) == metrics["counts"]["questions"] == 37
     assert metrics["counts"]["missing"] == 5130 - 37 and len(metrics["missing_scenes"]) == 287
@@ -55,45 +56,42 @@ def test_vsibench_with_one_scene_of_its_288(form: str, realdata: Path, tmp_path:
     assert counts["room_size_estimation"] == 1 and sum(counts.values()) == 37
 
 
-def red_kitchen(realdata: Path, root: Path, spoil=lambda poses: poses) -> Path:
-    """7-Scenes RedKitchen as a folder of scenes: its video, its real cameras, two questions."""
+def red_kitchen(realdata: Path, root: Path, name: str = "redkitchen", spoil=lambda poses: poses) -> Path:
+    """7-Scenes RedKitchen in a folder of scenes: its video, its real cameras, two questions."""
     source, folder = realdata / "scenes/7scenes_redkitchen", root / "sevenscenes"
-    folder.mkdir(parents=True)
-    (folder / "redkitchen.mp4").symlink_to(source / "video_320x240_30fps.mp4")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.mp4").symlink_to(source / "video_320x240_30fps.mp4")
     rows = torch.from_numpy(np.loadtxt(source / "poses_c2w.txt"))
     poses = rows[:, 1:].reshape(-1, 4, 4)
     K_px = torch.from_numpy(np.loadtxt(source / "camera-intrinsics.txt"))
     K_px[:2] /= 2  # the video has half the size
-    write_cameras(folder / "redkitchen.cameras.json", spoil(invert_se3(poses)), K_px, width=320, height=240)
+    write_cameras(folder / f"{name}.cameras.json", spoil(invert_se3(poses)), K_px, width=320, height=240)
     asked = [
         ("room_size_estimation", "What is the size of this room (in square meters)?", "12.0"),
         ("object_counting", "How many chair(s) are in this room?", "2"),
     ]
-    with (root / "test.jsonl").open("w") as file:
+    with (root / "test.jsonl").open("a") as file:
         for i, (kind, question, truth) in enumerate(asked):
-            row = {"id": i, "dataset": "sevenscenes", "scene_name": "redkitchen", "question_type": kind}
+            row = {"id": f"{name}-{i}", "dataset": "sevenscenes", "scene_name": name, "question_type": kind}
             file.write(json.dumps(row | {"question": question, "ground_truth": truth, "options": None}) + "\n")
     return root
 
 
 def test_a_posed_scene_under_a_camera_encoding(realdata: Path, tmp_path: Path, test_command) -> None:
-    words = ["--config", "prope.yaml", "--data.question_types", "null", "--data.source", "SceneFolder"]
-    root = red_kitchen(realdata, tmp_path / "posed")
-    metrics, lines = test_command(*words, "--data.source.root", str(root))
-    counts = metrics["counts"]
-    assert counts["questions"] == 2 and counts["failed"] == counts["missing"] == counts["filtered"] == 0
-    assert [line["frames"] for line in lines] == [[0, 333, 666, 999]] * 2
-
     def stretch(poses: torch.Tensor) -> torch.Tensor:
         poses = poses.clone()
         poses[500, :3, :3] *= 1.1
         return poses
 
-    root = red_kitchen(realdata, tmp_path / "spoilt", stretch)
-    with pytest.raises(
-        SystemExit, match="all 2 questions failed, the first with: .*redkitchen.cameras.json: frame 500"
-    ):
-        test_command(*words, "--data.source.root", str(root))
+    words = ["--config", "prope.yaml", "--data.question_types", "null", "--data.source", "SceneFolder"]
+    root = red_kitchen(realdata, tmp_path / "posed")
+    red_kitchen(realdata, root, "spoilt", stretch)
+    metrics, lines = test_command(*words, "--data.source.root", str(root))
+    counts = metrics["counts"]
+    assert (counts["questions"], counts["failed"], counts["missing"], counts["filtered"]) == (4, 2, 0, 0)
+    by_scene = [[line for line in lines if line["scene"].endswith(name)] for name in ("redkitchen", "spoilt")]
+    assert [line["frames"] for line in by_scene[0]] == [[0, 333, 666, 999]] * 2
+    assert all("spoilt.cameras.json: frame 500" in line["error"] for line in by_scene[1])
 
 
 def test_a_split_without_any_cameras_is_refused_before_it_is_read(realdata: Path, tmp_path: Path, test_command) -> None:

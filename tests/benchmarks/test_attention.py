@@ -11,7 +11,10 @@ from benchmarks import attention
 SMALL = ["--views", "2", "--tokens", "4", "--heads", "2", "--head-dim", "32", "--layers", "1", "--repeats", "1"]
 
 
-@pytest.mark.parametrize(("dtype", "heads"), [("float32", []), ("bfloat16", ["--heads", "4", "--key-heads", "2"])])
+@pytest.mark.parametrize(
+    ("dtype", "heads"),
+    [pytest.param("float32", [], marks=pytest.mark.slow), ("bfloat16", ["--heads", "4", "--key-heads", "2"])],
+)
 def test_each_encoding_has_a_row_in_each_table(
     dtype: str, heads: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
