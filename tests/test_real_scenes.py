@@ -34,7 +34,8 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return call
 
 
-@pytest.mark.parametrize("form", [pytest.param("video", marks=pytest.mark.slow), "frames"])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["video", "frames"])
 def test_vsibench_with_one_scene_of_its_288(form: str, realdata: Path, tmp_path: Path, test_command) -> None:
     root = tmp_path / "vsibench"
     (root / "arkitscenes").mkdir(parents=True)

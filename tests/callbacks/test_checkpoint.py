@@ -31,6 +31,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "a share in windows of 2": {"limit_train_batches": 0.8, "accumulate_grad_batches": 2, "every": 50},
     "reloaded every other epoch": {"reload_dataloaders_every_n_epochs": 2, "accumulate_grad_batches": 2},
 }
+ALIKE = ("window of 2", "validated", "4 batches in windows of 3")  # to others that are saved or cut in windows
 BATCHES = {"3 batches of an epoch": 3, "4 batches in windows of 3": 4, "a share in windows of 2": 5}  # of 7
 
 
@@ -66,7 +67,7 @@ def broken_off(folder: Path, schedule: dict[str, Any], stops: list[int]) -> dict
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "window of 2" else ()) for name in SCHEDULES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in SCHEDULES]
 )
 def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_path: Path) -> None:
     """Wherever it is broken off, validations included."""

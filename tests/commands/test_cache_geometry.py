@@ -235,6 +235,7 @@ def test_a_full_disk_stops_the_command_and_entries_stay(run: Run, monkeypatch: p
     assert "2 made, 1 kept" in run("cache-geometry")  # the other written file knows the weights
 
 
+@pytest.mark.slow  # as in test_select_frames.py
 def test_failed_scenes_are_listed_and_skipped(run: Run, monkeypatch, capsys: pytest.CaptureFixture) -> None:
     forward, seen = Aggregator.forward, []
 
