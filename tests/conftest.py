@@ -7,11 +7,14 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests import signatures
 
@@ -23,6 +26,20 @@ from commands.allocator import keep_freed_memory  # noqa: E402 - after the hook,
 from tests.cli import run, trained, trained_runs  # noqa: E402, F401 - fixtures
 
 keep_freed_memory()
+
+
+def skip_on_meta(init: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Leave out an initialization on the meta device, where torch takes longer to draw no numbers than elsewhere."""
+
+    @wraps(init)
+    def filled(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return tensor if tensor.is_meta else init(tensor, *args, **kwargs)
+
+    return filled
+
+
+for draw in ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"):
+    setattr(torch.nn.init, draw, skip_on_meta(getattr(torch.nn.init, draw)))
 
 if sys.platform == "linux":  # a forked process ends with the tests: one that hangs would hold the pipe to their worker
     PR_SET_PDEATHSIG, libc = 1, ctypes.CDLL(None)

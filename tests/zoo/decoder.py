@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,6 +30,12 @@ MOVES = 1e-3  # how far cameras have to move the logits, at least
 
 def tiny_model(implementation: str = "sdpa", kv_heads: int = 2) -> Qwen2_5_VLForConditionalGeneration:
     torch.manual_seed(0)
+    return deepcopy(built_model(implementation, kv_heads))
+
+
+@cache
+def built_model(implementation: str, kv_heads: int) -> Qwen2_5_VLForConditionalGeneration:
+    """The model that `tiny_model` copies, which takes a fifth of the time of a build."""
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": 64,
