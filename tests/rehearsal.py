@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -109,13 +110,13 @@ def plant_in(backbone: Backbone, what: str) -> None:
         backbone.embed = faulty  # type: ignore[method-assign]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--family", nargs="+")
     parser.add_argument("--packs", action="store_true")
     parser.add_argument("--plant", choices=PLANTS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     MODELS.update(MORE)
     for family in options.family or (asking.MASKED_FAMILIES if options.packs else asking.BACKBONES):

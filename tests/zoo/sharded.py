@@ -1,9 +1,8 @@
 """The same trainings by one process, by two with DDP, and by two with FSDP2.
 
-`python -m tests.zoo.sharded <folder> <rooms> <cases>` leaves the losses, gradients, checkpoints and
-answers of each run in `<folder>/<case>/<run>`, and what `export` writes of one process and of FSDP2, where there is an
-official layout. A second run of FSDP2 resumes DDP's checkpoint after the first step; a third, the control of those with
-bfloat16, reduces the gradients of each batch in bfloat16.
+`main` leaves the losses, gradients, checkpoints and answers of each run in `<folder>/<case>/<run>`, and what `export`
+writes of one process and of FSDP2, where there is an official layout. A second run of FSDP2 resumes DDP's checkpoint
+after the first step; a third, the control of those with bfloat16, reduces the gradients of each batch in bfloat16.
 """
 
 from __future__ import annotations
@@ -88,7 +87,8 @@ class Settings(NamedTuple):
 
 
 SETTINGS = {
-    "every part": Settings(("one", "fsdp2", "resumed")),  # the slow cases and "shapes" compare with DDP
+    "small": Settings(("one", "fsdp2", "resumed")),
+    "every part": Settings(("one", "fsdp2", "resumed")),  # the other cases and "shapes" compare with DDP
     "every part, bfloat16": Settings(("one", "fsdp2", "control"), "bf16-mixed", accumulate=2, is_tested=False),
     "lora": Settings(tuple(RUNS), "bf16-mixed", accumulate=2),
     "shapes": Settings(("ddp", "fsdp2"), batch_size=2, is_tested=False),
@@ -120,6 +120,9 @@ def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATas
     frozen = {**common, "learning_rates": LearningRates(decoder=1e-2, connector=1e-2)}
     mixed = {**frozen, "lora": LoRA(r=4)}
     return {
+        "small": lambda: PRoPEMLLM(
+            GTA(learn_scale=True), backbone=OLD(layers=1, vision_layers=1), objectives=heads()[:1], **every
+        ),
         "every part": lambda: PRoPEMLLM(
             GTA(learn_scale=True), backbone=NEW(), geometry=VGGT, objectives=heads(), **every
         ),
@@ -285,7 +288,3 @@ def main(folder: Path, rooms: str, chosen: list[str]) -> None:
         if not unofficial_parts(task.model):
             trainer = ExportingTrainer(logger=False, accelerator="cpu")
             trainer.export(task, str(written / "exported"), str(written / "checkpoints" / "last.ckpt"))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.zoo.asking import NEW
+from tests.zoo.processes import run_in_process
 
+Rehearsals = Callable[..., list[dict[str, Any]]]
 TOKENS = {"answers": NEW, "answers alone, None": 2, "answers alone, 32-true": 2}  # the longest answers
 IN_HEADS = re.compile(r"zoo/geometry/(dpt|da3/heads)\.py")  # of depth, whose convolutions overlap
-ROOT = Path(__file__).parents[2]
 FEW = ("prope.yaml", "objectives", "pose index on predicted cameras")
 
 
-def rehearsals(*arguments: str) -> list[dict[str, Any]]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.rehearsal", *arguments]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+@pytest.fixture
+def rehearsals(tmp_path: Path) -> Rehearsals:
+    def call(*arguments: str) -> list[dict[str, Any]]:
+        run_in_process(rehearse, tmp_path / "found", arguments, limit_s=1700)
+        return [json.loads(line) for line in (tmp_path / "found").read_text().splitlines() if line.startswith("{")]
+
+    return call
+
+
+def rehearse(file: Path, arguments: Sequence[str]) -> None:
+    from tests import rehearsal  # which replaces what torch says of devices
+
+    with file.open("w") as out, redirect_stdout(out):
+        rehearsal.main(arguments)
 
 
 def check(found: list[dict[str, Any]]) -> None:
@@ -50,7 +58,7 @@ SLOW = [pytest.param(each, FEW, marks=pytest.mark.slow) for each in ("Qwen2.5-VL
 
 
 @pytest.mark.parametrize(("family", "models"), [("Qwen2.5-VL", FEW[:1]), *SLOW])
-def test_a_step_and_answers_on_a_pretended_gpu(family: str, models: tuple[str, ...]) -> None:
+def test_a_step_and_answers_on_a_pretended_gpu(family: str, models: tuple[str, ...], rehearsals: Rehearsals) -> None:
     found = rehearsals("--family", family, "--only", *models)
     assert len(found) == len(models)
     check(found)
@@ -59,14 +67,14 @@ def test_a_step_and_answers_on_a_pretended_gpu(family: str, models: tuple[str, .
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("packing", [(), ("--packs",)], ids=["rows", "packed scenes"])
-def test_every_model_on_a_pretended_gpu(packing: tuple[str, ...]) -> None:
+def test_every_model_on_a_pretended_gpu(packing: tuple[str, ...], rehearsals: Rehearsals) -> None:
     found = rehearsals(*packing)
     assert len(found) > 120
     check(found)
 
 
 @pytest.mark.slow
-def test_planted_faults_are_found() -> None:
+def test_planted_faults_are_found(rehearsals: Rehearsals) -> None:
     """The control: a tensor and autocast of the CPU, a wait, stock convolution and attention, each with its place."""
     (mixed,) = rehearsals("--only", "plain", "--family", "Qwen2.5-VL", "--plant", "cpu")
     assert any("tests/rehearsal.py" in fault for fault in mixed["parts"]["loss"]["faults"])
