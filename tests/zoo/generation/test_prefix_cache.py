@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.zoo import asking
 from tests.zoo.asking import (
-    FAMILIES,
+    BACKBONES,
     MODELS_AND_FAMILIES,
     NEW,
     QUESTIONS,
@@ -51,6 +52,13 @@ def ids(model: VideoQATask, asked: Batch) -> list[list[int]]:
     return [reply.ids for reply in found]
 
 
+def assert_one_by_one(model: VideoQATask, asked: Batch) -> list[list[int]]:
+    """The answers, which are those of each question by itself."""
+    answers = ids(model, asked)
+    assert answers == one_by_one(model, asked, answers)
+    return answers
+
+
 def lengths_of(asked: Batch) -> Tensor:
     """Tokens of each question, with the prefix."""
     return torch.tensor([len(row) for row in prompts_of(asked)])
@@ -61,6 +69,13 @@ def video_tokens(asked: Batch) -> int:
     return prompts_of(asked)[0].count(tiny_processor().video_token_id)
 
 
+FAST_BACKENDS = {("plain", "eager", "Qwen3-VL"), ("plain", "flex_attention", "Qwen2.5-VL")}
+FAST_BACKENDS |= {
+    ("PRoPE, ExtraChannels", "eager", "Qwen2.5-VL"),
+    ("PRoPE, ExtraChannels", "flex_attention", "Qwen3-VL"),
+}
+
+
 # ---- equal to the question-by-question path -----------------------------------------------------------------
 
 
@@ -68,12 +83,15 @@ def video_tokens(asked: Batch) -> int:
 def test_answers_are_those_of_each_question_by_itself(name: str, family: str) -> None:
     """Questions of different lengths and scenes of different lengths; two of the questions are the same."""
     model, scene = build(name, family=family), partial(asking.scene, family=family)
-    asked = batch(model, scene("a", (*QUESTIONS, QUESTIONS[0])), scene("b", QUESTIONS[1:3], steps=2, seed=1))
-    expected = one_by_one(model, asked)
-    assert ids(model, asked) == expected
-    assert expected[0] == expected[5] and len({tuple(answer) for answer in expected}) > 4  # the control
-    asked = batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[2:3], seed=1))  # one question per scene
-    assert ids(model, asked) == one_by_one(model, asked)
+    asked = batch(model, scene("a", (*QUESTIONS, QUESTIONS[0])), scene("b", QUESTIONS[1:2], steps=2, seed=1))
+    answers = assert_one_by_one(model, asked)
+    assert answers[0] == answers[5] and len({tuple(answer) for answer in answers}) > 4  # the control
+
+
+@pytest.mark.parametrize("name", ["plain", "DeepFusion", "PRoPE, ExtraChannels", "PoseALiBi"])
+def test_scenes_with_one_question_each(name: str) -> None:
+    model = build(name)
+    assert_one_by_one(model, batch(model, scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[2:3], seed=1)))
 
 
 def test_answers_record_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +113,8 @@ def test_answers_record_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_penalty_that_is_no_factor_is_refused() -> None:
     with pytest.raises(InputError, match="--model.repetition_penalty 0.0: a factor above 0"):
         build("plain").model.answer(torch.zeros(4, 3, 56, 84), "How many?", repetition_penalty=0.0)
+    with pytest.raises(InputError, match="repetition_penalty 0.0"):
+        build("plain", repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize("penalty", [1.05, 4.0])
@@ -103,39 +123,35 @@ def test_a_repetition_penalty_is_transformers(dtype: str, penalty: float) -> Non
     """Of the tokens of the prompt, the shared ones included, and of the answer so far."""
     model = build("plain", dtype=dtype, repetition_penalty=penalty)
     for at_once in (8, 1):
-        asked = batch(model, scene("a"), scene("b", QUESTIONS[1:3], steps=2, seed=1), at_once=at_once)
-        if dtype == "float32":
-            assert ids(model, asked) == one_by_one(model, asked)
+        asked = batch(model, scene("a", QUESTIONS[:3]), scene("b", QUESTIONS[1:2], steps=2, seed=1), at_once=at_once)
+        penalized = assert_one_by_one(model, asked) if dtype == "float32" else ids(model, asked)
         answers = [record["prediction"] for record in model.predict_batch(asked)]
-        assert answers == model.preprocessor.decode(ids(model, asked))
-    penalized = ids(model, asked)
+        assert answers == model.preprocessor.decode(penalized)
     for answer in penalized:
         assert penalty < 2 or len(set(answer)) == len(answer)  # no token twice
     model.repetition_penalty = 1.0
     assert penalty < 2 or ids(model, asked) != penalized  # the control
-    with pytest.raises(InputError, match="repetition_penalty 0.0"):
-        build("plain", repetition_penalty=0.0)
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3])
 def test_however_many_at_once(at_once: int) -> None:
     model = build("plain")
     asked = batch(model, scene("a"), at_once=at_once)
-    expected = one_by_one(model, asked)
     read = tokens_read(model)
-    assert ids(model, asked) == expected
+    answers = ids(model, asked)
     lengths = lengths_of(asked)
     shared = read[0]
     assert shared > video_tokens(asked) > 0
     # the prefix once, the questions once, and all but the last token of each answer
-    assert sum(read) == shared + int((lengths - shared).sum()) + sum(len(answer) - 1 for answer in expected)
+    assert sum(read) == shared + int((lengths - shared).sum()) + sum(len(answer) - 1 for answer in answers)
+    assert answers == one_by_one(model, asked, answers)
 
 
 @pytest.mark.parametrize("name", ["plain", "PoseALiBi"])
 def test_answers_that_end_at_different_times(name: str) -> None:
     model = build(name)
     asked = batch(model, scene("a"))
-    free = one_by_one(model, asked)
+    free = ids(model, asked)
     # each of these ends some answer, at its first, third and fourth token if not earlier
     model.model.backbone.stop_tokens = [free[0][0], free[1][2], free[3][3]]
     expected = one_by_one(model, asked)
@@ -148,17 +164,24 @@ def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.M
     model = build(name)
     asked = batch(model, scene("a"))
     monkeypatch.setattr("zoo.generation.prefix_cache.TOKENS_AT_ONCE", 7)
-    assert ids(model, asked) == one_by_one(model, asked)
+    assert_one_by_one(model, asked)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
-@pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"])
+@pytest.mark.parametrize(
+    ("name", "implementation", "family"),
+    [
+        pytest.param(*each, marks=() if each in FAST_BACKENDS else pytest.mark.slow)
+        for each in product(
+            ("plain", "PRoPE, ChannelRange", "PRoPE, ExtraChannels"), ("eager", "flex_attention"), BACKBONES
+        )
+    ],
+)
 def test_other_attention_backends_give_the_same_answers(name: str, implementation: str, family: str) -> None:
     model, other = build(name, implementation=implementation, family=family), build(name, family=family)
-    asked = batch(model, scene("a", family=family))
+    asked = batch(model, scene("a", QUESTIONS[:3], family=family))
     with torch.compiler.set_stance("force_eager"):
-        assert ids(model, asked) == ids(other, asked) == one_by_one(other, asked)
+        answers = ids(model, asked)
+        assert answers == one_by_one(other, asked, answers)
 
 
 @pytest.mark.parametrize("name", ["plain", "PRoPE, ExtraChannels"])
@@ -174,7 +197,7 @@ def test_attention_that_takes_no_mask_gets_one_question_at_a_time(name: str) -> 
     ALL_ATTENTION_FUNCTIONS.register("causal", causal)
     model = build(name)
     asked = batch(model, scene("a"))
-    expected = one_by_one(model, asked)
+    expected = ids(model, asked)  # those of each question by itself
     model.model.backbone.vlm.model.language_model.config._attn_implementation = "causal"
     read = tokens_read(model)
     assert ids(model, asked) == expected
@@ -192,15 +215,14 @@ def test_questions_before_the_video_share_no_prefix() -> None:
     prompts = model.sequence_builder.prompts(rows, [[0]] * len(rows), asked.scenes)
     apart = Batch(asked.scenes, asked.vision, prompts=prompts, records=asked.records)
     assert len(asked.prompts) == 1 and len(prompts) == len(rows) and prompts_of(apart) == rows
-    assert ids(model, apart) == one_by_one(model, apart)
+    assert_one_by_one(model, apart)
 
 
 def test_gradient_checkpointing_changes_no_answer() -> None:
     """Nor does training mode: layers that were checkpointed while they answer would keep no cache."""
     model = build("plain", gradient_checkpointing=True)
     asked = batch(model, scene("a"))
-    expected = one_by_one(build("plain"), asked)
-    assert ids(model, asked) == expected == ids(model.train(), asked)
+    assert ids(model, asked) == ids(build("plain"), asked) == ids(model.train(), asked)
 
 
 # ---- the controls: what the masks and the positions are for -----------------------------------------------
@@ -209,7 +231,7 @@ def test_gradient_checkpointing_changes_no_answer() -> None:
 def test_questions_that_see_each_other_answer_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("plain")
     asked = batch(model, scene("a"))
-    expected = one_by_one(model, asked)
+    expected = ids(model, asked)
 
     def all_of_it(self: Any, queries: Tensor, keys: Tensor) -> Tensor:
         return prefix_causal_mask(torch.zeros_like(queries), torch.zeros_like(keys))[:, None]
@@ -221,7 +243,7 @@ def test_questions_that_see_each_other_answer_otherwise(monkeypatch: pytest.Monk
 def test_positions_that_do_not_restart_answer_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build("plain")
     asked = batch(model, scene("a"))
-    expected = one_by_one(model, asked)
+    expected = ids(model, asked)
     original = CachedPrefix._read
 
     def run_on(self: CachedPrefix, tokens: Tensor, mask: Any) -> Tensor:
@@ -273,13 +295,12 @@ SHORT = (
 )
 
 
-@pytest.mark.parametrize("error", SHORT, ids=["GPU", "CPU"])
-@pytest.mark.parametrize("at_once", [4, 5])
+@pytest.mark.parametrize(("at_once", "error"), zip((4, 5), SHORT, strict=True), ids=["4, GPU", "5, CPU"])
 def test_out_of_memory_halves_the_batch(at_once: int, error: RuntimeError) -> None:
     """In the middle of a forward pass, when some layers hold more tokens than others."""
     model = build("PoseALiBi")
     asked = batch(model, scene("a"), at_once=at_once)
-    expected, failures = one_by_one(model, asked), []
+    expected, failures = ids(model, asked), []
     most = int((lengths_of(asked) - video_tokens(asked)).topk(2).values.sum())  # two questions fit
 
     def short(module: nn.Module, states: Any, kwargs: dict[str, Any]) -> None:
@@ -308,7 +329,8 @@ def test_out_of_memory_for_one_question_is_an_error() -> None:
 @pytest.mark.parametrize("name", ["plain", "PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi"])
 def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str) -> None:
     """Over 48 questions, the rms error of the first token's logits is at most 1.1 times that of the slow path."""
-    asked = [batch(build(name), scene("a", QUESTIONS[:1] * 8, seed=seed)) for seed in range(6)]
+    whole, model = build(name), build(name, dtype="bfloat16")
+    asked = [batch(whole, scene("a", QUESTIONS[:1] * 8, seed=seed)) for seed in range(6)]
 
     @torch.no_grad()
     def slowly(model: VideoQATask) -> Tensor:
@@ -323,7 +345,7 @@ def test_bfloat16_logits_are_as_near_to_float32s_as_each_questions_own(name: str
             ids(model, each)
         return torch.cat(found).float()
 
-    exact, model = slowly(build(name)), build(name, dtype="bfloat16")
+    exact = slowly(whole)
     slow, fast = ((way(model) - exact).square().mean().sqrt() for way in (slowly, quickly))
     assert 0 < fast < 1.1 * slow
 
