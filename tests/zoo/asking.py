@@ -19,7 +19,7 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import Question, Scene
 from datamodules.wording import Wording
 from docs.symmetries import COMBINATIONS, HYBRID
-from tests.zoo.combinations import VARIANTS
+from tests.zoo.combinations import REPEATED, VARIANTS
 from zoo import (
     AddFusion,
     AttentionFusion,
@@ -101,12 +101,9 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 BACKBONES: dict[str, Any] = {"Qwen2.5-VL": TinyQwen25VL, "Qwen3-VL": TinyQwen3VL, "Qwen3.5": TinyQwen35}
-# of which others have the fusion or the encoding, in another place or beside another part
-REPEATED = {"AddFusion", "ConcatSplitFusion", "PRoPE, LowFrequencies", "PRoPE, HighFrequencies shared", "PoseALiBi"}
-REPEATED |= {"StepIndex", "PRoPE, TemporalSection"}
 # what every run asks, on the other backbones models that differ in how they meet them; the rest are slow tests
 FAST = {
-    "Qwen2.5-VL": MODELS.keys() - VARIANTS - REPEATED,
+    "Qwen2.5-VL": MODELS.keys() - VARIANTS - REPEATED - {"AddFusion", "ConcatSplitFusion", "StepIndex"},
     "Qwen3-VL": {
         *("plain", "CameraTokenFusion, append", "DeepFusion", "prope.yaml", "PoseALiBi", "PRoPE, ExtraChannels"),
         *("PoseAxis", "PointRoPE"),
@@ -137,7 +134,13 @@ SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # o
 
 
 @cache
-def tiny_backbone(family: str, layers: int, key_value_heads: int, dtype: str, implementation: str) -> TinyQwenVL:
+def tiny_backbone(
+    family: str = "Qwen2.5-VL",
+    layers: int = 2,
+    key_value_heads: int = 1,
+    dtype: str = "float32",
+    implementation: str = "sdpa",
+) -> TinyQwenVL:
     """A backbone whose model is built once, and copied for each task."""
     loader = BACKBONES[family](
         layers=layers,

@@ -22,4 +22,9 @@ VARIANTS = {
     "Compose(GTA TemporalSection qk, PRoPE TemporalSection vo)",
 }
 assert COMBINATIONS.keys() > VARIANTS, VARIANTS - COMBINATIONS.keys()
+# the same encoding in other channels, or with other options
+REPEATED = {"PRoPE, LowFrequencies", "PRoPE, HighFrequencies shared", "PRoPE, TemporalSection", "PoseALiBi"}
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in COMBINATIONS]
+FEWER_NAMES = [
+    pytest.param(name, marks=pytest.mark.slow if name in VARIANTS | REPEATED else ()) for name in COMBINATIONS
+]

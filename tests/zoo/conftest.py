@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,17 @@ def tiny_dino(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DINOV2, "tiny", TINY_DINO)
 
 
+@pytest.fixture(scope="session")
+def written_release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `release` copies."""
+    folder = tmp_path_factory.mktemp("released") / "release"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DINOV2, "tiny", TINY_DINO)
+        write_release(folder, *tiny_release())
+    return folder
+
+
 @pytest.fixture
-def release(tmp_path: Path, tiny_dino: None) -> Path:
+def release(tmp_path: Path, written_release: Path, tiny_dino: None) -> Path:
     """The folder of a tiny Spatial-MLLM as it is released."""
-    write_release(tmp_path / "release", *tiny_release())
-    return tmp_path / "release"
+    return shutil.copytree(written_release, tmp_path / "release")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def official_shapes(config: dict[str, Any], spatial: bool) -> dict[str, list[int]]:
     """Official name to shape, without a tied lm_head."""
+    return _official_shapes(json.dumps(config), spatial)
+
+
+@cache
+def _official_shapes(about: str, spatial: bool) -> dict[str, list[int]]:
+    config = json.loads(about)
     with torch.device("meta"):
         qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config["qwen"]))
         shapes = {released_name(name): list(p.shape) for name, p in qwen.named_parameters()}

@@ -42,7 +42,7 @@ def ways(task: VideoQATask) -> dict[str, Callable[[], object]]:
     asked = batch(task, scene("a", QUESTIONS[:2]))
     chat = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
     return {
-        "answer": lambda: task.model.answer(FRAMES, "Which?"),
+        "answer": lambda: task.model.answer(FRAMES, "Which?", max_new_tokens=2),
         "chats": lambda: answer_chats(task.model, [], [chat], max_new_tokens=2),
         "predict_batch": lambda: task.predict_batch(asked),
     }
@@ -64,7 +64,7 @@ def test_all_ways_answer_in_the_precision_of_the_run(precision: Any, dtype: torc
     assert [each["prediction"] for each in predicted] == [each["prediction"] for each in task.predict_batch(asked)]
     task.model.save_pretrained(tmp_path / "saved")
     saved = SpatialVLM.from_pretrained(tmp_path / "saved")
-    assert types_of(saved, lambda: saved.answer(FRAMES, "Which?")) == {dtype}
+    assert types_of(saved, lambda: saved.answer(FRAMES, "Which?", max_new_tokens=2)) == {dtype}
 
 
 def test_without_a_run_the_device_decides() -> None:

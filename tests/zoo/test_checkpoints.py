@@ -62,9 +62,6 @@ def test_every_tensor_of_a_released_checkpoint_has_its_place(name: str) -> None:
         heads = ("camera_head.", "depth_head.", "point_head.", "track_head.")
         assert all(name.removeprefix("spatial_encoder.vggt_model.").startswith(heads) for name in left)
         assert bool(left) == name.startswith("spatial_mllm") and set(written) <= set(tensors)
-        del tensors["model.layers.7.mlp.up_proj.weight"]
-        with pytest.raises(InputError, match="1 missing: model.layers.7.mlp.up_proj.weight;"):
-            load(config, tensors)
 
 
 def test_the_composed_manifest_is_the_whole_one() -> None:

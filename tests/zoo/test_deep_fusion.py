@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.cases import each_once
 from tests.zoo import asking, showing
 from tests.zoo.showing import SAMPLES
 from zoo import DeepFusion, LoRA, TinyVGGT, VideoQATask
@@ -42,8 +43,13 @@ def train(model: VideoQATask) -> None:
         weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(i)).to(weight.dtype)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("family", asking.FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [
+        *each_once(asking.MASKED_FAMILIES, list(VARIANTS)),
+        *(pytest.param("Qwen3.5", variant, marks=pytest.mark.slow) for variant in VARIANTS),
+    ],
+)
 def test_it_starts_as_the_stock_model_and_learns_by_its_connectors(family: str, variant: str) -> None:
     plain, model = task(family, fused=False, **VARIANTS[variant]), task(family, **VARIANTS[variant])
     given = showing.batch(model.model, [SAMPLES[name] for name in ("a video", "stills and videos", "text")])

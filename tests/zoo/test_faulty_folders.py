@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,18 @@ NORM, HEAD = "model.norm.weight", "lm_head.weight"
 pytestmark = pytest.mark.usefixtures("tiny_dino")
 
 
+@pytest.fixture(scope="module")
+def exported_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `qwen` copies."""
+    folder = tmp_path_factory.mktemp("exported") / "qwen"
+    export_model(SpatialVLM(backbone=TinyQwen25VL(**SIZES)), folder)
+    return folder
+
+
 @pytest.fixture
-def qwen(tmp_path: Path) -> Path:
+def qwen(tmp_path: Path, exported_qwen: Path) -> Path:
     """A Qwen2.5-VL in one file."""
-    export_model(SpatialVLM(backbone=TinyQwen25VL(**SIZES)), tmp_path / "qwen")
-    return tmp_path / "qwen"
+    return shutil.copytree(exported_qwen, tmp_path / "qwen")
 
 
 def said(error: pytest.ExceptionInfo[InputError]) -> str:

@@ -33,24 +33,30 @@ from zoo.configuration import to_config
 VGGT: dict[str, Any] = dict(embed_dim=16, depth=2, num_heads=2)
 
 
-@pytest.fixture
-def qwen(tmp_path: Path) -> Path:
-    config = load_case("qwen_one_video")[0]["config"]
-    write_release(tmp_path / "qwen", config["qwen"] | {"model_type": "qwen2_5_vl"}, official_weights(config, False))
-    return tmp_path / "qwen"
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders that `qwen` and `vggt` copy."""
+    folder, config = tmp_path_factory.mktemp("written"), load_case("qwen_one_video")[0]["config"]
+    write_release(folder / "qwen", config["qwen"] | {"model_type": "qwen2_5_vl"}, official_weights(config, False))
+    (folder / "vggt").mkdir()
+    save_vggt(TinyVGGT(**VGGT), folder / "vggt/model.safetensors")
+    return folder
 
 
 @pytest.fixture
-def vggt(tmp_path: Path) -> Path:
-    (tmp_path / "vggt").mkdir()
-    save_vggt(TinyVGGT(**VGGT), tmp_path / "vggt/model.safetensors")
-    return tmp_path / "vggt"
+def qwen(tmp_path: Path, written: Path) -> Path:
+    return shutil.copytree(written / "qwen", tmp_path / "qwen")
+
+
+@pytest.fixture
+def vggt(tmp_path: Path, written: Path) -> Path:
+    return shutil.copytree(written / "vggt", tmp_path / "vggt")
 
 
 def task(qwen: Path, vggt: Path | None, seed: int = 0, **options: Any) -> VideoQATask:
     torch.manual_seed(seed)
     geometry = partial(TinyVGGT, path=None if vggt is None else str(vggt), **VGGT)
-    parts = {"fusion": ConcatSplitFusion, "geometry": geometry, "lora": LoRA(r=2)} | options
+    parts = {"fusion": ConcatSplitFusion, "geometry": geometry} | options
     return VideoQATask(backbone=PretrainedQwen25VL(str(qwen), dtype="bfloat16"), **parts)
 
 
@@ -143,7 +149,7 @@ def test_files_that_are_replaced_during_training_are_not_taken_for_those_read(qw
 
 
 def test_an_exported_model_keeps_what_trained_in_float32_and_its_geometry(qwen: Path, vggt: Path) -> None:
-    model = task(qwen, vggt).model
+    model = task(qwen, vggt, lora=LoRA(r=2)).model
     model.eval().save_pretrained(qwen.parent / "lean")
     model.save_pretrained(qwen.parent / "full", full=True)
     loaded = SpatialVLM.from_pretrained(qwen.parent / "lean").state_dict()

@@ -11,7 +11,6 @@ from tests.zoo.released import GOLDEN
 from zoo import SpatialVLM
 from zoo.backbones import PretrainedSpatialStack, PretrainedVGLLM
 from zoo.checkpoints import load_spatial_stack, load_vg_llm, official_tensors
-from zoo.errors import InputError
 
 SLOW = pytest.mark.slow
 
@@ -33,6 +32,3 @@ def test_every_tensor_of_a_released_model_has_its_place(manifest, load, loader, 
         assert {name: list(tensor.shape) for name, tensor in official_tensors(model).items()} == shapes
         by_its_name = SpatialVLM(**loader.released_parts(path))  # of a plan, without a download
         assert sum(p.numel() for p in by_its_name.parameters()) == known["num_parameters"]
-        lost = next(name for name in tensors if "aggregator.global_blocks.5" in name)
-        with pytest.raises(InputError, match=f"1 missing: {lost}"):
-            load(known["config"], {name: tensor for name, tensor in tensors.items() if name != lost})

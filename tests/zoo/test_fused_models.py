@@ -37,8 +37,9 @@ from zoo.tasks.models import _warn_of_layers
 
 def tiny(kind: Callable[..., VideoQATask], **parts: Any) -> SpatialVLM:
     """A small model whose fusion says something."""
-    backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    model = kind(backbone=backbone, geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2), **parts).model
+    model = kind(
+        backbone=asking.tiny_backbone(), geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2), **parts
+    ).model
     with torch.no_grad():
         for i, parameter in enumerate(model.fusion.parameters()):
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
@@ -58,6 +59,13 @@ MODELS: dict[str, Callable[[], SpatialVLM]] = {
     "patch merger": lambda: tiny(VGLLM, fusion=partial(PatchMergerFusion, hidden=16)),
     "stack": lambda: tiny(SpatialStack, fusion=partial(StackFusion, decoder_layers=[0, 0], hidden=16)),
 }
+
+
+# 3D tokens added to 2D tokens, appended to them, and added after decoder layers: the others are slow tests
+FEW = [
+    pytest.param(name, marks=() if name in ("official", "concat on the token", "stack") else pytest.mark.slow)
+    for name in MODELS
+]
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -86,6 +94,7 @@ def test_a_batch_is_its_samples(model: SpatialVLM, side: str) -> None:
     assert (other - together[0]).abs().max() > 0.05  # negative control: what is shown matters
 
 
+@pytest.mark.parametrize("model", FEW, indirect=True)
 def test_generation_of_a_batch_is_that_of_its_samples(model: SpatialVLM) -> None:
     samples = list(SAMPLES.values())
     together = model.generate_ids(**batch(model, samples), max_new_tokens=4)
@@ -93,6 +102,7 @@ def test_generation_of_a_batch_is_that_of_its_samples(model: SpatialVLM) -> None
         assert model.generate_ids(**batch(model, [sample], first_seed=i), max_new_tokens=4) == together[i : i + 1]
 
 
+@pytest.mark.parametrize("model", FEW, indirect=True)
 @pytest.mark.parametrize("sample", [pytest.param("stills", marks=pytest.mark.slow), "stills and videos"])
 def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: SpatialVLM, sample: str) -> None:
     given = batch(model, [SAMPLES[sample]] * 2)
@@ -138,6 +148,7 @@ def test_frames_of_a_wrong_number_size_or_range_are_errors() -> None:
         logits(model, stills)
 
 
+@pytest.mark.parametrize("model", FEW, indirect=True)
 def test_time_may_be_a_list_a_tensor_or_left_out(model: SpatialVLM) -> None:
     given = batch(model, [SAMPLES["two videos"]])
     seconds = given["seconds_per_grid"]
@@ -166,9 +177,7 @@ def test_the_geometry_is_frozen_and_in_eval_even_while_training() -> None:
 def test_appended_tokens_share_positions_and_have_no_camera(appended: ExtraTokens) -> None:
     """Without them a sequence is as the plain model has it, the text after the video included."""
     model = MODELS["concat on the token" if appended is ExtraTokens.ALL else "camera token"]()
-    plain = Qwen25VL(
-        backbone=TinyQwen25VL(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    ).model
+    plain = Qwen25VL(backbone=asking.tiny_backbone(layers=1)).model
     samples = list(SAMPLES.values())
     layouts = []
     for each in (model, plain):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,19 +121,25 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def images3() -> SpatialVLM:
+    """Tests that change it take a copy."""
+    return build(load_case(IMAGES3)[0])
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_geometry_shows(mistake: Callable[[SpatialVLM], None]) -> None:
+def test_a_mistake_in_the_geometry_shows(mistake: Callable[[SpatialVLM], None], images3: SpatialVLM) -> None:
     meta, t = load_case(IMAGES3)
-    model, given = build(meta), media(t, meta)
+    model, given = deepcopy(images3), media(t, meta)
     mistake(model)
     difference = (logits_of(model, t, given) - t["out_logits"]).abs().max()
     assert difference == pytest.approx(MISTAKES[mistake], rel=0.01)  # as measured with the published code
 
 
 @pytest.mark.parametrize("case", [IMAGES3, "spatial_stack/qwen3_5/same_layer_twice_last_frame", LANGUAGE_ADD])
-def test_what_each_connector_adds(case: str) -> None:
+def test_what_each_connector_adds(case: str, images3: SpatialVLM) -> None:
     meta, t = load_case(case)
-    model = build(meta)
+    model = images3 if case == IMAGES3 else build(meta)
     added = official_3d_tokens(model, media(t, meta)["frames"][0])
     layers, expected = meta["config"]["qwen"]["geometry_fusion_layers"], []
     for number, layer in enumerate(layers):
@@ -246,7 +253,7 @@ def test_connectors_of_other_decoder_layers_are_refused(tmp_path: Path) -> None:
         SpatialVLM(PretrainedSpatialStack(path), fusion=partial(StackFusion, decoder_layers=[0, 1, 2]))
 
 
-@pytest.mark.parametrize("named, layer", [(None, -2), ([-1], -1), ([0, 1], 1)])
+@pytest.mark.parametrize("named, layer", [(None, -2), pytest.param([-1], -1, marks=pytest.mark.slow), ([0, 1], 1)])
 def test_the_layer_of_added_3d_tokens_is_that_of_the_config(
     tmp_path: Path, named: list[int] | None, layer: int
 ) -> None:
@@ -276,8 +283,17 @@ def test_an_export_names_the_class_and_the_layers_of_what_it_holds(tmp_path: Pat
     assert with_fusion["geometry_fusion_layers"] is None  # whatever the folder of the plain model has
 
 
-@pytest.mark.parametrize("holds", ["first", "second", "both"])
-@FOLDERS
+@pytest.mark.parametrize(
+    "case, loader, holds",
+    [
+        (IMAGES3, PretrainedSpatialStack, "second"),
+        (IMAGES3, PretrainedSpatialStack, "both"),
+        (LANGUAGE_ADD, PretrainedSpatialStackQwen25, "first"),
+        pytest.param(IMAGES3, PretrainedSpatialStack, "first", marks=pytest.mark.slow),
+        pytest.param(LANGUAGE_ADD, PretrainedSpatialStackQwen25, "second", marks=pytest.mark.slow),
+        pytest.param(LANGUAGE_ADD, PretrainedSpatialStackQwen25, "both", marks=pytest.mark.slow),
+    ],
+)
 def test_a_released_folder_is_written_back_bit_for_bit(tmp_path: Path, case: str, loader: Any, holds: str) -> None:
     """In its names and dtype, whatever the model's: VGGT's heads, which no model reads, as well."""
     meta, _ = load_case(case)

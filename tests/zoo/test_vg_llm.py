@@ -68,10 +68,16 @@ def rows_of_four(model: SpatialVLM, given: dict[str, Any]) -> None:
     merger.forward = forward
 
 
+@pytest.fixture(scope="module")
+def cropped() -> SpatialVLM:
+    """Tests that change it take a copy."""
+    return build(load_case(CROPPED)[0])
+
+
 @pytest.mark.parametrize("mistake", [(other_layer, 2.4), (cropped_pictures, 0.69), (rows_of_four, 3.0)])
-def test_a_mistake_in_the_geometry_shows(mistake: tuple[Callable[..., None], float]) -> None:
+def test_a_mistake_in_the_geometry_shows(mistake: tuple[Callable[..., None], float], cropped: SpatialVLM) -> None:
     meta, t = load_case(CROPPED)
-    model, given = build(meta), media(t, meta)
+    model, given = copy.deepcopy(cropped), media(t, meta)
     mistake[0](model, given)
     difference = (logits_of(model, t, given) - t["out_logits"]).abs().max()
     assert difference == pytest.approx(mistake[1], rel=0.05)  # as measured with the published code
@@ -159,9 +165,9 @@ def test_the_merger_starts_at_random_and_is_no_plain_qwen() -> None:
     assert all(weight.std().item() == pytest.approx(0.02, rel=0.1) for weight in weights)
 
 
-def test_added_tokens_are_the_published_ones() -> None:
+def test_added_tokens_are_the_published_ones(cropped: SpatialVLM) -> None:
     meta, t = load_case(CROPPED)
-    (added,) = official_3d_tokens(build(meta), media(t, meta)["frames"][0])
+    (added,) = official_3d_tokens(cropped, media(t, meta)["frames"][0])
     assert torch.allclose(added, t["out_geometry"], atol=3e-5)
 
 

@@ -34,7 +34,8 @@ families = pytest.mark.parametrize("family", FAMILIES)
 
 
 def towers(family: str = "Qwen2.5-VL", implementation: str = "sdpa", layers: int = 2) -> tuple[nn.Module, nn.Module]:
-    loader = BACKBONES[family](attn_implementation=implementation, vision_layers=layers)
+    small: dict[str, Any] = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=64)
+    loader = BACKBONES[family](attn_implementation=implementation, vision_layers=layers, **small)
     stock = loader.stock_model().model.visual
     ours = copy.deepcopy(stock)
     replace_classes(ours, FAST[family])

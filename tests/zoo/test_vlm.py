@@ -24,6 +24,7 @@ from zoo import (
 )
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.base import VisualTokens
+from zoo.backbones.tiny import TinyQwenVL
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
 from zoo.sequences.packing import IGNORED
@@ -34,8 +35,8 @@ RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)
 GRID = torch.tensor([[3, 4, 4], [2, 4, 6]])
 
 
-def tiny(**kwargs) -> TinyQwen25VL:
-    return TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32, **kwargs)
+def tiny(dtype: str = "float32", attn_implementation: str = "sdpa") -> TinyQwenVL:
+    return asking.tiny_backbone(dtype=dtype, implementation=attn_implementation)
 
 
 def model(encoding: PRoPE | None = None, **kwargs) -> VideoQATask:

@@ -176,7 +176,7 @@ def test_matches_definition() -> None:
                 torch.testing.assert_close(results[name][b, token, head, : HEAD_DIM // 2], expected)
 
 
-@pytest.mark.parametrize("placement", [ChannelRange(), TemporalSection()])
+@pytest.mark.parametrize("placement", [ChannelRange(), pytest.param(TemporalSection(), marks=pytest.mark.slow)])
 def test_gradients_of_tokens_and_poses(placement: ChannelPlacement) -> None:
     poses, K = random_cameras(1)
     index = torch.tensor([[-1, 0, 1, 2, -1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,18 @@ from tests.zoo.geometry.caching import SIZES, save_vggt
 from zoo.geometry import CachedGeometry, GeometryCache, TinyVGGT
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "vggt" / "model.safetensors"
-    path.parent.mkdir()
+@pytest.fixture(scope="session")
+def saved_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that `weights` copies."""
+    path = tmp_path_factory.mktemp("vggt") / "model.safetensors"
     save_vggt(TinyVGGT(**SIZES), path)
     return path
+
+
+@pytest.fixture
+def weights(tmp_path: Path, saved_weights: Path) -> Path:
+    (tmp_path / "vggt").mkdir()
+    return Path(shutil.copy(saved_weights, tmp_path / "vggt"))
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -54,14 +56,24 @@ def hash_weights(names: dict[str, list[int]], dtype: torch.dtype = torch.float32
 
 def hash_model(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> DA3:
     """A model of any config."""
-    with torch.device("meta"):
-        names = {name: list(tensor.shape) for name, tensor in DA3(config).official_state_dict().items()}
-    return DA3.from_official(config, hash_weights(names, dtype))
+    return deepcopy(_built_model(json.dumps(config), None, dtype))
+
+
+@lru_cache(maxsize=8)
+def _built_model(config: str, names: str | None, dtype: torch.dtype) -> DA3:
+    """A model that is built once, with weights of the names and shapes in JSON; None takes its own."""
+    about = json.loads(config)
+    if names is None:
+        with torch.device("meta"):
+            shapes = {name: list(tensor.shape) for name, tensor in DA3(about).official_state_dict().items()}
+    else:
+        shapes = json.loads(names)
+    return DA3.from_official(about, hash_weights(shapes, dtype))
 
 
 def case_model(meta: dict[str, Any], dtype: torch.dtype = torch.float32) -> DA3:
     """The model of a golden case; from its names, so that each must be in the model."""
-    return DA3.from_official(meta["config"], hash_weights(meta["param_names"], dtype))
+    return deepcopy(_built_model(json.dumps(meta["config"]), json.dumps(meta["param_names"]), dtype))
 
 
 def run(model: DA3, meta: dict[str, Any], t: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> DA3Output:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,13 @@ def hash_weights(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> 
 
 
 def hash_model(config: dict[str, Any], dtype: torch.dtype = torch.float32) -> VGGT:
-    return VGGT.from_official(config, hash_weights(config, dtype))
+    """A model of any config, which is built once."""
+    return deepcopy(_built_model(json.dumps(config), dtype))
+
+
+@lru_cache(maxsize=4)
+def _built_model(config: str, dtype: torch.dtype) -> VGGT:
+    return VGGT.from_official(json.loads(config), hash_weights(json.loads(config), dtype))
 
 
 def tiny_config(**aggregator: Any) -> dict[str, Any]:

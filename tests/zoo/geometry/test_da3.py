@@ -63,12 +63,9 @@ def test_a_released_model_has_every_official_tensor(name: str) -> None:
     skipped = {each for each in about["tensors"] if ".gs_head." in each or ".gs_adapter." in each}
     assert set(model.official_state_dict()) == set(about["tensors"]) - skipped
     assert bool(skipped) == ("giant" in name)
-    dropped = list(set(about["tensors"]) - skipped)[0]
-    rest = {each: tensor for each, tensor in about["tensors"].items() if each != dropped}
-    with pytest.raises(InputError, match=f"1 missing: {dropped};"):
-        DA3.from_official(about["config"], rest)
 
 
+@pytest.mark.slow
 def test_a_released_model_runs_on_the_meta_device() -> None:
     about = manifest("da3_giant")
     model = DA3.from_official(about["config"], about["tensors"])

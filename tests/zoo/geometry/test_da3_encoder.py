@@ -39,9 +39,19 @@ def save(folder: Path, config: dict[str, Any], model: DA3 | None = None) -> str:
     return str(folder)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> str:
-    return save(tmp_path / "any_view", any_view_config())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("any_view"), any_view_config())
+
+
+@pytest.fixture(scope="module")
+def nested(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("nested"), nested_config())
+
+
+@pytest.fixture(scope="module")
+def metric(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("metric"), metric_config())
 
 
 # ---- equal to the model -----------------------------------------------------------------------------------
@@ -87,12 +97,12 @@ def test_scenes_of_different_lengths_and_sizes(folder: str) -> None:
         encode(encoder, scenes((2, 28, 40)), cameras=False)
 
 
-def test_only_a_nested_model_is_metric(tmp_path: Path) -> None:
-    config, frames = nested_config(), scenes((3, 28, 42))
-    encoder = PretrainedDA3(save(tmp_path / "nested", config))
+def test_only_a_nested_model_is_metric(nested: str, metric: str) -> None:
+    frames = scenes((3, 28, 42))
+    encoder = PretrainedDA3(nested)
     assert encoder.is_metric and encoder.da3.model.da3_metric is None  # not before it is needed
     encoder.enable_head("camera")
-    expected = hash_model(config)(frames[0][None], heads=("camera",))
+    expected = hash_model(nested_config())(frames[0][None], heads=("camera",))
     (scene,) = encode(encoder, frames)
     valid = scene.has_camera
     assert torch.allclose(scene.world_to_camera[valid], expected.world_to_camera[0, valid], atol=1e-5)
@@ -100,12 +110,12 @@ def test_only_a_nested_model_is_metric(tmp_path: Path) -> None:
     assert not torch.allclose(scene.world_to_camera[:, :3, 3], own, rtol=1e-3)  # the control: without the scale
     assert scene.depth is None
 
-    metric = PretrainedDA3(save(tmp_path / "metric", metric_config()))
-    assert not (metric.is_metric or metric.predicts_cameras or metric.predicts_depth)
-    assert encode(metric, frames)[0].patches.shape == (3, 2, 3, metric.width)
+    other = PretrainedDA3(metric)
+    assert not (other.is_metric or other.predicts_cameras or other.predicts_depth)
+    assert encode(other, frames)[0].patches.shape == (3, 2, 3, other.width)
     for head in ("camera", "depth"):
         with pytest.raises(InputError, match="no camera head: use an any-view or nested model"):
-            metric.enable_head(head)
+            other.enable_head(head)
 
 
 # ---- with the dataset's cameras ------------------------------------------------------------------------------
@@ -139,14 +149,14 @@ def test_given_cameras_reach_the_tokens_and_the_unit_of_depth(folder: str) -> No
     assert same.world_to_camera is None and torch.equal(same.patches, near.patches)
 
 
-def test_cameras_of_some_frames_are_refused(folder: str, tmp_path: Path) -> None:
+def test_cameras_of_some_frames_are_refused(folder: str, nested: str, metric: str) -> None:
     encoder, (frames,) = PosedDA3(folder), scenes((4, 28, 42))
     for data, count in ((dataset_cameras(known=2), 2), (None, 0)):
         with pytest.raises(InputError, match=f"^scene 1 of the batch: {count} of 4 frames .*geometry PretrainedDA3$"):
             encoder([frames, frames], [dataset_cameras(), data])
-    for name, config in (("metric", metric_config()), ("nested", nested_config())):
+    for other in (metric, nested):
         with pytest.raises(InputError, match="is no any-view model with a camera encoder: give depth-anything/DA3-"):
-            PosedDA3(save(tmp_path / name, config))
+            PosedDA3(other)
     encoder.enable_head("camera")
     encoder.enable_head("depth")
     line = dataset_cameras()
@@ -212,7 +222,7 @@ def test_the_cache_serves_it(folder: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 200])
 def test_one_frame_and_two_hundred(count: int) -> None:
-    encoder = TinyDA3(embed_dim=16, num_heads=2, features=8, heads=("camera", "depth")).requires_grad_(False)
+    encoder = TinyDA3(embed_dim=16, depth=4, num_heads=2, features=8, heads=("camera", "depth")).requires_grad_(False)
     encoder.enable_head("depth")
     (scene,) = encode(encoder, [torch.rand(count, 3, 28, 28)])
     assert scene.patches.shape == (count, 2, 2, 32) and scene.depth.shape == (count, 28, 28)
@@ -224,7 +234,8 @@ def test_one_frame_and_two_hundred(count: int) -> None:
 # ---- folders ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_no_model_is_an_error(folder: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_model_is_an_error(tmp_path: Path) -> None:
+    folder = save(tmp_path / "any_view", any_view_config())
     config = Path(folder, "config.json")
     larger = any_view_config(embed_dim=64)
     bare = tmp_path / "bare"
@@ -261,14 +272,14 @@ def test_a_folder_without_a_head_is_an_error_when_it_is_needed(tmp_path: Path) -
     ],
 )
 def test_the_license_is_printed_once(
-    name: str, is_printed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, is_printed: bool, metric: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = save(tmp_path / "weights", any_view_config(name=name))
     announce_license.cache_clear()
     for _ in range(2):
         PretrainedDA3(folder)
     assert capsys.readouterr().err.count("CC BY-NC 4.0") == is_printed
-    PretrainedDA3(save(tmp_path / "metric", metric_config()))  # as large, but under Apache 2.0
+    PretrainedDA3(metric)  # as large, but under Apache 2.0
     assert "CC BY-NC" not in capsys.readouterr().err
 
 

@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules import Rooms, VideoQADataModule
 from datamodules.order import TrainingItem
 from tests.conftest import ROOMS
-from tests.zoo.asking import VGGT, batch, build, prompts_of, rows_of
+from tests.zoo.asking import VGGT, batch, build, prompts_of, rows_of, tiny_backbone
 from tests.zoo.sequences.test_packed_training import a_row_each, difference, learned, packed, scenes_of
 from zoo import (
     CameraPrediction,
@@ -31,7 +31,6 @@ from zoo import (
     MaskedViews,
     Objective,
     SpatialVLM,
-    TinyQwen25VL,
     VideoQATask,
 )
 from zoo.backbones.base import VisualTokens
@@ -47,8 +46,7 @@ FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]
 
 
 def model(*objectives: Objective, **parts: Any) -> SpatialVLM:
-    backbone = TinyQwen25VL(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-    return SpatialVLM(backbone, objectives=list(objectives), **parts)
+    return SpatialVLM(tiny_backbone(), objectives=list(objectives), **parts)
 
 
 def without_token(weight: float = 1.0) -> list[Objective]:

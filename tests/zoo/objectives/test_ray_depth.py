@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.loaded_scene import LoadedScene
+from tests.cases import each_once
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
@@ -135,14 +136,14 @@ def test_depth_in_another_unit_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    "encoding", [None, PRoPE(), RayRoPE(scale="rms"), RayRoPE("inf_pj+0_3d"), LayerSubset(RayRoPE(depth="known"))]
-)
-@pytest.mark.parametrize(
-    "mixer",
-    [
-        *(None, ViewAttention, partial(RayAttention, encoding=URoPE())),
-        partial(RayAttention, encoding=RayRoPE(depth="known")),
-    ],
+    ("encoding", "mixer"),
+    each_once(
+        [None, PRoPE(), RayRoPE(scale="rms"), RayRoPE("inf_pj+0_3d"), LayerSubset(RayRoPE(depth="known"))],
+        [
+            *(None, ViewAttention, partial(RayAttention, encoding=URoPE())),
+            partial(RayAttention, encoding=RayRoPE(depth="known")),
+        ],
+    ),
 )
 def test_parts_without_such_depths_are_refused(encoding: Any, mixer: Any) -> None:
     with pytest.raises(InputError, match="RayRoPE or --model.view_mixer RayAttention"):

@@ -31,7 +31,6 @@ from zoo import (
     TeacherDepth,
     TeacherPose,
     TinyDA3,
-    TinyQwen3VL,
     TinyVGGT,
     VideoQATask,
 )
@@ -52,13 +51,13 @@ def task(
     teacher: Teacher | None, token: Any = "training", width: int = 10, side: int = 32, **options: Any
 ) -> VideoQATask:
     torch.manual_seed(0)
-    backbone = TinyQwen3VL(layers=3, hidden_size=64, heads=2, key_value_heads=2, vision_hidden_size=32)
     objectives = [
         TeacherPose(token),
         TeacherDepth(side=side, **SMALL),
         Distillation(width, indices=[2] if width == 10 else [1, 3]),
         MetricScale(token),
     ]
+    backbone = asking.tiny_backbone(FAMILY, layers=3, key_value_heads=2)
     return VideoQATask(backbone=backbone, learning_rates=RATES, teacher=teacher, objectives=objectives, **options)
 
 
@@ -135,7 +134,7 @@ def test_targets_are_of_the_first_frame_of_each_patch() -> None:
 def test_the_layers_of_the_decoder_are_those_published_for_the_kind_of_teacher() -> None:
     da3 = partial(TinyDA3, [0, 1, 2, 3], embed_dim=32, depth=4, num_heads=2, features=8, heads=["camera", "depth"])
     objectives = [TeacherPose(), TeacherDepth(side=28, **SMALL), Distillation(32)]
-    backbone = TinyQwen3VL(layers=4, hidden_size=64, heads=2, key_value_heads=2, vision_hidden_size=32)
+    backbone = asking.tiny_backbone(FAMILY, layers=4, key_value_heads=2)
     made = VideoQATask(backbone=backbone, teacher=Teacher(da3, token_channels=-0.5), objectives=objectives)
     assert made.model.objectives["Distillation"].indices == (1, 2, 3, 4)  # of VGGT
     begin(made)
@@ -292,7 +291,9 @@ def test_only_the_heads_of_what_is_learned_are_asked_for(tmp_path: Path) -> None
     for cache in (None, GeometryCache(str(tmp_path))):
         for learned, heads in ((TeacherPose("none"), ["camera"]), (Distillation(64, indices=[2]), [])):
             vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=heads, seed=0)
-            made = VideoQATask(backbone=TinyQwen3VL(layers=2), teacher=Teacher(vggt, cache), objectives=[learned])
+            made = VideoQATask(
+                backbone=asking.tiny_backbone(FAMILY), teacher=Teacher(vggt, cache), objectives=[learned]
+            )
             assert made.teacher is not None
             (found, _) = made.teacher(scenes, 16)
             assert found is not None and found.depth is None
