@@ -149,7 +149,10 @@ def test_what_each_connector_adds(case: str, images3: SpatialVLM) -> None:
         assert torch.allclose(ours, theirs, atol=3e-5)
 
 
-@pytest.mark.parametrize("case", [IMAGES3, "spatial_stack/qwen3_5/post_merger_add", LANGUAGE_ADD])
+@pytest.mark.parametrize(
+    "case",
+    [IMAGES3, pytest.param("spatial_stack/qwen3_5/post_merger_add", marks=pytest.mark.slow), LANGUAGE_ADD],
+)
 def test_a_file_may_hold_either_name_or_both(case: str) -> None:
     meta, t = load_case(case)
     official, given = official_weights(meta), media(t, meta)

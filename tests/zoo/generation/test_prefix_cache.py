@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tests.cases import each_once
 from tests.zoo import asking
 from tests.zoo.asking import (
     BACKBONES,
@@ -117,8 +118,7 @@ def test_a_penalty_that_is_no_factor_is_refused() -> None:
         build("plain", repetition_penalty=0.0)
 
 
-@pytest.mark.parametrize("penalty", [1.05, 4.0])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "penalty"), each_once(["float32", "bfloat16"], [4.0, 1.05]))
 def test_a_repetition_penalty_is_transformers(dtype: str, penalty: float) -> None:
     """Of the tokens of the prompt, the shared ones included, and of the answer so far."""
     model = build("plain", dtype=dtype, repetition_penalty=penalty)
