@@ -24,7 +24,8 @@ VARIANTS = {
 assert COMBINATIONS.keys() > VARIANTS, VARIANTS - COMBINATIONS.keys()
 # the same encoding in other channels, or with other options
 REPEATED = {"PRoPE, LowFrequencies", "PRoPE, HighFrequencies shared", "PRoPE, TemporalSection", "PoseALiBi"}
+# or of several encodings, such as Compose(...), or in some heads or layers
+COMBINED = {name for name in COMBINATIONS if name.endswith(")")}
+OTHERS = VARIANTS | REPEATED | COMBINED
 NAMES = [pytest.param(name, marks=pytest.mark.slow if name in VARIANTS else ()) for name in COMBINATIONS]
-FEWER_NAMES = [
-    pytest.param(name, marks=pytest.mark.slow if name in VARIANTS | REPEATED else ()) for name in COMBINATIONS
-]
+FEWER_NAMES = [pytest.param(name, marks=pytest.mark.slow if name in OTHERS else ()) for name in COMBINATIONS]

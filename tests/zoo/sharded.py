@@ -87,7 +87,7 @@ class Settings(NamedTuple):
 
 
 SETTINGS = {
-    "small": Settings(("one", "fsdp2", "resumed")),
+    "small": Settings(("one", "fsdp2")),
     "every part": Settings(("one", "fsdp2", "resumed")),  # the other cases and "shapes" compare with DDP
     "every part, bfloat16": Settings(("one", "fsdp2", "control"), "bf16-mixed", accumulate=2, is_tested=False),
     "lora": Settings(tuple(RUNS), "bf16-mixed", accumulate=2),

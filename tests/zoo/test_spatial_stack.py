@@ -189,7 +189,13 @@ def test_the_connectors_start_at_zero_as_the_plain_model() -> None:
     assert features is not None and features.shape == (2, 2, 2, 16) and not features.any()
 
 
-@pytest.mark.parametrize("case", [IMAGES3, "spatial_stack/qwen3_5/same_layer_twice_last_frame", LANGUAGE_ADD])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(IMAGES3, LANGUAGE_ADD),
+        pytest.param("spatial_stack/qwen3_5/same_layer_twice_last_frame", marks=pytest.mark.slow),
+    ],
+)
 def test_exported_bit_for_bit(tmp_path: Path, case: str) -> None:
     meta, _ = load_case(case)
     official = official_weights(meta)

@@ -72,7 +72,7 @@ def test_matches_definition(name: str, block: ChannelBlock, short: int, monkeypa
             assert torch.equal(given, kept)
 
 
-@pytest.mark.parametrize("tokens", [1, 512])
+@pytest.mark.parametrize("tokens", [1, token_runs.SHORT + 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_few_and_many_tokens_per_matrix(tokens: int, dtype: torch.dtype) -> None:
     x, matrices = random(1, 3 * tokens, 1, HEAD_DIM, dtype=dtype), random(1, 3, 4, 4, dtype=torch.float32)

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from docs.symmetries import COMBINATIONS, DOCUMENT, VIEW_MIXERS, document
-from tests.zoo.combinations import NAMES, REPEATED, VARIANTS
+from tests.zoo.combinations import NAMES, OTHERS
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import (
@@ -57,7 +57,6 @@ MOVES = 1e-3
 OF_TWO_KINDS = "part of the channels"  # whose own encodings are measured in test_hybrid.py
 FIRST_LAYOUT = next(iter(LAYOUTS))  # in it every combination is measured by every run, in the second each encoding
 IN_LAYOUTS = [pytest.param(each, marks=() if each == FIRST_LAYOUT else pytest.mark.slow) for each in LAYOUTS]
-OTHERS = VARIANTS | REPEATED | {name for name in COMBINATIONS if name.endswith(")")}  # such as Compose(...)
 COMBINED = [
     pytest.param(
         layout,

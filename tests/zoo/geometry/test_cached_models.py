@@ -82,7 +82,10 @@ def test_cameras_of_a_cache_are_exact(weights: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("AddFusion", "Qwen2.5-VL"), ("PRoPE by VGGT's cameras", "Qwen2.5-VL"), ("AddFusion", "Qwen3-VL")],
+    [
+        pytest.param("AddFusion", "Qwen2.5-VL", marks=pytest.mark.slow),
+        *(("PRoPE by VGGT's cameras", "Qwen2.5-VL"), ("AddFusion", "Qwen3-VL")),
+    ],
 )
 def test_data_workers_read_what_is_cached_and_a_step_reads_nothing(
     name: str, family: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
