@@ -19,7 +19,7 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, config, install_import_hook, jaxtyped
 
 PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
-CALLS = 3  # of a function in a test that are checked: later ones are of the same loop
+CALLS = 2  # of a function in a test that are checked: later ones are of the same loop
 counts: dict[FunctionType, int] = {}  # of the calls in this test
 check_types = beartype(conf=BeartypeConf(violation_type=TypeError))
 SHAPES = jaxtyped("context")  # within it, equal names of axes have equal sizes
