@@ -1,12 +1,20 @@
-"""A process of its own for what must not touch that of the tests."""
+"""Processes beside that of the tests."""
 
 from __future__ import annotations
 
 import multiprocessing
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
+
+
+def free_port() -> int:
+    """Return a port of this machine on which nothing listens."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
 
 
 def run_in_process(target: Callable[..., object], *args: Any, limit_s: float) -> None:

@@ -18,6 +18,7 @@ def test_resuming_with_other_settings_is_an_error(run: Run, trained: Trained) ->
     config = trained() / "config.yaml"
     before = config.read_text()
     for setting, value in (
+        ("data.num_frames", "6"),
         ("model.learning_rates.decoder", "1e-5"),
         ("data.source.trajectory", "local"),
     ):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.callbacks.breakable import LAUNCHERS
+from tests.processes import free_port
 from tests.test_two_processes import REPOSITORY, SMALL
 
 FILES = sorted((REPOSITORY / "configs/slurm").glob("*.sbatch"))
@@ -82,9 +82,7 @@ def test_a_job_is_queued_again_at_its_time_limit_alone(status: int, step: str, c
 
 @pytest.mark.slow
 def test_two_processes_train_and_test_as_srun_starts_them(tmp_path: Path, rooms_root: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ranks = [LAUNCHERS["SLURM"](rank, 2, port) for rank in range(2)]
     started = [" ".join(f"{key}={value}" for key, value in rank.items()) + ' "$@" &' for rank in ranks]
     srun = "\n".join(["children=()", *(f"{line}\nchildren+=($!)" for line in started)])

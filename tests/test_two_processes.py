@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import main
 from callbacks.first_losses import read_losses
 from tests.callbacks.breakable import LAUNCHERS
 from tests.cli import Run, weights
+from tests.processes import free_port
 
 REPOSITORY = Path(main.__file__).parent
 SMALL = [
@@ -39,9 +39,7 @@ def launch(folder: Path, *words: str) -> None:
 
 def score_in_two(folder: Path, *words: str) -> None:
     """A test in two forks of this process, started as by torchrun: without the seconds of their imports."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
 
     def one(rank: int) -> None:
         os.chdir(folder)
@@ -75,9 +73,8 @@ def test_two_processes_train_and_score_as_one(strategy: str, run: Run, tmp_path:
     assert results(folder) == together  # to the byte
     ids = [json.loads(line)["id"] for line in together[1].splitlines()]
     assert len(set(ids)) == len(ids) > 10
-    if strategy == "fsdp2":  # whose weights lie in shards
-        run("export", "--out", "exported", sized=False)
-        assert (tmp_path / "exported" / "model.safetensors").exists()
+    run("export", "--out", "exported", sized=False)
+    assert (tmp_path / "exported" / "model.safetensors").exists()
 
 
 GRPO = [
@@ -120,9 +117,7 @@ def test_grpo_in_two_processes_resumes_exactly(strategy: str, tmp_path: Path, ro
 
 def start_endless(folder: Path, rooms: Path, processes: int) -> list[subprocess.Popen]:
     """Starts a training as torchrun does, and waits for its first checkpoint."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["fit", "--config", "qwen25_vl.yaml", *SMALL, "--data.source.root", str(rooms), "--trainer.max_steps", "-1"]
     words += ["--checkpoint.every_n_train_steps", "1"]
     words += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"]
@@ -179,9 +174,7 @@ def test_a_training_of_which_a_process_dies_ends_with_one_line(killed: int, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "SLURM"])
 def test_a_second_run_of_a_job_replaces_nothing(launcher: str, tmp_path: Path, rooms_root: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = ["fit", "--config", "prope.yaml", *SMALL, "--data.source.root", str(rooms_root), "--trainer.max_steps", "1"]
     command = [str(REPOSITORY / "main.py"), *words, "--trainer.devices", "2", "--trainer.strategy", "ddp"]
     environment = {key: value for key, value in os.environ.items() if key != "ZOO_RUN"} | {"OMP_NUM_THREADS": "1"}

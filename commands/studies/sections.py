@@ -124,16 +124,18 @@ def difference_intervals(cell: Cell, base: Cell, scores: Scores) -> list[str]:
     benchmark = find_benchmark(questions.benchmark)
     # of one question type, the mean over questions; of all, that over question types
     measure = measures(benchmark).index("All macro" if kind == MACRO else "All micro")
-    found = []
-    has_one_each = len(set(scenes)) == len(kept)  # question per scene: both intervals are the same
-    for clusters in (scenes,) if has_one_each else (scenes, kept):
+
+    def interval(clusters: list[str] | list[int]) -> str:
         bounds = seed_intervals(theirs, ours, types, clusters, benchmark, paired=same_models)
         low, high = bounds[:, measure].tolist()
         shown = could_show(low, high)
         null = "" if shown is None else f" (could show {f'{shown:.3f}' if shown < 1 else 'none'})"
         low, high = np.clip([low, high], -1, 1)  # of scores in 0..1
-        found.append(f"{low:+.3f} to {high:+.3f}{null}" if len(set(clusters)) > 1 else "")
-    return found * 2 if has_one_each else found
+        return f"{low:+.3f} to {high:+.3f}{null}" if len(set(clusters)) > 1 else ""
+
+    by_scene = interval(scenes)
+    has_one_each = len(set(scenes)) == len(kept)  # question per scene: then both are the same
+    return [by_scene, by_scene if has_one_each else interval(kept)]
 
 
 def _is_of_same_models(cell: Cell, base: Cell) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
-import socket
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
 from tests.datamodules.batches import builder_for
+from tests.processes import free_port
 from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
 from zoo.requirements import DataRequirements
@@ -120,9 +120,7 @@ def run(
 def start(folder: Path, scenes: Path, *, processes: int = 1, launcher: str = "torchrun", **settings: Any) -> list[Any]:
     """The same in processes of its own, as torchrun or SLURM starts them."""
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     environments = [LAUNCHERS[launcher](rank, processes, port) for rank in range(processes)]
     started = [
         multiprocessing.get_context("fork").Process(

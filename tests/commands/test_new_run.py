@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from commands.new_run import (
     shared_folder,
 )
 from tests.callbacks.breakable import LAUNCHERS
+from tests.processes import free_port
 from zoo.errors import InputError
 
 
@@ -29,12 +29,6 @@ from zoo.errors import InputError
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(INHERITED, raising=False)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return int(free.getsockname()[1])
 
 
 def take_part(rank: int, environment: dict[str, Any], port: int, results: Any) -> None:

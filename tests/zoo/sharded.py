@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,6 +35,7 @@ from commands.export import ExportingTrainer
 from datamodules import Rooms, VideoQADataModule
 from datamodules.resize import PixelBounds
 from tests.conftest import ROOMS
+from tests.processes import free_port
 from zoo import (
     GTA,
     BaselineVLM,
@@ -261,9 +261,7 @@ def main(folder: Path, rooms: str, chosen: list[str]) -> None:
     released = folder / "release"
     export_model(SpatialVLM(OLD(), geometry=VGGT, fusion=AddFusion), released, torch.bfloat16)
     for name, processes in RUNS.items():
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         children = []
         for rank in range(processes):
             if not (child := os.fork()):

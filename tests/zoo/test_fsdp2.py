@@ -16,8 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor
 
 import main
+from tests.processes import run_in_process
 from tests.zoo import sharded
-from tests.zoo.processes import run_in_process
 from tests.zoo.released import read_release
 from tests.zoo.sharded import SETTINGS, STEPS, Settings, cases
 from zoo import InputError

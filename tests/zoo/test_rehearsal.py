@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.processes import run_in_process
 from tests.zoo.asking import NEW
-from tests.zoo.processes import run_in_process
 
 Rehearsals = Callable[..., list[dict[str, Any]]]
 TOKENS = {"answers": NEW, "answers alone, None": 2, "answers alone, 32-true": 2}  # the longest answers
@@ -30,7 +30,7 @@ def rehearsals(tmp_path: Path) -> Rehearsals:
 
 
 def rehearse(file: Path, arguments: Sequence[str]) -> None:
-    from tests import rehearsal  # which replaces what torch says of devices
+    from tests import rehearsal  # importing it makes torch report a GPU
 
     with file.open("w") as out, redirect_stdout(out):
         rehearsal.main(arguments)

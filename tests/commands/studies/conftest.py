@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ RESAMPLES = 500
 @pytest.fixture
 def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal studies are parsed once, and the modules of equal trainings are digested once; for tests that edit none."""
-    parse, find, digest = reading._parse, SourceCode.modules, SourceCode.digest
+    parse = reading._parse
 
     def parse_once(content: dict[str, Any], path: Path) -> Study:
         key = yaml.safe_dump(content, sort_keys=False)
@@ -35,21 +36,18 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
             PARSED[key] = parse(content, path)
         return replace(PARSED[key], path=path)
 
-    def modules(self: SourceCode, run: Run) -> list[Module]:
-        key = run.configs, run.fit
-        if key not in FOUND:
-            FOUND[key] = find(self, run)
-        return FOUND[key]
+    def once(method: Callable[[SourceCode, Run], Any], known: dict[tuple[tuple[str, ...], ...], Any]) -> Any:
+        def call(self: SourceCode, run: Run) -> Any:
+            key = run.configs, run.fit
+            if key not in known:
+                known[key] = method(self, run)
+            return known[key]
 
-    def digest_once(self: SourceCode, run: Run) -> str:
-        key = run.configs, run.fit
-        if key not in DIGESTS:
-            DIGESTS[key] = digest(self, run)
-        return DIGESTS[key]
+        return call
 
     monkeypatch.setattr(reading, "_parse", parse_once)
-    monkeypatch.setattr(SourceCode, "modules", modules)
-    monkeypatch.setattr(SourceCode, "digest", digest_once)
+    monkeypatch.setattr(SourceCode, "modules", once(SourceCode.modules, FOUND))
+    monkeypatch.setattr(SourceCode, "digest", once(SourceCode.digest, DIGESTS))
 
 
 @pytest.fixture
