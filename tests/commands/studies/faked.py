@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ STUDY: dict[str, Any] = {
         {"title": "Do wrong cameras hurt?", "settings": ["PRoPE"], "tests": ["wrong cameras"]},
     ],
 }
+ROW = ["--settings", "PRoPE", "--columns", "loop", "--seeds", "0", "--jobs", "1"]
+OF_ROW = ["fit PRoPE-loop-0", "test PRoPE-loop-0", "test test-wrong-cameras"]
 
 
 def write_study(path: Path, **changes: Any) -> Path:
@@ -76,3 +79,9 @@ class FakeMain:
         right = 0.3 + 0.6 * ("PRoPE" in str(folder)) - 0.6 * ("--data.perturbation=OtherCameras" in words)
         write_results(folder, answers(180, right=right, seed=sum(map(ord, folder.name)), scenes=20))
         return None
+
+
+def results_of(study_file: Path) -> list[dict]:
+    """Return the lines of a study's results."""
+    path = study_file.parent / "results/toys.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
