@@ -37,7 +37,8 @@ _TRAINING = {
 }
 _ANSWERS = {"max_new_tokens", "repetition_penalty", "sampling", "limit_test_batches"}
 _BOTH = {"dtype", "geometry_cache", "camera_source", "scale_from"}
-_FORWARD_PASS = {"active_branches", "temporal_merge", "time_index", "text_after_vision"}  # both as well
+# both as well; a token that a model has no weight for is refused where the weights are loaded
+_FORWARD_PASS = {"active_branches", "temporal_merge", "time_index", "text_after_vision", "token"}
 # those that change no answer of given weights: a test with others goes on where an interrupted one ended
 CHANGES_NO_ANSWER = _NOTHING | _TRAINING
 # those that change no result of a training: a run may be resumed with others

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -278,9 +278,16 @@ def _changed(
     ignored: set[str] = CHANGES_NO_RESULT,
 ) -> list[str]:
     """Return the options in which two configs differ."""
-    one, other = (flatten({part: config.get(part) for part in parts}) for config in (trained, asked))
+    one, other = (flatten(_by_place({part: config.get(part) for part in parts})) for config in (trained, asked))
     names = [name for name in sorted(one | other) if not is_one_of(name, ignored)]
     return [name for name in names if one.get(name) != other.get(name)]
+
+
+def _by_place(config: Any) -> Any:
+    """Return a config whose lists of classes are mappings by number, so that their options are compared one by one."""
+    if isinstance(config, list) and any(isinstance(each, Mapping) for each in config):
+        config = {str(place): each for place, each in enumerate(config)}
+    return {key: _by_place(value) for key, value in config.items()} if isinstance(config, Mapping) else config
 
 
 def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any) -> Path | None:

@@ -166,6 +166,8 @@ class AssembledModel(Configurable, nn.Module):
         part, _, rest = name.partition(".")
         if part == "backbone":
             return self.backbone.part_of(rest)
+        if name.startswith("view_mixer.encoding."):  # the same numbers as in the decoder
+            return "encoding"
         others = {"geometry": "geometry", "camera_encoding": "encoding", "objectives": "objective"}
         return others.get(part, "connector")
 

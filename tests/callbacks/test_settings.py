@@ -146,9 +146,9 @@ def test_what_an_option_changes(option: str, answer: bool, result: bool, archite
     assert [not is_one_of(option, names) for names in unchanging] == [answer, result, architecture]
 
 
-@pytest.mark.parametrize("option", ["active_branches", "temporal_merge"])
-def test_a_trained_fusion_is_tested_in_other_ways(option: str) -> None:
-    name = f"model.fusion.{option}"
+@pytest.mark.parametrize("name", ["fusion.active_branches", "fusion.temporal_merge", "objectives.1.token"])
+def test_a_trained_model_is_tested_in_other_ways(name: str) -> None:
+    name = f"model.{name}"
     assert is_one_of(name, CHANGES_NO_WEIGHT) and not is_one_of(name, NOT_ARCHITECTURE | CHANGES_NO_RESULT)
 
 

@@ -144,6 +144,14 @@ def test_the_folder_of_no_run_is_named(tmp_path: Path, monkeypatch: pytest.Monke
             probe(words)
 
 
+def test_the_run_of_a_model_without_questions_is_named(tmp_path: Path) -> None:
+    vggt = {"class_path": "zoo.TinyVGGT", "init_args": {"embed_dim": 16, "depth": 4, "num_heads": 2}}
+    model = {"class_path": "zoo.VGGTPretraining", "init_args": {"geometry": vggt}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": {}}))
+    with pytest.raises(InputError, match="config.yaml: a VGGTPretraining answers no questions"):
+        SpatialVLM.from_pretrained(tmp_path)
+
+
 def check_probed(run: Path, model: SpatialVLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Probes a trained run and its model; called where a test has one."""
     words = ["main.py", "probe", str(run), "--split", "train", "--scenes", "4", "--folds", "2", "--tokens", "4"]

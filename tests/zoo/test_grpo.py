@@ -221,9 +221,26 @@ def test_later_turns_of_a_conversation_are_not_asked_and_do_not_count() -> None:
 )
 def test_what_is_of_a_whole_step_takes_no_accumulated_batches(options: dict[str, Any]) -> None:
     for accumulated in (1, 2):
-        task: Any = SimpleNamespace(trainer=SimpleNamespace(accumulate_grad_batches=accumulated))
+        task: Any = SimpleNamespace(
+            trainer=SimpleNamespace(accumulate_grad_batches=accumulated), repetition_penalty=1.0
+        )
         with nullcontext() if accumulated == 1 else pytest.raises(InputError, match=next(iter(options))):
             GRPO(**options).begin(task)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("num_generations", 1), ("temperature", 0.0), ("epsilon_low", -0.1), ("epsilon_high", -0.1), ("delta", 0.0)],
+)
+def test_numbers_out_of_their_range_are_named(option: str, value: float) -> None:
+    with pytest.raises(InputError, match=f"--model.algorithm.{option} {value}: "):
+        GRPO(**{option: value})
+
+
+def test_a_penalty_on_repetitions_that_its_samples_lack_is_refused() -> None:
+    task: Any = SimpleNamespace(trainer=SimpleNamespace(accumulate_grad_batches=1), repetition_penalty=1.1)
+    with pytest.raises(InputError, match="--model.repetition_penalty"):
+        GRPO().begin(task)
 
 
 def test_a_batch_to_which_no_reward_applies_teaches_nothing() -> None:

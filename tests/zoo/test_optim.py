@@ -55,6 +55,11 @@ def test_what_the_official_trainer_freezes_is_frozen() -> None:
         assert getattr(LearningRates(), part_of(ours(prefix.rstrip(".*") + ".0.weight"))) is None, prefix
 
 
+def test_what_an_encoding_learns_is_not_decayed_in_the_decoder_nor_in_the_view_mixer() -> None:
+    names = ("camera_encoding.layers.0.weight", "view_mixer.encoding.layers.0.weight", "view_mixer.q_proj.weight")
+    assert [part_of(name) for name in names] == ["encoding", "encoding", "connector"]
+
+
 def test_a_part_without_a_rate_is_frozen_and_in_no_group() -> None:
     module = nn.ModuleDict({"fusion": nn.Linear(2, 2), "geometry": nn.Linear(2, 2), "backbone": nn.Linear(2, 2)})
     rates = LearningRates(connector=None)

@@ -17,7 +17,7 @@ from zoo.objectives.depth_prediction import depth_errors
 from zoo.precision import to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
 
-LEAST_WIDTH = 0.05  # of a log depth: 5 %
+LEAST_WIDTH = 0.05  # of a log depth: 5 %; of a smooth bound, so that no width is without a gradient
 
 
 class RayDepthPrediction(Objective):
@@ -55,7 +55,7 @@ class RayDepthPrediction(Objective):
                 known = depth > 0
                 error = (raw[..., 0] - depth.where(known, 1.0).log()).abs()  # -inf over a width has a gradient of NaN
                 if raw.shape[-1] == 2:
-                    width = raw[..., 1].abs().clamp(min=LEAST_WIDTH)  # its sign exchanges the ends
+                    width = (raw[..., 1].square() + LEAST_WIDTH**2).sqrt()  # its sign exchanges the ends
                     error = error / width + width.log()
                 losses.append((scene, error, known))
             found.append(decoded.mean_over_scenes(losses))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zoo.cameras.intrinsics import intrinsics_in_pixels
@@ -40,7 +41,7 @@ class Teacher(Configurable):
         encoder: Builds the geometry encoder; with several `layers`, each is a target of its own.
         cache: Keeps its outputs on disk; null computes them each time.
         scale: Builds what measures how its lengths become meters, for `MetricScale`; null knows no scale but that of a
-            metric encoder.
+            metric encoder. A scene that does not determine it is left out with a warning.
         token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone. A
             negative one takes the last channels: -0.5 the blocks of Depth Anything 3 without their local half.
         shuffled: A control, from which nothing of a scene can be learned: exchange the targets of a batch's scenes.
@@ -103,8 +104,9 @@ class Teacher(Configurable):
 
     @cached_property
     def scale(self) -> ScaleSource | None:
-        """What measures the unit of its lengths."""
-        return None if self._build_scale is None else self._build_scale()
+        """What measures the unit of its lengths; None as well where nothing learns that."""
+        build = self._build_scale if "meters_per_unit" in self.targets else None
+        return None if build is None else build()
 
     @property
     def given(self) -> set[str]:
@@ -189,11 +191,7 @@ class Teacher(Configurable):
         # 1. The scale, of all that the encoder sees; a cache takes frames in the size of the vision tower.
         patch_size = self.encoder.meta_encoder.patch_size
         frames = resample_frames(frames, self.encoder.patch_size, patch_size)
-        scale = None
-        if self.scale is not None:
-            scale = torch.as_tensor(self.scale.meters_per_unit(found, frames, given), dtype=torch.float32)
-        elif self.encoder.is_metric:
-            scale = torch.ones(())
+        scale = self._meters_per_unit(found, frames, given)
         # 2. What the tower sees of it.
         height, width = frames.shape[-2:]
         if window is not None:
@@ -209,6 +207,18 @@ class Teacher(Configurable):
             poses, K, has_camera = found.cameras()
             pose_enc = cameras_to_pose_encoding(poses, intrinsics_in_pixels(K, width, height), (height, width)).float()
         return TeacherTargets(tokens, pose_enc, has_camera, found.depth, None if scale is None else scale.to(frames))
+
+    def _meters_per_unit(self, found: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> Tensor | None:
+        """Measure the unit of its lengths; None where nothing learns it, or the scene does not determine it."""
+        if "meters_per_unit" not in self.targets:
+            return None
+        if self.scale is None:
+            return torch.ones(()) if self.encoder.is_metric else None
+        try:
+            return torch.as_tensor(self.scale.meters_per_unit(found, frames, given), dtype=torch.float32)
+        except InputError as error:  # of one scene among many
+            rank_zero_warn(f"MetricScale leaves a scene out: {error}")
+            return None
 
     def _share(self, layer: Tensor) -> Tensor:
         channels = max(1, round(abs(self.token_channels) * layer.shape[-1]))

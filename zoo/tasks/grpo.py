@@ -99,6 +99,9 @@ class GRPO(Algorithm):
             ("temperature", temperature, temperature > 0, "above 0"),
             ("top_p", top_p, 0 < top_p <= 1, "above 0, up to 1"),
             ("beta", beta, beta >= 0, "at least 0"),
+            ("epsilon_low", epsilon_low, epsilon_low >= 0, "at least 0"),
+            ("epsilon_high", epsilon_high, epsilon_high >= 0, "at least 0"),
+            ("delta", delta, delta is None or delta > 0, "above 0"),
             ("updates", updates, updates >= 1, "at least 1"),
         ):
             if not is_right:
@@ -128,6 +131,8 @@ class GRPO(Algorithm):
         self.tokens_per_sequence = getattr(data, "tokens_per_sequence", None)
         if getattr(data, "pack_scenes", False):
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
+        if task.repetition_penalty != 1:
+            raise InputError("--model.repetition_penalty: GRPO samples without one, and would learn from other answers")
         of_step = {
             "updates above 1": self.updates > 1,
             "loss_type dapo, which counts a step's tokens": self.loss_type == "dapo",

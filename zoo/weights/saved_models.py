@@ -168,6 +168,8 @@ def _task_of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collect
         # the task is named by its class path: the model does not import what is built on top of it
         with trusted_imports(settings["model"], trust_modules):
             task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
+        if not task.answers_questions:
+            raise InputError(f"a {type(task).__name__} answers no questions, so there is no SpatialVLM in it")
         model = task.model
         model.trust_modules = tuple(trust_modules)
         seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws

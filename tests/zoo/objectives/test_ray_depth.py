@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from datamodules.loaded_scene import LoadedScene
 from tests.cases import each_once
@@ -17,6 +20,7 @@ from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
 from zoo import LayerSubset, PRoPE, RayAttention, RayDepthPrediction, RayRoPE, SpatialVLM, URoPE
 from zoo.encodings import ViewAttention
+from zoo.encodings.rayrope.rayrope import EncodedRays
 from zoo.errors import InputError
 from zoo.objectives import Decoded, decode
 from zoo.scene_encoding.stages import encode_vision
@@ -64,7 +68,7 @@ def test_loss_is_the_likelihood_of_the_true_depths(place: str) -> None:
     for raw in predicted:
         for (middle, width), true in zip(raw.tolist(), depth.flatten().tolist(), strict=True):
             if true > 0:
-                distribution = torch.distributions.Laplace(middle, max(abs(width), 0.05))
+                distribution = torch.distributions.Laplace(middle, math.hypot(width, 0.05))
                 losses.append(-distribution.log_prob(torch.tensor(true).log()) - torch.tensor(2.0).log())
     torch.testing.assert_close(found, torch.stack(losses).mean())
 
@@ -123,6 +127,52 @@ def test_a_planted_depth_is_learned_and_a_shuffled_one_is_not(place: str, is_shu
         for name in ("depth_relative", "unlearned/depth_relative")
     )
     assert (predicted < 0.5 * median) != is_shuffled
+
+
+def test_a_width_has_a_gradient_however_small_it_is() -> None:
+    """Else a token that is certain of a wrong depth would stay so."""
+    task = build_supervised("decoder").train()
+    assert isinstance(encoding := task.model.camera_encoding, RayRoPE) and encoding.layers is not None
+    for linear in encoding.layers.values():
+        linear.weight.data.zero_()
+        linear.bias.data[1] = 0.03
+    task.losses(batch(task, scene("a", QUESTIONS[:1]), training=True))["RayDepthPrediction"].backward()
+    assert all(linear.bias.grad[1] < 0 for linear in encoding.layers.values())  # the width shall grow
+
+
+@pytest.mark.parametrize("keeps_first", [True, False])
+def test_checkpointing_frees_what_predicts_depth(keeps_first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a recomputation predicts has no backward pass; kept, it holds the activations of all layers."""
+    encoded, hidden = [], []
+    encode_views, raw_depth = RayRoPE.encode_views, RayRoPE.raw_depth
+
+    def encode(self: RayRoPE, *rest: Any) -> EncodedRays:
+        encoded.append(encode_views(self, *rest))
+        if not keeps_first:
+            encoded[-1]._raw_depths = KeepsLast()
+        return encoded[-1]
+
+    def predict(self: RayRoPE, layer: int, states: Tensor) -> Tensor | None:
+        hidden.append(StorageWeakRef(states.untyped_storage()))
+        return raw_depth(self, layer, states)
+
+    monkeypatch.setattr(RayRoPE, "encode_views", encode)
+    monkeypatch.setattr(RayRoPE, "raw_depth", predict)
+    task = build_supervised("decoder", gradient_checkpointing=True).train()
+    loss = task.loss(batch(task, scene("a", QUESTIONS[:1]), training=True))
+    before = len(hidden)
+    loss.backward()
+    del loss
+    gc.collect()
+    recomputed = hidden[before:]
+    assert len(recomputed) == HEADS["decoder"] and len(encoded) == 1
+    assert all(each.expired() == keeps_first for each in recomputed)
+
+
+class KeepsLast(dict):
+    """The control."""
+
+    setdefault = dict.__setitem__
 
 
 def test_depth_in_another_unit_is_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -201,6 +202,24 @@ def test_the_scale_is_that_of_the_datasets_cameras() -> None:
     (larger,) = teacher(scenes, 16)
     assert found.meters_per_unit is not None and larger.meters_per_unit is not None
     torch.testing.assert_close(larger.meters_per_unit, 3 * found.meters_per_unit, rtol=1e-4, atol=0)
+
+
+def test_a_scene_without_a_scale_is_left_out_of_it_alone() -> None:
+    """As one whose camera stands still; nothing is measured that no objective learns."""
+    vggt = partial(TinyVGGT, embed_dim=32, depth=2, heads=["camera", "depth"], seed=0)
+    scenes = training_batch(task(None)).scenes
+    assert len(scenes) == 2 and scenes[0].geometry is not None
+    assert scenes[0].geometry.world_to_camera is not None
+    scenes[0].geometry.world_to_camera[:] = torch.eye(4)
+    teacher = Teacher(vggt, scale=DatasetPoses)
+    with pytest.warns(UserWarning, match="MetricScale leaves a scene out: .* not on one line"):
+        still, moving = teacher(scenes, 16)
+    assert still is not None and moving is not None
+    assert still.meters_per_unit is None and still.depth is not None and moving.meters_per_unit is not None
+    teacher = Teacher(vggt, scale=DatasetPoses)
+    teacher.targets = frozenset({"depth"})
+    with warnings.catch_warnings(action="error"):
+        assert all(each is not None and each.meters_per_unit is None for each in teacher(scenes, 16))
 
 
 def test_the_tokens_are_in_the_prompts_of_a_training_alone() -> None:

@@ -74,6 +74,8 @@ class RayRoPE(PerViewEncoding):
             )
         if depth_encoding != "d" and not {"0_pj", "d_pj"} & set(points.split("+")):
             raise InputError("depth_encoding has no effect without 0_pj or d_pj in points: leave it out, or name one")
+        if scale != "none" and self.positions.spaces.keys() == {"inf"}:
+            raise InputError("scale has no effect on directions alone: leave it out, or name a point with a length")
         self.layers: nn.ModuleDict | None = None
 
     @property
@@ -168,7 +170,7 @@ class EncodedRays(PerViewAttention):
         if (raw_depth := self.encoding.raw_depth(layer, hidden_states)) is None:
             return self
         if self.encoding.predicts_depth:
-            self._raw_depths[layer] = raw_depth
+            self._raw_depths.setdefault(layer, raw_depth)  # a recomputed one has no gradient, and keeps its activations
         depths = depth_ends(raw_depth)
         if self.known_depth is not None:
             known = self.known_depth[..., None].to(depths)
