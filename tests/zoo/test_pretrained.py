@@ -1,4 +1,4 @@
-"""Saving, loading and asking a model in Python; weights of another model are an error."""
+"""Saving and loading a model in Python; weights of another model are an error."""
 
 from __future__ import annotations
 
@@ -22,66 +22,28 @@ from safetensors.torch import load_file
 
 import main
 from datamodules import PixelBounds, Rooms, VideoQADataModule
-from datamodules.asking import data_of, load_frames
+from datamodules.asking import data_of
 from tests.commands.test_probe import check_probed
-from tests.datamodules.clips import numbered_frame, write_video
-from tests.zoo.cameras.test_cameras import random_poses
+from tests.zoo.made_models import PARTS, QUESTIONS, SIZES, model_of, randomized
 from tests.zoo.released import load_case, official_weights, read_release, write_release
 from zoo import (
     AddFusion,
     CameraTokenFusion,
     ConcatSplitFusion,
     DatasetGeometry,
-    DeepFusion,
     GeometryCache,
     InputError,
-    LoRA,
-    MaskedViews,
-    PointRoPE,
     PretrainedQwen25VL,
     PRoPE,
     PRoPEMLLM,
     SpatialVLM,
     Task,
     TinyQwen25VL,
-    TinyVGGT,
     VideoQATask,
     ViewAttention,
 )
 from zoo.configuration import from_config, to_config
-from zoo.geometry import SceneGeometry
 from zoo.tasks.optim import LearningRates
-
-SIZES: dict[str, Any] = dict(layers=3, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-PARTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "PRoPE": {
-        "geometry": partial(DatasetGeometry, depth=False),
-        "fusion": ConcatSplitFusion,
-        "view_mixer": partial(ViewAttention, head_dim=16),
-        "camera_encoding": PRoPE(),
-    },
-    "VGGT and LoRA": {
-        "geometry": partial(TinyVGGT, path=None, embed_dim=16, depth=4, num_heads=2, layers=[1, -1]),
-        "fusion": partial(DeepFusion, decoder_layers=[1, 0]),
-        "lora": LoRA(r=2),
-    },
-}
-QUESTIONS = ["How many chair(s) are in this room?", "What is the size of this room (in square meters)?"]
-
-
-def model_of(name: str) -> SpatialVLM:
-    torch.manual_seed(0)
-    return randomized(SpatialVLM(TinyQwen25VL(**SIZES), **PARTS[name]))
-
-
-def randomized(model: SpatialVLM) -> SpatialVLM:
-    """Zero-initialized projections too: a part that is not loaded shows."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
-    return model.requires_grad_(True).eval()
 
 
 def equal(a: SpatialVLM, b: SpatialVLM) -> bool:
@@ -96,9 +58,6 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_case("qwen_one_video")[0]["config"]
     write_release(folder, config["qwen"] | {"model_type": "qwen2_5_vl"}, official_weights(config, False))
     return folder
-
-
-# ---- folders ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -198,9 +157,6 @@ def test_overrides_replace_stored_arguments(tmp_path: Path) -> None:
     assert SpatialVLM.from_pretrained(tmp_path / "saved", merged_camera="mean").merged_camera == "mean"
 
 
-# ---- released weights ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("full", [False, True])
 def test_frozen_released_weights_are_named_or_copied(qwen: Path, tmp_path: Path, full: bool) -> None:
     base = tmp_path / "base"
@@ -269,9 +225,6 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.Mon
     (repo, options), files = calls
     assert (repo, options) == ("someone/prope", {"private": True, "exist_ok": True})
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(files)
-
-
-# ---- runs ---------------------------------------------------------------------------------------------------
 
 
 def test_a_run_is_a_model(
@@ -362,80 +315,6 @@ def test_trained_weights_are_saved_though_they_are_frozen_by_then(qwen: Path, tm
         torch.equal(each, released.vlm.model.visual.state_dict()[name])
         for name, each in loaded.backbone.vlm.model.visual.state_dict().items()
     )
-
-
-# ---- answers ------------------------------------------------------------------------------------------------
-
-
-def test_answers_about_a_file_and_its_frames(tmp_path: Path) -> None:
-    video = write_video(tmp_path / "clip.mp4", [numbered_frame(i, 56, 112) for i in range(8)])
-    answer = partial(model_of("plain").answer, max_new_tokens=4)
-    several = answer(video, QUESTIONS, num_frames=4)
-    assert len(several) == 2
-    assert several == [answer(video, question, num_frames=4) for question in QUESTIONS]
-    frames = torch.randint(0, 256, (4, 3, 56, 84), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    asked = answer(frames, QUESTIONS[0])
-    assert isinstance(asked, str)
-    assert answer(frames / 255, QUESTIONS[0]) == asked
-    assert isinstance(answer(frames[:3], QUESTIONS[0]), str)  # an odd number
-    with pytest.raises(FileNotFoundError, match="nothing.mp4"):
-        answer(tmp_path / "nothing.mp4", QUESTIONS[0])
-
-
-def test_answers_by_cameras(rooms_root: Path, tmp_path: Path) -> None:
-    answer = partial(model_of("PRoPE").answer, max_new_tokens=4)
-    video = next(rooms_root.glob("*/rooms/test_*.mp4"))
-    assert isinstance(answer(video, QUESTIONS[0], num_frames=4), str)
-    bare = tmp_path / "bare.mp4"
-    bare.write_bytes(video.read_bytes())
-    with pytest.raises(InputError, match="camera"):
-        answer(bare, QUESTIONS[0], num_frames=4)
-    cameras = video.with_suffix(".cameras.json")
-    given = answer(bare, QUESTIONS[0], num_frames=4, cameras=cameras)
-    assert given == answer(video, QUESTIONS[0], num_frames=4)
-    with pytest.raises(InputError, match="needs cameras: of frames in memory give a zoo.geometry.SceneGeometry"):
-        answer(torch.zeros(4, 3, 56, 56), QUESTIONS[0])
-
-
-def test_frames_in_memory_may_have_cameras_and_depth() -> None:
-    model = SpatialVLM(TinyQwen25VL(**SIZES), camera_encoding=PointRoPE())
-    answer = partial(model.answer, max_new_tokens=4)
-    frames, poses = torch.rand(5, 3, 56, 84), random_poses(5).float()
-    shown = SceneGeometry(world_to_camera=poses, K_normalized=torch.eye(3).repeat(5, 1, 1), depth=torch.rand(5, 20, 30))
-    loaded = load_frames(model, data_of(model), frames, None, as_images=False, geometry=shown)
-    assert loaded.frames is not None and loaded.geometry is not None and loaded.geometry.depth is not None
-    assert torch.equal(loaded.geometry.world_to_camera, poses[[0, 1, 2, 3, 4, 4]])  # an even number of frames
-    assert loaded.geometry.depth.shape[1:] == loaded.frames.shape[2:]
-    assert isinstance(answer(frames, QUESTIONS[0], cameras=shown), str)
-    nothing = (("has_camera", torch.zeros(5).bool(), "cameras"), ("depth", torch.zeros(5, 20, 30), "depth"))
-    for name, empty, lacking in nothing:  # none is valid
-        without = SceneGeometry(**{**shown.present(), name: empty})
-        with pytest.raises(InputError, match=f"needs {lacking}: of frames in memory give a zoo.geometry.SceneGeometry"):
-            answer(frames, QUESTIONS[0], cameras=without)
-    for wrong, why in ((shown[:4], "4 world_to_camera for 5 frames"), (None, "SceneGeometry"), ("a.json", "no file")):
-        with pytest.raises(InputError, match=why):
-            answer(frames, QUESTIONS[0], cameras=wrong)
-    with pytest.raises(InputError, match="to 255: give bytes, or floats in 0..1"):
-        answer(255 * frames / frames.max(), QUESTIONS[0], cameras=shown)
-    with pytest.raises(InputError, match="all are shown"):
-        answer(frames, QUESTIONS[0], cameras=shown, num_frames=4)
-
-
-def test_answers_between_two_steps_of_a_training_are_those_of_eval_mode() -> None:
-    model = SpatialVLM(TinyQwen25VL(**SIZES), objectives=[MaskedViews(mask_ratio=1.0)])
-    frames, seen = torch.rand(4, 3, 56, 84), []
-    model.backbone.lm_head.register_forward_hook(lambda *_: seen.append(model.objectives.training))
-    model.backbone.vlm.model.visual.eval()  # a part that is frozen
-    modes = [module.training for module in model.modules()]
-    model.train(False)
-    expected = model.answer(frames, QUESTIONS, max_new_tokens=4)
-    for module, mode in zip(model.modules(), modes, strict=True):
-        module.training = mode
-    assert model.answer(frames, QUESTIONS, max_new_tokens=4) == expected and seen and not any(seen)
-    assert [module.training for module in model.modules()] == modes and len(set(modes)) == 2
-
-
-# ---- parts as configuration ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PARTS)
