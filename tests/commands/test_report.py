@@ -22,8 +22,6 @@ COLUMNS = [
     *("Obj. Count", "Abs. Dist.", "Obj. Size", "Room Size", "Rel. Dist.", "Rel. Dir.", "Route Plan", "Appr. Order"),
     "Avg.",
 ]
-
-
 TYPES = (
     *("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation"),
     *("object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order"),

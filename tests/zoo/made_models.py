@@ -20,8 +20,6 @@ from zoo import (
 )
 
 SIZES: dict[str, Any] = dict(layers=3, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
-
-
 PARTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "PRoPE": {
@@ -36,8 +34,6 @@ PARTS: dict[str, dict[str, Any]] = {
         "lora": LoRA(r=2),
     },
 }
-
-
 QUESTIONS = ["How many chair(s) are in this room?", "What is the size of this room (in square meters)?"]
 
 

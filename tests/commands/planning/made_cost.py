@@ -7,8 +7,6 @@ from collections import Counter
 from zoo.tasks.training_cost import StepCost, TrainingCost
 
 GB = 10**9
-
-
 COST = TrainingCost(
     trained=Counter(decoder=1),
     weights=16 * GB,

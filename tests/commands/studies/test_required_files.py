@@ -18,8 +18,6 @@ pytestmark = pytest.mark.usefixtures("read_once")
 
 
 VGGT = "./runs/vggt/config.yaml"  # not as `pathlib` writes it
-
-
 REQUIRING = {
     "settings": {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": [VGGT]}},
     "requires": {VGGT: "fit --broken --trainer.default_root_dir=runs/vggt"},
