@@ -331,7 +331,7 @@ def test_a_teacher_shows_what_the_tower_sees(
     encoder.enable_head("depth")
     with torch.no_grad():
         (expected,) = encode_geometry(encoder, scenes, patch_size, tokens=True, cameras=True, stills_once=True)
-    teacher.targets = frozenset({"pose_enc", "depth"})
+    teacher.targets = frozenset({"pose_enc", "depth", "meters_per_unit"})
     (found,) = teacher(scenes, patch_size)
     assert found is not None and found.depth is not None and found.meters_per_unit == 2 and not found.tokens
     assert expected is not None and expected.depth is not None and expected.patches is not None

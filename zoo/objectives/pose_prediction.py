@@ -28,9 +28,9 @@ class PosePrediction(Objective):
     Unlike `CameraPrediction`, one head with attention across the views refines all cameras of a scene in four
     iterations, in the frame of the first view; that view has a token of its own. Cambrian-P's loss.
 
-    What differs from the published training: `align_scale` holds for all scenes of a run, not for those without a metric
-    scale among others; a view counts if its camera is known, whatever its depth; tokens start at a deviation of 0.02, not
-    1e-6.
+    What differs from the published training: `align_scale` holds for all scenes of a run, not for those without a
+    metric scale among others; a view counts if its camera is known, whatever its depth; tokens start at a deviation of
+    0.02, not 1e-6.
 
     Args:
         kind: See `zoo.objectives.cambrian_p.camera_loss`, as for the options below.

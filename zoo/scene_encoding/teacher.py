@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zoo.cameras.intrinsics import intrinsics_in_pixels
@@ -217,7 +217,7 @@ class Teacher(Configurable):
         try:
             return torch.as_tensor(self.scale.meters_per_unit(found, frames, given), dtype=torch.float32)
         except InputError as error:  # of one scene among many
-            rank_zero_warn(f"MetricScale leaves a scene out: {error}")
+            warnings.warn(f"MetricScale leaves a scene out: {error}", stacklevel=2)
             return None
 
     def _share(self, layer: Tensor) -> Tensor:
