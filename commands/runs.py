@@ -44,7 +44,10 @@ def refuse_unreadable(checkpoint: Path) -> None:
         inside = [path for path in (checkpoint / LAST, checkpoint / FOLDER / LAST) if path.exists()]
         raise InputError(f"{checkpoint} is a folder: give a file, {inside[0] if inside else 'such as ' + LAST}")
     if not checkpoint.exists():
-        raise InputError(f"{checkpoint}: no such checkpoint; give the path of a .ckpt file, or `last`")
+        run = checkpoint.parent.parent  # a run's folder has the time behind its --name
+        named = sorted(run.parent.glob(f"{run.name}-*/{checkpoint.parent.name}/{checkpoint.name}")) if run.name else []
+        advice = f"did you mean {named[-1]}?" if named else "give the path of a .ckpt file, or `last`"
+        raise InputError(f"{checkpoint}: no such checkpoint; {advice}")
     if not zipfile.is_zipfile(checkpoint):
         raise InputError(f"{checkpoint} is cut short, or no checkpoint")
 

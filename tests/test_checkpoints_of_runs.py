@@ -140,6 +140,9 @@ def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     with pytest.raises(SystemExit, match="no such checkpoint"):
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
     checkpoint = trained() / "checkpoints/last.ckpt"
+    name = checkpoint.parent.parent.name.partition("-")[0]
+    with pytest.raises(SystemExit, match=f"did you mean runs/{checkpoint.parent.parent.name}/checkpoints/last.ckpt"):
+        run("test", "--ckpt_path", f"runs/{name}/checkpoints/last.ckpt")
     torch.save(torch.load(checkpoint, weights_only=True) | {"global_step": 0}, checkpoint)
     with pytest.raises(SystemExit, match="this model has random weights"):
         run("test")
