@@ -164,6 +164,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def index_lists(config: Any) -> Any:
+    """Return a config whose lists of classes are mappings by index, so that `flatten` reaches their options."""
+    if isinstance(config, list) and any(isinstance(each, Mapping) for each in config):
+        config = {str(index): each for index, each in enumerate(config)}
+    return {key: index_lists(value) for key, value in config.items()} if isinstance(config, Mapping) else config
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config of flattened settings: the inverse of `flatten`, with `init_args` where there is a class."""
     config: dict[str, Any] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import UNFINISHED
-from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten, is_one_of
+from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten, index_lists, is_one_of
 from commands.new_run import RUNS, make_folder, shared_folder
 from commands.parser import BASES, registered_classes
 from commands.run_name import run_name
@@ -24,7 +24,7 @@ from zoo.errors import InputError, add_file_to_errors
 from zoo.tasks.algorithm import SupervisedFineTuning
 from zoo.tasks.base import CONFIG_KEY
 from zoo.weights.checkpoint_file import read_checkpoint
-from zoo.weights.latest_run import trained_at
+from zoo.weights.latest_run import latest_run, trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
 
@@ -44,12 +44,21 @@ def refuse_unreadable(checkpoint: Path) -> None:
         inside = [path for path in (checkpoint / LAST, checkpoint / FOLDER / LAST) if path.exists()]
         raise InputError(f"{checkpoint} is a folder: give a file, {inside[0] if inside else 'such as ' + LAST}")
     if not checkpoint.exists():
-        run = checkpoint.parent.parent  # a run's folder has the time behind its --name
-        named = sorted(run.parent.glob(f"{run.name}-*/{checkpoint.parent.name}/{checkpoint.name}")) if run.name else []
-        advice = f"did you mean {named[-1]}?" if named else "give the path of a .ckpt file, or `last`"
+        other = _of_named_run(checkpoint)
+        advice = f"did you mean {other}?" if other else "give the path of a .ckpt file, or `last`"
         raise InputError(f"{checkpoint}: no such checkpoint; {advice}")
     if not zipfile.is_zipfile(checkpoint):
         raise InputError(f"{checkpoint} is cut short, or no checkpoint")
+
+
+def _of_named_run(checkpoint: Path) -> Path | None:
+    """Return the checkpoint of the newest run of a name or model: the folder has the time after it."""
+    run = checkpoint.parent.parent
+    try:
+        found = latest_run(run.name, run.parent) / checkpoint.relative_to(run) if run.name else None
+    except InputError:
+        return None
+    return found if found and found.exists() else None
 
 
 def newest_run() -> Path:
@@ -281,16 +290,9 @@ def _changed(
     ignored: set[str] = CHANGES_NO_RESULT,
 ) -> list[str]:
     """Return the options in which two configs differ."""
-    one, other = (flatten(_by_place({part: config.get(part) for part in parts})) for config in (trained, asked))
+    one, other = (flatten(index_lists({part: config.get(part) for part in parts})) for config in (trained, asked))
     names = [name for name in sorted(one | other) if not is_one_of(name, ignored)]
     return [name for name in names if one.get(name) != other.get(name)]
-
-
-def _by_place(config: Any) -> Any:
-    """Return a config whose lists of classes are mappings by number, so that their options are compared one by one."""
-    if isinstance(config, list) and any(isinstance(each, Mapping) for each in config):
-        config = {str(place): each for place, each in enumerate(config)}
-    return {key: _by_place(value) for key, value in config.items()} if isinstance(config, Mapping) else config
 
 
 def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any) -> Path | None:

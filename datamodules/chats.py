@@ -40,8 +40,8 @@ def answer_chats(
     Args:
         model: The model to ask.
         media: Videos, read as `SpatialVLM.answer` does, and pictures, in the order in which the chats show them.
-            Pictures of one size in a row are views of one scene. Camera encodings relate all views of a
-            chat, so its videos must have cameras in one world frame: ask about unrelated scenes in separate chats.
+            Consecutive pictures of one size are views of one scene. Camera encodings relate all views of a chat, so its
+            videos must have cameras in one world frame: ask about unrelated scenes in separate chats.
         chats: Messages of system, user and assistant, whose content is a list of items of type "text", "video" or
             "image": one of the latter per medium.
         num_frames: Frames of each video; None takes the number that the model was trained with.

@@ -17,7 +17,7 @@ from zoo.objectives.depth_prediction import depth_errors
 from zoo.precision import to_float32
 from zoo.scene_encoding.encoded_scene import EncodedScene
 
-LEAST_WIDTH = 0.05  # of a log depth: 5 %; of a smooth bound, so that no width is without a gradient
+LEAST_WIDTH = 0.05  # of a log depth: 5 %; a smooth bound, so that every width has a gradient
 
 
 class RayDepthPrediction(Objective):
