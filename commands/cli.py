@@ -32,7 +32,8 @@ from commands.export import ExportingTrainer
 from commands.help_texts import DESCRIPTIONS, explain
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
 from commands.parser import OneLineParser
-from commands.runs import CONFIG, resolve_run
+from commands.resolve_run import resolve_run
+from commands.runs import CONFIG
 from commands.terminal import describe_size
 from datamodules import VideoQADataModule
 from zoo.errors import InputError

@@ -12,8 +12,8 @@ import torch
 from commands import planning
 from commands.defaults import with_defaults
 from commands.planning.hours import USABLE, UTILIZATION, Length, length_of
+from commands.resolve_run import require_model
 from commands.run_options import OF_RUNS, run_parser
-from commands.runs import require_model
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
 from zoo.errors import InputError

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from commands.runs import RESTARTED
+from commands.resolve_run import RESTARTED
 from commands.studies.modules import ROOT
 from zoo.cpu import available_cores
 from zoo.errors import InputError

@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from commands.cli import build_logger
 from commands.report import report
+from commands.resolve_run import _last
 from commands.run_name import run_name
-from commands.runs import _last
 from tests.cli import Run
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo import latest_run
