@@ -261,6 +261,7 @@ def test_other_layers_have_no_projections(encoding: CameraEncoding, layers: list
         (lambda: RayRoPE("inf_pj+0_3d", depth="known"), "depth and predicts_width have no effect"),
         (lambda: RayRoPE("0_3d", predicts_width=False), "depth and predicts_width have no effect"),
         (lambda: RayRoPE("d_3d+inf_pj", depth_encoding="inv_d"), "depth_encoding has no effect"),
+        (lambda: RayRoPE("0_3d", rays=1), "rays has no effect"),
         (lambda: GTA(translation_scale=float("nan")), "translation_scale must be positive, got nan"),
     ],
 )

@@ -74,6 +74,8 @@ class RayRoPE(PerViewEncoding):
             )
         if depth_encoding != "d" and not {"0_pj", "d_pj"} & set(points.split("+")):
             raise InputError("depth_encoding has no effect without 0_pj or d_pj in points: leave it out, or name one")
+        if rays != 3 and self.positions.spaces.keys() == {"0"}:
+            raise InputError("rays has no effect on camera centers alone: leave it out, or name d or inf in points")
         if scale != "none" and self.positions.spaces.keys() == {"inf"}:
             raise InputError("scale has no effect on directions alone: leave it out, or name a point with a length")
         self.layers: nn.ModuleDict | None = None
