@@ -133,8 +133,9 @@ class SpatialVLM(AssembledModel):
             scene_cameras(scene, own, tokens, self.camera_use, merged)
             for scene, own, tokens in zip(scenes, predicted, visual, strict=True)
         ]
+        pseudo_labels = plan.pseudo_labels if self.training else ()
         targets = [
-            scene_targets(scene, own if self.training else None, self.objectives.targets, plan.pseudo_labels, merged)
+            scene_targets(scene, own, self.objectives.targets, pseudo_labels, merged)
             for scene, own in zip(scenes, predicted, strict=True)
         ]
         # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.

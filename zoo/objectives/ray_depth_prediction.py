@@ -26,7 +26,8 @@ class RayDepthPrediction(Objective):
     The loss is the negative log likelihood of the logarithm of a token's depth under a Laplace distribution whose scale
     is the predicted half width: a mean over the decoder layers and the view mixer (`RayAttention`), as far as they
     predict depth in the unit of the targets. Without a width (`predicts_width: false`) it is the mean absolute error of
-    the logarithm. Targets are those of `DepthPrediction`.
+    the logarithm. Targets are those of `DepthPrediction`, but for scenes with the geometry encoder's cameras and the
+    dataset's depth, which is in another unit.
 
     Args:
         weight: See `Objective`.
@@ -75,6 +76,6 @@ class RayDepthPrediction(Objective):
         for predicted in decoded.raw_depths():
             pairs = []
             for scene, own in predicted:
-                if (depth := scene.targets.depth) is not None:
+                if (depth := scene.targets.depth) is not None and scene.targets.in_camera_unit:
                     pairs.append((scene, own[:, :, : depth.shape[1]], to_float32(depth.detach())))
             yield pairs

@@ -38,10 +38,12 @@ class SceneTargets:
     Attributes:
         cameras: One per temporal patch; None without.
         depth: Beneath each 2D token, 0 where unknown; None without.
+        in_camera_unit: Whether depth has the unit of the cameras that the scene is encoded with.
     """
 
     cameras: PatchCameras | None = None
     depth: Float[Tensor, "t n"] | None = None
+    in_camera_unit: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,9 +74,9 @@ def scene_targets(
 
     Args:
         scene: With the dataset's geometry.
-        predicted: The geometry encoder's, in training where it may give pseudo-labels.
+        predicted: The geometry encoder's, where the scene is encoded with its cameras.
         targets: What objectives learn to predict.
-        pseudo_labels: Those of them that the encoder gives.
+        pseudo_labels: Those of them that the encoder gives, in training.
         merged: The camera of two merged frames.
     """
     cameras = depth = None
@@ -86,7 +86,7 @@ def scene_targets(
     if "depth" in targets:
         geometry = predicted if predicted is not None and "depth" in pseudo_labels else scene.geometry
         depth = None if geometry is None else token_depth(geometry, scene.token_grid[1])
-    return SceneTargets(cameras, depth)
+    return SceneTargets(cameras, depth, predicted is None or "depth" in pseudo_labels)
 
 
 def scene_points(

@@ -37,6 +37,8 @@ from zoo.encodings import (
 )
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.per_view import attention_calls
+from zoo.encodings.rayrope.attention import rayrope_coefficients
+from zoo.encodings.rayrope.positions import rotate_pairs
 from zoo.encodings.reference_attention import TOKENS, VIEWS, random_cameras, random_sequence
 from zoo.errors import InputError
 
@@ -90,15 +92,58 @@ def test_views_alone_attend_as_by_definition(transform_values: bool, depth: Any)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("most", "depth"), [(1, "predicted"), (2**16, "predicted"), (2**16, "known")])
-def test_view_mixer_attends_as_by_definition(most: int, depth: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_views_see_text_by_stock_keys_and_values() -> None:
+    """By definition, for the last token of each view; the control turns text as the first token."""
+    text = 2
+    sequence, (poses, K) = random_sequence(text), random_cameras(2)
+    encoding = RayRoPE()
+    encoding.bind_to_decoder(DecoderLayout(sequence.hidden_states.shape[-1], 1, 2, 2, HEAD), [0])
+    linear = encoding.double().layers["0"]  # type: ignore[index]
+    torch.nn.init.normal_(linear.weight, std=0.1)
+    encoded = encoding.encode(sequence.cameras(poses, K), HEAD, torch.float64)
+    hidden = sequence.hidden_states
+    q, k, v = torch.randn(3, 2, 2, hidden.shape[1], HEAD.dim, dtype=torch.float64)
+    acting = encoded.at_layer(0, hidden, (hidden, hidden))
+    assert acting is not None
+    found = acting.attend(attention, q, k, v, None)[0].transpose(1, 2)
+
+    visual = slice(text, text + VIEWS * TOKENS)
+    own, seen = rayrope_coefficients(poses, in_pixels(K), linear(hidden[:, visual]), head_dim=HEAD.dim, **SIZE)
+    for view, of_keys in enumerate(seen):
+        count = (view + 1) * TOKENS
+        last = text + count - 1
+        cos, sin = (x[:, None, count - 1 : count] for x in own)
+        turned = [x[:, None, :count] for x in of_keys]
+        query = rotate_pairs(q[:, :, last : last + 1], cos, sin)
+        errors = []
+        for is_text_turned in (False, True):
+            rotation = [F.pad(turned[0], (0, 0, text, 0), value=1.0), F.pad(turned[1], (0, 0, text, 0))]
+            if is_text_turned:
+                rotation = [torch.cat((x[..., :1, :].expand(-1, -1, text, -1), x), -2) for x in turned]
+            keys, values = (rotate_pairs(x[:, :, : last + 1], rotation[0], rotation[1]) for x in (k, v))
+            expected = rotate_pairs(F.scaled_dot_product_attention(query, keys, values), cos, -sin)
+            errors.append((found[:, :, last : last + 1] - expected).abs().max())
+        assert errors[0] < 1e-10 and errors[1] > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("most", "depth", "views_with_depth"),
+    [(1, "predicted", 0), (2**16, "predicted", 0), (2**16, "known", VIEWS), (2**16, "known", 1)],
+)
+def test_view_mixer_attends_as_by_definition(
+    most: int, depth: Any, views_with_depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where depth is not known, the predicted one takes its place."""
     monkeypatch.setattr(per_view, "MAX_KEYS", most)
     x, (poses, K) = torch.randn(2, VIEWS * TOKENS, 48, dtype=torch.float64), random_cameras(2)
     cameras, options = Cameras(poses, K), dict[str, Any]()
     if depth == "known":
         depths = 0.5 + torch.rand(2, VIEWS, 2, 2, dtype=torch.float64)
-        cameras = cameras.with_tokens(points=points_at(depths, poses, K))
-        options = {"known_depth": depths[..., None], "rays": 1}
+        points = points_at(depths, poses, K)
+        points[:, views_with_depth * TOKENS :] = torch.nan
+        cameras = cameras.with_tokens(points=points)
+        options = {"known_depth": depths[:, :views_with_depth, ..., None], "rays": 1}
     mixer = RayAttention(48, 24, RayRoPE(rays=options.get("rays", 3), depth=depth)).double()
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.2)

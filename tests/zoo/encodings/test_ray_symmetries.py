@@ -25,9 +25,15 @@ OPTIONS: list[dict[str, Any]] = [
 FAST: tuple[dict[str, Any], ...] = ({"depth": "known"}, {"apply_to": "qk"})
 
 
-def check(**options: Any) -> None:
+def has_rays(points: str) -> bool:
+    """Whether there are points other than the camera center."""
+    return "d_" in points or "inf_" in points
+
+
+def check(points: str, **options: Any) -> None:
+    fewest: dict[str, Any] = {"rays": 1} if has_rays(points) else {}
     for measure in PROPERTIES:
-        encoding = RayRoPE(**{"rays": 1, **options})
+        encoding = RayRoPE(points, **{**fewest, **options})
         declared = getattr(encoding.symmetries, measure.__name__)
         assert holds(measure.__name__, measure(encoding)) is declared, measure.__name__
 
@@ -43,6 +49,8 @@ def acts(option: dict[str, Any], points: str) -> bool:
     """Whether the points are not refused as without it."""
     if "depth_encoding" in option:
         return "_pj" in points.replace("inf_pj", "")
+    if "rays" in option:
+        return has_rays(points)
     return "d_" in points or not {"depth", "predicts_width"} & option.keys()
 
 
@@ -72,7 +80,8 @@ def test_what_holds_for_some_points_alone() -> None:
 
 @pytest.mark.parametrize("points", SOME)
 def test_those_of_a_view_mixer_are_its_encodings(points: str) -> None:
-    mixer = RayAttention(of_views.WIDTH, 16, RayRoPE(points, rays=1)).double()
+    fewest: dict[str, Any] = {"rays": 1} if has_rays(points) else {}
+    mixer = RayAttention(of_views.WIDTH, 16, RayRoPE(points, **fewest)).double()
     torch.manual_seed(0)
     for parameter in mixer.parameters():
         if not parameter.any():

@@ -18,7 +18,8 @@ from tests.cases import each_once
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from tests.zoo.sequences.test_packed_training import difference, learned
 from tests.zoo.sequences.test_scene_packing import asked_of
-from zoo import LayerSubset, PRoPE, RayAttention, RayDepthPrediction, RayRoPE, SpatialVLM, URoPE
+from zoo import LayerSubset, PRoPE, RayAttention, RayDepthPrediction, RayRoPE, SpatialVLM, TinyDA3, URoPE
+from zoo.cameras import SceneGeometry
 from zoo.encodings import ViewAttention
 from zoo.encodings.rayrope.rayrope import EncodedRays
 from zoo.errors import InputError
@@ -183,6 +184,22 @@ def test_depth_in_another_unit_is_left_out() -> None:
     assert isinstance(task.model.camera_encoding, RayRoPE)
     task.model.camera_encoding.scale = "rms"
     assert len(list(decoded_of(task, asked).raw_depths())) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("source", ["auto", "predicted"])
+def test_meters_do_not_supervise_depth_in_the_encoders_unit(source: Any) -> None:
+    """In training `predicted` has the encoder's depth as well; `auto` has none, and a test has the dataset's alone."""
+    encoder = partial(TinyDA3, embed_dim=32, depth=4, num_heads=2, heads=("camera", "depth"))
+    task = build_supervised("decoder", camera_source=source, geometry=encoder)
+    given = scene("a", QUESTIONS[:1])
+    assert given.geometry is not None
+    alone = replace(given, geometry=SceneGeometry(depth=given.geometry.depth))
+    for shown, has_meters in ((given, source == "auto"), (alone, False)):
+        asked = batch(task, shown, training=True)
+        trained, tested = decoded_of(task.train(), asked), decoded_of(task.eval(), asked)
+        assert bool(RayDepthPrediction().errors(tested)) == has_meters
+        assert bool(RayDepthPrediction()(trained)["log_depth"] > 0) == (has_meters or source == "predicted")
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ class RayRoPE(PerViewEncoding):
         freq_base: See `RayPositions`.
         depth: `predicted` by each layer, under supervision with `RayDepthPrediction`; or `known`, the depth of the
             dataset or, with `--model.camera_source predicted`, of the geometry encoder: the median within the token.
+            Where that is unknown, the predicted one.
         predicts_width: Predict the half width of the log depth too; without, depths are certain.
         apply_to: See `PerViewEncoding`.
         channels: See `PerViewEncoding`.
