@@ -39,7 +39,8 @@ class Cameras(Movable):
     waited; `trusted` makes none.
 
     Args:
-        world_to_camera: Rigid poses, see the module docstring.
+        world_to_camera: Rigid poses, see the module docstring. Those of a row share one world, so that a sequence with
+            two scenes relates their poses; packed scenes (`pack_scenes`) do not see each other.
         K_normalized: Intrinsics normalized by the image size, see `normalize_intrinsics`.
         index: The camera of each token; -1 for tokens without one (text, padding, views without a camera).
 
