@@ -16,7 +16,7 @@ import numpy as np
 from callbacks.baselines.blind import constant_baseline
 from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS, rank_files
 from callbacks.scoring import tally
-from callbacks.settings import unflatten
+from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, flatten, is_one_of, unflatten
 from callbacks.trained import describe_unfinished
 from commands.reports.predictions import Answer, read_predictions
 from commands.runs import CONFIG, is_own
@@ -25,6 +25,7 @@ from zoo.errors import InputError
 from zoo.metrics import ScoredAnswer
 from zoo.weights.saved_models import config_of
 
+OF_TRAINING = CHANGES_NO_ANSWER - CHANGES_NO_RESULT  # options that the settings of a test lack
 AVERAGE = "Avg."  # of the columns of a results table
 MEANS = {
     f"{title} {mean}": (group, mean)
@@ -62,7 +63,10 @@ class Run:
     @cached_property
     def tested_config(self) -> dict[str, Any]:
         """The config with the model and data of the test, whose options may differ from the training's."""
-        options = unflatten({name: each for name, each in self.tested.items() if name.startswith(("model.", "data."))})
+        config = flatten({part: self.config.get(part) for part in ("model", "data")})
+        training = {name: each for name, each in config.items() if is_one_of(name, OF_TRAINING)}
+        settings = {**training, **self.tested}
+        options = unflatten({name: each for name, each in settings.items() if name.startswith(("model.", "data."))})
         return {**self.config, **{name: part for name, part in options.items() if "class_path" in part}}
 
     @property

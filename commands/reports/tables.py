@@ -17,6 +17,8 @@ from commands.reports.seeds import group_by_seed
 from commands.reports.table import NULL_RESULT, BelowBlind, Cell, Table, null_result
 from zoo.benchmarks.captions import TITLES
 
+OPTIONAL = ("Perturbation", "Objectives", "Augmentation", "Initial weights")  # settings that a table without any hides
+
 
 def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
     """Build all tables of a report."""
@@ -133,9 +135,8 @@ def first_answered(runs: Sequence[Run]) -> int | None:
 def settings(runs: Sequence[Run]) -> Table:
     """Build the table of settings."""
     rows = [_settings(run) for run in runs]
-    if not any(row["Perturbation"] for row in rows):
-        rows = [{name: value for name, value in row.items() if name != "Perturbation"} for row in rows]
-    return Table("Settings", tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
+    names = [name for name in rows[0] if name not in OPTIONAL or any(row[name] for row in rows)]
+    return Table("Settings", tuple(names), tuple(tuple(row[name] for name in names) for row in rows))
 
 
 def reproduction(runs: Sequence[Run]) -> Table:
@@ -173,7 +174,10 @@ def _settings(run: Run) -> dict[str, Cell]:
         "Fusion": part("fusion"),
         "Geometry": run.metrics.get("geometry") or "",
         "Camera source": part("camera_source"),
-        "Time index": part("time_index"),
+        "Time index": spell(run.metrics.get("reproduction", {}).get("time_index")) or part("time_index"),
+        "Objectives": part("objectives"),
+        "Augmentation": spell(run.setting("data", "augmentation")),
+        "Initial weights": part("initial_weights"),
         "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
         "Checkpoint": _checkpoint(run),
         "Fingerprint": str(run.tested.get("weights", "")),

@@ -218,7 +218,7 @@ def test_the_settings_are_those_of_the_test(tmp_path: Path, capsys) -> None:
     """Which may differ from the training's, in its run's folder as well: `test --model.fusion.active_branches 2d`."""
     config = yaml.safe_load(yaml.safe_dump(CONFIG))
     both = {"class_path": "zoo.AddFusion", "init_args": {"active_branches": "both", "layers": [1, 2]}}
-    config["model"]["init_args"]["fusion"] = both
+    config["model"]["init_args"] |= {"fusion": both, "initial_weights": "start.ckpt"}
     run = make_run(tmp_path / "run", answers(9), config)
     assert " AddFusion(both, [1, 2]) " in printed([run], capsys) and " PRoPE(first) " in printed([run], capsys)
     asked = {part: yaml.safe_load(yaml.safe_dump(config[part])) for part in ("model", "data")}
@@ -227,6 +227,24 @@ def test_the_settings_are_those_of_the_test(tmp_path: Path, capsys) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **flatten(asked)}))
     said = printed([run], capsys)
     assert " AddFusion(2d) " in said and "both" not in said and "PRoPE(first)" not in said
+    assert " start.ckpt " in said  # which no settings of a test record
+
+
+def test_settings_that_were_added_to_a_model_have_columns(tmp_path: Path, capsys) -> None:
+    plain = make_run(tmp_path / "plain", answers(9))
+    headings = ("Objectives", "Augmentation", "Initial weights")
+    assert not any(heading in printed([plain], capsys) for heading in headings)
+    config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    objectives = [{"class_path": "zoo.CameraPrediction", "init_args": {"weight": 0.5}}]
+    config["model"]["init_args"] |= {"objectives": objectives, "initial_weights": "start.ckpt", "time_index": None}
+    config["data"]["init_args"]["augmentation"] = {"class_path": "datamodules.RandomFocalLength"}
+    run = make_run(tmp_path / "run", answers(9), config)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["reproduction"] = {"time_index": {"class_path": "zoo.TimestampIndex"}}  # what the model has built
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    said = printed([run, plain], capsys)
+    assert all(heading in said for heading in headings)
+    assert re.search(r"^run .* TimestampIndex +\[CameraPrediction\(0\.5\)\] +RandomFocalLength +start\.ckpt ", said, re.M)
 
 
 def test_every_test_of_a_run_is_listed(tmp_path: Path, capsys) -> None:
