@@ -192,6 +192,10 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError('predict needs --data.video clip.mp4 --data.question "What is the size of this room?"')
         if self.perturbation is not None and stage not in (None, "test"):
             raise InputError(f"--data.perturbation is for test, not for {stage}")
+        if self.augmentation is not None and stage not in (None, "fit"):
+            rank_zero_info(f"--data.augmentation acts in fit alone: {stage} shows the scenes as they are")
+        if stage == "validate" and self.trainer is not None and self.trainer.limit_val_batches == 0:
+            raise InputError("validate needs --trainer.limit_val_batches 1.0: with 0 it would validate nothing")
         if self.asked is not None and stage not in (None, "predict"):
             raise InputError(f"--data.video is for predict, not for {stage}")
         splits: tuple[Split, ...] = ("val",) if stage == "validate" else ("test",)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from datamodules import PixelBounds, RandomFocalLength, Rooms, UniformSampler, VideoQADataModule
@@ -93,6 +94,16 @@ def test_scenes_of_validations_and_tests_are_not_augmented(rooms_root: Path, tmp
     train, *others = data.train_dataloader(), data.val_dataloader(), data.test_dataloader()
     assert train.dataset.augmentation is data.augmentation is not None
     assert all(loader.dataset.augmentation is None for loader in others)
+
+
+@pytest.mark.parametrize("stage", [TrainerFn.FITTING, TrainerFn.TESTING])
+def test_a_test_says_that_it_augments_nothing(stage: TrainerFn, caplog: pytest.LogCaptureFixture) -> None:
+    data = VideoQADataModule(augmentation=RandomFocalLength())
+    data.trainer = cast(Any, SimpleNamespace(state=SimpleNamespace(fn=stage), limit_val_batches=0))
+    data.source.prepare_splits = lambda splits: None  # type: ignore[method-assign]
+    with caplog.at_level("INFO"):
+        data.prepare_data()
+    assert ("acts in fit alone" in caplog.text) == (stage == TrainerFn.TESTING)
 
 
 def test_a_factor_of_one_is_refused() -> None:

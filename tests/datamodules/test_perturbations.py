@@ -222,6 +222,13 @@ def test_other_commands_refuse_a_perturbation(stage: TrainerFn) -> None:
         WrongFocalLength(-1.0)
 
 
+def test_validating_no_batches_is_refused() -> None:
+    data = VideoQADataModule()
+    data.trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.VALIDATING), limit_val_batches=0)
+    with pytest.raises(InputError, match="--trainer.limit_val_batches 1.0"):
+        data.prepare_data()
+
+
 def test_a_result_records_the_perturbation_with_its_arguments() -> None:
     one, other = (VideoQADataModule(perturbation=WrongFocalLength(e)).describe()["perturbation"] for e in (0.05, 0.2))
     assert one != other and "WrongFocalLength" in one["class_path"]

@@ -46,7 +46,8 @@ class BackboneLoader(Configurable, ABC):
         if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
             raise InputError(
                 "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
-                "pip install flash-attn --no-build-isolation on a CUDA machine, or choose sdpa"
+                "pip install flash-attn --no-build-isolation on a CUDA machine, or choose sdpa (RayRoPE and URoPE need "
+                "masks, which flash_attention_2 lacks)"
             )
         self.attn_implementation: AttentionImplementation = attn_implementation
         self.dtype = getattr(torch, dtype)

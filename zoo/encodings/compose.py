@@ -44,12 +44,13 @@ class Compose(CameraEncoding):
             raise InputError("Compose requires at least one encoding")
         if any(isinstance(module, ExtraChannels) for encoding in encodings[1:] for module in encoding.modules()):
             raise InputError("in a Compose only the first encoding may use ExtraChannels: reorder the encodings")
-        if any(each.attends_per_view for each in encodings):
+        if per_view := [type(each).__name__ for each in encodings if each.attends_per_view]:
             others = [type(each).__name__ for each in encodings if not isinstance(each, PoseIndex | DeltaNetLayers)]
-            if len(others) > 1:
+            others.remove(per_view[0])
+            if others:
                 raise InputError(
-                    f"a Compose of {' and '.join(others)}: keys that each view sees elsewhere are those of the stock "
-                    "decoder in the cache, so no other encoding may change them: leave the others out"
+                    f"a Compose of {per_view[0]} takes PoseIndex and DeltaNetLayers alone, since its keys in the cache "
+                    f"are those of the stock decoder: leave out {' and '.join(others)}"
                 )
         if sum(encoding.time_index is not None for encoding in encodings) > 1:
             raise InputError("a Compose may contain only one PoseIndex: leave the others out")
