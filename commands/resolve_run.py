@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection
+from itertools import accumulate
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -24,6 +25,7 @@ from zoo.errors import InputError, add_file_to_errors
 from zoo.tasks.algorithm import SupervisedFineTuning
 from zoo.tasks.base import CONFIG_KEY
 from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.latest_run import readable_config
 from zoo.weights.saved_models import config_of
 
 RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
@@ -118,8 +120,7 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
     """
     asked = settings.as_dict()
     fitting: tuple[Path, str] | None = None
-    for run in with_checkpoint(RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG)):
-        trained = config_of(run)
+    for run, trained in with_checkpoint(RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG)):
         if not (changed := _changed(trained, asked, ("model",), NOT_ARCHITECTURE)):
             return run / FOLDER / LAST
         if command != "fit" and fitting is None and not _other_weights(trained, asked):
@@ -131,9 +132,15 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
     if fitting is not None:
         rank_zero_info(f"{fitting[0]} was trained with another {fitting[1]}, which changes no weight")
         return fitting[0] / FOLDER / LAST
+    absent = f"no run of this {_class(settings.model)} under {folder or RUNS}/"
+    if command == "fit":
+        raise InputError(
+            f"{absent} can be resumed: that takes a checkpoint and the settings of its run (only trainer's may "
+            "change); without --ckpt_path a new run starts"
+        )
     raise InputError(
-        f"no run of this {_class(settings.model)} under {folder or RUNS}/ has a checkpoint: train it first (python "
-        "main.py fit with the same configs), give --ckpt_path, or --model.allow_untrained true"
+        f"{absent} has a checkpoint: train it first (python main.py fit with the same configs), give --ckpt_path, or "
+        "--model.allow_untrained true"
     )
 
 
@@ -201,10 +208,13 @@ def _changed(
     parts: Collection[str] = ("model", "data", "seed_everything"),
     ignored: set[str] = CHANGES_NO_RESULT,
 ) -> list[str]:
-    """Return the options in which two configs differ."""
+    """Return the options in which two configs differ; of a part with another class, or that one lacks, its name."""
     one, other = (flatten(index_lists({part: config.get(part) for part in parts})) for config in (trained, asked))
     names = [name for name in sorted(one | other) if not is_one_of(name, ignored)]
-    return [name for name in names if one.get(name) != other.get(name)]
+    differing = [name for name in names if one.get(name) != other.get(name)]
+    parts = {name.removesuffix(".class_path") for name in differing} | one.keys() | other.keys()
+    prefixes = (accumulate(name.split("."), "{}.{}".format) for name in differing)
+    return list(dict.fromkeys(next(each for each in own if each in parts) for own in prefixes))
 
 
 def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
@@ -213,7 +223,7 @@ def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any)
         return None
     for unfinished in sorted(RUNS.glob(f"*/{UNFINISHED}"), key=lambda path: -path.stat().st_mtime):
         run = unfinished.parent
-        tested = config_of(run) if (run / CONFIG).exists() else {}
+        tested = readable_config(run) if (run / CONFIG).exists() else None
         of_these = tested and tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
         if of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
             return run

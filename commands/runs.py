@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -14,7 +15,7 @@ from callbacks.checkpoint import FOLDER, LAST
 from commands.new_run import RUNS
 from zoo.class_paths import restrict_imports, unusable_class
 from zoo.errors import InputError, add_file_to_errors
-from zoo.weights.latest_run import latest_run, trained_at
+from zoo.weights.latest_run import latest_run, readable_config, trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
 
@@ -48,11 +49,12 @@ def _of_named_run(checkpoint: Path) -> Path | None:
     return found if found and found.exists() else None
 
 
-def with_checkpoint(configs: Iterable[Path]) -> Iterator[Path]:
-    """Yield the runs of configs that have a checkpoint, the newest first, and names those that are passed over."""
+def with_checkpoint(configs: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the runs that have a checkpoint, with their settings, the newest first; name those that are passed over."""
     for run in sorted((config.parent for config in configs), key=trained_at, reverse=True):
         if (run / FOLDER / LAST).exists():
-            yield run
+            if (settings := readable_config(run)) is not None:
+                yield run, settings
         elif not any(run.glob("*.jsonl")):  # else it only evaluated other weights
             rank_zero_info(f"{run} is passed over: it has no checkpoint")
 
@@ -65,8 +67,8 @@ def newest_run() -> Path:
     Raises:
         InputError: There is none.
     """
-    for run in with_checkpoint(RUNS.glob(f"*/{CONFIG}")):
-        model = config_of(run)["model"].get("class_path", "")
+    for run, settings in with_checkpoint(RUNS.glob(f"*/{CONFIG}")):
+        model = settings["model"].get("class_path", "")
         reason = unusable_class(model)
         if model and reason is None and resolve_name(model).answers_questions:
             return run

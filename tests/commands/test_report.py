@@ -244,7 +244,8 @@ def test_settings_that_were_added_to_a_model_have_columns(tmp_path: Path, capsys
     (run / "metrics.json").write_text(json.dumps(metrics))
     said = printed([run, plain], capsys)
     assert all(heading in said for heading in headings)
-    assert re.search(r"^run .* TimestampIndex +\[CameraPrediction\(0\.5\)\] +RandomFocalLength +start\.ckpt ", said, re.M)
+    row = r"^run .* TimestampIndex +\[CameraPrediction\(0\.5\)\] +RandomFocalLength +start\.ckpt "
+    assert re.search(row, said, re.MULTILINE)
 
 
 def test_every_test_of_a_run_is_listed(tmp_path: Path, capsys) -> None:

@@ -16,6 +16,7 @@ from commands.cli import build_logger
 from commands.report import report
 from commands.resolve_run import _last
 from commands.run_name import run_name
+from commands.runs import newest_run
 from tests.cli import Run
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo import latest_run
@@ -94,22 +95,45 @@ def test_runs_of_one_name_are_labeled_by_what_differs(tmp_path: Path, capsys) ->
     assert "\nPRoPEMLLM-20261127-174309 " in said and "test set" not in said
 
 
-def test_the_latest_run_has_the_newest_checkpoint(tmp_path: Path) -> None:
-    for number, name in enumerate(("b", "a", "c")):
+def test_the_latest_run_has_the_newest_checkpoint_and_a_config(tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("b", "a", "broken", "c")):
         checkpoint = make_run(tmp_path / "runs" / name, None) / "checkpoints/last.ckpt"
         if name != "c":
             checkpoint.parent.mkdir()
             checkpoint.touch()
             os.utime(checkpoint, (number, number))
-    assert latest_run("PRoPEMLLM", tmp_path / "runs").name == "a"
+    Path("runs/broken/config.yaml").write_text("model: [")
+    settings = SimpleNamespace(model=SimpleNamespace(**CONFIG["model"]), as_dict=lambda: CONFIG)
+    for found in (latest_run("PRoPEMLLM"), newest_run(), _last("test", settings, None).parent.parent):
+        assert found == Path("runs/a")
+    assert caplog.messages.count("runs/broken is passed over: its config.yaml can't be read") == 3
 
 
-def test_a_passed_over_run_is_described_by_its_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoint = make_run(tmp_path / "run", None) / "checkpoints/last.ckpt"
+ENCODING = {"class_path": "zoo.PRoPE", "init_args": {"apply_to": "qk"}}
+CHANGED = "it was trained with another model.camera_encoding"
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "reason"),
+    [
+        ("Qwen25VL", {}, "it is a PRoPEMLLM"),
+        ("PRoPEMLLM", {"camera_encoding": None}, CHANGED),
+        ("PRoPEMLLM", {"camera_encoding": {"class_path": "zoo.GTA", "init_args": {}}}, CHANGED),
+        ("PRoPEMLLM", {"camera_encoding": {**ENCODING, "init_args": {"apply_to": "vo"}}}, f"{CHANGED}.apply_to"),
+    ],
+)
+def test_a_passed_over_run_is_described_by_its_model_or_what_was_changed(
+    name: str, parts: dict[str, Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = {"class_path": "zoo.PRoPEMLLM", "init_args": {"camera_encoding": ENCODING}}
+    checkpoint = make_run(tmp_path / "run", None, {"model": trained}) / "checkpoints/last.ckpt"
     checkpoint.parent.mkdir()
     checkpoint.touch()
-    asked = {"model": {"class_path": "zoo.Qwen25VL", "init_args": {}}}
+    asked = {"model": {"class_path": f"zoo.{name}", "init_args": parts}}
     settings = SimpleNamespace(model=SimpleNamespace(**asked["model"]), as_dict=lambda: asked)
-    with pytest.raises(InputError, match="no run of this Qwen25VL"):
-        _last("fit", settings, tmp_path / "run")
-    assert f"{tmp_path}/run is passed over: it is a PRoPEMLLM" in caplog.text
+    for command, remedy in (("fit", "can be resumed: "), ("test", "has a checkpoint: train it first")):
+        with pytest.raises(InputError, match=f"no run of this {name} under {tmp_path}/run/ {remedy}") as error:
+            _last(command, settings, tmp_path / "run")
+        assert ("allow_untrained" in str(error.value)) == (command == "test")
+    assert caplog.messages == [f"{tmp_path}/run is passed over: {reason}"] * 2
