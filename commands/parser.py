@@ -171,13 +171,16 @@ class OneLineParser(ArgumentParser):
             group, options = None, options_of(commands[group])
         option = f"{group}.{found['option']}" if group else found["option"] or word.lstrip("-")
         guess = closest(option, options)
+        if not guess and len(options) == 1:
+            (only,) = options
+            guess = f"{only}.{option}" if f"--{only}.help" in self._option_string_actions else ""  # of a class
         return OptionError(option, "there is no such option" + ("" if guess else _listed(options)), guess)
 
 
 def options_of(parser: OneLineParser) -> set[str]:
-    """Return the names of all options of a parser, except those for help."""
+    """Return the names of all options of a parser, except those for help and for the shell's completion."""
     names = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
-    return {name for name in names if not name.endswith(("help", "+"))}
+    return {name for name in names if not name.endswith(("help", "+", "print_shtab"))}
 
 
 def registered_classes(base: type = object) -> list[type]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from jsonargparse import _common, set_parsing_settings
 
-from zoo.errors import InputError, describe
+from zoo.errors import InputError, describe, did_you_mean
 
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 RESOLVER = resolve_name.__name__
@@ -95,11 +95,21 @@ def unusable_class(path: str) -> str | None:
     try:
         kind = resolve_name(path)
     except Exception as error:  # whatever the module raises
-        is_absent = isinstance(error, AttributeError) and traceback.extract_tb(error.__traceback__)[-1].name == RESOLVER
-        return f"{path} can't be imported: {error if is_absent else describe(error)}"
+        return f"{path} can't be imported: {_import_problem(path, error)}"
     if inspect.isabstract(kind):
         return f"{path} is abstract: it lacks {', '.join(sorted(kind.__abstractmethods__))}"
     return None
+
+
+def _import_problem(path: str, error: Exception) -> str:
+    """Return why an import failed; of a misspelled class or module with what there is, not with a place in the zoo."""
+    module = path.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name == module:
+        return f"there is no {module}.py in the current folder, and no package {module} is installed"
+    if isinstance(error, AttributeError) and traceback.extract_tb(error.__traceback__)[-1].name == RESOLVER:
+        classes = [name for name, kind in getattr(error.obj, "__dict__", {}).items() if inspect.isclass(kind)]
+        return f"{error}{did_you_mean(str(error.name), classes)}"
+    return describe(error)
 
 
 def is_same_class(one: Any, other: Any) -> bool:

@@ -211,8 +211,13 @@ MODULES = {
         ),
         (
             "--model.optimizer no_such_package.Adam",
-            "model.optimizer: no_such_package.Adam can't be imported: ModuleNotFoundError: No module named "
-            "'no_such_package'",
+            "model.optimizer: no_such_package.Adam can't be imported: there is no no_such_package.py in the current "
+            "folder, and no package no_such_package is installed",
+        ),
+        (
+            "--model.camera_encoding zoo.encodings.prope.PRoPe",
+            "model.camera_encoding: zoo.encodings.prope.PRoPe can't be imported: module 'zoo.encodings.prope' has no "
+            "attribute 'PRoPe'; did you mean PRoPE?",
         ),
         (
             "--trainer.callbacks misspelled.Stop",
@@ -250,6 +255,10 @@ def test_invalid_yaml_names_file_and_line(error_of: ErrorOf) -> None:
         ("score", "the following arguments are required: predictions; see main.py score --help"),
         ("score a --scorer foo", "unknown scorer 'foo'; VSIBench has " + ", ".join(VSIBench.scorers)),
         ("report runs --fromat html", "fromat: there is no such option; did you mean format?"),
+        (
+            "check-encoding PRoPE --apply_to vo",
+            "apply_to: there is no such option; did you mean encoding.apply_to?",
+        ),
     ],
 )
 def test_errors_of_other_commands(line: str, expected: str, error_of: ErrorOf) -> None:
