@@ -72,9 +72,14 @@ class CheckpointFiles(CheckpointIO):
 
     @staticmethod
     def _remove_optimizers(path: Path, keep: Sequence[str] = ()) -> None:
-        for file in path.parent.glob(f"{glob.escape(path.stem)}.{'?' * TOKEN_DIGITS}{SUFFIX}"):
+        for file in optimizer_files(path):
             if file.name not in keep:
                 file.unlink()
+
+
+def optimizer_files(checkpoint: Path) -> Iterator[Path]:
+    """Yield the files beside a checkpoint that hold the optimizer's state."""
+    yield from checkpoint.parent.glob(f"{glob.escape(checkpoint.stem)}.{'?' * TOKEN_DIGITS}{SUFFIX}")
 
 
 def _files_apart(content: Mapping[str, Any]) -> Sequence[str]:

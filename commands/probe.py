@@ -8,7 +8,8 @@ rotation of their cameras in the frame of the encoding's reference view (without
 scene's scale (its median depth). From the last token of a question, the only one that has read all of it: to the last
 camera, the scale and the answer, a number or the letter of an option (a column per letter, 1 at the right one). R² is
 on scenes that the map never saw: 1 is all of a target's variance, 0 no more than its mean, of letters their shares. The
-targets of other scenes are the control: what they still score comes from a token's position alone. Before training is
+targets of other scenes are the control: what they still score comes from a token's position alone; the table's column
+`shuffled` has the most of any layer, before or after. Before training is
 the run's model with the weights that it started from. Writes probe.json and probe.png into the run's folder.
 """
 
@@ -55,10 +56,13 @@ def probe(arguments: list[str]) -> None:
     from rich.console import Console
 
     from commands.probes.results import as_json, draw, probe_states, table
-    from commands.runs import find_run
+    from commands.runs import find_run, refuse_unreadable
     from zoo.files.atomic_io import write_json
+    from zoo.weights.saved_models import LAST_CHECKPOINT
 
     run = find_run(settings.run)
+    if (run / LAST_CHECKPOINT).exists():  # released weights that were never trained have none
+        refuse_unreadable(run / LAST_CHECKPOINT)
     probes = []
     for name in MODELS:
         scenes = _states(run, name, settings)
@@ -67,12 +71,12 @@ def probe(arguments: list[str]) -> None:
                 f"{run}: {len(scenes)} scenes of its {settings.split} split can be read, at least 2 are needed"
             )
         probes += probe_states(name, scenes, settings.folds)
-    Console(highlight=False, width=120).print(table(probes))
+    Console(highlight=False, width=120).print(table(probes, len(scenes)))
     folder = Path(settings.output or run).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {name: settings[name] for name in ("split", "scenes", "tokens", "folds")}
+    sizes = {"split": settings.split, "scenes": len(scenes), "tokens": settings.tokens, "folds": settings.folds}
     write_json(folder / "probe.json", {"run": str(run), **sizes, "probes": as_json(probes)})
-    draw(probes, folder / "probe.png")
+    draw(probes, len(scenes), folder / "probe.png")
     print(f"probe: {len(probes[0].r2)} layers, see {folder / 'probe.png'} and probe.json beside it")
 
 

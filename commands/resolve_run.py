@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import FOLDER, LAST
+from callbacks.checkpoint_io import optimizer_files
 from callbacks.results_folder import UNFINISHED
 from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten, index_lists, is_one_of
 from commands.new_run import RUNS, make_folder, shared_folder
@@ -24,7 +25,7 @@ from zoo.class_paths import is_same_class
 from zoo.errors import InputError, add_file_to_errors
 from zoo.tasks.algorithm import SupervisedFineTuning
 from zoo.tasks.base import CONFIG_KEY
-from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.checkpoint_file import read_checkpoint, refuse_damaged
 from zoo.weights.latest_run import readable_config
 from zoo.weights.saved_models import config_of
 
@@ -73,6 +74,10 @@ def resolve_run(command: str, settings: Any) -> None:
             f"{untrained} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true "
             f"to score them all the same{own}"
         )
+    start = parts.get("initial_weights") if command == "fit" else None
+    if checkpoint is None and start:
+        with add_file_to_errors("model.initial_weights"):
+            refuse_unreadable(Path(start))
     if checkpoint is not None:
         if command == "fit":
             _name_start(checkpoint, parts)
@@ -87,7 +92,7 @@ def resolve_run(command: str, settings: Any) -> None:
     settings.ckpt_path = None if checkpoint is None else str(checkpoint)
     settings.trainer.default_root_dir = str(folder)
     weights = checkpoint or ("the released weights" if released else "none: random weights")
-    if checkpoint is None and command == "fit" and (start := parts.get("initial_weights")):
+    if checkpoint is None and start:
         weights = f"none: it starts from the weights of {start}"
     rank_zero_info(f"{command}: run {folder}, checkpoint {weights}")
 
@@ -150,6 +155,8 @@ def _check(command: str, checkpoint: Path, settings: Any) -> None:
     A `start` may have other objectives, see `read_start`.
     """
     refuse_unreadable(checkpoint)
+    for file in optimizer_files(checkpoint) if command == "fit" else ():
+        refuse_damaged(file)
     run = run_of(checkpoint)
     if run is None:
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
@@ -15,6 +14,7 @@ from callbacks.checkpoint import FOLDER, LAST
 from commands.new_run import RUNS
 from zoo.class_paths import restrict_imports, unusable_class
 from zoo.errors import InputError, add_file_to_errors
+from zoo.weights.checkpoint_file import refuse_damaged
 from zoo.weights.latest_run import latest_run, readable_config, trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 from zoo.weights.saved_models import config_of
@@ -33,10 +33,9 @@ def refuse_unreadable(checkpoint: Path) -> None:
         raise InputError(f"{checkpoint} is a folder: give a file, {inside[0] if inside else 'such as ' + LAST}")
     if not checkpoint.exists():
         other = _of_named_run(checkpoint)
-        advice = f"did you mean {other}?" if other else "give the path of a .ckpt file, or `last`"
+        advice = f"did you mean {other}?" if other else "give the path of a .ckpt file"
         raise InputError(f"{checkpoint}: no such checkpoint; {advice}")
-    if not zipfile.is_zipfile(checkpoint):
-        raise InputError(f"{checkpoint} is cut short, or no checkpoint")
+    refuse_damaged(checkpoint)
 
 
 def _of_named_run(checkpoint: Path) -> Path | None:

@@ -131,6 +131,21 @@ def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -
     assert part.read_bytes() != whole
 
 
+def test_damaged_and_absent_files_are_named_before_a_model_is_built(run: Run, trained: Trained, monkeypatch) -> None:
+    folder = trained()
+    monkeypatch.setattr("lightning.pytorch.cli.LightningCLI.instantiate_classes", None)
+    (optimizer,) = folder.glob("checkpoints/*.optimizer")
+    resumed = ["fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last"]
+    started = [*resumed[:3], "--model.initial_weights"]
+    for file, words in ((optimizer, resumed), (folder / "checkpoints/last.ckpt", ["probe", str(folder)])):
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(SystemExit, match=f"{file.name} is cut short, or no checkpoint: "):
+            run(*words, sized=words is resumed)
+    for start, problem in ((str(file), "is cut short, or no checkpoint"), ("nope.ckpt", "no such checkpoint")):
+        with pytest.raises(SystemExit, match=f"^error: model.initial_weights: {start}:? {problem}"):
+            run(*started, start)
+
+
 def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("test")

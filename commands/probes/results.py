@@ -91,10 +91,11 @@ def shuffled(targets: Sequence[Float[Tensor, "_samples k"]]) -> list[Float[Tenso
     return found
 
 
-def table(probes: Sequence[Probe]) -> Table:
-    """Return the best layer of each target, before and after training."""
+def table(probes: Sequence[Probe], scenes: int) -> Table:
+    """Return the best layer of each target, before and after training, and the number of scenes."""
     models = list(dict.fromkeys(probe.model for probe in probes))
-    made = Table("tokens", "target", *(f"R², {model}" for model in models), "shuffled", box=None, pad_edge=False)
+    headings = ("tokens", "target", *(f"R², {model}" for model in models), "shuffled")
+    made = Table(*headings, title=f"{scenes} scenes", title_justify="left", box=None, pad_edge=False)
     for (tokens, target), own in _by_target(probes).items():
         best = [f"{own[m].r2[own[m].best]:.2f} (layer {own[m].best})" if m in own else "-" for m in models]
         control = max(max(probe.shuffled) for probe in own.values())
@@ -102,7 +103,7 @@ def table(probes: Sequence[Probe]) -> Table:
     return made
 
 
-def draw(probes: Sequence[Probe], output: Path) -> None:
+def draw(probes: Sequence[Probe], scenes: int, output: Path) -> None:
     """Draw one panel per target: what each layer holds, before and after training, and with shuffled targets."""
     groups = _by_target(probes)
     columns = min(4, len(groups))
@@ -122,7 +123,8 @@ def draw(probes: Sequence[Probe], output: Path) -> None:
         panel.set_visible(False)
     panels[0].set_ylabel("R² on other scenes")
     legend = {name: handle for panel in panels for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)}
-    figure.legend(legend.values(), legend.keys(), loc="outside upper center", ncols=4)
+    title = f"{scenes} scenes"
+    figure.legend(legend.values(), legend.keys(), title=title, loc="outside upper center", ncols=4)
     replace_file(output, lambda file: figure.savefig(file, format="png"))
 
 

@@ -319,7 +319,7 @@ def test_what_could_not_be_read_back_is_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04", b"\x80\x02}q\x00."])
 def test_other_files_are_one_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").write_bytes(content)
-    with pytest.raises(InputError, match=r"last\.ckpt can't be read as a checkpoint: .") as error:
+    with pytest.raises(InputError, match=r"last\.ckpt is cut short, or no checkpoint: .") as error:
         CheckpointFiles().load_checkpoint(tmp_path / "last.ckpt")
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="no-such.ckpt can't be read as a checkpoint: .*No such file"):

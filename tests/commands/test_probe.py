@@ -154,11 +154,14 @@ def test_the_run_of_a_model_without_questions_is_named(tmp_path: Path) -> None:
 
 def check_probed(run: Path, model: SpatialVLM, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Probes a trained run and its model; called where a test has one."""
-    words = ["main.py", "probe", str(run), "--split", "train", "--scenes", "4", "--folds", "2", "--tokens", "4"]
+    words = ["main.py", "probe", str(run), "--split", "train", "--scenes", "99", "--folds", "2", "--tokens", "4"]
     monkeypatch.setattr(sys, "argv", words)
     main.main()
-    assert "position" in capsys.readouterr().out and (run / "probe.png").read_bytes().startswith(b"\x89PNG")
-    probes = json.loads((run / "probe.json").read_text())["probes"]
+    printed = capsys.readouterr().out
+    assert "position" in printed and (run / "probe.png").read_bytes().startswith(b"\x89PNG")
+    written = json.loads((run / "probe.json").read_text())
+    probes = written["probes"]
+    assert 2 <= written["scenes"] < 99 and f"{written['scenes']} scenes\n" in printed
     by_name = {(probe["model"], probe["tokens"], probe["target"]): probe["r2"] for probe in probes}
     cameras, size = ("position", "rotation", "scale"), "answer: room_size_estimation"
     known = {"visual": ("depth", *cameras), "text": (*cameras, size)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -45,6 +46,12 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         raise write_error(path, error) from error
 
 
+def refuse_damaged(path: Path) -> None:
+    """Raise InputError for a file that is no checkpoint, or was not written to its end."""
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError(f"{path} is cut short, or no checkpoint: copy it again, give another one, or train anew")
+
+
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str = "state_dict") -> dict[str, Any]:
     """Read a checkpoint; the tensors stay on disk until they are used.
 
@@ -58,6 +65,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str =
     Raises:
         InputError: It is absent, damaged, holds anything but tensors and plain values, or lacks the entry.
     """
+    refuse_damaged(Path(path))
     try:
         content = torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except UnpicklingError as error:
