@@ -96,6 +96,8 @@ class ZooCLI(LightningCLI):
             self.after_failure(error)
             if isinstance(error, SIGTERMException):  # Lightning's own exit status is 0, as if it were trained
                 sys.exit(128 + signal.SIGTERM)
+            if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):  # its own is 1
+                sys.exit(128 + signal.SIGINT)
             raise
         finally:
             if self.lock is not None:

@@ -52,6 +52,7 @@ Examples:
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pkgutil import resolve_name
 from platform import python_version
@@ -63,6 +64,7 @@ from zoo.errors import TRACEBACK, InputError, did_you_mean, wants_traceback
 from zoo.versions import package_versions, zoo_version
 
 # Nothing here imports PyTorch before a command needs it: --help answers at once.
+INTERRUPTED = 128 + signal.SIGINT  # the exit status
 LIGHTNING = ("fit", "validate", "test", "predict", "export")
 CONFIGURED = {
     "select-frames": "commands.select_frames:select_frames",
@@ -109,7 +111,8 @@ def main() -> None:
         else:
             run(command)
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         from commands.faults import error_line
 

@@ -17,6 +17,7 @@ MESSAGES = (  # beginnings
     *("GPU available: False", "TPU available: False"),
     "Restoring states from",  # "Loaded" or "Restored" follows
     "`weights_only` was not set",
+    "\nDetected KeyboardInterrupt",  # `EndOnSigterm` says when it ends
 )
 WARNINGS = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.13

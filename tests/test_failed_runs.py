@@ -157,8 +157,9 @@ def test_an_interrupted_fit_names_the_command_that_goes_on(
 
     with monkeypatch.context() as failing:
         failing.setattr(VideoQATask, "training_step", interrupted)
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit) as end:
             run(*QWEN, "--trainer.limit_val_batches", "0")
+    assert end.value.code == 128 + signal.SIGINT and "Detected KeyboardInterrupt" not in caplog.text
     signal.signal(signal.SIGINT, handler)
     assert torch.load(the_run(tmp_path) / "checkpoints/last.ckpt", weights_only=False)["global_step"] == 1
     (line,) = (text for text in caplog.messages if text.startswith("to go on: python main.py "))

@@ -26,7 +26,7 @@ main.main()
 """
 
 
-@pytest.mark.parametrize(("at_exit", "status"), [(0, 1), (1, 1), (2, -signal.SIGINT)])
+@pytest.mark.parametrize(("at_exit", "status"), [(0, 130), (1, 130), (2, -signal.SIGINT)])
 def test_a_second_interrupt_is_ignored_and_a_third_ends_the_process(at_exit: int, status: int) -> None:
     words = [sys.executable, "-c", INTERRUPTED.format(at_exit=at_exit)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=Path(main.__file__).parent)
