@@ -10,12 +10,12 @@ DESCRIPTIONS = {
     python main.py fit --config prope.yaml
     python main.py fit --config prope.yaml --config data_panels.yaml --trainer.max_steps 200
     python main.py fit --config prope.yaml --model.camera_encoding GTA
-    python main.py fit --config runs/mine/config.yaml --ckpt_path last
+    python main.py fit --config runs/mine-<time>/config.yaml --ckpt_path last
 """,
     "test": """Score a run on its benchmark: a table, metrics.json and predictions.jsonl in its folder.
 
     python main.py test
-    python main.py test --ckpt_path runs/mine/checkpoints/last.ckpt
+    python main.py test --ckpt_path runs/mine-<time>/checkpoints/last.ckpt
     python main.py test --data.perturbation OtherCameras
     python main.py test --config vg_llm.yaml --config vg_llm_released.yaml --config protocol_vg_llm.yaml
 """,
@@ -30,7 +30,7 @@ DESCRIPTIONS = {
     "export": """Write the weights of a run as a folder, in the official layout where there is one.
 
     python main.py export --out folder
-    python main.py export --ckpt_path runs/mine/checkpoints/last.ckpt --out folder
+    python main.py export --ckpt_path runs/mine-<time>/checkpoints/last.ckpt --out folder
 """,
 }
 START = (

@@ -3,7 +3,7 @@
     python main.py report runs/*
     python main.py report runs/* --output report.html
 
-    python main.py report runs/mine --verify published.json
+    python main.py report runs/mine-<time> --verify published.json
 
 prints the benchmark's results table and means with the blind baselines, settings, the mean and range over runs that
 differ in the seed alone, and differences with bootstrap intervals: between settings over their seeds and scenes, and of
