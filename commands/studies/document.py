@@ -88,9 +88,9 @@ def _summary(study: Study, scores: Scores) -> str:
     cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
     if study.compare:
         cells += (
-            " A difference is over the seeds that both have. Its interval resamples seeds and scenes, or questions; "
-            "one that holds 0 has the smallest difference that it could show, in four of five repetitions of the "
-            "study: none, if scores can't differ by as much."
+            " A difference is over the seeds that both have. Its interval resamples seeds and scenes, or questions. "
+            "One that holds 0 shows no difference: `could show` is the smallest one that four of five repetitions of "
+            "the study would show, and none where scores can't differ by as much."
         )
     command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
     counts = Counter(result.version for result in found if result.version).most_common()
