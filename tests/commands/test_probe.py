@@ -161,7 +161,7 @@ def check_probed(run: Path, model: SpatialVLM, monkeypatch: pytest.MonkeyPatch, 
     assert "position" in printed and (run / "probe.png").read_bytes().startswith(b"\x89PNG")
     written = json.loads((run / "probe.json").read_text())
     probes = written["probes"]
-    assert 2 <= written["scenes"] < 99 and f"{written['scenes']} scenes\n" in printed
+    assert 2 <= written["scenes"] < 99 and f"{written['scenes']} scenes" in map(str.rstrip, printed.splitlines())
     by_name = {(probe["model"], probe["tokens"], probe["target"]): probe["r2"] for probe in probes}
     cameras, size = ("position", "rotation", "scale"), "answer: room_size_estimation"
     known = {"visual": ("depth", *cameras), "text": (*cameras, size)}
