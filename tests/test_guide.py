@@ -27,7 +27,7 @@ COMMANDS = {
     for page, text in TEXTS.items()
 }
 NAMES = {  # of this page, for what a reader has of his own
-    "runs/mine": "runs/mine-*",
+    "runs/mine-<time>": "runs/mine-*",
     "runs/<supervised run>": "runs/mine-*",
     "scale_3b.yaml": "scale_tiny.yaml",
 }
