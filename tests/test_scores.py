@@ -96,15 +96,34 @@ def test_the_task_of_panels_needs_images_and_cameras() -> None:
     assert all(scores.is_complete("PRoPE", "", test) for test in tests)
 
 
-def test_shares_of_variance_are_those_of_the_probe() -> None:
+def shares_said(heading: str) -> list[str]:
     text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
-    section = text[text.index("## What do the hidden states hold?") :]
-    said = re.findall(r"(\d+) %", section[: section.index("\n## ")])
-    probes = json.loads((ROOT / "docs/probe.json").read_text(encoding="utf-8"))["probes"]
-    last = {(each["model"], each["tokens"], each["target"]): f"{100 * each['r2'][-1]:.0f}" for each in probes}
+    section = text[text.index(f"## {heading}") :]
+    return re.findall(r"(\d+) %", re.sub(r"(?m)^\|.*", "", section[: section.index("\n## ")]))  # without tables
+
+
+def shares_probed(name: str) -> dict[tuple[str, str, str], list[float]]:
+    probes = json.loads((ROOT / f"docs/{name}.json").read_text(encoding="utf-8"))["probes"]
+    return {(each["model"], each["tokens"], each["target"]): [100 * r2 for r2 in each["r2"]] for each in probes}
+
+
+def test_shares_of_variance_are_those_of_the_probe() -> None:
+    probed = shares_probed("probe")
     answer, rotation = ("text", "answer: panel_turn"), ("visual", "rotation")
     quoted = [("after", *answer), ("before", *answer), ("before", *rotation), ("after", *rotation)]
-    assert said == [last[each] for each in quoted]
+    assert shares_said("What do the hidden states hold?") == [f"{probed[each][-1]:.0f}" for each in quoted]
+
+
+def test_shares_after_triangulation_are_those_of_the_best_layer() -> None:
+    probed, with_rays = shares_probed("probe_triangulation"), shares_probed("probe_triangulation_rayrope")
+    visual = [probed["after", "visual", target] for target in ("position", "rotation", "depth")]
+    text = [
+        *(probed["after", "text", "answer: panel_distance"], with_rays["after", "text", "position"]),
+        probed["before", "text", "position"],
+    ]
+    position, rotation, depth, *rest = (f"{max(each):.0f}" for each in visual + text)
+    said = shares_said("What makes cameras useful where their path does not depend on the room?")
+    assert said == [position, rotation, depth, "10", *rest]
 
 
 def test_a_score_that_differs_or_has_no_source_is_found() -> None:
