@@ -9,8 +9,8 @@ scene's scale (its median depth). From the last token of a question, the only on
 camera, the scale and the answer, a number or the letter of an option (a column per letter, 1 at the right one). R² is
 on scenes that the map never saw: 1 is all of a target's variance, 0 no more than its mean, of letters their shares. The
 targets of other scenes are the control: what they still score comes from a token's position alone; the table's column
-`shuffled` has the most of any layer, before or after. Before training is
-the run's model with the weights that it started from. Writes probe.json and probe.png into the run's folder.
+`shuffled` has the most of any layer, before or after. Before training is the run's model with the weights that it
+started from. Writes probe.json and probe.png into the run's folder.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ def probe(arguments: list[str]) -> None:
     from rich.console import Console
 
     from commands.probes.results import as_json, draw, probe_states, table
-    from commands.runs import find_run, refuse_unreadable
+    from commands.runs import find_run
     from zoo.files.atomic_io import write_json
+    from zoo.weights.checkpoint_file import refuse_damaged
     from zoo.weights.saved_models import LAST_CHECKPOINT
 
     run = find_run(settings.run)
-    if (run / LAST_CHECKPOINT).exists():  # released weights that were never trained have none
-        refuse_unreadable(run / LAST_CHECKPOINT)
+    refuse_damaged(run / LAST_CHECKPOINT)  # released weights that were never trained have none
     probes = []
     for name in MODELS:
         scenes = _states(run, name, settings)

@@ -219,9 +219,9 @@ def _changed(
     one, other = (flatten(index_lists({part: config.get(part) for part in parts})) for config in (trained, asked))
     names = [name for name in sorted(one | other) if not is_one_of(name, ignored)]
     differing = [name for name in names if one.get(name) != other.get(name)]
-    parts = {name.removesuffix(".class_path") for name in differing} | one.keys() | other.keys()
+    nameable = {name.removesuffix(".class_path") for name in differing} | one.keys() | other.keys()
     prefixes = (accumulate(name.split("."), "{}.{}".format) for name in differing)
-    return list(dict.fromkeys(next(each for each in own if each in parts) for own in prefixes))
+    return list(dict.fromkeys(next(each for each in own if each in nameable) for own in prefixes))
 
 
 def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
