@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.errors import InputError
 from zoo.weights.saved_models import LAST_CHECKPOINT, RUN_CONFIG, config_of
@@ -35,11 +34,11 @@ def latest_run(name: str | None = None, runs: str | Path = "runs") -> Path:
 
 
 def readable_config(run: Path) -> dict[str, Any] | None:
-    """Return the settings of a run; None, and a line that says so, if they can't be read."""
+    """Return the settings of a run; None, and a warning that says so, if they can't be read."""
     try:
         return config_of(run)
     except InputError:
-        rank_zero_info(f"{run} is passed over: its {RUN_CONFIG} can't be read")
+        warnings.warn(f"{run} is passed over: its {RUN_CONFIG} can't be read", stacklevel=2)
         return None
 
 
