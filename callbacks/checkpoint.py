@@ -9,8 +9,9 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 
 from zoo.errors import InputError
+from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT
 
-FOLDER, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
+BEST = "best.ckpt"
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -114,7 +115,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def _save_last(self, trainer: Trainer) -> None:
         self._is_due, self._flush_is_due, self._saved_step = False, True, trainer.global_step
-        trainer.save_checkpoint(Path(trainer.default_root_dir, FOLDER, LAST), weights_only=False)
+        trainer.save_checkpoint(Path(trainer.default_root_dir, LAST_CHECKPOINT), weights_only=False)
 
     def _save_best(self, trainer: Trainer, weights_only: bool) -> None:
         if self.monitor is None:
@@ -127,7 +128,7 @@ class Checkpoint(callbacks.Checkpoint):
         sign = 1 if self.mode == "max" else -1
         if self.best_score is None or sign * score > sign * self.best_score:
             self.best_score = score
-            self.best_model_path = str(Path(trainer.default_root_dir, FOLDER, BEST))
+            self.best_model_path = str(Path(trainer.default_root_dir, CHECKPOINTS, BEST))
             trainer.save_checkpoint(self.best_model_path, weights_only=weights_only)
 
     def state_dict(self) -> dict[str, Any]:

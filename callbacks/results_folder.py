@@ -10,11 +10,10 @@ from typing import Any
 
 from lightning import Trainer
 
-from callbacks.checkpoint import FOLDER as CHECKPOINTS
 from callbacks.settings import FILES, changed
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint
-from zoo.weights.saved_models import RUN_CONFIG
+from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG
 
 METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
 UNFINISHED = "predictions.unfinished.json"  # the settings of a running or interrupted test

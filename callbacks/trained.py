@@ -8,9 +8,10 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from callbacks.checkpoint import BEST, LAST
+from callbacks.checkpoint import BEST
 from zoo.tasks.base import TRAINED
 from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.saved_models import LAST
 
 
 def trained_weights(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any] | None:

@@ -8,12 +8,12 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from callbacks.checkpoint import FOLDER, LAST
 from commands.configs import PROTOCOL, layer, load_configs, model_of
 from commands.parser import registered_classes
 from commands.runs import CONFIG, check_classes, find_run, refuse_unreadable, run_of
 from zoo.errors import InputError
 from zoo.tasks import Task
+from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT
 
 EVALUATION = ("validate", "test", "predict", "export")
 MODEL_HELP = "--model.help"
@@ -36,7 +36,7 @@ def preprocess_argv(arguments: list[str]) -> list[str]:
     configs = load_configs(names)
     options = complete_model_help(options, [model for model in map(model_of, configs.values()) if model])
     for path in configs:
-        if path.name == CONFIG and (path.parent / FOLDER).is_dir():
+        if path.name == CONFIG and (path.parent / CHECKPOINTS).is_dir():
             check_classes(path.parent, trusted)
     checkpoint = value_of("--ckpt_path", options)
     if checkpoint and checkpoint != "last":
@@ -111,7 +111,7 @@ def _run_options(options: list[str], trusted: Collection[str]) -> list[str]:
         raise InputError(f"{checkpoint} lies in no run with a {CONFIG}: name its model with --config")
     check_classes(run, trusted)
     found = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
-    return found if checkpoint else [*found, "--ckpt_path", str(run / FOLDER / LAST)]
+    return found if checkpoint else [*found, "--ckpt_path", str(run / LAST_CHECKPOINT)]
 
 
 def value_of(option: str, words: list[str]) -> str | None:

@@ -26,7 +26,6 @@ import yaml
 from jaxtyping import Float
 
 from callbacks.baselines.mark import NAMES
-from callbacks.checkpoint import FOLDER, LAST
 from callbacks.results_folder import METRICS
 from commands.configs import find_config, read_settings
 from commands.parser import OneLineParser
@@ -40,7 +39,7 @@ from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint
 from zoo.versions import zoo_version
-from zoo.weights.saved_models import config_of
+from zoo.weights.saved_models import LAST_CHECKPOINT, config_of
 
 HEADLINE = "All macro"
 ROUNDING = 1e-6  # of a score in float32
@@ -132,7 +131,7 @@ def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -
         InputError: The test has failed; names its log.
     """
     file, text = folder / "protocol_switched.yaml", yaml.safe_dump(dict(config), sort_keys=False)
-    checkpoint = run / FOLDER / LAST  # a test of released weights has none
+    checkpoint = run / LAST_CHECKPOINT  # a test of released weights has none
     weights = ("--ckpt_path", str(checkpoint)) if checkpoint.exists() else ()
     words = ("test", "--config", str(run / CONFIG), "--config", str(file), *shlex.split(options), *weights)
     words = (*words, "--trainer.default_root_dir", str(folder))

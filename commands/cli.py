@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks import Checkpoint, GalleryCallback, MetricsCallback, PredictionsCallback, SaveRunConfig, progress_bar
-from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import CheckpointFiles
 from callbacks.first_losses import FirstLosses
 from callbacks.loggers import TensorBoardFiles
@@ -30,6 +28,7 @@ from commands import run_name
 from commands.defaults import TRAINER_DEFAULTS, with_defaults
 from commands.export import ExportingTrainer
 from commands.help_texts import DESCRIPTIONS, explain
+from commands.interrupts import INTERRUPTED, TERMINATED
 from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
 from commands.parser import OneLineParser
 from commands.resolve_run import resolve_run
@@ -40,6 +39,7 @@ from zoo.errors import InputError
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.versions import versions
+from zoo.weights.saved_models import LAST_CHECKPOINT
 
 TIME_IS_OVER = 124  # the exit status, as of the command `timeout`
 
@@ -95,9 +95,9 @@ class ZooCLI(LightningCLI):
         except BaseException as error:  # an interrupt and a job's time limit as well
             self.after_failure(error)
             if isinstance(error, SIGTERMException):  # Lightning's own exit status is 0, as if it were trained
-                sys.exit(128 + signal.SIGTERM)
+                sys.exit(TERMINATED)
             if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):  # its own is 1
-                sys.exit(128 + signal.SIGINT)
+                sys.exit(INTERRUPTED)
             raise
         finally:
             if self.lock is not None:
@@ -183,7 +183,7 @@ class ZooCLI(LightningCLI):
             remove_unused(self.folder)
         if trainer is None or not trainer.interrupted:
             return
-        if self.command == "fit" and (self.folder / FOLDER / LAST).exists():
+        if self.command == "fit" and (self.folder / LAST_CHECKPOINT).exists():
             if has_trained or not isinstance(error, Exception):  # else it would fail again; an interrupt would not
                 rank_zero_info(self.way_on())
         elif self.command == "test" and (self.folder / UNFINISHED).exists() and not isinstance(error, InputError):

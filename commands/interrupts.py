@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses, as a shell has them
+
 
 def end_once() -> None:
     """Let the first SIGINT end the command in order, ignore the second, and let a third end it at once.

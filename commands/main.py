@@ -52,19 +52,17 @@ Examples:
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pkgutil import resolve_name
 from platform import python_version
 
 from commands.allocator import keep_freed_memory
 from commands.help_cache import print_help
-from commands.interrupts import end_once, exit_on_sigterm
+from commands.interrupts import INTERRUPTED, end_once, exit_on_sigterm
 from zoo.errors import TRACEBACK, InputError, did_you_mean, wants_traceback
 from zoo.versions import package_versions, zoo_version
 
 # Nothing here imports PyTorch before a command needs it: --help answers at once.
-INTERRUPTED = 128 + signal.SIGINT  # the exit status
 LIGHTNING = ("fit", "validate", "test", "predict", "export")
 CONFIGURED = {
     "select-frames": "commands.select_frames:select_frames",

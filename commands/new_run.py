@@ -20,9 +20,9 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from callbacks.checkpoint import FOLDER, LAST
 from zoo.errors import InputError
 from zoo.files.locks import try_lock
+from zoo.weights.saved_models import CHECKPOINTS, LAST
 
 RUNS = Path("runs")
 TRAINING_LOCK = ".fit.lock"
@@ -149,7 +149,7 @@ def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
         if lock is None:
             _made.discard(folder.absolute())
             raise InputError(f"another process is training in {folder}: wait for it, or {ELSEWHERE}")
-    saved = {path.resolve() for path in (folder / FOLDER).glob(f"*{Path(LAST).suffix}")}
+    saved = {path.resolve() for path in (folder / CHECKPOINTS).glob(f"*{Path(LAST).suffix}")}
     if saved and (resumed is None or resumed.resolve() not in saved):  # after the lock: a run may just have ended
         raise InputError(f"{folder} holds a trained run: add --ckpt_path last to go on with it, or {ELSEWHERE}")
     return lock
@@ -157,7 +157,7 @@ def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
 
 def remove_unused(folder: Path) -> None:
     """Remove the folder of a failed run if this process made it, and it holds no checkpoint and no answer."""
-    is_used = any((folder / FOLDER).glob("*")) or any(answers.stat().st_size for answers in folder.glob("*.jsonl"))
+    is_used = any((folder / CHECKPOINTS).glob("*")) or any(answers.stat().st_size for answers in folder.glob("*.jsonl"))
     if folder.absolute() in _made and not is_used:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.checkpoint import FOLDER, LAST
 from callbacks.checkpoint_io import optimizer_files
 from callbacks.results_folder import UNFINISHED
 from callbacks.settings import CHANGES_NO_RESULT, CHANGES_NO_WEIGHT, NOT_ARCHITECTURE, flatten, index_lists, is_one_of
@@ -27,7 +26,7 @@ from zoo.tasks.algorithm import SupervisedFineTuning
 from zoo.tasks.base import CONFIG_KEY
 from zoo.weights.checkpoint_file import read_checkpoint, refuse_damaged
 from zoo.weights.latest_run import readable_config
-from zoo.weights.saved_models import config_of
+from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT, config_of
 
 RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
@@ -60,7 +59,7 @@ def resolve_run(command: str, settings: Any) -> None:
     if command == "fit" and asked not in (None, "last") and _has_another_algorithm(Path(asked), settings):
         _check("start", Path(asked), settings)
         parts.initial_weights, asked = str(asked), None
-    if command == "fit" and asked is None and folder and is_restarted and Path(folder, FOLDER, LAST).exists():
+    if command == "fit" and asked is None and folder and is_restarted and Path(folder, LAST_CHECKPOINT).exists():
         asked = "last"
     if asked == "last" or (asked is None and command != "fit" and not released and not may_be_untrained):
         checkpoint = _last(command, settings, Path(folder) if folder else None)
@@ -127,7 +126,7 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
     fitting: tuple[Path, str] | None = None
     for run, trained in with_checkpoint(RUNS.glob(f"*/{CONFIG}") if folder is None else folder.glob(CONFIG)):
         if not (changed := _changed(trained, asked, ("model",), NOT_ARCHITECTURE)):
-            return run / FOLDER / LAST
+            return run / LAST_CHECKPOINT
         if command != "fit" and fitting is None and not _other_weights(trained, asked):
             fitting = run, changed[0]
         else:
@@ -136,7 +135,7 @@ def _last(command: str, settings: Any, folder: Path | None) -> Path:
             rank_zero_info(f"{run} is passed over: it {other}")
     if fitting is not None:
         rank_zero_info(f"{fitting[0]} was trained with another {fitting[1]}, which changes no weight")
-        return fitting[0] / FOLDER / LAST
+        return fitting[0] / LAST_CHECKPOINT
     absent = f"no run of this {_class(settings.model)} under {folder or RUNS}/"
     if command == "fit":
         raise InputError(
@@ -232,6 +231,6 @@ def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any)
         run = unfinished.parent
         tested = readable_config(run) if (run / CONFIG).exists() else None
         of_these = tested and tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
-        if of_these and not (run / FOLDER).exists() and not _changed(tested, settings.as_dict()):
+        if of_these and not (run / CHECKPOINTS).exists() and not _changed(tested, settings.as_dict()):
             return run
     return None

@@ -10,14 +10,13 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.checkpoint import FOLDER, LAST
 from commands.new_run import RUNS
 from zoo.class_paths import restrict_imports, unusable_class
 from zoo.errors import InputError, add_file_to_errors
 from zoo.weights.checkpoint_file import refuse_damaged
 from zoo.weights.latest_run import latest_run, readable_config, trained_at
+from zoo.weights.saved_models import LAST, LAST_CHECKPOINT, config_of
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
-from zoo.weights.saved_models import config_of
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -29,7 +28,7 @@ def run_of(checkpoint: Path) -> Path | None:
 def refuse_unreadable(checkpoint: Path) -> None:
     """Raise InputError for a checkpoint that is absent, a folder or truncated."""
     if checkpoint.is_dir():
-        inside = [path for path in (checkpoint / LAST, checkpoint / FOLDER / LAST) if path.exists()]
+        inside = [path for path in (checkpoint / LAST, checkpoint / LAST_CHECKPOINT) if path.exists()]
         raise InputError(f"{checkpoint} is a folder: give a file, {inside[0] if inside else 'such as ' + LAST}")
     if not checkpoint.exists():
         other = _of_named_run(checkpoint)
@@ -51,7 +50,7 @@ def _of_named_run(checkpoint: Path) -> Path | None:
 def with_checkpoint(configs: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the runs that have a checkpoint, with their settings, the newest first; name those that are passed over."""
     for run in sorted((config.parent for config in configs), key=trained_at, reverse=True):
-        if (run / FOLDER / LAST).exists():
+        if (run / LAST_CHECKPOINT).exists():
             if (settings := readable_config(run)) is not None:
                 yield run, settings
         elif not any(run.glob("*.jsonl")):  # else it only evaluated other weights

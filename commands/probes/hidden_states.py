@@ -19,8 +19,8 @@ from zoo.benchmarks import Benchmark
 from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.rays import project_points
-from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.cameras.reference import choose_view
+from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.balanced_view import saddle_balanced
 from zoo.encodings.base import CameraModule
 from zoo.model import SpatialVLM

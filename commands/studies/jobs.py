@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from callbacks.checkpoint import FOLDER, LAST
 from callbacks.first_losses import read_losses
 from callbacks.results_folder import PREFIX, SETTINGS
 from commands.main import LIGHTNING
@@ -27,6 +26,7 @@ from commands.studies.study_file import OWN, RUNS, Run, folder_name
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
 from zoo.versions import zoo_version
+from zoo.weights.saved_models import LAST_CHECKPOINT
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
 CODE = "code.zip"  # the modules that the training depends on
@@ -90,7 +90,7 @@ class Training(RunJob):
             claim = _read(self.folder / CLAIM) or {}
             is_current, is_trained = claim.get("code") == self.code, (self.folder / TRAINED).exists()
             if not (self._is_own(claim) and (is_current or (is_trained and not self.redo))):
-                if self._is_own(claim) and (self.folder / FOLDER / LAST).exists():
+                if self._is_own(claim) and (self.folder / LAST_CHECKPOINT).exists():
                     print(f"{self.run}: begun by other code, so it starts anew", flush=True)
                 shutil.rmtree(self.folder, ignore_errors=True)
                 write_json(self.folder / CLAIM, {"fit": list(self.run.fit), "code": self.code})
@@ -110,7 +110,7 @@ class Training(RunJob):
             return str(error)
 
     def _train_and_test(self, *locks: int) -> str | None:
-        checkpoint = self.folder / FOLDER / LAST
+        checkpoint = self.folder / LAST_CHECKPOINT
         weights: tuple[str, ...] = ("--config", str(self.folder / CONFIG), f"--ckpt_path={checkpoint}")
         if not self.run.is_trained:
             weights = self.run.fit

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.checkpoint import FOLDER, LAST, Checkpoint
+from callbacks.checkpoint import Checkpoint
 from callbacks.first_losses import FILE, FirstLosses, StopAfterFirstLosses
 from tests.callbacks.toy import Toy, trainer
+from zoo.weights.saved_models import LAST_CHECKPOINT
 
 SCENES = [[]] * 40  # 20 batches
 # weight 1, loss (weight - 2)^2 / 2, learning rate 0.1: the distance to 2 shrinks by 0.9 in each step
@@ -32,7 +33,7 @@ def test_a_resumed_fit_adds_those_that_are_missing(first: FirstLosses | None, tm
     before, settings = [first] if first else [], {"limit_val_batches": 0, "enable_checkpointing": True}
     trainer(tmp_path, *before, Checkpoint(), max_steps=3, **settings).fit(Toy(SCENES))
     run = trainer(tmp_path, FirstLosses(), Checkpoint(), max_steps=7, **settings)
-    run.fit(Toy(SCENES), ckpt_path=str(tmp_path / FOLDER / LAST))
+    run.fit(Toy(SCENES), ckpt_path=str(tmp_path / LAST_CHECKPOINT))
     if first:
         assert losses(tmp_path) == pytest.approx(EXPECTED, abs=1e-6)
     else:  # the losses of the first steps are unknown

@@ -87,7 +87,7 @@ def token_points(
 def project_points(
     points: Float[Tensor, "*batch 3"], world_to_camera: Float[Tensor, "4 4"], K_normalized: Float[Tensor, "3 3"]
 ) -> Float[Tensor, "*batch 2"]:
-    """Project world points into one view: (x, y) as in `grid_centers`, also outside of the image; NaN behind the camera.
+    """Project world points into a view: (x, y) as in `grid_centers`, also outside of the image; NaN behind the camera.
 
     Args:
         points: In the unit of the pose.

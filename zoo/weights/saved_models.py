@@ -30,7 +30,8 @@ from zoo.weights.model_card import FILE, LIBRARY, model_card
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-RUN_CONFIG, LAST_CHECKPOINT = "config.yaml", "checkpoints/last.ckpt"
+RUN_CONFIG, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"  # in the folder of a run
+LAST_CHECKPOINT = f"{CHECKPOINTS}/{LAST}"
 ReleasedParts = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 
 
