@@ -3,14 +3,14 @@
     python main.py probe
     python main.py probe runs/PRoPEMLLM-20261125-012048 --split train --scenes 200
 
-fits linear maps (ridge regression) from the hidden states of visual tokens to the depth beneath them, their match in
-the encoding's reference view (without one, in the first view: where it has the same 3D point), the position and
-rotation of their cameras in its frame, and the scene's scale (its median depth). From the last token of a question, the
-only one that has read all of it: to the last camera, the scale and the answer, a number or the letter of an option (a
-column per letter, 1 at the right one). R² is on scenes that the map never saw: 1 is all of a target's variance, 0 no
-more than its mean, of letters their shares. The targets of other scenes are the control: what they still score comes
-from a token's position alone; the table's column `shuffled` has the most of any layer, before or after. Before training
-is the run's model with the weights that it started from. Writes probe.json and probe.png into the run's folder.
+fits linear maps (ridge regression) from the hidden states of visual tokens to the depth beneath them, the position and
+rotation of their cameras in the frame of the encoding's reference view (without one, of the first view), and the
+scene's scale (its median depth). From the last token of a question, the only one that has read all of it: to the last
+camera, the scale and the answer, a number or the letter of an option (a column per letter, 1 at the right one). R² is
+on scenes that the map never saw: 1 is all of a target's variance, 0 no more than its mean, of letters their shares. The
+targets of other scenes are the control: what they still score comes from a token's position alone; the table's column
+`shuffled` has the most of any layer, before or after. Before training is the run's model with the weights that it
+started from. Writes probe.json and probe.png into the run's folder.
 """
 
 from __future__ import annotations

@@ -18,9 +18,7 @@ from datamodules.wording import Wording
 from zoo.benchmarks import Benchmark
 from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
 from zoo.cameras.poses import invert_se3
-from zoo.cameras.rays import project_points
 from zoo.cameras.reference import choose_view
-from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.encodings.balanced_view import saddle_balanced
 from zoo.encodings.base import CameraModule
 from zoo.model import SpatialVLM
@@ -28,9 +26,8 @@ from zoo.objectives.decoded import decode
 from zoo.precision import answer_precision, to_float32
 from zoo.requirements import DataRequirements
 from zoo.scene_encoding.encoded_scene import EncodedScene
-from zoo.scene_encoding.scene_cameras import scene_points, token_depth
+from zoo.scene_encoding.scene_cameras import token_depth
 from zoo.sequences.batch import Batch
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
 
 Targets = dict[str, Float[Tensor, "samples k"]]
 
@@ -112,32 +109,28 @@ def targets_of(
 ) -> dict[str, Targets]:
     """Return what the samples of a scene may hold.
 
-    Of a visual token its match in the `reference_view` (see `matches`), the log depth beneath it, and the position and
-    rotation of its camera in the frame of that view; of text those of the last camera. Of both the log of the scene's
-    median depth (its scale), and of text the answer, see `_answers`.
+    Of a visual token the log depth beneath it, and the position and rotation of its camera in the frame of
+    `reference_view`; of text those of the last camera. Of both the log of the scene's median depth (its scale), and of
+    text the answer, see `_answers`.
     """
     scene = encoded.scene
     steps, per_step = scene.num_steps, scene.tokens_per_step
     geometry, count = scene.geometry, len(questions)
     view = chosen // per_step
     position, rotation = torch.full((steps, 3), torch.nan), torch.full((steps, 9), torch.nan)
-    depth, match = torch.full((steps * per_step,), torch.nan), torch.full((steps * per_step, 2), torch.nan)
+    depth = torch.full((steps * per_step,), torch.nan)
     if geometry is not None and geometry.has_cameras:
         cameras = merge_cameras(geometry, model.merged_camera)
         poses = cameras.world_to_camera.double()
-        reference = reference_view(model, cameras, encoded)
-        relative = poses @ invert_se3(poses[reference])
+        relative = poses @ invert_se3(poses[reference_view(model, cameras, encoded)])
         known = cameras.has_camera[:, None].cpu()
         position = invert_se3(relative)[:, :3, 3].float().cpu().where(known, torch.nan)
         rotation = relative[:, :3, :3].flatten(1).float().cpu().where(known, torch.nan)
-        if geometry.depth is not None:
-            match = matches(geometry, scene.token_grid[1], reference).float().cpu()
     if geometry is not None and (beneath := token_depth(geometry, scene.token_grid[1])) is not None:
         depth = torch.where(beneath > 0, beneath, torch.nan).flatten().log().float().cpu()
     scale = depth.nanmedian().view(1, 1)
     return {
         "visual": {
-            "match": match[chosen],
             "depth": depth[chosen, None],
             "position": position[view],
             "rotation": rotation[view],
@@ -150,25 +143,6 @@ def targets_of(
             **_answers(questions),
         },
     }
-
-
-def matches(geometry: SceneGeometry, rows: int, reference: int) -> Float[Tensor, "tokens 2"]:
-    """Return where the reference view has the 3D point beneath each 2D token of another view, whether hidden or not.
-
-    A model that knows it has found which pixels of two views show one thing. Of the first frame of each temporal patch.
-
-    Args:
-        geometry: Of the scene, with cameras and depth.
-        rows: Of 2D tokens in a view.
-        reference: The number of a temporal patch.
-
-    Returns:
-        (x, y) from -1/2 to 1/2; NaN where the depth is unknown, outside of the image, and in the reference view itself.
-    """
-    poses, K, _ = (each[::TEMPORAL_PATCH_SIZE][reference].double() for each in geometry.cameras())
-    places = project_points(scene_points(geometry, rows), poses, K)
-    places[reference] = torch.nan
-    return places.where((places.abs() < 0.5).all(-1, keepdim=True), torch.nan).flatten(0, 2)
 
 
 def reference_view(model: SpatialVLM, cameras: PatchCameras, encoded: EncodedScene) -> int:

@@ -12,7 +12,7 @@ import yaml
 
 import main
 from commands.probe import MODELS, probe
-from commands.probes.hidden_states import SceneStates, matches, scene_states
+from commands.probes.hidden_states import SceneStates, scene_states
 from commands.probes.results import probe_states, shuffled
 from commands.probes.ridge import cross_validated_r2
 from datamodules.scenes import Question, RawQuestion
@@ -21,8 +21,6 @@ from zoo import LoRA, SpatialVLM
 from zoo.benchmarks import VSIBench
 from zoo.cameras import Cameras
 from zoo.cameras.patch_cameras import merge_cameras
-from zoo.cameras.rays import grid_centers
-from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.errors import InputError
 from zoo.weights.saved_models import initial_model
 
@@ -110,27 +108,6 @@ def test_cameras_are_in_the_frame_of_the_encodings_reference() -> None:
     assert chosen[:3] == [0, 2, int(medoid)] and chosen[4] == 0 and len(set(chosen)) > 2
 
 
-def test_the_match_of_a_token_is_where_the_reference_view_has_its_point() -> None:
-    """Cameras aside of one another in front of a wall: matches are shifted by the parallax."""
-    focal, wall, aside = 1.2, 3.0, torch.tensor([0.0, 0.0, 0.4, 0.4, -0.9, -0.9])
-    poses = torch.eye(4).repeat(6, 1, 1)
-    poses[:, 0, 3] = -aside
-    K = torch.diag(torch.tensor([focal, focal, 1.0])).repeat(6, 1, 1)
-    depth = torch.full((6, 56, 84), wall)
-    depth[2:4, :28, :28] = 0
-    geometry = SceneGeometry(world_to_camera=poses, K_normalized=K, depth=depth)
-    own = grid_centers(2, 3, poses).flatten(0, 1)
-    for reference in (0, 1, 2):
-        found = matches(geometry, 2, reference).float().unflatten(0, (3, 6))
-        for view in range(3):
-            shift = focal * (aside[2 * view] - aside[2 * reference]) / wall
-            expected = own + torch.tensor([shift, 0.0])
-            known = (expected.abs() < 0.5).all(1, keepdim=True) & torch.tensor(view != reference)
-            known[0] &= view != 1  # no depth
-            torch.testing.assert_close(found[view], expected.where(known, torch.nan), equal_nan=True)
-    assert matches(geometry, 2, 0).isfinite().any(1).sum() == 5 + 4  # one place is out of view beside the far camera
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_are_those_of_the_questions_that_can_be_asked(family: str) -> None:
     task, benchmark = build("plain", family=family), VSIBench()
@@ -187,7 +164,7 @@ def check_probed(run: Path, model: SpatialVLM, monkeypatch: pytest.MonkeyPatch, 
     assert 2 <= written["scenes"] < 99 and f"{written['scenes']} scenes" in map(str.rstrip, printed.splitlines())
     by_name = {(probe["model"], probe["tokens"], probe["target"]): probe["r2"] for probe in probes}
     cameras, size = ("position", "rotation", "scale"), "answer: room_size_estimation"
-    known = {"visual": ("match", "depth", *cameras), "text": (*cameras, size)}
+    known = {"visual": ("depth", *cameras), "text": (*cameras, size)}
     expected = {(model, tokens, target) for model in MODELS for tokens in known for target in known[tokens]}
     assert expected <= by_name.keys() and len({len(r2) for r2 in by_name.values()}) == 1
     assert all(name in expected or name[2].startswith(("answer: ", "option: ")) for name in by_name)

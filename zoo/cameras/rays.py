@@ -84,27 +84,6 @@ def token_points(
     return rotated + camera_to_world[..., :3, 3]
 
 
-def project_points(
-    points: Float[Tensor, "*batch 3"], world_to_camera: Float[Tensor, "4 4"], K_normalized: Float[Tensor, "3 3"]
-) -> Float[Tensor, "*batch 2"]:
-    """Project world points into a view: (x, y) as in `grid_centers`, also outside of the image; NaN behind the camera.
-
-    Args:
-        points: In the unit of the pose.
-        world_to_camera: A rigid pose.
-        K_normalized: Intrinsics, see `zoo.cameras.normalize_intrinsics`.
-
-    Example:
-        >>> import torch
-        >>> K = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 0, 1]])
-        >>> project_points(torch.tensor([[1.0, 0, 8], [1, 0, -8]]), torch.eye(4), K).tolist()
-        [[0.25, 0.0], [nan, nan]]
-    """
-    in_camera = points @ world_to_camera[:3, :3].mT + world_to_camera[:3, 3]
-    depth = in_camera[..., 2:]
-    return ((in_camera / depth) @ K_normalized.mT)[..., :2].where(depth > 0, torch.nan)
-
-
 def unproject_depth(
     depth: Float[Tensor, "*batch H W 1"],
     world_to_camera: Float[Tensor, "*batch 4 4"],
