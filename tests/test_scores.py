@@ -114,16 +114,39 @@ def test_shares_of_variance_are_those_of_the_probe() -> None:
     assert shares_said("What do the hidden states hold?") == [f"{probed[each][-1]:.0f}" for each in quoted]
 
 
+def triangulates(study: str, setting: str) -> bool:
+    """Whether a setting exceeds all that does without parallax by 0.15, as the studies set it beforehand."""
+    scores, column = scores_of(study), "parallax"
+    tests = ("cameras of another room", "frames at other centers")
+    assert all(scores.is_complete(setting, column, test) for test in (OWN, *tests))
+    others = [scores.baselines[name][column] for name in ("constant", "text", "cameras")]
+    others += [statistics.mean(scores.of(setting, column, test)) for test in tests]
+    others.append(statistics.mean(scores.of("images alone", column)))
+    return statistics.mean(scores.of(setting, column)) >= max(others) + 0.15
+
+
+def test_a_model_triangulates_after_3200_steps_and_not_after_400() -> None:
+    for setting in ("PRoPE", "PRoPE, depth objective"):
+        assert triangulates("triangulation_long", setting) and not triangulates("triangulation", setting)
+
+
 def test_shares_after_triangulation_are_those_of_the_best_layer() -> None:
-    probed, with_rays = shares_probed("probe_triangulation"), shares_probed("probe_triangulation_rayrope")
-    visual = [probed["after", "visual", target] for target in ("position", "rotation", "depth")]
-    text = [
-        *(probed["after", "text", "answer: panel_distance"], with_rays["after", "text", "position"]),
-        probed["before", "text", "position"],
+    long, short = shares_probed("probe_triangulation"), shares_probed("probe_triangulation_400")
+    of = [
+        (long, ("before", "visual", "position")),
+        (long, ("before", "visual", "rotation")),
+        (long, ("before", "visual", "depth")),
+        (long, ("after", "visual", "depth")),
+        (long, ("after", "text", "answer: panel_distance")),
+        (short, ("after", "visual", "depth")),
+        (short, ("after", "text", "answer: panel_distance")),
+        (shares_probed("probe_triangulation_rayrope"), ("after", "text", "position")),
+        (short, ("before", "text", "position")),
     ]
-    position, rotation, depth, *rest = (f"{max(each):.0f}" for each in visual + text)
+    shares = [f"{max(probed[names]):.0f}" for probed, names in of]
+    bound = ["10"]
     said = shares_said("What makes cameras useful where their path does not depend on the room?")
-    assert said == [position, rotation, depth, "10", *rest]
+    assert said == [*shares[:6], *bound, *shares[6:]]
 
 
 def test_a_score_that_differs_or_has_no_source_is_found() -> None:
