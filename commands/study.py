@@ -19,8 +19,8 @@ project's and your own, without comments and docstrings. Results of other code t
 trains the first five steps of them again, of one seed of each setting and column, for a fraction of the time; where the
 losses are those recorded, up to 1e-4, the results of all its seeds stand, and the mark goes. It trains nothing else and
 repeats no test, so that a change of decoding or of the scorer goes unnoticed. A training that starts from a required
-file is compared from the file that is there: made again elsewhere, it may differ. --redo_outdated retrains what is
-marked.
+file is compared from the file that is there: made again on another machine, or with another number of threads
+(OMP_NUM_THREADS), it may differ. --redo_outdated retrains what is marked.
 
 A study file has the keys
 
