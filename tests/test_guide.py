@@ -43,6 +43,8 @@ PARTS = f"--data.source.parts '[{{\"source\": {FEW_PANELS}}}]'"
 OF_FEW_PANELS = f"--data.num_frames 4 {PARTS} --data.source.evaluation '{FEW_PANELS}'"
 MORE = {  # the first that fits
     r"fit .*data_panels_images": SMALL.replace("--trainer.limit_val_batches 0 ", "").replace(DATA, OF_FEW_PANELS),
+    r"fit .*SceneFolder": SMALL.replace(DATA, "--data.num_frames 4") + " --model.geometry TinyVGGT",
+    r"cache-geometry .*SceneFolder": "--data.num_frames 4 --data.train_sampler null --model.geometry TinyVGGT",
     r"fit .*grpo": f"{SMALL} --model.algorithm.num_generations 2",
     r"fit .*--ckpt_path last": f"{SMALL} --trainer.max_steps 2 --data.question_types null",  # as the run before
     r"predict ": MODEL,
@@ -91,6 +93,13 @@ class Doors(OwnQuestions):
 """
 
 
+def expanded(words: str, page: str) -> str:
+    """The words with the shell variables that the page sets."""
+    for name, meaning in re.findall(r'(\w+)="([^"]*)"', TEXTS[page]):
+        words = words.replace(f"${name}", meaning)
+    return words
+
+
 def made_small(command: str) -> str:
     """The command with the names and sizes of this test."""
     words = command.partition(" #")[0].strip()
@@ -119,6 +128,7 @@ def write_files(folder: Path, rooms_root: Path) -> None:
     question = {"id": 1, "dataset": "homes", "scene_name": "kitchen", "question_type": "door_width"}
     question |= {"question": "How wide is the door?", "ground_truth": "0.9", "options": None}
     (folder / "data/mine/test.jsonl").write_text(json.dumps(question) + "\n")
+    (folder / "data/mine/train.jsonl").write_text(json.dumps(question | {"question_type": "object_counting"}) + "\n")
     turns = [{"from": "human", "value": "<video>\nHow wide is the door?"}, {"from": "gpt", "value": "0.9"}]
     row = {"video": "clip.mp4", "question_type": "door_width", "conversations": turns}
     (folder / "asked.jsonl").write_text(json.dumps(row) + "\n")
@@ -135,8 +145,7 @@ def options_of(page: str) -> list[str]:
     found = []
     for words in blocks + spans:
         words = words.removeprefix("python main.py ").replace(" --config ...", "").replace(" ...", "")
-        for name, meaning in re.findall(r'(\w+)="([^"]*)"', text):
-            words = words.replace(f"${name}", meaning)
+        words = expanded(words, page)
         is_option = re.match(r"(fit|test|--(model|data)[\w.]+|--config) \S", words)
         if not is_option or re.match(r"test --config protocol_\w+\.yaml$", words) or "runs/mine" in words:
             continue  # the latter two need a trained run
@@ -190,7 +199,7 @@ def test_the_studies_at_full_size_are_listed_and_have_files_for_sbatch(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("page", "count"), [("running", 30), ("models", 5)])
+@pytest.mark.parametrize(("page", "count"), [("running", 30), ("models", 3)])
 def test_its_commands_run_in_their_order(
     page: str, count: int, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,7 +209,8 @@ def test_its_commands_run_in_their_order(
     failed = []
     for command in COMMANDS[page]:
         monkeypatch.delenv("ZOO_RUN", raising=False)
-        words = [found for word in shlex.split(made_small(command)) for found in (glob(word) or [word])]
+        given = shlex.split(made_small(expanded(command, page)))
+        words = [found for word in given for found in (glob(word) or [word])]
         print("$", *words)
         monkeypatch.setattr(sys, "argv", words[1:])
         try:
