@@ -16,6 +16,7 @@ SOURCES = {
     "data_arkitscenes": "PosedScenes",
     "data_conversations": "Mixture",
     "data_panels": "PanelRooms",
+    "data_panels_images": "Mixture",
     "data_real_rooms": "RealRooms",
     "data_revsi": "ReVSI",
     "data_rooms": "Rooms",
