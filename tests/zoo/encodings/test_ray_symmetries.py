@@ -51,6 +51,8 @@ def acts(option: dict[str, Any], points: str) -> bool:
         return "_pj" in points.replace("inf_pj", "")
     if "rays" in option:
         return has_rays(points)
+    if "scale" in option:
+        return not points.startswith("inf_") or "+" in points
     return "d_" in points or not {"depth", "predicts_width"} & option.keys()
 
 
