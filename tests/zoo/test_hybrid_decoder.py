@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
+from docs.symmetries import COMBINATIONS
 from tests.zoo import asking, showing
 from tests.zoo.delta_net_kernels import install_kernels, wrap_functions
 from tests.zoo.sequences.test_packed_training import difference, learned
@@ -33,6 +34,9 @@ from zoo import (
 )
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen_vl import QwenVLBackbone
+from zoo.encodings import EncodedCameras
+from zoo.encodings.measured_symmetries import sequence_for
+from zoo.encodings.reference_attention import random_cameras
 from zoo.generation.linear_states import join_states, read_states
 from zoo.generation.prefix_cache import CachedPrefix
 from zoo.generation.sampling import greedy
@@ -177,6 +181,30 @@ def test_a_prompt_with_cameras_is_read_in_one_call() -> None:
     with pytest.raises(ValueError, match="reads a prompt in one call"):
         layer(**prompt)
     layer(**prompt | {"camera_encoding": None})  # the control
+
+
+@torch.no_grad()
+def test_steps_of_an_answer_are_stock_whatever_encoding_acts_in_full_attention() -> None:
+    """Bit for bit; some encodings have hooks in these steps, which no Gated DeltaNet layer has."""
+    backbone = SpatialVLM(tiny(layers=8, key_value_heads=2)).backbone
+    layer, head = backbone.decoder.layers[0].linear_attn, backbone.head_layout
+    generator, (poses, K) = torch.Generator().manual_seed(0), random_cameras(2)
+    prompt, token = (torch.randn(2, length, backbone.hidden_size, generator=generator) for length in (9, 1))
+
+    def step(encoded: EncodedCameras | None) -> Tensor:
+        cache = DynamicCache(config=backbone.vlm.config.text_config)
+        layer(prompt, cache=cache)
+        found: Tensor = layer(token, cache=cache, camera_encoding=encoded)
+        return found
+
+    stock, with_hooks = step(None), set()
+    for name, make in COMBINATIONS.items():
+        encoding = make()
+        backbone.install_encoding(encoding)
+        later = encoding.encode(sequence_for(encoding, 3).cameras(poses, K), head).for_decode_step()
+        assert torch.equal(step(later), stock), name
+        with_hooks |= {name} if later is not None else set()
+    assert with_hooks == {name for name in COMBINATIONS if "PoseALiBi" in name or "ExtraChannels" in name}
 
 
 def test_optional_kernels_run_in_place_of_the_functions_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

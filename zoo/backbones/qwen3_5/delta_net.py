@@ -51,6 +51,10 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         Raises:
             ValueError: The encoding has another number of tokens, or comes behind the first call with a cache.
         """
+        if camera_encoding is not None:
+            check_num_tokens(camera_encoding, hidden_states)
+            # what acts in full attention alone may have hooks of later steps, which are none of this layer's
+            camera_encoding = camera_encoding.at_linear_layer(self.layer_idx, hidden_states)
         if camera_encoding is not None and cache is not None and cache.has_previous_state(self.layer_idx):
             raise ValueError(
                 "a camera encoding in a Gated DeltaNet layer reads a prompt in one call: its cache is filled"
@@ -58,9 +62,6 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         if isinstance(attention_mask, str):
             step: Tensor = super().forward(hidden_states.transpose(0, 1), cache=cache, **kwargs)
             return step.transpose(0, 1)
-        if camera_encoding is not None:
-            check_num_tokens(camera_encoding, hidden_states)
-            camera_encoding = camera_encoding.at_linear_layer(self.layer_idx, hidden_states)
         questions = attention_mask if isinstance(attention_mask, QuestionPlaces) else None
         if camera_encoding is None and questions is None:
             output: Tensor = super().forward(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
