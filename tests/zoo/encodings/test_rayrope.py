@@ -192,6 +192,22 @@ def test_vague_depth_shrinks_and_certain_depth_turns() -> None:
     assert norms[0] > 1 - 1e-12 and norms[0] > norms[1] > norms[2]
 
 
+def test_known_depth_beside_a_prediction_without_width() -> None:
+    """As beside one whose width is zero: in the views without known depth, and in the others."""
+    tensors, meta = load("attention", "known_depth")
+    certain = tensors["predicted_d"][..., :1]
+    of_no_width = torch.cat((certain, torch.zeros_like(certain)), -1)
+    found, wanted = (attend({**tensors, "predicted_d": each}, meta["config"]) for each in (certain, of_no_width))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    moved = {**tensors, "predicted_d": certain}
+    moved["world_to_camera"] = tensors["world_to_camera"] @ random_cameras(1, 1, seed=5)[0]
+    torch.testing.assert_close(attend(moved, meta["config"]), found, rtol=0, atol=1e-10)
+    for depth in (certain + 1, tensors["predicted_d"]):  # the controls: some views are predicted, and a width counts
+        assert (attend({**tensors, "predicted_d": depth}, meta["config"]) - found).abs().max() > 0.01
+    unknown = {name: x for name, x in tensors.items() if name != "context_depths"} | {"predicted_d": certain}
+    assert (attend(unknown, meta["config"]) - found).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("wrong", [{"points": "d"}, {"points": "d_pj+d_3d"}, {"rays": 4}, {"head_dim": 40}])
 def test_wrong_options_raise(wrong: dict[str, Any]) -> None:
     tensors, meta = load("attention", "at_init")

@@ -195,6 +195,7 @@ class _Views(NamedTuple):
             height, width = known_depth.shape[2:4]
             pixel = (corners * torch.tensor([width, height]).to(raw_depth) - 0.5).round().long()  # half to even
             column, row = pixel[..., 0].clamp(0, width - 1), pixel[..., 1].clamp(0, height - 1)
-            known = known_depth[:, :, row, column].clamp(*KNOWN_DEPTHS).flatten(1, 2).expand(-1, -1, -1, 2)
+            known = known_depth[:, :, row, column].clamp(*KNOWN_DEPTHS).flatten(1, 2)
+            known = known.expand(-1, -1, -1, depths.shape[-1])  # all ends are the same
             depths = torch.cat((known.to(depths), depths[:, known.shape[1] :]), 1)
         return cls(poses, K, rays.flatten(1, 2), depths)
