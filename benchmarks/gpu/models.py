@@ -115,7 +115,7 @@ class Command:
     def questions(self, task: VideoQATask, sizes: BatchSizes, are_alone: bool = False) -> list[Batch]:
         """The questions of a scene on the device: in one batch with a shared prefix, or one batch each."""
         builder = task.sequence_builder
-        scenes, rows, _ = example_questions(task.model, sizes)
+        scenes, rows, _ = example_questions(task.model, sizes, task.model.requirements)
         asked = [row.input_ids.tolist() for row in rows]
         batches = [[each] for each in asked] if are_alone else [asked]
         prompts = [builder.prompts(each, [[0]] * len(each), scenes) for each in batches]

@@ -68,7 +68,7 @@ def zoo_step(bench: Bench, task: VideoQATask, asked: Batch) -> Step:
 def one_per_row(bench: Bench, task: VideoQATask, sizes: BatchSizes, asked: Batch) -> list[dict[str, Any]]:
     """The inputs of transformers' model for each question."""
     builder = SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=False))
-    scenes, rows, scene_of = example_questions(task.model, sizes)
+    scenes, rows, scene_of = example_questions(task.model, sizes, task.model.requirements)
     scenes[0].pixel_values = asked.scenes[0].pixel_values.cpu()
     return stock_rows(Batch(scenes, builder.vision(scenes), builder.training(rows, scene_of, scenes)).to(bench.device))
 

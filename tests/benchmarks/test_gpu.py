@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.models import Bench
+from benchmarks.gpu.peer import OPTIONS, one_per_row
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +27,17 @@ def test_all_parts_run_with_tiny_models_on_a_cpu(tmp_path: Path) -> None:
     assert all(f"## {part}\n" in text for part in gpu.PARTS) and "MFU" in text and "questions/s" in text
     again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert again.stdout.count(": done") == len(gpu.PARTS) and "up to" not in again.stdout
+
+
+def test_questions_of_a_scene_are_built_in_every_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one batch, in one batch each, and as rows of transformers' model, which only some parts take."""
+    monkeypatch.setattr(torch, "compile", torch.compile)  # a tiny task replaces it
+    bench = Bench(torch.device("cpu"), is_tiny=True)
+    command = bench.fit("qwen25", OPTIONS, model="qwen25_vl.yaml", is_adapted=False)
+    task, sizes = command.task().eval(), command.sizes(2)
+    together, alone = command.questions(task, sizes), command.questions(task, sizes, are_alone=True)
+    assert [[len(each.prompts) for each in batches] for batches in (together, alone)] == [[1], [1, 1]]
+    assert len(one_per_row(bench, task, sizes, command.inputs(task, sizes))) == 2
 
 
 def test_what_is_too_old_or_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
