@@ -47,7 +47,7 @@ def write(folder: Path, rows: int) -> Path:
 
 def start(path: str) -> None:
     """Lists the scenes and deals the first batch; prints seconds of CPU and MB, without and with the imports."""
-    from datamodules.order import TrainingOrder
+    from datamodules.question_sampler import TrainingOrder
     from datamodules.sources import Conversations
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
 from zoo.geometry.da3.trunk import PATCH_SIZE, Trunk
-from zoo.geometry.images import normalize
+from zoo.geometry.layers import normalize
 
 STARTS = ("alt_start", "qknorm_start", "rope_start")
 SIZES: dict[str, dict[str, Any]] = {

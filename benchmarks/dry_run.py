@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 
 from benchmarks.measure import resident
 from benchmarks.random_weights import draw
-from datamodules.asking import data_of, load_video
 from datamodules.collate import TrainingCollate
+from datamodules.inference import data_of, load_video
+from datamodules.loaded_scene import Wording
 from datamodules.scenes import Question
-from datamodules.wording import Wording
 from zoo import VGLLM, LearningRates, LoRA, SpatialMLLM, SpatialVLM, VideoQATask
 from zoo.backbones.qwen_weights import EmptyQwenVL
 from zoo.backbones.released_configs import ReleasedConfig, known_config
@@ -38,7 +38,7 @@ from zoo.checkpoints.config import released_config
 from zoo.checkpoints.export import official_tensors
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.sequences.batch import Batch
-from zoo.tasks.optim import parameter_groups
+from zoo.tasks.base import parameter_groups
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
 TINY |= {"num_key_value_heads": 1, "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}}

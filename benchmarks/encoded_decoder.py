@@ -15,7 +15,7 @@ from zoo.backbones.attention import replace_classes
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings import EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.per_view_encoding import PerViewEncoding
+from zoo.encodings.per_view import PerViewEncoding
 
 IMAGE = 448  # pixels a side; only the ratio to K matters
 TEXT_BETWEEN = ", text between views"  # as Qwen3-VL writes and as pictures have, here one token

@@ -25,15 +25,13 @@ import torch
 from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread, timed
 from benchmarks.tables import markdown
 from datamodules.collate import QuestionCollate, TrainingCollate
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.scenes import Question, Scene
-from datamodules.wording import Wording
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
-from zoo.generation.answers import answer_batch
-from zoo.generation.prefix_cache import CachedPrefix
+from zoo.generation import CachedPrefix, answer_batch
 from zoo.geometry import VGGT, VGGTEncoder
-from zoo.scene_encoding.stages import encode_vision
+from zoo.scene_encoding import encode_vision
 from zoo.sequences.batch import Batch
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter

@@ -27,13 +27,12 @@ from benchmarks.measure import add_options, in_a_process, interleaved, peak_grow
 from benchmarks.tables import markdown
 from benchmarks.training import SIZES, noise, task_of
 from datamodules.collate import QuestionCollate
-from datamodules.wording import Wording
-from zoo.generation.answers import eval_mode
-from zoo.generation.sampling import Sampling
+from datamodules.loaded_scene import Wording
+from zoo.generation import Sampling, eval_mode
 from zoo.objectives.grpo import grpo_loss
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
-from zoo.tasks.rollout import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
+from zoo.tasks.grpo import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 TOLERANCE = 1e-5  # of equal gradients, relative to the norm
 NEW_TOKENS = 8

@@ -30,12 +30,12 @@ from benchmarks.evaluate import TEXTS
 from benchmarks.measure import in_a_process, peak_growth, spread, timed
 from benchmarks.tables import markdown
 from benchmarks.video import write_clip
-from datamodules.asking import batch_of_questions
+from datamodules.inference import batch_of_questions
 from datamodules.resize import PixelBounds
 from zoo import SpatialVLM, TinyQwen25VL
 from zoo.benchmarks import VSIBench
 from zoo.checkpoints import PretrainedQwen25VL, export_model
-from zoo.generation.answers import answer_prompts
+from zoo.generation import answer_prompts
 from zoo.sequences.time_index import TimestampIndex
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter

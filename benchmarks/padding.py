@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 
 from benchmarks.tables import markdown
 from datamodules import Rooms
-from datamodules.order import TrainingOrder
+from datamodules.loaded_scene import user_text
+from datamodules.question_sampler import TrainingOrder
 from datamodules.scenes import Question
-from datamodules.wording import user_text
 from zoo import TinyQwen25VL
 
 BATCHES, PER_SCENE, EPOCHS = (4, 32), (1, 8), 3

@@ -24,7 +24,7 @@ from benchmarks.measure import interleaved, spread
 from benchmarks.tables import markdown
 from benchmarks.video import write_clip
 from datamodules.samplers import PoseFarthestSampler, PosePlaneSampler, SceneView, maximum_coverage, voxelize
-from datamodules.samplers.points import encoder_images
+from datamodules.samplers.space_aware import encoder_images
 from datamodules.video import Video, even_steps
 
 ROOM_M = np.array([6.0, 5.0, 2.7])

@@ -32,16 +32,15 @@ from benchmarks.evaluate import TEXTS
 from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
 from benchmarks.tables import markdown
 from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.scenes import Question, Scene
-from datamodules.wording import Wording
 from zoo import LearningRates, Qwen25VL, TinyQwen25VL
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
-from zoo.objectives.average import AverageRule
+from zoo.objectives.base import AverageRule
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.packing import IGNORED
-from zoo.tasks.optim import fused_adamw
+from zoo.tasks.base import fused_adamw
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {},

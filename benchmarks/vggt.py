@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
 from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.aggregator import DINOV2
+from zoo.geometry.vggt.model import DINOV2
 
 SIZES: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_embed": "dinov2_vitl14_reg"},

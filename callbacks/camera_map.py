@@ -21,10 +21,9 @@ from torch import Tensor
 
 from callbacks.map_geometry import level_axes, spread
 from datamodules.samplers import DatasetDepth, SceneView
-from datamodules.samplers.coverage import VoxelGrid, voxel_grid
-from datamodules.samplers.points import PointMaps, PointSource
-from zoo.cameras.patch_cameras import PatchCameras
+from datamodules.samplers.space_aware import PointMaps, PointSource, VoxelGrid, voxel_grid
 from zoo.cameras.poses import invert_se3
+from zoo.cameras.scene_geometry import PatchCameras
 
 SIDE = 7.6  # inches of 100 pixels
 CANDIDATES = 128  # frames whose voxels count as visible

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 THUMBNAIL, GAP, LABEL = 176, 8, 22  # pixels: the longer side of a frame, between temporal patches, below a frame
 PAPER, INK = (255, 255, 255), (40, 44, 52)

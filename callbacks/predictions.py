@@ -28,8 +28,7 @@ from callbacks.scoring import benchmark_of, score_record
 from callbacks.settings import differences, save_config, settings_of
 from datamodules.resumable_test import tested_by
 from zoo.errors import InputError
-from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
-from zoo.files.locks import try_lock
+from zoo.files.atomic_io import JSONLines, json_lines, read_records, try_lock, write_json, write_whole
 from zoo.versions import versions
 
 

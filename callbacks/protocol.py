@@ -10,8 +10,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from callbacks.settings import flatten
 from commands.configs import PROTOCOLS, find_config, read_settings
-from zoo.class_paths import is_same_class
-from zoo.configuration import to_config
+from zoo.configuration import is_same_class, to_config
 from zoo.errors import InputError
 
 

@@ -25,8 +25,8 @@ from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_pars
 from datamodules.dataset import SceneDataset
 from datamodules.frame_cache import FrameCache
 from zoo.errors import InputError
+from zoo.model_spec import DataRequirements
 from zoo.progress import progress
-from zoo.requirements import DataRequirements
 from zoo.tasks import VideoQATask
 
 

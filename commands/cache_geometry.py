@@ -31,8 +31,8 @@ from datamodules.sources.base import Split
 from zoo.errors import InputError
 from zoo.geometry import GeometryCache
 from zoo.geometry.cached import STILLS_OF_ANOTHER_GRID
+from zoo.model_spec import DataRequirements
 from zoo.progress import progress
-from zoo.requirements import DataRequirements
 from zoo.tasks import VideoQATask
 
 

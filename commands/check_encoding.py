@@ -27,11 +27,22 @@ from zoo.backbones.released_layouts import released_layouts
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import CameraEncoding, CaPE
+from zoo.encodings.base import Symmetries
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.measured_symmetries import PROPERTIES, effect, holds, other_cameras, world_views
 from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import LAYOUTS, Decoder, attend, mrope, random_cameras, random_sequence
-from zoo.encodings.symmetries import Symmetries
+from zoo.encodings.testing import (
+    LAYOUTS,
+    PROPERTIES,
+    Decoder,
+    attend,
+    effect,
+    holds,
+    mrope,
+    other_cameras,
+    random_cameras,
+    random_sequence,
+    world_views,
+)
 from zoo.errors import InputError
 
 MOVES = 1e-3  # what cameras must change at least

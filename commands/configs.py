@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from zoo.class_paths import is_same_class
+from zoo.configuration import is_same_class
 from zoo.errors import InputError, did_you_mean
 
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages

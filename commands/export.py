@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from commands.runs import config_of, run_of
 from datamodules import VideoQADataModule
-from datamodules.asking import READ_FROM_RUN
+from datamodules.inference import READ_FROM_RUN
 from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import complete_config, to_config
 from zoo.errors import InputError

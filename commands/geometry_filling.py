@@ -13,11 +13,11 @@ from datamodules.loaded_scene import LoadedScene
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.geometry import CachedGeometry
 from zoo.geometry.base import encoder_frames
+from zoo.geometry.reader import geometry_of_frames, shown_frames
 from zoo.model import SpatialVLM
-from zoo.scene_encoding.geometry_reader import geometry_of_frames, shown_frames
-from zoo.scene_encoding.teacher import Teacher
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.objectives.teacher_model import Teacher
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+from zoo.sequences.loaded_scene import SceneInputs
 
 Asked = tuple[Float[Tensor, "S 3 H W"], SceneGeometry | None]  # frames and the dataset's geometry, as a run asks
 

@@ -34,9 +34,9 @@ import torch
 from commands.parser import OneLineParser
 from commands.run_options import SceneCounts
 from datamodules.cameras_file import read_cameras
-from datamodules.processes import process_map
+from datamodules.sources.conversations import CAMERAS, SceneIndex
 from datamodules.sources.posed import UNREADABLE
-from datamodules.sources.scene_index import CAMERAS, SceneIndex
+from datamodules.sources.rooms.source import process_map
 from datamodules.trajectories import ARKitScenes, PoseFormat, ScanNet, ScanNetPlusPlus
 from datamodules.trajectories.conventions import find_better_convention
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene

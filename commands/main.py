@@ -124,7 +124,7 @@ def run(command: str) -> None:
     keep_freed_memory()
     if command not in PLAIN:
         from commands.arguments import preprocess_argv
-        from zoo.class_paths import kept_import_policy
+        from zoo.configuration import kept_import_policy
 
         with kept_import_policy():
             sys.argv[1:] = preprocess_argv(sys.argv[1:])  # Lightning starts the other processes of DDP from sys.argv

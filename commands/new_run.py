@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.environments import (
 )
 
 from zoo.errors import InputError
-from zoo.files.locks import try_lock
+from zoo.files.atomic_io import try_lock
 from zoo.weights.saved_models import CHECKPOINTS, LAST
 
 RUNS = Path("runs")

@@ -18,7 +18,7 @@ import zoo
 from commands.configs import read_settings
 from commands.expected_types import describe_types
 from commands.faults import raise_failed_construction
-from zoo.class_paths import unusable_class
+from zoo.configuration import unusable_class
 from zoo.errors import InputError, closest, did_you_mean, input_error
 
 BASES = ("Task", "VideoQATask")  # default configs set their options, but a run needs one of their models

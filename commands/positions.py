@@ -23,9 +23,7 @@ from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, run_parser
 from zoo.encodings import CameraEncoding, PoseAxis
 from zoo.encodings.decoder_layout import DecoderLayout
-from zoo.encodings.linear_layers import LINEAR, DeltaNetLayers
-from zoo.encodings.placements import AXES
-from zoo.encodings.subsets import LayerSubset
+from zoo.encodings.placements import AXES, LINEAR, DeltaNetLayers, LayerSubset
 from zoo.model import SpatialVLM
 from zoo.tasks import VideoQATask
 

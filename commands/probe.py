@@ -88,8 +88,7 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     from commands.probes.hidden_states import probe_requirements, scene_states
     from commands.runs import is_own
     from datamodules import VideoQADataModule
-    from zoo.class_paths import named_modules, trusted_imports
-    from zoo.configuration import from_config
+    from zoo.configuration import from_config, named_modules, trusted_imports
     from zoo.model import SpatialVLM
     from zoo.progress import progress
     from zoo.weights.saved_models import config_of, initial_model

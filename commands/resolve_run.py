@@ -20,10 +20,10 @@ from commands.parser import BASES, registered_classes
 from commands.run_name import run_name
 from commands.runs import CONFIG, refuse_unreadable, run_of, with_checkpoint
 from zoo.backbones import BackboneLoader
-from zoo.class_paths import is_same_class
+from zoo.configuration import is_same_class
 from zoo.errors import InputError, add_file_to_errors
-from zoo.tasks.algorithm import SupervisedFineTuning
 from zoo.tasks.base import CONFIG_KEY
+from zoo.tasks.video_qa import SupervisedFineTuning
 from zoo.weights.checkpoint_file import read_checkpoint, refuse_damaged
 from zoo.weights.latest_run import readable_config
 from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT, config_of

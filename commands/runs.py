@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from commands.new_run import RUNS
-from zoo.class_paths import restrict_imports, unusable_class
+from zoo.configuration import restrict_imports, unusable_class
 from zoo.errors import InputError, add_file_to_errors
 from zoo.weights.checkpoint_file import refuse_damaged
 from zoo.weights.latest_run import latest_run, readable_config, trained_at

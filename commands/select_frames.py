@@ -19,7 +19,7 @@ from callbacks.contact_sheet import contact_sheet
 from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
-from datamodules.selections import FILE, find_selection, selections_in, shared_settings, write_selection
+from datamodules.samplers.base import FILE, find_selection, selections_in, shared_settings, write_selection
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint

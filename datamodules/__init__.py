@@ -14,7 +14,6 @@ __getattr__, __all__ = lazy_exports(
             *("Perturbation", "ReversedFrames", "ShuffledFrameNumbers", "ShuffledFrames"),
             *("WrongFocalLength", "ZeroGeometry"),
         ],
-        "resize": ["PixelBounds"],
         "samplers": [
             *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameSampler", "Neighbor", "OffsetNeighbor"),
             *("PointSource", "PoseFarthestSampler", "PosePlaneSampler", "RandomSampler", "SceneView", "SelectedFrames"),
@@ -27,7 +26,7 @@ __getattr__, __all__ = lazy_exports(
             *("ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo"),
             "VSIBench",
         ],
-        "still_resize": ["FixedWidthStills", "OriginalStills", "StillResize"],
+        "resize": ["FixedWidthStills", "OriginalStills", "PixelBounds", "StillResize"],
         "datamodule": ["VideoQADataModule"],
         "frame_cache": ["FrameCache"],
     },

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datamodules.loaded_scene import LoadedScene
-from zoo.cameras.window import Window
+from zoo.cameras.scene_geometry import Window
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 

@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, Wording, media_of
 from datamodules.scenes import Question
-from datamodules.wording import Wording, media_of
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
 from zoo.geometry.cached import STILLS_OF_ANOTHER_GRID
-from zoo.requirements import DataRequirements
-from zoo.scene_encoding.geometry_reader import GeometryReader
+from zoo.geometry.reader import GeometryReader
+from zoo.model_spec import DataRequirements
 from zoo.sequences.batch import Batch, Prompt, Record, Sequences
 from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.loaded_scene import SceneInputs
 from zoo.sequences.packing import IGNORED, Row
-from zoo.sequences.scene_inputs import SceneInputs
 
 
 class Collate(ABC):

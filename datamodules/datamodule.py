@@ -17,28 +17,24 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules.augmentations import Augmentation
 from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate
 from datamodules.dataset import SceneDataset
-from datamodules.filters import QuestionFilter
 from datamodules.frame_cache import FrameCache
-from datamodules.loaded_scene import FramesAs
-from datamodules.order import TrainingOrder, TrainingPosition, balance_across_ranks
+from datamodules.loaded_scene import FramesAs, Wording
 from datamodules.perturbations import Perturbation, PerturbedScenes
-from datamodules.resize import PixelBounds
+from datamodules.question_sampler import ResumableLoader, TrainingOrder, TrainingPosition, balance_across_ranks
+from datamodules.resize import PixelBounds, StillResize
 from datamodules.resumable_test import ResumableTest
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
 from datamodules.scenes import Question, Scene, num_answers, questions_fingerprint
 from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
-from datamodules.sources.base import Split
+from datamodules.sources.base import QuestionFilter, Split
 from datamodules.split_requirements import check_questions, check_requirements
-from datamodules.still_resize import StillResize
-from datamodules.training_loader import ResumableLoader
-from datamodules.wording import Wording
 from zoo.configuration import Configurable, known_config, to_config
 from zoo.errors import InputError, check_choice, describe
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 from zoo.seed import resolve_seed
 from zoo.sequences.batch import Batch
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 
 @contextmanager

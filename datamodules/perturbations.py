@@ -27,7 +27,7 @@ from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 
 class Perturbation(Configurable, ABC):

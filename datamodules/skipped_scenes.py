@@ -9,7 +9,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from datamodules.loaded_scene import LoadedScene
-from datamodules.order import TrainingItem
+from datamodules.question_sampler import TrainingItem
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, read_records
 from zoo.sequences.batch import Batch

@@ -11,7 +11,7 @@ from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.video import companion_name
 from zoo.errors import InputError
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 
 def check_requirements(scenes: Sequence[Scene], split: Split, source: SceneSource, needs: DataRequirements) -> None:

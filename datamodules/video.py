@@ -1,25 +1,268 @@
-"""Exact frames of a video file, a folder of images, several images, or frames in memory.
+"""Exact frames of a video file, decoded from the preceding key frame.
 
-    video = Video("kitchen.mp4")
-    frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
-
-`num_frames` counts the frames in the file, whatever its header states. Rotation metadata is applied: height, width and
-frames are upright. Only frames that the requested ones depend on are decoded (`datamodules.video_file`).
+A frame's index is the rank of its packet in presentation order, so a frame decoded after a seek is identified by its
+time stamp. Files whose packets don't tell which frames are shown, and frames that a seek doesn't find, are decoded from
+the start: slower, but never another frame. Times are always the time stamps of the frames that are shown.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import struct
+import warnings
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.video_file import RGB, VideoError, VideoFile
+HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # a packet may hold no visible frame: only decoding counts the frames
+UNORDERED_FORMATS = ("avi",)  # without presentation times: only decoding orders the frames of a codec that reorders
+SKIPPING_CODECS = ("h264", "hevc")  # the header tells frames that no other frame refers to: decoding can skip them
+THREADED_PIXELS = 256 * 256  # smaller frames decode faster on one thread
+SEEK_FRAMES = 16  # a seek costs about as much as decoding this many frames: the decoder restarts
+TRUNCATION_FRAMES = 2  # a stream may end this many frames before its stated duration, which is rounded
+
+RGB = UInt8[np.ndarray, "H W 3"]
+
+
+class VideoError(ValueError):
+    """A video that is absent, damaged or truncated; one line that names the file."""
+
+
+class VideoFile:
+    """A video file, reopened for each `read`.
+
+    Attributes:
+        num_frames: Exact number of frames.
+        height: Height of the upright frames in pixels.
+        width: Width of the upright frames in pixels.
+        times_s: Presentation time of each frame in seconds after the first.
+
+    Raises:
+        VideoError: Here or in `read`, see `datamodules.video.Video`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.num_frames = path, 0
+        self._pts: list[int] = []  # time stamps in presentation order; empty if they don't identify the frames
+        self._keys: list[int] = []  # key frames, and frame 0, which the start of the file serves
+        try:
+            with self._open() as container:
+                stream = self._video_stream(container)
+                first = self._probe(container, stream)
+                rate, time_base = stream.average_rate or stream.guessed_rate, float(stream.time_base or 0)
+                self._skips = stream.codec_context.name in SKIPPING_CODECS
+            if first is None or not self.num_frames:
+                raise VideoError(f"{path}: no frame of {self.num_frames} can be decoded: record or export it again")
+            stamps: list[int | None] = [*self._pts] or [frame.pts for _, frame in self._decode_all()]
+            self.num_frames = len(stamps)
+        except (av.FFmpegError, OSError) as error:
+            if not path.exists():
+                raise VideoError(f"{path}: no such video file or folder of frames") from error
+            raise VideoError(f"{path}: not a video, or cut short ({error.strerror}): export it again") from error
+        self.height, self.width = first.height, first.width
+        if _quarter_turns(first) % 2:
+            self.height, self.width = self.width, self.height
+        # sorted: reordered codecs in AVI have the stamps of their packets, which are in decoding order
+        shown = sorted(pts for pts in stamps if pts is not None)
+        if len(shown) == self.num_frames:
+            self.times_s = [(pts - shown[0]) * time_base for pts in shown]
+        else:
+            self.times_s = [i / float(rate or 1) for i in range(self.num_frames)]
+
+    def read(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
+        """Decode frames; yield (index, upright frame) in any order.
+
+        Raises:
+            VideoError: A frame can't be decoded.
+        """
+        pending = set(indices)
+        reformatter = VideoReformatter()
+        damage: Exception | None = None
+        for frames in (self._decode_sought(sorted(pending)), self._decode_all()):
+            if not pending:
+                return
+            try:
+                for i, frame in frames:
+                    if i in pending:
+                        # one thread: starting several per frame costs more than they save
+                        rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                        yield i, np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
+                        pending.remove(i)
+                    if not pending:
+                        return
+            except (av.FFmpegError, OSError) as error:
+                damage = error
+        which = f"frame {min(pending)} of {self.num_frames}"
+        raise VideoError(f"{self.path}: {which} can't be decoded: copy or download it again") from damage
+
+    def plan(self, indices: Sequence[int]) -> list[tuple[int | None, list[int]]]:
+        """Divide frames into runs that are decoded without a seek.
+
+        Returns:
+            The key frame to seek (None for the start) and the sorted frames of each run.
+        """
+        runs: list[tuple[int | None, list[int]]] = []
+        decoded = 0  # next frame without a seek
+        for i in sorted(indices):
+            key = self._keys[bisect_right(self._keys, i) - 1]
+            if key - decoded > SEEK_FRAMES:
+                runs.append((key, [i]))
+            elif runs:
+                runs[-1][1].append(i)
+            else:
+                runs.append((None, [i]))
+            decoded = i + 1
+        return runs
+
+    # ---- content of the file
+
+    def _open(self) -> InputContainer:
+        return av.open(self.path, metadata_errors="replace")  # titles and the like may be in any encoding
+
+    def _video_stream(self, container: InputContainer) -> VideoStream:
+        # cover art of a music file is a video stream as well, and a text file opens as a terminal recording
+        streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams or container.format.name == "tty":
+            content = "only sound in it" if container.streams.audio else "no video in it"
+            raise VideoError(f"{self.path}: {content}: give a video file or a folder of frames")
+        codec = streams[0].codec_context
+        if codec is None:  # av has no decoder
+            raise VideoError(f"{self.path}: its codec is unknown, or damaged: export it again as H.264")
+        streams[0].thread_type = "AUTO" if codec.width * codec.height >= THREADED_PIXELS else "NONE"
+        return streams[0]
+
+    def _probe(self, container: InputContainer, stream: VideoStream) -> VideoFrame | None:
+        """Read all packets to count frames and record time stamps; return the first decoded frame.
+
+        Raises:
+            VideoError: The file is truncated.
+        """
+        # mp4: the index respects the edit list, the header's frame count doesn't
+        stated = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
+        first: VideoFrame | None = None
+        num_packets, end_s, is_corrupt = 0, 0.0, False
+        frame_s = 1 / float(stream.average_rate or 30)
+        stamps: list[tuple[int | None, bool, bool]] = []  # time stamp, is key frame, is shown
+        for packet in container.demux(stream):
+            if first is None:
+                first = next(iter(packet.decode()), None)  # type: ignore[arg-type]  # of a video stream
+            if packet.size == 0:  # the flush packet at the end
+                continue
+            num_packets += 1
+            is_corrupt |= packet.is_corrupt
+            stamps.append((packet.pts, packet.is_keyframe, not packet.is_discard))
+            if packet.pts is not None and packet.time_base is not None:
+                packet_s = max(float((packet.duration or 0) * packet.time_base), frame_s)
+                end_s = max(end_s, float(packet.pts * packet.time_base) + packet_s)
+        if num_packets < stated and not is_corrupt and _is_whole_avi(self.path):  # cameras count frames that they drop
+            counts = f"its header counts {stated} frames, it holds {num_packets}"
+            warnings.warn(f"{self.path}: {counts}, which are read", stacklevel=1)
+        elif is_corrupt or num_packets < stated:
+            of_stated = f" of {stated}" if stated else ""
+            raise VideoError(f"{self.path}: truncated after {num_packets}{of_stated} frames: copy or download it again")
+        stated_s = _stated_duration_s(stream)
+        if stated_s is not None and end_s + TRUNCATION_FRAMES * frame_s < stated_s:
+            raise VideoError(f"{self.path}: truncated at {end_s:.2f} of {stated_s:.2f} s: download it again")
+        self.num_frames = sum(is_shown for *_, is_shown in stamps)
+        ordered = sorted((pts, is_key, is_shown) for pts, is_key, is_shown in stamps if pts is not None)
+        is_distinct = len({pts for pts, *_ in ordered}) == len(stamps)
+        # an edit list may hide the first key frame; where the file has none, what follows isn't decoded
+        if ordered and ordered[0][1] and is_distinct and not _must_be_decoded(container, stream):
+            self._pts = [pts for pts, _, is_shown in ordered if is_shown]
+            is_key_frame = [is_key for _, is_key, is_shown in ordered if is_shown]
+            self._keys = [i for i, is_key in enumerate(is_key_frame) if is_key or i == 0]
+        return first
+
+    # ---- decoding
+
+    def _decode_all(self) -> Iterator[tuple[int, VideoFrame]]:
+        """All frames with their indices, in presentation order."""
+        with self._open() as container:
+            yield from enumerate(container.decode(self._video_stream(container)))
+
+    def _decode_sought(self, indices: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """The frames that decoding from their key frames finds."""
+        if not self._pts:
+            return
+        with self._open() as container:
+            stream = self._video_stream(container)
+            for key, run in self.plan(indices):
+                if key is not None:
+                    container.seek(self._pts[key], stream=stream)
+                index_of: dict[int | None, int] = {self._pts[i]: i for i in run}
+                for frame in self._decode_until(container, stream, set(index_of)):
+                    if frame.pts in index_of and not frame.is_corrupt:
+                        yield index_of[frame.pts], frame
+
+    def _decode_until(
+        self, container: InputContainer, stream: VideoStream, wanted: set[int | None]
+    ) -> Iterator[VideoFrame]:
+        """Frames up to the last one with a wanted time stamp; unwanted frames may be skipped."""
+        codec, remaining = stream.codec_context, set(wanted)
+        for packet in container.demux(stream):
+            if self._skips:
+                codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            yield from codec.decode(packet)
+            remaining.discard(packet.pts)
+            if not remaining:
+                if packet.size:  # else the decoder is flushed already
+                    yield from codec.decode(None)
+                return
+
+
+def _must_be_decoded(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether only decoding tells which frames are shown, and in which order."""
+    codec = stream.codec_context
+    return codec.name in HIDDEN_FRAME_CODECS or (container.format.name in UNORDERED_FORMATS and codec.codec.reorder)
+
+
+def _is_whole_avi(path: Path) -> bool:
+    """Whether a file is an AVI that ends where its last chunk does."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        end = 0
+        while end + 8 <= size:
+            file.seek(end)
+            kind, length = struct.unpack("<4sI", file.read(8))
+            if kind != b"RIFF":
+                break
+            end += 8 + length + length % 2
+    return 0 < end <= size + 1  # the last padding byte may be absent
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    """Counter-clockwise quarter turns that make the frame upright, from its display matrix."""
+    return round(frame.rotation / 90) % 4
+
+
+def _stated_duration_s(stream: VideoStream) -> float | None:
+    """The duration in seconds that Matroska and WebM, which state no number of frames, state for a track."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if match is None:
+        return None
+    hours, minutes, seconds = match.groups()
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+# ---- Exact frames of a video file, a folder of images, several images, or frames in memory --------------------------
+#     video = Video("kitchen.mp4")
+#     frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
+#
+# `num_frames` counts the frames in the file, whatever its header states. Rotation metadata is applied: height, width
+# and frames are upright. Only frames that the requested ones depend on are decoded (`datamodules.video`)
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")

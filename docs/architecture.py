@@ -43,7 +43,7 @@ SEAMS = (
          ("zoo/objectives/__init__.py", ZOO)),
     Seam("model", "zoo/tasks/models.py", ("VideoQATask",), "--model", ("zoo/tasks/__init__.py", ZOO)),
     Seam("frame sampler", "datamodules/samplers/", ("FrameSampler",), "--data.sampler", SAMPLERS),
-    Seam("frame pairing", "datamodules/samplers/frame_pairing.py", ("FramePairing",), "--data.frame_pairing", SAMPLERS),
+    Seam("frame pairing", "datamodules/samplers/base.py", ("FramePairing",), "--data.frame_pairing", SAMPLERS),
     Seam("dataset", "datamodules/sources/", ("SceneSource",), "--data.source",
          ("datamodules/sources/__init__.py", DATA)),
     Seam("benchmark", "zoo/benchmarks/", ("SpatialBenchmark", "FreeAnswers"), "score --benchmark",

@@ -30,14 +30,13 @@ from benchmarks.tables import filled, markdown
 from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import QuestionCollate, SceneCollate
 from datamodules.dataset import SceneDataset
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.resize import PixelBounds
-from datamodules.wording import Wording
 from zoo import AddFusion, GeometryCache, SpatialVLM, TinyVGGT, VGGTPretraining
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.geometry import CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
-from zoo.requirements import DataRequirements
-from zoo.scene_encoding.stages import encode_vision
+from zoo.model_spec import DataRequirements
+from zoo.scene_encoding import encode_vision
 from zoo.sequences.batch import Batch
 
 DTYPES = ("bfloat16", "float8")

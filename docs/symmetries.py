@@ -19,28 +19,25 @@ from torch import Tensor
 from benchmarks.tables import filled, markdown
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
-from zoo.encodings.base import CameraEncoding, ViewMixer
-from zoo.encodings.compose import Compose
+from zoo.encodings.base import CameraEncoding, Symmetries, ViewMixer, ViewSymmetries
 from zoo.encodings.decoder_layout import HeadLayout
-from zoo.encodings.extra_channels import ExtraChannels
-from zoo.encodings.linear_layers import DeltaNetLayers
+from zoo.encodings.extra_channels import Compose, ExtraChannels
 from zoo.encodings.placements import (
+    AlternateAxes,
     ChannelRange,
+    DeltaNetLayers,
+    HeadSubset,
     HighFrequencies,
+    LayerSubset,
     LowFrequencies,
     Section,
     TemporalSection,
     UnrotatedChannels,
 )
-from zoo.encodings.pose_axis import Choice, PoseAxis
-from zoo.encodings.pose_index import PoseIndex
-from zoo.encodings.ray_encodings import RayEmbedding, RayEncoding
+from zoo.encodings.pose_axis import Choice, PointRoPE, PoseAxis, PoseIndex, ValueRoPE
 from zoo.encodings.rayrope import RayAttention, RayRoPE, URoPE
-from zoo.encodings.reference_attention import hybrid_layout
-from zoo.encodings.rotary import PointRoPE, ValueRoPE
-from zoo.encodings.subsets import AlternateAxes, HeadSubset, LayerSubset
-from zoo.encodings.symmetries import Symmetries, ViewSymmetries
-from zoo.encodings.view_attention import ViewAttention
+from zoo.encodings.testing import hybrid_layout
+from zoo.encodings.view_attention import RayEmbedding, RayEncoding, ViewAttention
 from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "encodings.md"

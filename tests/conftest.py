@@ -97,6 +97,6 @@ def rooms_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def conversation_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexes of conversations are built outside the repository."""
-    from datamodules.sources import conversation_index
+    from datamodules.sources import conversations as conversation_index
 
     monkeypatch.setattr(conversation_index, "FOLDER", tmp_path_factory.getbasetemp() / "conversations")

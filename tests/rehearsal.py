@@ -22,10 +22,10 @@ from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from zoo import CameraPrediction, DepthPrediction, LoRA, MaskedViews
 from zoo.backbones.base import Backbone
-from zoo.backbones.patch_embedding import PatchEmbedding
-from zoo.generation.answers import answer_batch
+from zoo.backbones.vision import PatchEmbedding
+from zoo.generation import answer_batch
 from zoo.geometry import DatasetGeometry, TinyVGGT
-from zoo.tasks.optim import parameter_groups
+from zoo.tasks.base import parameter_groups
 
 VGGT: dict[str, Any] = {"geometry": lambda: TinyVGGT(embed_dim=32, depth=4, heads=("camera", "depth"))}
 MORE: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ from callbacks import MetricsCallback, PredictionsCallback
 from commands.report import report
 from commands.score import score
 from datamodules import SceneFolder, VideoQADataModule
+from datamodules.loaded_scene import Wording
 from datamodules.scenes import Question
-from datamodules.wording import Wording
 from tests.callbacks.toy import Toy, record, trainer
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.backbones import tiny_preprocessor

@@ -18,7 +18,7 @@ from commands.arguments import preprocess_argv
 from commands.configs import CONFIGS, find_conflict, load_configs, read_config
 from commands.studies.switches import with_defaults
 from datamodules import VideoQADataModule
-from datamodules.asking import RELEASED_AS
+from datamodules.inference import RELEASED_AS
 from zoo.configuration import from_config
 from zoo.errors import InputError
 

@@ -13,7 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 import main
 from tests.cli import Run, weights
-from zoo.scene_encoding.teacher import Teacher
+from zoo.objectives.teacher_model import Teacher
 
 
 def with_token(token: str) -> str:

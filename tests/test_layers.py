@@ -18,13 +18,13 @@ LAYERS = (
     ("commands", "callbacks"),
     ("datamodules",),
     ("zoo.tasks", "lightning"),
-    ("zoo.model", "zoo.assembly", "zoo.generation", "zoo.checkpoints"),
+    ("zoo.model", "zoo.model", "zoo.generation", "zoo.checkpoints"),
     ("zoo", ""),  # parts; other libraries
 )
 EXCEPTIONS = {  # where a module looks upward, each by name
-    ("zoo.model", "SpatialVLM.answer", "datamodules.asking"),
-    ("zoo.checkpoints.official_parts", "official_pictures", "datamodules.still_resize"),
-    ("zoo.objectives.geovr.official", "run_official", "zoo.checkpoints.geovr"),
+    ("zoo.model", "SpatialVLM.answer", "datamodules.inference"),
+    ("zoo.checkpoints.official_parts", "official_pictures", "datamodules.resize"),
+    ("zoo.objectives.geovr", "run_official", "zoo.checkpoints.geovr"),
 }
 CLASS_PATH = rf"(?<![\w./-])(?:{'|'.join(PACKAGES)}|lightning)(?:\.\w+)+"
 KNOWN = modules()
@@ -118,7 +118,7 @@ def test_no_layer_uses_a_higher_one() -> None:
         ("zoo.fusions.base", "from zoo.model import SpatialVLM", "", "zoo.model"),
         ("zoo.scenes", "def f():\n    from zoo import VideoQATask", "f", "zoo.tasks.video_qa"),
         ("zoo.scenes", "class A:\n    def f(self):\n        import lightning.pytorch", "A.f", "lightning"),
-        ("zoo.assembly", "resolve_name('zoo.tasks.models:PRoPEMLLM')", "", "zoo.tasks.models"),
+        ("zoo.model", "resolve_name('zoo.tasks.models:PRoPEMLLM')", "", "zoo.tasks.models"),
         ("zoo.tasks.base", "path = f'{datamodules.Rooms} datamodules.Rooms'", "", "datamodules.sources.rooms.source"),
         ("datamodules.depth", "x = {'class_path': 'callbacks.MetricsCallback'}", "", "callbacks.metrics"),
         ("zoo.scenes", "if TYPE_CHECKING:\n    from zoo.model import SpatialVLM", None, None),

@@ -16,7 +16,7 @@ from zoo.benchmarks import OwnQuestions, VSIBench, find_benchmark
 from zoo.errors import InputError
 
 MINE = """
-from zoo.benchmarks.spatial import SpatialBenchmark
+from zoo.benchmarks.base import SpatialBenchmark
 from zoo.benchmarks.scorers import SCORERS
 
 class Doors(SpatialBenchmark):

@@ -15,7 +15,7 @@ import main
 from tests.zoo.geometry.official import hash_weights, tiny_config
 from zoo import SpatialVLM, TinyQwen25VL
 from zoo.checkpoints import export_model
-from zoo.geometry.vggt.camera_head import CameraHead
+from zoo.geometry.vggt.model import CameraHead
 
 REAL = ("scale_3b.yaml", "data_vsibench.yaml")
 Run = Callable[..., None]

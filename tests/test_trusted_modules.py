@@ -15,7 +15,7 @@ import yaml
 from commands.runs import is_own, newest_run
 from tests.cli import Run, the_run
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL, VideoQATask
-from zoo.class_paths import check_class_paths
+from zoo.configuration import check_class_paths
 from zoo.errors import InputError
 
 SIZES: dict[str, Any] = dict(layers=2, hidden_size=32, heads=2, key_value_heads=1, vision_hidden_size=32)

@@ -22,7 +22,7 @@ from tests.datamodules.trajectories.captures import NAMES, colmap, walk
 from tests.test_scores import commands_with_a_users_score
 from tests.zoo.encodings import test_properties
 from zoo.encodings import CameraEncoding
-from zoo.encodings.reference_attention import HEAD
+from zoo.encodings.testing import HEAD
 from zoo.geometry import GeometryEncoder
 
 ROOT = Path(main.__file__).parent

@@ -28,7 +28,7 @@ __getattr__, __all__ = lazy_exports(
             *("AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"),
             *("PatchMergerFusion", "StackFusion"),
         ],
-        "scene_encoding.teacher": ["Teacher"],
+        "objectives.teacher_model": ["Teacher"],
         "geometry": [
             *("DatasetGeometry", "DatasetPoses", "FittedMetricModel", "GeometryCache", "GeometryEncoder"),
             *("MetricModel", "PosedDA3", "PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
@@ -41,7 +41,7 @@ __getattr__, __all__ = lazy_exports(
             *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
             *("Objective", "PosePrediction", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
         ],
-        "tasks.optim": ["LearningRates", "WarmupCosine"],
+        "tasks.base": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "PRoPEMLLM"),
             *("Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore", "SpatialMLLM", "SpatialStack"),

@@ -1,19 +1,146 @@
-"""Parts as configuration and back: `class_path` and `init_args`, the language of the YAML configs."""
+"""Classes that a configuration names: which of their modules may be imported, and why one can't be used.
+
+Importing a module runs its code. A configuration that someone else has written, of a saved model or a run, may name the
+zoo's classes, those of modules that are imported already, and of modules that the caller trusts.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+import sys
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import jsonargparse
 import torch
+from jsonargparse import _common, set_parsing_settings
 
-from zoo.errors import InputError, describe, raised_at, unwrapped
+from zoo.errors import InputError, describe, did_you_mean, raised_at, unwrapped
+
+DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
+RESOLVER = resolve_name.__name__
+KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightning")
+
+
+def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
+    """Check the classes of a configuration, before any of its modules is imported.
+
+    Args:
+        config: JSON-like content.
+        trust_modules: Modules or packages that it may import.
+
+    Raises:
+        InputError: A class of another module, or one that can't be imported or is abstract.
+    """
+    if isinstance(trust_modules, str):
+        raise InputError(f"trust_modules is a list, such as [{trust_modules!r}]")
+    paths = list(_dotted_texts(config))
+    for path, _ in paths:
+        module = path.partition(".")[0]
+        is_named = any(f"{path}.".startswith(f"{name}.") for name in (*KNOWN, *trust_modules))
+        if not is_named and not _is_loaded_class(path) and (module in sys.modules or find_spec(module) is not None):
+            raise InputError(
+                f"{path} is of a module that is not the zoo's, and loading it runs its code: if you trust it, name it, "
+                f"trust_modules=[{module!r}] or --trust_modules {module}"
+            )
+    for path, is_class in paths:
+        if is_class and (reason := unusable_class(path)):
+            raise InputError(reason)
+
+
+@contextmanager
+def trusted_imports(config: Any, trust_modules: Collection[str] = ()) -> Iterator[None]:
+    """Check a configuration and restrict imports while it is read, see `restrict_imports`."""
+    with kept_import_policy():
+        restrict_imports(config, trust_modules)
+        yield
+
+
+def restrict_imports(config: Any, trust_modules: Collection[str] = ()) -> None:
+    """Check a configuration, and let jsonargparse import nothing else: it also reads texts and files as YAML.
+
+    Args:
+        config: See `check_class_paths`, whose errors name the remedy.
+        trust_modules: Modules or packages that it may import.
+    """
+    check_class_paths(config, trust_modules)
+    loaded = {path for path, _ in _dotted_texts(config) if _is_loaded_class(path)}
+    classes = (resolve_name(path) for path in loaded)
+    loaded |= {f"{kind.__module__}.{kind.__qualname__}" for kind in classes}  # where a class is defined counts as well
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*KNOWN, *trust_modules, *sorted(loaded)])
+
+
+@contextmanager
+def kept_import_policy() -> Iterator[None]:
+    """Restore what jsonargparse may import: it can add restrictions, and take nothing back."""
+    before = {name: _common.parsing_settings[name] for name in ("import_path_verdicts", "import_paths_enforced")}
+    try:
+        yield
+    finally:
+        _common.parsing_settings.update(before)
+
+
+def named_modules(config: Any) -> list[str]:
+    """Return the modules and packages that a configuration of one's own may import: all that it names."""
+    return sorted({path.partition(".")[0] for path, _ in _dotted_texts(config)})
+
+
+def unusable_class(path: str) -> str | None:
+    """Return why the class of an import path can't be built: it can't be imported, or is abstract. Else None."""
+    if not DOTTED.fullmatch(path):
+        return None
+    try:
+        kind = resolve_name(path)
+    except Exception as error:  # whatever the module raises
+        return f"{path} can't be imported: {_import_problem(path, error)}"
+    if inspect.isabstract(kind):
+        return f"{path} is abstract: it lacks {', '.join(sorted(kind.__abstractmethods__))}"
+    return None
+
+
+def _import_problem(path: str, error: Exception) -> str:
+    """Return why an import failed; of a misspelled class or module with what there is, not with a place in the zoo."""
+    module = path.partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and error.name == module:
+        return f"there is no {module}.py in the current folder, and no package {module} is installed"
+    if isinstance(error, AttributeError) and traceback.extract_tb(error.__traceback__)[-1].name == RESOLVER:
+        classes = [name for name, kind in getattr(error.obj, "__dict__", {}).items() if inspect.isclass(kind)]
+        return f"{error}{did_you_mean(str(error.name), classes)}"
+    return describe(error)
+
+
+def is_same_class(one: Any, other: Any) -> bool:
+    """Return whether two class paths name the same class; either may lack its module."""
+    return str(one).rpartition(".")[2] == str(other).rpartition(".")[2]
+
+
+def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield the texts that may be import paths, a class or a function also without `class_path`; whether it has it."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield from _dotted_texts(value, str(name))
+    elif isinstance(config, (list, tuple)):
+        for value in config:
+            yield from _dotted_texts(value)
+    elif isinstance(config, str) and DOTTED.fullmatch(config.strip()):
+        yield config.strip(), key == "class_path"
+
+
+def _is_loaded_class(path: str) -> bool:
+    """Whether a class is there already, so that nothing is imported for it."""
+    module, _, name = path.rpartition(".")
+    return isinstance(vars(sys.modules[module]).get(name) if module in sys.modules else None, type)
+
+
+# ---- Parts as configuration and back: `class_path` and `init_args`, the language of the YAML configs ----------------
 
 T = TypeVar("T")
 

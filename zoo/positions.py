@@ -14,10 +14,9 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
+from zoo.sequences.layout import SPATIAL_MERGE_SIZE, Placeholders, SequenceLayout
 from zoo.sequences.position_ids import SecondsPerGrid, TextAfterVision, layout_position_ids
-from zoo.sequences.sequence_layout import Placeholders, SequenceLayout
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
-from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE
 
 
 def mrope_position_ids(

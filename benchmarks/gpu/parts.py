@@ -30,10 +30,10 @@ from benchmarks.gpu.models import (
     release,
 )
 from benchmarks.gpu.peer import peer
-from zoo.generation.answers import answer_batch
+from zoo.generation import answer_batch
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
-from zoo.tasks.optim import parameter_groups
+from zoo.tasks.base import parameter_groups
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 products a second
 NEW_TOKENS, QUESTIONS, ALONE = 8, 18, 3

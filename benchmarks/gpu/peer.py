@@ -15,7 +15,7 @@ from zoo.backbones.qwen_weights import empty_qwen
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks import VideoQATask
-from zoo.tasks.optim import fused_adamw
+from zoo.tasks.base import fused_adamw
 from zoo.tasks.training_cost import BatchSizes, example_questions
 
 OPTIONS = f"--model.backbone.dtype float32 --model.text_after_vision max_hw {CHECKPOINTING}"  # as the stock model

@@ -16,9 +16,8 @@ from callbacks.baselines.constant import best_constant
 from callbacks.baselines.regression import has_boosting
 from callbacks.baselines.text import TextAnswers
 from datamodules.cameras_file import read_cameras_alone
-from datamodules.filters import QuestionFilter
 from datamodules.scenes import Question, Scene
-from datamodules.sources.base import SceneSource
+from datamodules.sources.base import QuestionFilter, SceneSource
 from zoo.benchmarks import Benchmark
 from zoo.errors import SCENE_FAULTS, describe_fault
 from zoo.metrics import ScoredAnswer

@@ -14,13 +14,13 @@ from loguru import logger
 from PIL import Image, ImageFile
 from tqdm import tqdm
 
-from datamodules.chats import ShownMedium, answer_chats
+from datamodules.inference import ShownMedium, answer_chats
 from zoo import InputError, SpatialVLM
-from zoo.backbones.preprocessor import Message
+from zoo.backbones.base import Message
 from zoo.errors import SCENE_FAULTS, describe_fault
 from zoo.files.fingerprint import fingerprint
-from zoo.generation.prefix_cache import Reply
-from zoo.tasks.first_scenes import FirstScenes
+from zoo.generation import Reply
+from zoo.tasks.video_qa import FirstScenes
 
 UNREADABLE_PICTURE = (OSError, SyntaxError, Image.DecompressionBombError)  # of Pillow on damaged files
 

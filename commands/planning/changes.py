@@ -10,7 +10,7 @@ from typing import NamedTuple
 from commands.arguments import split_configs
 from commands.configs import CONFIGS
 from commands.planning.training import OF_PLAN, Setup, Training, parsed
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 CHECKPOINTING, FSDP2 = ("--model.gradient_checkpointing", "true"), ("--config", "strategy_fsdp2.yaml")
 LORA = ("--model.lora.r", "16")

@@ -9,7 +9,7 @@ from rich.table import Table
 from commands.planning.changes import alternatives, gigabytes
 from commands.planning.hours import GPUS
 from commands.planning.training import Setup, Training, parsed
-from zoo.tasks.optim import LearningRates
+from zoo.tasks.base import LearningRates
 from zoo.tasks.training_cost import TrainingCost
 
 STRATEGIES = ("ddp", "fsdp2")

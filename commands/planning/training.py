@@ -17,8 +17,7 @@ from commands.run_options import OF_RUNS, run_parser
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
 from zoo.errors import InputError
-from zoo.sequences.sequence_layout import MediaKind
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, training_cost
 

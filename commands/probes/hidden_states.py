@@ -12,21 +12,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.scenes import Question, num_answers
-from datamodules.wording import Wording
 from zoo.benchmarks import Benchmark
-from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
+from zoo.cameras.cameras import choose_view
 from zoo.cameras.poses import invert_se3
-from zoo.cameras.reference import choose_view
-from zoo.encodings.balanced_view import saddle_balanced
+from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
 from zoo.encodings.base import CameraModule
+from zoo.encodings.view_attention import saddle_balanced
 from zoo.model import SpatialVLM
-from zoo.objectives.decoded import decode
+from zoo.model_spec import DataRequirements
+from zoo.objectives.base import decode
 from zoo.precision import answer_precision, to_float32
-from zoo.requirements import DataRequirements
-from zoo.scene_encoding.encoded_scene import EncodedScene
-from zoo.scene_encoding.scene_cameras import token_depth
+from zoo.scene_encoding import EncodedScene, token_depth
 from zoo.sequences.batch import Batch
 
 Targets = dict[str, Float[Tensor, "samples k"]]

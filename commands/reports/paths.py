@@ -13,8 +13,7 @@ from commands.reports.loaded_runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
-from zoo.class_paths import trusted_imports
-from zoo.configuration import from_config
+from zoo.configuration import from_config, trusted_imports
 from zoo.errors import SCENE_FAULTS, describe_fault
 
 POINTS = 64  # of a path, beside the frames that were used

@@ -9,7 +9,7 @@ from typing import Any
 
 from zoo.benchmarks import Benchmark
 from zoo.errors import InputError, did_you_mean
-from zoo.files.strict_json import parse_json
+from zoo.files.atomic_io import parse_json
 
 REQUIRED: dict[str, tuple[type, ...]] = {
     "id": (str, int), "question_type": (str,), "prediction": (str,), "ground_truth": (str,)

@@ -9,7 +9,7 @@ from typing import Any
 import datamodules
 import zoo
 from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_WEIGHT, is_one_of
-from zoo.class_paths import is_same_class
+from zoo.configuration import is_same_class
 from zoo.errors import InputError
 
 SECTIONS = ("model", "data", "metrics")

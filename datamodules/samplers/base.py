@@ -1,27 +1,128 @@
-"""Frame samplers: the base class and its input."""
+"""Selection files: the frames that a sampler chose from a video, and its settings.
+
+    selected_frames.json   {"scene_name": "41069025", "selected_frames": [0, 118, ...], "num_frames": 16,
+                            "key": "5f0c...", "made_by": {...}}
+
+The first three fields are those of Spatial-MLLM's scripts. `made_by` holds everything that the selection depends on,
+and `key` is its digest: a selection made with other settings is never reused. The selections of a folder are made with
+the same settings of a sampler, its version, and the same number of views.
+"""
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
+import random
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datamodules.selections import SHARED, find_selection, settings, write_selection
+from datamodules.cameras_file import read_json
 from datamodules.video import Video, companion_name, even_steps
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint, fingerprint
+from zoo.seed import resolve_seed
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 if TYPE_CHECKING:
-    from datamodules.samplers.points import PointSource  # which imports this file
+    from datamodules.samplers.space_aware import PointSource
+
+FILE = "selected_frames.json"
+SHARED = ("sampler", "version", "views")  # settings of all selections in a folder
+
+
+def settings(component: Any) -> Any:
+    """The settings of a component as JSON content: its class and public attributes, recursively.
+
+    A component that depends on more than its attributes (a file of weights, say) has a method `identity()`.
+
+    Raises:
+        TypeError: An attribute, such as a function, has no JSON content: make it private or add `identity()`.
+    """
+    return json.loads(json.dumps(component, default=_described))
+
+
+def _described(component: Any) -> Any:
+    if isinstance(component, Path):
+        return str(component)
+    if isinstance(component, Tensor):
+        return fingerprint(component)
+    if not hasattr(component, "__dict__") or inspect.isroutine(component) or isinstance(component, type):
+        raise TypeError(f"{component!r} can't be recorded as a setting: keep it in a private attribute")
+    public = {name: value for name, value in vars(component).items() if not name.startswith("_")}
+    identity = {"identity": component.identity()} if hasattr(component, "identity") else {}
+    return {"class": type(component).__qualname__, **public, **identity}
+
+
+def read_selection(path: Path) -> dict[str, Any]:
+    """The content of a selection file.
+
+    Raises:
+        ValueError: One line that names the file: absent, truncated, or not a selection.
+    """
+    content = read_json(path, "create it with python main.py select-frames")
+    frames = content.get("selected_frames") if isinstance(content, dict) else None
+    if not isinstance(frames, list) or not frames or not all(type(frame) is int and frame >= 0 for frame in frames):
+        raise ValueError(f"{path}: selected_frames must be a list of frame indices: create it again")
+    made_by = content.get("made_by") or {}
+    sampler = made_by.get("sampler", {}) if isinstance(made_by, dict) else None
+    if not isinstance(sampler, dict) or not _are_counts(made_by.get("views"), sampler.get("candidates")):
+        raise ValueError(f"{path}: made_by must be an object with the settings of a sampler: create it again")
+    if content.get("num_frames", len(frames)) != len(frames):
+        raise ValueError(f"{path}: {len(frames)} frames, but num_frames is {content['num_frames']}: create it again")
+    return content
+
+
+def _are_counts(*values: Any) -> bool:
+    return all(value is None or (type(value) is int and value > 0) for value in values)
+
+
+def write_selection(
+    path: Path, scene_name: str, frames: Sequence[int], key: str = "", made_by: Mapping[str, Any] | None = None
+) -> None:
+    """Write a selection file atomically."""
+    content = {"scene_name": scene_name, "selected_frames": list(frames), "num_frames": len(frames), "key": key}
+    write_whole(path, json.dumps({**content, "made_by": dict(made_by or {})}))
+
+
+def find_selection(path: Path, key: str) -> list[int] | None:
+    """The frames of a selection file, or None if it is absent, damaged, or was made under another key."""
+    try:
+        content = read_selection(path)
+    except ValueError:
+        return None
+    return content["selected_frames"] if content.get("key") == key else None
+
+
+def shared_settings(made_by: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings that a selection shares with the others of its folder; empty for official files."""
+    return {name: made_by[name] for name in SHARED if name in made_by} if made_by else {}
+
+
+def selections_in(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the sound selection files of a folder and their content, in the order of their names."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if FILE in files:
+            path = Path(parent) / FILE
+            try:
+                yield path, read_selection(path)
+            except ValueError:  # cut short: it is made again
+                continue
+
+
+# ---- Frame samplers: the base class and its input -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +225,6 @@ class FrameSampler(Configurable, ABC):
         Raises:
             ValueError: N < 2, or the scene lacks data that the sampler requires.
         """
-        from datamodules.samplers.frame_pairing import Consecutive  # which imports this file
-
         return Consecutive()(self, scene, n)
 
     def pad(self, chosen: list[int], n: int, scene: SceneView) -> list[int]:
@@ -197,3 +296,167 @@ class FrameSampler(Configurable, ABC):
     @abstractmethod
     def choose(self, scene: SceneView, n: int) -> list[int]:
         """Chooses at least one and at most n distinct places in `scene.pool`, in any order."""
+
+
+# ---- Frame pairing: which two frames are merged into one visual token -----------------------------------------------
+# Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Frames at small even steps show nearly
+# the same; views chosen to differ don't, and their token has two cameras. A pairing decides which frames are merged.
+# Cameras and times are those of the frames: the first frame of a pair gives the token its camera
+
+
+class FramePairing(Configurable, ABC):
+    """Expand the views chosen by a sampler into pairs of frames. Subclasses define `pair` and may override `views`."""
+
+    def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
+        """Choose about n frames, two per token.
+
+        A shorter video repeats its last view, unless the sampler stops early.
+
+        Args:
+            sampler: Chooses the views.
+            scene: A video alone has neither cameras nor depth.
+            n: Number of frames.
+
+        Returns:
+            Sorted raw frames.
+
+        Raises:
+            ValueError: N < 2, or the scene lacks data that the sampler requires.
+        """
+        if n < TEMPORAL_PATCH_SIZE:
+            raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
+        scene = SceneView(scene) if isinstance(scene, Video) else scene
+        num_views = self.views(n, sampler)
+        views = sampler.pad(sampler.select(scene, num_views), num_views, scene)
+        return self.pair(views, sampler.among(scene))
+
+    def views(self, n: int, sampler: FrameSampler) -> int:
+        """The number of views for n frames."""
+        return sampler.limited(n // TEMPORAL_PATCH_SIZE)  # without the rounding of frames to pairs
+
+    @property
+    def varies_by_epoch(self) -> bool:
+        """Whether other pairs are drawn in each epoch."""
+        return False
+
+    @abstractmethod
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """The frames of each token, pair after pair; `scene.pool` holds the sampler's candidates."""
+
+
+class Consecutive(FramePairing):
+    """Merge consecutive chosen frames, whatever they show, as Qwen2.5-VL and Spatial-MLLM do."""
+
+    def views(self, n: int, sampler: FrameSampler) -> int:
+        """The sampler's own number of frames."""
+        return sampler.count(n)
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """The views, with the last one repeated if their number is odd."""
+        return [*views, *views[-1:]] if len(views) % TEMPORAL_PATCH_SIZE else list(views)
+
+
+class Neighbor(FramePairing):
+    """Merge each chosen view with the next raw frame: half as many views.
+
+    The last frame of the video is merged with itself.
+    """
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """Each view and its next raw frame."""
+        last = scene.video.num_frames - 1
+        return [frame for view in views for frame in (view, min(view + 1, last))]
+
+
+class Duplicate(FramePairing):
+    """Merge each chosen view with itself: one exact camera per token.
+
+    Args:
+        keep: Number that stays as asked for: "frames" (half as many views) or "views" (twice as many frames).
+    """
+
+    def __init__(self, keep: Literal["frames", "views"] = "frames") -> None:
+        self.keep = keep
+
+    def views(self, n: int, sampler: FrameSampler) -> int:
+        """Half of n or n views."""
+        return super().views(n if self.keep == "frames" else TEMPORAL_PATCH_SIZE * n, sampler)
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """Each view twice."""
+        return [view for view in views for _ in range(TEMPORAL_PATCH_SIZE)]
+
+
+class OffsetNeighbor(FramePairing):
+    """Merge each chosen view with a neighbor some steps away, by the rules of the Spatial-MLLM fork's samplers.
+
+    The first view takes a later frame, the last view an earlier one, and the others one on `side`. A view is merged
+    with itself if its neighbor is beyond the end of the video or reaches the adjacent view.
+
+    Args:
+        side: Side of the neighbor; "random" draws it anew for each view and epoch.
+        step: Distance of the neighbor.
+        of: Unit of `step`: the sampler's "candidates" (all frames if it has none), or frames of the "video".
+        seed: Seed of random sides, together with the epoch and the video's name; null is the run's.
+    """
+
+    def __init__(
+        self,
+        side: Literal["before", "after", "random"] = "after",
+        step: int = 1,
+        of: Literal["candidates", "video"] = "candidates",
+        seed: int | None = None,
+    ) -> None:
+        if step < 1:
+            raise InputError(f"--data.frame_pairing.step {step}: at least 1")
+        self.side, self.step, self.of, self.seed = side, step, of, resolve_seed(seed)
+
+    @property
+    def varies_by_epoch(self) -> bool:
+        """See `FramePairing`."""
+        return self.side == "random"
+
+    def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
+        """Each view and its neighbor, sorted."""
+        frames = scene.pool if self.of == "candidates" else list(range(scene.video.num_frames))
+        place = {frame: i for i, frame in enumerate(frames)}
+        if strange := set(views) - place.keys():
+            chosen = f"{scene.scene_name}: frame {min(strange)} was chosen but is not a candidate"
+            raise ValueError(f"{chosen}, so it has no neighbor among them: take --data.frame_pairing.of video")
+        draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
+        pairs: list[int] = []
+        for i, view in enumerate(views):
+            side = draw.choice(("before", "after")) if self.side == "random" else self.side
+            if i == 0 or i == len(views) - 1:
+                side = "after" if i == 0 else "before"
+            at = place[view] + (self.step if side == "after" else -self.step)
+            neighbor = frames[at] if 0 <= at < len(frames) else view
+            reaches_previous = side == "before" and i > 0 and neighbor <= views[i - 1]
+            reaches_next = side == "after" and i < len(views) - 1 and neighbor >= views[i + 1]
+            pairs += (view, view if reaches_previous or reaches_next else neighbor)
+        return sorted(pairs)  # as in the fork: the neighbors of two views may have crossed
+
+
+def sampled_seconds_per_grid(times_s: Sequence[float], num_frames: int) -> float:
+    """Seconds per temporal patch as in qwen-vl-utils: 2 / sampled fps, the mean fps times the share of chosen frames.
+
+    Args:
+        times_s: Timestamps of all frames of the video.
+        num_frames: Chosen frames.
+    """
+    interval = (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
+    return TEMPORAL_PATCH_SIZE * interval * len(times_s) / num_frames
+
+
+def seconds_per_grid(times_s: Sequence[float]) -> float:
+    """Mean time in seconds between the first frames of consecutive tokens.
+
+    A single token counts twice the time between its two frames, as in a clip at even steps.
+
+    Args:
+        times_s: Timestamps of the chosen frames.
+    """
+    first = times_s[::TEMPORAL_PATCH_SIZE]
+    if len(first) > 1:
+        return (first[-1] - first[0]) / (len(first) - 1)
+    return TEMPORAL_PATCH_SIZE * (times_s[-1] - times_s[0])

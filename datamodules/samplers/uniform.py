@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Literal
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from datamodules.samplers.base import FrameSampler, SceneView
 from datamodules.video import even_steps
 from zoo.errors import InputError
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.seed import resolve_seed
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 Rule = Literal["qwen_vl_utils", "linspace_floor", "floor_128"]
 
@@ -44,3 +46,34 @@ class UniformSampler(FrameSampler):
         if self.rule == "qwen_vl_utils" and total > n:
             return torch.linspace(0, total - 1, n).round().long().tolist()  # float32, as in qwen-vl-utils
         return even_steps(total, n)
+
+
+# ---- Random frames for training -------------------------------------------------------------------------------------
+
+
+class RandomSampler(FrameSampler):
+    """One random frame from each of n equal segments of the video, drawn anew in every epoch (TSN, arXiv 1608.00859).
+
+    The draw depends on the seed, the epoch and the video's name only, so a resumed run draws the same frames.
+
+    Args:
+        seed: Seed of the draw; null is the run's.
+        candidates: Number of candidates at even steps; null is all frames.
+    """
+
+    def __init__(self, seed: int | None = None, candidates: int | None = None) -> None:
+        self.seed, self.candidates = resolve_seed(seed), candidates
+
+    @property
+    def varies_by_epoch(self) -> bool:
+        """See `FrameSampler`."""
+        return True
+
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        """One place per segment."""
+        total = len(scene.pool)
+        if total <= n:
+            return list(range(total))
+        draw = random.Random(f"{self.seed}/{scene.epoch}/{scene.video.path.name}")
+        edges = [round(i * total / n) for i in range(n + 1)]
+        return [draw.randrange(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]

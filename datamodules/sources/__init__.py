@@ -5,7 +5,6 @@ from datamodules.sources.conversations import Conversations
 from datamodules.sources.local import SceneFolder, SingleVideo
 from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
-from datamodules.sources.revsi import ReVSI
 from datamodules.sources.rooms import RealRooms, Rooms
 from datamodules.sources.rooms.panels import (
     PanelDirection,
@@ -22,4 +21,4 @@ from datamodules.sources.rooms.panels import (
     PanelTranslation,
 )
 from datamodules.sources.scannet_qa import SQA3D, ScanQA
-from datamodules.sources.vsibench import VSIBench
+from datamodules.sources.vsibench import ReVSI, VSIBench

@@ -17,8 +17,8 @@ from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
+from datamodules.cameras_file import read_rows
 from datamodules.depth import find_depth
-from datamodules.json_files import read_rows
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Missing, by_type
 from datamodules.video import VIDEO_SUFFIXES, companion_name
@@ -34,7 +34,7 @@ def read_questions(
     """Read the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
 
     Args:
-        path: See `datamodules.json_files.read_rows`.
+        path: See `datamodules.cameras_file.read_rows`.
         benchmark: Defines the question types; None is VSI-Bench.
         convert: Gives a row of another format these fields; its ValueError is raised with file and line.
 

@@ -16,7 +16,7 @@ from zoo.errors import InputError
 from zoo.seed import resolve_seed
 
 if TYPE_CHECKING:
-    from datamodules.filters import QuestionFilter
+    from datamodules.sources.base import QuestionFilter
 
 
 @dataclass

@@ -2,10 +2,8 @@
 
 from datamodules.trajectories.base import PoseFormat, Trajectory
 from datamodules.trajectories.colmap import COLMAP
-from datamodules.trajectories.nerfstudio import Nerfstudio, ScanNetPlusPlus
-from datamodules.trajectories.pose_files import ScanNet, SevenScenes
-from datamodules.trajectories.record3d import Record3D
-from datamodules.trajectories.timestamped import TUM, ARKitScenes
+from datamodules.trajectories.nerfstudio import Nerfstudio, Record3D, ScanNetPlusPlus
+from datamodules.trajectories.pose_files import TUM, ARKitScenes, ScanNet, SevenScenes
 
 FORMATS: tuple[type[PoseFormat], ...] = (
     *(COLMAP, Nerfstudio, Record3D, ScanNet, ScanNetPlusPlus),

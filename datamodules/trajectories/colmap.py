@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 
-from datamodules.trajectories.base import PoseFormat, Trajectory
-from datamodules.trajectories.reading import intrinsics, listed_frames, one_size
+from datamodules.trajectories.base import PoseFormat, Trajectory, intrinsics, listed_frames, one_size
 from datamodules.video import natural_key
 from zoo.cameras.poses import rigid_matrix
-from zoo.geometry.quaternions import quaternion_to_rotation
+from zoo.geometry.layers import quaternion_to_rotation
 
 # parameters of the models before the distortion: f, cx, cy or fx, fy, cx, cy
 PARAMETERS = {"SIMPLE_PINHOLE": 3, "SIMPLE_RADIAL": 3, "RADIAL": 3, "PINHOLE": 4, "OPENCV": 4, "FULL_OPENCV": 4}

@@ -1,24 +1,174 @@
-"""Do cameras explain the images? Matches between frames under the four usual conventions of a pose.
+"""Two-view geometry: how well a pose explains points that were matched between two images.
 
-A dataset's matrices are world-to-camera or camera-to-world, with OpenCV axes (x right, y down, z forward) or OpenGL's
-(x right, y up, z back). Read by the wrong convention they are valid poses still, of another path.
+A point at x in one image lies on a line in the other, which follows from the relative pose up to the length of its
+translation and its sign. The sign follows from the depth: what is seen lies in front of both cameras.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
-from datamodules.trajectories.feature_matches import match_features
 from datamodules.video import Video, even_steps
-from zoo.cameras.epipolar import epipolar_error, triangulated_depths
-from zoo.cameras.intrinsics import intrinsics_in_pixels
-from zoo.cameras.poses import invert_se3
+from zoo.cameras.poses import intrinsics_in_pixels, invert_se3
+
+
+def epipolar_error(
+    relative: Float[Tensor, "4 4"],
+    K_px_a: Float[Tensor, "3 3"],
+    K_px_b: Float[Tensor, "3 3"],
+    points_a: Float[Tensor, "N 2"],
+    points_b: Float[Tensor, "N 2"],
+) -> Float[Tensor, " N"]:
+    """Compute the Sampson distance of matches to their epipolar lines, in pixels.
+
+    Args:
+        relative: Maps points of camera a to camera b, V_b V_a^-1.
+        K_px_a: Intrinsics of a in pixels.
+        K_px_b: Intrinsics of b in pixels.
+        points_a: Matched points in the image of a, in pixels.
+        points_b: The same points in the image of b.
+
+    Example:
+        >>> import torch
+        >>> relative, K = torch.eye(4), torch.eye(3)
+        >>> relative[0, 3] = -1.0  # b is to the right of a: points keep their row
+        >>> a, b = torch.tensor([[0.0, 0.0], [0.0, 0.0]]), torch.tensor([[-5.0, 0.0], [-5.0, 2.0]])
+        >>> [round(error, 2) for error in epipolar_error(relative, K, K, a, b).tolist()]
+        [0.0, 1.41]
+    """
+    R, (x, y, z) = relative[:3, :3], relative[:3, 3]
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero)).reshape(3, 3)
+    F = torch.linalg.inv(K_px_b).mT @ cross @ R @ torch.linalg.inv(K_px_a)
+    a, b = _homogeneous(points_a), _homogeneous(points_b)
+    line_b, line_a = a @ F.mT, b @ F
+    gradient = (line_a[:, :2].square() + line_b[:, :2].square()).sum(1)
+    return (b * line_b).sum(1).abs() / gradient.sqrt().clamp_min(torch.finfo(gradient.dtype).tiny)
+
+
+def triangulated_depths(
+    relative: Float[Tensor, "4 4"],
+    K_px_a: Float[Tensor, "3 3"],
+    K_px_b: Float[Tensor, "3 3"],
+    points_a: Float[Tensor, "N 2"],
+    points_b: Float[Tensor, "N 2"],
+) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+    """Compute the depth of matched points in both cameras; arguments are those of `epipolar_error`.
+
+    Returns:
+        Depth along the z axis of a and of b; negative where the rays meet behind the camera, NaN where they are
+        parallel.
+
+    Example:
+        >>> import torch
+        >>> relative, K = torch.eye(4), torch.eye(3)
+        >>> relative[2, 3] = -1.0  # b is one unit ahead of a
+        >>> triangulated_depths(relative, K, K, torch.tensor([[0.5, 0.0]]), torch.tensor([[1.0, 0.0]]))
+        (tensor([2.]), tensor([1.]))
+    """
+    ray_a = _homogeneous(points_a) @ (relative[:3, :3] @ torch.linalg.inv(K_px_a)).mT  # in b's axes
+    ray_b = _homogeneous(points_b) @ torch.linalg.inv(K_px_b).mT
+    t = relative[:3, 3].expand_as(ray_a)
+    normal = torch.linalg.cross(ray_b, ray_a)
+    length = normal.square().sum(1)
+    depth_a = -(normal * torch.linalg.cross(ray_b, t)).sum(1) / length
+    depth_b = -(normal * torch.linalg.cross(ray_a, t)).sum(1) / length
+    return depth_a, depth_b
+
+
+def _homogeneous(points: Float[Tensor, "N 2"]) -> Float[Tensor, "N 3"]:
+    return torch.cat((points, torch.ones_like(points[:, :1])), 1)
+
+
+# ---- Points that are seen in two images: by SIFT where OpenCV is installed, else by the patches around corners ------
+# Patches find the same points in frames of a video that are near in time; photographs from other sides need SIFT
+# (`pip install opencv-python-headless`)
+
+Matches = tuple[Float64[Tensor, "N 2"], Float64[Tensor, "N 2"]]
+
+MAX_SIDE = 640  # of the images that are matched, in pixels
+MAX_CORNERS, CORNER_DISTANCE, PATCH = 600, 9, 15  # corners of an image; pixels
+MIN_CORRELATION, MAX_RATIO = 0.8, 0.85  # of two patches; of the second best distance to the best
+SIFT_FEATURES, SIFT_RATIO = 2000, 0.75  # Lowe 2004, section 7.1
+
+
+def match_features(first: UInt8[Tensor, "3 H W"], second: UInt8[Tensor, "3 H W"]) -> Matches:
+    """Match points of two images of one size.
+
+    Returns:
+        The points in pixels of both images, counted from the corner of the image.
+    """
+    height, width = first.shape[1:]
+    scale = min(1.0, MAX_SIDE / max(height, width))
+    size = (round(height * scale), round(width * scale))
+    images = torch.stack((first, second)).float().mean(1, keepdim=True)
+    gray = F.interpolate(images, size, mode="area")[:, 0]
+    match = _match_sift if importlib.util.find_spec("cv2") else _match_corners
+    stretch = torch.tensor([width / size[1], height / size[0]], dtype=torch.float64)
+    a, b = match(*gray)
+    return a * stretch, b * stretch
+
+
+def _match_sift(first: Float32[Tensor, "H W"], second: Float32[Tensor, "H W"]) -> Matches:
+    import cv2
+
+    sift = cv2.SIFT_create(SIFT_FEATURES)
+    (points_a, features_a), (points_b, features_b) = (
+        sift.detectAndCompute(image.round().byte().numpy(), None) for image in (first, second)
+    )
+    if features_a is None or features_b is None or len(points_b) < 2:
+        return torch.empty(0, 2, dtype=torch.float64), torch.empty(0, 2, dtype=torch.float64)
+    nearest = cv2.BFMatcher(cv2.NORM_L2).knnMatch(features_a, features_b, k=2)
+    kept = [best for best, other in nearest if best.distance < SIFT_RATIO * other.distance]
+    a = np.array([points_a[match.queryIdx].pt for match in kept], dtype=np.float64).reshape(-1, 2)
+    b = np.array([points_b[match.trainIdx].pt for match in kept], dtype=np.float64).reshape(-1, 2)
+    return torch.from_numpy(a) + 0.5, torch.from_numpy(b) + 0.5  # OpenCV counts from the center of the first pixel
+
+
+def _match_corners(first: Float32[Tensor, "H W"], second: Float32[Tensor, "H W"]) -> Matches:
+    """Harris corners whose patches are each other's nearest by normalized correlation."""
+    (points_a, patches_a), (points_b, patches_b) = _corners(first), _corners(second)
+    if min(len(points_a), len(points_b)) < 2:
+        return points_a[:0], points_b[:0]
+    correlation = patches_a @ patches_b.mT
+    (best, other), (found, _) = correlation.topk(2).values.mT, correlation.topk(2).indices.mT
+    is_mutual = correlation.argmax(0)[found] == torch.arange(len(points_a))
+    is_distinct = (1 - best) < MAX_RATIO**2 * (1 - other)  # squared distances of unit vectors
+    kept = is_mutual & is_distinct & (best > MIN_CORRELATION)
+    return points_a[kept], points_b[found[kept]]
+
+
+def _corners(image: Float32[Tensor, "H W"]) -> tuple[Float64[Tensor, "N 2"], Float32[Tensor, "N D"]]:
+    """Points of the strongest corners, and the patches around them with mean 0 and norm 1."""
+    gray = F.avg_pool2d(image[None, None], 3, 1, 1)
+    dy, dx = torch.gradient(gray[0, 0])
+    xx, yy, xy = F.avg_pool2d(torch.stack((dx * dx, dy * dy, dx * dy))[:, None], 5, 1, 2)[:, 0]
+    response = xx * yy - xy * xy - 0.05 * (xx + yy).square()
+    highest = F.max_pool2d(response[None, None], CORNER_DISTANCE, 1, CORNER_DISTANCE // 2)[0, 0]
+    margin, inside = PATCH // 2, torch.zeros_like(response, dtype=torch.bool)
+    inside[margin:-margin, margin:-margin] = True
+    is_corner = (response == highest) & (response > 0) & inside
+    rows, columns = is_corner.nonzero().mT
+    order = response[rows, columns].argsort(descending=True)[:MAX_CORNERS]
+    rows, columns = rows[order], columns[order]
+    step = torch.arange(-margin, margin + 1)
+    patches = gray[0, 0][rows[:, None, None] + step[:, None], columns[:, None, None] + step].flatten(1)
+    patches = F.normalize(patches - patches.mean(1, keepdim=True), dim=1)
+    return torch.stack((columns, rows), 1).double() + 0.5, patches
+
+
+# ---- Do cameras explain the images? Matches between frames under the four usual conventions of a pose ---------------
+# A dataset's matrices are world-to-camera or camera-to-world, with OpenCV axes (x right, y down, z forward) or OpenGL's
+# (x right, y up, z back). Read by the wrong convention they are valid poses still, of another path
 
 OPENGL = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
 GIVEN = "world-to-camera, OpenCV axes"

@@ -24,7 +24,7 @@ from tests.datamodules.batches import builder_for
 from tests.processes import free_port
 from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 from zoo.sequences.batch import Batch
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene

@@ -19,8 +19,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
-from datamodules.order import TrainingOrder, TrainingPosition
-from datamodules.training_loader import ResumableLoader
+from datamodules.question_sampler import ResumableLoader, TrainingOrder, TrainingPosition
 
 SCENES, EPOCHS = 7, 3
 

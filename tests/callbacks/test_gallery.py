@@ -23,10 +23,10 @@ from callbacks.map_geometry import spread
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
-from datamodules.samplers.points import PointMaps, PointSource
+from datamodules.samplers.space_aware import PointMaps, PointSource
 from datamodules.video import Video
 from tests.conftest import ROOMS
-from zoo.cameras.patch_cameras import PatchCameras
+from zoo.cameras.scene_geometry import PatchCameras
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 

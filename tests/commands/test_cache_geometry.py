@@ -18,7 +18,7 @@ from tests.conftest import ROOMS
 from zoo import TinyVGGT
 from zoo.errors import InputError
 from zoo.geometry import VGGTEncoder
-from zoo.geometry.vggt.aggregator import Aggregator
+from zoo.geometry.vggt.model import Aggregator
 
 VGGT = {"embed_dim": 16, "num_heads": 2}
 Run = Callable[..., str]

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from zoo import InputError
-from zoo.generation.prefix_cache import Reply
-from zoo.tasks.first_scenes import FirstScenes
+from zoo.generation import Reply
+from zoo.tasks.video_qa import FirstScenes
 
 
 @dataclass

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import main
 from commands.export import unofficial_reading
 from datamodules import UniformSampler, VideoQADataModule
-from datamodules.asking import data_of
+from datamodules.inference import data_of
 from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
 from zoo import (
     LearningRates,
@@ -29,7 +29,7 @@ from zoo import (
     TinyQwen25VL,
 )
 from zoo.checkpoints import export_model, unofficial_parts
-from zoo.geometry.vggt.aggregator import DINOV2
+from zoo.geometry.vggt.model import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 RULE = "linspace_floor"

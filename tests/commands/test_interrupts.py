@@ -43,7 +43,7 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
 STARTING_WORKERS = """
 import os, signal, time
 from commands.interrupts import exit_on_sigterm
-from datamodules.processes import process_map
+from datamodules.sources.rooms.source import process_map
 
 exit_on_sigterm()
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))  # before the next worker's fork

@@ -26,16 +26,16 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from benchmarks.lmms_eval import write_task
 from commands.lmms_eval.model import SpatialVLMZoo
 from datamodules import Rooms, VideoQADataModule
-from datamodules.chats import answer_chats
+from datamodules.inference import answer_chats
+from datamodules.loaded_scene import user_text
 from datamodules.resize import PixelBounds
-from datamodules.wording import user_text
 from tests.conftest import ROOMS
 from tests.datamodules.test_chats import chat
 from tests.zoo import asking
 from zoo import InputError, SpatialVLM
 from zoo.encodings import ViewAttention
 from zoo.geometry import DatasetGeometry
-from zoo.tasks.first_scenes import FirstScenes
+from zoo.tasks.video_qa import FirstScenes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BOUNDS = PixelBounds(784, 65536, legacy_folder_resize=False)

@@ -20,7 +20,7 @@ from tests.zoo.asking import FAMILIES, QUESTIONS, build, scene
 from zoo import LoRA, SpatialVLM
 from zoo.benchmarks import VSIBench
 from zoo.cameras import Cameras
-from zoo.cameras.patch_cameras import merge_cameras
+from zoo.cameras.scene_geometry import merge_cameras
 from zoo.errors import InputError
 from zoo.weights.saved_models import initial_model
 

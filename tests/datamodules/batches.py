@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from datamodules.collate import QuestionCollate, TrainingCollate
-from datamodules.loaded_scene import LoadedScene
-from datamodules.wording import Wording
+from datamodules.loaded_scene import LoadedScene, Wording
 from zoo import SpatialVLM
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.layout import Placeholders
 from zoo.sequences.packing import IGNORED
 from zoo.sequences.rules import SequenceRules
-from zoo.sequences.sequence_layout import Placeholders
 
 tiny_rules = cache(lambda: SpatialVLM().sequence_rules)
 

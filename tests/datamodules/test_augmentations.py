@@ -16,13 +16,13 @@ from datamodules import PixelBounds, RandomFocalLength, Rooms, UniformSampler, V
 from datamodules.augmentations import enlarged
 from datamodules.dataset import SceneDataset
 from datamodules.loaded_scene import LoadedScene
-from datamodules.order import TrainingItem
+from datamodules.question_sampler import TrainingItem
 from tests.conftest import ROOMS
 from tests.zoo.asking import scene
 from zoo.cameras.rays import patch_directions
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 HEIGHT, WIDTH = 56, 84
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.asking import data_of, load_video
-from datamodules.chats import answer_chats
+from datamodules.inference import answer_chats, data_of, load_video
 from tests.zoo import asking
 from zoo import InputError, SpatialVLM
 from zoo.benchmarks import VSIBench

@@ -12,18 +12,17 @@ import torch
 from transformers import AutoProcessor
 
 from datamodules.collate import SceneCollate
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.scenes import Question, Scene
-from datamodules.wording import Wording
 from tests.datamodules.batches import labels_of, question_batch, sequences_of, training_batch
 from tests.zoo.asking import prompts_of
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.geometry.base import SceneGeometry
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 from zoo.sequences.batch import Batch
+from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.packing import IGNORED
-from zoo.sequences.visual_grid import ExtraTokens
 
 TRAINING = Path(__file__).parents[1] / "golden/preprocess_train"
 PROMPTS = Path(__file__).parents[1] / "golden/preprocess/prompts.json"

@@ -15,7 +15,7 @@ from datamodules import PixelBounds, Rooms
 from datamodules.cameras_file import read_cameras, write_cameras
 from datamodules.dataset import SceneDataset
 from datamodules.depth import read_depth
-from datamodules.order import TrainingItem
+from datamodules.question_sampler import TrainingItem
 from datamodules.samplers import (
     Consecutive,
     DatasetDepth,
@@ -36,7 +36,7 @@ from tests.cases import each_once
 from tests.conftest import ROOMS
 from tests.datamodules.batches import question_batch, training_batch
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 PAIRINGS = {
@@ -104,7 +104,7 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
         asked.extend(indices)
         return read_depth(file, indices, **more)
 
-    monkeypatch.setattr("datamodules.open_scene.read_depth", counted)
+    monkeypatch.setattr("datamodules.dataset.read_depth", counted)
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")[:1]
     kept = SceneDataset(
         scenes,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from datamodules import VideoQADataModule
-from datamodules.filters import QuestionFilter
 from datamodules.scenes import Question, Scene
+from datamodules.sources.base import QuestionFilter
 from zoo.errors import InputError
 
 KINDS = ("object_counting", "room_size_estimation")

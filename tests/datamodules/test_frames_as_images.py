@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from datamodules import Duplicate, PixelBounds, Rooms, UniformSampler, VideoQADataModule
-from datamodules.asking import batch_of_questions, collate_for
 from datamodules.dataset import SceneDataset
+from datamodules.inference import batch_of_questions, collate_for
+from datamodules.loaded_scene import Wording, media_of
 from datamodules.scenes import Question, RawQuestion
 from datamodules.video import Video
-from datamodules.wording import Wording, media_of
 from tests.conftest import ROOMS
 from tests.datamodules.batches import sequences_of
 from tests.zoo.asking import batch, build, one_by_one, one_per_row, prompts_of, replies
 from zoo import SpatialVLM, TinyQwen3VL, TinyQwen25VL, TinyQwen35
 from zoo.backbones import tiny_preprocessor
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 LOADERS = (TinyQwen25VL, TinyQwen3VL, pytest.param(TinyQwen35, marks=pytest.mark.slow))
 QUESTION = "How large is this room?"

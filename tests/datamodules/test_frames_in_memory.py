@@ -13,14 +13,14 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from datamodules import Duplicate, FramePairing, Neighbor, OffsetNeighbor, PixelBounds, VideoQADataModule
-from datamodules.asking import load_frames, load_video
 from datamodules.cameras_file import write_cameras
 from datamodules.depth import read_depth
+from datamodules.inference import load_frames, load_video
 from tests.datamodules.clips import HEIGHT, WIDTH, write_folder
 from tests.zoo.cameras.test_cameras import random_poses
 from zoo.cameras import SceneGeometry, normalize_intrinsics
 from zoo.errors import InputError
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 COUNT = 5  # odd: the last frame is merged with itself
 TIMES_S = [0.0, 0.4, 1.7, 2.0, 5.1]

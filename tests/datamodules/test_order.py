@@ -14,8 +14,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.order import TrainingItem, TrainingOrder, TrainingPosition, balance_across_ranks
-from datamodules.training_loader import ResumableLoader
+from datamodules.question_sampler import (
+    ResumableLoader,
+    TrainingItem,
+    TrainingOrder,
+    TrainingPosition,
+    balance_across_ranks,
+)
 from zoo.errors import InputError
 
 COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene

@@ -32,10 +32,10 @@ from datamodules.loaded_scene import LoadedScene
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from tests.conftest import ROOMS
 from tests.zoo.asking import batch, build, scene
-from zoo.cameras.window import Window
+from zoo.cameras.scene_geometry import Window
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 A, B = scene("a", steps=4), scene("b", steps=4, seed=1)
 PERTURBATIONS: dict[str, Perturbation] = {

@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoProcessor
 
-from datamodules import wording
-from datamodules.dataset import SceneDataset
-from datamodules.open_scene import OpenScene
+from datamodules import loaded_scene as wording
+from datamodules.dataset import OpenScene, SceneDataset
 from datamodules.resize import PixelBounds
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
@@ -28,7 +27,7 @@ from tests.golden.synth import synth_video
 from tests.zoo.asking import prompts_of
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 from zoo.sequences.batch import Batch
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.loaded_scene import user_text
 from datamodules.scenes import Question, RawQuestion
-from datamodules.wording import user_text
 from zoo.benchmarks import VSIBench
-from zoo.benchmarks.spatial import FRAMES_PREFIX
+from zoo.benchmarks.base import FRAMES_PREFIX
 
 ROWS = json.loads((Path(__file__).parents[1] / "golden/preprocess/prompts.json").read_text())
 

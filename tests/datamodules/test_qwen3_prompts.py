@@ -12,22 +12,21 @@ import torch
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from datamodules.asking import batch_of_questions, collate_for
 from datamodules.cameras_file import write_cameras
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.dataset import SceneDataset
-from datamodules.loaded_scene import LoadedScene
+from datamodules.inference import batch_of_questions, collate_for
+from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.resize import PixelBounds
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
-from datamodules.wording import Wording
 from tests.datamodules.batches import labels_of, sequences_of
 from tests.zoo.asking import prompts_of
 from zoo import InputError, SpatialVLM, TinyQwen3VL
 from zoo.backbones.qwen3_vl.tiny import tiny_preprocessor, tiny_processor
 from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.packing import IGNORED
-from zoo.sequences.visual_grid import ExtraTokens
 
 FPS, INDICES = 10.0, [0, 7, 20, 33, 40, 41]
 TIMES = [index / FPS for index in INDICES]

@@ -11,7 +11,7 @@ import pytest
 from lightning import Callback, Trainer
 
 from datamodules import PixelBounds, Rooms, VideoQADataModule
-from datamodules.wording import Wording
+from datamodules.loaded_scene import Wording
 from tests.conftest import ROOMS
 from zoo import Qwen25VL, TinyVGGT, VGGTPretraining
 from zoo.sequences.batch import Batch

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from datamodules import FrameCache, RandomFocalLength, Rooms, VideoQADataModule
-from datamodules.asking import batch_of_questions
-from datamodules.loaded_scene import LABELS, LoadedScene
+from datamodules.inference import batch_of_questions
+from datamodules.loaded_scene import LABELS, LoadedScene, Wording, media_of
+from datamodules.resize import FixedWidthStills, OriginalStills, compressed
 from datamodules.scenes import Question, RawQuestion, Scene
-from datamodules.still_resize import FixedWidthStills, OriginalStills, compressed
-from datamodules.wording import Wording, media_of
 from tests.cases import each_once
 from tests.conftest import ROOMS
 from tests.golden.synth import synth_video
@@ -37,16 +36,15 @@ from zoo import (
 )
 from zoo.backbones.qwen3_5.tiny import tiny_preprocessor as tiny_qwen35
 from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
-from zoo.benchmarks.spatial import FRAMES_PREFIX
+from zoo.benchmarks.base import FRAMES_PREFIX
 from zoo.benchmarks.vsibench import VSIBench
-from zoo.cameras.intrinsics import intrinsics_in_pixels, normalize_intrinsics
+from zoo.cameras.poses import intrinsics_in_pixels, normalize_intrinsics
 from zoo.checkpoints import official_pictures
 from zoo.geometry import CachedGeometry
-from zoo.geometry.base import SceneGeometry
-from zoo.geometry.scale import ScaleSource
-from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
-from zoo.scene_encoding.stages import encode_geometry
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.geometry.base import ScaleSource, SceneGeometry
+from zoo.geometry.vggt.model import cameras_to_pose_encoding
+from zoo.scene_encoding import encode_geometry
+from zoo.sequences.layout import ExtraTokens
 
 PICTURES = [
     *(("vg_llm", name, way) for name in ("images3_480x640", "images2_portrait_640x360") for way in ("eval", "train")),

@@ -20,7 +20,7 @@ from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
 from datamodules import UniformSampler, VideoQADataModule
 from datamodules.dataset import SceneDataset
-from datamodules.order import TrainingItem
+from datamodules.question_sampler import TrainingItem
 from datamodules.samplers import SceneView
 from datamodules.scenes import RawQuestion, Scene
 from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
@@ -30,11 +30,11 @@ from tests.callbacks.breakable import BROKEN, PIXELS, QUESTIONS, Tiny
 from tests.datamodules.batches import builder_for
 from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 from zoo.sequences.batch import Batch
-from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.loaded_scene import SceneInputs
 from zoo.tasks import Task
-from zoo.tasks.optim import LearningRates, WarmupCosine
+from zoo.tasks.base import LearningRates, WarmupCosine
 
 
 class Readable(Tiny):

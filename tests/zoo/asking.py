@@ -15,9 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from datamodules.collate import QuestionCollate, TrainingCollate
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.scenes import Question, Scene
-from datamodules.wording import Wording
 from docs.symmetries import COMBINATIONS, HYBRID
 from tests.zoo.combinations import REPEATED, VARIANTS
 from zoo import (
@@ -39,8 +38,7 @@ from zoo import (
 )
 from zoo.backbones.tiny import TinyQwenVL
 from zoo.encodings import CameraEncoding, ViewAttention
-from zoo.generation.answers import answer_batch
-from zoo.generation.prefix_cache import Reply
+from zoo.generation import Reply, answer_batch
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
 from zoo.sequences.batch import Batch

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.sequences.sequence_layout import Placeholders, SequenceLayout
+from zoo.sequences.layout import Placeholders, SequenceLayout
 
 
 def sequence_layout(

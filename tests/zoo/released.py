@@ -22,10 +22,10 @@ from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
 from zoo.checkpoints.names import model_names
 from zoo.fusions import AddFusion, Fusion
-from zoo.fusions.connector import Connector
+from zoo.fusions.base import Connector
 from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.camera_head import CameraHead
-from zoo.sequences.visual_grid import PATCHES_PER_TOKEN
+from zoo.geometry.vggt.model import CameraHead
+from zoo.sequences.layout import PATCHES_PER_TOKEN
 
 # all golden cases where they are at hand; the small ones are here
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))

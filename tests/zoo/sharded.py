@@ -62,8 +62,8 @@ from zoo import (
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, unofficial_parts
 from zoo.fusions import AddFusion
 from zoo.tasks import VideoQATask
+from zoo.tasks.base import LearningRates
 from zoo.tasks.fsdp2 import FSDP2Strategy
-from zoo.tasks.optim import LearningRates
 from zoo.weights.sharded_tensors import whole
 
 RUNS = {"one": 1, "ddp": 2, "fsdp2": 2, "resumed": 2, "control": 2}  # processes

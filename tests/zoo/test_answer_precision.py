@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from datamodules.chats import answer_chats
+from datamodules.inference import answer_chats
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from zoo import SpatialVLM
-from zoo.backbones import grouped_attention
-from zoo.backbones.grouped_attention import grouped_sdpa
+from zoo.backbones import base as grouped_attention
+from zoo.backbones.base import grouped_sdpa
 from zoo.precision import answer_precision
 from zoo.tasks import VideoQATask
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.asking import data_of, load_frames
+from datamodules.inference import data_of, load_frames
 from tests.datamodules.clips import numbered_frame, write_video
 from tests.zoo.cameras.test_cameras import random_poses
 from tests.zoo.made_models import QUESTIONS, SIZES, model_of

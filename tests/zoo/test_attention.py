@@ -13,7 +13,7 @@ from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.attention import replace_classes
 from zoo.backbones.qwen25_vl.backbone import Qwen25VLAttention
 from zoo.encodings import ExtraChannels, HeadSubset, PRoPE
-from zoo.encodings.encoded import ZeroChannels
+from zoo.encodings.base import ZeroChannels
 from zoo.errors import InputError
 
 

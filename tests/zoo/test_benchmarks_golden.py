@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from zoo.benchmarks import SQA3D, Benchmark, ReVSI, ScanQA, VSIBench, find_benchmark, registered_benchmarks
-from zoo.benchmarks.captions import caption_scores
-from zoo.benchmarks.free_answers import clean_answer
+from zoo.benchmarks.base import caption_scores, clean_answer
 from zoo.errors import InputError
 from zoo.metrics import BenchmarkScore, score_answer
 

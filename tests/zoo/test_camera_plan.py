@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from zoo.camera_plan import CameraPlan
+from zoo.model_spec import CameraPlan
 
 # option, what parts read, and what objectives predict: whether an encoder is needed, the cameras of some scenes are
 # its own, which targets are, and whether it has to predict depth

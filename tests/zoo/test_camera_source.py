@@ -30,7 +30,7 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.geometry import SceneGeometry
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 from zoo.tasks import VideoQATask
 
 KINDS = ["PRoPE by VGGT's cameras", "PRoPE on ConcatSplitFusion"]  # without and with 3D tokens

@@ -15,7 +15,7 @@ from tests.cases import each_once
 from tests.zoo import asking, showing
 from tests.zoo.showing import SAMPLES
 from zoo import DeepFusion, LoRA, TinyVGGT, VideoQATask
-from zoo.scene_encoding.stages import encode_geometry, encode_vision
+from zoo.scene_encoding import encode_geometry, encode_vision
 from zoo.sequences.media import Media, batch_of_media
 
 FAMILIES = list(asking.BACKBONES)

@@ -14,7 +14,7 @@ import pytest
 
 import main
 from zoo.errors import InputError
-from zoo.tasks.first_scenes import FirstScenes
+from zoo.tasks.video_qa import FirstScenes
 
 DEVICE = "Expected all tensors to be on the same device"
 

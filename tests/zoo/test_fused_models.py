@@ -29,8 +29,8 @@ from zoo import (
     TinyQwen25VL,
     TinyVGGT,
 )
+from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.media import batch_of_media
-from zoo.sequences.visual_grid import ExtraTokens
 from zoo.tasks import VideoQATask
 from zoo.tasks.models import _warn_of_layers
 

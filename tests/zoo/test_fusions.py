@@ -15,7 +15,7 @@ from tests.zoo.released import GOLDEN
 from zoo import AddFusion, AttentionFusion, CameraTokenFusion, ConcatSplitFusion, DeepFusion, Fusion, InputError
 from zoo.fusions import merge_spatial
 from zoo.geometry import SceneGeometry
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.sequences.layout import ExtraTokens
 
 CASES = sorted(path.stem for path in (GOLDEN / "connector").glob("*.safetensors"))
 GRID = torch.tensor([3, 4, 6])  # steps, and patches a column and a row: 3 x 6 tokens

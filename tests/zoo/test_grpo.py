@@ -20,17 +20,17 @@ from datamodules.scenes import RawQuestion, Scene
 from datamodules.split_requirements import check_requirements
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, HYBRID_MODELS, MODELS, NEW, QUESTIONS, batch, build
-from zoo.cameras.teacher_targets import TeacherTargets
 from zoo.errors import InputError
-from zoo.generation.sampling import Sampling
+from zoo.generation import Sampling
 from zoo.objectives import DepthPrediction, LanguageModeling
 from zoo.objectives.grpo import group_advantages
 from zoo.sequences.batch import Batch, OptimizerStep, Sequences
 from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.loaded_scene import TeacherTargets
 from zoo.tasks import GRPO, AnswerFormat, AnswerScore, Reward, ShuffledAnswerScore, VideoQATask
-from zoo.tasks import rollout as rollouts
+from zoo.tasks import grpo as rollouts
+from zoo.tasks.grpo import SampledAnswer, _outline, answer_log_probs, answer_mask, answer_sequences, sample_answers
 from zoo.tasks.rewards import RewardSum
-from zoo.tasks.rollout import SampledAnswer, _outline, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
 COUNT = 3  # answers per question
 TOLERANCE = 1e-5

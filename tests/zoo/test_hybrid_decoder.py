@@ -35,11 +35,8 @@ from zoo import (
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.encodings import EncodedCameras
-from zoo.encodings.measured_symmetries import sequence_for
-from zoo.encodings.reference_attention import random_cameras
-from zoo.generation.linear_states import join_states, read_states
-from zoo.generation.prefix_cache import CachedPrefix
-from zoo.generation.sampling import greedy
+from zoo.encodings.testing import random_cameras, sequence_for
+from zoo.generation import CachedPrefix, greedy, join_states, read_states
 
 
 def test_lora_reaches_layers_of_both_kinds() -> None:
@@ -147,7 +144,7 @@ def test_questions_go_on_from_copies_of_the_states_of_a_scene(at_once: int) -> N
         ends = torch.tensor([len(ids) - 1 for ids in asking.prompts_of(asked)])
         torch.testing.assert_close(torch.cat(firsts), logits[torch.arange(len(ends)), ends], rtol=0, atol=1e-5)
         reversed_states = lambda cache, states: join_states(cache, states[::-1])  # noqa: E731 - the control
-        patch.setattr("zoo.generation.prefix_cache.join_states", reversed_states)
+        patch.setattr("zoo.generation.join_states", reversed_states)
         assert ([reply.ids for reply in asking.replies(task, asked)] == expected) == (at_once == 1)
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tests.zoo.test_qwen3_5 import tiny
 from zoo import GTA, Cameras, Compose, DeltaNetLayers, PRoPE, SpatialVLM, UnrotatedChannels
-from zoo.encodings.reference_attention import random_cameras
+from zoo.encodings.testing import random_cameras
 
 INDEX = torch.tensor([-1, 0, 0, 0, -1, 1, 1, 2, 2, -1]).expand(2, -1)  # the camera of each token
 CLOSE, APART = 1e-4, 1e-2

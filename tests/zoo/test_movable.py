@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, scene
-from zoo.cameras.patch_cameras import PatchCameras
-from zoo.movable import Movable
+from zoo.cameras.scene_geometry import PatchCameras
 from zoo.sequences.batch import Batch
 from zoo.sequences.deferred_positions import DeferredPositions
+from zoo.values import Movable
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from zoo import CameraPrediction, MaskedViews, SpatialVLM, TinyQwen25VL, VideoQA
 from zoo.backbones.official_names import current_name
 from zoo.encodings import GTA
 from zoo.errors import InputError
-from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, parameter_groups
+from zoo.tasks.base import LearningRates, WarmupCosine, freeze, parameter_groups
 
 part_of = SpatialVLM(TinyQwen25VL(layers=1, hidden_size=32, heads=2)).part_of
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/manifests/optimizer_groups_3b.json").read_text())

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 import main
 from datamodules import PixelBounds, Rooms, VideoQADataModule
-from datamodules.asking import data_of
+from datamodules.inference import data_of
 from tests.commands.test_probe import check_probed
 from tests.zoo.made_models import PARTS, QUESTIONS, SIZES, model_of, randomized
 from tests.zoo.released import load_case, official_weights, read_release, write_release
@@ -43,7 +43,7 @@ from zoo import (
     ViewAttention,
 )
 from zoo.configuration import from_config, to_config
-from zoo.tasks.optim import LearningRates
+from zoo.tasks.base import LearningRates
 
 
 def equal(a: SpatialVLM, b: SpatialVLM) -> bool:

@@ -25,7 +25,7 @@ from zoo import (
     TinyQwen25VL,
 )
 from zoo.checkpoints import export_model, load_qwen3_vl, official_tensors
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.sequences.layout import ExtraTokens
 from zoo.weights.hub import read_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"

@@ -13,12 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import LoadedScene
-from datamodules.order import TrainingItem, TrainingOrder, TrainingPosition
+from datamodules.loaded_scene import LoadedScene, Wording
+from datamodules.question_sampler import ResumableLoader, TrainingItem, TrainingOrder, TrainingPosition
 from datamodules.scenes import RawQuestion, num_answers
 from datamodules.skipped_scenes import SpareCollate
-from datamodules.training_loader import ResumableLoader
-from datamodules.wording import Wording
 from tests.zoo.asking import QUESTIONS, build, scene
 from zoo import (
     CameraPrediction,

@@ -13,8 +13,8 @@ from datamodules.video import Video
 from tests.zoo.test_views import FUSIONS, batch, cameras, model
 from zoo import ConcatSplitFusion, DatasetGeometry, InputError, LanguageModeling, PRoPE, TimestampIndex, ViewAttention
 from zoo.encodings import EncodedCameras
+from zoo.objectives.base import Decoded
 from zoo.objectives.collection import Objectives
-from zoo.objectives.decoded import Decoded
 
 
 class Fusion(ConcatSplitFusion):

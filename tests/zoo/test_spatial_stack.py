@@ -33,7 +33,7 @@ from zoo.checkpoints import (
 from zoo.configuration import from_config
 from zoo.errors import InputError
 from zoo.fusions import StackFusion
-from zoo.fusions.connector import RMSNorm
+from zoo.fusions.base import RMSNorm
 from zoo.geometry.base import SceneGeometry
 
 OTHERS = ("vision_add", "language_cross_attention")  # ways of fusing that no released model has

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from zoo.files.strict_json import parse_json
+from zoo.files.atomic_io import parse_json
 
 
 @pytest.mark.parametrize(

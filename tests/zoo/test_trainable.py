@@ -34,7 +34,7 @@ from zoo.backbones.lora import LoRA
 from zoo.encodings import PRoPE, ViewAttention
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt import VGGT as VGGTModel
-from zoo.geometry.vggt.aggregator import DINOV2
+from zoo.geometry.vggt.model import DINOV2
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask, vggt_pretraining, video_qa

@@ -40,10 +40,10 @@ from zoo import (
     TinyQwen35,
     TinyVGGT,
 )
-from zoo.backbones.qwen3_5 import delta_net
+from zoo.backbones.qwen3_5 import backbone as delta_net
 from zoo.tasks import VideoQATask, repeated_calls, training_cost
+from zoo.tasks.base import parameter_groups
 from zoo.tasks.fake_tensors import Footprint
-from zoo.tasks.optim import parameter_groups
 from zoo.tasks.training_cost import BatchSizes, StepCost, TrainingCost, total_bytes
 
 SIZES: dict[str, tuple[Any, dict[str, int], str]] = {

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.asking import data_of, load_frames
+from datamodules.inference import data_of, load_frames
 from tests.golden.synth import synth_video
 from tests.golden.weights import init_
 from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights

@@ -23,13 +23,12 @@ from zoo import (
     PRoPEMLLM,
 )
 from zoo.backbones.base import VisualTokens
-from zoo.cameras.patch_cameras import PatchCameras
+from zoo.cameras.scene_geometry import PatchCameras
 from zoo.encodings import GTA, CaPE, RayAttention, RayEmbedding, ViewAttention
-from zoo.encodings.reference_attention import random_cameras
+from zoo.encodings.testing import random_cameras
 from zoo.geometry import SceneGeometry
-from zoo.scene_encoding.encoded_scene import SceneCameras
-from zoo.scene_encoding.stages import FusedScene, fuse_scenes
-from zoo.sequences.scene_inputs import SceneInputs
+from zoo.scene_encoding import FusedScene, SceneCameras, fuse_scenes
+from zoo.sequences.loaded_scene import SceneInputs
 from zoo.tasks import VideoQATask
 
 WIDTH = 64  # of `tiny`

@@ -14,14 +14,11 @@ from tests.cases import each_once
 from tests.zoo.asking import BACKBONES, FAMILIES
 from tests.zoo.waits import Waits
 from zoo.backbones.attention import replace_classes
-from zoo.backbones.patch_embedding import PatchEmbedding
 from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
-from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
-from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
-from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
-from zoo.backbones.qwen25_vl.vision_rules import Qwen25VisionRules
-from zoo.backbones.vision_attention import SegmentAttention
-from zoo.sequences.vision_inputs import Segments
+from zoo.backbones.qwen3_vl.backbone import Qwen3VisionRules, Qwen3VLBackbone
+from zoo.backbones.qwen25_vl.backbone import Qwen25VisionRules, Qwen25VLBackbone
+from zoo.backbones.vision import PatchEmbedding, SegmentAttention
+from zoo.sequences.loaded_scene import Segments
 
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
 GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]], "small": [[1, 2, 2]]}

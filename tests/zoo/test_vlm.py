@@ -27,8 +27,8 @@ from zoo.backbones.base import VisualTokens
 from zoo.backbones.tiny import TinyQwenVL
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
+from zoo.sequences.loaded_scene import VisionInputs
 from zoo.sequences.packing import IGNORED
-from zoo.sequences.vision_inputs import VisionInputs
 from zoo.tasks import VideoQATask
 
 RATES = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3)

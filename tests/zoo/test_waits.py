@@ -20,7 +20,7 @@ from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from tests.zoo.waits import Waits
 from zoo import CameraPrediction, DepthPrediction, MaskedViews
-from zoo.generation.sampling import Sampling
+from zoo.generation import Sampling
 from zoo.geometry import DatasetGeometry, TinyVGGT
 from zoo.sequences.batch import Batch
 from zoo.sequences.time_index import PathLengthIndex

@@ -1,8 +1,6 @@
 """Video-language models: three seams, what the Qwen-VL family shares, and a folder for each model."""
 
-from zoo.backbones.base import Backbone
-from zoo.backbones.loader import BackboneLoader, released_parts
-from zoo.backbones.preprocessor import Preprocessor
+from zoo.backbones.base import Backbone, BackboneLoader, Preprocessor, released_parts
 from zoo.backbones.pretrained_fused import (
     PretrainedSpatialMLLM,
     PretrainedSpatialStack,

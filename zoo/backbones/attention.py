@@ -12,10 +12,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 # Qwen3-VL's are the same two functions; Qwen3.5's eager attention is the same as well
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, eager_attention_forward
 
-from zoo.encodings.base import EncodedCameras
-from zoo.encodings.encoded import QK
+from zoo.encodings.base import QK, EncodedCameras
 from zoo.errors import InputError
-from zoo.seams import check_shape
+from zoo.values import check_shape
 
 FLASH_CHANNELS = 256  # of a head in FlashAttention 2, at most
 

@@ -1,27 +1,335 @@
-"""The backbone seam: everything that the zoo needs of a video-language model."""
+"""The preprocessor seam: frames and text to a backbone's inputs, in data workers."""
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Shaped
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import repeat_kv
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from zoo.backbones.deepstack import DeepFeatures
-from zoo.backbones.grouped_attention import GROUPED_SDPA
-from zoo.backbones.preprocessor import Preprocessor
+from zoo.backbones.official_names import Layout
 from zoo.cameras import Cameras
+from zoo.configuration import Configurable
 from zoo.encodings.base import CameraEncoding, EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder
 from zoo.sequences.batch import Sequences
-from zoo.sequences.masks import block_mask, prefix_causal_mask
+from zoo.sequences.layout import ExtraTokens, Placeholders
+from zoo.sequences.loaded_scene import VisionInputs
+from zoo.sequences.packing import block_mask, prefix_causal_mask
 from zoo.sequences.rules import VisionRules
-from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
-from zoo.sequences.vision_inputs import VisionInputs
+
+Message = dict[str, Any]  # a turn of a chat, as transformers' chat templates take it
+
+
+class TokenizedPrompt(NamedTuple):
+    """A tokenized chat.
+
+    Attributes:
+        input_ids: The whole sequence, one placeholder per visual token; with the answer in training.
+        labels: The supervised ids, -100 elsewhere.
+    """
+
+    input_ids: Int[Tensor, " L"]
+    labels: Int[Tensor, " L"]
+
+
+class Preprocessor(ABC):
+    """Turn frames and text into the backbone's inputs, in data workers; hold no weights.
+
+    Attributes:
+        pad_token_id: Padding of shorter sequences in a batch.
+    """
+
+    pad_token_id: int
+
+    @abstractmethod
+    def cut_patches(
+        self, frames: UInt8[Tensor, "T 3 H W"]
+    ) -> tuple[UInt8[Tensor, "patches channels"], Int[Tensor, " 3"]]:
+        """Return the patches of resized frames as bytes, and their (t, h, w) before the merge."""
+
+    @abstractmethod
+    def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
+        """Normalize patches as the model's own processor does, on their device: as bytes they get there faster."""
+
+    @abstractmethod
+    def texts(self, messages: Sequence[Message]) -> list[str]:
+        """Return a chat as texts, in turn a prompt up to the start of the answer, and an answer up to its end.
+
+        Args:
+            messages: Of system, user and assistant; those between two answers are one prompt.
+        """
+
+    @abstractmethod
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return a chat up to the start of its next answer, as the chat template writes it.
+
+        Earlier answers may differ from those of `texts`, which a model learns from: some templates shorten them.
+
+        Args:
+            messages: Of system, user and assistant.
+        """
+
+    @abstractmethod
+    def tokenize(
+        self,
+        texts: Sequence[str],
+        media_grids: Sequence[Sequence[int]],
+        extra_tokens: ExtraTokens,
+        frame_times: Sequence[float] | None = None,
+    ) -> TokenizedPrompt:
+        """Return the token ids of a chat; the answers are supervised.
+
+        Args:
+            texts: From `texts`.
+            media_grids: (t, h, w) in patches before the merge of each video or image.
+            extra_tokens: Tokens that follow the 2D tokens of each view, and the last view of a video.
+            frame_times: Seconds of each frame of each video; None for images, or if unknown.
+
+        Raises:
+            InputError: Unknown times, for a backbone that writes them.
+        """
+
+    @abstractmethod
+    def decode(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        """Return the texts of generated token ids, without special tokens."""
+
+    @abstractmethod
+    def reserved_token(self, text: str) -> str | None:
+        """Return the first special token in a text, which the tokenizer would not read as text; None if absent."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str) -> None:
+        """Write the tokenizer and processor files."""
+
+
+# ---- The loader seam: where a backbone's weights come from, and what was released with them -------------------------
+
+AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
+DType = Literal["float32", "bfloat16"]
+
+
+class BackboneLoader(Configurable, ABC):
+    """A recipe for a `Backbone` and the source of its weights; `load` reads them.
+
+    Args:
+        attn_implementation: The attention backend of transformers. `flex_attention` is for the decoder only and needs
+            a GPU to train; it skips blocks that are masked for all questions of a shared sequence.
+        dtype: Dtype of the weights. A task keeps those of parts with a learning rate in float32.
+
+    Attributes:
+        is_pretrained: Whether the weights answer questions without training here.
+        released_path: Folder or hub id of the released weights; None for random ones.
+        layout: Where the released files keep a geometry encoder and a fusion; empty without.
+        released_fusions: Classes of the fusions that may have been released with the weights, the usual one first.
+    """
+
+    is_pretrained: bool = False
+    released_path: str | None = None
+    layout: Layout = {}
+    released_fusions: tuple[str, ...] = ()
+
+    def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
+        if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+            raise InputError(
+                "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
+                "pip install flash-attn --no-build-isolation on a CUDA machine, or choose sdpa (RayRoPE and URoPE need "
+                "masks, which flash_attention_2 lacks)"
+            )
+        self.attn_implementation: AttentionImplementation = attn_implementation
+        self.dtype = getattr(torch, dtype)
+
+    @property
+    def model_attention(self) -> str:
+        """The attention backend of the whole model; FlexAttention is for the decoder only."""
+        return "sdpa" if self.attn_implementation == "flex_attention" else self.attn_implementation
+
+    @abstractmethod
+    def load(self) -> Backbone:
+        """Return the model in training mode on the current device; on the meta device no weights are read."""
+
+    def load_unread(self) -> Backbone:
+        """Return the model with released weights on the meta device, for `zoo.weights.deferred.load_deferred`."""
+        return self.load()
+
+    def load_geometry(self) -> GeometryEncoder | None:
+        """Return the geometry encoder released with these weights, if any."""
+        return None
+
+    def fit_fusion(self, fusion: nn.Module) -> None:
+        """Set the options that a fusion leaves to the release, before it is bound, see `Fusion.bind`.
+
+        Raises:
+            InputError: The released weights are of other decoder layers.
+        """
+
+    def load_fusion(self, fusion: nn.Module) -> bool:
+        """Load the fusion's weights if they were released with these; return whether they were."""
+        return False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files of the released weights."""
+        return ()
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any]) -> bool:
+        """Return whether this class loads a released folder with this config.json."""
+        return False
+
+    @classmethod
+    def released_parts(cls, path: str) -> dict[str, Any]:
+        """Return the arguments of `SpatialVLM` for the released model in a folder or hub repository."""
+        return {"backbone": cls(path)}  # type: ignore[arg-type]
+
+
+def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `SpatialVLM` for a released model.
+
+    Args:
+        path: Its folder or hub id.
+        config: Its config.json.
+
+    Raises:
+        InputError: No class loads it.
+    """
+    known = list(_loaders(BackboneLoader))
+    for loader in known:
+        if loader.reads(config):
+            return loader.released_parts(path)
+    raise InputError(
+        f"{path} is no model of the zoo, and its config.json (model_type {config.get('model_type')!r}) is of no "
+        f"backbone of the zoo: known are {', '.join(loader.__name__ for loader in known)}"
+    )
+
+
+def _loaders(base: Any) -> Iterator[type[BackboneLoader]]:
+    for loader in base.__subclasses__():
+        if not inspect.isabstract(loader):
+            yield loader
+        yield from _loaders(loader)
+
+
+# ---- `scaled_dot_product_attention` of a decoder with grouped keys and values, by the kernels that take them --------
+
+GROUPED_SDPA = "grouped_sdpa"  # the name of this backend in transformers
+FEW = 64  # queries: below, masks that are repeated are smaller than keys and values
+
+
+def grouped_sdpa(
+    module: Any,
+    query: Float[Tensor, "B H T D"],
+    key: Float[Tensor, "B G K D"],
+    value: Float[Tensor, "B G K D"],
+    attention_mask: Bool[Tensor, "B 1 T K"] | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "B T H D"], None]:
+    """Attend as transformers' `sdpa`, with other ways for the H/G heads that share keys and values.
+
+    - Flash kernels take groups: a GPU's in half precision without a mask, a CPU's always, but slowly for one query.
+      With gradients a CPU does as a GPU, whose memory `plan` counts there.
+    - Few queries, of a step of an answer, become the rows of their group: a long prefix is not copied.
+    - Elsewhere keys and values are repeated: with `enable_gqa`, float32 would take the math kernel, whose scores of
+      16,000 tokens are 17 GB.
+
+    Args:
+        module: The attention, for transformers.
+        query: Queries.
+        key: Keys.
+        value: Values.
+        attention_mask: The keys that each query attends to; None is causal attention.
+        dropout: Of the attention weights.
+        scaling: Of the scores; None is D^-1/2.
+    """
+    batch, heads, length = query.shape[:3]
+    groups = heads // key.shape[1]
+    is_causal = attention_mask is None and length > 1
+    if key.device.type == "cpu" and not torch.is_grad_enabled():
+        is_flash = length > 1
+    else:
+        is_flash = attention_mask is None and key.dtype != torch.float32 and key.shape[-1] == value.shape[-1] <= 256
+    if groups > 1 and not is_flash:
+        if length <= FEW and not is_causal:
+            query = query.reshape(batch, -1, groups * length, query.shape[-1])
+            attention_mask = attention_mask if attention_mask is None else attention_mask.repeat(1, 1, groups, 1)
+        else:
+            key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    output = F.scaled_dot_product_attention(
+        query, key, value, attention_mask, dropout, is_causal, scale=scaling, enable_gqa=groups > 1 and is_flash
+    )
+    return output.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(GROUPED_SDPA, grouped_sdpa)
+ALL_MASK_ATTENTION_FUNCTIONS.register(GROUPED_SDPA, sdpa_mask)
+
+
+# ---- DeepStack for a decoder whose stock code has none: features are added behind its first layers ------------------
+
+
+class DeepFeatures(NamedTuple):
+    """What is added to the hidden states of visual tokens behind each of the first decoder layers.
+
+    Attributes:
+        places: Of the visual tokens in the flattened batch.
+        features: Of each layer.
+    """
+
+    places: Int[Tensor, " N"]
+    features: Float[Tensor, "layers N D"]
+
+    def added_to(self, hidden_states: Float[Tensor, "B L D"], layer: int) -> Float[Tensor, "B L D"]:
+        """Return the outputs of a layer (from 0) with its features added."""
+        if layer >= len(self.features):
+            return hidden_states
+        return add_features(hidden_states, self.places, self.features[layer])
+
+
+def add_features(
+    hidden_states: Float[Tensor, "B L D"], places: Int[Tensor, " N"], features: Float[Tensor, "N D"]
+) -> Float[Tensor, "B L D"]:
+    """Return the hidden states with features added at places of the flattened batch."""
+    added = hidden_states.flatten(0, 1).index_add(0, places, features.to(hidden_states.dtype))
+    return added.view_as(hidden_states)
+
+
+class DeepstackLayer(nn.Module):
+    """A decoder layer of transformers that adds `DeepFeatures`; without any, the stock forward runs.
+
+    They are a keyword argument of the model's forward, as the camera encoding is (`CameraAttention`), and added in the
+    layer's own forward: gradient checkpointing recomputes the addition, and no state is kept between calls. The steps
+    of an answer hold text only and need none.
+    """
+
+    self_attn: Any
+
+    @property
+    def layer_idx(self) -> int:
+        """The number of the layer, from 0."""
+        return int(self.self_attn.layer_idx)
+
+    def forward(self, hidden_states: Tensor, deepstack: DeepFeatures | None = None, **kwargs: Any) -> Tensor:
+        """Run the stock forward, then add the features of this layer."""
+        hidden_states = super().forward(hidden_states, **kwargs)
+        return hidden_states if deepstack is None else deepstack.added_to(hidden_states, self.layer_idx)
+
+
+# ---- The backbone seam: everything that the zoo needs of a video-language model -------------------------------------
 
 MASKED = (GROUPED_SDPA, "eager", "flex_attention")  # backends of attention that take any mask
 BackbonePart = Literal["decoder", "vision", "connector"]

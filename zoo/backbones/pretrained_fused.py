@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from zoo.backbones.base import AttentionImplementation, DType
 from zoo.backbones.fused_models import is_spatial_mllm, is_spatial_stack, is_spatial_stack_qwen25, is_vg_llm
-from zoo.backbones.loader import AttentionImplementation, DType
 from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES, Layout
 from zoo.backbones.pretrained_qwen import PretrainedQwen25VL, PretrainedQwen35, PretrainedQwenVL, config_errors
 from zoo.backbones.released_geometry import (
@@ -20,7 +20,7 @@ from zoo.backbones.released_geometry import (
     vg_llm_geometry,
 )
 from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.transformer_blocks import layer_index
+from zoo.geometry.layers import layer_index
 from zoo.weights.lazy_tensors import FirstNames, Tensors
 
 VGGT_DEPTH = 24  # layers of the released aggregator

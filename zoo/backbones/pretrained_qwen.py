@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 
+from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.fused_models import find_fused, is_spatial_stack, is_spatial_stack_qwen25, is_vg_llm
-from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.official_names import GEOVR_TRAINING, QWEN3, QWEN25, QWEN35
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.backbones.qwen_weights import FAMILIES, empty_qwen, qwen_filler

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from zoo.backbones.preprocessor import Message, Preprocessor, TokenizedPrompt
+from zoo.backbones.base import Message, Preprocessor, TokenizedPrompt
 from zoo.errors import InputError
+from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.packing import IGNORED
-from zoo.sequences.visual_grid import ExtraTokens
 
 END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
 # frames are already sampled and resized, and are normalized later: the processor only cuts patches

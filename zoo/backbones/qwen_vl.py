@@ -10,15 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones.attention import check_head_channels, replace_classes
-from zoo.backbones.base import MASKED, Backbone, BackbonePart
-from zoo.backbones.grouped_attention import GROUPED_SDPA
+from zoo.backbones.base import GROUPED_SDPA, MASKED, Backbone, BackbonePart
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.encodings.base import CameraEncoding
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.extra_channels import ExtraChannels
 from zoo.errors import InputError
-from zoo.sequences.sequence_layout import Placeholders
-from zoo.sequences.visual_grid import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, Placeholders
 
 
 class QwenVLBackbone(Backbone):

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.modeling_utils import local_torch_dtype
 
-from zoo.backbones.loader import BackboneLoader
+from zoo.backbones.base import BackboneLoader
 from zoo.backbones.official_names import (
     LM_HEAD,
     NOT_LOADED,

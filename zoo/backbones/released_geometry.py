@@ -26,7 +26,7 @@ from zoo.backbones.official_names import (
 )
 from zoo.errors import InputError
 from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
-from zoo.fusions.patch_merger import HIDDEN, PatchNorm
+from zoo.fusions.deep import HIDDEN, PatchNorm
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt_encoder import ReferenceFrame, VGGTEncoder
 from zoo.weights.deferred import load_or_defer

@@ -15,7 +15,7 @@ import torch
 from transformers import Qwen2Tokenizer
 from transformers.modeling_utils import local_torch_dtype
 
-from zoo.backbones.loader import AttentionImplementation, BackboneLoader, DType
+from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.seed import resolve_seed
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pkgutil import resolve_name
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.class_paths import unusable_class
-from zoo.configuration import Configurable
-from zoo.errors import InputError, did_you_mean
+from zoo.benchmarks.scorers import ONES, SCORERS, Scorer
+from zoo.configuration import Configurable, unusable_class
+from zoo.errors import InputError, check_choice, did_you_mean
 
 
 class Benchmark(Configurable, ABC):
@@ -181,8 +183,6 @@ def find_benchmark(name: str, trusted: bool = True) -> Benchmark:
     Raises:
         InputError: There is none, or it can't be imported.
     """
-    from zoo.benchmarks.own_questions import OwnQuestions  # which derives from this file's class
-
     named = registered_benchmarks() | {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _subclasses()}
     if name not in named and (own := OwnQuestions.from_name(name)) is not None:
         return own
@@ -210,3 +210,255 @@ def _subclasses() -> list[type[Benchmark]]:
 def _mean(values: Sequence[float]) -> float:
     """Mean with an exact sum: the order of the values has no effect."""
     return math.fsum(values) / len(values)
+
+
+# ---- Wording and scoring that VSI-Bench and ReVSI share: questions with a number or an option's letter as answer ----
+
+CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
+SHORT_INSTRUCTION = "Please answer the question using a single word or phrase."
+FRAMES_PREFIX = "These are frames of a video."  # the first line of thinking-in-space's and lmms-eval's prompts
+
+
+class PromptWording(NamedTuple):
+    """The lines after a question: a title of the options, and what to answer with."""
+
+    options_title: str | None
+    choice: str
+    number: str
+
+
+GEOVR = PromptWording(
+    None,
+    "Answer with ONLY the option's letter directly.",
+    "Please answer the question ONLY using a single Arabic numeral.",
+)
+
+
+class SpatialBenchmark(Benchmark):
+    """A benchmark of numeric and multiple-choice questions with the scorers of `zoo.benchmarks.scorers`.
+
+    Attributes:
+        rules: The scorers by name.
+        number_instruction: The last line of a question without options.
+    """
+
+    rules: ClassVar[Mapping[str, Scorer]] = SCORERS
+    pooling_scorers = ("geovr",)
+    number_instruction: ClassVar[str] = SHORT_INSTRUCTION
+    wordings = ("geovr",)
+
+    def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
+        """Return Spatial-MLLM's wording, with `FRAMES_PREFIX` thinking-in-space's; or that of `wording`."""
+        own = PromptWording("Options:", CHOICE_INSTRUCTION, self.number_instruction)
+        title, choice, number = own if self.wording is None else GEOVR
+        ending = [title, *options, choice] if options else [number]
+        return "\n".join(line for line in (prefix, question, *ending) if line)
+
+    def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
+        """Score one answer by the rules of an official scorer."""
+        self.check_question_type(question_type)
+        rules = self.rules[self.find_scorer(scorer)]
+        is_choice = question_type in self.multiple_choice_types
+        return (rules.score_choice if is_choice else rules.score_number)(prediction, ground_truth)
+
+    def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
+        """Return whether a scorer reads the answer as a finite number or a single letter."""
+        self.check_question_type(question_type)
+        rules = self.rules[self.find_scorer(scorer)]
+        if question_type in self.multiple_choice_types:
+            return re.fullmatch("[a-zA-Z]", rules.read_choice(prediction)) is not None
+        number = rules.read_number(prediction)
+        return number is not None and math.isfinite(number)
+
+
+# ---- Caption metrics of free answers by pycocoevalcap (the optional extra `captions`): BLEU-4, ROUGE-L, CIDEr, METEOR.
+# METEOR and the PTB tokenizer, with which ScanQA's scripts/score.py tokenizes answers and ground truths, are Java
+# programs. Without Java the answers are lower-cased and split at white space, as Video-3D-LLM and LEO do, and METEOR is
+# skipped; the result says so, since the tokenizer moves every number
+
+INSTALL = "pip install 'spatial-vlm-zoo[captions]'"
+TITLES = {"bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR"}
+
+
+def caption_scores(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return the caption metrics of a whole test; papers print all of them times 100.
+
+    Args:
+        answers: One per question.
+        truths: The accepted answers of each question.
+
+    Returns:
+        `{"bleu_4", "rouge_l", "cider", "meteor": float, "tokenizer": name, "skipped": {metric: remedy}}`; a metric
+        that can't be computed is in `skipped` alone.
+    """
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    except ImportError:
+        return {"skipped": dict.fromkeys(TITLES, INSTALL)}
+    has_java = shutil.which("java") is not None
+    tokenize = (PTBTokenizer() if has_java else WhiteSpaceTokenizer()).tokenize
+    given = tokenize({str(i): [_caption(answer)] for i, answer in enumerate(answers)})
+    wanted = tokenize({str(i): [_caption(each) for each in own] for i, own in enumerate(truths)})
+    scores = {
+        "bleu_4": Bleu(4).compute_score(wanted, given, verbose=0)[0][3],
+        "rouge_l": Rouge().compute_score(wanted, given)[0],
+        "cider": Cider().compute_score(wanted, given)[0],
+        **({"meteor": Meteor().compute_score(wanted, given)[0]} if has_java else {}),
+    }
+    return {
+        **{name: float(score) for name, score in scores.items()},
+        "tokenizer": "PTB" if has_java else "white space (the PTB tokenizer needs Java)",
+        "skipped": {} if has_java else {"meteor": "install Java"},
+    }
+
+
+def _caption(text: str) -> dict[str, str]:
+    return {"caption": " ".join(text.split())}  # Java reads a line per caption, and ends lines at other characters too
+
+
+class WhiteSpaceTokenizer:
+    """Take the place of the PTB tokenizer where there is no Java."""
+
+    def tokenize(self, captions: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
+        """Lower the case, remove trailing full stops and collapse white space."""
+        return {
+            key: [" ".join(each["caption"].lower().rstrip(". ").split()) for each in own]
+            for key, own in captions.items()
+        }
+
+
+# ---- Benchmarks of free answers, scored by exact match, refined exact match and caption metrics ---------------------
+# `exact_match`, `refined_exact_match` (LEO, embodied-generalist: data/data_utils.py, evaluator/scanqa_eval.py). Answer
+# and ground truths are cleaned alike, see `clean_answer`. Exact: the answer equals one of the ground truths. Refined:
+# without white space, the answer contains one of them or is contained in one. An exact match counts whatever the order
+# of the ground truths, as in Video-3D-LLM; LEO's code stops at the first that matches at all. An empty answer scores 0;
+# LEO's code finds it in every ground truth.
+#
+# `raw_exact_match` (ScanQA's scripts/score.py; Video-3D-LLM's eval_scanqa.py)
+#     The answer, as it is, is one of the ground truths
+
+WORDS = dict(zip(map(str, range(20)), ONES.split(), strict=True)) | {"20": "twenty", "23": "twenty-three"}
+WORDS |= {"none": "zero", "tv": "TV", "oclock": "o'clock", "chai": "chair", "wasing": "washing", "waslked": "walked"}
+WORDS |= {"letf": "left", "let": "left", "tehre": "there", "rigth": "right", "rght": "right", "behine": "behind"}
+
+
+def clean_answer(text: str) -> str:
+    """Return LEO's cleaned answer: lower case, no punctuation but ,'-: and no articles, frequent typos and numbers."""
+    text = re.sub(" {2,}", " ", re.sub("^ +| +$", "", text.lower()))
+    text = re.sub(r"[^a-zA-Z0-9,'\s\-:]+", "", text)
+    text = re.sub(rf"\b({'|'.join(WORDS)})\b", lambda word: WORDS[word[0]], text)
+    text = re.sub(r"\bo' +clock\b", "o'clock", text)
+    text = re.sub(r"\b([a-zA-Z]+)[0-9]\b", r"\1", text)  # chair2
+    for article in ("a", "an", "the"):
+        text = re.sub(rf"\b{article}\b ([a-zA-Z]+)", r"\1", text)
+    return re.sub(r"\bbackwards\b", "backward", text)
+
+
+class FreeAnswers(Benchmark):
+    """A benchmark of free answers; a subclass sets `text_types`, `scorers`, `columns` and `instruction`.
+
+    Attributes:
+        instruction: Follows the question.
+    """
+
+    scorers: ClassVar[tuple[str, ...]] = ("exact_match", "refined_exact_match")
+    instruction: ClassVar[str]
+
+    @abstractmethod
+    def find_type(self, question: str) -> str:
+        """Return the question type of a question."""
+
+    def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
+        """Return prefix, question and instruction."""
+        return "\n".join([*([prefix] if prefix else []), f"{question} {self.instruction}"])
+
+    def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
+        """Return 1.0 if the answer matches one of the ground truths, else 0.0."""
+        self.check_question_type(question_type)
+        rule, truths = self.find_scorer(scorer), ground_truth.split("\n")
+        if rule == "raw_exact_match":
+            return float(prediction.strip() in truths)
+        answer, truths = clean_answer(prediction), [clean_answer(truth) for truth in truths]
+        if rule == "exact_match" or not answer.strip():
+            return float(answer in truths and answer.strip() != "")
+        bare, others = "".join(answer.split()), ["".join(truth.split()) for truth in truths]
+        return float(any(bare in other or other in bare for other in others))
+
+    def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
+        """Return whether there is an answer."""
+        self.check_question_type(question_type)
+        return bool(prediction.strip())
+
+    def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:
+        """Return the caption metrics."""
+        return caption_scores(predictions, [truth.split("\n") for truth in ground_truths])
+
+
+# ---- Question types of one's own, each with one of three scorers ----------------------------------------------------
+
+AnswerKind = Literal["number", "choice", "text"]
+
+
+class OwnQuestions(SpatialBenchmark):
+    """Question types without a class of their own, with the wording and the scorers of VSI-Bench.
+
+    Args:
+        types: How the answers of each question type are scored: "number" by mean relative accuracy, "choice" by the
+            option's letter, "text" by exact match after LEO's cleaning, with one accepted answer per line.
+
+    Example:
+        >>> benchmark = OwnQuestions({"door_width": "number", "door_color": "text"})
+        >>> benchmark.score("It is red.", "red", "door_color", "spatial_mllm"), benchmark.name
+        (0.0, 'OwnQuestions(door_width=number, door_color=text)')
+        >>> benchmark.score("The red", "red", "door_color", "spatial_mllm")
+        1.0
+    """
+
+    scorers = tuple(SCORERS)
+    columns: Mapping[str, tuple[str, ...]] = {}  # type: ignore[misc]
+
+    def __init__(self, types: dict[str, AnswerKind]) -> None:
+        if not types:
+            raise InputError("OwnQuestions: no question types: list them, such as {door_width: number}")
+        for name, kind in types.items():
+            if not re.fullmatch(r"\w+", name):
+                raise InputError(f"OwnQuestions: {name!r} is no name of a question type: letters, digits and _")
+            check_choice(f"OwnQuestions: the kind of answers to {name}", kind, AnswerKind)
+        self.types = dict(types)
+        chosen = {kind: tuple(name for name in types if types[name] == kind) for kind in get_args(AnswerKind)}
+        self.numeric_types = chosen["number"]  # type: ignore[misc]
+        self.multiple_choice_types = chosen["choice"]  # type: ignore[misc]
+        self.text_types = chosen["text"]  # type: ignore[misc]
+        self.columns = {name: (name,) for name in self.question_types}  # type: ignore[misc]
+
+    @property
+    def name(self) -> str:
+        """The class with its types, from which `find_benchmark` builds it again."""
+        return f"{type(self).__name__}({', '.join(f'{name}={kind}' for name, kind in self.types.items())})"
+
+    def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
+        """Score one answer; a text by exact match, whatever the scorer."""
+        if question_type not in self.text_types:
+            return super().score(prediction, ground_truth, question_type, scorer)
+        self.find_scorer(scorer)
+        answer = clean_answer(prediction).strip()
+        return float(bool(answer) and answer in [clean_answer(truth).strip() for truth in ground_truth.split("\n")])
+
+    def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
+        """Return whether a scorer reads the answer; of a text, whether there is one."""
+        if question_type in self.text_types:
+            return bool(prediction.strip())
+        return super().is_parsable(prediction, question_type, scorer)
+
+    @classmethod
+    def from_name(cls, name: str) -> OwnQuestions | None:
+        """Build the benchmark of this `name`; None if it is another one's."""
+        inside = re.fullmatch(rf"{cls.__name__}\((.*)\)", name)
+        if inside is None:
+            return None
+        pairs = [pair.partition("=") for pair in re.split(r",\s*", inside[1])]
+        return cls({kind: answers for kind, _, answers in pairs})  # type: ignore[misc]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zoo.benchmarks.scorers import SCORERS
-from zoo.benchmarks.spatial import SpatialBenchmark
+from zoo.benchmarks.base import FRAMES_PREFIX, SpatialBenchmark
+from zoo.benchmarks.scorers import SCORERS, Scorer, float64_mra, read_first_word, to_float
 
 
 class VSIBench(SpatialBenchmark):
@@ -24,4 +24,73 @@ class VSIBench(SpatialBenchmark):
         "Rel. Dir.": direction_types,
         "Route Plan": ("route_planning",),
         "Appr. Order": ("obj_appearance_order",),
+    }
+
+
+# ---- ReVSI (arXiv 2604.24300): VSI-Bench's tasks with annotations made anew, and a ground truth per frame budget ----
+
+
+def read_answer(text: str) -> str:
+    """Return the first word of a stripped answer, as thinking-in-space reads it."""
+    return read_first_word(text.strip())
+
+
+class ReVSI(SpatialBenchmark):
+    """ReVSI with the wording and scorer of lmms-eval 0.7.3 (lmms_eval/tasks/revsi), and those of VSI-Bench."""
+
+    numeric_types = (
+        *("object_counting_single", "object_counting_multiple", "object_abs_distance", "object_size_estimation"),
+        *("room_size_estimation_single", "room_size_estimation_multiple"),
+    )
+    direction_types = (
+        *("object_rel_direction_forward_easy", "object_rel_direction_backward_easy"),
+        *("object_rel_direction_forward_hard", "object_rel_direction_backward_hard"),
+    )
+    distance_types = ("object_rel_distance_closest", "object_rel_distance_farthest")
+    multiple_choice_types = (*direction_types, *distance_types, "route_planning")
+    metric_types = numeric_types[2:]
+    averaged_types = {
+        "object_counting": numeric_types[:2],
+        "room_size_estimation": numeric_types[4:],
+        "object_rel_direction": direction_types,
+        "object_rel_distance": distance_types,
+    }
+    rules = {
+        "revsi": Scorer(read_answer, str.lower, lambda text: to_float(read_answer(text)), to_float, float64_mra),
+        **SCORERS,
+    }
+    scorers = tuple(rules)
+    columns = {
+        "Obj. Count": numeric_types[:2],
+        "Abs. Dist.": ("object_abs_distance",),
+        "Obj. Size": ("object_size_estimation",),
+        "Room Size": numeric_types[4:],
+        "Rel. Dist.": distance_types,
+        "Rel. Dir.": direction_types,
+        "Route Plan": ("route_planning",),
+    }
+    prefix = FRAMES_PREFIX
+    number_instruction = "Answer the question using a single integer or decimal number."
+
+
+# ---- Questions about panels in rendered rooms, whose answers need both images and cameras ---------------------------
+
+
+class PanelBench(SpatialBenchmark):
+    """One question type for each kind of question of `PanelRooms`, with the wording and the scorers of VSI-Bench.
+
+    A task of your own with a new type sets `benchmark` to a subclass with that type.
+    """
+
+    numeric_types = ("panel_distance", "panel_width", "panel_turn")
+    multiple_choice_types = ("panel_order", "panel_motion", "panel_direction")
+    metric_types = numeric_types[:2]
+    scorers = tuple(SCORERS)
+    columns = {
+        "Distance": ("panel_distance",),
+        "Width": ("panel_width",),
+        "Turn": ("panel_turn",),
+        "Order": ("panel_order",),
+        "Motion": ("panel_motion",),
+        "Direction": ("panel_direction",),
     }

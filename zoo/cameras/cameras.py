@@ -6,20 +6,19 @@ source is metric. Intrinsics are normalized by the image size, without skew: fx/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from copy import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from zoo.cameras.poses import invert_se3
-from zoo.cameras.reference import SCALE_FLOOR, ReferenceView, Scale, choose_view, spread_of_centers
-from zoo.cameras.token_runs import CameraRuns
+from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import check_choice
-from zoo.movable import Movable
 from zoo.precision import to_float32
+from zoo.values import Movable
 
 ADDED_BY = {
     "index": "pass an index (B, L) to Cameras",
@@ -283,3 +282,133 @@ class Cameras(Movable):
         other = copy(self)
         vars(other).update(tensors)
         return other
+
+
+# ---- The reference view of a clip, whose frame is its world, and the length that its translations are divided by ----
+
+SCALE_FLOOR = 1e-2  # smallest length to divide by, in the unit of the poses, for a static camera
+
+ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
+Scale = Literal["none", "mean", "max", "rms", "median_depth"]
+
+
+def choose_view(
+    world_to_camera: Float[Tensor, "B C 4 4"],
+    used: Bool[Tensor, "B C"],
+    reference: Literal["first", "middle", "medoid"],
+) -> Int[Tensor, " B"]:
+    """Choose one of the used cameras of each sample by their poses, see `Cameras.reference_view`."""
+    if reference == "first":
+        return used.int().argmax(1)
+    if reference == "middle":
+        return (used.cumsum(1) > used.sum(1, keepdim=True) // 2).int().argmax(1)
+    poses = world_to_camera.double()
+    angle, distance = pose_distance(poses[:, :, None], poses[:, None])
+    pairs = used[:, :, None] & used[:, None]
+    mean = (distance * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
+    cost = ((angle + distance / mean.clamp(min=SCALE_FLOOR)[:, None, None]) * pairs).sum(2)
+    cost = cost.masked_fill(~used, torch.inf)
+    # the tolerance keeps rounding from choosing between two equally good views, such as the only two
+    return (cost <= cost.amin(1, keepdim=True) * (1 + 1e-6) + 1e-9).int().argmax(1)
+
+
+def spread_of_centers(
+    world_to_camera: Float[Tensor, "B C 4 4"],
+    used: Bool[Tensor, "B C"],
+    scale: Literal["mean", "max", "rms"],
+) -> Float[Tensor, " B"]:
+    """Compute the `mean`, `max` or `rms` distance of the used camera centers from their mean, in float64."""
+    used = used[..., None]
+    count = used.sum(1).clamp(min=1)
+    centers = invert_se3(world_to_camera.double())[..., :3, 3] * used
+    distance = ((centers - (centers.sum(1) / count)[:, None]) * used).norm(dim=-1)
+    if scale == "max":
+        return distance.amax(1)
+    if scale == "rms":
+        square = distance.square().sum(1) / count[:, 0]
+        return square.clamp(min=SCALE_FLOOR**2).sqrt()  # before the root, whose gradient at 0 is infinite
+    return distance.sum(1) / count[:, 0]
+
+
+# ---- Runs of adjacent tokens with a camera: what the host has to know of the cameras of tokens ----------------------
+
+SHORT = 128  # tokens: a CPU gathers shorter runs, which costs a copy but saves one call per run
+
+
+class CameraRuns(Movable):
+    """Where the tokens with a camera are in a flattened batch, in parts of equal length with one camera each.
+
+    Attributes:
+        runs: Runs of adjacent tokens.
+        numbers: The numbers of all tokens with a camera; None if they are one run, or there are none.
+        step: Length of the parts; it divides each run.
+        firsts: The number of the first token of each part, over all runs.
+        is_static: Whether the host knows that no sample has tokens of different poses.
+        views: Runs of adjacent tokens with one camera.
+    """
+
+    def __init__(
+        self,
+        runs: list[slice],
+        numbers: Int[Tensor, " N"] | None,
+        step: int,
+        firsts: Int[Tensor, " parts"],
+        is_static: bool,
+        views: list[slice],
+    ) -> None:
+        self.runs, self.numbers, self.step, self.firsts, self.is_static = runs, numbers, step, firsts, is_static
+        self.views = views
+
+    def with_one_camera_per_token(self) -> CameraRuns:
+        """Return the same runs, each token of which has a camera of its own."""
+        each = [torch.arange(run.start, run.stop, device=self.firsts.device) for run in self.runs]
+        return CameraRuns(self.runs, self.numbers, 1, torch.cat([self.firsts[:0], *each]), self.is_static, self.views)
+
+    @property
+    def places(self) -> list[slice | Tensor]:
+        """The runs as slices; or as one tensor of numbers, where they are short, or several on a GPU.
+
+        A GPU is kept busy by one call for all runs, whatever their number, but not by many calls.
+        """
+        return list(self.runs) if self._gathered is None else [self._gathered]
+
+    @property
+    def parts_per_run(self) -> list[int]:
+        """Number of parts of each of the `places`."""
+        if self._gathered is not None:
+            return [len(self.firsts)]
+        return [(run.stop - run.start) // self.step for run in self.runs]
+
+    @property
+    def _gathered(self) -> Int[Tensor, " N"] | None:
+        if self.numbers is None or self.numbers.device.type != "cpu":
+            return self.numbers
+        return self.numbers if len(self.numbers) < SHORT * len(self.runs) else None
+
+
+def camera_runs(index: Int[Tensor, "B L"], world_to_camera: Float[Tensor, "B C 4 4"] | None = None) -> CameraRuns:
+    """Find the runs of adjacent tokens with a camera; read numbers, so call it on the host.
+
+    Args:
+        index: The camera of each token, -1 for none.
+        world_to_camera: The poses; None if the host doesn't know them.
+    """
+    on_host = index.cpu()
+    sample = torch.arange(len(index))[:, None]
+    camera = torch.where(on_host >= 0, (sample << 32) + on_host, -1).flatten()  # distinct for each camera of the batch
+    # 1. Runs, and parts of them.
+    cameras, counts = camera.unique_consecutive(return_counts=True)
+    step = math.gcd(*counts[cameras >= 0].tolist())
+    tokens = (camera >= 0).nonzero()[:, 0]
+    runs = [run for run in tokens.tensor_split((tokens.diff() > 1).nonzero()[:, 0] + 1) if len(run)]
+    firsts = torch.cat([tokens[:0], *(run[::step] for run in runs)])
+    slices = [slice(int(run[0]), int(run[-1]) + 1) for run in runs]
+    ends = counts.cumsum(0)
+    shown = torch.stack((ends - counts, ends), 1)[cameras >= 0].tolist()
+    # 2. Whether a camera has another pose than the one before it in the same sample.
+    sample, number = camera[firsts] >> 32, on_host.flatten()[firsts]
+    pose = number[:, None] if world_to_camera is None else world_to_camera.cpu()[sample, number].flatten(1)
+    differs = (pose[1:] != pose[:-1]).any(1) & (sample[1:] == sample[:-1])
+    views = [slice(start, stop) for start, stop in shown]
+    made = CameraRuns(slices, tokens if len(runs) > 1 else None, step, firsts, not differs.any(), views)
+    return made if index.device == on_host.device else made.to(index.device)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from zoo.cameras.poses import rigid_matrix
-from zoo.movable import Movable
+from zoo.cameras.poses import invert_se3, rigid_matrix, rotation_parts
+from zoo.values import Movable
 
 TOKENS = ("patches", "camera_tokens")  # the 3D tokens of a `SceneGeometry`; a cache rounds them, and nothing else
 
@@ -97,3 +99,171 @@ class SceneGeometry(Movable):
             rotation, translation = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
             changed["world_to_camera"] = rigid_matrix(rotation, translation * factor)
         return SceneGeometry(**{**self.present(), **changed})
+
+
+# ---- A window of pictures, and the cameras and depth of what it shows -----------------------------------------------
+
+PER_PIXEL = ("depth", "points", "confidence")
+
+
+class Window(NamedTuple):
+    """A part of pictures, in pixels.
+
+    Attributes:
+        height: Of the whole pictures.
+        width: Of the whole pictures.
+        top: First row of the part.
+        left: First column of the part.
+        rows: Of the part.
+        columns: Of the part.
+    """
+
+    height: int
+    width: int
+    top: int
+    left: int
+    rows: int
+    columns: int
+
+    @property
+    def place(self) -> tuple[slice, slice]:
+        """The rows and columns of the part."""
+        return slice(self.top, self.top + self.rows), slice(self.left, self.left + self.columns)
+
+    @property
+    def inverse(self) -> Window:
+        """The whole pictures as a window of the part, which it exceeds."""
+        return Window(self.rows, self.columns, -self.top, -self.left, self.height, self.width)
+
+    def crop(self, geometry: SceneGeometry, size: tuple[int, int] | None = None) -> SceneGeometry:
+        """Return the geometry of the part: its intrinsics, and what the geometry has of each pixel; poses stay.
+
+        What it has of pixels beyond the whole pictures is zero: an unknown depth.
+
+        Args:
+            geometry: Of the whole pictures, in any size.
+            size: Height and width of what the result has of each pixel, the nearest one's; None is the part's own.
+        """
+        fields: dict[str, Any] = geometry.present()
+        for name in PER_PIXEL:
+            if name in fields:
+                fields[name] = self._nearest(fields[name], size or (self.rows, self.columns))
+        if geometry.K_normalized is not None:
+            K = fields["K_normalized"] = geometry.K_normalized.clone()
+            sides = ((self.width, self.columns, self.left), (self.height, self.rows, self.top))
+            for axis, (side, kept, start) in enumerate(sides):
+                K[:, axis, axis] *= side / kept
+                K[:, axis, 2] = ((K[:, axis, 2] + 0.5) * side - start) / kept - 0.5
+        return SceneGeometry(**fields)
+
+    def _nearest(
+        self, pixels: Shaped[Tensor, "S H W *values"], size: tuple[int, int]
+    ) -> Shaped[Tensor, "S h w *values"]:
+        """Return the values of the part in this size, each of the nearest pixel."""
+        sides = ((self.height, self.rows, self.top), (self.width, self.columns, self.left))
+        for axis, (count, (side, kept, start)) in enumerate(zip(size, sides, strict=True), 1):
+            centers = start + (torch.arange(count, device=pixels.device) + 0.5) * kept / count
+            known = (centers >= 0) & (centers < side)
+            nearest = (centers.clamp(0, side - 0.5) * (pixels.shape[axis] / side)).long()
+            pixels = pixels.index_select(axis, nearest) * known.view(-1, *[1] * (pixels.ndim - axis - 1))
+        return pixels
+
+
+# ---- Cameras of temporal patches: one for the frames that are merged into one token ---------------------------------
+
+MergedCamera = Literal["first", "last", "mean"]
+FRAMES = 2  # in a temporal patch
+HALF_TURN = 1e-12  # least cosine squared of half the angle; between opposite rotations no midpoint is defined
+
+
+class PatchCameras(NamedTuple):
+    """One camera per temporal patch of a scene.
+
+    Attributes:
+        world_to_camera: Poses.
+        K_normalized: Intrinsics, see `zoo.cameras.normalize_intrinsics`.
+        has_camera: The temporal patches whose camera is valid.
+        is_complete: Whether the host knows that all of them are valid. False where it would have to wait to find out.
+    """
+
+    world_to_camera: Float[Tensor, "t 4 4"]
+    K_normalized: Float[Tensor, "t 3 3"]
+    has_camera: Bool[Tensor, " t"]
+    is_complete: bool = False
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> PatchCameras:
+        """Change each tensor, for instance moves it to a device."""
+        return PatchCameras(change(self[0]), change(self[1]), change(self[2]), self.is_complete)
+
+
+def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -> PatchCameras:
+    """Merge the cameras of each two frames into one per temporal patch, without waiting for a GPU.
+
+    Args:
+        scene: With cameras of an even number of frames.
+        merged_camera: The camera of a temporal patch is that of its `first` or `last` frame, or their `mean`: the mean
+            of centers and intrinsics, and the midpoint of the rotations. Where one frame has no camera it is the
+            other's.
+
+    Returns:
+        The first valid camera stands in for those that are not, since a reference view may be chosen among them.
+
+    Raises:
+        ValueError: A scene without cameras.
+    """
+    # not unflatten: a sequence of text has no frames
+    poses, K, present = (each.reshape(len(each) // FRAMES, FRAMES, *each.shape[1:]) for each in scene.cameras())
+    wanted = FRAMES - 1 if merged_camera == "last" else 0
+    alone = torch.where(present[:, wanted], wanted, FRAMES - 1 - wanted)
+    row = torch.arange(len(poses), device=poses.device)
+    patch_poses, patch_K, has_camera = poses[row, alone], K[row, alone], present.any(1)
+    if merged_camera == "mean":
+        both = present.all(1)[:, None, None]
+        patch_poses = torch.where(both, _midpoint(poses), patch_poses)
+        patch_K = torch.where(both, K.mean(1), patch_K)
+    if len(poses):
+        stand_in = has_camera.int().argmax(0, keepdim=True)  # itself where no camera is valid
+        known = has_camera[:, None, None]
+        patch_poses = torch.where(known, patch_poses, patch_poses[stand_in])
+        patch_K = torch.where(known, patch_K, patch_K[stand_in])
+    return PatchCameras(patch_poses, patch_K, has_camera)
+
+
+def stack_cameras(
+    rows: Sequence[Sequence[PatchCameras]],
+) -> tuple[Float[Tensor, "B C 4 4"], Float[Tensor, "B C 3 3"], Bool[Tensor, "B C"]]:
+    """Concatenate the cameras of each row's scenes; identities fill shorter rows.
+
+    Args:
+        rows: The cameras of the scenes of each row; at least one.
+
+    Returns:
+        Poses and intrinsics in the widest dtype of all, and a mask of the valid ones.
+    """
+    some = next(scene for row in rows for scene in row)
+    empty = some.map(lambda tensor: tensor[:0])
+    joined = [[torch.cat(parts) for parts in zip(*(each[:3] for each in (empty, *row)), strict=True)] for row in rows]
+    dtype = reduce(torch.promote_types, (poses.dtype for poses, _, _ in joined))
+    longest = max(len(poses) for poses, _, _ in joined)
+    like = some.world_to_camera
+    filled = [torch.eye(n, dtype=dtype, device=like.device).repeat(len(rows), longest, 1, 1) for n in (4, 3)]
+    filled.append(torch.zeros(len(rows), longest, dtype=torch.bool, device=like.device))
+    for i, row in enumerate(joined):
+        for target, values in zip(filled, row, strict=True):
+            target[i, : len(values)] = values
+    return filled[0], filled[1], filled[2]
+
+
+def _midpoint(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
+    """Compute the midpoint of the slerp of two rotations, in closed form, and the mean center."""
+    camera_to_world = invert_se3(poses.double())
+    first, second = camera_to_world[:, 0, :3, :3], camera_to_world[:, 1, :3, :3]
+    cosine, sine_axis = rotation_parts(first.mT @ second)
+    half_cosine = ((1 + cosine) / 2).clamp(min=HALF_TURN).sqrt()[:, None]
+    half = sine_axis / (2 * half_cosine)  # sin(angle / 2) times the axis
+    zero = torch.zeros_like(half[:, 0])
+    x, y, z = half.unbind(-1)
+    skew = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    identity = torch.eye(3, dtype=skew.dtype, device=skew.device)
+    rotation = first @ (identity + skew + skew @ skew / (1 + half_cosine[..., None]))  # Rodrigues' formula
+    return invert_se3(rigid_matrix(rotation, camera_to_world[..., :3, 3].mean(1))).to(poses.dtype)

@@ -12,7 +12,7 @@ from zoo.backbones.released_configs import CONNECTOR_TYPE, GEOMETRY_PARTS, OTHER
 from zoo.backbones.released_geometry import GEOMETRY_KEYS, STACK_ADD, VGGT_SIZES
 from zoo.checkpoints.layouts import official_layout
 from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
-from zoo.geometry.vggt.aggregator import Aggregator
+from zoo.geometry.vggt.model import Aggregator
 from zoo.geometry.vggt_encoder import VGGTEncoder
 
 if TYPE_CHECKING:

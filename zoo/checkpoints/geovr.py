@@ -10,14 +10,12 @@ from torch import Tensor
 
 from zoo.backbones.qwen_weights import EmptyQwenVL
 from zoo.backbones.released_configs import qwen3_config
-from zoo.cameras.teacher_targets import TeacherTargets
 from zoo.checkpoints.from_tensors import load_backbone
 from zoo.model import SpatialVLM
 from zoo.objectives import Distillation, MetricScale, Objective, TeacherDepth, TeacherPose
-from zoo.objectives.geovr import expand_tokens, geovr_layers, scale_target
-from zoo.objectives.geovr.teachers import find_teacher
+from zoo.objectives.geovr import expand_tokens, find_teacher, geovr_layers, scale_target
 from zoo.sequences.batch import Batch
-from zoo.sequences.scene_inputs import SceneInputs
+from zoo.sequences.loaded_scene import SceneInputs, TeacherTargets
 
 STOCK = ("model.visual.", "model.language_model.", "lm_head.")
 OURS = {  # prefixes of official names

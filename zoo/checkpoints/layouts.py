@@ -18,7 +18,7 @@ from zoo.backbones.official_names import (
 )
 from zoo.backbones.released_geometry import stack_layout
 from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
-from zoo.fusions.patch_merger import HIDDEN
+from zoo.fusions.deep import HIDDEN
 from zoo.geometry.vggt_encoder import VGGTEncoder
 
 if TYPE_CHECKING:

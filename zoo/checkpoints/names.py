@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zoo.backbones.official_names import QWEN, QWEN25, SPATIAL_MLLM, VGGT_MODEL, Layout, current_name, released_name
-from zoo.geometry.vggt import official as vggt
+from zoo.geometry.vggt import model as vggt
 
 
 def model_names(official: str, family: str = QWEN25, layout: Layout = SPATIAL_MLLM) -> tuple[str, ...]:

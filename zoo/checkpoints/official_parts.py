@@ -16,7 +16,7 @@ from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
-from zoo.sequences.visual_grid import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 from zoo.weights.lazy_tensors import Tensors
 
 FusedStills = tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]
@@ -82,7 +82,7 @@ def official_pictures(
     Returns:
         The geometry encoder's frames in 0..1, and the vision tower's patches with their grids.
     """
-    from datamodules.still_resize import FixedWidthStills, OriginalStills
+    from datamodules.resize import FixedWidthStills, OriginalStills
 
     is_stack = model == "spatial_stack"
     resize = OriginalStills() if is_stack and not training else FixedWidthStills()

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras, Scale
+from zoo.cameras.cameras import camera_runs
 from zoo.cameras.poses import PoseMeasure, pose_distances
-from zoo.cameras.token_runs import camera_runs
-from zoo.encodings.base import CameraEncoding
+from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, Symmetries, ZeroChannels
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.encoded import QK, EncodedCameras, ZeroChannels
-from zoo.encodings.symmetries import Symmetries
 from zoo.errors import InputError, check_choice
 
 Slopes = Literal["fixed", "learned"]

@@ -10,13 +10,11 @@ from typing import Any, Literal
 import torch
 
 from zoo.cameras import Cameras
-from zoo.encodings.base import CameraEncoding
+from zoo.encodings.base import CameraEncoding, EncodedCameras, Symmetries
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.encoded import EncodedCameras
 from zoo.encodings.placements import ChannelRange, Matrices, Placement
-from zoo.encodings.symmetries import Symmetries
 from zoo.errors import check_choice
-from zoo.seams import check_shape
+from zoo.values import check_shape
 
 ApplyTo = Literal["qkvo", "qk", "vo"]
 PoseComponent = Literal["both", "rotation", "translation"]

@@ -1,23 +1,82 @@
-"""Attention view by view: keys and values are encoded anew for each view that looks at them."""
+"""Attention masks of some of the queries, in the form of the attention backend."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, NamedTuple
+from itertools import groupby, product
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
-from zoo.cameras import Cameras
+from zoo.cameras import Cameras, Scale
+from zoo.cameras.cameras import camera_runs
 from zoo.cameras.poses import invert_se3
-from zoo.encodings.block_masks import select_blocks
-from zoo.encodings.encoded import Attention, EncodedCameras
-from zoo.errors import InputError
-from zoo.movable import Movable
+from zoo.encodings.base import QK, Attention, CameraEncoding, EncodedCameras, Rope, Symmetries
+from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.placements import ChannelRange, UnrotatedChannels
+from zoo.errors import InputError, check_choice
+from zoo.sequences.packing import ScenePacking
+from zoo.values import Movable
+
+
+def select_blocks(
+    mask: BlockMask, rows: Int[Tensor, " blocks"], places: Int[Tensor, "blocks T"], num_keys: int
+) -> BlockMask:
+    """Return the mask of blocks of equally many queries, as a batch.
+
+    Args:
+        mask: Of all queries and keys.
+        rows: The row of each block.
+        places: The place of each query in its row.
+        num_keys: The first keys of each row; the others are not visible to these queries.
+    """
+    return _block_mask(
+        lambda b, head, query, key: mask.mask_mod(rows[b], head, places[b, query], key),
+        (*places.shape, num_keys),
+        rows.device,
+    )
+
+
+def unpack_mask(mask: Any, packing: ScenePacking) -> Any:
+    """Return the mask of padded rows from that of packed sequences; padded queries may attend to all keys of their row.
+
+    Args:
+        mask: Of the sequences.
+        packing: Of the rows.
+    """
+    count, length = packing.shape
+    device = packing.places.device
+    place = packing.unpack(torch.arange(length, device=device).expand(count, length))
+    is_key = packing.unpack(torch.ones(count, length, dtype=torch.bool, device=device))
+    if isinstance(mask, Tensor):
+        is_bool = mask.dtype == torch.bool
+        rows = packing.unpack(mask.transpose(1, 2).expand(count, *mask.transpose(1, 2).shape[1:]), is_bool)
+        columns = place[:, None, None].expand(*rows.shape[:3], -1)
+        least = False if is_bool else torch.finfo(mask.dtype).min
+        return rows.gather(-1, columns).masked_fill(~is_key[:, None, None], least).transpose(1, 2)
+    sequence = packing.unpack(torch.arange(count, device=device)[:, None].expand(count, length))
+    return _block_mask(
+        lambda b, head, query, key: (
+            mask.mask_mod(sequence[b, query], head, place[b, query], place[b, key]) & is_key[b, key]
+        ),
+        (len(place), place.shape[1], place.shape[1]),
+        device,
+    )
+
+
+def _block_mask(visible: Callable[..., Tensor], shape: tuple[int, int, int], device: torch.device) -> BlockMask:
+    batch, queries, keys = shape
+    create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    return create(visible, batch, None, queries, keys, device=str(device))
+
+
+# ---- Attention view by view: keys and values are encoded anew for each view that looks at them ----------------------
 
 Queries = tuple[int, int, int]  # adjacent ones: their row, the first of them, and the one behind the last
 MAX_KEYS = 2**16  # of one call, over all of its blocks: bounds the memory of encoded keys
@@ -239,3 +298,161 @@ class Look(NamedTuple):
         relative[..., :3, 3] = (centers - centers[block, view][:, None]) @ poses[block, view, :3, :3].mT
         seen = (keys >= 0) & (looking >= 0)[:, None]
         return cls(relative[block[:, None], keys.clamp(min=0)], K[block, view], seen)
+
+
+# ---- Base class of camera encodings whose keys and values depend on the view that looks at them ---------------------
+
+Applied = Literal["qkvo", "qk"]
+PairedChannels = ChannelRange | UnrotatedChannels | None  # without gaps: the second half pairs with the first
+
+
+class PerViewEncoding(CameraEncoding):
+    """Base class of encodings whose keys and values depend on the view that looks at them.
+
+    The KV cache holds stock keys and values, so decoded text, and whatever else has no camera, is as in the stock
+    decoder; text that a view looks at is not rotated. Only relative poses enter, so no reference view is needed.
+
+    Args:
+        apply_to: Queries and keys alone, or values and outputs as well.
+        channels: The rotated channels, whose second half pairs with the first; those that RoPE leaves alone keep the
+            shift of positions exact. None takes RoPE's own pairs, with which the rotations commute, from the first one
+            on, as many as fit.
+        scale: Unit of translations and depths, see `CameraEncoding`.
+    """
+
+    def __init__(self, apply_to: Applied = "qkvo", channels: PairedChannels = None, scale: Scale = "none") -> None:
+        super().__init__(reference=None, scale=scale)
+        check_choice("apply_to", apply_to, Applied)
+        self.apply_to, self.channels = apply_to, channels
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        last = decoder.num_layers - 1
+        if last and list(layers) == [last]:
+            raise InputError(
+                f"{type(self).__name__} changes what views read of each other, which from the last layer reaches no "
+                "answer: let it act in an earlier layer of full attention too (tiny Qwen3.5: --model.backbone.layers 8)"
+            )
+        if self.channels is not None:
+            self.channels.bind_to_decoder(decoder, layers)
+
+    @property
+    def attends_per_view(self) -> bool:
+        return True
+
+    @property
+    def symmetries(self) -> Symmetries:
+        return Symmetries(
+            scale=self.scale != "none",
+            shift=self.channels is None or self.channels.keeps_shift,
+            intrinsics=False,
+            identity_stock=False,
+        )
+
+    def pairs(self, head: HeadLayout, multiple: int) -> Channels:
+        """Return the rotated pairs of channels, a multiple of so many.
+
+        Raises:
+            InputError: They do not fit heads of this size.
+        """
+        if self.channels is None:
+            count, first, second = len(head.axes) // multiple * multiple, 0, len(head.axes)
+        else:
+            channels = self.channels.head_channels(head)
+            count, first, second = len(channels) // 2, channels[0], channels[len(channels) // 2]
+        if not count or count % multiple:
+            raise InputError(
+                f"{type(self).__name__} rotates multiples of {2 * multiple} channels, not {2 * count or head.dim}: set "
+                "its channels to a ChannelRange of such a width, or give it fewer rays"
+            )
+        return Channels(first, second, count)
+
+    def encode_canonical(
+        self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool = True
+    ) -> EncodedCameras:
+        index = cameras.required("index")
+        runs = camera_runs(index) if cameras.token_runs is None else cameras.token_runs
+        if not runs.views:
+            return EncodedCameras()
+        used = cameras.used_mask()[..., None, None]  # the other cameras may be anything
+        poses, K = (
+            x.where(used, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device))
+            for x in (cameras.world_to_camera, cameras.K_normalized)
+        )
+        finite = Cameras.trusted(poses, K, index, runs)
+        tokens = [getattr(cameras, name) for name in ("patch_centers", "points", "time", "patch_sizes")]
+        return self.encode_views(finite.with_tokens(*tokens), head, dtype, is_causal)
+
+    @abstractmethod
+    def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> PerViewAttention:
+        """Compute the attention from canonical cameras with `token_runs`, all of them finite; see `encode`."""
+
+    def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
+        pairs = self.pairs(head, 1)
+        channels = [start + i for start in (pairs.first, pairs.second) for i in range(pairs.count)]
+        return set(product(self.apply_to, channels))
+
+
+def token_intrinsics(cameras: Cameras) -> Float[Tensor, "B L 3 3"]:
+    """Return the intrinsics of each token; those of the first camera for tokens without one."""
+    index = cameras.required("index")
+    return cameras.K_normalized[torch.arange(len(cameras), device=index.device)[:, None], index.clamp(min=0)]
+
+
+# ---- An encoding of padded rows, in the attention of sequences that have several of them ----------------------------
+
+
+class PackedEncoding(EncodedCameras):
+    """The hooks of an encoding of padded rows in the attention of packed sequences.
+
+    Args:
+        encoding: Of the rows.
+        packing: Of the same rows.
+    """
+
+    def __init__(self, encoding: EncodedCameras, packing: ScenePacking) -> None:
+        super().__init__(packing.shape[1])
+        self.encoding, self.packing = encoding, packing
+        self.block_masks: dict[int, BlockMask] = {}  # of the rows: slow to build, the same in all layers
+
+    @property
+    def raw_depths(self) -> Mapping[int, Tensor]:
+        return self.encoding.raw_depths
+
+    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
+        unpack = self.packing.unpack
+        own = self.encoding.at_layer(layer, unpack(hidden_states), (unpack(rope[0]), unpack(rope[1])))
+        if own is None:
+            return None
+        other = copy(self)
+        other.encoding = own
+        return other
+
+    def before_rope(self, q: Tensor, k: Tensor) -> QK:
+        return self._packed(*self.encoding.before_rope(self.packing.unpack(q), self.packing.unpack(k)))
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        return self._packed(*self.encoding.after_rope(self.packing.unpack(q), self.packing.unpack(k)))
+
+    def transform_values(self, v: Tensor) -> Tensor:
+        return self.packing.pack(self.encoding.transform_values(self.packing.unpack(v)))
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        if not self.encoding.attends_per_view:
+            return attention(q, k, v, mask)
+        q, k, v = (self.packing.unpack(x.transpose(1, 2)).transpose(1, 2) for x in (q, k, v))
+        output, _ = self.encoding.attend(attention, q, k, v, self._unpacked(mask))
+        return self.packing.pack(output), None
+
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        return self.packing.pack(self.encoding.transform_outputs(self.packing.unpack(o)))
+
+    def _unpacked(self, mask: Any) -> Any:
+        """The mask of the rows."""
+        if not isinstance(mask, BlockMask):
+            return unpack_mask(mask, self.packing)
+        if id(mask) not in self.block_masks:
+            self.block_masks[id(mask)] = unpack_mask(mask, self.packing)  # it reads the mask, whose id stays its own
+        return self.block_masks[id(mask)]
+
+    def _packed(self, q: Tensor, k: Tensor) -> QK:
+        return self.packing.pack(q), self.packing.pack(k)

@@ -1,26 +1,178 @@
-"""Attention between views in the complete published layout of PRoPE (arXiv 2507.10496), and the mixer that uses it."""
+"""The `saddle_balanced` reference view, computed from the 2D tokens of the views without waiting for a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from zoo.cameras import Cameras, normalize_intrinsics
-from zoo.encodings.base import Grid, HasCamera, ViewMixer
-from zoo.encodings.camera_products import CameraProducts, block_diagonal, map_tokens
-from zoo.encodings.channel_blocks import ChannelBlock
+from zoo.cameras import Cameras, ReferenceView, normalize_intrinsics
+from zoo.cameras.poses import invert_se3, rigid_matrix
+from zoo.cameras.rays import patch_directions, plucker, ray_directions
+from zoo.encodings.base import Grid, HasCamera, Symmetries, ViewMixer, ViewSymmetries
+from zoo.encodings.channel_blocks import CameraProducts, ChannelBlock, block_diagonal, map_tokens
 from zoo.encodings.matrices import MatrixEncoding
 from zoo.encodings.placements import Matrices
-from zoo.encodings.prope import PRoPE, projection_matrices
-from zoo.encodings.ray_encodings import RayEncoding
-from zoo.encodings.symmetries import ViewSymmetries
-from zoo.errors import InputError
-from zoo.precision import highest_matmul_precision
+from zoo.encodings.prope import GTA, PRoPE, projection_matrices
+from zoo.errors import InputError, check_choice
+from zoo.geometry.da3.trunk import EPS, FEWEST_VIEWS
+from zoo.precision import full_precision, highest_matmul_precision, to_float32
+
+
+def balanced_views(
+    rows: Sequence[Sequence[Float[Tensor, "_t D"]]], has_camera: Bool[Tensor, "B C"]
+) -> Int[Tensor, " B"]:
+    """Compute the `saddle_balanced` view of each sample from the mean 2D token of each view.
+
+    Args:
+        rows: The mean tokens of the views of each sample's scenes, scene after scene.
+        has_camera: The views to choose from.
+
+    Returns:
+        One view per sample, for `Cameras.with_reference`; 0 for samples without views.
+    """
+    none = torch.zeros((), dtype=torch.long, device=has_camera.device)
+    views = [torch.cat(list(row)) if row else None for row in rows]
+    return torch.stack(
+        [
+            none if own is None else saddle_balanced(own, present[: len(own)])
+            for own, present in zip(views, has_camera, strict=True)
+        ]
+    )
+
+
+@torch.no_grad()
+def saddle_balanced(views: Float[Tensor, "S C"], present: Bool[Tensor, " S"] | None = None) -> Int[Tensor, ""]:
+    """Choose the most average view by one token per view, as Depth Anything 3 (arXiv 2511.10647) does.
+
+    Three numbers per view are scaled to 0 ... 1 over the views: its mean cosine similarity to the others, the norm of
+    its token, and the variance of the normalized token over channels. The view with the smallest sum of distances to
+    1/2 is chosen. Depth Anything 3 uses DINOv2's class tokens before views attend to each other; towers without a
+    class token are represented by the mean 2D token of a view.
+
+    Args:
+        views: One token per view.
+        present: The views to choose from; None is all. If there are fewer than three, the first is chosen.
+    """
+    known = torch.ones(len(views), dtype=torch.bool, device=views.device) if present is None else present
+    count = known.sum()
+    with full_precision(views.device):
+        tokens = to_float32(views)
+        unit = F.normalize(tokens, dim=-1)
+        similarity = unit @ unit.mT - torch.eye(len(views), dtype=tokens.dtype, device=tokens.device)
+        mean_similarity = (similarity * known).sum(-1) / (count - 1)
+        measures = torch.stack((mean_similarity, tokens.norm(dim=-1), unit.var(-1)))
+        low = measures.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
+        high = measures.masked_fill(~known, -torch.inf).amax(-1, keepdim=True)
+        extremeness = ((measures - low) / (high - low + EPS) - 0.5).abs().sum(0)
+    chosen = extremeness.masked_fill(~known, torch.inf).argmin()
+    return torch.where(count < FEWEST_VIEWS, known.int().argmax(), chosen)
+
+
+# ---- Ray encodings: GTA with one frame per token along its ray, and rays as an additive embedding -------------------
+
+Rays = Literal["plucker", "directions"]
+
+
+class RayEncoding(GTA):
+    """GTA with one frame per token, V = [R_ray 0; 0 1] V_camera: at the camera center, z along the token's ray.
+
+    The relative ray encoding of UCPE (arXiv 2512.07237): x is the camera's y axis (down) cross z, and y is z cross x,
+    so the frame of the central ray is the camera's own. Attention between two tokens depends on the rigid transform
+    from ray to ray, and therefore also on their places in the views and on the intrinsics. UCPE's absolute orientation
+    map (pitch and roll) and its adapter beside the attention are not included, and lenses other than pinholes are not
+    supported. Arguments as `GTA`.
+    """
+
+    uses_intrinsics = True
+
+    @property
+    def symmetries(self) -> Symmetries:
+        gta = super().symmetries
+        # identity cameras still have different rays
+        return replace(gta, identity_stock=gta.identity_stock and self.pose_component == "translation")
+
+    def canonical(self, cameras: Cameras) -> Cameras:
+        """Return one canonical camera per token, see `ray_cameras`."""
+        return ray_cameras(super().canonical(cameras))
+
+
+def ray_cameras(cameras: Cameras) -> Cameras:
+    """Replace the camera of each token by one at the same center that looks along the token's ray.
+
+    Raises:
+        ValueError: Cameras without an index or without patch centers.
+    """
+    index, patch_centers = cameras.required("index"), cameras.required("patch_centers")
+    sample = torch.arange(len(cameras), device=index.device)[:, None]
+    camera = index.clamp(min=0)
+    K = cameras.K_normalized[sample, camera]
+    # a token without a camera may read invalid intrinsics
+    K = torch.where((index >= 0)[..., None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
+    z = ray_directions(K, patch_centers)
+    z = z / z.norm(dim=-1, keepdim=True)
+    x = torch.stack((z[..., 2], torch.zeros_like(z[..., 0]), -z[..., 0]), -1)  # the camera's y axis cross z
+    x = x / x.norm(dim=-1, keepdim=True)
+    camera_to_ray = rigid_matrix(torch.stack((x, torch.linalg.cross(z, x), z), -2), torch.zeros_like(z))
+    intrinsics = torch.eye(3, dtype=z.dtype, device=z.device).expand(*z.shape[:2], 3, 3)
+    token = torch.arange(z.shape[1], device=z.device).where(index >= 0, -1)
+    runs = None if cameras.token_runs is None else cameras.token_runs.with_one_camera_per_token()
+    return Cameras.trusted(camera_to_ray @ cameras.world_to_camera[sample, camera], intrinsics, token, runs)
+
+
+class RayEmbedding(ViewMixer):
+    """x + MLP(ray), the baseline of all encodings: an embedding of each token's ray, added to its 2D token.
+
+    The MLP has one hidden layer; its last projection starts at zero, so the untrained model is unchanged.
+
+    Args:
+        width: Of the tokens and the hidden layer.
+        rays: `plucker` for Plücker coordinates in the frame of the `reference` view; `directions` for
+            K^-1 [u, v, 1], without the pose.
+        reference: See `Cameras.reference_view`; null keeps the world of the data.
+    """
+
+    def __init__(self, width: int, rays: Rays = "plucker", reference: ReferenceView | None = "first") -> None:
+        super().__init__()
+        check_choice("rays", rays, Rays)
+        self.rays, self.reference = rays, reference
+        first, last = nn.Linear(6 if rays == "plucker" else 3, width), nn.Linear(width, width)
+        self.embed = nn.Sequential(first, nn.GELU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    @property
+    def symmetries(self) -> ViewSymmetries:
+        no_pose = self.rays == "directions"
+        return ViewSymmetries(no_pose, canonical=no_pose or self.reference is not None, scale=no_pose, intrinsics=False)
+
+    def forward(
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
+    ) -> Float[Tensor, "N D"]:
+        """Add the embedding of the rays, see `ViewMixer.forward`."""
+        steps, rows, columns = (int(side) for side in grid)
+        if has_camera is not None:  # the reference is one of the views with a camera
+            views = torch.arange(steps, device=has_camera.device)
+            cameras = cameras.with_token_runs(views.where(has_camera, -1), None)
+        rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
+        if self.rays == "plucker":
+            poses = cameras.to(dtype=torch.float64).canonical(self.reference).world_to_camera
+            camera_to_world = invert_se3(poses.flatten(0, 1))[:, None, None]
+            directions = (camera_to_world[..., :3, :3] @ rays[..., None])[..., 0]
+            rays = plucker(directions, camera_to_world[..., :3, 3])
+        embedding = self.embed(rays.to(next(self.parameters()).dtype))
+        if has_camera is not None:
+            embedding = embedding * has_camera.flatten()[:, None, None, None]
+        return tokens + embedding.flatten(0, 2).to(tokens.dtype)
+
+
+# ---- Attention between views in the complete published layout of PRoPE (arXiv 2507.10496), and the mixer that uses it
 
 ROPE_BASE = 100.0
 KeyMask = Bool[Tensor, "B 1 1 N"] | None

@@ -1,7 +1,8 @@
-"""Files that survive a crash: JSON lines that are durable once appended, files and folders that are whole or absent."""
+"""JSON in files of users: whatever Python can't represent is a `ValueError`."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,6 +17,60 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 
 from zoo.errors import InputError
+
+MAX_DIGITS = 300  # a float holds 308: a longer integer would overflow wherever it is computed with
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; bytes are UTF-8.
+
+    Raises:
+        ValueError: Not JSON, not UTF-8, nested too deeply, or an integer of more than 300 digits.
+    """
+    try:
+        return json.loads(text, parse_int=_parse_integer)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _parse_integer(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+# ---- Locks of files, which the system releases when the process ends ------------------------------------------------
+
+TAKEN = {errno.EACCES, errno.EAGAIN}  # by another process, as POSIX allows both
+
+
+def try_lock(path: Path) -> BinaryIO | None:
+    """Lock a file, which is made with its folder if it is absent.
+
+    A lock is of one process, and not of those that it forks: data workers that outlive it for seconds hold nothing. On
+    a file system without locks each process gets it.
+
+    Returns:
+        The file, locked until it is closed, or None if another process has the lock.
+
+    Raises:
+        InputError: The folder can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise write_error(path.parent, error) from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in TAKEN:
+            file.close()
+            return None
+    return file
+
+
+# ---- Files that survive a crash: JSON lines that are durable once appended, files and folders that are whole or absent
 
 PARTIAL = ".partial"
 

@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import check_choice
-from zoo.fusions.base import Fusion
-from zoo.fusions.connector import Connector
-from zoo.sequences.visual_grid import PATCHES_PER_TOKEN, ExtraTokens, GridTHW
+from zoo.fusions.base import Connector, Fusion
+from zoo.sequences.layout import PATCHES_PER_TOKEN, ExtraTokens, GridTHW
 
 Axis = Literal["channel", "token"]
 

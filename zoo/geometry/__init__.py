@@ -1,13 +1,11 @@
 """Geometry encoders (3D tokens, cameras, depth, points), their cache, and unprojection."""
 
 from zoo.cameras.rays import unproject_depth
-from zoo.geometry.base import GeometryEncoder, SceneGeometry
+from zoo.geometry.base import DatasetPoses, GeometryEncoder, ScaleSource, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.cached import CachedGeometry
-from zoo.geometry.da3_encoder import DA3Encoder, PretrainedDA3, TinyDA3
+from zoo.geometry.da3_encoder import DA3Encoder, PosedDA3, PretrainedDA3, TinyDA3
 from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.metric_model import FittedMetricModel, MetricModel
-from zoo.geometry.posed_da3 import PosedDA3
-from zoo.geometry.scale import DatasetPoses, ScaleSource
 from zoo.geometry.vggt import VGGT, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.geometry.vggt_encoder import PretrainedVGGT, TinyVGGT, VGGTEncoder

@@ -15,13 +15,10 @@ from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
 from zoo.files.cache_folder import Description
 from zoo.files.fingerprint import fingerprint
-from zoo.geometry.base import SceneGeometry
+from zoo.geometry.base import ScaleSource, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.da3 import DA3, to_meters
-from zoo.geometry.da3.metric import SKY, Metric
-from zoo.geometry.da3.nested import fit_scale
-from zoo.geometry.da3.release_folder import find_model
-from zoo.geometry.scale import ScaleSource
+from zoo.geometry.da3.model import SKY, Metric, find_model, fit_scale
 from zoo.weights.deferred import builds_shapes_only, load_deferred
 from zoo.weights.hub import find_tensors, read_config
 

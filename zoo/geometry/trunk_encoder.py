@@ -1,9 +1,11 @@
-"""What VGGT and Depth Anything 3 share as geometry encoders: tokens of a trunk's layers, and cameras of its heads."""
+"""The license of released geometry encoders whose weights are not for commercial use."""
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,8 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, SceneGeometry, same_shape
-from zoo.geometry.valid_cameras import valid_cameras
+from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, SceneGeometry, same_shape, valid_cameras
+from zoo.progress import is_first_process
+
+
+@cache  # once per process
+def announce_license(path: str) -> None:
+    """Prints that weights are not for commercial use: VGGT-1B's, and the large, giant and nested ones of DA3."""
+    if is_first_process():
+        print(f"{path}: these weights are under CC BY-NC 4.0, for non-commercial use only", file=sys.stderr)
+
+
+# ---- What VGGT and Depth Anything 3 share as geometry encoders: tokens of a trunk's layers, and cameras of its heads
 
 
 class TrunkEncoder(GeometryEncoder):

@@ -15,15 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, check_choice
-from zoo.geometry.base import DatasetGeometries, Head
-from zoo.geometry.license import announce_license
-from zoo.geometry.scale import ScaleSource
-from zoo.geometry.trunk_encoder import TrunkEncoder
+from zoo.geometry.base import DatasetGeometries, Head, ScaleSource
+from zoo.geometry.trunk_encoder import TrunkEncoder, announce_license
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
 from zoo.geometry.vggt import model as vggt_1b
-from zoo.geometry.vggt.aggregator import DINOv2
-from zoo.geometry.vggt.model import VGGTOutput
-from zoo.geometry.vggt.official import official_tensors
+from zoo.geometry.vggt.model import DINOv2, VGGTOutput, official_tensors
 from zoo.seed import resolve_seed
 from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile, Tensors, UnopenedTensors
 

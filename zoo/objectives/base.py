@@ -1,28 +1,266 @@
-"""Base class of objectives: losses on what a model computed from a batch."""
+"""How a loss is averaged: over the questions of an optimizer step, or over what one batch happens to hold.
+
+A question is one answer that is learned from: each turn of a conversation is one.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from zoo.backbones.base import VisualTokens
-from zoo.cameras.teacher_targets import TeacherTarget
+from zoo.backbones.base import Backbone, VisualTokens
 from zoo.configuration import Configurable
-from zoo.encodings.base import CameraModule
+from zoo.encodings.base import CameraModule, EncodedCameras
 from zoo.errors import InputError
-from zoo.fusions.connector import Connector
-from zoo.objectives.decoded import Decoded
-from zoo.requirements import Target
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.fusions.base import Connector
+from zoo.model_spec import Target
+from zoo.precision import to_float32
+from zoo.scene_encoding import EncodedScene
+from zoo.sequences.batch import Sequences
+from zoo.sequences.layout import ExtraTokens
+from zoo.sequences.loaded_scene import SceneInputs, TeacherTarget
 
 if TYPE_CHECKING:
-    from zoo.objectives.geovr.teachers import TeacherName
+    from zoo.objectives.geovr import TeacherName
+
+AverageRule = Literal["questions", "micro_batch_tokens"]
+
+
+class SceneLoss(NamedTuple):
+    """A loss on the visual tokens of a scene.
+
+    Attributes:
+        values: In each sequence that shows the scene; any shape behind the first axis.
+        known: Where the target is known.
+        num_answers: Answers that are learned from in each of these sequences.
+    """
+
+    values: Float[Tensor, "rows ..."]
+    known: Bool[Tensor, " ..."]
+    num_answers: Sequence[int]
+
+
+class Average(ABC):
+    """A rule of averaging the losses of a batch."""
+
+    @abstractmethod
+    def over_answers(
+        self, losses: Float[Tensor, " M"], lengths: Int[Tensor, " M"], num_answers: int
+    ) -> Float[Tensor, ""]:
+        """Average the losses of the supervised tokens.
+
+        Args:
+            losses: Of each token.
+            lengths: The supervised tokens of its answer.
+            num_answers: Of the batch.
+        """
+
+    @abstractmethod
+    def over_scenes(self, losses: Sequence[SceneLoss], num_answers: int) -> Float[Tensor, ""]:
+        """Average the losses on visual tokens.
+
+        Args:
+            losses: Of at least one scene; of a scene without a known target 0.
+            num_answers: Of the batch.
+        """
+
+
+class QuestionAverage(Average):
+    """Mean over the questions of a batch, whatever the lengths of their answers.
+
+    The loss of a question is the mean over the tokens of its answer; on visual tokens, the mean over those of its scene
+    whose target is known, and 0 where none is. So the losses of batches, weighted by their questions, are the loss of
+    all of them together, however questions and scenes are distributed, see `Batch.weight`.
+    """
+
+    def over_answers(
+        self, losses: Float[Tensor, " M"], lengths: Int[Tensor, " M"], num_answers: int
+    ) -> Float[Tensor, ""]:
+        """See `Average`."""
+        return (losses / lengths).sum() / max(num_answers, 1)  # none where another process learns from them
+
+    def over_scenes(self, losses: Sequence[SceneLoss], num_answers: int) -> Float[Tensor, ""]:
+        """See `Average`."""
+        total = losses[0].values.new_zeros(())
+        for values, known, counts in losses:
+            mean = _known(values, known).flatten(1).sum(1) / known.sum().clamp(min=1)
+            for row, count in zip(mean, counts, strict=True):  # no tensor of counts: it would be copied to a GPU
+                total = total + count * row
+        return total / max(num_answers, 1)
+
+
+class MicroBatchAverage(Average):
+    """Mean over the tokens of one batch in one process, as the published scripts train.
+
+    An answer then counts by its share of the tokens of its batch, so the loss of an optimizer step depends on how its
+    questions are distributed across processes and batches. On visual tokens it is the mean over those with a known
+    target, each scene once.
+    """
+
+    def over_answers(
+        self, losses: Float[Tensor, " M"], lengths: Int[Tensor, " M"], num_answers: int
+    ) -> Float[Tensor, ""]:
+        """See `Average`."""
+        return losses.sum() / max(len(losses), 1)
+
+    def over_scenes(self, losses: Sequence[SceneLoss], num_answers: int) -> Float[Tensor, ""]:
+        """See `Average`."""
+        total = torch.stack([_known(values, known).mean(0).sum() for values, known, _ in losses]).sum()
+        return total / torch.stack([known.sum() for _, known, _ in losses]).sum().clamp(min=1)
+
+
+AVERAGES: dict[AverageRule, Average] = {"questions": QuestionAverage(), "micro_batch_tokens": MicroBatchAverage()}
+
+
+def _known(values: Tensor, known: Tensor) -> Tensor:
+    return torch.where(known, values, 0.0)  # an unknown value may be infinite
+
+
+# ---- What objectives read: the hidden states of chosen decoder layers, at the visual tokens of each scene -----------
+
+
+@dataclass(eq=False)
+class Decoded:
+    """Sequences about scenes after the decoder.
+
+    Attributes:
+        scenes: Encoded scenes of the batch, with what objectives learn to predict.
+        sequences: Which scene each of them shows, where its visual tokens are, and what is supervised.
+        last_hidden_state: After the decoder's last norm.
+        layers: Outputs of the decoder layers that some objective reads.
+        lm_head: The projection of hidden states to logits.
+        average: How losses are averaged.
+        camera_encoding: The hooks of the camera encoding, after all layers; None without cameras.
+    """
+
+    scenes: Sequence[EncodedScene]
+    sequences: Sequences
+    last_hidden_state: Float[Tensor, "S L D"]
+    layers: Mapping[int, Float[Tensor, "S L D"]]
+    lm_head: Callable[[Tensor], Tensor]
+    average: Average = AVERAGES["questions"]
+    camera_encoding: EncodedCameras | None = None
+
+    def views(self, layer: int | None) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
+        """Yield each scene with the outputs of a layer at its visual tokens, or for None those of the last norm.
+
+        See `views_of`.
+        """
+        return self.views_of(self.last_hidden_state if layer is None else self.layers[layer])
+
+    def views_of(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
+        """Yield each scene with what the visual tokens of its views have in each of its sequences, in float32.
+
+        See `visual_states`; a token behind the last view is left out.
+        """
+        for scene, own in self.visual_states(states):
+            steps, per_step = scene.visual.tokens.shape[:2]
+            yield scene, own[:, : steps * per_step].unflatten(1, (steps, per_step))
+
+    def raw_depths(self) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"]]]]:
+        """Yield what the view mixer predicts of the depth of its tokens, and each decoder layer, by scene.
+
+        See `ViewMixer.raw_depth` and `EncodedCameras.raw_depths`. A view mixer predicts the same in each sequence.
+        """
+        rows = [len(self._rows_of(number)) for number in range(len(self.scenes))]
+        mixed = [
+            (scene, to_float32(scene.raw_depth).expand(count, -1, -1, -1))
+            for scene, count in zip(self.scenes, rows, strict=True)
+            if count and scene.raw_depth is not None
+        ]
+        if mixed:
+            yield mixed
+        for raw in () if self.camera_encoding is None else self.camera_encoding.raw_depths.values():
+            yield list(self.views_of(raw))
+
+    def visual_states(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows N D"]]]:
+        """Yield each scene with what its visual tokens have in each of its sequences, in float32.
+
+        The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
+        since another process does, are left out.
+
+        Args:
+            states: Of all tokens, such as the outputs of a layer.
+        """
+        sequences = self.sequences
+        by_row = states.flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
+        for number, scene in enumerate(self.scenes):
+            if rows := self._rows_of(number):
+                yield scene, to_float32(torch.stack([by_row[row] for row in rows]))
+
+    def mean_over_answers(self, losses: Float[Tensor, " M"]) -> Float[Tensor, ""]:
+        """Average the losses of the supervised tokens, see `Average`."""
+        return self.average.over_answers(losses, self.sequences.answer_lengths, sum(self.sequences.num_answers))
+
+    def mean_over_scenes(
+        self, losses: Iterable[tuple[EncodedScene, Float[Tensor, "rows ..."], Bool[Tensor, " ..."]]]
+    ) -> Float[Tensor, ""]:
+        """Average losses on visual tokens, see `Average`; 0 without any.
+
+        Args:
+            losses: Scenes from `views`, with the loss in each of their sequences and where its target is known.
+        """
+        numbers = {id(scene): number for number, scene in enumerate(self.scenes)}
+        counts = self.sequences.num_answers
+        found = [
+            SceneLoss(values, known, [counts[row] for row in self._rows_of(numbers[id(scene)])])
+            for scene, values, known in losses
+        ]
+        if not found:
+            return to_float32(self.last_hidden_state.new_zeros(()))
+        return self.average.over_scenes(found, sum(counts))
+
+    def _rows_of(self, scene: int) -> list[int]:
+        """The sequences that show a scene and that something is learned from."""
+        rows = zip(self.sequences.scene_index, self.sequences.num_answers, strict=True)
+        return [row for row, (shown, count) in enumerate(rows) if count and shown[0] == scene]
+
+
+def decode(
+    backbone: Backbone,
+    layers: Sequence[int],
+    inputs: Mapping[str, Any],
+    scenes: Sequence[EncodedScene],
+    sequences: Sequences,
+    average: Average = AVERAGES["questions"],
+) -> Decoded:
+    """Run the decoder and keep the outputs of some layers, moved back to rows where scenes share sequences.
+
+    The hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
+
+    Args:
+        backbone: The model.
+        layers: The numbers of the layers.
+        inputs: Of the decoder, for these sequences.
+        scenes: Encoded scenes of the batch.
+        sequences: About them.
+        average: How losses are averaged.
+    """
+    kept: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for number in layers:
+
+            def keep(_: Any, __: Any, output: Tensor, number: int = number) -> None:
+                kept[number] = output
+
+            handle = backbone.decoder.layers[number].register_forward_hook(keep)
+            stack.callback(handle.remove)
+        hidden = backbone.decode(inputs).last_hidden_state
+    if (packing := sequences.packing) is not None:
+        hidden, kept = packing.unpack(hidden), {number: packing.unpack(output) for number, output in kept.items()}
+    return Decoded(scenes, sequences, hidden, kept, backbone.lm_head, average, inputs.get("camera_encoding"))
+
+
+# ---- Base class of objectives: losses on what a model computed from a batch -----------------------------------------
 
 
 class Objective(Configurable, nn.Module, ABC):
@@ -140,3 +378,26 @@ class LayerObjective(Objective):
             )
         self.layers = (self.layer % num_layers,)
         self.head = Connector(width, width, self.num_outputs, zero=True)
+
+
+# ---- Next-token prediction of the answers ---------------------------------------------------------------------------
+
+
+class LanguageModeling(Objective):
+    """Cross-entropy (nats) of the supervised tokens, averaged as `average` says; only their logits are computed.
+
+    Args:
+        weight: Above 0, since every model answers questions.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if not weight:
+            raise InputError("--model.objectives: LanguageModeling needs a weight above 0: all models answer questions")
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        sequences = decoded.sequences
+        logits = decoded.lm_head(decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places])
+        losses = F.cross_entropy(to_float32(logits), sequences.answer_ids, reduction="none")
+        return {"cross_entropy": decoded.mean_over_answers(losses)}

@@ -11,20 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.backbones.base import VisualTokens
-from zoo.cameras.teacher_targets import TeacherTarget
 from zoo.encodings.base import CameraModule
 from zoo.errors import InputError
-from zoo.objectives.base import Objective
-from zoo.objectives.decoded import Decoded
-from zoo.objectives.language_modeling import LanguageModeling
-from zoo.requirements import Target
-from zoo.scene_encoding.encoded_scene import EncodedScene
-from zoo.seams import check_shape
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.model_spec import Target
+from zoo.objectives.base import Decoded, LanguageModeling, Objective
+from zoo.scene_encoding import EncodedScene
+from zoo.sequences.layout import ExtraTokens
+from zoo.sequences.loaded_scene import SceneInputs, TeacherTarget
+from zoo.values import check_shape
 
 if TYPE_CHECKING:
-    from zoo.objectives.geovr.teachers import TeacherName
+    from zoo.objectives.geovr import TeacherName
 
 
 class Objectives(nn.ModuleDict):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.objectives.base import LayerObjective
-from zoo.objectives.decoded import Decoded
+from zoo.encodings.base import CameraModule
+from zoo.encodings.rayrope import RayRoPE
+from zoo.errors import InputError
+from zoo.objectives.base import Decoded, LayerObjective, Objective
 from zoo.precision import full_precision, to_float32
-from zoo.scene_encoding.encoded_scene import EncodedScene
+from zoo.scene_encoding import EncodedScene
 
 Pair = tuple[EncodedScene, Float[Tensor, "rows t n"], Float[Tensor, "t n"]]  # predicted logarithms, and depth
 
@@ -68,3 +71,69 @@ def depth_errors(pairs: Iterable[Pair]) -> dict[str, Tensor]:
                 found[f"{name}depth_relative"] = ((each - true).abs() / true).mean()
             found["unlearned/aligned_depth_relative"] = found["unlearned/depth_relative"]
     return found
+
+
+# ---- Supervision of the depth by which RayRoPE rotates --------------------------------------------------------------
+
+LEAST_WIDTH = 0.05  # of a log depth: 5 %; a smooth bound, so that every width has a gradient
+
+
+class RayDepthPrediction(Objective):
+    """Supervise the depth that `RayRoPE` predicts for its rotations, in the decoder and the view mixer.
+
+    The loss is the negative log likelihood of the logarithm of a token's depth under a Laplace distribution whose scale
+    is the predicted half width: a mean over the decoder layers and the view mixer (`RayAttention`), as far as they
+    predict depth in the unit of the targets. Without a width (`predicts_width: false`) it is the mean absolute error of
+    the logarithm. Targets are those of `DepthPrediction`, but for scenes with the geometry encoder's cameras and the
+    dataset's depth, which is in another unit.
+
+    Args:
+        weight: See `Objective`.
+
+    Raises:
+        InputError: Neither camera encoding nor view mixer predicts depth in the unit of the targets.
+    """
+
+    targets, uses_lengths = ("depth",), True
+
+    def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
+        modules = [module for part in parts for module in part.modules()]
+        if not any(isinstance(module, RayRoPE) and module.predicts_depth for module in modules):
+            raise InputError(
+                "--model.objectives: RayDepthPrediction supervises the depth that RayRoPE predicts: set "
+                "--model.camera_encoding RayRoPE or --model.view_mixer RayAttention, with a point at a depth (d), its "
+                "depth predicted and its scale none"
+            )
+
+    def forward(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `Objective`."""
+        found = []
+        for layer in self._layers(decoded):
+            losses = []
+            for scene, raw, depth in layer:
+                known = depth > 0
+                error = (raw[..., 0] - depth.where(known, 1.0).log()).abs()  # -inf over a width has a gradient of NaN
+                if raw.shape[-1] == 2:
+                    width = (raw[..., 1].square() + LEAST_WIDTH**2).sqrt()  # its sign exchanges the ends
+                    error = error / width + width.log()
+                losses.append((scene, error, known))
+            found.append(decoded.mean_over_scenes(losses))
+        return {"log_depth": torch.stack(found).mean()} if found else {}
+
+    def errors(self, decoded: Decoded) -> dict[str, Tensor]:
+        """See `depth_errors`: of the middle of the predicted depths, a mean as that of the loss."""
+        layers = [
+            depth_errors((scene, raw[..., 0], depth) for scene, raw, depth in each) for each in self._layers(decoded)
+        ]
+        return {name: torch.stack([each[name] for each in layers]).mean() for name in (layers[0] if layers else ())}
+
+    def _layers(
+        self, decoded: Decoded
+    ) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"], Float[Tensor, "t n"]]]]:
+        """Yield of the view mixer and each layer the scenes with depth, the predictions of their tokens, the depth."""
+        for predicted in decoded.raw_depths():
+            pairs = []
+            for scene, own in predicted:
+                if (depth := scene.targets.depth) is not None and scene.targets.in_camera_unit:
+                    pairs.append((scene, own[:, :, : depth.shape[1]], to_float32(depth.detach())))
+            yield pairs

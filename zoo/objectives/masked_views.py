@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError
-from zoo.objectives.base import Objective
-from zoo.objectives.decoded import Decoded
-from zoo.sequences.scene_inputs import SceneInputs
+from zoo.objectives.base import Decoded, Objective
+from zoo.sequences.loaded_scene import SceneInputs
 
 
 class MaskedViews(Objective):

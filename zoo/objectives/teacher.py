@@ -9,16 +9,27 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from zoo.cameras.teacher_targets import TeacherTargets
 from zoo.errors import InputError, check_choice
-from zoo.objectives.base import Objective
-from zoo.objectives.decoded import Decoded
-from zoo.objectives.geovr.heads import DEPTH_CHANNELS, DEPTH_FEATURES, DepthHead, PoseMLP, ScaleMLP, TokenMLP
-from zoo.objectives.geovr.losses import FIELD_OF_VIEW_WEIGHT, MAX_ERROR, DepthLoss, depth_loss, pool_teacher
-from zoo.objectives.geovr.teachers import TeacherName, geovr_layers
+from zoo.objectives.base import Decoded, Objective
+from zoo.objectives.geovr import (
+    DEPTH_CHANNELS,
+    DEPTH_FEATURES,
+    FIELD_OF_VIEW_WEIGHT,
+    MAX_ERROR,
+    DepthHead,
+    DepthLoss,
+    PoseMLP,
+    ScaleMLP,
+    TeacherName,
+    TokenMLP,
+    depth_loss,
+    geovr_layers,
+    pool_teacher,
+)
 from zoo.precision import full_precision
-from zoo.scene_encoding.encoded_scene import EncodedScene
-from zoo.sequences.visual_grid import ExtraTokens
+from zoo.scene_encoding import EncodedScene
+from zoo.sequences.layout import ExtraTokens
+from zoo.sequences.loaded_scene import TeacherTargets
 
 TokenUse = Literal["training", "always", "none"]
 

@@ -12,13 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.cameras.token_runs import CameraRuns
-from zoo.movable import Movable
+from zoo.cameras.cameras import CameraRuns
 from zoo.sequences.deferred_positions import DeferredPositions
-from zoo.sequences.question_places import QuestionPlaces
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.scene_packing import ScenePacking
-from zoo.sequences.vision_inputs import VisionInputs
+from zoo.sequences.loaded_scene import SceneInputs, VisionInputs
+from zoo.sequences.packing import QuestionPlaces, ScenePacking
+from zoo.values import Movable
 
 Record = dict[str, Any]  # of a question, as predictions.jsonl has it
 
@@ -48,7 +46,8 @@ class Sequences(Movable):
         answer_lengths: Of each of them, the number of supervised tokens in its answer.
         padding_mask: Marks the tokens that are not padding, where padding is not on the right; None where causal
             attention alone is right.
-        group: The group of each token, where several questions share a sequence, see `zoo.sequences.masks`; else None.
+        group: The group of each token, where several questions share a sequence, see `zoo.sequences.packing`, or
+            None.
         questions: Where they are, for a hybrid decoder; else None.
         packing: Where rows are in sequences of several scenes, if they are packed so.
         cameras: Given cameras of each sequence, in place of those of the scenes.

@@ -1,8 +1,10 @@
-"""Builds the sequences of a batch from token ids, on the CPU and without a model: for training, logits and answers."""
+"""The tokens of a batch of sequences that are learned from, answer by answer."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -10,21 +12,100 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zoo.cameras import Cameras
-from zoo.cameras.patch_cameras import PatchCameras, merge_cameras, stack_cameras
-from zoo.cameras.scene_geometry import SceneGeometry
-from zoo.cameras.token_runs import camera_runs
+from zoo.cameras.cameras import camera_runs
+from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, merge_cameras, stack_cameras
 from zoo.errors import InputError
 from zoo.sequences.batch import Prompt, Sequences
 from zoo.sequences.deferred_positions import DeferredPositions, sequence_position_ids, valid_index
-from zoo.sequences.packing import IGNORED, Row, pack_questions, shared_length
-from zoo.sequences.question_places import QuestionPlaces
+from zoo.sequences.layout import ExtraTokens, MediaKind, SequenceLayout, is_contiguous
+from zoo.sequences.loaded_scene import SceneInputs, VisionInputs
+from zoo.sequences.packing import IGNORED, QuestionPlaces, Row, ScenePacking, pack_questions, shared_length
 from zoo.sequences.rules import SequenceRules
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.scene_packing import ScenePacking
-from zoo.sequences.sequence_layout import MediaKind, SequenceLayout, is_contiguous
-from zoo.sequences.supervised_tokens import SupervisedTokens
-from zoo.sequences.vision_inputs import VisionInputs
-from zoo.sequences.visual_places import visual_sources
+
+
+class SupervisedTokens(NamedTuple):
+    """The supervised tokens of S sequences, sequence by sequence.
+
+    An answer is a run of them: the end of its turn is supervised as well, and the next turn's question is not.
+
+    Attributes:
+        places: Of each in the flattened batch.
+        ids: Its id.
+        lengths: The supervised tokens of its answer.
+        num_answers: Answers of each sequence.
+    """
+
+    places: Int[Tensor, " M"]
+    ids: Int[Tensor, " M"]
+    lengths: Int[Tensor, " M"]
+    num_answers: list[int]
+
+    @classmethod
+    def of(cls, labels: Int[Tensor, "S L"]) -> SupervisedTokens:
+        """Find the supervised tokens; the first token of a sequence has none in front of it that could predict it.
+
+        Args:
+            labels: The supervised ids, `IGNORED` elsewhere.
+        """
+        is_supervised = labels != IGNORED
+        is_supervised[:, :1] = False
+        starts = is_supervised.clone()
+        starts[:, 1:] &= ~is_supervised[:, :-1]
+        places = is_supervised.flatten().nonzero()[:, 0]
+        answer = starts.flatten().cumsum(0)[places] - 1
+        lengths = torch.bincount(answer)[answer] if len(answer) else answer
+        return cls(places, labels.flatten()[places], lengths, starts.sum(1).tolist())
+
+
+# ---- Which visual token of which scene stands at each place of a sequence -------------------------------------------
+
+
+def visual_sources(
+    layout: SequenceLayout,
+    scenes: Sequence[SceneInputs],
+    scene_index: Sequence[Sequence[int]],
+    extra_tokens: ExtraTokens,
+) -> tuple[Int[Tensor, " N"], Int[Tensor, " K"]]:
+    """Number the visual tokens of sequences among those of all scenes of a batch, scene after scene.
+
+    Args:
+        layout: Of the sequences.
+        scenes: Of the batch.
+        scene_index: The scenes of each sequence, in the order in which they appear.
+        extra_tokens: The tokens that follow the 2D tokens of each view.
+
+    Returns:
+        The number of each visual token; and the numbers of those on a 2D grid among the 2D tokens of all scenes.
+    """
+    # 1. The first token of each medium, counted with and without extra tokens. The media of a scene follow each other.
+    first, first_2d = 0, 0
+    starts: list[list[tuple[int, int]]] = []
+    for scene in scenes:
+        own = []
+        for steps, *_ in scene.media_grids:
+            own.append((first, first_2d))
+            first += steps * (scene.tokens_per_step + extra_tokens.count(scene.tokens_per_step))
+            first += extra_tokens.at_end if scene.kind == "video" else 0
+            first_2d += steps * scene.tokens_per_step
+        starts.append(own)
+    # 2. Those that the sequences show: each takes the next medium of its kind from its scenes.
+    shown: dict[tuple[int, MediaKind], list[tuple[int, int]]] = defaultdict(list)
+    for row, numbers in enumerate(scene_index):
+        for number in numbers:
+            shown[row, scenes[number].kind].extend(starts[number])
+    of_medium = torch.tensor([shown[each.row, each.kind].pop(0) for each in layout.media], dtype=torch.long).view(-1, 2)
+    # 3. Tokens follow each other within a medium, also over several spans.
+    medium = layout.medium[layout.span]
+    sources = []
+    for start, chosen in ((of_medium[:, 0], torch.ones_like(layout.is_extra)), (of_medium[:, 1], ~layout.is_extra)):
+        own_medium = medium[chosen]
+        count = torch.bincount(own_medium, minlength=len(of_medium))
+        within = torch.arange(len(own_medium)) - (count.cumsum(0) - count)[own_medium]
+        sources.append(start[own_medium] + within)
+    return sources[0], sources[1]
+
+
+# ---- Builds the sequences of a batch from token ids, on the CPU and without a model: for training, logits and answers
 
 
 class SequenceBuilder:

@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras
-from zoo.movable import Movable
+from zoo.sequences.layout import SequenceLayout
+from zoo.sequences.loaded_scene import SceneInputs
 from zoo.sequences.position_ids import layout_position_ids
 from zoo.sequences.rules import SequenceRules
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.sequence_layout import SequenceLayout
 from zoo.sequences.time_index import ConstantIndex, PoseTimeIndex
+from zoo.values import Movable
 
 
 def sequence_position_ids(

@@ -11,14 +11,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.cameras import Cameras
-from zoo.cameras.patch_cameras import PatchCameras
-from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry
 from zoo.errors import InputError
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.sequence_layout import MediaSpan, SequenceLayout
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaSpan, SequenceLayout
+from zoo.sequences.loaded_scene import SceneInputs
 
 DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a little
 

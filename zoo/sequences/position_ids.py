@@ -11,9 +11,9 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.errors import check_choice
-from zoo.seams import check_shape
-from zoo.sequences.sequence_layout import SequenceLayout, owners
+from zoo.sequences.layout import SequenceLayout, owners
 from zoo.sequences.time_index import TemporalPatches, TimeIndex
+from zoo.values import check_shape
 
 PADDED_POSITION = 1  # transformers 4.51's value for padding, which the attention masks out
 

@@ -6,14 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from zoo.cameras.patch_cameras import MergedCamera
+from zoo.cameras.scene_geometry import MergedCamera
 from zoo.errors import InputError
+from zoo.sequences.layout import ExtraTokens, Placeholders
+from zoo.sequences.loaded_scene import Grid, VisionInputs
 from zoo.sequences.position_ids import TextAfterVision
-from zoo.sequences.scene_inputs import Grid
-from zoo.sequences.sequence_layout import Placeholders
 from zoo.sequences.time_index import TimeIndex
-from zoo.sequences.vision_inputs import VisionInputs
-from zoo.sequences.visual_grid import ExtraTokens
 
 
 class VisionRules(ABC):

@@ -1,6 +1,5 @@
 """LightningModules: how a model is trained and asked."""
 
-from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
 from zoo.tasks.base import Task
 from zoo.tasks.grpo import GRPO
 from zoo.tasks.models import (
@@ -16,4 +15,4 @@ from zoo.tasks.models import (
 )
 from zoo.tasks.rewards import AnswerFormat, AnswerScore, Reward, ShuffledAnswerScore
 from zoo.tasks.vggt_pretraining import VGGTPretraining
-from zoo.tasks.video_qa import VideoQATask
+from zoo.tasks.video_qa import Algorithm, SupervisedFineTuning, VideoQATask

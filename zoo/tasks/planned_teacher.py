@@ -9,13 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from zoo.cameras.teacher_targets import TeacherTargets
 from zoo.configuration import known_config
-from zoo.geometry.base import SceneGeometry
+from zoo.geometry.base import ScaleSource, SceneGeometry
 from zoo.geometry.metric_model import MetricModel
-from zoo.geometry.scale import ScaleSource
-from zoo.scene_encoding.teacher import Teacher
-from zoo.sequences.scene_inputs import SceneInputs
+from zoo.objectives.teacher_model import Teacher
+from zoo.sequences.loaded_scene import SceneInputs, TeacherTargets
 from zoo.tasks.fake_tensors import make_fake
 
 

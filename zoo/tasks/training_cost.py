@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
+from zoo.model_spec import DataRequirements
 from zoo.precision import full_precision
-from zoo.requirements import DataRequirements
 from zoo.sequences.batch import Batch
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
+from zoo.sequences.loaded_scene import SceneInputs
 from zoo.sequences.packing import IGNORED, Row
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.sequence_layout import MediaKind
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.tasks.base import parameter_groups
 from zoo.tasks.fake_tensors import Footprint, ShapesOnlyPreprocessor, fake_tensor, make_fake
 from zoo.tasks.fsdp2 import GATHERED_DTYPES
-from zoo.tasks.optim import parameter_groups
 from zoo.tasks.planned_teacher import PlannedTeacher
 from zoo.tasks.repeated_calls import count_repeated_calls_once
 from zoo.tasks.video_qa import VideoQATask

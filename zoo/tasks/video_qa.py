@@ -1,8 +1,10 @@
-"""Training and evaluation on videos with questions."""
+"""How a task learns from a training batch: from its answers, or from rewards of answers that it samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,27 +16,122 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from zoo.backbones.preprocessor import Preprocessor
+from zoo.backbones.base import Preprocessor
 from zoo.configuration import Configurable, known_config
-from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault
-from zoo.generation.answers import answer_prompts, check_penalty, eval_mode
-from zoo.generation.sampling import Sampling, greedy
+from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault, raised_at
+from zoo.generation import Sampling, answer_prompts, check_penalty, eval_mode, greedy
+from zoo.geometry.reader import GeometryReader
 from zoo.model import SpatialVLM
+from zoo.model_spec import DataRequirements
 from zoo.objectives import prediction_errors
+from zoo.objectives.teacher_model import Teacher
 from zoo.precision import answer_precision
-from zoo.requirements import DataRequirements
-from zoo.scene_encoding.geometry_reader import GeometryReader
-from zoo.scene_encoding.teacher import Teacher
 from zoo.seed import seed_of
 from zoo.sequences.batch import Batch
 from zoo.sequences.builder import SequenceBuilder
-from zoo.tasks.algorithm import Algorithm, SupervisedFineTuning
-from zoo.tasks.base import Task
-from zoo.tasks.first_scenes import FirstScenes
-from zoo.tasks.optim import LearningRates, WarmupCosine, freeze, fused_adamw
+from zoo.tasks.base import LearningRates, Task, WarmupCosine, freeze, fused_adamw
 from zoo.weights.deferred import load_deferred
 from zoo.weights.frozen import fingerprints, frozen_weights
 from zoo.weights.initial_weights import TRAINING_ALONE, read_start
+
+
+class Algorithm(Configurable, ABC):
+    """Compute the loss of a training batch. To add one, implement `training_loss` in a file of this folder.
+
+    Attributes:
+        asks_questions: Whether a training batch has prompts, as a test has; else it has the answers.
+        updates: Optimizer steps on each batch.
+        needs_start: Whether a resumed training needs the weights that it started from.
+        requires_types: Whether nothing is learned from questions without a type.
+    """
+
+    asks_questions: bool = False
+    updates: int = 1
+    needs_start: bool = False
+    requires_types: bool = False
+
+    def begin(self, task: VideoQATask) -> None:
+        """Take what the training starts from, before a checkpoint is restored."""
+
+    def prepare(self, task: VideoQATask, batch: Batch) -> None:
+        """Do what a batch needs before its first update, outside of the strategy's forward pass."""
+
+    def objective_weight(self, task: VideoQATask, batch: Batch) -> float:
+        """The factor of what objectives average over a batch: its share of the step's questions, or none.
+
+        It is zero of a batch that only keeps this process in step.
+        """
+        if not sum(batch.num_answers):
+            return 0.0
+        return batch.weight if task.model.average == "questions" else 1.0
+
+    @abstractmethod
+    def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss whose gradient is a part of the optimizer step's, and log it."""
+
+    def samples(self) -> tuple[Sequence[str], list[list[str]]]:
+        """Return a table of texts for the loggers: its columns and rows; no rows for none."""
+        return (), []
+
+
+class SupervisedFineTuning(Algorithm):
+    """Learn from the answers of the data, and from what the other objectives predict."""
+
+    def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
+        """Log the loss and that of each objective."""
+        losses = task.losses(batch)
+        loss, count = losses.pop("loss"), len(batch.records)
+        if not sum(batch.num_answers):
+            return loss  # zero: the batch only keeps this process in step
+        task.log("train/loss", loss, batch_size=count)
+        values: dict[str, Any] = {f"train/{name}": value.detach() for name, value in losses.items()}
+        task.log_dict(values, batch_size=count)
+        return self.objective_weight(task, batch) * loss
+
+
+# ---- Stops an evaluation whose first scenes all fail alike ----------------------------------------------------------
+
+SCENES = 3  # a fault of one scene, or of two, is recorded with it
+
+
+class FirstScenes:
+    """Watch the first scenes that the model is asked about, in each process by itself.
+
+    Where all of them fail alike, the fault is not theirs but the model's, the machine's or the command's, and every
+    other scene would be scored 0 as well. Scenes that can't be read never reach the model and do not count.
+    """
+
+    def __init__(self) -> None:
+        self._failed: dict[str, str] | None = {}  # error of each scene; None once a scene was answered
+
+    def check(self, records: Sequence[Mapping[str, Any]], fault: Exception | None) -> None:
+        """Take the records of a batch.
+
+        Args:
+            records: Of questions that the model was asked.
+            fault: The exception in which the batch ended, if it did.
+
+        Raises:
+            InputError: The first scenes all failed alike, by the user's input or a part of the user's own, or by the
+                answers' own errors.
+            RuntimeError: The first scenes all failed alike, by another exception.
+        """
+        if self._failed is None or not records:
+            return
+        if not all(record["error"] for record in records):
+            self._failed = None
+            return
+        self._failed.update((record["scene"], record["error"]) for record in records)
+        # numbers differ between the scenes: sizes, lengths, free memory, and the line where that ran out
+        if len(self._failed) >= SCENES and len({re.sub(r"\d+|\(/.*:", "", e) for e in self._failed.values()}) == 1:
+            self._failed = {}
+            text = f"the first {SCENES} scenes all failed alike, so the run stops: {records[0]['error']}"
+            if fault is None or isinstance(fault, InputError) or raised_at(fault):
+                raise InputError(text) from fault
+            raise RuntimeError(text) from fault
+
+
+# ---- Training and evaluation on videos with questions ---------------------------------------------------------------
 
 T = TypeVar("T")
 MAX_ATTEMPTS = 2  # at answering the questions of a scene

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from zoo.errors import InputError
-from zoo.files.strict_json import parse_json
+from zoo.files.atomic_io import parse_json
 from zoo.weights.lazy_tensors import UnopenedTensors, open_weights
 
 CONFIG = "config.json"

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.files.strict_json import parse_json
+from zoo.files.atomic_io import parse_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 LISTED = 10  # names of each kind that an error shows

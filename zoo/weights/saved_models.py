@@ -15,8 +15,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.class_paths import trusted_imports
-from zoo.configuration import from_config, to_config, with_overrides
+from zoo.configuration import from_config, to_config, trusted_imports, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
 from zoo.seed import resolve_seed

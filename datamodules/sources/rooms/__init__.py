@@ -11,7 +11,7 @@ Empty rooms with panels, for questions that need both images and cameras: panels
 Rooms with real sizes and furniture: real_boxes.py (reader), real_layout.py (layout), real_source.py (dataset).
 """
 
-from datamodules.sources.rooms.real_source import RealRooms
+from datamodules.sources.rooms.real_rooms import RealRooms
 from datamodules.sources.rooms.renderer import Rendering, read_scene, render, render_depth
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene
 from datamodules.sources.rooms.source import Rooms

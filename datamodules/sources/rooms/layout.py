@@ -1,23 +1,179 @@
-"""Random rooms: size, scale, surfaces, camera path and furniture.
+"""Exact geometry of upright oriented boxes: a rectangle in plan times an interval in z.
 
-A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the `loop`
-path alike. A `loop` video is therefore equally likely at any scale: metric lengths can't be inferred from its frames,
-only from the cameras. A `local` path has a radius in meters: single frames carry nearly no scale there, but the
-parallax of the video relates the size of the room to that radius.
+Arrays hold one box per row: center (…, 3) and size (…, 3) in meters, yaw (…) in radians.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 
-from datamodules.sources.rooms import geometry
-from datamodules.sources.rooms.furniture import CATALOG, MOVERS, Category, draw_parts, draw_surface
+from datamodules.sources.rooms import renderer as textures
 from datamodules.sources.rooms.paths import Ring, ring_along_walls, walk
-from datamodules.sources.rooms.scene import RoomScene, Thing, Vector, to_vector
+from datamodules.sources.rooms.scene import Material, Part, RoomScene, Thing, Vector, to_tuples, to_vector
+
+Array = np.ndarray
+
+
+def footprint(
+    center: Float64[Array, "*b 3"], size: Float64[Array, "*b 3"], yaw: Float64[Array, "*b"]
+) -> Float64[Array, "*b 4 2"]:
+    """Corners in plan, counter-clockwise."""
+    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * size[..., None, :2]
+    cos, sin = np.cos(yaw)[..., None], np.sin(yaw)[..., None]
+    x, y = corners[..., 0], corners[..., 1]
+    return np.stack([cos * x - sin * y, sin * x + cos * y], -1) + center[..., None, :2]
+
+
+def footprints_overlap(a: Float64[Array, "*#b 4 2"], b: Float64[Array, "*#b 4 2"]) -> Bool[Array, "*#b"]:
+    """Whether two rectangles intersect, by the separating axis theorem."""
+    overlap = np.ones(np.broadcast_shapes(a.shape, b.shape)[:-2], bool)
+    for rectangle in (a, b):
+        for first, second in ((0, 1), (1, 2)):
+            axis = (rectangle[..., second, :] - rectangle[..., first, :])[..., None, :]
+            along_a, along_b = (a * axis).sum(-1), (b * axis).sum(-1)
+            overlap &= (along_a.min(-1) <= along_b.max(-1)) & (along_b.min(-1) <= along_a.max(-1))
+    return overlap
+
+
+def box_distance(
+    center_a: Float64[Array, "*b 3"], size_a: Float64[Array, "*b 3"], yaw_a: Float64[Array, "*b"],
+    center_b: Float64[Array, "*b 3"], size_b: Float64[Array, "*b 3"], yaw_b: Float64[Array, "*b"],
+) -> Float64[Array, "*b"]:  # fmt: skip
+    """Distance in meters of the closest points of two solid boxes, 0 if they intersect.
+
+    The closest points in plan and in z are independent; disjoint convex polygons are closest at a corner of one.
+    """
+    a, b = footprint(center_a, size_a, yaw_a), footprint(center_b, size_b, yaw_b)
+    plan = np.minimum(_corners_to_sides(a, b), _corners_to_sides(b, a))
+    plan = np.where(footprints_overlap(a, b), 0.0, plan)
+    reach = (size_a[..., 2] + size_b[..., 2]) / 2
+    height = np.maximum(np.abs(center_a[..., 2] - center_b[..., 2]) - reach, 0.0)
+    return np.hypot(plan, height)
+
+
+def point_distance(
+    points: Float64[Array, "n 3"], center: Float64[Array, " 3"], size: Float64[Array, " 3"], yaw: float
+) -> Float64[Array, " n"]:
+    """Distance in meters of points to a solid box, 0 inside."""
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    offset = points - center
+    local = np.stack(
+        [cos * offset[:, 0] + sin * offset[:, 1], -sin * offset[:, 0] + cos * offset[:, 1], offset[:, 2]], 1
+    )
+    return np.linalg.norm(np.maximum(np.abs(local) - size / 2, 0.0), axis=1)
+
+
+def _corners_to_sides(corners: Float64[Array, "*b 4 2"], rectangle: Float64[Array, "*b 4 2"]) -> Float64[Array, "*b"]:
+    start = rectangle[..., None, :, :]
+    side = np.roll(rectangle, -1, axis=-2)[..., None, :, :] - start
+    offset = corners[..., :, None, :] - start
+    along = np.clip((offset * side).sum(-1) / (side * side).sum(-1), 0.0, 1.0)
+    return np.linalg.norm(offset - along[..., None] * side, axis=-1).min((-1, -2))
+
+
+# ---- Catalog of furniture: shape and size range of each category. Names are those of VSI-Bench ----------------------
+
+# boxes x0, x1, y0, y1, z0, z1 as fractions of the bounding box (back at y = 0, front at y = 1), and a color index
+Recipe = tuple[tuple[float | int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Category:
+    """A category of furniture; lengths are in units (meters before scaling).
+
+    Attributes:
+        name: Name in VSI-Bench.
+        place: On the floor, with its back to a wall, hung on a wall, or at the ceiling.
+        smallest: Smallest length, depth and height.
+        largest: Largest length, depth and height.
+        colors: Hue, saturation and value of each color of the recipe.
+        recipe: Boxes that fill the bounding box.
+        bottom: Range of the lower edge's height of hung things.
+    """
+
+    name: str
+    place: Literal["floor", "wall", "hung", "ceiling"]
+    smallest: Vector
+    largest: Vector
+    colors: tuple[Vector, ...]
+    recipe: Recipe
+    bottom: tuple[float, float] = (0.0, 0.0)
+
+
+def _read_categories() -> list[tuple[Category, ...]]:
+    """Read the catalog and the moving things of furniture.json.
+
+    A color is a name or hue, saturation and value; `legs` are the height, thickness and color of a leg in each corner.
+    """
+    content = json.loads(Path(__file__).with_name("furniture.json").read_text(encoding="utf-8"))
+    named = content["colors"]
+    for row in content["catalog"] + content["movers"]:
+        row["colors"] = [named[color] if isinstance(color, str) else color for color in row["colors"]]
+        for top, thick, color in row.pop("legs", ()):
+            ends = (0.0, thick), (1 - thick, 1.0)
+            row["recipe"] += [(*x, *y, 0.0, top, color) for x in ends for y in ends]
+    return [tuple(Category(**to_tuples(row)) for row in content[kind]) for kind in ("catalog", "movers")]
+
+
+CATALOG, MOVERS = _read_categories()
+
+
+def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tuple[Part, ...]:
+    """Draw the boxes of a thing of `size` meters, with random colors and textures."""
+    jitter = rng.uniform([-0.03, 0.7, 0.75], [0.03, 1.3, 1.15])
+    materials = []
+    for hue, saturation, value in category.colors:
+        hsv = np.array([hue + jitter[0], saturation * jitter[1], value * jitter[2]])
+        hsv += rng.uniform(-1, 1, 3) * [0.015, 0.06, 0.05]
+        dark = hsv * [1, 1, rng.uniform(0.5, 0.85)]
+        pattern = int(rng.integers(textures.PLAIN)) if rng.random() < 0.7 else draw_pattern(rng)
+        period = float(max(size) * np.exp(rng.uniform(np.log(0.2), np.log(2.0))))
+        materials.append(Material(pattern, (rgb(hsv), rgb(dark)), period, _phase(rng)))
+    extent = np.array(size)
+    parts = []
+    for x0, x1, y0, y1, z0, z1, color in category.recipe:
+        low, high = np.array([x0, y0, z0]), np.array([x1, y1, z1])
+        center = tuple(((low + high - 1) / 2 * extent).tolist())
+        parts.append(Part(center, tuple(((high - low) * extent).tolist()), materials[int(color)]))
+    return tuple(parts)
+
+
+def draw_surface(low: Vector, high: Vector, unit: float, rng: np.random.Generator) -> Material:
+    """Draw the material of a wall, floor or ceiling with hue, saturation and value between low and high."""
+    hsv = rng.uniform(low, high)
+    other = hsv + rng.uniform([-0.05, -0.15, -0.35], [0.05, 0.25, -0.08])
+    period = float(unit * np.exp(rng.uniform(np.log(0.5), np.log(4.0))))
+    return Material(draw_pattern(rng), (rgb(hsv), rgb(other)), period, _phase(rng))
+
+
+def draw_pattern(rng: np.random.Generator) -> int:
+    """Draw a pattern of the atlas."""
+    return int(rng.integers(len(textures.atlas())))
+
+
+def rgb(hsv: np.ndarray) -> Vector:
+    """Convert hue (periodic), saturation and value (clipped) to RGB in 0..1."""
+    hue, saturation, value = hsv[0] % 1, np.clip(hsv[1], 0, 1), np.clip(hsv[2], 0.03, 1)
+    ramp = np.clip(np.abs((hue * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    red, green, blue = (value * (1 - saturation * (1 - ramp))).tolist()
+    return red, green, blue
+
+
+def _phase(rng: np.random.Generator) -> tuple[float, float]:
+    return float(rng.random()), float(rng.random())
+
+
+# ---- Random rooms: size, scale, surfaces, camera path and furniture -------------------------------------------------
+# A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the
+# `loop` path alike. A `loop` video is therefore equally likely at any scale: metric lengths can't be inferred from its
+# frames, only from the cameras. A `local` path has a radius in meters: single frames carry nearly no scale there, but
+# the parallax of the video relates the size of the room to that radius
 
 AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; times SCALE squared: 5 to 58 square meters
 SCALE = (0.62, 1.5)  # meters per unit, log-uniform
@@ -101,7 +257,7 @@ def _place(
         if at_wall:
             side = rng.integers(4)  # -y, +x, +y, -x
             yaw = side * np.pi / 2
-        reach = geometry.footprint(np.zeros(3), extent, np.array(yaw)).max(0)
+        reach = footprint(np.zeros(3), extent, np.array(yaw)).max(0)
         inner = size[:2] / 2 - gap
         if (reach > inner).any():
             continue
@@ -167,14 +323,14 @@ def _is_free(center: np.ndarray, extent: np.ndarray, yaw: float, things: list[Th
         return True
     other = np.array([thing.center for thing in things]), np.array([thing.size for thing in things])
     overlaps = np.abs(other[0][:, 2] - center[2]) < (other[1][:, 2] + extent[2]) / 2 + gap
-    mine = geometry.footprint(center, extent + 2 * gap, np.array(yaw))[None]
-    theirs = geometry.footprint(*other, np.array([thing.yaw for thing in things]))
-    return not (overlaps & geometry.footprints_overlap(mine, theirs)).any()
+    mine = footprint(center, extent + 2 * gap, np.array(yaw))[None]
+    theirs = footprint(*other, np.array([thing.yaw for thing in things]))
+    return not (overlaps & footprints_overlap(mine, theirs)).any()
 
 
 def is_clear(center: np.ndarray, extent: np.ndarray, yaw: float, eyes: np.ndarray, distance: float) -> bool:
     """Whether all camera centers are farther than a distance in meters from a box."""
-    return bool(geometry.point_distance(eyes, center, extent, yaw).min() > distance)
+    return bool(point_distance(eyes, center, extent, yaw).min() > distance)
 
 
 def _log_uniform(low: float, high: float, rng: np.random.Generator) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from datamodules.scenes import Question
-from datamodules.sources.rooms import geometry
+from datamodules.sources.rooms import layout as geometry
 from datamodules.sources.rooms.scene import RoomScene, Thing
 
 SEEN_SHARE = 0.004  # share of a frame's pixels from which on a thing is seen

@@ -1,7 +1,6 @@
-"""Color, depth and object ids of a room, by one ray through each pixel center.
+"""An atlas of tileable patterns with mipmaps, from a fixed seed.
 
-Surfaces are textured and Lambertian, under one lamp. Its light has no distance falloff, which would reveal the metric
-scale.
+Patterns carry no metric scale: every surface draws its own period.
 """
 
 from __future__ import annotations
@@ -9,16 +8,220 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int16, UInt8
+from jaxtyping import Float32, Float64, Int, Int16, Int32, UInt8
 
 from datamodules.depth import register_renderer
-from datamodules.sources.rooms import textures
-from datamodules.sources.rooms.raycast import Placed, cast, place, turn
 from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, load_scene
+
+SIDE = 64
+LEVELS = 7  # 64, 32, ... 1
+LEVEL_START = np.cumsum([0] + [(SIDE >> level) ** 2 for level in range(LEVELS)])
+TEXELS = int(LEVEL_START[-1])  # per pattern
+PLAIN = 3  # the first patterns are faint noise: for furniture
+
+
+@cache
+def atlas() -> Float32[np.ndarray, "patterns texels"]:
+    """Values in 0..1; the texels of a pattern are its mipmap levels, each in row order."""
+    rng = np.random.default_rng(20)
+    v, u = np.mgrid[0:SIDE, 0:SIDE] / SIDE
+    noises = [_noise(rng, cells) for cells in (4, 8, 16, 32)]
+    clouds = sum(noise * weight for noise, weight in zip(noises, (0.5, 0.25, 0.15, 0.1), strict=True))
+    wave = lambda x: 0.5 + 0.5 * np.sin(2 * np.pi * x)  # noqa: E731
+    row = np.floor(v * 8)
+    patterns = [
+        0.35 * clouds, 0.35 * noises[2], 0.25 * noises[3] + 0.1 * noises[1],
+        clouds, noises[1], 0.6 * noises[2] + 0.4 * noises[0],
+        wave(4 * u), (np.floor(u * 6 + 0.01) % 2), wave(2 * u) * 0.5 + wave(8 * u) * 0.5,
+        (np.floor(u * 4) + np.floor(v * 4)) % 2,
+        ((u * 4 % 1 < 0.1) | (v * 4 % 1 < 0.1)) * 1.0,
+        (((u * 4 + 0.5 * (row % 2)) % 1 < 0.08) | (v * 8 % 1 < 0.15)) * 0.9 + 0.1 * noises[2],
+        rng.random(8)[row.astype(int)] * 0.6 + 0.4 * _noise(rng, 4, 32),
+        (np.hypot(u * 4 % 1 - 0.5, v * 4 % 1 - 0.5) < 0.25) * 1.0,
+        wave(3 * u + 0.35 * np.sin(2 * np.pi * 2 * v)),
+        wave(2 * u + 2 * v + 1.2 * clouds),
+        (np.abs((u * 4 + v * 4) % 2 - 1) < 0.3) * 1.0,
+        (noises[3] > 0.72) * 1.0,
+        _noise(rng, 2, 32), np.maximum(wave(4 * u), wave(4 * v)) ** 4,
+    ]  # fmt: skip
+    return np.stack([_mipmaps(pattern) for pattern in patterns])
+
+
+def texel(
+    pattern: Int[np.ndarray, " n"],
+    level: Int[np.ndarray, " n"],
+    u: Float32[np.ndarray, " n"],
+    v: Float32[np.ndarray, " n"],
+) -> Int[np.ndarray, " n"]:
+    """Indices into the flattened atlas of the texels at (u, v) (in periods) on a mipmap level."""
+    side = SIDE >> level
+    column = ((u - np.floor(u)) * SIDE).astype(np.intp) % SIDE >> level  # %: a fraction may round up to 1
+    row = ((v - np.floor(v)) * SIDE).astype(np.intp) % SIDE >> level
+    return pattern * TEXELS + LEVEL_START[level] + row * side + column
+
+
+def _noise(rng: np.random.Generator, rows: int, columns: int | None = None) -> np.ndarray:
+    """Smoothly interpolated random values on a coarse periodic grid."""
+    columns = columns or rows
+    grid = rng.random((rows, columns))
+    for axis, cells in ((0, rows), (1, columns)):
+        position = np.arange(SIDE) * cells / SIDE
+        low, blend = position.astype(int), position % 1
+        blend = (blend * blend * (3 - 2 * blend)).reshape((-1, 1) if axis == 0 else (1, -1))
+        grid = np.take(grid, low, axis) * (1 - blend) + np.take(grid, (low + 1) % cells, axis) * blend
+    return (grid - grid.min()) / np.ptp(grid)
+
+
+def _mipmaps(pattern: np.ndarray) -> np.ndarray:
+    levels = [pattern.astype(np.float32)]
+    while len(levels) < LEVELS:
+        last = levels[-1]
+        levels.append(last.reshape(last.shape[0] // 2, 2, last.shape[1] // 2, 2).mean((1, 3)))
+    return np.concatenate([level.ravel() for level in levels])
+
+
+# ---- Ray casting against upright boxes (slab test), for all frames at once ------------------------------------------
+# A thing is tested only on pixels that its bounding box may cover, its parts only where the bounding box is hit
+
+NEAR_M = 1e-3
+TINY = np.float32(1e-30)  # avoids division by zero, and changes no other value
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The n things of a scene in T frames; the room, seen from inside, is the last thing n with the last part m.
+
+    Lengths are in meters; a thing's frame has its origin at the center of its bounding box.
+
+    Attributes:
+        center: In the room's frame.
+        cos: Cosine of the yaw.
+        sin: Sine of the yaw.
+        half: Half the size.
+        eye: Camera center in the thing's frame.
+        thing_of_part: Thing of each part, without the room.
+        part_center: In the thing's frame.
+        part_half: Half the size of each part.
+        room_to_camera: Pose of each frame.
+    """
+
+    center: Float64[np.ndarray, "boxes T 3"]
+    cos: Float32[np.ndarray, "boxes T"]
+    sin: Float32[np.ndarray, "boxes T"]
+    half: Float64[np.ndarray, "boxes 3"]
+    eye: Float32[np.ndarray, "3 boxes T"]
+    thing_of_part: Int[np.ndarray, " parts_but_the_room"]
+    part_center: Float32[np.ndarray, "parts 3"]
+    part_half: Float32[np.ndarray, "parts 3"]
+    room_to_camera: Float64[np.ndarray, "T 4 4"]
+
+
+def turn(vectors: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Rotate vectors (3, ...) from the room's frame into frames with this cosine and sine of the yaw."""
+    x, y, z = vectors
+    return np.stack([cos * x + sin * y, cos * y - sin * x, z])
+
+
+def place(scene: RoomScene, frames: Int[np.ndarray, " T"], camera_to_room: Float64[np.ndarray, "T 4 4"]) -> Placed:
+    """Place all things in frames with these raw indices and camera poses."""
+    still = [(*thing.center, thing.yaw) for thing in scene.things] + [(0, 0, scene.size[2] / 2, 0)]
+    pose = np.tile(np.array(still, float)[:, None], (1, len(frames), 1))  # x, y, z, yaw
+    for number, thing in enumerate(scene.things):
+        if thing.track:
+            pose[number][:, [0, 1, 3]] = np.array(thing.track)[frames]
+    size = np.array([*(thing.size for thing in scene.things), scene.size])
+    parts = [part for thing in scene.things for part in thing.parts]
+    placed = Placed(
+        pose[..., :3],
+        np.cos(pose[..., 3]).astype(np.float32),
+        np.sin(pose[..., 3]).astype(np.float32),
+        size / 2,
+        np.zeros((3, *pose.shape[:2]), np.float32),
+        np.repeat(np.arange(len(scene.things)), [len(thing.parts) for thing in scene.things]),
+        np.array([*(part.center for part in parts), (0, 0, 0)], np.float32),
+        np.array([*(part.size for part in parts), scene.size], np.float32) / 2,
+        np.linalg.inv(camera_to_room),
+    )
+    placed.eye[:] = turn(np.moveaxis(camera_to_room[:, :3, 3] - placed.center, -1, 0), placed.cos, placed.sin)
+    return placed
+
+
+def cast(
+    placed: Placed,
+    rays: Float32[np.ndarray, "3 T H W"],
+    K_px: Float64[np.ndarray, "3 3"],
+    height: int,
+    width: int,
+) -> tuple[Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]]:
+    """Depth in meters of the nearest hit of every ray, and the part hit (m for the room)."""
+    pixels = height * width
+    flat = rays.reshape(3, -1)
+    walls = placed.part_half[-1][:, None, None, None]
+    exits = (np.copysign(walls, rays) - placed.eye[:, -1, :, None, None]) / (rays + TINY)
+    depth = np.minimum(np.minimum(exits[0], exits[1]), exits[2]).ravel()
+    part_hit = np.full(depth.shape, len(placed.thing_of_part), np.int16)
+    rectangles = bounding_rectangles(placed, K_px, height, width)
+    rows, columns = np.arange(height), np.arange(width)
+    for thing in range(len(placed.half) - 1):
+        left, right, top, bottom = rectangles[thing].T[:, :, None]
+        tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+        where = np.flatnonzero(tall[:, :, None] & wide[:, None, :])
+        frame = where // pixels
+
+        inverse = 1 / (turn(flat[:, where], placed.cos[thing, frame], placed.sin[thing, frame]) + TINY)
+        center = -placed.eye[:, thing, frame] * inverse
+        reach = np.abs(inverse)
+        enter, leave = _slabs(center, reach * placed.half[thing].astype(np.float32)[:, None])
+        keep = np.flatnonzero((enter < leave) & (leave > NEAR_M) & (enter < depth[where]))
+        where, inverse, center, reach = where[keep], inverse[:, keep], center[:, keep], reach[:, keep]
+        nearest, nearest_part = depth[where], part_hit[where]
+        for part in np.flatnonzero(placed.thing_of_part == thing):
+            middle = center + placed.part_center[part][:, None] * inverse
+            enter, leave = _slabs(middle, placed.part_half[part][:, None] * reach)
+            hit = (enter < leave) & (enter > NEAR_M) & (enter < nearest)
+            np.copyto(nearest, enter, where=hit)
+            nearest_part[hit] = part
+        depth[where], part_hit[where] = nearest, nearest_part
+    return depth.reshape(rays.shape[1:]), part_hit.reshape(rays.shape[1:])
+
+
+def bounding_rectangles(
+    placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int
+) -> Int32[np.ndarray, "n T 4"]:
+    """Bounding rectangles of the visible things in pixels: left, right, top, bottom, ends excluded."""
+    signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
+    corner = (signs * placed.half[:-1, None, :])[:, None]  # (n, 1, 8, 3)
+    cos, sin = placed.cos[:-1, :, None], placed.sin[:-1, :, None]
+    x, y = cos * corner[..., 0] - sin * corner[..., 1], sin * corner[..., 0] + cos * corner[..., 1]
+    points = np.stack([x, y, np.broadcast_to(corner[..., 2], x.shape)], -1) + placed.center[:-1, :, None]
+    view = placed.room_to_camera
+    x, y, z = np.moveaxis(np.einsum("tij,ntcj->ntci", view[:, :3, :3], points) + view[:, None, :3, 3], -1, 0)
+    safe = np.maximum(z, NEAR_M)
+    u, v = K_px[0, 0] * x / safe + K_px[0, 2], K_px[1, 1] * y / safe + K_px[1, 2]
+    sides = np.stack([np.floor(u.min(-1)), np.ceil(u.max(-1)), np.floor(v.min(-1)), np.ceil(v.max(-1))], -1)
+    # a thing that extends behind the camera has no bounding rectangle: test all pixels
+    sides = np.where((z.min(-1) < NEAR_M)[..., None], [0, width, 0, height], sides)
+    sides = np.clip(sides, 0, [width, width, height, height]).astype(np.int32)
+    hidden = (z.max(-1) < NEAR_M) | (sides[..., 0] >= sides[..., 1]) | (sides[..., 2] >= sides[..., 3])
+    return np.where(hidden[..., None], np.int32(0), sides)
+
+
+def _slabs(middle: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Depths at which rays enter and leave a box; they miss it if enter > leave."""
+    near, far = middle - reach, middle + reach
+    return (
+        np.maximum(np.maximum(near[0], near[1]), near[2]),
+        np.minimum(np.minimum(far[0], far[1]), far[2]),
+    )
+
+
+# ---- Color, depth and object ids of a room, by one ray through each pixel center ------------------------------------
+# Surfaces are textured and Lambertian, under one lamp. Its light has no distance falloff, which would reveal the metric
+# scale
 
 SHELL = -1  # object id of walls, floor and ceiling
 AMBIENT = 0.45  # share of light that comes from everywhere
@@ -95,10 +298,10 @@ class Rendering:
         v = np.where(on_z, hit[1], hit[2]) / period + phase[1]
         # mipmap level: texels per pixel, the geometric mean of its two extents on a slanted surface
         slant = np.maximum(np.abs(across(ray)) / np.linalg.norm(ray, axis=0), 0.1)
-        texels = depth.ravel() * np.float32(textures.SIDE / self.focal_px) / (period * np.sqrt(slant))
-        level = np.clip(np.log2(texels) + 0.5, 0, textures.LEVELS - 1).astype(np.intp)
+        texels = depth.ravel() * np.float32(SIDE / self.focal_px) / (period * np.sqrt(slant))
+        level = np.clip(np.log2(texels) + 0.5, 0, LEVELS - 1).astype(np.intp)
         pattern = np.array([entry.pattern for entry in materials])[surface]
-        value = textures.atlas().ravel()[textures.texel(pattern, level, u, v)]
+        value = atlas().ravel()[texel(pattern, level, u, v)]
 
         colors = np.array([entry.colors for entry in materials], np.float32)
         dark = colors[:, 0].take(surface, 0)

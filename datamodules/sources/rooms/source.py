@@ -1,18 +1,242 @@
-"""The embedded dataset: furnished rooms, rendered once, with exact ground truth."""
+"""A map over worker processes that end with their parent."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import av
 import numpy as np
+import torch
+from jaxtyping import Float64, Int16, UInt8
 
-from datamodules.sources.base import SPLITS, Split
+from datamodules.cameras_file import write_cameras
+from datamodules.scenes import Question, Scene
+from datamodules.sources.annotations import read_layout
+from datamodules.sources.base import SPLITS, SceneSource, Split, build_once
 from datamodules.sources.rooms.layout import draw_scene
 from datamodules.sources.rooms.questions import ask
-from datamodules.sources.rooms.rendered import RenderedScenes
-from datamodules.sources.rooms.writer import DrawnScene, draw_intrinsics
+from datamodules.sources.rooms.renderer import render
+from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, save_scene
+from zoo.cpu import available_cores
 from zoo.errors import InputError, check_choice
+from zoo.files.fingerprint import fingerprint
+from zoo.progress import progress
+
+ENDING = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def process_map(workers: int, chunksize: int = 4) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` over processes, or the built-in one for a single worker.
+
+    Args:
+        workers: Number of processes.
+        chunksize: Items that a process takes at once.
+    """
+    if workers == 1:
+        yield map
+        return
+    # forking avoids importing torch in each worker; it is unsafe on other systems
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    pool = ProcessPoolExecutor(workers, context, _follow_parent)
+
+    def mapped(function: Callable[..., Any], *items: Iterable[Any]) -> Iterable[Any]:
+        with _signals_wait():  # this starts the workers
+            return pool.map(function, *items, chunksize=chunksize)
+
+    try:
+        yield mapped
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM: a handler that raises between two forks would leave workers that nobody ends."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where nothing forks
+        yield
+        return
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+
+def _follow_parent() -> None:
+    """Initialize a worker: ignores Ctrl-C, ends at SIGTERM, and exits when the parent dies, whose lock it shares."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ---- Writes the files of one scene: video, cameras and description; returns its questions ---------------------------
+
+FRAMES_PER_SECOND = 4
+FIELD_OF_VIEW_DEG = (55.0, 95.0)
+
+
+class DrawnScene(NamedTuple):
+    """A scene with its names and its camera.
+
+    Attributes:
+        dataset: Name of the dataset, whose folder has the files.
+        name: Name of the scene.
+        scene: The room.
+        world_to_camera: Pose of each frame.
+        K_px: Intrinsics in pixels; the principal point is the center of a square frame.
+        ask: Draw the questions, from the object ids of all frames (see `Rendering`) and a random generator.
+    """
+
+    dataset: str
+    name: str
+    scene: RoomScene
+    world_to_camera: Float64[np.ndarray, "T 4 4"]
+    K_px: Float64[np.ndarray, "3 3"]
+    ask: Callable[[Int16[np.ndarray, "T H W"], np.random.Generator], list[Question]]
+
+
+def draw_intrinsics(
+    side: int, rng: np.random.Generator, fov_deg: tuple[float, float] = FIELD_OF_VIEW_DEG
+) -> Float64[np.ndarray, "3 3"]:
+    """Random intrinsics of a camera with frames of side x side pixels."""
+    focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*fov_deg)) / 2)
+    return np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
+
+
+def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Generator) -> str:
+    """Render a scene, write <folder>/<dataset>/<name>.* and return its questions as JSON lines.
+
+    Args:
+        folder: Folder of the whole dataset.
+        drawn: The scene.
+        side: Width and height of a frame in pixels.
+        rng: Draws the questions.
+    """
+    dataset, name, scene, world_to_camera, K_px, ask = drawn
+    rendering = render(scene, world_to_camera, K_px, side, side)
+    base = folder / dataset / name
+    base.parent.mkdir(exist_ok=True)
+    write_video(base.with_name(f"{name}.mp4"), rendering.rgb)
+    cameras = base.with_name(f"{name}.cameras.json")
+    write_cameras(cameras, torch.from_numpy(world_to_camera), torch.from_numpy(K_px), width=side, height=side)
+    save_scene(scene, base.with_name(f"{name}{DESCRIPTION}"))
+    names = {"dataset": dataset, "scene_name": name}
+    rows = [asdict(question) | names for question in ask(rendering.ids, rng)]
+    return "".join(json.dumps(row | {"options": row["options"] or None}) + "\n" for row in rows)
+
+
+def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
+    """Write nearly lossless H.264 with a key frame every 8 frames, so that single frames decode fast."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = 8
+        stream.options = {"crf": "18", "preset": "ultrafast", "threads": "1"}
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")))
+        container.mux(stream.encode())
+
+
+# ---- A dataset that is rendered once, by several processes, and written atomically ----------------------------------
+
+
+class RenderedScenes(SceneSource):
+    """Scenes that are rendered on first use, in a folder for these settings alone.
+
+    Args:
+        root: Cache folder, in which the scenes have one of their own.
+        key: JSON-like content on which the scenes depend.
+        counts: Number of scenes of each split.
+        size: Width and height of a frame in pixels.
+        frames: Frames of each video.
+        seed: Seed of all scenes.
+        workers: Rendering processes; None is one per CPU core.
+
+    Raises:
+        InputError: Invalid settings.
+    """
+
+    description = "rendering rooms"
+
+    def __init__(
+        self, root: str, key: Any, counts: dict[Split, int], size: int, frames: int, seed: int, workers: int | None
+    ) -> None:
+        super().__init__()
+        source = type(self).__name__
+        if size < 16 or size % 2:
+            raise InputError(
+                f"{source}: size {size} must be even (H.264 halves the color's resolution) and at least 16"
+            )
+        if frames < 12 or seed < 0:
+            raise InputError(
+                f"{source}: at least 12 frames and a seed of at least 0 are needed, not {frames} and {seed}"
+            )
+        if workers is not None and workers < 1:
+            raise InputError(f"{source}: workers must be at least 1 or null, not {workers}")
+        self.key, self.folder = key, Path(root).expanduser() / fingerprint(key)[:16]
+        self.counts, self.size, self.frames, self.seed = counts, size, frames, seed
+        self.workers = workers or available_cores()
+
+    @abstractmethod
+    def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
+        """Draw scene `index` of a split; the source must be picklable."""
+
+    def write_scene(self, folder: Path, split: Split, index: int) -> str:
+        """Write the files of scene `index` of a split, and return its questions as JSON lines."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
+        return write_drawn(folder, self.draw(split, index, rng), self.size, rng)
+
+    def prepare(self) -> None:
+        """Render the dataset unless it exists; a second process waits for the first."""
+        build_once(self.folder, "another process renders these rooms: waiting for it", self._write)
+
+    def scenes(self, split: Split) -> list[Scene]:
+        """The rendered scenes of a split."""
+        if not self.counts[split]:
+            return []
+        if not self.folder.exists():
+            raise FileNotFoundError(f"{self.folder} is absent: call prepare() first")
+        scenes, self.missing = read_layout(self.folder, f"{split}.jsonl", benchmark=self.benchmark)
+        return scenes
+
+    def _write(self, folder: Path) -> None:
+        (folder / "settings.json").write_text(json.dumps(self.key))
+        scenes = [(split, index) for split, count in self.counts.items() for index in range(count)]
+        lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        with process_map(self.workers) as mapped:
+            write = partial(self.write_scene, folder)
+            questions = iter(mapped(write, *zip(*scenes, strict=True)) if scenes else ())
+            for split, _ in progress(scenes, self.description, "scenes"):
+                lines[split].append(next(questions))
+        for split in SPLITS:
+            (folder / f"{split}.jsonl").write_text("".join(lines[split]))
+
+
+# ---- The embedded dataset: furnished rooms, rendered once, with exact ground truth ----------------------------------
 
 VERSION = 8  # increase it with every change to the scenes or the questions
 Trajectory = Literal["loop", "local"]

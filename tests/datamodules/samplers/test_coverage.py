@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from datamodules.samplers import maximum_coverage, voxelize
-from datamodules.samplers.coverage import voxel_grid
+from datamodules.samplers.space_aware import voxel_grid
 
 GOLDEN = Path(__file__).parents[2] / "golden/sa_sampling"
 CASES = ("walk32", "walk128", "revisit24", "lowconf20")

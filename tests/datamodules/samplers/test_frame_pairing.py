@@ -18,7 +18,7 @@ from datamodules.samplers import (
     SceneView,
     UniformSampler,
 )
-from datamodules.samplers.frame_pairing import seconds_per_grid
+from datamodules.samplers.base import seconds_per_grid
 from datamodules.video import Video
 
 EVERY = [

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from datamodules.samplers import FrameSampler, PoseFarthestSampler, PosePlaneSampler, SceneView
-from datamodules.samplers.pose_distances import farthest, pose_matrix, pose_plane
+from datamodules.samplers.pose_farthest import farthest, pose_matrix, pose_plane
 from datamodules.video import Video
 from tests.poses import random_poses
 from zoo.cameras.poses import invert_se3

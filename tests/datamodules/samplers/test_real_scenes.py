@@ -24,7 +24,7 @@ from datamodules.samplers import (
     SpaceAwareSampler,
     UniformSampler,
 )
-from datamodules.samplers.pose_distances import pose_matrix
+from datamodules.samplers.pose_farthest import pose_matrix
 from datamodules.trajectories.base import upright_turns
 from datamodules.video import Video
 from zoo.cameras import normalize_intrinsics

@@ -22,8 +22,8 @@ from datamodules.samplers import (
     SelectedFrames,
     SpaceAwareSampler,
 )
-from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource
-from datamodules.selections import FILE, read_selection, settings, write_selection
+from datamodules.samplers.base import FILE, read_selection, settings, write_selection
+from datamodules.samplers.space_aware import DatasetDepth, PointMaps, PointSource
 from datamodules.video import Video
 from zoo.errors import InputError
 from zoo.files.fingerprint import file_fingerprint

@@ -12,9 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from datamodules.samplers import PredictedPoints, SceneView, SpaceAwareSampler, maximum_coverage, voxelize
-from datamodules.samplers import points as points_module
-from datamodules.samplers.points import DatasetDepth, PointMaps, PointSource, encoder_images
-from datamodules.samplers.space_aware import fill
+from datamodules.samplers import space_aware as points_module
+from datamodules.samplers.space_aware import DatasetDepth, PointMaps, PointSource, encoder_images, fill
 from datamodules.video import Video
 from tests.golden.synth import synth_video
 from zoo.cameras import intrinsics_in_pixels

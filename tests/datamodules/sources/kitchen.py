@@ -16,7 +16,7 @@ from datamodules.sources.posed import PosedScenes
 from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, PoseFormat, ScanNet, ScanNetPlusPlus, SevenScenes
 from datamodules.video import Video
 from zoo.cameras.poses import invert_se3, nearest_rotation
-from zoo.geometry.quaternions import rotation_to_quaternion
+from zoo.geometry.layers import rotation_to_quaternion
 
 FOCAL, CENTER, WIDTH, HEIGHT = 585.0, (320.0, 240.0), 640, 480
 PICKED = range(300, 360, 10)  # the frames whose pictures and depth there are, every tenth

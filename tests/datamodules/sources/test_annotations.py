@@ -12,7 +12,7 @@ from datamodules.sources import SingleVideo
 from datamodules.sources.annotations import read_layout, read_questions
 from datamodules.split_requirements import check_requirements, check_scene
 from zoo.errors import InputError
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 NUMBER = {"dataset": "d", "question_type": "object_counting", "question": "How many?", "ground_truth": "4"}
 CHOICE = {

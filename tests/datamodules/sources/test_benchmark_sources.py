@@ -12,10 +12,10 @@ import pytest
 from pyarrow import parquet
 
 from datamodules import SQA3D, Mixture, ReVSI, Rooms, ScanQA, VideoQADataModule, VSIBench
+from datamodules.loaded_scene import Wording
 from datamodules.samplers import Duplicate
-from datamodules.sources import hub_dataset
+from datamodules.sources import vsibench as hub_dataset
 from datamodules.sources.mixture import Part
-from datamodules.wording import Wording
 from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
 

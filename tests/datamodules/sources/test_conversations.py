@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from datamodules.loaded_scene import LoadedScene
+from datamodules.loaded_scene import LoadedScene, user_text
 from datamodules.scenes import RawQuestion, Scene, questions_fingerprint
-from datamodules.sources import SQA3D, Conversations, ScanQA, conversation_index
+from datamodules.sources import SQA3D, Conversations, ScanQA
+from datamodules.sources import conversations as conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
-from datamodules.wording import user_text
 from tests.datamodules.batches import labels_of, sequences_of, training_batch
 from tests.datamodules.sources.listing import totals
 from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from datamodules.filters import QuestionFilter
 from datamodules.scenes import Question, Scene
 from datamodules.sources import Conversations, Mixture, SceneSource
-from datamodules.sources.base import Split
+from datamodules.sources.base import QuestionFilter, Split
 from datamodules.sources.mixture import Part, repeat_questions
 from tests.datamodules.sources.listing import totals
 from zoo.errors import InputError

@@ -30,7 +30,7 @@ from datamodules.sources.rooms.panels import direction, distance, parallax, rota
 from datamodules.sources.rooms.panels.task import PanelScene
 from datamodules.sources.rooms.paths import look
 from datamodules.sources.rooms.scene import RoomScene, Thing
-from datamodules.sources.rooms.writer import draw_intrinsics
+from datamodules.sources.rooms.source import draw_intrinsics
 from datamodules.video import Video
 from zoo.benchmarks import PanelBench
 from zoo.errors import InputError

@@ -12,10 +12,11 @@ import pytest
 from datamodules import VideoQADataModule
 from datamodules.cameras_file import read_cameras
 from datamodules.sources import RealRooms
-from datamodules.sources.rooms import geometry, load_scene, writer
+from datamodules.sources.rooms import layout as geometry
+from datamodules.sources.rooms import load_scene
+from datamodules.sources.rooms import source as writer
 from datamodules.sources.rooms.questions import things_distance
-from datamodules.sources.rooms.real_boxes import RealRoom, bounds, read_rooms
-from datamodules.sources.rooms.real_layout import CLEARANCE_M, draw_real_room
+from datamodules.sources.rooms.real_rooms import CLEARANCE_M, RealRoom, bounds, draw_real_room, read_rooms
 from datamodules.sources.rooms.renderer import SHELL
 from datamodules.sources.rooms.scene import Thing
 from datamodules.video import Video

@@ -7,8 +7,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from datamodules.sources.rooms import geometry, layout
-from datamodules.sources.rooms.furniture import CATALOG, MOVERS
+from datamodules.sources.rooms import layout
+from datamodules.sources.rooms import layout as geometry
+from datamodules.sources.rooms.layout import CATALOG, MOVERS
 from datamodules.sources.rooms.questions import GLIMPSE_SHARE, SEEN_SHARE, ask, direction
 from datamodules.sources.rooms.renderer import SHELL, Rendering, render
 from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene, save_scene

@@ -18,10 +18,10 @@ from datamodules.trajectories.conventions import (
     OPENGL,
     PairMatches,
     fitting_conventions,
+    match_features,
     match_frames,
     measure_conventions,
 )
-from datamodules.trajectories.feature_matches import match_features
 from datamodules.video import Video
 from tests.datamodules.sources.kitchen import Kitchen
 from zoo.cameras import invert_se3, normalize_intrinsics
@@ -123,6 +123,6 @@ def test_sift_is_taken_where_opencv_is_installed(monkeypatch: pytest.MonkeyPatch
     matcher = SimpleNamespace(knnMatch=lambda a, b, k: nearest)
     stand_in = SimpleNamespace(SIFT_create=lambda n: sift, BFMatcher=lambda norm: matcher, NORM_L2=4)
     monkeypatch.setitem(sys.modules, "cv2", stand_in)
-    monkeypatch.setattr("datamodules.trajectories.feature_matches.importlib.util.find_spec", lambda name: stand_in)
+    monkeypatch.setattr("datamodules.trajectories.conventions.importlib.util.find_spec", lambda name: stand_in)
     a, b = match_features(torch.zeros(3, 960, 1280, dtype=torch.uint8), torch.zeros(3, 960, 1280, dtype=torch.uint8))
     assert a.tolist() == [[1, 1], [3, 5]] and b.tolist() == [[5, 9], [3, 5]]  # twice as large, from the corner

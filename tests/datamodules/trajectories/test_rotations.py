@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from datamodules.trajectories.rotations import from_axis_angle, slerp
+from datamodules.trajectories.base import from_axis_angle, slerp
 
 
 def axes(n: int = 40, seed: int = 0) -> torch.Tensor:

@@ -13,10 +13,8 @@ import torch
 from PIL import Image
 
 from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, SevenScenes, Trajectory
-from datamodules.trajectories.base import upright_turns
-from datamodules.trajectories.reading import intrinsics
-from datamodules.trajectories.rotations import from_axis_angle
-from datamodules.trajectories.timestamped import read_tum
+from datamodules.trajectories.base import from_axis_angle, intrinsics, upright_turns
+from datamodules.trajectories.pose_files import read_tum
 from zoo.cameras.poses import invert_se3, rigid_matrix
 
 WIDTH, HEIGHT = 64, 48

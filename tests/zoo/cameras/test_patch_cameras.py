@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests.poses import random_poses
-from zoo.cameras.patch_cameras import PatchCameras, merge_cameras, stack_cameras
+from zoo.cameras.scene_geometry import PatchCameras, merge_cameras, stack_cameras
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry
-from zoo.geometry.quaternions import quaternion_to_rotation
-from zoo.scene_encoding.scene_cameras import scene_points
+from zoo.geometry.layers import quaternion_to_rotation
+from zoo.scene_encoding import scene_points
 
 AXIS = torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64)
 

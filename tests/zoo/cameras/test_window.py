@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
-from zoo.cameras.scene_geometry import SceneGeometry
-from zoo.cameras.window import Window
+from zoo.cameras.scene_geometry import SceneGeometry, Window
 
 WINDOW = Window(height=20, width=30, top=4, left=0, rows=12, columns=28)
 

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from docs.symmetries import COMBINATIONS, RELEASED
 from tests import pretended_gpu as pretend
 from zoo.cameras import Cameras
-from zoo.cameras.token_runs import camera_runs
+from zoo.cameras.cameras import camera_runs
 from zoo.encodings import EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.reference_attention import random_cameras
+from zoo.encodings.testing import random_cameras
 
 NAMES = (
     "PRoPE, ChannelRange",

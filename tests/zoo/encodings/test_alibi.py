@@ -14,12 +14,12 @@ from tests.cases import each_once
 from tests.zoo.decoder import tiny_model
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
+from zoo.cameras.cameras import camera_runs
 from zoo.cameras.poses import PoseMeasure, pose_distances
-from zoo.cameras.token_runs import camera_runs
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi
+from zoo.encodings.base import EncodedCameras, ZeroChannels
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.encoded import EncodedCameras, ZeroChannels
-from zoo.encodings.reference_attention import HEAD, HEAD_DIM, HEADS, VIEWS, qkv_and_index, random_cameras
+from zoo.encodings.testing import HEAD, HEAD_DIM, HEADS, VIEWS, qkv_and_index, random_cameras
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.cameras import Cameras, token_runs
-from zoo.cameras.token_runs import CameraRuns, camera_runs
-from zoo.encodings.camera_products import block_diagonal
-from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
-from zoo.encodings.rotary import Rotation
+from zoo.cameras import Cameras
+from zoo.cameras import cameras as token_runs
+from zoo.cameras.cameras import CameraRuns, camera_runs
+from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock, block_diagonal
+from zoo.encodings.pose_axis import Rotation
 from zoo.precision import highest_matmul_precision
 
 ROOT = Path(__file__).parents[3]

@@ -35,31 +35,28 @@ from zoo.encodings import (
     URoPE,
     ValueRoPE,
 )
-from zoo.encodings.linear_layers import EncodedLinearLayers
 from zoo.encodings.matrices import MatrixEncoding
-from zoo.encodings.measured_symmetries import (
+from zoo.encodings.placements import EncodedLinearLayers, Matrices
+from zoo.encodings.testing import (
     BROKEN,
-    PROPERTIES,
-    from_stock,
-    identity_stock,
-    intrinsics,
-    sequence_for,
-    shift,
-    text_stock,
-    world_views,
-)
-from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import (
     EXACT,
     HEAD_DIM,
     HYBRID_HEAD,
     KV_HEADS,
     LAYERS,
+    PROPERTIES,
     Decoder,
     delta_net,
     delta_rule,
+    from_stock,
+    identity_stock,
+    intrinsics,
     random_cameras,
     random_sequence,
+    sequence_for,
+    shift,
+    text_stock,
+    world_views,
 )
 
 

@@ -15,7 +15,7 @@ from tests.zoo.encodings.test_properties import IN_LAYOUTS
 from zoo.encodings import EncodedCameras
 from zoo.encodings.alibi import DistanceChannels
 from zoo.encodings.per_view import PerViewAttention
-from zoo.encodings.reference_attention import HEAD_DIM, LAYERS, LAYOUTS, Decoder, random_cameras, random_sequence
+from zoo.encodings.testing import HEAD_DIM, LAYERS, LAYOUTS, Decoder, random_cameras, random_sequence
 
 
 def through(acting: EncodedCameras, q: Tensor, k: Tensor, v: Tensor) -> tuple[list[list[Tensor]], Tensor]:

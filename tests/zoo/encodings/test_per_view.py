@@ -31,15 +31,14 @@ from zoo.encodings import (
     RayAttention,
     RayRoPE,
     URoPE,
-    block_masks,
     per_view,
     rayrope_attention,
 )
+from zoo.encodings import per_view as block_masks
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.per_view import attention_calls
-from zoo.encodings.rayrope.attention import rayrope_coefficients
-from zoo.encodings.rayrope.positions import rotate_pairs
-from zoo.encodings.reference_attention import TOKENS, VIEWS, random_cameras, random_sequence
+from zoo.encodings.rayrope.attention import rayrope_coefficients, rotate_pairs
+from zoo.encodings.testing import TOKENS, VIEWS, random_cameras, random_sequence
 from zoo.errors import InputError
 
 HEAD = HeadLayout.in_row(24, (4, 4, 4))

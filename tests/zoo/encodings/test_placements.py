@@ -32,7 +32,7 @@ from zoo.encodings import (
     TemporalSection,
 )
 from zoo.encodings.decoder_layout import HeadLayout
-from zoo.encodings.reference_attention import (
+from zoo.encodings.testing import (
     EXACT,
     LAYOUTS,
     Decoder,

@@ -10,7 +10,7 @@ from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
 from zoo.encodings.decoder_layout import HeadLayout
-from zoo.encodings.reference_attention import (
+from zoo.encodings.testing import (
     BROKEN,
     EXACT,
     HEAD,

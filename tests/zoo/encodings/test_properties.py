@@ -34,9 +34,11 @@ from zoo.encodings import (
 )
 from zoo.encodings.base import CameraModule
 from zoo.encodings.decoder_layout import HeadLayout
-from zoo.encodings.measured_symmetries import (
+from zoo.encodings.placements import EncodingWrapper, Matrices
+from zoo.encodings.testing import (
     BROKEN,
     EXACT,
+    LAYOUTS,
     PROPERTIES,
     canonical,
     effect,
@@ -46,9 +48,6 @@ from zoo.encodings.measured_symmetries import (
     shift,
     world_views,
 )
-from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import LAYOUTS
-from zoo.encodings.subsets import EncodingWrapper
 from zoo.errors import InputError
 
 MOVES = 1e-3

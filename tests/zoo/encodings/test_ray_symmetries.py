@@ -10,9 +10,9 @@ import torch
 
 from tests.zoo.encodings import test_view_symmetries as of_views
 from zoo.encodings import RayAttention, RayRoPE
-from zoo.encodings.measured_symmetries import EXACT, PROPERTIES, holds, identity_stock, intrinsics, scale
-from zoo.encodings.per_view_encoding import PerViewEncoding
-from zoo.encodings.rayrope.positions import KINDS
+from zoo.encodings.per_view import PerViewEncoding
+from zoo.encodings.rayrope.attention import KINDS
+from zoo.encodings.testing import EXACT, PROPERTIES, holds, identity_stock, intrinsics, scale
 
 SPACES = product((None, "pj", "3d"), repeat=len(KINDS))
 NAMED = [[f"{kind}_{space}" for kind, space in zip(KINDS, spaces, strict=True) if space] for spaces in SPACES]

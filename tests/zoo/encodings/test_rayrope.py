@@ -13,15 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.golden.weights import init_
-from zoo.encodings.rayrope import (
-    positions,
-    rayrope_attention,
-    rayrope_coefficients,
-    urope,
-    urope_attention,
-    urope_positions,
-)
-from zoo.encodings.reference_attention import random_cameras
+from zoo.encodings.rayrope import attention as positions
+from zoo.encodings.rayrope import rayrope_attention, rayrope_coefficients, urope, urope_attention, urope_positions
+from zoo.encodings.testing import random_cameras
 from zoo.errors import InputError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "rayrope"

@@ -15,14 +15,11 @@ from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.cameras import Cameras
-from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
-from zoo.cameras.scene_geometry import SceneGeometry
+from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, merge_cameras
 from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
 from zoo.encodings.decoder_layout import HeadLayout
 from zoo.errors import InputError
-from zoo.scene_encoding.encoded_scene import SceneCameras
-from zoo.scene_encoding.scene_cameras import add_scene_statistics, known_depth, scene_points
-from zoo.scene_encoding.stages import encode_vision
+from zoo.scene_encoding import SceneCameras, add_scene_statistics, encode_vision, known_depth, scene_points
 from zoo.sequences.batch import Batch
 from zoo.sequences.media import batch_of_media
 from zoo.tasks import VideoQATask

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.encodings import EncodedCameras, PointRoPE, ValueRoPE
-from zoo.encodings.reference_attention import (
+from zoo.encodings.testing import (
     HEAD,
     HEAD_DIM,
     MROPE_SECTION,

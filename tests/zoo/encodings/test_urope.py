@@ -17,7 +17,7 @@ from zoo.encodings import URoPE, urope_attention
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.encodings.rayrope.urope import _rotate as rotate_axes
 from zoo.encodings.rayrope.urope import depth_anchors, image_rope, urope_positions
-from zoo.encodings.reference_attention import random_cameras
+from zoo.encodings.testing import random_cameras
 
 HEAD, HEADS = HeadLayout.in_row(24, (4, 4, 4)), 4
 ROWS, COLUMNS, BATCH = 2, 3, 2

@@ -11,7 +11,7 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.encodings import GTA, CaPE, MatrixEncoding, PRoPE, RayEncoding, ViewAttention
 from zoo.encodings.placements import Matrices
-from zoo.encodings.reference_attention import random_cameras
+from zoo.encodings.testing import random_cameras
 from zoo.errors import InputError
 
 VIEWS, ROWS, COLUMNS, WIDTH, HEAD_DIM = 4, 2, 3, 32, 16

@@ -11,9 +11,8 @@ from torch import Tensor
 from docs.symmetries import VIEW_MIXERS
 from tests.zoo.encodings.test_view_attention import EXACT, GRID, MOVES, WIDTH, permuted, random_tokens, scene
 from zoo.cameras import Cameras
-from zoo.encodings.base import CameraModule, ViewMixer
-from zoo.encodings.reference_attention import random_cameras
-from zoo.encodings.symmetries import ViewSymmetries
+from zoo.encodings.base import CameraModule, ViewMixer, ViewSymmetries
+from zoo.encodings.testing import random_cameras
 
 
 def trained(name: str) -> ViewMixer:

@@ -13,7 +13,7 @@ from tests.zoo.combinations import FEWER_NAMES
 from tests.zoo.decoder import SHAPE, VIDEO, Example, install, tiny_model
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
-from zoo.generation.prefix_cache import CachedPrefix
+from zoo.generation import CachedPrefix
 
 NEW = 4
 

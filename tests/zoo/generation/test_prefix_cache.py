@@ -31,10 +31,9 @@ from zoo import PretrainedQwen25VL
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
-from zoo.generation.answers import answer_prompts
-from zoo.generation.prefix_cache import CachedPrefix, Reply
+from zoo.generation import CachedPrefix, Reply, answer_prompts
 from zoo.sequences.batch import Batch
-from zoo.sequences.masks import prefix_causal_mask
+from zoo.sequences.packing import prefix_causal_mask
 from zoo.tasks import VideoQATask
 
 
@@ -163,7 +162,7 @@ def test_answers_that_end_at_different_times(name: str) -> None:
 def test_long_questions_are_read_piece_by_piece(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(name)
     asked = batch(model, scene("a"))
-    monkeypatch.setattr("zoo.generation.prefix_cache.TOKENS_AT_ONCE", 7)
+    monkeypatch.setattr("zoo.generation.TOKENS_AT_ONCE", 7)
     assert_one_by_one(model, asked)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.zoo.asking import NEW, QUESTIONS, TEXTS, batch, build, one_by_one, one_per_row, prompts_of, replies, scene
 from zoo.backbones.qwen25_vl.tiny import tiny_processor
 from zoo.errors import InputError
-from zoo.generation.prefix_cache import Reply
+from zoo.generation import Reply
 from zoo.tasks import VideoQATask
 
 

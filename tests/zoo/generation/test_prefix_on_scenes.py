@@ -15,7 +15,7 @@ from datamodules.sources.annotations import read_questions
 from tests.conftest import ROOMS
 from tests.test_real_scenes import red_kitchen
 from tests.zoo.asking import MODELS, batch, build, one_by_one, replies
-from zoo.requirements import DataRequirements
+from zoo.model_spec import DataRequirements
 
 SMALL = PixelBounds(784, 9408, legacy_folder_resize=False)
 EVERY = 30  # so many of VSI-Bench's questions are passed over: 171 of all types are left

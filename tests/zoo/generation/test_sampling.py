@@ -12,7 +12,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, batch, build
 from zoo.errors import InputError
-from zoo.generation.sampling import Sampling
+from zoo.generation import Sampling
 
 
 def test_sampling() -> None:

@@ -16,15 +16,14 @@ from torch.nn import functional as F
 
 from callbacks.settings import differences, settings_of
 from datamodules.collate import QuestionCollate
-from datamodules.loaded_scene import LoadedScene
-from datamodules.wording import Wording
+from datamodules.loaded_scene import LoadedScene, Wording
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
 from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, VideoQATask
 from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT, base
-from zoo.geometry.vggt.aggregator import Aggregator
+from zoo.geometry.vggt.model import Aggregator
 from zoo.sequences.batch import Batch
 from zoo.weights.frozen import saved_names
 

@@ -20,7 +20,7 @@ from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DA3Encoder, GeometryCache, PosedDA3, PretrainedDA3, SceneGeometry, TinyDA3
 from zoo.geometry.da3 import DA3, normalize_poses
-from zoo.geometry.license import announce_license
+from zoo.geometry.trunk_encoder import announce_license
 
 
 def scenes(*shapes: tuple[int, int, int]) -> list[Tensor]:

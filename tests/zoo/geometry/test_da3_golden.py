@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.geometry.da3 import case_model, cases, errors, load_case, run
-from zoo.geometry.da3 import DA3, any_view, heads, nested, trunk
-from zoo.geometry.da3 import metric as metric_module
-from zoo.geometry.da3.camera_coding import CameraDecoder
+from zoo.geometry.da3 import DA3, heads, trunk
+from zoo.geometry.da3 import model as any_view
+from zoo.geometry.da3 import model as metric_module
+from zoo.geometry.da3 import model as nested
+from zoo.geometry.da3.heads import CameraDecoder
 from zoo.geometry.da3.trunk import Trunk
-from zoo.geometry.dpt import ResidualUnit
-from zoo.geometry.transformer_blocks import MLP
+from zoo.geometry.layers import MLP, ResidualUnit
 
 CASE = "saddle_b2_s4_28x42"  # a batch of two, with a reference view that is not the first
 

@@ -25,8 +25,8 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
 from zoo.sequences.batch import Batch
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.tasks.optim import LearningRates
+from zoo.sequences.loaded_scene import SceneInputs
+from zoo.tasks.base import LearningRates
 from zoo.tasks.vggt_pretraining import VGGTPretraining
 from zoo.weights.frozen import saved_names
 

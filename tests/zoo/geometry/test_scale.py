@@ -31,8 +31,8 @@ from zoo.geometry import (
     TinyVGGT,
 )
 from zoo.geometry.da3 import to_meters
-from zoo.geometry.da3.metric import SKY
-from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
+from zoo.geometry.da3.model import SKY
+from zoo.geometry.vggt.model import cameras_to_pose_encoding
 from zoo.objectives.geovr import scale_target
 from zoo.weights.frozen import check_frozen, frozen_weights
 

@@ -11,12 +11,9 @@ from torch import Tensor, nn
 
 from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_images
 from zoo.geometry.da3.trunk import Trunk
-from zoo.geometry.dpt import FusionBlock, upsample
-from zoo.geometry.patch_convolution import PatchConvolution
-from zoo.geometry.transformer_blocks import Attention, patch_rotations, rotate
+from zoo.geometry.layers import Attention, FusionBlock, PatchConvolution, patch_rotations, rotate, upsample
 from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
-from zoo.geometry.vggt.aggregator import DINOV2, build_patch_embed
-from zoo.geometry.vggt.dpt_head import ReluResidualUnit
+from zoo.geometry.vggt.model import DINOV2, ReluResidualUnit, build_patch_embed
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +125,7 @@ def test_one_frame_and_a_hundred(model: VGGT, frames: int) -> None:
 def test_frames_in_chunks_equal_frames_at_once(model: VGGT, monkeypatch: pytest.MonkeyPatch) -> None:
     images = tiny_images(1, 11)
     chunked = model(images, heads=("depth",)).depth
-    monkeypatch.setattr("zoo.geometry.dpt.FRAMES_AT_A_TIME", 100)
+    monkeypatch.setattr("zoo.geometry.layers.FRAMES_AT_A_TIME", 100)
     assert torch.allclose(chunked, model(images, heads=("depth",)).depth, atol=1e-5)
 
 

@@ -14,8 +14,8 @@ from tests.zoo.geometry.official import hash_model, hash_weights, tiny_config, t
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import PretrainedVGGT, SceneGeometry, TinyVGGT, VGGTEncoder, pose_encoding_to_cameras
-from zoo.geometry.license import announce_license
-from zoo.geometry.valid_cameras import valid_cameras
+from zoo.geometry.base import valid_cameras
+from zoo.geometry.trunk_encoder import announce_license
 
 
 @pytest.fixture

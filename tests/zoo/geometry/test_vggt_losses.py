@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.poses import random_poses
 from zoo.geometry import SceneGeometry, VGGTOutput
-from zoo.geometry.quaternions import quaternion_to_rotation, rotation_to_quaternion
-from zoo.geometry.vggt.losses import ALPHA, HUBER, camera_loss, constant_baseline, dense_loss, errors, losses, targets
+from zoo.geometry.layers import quaternion_to_rotation, rotation_to_quaternion
+from zoo.tasks.vggt_pretraining import ALPHA, HUBER, camera_loss, constant_baseline, dense_loss, errors, losses, targets
 
 HEIGHT, WIDTH = 4, 6
 K = torch.tensor([[0.8, 0, 0.05], [0, 1.1, -0.1], [0, 0, 1]], dtype=torch.float64)

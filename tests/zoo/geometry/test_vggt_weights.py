@@ -13,9 +13,7 @@ from torch import Tensor
 from tests.zoo.geometry.official import HEADS, HERE, hash_model, hash_weights, tiny_config, tiny_images
 from zoo.errors import InputError
 from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.aggregator import DINOV2
-from zoo.geometry.vggt.model import VGGT_1B
-from zoo.geometry.vggt.official import current_names, find_weights, official_name
+from zoo.geometry.vggt.model import DINOV2, VGGT_1B, current_names, find_weights, official_name
 from zoo.geometry.vggt_encoder import PretrainedVGGT
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datamodules.collate import TrainingCollate
-from datamodules.wording import Wording
+from datamodules.loaded_scene import Wording
 from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, RATES, scene
 from zoo import (

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, scene
 from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
-from zoo.cameras.patch_cameras import PatchCameras, merge_cameras
 from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
+from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
 from zoo.geometry.base import SceneGeometry, encoder_frames
 from zoo.objectives import Decoded, predicted_cameras
-from zoo.scene_encoding.encoded_scene import SceneTargets
-from zoo.scene_encoding.scene_cameras import token_depth
+from zoo.scene_encoding import SceneTargets, token_depth
 from zoo.sequences.batch import Batch
 
 SCENES = scene("a", QUESTIONS[:2]), scene("b", QUESTIONS[:1], steps=2, seed=1)

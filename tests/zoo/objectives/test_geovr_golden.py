@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tests.golden.weights import init_, unit_noise
 from zoo.objectives import geovr
-from zoo.objectives.geovr import GeoVRHeads, losses
+from zoo.objectives import geovr as losses
+from zoo.objectives.geovr import GeoVRHeads
 
 GOLDEN = Path(__file__).parents[2] / "golden/geovr"
 TABLES = json.loads((GOLDEN / "tables.json").read_text())

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from zoo import CameraPrediction, CameraTokenFusion, DepthPrediction, TinyVGGT
-from zoo.cameras.patch_cameras import PatchCameras
 from zoo.cameras.poses import rigid_matrix
+from zoo.cameras.scene_geometry import PatchCameras
 from zoo.objectives import Decoded
-from zoo.objectives.average import AVERAGES, AverageRule, MicroBatchAverage
+from zoo.objectives.base import AVERAGES, AverageRule, MicroBatchAverage
 from zoo.objectives.camera_prediction import IDENTITY
-from zoo.scene_encoding.encoded_scene import SceneTargets
+from zoo.scene_encoding import SceneTargets
 
 WIDTH = 16
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules import Rooms, VideoQADataModule
-from datamodules.order import TrainingItem
+from datamodules.question_sampler import TrainingItem
 from tests.conftest import ROOMS
 from tests.zoo.asking import VGGT, batch, build, prompts_of, rows_of, tiny_backbone
 from tests.zoo.sequences.test_packed_training import a_row_each, difference, learned, packed, scenes_of
@@ -37,9 +37,9 @@ from zoo.backbones.base import VisualTokens
 from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
 from zoo.objectives import Decoded
+from zoo.sequences.layout import ExtraTokens
+from zoo.sequences.loaded_scene import SceneInputs
 from zoo.sequences.packing import IGNORED, pack_questions
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.visual_grid import ExtraTokens
 
 SCENES = scenes_of("Qwen2.5-VL")
 FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]

@@ -10,7 +10,7 @@ import torch
 from tests.zoo.asking import QUESTIONS, RATES, batch, scene
 from zoo import InputError, PosePrediction, TinyQwen25VL, VideoQATask
 from zoo.cameras.poses import invert_se3
-from zoo.geometry.vggt.pose_encoding import cameras_to_pose_encoding
+from zoo.geometry.vggt.model import cameras_to_pose_encoding
 from zoo.objectives import Decoded, decode
 from zoo.objectives.cambrian_p import camera_loss, mean_path
 

@@ -24,7 +24,7 @@ from zoo.encodings import ViewAttention
 from zoo.encodings.rayrope.rayrope import EncodedRays
 from zoo.errors import InputError
 from zoo.objectives import Decoded, decode
-from zoo.scene_encoding.stages import encode_vision
+from zoo.scene_encoding import encode_vision
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 

@@ -28,7 +28,7 @@ from zoo import (
     VideoQATask,
 )
 from zoo.geometry import CachedGeometry, SceneGeometry
-from zoo.geometry.scale import ScaleSource
+from zoo.geometry.base import ScaleSource
 from zoo.weights.frozen import check_frozen
 
 

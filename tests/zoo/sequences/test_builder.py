@@ -13,14 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tests.zoo.asking import build
 from zoo import InputError
-from zoo.cameras.patch_cameras import PatchCameras
+from zoo.cameras.scene_geometry import PatchCameras
 from zoo.sequences.batch import Sequences
-from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.builder import SequenceBuilder, visual_sources
+from zoo.sequences.layout import ExtraTokens, MediaKind, Placeholders
+from zoo.sequences.loaded_scene import SceneInputs
 from zoo.sequences.rules import SequenceRules
-from zoo.sequences.scene_inputs import SceneInputs
-from zoo.sequences.sequence_layout import MediaKind, Placeholders
-from zoo.sequences.visual_grid import ExtraTokens
-from zoo.sequences.visual_places import visual_sources
 
 PAD, START, END, VIDEO, IMAGE, TEXT = 0, 1, 2, 3, 4, 9
 SEEDS, QUICK = range(16), 11  # of which every run takes the first

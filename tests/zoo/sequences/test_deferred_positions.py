@@ -15,12 +15,12 @@ from tests.cases import each_once
 from tests.zoo.asking import QUESTIONS, VGGT, batch, build, replies, scene
 from tests.zoo.sequences.test_builder import TEXT, builder, drawn_case
 from zoo.cameras import Cameras
-from zoo.encodings.reference_attention import random_cameras
+from zoo.encodings.testing import random_cameras
 from zoo.geometry import SceneGeometry
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.deferred_positions import DeferredPositions, sequence_position_ids, valid_index
+from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
-from zoo.sequences.visual_grid import ExtraTokens
 from zoo.tasks import VideoQATask
 
 INDICES = ["PoseDistanceIndex", "PathLengthIndex"]

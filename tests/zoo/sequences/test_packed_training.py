@@ -20,8 +20,7 @@ from tests.zoo import asking
 from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, one_per_row, scene
 from zoo.sequences import builder
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.masks import block_mask, prefix_causal_mask
-from zoo.sequences.packing import Row, pack_questions
+from zoo.sequences.packing import Row, block_mask, pack_questions, prefix_causal_mask
 from zoo.tasks import VideoQATask
 
 Learned = tuple[float, dict[str, Tensor]]  # the loss, and the gradient of every parameter that has one

@@ -12,9 +12,9 @@ from torch.nn.attention import flex_attention
 from tests.zoo.asking import MASKED_FAMILIES, MODELS, QUESTIONS, build, scene
 from tests.zoo.sequences.test_packed_training import Learned, batch, difference, learned, sequences
 from zoo import CameraPrediction, InputError
-from zoo.encodings.packed import PackedEncoding
+from zoo.encodings.per_view import PackedEncoding
 from zoo.sequences.batch import Batch
-from zoo.sequences.scene_packing import ScenePacking
+from zoo.sequences.packing import ScenePacking
 from zoo.tasks import VideoQATask
 
 FAST = {("plain", "Qwen2.5-VL"), ("prope.yaml", "Qwen3-VL"), ("DeepFusion", "Qwen2.5-VL"), ("ValueRoPE", "Qwen3-VL")}

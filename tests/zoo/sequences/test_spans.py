@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from zoo.positions import layout_position_ids
-from zoo.sequences.sequence_layout import Placeholders, SequenceLayout
+from zoo.sequences.layout import ExtraTokens, Placeholders, SequenceLayout
 from zoo.sequences.time_index import ConstantIndex, FrameNumberIndex, SpanIndex, StepIndex, TimeIndex, TimestampIndex
-from zoo.sequences.visual_grid import ExtraTokens
 
 TEXT, START, END, VIDEO, IMAGE, PAD = 9, 1, 2, 3, 4, 0
 Medium = tuple[str, int, int, int]  # "video" or "image", and (t, h, w) in patches

@@ -16,8 +16,8 @@ from zoo.cameras import Cameras
 from zoo.cameras.poses import PoseMeasure, pose_distance
 from zoo.encodings import PRoPE, TemporalSection
 from zoo.errors import InputError
+from zoo.model_spec import choose_time_index
 from zoo.positions import mrope_position_ids
-from zoo.requirements import choose_time_index
 from zoo.sequences.time_index import (
     BackboneIndex,
     ConstantIndex,

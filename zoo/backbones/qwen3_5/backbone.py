@@ -1,10 +1,15 @@
-"""Qwen3.5 behind the backbone seam: three of four decoder layers are Gated DeltaNet, every fourth is full attention."""
+"""Frames and text to Qwen3.5's inputs: as in Qwen3-VL, with an empty block of thoughts before each answer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5Attention,
@@ -12,22 +17,167 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5GatedDeltaNet,
     Qwen3_5VisionAttention,
     Qwen3_5VisionPatchEmbed,
+    apply_mask_to_padding_states,
     apply_rotary_pos_emb,
+    causal_conv1d_fn,
+    torch_chunk_gated_delta_rule,
 )
 
-from zoo.backbones.attention import CameraAttention
-from zoo.backbones.base import MASKED
-from zoo.backbones.deepstack import DeepstackLayer
-from zoo.backbones.patch_embedding import PatchEmbedding
-from zoo.backbones.qwen3_5.delta_net import ROW_PER_TOKEN, CameraDeltaNet
-from zoo.backbones.qwen3_5.preprocessor import Qwen35Preprocessor
-from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
+from zoo.backbones.attention import CameraAttention, check_num_tokens
+from zoo.backbones.base import MASKED, DeepstackLayer, Message
+from zoo.backbones.qwen3_vl.backbone import Qwen3VisionRules, Qwen3VLPreprocessor
 from zoo.backbones.qwen_vl import QwenVLBackbone
-from zoo.backbones.vision_attention import SegmentAttention
+from zoo.backbones.vision import PatchEmbedding, SegmentAttention
+from zoo.encodings.base import QK, EncodedCameras
 from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.encoded import QK
 from zoo.sequences.batch import Sequences
+from zoo.sequences.packing import QuestionPlaces
 from zoo.sequences.time_index import SpanIndex, TimeIndex
+from zoo.values import check_shape
+
+NO_THOUGHTS = "<think>\n\n</think>\n\n"
+
+
+class Qwen35Preprocessor(Qwen3VLPreprocessor):
+    """See `Preprocessor`; without thinking, at any size of the model."""
+
+    title = "Qwen3.5"
+    template_options = {"enable_thinking": False}
+
+    def texts(self, messages: Sequence[Message]) -> list[str]:
+        """See `Preprocessor`; answers are trimmed, as by the chat template."""
+        return super().texts(
+            [each | {"content": each["content"].strip()} if each["role"] == "assistant" else each for each in messages]
+        )
+
+    def history(self, texts: Sequence[str]) -> str:
+        """The chat template leaves the thoughts of earlier answers out."""
+        prompts = [text.removesuffix(NO_THOUGHTS) for text in texts[::2]]
+        answers = [text.rpartition("</think>")[2].lstrip("\n") for text in texts[1::2]]
+        return "".join(chain.from_iterable(zip(prompts, answers, strict=True)))
+
+
+# ---- Gated DeltaNet with camera hooks, and with several questions behind a prefix whose state they share ------------
+
+ROW_PER_TOKEN = "row_per_token"  # in place of a mask: tokens of one sequence go on from a row of the states each
+
+
+class CameraDeltaNet(Qwen3_5GatedDeltaNet):
+    """A Gated DeltaNet layer with a `camera_encoding`, and with several questions in a training sequence.
+
+    Without either the stock forward runs. The layer's state is written with encoded keys and values, so later steps,
+    which hold text only, need no encoding.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        cache: Any = None,
+        attention_mask: Tensor | QuestionPlaces | str | None = None,
+        camera_encoding: EncodedCameras | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the stock forward with the encoding's hooks.
+
+        Args:
+            hidden_states: (B, L, width).
+            cache: For answers; without states yet, if there is an encoding.
+            attention_mask: (B, L), of tokens that are not padding; or the places of the questions behind each prefix;
+                or `ROW_PER_TOKEN`.
+            camera_encoding: Encoding of exactly these tokens; None changes nothing.
+            **kwargs: Other arguments of the stock forward.
+
+        Raises:
+            ValueError: The encoding has another number of tokens, or comes behind the first call with a cache.
+        """
+        if camera_encoding is not None:
+            check_num_tokens(camera_encoding, hidden_states)
+            # what acts in full attention alone may have hooks of later steps, which are none of this layer's
+            camera_encoding = camera_encoding.at_linear_layer(self.layer_idx, hidden_states)
+        if camera_encoding is not None and cache is not None and cache.has_previous_state(self.layer_idx):
+            raise ValueError(
+                "a camera encoding in a Gated DeltaNet layer reads a prompt in one call: its cache is filled"
+            )
+        if isinstance(attention_mask, str):
+            step: Tensor = super().forward(hidden_states.transpose(0, 1), cache=cache, **kwargs)
+            return step.transpose(0, 1)
+        questions = attention_mask if isinstance(attention_mask, QuestionPlaces) else None
+        if camera_encoding is None and questions is None:
+            output: Tensor = super().forward(hidden_states, cache=cache, attention_mask=attention_mask, **kwargs)
+            return output
+        encoding = camera_encoding or EncodedCameras()
+        hidden_states = apply_mask_to_padding_states(hidden_states, None if questions else attention_mask)
+        # 1. Projections: q, k and v together, decay and step size of each value head.
+        mixed = self.in_proj_qkv(hidden_states)
+        decay = -self.A_log.float().exp() * F.softplus(self.in_proj_a(hidden_states).float() + self.dt_bias)
+        beta = self.in_proj_b(hidden_states).sigmoid()
+        # 2. The convolution, and the hooks on heads.
+        if cache is not None:
+            cache.update_conv_state(mixed.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size)
+        q, k, v = self._heads(mixed)
+        sizes = q.shape, k.shape, v.shape
+        q, k = encoding.after_rope(*encoding.before_rope(q, k))
+        v = encoding.transform_values(v)
+        for name, found, size in zip(("queries", "keys", "values"), (q, k, v), sizes, strict=True):
+            check_shape(encoding, f"{name} (B, L, heads, D)", found, *size)
+        # 3. The delta rule, of the prefix and then of each question from the prefix's state.
+        if questions is None:
+            output, state = self._delta_rule(q, k, v, decay, beta)
+        else:
+            prefix = questions.is_prefix[..., None]  # other tokens leave the state as it is
+            output, state = self._delta_rule(q, k, v, decay * prefix, beta * prefix)
+            output = self._put_questions(questions, output, state, mixed, decay, beta)
+        if cache is not None:
+            cache.update_recurrent_state(state, self.layer_idx)
+        # 4. The gated norm.
+        output = encoding.transform_outputs(output)
+        check_shape(encoding, "outputs (B, L, heads, D)", output, *sizes[2])
+        gate = self.in_proj_z(hidden_states).view(-1, self.head_v_dim)
+        output = self.norm(output.reshape(-1, self.head_v_dim), gate)
+        return self.out_proj(output.view(*hidden_states.shape[:2], -1))
+
+    def _heads(self, mixed: Float[Tensor, "B L C"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k (B, L, key heads, D) and v (B, L, value heads, D) behind the convolution."""
+        weight = self.conv1d.weight.squeeze(1)
+        mixed = causal_conv1d_fn(mixed.transpose(1, 2), weight, self.conv1d.bias, activation=self.activation)
+        q, k, v = mixed.transpose(1, 2).split((self.key_dim, self.key_dim, self.value_dim), -1)
+        q, k = (x.unflatten(-1, (self.num_k_heads, self.head_k_dim)) for x in (q, k))
+        return q, k, v.unflatten(-1, (self.num_v_heads, self.head_v_dim))
+
+    def _delta_rule(
+        self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return outputs and the last state; queries and keys are normalized inside."""
+        outputs, last = torch_chunk_gated_delta_rule(
+            q,
+            k,
+            v,
+            g=decay,
+            beta=beta,
+            initial_state=state,
+            output_final_state=True,
+            use_qk_l2norm_in_kernel=True,
+        )
+        return outputs, last
+
+    def _put_questions(
+        self, questions: QuestionPlaces, output: Tensor, state: Tensor, mixed: Tensor, decay: Tensor, beta: Tensor
+    ) -> Tensor:
+        """Put the outputs of the questions, which are text and have no cameras, in their places.
+
+        Nothing is written in place, so the gradient reaches the prefix through its state and the convolution.
+        """
+        context, exists = questions.before(self.conv_kernel_size - 1)
+        flat = mixed.flatten(0, 1)
+        own = torch.cat((flat[context] * exists[..., None], flat[questions.places]), 1)
+        q, k, v = (x[:, context.shape[1] :] for x in self._heads(own))
+        decay, beta = (x.flatten(0, 1)[questions.places] * questions.mask[..., None] for x in (decay, beta))
+        answers, _ = self._delta_rule(q, k, v, decay, beta, state[questions.row])
+        answers = answers.flatten(0, 1)[questions.sources]
+        return output.flatten(0, 1).index_copy(0, questions.targets, answers).view_as(output)
+
+
+# ---- Qwen3.5 behind the backbone seam: three of four decoder layers are Gated DeltaNet, every fourth is full attention
 
 END_OF_TEXT, END_OF_TURN = 248044, 248046  # in the vocabulary of the released models
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3_5ForConditionalGeneration, Qwen3VLProcessor
 
-from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
-from zoo.backbones.qwen3_5.preprocessor import Qwen35Preprocessor
+from zoo.backbones.qwen3_5.backbone import Qwen35Backbone, Qwen35Preprocessor
 from zoo.backbones.qwen3_vl import tiny as qwen3_vl
 from zoo.backbones.tiny import TinyQwenVL
 

@@ -1,8 +1,12 @@
-"""Qwen3-VL behind the backbone seam: DeepStack, and one block of the prompt per temporal patch."""
+"""What Qwen3-VL's vision tower computes from grids alone, by transformers' own functions."""
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,16 +17,117 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLVisionAttention,
     Qwen3VLVisionPatchEmbed,
 )
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+)
 
 from zoo.backbones.attention import CameraAttention
-from zoo.backbones.deepstack import add_features
-from zoo.backbones.patch_embedding import PatchEmbedding
-from zoo.backbones.qwen3_vl.preprocessor import Qwen3VLPreprocessor
-from zoo.backbones.qwen3_vl.vision_rules import Qwen3VisionRules
+from zoo.backbones.base import add_features
+from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
 from zoo.backbones.qwen_vl import QwenVLBackbone
-from zoo.backbones.vision_attention import SegmentAttention
-from zoo.encodings.encoded import QK
+from zoo.backbones.vision import PatchEmbedding, SegmentAttention
+from zoo.encodings.base import QK
+from zoo.errors import InputError
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+from zoo.sequences.loaded_scene import Grid, Segments, VisionInputs
+from zoo.sequences.rules import VisionRules
 from zoo.sequences.time_index import SpanIndex, TimeIndex
+
+
+@dataclass(frozen=True)
+class Qwen3VisionRules(VisionRules):
+    """Positions and frames of the patches, and how learned positions are interpolated to a grid.
+
+    Attributes:
+        spatial_merge_size: Patches per side in one visual token.
+        side: Of the square of learned positions.
+        mode: Of the interpolation.
+        align_corners: Of the interpolation.
+    """
+
+    spatial_merge_size: int
+    side: int
+    mode: str
+    align_corners: bool
+
+    @classmethod
+    def of(cls, tower: Any) -> Qwen3VisionRules:
+        """Read the numbers of a vision tower."""
+        merge = tower.config.spatial_merge_size
+        return cls(merge, tower.num_grid_per_side, tower.interpolation_mode, tower.interpolation_align_corners)
+
+    def inputs(self, grids: Sequence[Grid]) -> VisionInputs:
+        grid_thw = torch.tensor(grids)
+        indices, weights = get_vision_interpolation_indices_and_weights(
+            grid_thw,
+            num_grid_per_side=self.side,
+            mode=self.mode,
+            align_corners=self.align_corners,
+            spatial_merge_size=self.spatial_merge_size,
+        )
+        frames = Segments(get_vision_cu_seqlens(grid_thw))
+        return VisionInputs(
+            [t * h * w // self.spatial_merge_size**2 for t, h, w in grids],
+            {
+                "interp_indices": indices,
+                "interp_weights": weights,
+                "position_ids": get_vision_position_ids(grid_thw, self.spatial_merge_size),
+                "cu_seqlens": frames,
+            },
+            {"max_seqlen": frames.longest},
+        )
+
+
+# ---- Frames and text to Qwen3-VL's inputs: the time of each temporal patch is text before its visual tokens ---------
+
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"  # the chat template's
+MEDIUM = re.compile(r"<\|vision_start\|><\|(?:video|image)_pad\|><\|vision_end\|>")
+
+
+class Qwen3VLPreprocessor(QwenVLPreprocessor):
+    """See `Preprocessor`.
+
+    Attributes:
+        title: The name of the model, for errors.
+    """
+
+    title: ClassVar[str] = "Qwen3-VL"
+
+    def place_media(
+        self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], frame_times: Sequence[float] | None
+    ) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
+        """Replace each video of a chat by a block `<1.5 seconds><|vision_start|>...<|vision_end|>` per temporal patch.
+
+        The time is the mean of the patch's first and last frame. The blocks replace the template's markers as well, as
+        in transformers 4.57, with which the model was released; 5.24's processor leaves a second pair around them.
+        """
+        grids, times = iter(media_grids), iter(frame_times or ())
+        placed: list[Sequence[int]] = []
+
+        def place(mark: re.Match[str]) -> str:
+            steps, height, width = next(grids)
+            placed.extend([(1, height, width)] * steps)
+            if mark.group() != VIDEO:
+                return mark.group()
+            found = list(islice(times, steps * TEMPORAL_PATCH_SIZE))
+            if len(found) < steps * TEMPORAL_PATCH_SIZE:
+                raise InputError(
+                    f"{self.title} writes the time of the frames into the prompt, and these have none: give a video "
+                    'file, a folder whose cameras.json has "times_s", or times_s with frames in memory'
+                )
+            first, last = found[::TEMPORAL_PATCH_SIZE], found[TEMPORAL_PATCH_SIZE - 1 :: TEMPORAL_PATCH_SIZE]
+            return "".join(f"<{(a + b) / 2:.1f} seconds>{VIDEO}" for a, b in zip(first, last, strict=True))
+
+        return [MEDIUM.sub(place, text) for text in texts], placed
+
+    def save_pretrained(self, folder: str) -> None:
+        super().save_pretrained(folder)
+        self.processor.video_processor.save_pretrained(folder)  # where transformers 4.57 looks
+
+
+# ---- Qwen3-VL behind the backbone seam: DeepStack, and one block of the prompt per temporal patch -------------------
 
 
 class Qwen3VLAttention(CameraAttention, Qwen3VLTextAttention):

@@ -14,8 +14,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
-from zoo.backbones.qwen3_vl.preprocessor import Qwen3VLPreprocessor
+from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone, Qwen3VLPreprocessor
 from zoo.backbones.tiny import TinyQwenVL, tiny_tokenizer
 
 CHAT_TEMPLATE = Path(__file__).parent / "tiny_chat_template.jinja"

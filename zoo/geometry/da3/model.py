@@ -1,28 +1,331 @@
-"""Depth Anything 3 as one module, whichever of its models, with official weights."""
+"""What Depth Anything 3 computes for scenes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from zoo.cameras.poses import rigid_matrix
 from zoo.errors import InputError
-from zoo.geometry.da3.any_view import AnyView
-from zoo.geometry.da3.metric import Metric
-from zoo.geometry.da3.nested import Nested
-from zoo.geometry.da3.output import DA3Output
-from zoo.geometry.da3.reference import Strategy
-from zoo.geometry.da3.trunk import PATCH_SIZE
-from zoo.geometry.images import check_images, check_range
-from zoo.weights.deferred import load_or_defer
+from zoo.geometry.da3.heads import CameraDecoder, CameraEncoder, DualDPT, SkyDPT, pose_encoding_to_cameras
+from zoo.geometry.da3.trunk import PATCH_SIZE, Strategy, Trunk
+from zoo.geometry.layers import check_images, check_range, layer_index, normalize
+from zoo.precision import full_precision
+from zoo.weights.deferred import builds_shapes_only, load_or_defer
 from zoo.weights.filling import TensorsOf, load_into
+from zoo.weights.hub import CONFIG, find_folder, read_config
 from zoo.weights.lazy_tensors import PrefixView, Tensors, device_of, files_of, first_tensor, source_path
+
+
+@dataclass(eq=False)
+class DA3Output:
+    """The outputs for B scenes of S views, in the order of the input; None if not asked for, or if the model has none.
+
+    Attributes:
+        tokens: Outputs of the layers, by the index asked for; the camera token, then patches. D is 2C, [last local
+            block | block], or C without `cat_token`. The block's patches are normalized; nothing else is.
+        patch_start: Number of tokens before the patches.
+        reference: The reference view; None where none is chosen (fewer than three views, or given cameras).
+        pose_enc: Cameras, see `pose_encoding_to_cameras`.
+        world_to_camera: The same as poses, in the scene's own scale; of a nested model in meters.
+        K_px: Intrinsics in pixels.
+        depth: Along the camera's z axis, in the unit of the poses. Of a metric model for a focal length of 300 pixels,
+            see `to_meters`.
+        depth_conf: Confidence, at least 1.
+        rays: Direction (not unit length) and camera center of each ray, in the world.
+        rays_conf: Confidence, at least 1.
+        sky: Of metric and nested models; sky where >= 0.3.
+        scale: Of nested models, by which depth and translations were multiplied.
+    """
+
+    tokens: dict[int, Float[Tensor, "B S P D"]]
+    patch_start: int = 1
+    reference: Int[Tensor, " B"] | None = None
+    pose_enc: Float[Tensor, "B S 9"] | None = None
+    world_to_camera: Float[Tensor, "B S 4 4"] | None = None
+    K_px: Float[Tensor, "B S 3 3"] | None = None
+    depth: Float[Tensor, "B S H W"] | None = None
+    depth_conf: Float[Tensor, "B S H W"] | None = None
+    rays: Float[Tensor, "B S _h _w 6"] | None = None
+    rays_conf: Float[Tensor, "B S _h _w"] | None = None
+    sky: Float[Tensor, "B S H W"] | None = None
+    scale: Float[Tensor, " B"] | None = None
+
+
+# ---- The any-view model: tokens, cameras, depth and rays of views with or without cameras ---------------------------
+
+CamerasPx = tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"]]  # world_to_camera, K_px
+DENSE = {"depth", "ray"}  # both by the one dense head
+
+
+class AnyView(nn.Module):
+    """The trunk with the heads that a config names, under the official names.
+
+    Args:
+        net: Arguments of `Trunk`.
+        head: Arguments of `DualDPT`; None builds no such head.
+        cam_enc: Arguments of `CameraEncoder`; None builds none.
+        cam_dec: Arguments of `CameraDecoder`; None builds none.
+    """
+
+    parts_of_head = {"camera": ("cam_dec",), "depth": ("head",), "ray": ("head",)}
+
+    def __init__(
+        self,
+        net: dict[str, Any],
+        head: dict[str, Any] | None = None,
+        cam_enc: dict[str, Any] | None = None,
+        cam_dec: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleDict({"pretrained": Trunk(**net)})
+        self.head = None if head is None else DualDPT(**head)
+        self.cam_enc = None if cam_enc is None else CameraEncoder(**cam_enc)
+        self.cam_dec = None if cam_dec is None else CameraDecoder(**cam_dec)
+
+    @property
+    def trunk(self) -> Trunk:
+        """The trunk, whose official name is `backbone.pretrained`."""
+        trunk = self.backbone["pretrained"]
+        assert isinstance(trunk, Trunk)
+        return trunk
+
+    @property
+    def heads(self) -> set[str]:
+        """The heads that can be asked for."""
+        return ({"camera"} if self.cam_dec is not None else set()) | (DENSE if self.head is not None else set())
+
+    @property
+    def takes_cameras(self) -> bool:
+        """Whether cameras can be given."""
+        return self.cam_enc is not None
+
+    def forward(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        layers: Sequence[int],
+        heads: Collection[str],
+        reference: Strategy,
+        cameras: CamerasPx | None,
+    ) -> DA3Output:
+        """Compute only what is asked for; see `DA3`."""
+        batch, _, _, height, width = images.shape
+        trunk, dense = self.trunk, DENSE & set(heads)
+        indices = {layer: layer_index(layer, trunk.depth) for layer in layers}
+        needed = {*indices.values(), *(trunk.out_layers if dense else ())}
+        if "camera" in heads:
+            needed.add(trunk.out_layers[-1])
+        condition = None
+        if cameras is not None and self.cam_enc is not None:
+            with full_precision(images.device):
+                condition = self.cam_enc(*cameras, (height, width))
+        outputs, chosen = trunk(normalize(images).to(trunk.dtype), needed, reference, condition)
+
+        result = DA3Output({layer: outputs[i] for layer, i in indices.items()}, reference=chosen)
+        with full_precision(images.device):
+            if "camera" in heads and self.cam_dec is not None:
+                token = outputs[trunk.out_layers[-1]][:, :, 0].to(self.cam_dec.fc_t.weight.dtype)
+                result.pose_enc = self.cam_dec(token)
+                result.world_to_camera, result.K_px = pose_encoding_to_cameras(result.pose_enc, (height, width))
+            if dense and self.head is not None:
+                tokens = [outputs[i][:, :, 1:].flatten(0, 1).to(self.head.dtype) for i in trunk.out_layers]
+                for name, maps in self.head(tokens, height, width, dense).items():
+                    setattr(result, name, maps.unflatten(0, (batch, -1)))
+        return result
+
+
+# ---- The metric model: depth for a known focal length, each view for itself; and its rules for sky and meters -------
+
+FOCAL = 300.0  # in pixels, for which the depth is in meters
+SKY = 0.3
+FEWEST_PIXELS = 10  # of sky, and of anything else, below which no depth is replaced
+FAR = 0.99  # quantile of the depth that sky gets
+
+
+class Metric(nn.Module):
+    """The trunk of the metric model and its head, under the official names.
+
+    Args:
+        net: Arguments of `Trunk`.
+        head: Arguments of `SkyDPT`.
+    """
+
+    heads = frozenset({"depth"})
+    parts_of_head = {"depth": ("head",)}
+    takes_cameras = False
+
+    def __init__(self, net: dict[str, Any], head: dict[str, Any]) -> None:
+        super().__init__()
+        self.backbone = nn.ModuleDict({"pretrained": Trunk(**net)})
+        self.head = SkyDPT(**head)
+
+    @property
+    def trunk(self) -> Trunk:
+        """The trunk, whose official name is `backbone.pretrained`."""
+        trunk = self.backbone["pretrained"]
+        assert isinstance(trunk, Trunk)
+        return trunk
+
+    def forward(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        layers: Sequence[int],
+        heads: Collection[str],
+        reference: Strategy = "first",
+        cameras: CamerasPx | None = None,
+    ) -> DA3Output:
+        """Compute only what is asked for; see `DA3`. There is neither a reference view nor a camera."""
+        trunk = self.trunk
+        indices = {layer: layer_index(layer, trunk.depth) for layer in layers}
+        needed = {*indices.values(), *(trunk.out_layers if "depth" in heads else ())}
+        outputs, _ = trunk(normalize(images), needed, reference)
+        result = DA3Output({layer: outputs[i] for layer, i in indices.items()})
+        if "depth" in heads:
+            with full_precision(images.device):
+                tokens = [outputs[i][:, :, 1:].flatten(0, 1).to(self.head.dtype) for i in trunk.out_layers]
+                maps = self.head(tokens, *images.shape[-2:])
+                result.sky = maps["sky"].unflatten(0, (len(images), -1))
+                result.depth = fill_sky(maps["depth"].unflatten(0, (len(images), -1)), result.sky >= SKY)
+        return result
+
+
+def fill_sky(depth: Float[Tensor, "B S H W"], is_sky: Bool[Tensor, "B S H W"]) -> Float[Tensor, "B S H W"]:
+    """Replace the depth of sky by the 0.99 quantile of all other pixels of the scene, if there are enough of both."""
+    far = masked_quantile(depth.flatten(1), ~is_sky.flatten(1), FAR)
+    counts = torch.stack((is_sky.flatten(1).sum(1), (~is_sky).flatten(1).sum(1)))
+    is_filled = is_sky & (counts > FEWEST_PIXELS).all(0)[:, None, None, None]
+    return torch.where(is_filled, far[:, None, None, None], depth)
+
+
+def masked_quantile(values: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], quantile: float) -> Float[Tensor, " B"]:
+    """The quantile of the values under a mask, interpolated linearly; any number of them, unlike `torch.quantile`."""
+    ordered = values.masked_fill(~mask, torch.inf).sort(1).values
+    place = (mask.sum(1, keepdim=True) - 1).clamp(min=0).double() * quantile
+    low, high = (ordered.gather(1, index.long()) for index in (place.floor(), place.ceil()))
+    return torch.lerp(low, high, place.frac().to(values.dtype))[:, 0]
+
+
+def to_meters(depth: Float[Tensor, "B S H W"], K_px: Float[Tensor, "B S 3 3"]) -> Float[Tensor, "B S H W"]:
+    """Convert the depth of a metric model to meters.
+
+    Args:
+        depth: For a focal length of 300 pixels.
+        K_px: Intrinsics in pixels of the images that the model was given.
+    """
+    focal = (K_px[..., 0, 0] + K_px[..., 1, 1]) / 2
+    return depth * (focal / FOCAL)[..., None, None]
+
+
+# ---- The nested model: an any-view model whose scale is that of a metric model on the same images -------------------
+
+NEAREST_METRIC, NEAREST = 0.01, 0.001  # depths that the scale is computed from are larger
+FARTHEST = 200.0  # meters, of sky
+
+
+class Nested(nn.Module):
+    """Depth, poses and rays of the any-view model in meters, under the official names.
+
+    The metric model's depth is converted to meters with the predicted intrinsics, also where cameras are given. Each
+    scene has one scale: that of the least-squares fit of one depth to the other.
+
+    Args:
+        anyview: Arguments of `AnyView`.
+        metric: Arguments of `Metric`; None builds none, then there are tokens only.
+    """
+
+    parts_of_head = dict.fromkeys(("camera", "depth", "ray"), ("da3.cam_dec", "da3.head", "da3_metric"))
+
+    def __init__(self, anyview: dict[str, Any], metric: dict[str, Any] | None) -> None:
+        super().__init__()
+        self.da3 = AnyView(**anyview)
+        self.da3_metric = None if metric is None else Metric(**metric)
+
+    @property
+    def trunk(self) -> Trunk:
+        """The trunk of the any-view model."""
+        return self.da3.trunk
+
+    @property
+    def heads(self) -> set[str]:
+        """The heads that can be asked for; the scale needs cameras, depth and the metric model."""
+        return self.da3.heads if self.da3_metric is not None and {"camera", "depth"} <= self.da3.heads else set()
+
+    @property
+    def takes_cameras(self) -> bool:
+        """Whether cameras can be given."""
+        return self.da3.takes_cameras
+
+    def forward(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        layers: Sequence[int],
+        heads: Collection[str],
+        reference: Strategy,
+        cameras: CamerasPx | None,
+    ) -> DA3Output:
+        """Compute only what is asked for, and what its scale needs; see `DA3`."""
+        if not heads or self.da3_metric is None:
+            return self.da3(images, layers, (), reference, cameras)
+        result = self.da3(images, layers, {*heads, "camera", "depth"}, reference, cameras)
+        metric = self.da3_metric(images, (), ("depth",))
+        is_sky, result.sky = metric.sky >= SKY, metric.sky
+        # a scene of nothing but sky has no other pixels to fit
+        is_sky = is_sky & ((~is_sky).flatten(1).sum(1) > FEWEST_PIXELS)[:, None, None, None]
+        meters = to_meters(metric.depth, result.K_px)
+        result.scale = fit_scale(result.depth, result.depth_conf, meters, is_sky)
+
+        scale = result.scale[:, None, None]
+        result.pose_enc = torch.cat((result.pose_enc[..., :3] * scale, result.pose_enc[..., 3:]), -1)
+        poses = result.world_to_camera
+        result.world_to_camera = rigid_matrix(poses[..., :3, :3], poses[..., :3, 3] * scale)
+        depth = result.depth * scale[..., None]
+        far = masked_quantile(depth.flatten(1), ~is_sky.flatten(1), FAR).clamp(max=FARTHEST)
+        result.depth = torch.where(is_sky, far[:, None, None, None], depth)
+        result.depth_conf = result.depth_conf.masked_fill(is_sky, 1.0)
+        if result.rays is not None:
+            direction, center = result.rays.chunk(2, -1)
+            result.rays = torch.cat((direction, center * scale[..., None, None]), -1)
+        return result
+
+
+def fit_scale(
+    depth: Float[Tensor, "B S H W"],
+    confidence: Float[Tensor, "B S H W"],
+    meters: Float[Tensor, "B S H W"],
+    is_sky: Bool[Tensor, "B S H W"],
+) -> Float[Tensor, " B"]:
+    """The factor of each scene that fits its depth to meters best, over confident pixels that are not sky."""
+    typical = masked_quantile(confidence.flatten(1), ~is_sky.flatten(1), 0.5)
+    used = ~is_sky & (confidence >= typical[:, None, None, None]) & (meters > NEAREST_METRIC) & (depth > NEAREST)
+    used_depth = depth.masked_fill(~used, 0.0).flatten(1)
+    return (used_depth * meters.flatten(1)).sum(1) / used_depth.square().sum(1)
+
+
+# ---- Folders of released models of Depth Anything 3 -----------------------------------------------------------------
+
+
+def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, Any]]:
+    """The folder and the config of a released model; see `find_folder`.
+
+    Raises:
+        InputError: There is none.
+    """
+    folder = find_folder(path, released, option, with_weights=not builds_shapes_only())
+    config = read_config(folder).get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("anyview", config), dict):
+        raise InputError(f"{folder / CONFIG} is no config of Depth Anything 3: give a folder of a released model")
+    return folder, config
+
+
+# ---- Depth Anything 3 as one module, whichever of its models, with official weights ---------------------------------
 
 HEADS = ("camera", "depth", "ray")
 PARTS = ("head", "cam_enc", "cam_dec")  # of a config, beside its net

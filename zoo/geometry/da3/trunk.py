@@ -6,17 +6,16 @@ It sees normalized images, has no register tokens, and keeps DINOv2's official p
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.errors import InputError
-from zoo.geometry.da3.reference import FEWEST_VIEWS, Strategy, choose_reference
-from zoo.geometry.patch_convolution import PatchConvolution
-from zoo.geometry.transformer_blocks import MLP, Block, SwiGLU, patch_rotations, rotations_at
-from zoo.precision import to_float32
+from zoo.errors import InputError, check_choice
+from zoo.geometry.layers import MLP, Block, PatchConvolution, SwiGLU, patch_rotations, rotations_at
+from zoo.precision import full_precision, to_float32
 
 PATCH_SIZE = 14
 ROPE_BASE = 100.0
@@ -189,3 +188,73 @@ def reference_first(reference: Int[Tensor, " B"], views: int) -> Int[Tensor, "B 
 def reorder(x: Float[Tensor, "B S P C"], order: Int[Tensor, "B S"]) -> Float[Tensor, "B S P C"]:
     """The views of each scene in an order."""
     return x.gather(1, order[:, :, None, None].expand_as(x))
+
+
+# ---- Which view of a scene becomes the reference of Depth Anything 3, from the class tokens of its views ------------
+
+Strategy = Literal["first", "middle", "saddle_balanced", "saddle_sim_range"]
+FEWEST_VIEWS = 3  # for which a reference is chosen; else the first view has its camera token
+EPS = 1e-8
+
+
+@torch.no_grad()
+def choose_reference(class_tokens: Float[Tensor, "B S C"], strategy: Strategy) -> Int[Tensor, " B"]:
+    """Choose the reference view of each scene in float32 or better: another reference is another world.
+
+    - `first`, `middle`: view 0, S // 2
+    - `saddle_balanced`: the view that is least extreme in its similarity to the others, and in the norm and the
+      variance of its token
+    - `saddle_sim_range`: the view whose similarities to the others have the widest range. Without a negative cosine the
+      two most similar views tie, and rounding decides.
+
+    Args:
+        class_tokens: One per view.
+        strategy: One of the above.
+
+    Raises:
+        InputError: An unknown strategy.
+    """
+    check_choice("reference", strategy, Strategy)
+    scenes, views, _ = class_tokens.shape
+    if strategy in ("first", "middle"):
+        return torch.full((scenes,), 0 if strategy == "first" else views // 2, device=class_tokens.device)
+    with full_precision(class_tokens.device):
+        tokens = to_float32(class_tokens)
+        unit = F.normalize(tokens, dim=-1)
+        similarity = unit @ unit.mT
+        similarity = similarity - torch.eye(views, dtype=unit.dtype, device=unit.device)
+        if strategy == "saddle_sim_range":
+            return (similarity.amax(-1) - similarity.amin(-1)).argmax(-1)
+        measures = torch.stack((similarity.sum(-1) / (views - 1), tokens.norm(dim=-1), unit.var(-1)))
+        low, high = measures.amin(-1, keepdim=True), measures.amax(-1, keepdim=True)
+        return ((measures - low) / (high - low + EPS) - 0.5).abs().sum(0).argmin(-1)
+
+
+# ---- The size to which the official input processor resizes an image ------------------------------------------------
+
+ResizeMethod = Literal["upper_bound_resize", "lower_bound_resize", "upper_bound_crop", "lower_bound_crop"]
+
+
+def official_size(
+    height: int, width: int, process_res: int = 504, method: ResizeMethod = "upper_bound_resize"
+) -> tuple[int, int]:
+    """Height and width after the official processing.
+
+    Args:
+        height: Of the image in pixels.
+        width: Of the image in pixels.
+        process_res: The longest side (`upper_bound`) or the shortest (`lower_bound`) before sides become multiples
+            of 14.
+        method: `resize` goes to the nearest multiple, `crop` to the next lower one, which can be 0.
+
+    Raises:
+        InputError: An unknown method.
+    """
+    check_choice("method", method, ResizeMethod)
+    side = max(height, width) if method.startswith("upper") else min(height, width)
+    scaled = [max(1, round(each * (process_res / side))) for each in (height, width)]
+    if method.endswith("crop"):
+        rows, columns = (each // PATCH_SIZE * PATCH_SIZE for each in scaled)
+    else:  # ties go up
+        rows, columns = (max(1, (each + PATCH_SIZE // 2) // PATCH_SIZE) * PATCH_SIZE for each in scaled)
+    return rows, columns

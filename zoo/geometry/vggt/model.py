@@ -1,4 +1,8 @@
-"""VGGT as one module: the aggregator and its heads."""
+"""Official names of VGGT's tensors, and the file of its weights.
+
+The modules here carry the official names, except for DINOv2, which is transformers' own: its names differ, and the
+official joint projection of queries, keys and values is three.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,448 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
+from zoo.cameras.poses import rigid_matrix
 from zoo.errors import InputError
-from zoo.geometry.images import check_images, check_range, select_frames
-from zoo.geometry.transformer_blocks import layer_index
-from zoo.geometry.vggt.aggregator import Aggregator
-from zoo.geometry.vggt.camera_head import CameraHead
-from zoo.geometry.vggt.dpt_head import DPTHead
-from zoo.geometry.vggt.official import current_names, official_name
-from zoo.precision import full_precision
+from zoo.geometry.layers import (
+    DPT,
+    MLP,
+    Block,
+    PatchConvolution,
+    ResidualUnit,
+    Scratch,
+    check_images,
+    check_range,
+    in_chunks,
+    layer_index,
+    normalize,
+    patch_rotations,
+    quaternion_to_rotation,
+    rotation_to_quaternion,
+    select_frames,
+    upsample,
+)
+from zoo.precision import full_precision, to_float32
 from zoo.weights.deferred import load_or_defer
 from zoo.weights.filling import TensorsOf, load_into
-from zoo.weights.lazy_tensors import PrefixView, Tensors, device_of, files_of, first_tensor, full_name, source_path
+from zoo.weights.hub import download
+from zoo.weights.lazy_tensors import (
+    WEIGHTS,
+    LazyTensors,
+    PrefixView,
+    SafetensorsFile,
+    Tensors,
+    UnopenedTensors,
+    device_of,
+    files_of,
+    first_tensor,
+    full_name,
+    source_path,
+)
+
+DINOV2_PREFIX = "aggregator.patch_embed."
+QKV = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
+RENAMED = (  # prefixes: official, transformers'
+    ("cls_token", "embeddings.cls_token"),
+    ("mask_token", "embeddings.mask_token"),
+    ("register_tokens", "embeddings.register_tokens"),
+    ("pos_embed", "embeddings.position_embeddings"),
+    ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
+    ("norm.", "layernorm."),
+    ("blocks.", "encoder.layer."),
+)
+RENAMED_IN_BLOCK = (
+    (".attn.proj.", ".attention.o_proj."),
+    (".ls1.gamma", ".layer_scale1.lambda1"),
+    (".ls2.gamma", ".layer_scale2.lambda1"),
+)
+
+
+def current_names(official: str) -> tuple[str, ...]:
+    """The names here of an official tensor; three names share its rows equally."""
+    if not official.startswith(DINOV2_PREFIX):
+        return (official,)
+    name = _translate(official.removeprefix(DINOV2_PREFIX), 0, 1)
+    names = [name.replace(".attn.qkv.", part) for part in QKV] if ".attn.qkv." in name else [name]
+    return tuple(DINOV2_PREFIX + each for each in names)
+
+
+def official_name(current: str) -> str:
+    """The official name of a tensor here, or of the tensor that it is a part of."""
+    if not current.startswith(DINOV2_PREFIX):
+        return current
+    name = current.removeprefix(DINOV2_PREFIX)
+    for part in QKV:
+        name = name.replace(part, ".attn.qkv.")
+    return DINOV2_PREFIX + _translate(name, 1, 0)
+
+
+def _translate(name: str, source: int, target: int) -> str:
+    for pair in RENAMED_IN_BLOCK:
+        name = name.replace(pair[source], pair[target])
+    for pair in RENAMED:
+        if name.startswith(pair[source]):
+            return pair[target] + name.removeprefix(pair[source])
+    return name
+
+
+def official_tensors(path: str) -> LazyTensors:
+    """Return the tensors of a file name, a folder or a hub id, see `find_weights`; they are opened when needed."""
+    return UnopenedTensors(lambda: SafetensorsFile(find_weights(path)))
+
+
+def find_weights(path: str) -> Path:
+    """The safetensors file of a file name, a folder or a hub id, which is downloaded if needed.
+
+    Raises:
+        InputError: There is none; pickled weights (.pt, .bin) are never read.
+    """
+    local, cause = Path(path).expanduser(), None
+    file = local if local.suffix == ".safetensors" else local / WEIGHTS
+    try:
+        if not local.exists():
+            file = download(path, [WEIGHTS]) / WEIGHTS
+        if file.is_file():
+            return file
+    except FileNotFoundError as error:
+        cause = error
+    raise InputError(
+        f"{path} is no .safetensors file, no folder with {WEIGHTS} in it, and can't be loaded from the hub: run "
+        f"`hf download facebook/VGGT-1B {WEIGHTS} --local-dir weights/vggt-1b` where there is a network, then give "
+        "weights/vggt-1b"
+    ) from cause
+
+
+# ---- VGGT's pose encoding: translation (3), quaternion (4), vertical and horizontal field of view in radians --------
+# Translation and rotation are world-to-camera, x_camera = R x_world + t, in the scene's own scale, with the first frame
+# as the world. The quaternion is (x, y, z, w) of any length but 0; the principal point is the center of the image.
+# Source: arXiv 2503.11651, section 3
+
+
+def pose_encoding_to_cameras(
+    pose_enc: Float[Tensor, "*batch 9"], image_size_hw: tuple[int, int]
+) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 3 3"]]:
+    """Convert pose encodings to world-to-camera poses and intrinsics in pixels, float32 or better.
+
+    The camera head can predict a field of view of exactly 0, an infinite focal length, which `zoo.Cameras` rejects.
+    """
+    pose_enc = to_float32(pose_enc)
+    height, width = image_size_hw
+    world_to_camera = rigid_matrix(quaternion_to_rotation(pose_enc[..., 3:7]), pose_enc[..., :3])
+    K_px = pose_enc.new_zeros(*pose_enc.shape[:-1], 3, 3)
+    K_px[..., 0, 0] = (width / 2) / torch.tan(pose_enc[..., 8] / 2)
+    K_px[..., 1, 1] = (height / 2) / torch.tan(pose_enc[..., 7] / 2)
+    K_px[..., 0, 2] = width / 2
+    K_px[..., 1, 2] = height / 2
+    K_px[..., 2, 2] = 1.0
+    return world_to_camera, K_px
+
+
+def cameras_to_pose_encoding(
+    world_to_camera: Float[Tensor, "*batch 4 4"],
+    K_px: Float[Tensor, "*batch 3 3"],
+    image_size_hw: tuple[int, int],
+) -> Float[Tensor, "*batch 9"]:
+    """The inverse of `pose_encoding_to_cameras`, with unit quaternions, w >= 0; the principal point is dropped."""
+    world_to_camera, K_px = to_float32(world_to_camera), to_float32(K_px)
+    height, width = image_size_hw
+    fov_h = 2 * torch.atan((height / 2) / K_px[..., 1, 1])
+    fov_w = 2 * torch.atan((width / 2) / K_px[..., 0, 0])
+    quaternion = rotation_to_quaternion(world_to_camera[..., :3, :3])
+    return torch.cat((world_to_camera[..., :3, 3], quaternion, fov_h[..., None], fov_w[..., None]), dim=-1)
+
+
+# ---- The trunk of VGGT: patch embedding, then alternating attention within each frame and over all frames -----------
+# DINOv2 is transformers' own. It interpolates position embeddings as VGGT does: bicubic, antialiased, no offset, in
+# float32, and not at all for a square image of the embeddings' own size; its LayerNorms have eps 1e-6
+
+DINOV2 = {  # name: width, layers, heads
+    "dinov2_vits14_reg": (384, 12, 6),
+    "dinov2_vitb14_reg": (768, 12, 12),
+    "dinov2_vitl14_reg": (1024, 24, 16),
+}
+
+
+class Aggregator(nn.Module):
+    """Alternating-attention transformer over the frames of a scene (section 3.2 of arXiv 2503.11651).
+
+    Each frame has a camera token, registers, and its patches. The first frame has its own camera token and registers,
+    which mark it as the world.
+
+    Args:
+        img_size: Side in pixels of the square image that DINOv2's position embeddings were made for.
+        patch_size: In pixels; the sides of an image must be multiples of it.
+        embed_dim: Width C of the tokens; a layer's output has 2C.
+        depth: Number of layers; each is a frame block and a global block.
+        num_heads: Of the attention; the channels of a head must be a multiple of 4.
+        mlp_ratio: Hidden width of the MLPs over C.
+        num_register_tokens: Registers per frame; DINOv2 has as many of its own.
+        patch_embed: `conv` or the name of a DINOv2 model, see `build_patch_embed`.
+        rope_freq: Base of RoPE's frequencies.
+    """
+
+    def __init__(
+        self,
+        img_size: int = 518,
+        patch_size: int = 14,
+        embed_dim: int = 1024,
+        depth: int = 24,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_register_tokens: int = 4,
+        patch_embed: str = "dinov2_vitl14_reg",
+        rope_freq: float = 100.0,
+    ) -> None:
+        super().__init__()
+        if embed_dim % (4 * num_heads):
+            raise ValueError(f"embed_dim={embed_dim} must be a multiple of 4 * num_heads={4 * num_heads} for RoPE")
+        self.patch_size, self.embed_dim, self.depth = patch_size, embed_dim, depth
+        self.head_dim, self.rope_freq = embed_dim // num_heads, rope_freq
+        self.patch_start = 1 + num_register_tokens
+        self.patch_embed = build_patch_embed(patch_embed, img_size, patch_size, embed_dim, num_register_tokens)
+        # index 0 is for the first frame, 1 for all others
+        self.camera_token = nn.Parameter(1e-6 * torch.randn(1, 2, 1, embed_dim))
+        self.register_token = nn.Parameter(1e-6 * torch.randn(1, 2, num_register_tokens, embed_dim))
+        blocks = [Block(embed_dim, num_heads, mlp_ratio, qk_norm=True) for _ in range(2 * depth)]
+        self.frame_blocks = nn.ModuleList(blocks[:depth])
+        self.global_blocks = nn.ModuleList(blocks[depth:])
+
+    def forward(
+        self, images: Float[Tensor, "B S 3 H W"], layers: Collection[int]
+    ) -> dict[int, Float[Tensor, "B S P D"]]:
+        """Compute the outputs of layers: those of the frame and the global block, concatenated (D = 2C).
+
+        No layer after the last of `layers` is computed, and no other output is kept.
+
+        Args:
+            images: RGB in 0..1; normalized here.
+            layers: Indices from 0 to depth - 1.
+
+        Returns:
+            For each of `layers`, tokens in the order camera, registers, patches (row by row).
+        """
+        batch, frames, _, height, width = images.shape
+        patches = self.patch_embed(normalize(images).flatten(0, 1))
+        special = torch.cat((self.camera_token, self.register_token), 2)
+        which = (torch.arange(frames, device=images.device) > 0).long()
+        special = special[:, which].expand(batch, -1, -1, -1).flatten(0, 1)
+        tokens = torch.cat((special.to(patches.dtype), patches), 1)
+        grid = height // self.patch_size, width // self.patch_size
+        rotations = patch_rotations(grid, self.patch_start, self.head_dim, self.rope_freq, images.device)
+        rotations_all = rotations.repeat(1, frames, 1, 1)
+
+        outputs: dict[int, Tensor] = {}
+        for layer in range(max(layers, default=-1) + 1):
+            within = self.frame_blocks[layer](tokens, rotations)
+            across = self.global_blocks[layer](within.unflatten(0, (batch, frames)).flatten(1, 2), rotations_all)
+            tokens = across.unflatten(1, (frames, -1)).flatten(0, 1)
+            if layer in layers:
+                outputs[layer] = torch.cat((within, tokens), -1).unflatten(0, (batch, frames))
+        return outputs
+
+
+class DINOv2(Dinov2WithRegistersModel):
+    """DINOv2 with registers (arXiv 2309.16588) that returns only the normalized patch tokens."""
+
+    def __init__(self, config: Dinov2WithRegistersConfig) -> None:
+        super().__init__(config)
+        self.embeddings.patch_embeddings.projection.__class__ = PatchConvolution
+
+    def forward(  # type: ignore[override]
+        self, images: Float[Tensor, "N 3 H W"]
+    ) -> Float[Tensor, "N patches C"]:
+        """Embed normalized images."""
+        return super().forward(pixel_values=images).last_hidden_state[:, 1 + self.config.num_register_tokens :]
+
+
+class ConvPatchEmbed(nn.Module):
+    """Convolution with the patch as kernel and stride; the aggregator's RoPE adds the positions."""
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = PatchConvolution(patch_size, embed_dim)
+
+    def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N patches C"]:
+        """Embed normalized images."""
+        return self.proj(images.to(self.proj.weight.dtype)).flatten(2).mT
+
+
+def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int, num_registers: int) -> nn.Module:
+    """Build a patch embedding with random weights.
+
+    Args:
+        name: `conv`, or a DINOv2: `dinov2_vits14_reg`, `dinov2_vitb14_reg`, `dinov2_vitl14_reg`.
+        img_size: Side in pixels of the square image that DINOv2's position embeddings were made for.
+        patch_size: In pixels.
+        embed_dim: Width of the tokens.
+        num_registers: Of DINOv2, which its output leaves out.
+
+    Raises:
+        ValueError: An unknown name, or a width that is not that of the model.
+    """
+    if name == "conv":
+        return ConvPatchEmbed(patch_size, embed_dim)
+    if name not in DINOV2:
+        raise ValueError(f"unknown patch_embed {name!r}: choose conv, {', '.join(DINOV2)}")
+    width, layers, heads = DINOV2[name]
+    if embed_dim != width:
+        raise ValueError(f"{name} has tokens of width {width}, not {embed_dim}: set embed_dim to {width}")
+    config = Dinov2WithRegistersConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        image_size=img_size,
+        patch_size=patch_size,
+        num_register_tokens=num_registers,
+        layer_norm_eps=1e-6,
+    )
+    return DINOv2(config)
+
+
+# ---- Camera tokens to pose encodings, by iterative refinement -------------------------------------------------------
+
+ENCODING = 9  # see pose_encoding.py
+
+
+class CameraHead(nn.Module):
+    """Iterative pose refinement (section 3.3 of arXiv 2503.11651).
+
+    Each step is conditioned on the current encoding by adaptive LayerNorm and predicts an update.
+
+    Args:
+        dim_in: Width of the aggregator's outputs.
+        trunk_depth: Number of self-attention blocks over the camera tokens of a scene.
+        num_heads: Of these blocks.
+        mlp_ratio: Hidden width of their MLPs over dim_in.
+        causal: Mask later frames.
+    """
+
+    def __init__(
+        self,
+        dim_in: int = 2048,
+        trunk_depth: int = 4,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.token_norm = nn.LayerNorm(dim_in)
+        self.trunk = nn.Sequential(*[Block(dim_in, num_heads, mlp_ratio, causal=causal) for _ in range(trunk_depth)])
+        self.trunk_norm = nn.LayerNorm(dim_in)
+        self.empty_pose_tokens = nn.Parameter(torch.zeros(1, 1, ENCODING))
+        self.embed_pose = nn.Linear(ENCODING, dim_in)
+        self.poseLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(dim_in, 3 * dim_in))
+        self.adaln_norm = nn.LayerNorm(dim_in, eps=1e-6, elementwise_affine=False)
+        self.pose_branch = MLP(dim_in, dim_in // 2, ENCODING)
+
+    def forward(self, tokens: Float[Tensor, "B S D"], steps: int = 4) -> Float[Tensor, "steps B S 9"]:
+        """The pose encoding after each step, float32 or better; the last is the prediction.
+
+        No gradient flows from a step to the one before it. The field of view is clamped at 0 in the output, and
+        unclamped in the input of the next step, as in the official code.
+        """
+        camera = self.token_norm(tokens)
+        encoding = None
+        encodings = []
+        for _ in range(steps):
+            previous = self.empty_pose_tokens if encoding is None else encoding.detach().to(camera.dtype)
+            shift, scale, gate = self.poseLN_modulation(self.embed_pose(previous)).chunk(3, -1)
+            modulated = gate * (self.adaln_norm(camera) * (1 + scale) + shift)
+            update = to_float32(self.pose_branch(self.trunk_norm(self.trunk(modulated + camera))))
+            encoding = update if encoding is None else encoding.detach() + update
+            encodings.append(torch.cat((encoding[..., :7], F.relu(encoding[..., 7:])), -1))
+        return torch.stack(encodings)
+
+    @torch.no_grad()
+    def init_identity_pose(self, steps: int = 4) -> None:
+        """Make an untrained head predict about the identity and a field of view of one radian.
+
+        With random weights the field of view is often below 0, where the ReLU passes no gradient.
+
+        Args:
+            steps: Of the refinement, whose updates add up.
+        """
+        last = self.pose_branch.fc2
+        last.weight.mul_(0.1)
+        last.bias.copy_(last.bias.new_tensor([0, 0, 0, 0, 0, 0, 1, 1, 1]) / steps)
+
+
+# ---- Dense prediction head: tokens to depth or points, with a confidence --------------------------------------------
+
+
+class ReluResidualUnit(ResidualUnit):
+    """A residual unit that adds relu(x), not x.
+
+    The official unit applies its ReLU in place, which overwrites x before it is added; the released weights were
+    trained with that.
+    """
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        """Refine a map."""
+        return super().forward(F.relu(x))
+
+
+class DPTHead(DPT):
+    """DPT head (Ranftl et al. 2021, arXiv 2103.13413) of VGGT, with the official parameter names.
+
+    Args:
+        dim_in: Width of the tokens.
+        output_dim: Channels of the result, plus one for the confidence.
+        activation: `exp` (depth), or `inv_log`: sign(x) (e^|x| - 1) (points).
+        conf_activation: `expp1`: 1 + e^x.
+        patch_size: In pixels.
+        features: Width of the merged maps.
+        out_channels: Widths of the four maps.
+        intermediate_layer_idx: The layers of the aggregator, counted from the end where negative.
+    """
+
+    def __init__(
+        self,
+        dim_in: int = 2048,
+        output_dim: int = 4,
+        activation: str = "inv_log",
+        conf_activation: str = "expp1",
+        patch_size: int = 14,
+        features: int = 256,
+        out_channels: Sequence[int] = (256, 512, 1024, 1024),
+        intermediate_layer_idx: Sequence[int] = (4, 11, 17, 23),
+    ) -> None:
+        super().__init__(dim_in, out_channels, patch_size)
+        if activation not in ("exp", "inv_log") or conf_activation != "expp1":
+            raise ValueError(f"unknown activations {activation!r}, {conf_activation!r}: use exp or inv_log, then expp1")
+        self.activation = activation
+        self.layers = tuple(intermediate_layer_idx)
+        self.scratch = Scratch(features, output_dim, out_channels, ReluResidualUnit)
+
+    def forward(
+        self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int
+    ) -> tuple[Float[Tensor, "N H W C"], Float[Tensor, "N H W"]]:
+        """Predict maps for N frames in float32 or better.
+
+        Args:
+            tokens: Patch tokens of the four `layers`.
+            height: Of the images in pixels.
+            width: Of the images in pixels.
+
+        Returns:
+            Values in the size of the images, and their confidence, above 1.
+        """
+        out = in_chunks(lambda chunk: {"maps": self._maps(chunk, height, width)}, tokens)["maps"]
+        values, confidence = out.movedim(1, -1).split([out.shape[1] - 1, 1], -1)
+        values = values.exp() if self.activation == "exp" else values.sign() * values.abs().expm1()
+        return values, 1 + confidence.squeeze(-1).exp()
+
+    def _maps(self, tokens: Sequence[Tensor], height: int, width: int) -> Tensor:
+        levels = self.scratch.levels(self.reassemble(tokens, height, width))
+        merged = upsample(self.scratch.output_conv1(self.scratch.merge(levels)), (height, width))
+        return to_float32(self.scratch.output_conv2(self.embed_positions(merged, width / height)))
+
+
+# ---- VGGT as one module: the aggregator and its heads ---------------------------------------------------------------
 
 HEADS = ("camera", "depth", "point")
 NOT_BUILT = "track_head."  # the point tracker is not part of this project

@@ -13,7 +13,7 @@ from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import draw_room, draw_tour
 from datamodules.sources.rooms.scene import RoomScene
 from zoo.errors import InputError
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 DISTANCES_M = np.geomspace(1.3, 6.0, 16)  # the answers
 SIZE_M = (0.5, 0.8)  # width and height

@@ -12,7 +12,7 @@ from datamodules.sources.rooms.panels.panel import THICKNESS_M, hang
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import EYE_HEIGHT_M, draw_room, look_from
 from datamodules.sources.rooms.questions import choice
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 OPTIONS = ("to the left", "to the right")
 TO_WALL_M = (1.5, 2.5)  # of the camera

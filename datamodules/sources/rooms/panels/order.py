@@ -13,7 +13,7 @@ from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import draw_room, draw_tour
 from datamodules.sources.rooms.questions import choice
 from zoo.errors import InputError
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 SHOWN = ("red", "blue")
 SIZE_M = (0.5, 0.7)

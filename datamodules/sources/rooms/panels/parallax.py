@@ -12,7 +12,7 @@ from datamodules.sources.rooms.panels.panel import THICKNESS_M, hang
 from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import draw_shares, look_from, plain_room
 from datamodules.sources.rooms.scene import RoomScene, to_vector
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 DISTANCES_M = np.geomspace(1.5, 4.5, 12)  # the answers
 PATH_M = (0.9, 3.6)  # length of the camera's path

@@ -13,7 +13,7 @@ from datamodules.sources.rooms.panels.task import PanelScene, PanelTask
 from datamodules.sources.rooms.panels.tour import CEILING_M, EYE_HEIGHT_M, draw_shares, look_from, plain_room
 from datamodules.sources.rooms.scene import RoomScene
 from zoo.errors import InputError
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 TURNS_DEG = np.geomspace(75, 285, 16).round()  # the answers: a panel that the first view does not show
 SIDE_M = (3.5, 4.0)

@@ -9,11 +9,10 @@ from datamodules.scenes import Question
 from datamodules.sources.base import SPLITS, Split
 from datamodules.sources.rooms.panels.distance import PanelDistance
 from datamodules.sources.rooms.panels.task import PanelTask
-from datamodules.sources.rooms.rendered import RenderedScenes
-from datamodules.sources.rooms.writer import DrawnScene, draw_intrinsics
+from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics
 from zoo.configuration import to_config
 from zoo.errors import InputError
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 VERSION = 1  # increase it with every change to the scenes of all tasks
 

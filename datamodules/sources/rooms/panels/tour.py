@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float64
 
-from datamodules.sources.rooms import textures
+from datamodules.sources.rooms import renderer as textures
 from datamodules.sources.rooms.layout import draw_shell
 from datamodules.sources.rooms.paths import look, ring_along_walls
 from datamodules.sources.rooms.scene import RoomScene
-from zoo.sequences.visual_grid import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 SIDE_M = (6.0, 7.0)  # length and width of all rooms
 CEILING_M = (2.4, 3.0)

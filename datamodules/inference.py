@@ -1,0 +1,274 @@
+"""Videos and frames as a model's run reads them, and a batch of one with the user's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datamodules.collate import QuestionCollate
+from datamodules.datamodule import VideoQADataModule
+from datamodules.dataset import OpenScene, SceneDataset
+from datamodules.loaded_scene import Content, LoadedScene, Wording, media_of
+from datamodules.samplers import FrameSampler
+from datamodules.scenes import Question, Scene
+from datamodules.sources import SingleVideo
+from datamodules.video import Video
+from zoo.backbones.base import Message
+from zoo.benchmarks import Benchmark
+from zoo.cameras import SceneGeometry
+from zoo.configuration import from_config, trusted_imports
+from zoo.errors import InputError
+from zoo.generation import Reply, answer_batch
+from zoo.sequences.batch import Batch
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
+
+# settings that the model's inputs depend on
+READ_FROM_RUN = (
+    *("num_frames", "sampler", "frame_pairing", "frames_as", "system_prompt", "prompt_prefix", "prompt_wording"),
+    *("pixels", "image_pixels", "still_resize"),
+)
+STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
+# how released models see frames where no run says so: as in their groups' evaluations; protocols set the rest
+RELEASED_AS: dict[str, dict[str, Any]] = {
+    "PretrainedVGLLM": STILLS,
+    "PretrainedSpatialStackQwen25": STILLS,
+    "PretrainedSpatialStack": {
+        "frames_as": "image",
+        "still_resize": {"class_path": "datamodules.OriginalStills"},
+        "system_prompt": "You are a helpful assistant.",
+    },
+}
+NO_CAMERAS = (
+    "this model needs cameras: of frames in memory give a zoo.geometry.SceneGeometry, else a video with cameras"
+)
+NO_DEPTH = "this model needs depth: of frames in memory give a zoo.geometry.SceneGeometry with depth, 0 where unknown"
+
+
+def batch_of_questions(
+    model: SpatialVLM,
+    video: str | Path | Tensor,
+    questions: Sequence[str],
+    cameras: str | Path | SceneGeometry | None,
+    num_frames: int | None,
+    sampler: FrameSampler | None,
+    times_s: Sequence[float] | None = None,
+) -> Batch:
+    """The batch of a scene with its questions, on the model's device; see `SpatialVLM.answer`.
+
+    Raises:
+        InputError: The video can't be read, or lacks data that the model requires.
+    """
+    data = data_of(model)
+    asked = tuple(Question(str(i), "", text) for i, text in enumerate(questions))
+    if isinstance(video, Tensor):
+        if num_frames or sampler or isinstance(cameras, (str, Path)):
+            raise InputError("of frames in memory all are shown, and their cameras are a SceneGeometry: give no file")
+        if times_s is None and model.requirements.seconds != "nominal":
+            seconds = model.requirements.seconds
+            raise InputError(f"--model.time_index.seconds {seconds} needs the time of each frame: give times_s")
+        loaded = load_frames(model, data, video, times_s, as_images=False, geometry=cameras)
+    else:
+        if times_s is not None or isinstance(cameras, SceneGeometry):
+            raise InputError("times_s and a SceneGeometry are for frames in memory: a video has files of its own")
+        loaded = load_video(model, data, video, cameras, num_frames, sampler)
+    loaded.questions = asked
+    batch = collate_for(model, data.source.benchmark)([loaded])
+    if batch.failed:
+        raise InputError(batch.failed[0]["error"])
+    return batch.to(model.backbone.device)
+
+
+def load_video(
+    model: SpatialVLM,
+    data: VideoQADataModule,
+    video: str | Path,
+    cameras: str | Path | None = None,
+    num_frames: int | None = None,
+    sampler: FrameSampler | None = None,
+) -> LoadedScene:
+    """A video file or a folder of frames, or the error of reading it; see `SpatialVLM.answer`."""
+    scenes = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
+    return _dataset(model, data, scenes, sampler, num_frames)[0]
+
+
+def load_frames(
+    model: SpatialVLM,
+    data: VideoQADataModule,
+    frames: Tensor,
+    times_s: Sequence[float] | None,
+    as_images: bool,
+    geometry: SceneGeometry | None = None,
+) -> LoadedScene:
+    """Frames (T, 3, H, W) in memory, as bytes or in 0..1: all of a video, or still images.
+
+    They are read like those of a video file, with their times, cameras and depth, and paired as in the run.
+
+    Args:
+        model: The model to ask.
+        data: With the settings of its run.
+        frames: All are shown.
+        times_s: Of each frame; None if unknown.
+        as_images: Whether they are still images; else they are the frames of a video, shown as in the run.
+        geometry: Cameras and depth of the frames.
+
+    Raises:
+        InputError: The model requires cameras or depth that are absent, there is not one time or camera per frame, or
+            the frames are in another range.
+    """
+    geometry = geometry and geometry.without_invalid_cameras().to("cpu")
+    needs, given = model.requirements, {} if geometry is None else geometry.present()
+    has_depth = "depth" in given and bool((given["depth"] > 0).any())
+    if needs.cameras and not (geometry and geometry.has_cameras):
+        raise InputError(NO_CAMERAS)
+    if needs.depth and not has_depth:
+        raise InputError(NO_DEPTH)
+    for name, each in {**given, **({} if times_s is None else {"times_s": times_s})}.items():
+        if len(each) != len(frames):
+            raise InputError(f"{len(each)} {name} for {len(frames)} frames: give one per frame")
+    if frames.dtype != torch.uint8:
+        if not frames.is_floating_point():
+            raise InputError(f"frames in memory are {frames.dtype}: give bytes (torch.uint8), or floats in 0..1")
+        darkest, brightest = torch.stack(frames.aminmax()).tolist()
+        if not 0 <= darkest <= brightest <= 1:
+            raise InputError(
+                f"frames in memory reach from {darkest:.3g} to {brightest:.3g}: give bytes, or floats in 0..1"
+            )
+        frames = (frames * 255).round().to(torch.uint8)
+    frames = frames.cpu()
+    images = tuple(Path("frames") for _ in frames) if as_images else ()
+    video, poses, K = Video(frames), None, None
+    if geometry is not None and geometry.has_cameras:
+        poses, K, has_camera = geometry.cameras()
+        poses = poses.where(has_camera[:, None, None], torch.nan)
+    opened = OpenScene(
+        Scene("frames", video.path, (), images=images),
+        video,
+        poses,
+        K,
+        times_s=video.times_s if times_s is None else [float(time_s) for time_s in times_s],
+        has_times=times_s is not None,
+        depth=None if geometry is None else geometry.depth,
+    )
+    loaded, dataset = LoadedScene(opened.scene, ()), _dataset(model, data, [opened.scene])
+    dataset.load(loaded, opened, dataset.pair_all(opened))
+    return loaded
+
+
+def _dataset(
+    model: SpatialVLM,
+    data: VideoQADataModule,
+    scenes: list[Scene],
+    sampler: FrameSampler | None = None,
+    num_frames: int | None = None,
+) -> SceneDataset:
+    dataset = data.dataset(scenes)
+    dataset.sampler, dataset.num_frames = sampler or data.sampler, num_frames or data.num_frames
+    dataset.requirements = replace(model.requirements, targets=())
+    return dataset
+
+
+def collate_for(model: SpatialVLM, benchmark: Benchmark | None = None) -> QuestionCollate:
+    """The collation of scenes that a model is asked about; `benchmark` words the questions."""
+    wording = Wording(model.backbone.preprocessor, benchmark)
+    return QuestionCollate(wording, model.sequence_builder, model.requirements, model.geometry_reader(training=False))
+
+
+def data_of(model: SpatialVLM) -> VideoQADataModule:
+    """A DataModule with the settings that the model was trained with, and a source that only words the questions."""
+    released = RELEASED_AS.get(type(model.loader).__name__, {}) if model.has_released_fusion else {}
+    settings = (model.data_config or {}).get("init_args") or released
+    chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
+    with trusted_imports(chosen, model.trust_modules):
+        return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})
+
+
+# ---- Answers to chats about any videos and pictures, as evaluation harnesses ask them -------------------------------
+
+ShownMedium = Path | Image.Image  # a video file or a folder of frames, or a picture
+
+
+@torch.no_grad()
+def answer_chats(
+    model: SpatialVLM,
+    media: Sequence[ShownMedium],
+    chats: Sequence[Sequence[Message]],
+    num_frames: int | None = None,
+    max_new_tokens: int = 32,
+    repetition_penalty: float = 1.0,
+) -> list[Reply]:
+    """Greedy answers to chats that show the same media, which are encoded once; or why a chat has none.
+
+    Args:
+        model: The model to ask.
+        media: Videos, read as `SpatialVLM.answer` does, and pictures, in the order in which the chats show them.
+            Consecutive pictures of one size are views of one scene. Camera encodings relate all views of a chat, so its
+            videos must have cameras in one world frame: ask about unrelated scenes in separate chats.
+        chats: Messages of system, user and assistant, whose content is a list of items of type "text", "video" or
+            "image": one of the latter per medium.
+        num_frames: Frames of each video; None takes the number that the model was trained with.
+        max_new_tokens: The longest answer.
+        repetition_penalty: See `CachedPrefix`.
+
+    Raises:
+        FileNotFoundError: There is no such video.
+        InputError: A medium can't be read or lacks cameras or depth that the model requires.
+    """
+    # 1. Scenes, in the order of their media.
+    shown = list(_scenes(model, media, num_frames))
+    contents = [content for _, own in shown for content in own]
+    collate = collate_for(model)
+    scenes = [collate.scene_inputs(loaded) for loaded, _ in shown]
+    grids = [grid for scene in scenes for grid in scene.media_grids]
+    times = [time for loaded, _ in shown for time in loaded.frame_times or ()]
+    # 2. Prompts.
+    preprocessor, builder = collate.wording.preprocessor, collate.builder
+    prompts, replies = list[list[int]](), dict[int, Reply]()
+    for number, chat in enumerate(chats):
+        written = "\n".join(item.get("text", "") for message in chat for item in message["content"])
+        if token := preprocessor.reserved_token(written):
+            replies[number] = Reply([], f"a question holds {token}, a special token of the chat: take it out")
+            continue
+        text = preprocessor.prompt(_with_contents(chat, contents))
+        prompts.append(preprocessor.tokenize([text], grids, model.extra_tokens, times).input_ids.tolist())
+    # 3. Answers.
+    asked = builder.prompts(prompts, [range(len(scenes))] * len(prompts), scenes) if prompts else []
+    batch = Batch(scenes, builder.vision(scenes), prompts=asked).to(model.backbone.device)
+    answers = iter(answer_batch(model, batch, max_new_tokens, repetition_penalty))
+    return [replies.get(number) or next(answers) for number in range(len(chats))]
+
+
+def _scenes(
+    model: SpatialVLM, media: Sequence[Any], num_frames: int | None
+) -> Iterator[tuple[LoadedScene, Sequence[Content]]]:
+    """Each scene, and the content of a message for each of its media."""
+    data = data_of(model)
+    for size, group in groupby(media, lambda medium: None if isinstance(medium, Path) else medium.size):
+        if size is None:
+            for video in group:
+                loaded = load_video(model, data, video, num_frames=num_frames)
+                if loaded.error is not None:
+                    raise InputError(loaded.error)
+                yield loaded, media_of(loaded)
+        else:
+            views = [torch.from_numpy(np.array(view.convert("RGB"))).permute(2, 0, 1) for view in group]
+            yield load_frames(model, data, torch.stack(views), None, as_images=True), [[{"type": "image"}]] * len(views)
+
+
+def _with_contents(chat: Sequence[Message], contents: Sequence[Content]) -> list[Message]:
+    """The chat with each medium as the model is shown it: a video may be several images."""
+    left, messages = iter(contents), []
+    for message in chat:
+        items = [each for item in message["content"] for each in ([item] if item["type"] == "text" else next(left))]
+        is_text = message["role"] == "assistant"
+        messages.append({**message, "content": "".join(item["text"] for item in items) if is_text else items})
+    return messages

@@ -1,0 +1,401 @@
+"""How the next token of an answer is chosen from its logits."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import RepetitionPenaltyLogitsProcessor
+from transformers.cache_utils import LinearAttentionLayer
+
+from zoo.backbones.base import Backbone
+from zoo.errors import InputError
+from zoo.precision import answer_precision, to_float32
+from zoo.scene_encoding import EncodedScene
+from zoo.sequences.batch import Batch, Prompt
+from zoo.sequences.packing import PREFIX
+
+if TYPE_CHECKING:
+    from zoo.model import SpatialVLM
+
+# of logits and a number in [0, 1) per row, if there are some: ids, and their log-probabilities where they are drawn
+TokenChoice = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+def greedy(logits: Float[Tensor, "n V"], draws: Float[Tensor, " n"] | None = None) -> tuple[Int[Tensor, " n"], None]:
+    """Choose the token of the largest logit."""
+    return logits.argmax(-1), None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Draw tokens: among the most likely ones by `top_k`, and among those by `top_p`, as transformers does.
+
+    Args:
+        temperature: Divides the logits.
+        top_p: Draw among the most likely tokens that together have this probability.
+        top_k: Draw among this number of the most likely tokens; null is all.
+        excluded: Ids that are never drawn, such as placeholders of visual tokens.
+
+    Raises:
+        InputError: A number out of its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    excluded: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, is_right, wanted in (
+            ("temperature", self.temperature > 0, "above 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, up to 1"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+        ):
+            if not is_right:
+                raise InputError(f"sampling with {name} {getattr(self, name)}: {wanted}")
+
+    def __call__(
+        self, logits: Float[Tensor, "n V"], draws: Float[Tensor, " n"] | None = None
+    ) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Return tokens and their log-probabilities at this temperature, among all tokens.
+
+        Args:
+            logits: Of the next token of each answer.
+            draws: A number in [0, 1) per answer, of which its token is a function; None draws by torch's generator of
+                the device.
+        """
+        log_probs = (to_float32(logits) / self.temperature).log_softmax(-1)
+        probs = log_probs.exp().nan_to_num(1.0)  # the caller reports them
+        for excluded in self.excluded:  # a list of them as an index would be copied to a GPU, which waits
+            probs[:, excluded] = 0.0
+        if self.top_k is not None and self.top_k < probs.shape[-1]:
+            probs = probs.where(probs >= probs.topk(self.top_k).values[:, -1:], 0.0)
+        if self.top_p < 1:
+            ordered, order = probs.sort(-1, descending=True)
+            before = ordered.cumsum(-1) - ordered
+            kept = before < self.top_p * ordered.sum(-1, keepdim=True)
+            probs = torch.zeros_like(probs).scatter(-1, order, ordered * kept)
+        if draws is None:
+            # as `torch.multinomial`, without its checks, for which a GPU waits
+            ids = (probs / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
+        else:
+            bounds = probs.double().cumsum(-1)  # the first token whose bound is above the draw
+            ids = torch.searchsorted(bounds, draws.double()[:, None] * bounds[:, -1:], right=True)
+        return ids[:, 0], log_probs.gather(-1, ids)[:, 0]
+
+
+# ---- The states that Gated DeltaNet layers keep in a KV cache, in place of keys and values: one row per question ----
+# A row of a layer has the last inputs of the convolution and the recurrent state in float32, 2 MiB per layer in
+# Qwen3.5-4B and 48 MiB in all, whatever the length of the video. A layer writes its states in place
+
+States = list[tuple[Tensor, Tensor]]  # (rows, channels, K) and (rows, heads, D, D) of each such layer
+
+
+def read_states(cache: Any) -> States:
+    """Return the states of all Gated DeltaNet layers, none in a decoder without."""
+    return [(layer.conv_states[0], layer.recurrent_states[0]) for layer in _layers(cache)]
+
+
+def write_states(cache: Any, states: States) -> None:
+    """Let the layers go on from a copy of states."""
+    for layer, (inputs, state) in zip(_layers(cache), states, strict=True):
+        layer.conv_states[0], layer.recurrent_states[0] = inputs.clone(), state.clone()
+
+
+def join_states(cache: Any, states: list[States]) -> None:
+    """Let the layers go on from the states of several questions as rows, which are taken out of the lists.
+
+    So memory holds them once, and one layer twice.
+    """
+    for layer in _layers(cache):
+        inputs, state = zip(*(question.pop(0) for question in states), strict=True)
+        layer.conv_states[0], layer.recurrent_states[0] = torch.cat(inputs), torch.cat(state)
+
+
+def keep_rows(cache: Any, rows: Int[Tensor, " rows"]) -> None:
+    """Keep the states of some questions."""
+    for layer in _layers(cache):
+        layer.reorder_cache(rows)
+
+
+def _layers(cache: Any) -> list[Any]:
+    return [layer for layer in cache.layers if isinstance(layer, LinearAttentionLayer)]
+
+
+# ---- Answers to many questions about a scene; their shared prefix is read into the KV cache once --------------------
+
+BROKEN = -1  # in place of a token whose logits are not finite
+TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
+
+
+class Reply(NamedTuple):
+    """The new tokens of an answer, up to a stop token (included); or why there is none.
+
+    Attributes:
+        log_probs: Of each token, where they are drawn.
+    """
+
+    ids: list[int]
+    error: str | None = None
+    log_probs: tuple[float, ...] = ()
+
+
+class CachedPrefix:
+    """The keys and values of a prefix that questions share, from which they are then answered.
+
+    The questions of a batch follow each other in one sequence, in which each attends to the prefix and to itself: there
+    is one copy of the prefix whatever their number, and no padding between them. In a hybrid decoder each of them goes
+    on from a copy of the prefix's states, see `zoo.generation`: the questions of a batch bound their
+    memory. An attention backend without custom masks gets one question at a time, still from the same cache.
+
+    Args:
+        backbone: The model.
+        input_ids: Of the prefix alone.
+        inputs: Of the same sequence, from `SpatialVLM.decoder_inputs`.
+        next_position: Behind the prefix; None reads it from the inputs.
+        repetition_penalty: Divides the positive logits of the tokens of prompt and answer, and multiplies the negative
+            ones, as in transformers; 1 is none.
+        choose: How the next token is chosen.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        backbone: Backbone,
+        input_ids: Int[Tensor, "1 L"],
+        inputs: Mapping[str, Any],
+        next_position: int | None = None,
+        repetition_penalty: float = 1.0,
+        choose: TokenChoice = greedy,
+    ) -> None:
+        self.backbone, self.input_ids, self.choose = backbone, input_ids, choose
+        self.penalize = None if repetition_penalty == 1 else RepetitionPenaltyLogitsProcessor(float(repetition_penalty))
+        self.cache = backbone.decode(inputs, use_cache=True).cache
+        self.states = read_states(self.cache)
+        self.length = input_ids.shape[1]
+        # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
+        self.next_position = inputs["position_ids"][..., -1].amax() + 1 if next_position is None else next_position
+        encoding = inputs.get("camera_encoding")
+        self.encoding = None if encoding is None else encoding.for_decode_step()
+        self.groups = torch.full_like(input_ids, PREFIX)
+
+    def answer(
+        self, questions: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int] | None = None
+    ) -> list[Reply]:
+        """Answer questions, each as if it had been alone: in one pass, or in more where memory is short.
+
+        Args:
+            questions: Token ids that follow the prefix, at least one each.
+            max_new_tokens: The longest answer.
+            seeds: Of the draws of each answer, which then depend on no other; None draws by torch's generator.
+        """
+        at_once = max(len(questions), 1) if self.backbone.packs_questions else 1
+        replies: list[Reply] = []
+        while len(replies) < len(questions):
+            part = slice(len(replies), len(replies) + at_once)
+            some, own = questions[part], None if seeds is None else seeds[part]
+            try:
+                found = self._decode_batch(some, max_new_tokens, own)
+            except (RuntimeError, MemoryError) as error:
+                is_out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+                if not is_out_of_memory and "can't allocate memory" not in str(error):  # torch's, on the CPU
+                    raise
+                if len(some) == 1:
+                    replies.append(Reply([], f"no memory for this question alone: {error}"))
+                at_once = max(1, len(some) // 2)
+                continue
+            if len(some) > 1 and any(reply.error for reply in found):
+                # zero times NaN is NaN: one question's keys and values spoil those that must not see them
+                alone = [(some[n : n + 1], own and own[n : n + 1]) for n in range(len(some))]
+                found = [self._decode_batch(question, max_new_tokens, seed)[0] for question, seed in alone]
+            replies += found
+        return replies
+
+    @torch.no_grad()
+    def _decode_batch(
+        self, questions: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int] | None
+    ) -> list[Reply]:
+        """Answer questions that follow each other in one sequence; on a GPU the host waits once per token."""
+        self._rewind()
+        stops, alone, device = self.backbone.stop_tokens, len(questions) == 1, self.groups.device
+        # 1. The questions: id, place after the prefix, and question (from 0) of each token.
+        tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
+        read = _on_device(list(zip(*tokens, strict=True)), device)
+        ends = _on_device([end - 1 for end in accumulate(map(len, questions))], device)
+        hidden = self._read_questions(read, list(map(len, questions)), alone)[ends]
+        last, seen = read[:, ends], self._seen(questions)
+        # 2. The answers, one token of each at a time.
+        answers: list[list[int]] = [[] for _ in questions]
+        drawn: list[list[float]] = [[] for _ in questions]
+        generators = [random.Random(seed) for seed in seeds or ()]
+        errors: dict[int, str] = {}
+        going = list(range(len(questions)))
+        for step in range(max_new_tokens):
+            logits = self.backbone.lm_head(hidden)
+            if self.penalize is not None:
+                logits = self.penalize(seen, logits.float())  # float32, as in transformers' generate
+            draws = [generators[n].random() for n in going] if generators else []
+            chosen, log_probs = self.choose(logits, _on_device(draws, device, torch.float64) if draws else None)
+            found = torch.where(logits.amax(-1).isfinite(), chosen, BROKEN)
+            # both at once, since the host waits for each; float64 holds ids exactly
+            told = found[None] if log_probs is None else torch.stack((found.double(), log_probs.double()))
+            for n, token, *log_prob in zip(going, *told.tolist(), strict=True):
+                if token == BROKEN:
+                    errors[n] = f"the logits of token {step + 1} of the answer are not finite"
+                else:
+                    answers[n].append(int(token))
+                drawn[n] += log_prob
+            kept = [i for i, n in enumerate(going) if n not in errors and answers[n][-1] not in stops]
+            if not kept or step + 1 == max_new_tokens:
+                break
+            last = torch.stack((found, last[1] + 1, last[2]))
+            seen = torch.cat((seen, found[:, None]), 1)
+            if len(kept) < len(going):
+                rows = _on_device(kept, device)
+                last, seen, going = last[:, rows], seen[rows], [going[i] for i in kept]
+                keep_rows(self.cache, rows)
+            hidden = self._read(last, None if alone else self.backbone.step_mask)
+        replies = zip(answers, drawn, strict=True)
+        return [
+            Reply([], errors[n]) if n in errors else Reply(ids, log_probs=tuple(log_probs))
+            for n, (ids, log_probs) in enumerate(replies)
+        ]
+
+    def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
+        """The tokens of prefix and question, padded with one that each has seen."""
+        longest, first = max(map(len, questions)), self.input_ids[:, :1]
+        rows = [[*question, *[BROKEN] * (longest - len(question))] for question in questions]
+        padded = _on_device(rows, first.device)
+        prefix = self.input_ids.expand(len(questions), -1)
+        return torch.cat((prefix, torch.where(padded == BROKEN, first, padded)), 1)
+
+    def _rewind(self) -> None:
+        """Return the cache to the end of the prefix, also after a pass that ran out of memory between two layers."""
+        self.groups = self.groups[:, : self.length]
+        for layer in self.cache.layers:
+            if hasattr(layer, "keys"):
+                layer.keys, layer.values = layer.keys[..., : self.length, :], layer.values[..., : self.length, :]
+        write_states(self.cache, self.states)
+
+    def _read_questions(self, tokens: Int[Tensor, "3 T"], lengths: list[int], alone: bool) -> Float[Tensor, "T D"]:
+        """Hidden states of the questions, see `_read`; states of a hybrid decoder, one row per question."""
+        mask = None if alone else self.backbone.question_mask
+        if alone or not self.states:
+            return self._read(tokens, mask)
+        hidden, states = [], []
+        for question in tokens.split(lengths, 1):
+            write_states(self.cache, self.states)
+            hidden.append(self._read(question, mask))
+            states.append(read_states(self.cache))
+        join_states(self.cache, states)
+        return torch.cat(hidden)
+
+    def _read(self, tokens: Int[Tensor, "3 T"], mask: Callable[..., Any] | None) -> Float[Tensor, "T D"]:
+        """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""
+        hidden = []
+        for ids, place, question in (part.unbind() for part in tokens.split(TOKENS_AT_ONCE, 1)):
+            group = question[None] + PREFIX + 1
+            self.groups = torch.cat((self.groups, group), 1)
+            inputs = {
+                "input_ids": ids[None],
+                "position_ids": (self.next_position + place).expand(3, 1, -1),
+                "attention_mask": None if mask is None else mask(group, self.groups),
+                "camera_encoding": self.encoding,
+            }
+            output = self.backbone.decode(inputs, cache=self.cache, use_cache=True)
+            hidden.append(output.last_hidden_state[0])
+        return torch.cat(hidden)
+
+
+def _on_device(values: list[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers of the host on a device, without a wait for it."""
+    tensor = torch.tensor(values, dtype=dtype)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+# ---- Answers to the prompts of a batch, whose scenes are encoded once -----------------------------------------------
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode within, as for answers between two steps of a training."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_penalty(factor: float) -> None:
+    """Raise an InputError for a repetition penalty that is no factor."""
+    if not 0 < factor < math.inf:
+        raise InputError(f"--model.repetition_penalty {factor}: a factor above 0; 1 is no penalty")
+
+
+@torch.no_grad()
+def answer_batch(model: SpatialVLM, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
+    """Answer the prompts of a batch in the model's `precision`, its scenes encoded once; see `answer_prompts`."""
+    with answer_precision(model.backbone.device, model.precision):
+        return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
+
+
+@torch.no_grad()
+def answer_prompts(
+    model: SpatialVLM,
+    scenes: Sequence[EncodedScene],
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    repetition_penalty: float = 1.0,
+    choose: TokenChoice = greedy,
+    seeds: Sequence[int] | None = None,
+) -> list[Reply]:
+    """Answer prompts about encoded scenes; the prefix that prompts about the same scenes share is read once.
+
+    Args:
+        model: The model to ask.
+        scenes: From its `encode_scenes`.
+        prompts: About them.
+        max_new_tokens: The longest answer.
+        repetition_penalty: See `CachedPrefix`.
+        choose: See `CachedPrefix`.
+        seeds: Of the draws, by the number of the question in the batch; see `CachedPrefix.answer`.
+
+    Returns:
+        One reply per question, in the order of their numbers in the batch.
+    """
+    context = model.backbone.context_length
+    replies: dict[int, Reply] = {}
+    for prompt in prompts:
+        numbers = iter(prompt.rows)
+        length = prompt.prefix.lengths[0]
+        fitting: list[list[tuple[int, Sequence[int]]]] = []
+        for questions in prompt.passes:
+            fitting.append([])
+            for question, number in zip(questions, numbers, strict=False):  # takes no number behind the last question
+                if (total := length + len(question)) + max_new_tokens > context:
+                    error = f"the prompt has {total} tokens and its answer up to {max_new_tokens}"
+                    replies[number] = Reply([], f"{error}, more than the {context} of the model's context")
+                else:
+                    fitting[-1].append((number, question))
+        if not any(fitting):
+            continue
+        inputs = model.decoder_inputs(scenes, prompt.prefix)
+        prefix = CachedPrefix(
+            model.backbone, prompt.prefix.input_ids, inputs, prompt.next_position, repetition_penalty, choose
+        )
+        for each in fitting:
+            own = None if seeds is None else [seeds[number] for number, _ in each]
+            answers = prefix.answer([question for _, question in each], max_new_tokens, own)
+            replies.update(zip((number for number, _ in each), answers, strict=True))
+    return [replies[number] for number in sorted(replies)]

@@ -1,1 +1,0 @@
-"""Answers: a prefix that is read once, its questions one by one, and the choice of each token."""

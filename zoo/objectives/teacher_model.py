@@ -1,0 +1,235 @@
+"""A frozen geometry encoder that objectives learn from: in training only, and no part of the model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from zoo.cameras.poses import intrinsics_in_pixels
+from zoo.cameras.scene_geometry import SceneGeometry, Window
+from zoo.configuration import Configurable
+from zoo.errors import InputError
+from zoo.geometry.base import GeometryEncoder, ScaleSource, resample_frames
+from zoo.geometry.cache import GeometryCache
+from zoo.geometry.cached import CachedGeometry
+from zoo.geometry.vggt.model import cameras_to_pose_encoding
+from zoo.model_spec import DataRequirements
+from zoo.precision import full_precision
+from zoo.scene_encoding import patches_under_tower, under_tower, view_of_encoder
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+from zoo.sequences.loaded_scene import SceneInputs, TeacherTarget, TeacherTargets
+from zoo.weights.deferred import load_deferred
+
+
+class Teacher(Configurable):
+    """A geometry encoder whose tokens, cameras, depth and scale are targets of objectives.
+
+    It is built when a training starts. An evaluation neither builds nor downloads it, and an export does not name it;
+    the settings in config.yaml and in checkpoints do. Lengths stay in its own unit; `scale` measures that.
+
+    Args:
+        encoder: Builds the geometry encoder; with several `layers`, each is a target of its own.
+        cache: Keeps its outputs on disk; null computes them each time.
+        scale: Builds what measures how its lengths become meters, for `MetricScale`; null knows no scale but that of a
+            metric encoder. A scene that does not determine it is left out with a warning.
+        token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone. A
+            negative one takes the last channels: -0.5 the blocks of Depth Anything 3 without their local half.
+        shuffled: A control, from which nothing of a scene can be learned: exchange the targets of a batch's scenes.
+            A scene whose size and number of views no other one of the batch has is without targets.
+
+    Attributes:
+        targets: What objectives learn of it, and so all that is computed.
+
+    Raises:
+        InputError: A share of 0, or outside of -1 to 1.
+    """
+
+    targets: frozenset[TeacherTarget] = frozenset(get_args(TeacherTarget))
+
+    def __init__(
+        self,
+        encoder: Callable[[], GeometryEncoder],
+        cache: GeometryCache | None = None,
+        scale: Callable[[], ScaleSource] | None = None,
+        token_channels: float = 1.0,
+        shuffled: bool = False,
+    ) -> None:
+        if not 0 < abs(token_channels) <= 1:
+            problem = "must be in (0, 1], or in [-1, 0) for the last channels"
+            raise InputError(f"--model.teacher.token_channels {token_channels}: {problem}")
+        self._build, self._cache, self._build_scale = encoder, cache, scale
+        self.token_channels, self.shuffled = token_channels, shuffled
+        self._device = torch.device("cpu")
+
+    @cached_property
+    def outline(self) -> GeometryEncoder:
+        """The encoder without weights."""
+        with torch.device("meta"):
+            return self._build()
+
+    @cached_property
+    def encoder(self) -> GeometryEncoder:
+        """The encoder itself, frozen, on the device of the last call."""
+        made: GeometryEncoder
+        if self._cache is None:
+            made = load_deferred(self._build())
+        else:
+            reads_confidence = self.scale is not None and self.scale.requires_depth
+            made = CachedGeometry(self._build, self._cache, reads_confidence)
+        self.enable_heads(made)
+        return made.requires_grad_(False).eval()
+
+    @property
+    def wanted(self) -> dict[str, bool]:
+        """The outputs of the encoder that the targets are made of, by the arguments of its call."""
+        cameras = bool(self.targets & {"pose_enc", "depth"}) or self.scale is not None
+        return {"tokens": "tokens" in self.targets and bool(self.outline.width), "cameras": cameras}
+
+    def enable_heads(self, encoder: GeometryEncoder) -> None:
+        """Enable the heads of an encoder that the targets are made of."""
+        if encoder.predicts_cameras and self.wanted["cameras"]:
+            encoder.enable_head("camera")
+        if encoder.predicts_depth and ("depth" in self.targets or (self.scale and self.scale.requires_depth)):
+            encoder.enable_head("depth")
+
+    @cached_property
+    def scale(self) -> ScaleSource | None:
+        """What measures the unit of its lengths; None as well where nothing learns that."""
+        build = self._build_scale if "meters_per_unit" in self.targets else None
+        return None if build is None else build()
+
+    @property
+    def given(self) -> set[str]:
+        """The fields of `TeacherTargets` that it gives, those of the dataset's geometry where a scene has it."""
+        outline = self.outline
+        found = {
+            "tokens": outline.width > 0,
+            "pose_enc": outline.predicts_cameras or outline.requires_cameras,
+            "depth": outline.predicts_depth or outline.requires_depth,
+            "meters_per_unit": self._build_scale is not None or outline.is_metric,
+        }
+        return {name for name, is_given in found.items() if is_given}
+
+    @property
+    def sources(self) -> dict[str, tuple[str, tuple[Path, ...]]]:
+        """Hub id or path, and files, of the released weights that its targets depend on."""
+        parts: dict[str, GeometryEncoder | ScaleSource | None] = {
+            "teacher": self.outline,
+            "unit of the teacher": self.outline.scale_from,
+            "scale of the teacher": self.scale,
+        }
+        return {name: (part.path, part.files) for name, part in parts.items() if part is not None and part.path}
+
+    def added_to(self, needs: DataRequirements) -> DataRequirements:
+        """Return what a training requires of the data, given what the model does."""
+        outline, scale = self.outline, self.scale
+        cameras = outline.requires_cameras or (scale is not None and scale.requires_cameras)
+        return replace(
+            needs, frames=True, cameras=needs.cameras or cameras, depth=needs.depth or outline.requires_depth
+        )
+
+    def check_data(self, data: Any) -> None:
+        """Raise an InputError if `shuffled` has no other scene to exchange with, in the batches of this data module."""
+        if self.shuffled and getattr(data, "batch_size", 2) < 2:
+            raise InputError("--model.teacher.shuffled exchanges targets in a batch: give --data.batch_size 2 or more")
+
+    @torch.no_grad()
+    def __call__(self, scenes: Sequence[SceneInputs], patch_size: int) -> list[TeacherTargets | None]:
+        """Compute the targets of scenes; see `shuffled` for None.
+
+        Args:
+            scenes: With frames, on the device of the model.
+            patch_size: Of the vision tower.
+
+        Raises:
+            InputError: A scene without frames, or with frames whose patches do not lie under the vision tower's.
+        """
+        encoder = self.encoder
+        encoder.match_patches(patch_size)
+        every_patch = slice(None, None, TEMPORAL_PATCH_SIZE)
+        frames, given, windows = [], [], []
+        for scene in scenes:
+            view = view_of_encoder(encoder, scene, every_patch, patch_size)
+            if view.frames is None:
+                raise InputError("--model.teacher needs the frames of each video")
+            covered = patches_under_tower(view.frames, scene.grid_thw[1:], encoder.patch_size)
+            if self.wanted["tokens"] and scene.tower_window not in (None, covered):
+                raise InputError(
+                    "--model.objectives: Distillation learns tokens of what the vision tower sees, and of --data."
+                    "still_resize FixedWidthStills a tower with patches of another size sees less than the teacher: "
+                    "leave one of them out"
+                )
+            frames.append(view.frames)
+            given.append(view.geometry)
+            windows.append(view.window)
+        if frames[0].device != self._device:
+            encoder.to(frames[0].device)
+            self._device = frames[0].device
+        with full_precision(self._device):
+            found = encoder(frames, given, **self.wanted)
+            targets = [self._targets(*each) for each in zip(scenes, found, frames, given, windows, strict=True)]
+        return _exchanged(targets) if self.shuffled else list(targets)
+
+    def _targets(
+        self,
+        scene: SceneInputs,
+        found: SceneGeometry,
+        frames: Tensor,
+        given: SceneGeometry | None,
+        window: Window | None,
+    ) -> TeacherTargets:
+        # 1. The scale, of all that the encoder sees; a cache takes frames in the size of the vision tower.
+        patch_size = self.encoder.meta_encoder.patch_size
+        frames = resample_frames(frames, self.encoder.patch_size, patch_size)
+        scale = self._meters_per_unit(found, frames, given)
+        # 2. What the tower sees of it.
+        height, width = frames.shape[-2:]
+        if window is not None:
+            grid = scene.grid_thw[1:]
+            found = under_tower(found, window, grid, patch_size)
+            height, width = (side * patch_size for side in grid)
+        tokens: tuple[Tensor, ...] = ()
+        if found.patches is not None:
+            layers = found.patches.chunk(self.encoder.num_layers, -1)
+            tokens = tuple(self._share(layer) for layer in layers)
+        pose_enc = has_camera = None
+        if found.has_cameras:
+            poses, K, has_camera = found.cameras()
+            pose_enc = cameras_to_pose_encoding(poses, intrinsics_in_pixels(K, width, height), (height, width)).float()
+        return TeacherTargets(tokens, pose_enc, has_camera, found.depth, None if scale is None else scale.to(frames))
+
+    def _meters_per_unit(self, found: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> Tensor | None:
+        """Measure the unit of its lengths; None where nothing learns it, or the scene does not determine it."""
+        if "meters_per_unit" not in self.targets:
+            return None
+        if self.scale is None:
+            return torch.ones(()) if self.encoder.is_metric else None
+        try:
+            return torch.as_tensor(self.scale.meters_per_unit(found, frames, given), dtype=torch.float32)
+        except InputError as error:  # of one scene among many
+            warnings.warn(f"MetricScale leaves a scene out: {error}", stacklevel=2)
+            return None
+
+    def _share(self, layer: Tensor) -> Tensor:
+        channels = max(1, round(abs(self.token_channels) * layer.shape[-1]))
+        return layer[..., :channels] if self.token_channels > 0 else layer[..., -channels:]
+
+
+def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets | None]:
+    """Give each scene the targets of the next one with targets of the same shapes; None where there is no other."""
+    alike: dict[tuple[torch.Size, ...], list[int]] = {}
+    for number, each in enumerate(targets):
+        values = (*each.tokens, *each[1:])
+        alike.setdefault(tuple(value.shape for value in values if value is not None), []).append(number)
+    exchanged: list[TeacherTargets | None] = [None] * len(targets)
+    for group in alike.values():
+        for number, other in zip(group, group[1:] + group[:1], strict=True):
+            exchanged[number] = targets[other] if other != number else None
+    return exchanged

@@ -1,1 +1,0 @@
-"""The stages that turn scenes into visual tokens, as functions of values."""

@@ -1,0 +1,252 @@
+"""How patches are merged into visual tokens, the same for every supported backbone, and extra tokens of a view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+from torch.nn import functional as F
+
+TEMPORAL_PATCH_SIZE = 2  # consecutive frames in one visual token; `Backbone` checks its checkpoint against both
+SPATIAL_MERGE_SIZE = 2  # patches per side in one visual token
+PATCHES_PER_TOKEN = TEMPORAL_PATCH_SIZE * SPATIAL_MERGE_SIZE**2
+IMAGE_PIXELS = (4 * 28**2, 16384 * 28**2)  # least and most of a still image: 4 to 16,384 tokens of Qwen2.5-VL
+
+GridTHW = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w); of a tensor on a GPU the host waits to read it
+
+
+class ExtraTokens(Enum):
+    """The tokens appended to the 2D tokens of each view, and behind the last view of a video."""
+
+    NONE = "none"
+    ONE = "one per view"
+    LAST = "one per view, at the position of the last 2D token"
+    ALL = "one per 2D token"
+    END = "one per video, at the position of its last 2D token"
+    LAST_AND_END = "one per view and one more per video, at the position of the last 2D token"
+
+    def count(self, tokens: int) -> int:
+        """Return the number of tokens appended to a view with `tokens` 2D tokens."""
+        return {ExtraTokens.NONE: 0, ExtraTokens.END: 0, ExtraTokens.ALL: tokens}.get(self, 1)
+
+    @property
+    def at_end(self) -> int:
+        """The number of tokens behind the last view of a video."""
+        return int(self in (ExtraTokens.END, ExtraTokens.LAST_AND_END))
+
+
+# ---- Where the visual tokens stand in a batch of sequences, computed once on the CPU --------------------------------
+
+MediaKind = Literal["video", "image"]
+
+
+class Placeholders(NamedTuple):
+    """Token ids that mark visual tokens in a prompt.
+
+    Attributes:
+        video: Stands for one visual token of a video.
+        image: Stands for one visual token of a still image.
+        vision_start: Precedes the first placeholder of each run.
+        span_per_step: Whether each temporal patch of a video is a run of its own, with text between them.
+    """
+
+    video: int
+    image: int
+    vision_start: int
+    span_per_step: bool = False
+
+    @property
+    def visual(self) -> tuple[int, int]:
+        """The placeholders of visual tokens."""
+        return self.video, self.image
+
+
+class MediaSpan(NamedTuple):
+    """One video or still image in a batch of sequences: one span of visual tokens, or several.
+
+    Attributes:
+        row: The sequence that contains it.
+        kind: "video" or "image".
+        number: Index among the videos, or among the images, of the batch.
+        steps: Temporal patches.
+        steps_before: Temporal patches of the same sequence before it, over all of its videos and images.
+    """
+
+    row: int
+    kind: MediaKind
+    number: int
+    steps: int
+    steps_before: int
+
+
+class SequenceLayout:
+    """The spans of visual tokens of a batch, and for each token its span, temporal patch and cell in the grid.
+
+    A span is a run of consecutive placeholders: a still image, a video, or a temporal patch of a video in a prompt with
+    text between those (`Placeholders.span_per_step`).
+
+    All tensors are on the CPU.
+
+    Args:
+        input_ids: One placeholder per visual token, extra tokens included.
+        attention_mask: 0 for padding, on either side; None means no padding.
+        video_grid_thw: (t, h, w) in patches before the spatial merge, one row per video in the order of the batch.
+        image_grid_thw: The same for still images.
+        placeholders: Token ids of the backbone.
+        spatial_merge_size: Patches per side in one visual token.
+        extra_tokens: Tokens that follow the 2D tokens of each view.
+
+    Attributes:
+        media: Videos and images, in the order in which they appear.
+        medium: The medium of each span.
+        row: The sequence of each token that is not padding.
+        start: Index of each span's first token, among the tokens that are not padding.
+        grid: (t, h, w) of each span in visual tokens.
+        is_video: Whether a span is of a video.
+        span: The span of each visual token.
+        step: The temporal patch of each visual token within its span.
+        cell: Its cell in the (h, w) grid, row by row; an extra token has that of the 2D token whose position it shares.
+        is_extra: Whether it is an extra token.
+
+    Raises:
+        ValueError: Grids and placeholders do not match.
+    """
+
+    def __init__(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        attention_mask: Shaped[Tensor, "B L"] | None = None,
+        *,
+        video_grid_thw: Int[Tensor, "V 3"] | None = None,
+        image_grid_thw: Int[Tensor, "I 3"] | None = None,
+        placeholders: Placeholders,
+        spatial_merge_size: int = SPATIAL_MERGE_SIZE,
+        extra_tokens: ExtraTokens = ExtraTokens.NONE,
+    ) -> None:
+        self.shape = input_ids.shape
+        host_ids = input_ids.cpu()
+        self.mask: Bool[Tensor, "B L"] = (
+            torch.ones_like(host_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool().cpu()
+        )
+        ids, self.row = host_ids[self.mask], self.mask.nonzero()[:, 0]
+
+        # 1. Spans: placeholders that follow a vision_start token. Those of one video follow each other.
+        follows = torch.zeros_like(ids, dtype=torch.bool)
+        follows[1:] = (ids[:-1] == placeholders.vision_start) & (self.row[1:] == self.row[:-1])
+        self.start: Int[Tensor, " M"] = (follows & torch.isin(ids, torch.tensor(placeholders.visual))).nonzero()[:, 0]
+        self.is_video: Bool[Tensor, " M"] = ids[self.start] == placeholders.video
+        self.grid: Int[Tensor, "M 3"] = ids.new_zeros(len(self.start), 3)
+        number = torch.zeros_like(self.start)
+        for kind, chosen, grids in (
+            ("image", ~self.is_video, image_grid_thw),
+            ("video", self.is_video, video_grid_thw),
+        ):
+            own = torch.zeros(0, 3, dtype=ids.dtype) if grids is None else grids.to(ids)
+            medium, found, unit = torch.arange(len(own)), f"{kind}s", "rows"
+            if kind == "video" and placeholders.span_per_step:
+                medium, _ = owners(own[:, 0])
+                own, found, unit = own[medium], "blocks of videos", "temporal patches"
+                own[:, 0] = 1
+            given, shown = len(own), int(chosen.sum())
+            if given != shown:
+                raise ValueError(f"the prompts hold {shown} {found}, but {kind}_grid_thw has {given} {unit}")
+            self.grid[chosen], number[chosen] = own, medium
+        self.grid[:, 1:] //= spatial_merge_size
+        of_span = torch.stack((self.row[self.start], self.is_video, number), 1)
+        first = torch.ones_like(self.is_video)
+        first[1:] = (of_span[1:] != of_span[:-1]).any(1)
+        self.medium: Int[Tensor, " M"] = first.cumsum(0) - 1
+        steps = torch.zeros_like(self.medium[first]).index_add(0, self.medium, self.grid[:, 0])
+        rows = torch.cat((of_span[first], steps[:, None], self.steps_before[first, None]), 1).tolist()
+        self.media = [MediaSpan(row, "video" if is_video else "image", *others) for row, is_video, *others in rows]
+        if len(self.media) != len({(medium.kind, medium.number) for medium in self.media}):
+            raise ValueError("the temporal patches of a video do not follow each other in one sequence")
+
+        # 2. Tokens: each view has h * w 2D tokens, then its extra tokens; one more may follow the last view of a video.
+        view = self.grid[:, 1] * self.grid[:, 2]
+        per_view = view + torch.tensor([extra_tokens.count(size) for size in view.tolist()], dtype=view.dtype)
+        is_last = F.pad(self.medium.diff(), (0, 1), value=1) > 0
+        lengths = self.grid[:, 0] * per_view + extra_tokens.at_end * (is_last & self.is_video)
+        self.span, within = owners(lengths)
+        self.step = torch.minimum(within // per_view[self.span], self.grid[self.span, 0] - 1)
+        place = within - self.step * per_view[self.span]
+        self.is_extra: Bool[Tensor, " tokens"] = place >= view[self.span]
+        shares_last = extra_tokens in (ExtraTokens.LAST, ExtraTokens.END, ExtraTokens.LAST_AND_END)
+        shared = view[self.span] - 1 if shares_last else place - view[self.span]
+        self.cell: Int[Tensor, " tokens"] = torch.where(self.is_extra, shared, place)
+        self.tokens: Int[Tensor, " tokens"] = self.start[self.span] + within
+        self._check(ids, lengths)
+
+    def _check(self, ids: Tensor, lengths: Tensor) -> None:
+        """Compare the runs of placeholders with the grids."""
+        last = max(len(ids) - 1, 0)
+        inside, first = self.tokens.clamp(max=last), self.start[self.span]
+        fewer = (self.tokens > last) | (ids[inside] != ids[first]) | (self.row[inside] != self.row[first])
+        after = self.start + lengths
+        more = (after <= last) & (ids[after.clamp(max=last)] == ids[self.start])
+        for is_wrong, where, amount in ((fewer, first, "fewer"), (more, self.start, "more")):
+            if is_wrong.any():
+                sample = int(self.row[where[is_wrong][0]])
+                raise ValueError(
+                    f"sample {sample} of the batch has {amount} placeholder tokens than its grid_thw requires"
+                )
+
+    @property
+    def steps_before(self) -> Int[Tensor, " M"]:
+        """Temporal patches of the same sequence before each span, over all of its videos and images."""
+        steps, row = self.grid[:, 0], self.row[self.start]
+        before = steps.cumsum(0) - steps
+        return before - before[torch.searchsorted(row, row)]  # rows ascend: the first span of the same row
+
+    def camera_index(self) -> Int[Tensor, "B L"]:
+        """The temporal patch of its sequence that each 2D token belongs to, counted over all videos and images.
+
+        Returns:
+            -1 for text and extra tokens. The `index` of `Cameras` that hold one camera per temporal patch.
+        """
+        return self.scatter(torch.where(self.is_extra, -1, self.steps_before[self.span] + self.step), -1)
+
+    def patch_centers(self) -> Float[Tensor, "B L 2"]:
+        """The center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 for other tokens.
+
+        In the units of `zoo.cameras.normalize_intrinsics`.
+        """
+        height, width = self.grid[self.span, 1], self.grid[self.span, 2]
+        column, row = self.cell % width, self.cell // width
+        centers = torch.stack(((column + 0.5) / width, (row + 0.5) / height), -1) - 0.5
+        return self.scatter(centers * ~self.is_extra[:, None], 0.0)
+
+    def scatter(self, values: Shaped[Tensor, "tokens ..."], fill: int | float | bool) -> Shaped[Tensor, "B L ..."]:
+        """One value per visual token at its place in the batch; `fill` elsewhere."""
+        every = values.new_full((self.mask.numel(), *values.shape[1:]), fill)
+        every[self.places] = values
+        return every.unflatten(0, self.shape)
+
+    @property
+    def places(self) -> Int[Tensor, " tokens"]:
+        """The place of each visual token in the flattened batch."""
+        return self.mask.flatten().nonzero()[:, 0][self.tokens]
+
+    @property
+    def tokens_per_row(self) -> list[int]:
+        """Visual tokens of each sequence."""
+        return torch.bincount(self.row[self.tokens], minlength=self.shape[0]).tolist()
+
+
+def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
+    """For items laid out in runs of these lengths: the run of each item, and its place in the run."""
+    ends = lengths.cumsum(0)
+    places = torch.arange(int(lengths.sum()))
+    run = torch.searchsorted(ends, places, right=True)  # repeat_interleave starts threads for the smallest input
+    return run, places - (ends - lengths)[run]
+
+
+def is_contiguous(media: Sequence[MediaSpan]) -> bool:
+    """Whether no video stands between the still images of a sequence."""
+    runs = [row for (row, kind), _ in groupby(media, lambda medium: (medium.row, medium.kind)) if kind == "image"]
+    return len(runs) == len(set(runs))
