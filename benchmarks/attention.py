@@ -31,10 +31,10 @@ from benchmarks.encoded_decoder import IMAGE, TEXT_BETWEEN, MRoPE, cameras_of, e
 from benchmarks.measure import interleaved
 from benchmarks.tables import markdown
 from zoo.backbones import Qwen25VLBackbone
-from zoo.backbones.attention import replace_classes
+from zoo.backbones.decoder import replace_classes
 from zoo.cameras import normalize_intrinsics
 from zoo.encodings import EncodedCameras, prope_attention
-from zoo.encodings.view_attention import ROPE_BASE
+from zoo.encodings.view_mixers import ROPE_BASE
 
 DECODED = 16  # steps a measurement, each one token longer
 ENCODINGS = (  # of those in the table; others cost as one of these does

@@ -3,8 +3,8 @@
     python -m benchmarks.conversations              # 10,000, 100,000 and 820,000 rows
     python -m benchmarks.conversations 10000        # other sizes
 
-Each size runs in processes of its own: one that builds the index, and one for each later start. The memory is the
-process's largest resident set, with that of the imports beside it.
+Each start runs in a process of its own. The memory is the process's largest resident set, with that of the imports
+beside it.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def write(folder: Path, rows: int) -> Path:
 
 def start(path: str) -> None:
     """Lists the scenes and deals the first batch; prints seconds of CPU and MB, without and with the imports."""
-    from datamodules.question_sampler import TrainingOrder
+    from datamodules.question_sampler import QuestionSampler
     from datamodules.sources import Conversations
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     began = time.process_time()
     scenes = Conversations(path).scenes("train")
-    order = TrainingOrder([len(scene.questions) for scene in scenes], 1, 4, seed=0)
-    (draw,) = next(iter(order))
-    assert scenes[draw.scene].questions[draw.questions[0]].ground_truth
+    sampler = QuestionSampler([len(scene.questions) for scene in scenes], 1, 4, seed=0)
+    (item,) = next(iter(sampler))
+    assert scenes[item.scene].questions[item.questions[0]].ground_truth
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     print(f"{time.process_time() - began:.2f} {before:.0f} {peak:.0f}")
 
@@ -67,15 +67,14 @@ def main(sizes: list[int]) -> None:
         with TemporaryDirectory() as folder:
             path = write(Path(folder), rows)
             size = path.stat().st_size / 1e6
-            for number in range(1 + STARTS):
+            for _ in range(STARTS):
                 command = [sys.executable, "-c", f"from benchmarks.conversations import start; start({str(path)!r})"]
                 environment = {"PYTHONPATH": str(Path.cwd()), "PATH": "/usr/bin:/bin"}
                 done = subprocess.run(
                     command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
                 )
                 seconds, imports, peak = done.stdout.split()
-                row = {"rows": f"{rows:,}", "file": f"{size:.0f} MB"}
-                row |= {"start": "later" if number else "first (builds the index)", "CPU": f"{seconds} s"}
+                row = {"rows": f"{rows:,}", "file": f"{size:.0f} MB", "CPU": f"{seconds} s"}
                 table.append({**row, "peak memory": f"{peak} MB", "of which imports": f"{imports} MB"})
     print(markdown(table))
 

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,15 +28,18 @@ from benchmarks.measure import resident
 from benchmarks.random_weights import draw
 from datamodules.collate import TrainingCollate
 from datamodules.inference import data_of, load_video
-from datamodules.loaded_scene import Wording
 from datamodules.scenes import Question
 from zoo import VGLLM, LearningRates, LoRA, SpatialMLLM, SpatialVLM, VideoQATask
-from zoo.backbones.qwen_weights import EmptyQwenVL
-from zoo.backbones.released_configs import ReleasedConfig, known_config
-from zoo.backbones.released_geometry import ReleasedGeometry, spatial_mllm_geometry, vg_llm_geometry
+from zoo.backbones.pretrained import EmptyQwenVL
+from zoo.backbones.released_configs import (
+    ReleasedConfig,
+    ReleasedGeometry,
+    known_config,
+    spatial_mllm_geometry,
+    vg_llm_geometry,
+)
 from zoo.checkpoints import PretrainedSpatialMLLM, PretrainedVGLLM
-from zoo.checkpoints.config import released_config
-from zoo.checkpoints.export import official_tensors
+from zoo.checkpoints.export import official_tensors, released_config
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.sequences.batch import Batch
 from zoo.tasks.base import parameter_groups
@@ -168,8 +172,8 @@ def run(released: Released, folder: str, video: Path) -> dict[str, Any]:
 def training_batch(task: VideoQATask, video: Path) -> Batch:
     """A question with its answer."""
     scene = load_video(task.model, data_of(task.model), video, num_frames=FRAMES)
-    scene.questions = (Question("0", "object_counting", TEXTS[0], "4"),)
-    return TrainingCollate(Wording(task.preprocessor), task.sequence_builder, task.requirements)([scene])
+    questions = (Question("0", "object_counting", TEXTS[0], "4"),)
+    return TrainingCollate(task.model_spec(training=True))([replace(scene, questions=questions)])
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from transformers import Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
 from docs.symmetries import COMBINATIONS
 from zoo.backbones import Qwen25VLBackbone
-from zoo.backbones.attention import replace_classes
+from zoo.backbones.decoder import replace_classes
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.encodings import EncodedCameras
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.encodings.per_view import PerViewEncoding
 
 IMAGE = 448  # pixels a side; only the ratio to K matters

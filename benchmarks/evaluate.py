@@ -17,22 +17,22 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread, timed
 from benchmarks.tables import markdown
 from datamodules.collate import QuestionCollate, TrainingCollate
-from datamodules.loaded_scene import LoadedScene, Wording
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question
 from zoo import LearningRates, SpatialMLLM, TinyQwen25VL
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.generation import CachedPrefix, answer_batch
 from zoo.geometry import VGGT, VGGTEncoder
 from zoo.scene_encoding import encode_vision
 from zoo.sequences.batch import Batch
+from zoo.sequences.loaded_scene import LoadedScene
 
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
 TEXTS = (
@@ -95,9 +95,9 @@ def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: i
     shape = (frames, 3, options.height, options.width)
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
     asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(i)) for i in range(count))
-    scene = LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(frames)))
-    parts = Wording(tiny_preprocessor()), model.sequence_builder, model.requirements
-    collate = TrainingCollate(*parts) if train else QuestionCollate(*parts, questions_per_batch=count)
+    scene = LoadedScene("noise", asked, video, frame_indices=tuple(range(frames)))
+    spec = replace(model.model_spec(training=train), preprocessor=tiny_preprocessor())
+    collate = TrainingCollate(spec) if train else QuestionCollate(spec, questions_per_batch=count)
     return collate([scene]).to(options.device)
 
 
@@ -106,7 +106,7 @@ def one_by_one(model: SpatialMLLM, asked: Batch, count: int | None = None) -> li
     (prompt,) = asked.prompts
     shared, answers = prompt.prefix.input_ids[0].tolist(), []
     for question in [question for each in prompt.passes for question in each][:count]:
-        alone = model.sequence_builder.prompts([[*shared, *question]], [[0]], asked.scenes)
+        alone = model.model.sequence_builder.prompts([[*shared, *question]], [[0]], asked.scenes)
         batch = Batch(asked.scenes, asked.vision, prompts=alone).to(model.device)
         answers += [reply.ids for reply in answer_batch(model.model, batch, NEW_TOKENS)]
     return answers

@@ -55,7 +55,7 @@ def measure_speed(arguments: argparse.Namespace, folder: str) -> None:
         spent = {"VGGT": timed(lambda: encoder([frames], [None]), arguments.device)}  # noqa: B023
         for dtype, cache in caches.items():
             behind = CachedGeometry(lambda: encoder, cache)
-            behind.entries.describe(frames, None, tokens=True, cameras=True)  # its weights are looked at once a run
+            behind.keys.of(frames, None, tokens=True, cameras=True)  # its weights are looked at once a run
             made = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023
             spent[f"{dtype}, written, VGGT included"] = made
             spent[f"{dtype}, read"] = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023

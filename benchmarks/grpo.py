@@ -27,7 +27,6 @@ from benchmarks.measure import add_options, in_a_process, interleaved, peak_grow
 from benchmarks.tables import markdown
 from benchmarks.training import SIZES, noise, task_of
 from datamodules.collate import QuestionCollate
-from datamodules.loaded_scene import Wording
 from zoo.generation import Sampling, eval_mode
 from zoo.objectives.grpo import grpo_loss
 from zoo.sequences.batch import Batch
@@ -88,8 +87,9 @@ def memory(options: argparse.Namespace, way: str) -> int:
 
 def questions(options: argparse.Namespace, task: VideoQATask) -> Batch:
     """All questions about one scene."""
-    parts = Wording(task.preprocessor), task.sequence_builder, task.requirements
-    return QuestionCollate(*parts, questions_per_batch=8)([noise(options, options.questions)]).to(options.device)
+    return QuestionCollate(task.model_spec(), questions_per_batch=8)([noise(options, options.questions)]).to(
+        options.device
+    )
 
 
 def prepared(options: argparse.Namespace) -> tuple[VideoQATask, Batch, list[SampledAnswer], Tensor]:
@@ -125,7 +125,7 @@ def gradient_error(options: argparse.Namespace) -> float:
 def learn(task: VideoQATask, asked: Batch, answers: list[SampledAnswer], advantages: Tensor, share: float) -> None:
     """Add the gradient of a share of the loss."""
     lengths = [len(answer.reply.ids) for answer in answers]
-    sequences = answer_sequences(task.sequence_builder, answers, asked.scenes, None).to(task.device)
+    sequences = answer_sequences(task.model.sequence_builder, answers, asked.scenes, None).to(task.device)
     logps, _ = answer_log_probs(task.model, asked, sequences, lengths, 1.0)
     loss = grpo_loss(logps, None, advantages, answer_mask(lengths, logps.device), loss_type="grpo")
     (share * loss).backward()
@@ -154,9 +154,8 @@ def for_each_answer(options: argparse.Namespace) -> Step:
     """The scene is read for each of the timed answers, twice."""
     task, asked, answers, advantages = prepared(options)
     scene = noise(options, options.questions)
-    parts = Wording(task.preprocessor), task.sequence_builder, task.requirements
     alone = [
-        QuestionCollate(*parts)([replace(scene, questions=(question,))]).to(options.device)
+        QuestionCollate(task.model_spec())([replace(scene, questions=(question,))]).to(options.device)
         for question in scene.questions
     ]
 

@@ -34,7 +34,7 @@ from datamodules.resize import PixelBounds, resize_frames
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Scene
 from datamodules.video import Video
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.backbones.qwen25_vl import tiny_preprocessor
 
 Load = Callable[[], list[Tensor]]  # the patches of each scene
 SECOND = 30  # frames

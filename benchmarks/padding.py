@@ -21,8 +21,8 @@ from transformers import AutoTokenizer
 
 from benchmarks.tables import markdown
 from datamodules import Rooms
-from datamodules.loaded_scene import user_text
-from datamodules.question_sampler import TrainingOrder
+from datamodules.chat_format import user_text
+from datamodules.question_sampler import QuestionSampler
 from datamodules.scenes import Question
 from zoo import TinyQwen25VL
 
@@ -114,7 +114,7 @@ def text(question: Question) -> str:
 
 
 def question_draws(lengths: Sequence[Sequence[int]], batch_size: int, most: int, epoch: int) -> Iterator[Batch]:
-    for batch in TrainingOrder([len(own) for own in lengths], batch_size, most, seed=epoch):
+    for batch in QuestionSampler([len(own) for own in lengths], batch_size, most, seed=epoch):
         yield [(draw.scene, draw.questions) for draw in batch]
 
 

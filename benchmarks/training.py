@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,13 +31,12 @@ from benchmarks.evaluate import TEXTS
 from benchmarks.measure import add_options, in_a_process, interleaved, peak_growth, processor, spread
 from benchmarks.tables import markdown
 from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import LoadedScene, Wording
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question
 from zoo import LearningRates, Qwen25VL, TinyQwen25VL
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.objectives.base import AverageRule
 from zoo.sequences.batch import Batch
-from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import IGNORED
 from zoo.tasks.base import fused_adamw
 
@@ -128,13 +126,12 @@ def noise(options: argparse.Namespace, count: int) -> LoadedScene:
     shape = (options.frames, 3, options.height, options.width)
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
     asked = tuple(Question(str(i), "object_counting", TEXTS[i % len(TEXTS)], str(7**i)) for i in range(count))
-    return LoadedScene(Scene("noise", Path("noise"), asked), asked, video, tuple(range(options.frames)))
+    return LoadedScene("noise", asked, video, frame_indices=tuple(range(options.frames)))
 
 
 def collate_of(task: Qwen25VL, *, is_packed: bool) -> TrainingCollate:
     """Puts the questions of a scene in one sequence, or in one each."""
-    builder = SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=is_packed))
-    return TrainingCollate(Wording(task.preprocessor), builder, task.requirements)
+    return TrainingCollate(replace(task.model_spec(training=True), packs_questions=is_packed))
 
 
 def zoo_step(options: argparse.Namespace, size: str, count: int) -> Step:

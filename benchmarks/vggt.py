@@ -18,8 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.trunks import Comparison, Forward, block_flops, compare, fill, num_patches, parse
-from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.model import DINOV2
+from zoo.geometry.vggt import DINOV2, VGGT
 
 SIZES: dict[str, dict[str, Any]] = {
     "large": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_embed": "dinov2_vitl14_reg"},

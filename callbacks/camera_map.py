@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from callbacks.map_geometry import level_axes, spread
-from datamodules.samplers import DatasetDepth, SceneView
-from datamodules.samplers.space_aware import PointMaps, PointSource, VoxelGrid, voxel_grid
+from datamodules.samplers import DatasetDepth, PointMaps, PointSource, SceneView
+from datamodules.samplers.space_aware import VoxelGrid, voxel_grid
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import PatchCameras
 

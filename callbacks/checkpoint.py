@@ -56,6 +56,11 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where training starts."""
         self._first_step = trainer.global_step
+        # Lightning takes the epoch that follows a checkpoint of a last batch for the rest of that checkpoint's epoch,
+        # and would not count its beginning
+        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
+        if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
+            loop.reset_restart_stage()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Flush the loggers after a save: a resumed run doesn't log again what came before the checkpoint."""
@@ -70,11 +75,6 @@ class Checkpoint(callbacks.Checkpoint):
         self._withdraw_stop(trainer)
         if loop._should_accumulate():
             return
-        # Lightning, resumed after the last batch of an epoch, doesn't count that the next one begins. A state of then
-        # would be resumed as if that epoch were over: from its first batch, in the order of the first epoch.
-        epochs: Any = trainer.fit_loop.epoch_progress
-        for progress in (epochs.total, epochs.current):
-            progress.ready = progress.started = progress.processed + 1
         every, step = self.every_n_train_steps, trainer.global_step
         # Not in on_train_end: by then Lightning counts the epoch as complete, and would not resume within it, nor
         # after it in the next.

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from zoo.errors import InputError
 from zoo.files.atomic_io import PARTIAL
-from zoo.weights.checkpoint_file import read_checkpoint, write_checkpoint
+from zoo.weights.checkpoint import read_checkpoint, write_checkpoint
 
 FILES = "files"  # of a checkpoint: for each state that is stored apart, the names of its files
 OPTIMIZERS = "optimizer_states"  # Lightning's key

@@ -13,8 +13,8 @@ from callbacks.camera_map import camera_map, pose_map
 from callbacks.contact_sheet import contact_sheet
 from callbacks.loggers import log_images, log_table, picture_loggers
 from zoo.errors import SCENE_FAULTS
-from zoo.objectives import predicted_cameras
 from zoo.tasks import VideoQATask
+from zoo.tasks.video_qa import predicted_cameras
 
 ANSWER = ("scene", "question", "prediction", "ground_truth")
 
@@ -82,9 +82,9 @@ def scene_images(dataset: Any, index: int) -> dict[str, Image.Image]:
     loaded = dataset[index]
     if loaded.error is not None:
         return {}
-    name, frames = loaded.scene.name, loaded.frame_indices
+    name, frames = loaded.name, loaded.frame_indices
     drawn = {f"frames/{name}": contact_sheet(loaded.frames, frames)}
-    view = dataset.open(index).view()
+    view = dataset.open(index)
     if view.world_to_camera is not None:
         drawn[f"path/{name}"] = camera_map(view, frames, type(dataset.sampler).__name__)
     return drawn

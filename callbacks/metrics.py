@@ -17,9 +17,9 @@ from callbacks.results_folder import METRICS, results_folder
 from callbacks.scoring import Tally, add_records, benchmark_of, tally_of
 from callbacks.table import render
 from callbacks.trained import describe_unfinished, trained_weights
+from datamodules.datamodule import skipped_scenes
 from datamodules.resumable_test import tested_by
 from datamodules.scenes import Scene
-from datamodules.skipped_scenes import skipped_scenes
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
 from zoo.metrics import BenchmarkScore
@@ -144,7 +144,7 @@ def _geometry(pl_module: LightningModule) -> dict[str, str | None]:
 
 
 def _skipped(trainer: Trainer) -> dict[str, int]:
-    """Return the number of scenes that the training of the tested weights has passed over, if there are any."""
+    """Return the number of scenes that the training of the tested weights has left out, if there are any."""
     skipped = skipped_scenes(Path(trainer.ckpt_path).absolute().parent.parent) if trainer.ckpt_path else ()
     return {"skipped_training_scenes": len(skipped)} if skipped else {}
 

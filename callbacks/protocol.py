@@ -8,8 +8,8 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
+from callbacks.configs import PROTOCOLS, find_config, read_settings
 from callbacks.settings import flatten
-from commands.configs import PROTOCOLS, find_config, read_settings
 from zoo.configuration import is_same_class, to_config
 from zoo.errors import InputError
 

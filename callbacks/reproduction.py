@@ -31,12 +31,12 @@ def reproduction(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
     if hasattr(data, "frames_as"):
         asked = data.source.benchmark
         found |= {"system_prompt": asked.system_prompt, "prompt_prefix": asked.prefix}
-        found |= {"prompt_wording": asked.wording, "frames_as": data.frames_as}
+        found |= {"prompt_wording": asked.prompt_wording, "frames_as": data.frames_as}
         if data.frames_as == "video":
             found["pixels"] = asdict(data.pixels)
         else:
             found["still_resize"] = to_config(data.still_resize)
-            found["image_pixels"] = asdict(bounds_of_images(data.image_pixels, data.requirements.image_pixels))
+            found["image_pixels"] = asdict(bounds_of_images(data.image_pixels, data.spec.image_pixels))
     if hasattr(task, "repetition_penalty"):
         found |= {
             "time_index": to_config(task.model.time_index),

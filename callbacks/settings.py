@@ -22,7 +22,7 @@ DRAWN = ("data.sampler.seed", "data.frame_pairing.seed")  # options whose null i
 # Names of options, wherever they are in a config, by what they change; each is in one set alone.
 _NOTHING = {
     *("gradient_checkpointing", "compile_decoder", "attn_implementation", "allow_untrained", "defer_weights"),
-    *("num_workers", "keep_in_memory", "skip_failed", "frame_cache", "workers", "questions_per_batch"),
+    *("num_workers", "keep_in_memory", "on_error", "frame_cache", "workers", "questions_per_batch"),
     *("video", "question", "max_size_gb"),
     # of the Trainer and its callbacks
     *("default_root_dir", "dirpath", "save_dir", "logger", "log_every_n_steps", "profiler", "detect_anomaly"),

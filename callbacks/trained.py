@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 
 from callbacks.checkpoint import BEST
 from zoo.tasks.base import TRAINED
-from zoo.weights.checkpoint_file import read_checkpoint
+from zoo.weights.checkpoint import read_checkpoint
 from zoo.weights.saved_models import LAST
 
 

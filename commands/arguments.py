@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from commands.configs import PROTOCOL, layer, load_configs, model_of
+from callbacks.configs import PROTOCOL, layer, load_configs, model_of
 from commands.parser import registered_classes
 from commands.runs import CONFIG, check_classes, find_run, refuse_unreadable, run_of
 from zoo.errors import InputError

@@ -26,8 +26,8 @@ import yaml
 from jaxtyping import Float
 
 from callbacks.baselines.mark import NAMES
+from callbacks.configs import find_config, read_settings
 from callbacks.results_folder import METRICS
-from commands.configs import find_config, read_settings
 from commands.parser import OneLineParser
 from commands.reports.bootstrap import intervals, observed
 from commands.reports.loaded_runs import Run, load_run, measures

@@ -1,4 +1,4 @@
-"""python main.py check-encoding: the symmetries of a camera encoding, measured, and what it costs.
+"""python main.py check-encoding: the symmetries of a camera encoding, measured; its channels; and what it costs.
 
     python main.py check-encoding my_encoding.MyEncoding
     python main.py check-encoding PRoPE --encoding.placement TemporalSection --encoding.apply_to qk
@@ -8,13 +8,19 @@ hold in a reference attention in float64 for each model that the encoding fits: 
 Qwen3-VL's, and like Qwen3.5's beside Gated DeltaNet. Each other one must be broken. The controls show that the
 measurement would see it: the cameras change the outputs, other cameras change them otherwise, and camera-to-world
 poses, the usual mistake, break CaPE's invariance to the world. docs/encodings.md explains the rows.
+
+A table per model then says which channels of a head hold time (t), height (h), width (w) and the camera. RoPE turns the
+channels c and c + F of a head as a pair, at one of F frequencies; each frequency belongs to one axis of mRoPE. A
+wavelength is the number of positions of a full turn. The Gated DeltaNet layers of Qwen3.5 have heads of their own,
+without RoPE.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,13 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from commands.parser import OneLineParser
-from zoo.backbones.released_layouts import released_layouts
+from zoo.backbones.pretrained import released_layouts
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
-from zoo.encodings import CameraEncoding, CaPE
-from zoo.encodings.base import Symmetries
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.placements import Matrices
+from zoo.encodings import CameraEncoding, CaPE, DeltaNetLayers, LayerSubset, PoseAxis
+from zoo.encodings.base import DecoderLayout, HeadLayout, Symmetries
+from zoo.encodings.compose import LINEAR
+from zoo.encodings.placements import AXES, Matrices
 from zoo.encodings.testing import (
     LAYOUTS,
     PROPERTIES,
@@ -144,10 +150,70 @@ def check_encoding(arguments: list[str]) -> None:
     console = Console(highlight=False, width=120)
     console.print(f"{name}: largest change of the outputs, in float64")
     console.print(table)
+    for model, fit in fits.items():
+        print_channels(console, make(), model, fit.decoder)
     model, fit = next(iter(fits.items()))
+    console.print("")
     console.print(describe_cost(make, model, fit.decoder))
     if wrong:
         raise InputError(f"{name}: {'; '.join(wrong)}: mend the encoding, or its `symmetries`")
+
+
+def print_channels(console: Console, encoding: CameraEncoding, model: str, decoder: DecoderLayout) -> None:
+    """Print which channels of a released model's heads hold time, height, width and the camera."""
+    encoding.bind_to_decoder(decoder, decoder.layers)
+    head, touched = decoder.head, encoding.touched_channels(decoder.head)
+    rows = {name: head.frequencies(axis) for axis, name in enumerate(AXES)}
+    for part in encoding.modules():
+        if isinstance(part, PoseAxis):
+            rows["p"] = part.chosen(head)
+            rows["t"] = [number for number in rows["t"] if number not in rows["p"]]
+    table = Table(model, "frequencies", f"channels of {head.dim}", "wavelengths, positions", box=None, pad_edge=False)
+    for name, numbers in rows.items():
+        lengths = (2 * math.pi / decoder.rope_frequencies[0][numbers]).tolist()
+        ends = f"{lengths[0]:,.0f} to {lengths[-1]:,.0f}" if lengths else "-"
+        table.add_row(name, f"{len(numbers)}: {ranges(numbers)}", ranges(sorted(head.pairs(numbers))), ends)
+    if head.num_rotated < head.dim:
+        table.add_row("none", "", ranges(range(head.num_rotated, head.dim)), "")
+    add_camera(table, touched, "qkvo")
+    console.print("", table)
+    if decoder.linear is not None and encoding.chooses_linear_layers:
+        table = Table("Gated DeltaNet", "", f"channels of {decoder.linear.head.dim}", box=None, pad_edge=False)
+        add_camera(table, touched, [f"{LINEAR} {term}" for term in "qkvo"])
+        console.print(table)
+    for name, layers in layer_subsets(encoding, decoder):
+        console.print(f"{name} acts in layers {ranges(layers)}")
+
+
+def add_camera(table: Table, touched: Set[tuple[str, int]], terms: Sequence[str]) -> None:
+    """Add a row per term with the channels that an encoding transforms."""
+    for term in terms:
+        channels = sorted(channel for each, channel in touched if each == term)
+        table.add_row(f"camera, {term[-1]}", "", ranges(channels))
+
+
+def layer_subsets(encoding: CameraEncoding, decoder: DecoderLayout) -> Iterator[tuple[str, list[int]]]:
+    """Yield each part of an encoding that acts in some layers of its kind alone, and these."""
+    in_linear = {each for part in encoding.modules() if isinstance(part, DeltaNetLayers) for each in part.modules()}
+    for part in encoding.modules():
+        if isinstance(part, LayerSubset):
+            own = decoder.linear if part in in_linear and decoder.linear is not None else decoder
+            yield type(part.encoding).__name__, [layer for layer in own.layers if part.acts_in(layer)]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Write sorted numbers as ranges with their step: `0-57/3, 60-63`."""
+    written, start = [], 0
+    while start < len(numbers):
+        end, step = start + 1, numbers[start + 1] - numbers[start] if start + 1 < len(numbers) else 1
+        while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
+            end += 1
+        if step > 1 and end - start < 3:
+            end = start + 1
+        text = f"{numbers[start]}-{numbers[end - 1]}" if end > start + 1 else str(numbers[start])
+        written.append(text + (f"/{step}" if step > 1 and end > start + 1 else ""))
+        start = end
+    return ", ".join(written) or "-"
 
 
 @torch.no_grad()
@@ -170,10 +236,9 @@ def describe_cost(make: Make, model: str, decoder: DecoderLayout) -> str:
     number = next((each for each in layers if encoded.at_layer(each, sequence.hidden_states, rope) is not None), None)
     if number is None:  # in Gated DeltaNet alone
         return cost
-    layer, stock = (_seconds(partial(attend, each, number, sequence, rope)) for each in (encoded, None))
-    return (
-        f"{cost}, {1e3 * layer:.2f} ms per layer's attention, {1e3 * stock:.2f} ms without: {layer / stock:.2f} times"
-    )
+    layer, without = (_seconds(partial(attend, each, number, sequence, rope)) for each in (encoded, None))
+    times = f"{1e3 * layer:.2f} ms per layer's attention, {1e3 * without:.2f} ms without"
+    return f"{cost}, {times}: {layer / without:.2f} times"
 
 
 def _seconds(call: Callable[[], Any]) -> float:

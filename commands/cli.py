@@ -48,7 +48,7 @@ StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_
 StrategyRegistry.register("fsdp2", FSDP2Strategy)
 
 
-def build_deferred(kind: type[VideoQATask], *args: Any, **options: Any) -> VideoQATask:
+def build_unread(kind: type[VideoQATask], *args: Any, **options: Any) -> VideoQATask:
     """Build a task whose released weights are read once each process has its shard."""
     return kind(*args, **{**options, "defer_weights": True})
 
@@ -156,7 +156,7 @@ class ZooCLI(LightningCLI):
         if isinstance(strategy, str) and strategy.startswith("fsdp") and strategy != "fsdp2":
             raise InputError(f"--trainer.strategy {strategy}: FSDP1 is not supported, take fsdp2")
         if strategy == "fsdp2" and self.command != "export":  # which has no Trainer's run to read the weights
-            self.parser.add_instantiator(build_deferred, VideoQATask, prepend=True)
+            self.parser.add_instantiator(build_unread, VideoQATask, prepend=True)
 
     def before_fit(self) -> None:
         """Print the size of the model and of what trains."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+from callbacks.configs import CONFIGS, RECIPE, SCALE, read_config
 from commands.arguments import split_configs
-from commands.configs import CONFIGS, RECIPE, SCALE, read_config
 
 # As jsonargparse's default_config_files, they would fill in the defaults of model_default.yaml's class, and a given
 # model would keep those in place of its own.

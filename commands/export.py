@@ -16,8 +16,7 @@ from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import complete_config, to_config
 from zoo.errors import InputError
 from zoo.tasks import Task, VideoQATask
-from zoo.weights.checkpoint_file import read_checkpoint
-from zoo.weights.frozen import FROZEN, check_frozen
+from zoo.weights.checkpoint import FROZEN, check_frozen, read_checkpoint
 
 
 class ExportingTrainer(Trainer):

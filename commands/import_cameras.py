@@ -28,19 +28,29 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
 from pathlib import Path
+from typing import Literal
 
 from callbacks.camera_map import camera_map
-from commands.import_dataset import import_dataset
 from commands.parser import OneLineParser
+from commands.run_options import SceneCounts
 from datamodules.cameras_file import read_cameras
 from datamodules.samplers import SceneView
-from datamodules.trajectories import FORMATS, PoseFormat
+from datamodules.sources.annotations import CAMERAS, SceneIndex
+from datamodules.sources.base import map_in_processes
+from datamodules.trajectories import FORMATS, ARKitScenes, PoseFormat, ScanNet, ScanNetPlusPlus
+from datamodules.trajectories.base import UNREADABLE
 from datamodules.trajectories.conventions import find_better_convention
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
-from datamodules.video import Video, even_steps
+from datamodules.video import VIDEO_SUFFIXES, Video, even_steps
 from zoo.cameras.poses import invert_se3
+from zoo.cpu import available_cores
 from zoo.errors import InputError
+from zoo.files.atomic_io import write_whole
+from zoo.progress import progress
 
 SHOWN = 12  # cameras of the picture with a frustum and a number
 
@@ -118,3 +128,180 @@ def _detect_format(capture: Path) -> PoseFormat:
         markers = ", ".join(f"{kind.__name__} ({kind.marker})" for kind in found or FORMATS)
         raise InputError(f"{capture} has the files of {what}: name it with --poses, one of {markers}")
     return found[0]()
+
+
+# ---- import-cameras --dataset ---------------------------------------------------------------------------------------
+
+ALL_SCENES = """python main.py import-cameras --dataset: the cameras and depth of all scenes of a dataset.
+
+    python main.py import-cameras --dataset scannet raw/scannet/scans --output data/cameras
+    python main.py import-cameras --dataset arkitscenes raw/arkitscenes --output data/cameras --videos data/videos
+
+reads the raw scenes below a folder, at most three folders deep, and writes of each
+
+    <output>/<dataset>/<scene>.cameras.json   its cameras
+    <output>/<dataset>/<scene>.depth/         links to its depth images, where the dataset has them
+    <output>/<dataset>/<scene>/               links to its frames; none with --videos
+
+With --videos, the cameras are those of the frames of `<videos>/**/<scene>.mp4`: matched by time for ARKitScenes, with
+--poses ARKitScenes --poses.video_depth true also depth, and frame by frame (or every k-th) for ScanNet and for the
+iPhone's videos of ScanNet++. Training and tests find them by --data.source.cameras <output>, whatever folders a file of
+conversations puts before the name of a scene, or beside the videos where both are one folder.
+
+The cameras of some scenes are held against their images, see check-cameras. Scenes that are complete are kept, so that
+an interrupted command goes on. Scenes that fail are skipped, printed, and listed in <output>/<dataset>.failed.txt; the
+next call tries them again.
+"""
+
+Dataset = Literal["arkitscenes", "scannet", "scannetpp"]
+DATASETS: dict[str, type[PoseFormat]] = {
+    "arkitscenes": ARKitScenes,
+    "scannet": ScanNet,
+    "scannetpp": ScanNetPlusPlus,
+}
+DEPTH = 3  # folders between the root and a scene: raw/Training/41069025
+NO_VIDEO = "without a video"
+UNFINISHED = ".unfinished"
+
+
+def import_dataset(arguments: list[str]) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The command line after `import-cameras`, with `--dataset`.
+
+    Raises:
+        InputError: There are no scenes, or some have failed; the others are written by then.
+    """
+    parser = OneLineParser(prog="main.py import-cameras --dataset", description=ALL_SCENES)
+    parser.add_argument("root", type=str, help="folder of the raw scenes, or one above it")
+    parser.add_argument("--dataset", type=Dataset, required=True, help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("--output", type=str, required=True, help="folder of the cameras")
+    videos_help = "folder of videos that are named after the scenes; null takes the dataset's own frames"
+    parser.add_argument("--videos", type=str | None, default=None, help=videos_help)
+    parser.add_argument("--poses", type=PoseFormat | None, default=None, help="format; null is the dataset's")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="processes; by default one per core")
+    parser.add_argument("--check", type=int, default=10, help="scenes whose cameras are held against their images")
+    parser.add_class_arguments(TimestampMatching, "clock")
+    settings = parser.instantiate_classes(parser.parse_args(arguments))
+    if settings.workers < 1:
+        raise InputError(f"--workers {settings.workers}: at least 1")
+    root, output = Path(settings.root).expanduser(), Path(settings.output).expanduser()
+    poses = settings.poses or DATASETS[settings.dataset]()
+    scenes = find_scenes(root, poses.marker)
+    if not scenes:
+        looked = f"there or up to {DEPTH} folders below"
+        raise InputError(f"{root}: no scene of {settings.dataset} {looked}: each has {poses.marker}")
+    videos = find_videos(Path(settings.videos).expanduser()) if settings.videos else None
+    (output / settings.dataset).mkdir(parents=True, exist_ok=True)
+    make = partial(import_scene, poses=poses, output=output / settings.dataset, clock=settings.clock)
+    paths = [videos.find(f"{settings.dataset}/{raw.name}") for raw in scenes] if videos else repeat(None)
+    known = [(raw, path) for raw, path in zip(scenes, paths, strict=False) if path or not videos]
+
+    # The scenes, several at once.
+    counts, failed, made = SceneCounts(), [], []
+    outcomes = map_in_processes(make, known, min(settings.workers, len(known)))
+    for raw, video in progress(known, f"import-cameras {settings.dataset}", "scenes"):
+        outcome = next(outcomes)
+        if outcome not in (SceneCounts.MADE, SceneCounts.KEPT):
+            outcome = f"{raw.name}: {outcome}"
+            failed.append(outcome)
+        elif outcome == SceneCounts.MADE:
+            made.append((raw.name, video))
+        counts.add(outcome)
+    listing = output / f"{settings.dataset}.failed.txt"
+    listing.unlink(missing_ok=True)
+    if failed:
+        write_whole(listing, "".join(f"{line}\n" for line in failed))
+    skipped = f", {len(scenes) - len(known)} {NO_VIDEO}" if videos else ""
+    print(f"import-cameras: {len(scenes)} scenes of {settings.dataset}: {counts}{skipped}; see {output}/")
+    if videos and not known:
+        raise InputError(f"{settings.videos}: no video is named after a scene, such as {scenes[0].name}.mp4")
+    checked = [made[i] for i in even_steps(len(made), settings.check)]
+    for name, video in progress(checked, "check-cameras", "scenes"):
+        _check(output / settings.dataset, name, video)
+    counts.refuse_failed(f"cameras, listed in {listing}")
+
+
+def find_scenes(root: Path, marker: str) -> list[Path]:
+    """The folders with the files of a format, sorted by name.
+
+    Args:
+        root: Where to look, three folders deep. Nothing is looked for within a scene.
+        marker: Pattern of a file of each scene.
+
+    Raises:
+        InputError: The root is absent, or two scenes share a name.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    scenes: dict[str, Path] = {}
+    for scene in _scenes_below(root, marker, DEPTH):
+        if scenes.setdefault(scene.name, scene) != scene:
+            raise InputError(f"{scenes[scene.name]} and {scene} share a name: import one of their folders at a time")
+    return [scenes[name] for name in sorted(scenes)]
+
+
+def _scenes_below(folder: Path, marker: str, depth: int) -> Iterator[Path]:
+    if any(folder.glob(marker)):
+        yield folder
+    elif depth:
+        for below in folder.iterdir():
+            if below.is_dir() and below.name[0] != ".":
+                yield from _scenes_below(below, marker, depth - 1)
+
+
+def find_videos(root: Path) -> SceneIndex:
+    """The videos in a folder and the folders below it.
+
+    Raises:
+        InputError: The folder is absent.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    return SceneIndex(file for file in root.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _check(folder: Path, name: str, video: Path | None) -> None:
+    """Warn of a scene whose images fit its cameras better in another convention."""
+    opened = Video(video or folder / name)
+    cameras = read_cameras(folder / f"{name}{CAMERAS}", opened.num_frames, opened.height, opened.width)
+    if better := find_better_convention(opened, *cameras):
+        print(f"warning: {name}: the images don't fit these cameras: {better}", file=sys.stderr)
+
+
+def import_scene(raw: Path, video: Path | None, *, poses: PoseFormat, output: Path, clock: TimestampMatching) -> str:
+    """Write the files of a scene, unless they are complete.
+
+    They are written beside their place and then moved, the cameras last: nothing that was in the output is removed.
+
+    Args:
+        raw: Folder of the scene.
+        video: The video whose frames get cameras; None takes the scene's frames.
+        poses: Format of the scene.
+        output: Folder of the dataset's cameras.
+        clock: How the frames of a video are matched with poses.
+
+    Returns:
+        An outcome for `SceneCounts`.
+    """
+    name = raw.name
+    if (output / f"{name}{CAMERAS}").is_file():
+        return SceneCounts.KEPT
+    unfinished = output / f".{name}{UNFINISHED}"
+    try:
+        if not (unfinished / f"{name}{CAMERAS}").is_file():
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            trajectory = poses.read(raw) if video is None else poses.read_track(raw)
+            write_scene(unfinished, name, trajectory, None if video is None else Video(video), clock)
+        for suffix in ("", ".depth", CAMERAS):
+            source, target = unfinished / f"{name}{suffix}", output / f"{name}{suffix}"
+            if source.exists():
+                if target.exists():
+                    raise InputError(f"{target} exists and is of no import: remove it, or name another --output")
+                source.rename(target)
+        unfinished.rmdir()
+    except UNREADABLE as error:
+        return str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
+    return SceneCounts.MADE

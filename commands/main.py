@@ -14,8 +14,7 @@ Commands:
     cache-geometry  compute 3D tokens and cameras beforehand
     cache-frames    decode and resize the frames of videos beforehand
     plan            print what a training needs: GPUs, memory, hours, and the command that starts it
-    positions       print the axes and channels of the decoder's positions
-    check-encoding  measure the symmetries of a camera encoding, also one of your own, and what it costs
+    check-encoding  measure the symmetries of a camera encoding, also one of your own; its channels and its cost
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
     probe           print what the hidden states of a run hold, before and after its training
@@ -66,10 +65,9 @@ from zoo.versions import package_versions, zoo_version
 LIGHTNING = ("fit", "validate", "test", "predict", "export")
 CONFIGURED = {
     "select-frames": "commands.select_frames:select_frames",
-    "cache-geometry": "commands.cache_geometry:cache_geometry",
-    "cache-frames": "commands.cache_frames:cache_frames",
+    "cache-geometry": "commands.caches:cache_geometry",
+    "cache-frames": "commands.caches:cache_frames",
     "plan": "commands.plan:plan",
-    "positions": "commands.positions:positions",
 }
 PLAIN = {
     "score": "commands.score:score",

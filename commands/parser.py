@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 import datamodules
 import zoo
-from commands.configs import read_settings
+from callbacks.configs import read_settings
 from commands.expected_types import describe_types
 from commands.faults import raise_failed_construction
 from zoo.configuration import unusable_class

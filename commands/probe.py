@@ -58,7 +58,7 @@ def probe(arguments: list[str]) -> None:
     from commands.probes.results import as_json, draw, probe_states, table
     from commands.runs import find_run
     from zoo.files.atomic_io import write_json
-    from zoo.weights.checkpoint_file import refuse_damaged
+    from zoo.weights.checkpoint import refuse_damaged
     from zoo.weights.saved_models import LAST_CHECKPOINT
 
     run = find_run(settings.run)
@@ -85,7 +85,7 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     import torch
     from lightning import seed_everything
 
-    from commands.probes.hidden_states import probe_requirements, scene_states
+    from commands.probes.hidden_states import probe_spec, scene_states
     from commands.runs import is_own
     from datamodules import VideoQADataModule
     from zoo.configuration import from_config, named_modules, trusted_imports
@@ -102,7 +102,7 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     data.prepare_splits((settings.split,))
     scenes = data.scenes(settings.split)[: settings.scenes]
     dataset = data.dataset(scenes)
-    dataset.requirements = probe_requirements(model)
+    dataset.spec = probe_spec(model)
     model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = progress((dataset[n] for n in range(len(dataset))), f"probe {name}", "scenes", len(dataset))
     return list(scene_states(model, data.source.benchmark, loaded, settings.tokens))

@@ -24,9 +24,8 @@ from zoo.configuration import is_same_class
 from zoo.errors import InputError, add_file_to_errors
 from zoo.tasks.base import CONFIG_KEY
 from zoo.tasks.video_qa import SupervisedFineTuning
-from zoo.weights.checkpoint_file import read_checkpoint, refuse_damaged
-from zoo.weights.latest_run import readable_config
-from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT, config_of
+from zoo.weights.checkpoint import read_checkpoint, refuse_damaged
+from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT, config_of, readable_config
 
 RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)

@@ -13,9 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from commands.new_run import RUNS
 from zoo.configuration import restrict_imports, unusable_class
 from zoo.errors import InputError, add_file_to_errors
-from zoo.weights.checkpoint_file import refuse_damaged
-from zoo.weights.latest_run import latest_run, readable_config, trained_at
-from zoo.weights.saved_models import LAST, LAST_CHECKPOINT, config_of
+from zoo.weights.checkpoint import refuse_damaged
+from zoo.weights.saved_models import LAST, LAST_CHECKPOINT, config_of, latest_run, readable_config, trained_at
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 
 

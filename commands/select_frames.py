@@ -19,7 +19,13 @@ from callbacks.contact_sheet import contact_sheet
 from commands.defaults import with_defaults
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
-from datamodules.samplers.base import FILE, find_selection, selections_in, shared_settings, write_selection
+from datamodules.samplers.selection_files import (
+    FILE,
+    find_selection,
+    selections_in,
+    shared_settings,
+    write_selection,
+)
 from zoo.errors import SCENE_FAULTS, InputError
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import fingerprint
@@ -48,12 +54,11 @@ class SelectScenes(Dataset):
         try:
             return self._select(index)
         except SCENE_FAULTS as error:
-            return format_scene_error(self.scenes.scenes[index], error)
+            return format_scene_error(self.scenes.scenes[index].name, error)
 
     def _select(self, index: int) -> str:
         scene, sampler = self.scenes.scenes[index], self.scenes.sampler
-        opened = self.scenes.open(index)
-        view = opened.view()
+        view = self.scenes.open(index)
         views = self.scenes.num_views
         key, made_by = sampler.key(view, views)
         file = self.output / scene.name / FILE
@@ -62,7 +67,7 @@ class SelectScenes(Dataset):
             write_selection(file, scene.name, sampler.select(view, views), key, made_by)
         if self.plot:  # every time: the pairing may have changed, and it is fast
             frames = self.scenes.select(view)
-            contact_sheet(opened.read(frames), frames).save(file.parent / "frames.jpg", quality=90)
+            contact_sheet(view.video.read(frames), frames).save(file.parent / "frames.jpg", quality=90)
             if view.world_to_camera is not None or sampler.geometry is not None:
                 path = camera_map(view, frames, type(sampler).__name__, sampler.geometry)
                 path.save(file.parent / "path.png")

@@ -10,10 +10,10 @@ from jaxtyping import UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from datamodules.loaded_scene import LoadedScene
 from zoo.cameras.scene_geometry import Window
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.sequences.loaded_scene import LoadedScene
 
 
 class Augmentation(Configurable, ABC):
@@ -66,7 +66,7 @@ def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.
     window = _window(size, factor, place)
     others = scene.geometry_frames
     if others is not None:
-        if (seen := scene.tower_window) is not None:  # its point in the encoder's frames, as a share of their sides
+        if (seen := scene.vision_window) is not None:  # its point in the encoder's frames, as a share of their sides
             across, down = seen.left + place[0] * seen.columns, seen.top + place[1] * seen.rows
             place = (across / seen.width, down / seen.height)
         others = _enlarged(others, _window((others.shape[-2], others.shape[-1]), factor, place))

@@ -1,10 +1,18 @@
-"""JSON files, and rows of .jsonl, .json and .parquet files, with errors of one line that name the file."""
+"""cameras.json: the camera of each raw frame of a video.
+
+    {"width": 640, "height": 480, "K_px": [[585, 0, 320], [0, 585, 240], [0, 0, 1]],
+     "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
+
+World-to-camera, OpenCV axes (x right, y down, z forward), meters; null for a frame without a pose. K_px, in pixels of
+the upright video, is one 3x3 matrix for all frames or one per frame. times_s is optional: the timestamps of a folder
+of frames (video files have their own).
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,79 +22,7 @@ from torch import Tensor
 
 from zoo.cameras import normalize_intrinsics
 from zoo.cameras.poses import nearest_rotation
-from zoo.files.atomic_io import parse_json, write_whole
-
-
-def read_json(path: Path, remedy: str = "write or download it again") -> Any:
-    """Read a JSON file.
-
-    Args:
-        path: The file.
-        remedy: What the user can do, for the error.
-
-    Raises:
-        ValueError: The file is absent or damaged.
-    """
-    try:
-        return parse_json(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"{path}: can't be read ({error.strerror}): {remedy}") from error
-    except ValueError as error:  # neither JSON nor UTF-8
-        raise ValueError(f"{path}: not valid JSON ({error}): {remedy}") from error
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a file with their numbers from 1.
-
-    Args:
-        path: A .json file with a list of objects, a .parquet file, or one object per line.
-
-    Raises:
-        FileNotFoundError: The file is absent.
-        ValueError: The file is damaged; names an invalid row.
-    """
-    rows: Iterable[tuple[int, Any]]
-    if path.suffix == ".json":
-        content = read_json(path)
-        if not isinstance(content, list):
-            raise ValueError(f"{path}: expected a list of objects, got a {type(content).__name__}")
-        rows = enumerate(content, start=1)
-    else:
-        rows = enumerate(_read_parquet(path), start=1) if path.suffix == ".parquet" else _read_lines(path)
-    for number, row in rows:
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}:{number}: expected a JSON object, got a {type(row).__name__}")
-        yield number, row
-
-
-def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, parse_json(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    from pyarrow import ArrowException, parquet  # takes a moment
-
-    try:
-        return parquet.read_table(path).to_pylist()
-    except FileNotFoundError:
-        raise
-    except (ArrowException, OSError, ValueError) as error:  # its own, of reading, and of decoding texts
-        raise ValueError(f"{path}: not a parquet file, or truncated: download it again") from error
-
-
-# ---- cameras.json: the camera of each raw frame of a video ----------------------------------------------------------
-#     {"width": 640, "height": 480, "K_px": [[585, 0, 320], [0, 585, 240], [0, 0, 1]],
-#      "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
-#
-# World-to-camera, OpenCV axes (x right, y down, z forward), meters; null for a frame without a pose. K_px, in pixels of
-# the upright video, is one 3x3 matrix for all frames or one per frame. times_s is optional: the timestamps of a folder
-# of frames (video files have their own)
+from zoo.files.atomic_io import read_json, write_whole
 
 
 def read_cameras(

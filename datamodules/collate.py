@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
-from datamodules.loaded_scene import LoadedScene, Wording, media_of
-from datamodules.scenes import Question
+from datamodules.chat_format import ChatFormat, media_of
+from datamodules.question_sampler import TrainingItem
+from datamodules.scenes import Question, num_answers
+from zoo.benchmarks import Benchmark
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
-from zoo.geometry.cached import STILLS_OF_ANOTHER_GRID
-from zoo.geometry.reader import GeometryReader
-from zoo.model_spec import DataRequirements
-from zoo.sequences.batch import Batch, Prompt, Record, Sequences
-from zoo.sequences.builder import SequenceBuilder
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID
+from zoo.model_spec import ModelSpec
+from zoo.sequence_builder import SequenceBuilder
+from zoo.sequences.batch import Batch, OptimizerStep, Prompt, Record, Sequences
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import IGNORED, Row
 
 
@@ -27,28 +30,20 @@ class Collate(ABC):
     A scene or question that can't be used becomes a record of `Batch.failed`: its fault travels as a value.
 
     Args:
-        wording: Of the questions.
-        builder: Of the model's sequences.
-        requirements: The model's.
-        geometry_reader: Reads the model's cached geometry; None without a cache.
+        spec: What the model needs.
+        benchmark: Words the questions; None is VSI-Bench.
         requires_targets: Whether a scene whose training targets could not be read is an error.
     """
 
-    def __init__(
-        self,
-        wording: Wording,
-        builder: SequenceBuilder,
-        requirements: DataRequirements | None = None,
-        geometry_reader: GeometryReader | None = None,
-        *,
-        requires_targets: bool = False,
-    ) -> None:
-        self.wording, self.builder, self.geometry_reader = wording, builder, geometry_reader
+    def __init__(self, spec: ModelSpec, benchmark: Benchmark | None = None, *, requires_targets: bool = False) -> None:
+        assert spec.preprocessor is not None, "a model that reads scenes alone takes `SceneCollate`"
+        self.spec, self.builder = spec, SequenceBuilder(spec)
+        self.preprocessor = spec.preprocessor
+        self.chat_format = ChatFormat(self.preprocessor, benchmark)
         self.requires_targets = requires_targets
-        self.requirements = DataRequirements() if requirements is None else requirements
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
-        scenes: list[SceneInputs] = []
+        scenes: list[LoadedScene] = []
         rows: list[Row] = []
         scene_of: list[int] = []
         records: list[Record] = []
@@ -60,13 +55,12 @@ class Collate(ABC):
                 # 1. Questions, without those that hold special tokens.
                 if scene.error is not None:
                     raise InputError(scene.error)
-                refusals = [self.wording.refusal(question) for question in scene.questions]
+                refusals = [self.chat_format.refusal(question) for question in scene.questions]
                 asked = [q for q, error in zip(scene.questions, refusals, strict=True) if not error]
                 failed += [_failure(scene, q, e) for q, e in zip(scene.questions, refusals, strict=True) if e]
                 # 2. The scene.
-                inputs = self.scene_inputs(scene)
-                if self.requirements.cameras and inputs.cameras is None:
-                    raise InputError("a scene without cameras, which this model requires")
+                prepared = self.prepare(scene)
+                self.spec.check_cameras(prepared)
             except SCENE_FAULTS as error:
                 reason = describe_fault(error)
                 failed += [_failure(scene, question, reason) for question in asked]
@@ -75,7 +69,7 @@ class Collate(ABC):
             usable = []
             for question in asked:
                 try:
-                    row, prompt = self._row(scene, question, inputs)
+                    row, prompt = self._row(scene, question, prepared)
                 except SCENE_FAULTS as error:
                     failed.append(_failure(scene, question, describe_fault(error)))
                     continue
@@ -85,57 +79,55 @@ class Collate(ABC):
                 scene_of.append(len(scenes))
             if scene.questions and not usable:
                 continue
-            scenes.append(inputs)
+            scenes.append(prepared)
             counts.append(self._num_answers(replace(scene, questions=tuple(usable))))
         # 4. Sequences.
         sequences, prompts = self._build(rows, scene_of, scenes) if rows else (None, [])
-        return Batch(scenes, self.builder.vision(scenes), sequences, prompts, records, failed, counts)
+        failed_answers = sum(map(self._num_answers, loaded)) - sum(counts)
+        vision, step = self.builder.vision(scenes), step_of(loaded)
+        return Batch(scenes, vision, sequences, prompts, records, failed, counts, failed_answers, step)
 
-    def scene_inputs(self, loaded: LoadedScene) -> SceneInputs:
-        """Make the model's inputs of a loaded scene."""
+    def prepare(self, loaded: LoadedScene) -> LoadedScene:
+        """Cut the patches of a scene, merge its cameras, and leave out what the model does not read."""
         if self.requires_targets and loaded.target_error is not None:
             raise InputError(loaded.target_error)
         assert loaded.frames is not None
-        pixel_values, grid_thw = self.wording.preprocessor.cut_patches(loaded.frames)
-        other, needs = loaded.geometry_override, self.requirements
+        pixel_values, grid_thw = self.preprocessor.cut_patches(loaded.frames)
+        spec, other, frames = self.spec, loaded.geometry_override, loaded.seen_by_geometry
         geometry = None if loaded.geometry is None else loaded.geometry.without_invalid_cameras()
         cameras, cached = self.builder.merge_cameras(geometry), None
-        frames = loaded.seen_by_geometry
-        if self.geometry_reader is not None:
-            if loaded.geometry_frames is not None and self.geometry_reader.entries.resampled_from is not None:
+        if spec.geometry_reader is not None:
+            if loaded.geometry_frames is not None and spec.geometry_reader.is_resampled:
                 raise InputError(STILLS_OF_ANOTHER_GRID)
-            cached = self.geometry_reader.read(
-                frames, geometry, loaded.kind, has_cameras=cameras is not None, window=loaded.tower_window
+            cached = spec.geometry_reader.read(
+                frames, geometry, loaded.kind, has_cameras=cameras is not None, window=loaded.vision_window
             )
-        return SceneInputs(
-            pixel_values,
-            grid_thw,
-            kind=loaded.kind,
-            frames=frames if needs.frames and cached is None else None,
-            tower_window=loaded.tower_window,
+        steps, height, width = grid_thw.tolist()
+        return replace(
+            loaded,
+            questions=(),
+            frames=frames if spec.requires_frames and cached is None else None,
+            geometry_frames=None,
+            pixel_values=pixel_values,
+            grid_thw=(steps, height, width),
+            frame_times=None,
+            seconds_per_grid=None if spec.seconds == "nominal" else loaded.seconds_per_grid,
             geometry=geometry,
             cached_geometry=cached,
             cameras=cameras,
-            frame_indices=loaded.frame_indices,
-            seconds_per_grid=None if needs.seconds == "nominal" else loaded.seconds_per_grid,
-            geometry_override=self.scene_inputs(other) if isinstance(other, LoadedScene) else other,
-            question_types=loaded.question_types,
-            has_true_cameras=loaded.has_true_cameras,
-            draw=loaded.draw,
+            geometry_override=self.prepare(other) if isinstance(other, LoadedScene) else other,
         )
 
-    def _row(self, scene: LoadedScene, question: Question, inputs: SceneInputs) -> tuple[Row, str]:
+    def _row(self, scene: LoadedScene, question: Question, prepared: LoadedScene) -> tuple[Row, str]:
         """The tokens of a question, and its prompt as text."""
         texts = self._texts(scene, question)
-        tokens = self.wording.preprocessor.tokenize(
-            texts, inputs.media_grids, self.builder.rules.extra_tokens, scene.frame_times
-        )
+        tokens = self.preprocessor.tokenize(texts, prepared.media_grids, self.spec.extra_tokens, scene.frame_times)
         labels = tokens.labels if scene.is_supervised else torch.full_like(tokens.labels, IGNORED)
         return Row.of(tokens.input_ids, labels), texts[0]
 
     def _num_answers(self, scene: LoadedScene) -> int:
         """The answers that are learned from."""
-        return scene.num_answers
+        return _count_answers(scene)
 
     @abstractmethod
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
@@ -143,7 +135,7 @@ class Collate(ABC):
 
     @abstractmethod
     def _build(
-        self, rows: list[Row], scene_of: list[int], scenes: list[SceneInputs]
+        self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
         """The sequences or the prompts of a batch."""
 
@@ -166,14 +158,14 @@ class TrainingCollate(Collate):
         super().__init__(*parts, requires_targets=True, **named_parts)
         self.tokens_per_sequence, self.pack_scenes = tokens_per_sequence, pack_scenes
         if pack_scenes:
-            self.builder.rules.check_scene_packing()
+            self.spec.check_scene_packing()
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
-        return self.wording.chat(question, media_of(scene), with_answers=True)
+        return self.chat_format.chat(question, media_of(scene), with_answers=True)
 
-    def _row(self, scene: LoadedScene, question: Question, inputs: SceneInputs) -> tuple[Row, str]:
-        row, prompt = super()._row(scene, question, inputs)
-        if len(row.input_ids) > (limit := self.builder.rules.context_length):
+    def _row(self, scene: LoadedScene, question: Question, prepared: LoadedScene) -> tuple[Row, str]:
+        row, prompt = super()._row(scene, question, prepared)
+        if len(row.input_ids) > (limit := self.spec.context_length):
             raise InputError(
                 f"question {question.id} has {len(row.input_ids)} tokens, more than the {limit} of the model's "
                 "context: lower --data.num_frames or --data.pixels.max_pixels"
@@ -181,7 +173,7 @@ class TrainingCollate(Collate):
         return row, prompt
 
     def _build(
-        self, rows: list[Row], scene_of: list[int], scenes: list[SceneInputs]
+        self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
         return self.builder.training(
             rows, scene_of, scenes, max_tokens=self.tokens_per_sequence, packs_scenes=self.pack_scenes
@@ -204,17 +196,17 @@ class QuestionCollate(Collate):
         return len(scene.questions) if scene.is_supervised else 0  # later turns are not asked
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
-        return self.wording.chat(question, media_of(scene))
+        return self.chat_format.chat(question, media_of(scene))
 
     def _build(
-        self, rows: list[Row], scene_of: list[int], scenes: list[SceneInputs]
+        self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
         prompts = [row.input_ids.tolist() for row in rows]
         return None, self.builder.prompts(prompts, [[i] for i in scene_of], scenes, self.questions_per_batch)
 
 
 class SceneCollate:
-    """Scenes alone, for a task without questions: frames, cameras and depth."""
+    """Scenes alone, for a model without questions: frames, cameras and depth."""
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
         failed = [
@@ -222,31 +214,63 @@ class SceneCollate:
         ]
         readable = [scene for scene in loaded if scene.error is None]
         scenes = [
-            SceneInputs(
-                torch.empty(0, 0),
-                (len(scene.frame_indices) // 2, 0, 0),
-                frames=scene.frames,
-                geometry=scene.geometry,
-                draw=scene.draw,
-            )
+            replace(scene, questions=(), grid_thw=(len(scene.frame_indices or ()) // TEMPORAL_PATCH_SIZE, 0, 0))
             for scene in readable
         ]
-        return Batch(scenes, failed=failed, num_answers=[scene.num_answers for scene in readable])
+        counts = [_count_answers(scene) for scene in readable]
+        failed_answers = sum(map(_count_answers, loaded)) - sum(counts)
+        return Batch(scenes, failed=failed, num_answers=counts, failed_answers=failed_answers, step=step_of(loaded))
+
+
+def step_of(loaded: Sequence[LoadedScene]) -> OptimizerStep | None:
+    """Return the optimizer step that the scenes of a batch are read for."""
+    return loaded[0].step if loaded else None
+
+
+class KeepInStep:
+    """Collate training batches, so that each process takes each step although scenes can't be read.
+
+    A batch of which nothing can be used shows another scene, which nothing is learned from.
+
+    Args:
+        collate: Makes a batch of loaded scenes.
+        dataset: Scenes by `TrainingItem`.
+        num_spares: Other scenes that are tried.
+    """
+
+    def __init__(
+        self, collate: Callable[[Sequence[LoadedScene]], Batch], dataset: Dataset[LoadedScene], num_spares: int
+    ) -> None:
+        self.collate, self.dataset, self.num_spares = collate, dataset, num_spares
+
+    def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
+        batch = self.collate(loaded)
+        for scene in range(self.num_spares):
+            if batch.scenes:
+                break
+            loaded = [*loaded, self.dataset[TrainingItem(scene, (0,), is_padding=True)]]
+            batch = self.collate(loaded)
+        return batch
 
 
 def record(scene: LoadedScene, question: Question, prompt: str) -> Record:
     """The record of a question, without its prediction and score; `unmeasured` is why objectives have no error."""
     return {
         "id": question.id,
-        "scene": scene.scene.name,
+        "scene": scene.name,
         "question_type": question.question_type,
         "question": question.question,
         "prompt": prompt,
         "ground_truth": question.ground_truth,
-        "frames": list(scene.frame_indices),
+        "frames": list(scene.frame_indices or ()),
         "error": scene.error,
         **({"unmeasured": scene.target_error} if scene.target_error else {}),
     }
+
+
+def _count_answers(scene: LoadedScene) -> int:
+    """Count the answers about a scene that are learned from."""
+    return int(num_answers(scene.questions).sum()) if scene.is_supervised else 0
 
 
 def _failure(scene: LoadedScene, question: Question, error: str | None) -> Record:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,30 +13,46 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentations import Augmentation
-from datamodules.collate import Collate, QuestionCollate, SceneCollate, TrainingCollate
+from datamodules.chat_format import ChatFormat, FramesAs
+from datamodules.collate import Collate, KeepInStep, QuestionCollate, SceneCollate, TrainingCollate
 from datamodules.dataset import SceneDataset
 from datamodules.frame_cache import FrameCache
-from datamodules.loaded_scene import FramesAs, Wording
 from datamodules.perturbations import Perturbation, PerturbedScenes
-from datamodules.question_sampler import ResumableLoader, TrainingOrder, TrainingPosition, balance_across_ranks
+from datamodules.question_sampler import (
+    QuestionSampler,
+    TrainingLoader,
+    TrainingPosition,
+    balance_across_ranks,
+    check_resumed,
+)
 from datamodules.resize import PixelBounds, StillResize
 from datamodules.resumable_test import ResumableTest
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
 from datamodules.scenes import Question, Scene, num_answers, questions_fingerprint
-from datamodules.skipped_scenes import SkippedScenes, SpareCollate
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import QuestionFilter, Split
-from datamodules.split_requirements import check_questions, check_requirements
+from datamodules.video import companion_name
+from zoo.benchmarks import Benchmark
 from zoo.configuration import Configurable, known_config, to_config
 from zoo.errors import InputError, check_choice, describe
-from zoo.model_spec import DataRequirements
+from zoo.files.atomic_io import JSONLines, read_records
+from zoo.model_spec import DataSettings, ModelSpec
 from zoo.seed import resolve_seed
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+
+OnError = Literal["raise", "skip"]
+MAX_SKIPPED = 0.01  # of the training scenes
+SKIPPED_SCENES = "skipped_scenes.jsonl"
+
+
+def skipped_scenes(run: Path) -> dict[str, str]:
+    """Return the error of each scene that the training of a run has left out, on any of its processes."""
+    return {record["id"]: record["error"] for record in read_records([run / SKIPPED_SCENES])}
 
 
 @contextmanager
@@ -67,7 +85,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         pixels: Bounds of a frame's size in a video.
         image_pixels: Bounds of a still image's size; null is the model's own.
         still_resize: How still images are resized in place of `image_pixels`, for a geometry encoder that sees other
-            pictures than the vision tower (`FixedWidthStills`, `OriginalStills`).
+            pictures than the vision encoder (`FixedWidthStills`, `OriginalStills`).
         batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
             question once.
         questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch. A scene
@@ -88,8 +106,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
         num_workers: Processes that load data; 0 uses the main process.
         keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0 and no
             frame_cache).
-        skip_failed: Scenes that a training may pass over since they can't be read; each is named once, and the run's
-            skipped_scenes.jsonl lists them. A test records a scene that fails in any case.
+        on_error: What a training does about a scene that can't be read: `raise` ends it; `skip` leaves the scene's
+            answers out of the mean of their step, and lists the scene in the run's skipped_scenes.jsonl. Above 1 % of
+            the scenes it ends the training as well. A test records a scene that fails in any case.
         seed: Seed of the training order and of the questions drawn in training; null is the run's.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about it.
@@ -124,7 +143,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         frame_cache: FrameCache | None = None,
         num_workers: int = 1,
         keep_in_memory: bool = False,
-        skip_failed: int = 0,
+        on_error: OnError = "raise",
         seed: int | None = None,
         video: str | None = None,
         question: str | None = None,
@@ -136,7 +155,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
             ("questions_per_scene", questions_per_scene, 1),
             ("tokens_per_sequence", tokens_per_sequence, 1),
             ("questions_per_batch", questions_per_batch, 1),
-            ("skip_failed", skip_failed, 0),
             ("sampler.candidates", sampler.candidates if sampler else None, TEMPORAL_PATCH_SIZE),
             ("train_sampler.candidates", train_sampler.candidates if train_sampler else None, TEMPORAL_PATCH_SIZE),
         ):
@@ -154,8 +172,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.filtered = 0  # questions of the last split that the filters leave out
         self.missing: dict[str, int] = {}  # number of questions of each scene whose video is absent
         self.tested = ResumableTest()
-        self.order_settings: dict[str, Any] = {}  # of the training order, and those of the checkpoint that resumes
-        self.trained_settings: dict[str, Any] = {}
+        self.spec = self.training_spec = ModelSpec()  # of the model, see `setup`
+        self.question_sampler: QuestionSampler | None = None
+        self.resumed_settings: dict[str, Any] = {}  # of the checkpoint, see `state_dict`
         self.asked: SceneSource | None = None
         if video is not None and question is not None:
             self.asked = SingleVideo(video, question)
@@ -175,8 +194,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
             self.source.benchmark.check_question_type(kind)
         self.augmentation, self.perturbation = augmentation, perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
-        self.skip_failed = skip_failed
-        self.source.num_frames = self.dataset([]).num_views
+        check_choice("--data.on_error", on_error, OnError)
+        self.on_error = on_error
+        self.source = self.source.for_frames(self.dataset([]).num_views)
         for each in (self.source, self.asked):
             if each is not None and any(text is not None for text in (system_prompt, prompt_prefix, prompt_wording)):
                 each.benchmark = each.benchmark.with_prompt(prompt_prefix, prompt_wording, system_prompt)
@@ -205,6 +225,19 @@ class VideoQADataModule(Configurable, LightningDataModule):
         with as_input_error():
             (self.asked or self.source).prepare_splits(splits)
 
+    def setup(self, stage: str) -> None:
+        """Read what the model needs from the data, once, and leave with its task how the data are read."""
+        task: Any = None if self.trainer is None else self.trainer.lightning_module
+        if not hasattr(task, "model_spec"):  # a task of another library reads what it likes
+            return
+        self.spec, self.training_spec = task.model_spec(), task.model_spec(training=True)
+        config = {name: value for name, value in known_config(self).items() if name != "source"}
+        task.data_settings = DataSettings(config, self.source.benchmark, self.tokens_per_sequence)
+        least = self.training_spec.least_batch_size
+        if stage == "fit" and self.batch_size < least:
+            exchange = "--model.teacher.shuffled exchanges targets in a batch"
+            raise InputError(f"--data.batch_size {self.batch_size}: {exchange} and needs {least} or more")
+
     def scenes(self, split: Split) -> list[Scene]:
         """The scenes of a split that have a video, with the questions that the filters keep.
 
@@ -230,20 +263,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if not kept:
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"
             raise InputError(f"{found}; {missing}" if missing else found)
-        check_requirements(kept, split, self.source, self.requirements_of(split == "train"))
+        check_split(kept, split, self.source, self.training_spec if split == "train" else self.spec)
         return kept
-
-    @property
-    def requirements(self) -> DataRequirements:
-        """The model's requirements; empty without a model."""
-        return self.requirements_of(training=False)
-
-    def requirements_of(self, training: bool) -> DataRequirements:
-        """Return the model's requirements in a training or an evaluation; empty without a model."""
-        task: Any = None if self.trainer is None else self.trainer.lightning_module
-        if task is None:
-            return DataRequirements()
-        return task.training_requirements if training else task.requirements
 
     def describe(self) -> dict[str, Any]:
         """The settings of the data that a result depends on."""
@@ -261,18 +282,24 @@ class VideoQADataModule(Configurable, LightningDataModule):
             "still_resize": to_config(self.still_resize),
             "system_prompt": self.source.benchmark.system_prompt,
             "prompt_prefix": self.source.benchmark.prefix,
-            "prompt_wording": self.source.benchmark.wording,
+            "prompt_wording": self.source.benchmark.prompt_wording,
             **asdict(self.filter),
         }
 
-    def dataset(self, scenes: list[Scene], training: bool = False) -> SceneDataset:
-        """Scenes with the frames that a test shows, or a training: whatever reads those, a cache as well, asks here."""
+    def dataset(self, scenes: list[Scene], training: bool = False, spec: ModelSpec | None = None) -> SceneDataset:
+        """Build the dataset for training or evaluation. Caches use the same method, so that they see the same frames.
+
+        Args:
+            scenes: The scenes.
+            training: Whether they are shown as in a training.
+            spec: What is read of them; None is what the model needs.
+        """
         return SceneDataset(
             scenes,
             self.train_sampler if training else self.sampler,
             self.num_frames,
             self.pixels,
-            requirements=self.requirements_of(training),
+            spec=spec or (self.training_spec if training else self.spec),
             keep=training and self.keep_in_memory,
             frame_pairing=self.train_frame_pairing if training else self.frame_pairing,
             frames_as=self.frames_as,
@@ -282,35 +309,32 @@ class VideoQADataModule(Configurable, LightningDataModule):
             augmentation=self.augmentation if training else None,
         )
 
-    @property
-    def wording(self) -> Wording:
-        """How questions are put into words."""
-        task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return Wording(task.preprocessor, (self.asked or self.source).benchmark)
-
     def _prompt(self, question: Question) -> str:
-        """The prompt of a question; empty for a task that reads scenes alone."""
-        task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        return "" if task.sequence_builder is None else self.wording.prompt(question)
+        """The prompt of a question; empty for a model that reads scenes alone."""
+        preprocessor = self.spec.preprocessor
+        return "" if preprocessor is None else ChatFormat(preprocessor, self._benchmark).prompt(question)
 
-    def _collate(self, kind: type[Collate], *, training: bool = False, **options: Any) -> Collate | SceneCollate:
-        task: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-        builder = task.training_sequence_builder if training else task.sequence_builder
-        if builder is None:
-            return SceneCollate()
-        reader = task.geometry_reader(training=training)
-        return kind(self.wording, builder, self.requirements_of(training), reader, **options)
+    @property
+    def _benchmark(self) -> Benchmark:
+        return (self.asked or self.source).benchmark
 
     def _ask(self, training: bool = False) -> Collate | SceneCollate:
-        options: dict[str, Any] = {"questions_per_batch": self.questions_per_batch, "requires_targets": training}
-        return self._collate(QuestionCollate, training=training, **options)
+        """Turn scenes into a batch with prompts."""
+        spec = self.training_spec if training else self.spec
+        if spec.preprocessor is None:
+            return SceneCollate()
+        return QuestionCollate(
+            spec, self._benchmark, questions_per_batch=self.questions_per_batch, requires_targets=training
+        )
 
-    def train_dataloader(self) -> ResumableLoader:
-        dataset = self.dataset(self.scenes("train"), training=True)
+    def train_dataloader(self) -> TrainingLoader:
         trainer = self.trainer
         assert trainer is not None
-        asks = trainer.lightning_module.asks_in_training  # then each question has one answer
-        order = TrainingOrder(
+        if self.training_spec.asks_in_training and self.pack_scenes:
+            raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
+        asks = self.training_spec.asks_in_training  # then each question has one answer
+        dataset = self.dataset(self.scenes("train"), training=True)
+        sampler = self.question_sampler = QuestionSampler(
             [len(scene.questions) for scene in dataset.scenes],
             self.batch_size,
             self.questions_per_scene,
@@ -319,44 +343,82 @@ class VideoQADataModule(Configurable, LightningDataModule):
             trainer.world_size,
             questions_fingerprint(dataset.scenes),
             None if asks else np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
+            self._training_position,
+            skips_failed=self.on_error == "skip",
         )
-        self.order_settings = order.settings
         collate: Any
-        if asks:
+        if asks or self.training_spec.preprocessor is None:
             collate = self._ask(training=True)
         else:
-            packing = {"tokens_per_sequence": self.tokens_per_sequence, "pack_scenes": self.pack_scenes}
-            collate = self._collate(TrainingCollate, training=True, **packing)
-        if self.skip_failed:
-            collate = SpareCollate(collate, dataset, len(dataset), self.skip_failed)
-        skipped = SkippedScenes(self.skip_failed, Path(trainer.default_root_dir), trainer.global_rank)
-
-        def position() -> TrainingPosition:  # every strategy has read the checkpoint by now
-            if trainer.ckpt_path is not None:
-                order.check(self.trained_settings)
-            elif not (trainer.global_step or trainer.current_epoch):
-                if trainer.is_global_zero:
-                    skipped.forget()
-                trainer.strategy.barrier()  # before another process records a scene
-            return TrainingPosition.of(trainer)
-
-        return ResumableLoader(
+            collate = TrainingCollate(
+                self.training_spec,
+                self._benchmark,
+                tokens_per_sequence=self.tokens_per_sequence,
+                pack_scenes=self.pack_scenes,
+            )
+        if self.on_error == "skip":
+            collate = KeepInStep(collate, dataset, num_spares=min(len(dataset), 1 + int(MAX_SKIPPED * len(dataset))))
+        return TrainingLoader(
             dataset,
-            position=position,
-            receive=skipped,
-            batch_sampler=order,
+            batch_sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
 
+    def _training_position(self) -> TrainingPosition:
+        """Where an iteration begins; when the first batch is due, every strategy has read the checkpoint."""
+        trainer = self.trainer
+        assert trainer is not None
+        if trainer.ckpt_path is not None and self.resumed_settings:
+            check_resumed(self.resumed_settings, self.state_dict())
+        elif trainer.ckpt_path is None and trainer.global_step == 0:
+            if trainer.is_global_zero:  # another training's
+                Path(trainer.default_root_dir, SKIPPED_SCENES).unlink(missing_ok=True)
+            trainer.strategy.barrier()  # before another process lists a scene
+        return TrainingPosition.of(trainer)
+
     def state_dict(self) -> dict[str, Any]:
-        """The settings of the training order, which a resumed run must have."""
-        return self.order_settings
+        """The settings that say which data a step sees; a resumed run must have the same."""
+        if self.question_sampler is None or self.trainer is None:
+            return {}
+        return {
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            **self.question_sampler.settings,
+            "batches_per_epoch": self.trainer.num_training_batches,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the settings of a checkpoint, in case that a training resumes it."""
-        self.trained_settings = state_dict
+        self.resumed_settings = state_dict
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """End a training at a scene that can't be read, or list the scene."""
+        if isinstance(batch, Batch) and batch.failed and batch.step is not None:
+            self._take_failed(batch, {record["scene"]: record["error"] for record in batch.failed})
+        return batch
+
+    def _take_failed(self, batch: Batch, failed: dict[str, str]) -> None:
+        reason = next(iter(failed.values()))
+        if self.on_error == "raise":
+            raise InputError(f"{reason}; --data.on_error skip trains without this scene")
+        assert self.trainer is not None and self.question_sampler is not None
+        run, num_scenes = Path(self.trainer.default_root_dir), self.question_sampler.num_scenes
+        known = skipped_scenes(run)  # by all processes
+        new = {scene: error for scene, error in failed.items() if scene not in known}
+        if (count := len(known) + len(new)) > MAX_SKIPPED * num_scenes or not batch.scenes:
+            raise InputError(
+                f"{reason}; {count} of {num_scenes} training scenes can't be used, and --data.on_error skip leaves out "
+                f"at most {MAX_SKIPPED:.0%}: repair them, or leave them out by --data.scene_names"
+                + (f"; {run / SKIPPED_SCENES} lists the others" if known else "")
+            )
+        if new:
+            run.mkdir(parents=True, exist_ok=True)
+            file = JSONLines(run / SKIPPED_SCENES)
+            file.append([{"id": scene, "error": error} for scene, error in new.items()])
+            file.close()
+        for scene, error in new.items():
+            warnings.warn(f"training goes on without {scene}: {error}", stacklevel=2)
 
     def _scene_loader(
         self, scenes: list[Scene], dataset: Dataset | None = None, answered: Collection[int] = ()
@@ -397,3 +459,72 @@ class VideoQADataModule(Configurable, LightningDataModule):
         # not `_scene_loader`: Lightning rebuilds a batch sampler for predict, which a list doesn't support
         dataset, collate = self.dataset(self.asked.scenes("test")), self._ask()
         return DataLoader(dataset, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]
+
+
+# ---- What is checked of a split -------------------------------------------------------------------------------------
+
+
+def check_split(scenes: Sequence[Scene], split: Split, source: SceneSource, spec: ModelSpec) -> None:
+    """Check that some scene has the cameras that a model reads, and in training what its objectives predict.
+
+    Warns if questions ask for meters and the model's lengths have a unit of each scene's own.
+
+    Args:
+        scenes: Of the split, with the questions that are asked; at least one.
+        split: The split.
+        source: Of the scenes.
+        spec: What the model needs.
+
+    Raises:
+        InputError: No scene has them, the benchmark lacks a question type that the model's settings name, or no
+            question has a type where only those with one are learned from.
+    """
+    name = type(source).__name__
+    if spec.requires_cameras and all(scene.cameras is None for scene in scenes):
+        raise InputError(
+            f"{name}: no scene of the {split} split has cameras: {_put_beside(scenes, 'cameras.json')}predict them: "
+            "--model.geometry PretrainedVGGT --model.camera_source auto"
+        )
+    for target in spec.required_targets if split == "train" else ():
+        if all(getattr(scene, target) is None for scene in scenes):
+            raise InputError(
+                f"{name}: no scene of the train split has {target}, which --model.objectives are to predict: "
+                f"{_put_beside(scenes, 'cameras.json' if target == 'cameras' else target)}take the geometry encoder's: "
+                "--model.camera_source predicted, without DatasetPoses"
+            )
+    for kind in spec.question_types if split == "train" else ():
+        # a mixture may have other benchmarks
+        if kind not in source.benchmark.question_types and kind not in _types(scenes):
+            source.benchmark.check_question_type(kind)
+    scored = source.benchmark.question_types
+    if spec.typed_questions and split == "train" and not any(kind in scored for kind in _types(scenes)):
+        raise InputError(
+            f"{name}: no question of the train split has a type of {source.benchmark.name}, so that no reward applies: "
+            "give --model.algorithm.rewards that need none, such as AnswerFormat with a pattern"
+        )
+    if (unit := spec.arbitrary_unit) and any(kind in source.benchmark.metric_types for kind in _types(scenes)):
+        rank_zero_warn(
+            f"{unit} has lengths in a unit of each scene's own, and questions ask for meters: align predicted cameras "
+            "by --model.geometry.scale_from DatasetPoses or MetricModel; DatasetGeometry has 3D tokens in meters"
+        )
+
+
+def _put_beside(scenes: Sequence[Scene], suffix: str) -> str:
+    """Word the remedy of a file beside the first video; empty for still images, of which none is read."""
+    video = next((scene.video for scene in scenes if not scene.images), None)
+    return "" if video is None else f"put {companion_name(video)}.{suffix} beside {video} etc., or "
+
+
+def _types(scenes: Sequence[Scene]) -> Iterator[str]:
+    """Yield the type of each question, as far as the caller reads: a file of conversations has many thousands."""
+    return (question.question_type for scene in scenes for question in scene.questions)
+
+
+def check_questions(scenes: Sequence[Scene], split: Split, source: SceneSource) -> None:
+    """Raise an InputError for questions that can't be scored: of an unknown type, or with the id of another one."""
+    asked = [question for scene in scenes for question in scene.questions]
+    for kind in {question.question_type for question in asked if question.question_type}:
+        source.benchmark.check_question_type(kind)
+    (id, count), *_ = Counter(question.id for question in asked).most_common(1) or [("", 0)]
+    if count > 1:  # an answer is known by its id
+        raise InputError(f"{count} questions of the {split} split have the id {id!r}: give each its own")

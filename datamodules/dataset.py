@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.augmentations import Augmentation
 from datamodules.cameras_file import read_cameras, read_times
+from datamodules.chat_format import LABELS, FramesAs
 from datamodules.depth import read_depth, resize_depth
 from datamodules.frame_cache import FrameCache
-from datamodules.loaded_scene import LABELS, FramesAs, LoadedScene
 from datamodules.question_sampler import TrainingItem
 from datamodules.resize import PixelBounds, StillResize, bounds_of_images, resize_frames
 from datamodules.samplers import Consecutive, Duplicate, FramePairing, FrameSampler, SceneView
 from datamodules.samplers.base import sampled_seconds_per_grid, seconds_per_grid
 from datamodules.scenes import Scene
-from datamodules.split_requirements import check_scene
 from datamodules.video import Video, companion_name
 from zoo.cameras import SceneGeometry
-from zoo.cameras.scene_geometry import Window
 from zoo.errors import SCENE_FAULTS, InputError, describe_fault
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 from zoo.seed import seed_draws
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+from zoo.sequences.loaded_scene import LoadedScene
 
 MAX_ATTEMPTS = 2
-NO_REQUIREMENTS = DataRequirements()
+NO_MODEL = ModelSpec()
 
 
 class SceneDataset(Dataset):
-    """Scenes by index, with all of their questions, or by (index, epoch), with a random draw of them for training.
+    """Scenes by index, with all of their questions, or by `TrainingItem`, with those that a training step asks.
 
     A scene that can't be read is retried once (network storage may stall). After that it is returned with its `error`.
 
@@ -43,13 +44,13 @@ class SceneDataset(Dataset):
         sampler: Frame sampler.
         num_frames: Frames per scene.
         bounds: Pixel bounds of resized frames.
-        requirements: What a scene must provide; depth is read only if required, or learned to be predicted.
-        keep: Whether to keep decoded videos and depth maps in memory.
+        spec: What the model needs; depth is read only if required, or learned to be predicted.
+        keep: Keep decoded videos and depth maps in memory.
         frame_pairing: Which frames are merged into one token; consecutive ones if None.
         frames_as: How the frames of a video are shown, see `VideoQADataModule`.
-        image_bounds: Pixel bounds of still images; those of the model's own processor if None.
+        image_bounds: Pixel bounds of images; those of the model's own processor if None.
         frame_cache: Keeps resized frames on disk; None decodes them each time.
-        still_resize: Resizes still images in place of `image_bounds`; the frame cache keeps none of them.
+        still_resize: Resizes images in place of `image_bounds`; the frame cache keeps none of them.
         augmentation: Changes each loaded scene at random, of a training.
     """
 
@@ -59,7 +60,7 @@ class SceneDataset(Dataset):
         sampler: FrameSampler,
         num_frames: int,
         bounds: PixelBounds,
-        requirements: DataRequirements = NO_REQUIREMENTS,
+        spec: ModelSpec = NO_MODEL,
         keep: bool = False,
         frame_pairing: FramePairing | None = None,
         frames_as: FramesAs = "video",
@@ -70,10 +71,11 @@ class SceneDataset(Dataset):
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
-        self.requirements, self.keep = requirements, keep
+        self.spec, self.keep = spec, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
         self.still_resize, self.augmentation = still_resize, augmentation
-        self._kept: dict[int, OpenScene] = {}
+        self._views: dict[int, SceneView] = {}  # kept in memory, as the depth of a frame is
+        self._depths: dict[tuple[Path, int], Float32[Tensor, "H W"]] = {}
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -86,23 +88,23 @@ class SceneDataset(Dataset):
         else:
             item = TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         scene = self.scenes[item.scene]
-        questions = tuple(scene.questions[i] for i in item.questions)
-        types = tuple(scene.questions[i].question_type for i in item.step_questions)
+        asked: dict[str, Any] = {
+            "questions": tuple(scene.questions[i] for i in item.questions),
+            "question_types": tuple(scene.questions[i].question_type for i in item.step_questions),
+            "is_supervised": not item.is_padding,
+            "draw": item.draw(scene.name),
+            "step": item.step,
+        }
+        reason = ""
         for _ in range(MAX_ATTEMPTS):
-            loaded = LoadedScene(
-                scene,
-                questions,
-                is_supervised=not item.is_padding,
-                draw=item.draw(scene.name),
-                question_types=types,
-            )
             try:
-                opened = self.open(item.scene)
-                self.load(loaded, opened, self._frames(opened, item.epoch))
+                view = replace(self.open(item.scene), epoch=item.epoch)
+                frames = self.pair_all(view, are_images=True) if scene.images else self.select(view)
+                loaded = replace(self.load(view, frames, are_images=bool(scene.images)), **asked)
                 return loaded if self.augmentation is None else self.augmentation(loaded)
             except SCENE_FAULTS as error:
-                loaded.error = format_scene_error(scene, error)
-        return loaded
+                reason = format_scene_error(scene.name, error)
+        return LoadedScene(scene.name, **asked, error=reason)
 
     @property
     def num_views(self) -> int:
@@ -119,13 +121,12 @@ class SceneDataset(Dataset):
         views = self.sampler.pad(self.sampler.select(view, number), number, view)
         return Duplicate().pair(views, view)
 
-    def pair_all(self, opened: OpenScene) -> list[int]:
+    def pair_all(self, view: SceneView, *, are_images: bool) -> list[int]:
         """All frames of a scene, two per temporal patch; one that is shown as an image comes twice."""
-        as_images = opened.scene.images or self.frames_as != "video"
-        pairing = Duplicate() if as_images else self.frame_pairing
-        return pairing.pair(range(opened.video.num_frames), opened.view())
+        pairing = Duplicate() if are_images or self.frames_as != "video" else self.frame_pairing
+        return pairing.pair(range(view.video.num_frames), view)
 
-    def open(self, index: int) -> OpenScene:
+    def open(self, index: int) -> SceneView:
         """Open the video of a scene and read its cameras.
 
         Cameras are validated even if the model doesn't use them, so that all models are asked the same questions.
@@ -134,179 +135,142 @@ class SceneDataset(Dataset):
             OSError: A file is absent, in one line.
             ValueError: A file is damaged, or required data is missing, in one line.
         """
-        if index in self._kept:
-            return self._kept[index]
+        if index in self._views:
+            return self._views[index]
         scene = self.scenes[index]
-        check_scene(scene, self.requirements)
+        check_scene(scene, self.spec)
         video = Video(scene.images or scene.video)
         world_to_camera = K = None
-        times_s, has_times = video.times_s, not video.is_folder
+        times_s = None if video.is_folder else video.times_s
         if scene.cameras is not None:
             world_to_camera, K = read_cameras(scene.cameras, video.num_frames, video.height, video.width)
             if video.is_folder:
-                read = read_times(scene.cameras, video.num_frames)
-                times_s, has_times = read or times_s, read is not None
-        if self.requirements.frame_times and not (has_times or scene.images or self.frames_as != "video"):
+                times_s = read_times(scene.cameras, video.num_frames)
+        if self.spec.requires_frame_times and times_s is None and not (scene.images or self.frames_as != "video"):
             raise InputError(
                 f"{scene.video}: no times of the frames, and this model writes them into its prompt: put times_s into "
                 f"{companion_name(scene.video)}.cameras.json, or give a video file"
             )
-        raw = video.read(range(video.num_frames)) if self.keep else None
-        opened = OpenScene(scene, video, world_to_camera, K, times_s, has_times, raw)
+        view = SceneView(
+            video.in_memory() if self.keep else video, world_to_camera, K, scene.depth, name=scene.name, times_s=times_s
+        )
         if self.keep:
-            self._kept[index] = opened
-        return opened
+            self._views[index] = view
+        return view
 
-    def _frames(self, opened: OpenScene, epoch: int) -> list[int]:
-        return self.pair_all(opened) if opened.scene.images else self.select(opened.view(epoch))
-
-    def _resized(
-        self, opened: OpenScene, frames: Sequence[int], bounds: PixelBounds, is_folder: bool
-    ) -> UInt8[Tensor, "T 3 h w"]:
-        token_px = self.requirements.token_px
-
-        def decode() -> UInt8[Tensor, "T 3 h w"]:
-            return resize_frames(opened.read(frames), bounds, is_folder=is_folder, token_px=token_px)
-
-        if self.frame_cache is None:
-            return decode()
-        entry = self.frame_cache.entry(opened.video, frames, bounds, is_folder=is_folder, token_px=token_px)
-        return self.frame_cache.get(entry, decode)
-
-    def _resize_stills(self, loaded: LoadedScene, opened: OpenScene, stills: Sequence[int]) -> Window | None:
-        """Set the frames of a scene of still images, two for each; return what of the images they show."""
-        assert self.still_resize is not None
-        resized = self.still_resize(opened.read(stills), self.requirements.token_px)
-        loaded.frames = resized.frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
-        if self.requirements.own_frames:
-            loaded.geometry_frames = resized.geometry_frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
-            loaded.tower_window = resized.tower_window
-        return resized.window
-
-    def load(self, loaded: LoadedScene, opened: OpenScene, frames: Sequence[int]) -> None:
+    def load(self, view: SceneView, frames: Sequence[int], *, are_images: bool) -> LoadedScene:
         """Load raw frames of an open scene, two per temporal patch, with their times, cameras and depth.
+
+        Args:
+            view: The scene.
+            frames: Raw frames.
+            are_images: Whether they are images of their own, and no frames of a video.
 
         Raises:
             OSError: A file is absent, in one line.
             ValueError: A file is damaged, or required data is missing, in one line.
         """
-        scene = opened.scene
-        # 1. Frames: still images, each as a temporal patch of its own, or those of a video
-        bounds, is_folder = self.bounds, opened.video.is_folder
-        if scene.images or self.frames_as != "video":
+        spec, video = self.spec, view.video
+        loaded: dict[str, Any] = {"frame_indices": tuple(frames)}
+        # 1. Frames: images, each as a temporal patch of its own, or those of a video
+        bounds, is_folder, window = self.bounds, video.is_folder, None
+        as_images = are_images or self.frames_as != "video"
+        if as_images:
             is_folder = False
-            loaded.num_images = len(frames) // TEMPORAL_PATCH_SIZE
-            loaded.labels = None if scene.images else LABELS.get(self.frames_as)
-            bounds = bounds_of_images(self.image_bounds, self.requirements.image_pixels)
+            labels = None if are_images else LABELS.get(self.frames_as)
+            loaded |= {"kind": "image", "is_one_medium": not are_images, "labels": labels}
+            bounds = bounds_of_images(self.image_bounds, spec.image_pixels)
         else:
-            times_s = [opened.times_s[i] for i in frames]
-            sampled = self.requirements.seconds == "sampled_fps"
-            loaded.seconds_per_grid = (
-                sampled_seconds_per_grid(opened.times_s, len(frames)) if sampled else seconds_per_grid(times_s)
-            )
-            loaded.frame_times = tuple(times_s) if opened.has_times else None
-        window: Window | None = None
-        if self.still_resize is not None and loaded.num_images:
-            window = self._resize_stills(loaded, opened, frames[::TEMPORAL_PATCH_SIZE])
+            times_s = video.times_s if view.times_s is None else view.times_s
+            own = [times_s[i] for i in frames]
+            is_sampled = spec.seconds == "sampled_fps"
+            seconds = sampled_seconds_per_grid(times_s, len(frames)) if is_sampled else seconds_per_grid(own)
+            loaded |= {"seconds_per_grid": seconds, "frame_times": None if view.times_s is None else tuple(own)}
+        if self.still_resize is not None and as_images:
+            resized = self.still_resize(video.read(frames[::TEMPORAL_PATCH_SIZE]), spec.token_px)
+            window, shown = resized.window, resized.frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+            if spec.own_frames:
+                loaded["geometry_frames"] = resized.geometry_frames.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+                loaded["vision_window"] = resized.tower_window
         else:
-            loaded.frames = self._resized(opened, frames, bounds, is_folder)
-        loaded.frame_indices = tuple(frames)
-        assert loaded.frames is not None
+            shown = self._resized(video, frames, bounds, is_folder)
         # 2. Cameras
-        loaded.geometry = opened.geometry(frames)
-        if self.requirements.cameras and scene.cameras is not None and loaded.geometry is None:
+        geometry = view.geometry(frames)
+        if spec.requires_cameras and view.world_to_camera is not None and geometry is None:
             raise InputError(
-                f"{scene.cameras}: none of the frames {frames} has a pose: take a sampler that selects by poses"
+                f"{companion_name(video.path)}.cameras.json: none of the frames {frames} has a pose: take a sampler "
+                "that selects by poses"
             )
         # 3. Depth
-        depth, (height, width) = None, loaded.frames.shape[-2:] if window is None else window[:2]
-        if self.requirements.depth:
-            depth = opened.read_depth(frames, (height, width))
+        depth, (height, width) = None, shown.shape[-2:] if window is None else window[:2]
+        if spec.requires_depth:
+            depth = self._read_depth(view, frames, (height, width))
             if not (depth > 0).any():
-                raise InputError(f"{scene.depth}: empty, no pixel of frames {frames} has depth: write it again")
-        elif "depth" in self.requirements.targets and scene.depth is not None:
-            depth, loaded.target_error = _read_target(opened, frames, (height, width))
+                where = view.depth or view.scene_name
+                raise InputError(f"{where}: empty, no pixel of frames {frames} has depth: write it again")
+        elif "depth" in spec.targets and view.depth is not None:
+            depth, loaded["target_error"] = self._read_target(view, frames, (height, width))
         if depth is not None:
-            loaded.geometry = loaded.geometry or SceneGeometry()
-            loaded.geometry.depth = depth
-        if window is not None and loaded.geometry is not None:
-            loaded.geometry = window.crop(loaded.geometry)
+            geometry = SceneGeometry(**{**({} if geometry is None else geometry.present()), "depth": depth})
+        if window is not None and geometry is not None:
+            geometry = window.crop(geometry)
+        return LoadedScene(view.scene_name, frames=shown, geometry=geometry, **loaded)
+
+    def _resized(
+        self, video: Video, frames: Sequence[int], bounds: PixelBounds, is_folder: bool
+    ) -> UInt8[Tensor, "T 3 h w"]:
+        token_px = self.spec.token_px
+
+        def decode() -> UInt8[Tensor, "T 3 h w"]:
+            return resize_frames(video.read(frames), bounds, is_folder=is_folder, token_px=token_px)
+
+        if self.frame_cache is None:
+            return decode()
+        return self.frame_cache.frames(video, frames, bounds, decode, is_folder=is_folder, token_px=token_px)
+
+    def _read_depth(self, view: SceneView, frames: Sequence[int], size_hw: tuple[int, int]) -> Float32[Tensor, "T H W"]:
+        """Read the depth of raw frames, see `datamodules.depth.read_depth`; each once if videos are kept in memory."""
+        if view.depth_maps is not None:
+            return resize_depth(view.depth_maps[list(frames)], size_hw)
+        assert view.depth is not None
+        path, known = view.depth, self._depths if self.keep else {}
+        unread = [i for i in dict.fromkeys(frames) if (path, i) not in known]
+        if unread:
+            maps = read_depth(path, unread, num_frames=view.video.num_frames, size_hw=size_hw)
+            known.update({(path, i): each for i, each in zip(unread, maps, strict=True)})
+        return torch.stack([known[path, i] for i in frames])
+
+    def _read_target(
+        self, view: SceneView, frames: Sequence[int], size_hw: tuple[int, int]
+    ) -> tuple[Float32[Tensor, "T H W"] | None, str | None]:
+        """Read depth that is only predicted, or say why it can't be read; retried once."""
+        reason = None
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                return self._read_depth(view, frames, size_hw), None
+            except SCENE_FAULTS as error:
+                reason = format_scene_error(view.scene_name, error)
+        return None, reason
 
 
-def _read_target(
-    opened: OpenScene, frames: Sequence[int], size_hw: tuple[int, int]
-) -> tuple[Float32[Tensor, "T H W"] | None, str | None]:
-    """Depth that is only predicted, or why it can't be read; retried once."""
-    reason = None
-    for _ in range(MAX_ATTEMPTS):
-        try:
-            return opened.read_depth(frames, size_hw), None
-        except SCENE_FAULTS as error:
-            reason = format_scene_error(opened.scene, error)
-    return None, reason
-
-
-def format_scene_error(scene: Scene, error: Exception) -> str:
+def format_scene_error(name: str, error: Exception) -> str:
     """The error of a scene in one line that contains the scene's name."""
     message = describe_fault(error)
-    return message if scene.name.rpartition("/")[2] in message else f"{scene.name}: {message}"
+    return message if name.rpartition("/")[2] in message else f"{name}: {message}"
 
 
-# ---- A scene whose video is opened, with its cameras ----------------------------------------------------------------
-
-
-@dataclass
-class OpenScene:
-    """A scene with its video opened and its cameras read.
-
-    Attributes:
-        scene: The scene.
-        video: Its video.
-        world_to_camera: Poses of all raw frames, NaN where unknown; None without cameras.
-        K_normalized: Intrinsics of all raw frames; None without cameras.
-        times_s: Timestamps of all raw frames in seconds.
-        has_times: Whether they are known; a folder of frames without times_s counts one second per frame.
-        raw: All raw frames, if videos are kept in memory.
-        depths: Depth maps read so far by raw frame, if videos are kept in memory.
-        depth: Depth maps of all raw frames, of frames in memory.
-    """
-
-    scene: Scene
-    video: Video
-    world_to_camera: Float[Tensor, "N 4 4"] | None
-    K_normalized: Float[Tensor, "N 3 3"] | None
-    times_s: list[float]
-    has_times: bool
-    raw: UInt8[Tensor, "N 3 H W"] | None = None
-    depths: dict[int, Float32[Tensor, "H W"]] = field(default_factory=dict)
-    depth: Float32[Tensor, "N H W"] | None = None
-
-    def read(self, indices: Sequence[int]) -> UInt8[Tensor, "T 3 H W"]:
-        """Raw frames."""
-        return self.video.read(indices) if self.raw is None else self.raw[list(indices)]
-
-    def read_depth(self, indices: Sequence[int], size_hw: tuple[int, int]) -> Float32[Tensor, "T H W"]:
-        """Depth of raw frames, see `datamodules.depth.read_depth`; each frame is read once if videos are kept."""
-        if self.depth is not None:
-            return resize_depth(self.depth[list(indices)], size_hw)
-        assert self.scene.depth is not None
-        depths = {} if self.raw is None else self.depths
-        unread = [i for i in dict.fromkeys(indices) if i not in depths]
-        if unread:
-            maps = read_depth(self.scene.depth, unread, num_frames=self.video.num_frames, size_hw=size_hw)
-            depths.update(zip(unread, maps, strict=True))
-        return torch.stack([depths[i] for i in indices])
-
-    def view(self, epoch: int = 0) -> SceneView:
-        """The input of a frame sampler."""
-        scene = self.scene
-        return SceneView(self.video, self.world_to_camera, self.K_normalized, scene.depth, epoch, name=scene.name)
-
-    def geometry(self, indices: Sequence[int]) -> SceneGeometry | None:
-        """Cameras of raw frames, None if no frame has one; a frame without has the identity and `has_camera` False."""
-        if self.world_to_camera is None or self.K_normalized is None:
-            return None
-        poses, K = self.world_to_camera[list(indices)], self.K_normalized[list(indices)]
-        has_camera = poses.isfinite().flatten(1).all(1)
-        poses = torch.where(has_camera[:, None, None], poses, torch.eye(4, dtype=poses.dtype))
-        return SceneGeometry(world_to_camera=poses, K_normalized=K, has_camera=has_camera) if has_camera.any() else None
+def check_scene(scene: Scene, spec: ModelSpec) -> None:
+    """Raise an InputError if a scene lacks the cameras or the depth that a model reads."""
+    beside = companion_name(scene.video)
+    if spec.requires_cameras and scene.cameras is None:
+        put = "" if scene.images else f"put {beside}.cameras.json beside it, "
+        raise InputError(
+            f"{scene.video}: no cameras, and this model needs them: {put}predict them (--model.geometry PretrainedVGGT "
+            "--model.camera_source auto), or use a model without cameras (--config qwen25_vl.yaml)"
+        )
+    if spec.requires_depth and scene.depth is None:
+        remedy = f"put a folder {beside}.depth of 16-bit images beside it "
+        remedy += "(DatasetGeometry works without: --model.geometry.depth false)"
+        if scene.images:
+            remedy = "use a model without depth (--config qwen25_vl.yaml)"
+        raise InputError(f"{scene.video}: no depth, and this model needs it: {remedy}")

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 from jaxtyping import UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from datamodules.resize import PixelBounds
 from datamodules.video import Video
-from zoo.files.cache_folder import CacheFolder, Description
-from zoo.files.fingerprint import fingerprint, sampled_fingerprint
+from zoo.files.cache import Cache
+from zoo.files.fingerprint import file_fingerprint
 
 VERSION = 1  # raise it when decoding or resizing gives other pixels, so that no entry is stale
-FRAMES = "frames"
 
 
 @dataclass
-class FrameCache:
+class FrameCache(Cache):
     """A folder with the resized frames of each scene as bytes, one file per scene and selection.
 
-    The name of an entry is a digest of the content of the video (of a folder, of the frames that are shown), of the
-    frames' numbers and of how they are resized.
-    Data workers map its file into memory. It is written when its frames are first decoded; `cache-frames` fills the
-    folder ahead of a run. A scene of 16 frames of 476 x 644 pixels takes 15 MB.
+    The key of an entry is the content of the video (of a folder, of the frames that are shown), the frames' numbers,
+    and how they are resized. Data workers map its file into memory. It is written when its frames are first decoded;
+    `cache-frames` fills the folder ahead of a run. A scene of 16 frames of 476 x 644 pixels takes 15 MB.
 
     Frames drawn anew in each epoch (`RandomSampler`) are never found again: train with `--data.train_sampler null`.
 
@@ -42,23 +37,32 @@ class FrameCache:
 
     folder: str = "cache/frames"
     max_size_gb: float = 200.0
+    option: ClassVar[str] = "--data.frame_cache"
+    has_checksums: ClassVar[bool] = False  # a loader would read all pixels twice
 
-    def __post_init__(self) -> None:
-        self._entries = CacheFolder(self.folder, self.max_size_gb, "--data.frame_cache")
-        self.num_decoded = 0  # entries that were absent
-
-    def entry(self, video: Video, indices: Sequence[int], bounds: PixelBounds, **resizing: int | bool) -> Description:
-        """Return everything that the resized frames of a video or of still images depend on.
+    def frames(
+        self,
+        video: Video,
+        indices: Sequence[int],
+        bounds: PixelBounds,
+        decode: Callable[[], UInt8[Tensor, "T 3 h w"]],
+        **resizing: int | bool,
+    ) -> UInt8[Tensor, "T 3 h w"]:
+        """Read the resized frames of a video or of still images, or decode and keep them.
 
         Args:
             video: The video.
             indices: The frames.
             bounds: Of the resized frames.
+            decode: Reads and resizes the frames.
             **resizing: Further arguments of `resize_frames`.
+
+        Raises:
+            InputError: One scene exceeds the limit.
         """
         files = video.files(indices)
-        content = {file: sampled_fingerprint(file) for file in files}
-        return {
+        content = {file: file_fingerprint(file) for file in files}  # of images, a file may be shown several times
+        key = {
             "files": [content[file] for file in files],
             "size_hw": [video.height, video.width],
             "indices": list(indices),
@@ -66,31 +70,4 @@ class FrameCache:
             **resizing,
             "version": VERSION,
         }
-
-    def get(self, entry: Description, decode: Callable[[], UInt8[Tensor, "T 3 h w"]]) -> UInt8[Tensor, "T 3 h w"]:
-        """Read the frames of an entry, or decode and keep them; a file that was cut short counts as absent.
-
-        Raises:
-            InputError: One scene exceeds the limit.
-        """
-        try:
-            with safe_open(self._entries.file(entry), framework="pt") as file:
-                if file.metadata() == _metadata(entry):
-                    frames: Tensor = file.get_tensor(FRAMES)  # mapped, and read when it is used
-                    self._entries.mark_used(entry)
-                    return frames
-        except (OSError, SafetensorError, RuntimeError):  # absent, cut short, or evicted before torch opened it too
-            pass
-        frames = decode()
-        self.num_decoded += 1
-        try:
-            self._entries.write(entry, save({FRAMES: frames}, _metadata(entry)))
-        except OSError as error:
-            warnings.warn(
-                f"{self.folder}: frames can't be kept ({error.strerror}), so they are decoded again", stacklevel=2
-            )
-        return frames
-
-
-def _metadata(entry: Description) -> dict[str, str]:
-    return {"entry": fingerprint(json.loads(json.dumps(entry)))}
+        return self.get(key, lambda: {"frames": decode()})["frames"]

@@ -1,4 +1,4 @@
-"""Videos and frames as a model's run reads them, and a batch of one with the user's questions."""
+"""Inference: a video or frames as the model's run reads them, and a batch with the user's questions."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datamodules.chat_format import Content, media_of
 from datamodules.collate import QuestionCollate
 from datamodules.datamodule import VideoQADataModule
-from datamodules.dataset import OpenScene, SceneDataset
-from datamodules.loaded_scene import Content, LoadedScene, Wording, media_of
-from datamodules.samplers import FrameSampler
+from datamodules.dataset import SceneDataset
+from datamodules.samplers import FrameSampler, SceneView
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
 from datamodules.video import Video
 from zoo.backbones.base import Message
-from zoo.benchmarks import Benchmark
 from zoo.cameras import SceneGeometry
 from zoo.configuration import from_config, trusted_imports
 from zoo.errors import InputError
 from zoo.generation import Reply, answer_batch
 from zoo.sequences.batch import Batch
+from zoo.sequences.loaded_scene import LoadedScene
 
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
@@ -73,16 +73,14 @@ def batch_of_questions(
     if isinstance(video, Tensor):
         if num_frames or sampler or isinstance(cameras, (str, Path)):
             raise InputError("of frames in memory all are shown, and their cameras are a SceneGeometry: give no file")
-        if times_s is None and model.requirements.seconds != "nominal":
-            seconds = model.requirements.seconds
+        if times_s is None and (seconds := model.model_spec().seconds) != "nominal":
             raise InputError(f"--model.time_index.seconds {seconds} needs the time of each frame: give times_s")
         loaded = load_frames(model, data, video, times_s, as_images=False, geometry=cameras)
     else:
         if times_s is not None or isinstance(cameras, SceneGeometry):
             raise InputError("times_s and a SceneGeometry are for frames in memory: a video has files of its own")
         loaded = load_video(model, data, video, cameras, num_frames, sampler)
-    loaded.questions = asked
-    batch = collate_for(model, data.source.benchmark)([loaded])
+    batch = QuestionCollate(model.model_spec(), data.source.benchmark)([replace(loaded, questions=asked)])
     if batch.failed:
         raise InputError(batch.failed[0]["error"])
     return batch.to(model.backbone.device)
@@ -126,11 +124,11 @@ def load_frames(
             the frames are in another range.
     """
     geometry = geometry and geometry.without_invalid_cameras().to("cpu")
-    needs, given = model.requirements, {} if geometry is None else geometry.present()
+    spec, given = model.model_spec(), {} if geometry is None else geometry.present()
     has_depth = "depth" in given and bool((given["depth"] > 0).any())
-    if needs.cameras and not (geometry and geometry.has_cameras):
+    if spec.requires_cameras and not (geometry and geometry.has_cameras):
         raise InputError(NO_CAMERAS)
-    if needs.depth and not has_depth:
+    if spec.requires_depth and not has_depth:
         raise InputError(NO_DEPTH)
     for name, each in {**given, **({} if times_s is None else {"times_s": times_s})}.items():
         if len(each) != len(frames):
@@ -145,23 +143,20 @@ def load_frames(
             )
         frames = (frames * 255).round().to(torch.uint8)
     frames = frames.cpu()
-    images = tuple(Path("frames") for _ in frames) if as_images else ()
     video, poses, K = Video(frames), None, None
     if geometry is not None and geometry.has_cameras:
         poses, K, has_camera = geometry.cameras()
         poses = poses.where(has_camera[:, None, None], torch.nan)
-    opened = OpenScene(
-        Scene("frames", video.path, (), images=images),
+    view = SceneView(
         video,
         poses,
         K,
-        times_s=video.times_s if times_s is None else [float(time_s) for time_s in times_s],
-        has_times=times_s is not None,
-        depth=None if geometry is None else geometry.depth,
+        name="frames",
+        times_s=None if times_s is None else [float(time_s) for time_s in times_s],
+        depth_maps=None if geometry is None else geometry.depth,
     )
-    loaded, dataset = LoadedScene(opened.scene, ()), _dataset(model, data, [opened.scene])
-    dataset.load(loaded, opened, dataset.pair_all(opened))
-    return loaded
+    dataset = _dataset(model, data, [])
+    return dataset.load(view, dataset.pair_all(view, are_images=as_images), are_images=as_images)
 
 
 def _dataset(
@@ -171,16 +166,9 @@ def _dataset(
     sampler: FrameSampler | None = None,
     num_frames: int | None = None,
 ) -> SceneDataset:
-    dataset = data.dataset(scenes)
+    dataset = data.dataset(scenes, spec=replace(model.model_spec(), targets=()))
     dataset.sampler, dataset.num_frames = sampler or data.sampler, num_frames or data.num_frames
-    dataset.requirements = replace(model.requirements, targets=())
     return dataset
-
-
-def collate_for(model: SpatialVLM, benchmark: Benchmark | None = None) -> QuestionCollate:
-    """The collation of scenes that a model is asked about; `benchmark` words the questions."""
-    wording = Wording(model.backbone.preprocessor, benchmark)
-    return QuestionCollate(wording, model.sequence_builder, model.requirements, model.geometry_reader(training=False))
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:
@@ -226,12 +214,12 @@ def answer_chats(
     # 1. Scenes, in the order of their media.
     shown = list(_scenes(model, media, num_frames))
     contents = [content for _, own in shown for content in own]
-    collate = collate_for(model)
-    scenes = [collate.scene_inputs(loaded) for loaded, _ in shown]
+    collate = QuestionCollate(model.model_spec())
+    scenes = [collate.prepare(loaded) for loaded, _ in shown]
     grids = [grid for scene in scenes for grid in scene.media_grids]
     times = [time for loaded, _ in shown for time in loaded.frame_times or ()]
     # 2. Prompts.
-    preprocessor, builder = collate.wording.preprocessor, collate.builder
+    preprocessor, builder = collate.preprocessor, collate.builder
     prompts, replies = list[list[int]](), dict[int, Reply]()
     for number, chat in enumerate(chats):
         written = "\n".join(item.get("text", "") for message in chat for item in message["content"])

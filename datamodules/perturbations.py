@@ -22,12 +22,12 @@ from torch.utils.data import Dataset
 from datamodules.augmentations import enlarged
 from datamodules.dataset import SceneDataset
 from datamodules.depth import resize_depth
-from datamodules.loaded_scene import LoadedScene
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+from zoo.sequences.loaded_scene import LoadedScene
 
 
 class Perturbation(Configurable, ABC):
@@ -62,7 +62,7 @@ class OtherCameras(Perturbation):
             return scene
         other = read_other()
         assert other.geometry is not None
-        poses, K, has_camera = other.geometry[_repeated(len(other.frame_indices), scene)].cameras()
+        poses, K, has_camera = other.geometry[_repeated(len(other.frame_indices or ()), scene)].cameras()
         geometry = copy(scene.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = poses, K, has_camera
         return replace(scene, geometry=geometry, has_true_cameras=False)
@@ -155,14 +155,15 @@ class ReversedFrames(Perturbation):
     """The frames from the last to the first; each keeps its camera, number and time."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
-        return _in_order(scene, range(len(scene.frame_indices))[::-1])
+        return _in_order(scene, range(len(scene.frame_indices or ()))[::-1])
 
 
 class ShuffledFrameNumbers(Perturbation):
     """The frame numbers in a random order, drawn from the scene's name; the frames stay in theirs."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
-        return replace(scene, frame_indices=tuple(scene.frame_indices[i] for i in _shuffled(scene)))
+        numbers = scene.frame_indices or ()
+        return replace(scene, frame_indices=tuple(numbers[i] for i in _shuffled(scene)))
 
 
 class OtherGeometry(Perturbation):
@@ -171,7 +172,7 @@ class OtherGeometry(Perturbation):
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         other = read_other()
         assert scene.frames is not None
-        order, geometry = _repeated(len(other.frame_indices), scene), other.geometry
+        order, geometry = _repeated(len(other.frame_indices or ()), scene), other.geometry
         # one grid of 2D and 3D tokens
         shown: dict[str, Any] = {
             name: _in_size_of(getattr(scene, name), each) for name, each in _frames(other, order).items()
@@ -180,7 +181,7 @@ class OtherGeometry(Perturbation):
             geometry = geometry[order]
             if geometry.depth is not None:
                 geometry.depth = resize_depth(geometry.depth, (scene.frames.shape[-2], scene.frames.shape[-1]))
-        override = replace(other, **shown, tower_window=scene.tower_window, geometry=geometry)
+        override = replace(other, **shown, vision_window=scene.vision_window, geometry=geometry)
         return replace(scene, geometry_override=override)
 
 
@@ -224,7 +225,7 @@ class PerturbedScenes(Dataset):
 
     def _read_other(self, loaded: LoadedScene) -> LoadedScene:
         """The first suitable scene, from half the list away: neighbors may show the same room."""
-        place, count = self._place[loaded.scene.name], len(self.every)
+        place, count = self._place[loaded.name], len(self.every)
         for step in range(count):
             i = (place + count // 2 + step) % count
             if i == place:
@@ -233,15 +234,16 @@ class PerturbedScenes(Dataset):
             has_cameras = other.geometry is not None and other.geometry.has_cameras
             if other.error is None and (has_cameras or not self.perturbation.requires_cameras):
                 return other
-        raise InputError(f"{loaded.scene.name}: the test has no other scene that could perturb it")
+        raise InputError(f"{loaded.name}: the test has no other scene that could perturb it")
 
 
 def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
     """The scene with its frames in another order."""
+    numbers = scene.frame_indices or ()
     return replace(
         scene,
         **_frames(scene, order),
-        frame_indices=tuple(scene.frame_indices[i] for i in order),
+        frame_indices=tuple(numbers[i] for i in order),
         frame_times=None if scene.frame_times is None else tuple(scene.frame_times[i] for i in order),
         geometry=None if scene.geometry is None else scene.geometry[list(order)],
     )
@@ -263,8 +265,8 @@ def _in_size_of(own: Tensor | None, frames: Tensor) -> Tensor | None:
 
 def _shuffled(scene: LoadedScene, none_stays: bool = False) -> list[int]:
     """The frames, those of a temporal patch side by side; at least one patch moves, or all of them."""
-    count = len(scene.frame_indices) // TEMPORAL_PATCH_SIZE
-    chance, order = random.Random(scene.scene.name), list(range(count))
+    count = len(scene.frame_indices or ()) // TEMPORAL_PATCH_SIZE
+    chance, order = random.Random(scene.name), list(range(count))
     enough = all if none_stays else any
     while count > 1 and not enough(place != patch for place, patch in enumerate(order)):
         chance.shuffle(order)
@@ -273,4 +275,4 @@ def _shuffled(scene: LoadedScene, none_stays: bool = False) -> list[int]:
 
 def _repeated(count: int, scene: LoadedScene) -> list[int]:
     """As many frames as the scene has, out of `count`; cycles through them if there are too few."""
-    return [i % count for i in range(len(scene.frame_indices))]
+    return [i % count for i in range(len(scene.frame_indices or ()))]

@@ -1,7 +1,4 @@
-"""The order of training questions and the distribution of scenes across processes: pure functions of seed and position.
-
-Runs therefore resume exactly, and all processes compute the same order.
-"""
+"""Which questions a training step asks, and which scenes a process evaluates: functions of a seed and the step."""
 
 from __future__ import annotations
 
@@ -16,26 +13,24 @@ from jaxtyping import Int
 from torch.utils.data import DataLoader, Sampler
 
 from zoo.errors import InputError
-from zoo.sequences.batch import Batch, OptimizerStep
+from zoo.sequences.loaded_scene import OptimizerStep
 
 if TYPE_CHECKING:
     from lightning import Trainer
 
-# settings of a training order that a resumed run must have
-SETTINGS = ("num_scenes", "num_questions", "batch_size", "questions_per_scene", "seed", "world_size", "questions")
-
 
 class TrainingItem(NamedTuple):
-    """Questions about one scene in one training step; they share a sequence.
+    """Questions about one scene in one training batch; they share a sequence.
 
     Attributes:
         scene: Index of the scene.
         questions: Indices of its questions.
         epoch: Part of the seed of random frame samplers.
         is_padding: Whether nothing is learned from these questions, which only keep this process in step.
-        seed: Of the training order.
+        seed: Seed of the training data.
         step_questions: Indices of all questions about the scene that the optimizer step learns from, in any batch of
             any process.
+        step: The optimizer step that the batch is a part of.
     """
 
     scene: int
@@ -44,6 +39,7 @@ class TrainingItem(NamedTuple):
     is_padding: bool = False
     seed: int = 0
     step_questions: tuple[int, ...] = ()
+    step: OptimizerStep | None = None
 
     def draw(self, scene_name: str) -> int:
         """Return a seed of 32 bits for what is drawn about the scene in this epoch, by any process."""
@@ -51,46 +47,66 @@ class TrainingItem(NamedTuple):
 
 
 class TrainingPosition(NamedTuple):
-    """Where a training stands.
+    """The place of an optimizer step in the epochs.
 
     Attributes:
-        epoch: To overfit, each is the first.
-        batch: Number of its batches that are trained.
-        num_batches: Batches of an epoch; infinite if the Trainer does not know them yet.
-        accumulated: Batches of an optimizer step, but for the last step of an epoch, which has the rest.
+        epoch: From 0.
+        batch: The first batch of the step, from 0 in each epoch.
+        num_batches: Batches of an epoch.
+        accumulated: Batches of an optimizer step, except for the last step of an epoch, which has the rest.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    num_batches: float = math.inf
-    accumulated: int = 1
+    epoch: int
+    batch: int
+    num_batches: int
+    accumulated: int
+
+    @classmethod
+    def of_step(cls, step: int, num_batches: int, accumulated: int) -> TrainingPosition:
+        """Return the position after so many optimizer steps.
+
+        Example:
+            >>> TrainingPosition.of_step(4, num_batches=5, accumulated=2)[:2]
+            (1, 2)
+        """
+        epoch, step_of_epoch = divmod(step, math.ceil(num_batches / accumulated))
+        return cls(epoch, step_of_epoch * accumulated, num_batches, accumulated)
 
     @classmethod
     def of(cls, trainer: Trainer) -> TrainingPosition:
-        """Return that of a Trainer."""
-        epoch = 0 if trainer.overfit_batches else trainer.current_epoch  # type: ignore[attr-defined]
-        batch, num_batches = trainer.fit_loop.batch_idx + 1, trainer.num_training_batches
-        return cls(epoch, batch, num_batches, trainer.accumulate_grad_batches)
+        """Return the position that follows from the `global_step` of a Trainer; to overfit, each epoch is the first.
+
+        Raises:
+            InputError: The Trainer's own epoch and batch are others.
+        """
+        found = cls.of_step(trainer.global_step, int(trainer.num_training_batches), trainer.accumulate_grad_batches)
+        counted = trainer.current_epoch, trainer.fit_loop.batch_idx + 1
+        if counted != found[:2]:
+            raise InputError(
+                f"step {trainer.global_step} begins at epoch and batch {found[:2]}, and the Trainer counts {counted}: "
+                "all optimizer steps must have --trainer.accumulate_grad_batches, and a checkpoint a complete step"
+            )
+        return found._replace(epoch=0) if trainer.overfit_batches else found  # type: ignore[attr-defined]
 
     def batches_of_step(self, batch: int) -> range:
         """Return the batches of the optimizer step that a batch is a part of."""
         first = batch - batch % self.accumulated
-        return range(first, int(min(first + self.accumulated, self.num_batches)))
+        return range(first, min(first + self.accumulated, self.num_batches))
 
 
 @dataclass(frozen=True, eq=False)
 class ShuffledEpoch:
-    """The sequences of an epoch, in the order in which all processes together train on them.
+    """The sequences of an epoch as all processes together train on them.
 
     Attributes:
-        order: The sequences by number.
+        permutation: The sequences by number, as they are trained on.
         scenes: Scene of each sequence.
         starts: Where the questions of each sequence start, and the end of the last.
         questions: The questions of all sequences.
         num_answers: Answers that each sequence learns from.
     """
 
-    order: np.ndarray
+    permutation: np.ndarray
     scenes: np.ndarray
     starts: np.ndarray
     questions: np.ndarray
@@ -100,17 +116,21 @@ class ShuffledEpoch:
         """Return the scene and the questions of the sequences at some places; those of a step have adjacent places."""
         return [
             (int(self.scenes[i]), self.questions[self.starts[i] : self.starts[i + 1]].tolist())
-            for i in self.order[places.start : places.stop : places.step]
+            for i in self.permutation[places.start : places.stop : places.step]
         ]
 
     def questions_about(self, scene: int, places: range) -> tuple[int, ...]:
         """Return the questions about a scene in the sequences at adjacent places."""
-        sequences = self.order[places.start : places.stop]
+        sequences = self.permutation[places.start : places.stop]
         own = sequences[self.scenes[sequences] == scene]
         return tuple(q for i in own for q in self.questions[self.starts[i] : self.starts[i + 1]].tolist())
 
+    def count_answers(self, places: range) -> int:
+        """Count the answers that the sequences at adjacent places learn from."""
+        return int(self.num_answers[self.permutation[places.start : places.stop]].sum())
 
-class TrainingOrder(Sampler[list[TrainingItem]]):
+
+class QuestionSampler(Sampler[list[TrainingItem]]):
     """Batches in which each question comes exactly once per epoch, reshuffled every epoch.
 
     The questions of each scene are shuffled and cut into near-equal sequences, and the sequences of all scenes are
@@ -126,16 +146,15 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         world_size: Number of processes; each takes its own sequences of the same shuffle.
         questions: Fingerprint of the questions.
         num_answers: Answers of each question, those of a scene after those of another; 1 each if not given.
-
-    Attributes:
-        position: Where the next iteration begins, and which batches are a step.
+        position: Returns where an iteration begins; without it, each is the first epoch, of steps of one batch.
+        skips_failed: See `OptimizerStep`.
 
     Raises:
         InputError: There is no question.
 
     Example:
-        >>> order = TrainingOrder([1, 2], batch_size=1, questions_per_scene=2, seed=0)
-        >>> sorted(item.scene for batch in order for item in batch)
+        >>> sampler = QuestionSampler([1, 2], batch_size=1, questions_per_scene=2, seed=0)
+        >>> sorted(item.scene for batch in sampler for item in batch)
         [0, 1]
     """
 
@@ -149,6 +168,8 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         world_size: int = 1,
         questions: str = "",
         num_answers: Int[np.ndarray, " questions"] | None = None,
+        position: Callable[[], TrainingPosition] | None = None,
+        skips_failed: bool = False,
     ):
         self.counts = np.asarray(num_questions, dtype=np.int64)
         self.num_scenes, self.num_questions = len(self.counts), int(self.counts.sum())
@@ -158,38 +179,35 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         self.rank, self.world_size, self.questions = rank, world_size, questions
         self.num_sequences = int((-(-self.counts // questions_per_scene)).sum())
         self.num_answers = np.ones(self.num_questions, dtype=np.int64) if num_answers is None else num_answers
-        self.position = TrainingPosition()
+        self.skips_failed = skips_failed
+        self.position = position or (lambda: TrainingPosition(0, 0, len(self), 1))
         self._shuffled: tuple[int, ShuffledEpoch] | None = None
 
     def __len__(self) -> int:
         return -(-self.num_sequences // (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[TrainingItem]]:
-        position = self.position
-        for batch in range(position.batch, len(self)):
-            yield self._own(position, batch)
+        position = self.position()
+        for batch in range(position.batch, min(position.num_batches, len(self))):
+            yield self._items(position, batch)
 
-    def _own(self, position: TrainingPosition, batch: int) -> list[TrainingItem]:
+    def _items(self, position: TrainingPosition, batch: int) -> list[TrainingItem]:
         """This process's items of a batch."""
         number, epoch = position.epoch, self.shuffle(position.epoch)
-        places = self._places(range(batch, batch + 1))
+        places, of_step = self._places(range(batch, batch + 1)), self._places(position.batches_of_step(batch))
+        num_batches = self.world_size * position.accumulated
+        step = OptimizerStep(epoch.count_answers(of_step), num_batches, self.skips_failed)
         own = places[self.rank :: self.world_size]
-        merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
-        for scene, asked in epoch.sequences(own):
-            merged.setdefault(scene, []).extend(asked)
         if not own:  # one question: without labels, several are not packed
-            ((scene, asked),) = epoch.sequences(places[:1])
-            return [TrainingItem(scene, tuple(asked[:1]), number, is_padding=True, seed=self.seed)]
-        step = self._places(position.batches_of_step(batch))
+            ((scene, questions),) = epoch.sequences(places[:1])
+            return [TrainingItem(scene, tuple(questions[:1]), number, is_padding=True, seed=self.seed, step=step)]
+        merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
+        for scene, questions in epoch.sequences(own):
+            merged.setdefault(scene, []).extend(questions)
         return [
-            TrainingItem(scene, tuple(asked), number, False, self.seed, epoch.questions_about(scene, step))
-            for scene, asked in merged.items()
+            TrainingItem(scene, tuple(questions), number, False, self.seed, epoch.questions_about(scene, of_step), step)
+            for scene, questions in merged.items()
         ]
-
-    def num_answers_of_step(self, batch: int) -> int:
-        """Count the answers that all processes learn from in the optimizer step that a batch is a part of."""
-        epoch, places = self.shuffle(self.position.epoch), self._places(self.position.batches_of_step(batch))
-        return int(epoch.num_answers[epoch.order[places.start : places.stop]].sum())
 
     def _places(self, batches: range) -> range:
         """The places in the epoch of the sequences that all processes have in some batches."""
@@ -214,25 +232,52 @@ class TrainingOrder(Sampler[list[TrainingItem]]):
         sequence = (np.cumsum(cuts) - cuts)[scene_of] + place * cuts[scene_of] // self.counts[scene_of]
         starts = np.searchsorted(sequence, np.arange(self.num_sequences + 1))
         # 3. Shuffle the sequences.
-        order, scenes = generator.permutation(self.num_sequences), scene_of[starts[:-1]]
+        permutation, scenes = generator.permutation(self.num_sequences), scene_of[starts[:-1]]
         num_answers = np.add.reduceat(self.num_answers[questions], starts[:-1])
-        return ShuffledEpoch(order, scenes, starts, questions - first, num_answers)
+        return ShuffledEpoch(permutation, scenes, starts, questions - first, num_answers)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with its checkpoint."""
-        return {name: getattr(self, name) for name in SETTINGS}
+        """What the data of a step depends on, beside `TrainingPosition`."""
+        names = ("num_questions", "batch_size", "questions_per_scene", "seed", "world_size", "questions")
+        return {name: getattr(self, name) for name in names}
 
-    def check(self, trained: Mapping[str, Any]) -> None:
-        """Raise an InputError where the settings of a checkpoint are others; one without settings is accepted."""
-        for name, now in self.settings.items() if trained else ():
-            if name not in trained:
-                raise InputError("the checkpoint is of a version that trained in another order: start a new run")
-            if trained[name] != now:
-                change = f"{name} {trained[name]}, now it is {now}: resume with the same settings"
-                if name == "questions":
-                    change = "other questions or answers than are there now: resume with the same files, or start anew"
-                raise InputError(f"the checkpoint was trained with {change}")
+
+def check_resumed(trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise an InputError if a training was begun with other settings of its data than it is resumed with."""
+    for name, value in now.items():
+        if trained.get(name) == value:
+            continue
+        if name == "questions":
+            raise InputError(
+                "the checkpoint was trained with other questions or answers than are there now: resume with the same "
+                "files, or start anew"
+            )
+        raise InputError(
+            f"the checkpoint was trained with {name} {trained.get(name)}, now it is {value}: resume with the same "
+            "settings"
+        )
+
+
+class TrainingLoader(DataLoader):
+    """A DataLoader whose sampler and workers start when the first batch is due.
+
+    Lightning asks for an iterator to count the batches of an epoch, before it restores the step of a checkpoint. There
+    is no position to save: it follows from the step.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing; Lightning warns that a loader without a state would begin anew."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore nothing."""
+
+
+# ---- The scenes of an evaluation ------------------------------------------------------------------------------------
 
 
 def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]]:
@@ -255,47 +300,3 @@ def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]
         shares[least].append(scene)
         totals[least] += loads[scene]
     return [sorted(share) for share in shares]
-
-
-# ---- The DataLoader of a training, which begins where the training stands -------------------------------------------
-
-
-class ResumableLoader(DataLoader):
-    """A DataLoader that begins where its training stands, in a resumed run in the middle of an epoch.
-
-    It keeps no position of its own: Lightning restores that of loaders in some cases only, its own in all. What workers
-    have prefetched doesn't count. Each `Batch` gets the optimizer step that it is a part of.
-
-    Args:
-        position: Returns where the training stands; called when the first batch is due.
-        receive: Called with each batch when the training takes it.
-        args: See `DataLoader`, as for `options`.
-    """
-
-    batch_sampler: TrainingOrder
-
-    def __init__(
-        self,
-        *args: Any,
-        position: Callable[[], TrainingPosition],
-        receive: Callable[[Any], object] = lambda batch: None,
-        **options: Any,
-    ) -> None:
-        super().__init__(*args, **options)
-        self.position, self.receive = position, receive
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        order, position = self.batch_sampler, self.position()
-        order.position = position
-        for number, batch in enumerate(super().__iter__(), position.batch):
-            self.receive(batch)
-            if isinstance(batch, Batch):
-                batch.step = OptimizerStep(order.num_answers_of_step(number), order.world_size * position.accumulated)
-            yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing; Lightning warns that a loader without a state would begin anew."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore nothing."""

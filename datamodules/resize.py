@@ -98,7 +98,7 @@ class PixelBounds:
 
 
 def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int]) -> PixelBounds:
-    """The bounds of still images: given ones, or else the least and most pixels of the model's own processor."""
+    """The bounds of images: given ones, or else the least and most pixels of the model's own processor."""
     return given or PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
 
 
@@ -150,20 +150,21 @@ def resize_pillow(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> UI
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
-# ---- How VG-LLM and SpatialStack resize still images, bit for bit: the tower and the geometry encoder see two sizes
+# ---- Images of VG-LLM and SpatialStack, bit for bit: vision encoder and geometry encoder see two sizes --------------
 
 GEOMETRY_PATCH = 14  # pixels of VGGT's patches
 WIDTH = 518  # of VG-LLM's pictures
 
 
 class ResizedStills(NamedTuple):
-    """Still images as the vision tower and the geometry encoder see them.
+    """Images as the vision encoder and the geometry encoder see them.
 
     Attributes:
-        frames: The tower's.
-        geometry_frames: The encoder's, whose patches lie under the tower's: see `zoo.geometry.base.covers`.
-        window: What of the pictures the tower's frames show, for their cameras and depth; None is everything.
-        tower_window: What of the encoder's frames the tower's show, for predicted cameras and depth; None is
+        frames: The vision encoder's.
+        geometry_frames: The geometry encoder's. Its patches lie under the vision encoder's, see
+            `zoo.geometry.base.covers`.
+        window: The part of the pictures that `frames` show, for their cameras and depth; None is everything.
+        tower_window: The part of `geometry_frames` that `frames` show, for predicted cameras and depth; None is
             everything.
     """
 
@@ -174,7 +175,7 @@ class ResizedStills(NamedTuple):
 
 
 class StillResize(Configurable, ABC):
-    """Resize still images for a model whose geometry encoder sees other pictures than its vision tower.
+    """Resize images for a model whose geometry encoder sees other pictures than its vision encoder.
 
     Args:
         jpeg: Compress each picture as a JPEG of Pillow's default quality first, as published evaluations of pictures
@@ -201,10 +202,10 @@ class StillResize(Configurable, ABC):
 class FixedWidthStills(StillResize):
     """VG-LLM's pictures, and those of SpatialStack's training: 518 pixels wide, and at most as high.
 
-    The height is the nearest multiple of 14 pixels; of taller pictures the middle is kept. The tower sees them without
-    the right and bottom edge that fills no token. The encoder sees them whole; for a tower with other patches than its
-    own it sees the original pictures instead, at 14 pixels for each of the tower's patches, and so not quite the same
-    part of them.
+    The height is the nearest multiple of 14 pixels; of taller pictures the middle is kept. The vision encoder sees them
+    without the right and bottom edge that fills no token. The geometry encoder sees them whole. If the patches of the
+    two differ, it sees the original pictures instead, at 14 pixels for each patch of the vision encoder, and so not
+    quite the same part of them.
 
     Args:
         jpeg: See `StillResize`.
@@ -228,7 +229,7 @@ class FixedWidthStills(StillResize):
 
 
 class OriginalStills(StillResize):
-    """SpatialStack's pictures in evaluations: the tower's by the model's processor, the encoder's from the original.
+    """SpatialStack's pictures in evaluations, by the model's processor; the geometry encoder sees the original ones.
 
     Args:
         min_pixels: Minimum per picture.
@@ -251,7 +252,7 @@ class OriginalStills(StillResize):
 def under_patches(
     pictures: UInt8[Tensor, "S 3 H W"], frames: UInt8[Tensor, "S 3 h w"], token_px: int
 ) -> UInt8[Tensor, "S 3 height width"]:
-    """Resize pictures to 14 pixels for each of the tower's patches."""
+    """Resize pictures to 14 pixels for each patch of the vision encoder."""
     patch = token_px // SPATIAL_MERGE_SIZE
     rows, columns = (side // patch * GEOMETRY_PATCH for side in frames.shape[-2:])
     return resize_pillow(pictures, (rows, columns))

@@ -9,10 +9,10 @@ from typing import Any
 from lightning import Trainer
 
 from datamodules.collate import record
-from datamodules.loaded_scene import LoadedScene
 from datamodules.samplers import FrameSampler
 from datamodules.scenes import Question, Scene
 from zoo.files.fingerprint import file_fingerprint
+from zoo.sequences.loaded_scene import LoadedScene
 
 Records = dict[str, dict[str, Any]]  # by the id of the question
 
@@ -49,7 +49,7 @@ class ResumableTest:
     def read(self, scenes: list[Scene], prompt: Callable[[Question], str], sampler: FrameSampler) -> None:
         """Set what the test asks, and find what is answered."""
         self.scenes = scenes
-        self.records = [record(LoadedScene(scene, ()), q, prompt(q)) for scene in scenes for q in scene.questions]
+        self.records = [record(LoadedScene(scene.name), q, prompt(q)) for scene in scenes for q in scene.questions]
         self.files = {}
         for scene in scenes:
             files = (scene.video, scene.cameras, scene.depth, *sampler.reads(scene.name))

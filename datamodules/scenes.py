@@ -71,7 +71,7 @@ class Scene:
 
 def num_answers(questions: Sequence[Question]) -> Int[np.ndarray, " Q"]:
     """Count the answers of each question: those of a conversation are its turns."""
-    counted = getattr(questions, "num_answers", None)  # of an index, which builds no question for it
+    counted = getattr(questions, "num_answers", None)  # of packed questions, none of which is built for it
     if counted is not None:
         return counted
     return np.array([1 + len(getattr(question, "later_turns", ())) for question in questions], dtype=np.int64)
@@ -79,7 +79,7 @@ def num_answers(questions: Sequence[Question]) -> Int[np.ndarray, " Q"]:
 
 def select_questions(scene: Scene, indices: Sequence[int]) -> Scene:
     """Return a scene with some of its questions."""
-    select = getattr(scene.questions, "select", None)  # of an index, which builds no question for it
+    select = getattr(scene.questions, "select", None)  # of packed questions, none of which is built for it
     return replace(scene, questions=select(indices) if select else tuple(scene.questions[i] for i in indices))
 
 
@@ -89,7 +89,7 @@ def questions_fingerprint(scenes: Iterable[Scene]) -> str:
     def texts() -> Iterator[str]:
         for scene in scenes:
             yield scene.name
-            indexed = getattr(scene.questions, "content_fingerprint", None)  # of an index: no question is built for it
-            yield indexed or json.dumps([list(vars(question).values()) for question in scene.questions])
+            packed = getattr(scene.questions, "content_fingerprint", None)  # of packed questions
+            yield packed or json.dumps([list(vars(question).values()) for question in scene.questions])
 
     return fingerprint(texts())

@@ -13,6 +13,7 @@ import struct
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from pathlib import Path
 
 import av
@@ -335,6 +336,12 @@ class Video:
             for row in rows_of[i]:
                 frames[row] = torch.from_numpy(rgb).permute(2, 0, 1)
         return frames
+
+    def in_memory(self) -> Video:
+        """Return the same video with all of its frames decoded."""
+        kept = copy(self)
+        kept._frames = self.read(range(self.num_frames))
+        return kept
 
     def files(self, indices: Sequence[int]) -> list[Path]:
         """The files that hold these frames: the video file, or an image of each."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.tables import filled, markdown
-from docs.path_of_a_batch import recorded_files
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "architecture.md"
@@ -35,8 +34,8 @@ SEAMS = (
     Seam("geometry encoder", "zoo/geometry/", ("GeometryEncoder",), "--model.geometry",
          ("zoo/geometry/__init__.py", ZOO)),
     Seam("fusion", "zoo/fusions/", ("Fusion",), "--model.fusion", ("zoo/fusions/__init__.py", ZOO)),
-    Seam("time index", "zoo/sequences/time_index/", ("TimeIndex",), "--model.time_index",
-         ("zoo/sequences/time_index/__init__.py", ZOO)),
+    Seam("time index", "zoo/sequences/time_index.py", ("TimeIndex",), "--model.time_index",
+         (ZOO,)),
     Seam("backbone", "zoo/backbones/", ("Backbone", "BackboneLoader", "Preprocessor"), "--model.backbone",
          ("zoo/backbones/__init__.py", ZOO)),
     Seam("objective", "zoo/objectives/", ("Objective", "LayerObjective"), "--model.objectives",
@@ -53,17 +52,7 @@ SEAMS = (
 
 def document() -> str:
     """Return docs/architecture.md with up-to-date tables."""
-    return filled(DOCUMENT, {"path": path_list(), "seams": seam_table()})
-
-
-def path_list() -> str:
-    """Return a list of the files between an annotation file and the loss, by folder, as recorded."""
-    folders: dict[Path, list[Path]] = {}
-    for file in map(Path, recorded_files()):
-        folders.setdefault(file.parent, []).append(file)
-    return "\n".join(
-        f"- `{folder}/`: {', '.join(link(str(file), file.stem) for file in files)}" for folder, files in folders.items()
-    )
+    return filled(DOCUMENT, {"seams": seam_table()})
 
 
 def seam_table() -> str:

@@ -25,7 +25,7 @@ from docs.symmetries import COMBINATIONS
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.cameras.poses import invert_se3, nearest_rotation, pose_distance
 from zoo.encodings import EncodedCameras
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.sequences.time_index import TemporalPatches
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "attention_bias.png"

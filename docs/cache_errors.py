@@ -30,14 +30,14 @@ from benchmarks.tables import filled, markdown
 from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import QuestionCollate, SceneCollate
 from datamodules.dataset import SceneDataset
-from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.resize import PixelBounds
 from zoo import AddFusion, GeometryCache, SpatialVLM, TinyVGGT, VGGTPretraining
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.geometry import CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 from zoo.scene_encoding import encode_vision
 from zoo.sequences.batch import Batch
+from zoo.sequences.loaded_scene import LoadedScene
 
 DTYPES = ("bfloat16", "float8")
 DOCUMENT, SECTION = Path(__file__).parent / "reference/files.md", "table: cache errors"
@@ -64,7 +64,7 @@ def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
     plain = model.geometry
     assert isinstance(plain, VGGTEncoder) and model.fusion is not None
     behind = {dtype: CachedGeometry(lambda: plain, GeometryCache(f"{folder}/{dtype}", dtype=dtype)) for dtype in DTYPES}
-    collate = QuestionCollate(Wording(model.backbone.preprocessor), model.sequence_builder, model.requirements)
+    collate = QuestionCollate(model.model_spec())
     batches = [collate([replace(scene, questions=scene.questions[:1])]) for scene in scenes]
     equal_branches(model, batches[0])
     found: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in (*DTYPES, "another room")}
@@ -108,7 +108,7 @@ def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
     bounds = PixelBounds(min_pixels=784, max_pixels=65536, legacy_folder_resize=False)
     scenes = data.scenes("test")[: arguments.scenes]
     loaded = SceneDataset(
-        scenes, data.sampler, data.num_frames, bounds, requirements=DataRequirements(cameras=True, depth=True)
+        scenes, data.sampler, data.num_frames, bounds, spec=ModelSpec(requires_cameras=True, requires_depth=True)
     )
     return [loaded[i] for i in range(len(scenes))]
 

@@ -35,7 +35,7 @@ def main(runs: dict[str, Path]) -> None:
     data.prepare_splits(("test",))
     scenes = data.dataset(data.scenes("test"))
     opened = scenes.open(0)
-    shown = scenes.select(opened.view())[1::2]
+    shown = scenes.select(opened)[1::2]
     asked = [scene.questions[0] for scene in scenes.scenes[:ROOMS]]
     rows = {"room": ["this", *map(str, range(2, ROOMS + 1))]}
     rows["true distance"] = [f"{float(question.ground_truth):.1f}" for question in asked]
@@ -43,8 +43,8 @@ def main(runs: dict[str, Path]) -> None:
         answers = map(json.loads, (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
         said = {answer["id"]: answer["prediction"] for answer in answers}
         rows[name] = [said[question.id] for question in asked]
-    path = camera_map(opened.view(), shown, "Cameras tell where:")
-    sheet = contact_sheet(opened.read(shown), shown, columns=4)
+    path = camera_map(opened, shown, "Cameras tell where:")
+    sheet = contact_sheet(opened.video.read(shown), shown, columns=4)
 
     picture = Image.new("RGB", (WIDTH, path.height), PAPER)
     picture.paste(path, (0, 0))

@@ -19,25 +19,24 @@ from torch import Tensor
 from benchmarks.tables import filled, markdown
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
-from zoo.encodings.base import CameraEncoding, Symmetries, ViewMixer, ViewSymmetries
-from zoo.encodings.decoder_layout import HeadLayout
-from zoo.encodings.extra_channels import Compose, ExtraChannels
+from zoo.encodings.base import CameraEncoding, HeadLayout, Symmetries, ViewMixer, ViewSymmetries
+from zoo.encodings.compose import Compose, DeltaNetLayers, HeadSubset, LayerSubset
 from zoo.encodings.placements import (
     AlternateAxes,
     ChannelRange,
-    DeltaNetLayers,
-    HeadSubset,
+    ExtraChannels,
     HighFrequencies,
-    LayerSubset,
     LowFrequencies,
     Section,
     TemporalSection,
     UnrotatedChannels,
 )
-from zoo.encodings.pose_axis import Choice, PointRoPE, PoseAxis, PoseIndex, ValueRoPE
-from zoo.encodings.rayrope import RayAttention, RayRoPE, URoPE
+from zoo.encodings.prope import RayEncoding
+from zoo.encodings.rayrope import RayRoPE
+from zoo.encodings.rotary import Choice, PointRoPE, PoseAxis, PoseIndex, ValueRoPE
 from zoo.encodings.testing import hybrid_layout
-from zoo.encodings.view_attention import RayEmbedding, RayEncoding, ViewAttention
+from zoo.encodings.urope import URoPE
+from zoo.encodings.view_mixers import RayAttention, RayEmbedding, ViewAttention
 from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "encodings.md"
@@ -165,8 +164,8 @@ HEADINGS = {
     "shift": "shift of positions",
     "intrinsics": "intrinsics",
     "per_token": "one camera per token",
-    "identity_stock": "identity cameras are stock",
-    "text_stock": "text alone is stock",
+    "identity_stock": "identity cameras change nothing",
+    "text_stock": "text alone is unchanged",
     "order": "order of views",
 }
 

@@ -92,11 +92,3 @@ def rooms_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("rooms")
     Rooms(scenes=ROOMS, root=str(root), workers=1).prepare()
     return root
-
-
-@pytest.fixture(autouse=True)
-def conversation_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of conversations are built outside the repository."""
-    from datamodules.sources import conversations as conversation_index
-
-    monkeypatch.setattr(conversation_index, "FOLDER", tmp_path_factory.getbasetemp() / "conversations")

@@ -21,7 +21,7 @@ from commands.score import score
 from datamodules.cameras_file import read_cameras, read_times, write_cameras
 from datamodules.depth import read_depth
 from datamodules.samplers import SelectedFrames
-from datamodules.samplers.base import write_selection
+from datamodules.samplers.selection_files import write_selection
 from datamodules.sources import Conversations, PosedScenes, ScanQA, SceneFolder, VSIBench
 from datamodules.trajectories import Nerfstudio
 from datamodules.video import Video

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 
 from docs.architecture import DOCUMENT, ROOT, SEAMS, document
-from docs.path_of_a_batch import recorded_files, recording
-from zoo.files.fingerprint import fingerprint
 
 
 def test_tables_are_up_to_date() -> None:
@@ -38,14 +36,3 @@ def test_a_part_is_listed_where_those_are_that_ship() -> None:
         naming = {file for file in (*menus, package) if re.search(rf"\b{name}\b", file.read_text(encoding="utf-8"))}
         listed = {ROOT / file for file in seam.listed_in if file.endswith("__init__.py")}
         assert naming == listed, seam.part
-
-
-def test_the_path_of_a_batch_is_recorded() -> None:
-    """The files that run are those of the document; one that is not recorded is missed."""
-    recorded = recorded_files()
-    listed = DOCUMENT.read_text(encoding="utf-8").split("<!-- path -->")[1].split("<!-- end -->")[0]
-    assert sorted(re.findall(r"\]\(\.\./([\w/]+\.py)\)", listed)) == sorted(recorded)
-    assert {"datamodules/collate.py", "zoo/model.py", "zoo/encodings/prope.py"} <= set(recorded)
-    with recording() as files:
-        fingerprint({})  # the control: what runs is recorded, and nothing else
-    assert files == ["zoo/files/fingerprint.py"]

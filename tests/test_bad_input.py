@@ -14,7 +14,7 @@ from PIL import Image
 
 import main
 from datamodules.samplers import DatasetDepth, SceneView
-from datamodules.samplers.space_aware import PointMaps, PointSource
+from datamodules.samplers.base import PointMaps, PointSource
 from datamodules.video import Video
 
 FRAMES, SHORT = 48, 3

@@ -14,7 +14,7 @@ from callbacks import MetricsCallback, PredictionsCallback
 from commands.report import report
 from commands.score import score
 from datamodules import SceneFolder, VideoQADataModule
-from datamodules.loaded_scene import Wording
+from datamodules.chat_format import ChatFormat
 from datamodules.scenes import Question
 from tests.callbacks.toy import Toy, record, trainer
 from tests.commands.made_runs import CONFIG, answers, make_run
@@ -130,8 +130,8 @@ def test_questions_and_filters_are_checked_against_the_sources_benchmark(tmp_pat
 
 def test_the_prompt_has_the_benchmarks_wording() -> None:
     question = Question("1", "legs", "How many legs?")
-    assert "Q: How many legs? <" in Wording(tiny_preprocessor(), Colors()).prompt(question)
-    assert "single word or phrase" in Wording(tiny_preprocessor()).prompt(question)  # negative control
+    assert "Q: How many legs? <" in ChatFormat(tiny_preprocessor(), Colors()).prompt(question)
+    assert "single word or phrase" in ChatFormat(tiny_preprocessor()).prompt(question)  # negative control
 
 
 def test_no_other_file_names_a_question_type() -> None:

@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 import main
+from callbacks.configs import CONFIGS, find_conflict, load_configs, read_config
 from callbacks.protocol import departures
 from callbacks.settings import flatten
 from commands.arguments import preprocess_argv
-from commands.configs import CONFIGS, find_conflict, load_configs, read_config
 from commands.studies.switches import with_defaults
 from datamodules import VideoQADataModule
 from datamodules.inference import RELEASED_AS
@@ -194,7 +194,7 @@ def test_the_order_of_configs_does_not_matter(names: tuple[str, ...], parsed: Pa
 @pytest.mark.slow
 def test_every_order_of_model_scale_data_and_recipe_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
     contents = {path: read_config(path) for path in CONFIGS.glob("*.yaml")}
-    monkeypatch.setattr("commands.configs.read_config", contents.__getitem__)  # once each
+    monkeypatch.setattr("callbacks.configs.read_config", contents.__getitem__)  # once each
     quartets = [(*trio, recipe) for trio, recipe in zip(TRIOS[::13], cycle(RECIPES), strict=False)]
     for names in (*TRIOS[::4], *quartets):
         orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(names)}

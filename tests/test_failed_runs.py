@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from datamodules import VideoQADataModule
+from datamodules import VideoQADataModule, datamodule
 from tests.cli import Run, Trained, the_run
 from zoo import PRoPE, VideoQATask
 
@@ -171,15 +171,20 @@ def test_an_interrupted_fit_names_the_command_that_goes_on(
 
 @pytest.mark.slow
 def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
-    run: Run, tmp_path: Path, rooms_root: Path, recwarn: pytest.WarningsRecorder
+    run: Run,
+    tmp_path: Path,
+    rooms_root: Path,
+    recwarn: pytest.WarningsRecorder,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(rooms_root, tmp_path / "rooms")
     (damaged,) = tmp_path.glob("rooms/*/rooms/train_00003.mp4")
     damaged.write_bytes(damaged.read_bytes()[:100])
     words = (*QWEN, "--data.source.root", str(tmp_path / "rooms"), "--trainer.max_steps", "4")
-    with pytest.raises(SystemExit, match=f"{damaged.name}: .*; --data.skip_failed 1 trains without this scene$"):
+    with pytest.raises(SystemExit, match=f"{damaged.name}: .*; --data.on_error skip trains without this scene$"):
         run(*words)
-    run(*words, "--data.skip_failed", "1")
+    monkeypatch.setattr(datamodule, "MAX_SKIPPED", 0.5)  # of the few rooms
+    run(*words, "--data.on_error", "skip")
     assert sum("training goes on without" in str(each.message) for each in recwarn) == 1
     run("test")
     assert json.loads((the_run(tmp_path) / "metrics.json").read_text())["skipped_training_scenes"] == 1

@@ -13,7 +13,7 @@ import main
 from datamodules.trajectories import Trajectory
 from zoo import SpatialVLM, StepIndex, TimeIndex, TimestampIndex, TinyQwen25VL
 from zoo.cameras import normalize_intrinsics
-from zoo.geometry.vggt.model import pose_encoding_to_cameras
+from zoo.geometry.vggt import pose_encoding_to_cameras
 from zoo.positions import mrope_position_ids
 
 PAGE = (Path(main.__file__).parent / "docs/concepts/other_code.md").read_text(encoding="utf-8")

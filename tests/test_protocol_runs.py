@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from commands.configs import CONFIGS
+from callbacks.configs import CONFIGS
 from tests.cli import Run, the_run
 
 PROTOCOLS = sorted(path.stem.removeprefix("protocol_") for path in CONFIGS.glob("protocol_*.yaml"))

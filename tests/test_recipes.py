@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 import main
-from commands.configs import load_configs, read_config
+from callbacks.configs import load_configs, read_config
 from tests.test_two_processes import REPOSITORY, launch
 from zoo import VGLLM, LearningRates, TinyQwen25VL
 from zoo.errors import InputError

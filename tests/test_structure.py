@@ -34,16 +34,9 @@ def modules() -> dict[str, Path]:
 
 
 def imports_of(path: Path, known: Mapping[str, Path]) -> Iterator[str]:
-    """The modules that a file imports when it is itself imported: not in functions, nor for type checking."""
-    body = list(ast.parse(path.read_text(encoding="utf-8")).body)
-    while body:
-        node = body.pop()
-        if isinstance(node, ast.If):
-            if "TYPE_CHECKING" not in ast.unparse(node.test):
-                body += [*node.body, *node.orelse]
-        elif isinstance(node, ast.Try | ast.ClassDef | ast.With):
-            body += node.body
-        elif isinstance(node, ast.Import):
+    """The modules that a file imports anywhere: at the top, in functions, and for type checking."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
         elif isinstance(node, ast.ImportFrom) and node.module in known:
             inside = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -75,7 +68,9 @@ def package_of(module: str, path: Path) -> str:
 @pytest.fixture(scope="module")
 def graph() -> dict[str, set[str]]:
     known = modules()
-    return {name: set(imports_of(path, known)) - {name} for name, path in known.items()}
+    found = {name: set(imports_of(path, known)) - {name} for name, path in known.items()}
+    found["zoo.model"].remove("datamodules.inference")  # `SpatialVLM.answer`, see `tests.test_layers`
+    return found
 
 
 def test_no_module_imports_itself_through_others(graph: dict[str, set[str]]) -> None:
@@ -95,7 +90,7 @@ def test_no_package_of_the_zoo_imports_itself_through_others(graph: dict[str, se
     assert cycle(packages) is None
 
 
-@pytest.mark.parametrize("place", ["zoo/model.py", "zoo/model.py", "zoo/scene_encoding", "zoo/sequences"])
+@pytest.mark.parametrize("place", ["zoo/model.py", "zoo/scene_encoding.py", "zoo/sequences"])
 def test_the_model_knows_nothing_of_lightning(place: str) -> None:
     path = ROOT / place
     for file in path.glob("*.py") if path.is_dir() else [path]:

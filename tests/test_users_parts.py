@@ -137,7 +137,7 @@ def test_in_its_constructor(part: str, kind: str, place: Path, run: Run, monkeyp
 )
 def test_in_a_training(part: str, kind: str, place: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(kind, "step")
-    skipping = "; --data.skip_failed 1 trains without this scene"
+    skipping = "; --data.on_error skip trains without this scene"
     with pytest.raises(SystemExit, match=rf"^error: [^\n]*{line_of(place, kind)}({HINT}|{skipping})?$"):
         run(*FIT, config_for(part), *PARTS[part])
 

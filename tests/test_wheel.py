@@ -74,7 +74,7 @@ def test_the_installed_command_works_outside_of_the_checkout(script: Path, tmp_p
     assert printed_by(script, tmp_path, "--version").startswith("spatial-vlm-zoo 0.")
     assert "fit             train" in printed_by(script, tmp_path, "--help")
     assert "--data.help" in printed_by(script, tmp_path, "predict", "--help")
-    assert "camera" in printed_by(script, tmp_path, "positions", "--config", "prope.yaml")
+    assert "camera" in printed_by(script, tmp_path, "check-encoding", "PRoPE")
     recipe = ("--config", "recipes/spatial_mllm_135k.yaml", "--print_config")
     assert "seconds_per_grid: 0.5" in printed_by(script, tmp_path, "fit", *recipe)
     assert "no config absent.yaml" in printed_by(script, tmp_path, "fit", "--config", "absent.yaml", fails=True)

@@ -36,7 +36,7 @@ __getattr__, __all__ = lazy_exports(
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
-        "weights.latest_run": ["latest_run"],
+        "weights.saved_models": ["latest_run"],
         "objectives": [
             *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
             *("Objective", "PosePrediction", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),

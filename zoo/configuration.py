@@ -1,7 +1,8 @@
-"""Classes that a configuration names: which of their modules may be imported, and why one can't be used.
+"""What a configuration says of an object, and which classes it may name.
 
-Importing a module runs its code. A configuration that someone else has written, of a saved model or a run, may name the
-zoo's classes, those of modules that are imported already, and of modules that the caller trusts.
+`Configurable` remembers the arguments that an object was built with; `to_config` and `from_config` go to plain values
+and back. Importing a module runs its code, so a configuration of someone else may name the zoo's classes, modules that
+are imported already, and those that the caller trusts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import jsonargparse
-import torch
 from jsonargparse import _common, set_parsing_settings
 
 from zoo.errors import InputError, describe, did_you_mean, raised_at, unwrapped
@@ -185,6 +185,8 @@ def to_config(value: Any) -> Any:
     if inspect.isfunction(value) and "<" not in value.__qualname__:
         return f"{value.__module__}.{value.__qualname__}"
     if inspect.isfunction(value) and not inspect.signature(value).parameters:
+        import torch  # of which the help of commands does without
+
         with torch.device("meta"):  # a factory without arguments stands for what it makes
             return to_config(value())
     if is_dataclass(value):

@@ -1,4 +1,8 @@
-"""How the next token of an answer is chosen from its logits."""
+"""Answers: the prefix that questions share is read once, then each question is answered token by token.
+
+`answer_batch` is the entrance. `CachedPrefix` answers the questions behind one prefix. `greedy` and `Sampling` choose
+the next token.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -20,11 +24,10 @@ from zoo.backbones.base import Backbone
 from zoo.errors import InputError
 from zoo.precision import answer_precision, to_float32
 from zoo.scene_encoding import EncodedScene
-from zoo.sequences.batch import Batch, Prompt
+from zoo.sequences.batch import Batch, Prompt, Sequences
 from zoo.sequences.packing import PREFIX
 
-if TYPE_CHECKING:
-    from zoo.model import SpatialVLM
+# ---- How the next token is chosen ------------------------------------------------------------------------------------
 
 # of logits and a number in [0, 1) per row, if there are some: ids, and their log-probabilities where they are drawn
 TokenChoice = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -93,9 +96,10 @@ class Sampling:
         return ids[:, 0], log_probs.gather(-1, ids)[:, 0]
 
 
-# ---- The states that Gated DeltaNet layers keep in a KV cache, in place of keys and values: one row per question ----
-# A row of a layer has the last inputs of the convolution and the recurrent state in float32, 2 MiB per layer in
-# Qwen3.5-4B and 48 MiB in all, whatever the length of the video. A layer writes its states in place
+# ---- The states of Gated DeltaNet layers in a KV cache, in place of keys and values: one row per question ------------
+
+# A row of a layer has the last inputs of the convolution and the recurrent state in float32: 2 MiB per layer in
+# Qwen3.5-4B and 48 MiB in all, whatever the length of the video. A layer writes its states in place.
 
 States = list[tuple[Tensor, Tensor]]  # (rows, channels, K) and (rows, heads, D, D) of each such layer
 
@@ -131,7 +135,7 @@ def _layers(cache: Any) -> list[Any]:
     return [layer for layer in cache.layers if isinstance(layer, LinearAttentionLayer)]
 
 
-# ---- Answers to many questions about a scene; their shared prefix is read into the KV cache once --------------------
+# ---- Answers to the questions behind one prefix, which is read into the KV cache once --------------------------------
 
 BROKEN = -1  # in place of a token whose logits are not finite
 TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
@@ -154,8 +158,8 @@ class CachedPrefix:
 
     The questions of a batch follow each other in one sequence, in which each attends to the prefix and to itself: there
     is one copy of the prefix whatever their number, and no padding between them. In a hybrid decoder each of them goes
-    on from a copy of the prefix's states, see `zoo.generation`: the questions of a batch bound their
-    memory. An attention backend without custom masks gets one question at a time, still from the same cache.
+    on from a copy of the prefix's states, which take memory for each question. An attention backend without custom
+    masks gets one question at a time, still from the same cache.
 
     Args:
         backbone: The model.
@@ -317,12 +321,26 @@ class CachedPrefix:
 
 
 def _on_device(values: list[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Numbers of the host on a device, without a wait for it."""
+    """Copy Python values to a device, without a wait for it."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-# ---- Answers to the prompts of a batch, whose scenes are encoded once -----------------------------------------------
+# ---- Answers to the prompts of a batch, whose scenes are encoded once ------------------------------------------------
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    """What answering needs of a model; `SpatialVLM` has all of it."""
+
+    backbone: Backbone
+    precision: str | None
+
+    def encode_scenes(self, batch: Batch) -> list[EncodedScene]:
+        """Encode each scene of a batch once."""
+
+    def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
+        """Place encoded scenes in sequences."""
 
 
 @contextmanager
@@ -344,7 +362,7 @@ def check_penalty(factor: float) -> None:
 
 
 @torch.no_grad()
-def answer_batch(model: SpatialVLM, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
+def answer_batch(model: Answerer, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
     """Answer the prompts of a batch in the model's `precision`, its scenes encoded once; see `answer_prompts`."""
     with answer_precision(model.backbone.device, model.precision):
         return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
@@ -352,7 +370,7 @@ def answer_batch(model: SpatialVLM, batch: Batch, max_new_tokens: int, repetitio
 
 @torch.no_grad()
 def answer_prompts(
-    model: SpatialVLM,
+    model: Answerer,
     scenes: Sequence[EncodedScene],
     prompts: Sequence[Prompt],
     max_new_tokens: int,

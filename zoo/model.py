@@ -1,8 +1,8 @@
-"""The parts of a model: built, fitted to each other, and asked what they need."""
+"""SpatialVLM: one plain PyTorch model that every model of the zoo is a choice of parts for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,39 +25,75 @@ from zoo.errors import InputError, check_choice
 from zoo.fusions import Fusion
 from zoo.generation import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.cache import GeometryCache
-from zoo.geometry.cached import CachedGeometry, build_first_available
-from zoo.geometry.reader import GeometryReader
-from zoo.model_spec import CameraPlan, CameraSource, CameraUse, DataRequirements, check_geometry, choose_time_index
-from zoo.objectives import Objective, Objectives, decode
-from zoo.objectives.base import AVERAGES, AverageRule
+from zoo.geometry.cache import CachedGeometry, GeometryCache, GeometryReader, build_first_available
+from zoo.media import Media, batch_of_media, prompts_of_media
+from zoo.model_spec import CameraPlan, CameraSource, ModelSpec, check_geometry, choose_time_index
+from zoo.objectives import Objective
+from zoo.objectives.base import (
+    AVERAGES,
+    AverageRule,
+    Decoded,
+    append_view_token,
+    decode,
+    end_token,
+    objectives_by_name,
+    resolve_extra_tokens,
+    weighted_losses,
+)
 from zoo.scene_encoding import (
     EncodedScene,
+    add_cameras,
     encode_geometry,
     encode_vision,
     fuse_scenes,
-    scene_cameras,
-    scene_targets,
     sequence_cameras,
 )
+from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import SceneInputs
-from zoo.sequences.media import Media, batch_of_media, prompts_of_media
+from zoo.sequences.loaded_scene import TeacherTargets
 from zoo.sequences.position_ids import TextAfterVision
-from zoo.sequences.rules import SequenceRules
 from zoo.sequences.time_index import TimeIndex
-from zoo.weights.deferred import build_deferred
+from zoo.weights.load import leave_unread
 from zoo.weights.saved_models import load_model, save_model
 
 
-class AssembledModel(Configurable, nn.Module):
-    """The parts of a `SpatialVLM`, which documents the arguments.
+class SpatialVLM(Configurable, nn.Module):
+    """A video-language model whose visual tokens may be fused with 3D tokens and may know their cameras.
+
+    Training, evaluation, notebooks and `logits` share one path: a `Batch`, made on the CPU by `sequence_builder`, then
+    `encode_scenes`, `decoder_inputs`, and the backbone's `decode`. Setting a part to None leaves that component of the
+    original model unchanged, bit for bit.
+
+    Args:
+        backbone: The video-language model; a tiny random Qwen2.5-VL if not given.
+        geometry: Builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it,
+            and only if the backbone was not released with its own.
+        geometry_cache: Keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
+        fusion: Builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
+            tokens alone.
+        view_mixer: Builds the branch that adds camera information to the 2D tokens before the fusion
+            (`ViewAttention`, `RayEmbedding`); without effect before training.
+        camera_encoding: Camera encoding in the decoder's attention; null is the stock attention.
+        camera_source: Whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
+            the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
+            predicted ones if the encoder predicts cameras. Objectives learn to predict the same ones, and with
+            `predicted` the encoder's depth. Without effect in a model that uses no cameras.
+        merged_camera: The camera of two frames that are merged into one token.
+        time_index: The time component of mRoPE's position ids; null is the backbone's own.
+        text_after_vision: The position of the text after a video: behind its highest position on any axis (`max_thw`,
+            transformers 4.51, with which the released checkpoints were trained), or max(h, w) behind its start
+            (`max_hw`, transformers 5).
+        lora: Low-rank adapters on the decoder.
+        objectives: The losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
+        average: What a loss is a mean over: the `questions` of an optimizer step, equal for any number of processes
+            and micro-batches; or the `micro_batch_tokens` of each process, as the published scripts train.
+        defer_weights: Leaves released weights of backbone and geometry unread, until `read_weights` of
+            `zoo.weights.load` reads them; a task does so when its run starts.
 
     Attributes:
-        camera_use: What the camera parts read.
-        camera_plan: Whose cameras and depth they get.
+        objectives: The losses of a training by class name, in an `nn.ModuleDict`.
+        camera_plan: What the camera parts read, and whose cameras and depth they get.
         extra_tokens: The tokens that follow the 2D tokens of each view.
         training_tokens: The same, in training.
         is_pretrained: Whether the model answers questions without training here.
@@ -66,9 +102,17 @@ class AssembledModel(Configurable, nn.Module):
         trust_modules: Modules that it may import, see `SpatialVLM.from_pretrained`.
         precision: Of the training and of answers, as `--trainer.precision`; None is that of the device, see
             `answer_precision`.
+
+    Raises:
+        InputError: Parts that do not fit together.
+
+    Example:
+        >>> SpatialVLM().model_spec().requires_cameras
+        False
     """
 
     not_configuration = frozenset({"defer_weights"})
+    objectives: Mapping[str, Objective]
 
     def __init__(
         self,
@@ -98,17 +142,19 @@ class AssembledModel(Configurable, nn.Module):
         self.loader = backbone or default_loader()
         self.camera_encoding, self.merged_camera = camera_encoding, merged_camera
         self.text_after_vision, self.average = text_after_vision, average
-        losses = Objectives(objectives)
+        named = objectives_by_name(objectives)
         # 1. Backbone, with the camera hooks in its attention.
-        self.backbone = self.loader.load_unread() if defer_weights else self.loader.load()
+        with leave_unread(defer_weights):
+            self.backbone = self.loader.load()
         self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
         self.backbone.install_encoding(camera_encoding)
         # 2. Geometry, if some part reads it.
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
-        plan = CameraPlan(camera_source, uses_cameras, losses.targets)
+        learned = dict.fromkeys(target for each in named.values() if each.weight for target in each.targets)
+        plan = CameraPlan(camera_source, uses_cameras, tuple(learned))
         asks = fusion is not None or plan.asks_encoder
         self.geometry = self._build_geometry(geometry, geometry_cache, defer_weights) if asks else None
-        uses_any = uses_cameras or bool(losses.targets)
+        uses_any = uses_cameras or bool(plan.targets)
         check_geometry(self.geometry, camera_source, uses_cameras=uses_any, uses_tokens=fusion is not None)
         # 3. Fusion and view mixer, in the backbone's dtype.
         width, num_layers = self.backbone.hidden_size, self.backbone.decoder_layout.num_layers
@@ -121,24 +167,26 @@ class AssembledModel(Configurable, nn.Module):
         flat_width = width if self.fusion is None else self.fusion.flat_width
         self.view_mixer: ViewMixer | None = None if view_mixer is None else self._like_backbone(view_mixer(flat_width))
         # 4. What the parts need of cameras and depth.
-        self.camera_use = CameraUse.of((camera_encoding, self.view_mixer), self.time_index)
-        predicts = self.geometry is not None and self.geometry.predicts_cameras
-        self.camera_plan = replace(plan, uses_depth=self.camera_use.depth, encoder_predicts=predicts)
+        parts = (camera_encoding, self.view_mixer)
+        self.camera_plan = CameraPlan.of(camera_source, plan.targets, parts, self.time_index, self.geometry)
         self._enable_heads()
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
-        self.is_pretrained = self.loader.is_pretrained and is_fused and not losses.with_token
+        has_new_token = any(each.has_token(training=False) for each in named.values())
+        self.is_pretrained = self.loader.is_pretrained and is_fused and not has_new_token
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
         # 6. Objectives, in float32.
         appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
-        self.training_tokens = losses.resolve_extra_tokens(appended, training=True)
-        self.extra_tokens = losses.resolve_extra_tokens(appended)
-        losses.check_camera_parts([part for part in (camera_encoding, self.view_mixer) if part is not None])
-        losses.bind(width, num_layers)
-        self.objectives = losses.to(self.backbone.device)
+        self.training_tokens = resolve_extra_tokens(named.values(), appended, training=True)
+        self.extra_tokens = resolve_extra_tokens(named.values(), appended, training=False)
+        camera_parts = [part for part in (camera_encoding, self.view_mixer) if part is not None]
+        for objective in named.values():
+            objective.check_camera_parts(camera_parts)
+            objective.bind(width, num_layers)
+        self.objectives = nn.ModuleDict(named).to(self.backbone.device)  # type: ignore[assignment]
         self.loaded_names: frozenset[str] = frozenset()
         self.data_config: dict[str, Any] = {}
         self.trust_modules: tuple[str, ...] = ()
@@ -152,7 +200,8 @@ class AssembledModel(Configurable, nn.Module):
         if cache is not None:
             encoder = CachedGeometry(first, cache)
         else:
-            encoder = build_deferred(first) if defer_weights else first()
+            with leave_unread(defer_weights):
+                encoder = first()
         if encoder is not None:
             encoder.match_patches(self.backbone.patch_size)
         return encoder
@@ -178,6 +227,162 @@ class AssembledModel(Configurable, nn.Module):
     def geometry_name(self) -> str | None:
         """The class of the geometry encoder, also of one behind a cache; None without one."""
         return None if self.geometry is None else type(self.geometry.meta_encoder).__name__
+
+    @property
+    def active_objectives(self) -> list[Objective]:
+        """The objectives with a weight."""
+        return [objective for objective in self.objectives.values() if objective.weight]
+
+    # ---- the step ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self, batch: Batch, teacher_targets: Sequence[TeacherTargets | None] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Compute the losses of a training step.
+
+        On a GPU the host waits for nothing here. There are two exceptions, which check numbers that they compute: a
+        geometry encoder with random weights that is trained, and a source of metric scale.
+
+        Args:
+            batch: With sequences, on the model's device.
+            teacher_targets: Of each scene, for objectives that learn from a teacher; None without one.
+
+        Returns:
+            The weighted sum of the objectives as `loss`, and each by its class name; means over this batch, see
+            `Batch.weight`.
+        """
+        assert batch.sequences is not None
+        # 1. Scenes, once each.
+        scenes = self.encode_scenes(batch, teacher_targets)
+        # 2. Sequences through the decoder.
+        decoded = self.decode(scenes, batch.sequences)
+        # 3. Objectives.
+        losses = weighted_losses(self.active_objectives, decoded)
+        return {**losses, "loss": losses["loss"] + self.zero_of_unused()}
+
+    def zero_of_unused(self) -> Float[Tensor, ""] | int:
+        """Return 0 with a gradient of zero for the parameters of parts that not every batch uses.
+
+        A batch without cameras, or with the dataset's, does not use what reads or predicts them: so all DDP processes
+        reduce the same parameters.
+        """
+        parts = [self.camera_encoding, self.view_mixer, self.geometry, *self.objectives.values()]
+        all_parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
+        # Sharded ones are of blocks that every batch uses.
+        return sum(0.0 * p.sum() for p in all_parameters if p.requires_grad and not isinstance(p, DTensor))
+
+    def encode_scenes(
+        self, batch: Batch, teacher_targets: Sequence[TeacherTargets | None] | None = None
+    ) -> list[EncodedScene]:
+        """Encode each scene of a batch once: vision, geometry, cameras, view mixing, fusion.
+
+        Args:
+            batch: On the model's device.
+            teacher_targets: See `forward`.
+
+        Raises:
+            InputError: A scene without the frames, the cameras or the depth that this model requires.
+        """
+        # 1. Vision: patches to 2D tokens.
+        encoded = encode_vision(self.backbone, batch)
+        # 2. Geometry: 3D tokens, and cameras of the scenes that need predicted ones.
+        needs = [self.camera_plan.needs_prediction(scene, training=self.training) for scene in batch.scenes]
+        geometry = encode_geometry(
+            self.geometry,
+            batch.scenes,
+            self.backbone.patch_size,
+            tokens=self.uses_geometry_tokens,
+            cameras=any(needs),
+            stills_once=self.stills_once,
+        )
+        # 3. Cameras per temporal patch, and what objectives learn to predict.
+        taught = teacher_targets or [None] * len(encoded)
+        encoded = [
+            add_cameras(
+                replace(each, teacher_targets=teacher),
+                own if need else None,
+                self.camera_plan,
+                self.merged_camera,
+                training=self.training,
+            )
+            for each, own, need, teacher in zip(encoded, geometry, needs, taught, strict=True)
+        ]
+        # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
+        if self.training:
+            for objective in self.active_objectives:
+                changed = objective.change_tokens([each.visual for each in encoded], batch.scenes)
+                encoded = [replace(each, visual=visual) for each, visual in zip(encoded, changed, strict=True)]
+        every = self.objectives.values()
+        return [
+            replace(
+                each,
+                visual=append_view_token(every, each.visual, training=self.training),
+                end_token=end_token(every, each.scene, training=self.training),
+            )
+            for each in fuse_scenes(encoded, geometry, self.fusion, self.view_mixer)
+        ]
+
+    def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
+        """Place encoded scenes in sequences.
+
+        Args:
+            scenes: From `encode_scenes`.
+            sequences: About them, on the same device.
+
+        Returns:
+            The inputs of `Backbone.decode`.
+        """
+        rows, packing = [[scenes[i] for i in row] for row in sequences.scene_index], sequences.packing
+        # 1. Cameras: one per temporal patch of each sequence, and the camera of each token.
+        cameras = sequence_cameras(rows, sequences) if self.camera_plan.uses_cameras else None
+        # 2. Positions: known, but for a pose index on predicted cameras.
+        position_ids = sequences.position_ids
+        if position_ids is None:
+            assert cameras is not None and sequences.deferred_positions is not None
+            position_ids = sequences.deferred_positions.compute(cameras.world_to_camera, cameras.used_mask())
+        # 3. The camera encoding, shared by all layers.
+        inputs: dict[str, Any] = {}
+        if self.camera_encoding is not None and cameras is not None:
+            points = [scene.token_points() for scene in scenes] if self.camera_plan.uses_points else []
+            located = cameras.with_tokens(
+                sequences.patch_centers(),
+                sequences.scatter_points(torch.cat(points)) if points else None,
+                position_ids[0],
+                sequences.patch_sizes(),
+            )
+            encoded = self.backbone.encode_cameras(self.camera_encoding, located)
+            inputs["camera_encoding"] = encoded if packing is None else PackedEncoding(encoded, packing)
+        # 4. Visual tokens in place of the placeholders, and what is added to them in the first layers.
+        input_ids = sequences.input_ids if packing is None else packing.pack(sequences.input_ids)
+        embeddings = self.backbone.embed(input_ids)
+        if any(rows):
+            places, sources = sequences.decoder_places, sequences.visual_sources
+            visual = [scene.in_sequence() for scene in scenes]
+            tokens = torch.cat([each.tokens for each in visual])[sources]
+            flat = embeddings.flatten(0, 1).index_copy(0, places, tokens.to(embeddings.dtype))
+            embeddings = flat.view_as(embeddings)
+            features = torch.cat([each.deepstack for each in visual], 1)
+            if len(features):
+                inputs |= self.backbone.deepstack_inputs(places, features[:, sources])
+        # 5. Masks: causal attention alone, or the questions of a scene and the scenes of a sequence apart.
+        mask: Any = sequences.padding_mask
+        if packing is not None:
+            position_ids = torch.stack([packing.pack(axis) for axis in position_ids])
+            mask = self.backbone.question_mask(packing.group, packing.group, packing.prefix_group)
+        elif sequences.group is not None:
+            mask = self.backbone.training_mask(sequences)
+        return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
+
+    def decode(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> Decoded:
+        """Run the decoder on sequences, and keep the hidden states that objectives read.
+
+        Args:
+            scenes: From `encode_scenes`.
+            sequences: About them, on the same device.
+        """
+        layers = dict.fromkeys(layer for each in self.active_objectives for layer in each.layers)
+        inputs = self.decoder_inputs(scenes, sequences)
+        return decode(self.backbone, list(layers), inputs, scenes, sequences, AVERAGES[self.average])
 
     # ---- parameters -----------------------------------------------------------------------------------------------
 
@@ -219,52 +424,71 @@ class AssembledModel(Configurable, nn.Module):
 
     # ---- what the model reads -------------------------------------------------------------------------------------
 
-    @property
-    def sequence_rules(self) -> SequenceRules:
-        """What the model's sequences depend on, for data workers."""
-        plan, backbone = self.camera_plan, self.backbone
-        return SequenceRules(
+    def model_spec(self, *, training: bool = False) -> ModelSpec:
+        """Return what the model needs from the data, in a training or an evaluation."""
+        plan, backbone, geometry = self.camera_plan, self.backbone, self.geometry
+        labels = set(plan.pseudo_labels)
+        # 1. What the geometry encoder shows the decoder, and what objectives learn from it.
+        fused = geometry if self.uses_geometry_tokens else None
+        encoder = geometry if plan.predicts_cameras else fused
+        shown = geometry if plan.pseudo_labels else encoder  # the frames, in training at least
+        # 2. Lengths in a unit of its own.
+        learns_lengths = any(each.uses_lengths and labels.intersection(each.targets) for each in self.active_objectives)
+        lengths = (plan.predicts_cameras and plan.uses_lengths) or learns_lengths
+        has_own_unit = bool(lengths and geometry and not geometry.is_metric)
+        has_own_unit = has_own_unit or bool(fused and not fused.has_metric_tokens)
+        # 3. What is learned from the dataset.
+        required_targets = {target for target in plan.targets if target not in labels}
+        types = dict.fromkeys(kind for each in self.objectives.values() for kind in each.question_types)
+        if plan.pseudo_labels and geometry is not None and geometry.requires_cameras:
+            required_targets.add("cameras")
+        # 4. What data workers read of cached geometry.
+        reader = None
+        if isinstance(geometry, CachedGeometry):
+            reader = GeometryReader(
+                geometry.cache,
+                geometry.keys,
+                tokens=self.uses_geometry_tokens,
+                predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
+                only_predicted=plan.source == "predicted",
+                stills_once=self.stills_once,
+                is_resampled=geometry.is_resampled,
+            )
+        return ModelSpec(
+            preprocessor=getattr(backbone, "preprocessor", None),  # a model of tensors has no tokenizer
+            token_px=backbone.patch_size * backbone.spatial_merge_size,
+            image_pixels=backbone.image_pixels,
+            requires_frames=bool(shown and shown.requires_frames),
+            own_frames=bool(shown and not shown.meta_encoder.takes_vision_patches),
+            requires_frame_times=backbone.span_per_step,
+            seconds=self.time_index.seconds,
+            vision=backbone.vision_rules,
+            requires_cameras=(plan.uses_cameras and not plan.predicts_cameras)
+            or bool(encoder and encoder.requires_cameras),
+            requires_depth=(plan.uses_depth and plan.source != "predicted") or bool(fused and fused.requires_depth),
+            merged_camera=self.merged_camera,
+            uses_cameras=plan.uses_cameras,
+            may_predict_cameras=plan.predicts_cameras,
+            only_predicted_cameras=plan.predicts_cameras and plan.source == "predicted",
+            geometry_reader=reader,
+            arbitrary_unit=self.geometry_name if has_own_unit else None,
+            targets=plan.targets,
+            required_targets=tuple(sorted(required_targets)),
             placeholders=backbone.placeholders,
-            extra_tokens=self.extra_tokens,
+            extra_tokens=self.training_tokens if training else self.extra_tokens,
             time_index=self.time_index,
             tokens_per_second=backbone.tokens_per_second,
             text_after_vision=self.text_after_vision,
             context_length=backbone.context_length,
             packs_questions=backbone.packs_questions,
             is_hybrid=backbone.is_hybrid,
-            merged_camera=self.merged_camera,
-            uses_cameras=self.camera_use.cameras,
-            may_predict_cameras=plan.predicts_cameras,
-            only_predicted_cameras=plan.predicts_cameras and plan.source == "predicted",
-            vision=backbone.vision_rules,
-        )
-
-    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
-        """Return what reads the cached geometry for a training or an evaluation; None without a cache.
-
-        Args:
-            training: Whether objectives learn to predict the encoder's cameras.
-        """
-        if not isinstance(self.geometry, CachedGeometry):
-            return None
-        plan = self.camera_plan
-        return GeometryReader(
-            self.geometry.entries,
-            tokens=self.uses_geometry_tokens,
-            predicted_cameras=plan.predicts_cameras or (bool(plan.pseudo_labels) and training),
-            only_predicted=plan.source == "predicted",
-            stills_once=self.stills_once,
+            question_types=tuple(types),
         )
 
     @property
     def sequence_builder(self) -> SequenceBuilder:
-        """Build sequences by these rules."""
-        return SequenceBuilder(self.sequence_rules)
-
-    @property
-    def training_sequence_builder(self) -> SequenceBuilder:
-        """Build the sequences of a training, which may have more extra tokens."""
-        return SequenceBuilder(replace(self.sequence_rules, extra_tokens=self.training_tokens))
+        """Build the sequences of an evaluation."""
+        return SequenceBuilder(self.model_spec())
 
     @property
     def uses_geometry_tokens(self) -> bool:
@@ -276,17 +500,13 @@ class AssembledModel(Configurable, nn.Module):
         """Whether the geometry encoder sees a still once, and not as two equal frames."""
         return self.fusion is not None and self.fusion.frames_per_token == 1
 
-    @property
-    def requirements(self) -> DataRequirements:
-        """What this model needs of the data."""
-        return DataRequirements.of(self)
-
     def is_unreachable(self, name: str) -> bool:
         """Whether no loss has a gradient for the parameter of this name: a branch or a head that is not used."""
         part, _, rest = name.partition(".")
         drops_2d = self.fusion is not None and self.fusion.active_branches == "3d"
         if part == "objectives":
-            return self.objectives.is_unreachable(rest)
+            objective, _, parameter = rest.partition(".")
+            return parameter != "token" and not self.objectives[objective].weight
         if part == "geometry" and self.geometry is not None:
             return self.geometry.is_unreachable(
                 rest, tokens=self.uses_geometry_tokens, cameras=self.camera_plan.predicts_cameras
@@ -296,182 +516,6 @@ class AssembledModel(Configurable, nn.Module):
         if part == "backbone" and self.fusion is not None and self.backbone.serves_deepstack(name):
             return not self.fusion.keeps_deepstack
         return drops_2d and (part == "view_mixer" or (part == "backbone" and self.part_of(name) != "decoder"))
-
-
-# ---- SpatialVLM: one plain PyTorch model that every model of the zoo is a choice of parts for -----------------------
-
-
-class SpatialVLM(AssembledModel):
-    """A video-language model whose visual tokens may be fused with 3D tokens and may know their cameras.
-
-    Training, evaluation, notebooks and `logits` share one path: a `Batch`, made on the CPU by `sequence_builder`, then
-    `encode_scenes`, `decoder_inputs`, and the backbone's `decode`. A part that is None is the stock model there, bit
-    for bit.
-
-    Args:
-        backbone: The video-language model; a tiny random Qwen2.5-VL if not given.
-        geometry: Builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it,
-            and only if the backbone was not released with its own.
-        geometry_cache: Keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
-        fusion: Builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
-            tokens alone.
-        view_mixer: Builds the branch that adds camera information to the 2D tokens before the fusion
-            (`ViewAttention`, `RayEmbedding`); without effect before training.
-        camera_encoding: Camera encoding in the decoder's attention; null is the stock attention.
-        camera_source: Whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
-            the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
-            predicted ones if the encoder predicts cameras. Objectives learn to predict the same ones, and with
-            `predicted` the encoder's depth. Without effect in a model that uses no cameras.
-        merged_camera: The camera of two frames that are merged into one token.
-        time_index: The time component of mRoPE's position ids; null is the backbone's own.
-        text_after_vision: The position of the text after a video: behind its highest position on any axis (`max_thw`,
-            transformers 4.51, with which the released checkpoints were trained), or max(h, w) behind its start
-            (`max_hw`, transformers 5).
-        lora: Low-rank adapters on the decoder.
-        objectives: The losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
-        average: What a loss is a mean over: the `questions` of an optimizer step, equal for any number of processes
-            and micro-batches; or the `micro_batch_tokens` of each process, as the published scripts train.
-        defer_weights: Leaves released weights of backbone and geometry unread, until `load_deferred` of
-            `zoo.weights.deferred` reads them; a task does so when its run starts.
-
-    Raises:
-        InputError: Parts that do not fit together.
-
-    Example:
-        >>> SpatialVLM().requirements.cameras
-        False
-    """
-
-    # ---- the step ---------------------------------------------------------------------------------------------------
-
-    def forward(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """Compute the losses of a training step.
-
-        On a GPU the host waits for nothing here, but for a trained geometry encoder with random weights or a scale
-        source, which check what they read.
-
-        Args:
-            batch: With sequences, on the model's device.
-
-        Returns:
-            The weighted sum of the objectives as `loss`, and each by its class name; means over this batch, see
-            `Batch.weight`.
-        """
-        assert batch.sequences is not None
-        # 1. Scenes, once each.
-        scenes = self.encode_scenes(batch)
-        # 2. Sequences: visual tokens in their places, positions, masks, cameras.
-        inputs = self.decoder_inputs(scenes, batch.sequences)
-        # 3. Decoder and objectives.
-        average = AVERAGES[self.average]
-        decoded = decode(self.backbone, self.objectives.layers, inputs, scenes, batch.sequences, average)
-        losses = self.objectives.losses(decoded)
-        return {**losses, "loss": losses["loss"] + self.zero_of_unused()}
-
-    def zero_of_unused(self) -> Float[Tensor, ""] | int:
-        """Return 0 with a gradient of zero for the parameters of parts that not every batch uses.
-
-        A batch without cameras, or with the dataset's, does not use what reads or predicts them: so all DDP processes
-        reduce the same parameters.
-        """
-        parts = [self.camera_encoding, self.view_mixer, self.geometry, self.objectives]
-        all_parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
-        # Sharded ones are of blocks that every batch uses.
-        return sum(0.0 * p.sum() for p in all_parameters if p.requires_grad and not isinstance(p, DTensor))
-
-    def encode_scenes(self, batch: Batch) -> list[EncodedScene]:
-        """Encode each scene of a batch once: vision, geometry, cameras, view mixing, fusion.
-
-        Raises:
-            InputError: A scene without the frames, the cameras or the depth that this model requires.
-        """
-        scenes, plan, merged = batch.scenes, self.camera_plan, self.merged_camera
-        # 1. Vision: patches to 2D tokens.
-        visual = encode_vision(self.backbone, batch)
-        # 2. Geometry: 3D tokens, and cameras of the scenes that need predicted ones.
-        needs = [self._needs_predicted_cameras(scene) for scene in scenes]
-        geometry = encode_geometry(
-            self.geometry,
-            scenes,
-            self.backbone.patch_size,
-            tokens=self.uses_geometry_tokens,
-            cameras=any(needs),
-            stills_once=self.stills_once,
-        )
-        predicted = [each if need else None for each, need in zip(geometry, needs, strict=True)]
-        # 3. Cameras per temporal patch, and what objectives learn to predict.
-        cameras = [
-            scene_cameras(scene, own, tokens, self.camera_use, merged)
-            for scene, own, tokens in zip(scenes, predicted, visual, strict=True)
-        ]
-        pseudo_labels = plan.pseudo_labels if self.training else ()
-        targets = [
-            scene_targets(scene, own, self.objectives.targets, pseudo_labels, merged)
-            for scene, own in zip(scenes, predicted, strict=True)
-        ]
-        # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
-        changed = self.objectives.change_tokens(visual, scenes) if self.training else visual
-        fused = fuse_scenes(scenes, changed, cameras, geometry, self.fusion, self.view_mixer)
-        complete = [self.objectives.append_token(each.visual, self.training) for each in fused]
-        ends = [self.objectives.end_token(scene, self.training) for scene in scenes]
-        depths = [each.raw_depth for each in fused]
-        return [EncodedScene(*each) for each in zip(scenes, complete, cameras, targets, ends, depths, strict=True)]
-
-    def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
-        """Place encoded scenes in sequences.
-
-        Args:
-            scenes: From `encode_scenes`.
-            sequences: About them, on the same device.
-
-        Returns:
-            The inputs of `Backbone.decode`.
-        """
-        rows, packing = [[scenes[i] for i in row] for row in sequences.scene_index], sequences.packing
-        # 1. Cameras: one per temporal patch of each sequence, and the camera of each token.
-        cameras = sequence_cameras(rows, sequences) if self.camera_use.cameras else None
-        # 2. Positions: known, but for a pose index on predicted cameras.
-        position_ids = sequences.position_ids
-        if position_ids is None:
-            assert cameras is not None and sequences.deferred_positions is not None
-            position_ids = sequences.deferred_positions.compute(cameras.world_to_camera, cameras.used_mask())
-        # 3. The camera encoding, shared by all layers.
-        inputs: dict[str, Any] = {}
-        if self.camera_encoding is not None and cameras is not None:
-            points = [scene.token_points() for scene in scenes] if self.camera_use.points else []
-            located = cameras.with_tokens(
-                sequences.patch_centers(),
-                sequences.scatter_points(torch.cat(points)) if points else None,
-                position_ids[0],
-                sequences.patch_sizes(),
-            )
-            encoded = self.backbone.encode_cameras(self.camera_encoding, located)
-            inputs["camera_encoding"] = encoded if packing is None else PackedEncoding(encoded, packing)
-        # 4. Visual tokens in place of the placeholders, and what is added to them in the first layers.
-        input_ids = sequences.input_ids if packing is None else packing.pack(sequences.input_ids)
-        embeddings = self.backbone.embed(input_ids)
-        if any(rows):
-            places, sources = sequences.decoder_places, sequences.visual_sources
-            visual = [scene.in_sequence() for scene in scenes]
-            tokens = torch.cat([each.tokens for each in visual])[sources]
-            flat = embeddings.flatten(0, 1).index_copy(0, places, tokens.to(embeddings.dtype))
-            embeddings = flat.view_as(embeddings)
-            features = torch.cat([each.deepstack for each in visual], 1)
-            if len(features):
-                inputs |= self.backbone.deepstack_inputs(places, features[:, sources])
-        # 5. Masks: causal attention alone, or the questions of a scene and the scenes of a sequence apart.
-        mask: Any = sequences.padding_mask
-        if packing is not None:
-            position_ids = torch.stack([packing.pack(axis) for axis in position_ids])
-            mask = self.backbone.question_mask(packing.group, packing.group, packing.prefix_group)
-        elif sequences.group is not None:
-            mask = self.backbone.training_mask(sequences)
-        return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
-
-    def _needs_predicted_cameras(self, scene: SceneInputs) -> bool:
-        plan = self.camera_plan
-        may_need = plan.predicts_cameras or (bool(plan.pseudo_labels) and self.training)
-        return may_need and (plan.source == "predicted" or scene.cameras is None)
 
     # ---- raw sequences ----------------------------------------------------------------------------------------------
 

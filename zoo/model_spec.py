@@ -1,22 +1,143 @@
-"""Whose cameras and depth the parts of a model get: the dataset's, or those of its geometry encoder."""
+"""What a model needs from the data: one value, which the DataModule reads and data workers hold."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from zoo.backbones.base import Preprocessor
+from zoo.benchmarks import Benchmark, VSIBench
+from zoo.cameras.scene_geometry import MergedCamera
 from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
-from zoo.sequences.layout import IMAGE_PIXELS
+from zoo.geometry.cache import GeometryReader
+from zoo.sequences.layout import IMAGE_PIXELS, ExtraTokens, Placeholders
+from zoo.sequences.loaded_scene import LoadedScene, VisionRules
+from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
-
-if TYPE_CHECKING:
-    from zoo.model import AssembledModel
 
 CameraSource = Literal["dataset", "predicted", "auto"]
 Target = Literal["cameras", "depth"]  # what an objective learns to predict
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Everything that a model needs from the data; picklable, without weights.
+
+    `SpatialVLM.model_spec` and `Task.model_spec` make it, for a training or an evaluation. The DataModule reads it once
+    for each. The defaults are those of a model that reads scenes alone, without questions.
+
+    Attributes:
+        preprocessor: Turns frames and chats into patches and tokens; None for a model without questions.
+        token_px: Side of a visual token in pixels; the sides of resized frames are multiples of it.
+        image_pixels: Least and most pixels of an image, those of the model's own processor.
+        requires_frames: A geometry encoder reads RGB frames in the size that the backbone sees.
+        own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
+        requires_frame_times: The prompt states the time of each frame of a video; a video without is an error.
+        seconds: Whose seconds per temporal patch a time index uses, see `TimestampIndex`.
+        vision: What the vision encoder computes from sizes alone.
+        requires_cameras: The dataset's pose and intrinsics of each frame; a scene without is an error.
+        requires_depth: The dataset's depth map of each frame; a scene without is an error.
+        merged_camera: The camera of two frames that are merged into one token.
+        uses_cameras: Some part reads cameras.
+        may_predict_cameras: A scene without cameras of the dataset gets predicted ones.
+        only_predicted_cameras: All scenes do, whatever the dataset has.
+        geometry_reader: Reads cached geometry; None if nothing is cached.
+        arbitrary_unit: The geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
+            can't answer in meters; None if it reads no such lengths.
+        targets: What objectives learn to predict: it is read of the scenes that have it.
+        required_targets: Those of them that some scene of the training split must have: all but pseudo-labels.
+        placeholders: Token ids that mark visual tokens.
+        extra_tokens: The tokens that follow the 2D tokens of each view.
+        time_index: The time component of the position ids.
+        tokens_per_second: Positions per second.
+        text_after_vision: The position of the text after a video, see `SpatialVLM`.
+        context_length: Most tokens of a sequence.
+        packs_questions: Several questions may share a sequence.
+        is_hybrid: Some layers keep a recurrent state, see `Backbone`.
+        asks_in_training: Training batches have prompts, as those of a test, in place of answers.
+        question_types: Those that the model's settings name, which the benchmark must have.
+        typed_questions: Some question of the training split must have a type of its benchmark.
+        least_batch_size: Fewest sequences of a training batch.
+    """
+
+    # frames
+    preprocessor: Preprocessor | None = None
+    token_px: int = 28
+    image_pixels: tuple[int, int] = IMAGE_PIXELS
+    requires_frames: bool = False
+    own_frames: bool = False
+    requires_frame_times: bool = False
+    seconds: Seconds = "nominal"
+    vision: VisionRules | None = None
+    # cameras, depth, geometry features
+    requires_cameras: bool = False
+    requires_depth: bool = False
+    merged_camera: MergedCamera = "first"
+    uses_cameras: bool = False
+    may_predict_cameras: bool = False
+    only_predicted_cameras: bool = False
+    geometry_reader: GeometryReader | None = None
+    arbitrary_unit: str | None = None
+    targets: tuple[Target, ...] = ()
+    required_targets: tuple[Target, ...] = ()
+    # sequences
+    placeholders: Placeholders = Placeholders(-1, -1, -1)
+    extra_tokens: ExtraTokens = ExtraTokens.NONE
+    time_index: TimeIndex = TimestampIndex()
+    tokens_per_second: int | float = 2
+    text_after_vision: TextAfterVision = "max_thw"
+    context_length: int = 0
+    packs_questions: bool = False
+    is_hybrid: bool = False
+    # questions
+    asks_in_training: bool = False
+    question_types: tuple[str, ...] = ()
+    typed_questions: bool = False
+    least_batch_size: int = 1
+
+    def check_cameras(self, scene: LoadedScene) -> None:
+        """Raise an InputError if a prepared scene lacks the cameras that the model requires."""
+        if self.requires_cameras and scene.cameras is None:
+            raise InputError(f"{scene.name}: no cameras, and this model needs them: give the scene a cameras.json")
+
+    def check_scene_packing(self) -> None:
+        """Check that several scenes may share a sequence.
+
+        Raises:
+            InputError: Layers that no mask divides, or an attention that takes none of several scenes.
+        """
+        if self.is_hybrid:
+            raise InputError(
+                "--data.pack_scenes: Gated DeltaNet layers (Qwen3.5) carry their state from one scene into the next, "
+                "whatever the mask: leave it out"
+            )
+        if not self.packs_questions:
+            raise InputError(
+                "--data.pack_scenes: this attention takes no mask of several scenes, choose "
+                "--model.backbone.attn_implementation flex_attention on a GPU, or sdpa"
+            )
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What the DataModule states about the data of a run; it leaves this with the task, which never sees it itself.
+
+    Attributes:
+        config: Its options, without the source: how `SpatialVLM.answer` reads videos after the training.
+        benchmark: Words and scores the questions.
+        tokens_per_sequence: Most tokens in one training sequence; None is no bound.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: Benchmark = field(default_factory=VSIBench)
+    tokens_per_sequence: int | None = None
+
+
+# ---- Whose cameras and depth the parts of a model get ---------------------------------------------------------------
+
 PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # those that the geometry encoder may provide in training
     "dataset": (),
     "auto": ("cameras",),
@@ -26,21 +147,54 @@ PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # those that the geom
 
 @dataclass(frozen=True)
 class CameraPlan:
-    """Whose cameras and depth the parts of a model get; tests have its truth table.
+    """What the parts of a model read of cameras and depth, and whether the geometry encoder predicts them.
 
     Attributes:
         source: The option `--model.camera_source`.
-        uses_cameras: Whether an encoding, the view mixer or the time index reads cameras.
-        uses_depth: Whether one of them reads depth in the unit of the cameras.
+        uses_cameras: Poses reach the 2D tokens, the decoder's attention, or its positions.
         targets: What objectives learn to predict.
-        encoder_predicts: Whether there is a geometry encoder that predicts cameras.
+        uses_lengths: Some part depends on the unit of lengths.
+        uses_points: The 3D points of tokens reach an encoding.
+        uses_median_depth: Lengths are divided by the median depth.
+        uses_view_features: The reference view is chosen by the 2D tokens.
+        encoder_predicts: There is a geometry encoder that predicts cameras.
     """
 
     source: CameraSource
     uses_cameras: bool
     targets: tuple[Target, ...] = ()
-    uses_depth: bool = False
+    uses_lengths: bool = False
+    uses_points: bool = False
+    uses_median_depth: bool = False
+    uses_view_features: bool = False
     encoder_predicts: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        source: CameraSource,
+        targets: tuple[Target, ...],
+        parts: Sequence[CameraEncoding | ViewMixer | None],
+        time_index: TimeIndex,
+        geometry: GeometryEncoder | None,
+    ) -> CameraPlan:
+        """Combine the parts that read cameras."""
+        present = [part for part in parts if part is not None]
+        return cls(
+            source,
+            uses_cameras=bool(present) or time_index.requires_cameras,
+            targets=targets,
+            uses_lengths=any(not part.symmetries.scale for part in present) or time_index.uses_lengths,
+            uses_points=any(part.uses_points for part in present),
+            uses_median_depth=any(part.uses_median_depth for part in present),
+            uses_view_features=any(part.uses_balanced_reference for part in present),
+            encoder_predicts=geometry is not None and geometry.predicts_cameras,
+        )
+
+    @property
+    def uses_depth(self) -> bool:
+        """Whether some part reads depth in the unit of the cameras."""
+        return self.uses_points or self.uses_median_depth
 
     @property
     def asks_encoder(self) -> bool:
@@ -68,112 +222,10 @@ class CameraPlan:
     def _possible_labels(self) -> tuple[Target, ...]:
         return tuple(target for target in self.targets if target in PSEUDO_LABELS[self.source])
 
-
-# ---- Requirements of a model on the data, computed from its parts ---------------------------------------------------
-
-
-@dataclass(frozen=True)
-class CameraUse:
-    """What the camera parts of a model read.
-
-    Attributes:
-        cameras: Poses reach the 2D tokens, the decoder's attention, or its positions.
-        lengths: With their unit, to which a part is not invariant.
-        points: The 3D points of tokens reach an encoding.
-        median_depth: Lengths are divided by the median depth.
-        balanced_reference: The reference view is chosen by the 2D tokens.
-    """
-
-    cameras: bool
-    lengths: bool
-    points: bool
-    median_depth: bool
-    balanced_reference: bool
-
-    @classmethod
-    def of(cls, parts: Sequence[CameraEncoding | ViewMixer | None], time_index: TimeIndex) -> CameraUse:
-        """Combine the parts that read cameras."""
-        present = [part for part in parts if part is not None]
-        return cls(
-            cameras=bool(present) or time_index.requires_cameras,
-            lengths=any(not part.symmetries.scale for part in present) or time_index.uses_lengths,
-            points=any(part.uses_points for part in present),
-            median_depth=any(part.uses_median_depth for part in present),
-            balanced_reference=any(part.uses_balanced_reference for part in present),
-        )
-
-    @property
-    def depth(self) -> bool:
-        """Whether depth in the unit of the cameras is used."""
-        return self.points or self.median_depth
-
-
-@dataclass(frozen=True)
-class DataRequirements:
-    """Inputs beside the backbone's pixels and the questions.
-
-    Attributes:
-        cameras: The dataset's pose and intrinsics for each frame; a scene without is an error.
-        depth: The dataset's depth map for each frame; a scene without is an error.
-        frames: RGB frames in the size that the backbone sees, for a geometry encoder.
-        own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
-        seconds: Whose seconds per temporal patch a time index uses, see `TimestampIndex`.
-        frame_times: The time of each frame of a video, for a prompt that states them; a video without is an error.
-        token_px: Side of a visual token in pixels; the sides of resized frames are multiples of it.
-        image_pixels: Least and most pixels of a still image, those of the model's own processor.
-        targets: What objectives learn to predict: it is read of the scenes that have it.
-        required_targets: Those of them that some scene of the training split must have: all but pseudo-labels.
-        question_types: Those that the model's settings name, which the benchmark must have.
-        typed_questions: Some question of the training split must have a type of its benchmark.
-        arbitrary_unit: The geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
-            can't answer in meters; None if it reads no such lengths.
-    """
-
-    cameras: bool = False
-    depth: bool = False
-    frames: bool = False
-    own_frames: bool = False
-    seconds: Seconds = "nominal"
-    frame_times: bool = False
-    token_px: int = 28
-    image_pixels: tuple[int, int] = IMAGE_PIXELS
-    targets: tuple[Target, ...] = ()
-    required_targets: tuple[Target, ...] = ()
-    question_types: tuple[str, ...] = ()
-    typed_questions: bool = False
-    arbitrary_unit: str | None = None
-
-    @classmethod
-    def of(cls, model: AssembledModel) -> DataRequirements:
-        """Combine what the parts of a model read."""
-        geometry, objectives, use = model.geometry, model.objectives, model.camera_use
-        plan = model.camera_plan
-        # 1. What the geometry encoder shows the decoder, and what objectives learn from it.
-        fused = geometry if model.uses_geometry_tokens else None
-        encoder = geometry if plan.predicts_cameras else fused
-        shown = geometry if plan.pseudo_labels else encoder  # the frames, in training at least
-        # 2. Lengths in a unit of its own.
-        lengths = (plan.predicts_cameras and use.lengths) or objectives.uses_lengths_of(plan.pseudo_labels)
-        has_own_unit = bool(lengths and geometry and not geometry.is_metric)
-        has_own_unit = has_own_unit or bool(fused and not fused.has_metric_tokens)
-        # 3. What is learned from the dataset.
-        required_targets = {target for target in objectives.targets if target not in plan.pseudo_labels}
-        if plan.pseudo_labels and geometry is not None and geometry.requires_cameras:
-            required_targets.add("cameras")
-        return cls(
-            cameras=(use.cameras and not plan.predicts_cameras) or bool(encoder and encoder.requires_cameras),
-            depth=(use.depth and plan.source != "predicted") or bool(fused and fused.requires_depth),
-            frames=bool(shown and shown.requires_frames),
-            own_frames=bool(shown and not shown.meta_encoder.takes_tower_patches),
-            seconds=model.time_index.seconds,
-            frame_times=model.backbone.span_per_step,
-            token_px=model.backbone.patch_size * model.backbone.spatial_merge_size,
-            image_pixels=model.backbone.image_pixels,
-            targets=objectives.targets,
-            required_targets=tuple(sorted(required_targets)),
-            question_types=objectives.question_types,
-            arbitrary_unit=model.geometry_name if has_own_unit else None,
-        )
+    def needs_prediction(self, scene: LoadedScene, *, training: bool) -> bool:
+        """Whether a scene gets the cameras of the geometry encoder."""
+        may_need = self.predicts_cameras or (bool(self.pseudo_labels) and training)
+        return may_need and (self.source == "predicted" or scene.cameras is None)
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:

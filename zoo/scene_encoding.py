@@ -1,9 +1,13 @@
-"""One encoded scene."""
+"""How scenes are encoded: vision, geometry, cameras, view mixing and fusion, one function each.
+
+`SpatialVLM.encode_scenes` calls them in this order. Each takes values and returns values; none makes the host wait for
+a GPU.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,73 +17,52 @@ from torch.nn import functional as F
 
 from zoo.backbones.base import Backbone, VisualTokens
 from zoo.cameras import Cameras
+from zoo.cameras.cameras import balanced_views
 from zoo.cameras.rays import patch_depth, token_points
 from zoo.cameras.scene_geometry import MergedCamera, PatchCameras, SceneGeometry, Window, merge_cameras, stack_cameras
 from zoo.encodings.base import ViewMixer
-from zoo.encodings.view_attention import balanced_views
 from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.geometry.base import GeometryEncoder, covers, encoder_frames
-from zoo.geometry.cached import check_grid
-from zoo.geometry.reader import EVERY_FRAME, geometry_of_frames, shown_frames
-from zoo.model_spec import CameraUse
+from zoo.geometry.cache import EVERY_FRAME, check_grid, geometry_of_frames, shown_frames
+from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.deferred_positions import valid_index
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
+from zoo.sequences.position_ids import check_all_have_cameras, valid_index
 from zoo.values import check_count, check_shape
 
 
 @dataclass(frozen=True, eq=False)
-class SceneCameras:
-    """What camera parts read of a scene.
-
-    Attributes:
-        patches: One camera per temporal patch.
-        points: The 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
-        depth: Of all pixels, NaN where unknown; for an encoding that divides lengths by its median.
-        view_features: The mean 2D token of each temporal patch; for a reference view chosen by them.
-    """
-
-    patches: PatchCameras
-    points: Float[Tensor, "tokens 3"] | None = None
-    depth: Float[Tensor, " pixels"] | None = None
-    view_features: Float[Tensor, "t C"] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class SceneTargets:
-    """What objectives learn to predict of a scene: the dataset's, or in training the geometry encoder's.
-
-    Attributes:
-        cameras: One per temporal patch; None without.
-        depth: Beneath each 2D token, 0 where unknown; None without.
-        in_camera_unit: Whether depth has the unit of the cameras that the scene is encoded with.
-    """
-
-    cameras: PatchCameras | None = None
-    depth: Float[Tensor, "t n"] | None = None
-    in_camera_unit: bool = True
-
-
-@dataclass(frozen=True, eq=False)
 class EncodedScene:
-    """One encoded scene: the decoder's visual tokens, and the cameras they belong to.
+    """One encoded scene: its visual tokens, the cameras they belong to, and what objectives learn to predict of it.
 
     Attributes:
         scene: What was encoded.
         visual: (t, n, D) tokens of each temporal patch in the decoder's width, those on the 2D grid and then extra
             tokens; and what is added to their hidden states in the first decoder layers.
-        cameras: For a model that uses cameras; None if the scene has none.
-        targets: Of objectives.
+        cameras: One per temporal patch, for a model that uses cameras; None if the scene has none.
+        points: The 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
+        depth: Of all pixels, NaN where unknown; for an encoding that divides lengths by its median.
+        view_features: The mean 2D token of each temporal patch; for a reference view chosen by them.
+        target_cameras: One per temporal patch, for objectives: the dataset's, or in training the geometry encoder's.
+        target_depth: Beneath each 2D token, 0 where unknown; likewise.
+        is_target_in_camera_unit: Whether `target_depth` has the unit of `cameras`.
+        teacher_targets: What a teacher says of it in training; None without one.
         end_token: Behind the tokens of the last view; None without.
         raw_depth: What the view mixer predicts of the depth of each 2D token, see `ViewMixer.raw_depth`; None without.
     """
 
-    scene: SceneInputs
+    scene: LoadedScene
     visual: VisualTokens
-    cameras: SceneCameras | None = None
-    targets: SceneTargets = SceneTargets()
+    cameras: PatchCameras | None = None
+    points: Float[Tensor, "tokens 3"] | None = None
+    depth: Float[Tensor, " pixels"] | None = None
+    view_features: Float[Tensor, "t C"] | None = None
+    target_cameras: PatchCameras | None = None
+    target_depth: Float[Tensor, "t n"] | None = None
+    is_target_in_camera_unit: bool = True
+    teacher_targets: TeacherTargets | None = None
     end_token: Float[Tensor, " D"] | None = None
     raw_depth: Float[Tensor, "t n ends"] | None = None
 
@@ -93,22 +76,43 @@ class EncodedScene:
 
     def token_points(self) -> Float[Tensor, "tokens 3"]:
         """Return the 3D point of each 2D token; NaN where unknown."""
-        if self.cameras is not None and self.cameras.points is not None:
-            return self.cameras.points
+        if self.points is not None:
+            return self.points
         count = self.scene.num_steps * self.scene.tokens_per_step
         return torch.full((count, 3), torch.nan, dtype=torch.float64, device=self.visual.tokens.device)
 
 
-# ---- What a geometry encoder sees of a scene, and what the vision tower sees of that --------------------------------
+# ---- 1. Vision: patches to 2D tokens --------------------------------------------------------------------------------
 
 
-class EncoderView(NamedTuple):
+def encode_vision(backbone: Backbone, batch: Batch) -> list[EncodedScene]:
+    """Compute the 2D tokens of each scene by one call of the vision encoder: sharded processes call it equally often.
+
+    Args:
+        backbone: The model.
+        batch: With the scenes and the vision encoder's other inputs.
+    """
+    if batch.vision is None:
+        return []
+    pixels = [scene.pixel_values for scene in batch.scenes if scene.pixel_values is not None]
+    joined = backbone.encode_vision(pixels[0] if len(pixels) == 1 else torch.cat(pixels), batch.vision)
+    counts = [scene.num_steps * scene.tokens_per_step for scene in batch.scenes]
+    encoded = []
+    for scene, *own in zip(batch.scenes, joined.tokens.split(counts), joined.deepstack.split(counts, 1), strict=True):
+        encoded.append(EncodedScene(scene, VisualTokens(*(each.unflatten(-2, (scene.num_steps, -1)) for each in own))))
+    return encoded
+
+
+# ---- 2. Geometry: 3D tokens, predicted cameras and depth ------------------------------------------------------------
+
+
+class GeometryInputs(NamedTuple):
     """What a geometry encoder gets of a scene.
 
     Attributes:
         frames: In 0..1, in the encoder's size; None if the scene has none.
         geometry: The dataset's, of these frames; None if the scene has none.
-        window: What of these frames the vision tower sees; None is everything.
+        window: What of these frames the vision encoder sees; None is everything.
     """
 
     frames: Float[Tensor, "S 3 H W"] | None
@@ -116,34 +120,34 @@ class EncoderView(NamedTuple):
     window: Window | None
 
 
-def view_of_encoder(encoder: GeometryEncoder, scene: SceneInputs, shown: slice, patch_size: int) -> EncoderView:
+def geometry_inputs(encoder: GeometryEncoder, scene: LoadedScene, shown: slice, patch_size: int) -> GeometryInputs:
     """Return what a geometry encoder gets of a scene, a model's or a teacher's.
 
     Args:
         encoder: Which asks.
         scene: Of the batch.
         shown: The frames that the encoder sees.
-        patch_size: Of the vision tower, in pixels.
+        patch_size: Of the vision encoder, in pixels.
 
     Raises:
-        InputError: A cache gets frames with other patches than the vision tower's.
+        InputError: A cache gets frames with other patches than the vision encoder's.
     """
     known = None if scene.geometry is None else scene.geometry[shown]
     if scene.frames is None:
-        return EncoderView(None, known, scene.tower_window)
+        return GeometryInputs(None, known, scene.vision_window)
     grid = scene.grid_thw[1:]
     frames = encoder_frames(scene.frames[shown], patch_size, encoder.patch_size, grid)
     check_grid(encoder, frames, grid)
-    window = scene.tower_window or patches_under_tower(frames, grid, encoder.patch_size)
-    return EncoderView(frames, geometry_of_frames(known, frames, window), window)
+    window = scene.vision_window or window_of_vision(frames, grid, encoder.patch_size)
+    return GeometryInputs(frames, geometry_of_frames(known, frames, window), window)
 
 
-def patches_under_tower(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], patch_size: int) -> Window | None:
-    """Return what an encoder's frames show without the row and column of patches beyond the tower's, see `covers`.
+def window_of_vision(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], patch_size: int) -> Window | None:
+    """Return what a geometry encoder's frames show without patches beyond the vision encoder's, see `covers`.
 
     Args:
         frames: The encoder's.
-        grid: Rows and columns of the tower's patches.
+        grid: Rows and columns of the vision encoder's patches.
         patch_size: Of the encoder, in pixels.
 
     Returns:
@@ -156,90 +160,137 @@ def patches_under_tower(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int],
     return Window(height, width, 0, 0, rows, columns)
 
 
-def under_tower(geometry: SceneGeometry, window: Window, grid: tuple[int, int], patch_size: int) -> SceneGeometry:
-    """Return the geometry of what the tower sees of an encoder's frames.
+def seen_by_vision(geometry: SceneGeometry, window: Window, grid: tuple[int, int], patch_size: int) -> SceneGeometry:
+    """Return the geometry of what the vision encoder sees of an encoder's frames.
 
-    3D tokens stay under the tower's patches of the same row and column, as the published models place them.
+    3D tokens stay under the vision encoder's patches of the same row and column, as the published models place them.
 
     Args:
         geometry: By the encoder.
-        window: What of the encoder's frames the tower sees.
-        grid: Rows and columns of the tower's patches.
+        window: What of the encoder's frames the vision encoder sees.
+        grid: Rows and columns of the vision encoder's patches.
         patch_size: Of the encoder, in pixels.
     """
     cropped = window.crop(geometry, (grid[0] * patch_size, grid[1] * patch_size))
-    if cropped.patches is not None:
-        cropped.patches = cropped.patches[:, : grid[0], : grid[1]]
-    return cropped
+    if cropped.patches is None:
+        return cropped
+    patches = cropped.patches[:, : grid[0], : grid[1]]
+    return SceneGeometry(**{**cropped.present(), "patches": patches})
 
 
-# ---- Cameras of scenes as the camera parts read them, and those of whole sequences; nothing here waits for a GPU ----
-
-# ---- of a scene -----------------------------------------------------------------------------------------------
-
-
-def scene_cameras(
-    scene: SceneInputs,
-    predicted: SceneGeometry | None,
-    visual: VisualTokens,
-    use: CameraUse,
-    merged: MergedCamera,
-) -> SceneCameras | None:
-    """Return the cameras of a scene, with the depth and features that camera parts read; None without cameras.
+def encode_geometry(
+    encoder: GeometryEncoder | None,
+    scenes: Sequence[LoadedScene],
+    patch_size: int,
+    *,
+    tokens: bool,
+    cameras: bool,
+    stills_once: bool = False,
+) -> list[SceneGeometry | None]:
+    """Compute the geometry of each scene by the encoder, as far as a model reads it; else the dataset's.
 
     Args:
-        scene: Its own cameras, the dataset's.
-        predicted: The geometry encoder's, if they are read instead.
-        visual: Its 2D tokens.
-        use: What the camera parts read.
-        merged: The camera of two merged frames.
+        encoder: None in a model without one.
+        scenes: Of the batch.
+        patch_size: Of the vision encoder, in pixels.
+        tokens: Whether 3D tokens are read.
+        cameras: Whether some scene needs predicted cameras.
+        stills_once: Whether the encoder sees the two equal frames of an image once; its output is that of both.
 
     Raises:
-        InputError: A part reads depth, and the scene has none.
+        InputError: The encoder needs frames, and a scene has none.
     """
-    geometry = scene.geometry if predicted is None else predicted
-    patches = scene.cameras if predicted is None else predicted_patches(predicted, merged)
-    if patches is None or not use.cameras:
-        return None
-    if (count := len(patches.world_to_camera)) != scene.num_steps:
-        raise InputError(f"{count} cameras for {scene.num_steps} temporal patches: one for each, not per frame")
-    return SceneCameras(
-        patches,
-        points=scene_points(geometry, scene.token_grid[1], merged).flatten(0, 2) if use.points else None,
-        depth=known_depth(geometry) if use.median_depth else None,
-        view_features=visual.tokens.mean(1) if use.balanced_reference else None,
-    )
+    dataset = [scene.geometry for scene in scenes]
+    if encoder is None or not (tokens or cameras):
+        return dataset
+    # 1. What data workers have read of a cache, and the rest by the encoder.
+    found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
+    shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
+    windows = {i: scene.vision_window for i, scene in enumerate(scenes)}
+    if rest := [i for i in range(len(scenes)) if i not in found]:
+        if encoder.requires_frames and any(scenes[i].frames is None for i in rest):
+            name = type(encoder.meta_encoder).__name__
+            raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
+        views = [geometry_inputs(encoder, scenes[i], shown[i], patch_size) for i in rest]
+        frames, given, own_windows = (list(each) for each in zip(*views, strict=True))
+        windows |= dict(zip(rest, own_windows, strict=True))
+        computed = encoder(frames, given, tokens=tokens, cameras=cameras)
+        check_count(encoder.meta_encoder, "scenes", computed, len(rest))
+        for own, each in zip(frames, computed, strict=True):
+            _check_geometry(encoder, each, None if own is None else len(own), tokens)
+        found |= dict(zip(rest, computed, strict=True))
+    for i, window in windows.items():
+        if window is not None:
+            found[i] = seen_by_vision(found[i], window, scenes[i].grid_thw[1:], encoder.patch_size)
+    for i, frames_of in enumerate(shown):
+        if frames_of != EVERY_FRAME:
+            found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
+    # 2. Tokens of other scenes, in a perturbed test.
+    for i, other in enumerate(scene.geometry_override for scene in scenes):
+        if other == "nothing" and tokens:
+            found[i] = found[i].with_tokens_of(found[i], scale=0.0)
+        elif isinstance(other, LoadedScene) and tokens:
+            (source,) = encode_geometry(
+                encoder, [other], patch_size, tokens=True, cameras=False, stills_once=stills_once
+            )
+            assert source is not None
+            found[i] = found[i].with_tokens_of(source)
+    return [found[i] for i in range(len(scenes))]
 
 
-def predicted_patches(geometry: SceneGeometry, merged: MergedCamera) -> PatchCameras | None:
-    """Merge the cameras that an encoder predicts; None if it predicts none."""
-    return merge_cameras(geometry, merged) if geometry.has_cameras else None
+def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: int | None, tokens: bool) -> None:
+    """Check the shapes of a scene's geometry."""
+    part = encoder.meta_encoder
+    if tokens and encoder.width:
+        check_shape(part, "3D tokens (S, h, w, D)", geometry.patches, frames, None, None, encoder.width)
+    for name, what, sides in (("world_to_camera", "poses (S, 4, 4)", (4, 4)), ("K_normalized", "K (S, 3, 3)", (3, 3))):
+        if (value := getattr(geometry, name)) is not None:
+            check_shape(part, what, value, frames, *sides)
 
 
-def scene_targets(
-    scene: SceneInputs,
-    predicted: SceneGeometry | None,
-    targets: Sequence[str],
-    pseudo_labels: Sequence[str],
-    merged: MergedCamera,
-) -> SceneTargets:
-    """Return what objectives learn to predict of a scene.
+# ---- 3. Cameras and targets -----------------------------------------------------------------------------------------
+
+
+def add_cameras(
+    encoded: EncodedScene, predicted: SceneGeometry | None, plan: CameraPlan, merged: MergedCamera, *, training: bool
+) -> EncodedScene:
+    """Add the cameras that the parts read, and what objectives learn to predict.
 
     Args:
-        scene: With the dataset's geometry.
-        predicted: The geometry encoder's, where the scene is encoded with its cameras.
-        targets: What objectives learn to predict.
-        pseudo_labels: Those of them that the encoder gives, in training.
+        encoded: With 2D tokens; its scene has the dataset's cameras.
+        predicted: The geometry encoder's geometry, if its cameras are read instead.
+        plan: What the parts read.
         merged: The camera of two merged frames.
+        training: Whether objectives may learn from what the encoder predicts.
+
+    Raises:
+        InputError: A part reads depth, and the scene has none; or a wrong number of cameras.
     """
-    cameras = depth = None
-    if "cameras" in targets and scene.has_true_cameras:
-        is_pseudo = predicted is not None and "cameras" in pseudo_labels
-        cameras = predicted_patches(predicted, merged) if is_pseudo and predicted else scene.cameras
-    if "depth" in targets:
-        geometry = predicted if predicted is not None and "depth" in pseudo_labels else scene.geometry
-        depth = None if geometry is None else token_depth(geometry, scene.token_grid[1])
-    return SceneTargets(cameras, depth, predicted is None or "depth" in pseudo_labels)
+    scene, pseudo_labels = encoded.scene, plan.pseudo_labels if training else ()
+    geometry, cameras = scene.geometry, scene.cameras
+    if predicted is not None:
+        geometry = predicted
+        cameras = merge_cameras(predicted, merged) if predicted.has_cameras else None
+    # 1. What objectives learn to predict.
+    if "cameras" in plan.targets and scene.has_true_cameras:
+        encoded = replace(encoded, target_cameras=cameras if "cameras" in pseudo_labels else scene.cameras)
+    if "depth" in plan.targets:
+        source = geometry if "depth" in pseudo_labels else scene.geometry
+        depth = None if source is None else token_depth(source, scene.token_grid[1])
+        in_unit = predicted is None or "depth" in pseudo_labels
+        encoded = replace(encoded, target_depth=depth, is_target_in_camera_unit=in_unit)
+    # 2. What camera parts read.
+    if cameras is None or not plan.uses_cameras:
+        return encoded
+    if (count := len(cameras.world_to_camera)) != scene.num_steps:
+        raise InputError(f"{count} cameras for {scene.num_steps} temporal patches: one for each, not per frame")
+    return replace(
+        encoded,
+        cameras=cameras,
+        points=scene_points(geometry, scene.token_grid[1], merged).flatten(0, 2) if plan.uses_points else None,
+        depth=known_depth(geometry) if plan.uses_median_depth else None,
+        view_features=encoded.visual.tokens.mean(1) if plan.uses_view_features else None,
+    )
 
 
 def scene_points(
@@ -288,7 +339,92 @@ def known_depth(scene: SceneGeometry | None) -> Float[Tensor, " pixels"]:
     return torch.where(depth > 0, depth, torch.nan)
 
 
-# ---- of whole sequences ---------------------------------------------------------------------------------------
+# ---- 4. View mixing and fusion --------------------------------------------------------------------------------------
+
+
+def fuse_scenes(
+    encoded: Sequence[EncodedScene],
+    geometry: Sequence[SceneGeometry | None],
+    fusion: Fusion | None,
+    view_mixer: ViewMixer | None,
+) -> list[EncodedScene]:
+    """Mix the views of each scene and fuse its 2D and 3D tokens.
+
+    Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
+
+    Args:
+        encoded: With 2D tokens, and cameras for the view mixer.
+        geometry: 3D tokens of each, for a fusion that uses them.
+        fusion: None keeps the 2D tokens.
+        view_mixer: None mixes nothing.
+    """
+    fused = list(encoded)
+    if fusion is None and view_mixer is None:
+        return fused
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, each in enumerate(encoded):
+        patches = None if (own := geometry[i]) is None else own.patches
+        groups.setdefault((*each.scene.grid_thw, *(() if patches is None else patches.shape[1:3])), []).append(i)
+    for (steps, height, width, *_), members in groups.items():
+        tokens = torch.cat([encoded[i].visual.tokens.flatten(0, 1) for i in members])
+        scenes = [encoded[i] for i in members]
+        mix: _Mixing | None = None
+        if view_mixer is not None and all(scene.cameras is not None for scene in scenes):
+            mix = _Mixing(view_mixer, scenes)
+        if fusion is not None:
+            found = [geometry[i] for i in members] if fusion.uses_geometry else []
+            known = [each for each in found if each is not None]
+            read = SceneGeometry.joined(known) if len(known) == len(members) else None
+            long = (steps * len(members), height, width)
+            joined, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
+            per_view = scenes[0].scene.tokens_per_step
+            per_view += fusion.appended.count(per_view)
+            check_shape(fusion, "visual tokens (t, n, D)", joined, long[0], per_view, tokens.shape[1])
+        elif mix is not None:
+            joined, deep = mix(tokens).unflatten(0, (steps * len(members), -1)), None
+        else:
+            continue
+        raw_depths = mix.raw_depths if mix is not None and mix.raw_depths else [None] * len(members)
+        for place, (i, own_tokens, raw_depth) in enumerate(zip(members, joined.split(steps), raw_depths, strict=True)):
+            features = encoded[i].visual.deepstack
+            if fusion is not None:
+                own_deep = None if deep is None else deep[:, place * steps : (place + 1) * steps]
+                features = fusion.fit_deepstack(features, own_tokens.shape[1], own_deep)
+            fused[i] = replace(encoded[i], visual=VisualTokens(own_tokens, features), raw_depth=raw_depth)
+    return fused
+
+
+class _Mixing:
+    """The mixing of the views of scenes with one grid, as a fusion calls it.
+
+    Args:
+        view_mixer: The mixer.
+        scenes: Of one grid, with cameras.
+
+    Attributes:
+        raw_depths: Of each scene, see `ViewMixer.raw_depth`; none before the call, or of a mixer that predicts none.
+    """
+
+    def __init__(self, view_mixer: ViewMixer, scenes: Sequence[EncodedScene]) -> None:
+        self.view_mixer, self.scenes = view_mixer, scenes
+        self.raw_depths: Sequence[Float[Tensor, "t n ends"]] = ()
+
+    def __call__(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        grid = self.scenes[0].scene.token_grid
+        of_scenes = [scene.cameras for scene in self.scenes if scene.cameras is not None]
+        poses, K, present = stack_cameras([[each] for each in of_scenes])
+        cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in self.scenes], present)
+        if points := [scene.points for scene in self.scenes if scene.points is not None]:
+            cameras = cameras.with_tokens(points=torch.stack(points))
+        is_complete = all(each.is_complete for each in of_scenes)
+        mixed = self.view_mixer(tokens, cameras=cameras, grid=grid, has_camera=None if is_complete else present)
+        check_shape(self.view_mixer, "2D tokens (N, D)", mixed, *tokens.shape)
+        if (raw_depth := self.view_mixer.raw_depth(tokens)) is not None:
+            self.raw_depths = raw_depth.unflatten(0, (len(self.scenes), grid[0], -1)).unbind()
+        return mixed
+
+
+# ---- 5. Cameras of whole sequences ----------------------------------------------------------------------------------
 
 
 def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequences) -> Cameras | None:
@@ -301,24 +437,23 @@ def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequence
     Raises:
         InputError: Some scenes have cameras and others do not.
     """
-    known = [[scene.cameras for scene in row if scene.cameras is not None] for row in rows]
     if (given := sequences.cameras) is not None:
         if given.index is None and not any(rows):  # text alone
             return None
         if given.index is None:
             given = given.with_token_runs(sequences.camera_index, sequences.camera_runs)
-        return add_scene_statistics(given, known, given.used_mask())
+        return add_scene_statistics(given, rows, given.used_mask())
+    known = [[scene.cameras for scene in row if scene.cameras is not None] for row in rows]
     if not any(known):
         return None
-    if any(len(own) < len(row) for own, row in zip(known, rows, strict=True)):
-        raise InputError("a scene without cameras beside others that have some: give cameras to all of a batch")
-    poses, K, present = stack_cameras([[scene.patches for scene in row] for row in known])
+    check_all_have_cameras(sum(map(len, known)), sum(map(len, rows)))
+    poses, K, present = stack_cameras(known)
     index = valid_index(sequences.camera_index, present)
-    return add_scene_statistics(Cameras.trusted(poses, K, index, sequences.camera_runs), known, present)
+    return add_scene_statistics(Cameras.trusted(poses, K, index, sequences.camera_runs), rows, present)
 
 
 def add_scene_statistics(
-    cameras: Cameras, rows: Sequence[Sequence[SceneCameras]], has_camera: Bool[Tensor, "B C"]
+    cameras: Cameras, rows: Sequence[Sequence[EncodedScene]], has_camera: Bool[Tensor, "B C"]
 ) -> Cameras:
     """Add the balanced reference view and the median depth of each row to cameras, where those are known.
 
@@ -338,189 +473,3 @@ def add_scene_statistics(
         medians = [torch.cat(own or [one]).nanmedian().double() for own in depths]
         cameras = cameras.with_median_depth(torch.stack(medians))
     return cameras
-
-
-# ---- The stages of encoding scenes, as functions of values; `SpatialVLM.encode_scenes` calls them in this order -----
-
-
-def encode_vision(backbone: Backbone, batch: Batch) -> list[VisualTokens]:
-    """Compute the 2D tokens (t, n, D) of each scene by one call of the tower: sharded processes call it equally often.
-
-    Args:
-        backbone: The model.
-        batch: With the scenes and the tower's other inputs.
-    """
-    if batch.vision is None:
-        return []
-    pixels = [scene.pixel_values for scene in batch.scenes]
-    joined = backbone.encode_vision(pixels[0] if len(pixels) == 1 else torch.cat(pixels), batch.vision)
-    counts = [scene.num_steps * scene.tokens_per_step for scene in batch.scenes]
-    parts = zip(batch.scenes, joined.tokens.split(counts), joined.deepstack.split(counts, 1), strict=True)
-    return [VisualTokens(*(each.unflatten(-2, (scene.num_steps, -1)) for each in own)) for scene, *own in parts]
-
-
-def encode_geometry(
-    encoder: GeometryEncoder | None,
-    scenes: Sequence[SceneInputs],
-    patch_size: int,
-    *,
-    tokens: bool,
-    cameras: bool,
-    stills_once: bool = False,
-) -> list[SceneGeometry | None]:
-    """Compute the geometry of each scene by the encoder, as far as a model reads it; else the dataset's.
-
-    Args:
-        encoder: None in a model without one.
-        scenes: Of the batch.
-        patch_size: Of the vision tower, in pixels.
-        tokens: Whether 3D tokens are read.
-        cameras: Whether some scene needs predicted cameras.
-        stills_once: Whether the encoder sees the two equal frames of a still once; its output is that of both.
-
-    Raises:
-        InputError: The encoder needs frames, and a scene has none.
-    """
-    dataset = [scene.geometry for scene in scenes]
-    if encoder is None or not (tokens or cameras):
-        return dataset
-    # 1. What data workers have read of a cache, and the rest by the encoder.
-    found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
-    shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
-    windows = {i: scene.tower_window for i, scene in enumerate(scenes)}
-    if rest := [i for i in range(len(scenes)) if i not in found]:
-        if encoder.requires_frames and any(scenes[i].frames is None for i in rest):
-            name = type(encoder.meta_encoder).__name__
-            raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        views = [view_of_encoder(encoder, scenes[i], shown[i], patch_size) for i in rest]
-        frames, given, own_windows = (list(each) for each in zip(*views, strict=True))
-        windows |= dict(zip(rest, own_windows, strict=True))
-        computed = encoder(frames, given, tokens=tokens, cameras=cameras)
-        check_count(encoder.meta_encoder, "scenes", computed, len(rest))
-        for own, each in zip(frames, computed, strict=True):
-            _check_geometry(encoder, each, None if own is None else len(own), tokens)
-        found |= dict(zip(rest, computed, strict=True))
-    for i, window in windows.items():
-        if window is not None:
-            found[i] = under_tower(found[i], window, scenes[i].grid_thw[1:], encoder.patch_size)
-    for i, frames_of in enumerate(shown):
-        if frames_of != EVERY_FRAME:
-            found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
-    # 2. Tokens of other scenes, in a perturbed test.
-    for i, other in enumerate(scene.geometry_override for scene in scenes):
-        if other == "nothing" and tokens:
-            found[i] = found[i].with_tokens_of(found[i], scale=0.0)
-        elif isinstance(other, SceneInputs) and tokens:
-            (source,) = encode_geometry(
-                encoder, [other], patch_size, tokens=True, cameras=False, stills_once=stills_once
-            )
-            assert source is not None
-            found[i] = found[i].with_tokens_of(source)
-    return [found[i] for i in range(len(scenes))]
-
-
-class FusedScene(NamedTuple):
-    """A scene after view mixing and fusion.
-
-    Attributes:
-        visual: Its visual tokens.
-        raw_depth: See `ViewMixer.raw_depth`; None without.
-    """
-
-    visual: VisualTokens
-    raw_depth: Float[Tensor, "t n ends"] | None = None
-
-
-def fuse_scenes(
-    scenes: Sequence[SceneInputs],
-    visual: Sequence[VisualTokens],
-    cameras: Sequence[SceneCameras | None],
-    geometry: Sequence[SceneGeometry | None],
-    fusion: Fusion | None,
-    view_mixer: ViewMixer | None,
-) -> list[FusedScene]:
-    """Mix the views of each scene and fuse its 2D and 3D tokens.
-
-    Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
-
-    Args:
-        scenes: Of the batch.
-        visual: Their 2D tokens.
-        cameras: Their cameras, for the view mixer.
-        geometry: 3D tokens of each, for a fusion that uses them.
-        fusion: None keeps the 2D tokens.
-        view_mixer: None mixes nothing.
-    """
-    fused = [FusedScene(each) for each in visual]
-    if fusion is None and view_mixer is None:
-        return fused
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, scene in enumerate(scenes):
-        patches = None if (own := geometry[i]) is None else own.patches
-        groups.setdefault((*scene.grid_thw, *(() if patches is None else patches.shape[1:3])), []).append(i)
-    for (steps, height, width, *_), members in groups.items():
-        tokens = torch.cat([visual[i].tokens.flatten(0, 1) for i in members])
-        mix: _Mixing | None = None
-        known_cameras = [each for each in (cameras[i] for i in members) if each is not None]
-        if view_mixer is not None and len(known_cameras) == len(members):
-            mix = _Mixing(view_mixer, known_cameras, scenes[members[0]].token_grid)
-        if fusion is not None:
-            found = [geometry[i] for i in members] if fusion.uses_geometry else []
-            known = [each for each in found if each is not None]
-            read = SceneGeometry.joined(known) if len(known) == len(members) else None
-            long = (steps * len(members), height, width)
-            joined, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
-            per_view = scenes[members[0]].tokens_per_step
-            per_view += fusion.appended.count(per_view)
-            check_shape(fusion, "visual tokens (t, n, D)", joined, long[0], per_view, tokens.shape[1])
-        elif mix is not None:
-            joined, deep = mix(tokens).unflatten(0, (steps * len(members), -1)), None
-        else:
-            continue
-        raw_depths = mix.raw_depths if mix is not None and mix.raw_depths else [None] * len(members)
-        for place, (i, each, raw_depth) in enumerate(zip(members, joined.split(steps), raw_depths, strict=True)):
-            features = visual[i].deepstack
-            if fusion is not None:
-                own_deep = None if deep is None else deep[:, place * steps : (place + 1) * steps]
-                features = fusion.fit_deepstack(features, each.shape[1], own_deep)
-            fused[i] = FusedScene(VisualTokens(each, features), raw_depth)
-    return fused
-
-
-class _Mixing:
-    """The mixing of the views of scenes with one grid, as a fusion calls it.
-
-    Args:
-        view_mixer: The mixer.
-        scenes: The cameras of each.
-        grid: (t, h, w) of one scene in tokens.
-
-    Attributes:
-        raw_depths: Of each scene, see `ViewMixer.raw_depth`; none before the call, or of a mixer that predicts none.
-    """
-
-    def __init__(self, view_mixer: ViewMixer, scenes: Sequence[SceneCameras], grid: tuple[int, int, int]) -> None:
-        self.view_mixer, self.scenes, self.grid = view_mixer, scenes, grid
-        self.raw_depths: Sequence[Float[Tensor, "t n ends"]] = ()
-
-    def __call__(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-        poses, K, present = stack_cameras([[scene.patches] for scene in self.scenes])
-        cameras = add_scene_statistics(Cameras.trusted(poses, K), [[scene] for scene in self.scenes], present)
-        if points := [scene.points for scene in self.scenes if scene.points is not None]:
-            cameras = cameras.with_tokens(points=torch.stack(points))
-        is_complete = all(scene.patches.is_complete for scene in self.scenes)
-        mixed = self.view_mixer(tokens, cameras=cameras, grid=self.grid, has_camera=None if is_complete else present)
-        check_shape(self.view_mixer, "2D tokens (N, D)", mixed, *tokens.shape)
-        if (raw_depth := self.view_mixer.raw_depth(tokens)) is not None:
-            self.raw_depths = raw_depth.unflatten(0, (len(self.scenes), self.grid[0], -1)).unbind()
-        return mixed
-
-
-def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: int | None, tokens: bool) -> None:
-    """Check the shapes of a scene's geometry."""
-    part = encoder.meta_encoder
-    if tokens and encoder.width:
-        check_shape(part, "3D tokens (S, h, w, D)", geometry.patches, frames, None, None, encoder.width)
-    for name, what, sides in (("world_to_camera", "poses (S, 4, 4)", (4, 4)), ("K_normalized", "K (S, 3, 3)", (3, 3))):
-        if (value := getattr(geometry, name)) is not None:
-            check_shape(part, what, value, frames, *sides)

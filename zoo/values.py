@@ -1,4 +1,4 @@
-"""Values made of tensors, which move between devices as one."""
+"""Base class of values made of tensors, and checks of the shapes that parts return."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Movable:
     """
 
     def map(self: Value, change: Change) -> Value:
-        """Return a copy in which each tensor is changed; number of the host stay."""
+        """Return a copy in which each tensor is changed; Python values are kept on the host."""
         other = object.__new__(type(self))
         vars(other).update({name: _mapped(value, change) for name, value in vars(self).items()})
         return other

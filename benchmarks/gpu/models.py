@@ -19,7 +19,7 @@ from commands.arguments import preprocess_argv
 from commands.defaults import with_defaults
 from commands.planning.training import Training, parse
 from commands.run_options import OF_RUNS, run_parser
-from zoo.backbones.qwen_weights import compute_buffers
+from zoo.backbones.pretrained import compute_buffers
 from zoo.sequences.batch import Batch
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.training_cost import BatchSizes, example_batch, example_questions
@@ -114,16 +114,15 @@ class Command:
 
     def questions(self, task: VideoQATask, sizes: BatchSizes, are_alone: bool = False) -> list[Batch]:
         """The questions of a scene on the device: in one batch with a shared prefix, or one batch each."""
-        builder = task.sequence_builder
-        scenes, rows, _ = example_questions(task.model, sizes, task.model.requirements)
+        builder = task.model.sequence_builder
+        scenes, rows, _ = example_questions(task.model, sizes, task.model.model_spec())
         asked = [row.input_ids.tolist() for row in rows]
         batches = [[each] for each in asked] if are_alone else [asked]
         prompts = [builder.prompts(each, [[0]] * len(each), scenes) for each in batches]
         return [self._on_device(Batch(scenes, builder.vision(scenes), prompts=each)) for each in prompts]
 
     def _on_device(self, batch: Batch) -> Batch:
-        for scene in batch.scenes:
-            scene.pixel_values = torch.randn(scene.pixel_values.shape)
+        batch.scenes[:] = [replace(each, pixel_values=torch.randn(each.pixel_values.shape)) for each in batch.scenes]
         return batch.to(self.bench.device)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from benchmarks.gpu.models import CHECKPOINTING, COMMANDS, TITLES, Bench, Row, Tables, autocast, measured, release
 from benchmarks.training import RATE, stock_rows, trainer_step
-from zoo.backbones.qwen_weights import empty_qwen
+from zoo.backbones.pretrained import empty_qwen
+from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
-from zoo.sequences.builder import SequenceBuilder
 from zoo.tasks import VideoQATask
 from zoo.tasks.base import fused_adamw
 from zoo.tasks.training_cost import BatchSizes, example_questions
@@ -67,9 +67,9 @@ def zoo_step(bench: Bench, task: VideoQATask, asked: Batch) -> Step:
 
 def one_per_row(bench: Bench, task: VideoQATask, sizes: BatchSizes, asked: Batch) -> list[dict[str, Any]]:
     """The inputs of transformers' model for each question."""
-    builder = SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=False))
-    scenes, rows, scene_of = example_questions(task.model, sizes, task.model.requirements)
-    scenes[0].pixel_values = asked.scenes[0].pixel_values.cpu()
+    builder = SequenceBuilder(replace(task.model.model_spec(), packs_questions=False))
+    scenes, rows, scene_of = example_questions(task.model, sizes, task.model.model_spec())
+    scenes[0] = replace(scenes[0], pixel_values=asked.scenes[0].pixel_values.cpu())
     return stock_rows(Batch(scenes, builder.vision(scenes), builder.training(rows, scene_of, scenes)).to(bench.device))
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from callbacks.configs import CONFIGS
 from commands.arguments import split_configs
-from commands.configs import CONFIGS
 from commands.planning.training import OF_PLAN, Setup, Training, parsed
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 

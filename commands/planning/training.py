@@ -196,7 +196,7 @@ def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tu
     """
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"--video_size {size}: height and width in pixels, such as [480,640]")
-    needs = task.requirements
+    needs = task.model_spec()
     try:
         if module.frames_as == "video":
             return module.pixels.frame_size(size[0], size[1], module.num_frames, needs.token_px)

@@ -12,20 +12,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import LoadedScene, Wording
 from datamodules.scenes import Question, num_answers
 from zoo.benchmarks import Benchmark
-from zoo.cameras.cameras import choose_view
+from zoo.cameras.cameras import choose_view, saddle_balanced
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
 from zoo.encodings.base import CameraModule
-from zoo.encodings.view_attention import saddle_balanced
 from zoo.model import SpatialVLM
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 from zoo.objectives.base import decode
 from zoo.precision import answer_precision, to_float32
 from zoo.scene_encoding import EncodedScene, token_depth
 from zoo.sequences.batch import Batch
+from zoo.sequences.loaded_scene import LoadedScene
 
 Targets = dict[str, Float[Tensor, "samples k"]]
 
@@ -44,9 +43,9 @@ class SceneStates:
         self.states, self.targets = states, targets
 
 
-def probe_requirements(model: SpatialVLM) -> DataRequirements:
+def probe_spec(model: SpatialVLM) -> ModelSpec:
     """What is read of the scenes: all that the model requires, with cameras and depth where there are some."""
-    return replace(model.requirements, targets=("cameras", "depth"))
+    return replace(model.model_spec(), targets=("cameras", "depth"))
 
 
 @torch.no_grad()
@@ -61,9 +60,8 @@ def scene_states(
         loaded: The scenes; those that can't be read are left out.
         tokens: Most visual tokens of a scene, evenly spaced.
     """
-    wording = Wording(model.backbone.preprocessor, benchmark)
-    reader, device = model.geometry_reader(training=False), model.backbone.device
-    collate = TrainingCollate(wording, model.sequence_builder, probe_requirements(model), reader)
+    device = model.backbone.device
+    collate = TrainingCollate(probe_spec(model), benchmark)
     for scene in loaded:
         batch = collate([scene])
         if batch.sequences is not None:
@@ -156,8 +154,8 @@ def reference_view(model: SpatialVLM, cameras: PatchCameras, encoded: EncodedSce
     reference = references[0] if references else "first"
     if reference != "saddle_balanced":
         return int(choose_view(cameras.world_to_camera[None], cameras.has_camera[None], reference))
-    assert encoded.cameras is not None and encoded.cameras.view_features is not None
-    return int(saddle_balanced(encoded.cameras.view_features, encoded.cameras.patches.has_camera))
+    assert encoded.cameras is not None and encoded.view_features is not None
+    return int(saddle_balanced(encoded.view_features, encoded.cameras.has_camera))
 
 
 def evenly_spaced(count: int, most: int) -> Int[Tensor, " samples"]:

@@ -15,7 +15,7 @@ from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
 from commands.reports.seed_differences import seed_differences
 from commands.reports.seeds import group_by_seed
 from commands.reports.table import NULL_RESULT, BelowBlind, Cell, Table, null_result
-from zoo.benchmarks.base import TITLES
+from zoo.benchmarks.free_answers import TITLES
 
 OPTIONAL = ("Perturbation", "Objectives", "Augmentation", "Initial weights")  # settings that a table without any hides
 

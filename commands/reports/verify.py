@@ -20,7 +20,7 @@ from typing import Any
 
 from commands.reports.loaded_runs import Run
 from commands.reports.table import Table
-from zoo.benchmarks.base import TITLES
+from zoo.benchmarks.free_answers import TITLES
 from zoo.errors import InputError
 
 MICRO, MACRO, OLD_MACRO = ("micro", "overall"), ("macro", "macro_new"), "macro_old"

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from commands.configs import find_config
+from callbacks.configs import find_config
 from commands.main import COMMANDS
 from commands.parser import OneLineParser, registered_classes
 from commands.studies.embedding import check_references

@@ -12,9 +12,9 @@ import yaml
 import callbacks
 import datamodules
 import zoo
+from callbacks.configs import load_configs, read_settings
 from callbacks.settings import flatten
 from commands.arguments import split_configs
-from commands.configs import load_configs, read_settings
 from commands.defaults import TRAINER_DEFAULTS, default_configs
 from commands.studies.modules import ROOT, Module, Modules
 from commands.studies.study_file import Run

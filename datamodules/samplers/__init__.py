@@ -7,13 +7,14 @@ from datamodules.samplers.base import (
     FrameSampler,
     Neighbor,
     OffsetNeighbor,
+    PointMaps,
+    PointSource,
     SceneView,
 )
 from datamodules.samplers.pose_farthest import PoseFarthestSampler, PosePlaneSampler
 from datamodules.samplers.selected import SelectedFrames
 from datamodules.samplers.space_aware import (
     DatasetDepth,
-    PointSource,
     PredictedPoints,
     SpaceAwareSampler,
     maximum_coverage,

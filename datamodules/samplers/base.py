@@ -1,128 +1,37 @@
-"""Selection files: the frames that a sampler chose from a video, and its settings.
+"""Frame samplers choose the views of a scene that a model sees, and frame pairings the two frames of each visual token.
 
-    selected_frames.json   {"scene_name": "41069025", "selected_frames": [0, 118, ...], "num_frames": 16,
-                            "key": "5f0c...", "made_by": {...}}
-
-The first three fields are those of Spatial-MLLM's scripts. `made_by` holds everything that the selection depends on,
-and `key` is its digest: a selection made with other settings is never reused. The selections of a folder are made with
-the same settings of a sampler, its version, and the same number of views.
+Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Frames at small even steps show nearly the
+same; views chosen to differ don't, and their token has two cameras. A pairing decides which frames are merged. Cameras
+and times are those of the frames: the first frame of a pair gives the token its camera.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-import os
 import random
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from datamodules.cameras_file import read_json
+from datamodules.samplers.selection_files import SHARED, find_selection, write_selection
 from datamodules.video import Video, companion_name, even_steps
+from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError
-from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.seed import resolve_seed
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
-if TYPE_CHECKING:
-    from datamodules.samplers.space_aware import PointSource
-
-FILE = "selected_frames.json"
-SHARED = ("sampler", "version", "views")  # settings of all selections in a folder
-
-
-def settings(component: Any) -> Any:
-    """The settings of a component as JSON content: its class and public attributes, recursively.
-
-    A component that depends on more than its attributes (a file of weights, say) has a method `identity()`.
-
-    Raises:
-        TypeError: An attribute, such as a function, has no JSON content: make it private or add `identity()`.
-    """
-    return json.loads(json.dumps(component, default=_described))
-
-
-def _described(component: Any) -> Any:
-    if isinstance(component, Path):
-        return str(component)
-    if isinstance(component, Tensor):
-        return fingerprint(component)
-    if not hasattr(component, "__dict__") or inspect.isroutine(component) or isinstance(component, type):
-        raise TypeError(f"{component!r} can't be recorded as a setting: keep it in a private attribute")
-    public = {name: value for name, value in vars(component).items() if not name.startswith("_")}
-    identity = {"identity": component.identity()} if hasattr(component, "identity") else {}
-    return {"class": type(component).__qualname__, **public, **identity}
-
-
-def read_selection(path: Path) -> dict[str, Any]:
-    """The content of a selection file.
-
-    Raises:
-        ValueError: One line that names the file: absent, truncated, or not a selection.
-    """
-    content = read_json(path, "create it with python main.py select-frames")
-    frames = content.get("selected_frames") if isinstance(content, dict) else None
-    if not isinstance(frames, list) or not frames or not all(type(frame) is int and frame >= 0 for frame in frames):
-        raise ValueError(f"{path}: selected_frames must be a list of frame indices: create it again")
-    made_by = content.get("made_by") or {}
-    sampler = made_by.get("sampler", {}) if isinstance(made_by, dict) else None
-    if not isinstance(sampler, dict) or not _are_counts(made_by.get("views"), sampler.get("candidates")):
-        raise ValueError(f"{path}: made_by must be an object with the settings of a sampler: create it again")
-    if content.get("num_frames", len(frames)) != len(frames):
-        raise ValueError(f"{path}: {len(frames)} frames, but num_frames is {content['num_frames']}: create it again")
-    return content
-
-
-def _are_counts(*values: Any) -> bool:
-    return all(value is None or (type(value) is int and value > 0) for value in values)
-
-
-def write_selection(
-    path: Path, scene_name: str, frames: Sequence[int], key: str = "", made_by: Mapping[str, Any] | None = None
-) -> None:
-    """Write a selection file atomically."""
-    content = {"scene_name": scene_name, "selected_frames": list(frames), "num_frames": len(frames), "key": key}
-    write_whole(path, json.dumps({**content, "made_by": dict(made_by or {})}))
-
-
-def find_selection(path: Path, key: str) -> list[int] | None:
-    """The frames of a selection file, or None if it is absent, damaged, or was made under another key."""
-    try:
-        content = read_selection(path)
-    except ValueError:
-        return None
-    return content["selected_frames"] if content.get("key") == key else None
-
-
-def shared_settings(made_by: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings that a selection shares with the others of its folder; empty for official files."""
-    return {name: made_by[name] for name in SHARED if name in made_by} if made_by else {}
-
-
-def selections_in(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the sound selection files of a folder and their content, in the order of their names."""
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        if FILE in files:
-            path = Path(parent) / FILE
-            try:
-                yield path, read_selection(path)
-            except ValueError:  # cut short: it is made again
-                continue
-
-
-# ---- Frame samplers: the base class and its input -------------------------------------------------------------------
+# ---- What samplers see: a scene, and the 3D points of its frames ----------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +46,8 @@ class SceneView:
         epoch: Training epoch, part of the seed of random samplers.
         frames: Sorted raw frames that may be chosen; None is all of them.
         name: "<dataset>/<scene_name>"; the folder and name of the video if empty.
+        times_s: Seconds of each raw frame; None if unknown.
+        depth_maps: Depth of each raw frame, of frames in memory.
 
     Raises:
         ValueError: The number of poses is not that of the video's frames.
@@ -149,6 +60,8 @@ class SceneView:
     epoch: int = 0
     frames: Sequence[int] | None = None
     name: str = ""
+    times_s: Sequence[float] | None = None
+    depth_maps: Float[Tensor, "N H W"] | None = None
 
     def __post_init__(self) -> None:
         poses, total = self.world_to_camera, self.video.num_frames
@@ -158,8 +71,19 @@ class SceneView:
     @property
     def scene_name(self) -> str:
         """Name of the scene in selection files."""
+        if self.name:
+            return self.name
         path = self.video.path.absolute()
-        return self.name or f"{path.parent.name}/{companion_name(path)}"
+        return f"{path.parent.name}/{companion_name(path)}"
+
+    def geometry(self, indices: Sequence[int]) -> SceneGeometry | None:
+        """Cameras of raw frames, None if no frame has one; a frame without has the identity and `has_camera` False."""
+        if self.world_to_camera is None or self.K_normalized is None:
+            return None
+        poses, K = self.world_to_camera[list(indices)], self.K_normalized[list(indices)]
+        has_camera = poses.isfinite().flatten(1).all(1)
+        poses = torch.where(has_camera[:, None, None], poses, torch.eye(4, dtype=poses.dtype))
+        return SceneGeometry(world_to_camera=poses, K_normalized=K, has_camera=has_camera) if has_camera.any() else None
 
     @cached_property
     def pool(self) -> list[int]:
@@ -183,6 +107,42 @@ class SceneView:
     def among(self, candidates: int) -> SceneView:
         """The scene with at most `candidates` candidates at even steps, rounded down (Spatial-MLLM's rule)."""
         return replace(self, frames=[self.pool[i] for i in even_steps(len(self.pool), candidates)])
+
+
+@dataclass(frozen=True, eq=False)
+class PointMaps:
+    """The 3D point of each pixel of the frames of a pool.
+
+    Attributes:
+        points: Points in one world frame, in any unit.
+        confidence: 0 where a pixel has no point.
+        world_to_camera: Pose of each frame in that world, NaN where unknown; None for a source without poses.
+        K_normalized: Intrinsics of each frame, see `zoo.cameras.normalize_intrinsics`.
+    """
+
+    points: Float[Tensor, "T H W 3"]
+    confidence: Float[Tensor, "T H W"]
+    world_to_camera: Float[Tensor, "T 4 4"] | None = None
+    K_normalized: Float[Tensor, "T 3 3"] | None = None
+
+
+class PointSource(Configurable, ABC):
+    """Provide the points that the candidate frames of a scene see."""
+
+    @abstractmethod
+    def points(self, scene: SceneView) -> PointMaps:
+        """The points of each frame of `scene.pool`.
+
+        Raises:
+            ValueError: The scene lacks what the source needs; the message names it and the remedy.
+        """
+
+    def identity(self) -> Any:
+        """What determines the points beside the scene and the public attributes, such as weights; JSON."""
+        return ""
+
+
+# ---- Frame samplers -------------------------------------------------------------------------------------------------
 
 
 class FrameSampler(Configurable, ABC):
@@ -223,7 +183,7 @@ class FrameSampler(Configurable, ABC):
             Sorted raw frames.
 
         Raises:
-            ValueError: N < 2, or the scene lacks data that the sampler requires.
+            ValueError: Fewer than two frames are asked for, or the scene lacks data that the sampler requires.
         """
         return Consecutive()(self, scene, n)
 
@@ -298,10 +258,30 @@ class FrameSampler(Configurable, ABC):
         """Chooses at least one and at most n distinct places in `scene.pool`, in any order."""
 
 
-# ---- Frame pairing: which two frames are merged into one visual token -----------------------------------------------
-# Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Frames at small even steps show nearly
-# the same; views chosen to differ don't, and their token has two cameras. A pairing decides which frames are merged.
-# Cameras and times are those of the frames: the first frame of a pair gives the token its camera
+def settings(component: Any) -> Any:
+    """The settings of a component as JSON content: its class and public attributes, recursively.
+
+    A component that depends on more than its attributes (a file of weights, say) has a method `identity()`.
+
+    Raises:
+        TypeError: An attribute, such as a function, has no JSON content: make it private or add `identity()`.
+    """
+    return json.loads(json.dumps(component, default=_described))
+
+
+def _described(component: Any) -> Any:
+    if isinstance(component, Path):
+        return str(component)
+    if isinstance(component, Tensor):
+        return fingerprint(component)
+    if not hasattr(component, "__dict__") or inspect.isroutine(component) or isinstance(component, type):
+        raise TypeError(f"{component!r} can't be recorded as a setting: keep it in a private attribute")
+    public = {name: value for name, value in vars(component).items() if not name.startswith("_")}
+    identity = {"identity": component.identity()} if hasattr(component, "identity") else {}
+    return {"class": type(component).__qualname__, **public, **identity}
+
+
+# ---- Frame pairings -------------------------------------------------------------------------------------------------
 
 
 class FramePairing(Configurable, ABC):
@@ -321,7 +301,7 @@ class FramePairing(Configurable, ABC):
             Sorted raw frames.
 
         Raises:
-            ValueError: N < 2, or the scene lacks data that the sampler requires.
+            ValueError: Fewer than two frames are asked for, or the scene lacks data that the sampler requires.
         """
         if n < TEMPORAL_PATCH_SIZE:
             raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
@@ -435,6 +415,9 @@ class OffsetNeighbor(FramePairing):
             reaches_next = side == "after" and i < len(views) - 1 and neighbor >= views[i + 1]
             pairs += (view, view if reaches_previous or reaches_next else neighbor)
         return sorted(pairs)  # as in the fork: the neighbors of two views may have crossed
+
+
+# ---- Time between the chosen frames ---------------------------------------------------------------------------------
 
 
 def sampled_seconds_per_grid(times_s: Sequence[float], num_frames: int) -> float:

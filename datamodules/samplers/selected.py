@@ -6,7 +6,8 @@ import os.path
 from pathlib import Path
 from typing import Any
 
-from datamodules.samplers.base import FILE, FrameSampler, SceneView, read_selection, selections_in, shared_settings
+from datamodules.samplers.base import FrameSampler, SceneView
+from datamodules.samplers.selection_files import FILE, read_selection, selections_in, shared_settings
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 

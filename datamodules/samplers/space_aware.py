@@ -1,8 +1,7 @@
-"""Sources of the 3D points that frames see: the dataset's depth, or a geometry encoder."""
+"""Space-aware frame sampling of Spatial-MLLM (arXiv 2505.23747): greedy maximum coverage of the scene's voxels."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,50 +16,72 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from datamodules.depth import read_depth
-from datamodules.samplers.base import FrameSampler, SceneView
+from datamodules.samplers.base import FrameSampler, PointMaps, PointSource, SceneView
 from datamodules.trajectories import Trajectory
 from zoo.cameras import intrinsics_in_pixels, normalize_intrinsics
 from zoo.cameras.rays import pixel_center_intrinsics
-from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.files.fingerprint import file_fingerprint
 from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
-from zoo.geometry.cached import LazyGeometry
+from zoo.geometry.cache import LazyGeometry
 
 OFFICIAL_WIDTH = 518  # pixels, Spatial-MLLM's
 
 
-@dataclass(frozen=True, eq=False)
-class PointMaps:
-    """The 3D point of each pixel of the frames of a pool.
+class SpaceAwareSampler(FrameSampler):
+    """Greedy maximum coverage of the scene's voxels (Spatial-MLLM, arXiv 2505.23747, section 3.3).
 
-    Attributes:
-        points: Points in one world frame, in any unit.
-        confidence: 0 where a pixel has no point.
-        world_to_camera: Pose of each frame in that world, NaN where unknown; None for a source without poses.
-        K_normalized: Intrinsics of each frame, see `zoo.cameras.normalize_intrinsics`.
+    The points that the candidates see fall into voxels of 1/20 of the scene's shortest side; each chosen frame adds the
+    most voxels to those before it. Selections are cached on disk, so that geometry is computed once per video.
+
+    Args:
+        geometry: Source of the points: `PredictedPoints`, by default of VGGT-1B as in the official code, or
+            `DatasetDepth`.
+        when_covered: Once no frame adds a voxel, "stop" with fewer frames than asked for, as the official code does, or
+            "fill" up with the candidates farthest in time from the chosen frames.
+        candidates: Number of candidates at even steps; null is all frames.
+        cache: Folder of cached selections; null disables caching.
     """
 
-    points: Float[Tensor, "T H W 3"]
-    confidence: Float[Tensor, "T H W"]
-    world_to_camera: Float[Tensor, "T 4 4"] | None = None
-    K_normalized: Float[Tensor, "T 3 3"] | None = None
+    geometry: PointSource
 
+    def __init__(
+        self,
+        geometry: PointSource | None = None,
+        when_covered: Literal["fill", "stop"] = "fill",
+        candidates: int | None = 128,
+        cache: str | None = "cache/selections",
+    ) -> None:
+        self.geometry = geometry or PredictedPoints()
+        self.when_covered, self.candidates, self.cache = when_covered, candidates, cache
+        self.stops_early = when_covered == "stop"
 
-class PointSource(Configurable, ABC):
-    """Provide the points that the candidate frames of a scene see."""
-
-    @abstractmethod
-    def points(self, scene: SceneView) -> PointMaps:
-        """The points of each frame of `scene.pool`.
+    def choose(self, scene: SceneView, n: int) -> list[int]:
+        """Places that cover the most voxels.
 
         Raises:
-            ValueError: The scene lacks what the source needs; the message names it and the remedy.
+            ValueError: No frame has a point of sufficient confidence.
         """
+        maps = self.geometry.points(scene)
+        chosen = maximum_coverage(voxelize(maps.points, maps.confidence), n)
+        if not chosen:
+            found = f"no frame of {len(scene.pool)} has a point of sufficient confidence"
+            raise ValueError(f"{scene.video.path}: {found}: choose another sampler or --data.sampler.geometry")
+        return chosen if self.when_covered == "stop" else fill(chosen, len(scene.pool), n)
 
-    def identity(self) -> Any:
-        """What determines the points beside the scene and the public attributes, such as weights; JSON."""
-        return ""
+
+def fill(chosen: Sequence[int], total: int, n: int) -> list[int]:
+    """Add to the chosen of `total` frames, up to n, each time the one farthest in time; ties to the lower frame."""
+    filled = list(chosen)
+    gaps = [min((abs(frame - other) for other in filled), default=total) for frame in range(total)]
+    while len(filled) < min(n, total):
+        farthest = max(range(total), key=gaps.__getitem__)
+        filled.append(farthest)
+        gaps = [min(gap, abs(frame - farthest)) for frame, gap in enumerate(gaps)]
+    return filled
+
+
+# ---- Sources of points: the dataset's depth, or a geometry encoder --------------------------------------------------
 
 
 class DatasetDepth(PointSource):
@@ -207,9 +228,9 @@ def _resized(frame: UInt8[Tensor, "3 H W"], width: int, patch_size: int) -> Floa
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
 
 
-# ---- Space-aware sampling's two steps: points to voxels, and the frames that cover most of them ---------------------
-# Spatial-MLLM (arXiv 2505.23747), section 3.3. The official code holds sets of tuples; here a voxel is one integer, and
-# the voxels of a frame are marks in a table, with the same choices (timed in `benchmarks/sampling.py`)
+# ---- Points to voxels, and the frames that cover most of them -------------------------------------------------------
+# The official code holds sets of tuples; here a voxel is one integer, and the voxels of a frame are marks in a table,
+# with the same choices (timed in `benchmarks/sampling.py`)
 
 CELLS = 20  # voxels along the shortest side of the scene
 MINIMUM_CONFIDENCE = 0.1
@@ -352,59 +373,3 @@ def _numbered(voxel_sets: Sequence[VoxelSet]) -> list[Int[np.ndarray, " _"]]:
     frames = np.repeat(np.arange(len(sets)), [len(s) for s in sets])
     once = np.unique(frames * len(different) + numbers.reshape(-1))
     return np.split(once % len(different), np.searchsorted(once // len(different), np.arange(1, len(sets))))
-
-
-# ---- Spatial-MLLM's space-aware frame sampling: greedy maximum coverage of voxels -----------------------------------
-
-
-class SpaceAwareSampler(FrameSampler):
-    """Greedy maximum coverage of the scene's voxels (Spatial-MLLM, arXiv 2505.23747, section 3.3).
-
-    The points that the candidates see fall into voxels of 1/20 of the scene's shortest side; each chosen frame adds the
-    most voxels to those before it. Selections are cached on disk, so that geometry is computed once per video.
-
-    Args:
-        geometry: Source of the points: `PredictedPoints`, by default of VGGT-1B as in the official code, or
-            `DatasetDepth`.
-        when_covered: Once no frame adds a voxel, "stop" with fewer frames than asked for, as the official code does, or
-            "fill" up with the candidates farthest in time from the chosen frames.
-        candidates: Number of candidates at even steps; null is all frames.
-        cache: Folder of cached selections; null disables caching.
-    """
-
-    geometry: PointSource
-
-    def __init__(
-        self,
-        geometry: PointSource | None = None,
-        when_covered: Literal["fill", "stop"] = "fill",
-        candidates: int | None = 128,
-        cache: str | None = "cache/selections",
-    ) -> None:
-        self.geometry = geometry or PredictedPoints()
-        self.when_covered, self.candidates, self.cache = when_covered, candidates, cache
-        self.stops_early = when_covered == "stop"
-
-    def choose(self, scene: SceneView, n: int) -> list[int]:
-        """Places that cover the most voxels.
-
-        Raises:
-            ValueError: No frame has a point of sufficient confidence.
-        """
-        maps = self.geometry.points(scene)
-        chosen = maximum_coverage(voxelize(maps.points, maps.confidence), n)
-        if not chosen:
-            found = f"no frame of {len(scene.pool)} has a point of sufficient confidence"
-            raise ValueError(f"{scene.video.path}: {found}: choose another sampler or --data.sampler.geometry")
-        return chosen if self.when_covered == "stop" else fill(chosen, len(scene.pool), n)
-
-
-def fill(chosen: Sequence[int], total: int, n: int) -> list[int]:
-    """Add to the chosen of `total` frames, up to n, each time the one farthest in time; ties to the lower frame."""
-    filled = list(chosen)
-    gaps = [min((abs(frame - other) for other in filled), default=total) for frame in range(total)]
-    while len(filled) < min(n, total):
-        farthest = max(range(total), key=gaps.__getitem__)
-        filled.append(farthest)
-        gaps = [min(gap, abs(frame - farthest)) for frame, gap in enumerate(gaps)]
-    return filled

@@ -1,12 +1,13 @@
 """Datasets of scenes: see `base.py`."""
 
+from datamodules.sources.annotations import SceneFolder, SingleVideo
 from datamodules.sources.base import SceneSource
 from datamodules.sources.conversations import Conversations
-from datamodules.sources.local import SceneFolder, SingleVideo
 from datamodules.sources.mixture import Mixture
 from datamodules.sources.posed import PosedScenes
 from datamodules.sources.rooms import RealRooms, Rooms
-from datamodules.sources.rooms.panels import (
+from datamodules.sources.rooms.panel_source import PanelRooms
+from datamodules.sources.rooms.panel_tasks import (
     PanelDirection,
     PanelDistance,
     PanelIntrinsics,
@@ -15,7 +16,6 @@ from datamodules.sources.rooms.panels import (
     PanelOrder,
     PanelPairs,
     PanelParallax,
-    PanelRooms,
     PanelRotation,
     PanelTask,
     PanelTranslation,

@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import math
 import os.path
-from collections.abc import Callable, Container
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.cameras_file import read_rows
 from datamodules.depth import find_depth
-from datamodules.scenes import Question, Scene
-from datamodules.sources.base import Missing, by_type
+from datamodules.scenes import MediaFiles, Question, Scene
+from datamodules.sources.base import Missing, SceneSource, Split, by_type, require_file
 from datamodules.video import VIDEO_SUFFIXES, companion_name
 from zoo.benchmarks import Benchmark, VSIBench
+from zoo.errors import InputError
+from zoo.files.atomic_io import parse_json, read_json
+from zoo.files.fingerprint import fingerprint
 
 Row = dict[str, Any]
 REQUIRED = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth")
+CAMERAS = ".cameras.json"
 
 
 def read_questions(
@@ -34,7 +38,7 @@ def read_questions(
     """Read the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
 
     Args:
-        path: See `datamodules.cameras_file.read_rows`.
+        path: See `read_rows`.
         benchmark: Defines the question types; None is VSI-Bench.
         convert: Gives a row of another format these fields; its ValueError is raised with file and line.
 
@@ -64,6 +68,85 @@ def read_questions(
     if not scenes:
         raise ValueError(f"{path}: no questions in this file: a split needs at least one")
     return scenes
+
+
+def _question(row: Row, benchmark: Benchmark) -> Question:
+    if wrong := [field for field in REQUIRED if not isinstance(row.get(field), (str, int, float))]:
+        raise ValueError(f"missing or no text: {', '.join(wrong)}; a question has {', '.join(REQUIRED)}")
+    kind, truth, options = str(row["question_type"]), str(row["ground_truth"]), row.get("options") or []
+    benchmark.check_question_type(kind)
+    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
+        raise ValueError('options must be a list such as ["A. chair", "B. sofa"], or null')
+    if kind in benchmark.multiple_choice_types:
+        if not options:
+            raise ValueError(f"options are missing, {kind} is multiple choice")
+        letters = [option.split(".", 1)[0] for option in options]
+        if truth not in letters:
+            raise ValueError(f"ground_truth {truth!r} is none of the options {', '.join(letters)}")
+    elif options:
+        raise ValueError(f"{kind} is numeric: options must be null")
+    elif kind in benchmark.numeric_types and not is_finite_number(truth):
+        raise ValueError(f"ground_truth {truth!r} is not a number, which {kind} requires")
+    return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
+
+
+def is_finite_number(text: str) -> bool:
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+# ---- Rows of .jsonl, .json and .parquet files -----------------------------------------------------------------------
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a file with their numbers from 1.
+
+    Args:
+        path: A .json file with a list of objects, a .parquet file, or one object per line.
+
+    Raises:
+        FileNotFoundError: The file is absent.
+        ValueError: The file is damaged; names an invalid row.
+    """
+    rows: Iterable[tuple[int, Any]]
+    if path.suffix == ".json":
+        content = read_json(path)
+        if not isinstance(content, list):
+            raise ValueError(f"{path}: expected a list of objects, got a {type(content).__name__}")
+        rows = enumerate(content, start=1)
+    else:
+        rows = enumerate(_read_parquet(path), start=1) if path.suffix == ".parquet" else _read_lines(path)
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}:{number}: expected a JSON object, got a {type(row).__name__}")
+        yield number, row
+
+
+def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, parse_json(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}:{number}: not valid JSON ({error})") from error
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    from pyarrow import ArrowException, parquet  # takes a moment
+
+    try:
+        return parquet.read_table(path).to_pylist()
+    except FileNotFoundError:
+        raise
+    except (ArrowException, OSError, ValueError) as error:  # its own, of reading, and of decoding texts
+        raise ValueError(f"{path}: not a parquet file, or truncated: download it again") from error
+
+
+# ---- The files of a scene: its video, cameras and depth -------------------------------------------------------------
 
 
 def read_layout(
@@ -114,33 +197,170 @@ def find_video(root: Path, name: str) -> Path | None:
 
 def find_cameras(video: Path) -> Path | None:
     """Return the cameras file beside a video file or a folder of frames, or None."""
-    cameras = video.with_name(f"{companion_name(video)}.cameras.json")
+    cameras = video.with_name(f"{companion_name(video)}{CAMERAS}")
     return cameras if cameras.is_file() else None
 
 
-def _question(row: Row, benchmark: Benchmark) -> Question:
-    if wrong := [field for field in REQUIRED if not isinstance(row.get(field), (str, int, float))]:
-        raise ValueError(f"missing or no text: {', '.join(wrong)}; a question has {', '.join(REQUIRED)}")
-    kind, truth, options = str(row["question_type"]), str(row["ground_truth"]), row.get("options") or []
-    benchmark.check_question_type(kind)
-    if not isinstance(options, list) or not all(isinstance(option, str) for option in options):
-        raise ValueError('options must be a list such as ["A. chair", "B. sofa"], or null')
-    if kind in benchmark.multiple_choice_types:
-        if not options:
-            raise ValueError(f"options are missing, {kind} is multiple choice")
-        letters = [option.split(".", 1)[0] for option in options]
-        if truth not in letters:
-            raise ValueError(f"ground_truth {truth!r} is none of the options {', '.join(letters)}")
-    elif options:
-        raise ValueError(f"{kind} is numeric: options must be null")
-    elif kind in benchmark.numeric_types and not is_finite_number(truth):
-        raise ValueError(f"ground_truth {truth!r} is not a number, which {kind} requires")
-    return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
+# ---- Files by the scene's name, whatever folders a dataset's questions put before it --------------------------------
+# VSI-590K names scannet/scene0085_00.mp4, VLM-3R scannet/videos/scene0085_00.mp4, others ScanNet/videos/train/...: the
+# scene is scene0085_00 in all of them
 
 
-def is_finite_number(text: str) -> bool:
-    """Whether a text is a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def list_scenes(
+    root: Path, questions: dict[MediaFiles, Sequence[Question]], missing: Missing, cameras: Path | None = None
+) -> list[Scene]:
+    """Build scenes from questions by video or images; add scenes with absent files to `missing`.
+
+    A scene's name is its video's path without the suffix, or the last two parts of an absolute path. Images have the
+    name of the first, and a fingerprint of all names where there are several.
+
+    Args:
+        root: Folder of the videos and images.
+        questions: Questions by video or images.
+        missing: Scenes with absent files.
+        cameras: Folder of cameras and depth by scene; None takes what is beside the videos.
+
+    Raises:
+        InputError: No scene has cameras in their folder.
+        ValueError: Two scenes share a name.
+    """
+    imported = _imported_cameras(cameras) if cameras else None
+    scenes: list[Scene] = []
+    paths: dict[str, Path] = {}
+    for named, asked in questions.items():
+        if isinstance(named, tuple):
+            files = tuple(root / name for name in named)
+            name = named[0] if len(named) == 1 else f"{named[0]}+{fingerprint(named)[:8]}"
+            if all(map(os.path.isfile, files)):
+                scenes.append(Scene(name, files[0], asked, images=files))
+            else:
+                missing.setdefault(name, Counter()).update(by_type(asked))
+            continue
+        path = Path(named)
+        bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
+        parts = [part for part in bare.parts if part != ".."]  # selections are written at the name, below their folder
+        name = "/".join(parts[-2:] if path.is_absolute() else parts)
+        file = imported.find(str(bare)) if imported else None
+        found = file and _folder(file, "")  # the frames that the cameras are for, unless they are for a video
+        found = found or (root / path if os.path.isfile(root / path) else find_video(root, str(bare)))
+        if found is None:
+            missing.setdefault(name, Counter()).update(by_type(asked))
+            continue
+        if paths.setdefault(name, found) != found:
+            raise ValueError(f"{paths[name]} and {found} share the scene name {name}: use paths relative to `videos`")
+        depth = _folder(file, ".depth") if file else find_depth(found)
+        scenes.append(Scene(name, found, asked, file or find_cameras(found), depth))
+    if cameras and scenes and all(scene.cameras is None for scene in scenes):
+        raise InputError(f"{cameras}: no cameras of any scene, such as {scenes[0].name}: import those of its dataset")
+    return scenes
+
+
+def _imported_cameras(root: Path) -> SceneIndex:
+    """The cameras that `import-cameras --dataset` has written to <root>/<dataset>/<scene>.cameras.json."""
+    files = [*root.glob(f"*{CAMERAS}"), *root.glob(f"*/*{CAMERAS}")]
+    if not files:
+        raise InputError(f"{root}: no <dataset>/<scene>{CAMERAS} there: import-cameras --dataset writes them")
+    return SceneIndex(files, CAMERAS)
+
+
+def _folder(cameras: Path, suffix: str) -> Path | None:
+    """The folder beside a cameras file, with the name of the scene and a suffix; None if it is absent."""
+    folder = cameras.with_name(cameras.name.removesuffix(CAMERAS) + suffix)
+    return folder if folder.is_dir() else None
+
+
+class SceneIndex:
+    """Finds a file by the name of its scene.
+
+    Args:
+        files: Files named after scenes, in folders named after their datasets.
+        suffix: End of their names after the scene's; empty is the file's suffix.
+    """
+
+    def __init__(self, files: Iterable[Path], suffix: str = "") -> None:
+        self._by_scene: dict[str, list[Path]] = {}
+        for file in sorted(files):
+            self._by_scene.setdefault(file.name.removesuffix(suffix) if suffix else file.stem, []).append(file)
+
+    def find(self, name: str) -> Path | None:
+        """The file of a scene.
+
+        Args:
+            name: The scene's name after folders; where datasets share it, one of the folders names the dataset.
+
+        Raises:
+            InputError: Several files fit.
+        """
+        *folders, scene = Path(name).parts
+        files = self._by_scene.get(scene, [])
+        if len(files) > 1:
+            datasets = {_plain(folder) for folder in folders}
+            files = [file for file in files if datasets & {_plain(part) for part in file.parent.parts}] or files
+        if len(files) > 1:
+            raise InputError(f"{name}: {files[0]} and {files[1]} are both of a scene {scene}: remove one of them")
+        return files[0] if files else None
+
+
+def _plain(folder: str) -> str:
+    """A dataset's name in one spelling: ScanNet++ is scannetpp."""
+    return "".join(filter(str.isalnum, folder.lower().replace("+", "p")))
+
+
+# ---- Videos of one's own: a folder of scenes with questions, or one video with one question -------------------------
+
+
+class SceneFolder(SceneSource):
+    """Videos with questions and optional cameras: `<root>/{train,val,test}.jsonl` and the videos.
+
+    Args:
+        root: The folder, see `datamodules.sources.annotations`; cameras: see `datamodules.cameras_file`.
+        benchmark: Question types, wording and scorers: a class of `zoo.benchmarks` or of one's own, or `OwnQuestions`,
+            which takes the types as settings; null is VSI-Bench.
+
+    Raises:
+        FileNotFoundError: In `scenes`: no questions for the split.
+        ValueError: In `scenes`: malformed questions.
+    """
+
+    def __init__(self, root: str, benchmark: Benchmark | None = None) -> None:
+        super().__init__(benchmark)
+        self.root = Path(root).expanduser()
+
+    def scenes(self, split: Split) -> list[Scene]:
+        """The scenes whose videos exist; the others are in `missing`."""
+        require_file(self.root / f"{split}.jsonl", "--data.source.root is its folder")
+        scenes, self.missing = read_layout(self.root, f"{split}.jsonl", benchmark=self.benchmark)
+        return scenes
+
+
+class SingleVideo(SceneSource):
+    """One video with one question and no ground truth.
+
+    Args:
+        video: A video file, or a folder of frames; cameras and depth beside it are used.
+        question: The question.
+        cameras: A cameras file elsewhere; null is the one beside the video.
+
+    Raises:
+        FileNotFoundError: The video or the cameras file is absent.
+    """
+
+    def __init__(self, video: str, question: str, cameras: str | None = None) -> None:
+        super().__init__()
+        self.video = Path(video).expanduser()
+        self.cameras = Path(cameras).expanduser() if cameras else None
+        self.question = Question("0", "", question)
+
+    def prepare(self) -> None:
+        """Checks that the files exist."""
+        for path, what in ((self.video, "video file or folder of frames"), (self.cameras, "cameras file")):
+            if path is not None and not path.exists():
+                raise FileNotFoundError(f"{path}: no such {what}")
+
+    def scenes(self, split: Split) -> list[Scene]:
+        """Return the one scene."""
+        if split == "train":
+            raise ValueError(f"{self.video}: a question without a ground truth can't be trained on: use predict")
+        self.prepare()
+        cameras = self.cameras or find_cameras(self.video)
+        return [Scene(companion_name(self.video), self.video, (self.question,), cameras, find_depth(self.video))]

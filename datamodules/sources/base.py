@@ -1,4 +1,4 @@
-"""Base class of datasets, which prepare their files and list their scenes; preparation by one process at a time."""
+"""Base class of datasets, which prepare their files and list their scenes; the choice among their questions."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from datamodules.scenes import Question, Scene, select_questions
 from zoo.benchmarks import Benchmark, VSIBench
@@ -45,7 +49,7 @@ class SceneSource(Configurable, ABC):
             They are counted and listed in the results.
         benchmark: Defines the question types, the wording of prompts, and the scores of this dataset.
         default_question_types: The types that `--data.question_types default` asks; None is all.
-        num_frames: Number of frames that the sampler takes, set by the DataModule; None is unknown.
+        num_frames: Number of frames that the sampler takes, see `for_frames`; None is unknown.
         has_cameras: False of a dataset that is published without cameras. A command whose config names it takes
             `--model.camera_source auto` by default: those of the geometry encoder, except for scenes with cameras.
     """
@@ -59,6 +63,12 @@ class SceneSource(Configurable, ABC):
         self.missing: Missing = {}
         if benchmark is not None:
             self.benchmark = benchmark
+
+    def for_frames(self, num_frames: int) -> SceneSource:
+        """Return this dataset as it asks about so many frames of each video."""
+        made = copy(self)
+        made.num_frames = num_frames
+        return made
 
     def prepare(self) -> None:  # noqa: B027 - most datasets need none
         """Create or check the data on disk; run once on rank zero before `scenes`, and is cheap when repeated.
@@ -98,40 +108,16 @@ def only_for_tests(source: SceneSource, split: Split) -> None:
         raise ValueError(f"{type(source).__name__} has no training split: train on another source, such as Rooms")
 
 
-@contextmanager
-def locked(path: Path, waiting_message: str) -> Iterator[None]:
-    """Hold the lock of a file, which the system releases when the process ends; print a message if it must wait."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(waiting_message, file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all, unless it exists; a second process waits for the first.
-
-    Args:
-        folder: The folder. It is written beside its place, and renamed when it is complete.
-        waiting_message: What a waiting process prints.
-        write: Fills a new folder.
-    """
-    if folder.exists():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_name(f".{folder.name}.lock"), waiting_message):
-        if folder.exists():
-            return
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, whose lock is released
-        unfinished.mkdir()
-        try:
-            write(unfinished)
-            unfinished.rename(folder)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+def check_split(source: SceneSource, split: Split, evaluation: bool) -> None:
+    """Raise ValueError for the test split of a source to train on, and for the training split of one to test on."""
+    name = type(source).__name__
+    if evaluation and split == "train":
+        raise ValueError(f"{name}: --data.source.evaluation is for a test: train on another source")
+    if not evaluation and split != "train":
+        remedy = (
+            "score them with `evaluation: true`, set the `evaluation` of a `Mixture`, or --trainer.limit_val_batches 0"
+        )
+        raise ValueError(f"{name} is for training, its free answers have no score: {remedy}")
 
 
 # ---- Selection of a dataset's scenes and questions ------------------------------------------------------------------
@@ -239,3 +225,68 @@ class QuestionFilter:
 
 def _count(scenes: Sequence[Scene]) -> int:
     return sum(len(scene.questions) for scene in scenes)
+
+
+# ---- Preparation: by one process at a time, whole or not at all, and by several workers -----------------------------
+
+
+@contextmanager
+def locked(path: Path, waiting_message: str) -> Iterator[None]:
+    """Hold the lock of a file, which the system releases when the process ends; print a message if it must wait."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(waiting_message, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]) -> None:
+    """Write a folder whole or not at all, unless it exists; a second process waits for the first.
+
+    Args:
+        folder: The folder. It is written beside its place, and renamed when it is complete.
+        waiting_message: What a waiting process prints.
+        write: Fills a new folder.
+    """
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(folder.with_name(f".{folder.name}.lock"), waiting_message):
+        if folder.exists():
+            return
+        unfinished = folder.with_name(f".{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, whose lock is released
+        unfinished.mkdir()
+        try:
+            write(unfinished)
+            unfinished.rename(folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+class _Calls(Dataset):
+    """Item i is the result of a function for the i-th arguments."""
+
+    def __init__(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.function(*self.arguments[i])
+
+
+def map_in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
+    """Yield the results of a function in order, computed by the workers of a DataLoader, which end with their parent.
+
+    Args:
+        function: Can be pickled, and returns texts or numbers.
+        arguments: Its arguments by call.
+        workers: Number of processes; 1 computes in this one.
+    """
+    calls = _Calls(function, arguments)
+    own_seeds = torch.Generator()  # the global generator, of which weights are drawn, stays as it is
+    return iter(DataLoader(calls, batch_size=None, num_workers=workers if workers > 1 else 0, generator=own_seeds))

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datamodules.scenes import Scene, select_questions
-from datamodules.sources.base import FilteredSplit, SceneSource, Split
+from datamodules.sources.base import FilteredSplit, QuestionFilter, SceneSource, Split
 from datamodules.sources.conversations import Conversations
 from zoo.errors import InputError
 from zoo.seed import resolve_seed
-
-if TYPE_CHECKING:
-    from datamodules.sources.base import QuestionFilter
 
 
 @dataclass
@@ -73,13 +70,19 @@ class Mixture(SceneSource):
         """Prepare all parts and the evaluation source."""
         self.prepare_splits(("train", "test"))
 
+    def for_frames(self, num_frames: int) -> Mixture:
+        """Return this mixture; its evaluation source asks about so many frames of each video."""
+        made = copy(self)
+        made.num_frames = num_frames
+        made.evaluation = self.evaluation and self.evaluation.for_frames(num_frames)
+        return made
+
     def prepare_splits(self, splits: Collection[Split]) -> None:
         """Training needs the parts, and anything else the evaluation source."""
         if "train" in splits:
             for source in self.sources:
                 source.prepare()
         if self.evaluation is not None and set(splits) - {"train"}:
-            self.evaluation.num_frames = self.num_frames
             self.evaluation.prepare()
 
     def scenes(self, split: Split) -> list[Scene]:
@@ -87,7 +90,6 @@ class Mixture(SceneSource):
         if split != "train":
             if self.evaluation is None:
                 raise ValueError(f"Mixture: no {split} split: set its source as `evaluation`")
-            self.evaluation.num_frames = self.num_frames
             scenes, self.missing = self.evaluation.scenes(split), self.evaluation.missing
             return scenes
         return self._weighted([source.scenes("train") for source in self.sources])

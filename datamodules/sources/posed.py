@@ -12,14 +12,13 @@ from datamodules.scenes import Scene
 from datamodules.sources.annotations import find_video, read_questions
 from datamodules.sources.base import SPLITS, SceneSource, Split, by_type, locked, require_file
 from datamodules.trajectories import PoseFormat
+from datamodules.trajectories.base import UNREADABLE
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
 from zoo.benchmarks import Benchmark
 from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
 
-# what a reader of poses raises on damaged files
-UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 VERSION = 2  # increase it with every change to the cameras
 
 
@@ -66,9 +65,7 @@ class PosedScenes(SceneSource):
     def prepare(self) -> None:
         """Write the cameras of new and changed scenes."""
         files = [file for split in SPLITS if (file := self.questions / f"{split}.jsonl").is_file()]
-        names = dict.fromkeys(
-            name for file in files for name in read_questions(file, self.benchmark)
-        )  # unique, in order
+        names = dict.fromkeys(name for file in files for name in read_questions(file, self.benchmark))  # each once
         present = [name for name in names if os.path.isdir(self.root / _scene_name(name))]
         if all(self._is_current(name) for name in present):
             return
@@ -90,7 +87,7 @@ class PosedScenes(SceneSource):
         self.missing = {}
         for name, questions in read_questions(file, self.benchmark).items():
             video = find_video(self.videos or self.folder, name)
-            if video is None or not self._is_complete(name):
+            if video is None or not self._cameras(name).is_file():
                 self.missing[name] = by_type(questions)
                 continue
             depth = self.folder / f"{name}.depth"
@@ -100,19 +97,10 @@ class PosedScenes(SceneSource):
     def _cameras(self, name: str) -> Path:
         return self.folder / f"{name}.cameras.json"
 
-    def _is_complete(self, name: str) -> bool:
-        """Whether the scene's cameras file exists to its last byte: copies of a cache may be truncated."""
-        try:
-            with self._cameras(name).open("rb") as file:
-                file.seek(-1, os.SEEK_END)
-                return file.read() == b"}"
-        except OSError:  # absent or empty
-            return False
-
     def _is_current(self, name: str) -> bool:
         """Whether the cameras were made from the present raw files."""
         stamp = self.folder / f"{name}.made_of"
-        return self._is_complete(name) and stamp.exists() and stamp.read_text() == self._raw_state(name)
+        return self._cameras(name).is_file() and stamp.exists() and stamp.read_text() == self._raw_state(name)
 
     def _raw_state(self, name: str) -> str:
         """Number, total size and newest modification time of the scene's raw files."""

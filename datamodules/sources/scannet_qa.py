@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-from datamodules.cameras_file import read_json
 from datamodules.scenes import MediaFiles, Question, Scene
-from datamodules.sources.base import SceneSource, Split, require_file
-from datamodules.sources.conversations import check_split, list_scenes
+from datamodules.sources.annotations import list_scenes
+from datamodules.sources.base import SceneSource, Split, check_split, require_file
 from zoo import benchmarks
-from zoo.benchmarks.base import FreeAnswers
+from zoo.benchmarks.free_answers import FreeAnswers
+from zoo.files.atomic_io import read_json
 
 
 class _ScanNetQA(SceneSource):

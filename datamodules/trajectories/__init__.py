@@ -1,9 +1,16 @@
-"""Camera trajectories: one file per kind of dataset format beside `base.py`; all formats return a `Trajectory`."""
+"""Camera trajectories: `formats.py` reads those of datasets and apps, `scene_files.py` writes them as scenes."""
 
 from datamodules.trajectories.base import PoseFormat, Trajectory
-from datamodules.trajectories.colmap import COLMAP
-from datamodules.trajectories.nerfstudio import Nerfstudio, Record3D, ScanNetPlusPlus
-from datamodules.trajectories.pose_files import TUM, ARKitScenes, ScanNet, SevenScenes
+from datamodules.trajectories.formats import (
+    COLMAP,
+    TUM,
+    ARKitScenes,
+    Nerfstudio,
+    Record3D,
+    ScanNet,
+    ScanNetPlusPlus,
+    SevenScenes,
+)
 
 FORMATS: tuple[type[PoseFormat], ...] = (
     *(COLMAP, Nerfstudio, Record3D, ScanNet, ScanNetPlusPlus),

@@ -16,7 +16,7 @@ from PIL import Image
 from callbacks.camera_map import camera_map
 from datamodules import PixelBounds, Rooms, UniformSampler
 from datamodules.dataset import SceneDataset
-from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings.base import HeadLayout
 from zoo.encodings.placements import ChannelRange, LowFrequencies, Placement, TemporalSection
 
 FOLDER = Path(__file__).parent
@@ -120,7 +120,7 @@ def room_path() -> Image.Image:
         rooms = Rooms(scenes=(1, 1, 1), root=root, workers=1)
         rooms.prepare()
         (scene,) = rooms.scenes("test")
-        view = SceneDataset([scene], UniformSampler(), 12, PixelBounds()).open(0).view()
+        view = SceneDataset([scene], UniformSampler(), 12, PixelBounds()).open(0)
         return camera_map(replace(view, depth=None), range(0, view.video.num_frames, 4), "kitchen")
 
 

@@ -20,11 +20,11 @@ from callbacks import MetricsCallback, PredictionsCallback
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
-from tests.datamodules.batches import builder_for
+from tests.datamodules.batches import spec_for
 from tests.processes import free_port
 from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
@@ -67,11 +67,8 @@ class Tiny(SceneSource):
 class Answers(LightningModule):
     """Answers by the ids alone, after a while; notes in a log when it starts with a scene."""
 
-    preprocessor, requirements = tiny_preprocessor(), DataRequirements()
-    sequence_builder = builder_for(preprocessor)
-
-    def geometry_reader(self, *, training: bool) -> None:
-        """Nothing is cached."""
+    def model_spec(self, *, training: bool = False) -> ModelSpec:
+        return spec_for(tiny_preprocessor())
 
     def __init__(self, log: Path, seconds: float) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback
 
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
-from datamodules.question_sampler import ResumableLoader, TrainingOrder, TrainingPosition
+from datamodules.question_sampler import QuestionSampler, TrainingLoader, TrainingPosition
 
 SCENES, EPOCHS = 7, 3
 
@@ -73,11 +73,12 @@ class Small(LightningModule):
             },
         }
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> TrainingLoader:
         dataset: Any = type("Scenes", (), {"__getitem__": lambda _, draw: (draw.scene, draw.epoch), "__len__": len})()
-        order = TrainingOrder([1] * SCENES, 1, questions_per_scene=1, seed=0)
         position = partial(TrainingPosition.of, self.trainer)
-        return ResumableLoader(dataset, position=position, batch_sampler=order, collate_fn=list)
+        ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
+        sampler = QuestionSampler([1] * SCENES, 1, questions_per_scene=1, seed=0, **ranks, position=position)
+        return TrainingLoader(dataset, batch_sampler=sampler, collate_fn=list)
 
     def val_dataloader(self) -> Any:
         return torch.utils.data.DataLoader([0], batch_size=1)  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ from callbacks.predictions import SETTINGS, UNFINISHED, PredictionsCallback
 from datamodules import Duplicate, PoseFarthestSampler
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import SelectedFrames
-from datamodules.samplers.base import FILE, write_selection
+from datamodules.samplers.selection_files import FILE, write_selection
 from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, read_records

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 from callbacks import Checkpoint
+from tests.callbacks.breakable import LAUNCHERS
 from tests.callbacks.resumable import EPOCHS, SCENES, Interrupted, Small, train
-from zoo.weights.checkpoint_file import read_checkpoint
+from tests.processes import free_port
+from zoo.errors import InputError
+from zoo.weights.checkpoint import read_checkpoint
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "each step": {},
@@ -99,14 +104,10 @@ def test_overfitting_trains_on_the_same_batches_in_each_epoch(accumulated: int, 
 
 
 def test_a_state_between_two_steps_would_not_be_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: the test above sees what is saved in the middle of a window."""
-    schedule = SCHEDULES["window of 2"]
-    whole = result(tmp_path / "whole", [train(tmp_path / "whole", Small(), **schedule)])
+    """The control: accumulated gradients are in no checkpoint, and what is saved between two steps is refused."""
     monkeypatch.setattr(Checkpoint, "on_train_batch_end", lambda self, trainer, *_: self._save_last(trainer))
-    try:
-        assert broken_off(tmp_path / "run", schedule, [5, 2]) != whole
-    except AssertionError as error:
-        assert "other numbers" in str(error)
+    with pytest.raises(InputError, match="and a checkpoint a complete step"):
+        broken_off(tmp_path, SCHEDULES["window of 2"], [5, 2])
 
 
 class StopAfter(Callback):
@@ -134,6 +135,42 @@ def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(n
         assert len(models[1].losses) == SCENES * EPOCHS - seen  # nothing was trained again
         found = result(folder, models)
         assert all(found[part] == expected[part] for part in ("losses", "weight", "optimizer")), batches
+
+
+def in_two_processes(folder: Path, batches: int, **settings: Any) -> None:
+    """Train until so many batches are seen; losses are appended to a file of each process."""
+    folder.mkdir(exist_ok=True)
+    port = free_port()
+
+    def one(rank: int) -> None:
+        os.environ.update({name: str(value) for name, value in LAUNCHERS["torchrun"](rank, 2, port).items()})
+        two: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False, **settings}
+        model = train(folder, Small(), [StopAfter(batches)], **two)
+        with (folder / f"losses.{rank}").open("a") as file:
+            file.writelines(f"{key} {loss!r}\n" for key, loss in model.losses.items())
+
+    started = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+
+
+def test_in_two_processes_ten_steps_are_five_and_five(tmp_path: Path) -> None:
+    """Of two batches each, four batches in an epoch, with validations between steps."""
+    settings = SCHEDULES["validated between steps"] | {"max_epochs": 5}
+    for name, stops in (("whole", [99]), ("parts", [10, 99])):
+        for batches in stops:
+            in_two_processes(tmp_path / name, batches, **settings)
+    whole, parts = (
+        [(tmp_path / name / f"losses.{rank}").read_text() for rank in range(2)] for name in ("whole", "parts")
+    )
+    assert whole == parts and len(whole[0].splitlines()) == 20
+    (last, resumed) = (read_checkpoint(tmp_path / name / "checkpoints/last.ckpt") for name in ("whole", "parts"))
+    assert last["global_step"] == 10 and torch.equal(last["state_dict"]["weight"], resumed["state_dict"]["weight"])
+    both = [line.split(")")[0] for text in whole for line in text.splitlines()]
+    assert len(set(both)) >= 5 * SCENES  # each process has scenes of its own
 
 
 def test_early_stopping_between_two_steps_waits_for_the_next(tmp_path: Path) -> None:

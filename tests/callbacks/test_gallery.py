@@ -23,7 +23,7 @@ from callbacks.map_geometry import spread
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
-from datamodules.samplers.space_aware import PointMaps, PointSource
+from datamodules.samplers.base import PointMaps, PointSource
 from datamodules.video import Video
 from tests.conftest import ROOMS
 from zoo.cameras.scene_geometry import PatchCameras
@@ -41,7 +41,7 @@ def rooms(rooms_root: Path) -> SceneDataset:
 def room_map(rooms_root: Path) -> np.ndarray:
     """The map of the first room, which takes half a second."""
     (room, *_) = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("val")
-    return np.asarray(camera_map(SceneDataset([room], PoseFarthestSampler(), 6, TINY).open(0).view(), [0, 9]))
+    return np.asarray(camera_map(SceneDataset([room], PoseFarthestSampler(), 6, TINY).open(0), [0, 9]))
 
 
 def test_a_contact_sheet_holds_every_frame_in_its_place() -> None:
@@ -104,7 +104,7 @@ def test_numbers_at_one_place_are_spread() -> None:
 
 @pytest.mark.slow
 def test_more_views_cover_more(rooms: SceneDataset) -> None:
-    scene = rooms.open(0).view()
+    scene = rooms.open(0)
     frames, maps = compute_coverage(scene, [])
     assert frames == list(range(48))
     shares = []
@@ -116,7 +116,7 @@ def test_more_views_cover_more(rooms: SceneDataset) -> None:
 
 
 def test_depth_that_cannot_be_read_stops_no_run(rooms: SceneDataset, room_map: np.ndarray, tmp_path: Path) -> None:
-    broken = replace(rooms.open(0).view(), depth=tmp_path)  # no image in it
+    broken = replace(rooms.open(0), depth=tmp_path)  # no image in it
     assert compute_coverage(broken, [0]) is None
     assert (np.asarray(camera_map(broken, [0, 9])) != room_map).any()
 
@@ -124,7 +124,7 @@ def test_depth_that_cannot_be_read_stops_no_run(rooms: SceneDataset, room_map: n
 def test_a_video_without_cameras_is_drawn_as_the_samplers_geometry_saw_it(
     rooms: SceneDataset, room_map: np.ndarray
 ) -> None:
-    whole = rooms.open(0).view()
+    whole = rooms.open(0)
 
     class Seen(PointSource):
         """Knows the video's cameras and depth by itself, as VGGT would."""

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 
+from callbacks.configs import CONFIGS
 from callbacks.protocol import departures, protocol_record
-from commands.configs import CONFIGS
 from tests.callbacks.toy import trainer
 from tests.zoo.asking import build
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from callbacks.configs import CONFIGS, read_settings
 from callbacks.results_folder import SETTINGS
 from commands.between import ALL, FIRST, _shown, between, report, run_test
-from commands.configs import CONFIGS, read_settings
 from commands.reports.loaded_runs import load_run
 from commands.studies.processes import Launch
 from commands.studies.switches import config_of_parts, differing_parts, parts_of

@@ -1,4 +1,7 @@
-"""check-encoding measures a class of the user's own: a wrong statement about its symmetries is named."""
+"""check-encoding measures a class of the user's own: a wrong statement about its symmetries is named.
+
+The printed channels of each axis are those that the original decoder turns when a position on that axis changes.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
-from commands.check_encoding import check_encoding
+from commands.check_encoding import check_encoding, print_channels, ranges
+from zoo import DeltaNetLayers, LayerSubset, PoseAxis, PRoPE, TinyQwen3VL, TinyQwen25VL, TinyQwen35, UnrotatedChannels
+from zoo.encodings import CameraEncoding
+from zoo.encodings.compose import Compose
 
 MINE = """
 from dataclasses import replace
@@ -110,3 +118,66 @@ def test_a_wrong_one(name: str, mine: None) -> None:
 def test_no_such_class(mine: None) -> None:
     with pytest.raises(ValueError, match=r"mine_measured\.Gone can't be imported: module .* has no attribute 'Gone'$"):
         check_encoding(["mine_measured.Gone"])
+
+
+AXIS = re.compile(r"^(t|h|w|p|none|camera, [qkvo])  +(?:\d+: [\d,/ -]+?  +|  +)([\d,/ -]+?)(?:  |$)", re.MULTILINE)
+
+
+def printed_channels(encoding: CameraEncoding, loader: type, capsys: pytest.CaptureFixture) -> str:
+    print_channels(Console(highlight=False, width=120), encoding, "model", loader().load().decoder_layout)
+    text: str = capsys.readouterr().out
+    return text
+
+
+def channels_in(text: str) -> dict[str, set[int]]:
+    return {name: parsed(channels.strip()) for name, channels in AXIS.findall(text)}
+
+
+def parsed(text: str) -> set[int]:
+    found: set[int] = set()
+    for part in text.split(", ") if text != "-" else ():
+        ends, _, step = part.partition("/")
+        first, _, last = ends.partition("-")
+        found |= set(range(int(first), int(last or first) + 1, int(step or 1)))
+    return found
+
+
+@pytest.mark.parametrize("loader", [TinyQwen25VL, TinyQwen3VL, TinyQwen35], ids=lambda each: each.__name__)
+def test_the_channels_of_an_axis_are_those_that_its_positions_turn(loader: type, capsys) -> None:
+    found = channels_in(printed_channels(PRoPE(), loader, capsys))
+    decoder = loader().load().decoder
+    states = torch.zeros(1, 1, 192)
+    for axis, name in enumerate("thw"):
+        positions = torch.zeros(3, 1, 1, dtype=torch.long)
+        positions[axis] = 10_000
+        moved = sum((a - b).abs() for a, b in zip(
+            decoder.rotary_emb(states, positions), decoder.rotary_emb(states, torch.zeros_like(positions)), strict=True
+        ))  # fmt: skip
+        assert found[name] == set((moved.flatten() > 0).nonzero()[:, 0].tolist())
+    assert sorted(found["t"] | found["h"] | found["w"]) == list(range(32))
+    head = decoder.layers[-1].self_attn.head_dim
+    assert found["camera, q"] == set(range(head // 2))
+    assert found.get("none", set()) == set(range(32, head))
+
+
+def test_the_pose_takes_channels_of_time(capsys) -> None:
+    original = channels_in(printed_channels(PRoPE(), TinyQwen25VL, capsys))
+    found = channels_in(printed_channels(PoseAxis(count=2), TinyQwen25VL, capsys))
+    assert found["p"] == {0, 1, 16, 17} == found["camera, q"] and found["t"] | found["p"] == original["t"]
+    assert "p" not in original and found["camera, v"] == set()
+
+
+def test_channels_and_layers_of_both_kinds_are_printed(capsys) -> None:
+    inner = LayerSubset(PRoPE(UnrotatedChannels(), apply_to="vo"), "even")
+    encoding = Compose([LayerSubset(PRoPE(UnrotatedChannels()), [4]), DeltaNetLayers(inner)])
+    text = printed_channels(encoding, lambda: TinyQwen35(layers=5), capsys)
+    full, linear = (channels_in(each) for each in text.split("Gated DeltaNet"))
+    assert full["camera, v"] == set(range(32, 128))
+    assert linear["camera, v"] == linear["camera, o"] == set(range(32)) and linear["camera, q"] == set()
+    assert "PRoPE acts in layers 4\n" in text and "PRoPE acts in layers 2\n" in text
+
+
+def test_numbers_are_written_as_ranges() -> None:
+    for numbers in ([], [3], [1, 2], [0, 3, 6, 9, 60, 61, 62, 63], [0, 5], [0, 5, 6, 7], list(range(9))):
+        assert parsed(ranges(numbers)) == set(numbers)
+    assert ranges([0, 3, 6, 60, 61, 62]) == "0-6/3, 60-62"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from commands.configs import CONFIGS, find_config, override, read_settings
+from callbacks.configs import CONFIGS, find_config, override, read_settings
 from commands.defaults import default_configs, lacks_cameras
 
 WITHOUT_CAMERAS = {"data_conversations", "data_revsi", "data_scanqa", "data_sqa3d", "data_vsibench"}

@@ -29,7 +29,7 @@ from zoo import (
     TinyQwen25VL,
 )
 from zoo.checkpoints import export_model, unofficial_parts
-from zoo.geometry.vggt.model import DINOV2
+from zoo.geometry.vggt import DINOV2
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 RULE = "linspace_floor"

@@ -40,21 +40,24 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-STARTING_WORKERS = """
+WITH_WORKERS = """
 import os, signal, time
 from commands.interrupts import exit_on_sigterm
-from datamodules.sources.rooms.source import process_map
+from datamodules.sources.base import map_in_processes
 
+def work(number):
+    if number == 5:
+        os.kill(parent, signal.SIGTERM)
+    time.sleep(0.1)
+
+parent = os.getpid()
 exit_on_sigterm()
-os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))  # before the next worker's fork
-with process_map(2) as mapped:
-    list(mapped(time.sleep, [0.1] * 40))
+list(map_in_processes(work, [(number,) for number in range(40)], 2))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
-def test_sigterm_while_workers_start_ends_the_command() -> None:
-    """Raised between two forks, it left workers and a parent that waited for each other."""
-    words = [sys.executable, "-c", STARTING_WORKERS]
+def test_sigterm_ends_a_command_with_workers() -> None:
+    words = [sys.executable, "-c", WITH_WORKERS]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, cwd=Path(main.__file__).parent)
     assert done.returncode == 128 + signal.SIGTERM

@@ -26,8 +26,8 @@ from lmms_eval.api.task import ConfigurableMessagesTask
 from benchmarks.lmms_eval import write_task
 from commands.lmms_eval.model import SpatialVLMZoo
 from datamodules import Rooms, VideoQADataModule
+from datamodules.chat_format import user_text
 from datamodules.inference import answer_chats
-from datamodules.loaded_scene import user_text
 from datamodules.resize import PixelBounds
 from tests.conftest import ROOMS
 from tests.datamodules.test_chats import chat

@@ -10,37 +10,31 @@ import torch
 from torch import Tensor
 
 from datamodules.collate import QuestionCollate, TrainingCollate
-from datamodules.loaded_scene import LoadedScene, Wording
 from zoo import SpatialVLM
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.builder import SequenceBuilder
 from zoo.sequences.layout import Placeholders
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import IGNORED
-from zoo.sequences.rules import SequenceRules
 
-tiny_rules = cache(lambda: SpatialVLM().sequence_rules)
+tiny_spec = cache(lambda: SpatialVLM().model_spec())
 
 
-def builder_for(preprocessor: Any, **changes: Any) -> SequenceBuilder:
-    """Builds sequences for the tokens of a Qwen2.5-VL's preprocessor, one question each."""
+def spec_for(preprocessor: Any, **changes: Any) -> ModelSpec:
+    """What a tiny model needs with the tokens of a Qwen2.5-VL's preprocessor, one question each."""
     processor = preprocessor.processor
     vision_start = processor.tokenizer.convert_tokens_to_ids("<|vision_start|>")
     placeholders = Placeholders(processor.video_token_id, processor.image_token_id, vision_start)
-    rules: SequenceRules = tiny_rules()
-    return SequenceBuilder(replace(rules, placeholders=placeholders, packs_questions=False, **changes))
+    own = {"preprocessor": preprocessor, "placeholders": placeholders, "packs_questions": False}
+    return replace(tiny_spec(), **{**own, **changes})
 
 
-def training_batch(
-    preprocessor: Any, *scenes: LoadedScene, requirements: DataRequirements | None = None, **rules: Any
-) -> Batch:
-    return TrainingCollate(Wording(preprocessor), builder_for(preprocessor, **rules), requirements)(scenes)
+def training_batch(preprocessor: Any, *scenes: LoadedScene, **changes: Any) -> Batch:
+    return TrainingCollate(spec_for(preprocessor, **changes))(scenes)
 
 
-def question_batch(
-    preprocessor: Any, *scenes: LoadedScene, requirements: DataRequirements | None = None, **rules: Any
-) -> Batch:
-    return QuestionCollate(Wording(preprocessor), builder_for(preprocessor, **rules), requirements)(scenes)
+def question_batch(preprocessor: Any, *scenes: LoadedScene, **changes: Any) -> Batch:
+    return QuestionCollate(spec_for(preprocessor, **changes))(scenes)
 
 
 def sequences_of(batch: Batch) -> Sequences:

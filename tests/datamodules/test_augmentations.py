@@ -15,14 +15,14 @@ from torch import Tensor
 from datamodules import PixelBounds, RandomFocalLength, Rooms, UniformSampler, VideoQADataModule
 from datamodules.augmentations import enlarged
 from datamodules.dataset import SceneDataset
-from datamodules.loaded_scene import LoadedScene
 from datamodules.question_sampler import TrainingItem
 from tests.conftest import ROOMS
 from tests.zoo.asking import scene
 from zoo.cameras.rays import patch_directions
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
+from zoo.sequences.loaded_scene import LoadedScene
 
 HEIGHT, WIDTH = 56, 84
 
@@ -85,8 +85,7 @@ def test_training_scenes_change_by_their_draw(rooms_root: Path) -> None:
 
 
 def test_scenes_of_validations_and_tests_are_not_augmented(rooms_root: Path, tmp_path: Path) -> None:
-    task: Any = SimpleNamespace(sequence_builder=None, training_sequence_builder=None, asks_in_training=False)
-    task.requirements = task.training_requirements = DataRequirements()
+    task = SimpleNamespace(model_spec=lambda training=False: ModelSpec())
     position = dict(global_rank=0, world_size=1, ckpt_path=None, is_global_zero=True, global_step=0)
     data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root)), augmentation=RandomFocalLength())
     trainer: Any = SimpleNamespace(lightning_module=task, default_root_dir=tmp_path, limit_test_batches=1.0, **position)

@@ -17,7 +17,7 @@ from tests.zoo import asking
 from zoo import InputError, SpatialVLM
 from zoo.benchmarks import VSIBench
 from zoo.geometry import DatasetGeometry
-from zoo.sequences.builder import SequenceBuilder
+from zoo.sequence_builder import SequenceBuilder
 
 PIXELS = {"min_pixels": 784, "max_pixels": 65536, "legacy_folder_resize": False}
 NEW = asking.NEW

@@ -11,17 +11,17 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
+from datamodules.chat_format import ChatFormat
 from datamodules.collate import SceneCollate
-from datamodules.loaded_scene import LoadedScene, Wording
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question
 from tests.datamodules.batches import labels_of, question_batch, sequences_of, training_batch
 from tests.zoo.asking import prompts_of
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor, tiny_processor
-from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
+from zoo.backbones.qwen25_vl import tiny_preprocessor, tiny_processor
+from zoo.backbones.qwen_vl import QwenVLPreprocessor
 from zoo.geometry.base import SceneGeometry
-from zoo.model_spec import DataRequirements
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import ExtraTokens
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import IGNORED
 
 TRAINING = Path(__file__).parents[1] / "golden/preprocess_train"
@@ -33,8 +33,9 @@ def scene(name: str, *questions: Question, size: tuple[int, int] = (56, 84), fra
     geometry = SceneGeometry(
         world_to_camera=torch.eye(4).repeat(frames, 1, 1), K_normalized=torch.eye(3).repeat(frames, 1, 1)
     )
-    described = Scene(name, Path(name), questions)
-    return LoadedScene(described, questions, pixels, tuple(range(frames)), 1.0, geometry)
+    return LoadedScene(
+        name, questions, pixels, frame_indices=tuple(range(frames)), seconds_per_grid=1.0, geometry=geometry
+    )
 
 
 A = Question("a", "object_counting", "How many chair(s) are in this room?", "4")
@@ -42,7 +43,7 @@ B = Question("b", "object_rel_direction_easy", "Is it left?", "B", ("A. left", "
 
 
 def test_the_tiny_template_renders_what_the_real_one_does() -> None:
-    wording = Wording(tiny_preprocessor())
+    wording = ChatFormat(tiny_preprocessor())
     for row in json.loads(PROMPTS.read_text()):
         question = Question("0", row["question_type"], row["question"], options=tuple(row.get("options") or ()))
         assert wording.prompt(question) == row["spatial_mllm_chat_text"]
@@ -71,7 +72,7 @@ def test_real_and_tiny_templates_agree_on_any_chat(realdata: Path) -> None:
     for question in (A, B):
         for with_answers in (False, True):
             texts = [
-                Wording(preprocessor).chat(question, with_answers=with_answers)
+                ChatFormat(preprocessor).chat(question, with_answers=with_answers)
                 for preprocessor in (QwenVLPreprocessor(real), tiny_preprocessor())
             ]
             assert texts[0] == texts[1] and len(texts[0]) == 1 + with_answers
@@ -101,12 +102,12 @@ def test_questions_of_a_scene_share_its_prefix_and_a_scene_is_seen_once() -> Non
     is_video = prompt.prefix.input_ids == tiny_processor().video_token_id
     assert is_video.sum() == 12 and prompt.rows == (0, 1)
     texts = [tiny_processor().tokenizer.decode(ids).replace("<|video_pad|>" * 11, "") for ids in prompts_of(batch)]
-    assert texts == [Wording(tiny_preprocessor()).prompt(question) for question in (A, B)]
+    assert texts == [ChatFormat(tiny_preprocessor()).prompt(question) for question in (A, B)]
     assert [r["id"] for r in batch.records] == ["a", "b"] and batch.records[0]["frames"] == [0, 1, 2, 3]
 
 
 def test_failed_scenes_become_records() -> None:
-    failed = LoadedScene(Scene("bad", Path("bad.mp4"), (A, B)), (A, B), error="bad.mp4: truncated")
+    failed = LoadedScene("bad", (A, B), error="bad.mp4: truncated")
     for scenes in ([failed], [failed, scene("good", A)]):
         batch = question_batch(tiny_preprocessor(), *scenes)
         assert [(r["id"], r["prediction"], r["error"]) for r in batch.failed] == [
@@ -139,13 +140,13 @@ def test_geometry_and_frames_come_scene_by_scene_and_only_what_is_wanted() -> No
     shown = training_batch(tiny_preprocessor(), *scenes).scenes
     assert [len(s.geometry.world_to_camera) for s in shown] == [6, 2] and shown[0].frames is None
     assert [len(s.cameras.world_to_camera) for s in shown] == [3, 1]  # merged, one per temporal patch
-    shown = training_batch(tiny_preprocessor(), *scenes, requirements=DataRequirements(frames=True)).scenes
+    shown = training_batch(tiny_preprocessor(), *scenes, requires_frames=True).scenes
     assert [tuple(s.frames.shape) for s in shown] == [(6, 3, 56, 84), (2, 3, 56, 84)]
 
 
 def test_scenes_without_questions_are_not_tokenized() -> None:
     """For a task that reads frames, cameras and depth alone."""
-    failed = LoadedScene(Scene("bad", Path("bad.mp4"), (A,)), (A,), error="bad.mp4: truncated")
+    failed = LoadedScene("bad", (A,), error="bad.mp4: truncated")
     batch = SceneCollate()([scene("a", A), failed, scene("b", frames=2)])
     assert [len(each.frames) for each in batch.scenes] == [4, 2]
     assert [each.geometry.has_cameras for each in batch.scenes] == [True, True]

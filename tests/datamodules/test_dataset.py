@@ -35,8 +35,8 @@ from datamodules.video import Video
 from tests.cases import each_once
 from tests.conftest import ROOMS
 from tests.datamodules.batches import question_batch, training_batch
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
-from zoo.model_spec import DataRequirements
+from zoo.backbones.qwen25_vl import tiny_preprocessor
+from zoo.model_spec import ModelSpec
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 PAIRINGS = {
@@ -58,7 +58,7 @@ SAMPLERS = {
 def dataset(rooms_root: Path, sampler: FrameSampler, pairing: FramePairing) -> SceneDataset:
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
     return SceneDataset(
-        scenes, sampler, 8, TINY, requirements=DataRequirements(cameras=True, depth=True), frame_pairing=pairing
+        scenes, sampler, 8, TINY, spec=ModelSpec(requires_cameras=True, requires_depth=True), frame_pairing=pairing
     )
 
 
@@ -66,14 +66,14 @@ def dataset(rooms_root: Path, sampler: FrameSampler, pairing: FramePairing) -> S
 def test_cameras_depth_and_times_follow_the_frames(sampler: str, pairing: str, rooms_root: Path) -> None:
     scenes = dataset(rooms_root, SAMPLERS[sampler](), PAIRINGS[pairing])
     loaded = scenes[0]
-    chosen, video = list(loaded.frame_indices), Video(loaded.scene.video)
+    chosen, video = list(loaded.frame_indices), Video(scenes.scenes[0].video)
     assert len(chosen) == (16 if pairing == "duplicate_views" else 8)
     assert torch.equal(loaded.frames, video.read(chosen))  # 56 x 56 stay as they are
-    poses, K = read_cameras(loaded.scene.cameras, video.num_frames, video.height, video.width)
+    poses, K = read_cameras(scenes.scenes[0].cameras, video.num_frames, video.height, video.width)
     assert torch.equal(loaded.geometry.world_to_camera, poses[chosen])
     assert torch.equal(loaded.geometry.K_normalized, K[chosen])
     everything = SceneDataset(
-        scenes.scenes, UniformSampler(), 48, TINY, requirements=DataRequirements(cameras=True, depth=True)
+        scenes.scenes, UniformSampler(), 48, TINY, spec=ModelSpec(requires_cameras=True, requires_depth=True)
     )[0]  # fmt: skip
     assert torch.equal(loaded.geometry.depth, everything.geometry.depth[chosen])
     assert not torch.equal(loaded.geometry.depth, everything.geometry.depth[[i - 1 for i in chosen]])  # control
@@ -111,7 +111,7 @@ def test_kept_scenes_read_the_depth_of_a_frame_once(
         RandomSampler(),
         8,
         TINY,
-        requirements=DataRequirements(cameras=True, depth=True),
+        spec=ModelSpec(requires_cameras=True, requires_depth=True),
         keep=keep,
         frame_pairing=Duplicate(),
     )
@@ -134,7 +134,7 @@ def test_pictures_of_a_folder_have_the_times_of_their_cameras(tmp_path: Path) ->
     def steps(**times: list[float]) -> float | str:
         write_cameras(tmp_path / "clip.cameras.json", torch.eye(4).repeat(8, 1, 1), K_px, width=56, height=56, **times)
         scene = Scene("mine/clip", folder, (), tmp_path / "clip.cameras.json")
-        loaded = SceneDataset([scene], UniformSampler(), 8, TINY, requirements=DataRequirements(cameras=True))[0]
+        loaded = SceneDataset([scene], UniformSampler(), 8, TINY, spec=ModelSpec(requires_cameras=True))[0]
         return loaded.error or loaded.seconds_per_grid
 
     assert steps(times_s=times_s) == pytest.approx(7.3 / 3)  # the first of four pairs at 0.0, the last at 7.3
@@ -177,12 +177,12 @@ def test_a_bug_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_damaged_depth_that_is_only_predicted_costs_no_answer(rooms_root: Path, tmp_path: Path) -> None:
     scene = replace(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")[0], depth=tmp_path)
-    learned, read = DataRequirements(targets=("depth",)), DataRequirements(depth=True)
-    asked = SceneDataset([scene], UniformSampler(), 4, TINY, requirements=learned)[0]
+    learned, read = ModelSpec(targets=("depth",)), ModelSpec(requires_depth=True)
+    asked = SceneDataset([scene], UniformSampler(), 4, TINY, spec=learned)[0]
     assert asked.error is None and asked.frames is not None and asked.geometry is not None
     assert asked.geometry.depth is None and "0 depth images for 48 frames" in str(asked.target_error)
     preprocessor = tiny_preprocessor()
     answered, trained = (build(preprocessor, asked) for build in (question_batch, training_batch))
     assert not answered.failed and {each["unmeasured"] for each in answered.records} == {asked.target_error}
     assert {each["error"] for each in trained.failed} == {asked.target_error} and not trained.records
-    assert "0 depth images" in str(SceneDataset([scene], UniformSampler(), 4, TINY, requirements=read)[0].error)
+    assert "0 depth images" in str(SceneDataset([scene], UniformSampler(), 4, TINY, spec=read)[0].error)

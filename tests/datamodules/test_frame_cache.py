@@ -17,7 +17,7 @@ from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.datamodules.clips import numbered_frame, write_video
 from zoo import InputError
-from zoo.files import cache_folder
+from zoo.files import cache as files
 
 SMALL, LARGE = PixelBounds(784, 65536), PixelBounds(784, 6000)
 
@@ -65,12 +65,12 @@ def test_other_settings_and_other_content_are_other_entries(scenes: list[Scene],
     read(scenes, cache)
     for bounds, count in ((LARGE, 4), (SMALL, 6)):
         assert same(read(scenes, cache, bounds, count), read(scenes, None, bounds, count))
-    assert cache.num_decoded == 6
+    assert cache.num_computed == 6
     write_video(scenes[0].video, [numbered_frame(100 + j) for j in range(9)])
-    assert same(read(scenes, cache), read(scenes, None)) and cache.num_decoded == 7
+    assert same(read(scenes, cache), read(scenes, None)) and cache.num_computed == 7
     copied = scenes[0].video.rename(tmp_path / "copy.mp4")  # its content counts, and no name
     read([Scene("clips/copy", copied, ())], cache)
-    assert cache.num_decoded == 7
+    assert cache.num_computed == 7
 
 
 def test_an_uncompressed_video_with_other_frames_in_its_middle_is_another_entry(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_an_uncompressed_video_with_other_frames_in_its_middle_is_another_entry(
         found.append(read([scene], cache, num_frames=6))
         assert same(found[-1], read([scene], None, num_frames=6))
     ends = [file.read_bytes()[-(1 << 16) :] for file in tmp_path.glob("*.avi")]
-    assert cache.num_decoded == 2 and ends[0] == ends[1] and not same(*found)
+    assert cache.num_computed == 2 and ends[0] == ends[1] and not same(*found)
 
 
 def test_of_a_folder_only_the_frames_that_are_shown_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,9 +95,9 @@ def test_of_a_folder_only_the_frames_that_are_shown_are_read(tmp_path: Path, mon
     opened, open_file = [], Path.open
     expected = read(scenes, cache)
     monkeypatch.setattr(Path, "open", lambda file, *a, **k: opened.append(file) or open_file(file, *a, **k))
-    assert same(read(scenes, cache), expected) and cache.num_decoded == 1 and len(set(opened)) == 4
+    assert same(read(scenes, cache), expected) and cache.num_computed == 1 and len(set(opened)) == 4
     Image.fromarray(numbered_frame(99)).save(next(iter(opened)))  # one that is shown
-    assert same(read(scenes, cache), read(scenes, None)) and cache.num_decoded == 2
+    assert same(read(scenes, cache), read(scenes, None)) and cache.num_computed == 2
 
 
 def test_videos_that_are_kept_in_memory_need_no_cache() -> None:
@@ -113,14 +113,14 @@ def test_damaged_files_and_folders_that_cannot_be_written_cost_time_alone(
     first, second = sorted((tmp_path / "cache").iterdir())
     first.write_bytes(first.read_bytes()[:-100])  # cut short
     second.rename(first.with_name(f".{second.name}.partial"))  # as a kill leaves it
-    assert same(read(scenes, cache), expected) and cache.num_decoded == 4
+    assert same(read(scenes, cache), expected) and cache.num_computed == 4
     first.unlink()
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache_folder, "replace_file", full)
-    with pytest.warns(UserWarning, match="frames can't be kept .No space left"):
+    monkeypatch.setattr(files, "replace_file", full)
+    with pytest.warns(UserWarning, match="an entry can't be kept .No space left"):
         assert same(read(scenes, cache), expected)
 
 
@@ -129,7 +129,7 @@ def test_the_least_recently_used_entry_makes_room(scenes: list[Scene], tmp_path:
     cache = FrameCache(str(tmp_path / "cache"), max_size_gb=1.9 * one / 1e9)
     for _ in range(2):
         read(scenes, cache)
-    assert cache.num_decoded == 4 and len(list((tmp_path / "cache").iterdir())) == 1
+    assert cache.num_computed == 4 and len(list((tmp_path / "cache").iterdir())) == 1
     with pytest.raises(InputError, match="--data.frame_cache.max_size_gb 0.0: must be positive"):
         FrameCache(max_size_gb=0.0)
     tiny = FrameCache(str(tmp_path / "cache"), max_size_gb=1e-6)

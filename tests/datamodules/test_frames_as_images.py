@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from datamodules import Duplicate, PixelBounds, Rooms, UniformSampler, VideoQADataModule
+from datamodules.chat_format import ChatFormat, media_of
+from datamodules.collate import QuestionCollate
 from datamodules.dataset import SceneDataset
-from datamodules.inference import batch_of_questions, collate_for
-from datamodules.loaded_scene import Wording, media_of
+from datamodules.inference import batch_of_questions
 from datamodules.scenes import Question, RawQuestion
 from datamodules.video import Video
 from tests.conftest import ROOMS
@@ -20,13 +21,18 @@ from tests.datamodules.batches import sequences_of
 from tests.zoo.asking import batch, build, one_by_one, one_per_row, prompts_of, replies
 from zoo import SpatialVLM, TinyQwen3VL, TinyQwen25VL, TinyQwen35
 from zoo.backbones import tiny_preprocessor
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 
 LOADERS = (TinyQwen25VL, TinyQwen3VL, pytest.param(TinyQwen35, marks=pytest.mark.slow))
 QUESTION = "How large is this room?"
 
 
-def loaded(rooms_root: Path, frames_as: str, requirements: DataRequirements, frames: int = 5, **more: Any) -> Any:
+def shown(rooms_root: Path) -> Path:
+    """The video that is loaded."""
+    return Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")[0].video
+
+
+def loaded(rooms_root: Path, frames_as: str, requirements: ModelSpec, frames: int = 5, **more: Any) -> Any:
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("test")
     scenes = [replace(scenes[0], questions=(Question("0", "", QUESTION, "20"), Question("1", "", "Why?", "4")))]
     bounds = PixelBounds(784, 65536, legacy_folder_resize=False)
@@ -40,12 +46,12 @@ def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, r
     model = SpatialVLM(loader())
     backbone = model.backbone
     token_px = backbone.patch_size * backbone.spatial_merge_size
-    needs = DataRequirements(token_px=token_px, image_pixels=backbone.image_pixels)
+    needs = ModelSpec(token_px=token_px, image_pixels=backbone.image_pixels)
     scene = loaded(rooms_root, frames_as, needs)
     assert scene.error is None and scene.num_images == 5 and len(scene.frame_indices) == 10
-    made = collate_for(model)([scene])
+    made = QuestionCollate(model.model_spec())([scene])
 
-    stills = list(Video(scene.scene.video).read(scene.frame_indices[::2]))
+    stills = list(Video(shown(rooms_root)).read(scene.frame_indices[::2]))
     content: list[dict[str, Any]] = []
     for number, _ in enumerate(stills, start=1):
         label = [{"type": "text", "text": f"Frame-{number}: "}], [{"type": "text", "text": "\n"}]
@@ -68,7 +74,7 @@ def test_inputs_are_those_of_the_stock_processor(loader: type, frames_as: str, r
 
 
 def test_each_still_has_the_camera_of_its_frame_and_no_frame_is_merged(rooms_root: Path) -> None:
-    needs = DataRequirements(cameras=True)
+    needs = ModelSpec(requires_cameras=True)
     stills = loaded(rooms_root, "image", needs, frame_pairing=Duplicate())  # pairings are for videos
     video = loaded(rooms_root, "video", needs, frames=10)
     assert stills.frame_indices[::2] == stills.frame_indices[1::2] == (0, 12, 24, 35, 47)  # of 48
@@ -78,21 +84,21 @@ def test_each_still_has_the_camera_of_its_frame_and_no_frame_is_merged(rooms_roo
 
 
 def test_stills_are_no_more_than_the_candidates_of_the_sampler(rooms_root: Path) -> None:
-    stills = loaded(rooms_root, "image", DataRequirements(), frames=5, sampler=UniformSampler(candidates=3))
+    stills = loaded(rooms_root, "image", ModelSpec(), frames=5, sampler=UniformSampler(candidates=3))
     assert stills.num_images == 3 and stills.frame_indices == (0, 0, 23, 23, 47, 47)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_short_video_shows_each_of_its_frames_once(rooms_root: Path) -> None:
     """As VG-LLM and SpatialStack evaluate; a video repeats its last frame."""
-    stills = loaded(rooms_root, "image", DataRequirements(), frames=100)
+    stills = loaded(rooms_root, "image", ModelSpec(), frames=100)
     assert stills.frame_indices[::2] == tuple(range(48)) and stills.num_images == 48
 
 
 def test_the_mark_of_a_video_is_where_its_stills_are(rooms_root: Path) -> None:
-    scene = loaded(rooms_root, "image", DataRequirements())
+    scene = loaded(rooms_root, "image", ModelSpec())
     raw = RawQuestion("0", "", "Look: <video>\nWhat is it?", "a room")
-    prompt, _ = Wording(tiny_preprocessor()).chat(raw, media_of(scene), with_answers=True)
+    prompt, _ = ChatFormat(tiny_preprocessor()).chat(raw, media_of(scene), with_answers=True)
     assert prompt.index("Look: ") < prompt.index("<|image_pad|>") < prompt.index("What is it?")
     assert prompt.count("<|image_pad|>") == 5
 
@@ -100,7 +106,7 @@ def test_the_mark_of_a_video_is_where_its_stills_are(rooms_root: Path) -> None:
 @pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange"])
 def test_answers_and_packed_questions_agree_with_one_by_one(name: str, rooms_root: Path) -> None:
     task = build(name)
-    scene = loaded(rooms_root, "labeled_image", task.requirements)
+    scene = loaded(rooms_root, "labeled_image", task.model_spec())
     asked = batch(task, scene)
     assert [reply.ids for reply in replies(task, asked)] == one_by_one(task, asked)
     packed, alone = batch(task, scene, training=True), one_per_row(task, scene)

@@ -20,7 +20,7 @@ from tests.datamodules.clips import HEIGHT, WIDTH, write_folder
 from tests.zoo.cameras.test_cameras import random_poses
 from zoo.cameras import SceneGeometry, normalize_intrinsics
 from zoo.errors import InputError
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 
 COUNT = 5  # odd: the last frame is merged with itself
 TIMES_S = [0.0, 0.4, 1.7, 2.0, 5.1]
@@ -66,7 +66,9 @@ def test_frames_in_memory_and_in_a_folder(
     frames, geometry = folder_of_frames(tmp_path / "clip")
     data = VideoQADataModule(num_frames=num_frames, frame_pairing=pairing, frames_as=frames_as, pixels=PIXELS)
     data.image_pixels = PIXELS
-    model: Any = SimpleNamespace(requirements=DataRequirements(cameras=True, depth=True, seconds=seconds))
+    model: Any = SimpleNamespace(
+        model_spec=lambda: ModelSpec(requires_cameras=True, requires_depth=True, seconds=seconds)
+    )
     stored = load_video(model, data, tmp_path / "clip")
     found = load_frames(model, data, frames, TIMES_S, as_images=False, geometry=geometry)
     assert stored.error is None and stored.geometry is not None and found.geometry is not None
@@ -90,7 +92,7 @@ def test_frames_in_memory_and_in_a_folder(
     ],
 )
 def test_frames_of_another_range_or_type_are_errors(frames: torch.Tensor, message: str) -> None:
-    model: Any = SimpleNamespace(requirements=DataRequirements())
+    model: Any = SimpleNamespace(model_spec=lambda: ModelSpec())
     with pytest.raises(InputError, match=message):
         load_frames(model, VideoQADataModule(), frames.view(1, 3, 56, 84), None, as_images=False)
 
@@ -98,6 +100,6 @@ def test_frames_of_another_range_or_type_are_errors(frames: torch.Tensor, messag
 def test_still_images_in_memory_have_no_labels() -> None:
     """Pictures of a chat are images of their own, however the model is shown the frames of a video."""
     data = VideoQADataModule(frames_as="labeled_image", pixels=PIXELS)
-    model: Any = SimpleNamespace(requirements=DataRequirements())
+    model: Any = SimpleNamespace(model_spec=lambda: ModelSpec())
     loaded = load_frames(model, data, torch.zeros(3, 3, 56, 84, dtype=torch.uint8), None, as_images=True)
     assert (loaded.num_images, loaded.labels, loaded.frame_indices) == (3, None, (0, 0, 1, 1, 2, 2))

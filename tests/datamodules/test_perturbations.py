@@ -28,14 +28,14 @@ from datamodules import (
     ZeroGeometry,
 )
 from datamodules.dataset import SceneDataset
-from datamodules.loaded_scene import LoadedScene
 from datamodules.perturbations import Perturbation, PerturbedScenes
 from tests.conftest import ROOMS
 from tests.zoo.asking import batch, build, scene
 from zoo.cameras.scene_geometry import Window
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
+from zoo.sequences.loaded_scene import LoadedScene
 
 A, B = scene("a", steps=4), scene("b", steps=4, seed=1)
 PERTURBATIONS: dict[str, Perturbation] = {
@@ -171,7 +171,7 @@ def test_a_model_without_3d_tokens_answers_as_if_they_were_its_own() -> None:
 def scenes_of(rooms_root: Path) -> SceneDataset:
     scenes = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1).scenes("train")
     bounds = PixelBounds(784, 65536, legacy_folder_resize=False)
-    return SceneDataset(scenes, UniformSampler(), 8, bounds, requirements=DataRequirements(cameras=True))
+    return SceneDataset(scenes, UniformSampler(), 8, bounds, spec=ModelSpec(requires_cameras=True))
 
 
 def test_a_resumed_test_takes_the_same_other_scene(rooms_root: Path) -> None:
@@ -192,9 +192,9 @@ def test_another_scene_that_cannot_be_read_or_has_no_cameras_is_passed_over(room
     every.scenes = [*every.scenes]
     every.scenes[other] = replace(every.scenes[other], video=Path("absent.mp4"))
     every.scenes[other + 1] = replace(every.scenes[other + 1], cameras=None)
-    every.requirements = DataRequirements()
+    every.spec = ModelSpec()
     found = PerturbedScenes(every, every, OtherCameras())
-    assert found[0].scene is first and found[0].error is None
+    assert found[0].name == first.name and found[0].error is None
     assert found[0].geometry.world_to_camera.equal(every[(other + 2) % len(every)].geometry.world_to_camera)
     assert "absent.mp4" in found[other].error
     every.scenes = every.scenes[:1]
@@ -242,7 +242,9 @@ def stills(name: str, size: tuple[int, int] = (40, 28)) -> LoadedScene:
     pictures = torch.stack(torch.broadcast_tensors(3 * row, 3 * column, 20 * numbers), 1).to(torch.uint8)
     window = Window(*size, 7, 4, 28, 20)
     frames = pictures[(..., *window.place)]
-    return replace(loaded, frames=frames, geometry_frames=pictures, tower_window=window, num_images=4)
+    return replace(
+        loaded, frames=frames, geometry_frames=pictures, vision_window=window, kind="image", is_one_medium=True
+    )
 
 
 @pytest.mark.parametrize("name", ["frames on other cameras", "shuffled", "reversed", "field of view"])
@@ -251,10 +253,10 @@ def test_what_the_geometry_encoder_sees_of_stills_changes_with_them(name: str) -
     before = stills("s")
     after = PERTURBATIONS[name](before, lambda: B)
     assert not after.geometry_frames.equal(before.geometry_frames)
-    within = after.geometry_frames[(..., *after.tower_window.place)].int()
+    within = after.geometry_frames[(..., *after.vision_window.place)].int()
     difference = (within - after.frames.int()).abs()[..., 2:-2, 2:-2].amax((0, 2, 3))
     assert difference.max() <= 3  # a pixel, as both windows begin and end at whole ones
-    assert (before.geometry_frames[(..., *before.tower_window.place)].int() - after.frames).abs().max() > 3
+    assert (before.geometry_frames[(..., *before.vision_window.place)].int() - after.frames).abs().max() > 3
 
 
 def test_3d_tokens_of_other_stills_are_those_of_what_the_encoder_sees_of_them() -> None:

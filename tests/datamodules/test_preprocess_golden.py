@@ -16,18 +16,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoProcessor
 
-from datamodules import loaded_scene as wording
-from datamodules.dataset import OpenScene, SceneDataset
+from datamodules import chat_format as wording
+from datamodules.dataset import SceneDataset
 from datamodules.resize import PixelBounds
-from datamodules.samplers import UniformSampler
+from datamodules.samplers import SceneView, UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
 from datamodules.video import Video
 from tests.datamodules.batches import labels_of, question_batch, sequences_of, training_batch
 from tests.golden.synth import synth_video
 from tests.zoo.asking import prompts_of
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
-from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
-from zoo.model_spec import DataRequirements
+from zoo.backbones.qwen25_vl import tiny_preprocessor
+from zoo.backbones.qwen_vl import QwenVLPreprocessor
 from zoo.sequences.batch import Batch
 
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden"))
@@ -62,8 +61,8 @@ class Synthetics(SceneDataset):
         super().__init__(scenes, UniformSampler(), frames, bounds)
         self.videos = videos
 
-    def open(self, index: int) -> OpenScene:
-        return OpenScene(self.scenes[index], self.videos[index], None, None, self.videos[index].times_s, True, None)
+    def open(self, index: int) -> SceneView:
+        return SceneView(self.videos[index], name=self.scenes[index].name, times_s=self.videos[index].times_s)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def test_a_batch_of_the_official_inference(case: str, processor: Any) -> None:
     assert [list(each.frame_indices) for each in loaded] == meta["frame_indices"]
     for number, each in enumerate(loaded):
         check_frames(each.frames, t, number)
-    batch = question_batch(processor, *loaded, requirements=DataRequirements(frames=True))
+    batch = question_batch(processor, *loaded, requires_frames=True)
     assert torch.equal(grids_of(batch), t["video_grid_thw"])
     official = zip(t["input_ids"], t["attention_mask"].bool(), strict=True)  # padded
     assert prompts_of(batch) == [ids[mask].tolist() for ids, mask in official]
@@ -140,7 +139,7 @@ def test_a_batch_of_the_official_training(case: str, processor: Any, monkeypatch
     seconds = 2 / (data["video_frame_fps"] or count * clip["fps"] / clip["T"])  # nominal, or real
     loaded = replace(scenes[0], seconds_per_grid=seconds)
     check_frames(loaded.frames, t, 0)
-    batch = training_batch(processor, loaded, requirements=DataRequirements(seconds="clip"))
+    batch = training_batch(processor, loaded, seconds="clip")
     check_pixels(batch, t)
     sequences = sequences_of(batch)
     assert torch.equal(sequences.input_ids, t["input_ids"]) and torch.equal(labels_of(batch), t["labels"])

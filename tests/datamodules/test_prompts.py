@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.loaded_scene import user_text
+from datamodules.chat_format import user_text
 from datamodules.scenes import Question, RawQuestion
 from zoo.benchmarks import VSIBench
 from zoo.benchmarks.base import FRAMES_PREFIX

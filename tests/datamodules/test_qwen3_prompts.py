@@ -15,17 +15,16 @@ from transformers.video_utils import VideoMetadata
 from datamodules.cameras_file import write_cameras
 from datamodules.collate import QuestionCollate, TrainingCollate
 from datamodules.dataset import SceneDataset
-from datamodules.inference import batch_of_questions, collate_for
-from datamodules.loaded_scene import LoadedScene, Wording
+from datamodules.inference import batch_of_questions
 from datamodules.resize import PixelBounds
 from datamodules.samplers import UniformSampler
 from datamodules.scenes import Question, RawQuestion, Scene
 from tests.datamodules.batches import labels_of, sequences_of
 from tests.zoo.asking import prompts_of
 from zoo import InputError, SpatialVLM, TinyQwen3VL
-from zoo.backbones.qwen3_vl.tiny import tiny_preprocessor, tiny_processor
-from zoo.sequences.builder import SequenceBuilder
+from zoo.backbones.qwen3_vl import tiny_preprocessor, tiny_processor
 from zoo.sequences.layout import ExtraTokens
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import IGNORED
 
 FPS, INDICES = 10.0, [0, 7, 20, 33, 40, 41]
@@ -101,12 +100,11 @@ def test_the_prompt_is_that_of_the_release_and_the_patches_are_the_processors() 
 @pytest.mark.parametrize("extra", [ExtraTokens.ONE, ExtraTokens.LAST_AND_END])
 def test_extra_tokens_and_labels_of_the_blocks(extra: ExtraTokens) -> None:
     """Each view has a token more, and the video one at its end; answers alone are supervised."""
-    loaded = LoadedScene(Scene("a", Path("a"), ()), (), frames(), frame_times=tuple(TIMES))
     question = RawQuestion("a", "", "<image> How many?", "4", later_turns=(("Which?", "This."),))
-    rules = replace(SpatialVLM(TinyQwen3VL()).sequence_rules, extra_tokens=extra)
-    parts = Wording(tiny_preprocessor()), SequenceBuilder(rules)
-    loaded.questions = (question,)
-    trained, asked = TrainingCollate(*parts)([loaded]), QuestionCollate(*parts)([loaded])
+    loaded = LoadedScene("a", (question,), frames(), frame_times=tuple(TIMES))
+    spec = SpatialVLM(TinyQwen3VL()).model_spec()
+    spec = replace(spec, preprocessor=tiny_preprocessor(), extra_tokens=extra)
+    trained, asked = TrainingCollate(spec)([loaded]), QuestionCollate(spec)([loaded])
     (labels,), decode = labels_of(trained), tiny_processor().tokenizer.decode
     assert decode(labels[labels != IGNORED]) == "4<|im_end|>\nThis.<|im_end|>\n"
     for ids in (*sequences_of(trained).input_ids.tolist(), *prompts_of(asked)):
@@ -116,12 +114,12 @@ def test_extra_tokens_and_labels_of_the_blocks(extra: ExtraTokens) -> None:
 
 def test_a_folder_without_times_is_an_error_and_images_need_none(tmp_path: Path) -> None:
     model = SpatialVLM(TinyQwen3VL())
-    needs, bounds = model.requirements, PixelBounds(1024, 65536, legacy_folder_resize=False)
-    assert needs.frame_times and needs.token_px == 32
-    collate = collate_for(model)
+    needs, bounds = model.model_spec(), PixelBounds(1024, 65536, legacy_folder_resize=False)
+    assert needs.requires_frame_times and needs.token_px == 32
+    collate = QuestionCollate(needs)
 
     def read(scene: Scene, requirements: Any = needs) -> LoadedScene:
-        return SceneDataset([scene], UniformSampler(), 4, bounds, requirements=requirements)[0]
+        return SceneDataset([scene], UniformSampler(), 4, bounds, spec=requirements)[0]
 
     timed = read(folder(tmp_path / "timed", [0.0, 0.5, 2.0, 9.0]))
     assert timed.error is None and timed.frame_times == (0.0, 0.5, 2.0, 9.0)
@@ -132,7 +130,7 @@ def test_a_folder_without_times_is_an_error_and_images_need_none(tmp_path: Path)
     assert error is not None and "lacking: no times of the frames" in error and "lacking.cameras.json" in error
     (record,) = collate([read(lacking)]).failed
     assert record["error"] == error
-    assert read(lacking, SpatialVLM().requirements).error is None  # the control: Qwen2.5-VL writes no times
+    assert read(lacking, SpatialVLM().model_spec()).error is None  # the control: Qwen2.5-VL writes no times
     images = Scene("images", lacking.video, (QUESTION,), images=tuple(sorted(lacking.video.glob("*.png"))))
     assert read(images).error is None and not collate([read(images)]).failed
 

@@ -11,7 +11,7 @@ import pytest
 from lightning import Callback, Trainer
 
 from datamodules import PixelBounds, Rooms, VideoQADataModule
-from datamodules.loaded_scene import Wording
+from datamodules.chat_format import ChatFormat
 from tests.conftest import ROOMS
 from zoo import Qwen25VL, TinyVGGT, VGGTPretraining
 from zoo.sequences.batch import Batch
@@ -42,7 +42,7 @@ def test_fit_and_test_of_vggt_tokenize_nothing(rooms_root: Path, tmp_path: Path)
     source = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1)
     data = VideoQADataModule(source, num_frames=4, pixels=bounds, num_workers=0, batch_size=2)
     task, kept = VGGTPretraining(TinyVGGT(embed_dim=32, depth=2, heads=("camera", "depth", "point"))), Kept()
-    with patch.object(Wording, "chat", side_effect=AssertionError("a question was worded")):
+    with patch.object(ChatFormat, "chat", side_effect=AssertionError("a question was worded")):
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="You have overridden")  # a hook, once in the model and once here
             trainer(tmp_path, kept).fit(task, data)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from datamodules import FrameCache, RandomFocalLength, Rooms, VideoQADataModule
+from datamodules.chat_format import LABELS, ChatFormat, media_of
 from datamodules.inference import batch_of_questions
-from datamodules.loaded_scene import LABELS, LoadedScene, Wording, media_of
 from datamodules.resize import FixedWidthStills, OriginalStills, compressed
-from datamodules.scenes import Question, RawQuestion, Scene
+from datamodules.scenes import Question, RawQuestion
 from tests.cases import each_once
 from tests.conftest import ROOMS
 from tests.golden.synth import synth_video
@@ -34,17 +34,18 @@ from zoo import (
     TinyQwen35,
     TinyVGGT,
 )
-from zoo.backbones.qwen3_5.tiny import tiny_preprocessor as tiny_qwen35
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
+from zoo.backbones.qwen3_5 import tiny_preprocessor as tiny_qwen35
+from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.benchmarks.base import FRAMES_PREFIX
 from zoo.benchmarks.vsibench import VSIBench
 from zoo.cameras.poses import intrinsics_in_pixels, normalize_intrinsics
 from zoo.checkpoints import official_pictures
 from zoo.geometry import CachedGeometry
 from zoo.geometry.base import ScaleSource, SceneGeometry
-from zoo.geometry.vggt.model import cameras_to_pose_encoding
+from zoo.geometry.vggt import cameras_to_pose_encoding
 from zoo.scene_encoding import encode_geometry
 from zoo.sequences.layout import ExtraTokens
+from zoo.sequences.loaded_scene import LoadedScene
 
 PICTURES = [
     *(("vg_llm", name, way) for name in ("images3_480x640", "images2_portrait_640x360") for way in ("eval", "train")),
@@ -158,7 +159,7 @@ def test_training_texts_are_the_published_ones(model: str, preprocessor: Any) ->
         turns = list(zip(said[::2], said[1::2], strict=True))
         question = RawQuestion("0", "", *turns[0], later_turns=tuple(turns[1:]))
         images = [[{"type": "image"}] for _ in row["placeholders_per_image"]]
-        texts = Wording(preprocessor, ASKED).chat(question, images, with_answers=True)
+        texts = ChatFormat(preprocessor, ASKED).chat(question, images, with_answers=True)
         tokens = preprocessor.tokenize(texts, [(1, 2, 2 * n) for n in row["placeholders_per_image"]], ExtraTokens.NONE)
         decode = preprocessor.processor.tokenizer.decode
         assert decode(tokens.input_ids, skip_special_tokens=False) == row["text"]
@@ -172,8 +173,9 @@ def test_prompts_of_an_evaluation_are_the_published_ones(case: str) -> None:
     pad = f"<|image_pad|>x{meta['eval_placeholders_per_image']}"
     asked = Question("0", "object_counting", "How many chairs are in the room?")
     labels = LABELS["indexed_image"] if meta.get("add_frame_index") else None
-    scene = LoadedScene(Scene("a", Path(), (asked,)), (asked,), num_images=meta["eval_text"].count(pad), labels=labels)
-    (prompt,) = Wording(tiny_preprocessor(), ASKED).chat(asked, media_of(scene))
+    indices = tuple(range(2 * meta["eval_text"].count(pad)))
+    scene = LoadedScene("a", (asked,), kind="image", is_one_medium=True, frame_indices=indices, labels=labels)
+    (prompt,) = ChatFormat(tiny_preprocessor(), ASKED).chat(asked, media_of(scene))
     assert prompt == meta["eval_text"].replace(pad, "<|image_pad|>")
 
 
@@ -240,7 +242,7 @@ def test_an_encoder_is_given_the_cameras_of_the_frames_that_it_sees(
         (scene,) = (asked := batch_of_questions(model, synth_video(3, 2, *size), ["?"], geometry, None, None)).scenes
         model.encode_scenes(asked)
     ((_, given),) = seen
-    assert scene.geometry is not None and (part := scene.tower_window) is not None
+    assert scene.geometry is not None and (part := scene.vision_window) is not None
     in_tower = intrinsics_in_pixels(scene.geometry.K_normalized[::2], part.columns, part.rows)
     in_encoder = intrinsics_in_pixels(given.K_normalized, part.width, part.height)
     in_encoder[:, :2, 2] -= torch.tensor([part.left, part.top])
@@ -346,7 +348,7 @@ def test_a_teacher_shows_what_the_tower_sees(
             assert learned is not None
             torch.testing.assert_close(learned.tokens[0].float(), expected.patches[::2], atol=0.02, rtol=0.02)
         return
-    with pytest.raises(InputError, match="Distillation learns tokens of what the vision tower sees"):
+    with pytest.raises(InputError, match="Distillation learns tokens of what the vision encoder sees"):
         Teacher(vggt)(scenes, patch_size)
     cached = CachedGeometry(vggt, GeometryCache(str(tmp_path)))
     cached.match_patches(patch_size)
@@ -374,7 +376,7 @@ def test_predicted_cameras_are_the_same_when_a_data_worker_has_read_them(tmp_pat
         assert (asked.scenes[0].cached_geometry is not None) == is_read
         with torch.no_grad():
             (encoded,) = model.encode_scenes(asked)
-        cameras.append(encoded.cameras.patches.K_normalized)
+        cameras.append(encoded.cameras.K_normalized)
     assert torch.equal(*cameras)
     stored = asked.scenes[0].cached_geometry.K_normalized
     torch.testing.assert_close(cameras[0][:, 0, 0], stored[::2, 0, 0] * 518 / 504)

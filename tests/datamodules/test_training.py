@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
 import random
 import sys
 from dataclasses import replace
@@ -19,20 +22,20 @@ from torch import Tensor
 from callbacks import Checkpoint
 from callbacks.checkpoint_io import CheckpointFiles
 from datamodules import UniformSampler, VideoQADataModule
+from datamodules.datamodule import skipped_scenes
 from datamodules.dataset import SceneDataset
 from datamodules.question_sampler import TrainingItem
 from datamodules.samplers import SceneView
 from datamodules.scenes import RawQuestion, Scene
-from datamodules.skipped_scenes import SkippedScenes, skipped_scenes
 from datamodules.sources.base import Split
 from tests import signatures
-from tests.callbacks.breakable import BROKEN, PIXELS, QUESTIONS, Tiny
-from tests.datamodules.batches import builder_for
+from tests.callbacks.breakable import BROKEN, LAUNCHERS, PIXELS, Tiny
+from tests.datamodules.batches import spec_for
+from tests.processes import free_port
 from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch
-from zoo.sequences.loaded_scene import SceneInputs
 from zoo.tasks import Task
 from zoo.tasks.base import LearningRates, WarmupCosine
 
@@ -58,16 +61,20 @@ class Drawing(UniformSampler):
 class Learner(Task):
     """Learns a weight; notes what it learns from, its rates, and what it draws by the global generators."""
 
-    preprocessor, requirements = tiny_preprocessor(), DataRequirements()  # type: ignore[assignment]
-    sequence_builder = builder_for(preprocessor)
+    asks_in_training = False
 
-    def __init__(self) -> None:
+    def __init__(self, stop_at: int | None = None) -> None:
         super().__init__(LearningRates(), torch.optim.AdamW, WarmupCosine)
+        self.stop_at = stop_at
         self.weight = torch.nn.Parameter(torch.ones(2))
         self.asked: list[list[str]] = []
-        self.types: list[tuple[str, list[str]]] = []  # of each scene, see `SceneInputs`
+        self.gradients: list[float] = []
+        self.types: list[tuple[str, list[str]]] = []  # of each scene, see `LoadedScene`
         self.rates: list[float] = []
         self.drawn: list[Any] = []
+
+    def model_spec(self, *, training: bool = False) -> ModelSpec:
+        return spec_for(tiny_preprocessor(), asks_in_training=training and self.asks_in_training)
 
     def part_of(self, name: str) -> str:
         return "decoder"
@@ -81,22 +88,37 @@ class Learner(Task):
         self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
         frames = [record["frames"] for record in batch.records]
         self.drawn.append((frames, torch.rand(2).tolist(), np.random.rand(), random.random()))
-        return self.weight.square().sum()
+        return batch.weight * self.weight.square().sum()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Update, and note the gradient of each step by the weights that it is of."""
+        before = self.weight.detach().clone()
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.trainer.should_stop |= self.trainer.global_step + 1 == self.stop_at  # this one is not counted yet
+        assert self.weight.grad is not None
+        self.gradients.append(float((self.weight.grad / before).mean()))
 
 
-class Absent(Tiny):
-    """The first scenes are absent as well."""
+class Hundred(Readable):
+    """A hundred readable scenes of one question, before damaged ones."""
 
-    def __init__(self, root: Path, absent: int) -> None:
+    def __init__(self, root: Path, damaged: int) -> None:
         super().__init__(root)
-        self.absent = absent
+        self.damaged = damaged
 
     def scenes(self, split: Split) -> list[Scene]:
-        scenes = super().scenes(split)
-        return [replace(s, video=self.root / "absent.mp4") for s in scenes[: self.absent]] + scenes[self.absent :]
+        readable = super().scenes(split)
+        made = []
+        for number in range(100 + self.damaged):
+            scene = readable[number % len(readable)]
+            folder = scene.video if number < 100 else self.root / f"scene{BROKEN}"
+            question = replace(scene.questions[0], id=str(number))
+            made.append(replace(scene, name=f"tiny/{number}", video=folder, questions=(question,)))
+        return made
 
 
-OF_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches")
+OF_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "limit_train_batches")
+OF_TRAINER += ("devices", "strategy", "use_distributed_sampler")
 
 
 def fit(folder: Path, source: Tiny, learner: Learner | None = None, **settings: Any) -> Learner:
@@ -125,6 +147,46 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     Tiny(folder).prepare()
     return folder
+
+
+@pytest.mark.parametrize("is_restored_late", [False, True])
+def test_ten_steps_are_five_and_five(
+    is_restored_late: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever an epoch ends; also where a strategy, as FSDP2, restores after Lightning has asked for the loader."""
+    monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", is_restored_late)
+    for settings in (
+        {"num_workers": 1},
+        {"accumulate_grad_batches": 3},
+        *({"limit_train_batches": n} for n in (5, 10)),
+    ):
+        folder = tmp_path / str(settings)
+        whole = fit(folder / "whole", Readable(root), max_steps=10, **settings)
+        parts = [
+            fit(folder / "run", Readable(root), Learner(stop_at), max_steps=10, **settings) for stop_at in (5, None)
+        ]
+        assert parts[0].asked + parts[1].asked == whole.asked
+        # at the end of an epoch, a stop waits for the next step
+        steps = 6 if settings.get("limit_train_batches") == 5 else 5
+        assert len(parts[0].asked) == steps * settings.get("accumulate_grad_batches", 1)
+        assert torch.equal(parts[1].weight, whole.weight) and not torch.equal(parts[0].weight, whole.weight)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 1, now it is 2"),
+        ({"limit_train_batches": 7}, "batches_per_epoch 8, now it is 7"),
+        ({"batch_size": 2}, "batch_size 1, now it is 2"),
+    ],
+)
+def test_resuming_with_other_settings_is_an_error(
+    setting: dict[str, Any], says: str, root: Path, tmp_path: Path
+) -> None:
+    """They would change which data a step sees."""
+    fit(tmp_path, Readable(root), max_steps=3, limit_train_batches=8)
+    with pytest.raises(InputError, match=f"^the checkpoint was trained with {says}: resume with the same settings$"):
+        fit(tmp_path, Readable(root), max_steps=6, **({"limit_train_batches": 8} | setting))
 
 
 def test_resuming_with_other_answers_is_an_error(root: Path, tmp_path: Path) -> None:
@@ -216,10 +278,10 @@ def test_a_training_that_samples_answers_requires_what_it_learns_to_predict(root
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
         **trainer, global_step=1, ckpt_path=None, default_root_dir=tmp_path, limit_val_batches=1.0
     )
-    scene = data.dataset(data.scenes("train"))[0]
-    scene.target_error = "unreadable depth"
+    scene = replace(data.dataset(data.scenes("train"))[0], target_error="unreadable depth")
     for asks in (False, True):
         data.trainer.lightning_module.asks_in_training = asks
+        data.setup("fit")
         found = data.train_dataloader().collate_fn([scene])
         assert {each["error"] for each in found.failed} == {"unreadable depth"} and not found.records
         assert (found.sequences is None) and not found.prompts
@@ -235,86 +297,91 @@ def test_a_training_that_samples_answers_counts_the_questions_that_it_asks(root:
     learner = Learner()
     data = VideoQADataModule(Talking(root), num_frames=2, pixels=PIXELS, num_workers=0)
     trainer = {"lightning_module": learner, "global_rank": 0, "world_size": 1, "is_global_zero": True}
-    data.trainer = SimpleNamespace(**trainer, global_step=1, ckpt_path=None, default_root_dir=tmp_path)  # type: ignore[assignment]
+    data.trainer = SimpleNamespace(**trainer)  # type: ignore[assignment]
     for asks, count in ((True, 1), (False, 2)):
         learner.asks_in_training = asks
-        assert data.train_dataloader().batch_sampler.num_answers_of_step(0) == count  # type: ignore[union-attr]
+        data.setup("fit")
+        data.train_dataloader()
+        assert data.question_sampler is not None
+        assert data.question_sampler.shuffle(0).num_answers.tolist() == [count]
 
 
 # ---- scenes that can't be read ------------------------------------------------------------------------------
 
-SCENE = f"tiny/scene{BROKEN}"
 REASON = f"scene{BROKEN}/0.png: unreadable frame"
-NUM_QUESTIONS = sum(QUESTIONS)
 
 
 def ids(asked: list[list[str]]) -> list[str]:
     return sorted(id for batch in asked for id in batch)
 
 
-def test_an_unreadable_scene_ends_a_training_unless_it_may_be_skipped(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"{REASON}.*; --data.skip_failed 1 trains without this scene"):
+def test_an_unreadable_scene_ends_a_training_unless_it_is_skipped(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"{REASON}.*; --data.on_error skip trains without this scene"):
         fit(tmp_path / "strict", Tiny(root), max_epochs=1)
-    everything = ids(fit(tmp_path / "whole", Readable(root), max_epochs=1).asked)
     with pytest.warns(UserWarning) as said:
-        skipping = fit(tmp_path / "run", Tiny(root), max_epochs=1, skip_failed=1)
+        learner = fit(tmp_path / "run", Hundred(root, 1), max_epochs=1, on_error="skip")
     named = [str(each.message) for each in said if "goes on without" in str(each.message)]
-    assert len(named) == 1 and named[0].startswith(f"training goes on without {SCENE}: ") and REASON in named[0]
-    assert ids(skipping.asked) == everything and len(skipping.asked) == NUM_QUESTIONS  # none takes its steps away
-    assert list(skipped_scenes(tmp_path / "run")) == [SCENE]
+    assert len(named) == 1 and named[0].startswith("training goes on without tiny/100: ") and REASON in named[0]
+    assert ids(learner.asked) == sorted(map(str, range(100))) and len(learner.asked) == 101  # a step learns nothing
+    assert list(skipped_scenes(tmp_path / "run")) == ["tiny/100"]
+
+
+def test_a_step_is_the_mean_over_the_answers_that_can_be_read(root: Path, tmp_path: Path) -> None:
+    """The gradient of `weight ** 2` by the weight; without the other answers a step has none."""
+    for accumulated, expected in ((1, [2.0] * 100 + [0.0]), (4, [2.0] * 26)):
+        settings: dict[str, Any] = {"accumulate_grad_batches": accumulated, "on_error": "skip"}
+        learner = fit(tmp_path / str(accumulated), Hundred(root, 1), max_epochs=1, **settings)
+        assert sorted(learner.gradients, reverse=True) == pytest.approx(expected)
+
+
+def test_in_two_processes_the_mean_leaves_out_what_one_could_not_read(root: Path, tmp_path: Path) -> None:
+    port = free_port()
+
+    def one(rank: int) -> None:
+        os.environ.update({name: str(value) for name, value in LAUNCHERS["torchrun"](rank, 2, port).items()})
+        two: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False}
+        learner = fit(tmp_path, Hundred(root, 1), max_epochs=1, on_error="skip", **two)
+        (tmp_path / f"gradients.{rank}").write_text(json.dumps([learner.gradients, learner.asked]))
+
+    started = [multiprocessing.get_context("fork").Process(target=one, args=(rank,)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+        assert process.exitcode == 0
+    (gradients, first), (same, second) = (json.loads((tmp_path / f"gradients.{r}").read_text()) for r in range(2))
+    assert gradients == same == pytest.approx([2.0] * 51)
+    assert ids(first + second) == sorted(map(str, range(100)))
+    assert [] in [one for one, other in zip(first + second, second + first, strict=True) if other]  # it lost all
+    assert list(skipped_scenes(tmp_path)) == ["tiny/100"]
 
 
 @pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_a_resumed_training_skips_the_same_scenes_and_counts_them_on(
+def test_a_resumed_training_skips_the_same_scenes(
     batch_size: int, root: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
-    settings: dict[str, Any] = {"skip_failed": 1, "batch_size": batch_size}
-    whole = fit(tmp_path / "whole", Tiny(root), max_epochs=1, **settings)
+    settings: dict[str, Any] = {"on_error": "skip", "batch_size": batch_size}
+    whole = fit(tmp_path / "whole", Hundred(root, 1), max_epochs=2, **settings)
     recwarn.clear()
-    parts = [fit(tmp_path / "run", Tiny(root), max_steps=steps, **settings).asked for steps in (9, len(whole.asked))]
+    parts = [fit(tmp_path / "run", Hundred(root, 1), max_epochs=epochs, **settings).asked for epochs in (1, 2)]
     assert sum(parts, []) == whole.asked
     assert sum("goes on without" in str(each.message) for each in recwarn) == 1
     assert len((tmp_path / "run/skipped_scenes.jsonl").read_text().splitlines()) == 1
 
 
-def test_more_unreadable_scenes_than_may_be_skipped_end_a_training(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="; 2 training scenes can't be used, and --data.skip_failed is 1: the others"):
-        fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=1)
-    fit(tmp_path / "run", Absent(root, 1), max_epochs=1, skip_failed=2)  # which a resumed run may allow
-    assert len(skipped_scenes(tmp_path / "run")) == 2
-
-
-def test_the_limit_is_for_all_processes_together(tmp_path: Path) -> None:
-    first, second = (SkippedScenes(1, tmp_path, rank) for rank in range(2))
-    usable = SceneInputs(torch.zeros(0, 0), (1, 2, 2))
-    failed = [Batch([usable], failed=[{"scene": f"tiny/{name}", "error": f"{name} is damaged"}]) for name in "aab"]
-    with pytest.warns(UserWarning, match="goes on without tiny/a: a is damaged"):
-        first(failed[0])
-    second(failed[1])
-    assert not failed[0].failed and not failed[1].failed
-    with pytest.raises(InputError, match="^b is damaged; 2 training scenes"):
-        second(failed[2])
-    assert list(skipped_scenes(tmp_path)) == ["tiny/a"]  # b may be repaired
+def test_a_training_ends_above_a_share_of_skipped_scenes(root: Path, tmp_path: Path) -> None:
+    says = "; 2 of 102 training scenes can't be used, and --data.on_error skip leaves out at most 1%: .*"
+    with pytest.raises(InputError, match=f"{says}skipped_scenes.jsonl lists the others$"):
+        fit(tmp_path / "run", Hundred(root, 2), max_epochs=1, on_error="skip")
+    assert len(skipped_scenes(tmp_path / "run")) == 1  # the other may be repaired
+    with pytest.raises(InputError, match="; 1 of 10 training scenes can't be used"):
+        fit(tmp_path / "ten", Tiny(root), max_epochs=1, on_error="skip")
 
 
 def test_a_training_from_its_start_forgets_the_scenes_of_another(root: Path, tmp_path: Path) -> None:
-    (tmp_path / "skipped_scenes.rank3.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
-    fit(tmp_path, Tiny(root), max_steps=9, skip_failed=1)
-    assert not {"tiny/former"} & skipped_scenes(tmp_path).keys()
-
-
-def test_a_resumed_training_keeps_the_skipped_scenes_whenever_it_is_restored(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As FSDP2 is: after `configure_optimizers`, which builds the loader to count the steps of an epoch."""
-    monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", True)
-    settings: dict[str, Any] = {"max_epochs": 1, "skip_failed": 2}
-    fit(tmp_path, Tiny(root), max_steps=3, **settings)
     (tmp_path / "skipped_scenes.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
-    fit(tmp_path, Tiny(root), max_steps=6, **settings)
-    assert "tiny/former" in skipped_scenes(tmp_path)
-
-
-def test_a_training_of_which_no_scene_can_be_read_ends(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="; 10 training scenes can't be used, and --data.skip_failed is 99"):
-        fit(tmp_path / "run", Absent(root, len(QUESTIONS)), max_epochs=1, skip_failed=99)
+    fit(tmp_path, Hundred(root, 1), max_steps=9, on_error="skip")
+    assert not {"tiny/former"} & skipped_scenes(tmp_path).keys()
+    (tmp_path / "skipped_scenes.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
+    fit(tmp_path, Hundred(root, 1), max_steps=10, on_error="skip")  # which resumes
+    assert {"tiny/former"} & skipped_scenes(tmp_path).keys()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from datamodules.chat_format import ChatFormat
 from datamodules.collate import QuestionCollate, TrainingCollate
-from datamodules.loaded_scene import LoadedScene, Wording
-from datamodules.scenes import Question, Scene
+from datamodules.scenes import Question
 from docs.symmetries import COMBINATIONS, HYBRID
 from tests.zoo.combinations import REPEATED, VARIANTS
 from zoo import (
@@ -36,13 +35,13 @@ from zoo import (
     TinyQwen35,
     TinyVGGT,
 )
-from zoo.backbones.tiny import TinyQwenVL
+from zoo.backbones.qwen_vl import TinyQwenVL
 from zoo.encodings import CameraEncoding, ViewAttention
 from zoo.generation import Reply, answer_batch
 from zoo.geometry import DatasetGeometry
 from zoo.geometry.base import SceneGeometry
 from zoo.sequences.batch import Batch
-from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import Row
 from zoo.sequences.time_index import FrameNumberIndex, PathLengthIndex, PoseDistanceIndex, StepIndex
 from zoo.tasks import VideoQATask
@@ -210,31 +209,34 @@ def scene(
         K_normalized=torch.diag(torch.tensor([0.8, 1.1, 1.0], dtype=torch.float64)).repeat(2 * steps, 1, 1),
         depth=torch.rand(2 * steps, *SIZES[family], generator=generator) + 1,
     )
-    described = Scene(name, Path(name), questions)
     times = tuple(0.7 * frame for frame in range(2 * steps))
     types = tuple(question.question_type for question in questions)
-    loaded = LoadedScene(described, questions, frames, tuple(range(0, 20 * steps, 10)), 1.0, geometry)
-    return replace(loaded, frame_times=times, question_types=types)
+    return LoadedScene(
+        name,
+        questions,
+        frames,
+        frame_indices=tuple(range(0, 20 * steps, 10)),
+        frame_times=times,
+        seconds_per_grid=1.0,
+        geometry=geometry,
+        question_types=types,
+    )
 
 
 def batch(task: VideoQATask, *scenes: LoadedScene, training: bool = False, at_once: int = 8, **packing: Any) -> Batch:
-    parts = Wording(task.preprocessor), task.sequence_builder, task.requirements
-    collate = TrainingCollate(*parts, **packing) if training else QuestionCollate(*parts, questions_per_batch=at_once)
+    spec = replace(task.model_spec(), geometry_reader=None)  # the step asks the geometry encoder
+    collate = TrainingCollate(spec, **packing) if training else QuestionCollate(spec, questions_per_batch=at_once)
     return collate(list(scenes))
 
 
 def one_per_row(task: VideoQATask, *scenes: LoadedScene) -> Batch:
     """A training batch with one question per row: the slow reference of packing."""
-    parts = (
-        Wording(task.preprocessor),
-        SequenceBuilder(replace(task.sequence_builder.rules, packs_questions=False)),
-    )
-    return TrainingCollate(*parts, task.requirements)(list(scenes))
+    return TrainingCollate(replace(task.model_spec(), packs_questions=False))(list(scenes))
 
 
 def rows_of(task: VideoQATask, *scenes: LoadedScene) -> tuple[list[Row], list[int]]:
     """The tokens and labels of each question by itself, and the scene of each."""
-    wording, rows, scene_of = Wording(task.preprocessor), [], []
+    wording, rows, scene_of = ChatFormat(task.preprocessor), [], []
     for number, loaded in enumerate(scenes):
         assert loaded.frames is not None
         grids = [task.preprocessor.cut_patches(loaded.frames)[1].tolist()]
@@ -283,7 +285,9 @@ def one_by_one(task: VideoQATask, asked: Batch, drafts: list[list[int]] | None =
         while len(answer) < most and (not answer or answer[-1] not in task.model.backbone.stop_tokens):
             guess = [*answer, *draft[len(answer) :]][: most - 1]
             sequence = torch.tensor([[*ids, *guess]])
-            made = task.sequence_builder.build(sequence, torch.ones_like(sequence).bool(), asked.scenes, [[scene]])
+            made = task.model.sequence_builder.build(
+                sequence, torch.ones_like(sequence).bool(), asked.scenes, [[scene]]
+            )
             logits = logits_of(task, task.model.decoder_inputs(scenes, made)).float()
             while len(answer) <= len(guess):
                 end = len(ids) + len(answer)
@@ -299,7 +303,7 @@ def inputs_of(task: VideoQATask, asked: Batch, rows: slice = slice(None)) -> dic
     prompts, scenes = prompts_of(asked)[rows], scene_of(asked)[rows]
     ids = pad_sequence([torch.tensor(ids) for ids in prompts], batch_first=True)
     mask = torch.arange(ids.shape[1]) < torch.tensor([len(ids) for ids in prompts])[:, None]
-    made = task.sequence_builder.build(ids, mask, asked.scenes, [[scene] for scene in scenes])
+    made = task.model.sequence_builder.build(ids, mask, asked.scenes, [[scene] for scene in scenes])
     return task.model.decoder_inputs(task.model.encode_scenes(asked), made)
 
 

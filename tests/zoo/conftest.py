@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.zoo.released import TINY_DINO, tiny_release, write_release
-from zoo.geometry.vggt.model import DINOV2
+from zoo.geometry.vggt import DINOV2
 
 
 @pytest.fixture

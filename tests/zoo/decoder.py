@@ -15,7 +15,7 @@ from tests.zoo.layouts import sequence_layout
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.positions import mrope_position_ids
 from zoo.sequences.time_index import ConstantIndex, TimeIndex
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers.integrations import use_kernel_func_from_hub_with_fallback
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
-from zoo.backbones.qwen3_5 import backbone as delta_net
+from zoo.backbones import qwen3_5 as delta_net
 
 REPLACED = {  # functions of transformers: the kernel in place of each, and its package
     "torch_chunk_gated_delta_rule": ("chunk_gated_delta_rule", "fla"),

@@ -17,14 +17,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.golden.weights import init_
 from zoo import SpatialVLM, TinyVGGT
-from zoo.backbones.official_names import released_name
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones.official_names import backbone_names
+from zoo.backbones.qwen25_vl import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
-from zoo.checkpoints.names import model_names
+from zoo.checkpoints.export import model_names
 from zoo.fusions import AddFusion, Fusion
 from zoo.fusions.base import Connector
-from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.model import CameraHead
+from zoo.geometry.vggt import VGGT, CameraHead
 from zoo.sequences.layout import PATCHES_PER_TOKEN
 
 # all golden cases where they are at hand; the small ones are here
@@ -49,7 +48,7 @@ def _official_shapes(about: str, spatial: bool) -> dict[str, list[int]]:
     config = json.loads(about)
     with torch.device("meta"):
         qwen = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config["qwen"]))
-        shapes = {released_name(name): list(p.shape) for name, p in qwen.named_parameters()}
+        shapes = {backbone_names().official(name): list(p.shape) for name, p in qwen.named_parameters()}
         if spatial:
             vggt = VGGT(config["spatial_config"] | config["vggt_aggregator"])
             width = 2 * vggt.aggregator.embed_dim
@@ -114,9 +113,9 @@ def check_case(case: str) -> None:
     loss.backward()
     norms = gradient_norms(model)
     for name, expected in meta["grad_l2_norms_f32"].items():
-        (ours,) = model_names(name)
+        (ours,) = model_names().current(name)
         assert abs(norms[ours] - expected) < 2e-3 * expected + 1e-5, name
-    assert all(norms[model_names(name)[0]] == 0 for name in meta["params_without_grad"])
+    assert all(norms[model_names().current(name)[0]] == 0 for name in meta["params_without_grad"])
     if meta["gen_ids"] is not None:
         answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=10)
         assert answers == t["out_generated"].tolist()

@@ -64,7 +64,7 @@ from zoo.fusions import AddFusion
 from zoo.tasks import VideoQATask
 from zoo.tasks.base import LearningRates
 from zoo.tasks.fsdp2 import FSDP2Strategy
-from zoo.weights.sharded_tensors import whole
+from zoo.weights.load import whole
 
 RUNS = {"one": 1, "ddp": 2, "fsdp2": 2, "resumed": 2, "control": 2}  # processes
 SHARDED = ("fsdp2", "resumed", "control")
@@ -242,7 +242,7 @@ def changed(name: str, case: str, rank: int) -> Iterator[None]:
             changes.enter_context(patch("zoo.tasks.fsdp2.MixedPrecisionPolicy", lambda *_, **__: policy()))
             changes.enter_context(patch.object(FSDP2Strategy, "block_backward_sync", nullcontext))
         if case == "shapes" and rank == 1:
-            apart = patch("zoo.geometry.trunk_encoder.same_shape", lambda frames: [[i] for i in range(len(frames))])
+            apart = patch("zoo.geometry.base.same_shape", lambda frames: [[i] for i in range(len(frames))])
             changes.enter_context(apart)
         yield
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from tests.zoo import showing
 from tests.zoo.showing import SAMPLES
 from zoo import SpatialVLM
-from zoo.backbones.tiny import TinyQwenVL
+from zoo.backbones.qwen_vl import TinyQwenVL
 
 SHOWN = ("a video", "two videos", "stills", "stills and videos")
 

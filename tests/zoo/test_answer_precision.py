@@ -17,8 +17,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from datamodules.inference import answer_chats
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from zoo import SpatialVLM
-from zoo.backbones import base as grouped_attention
-from zoo.backbones.base import grouped_sdpa
+from zoo.backbones import decoder as grouped_attention
+from zoo.backbones.decoder import grouped_sdpa
 from zoo.precision import answer_precision
 from zoo.tasks import VideoQATask
 

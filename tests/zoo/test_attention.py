@@ -10,8 +10,8 @@ import torch
 
 from tests.zoo.decoder import Example, every_logit, gradients, logits, tiny_model
 from zoo.backbones import Qwen25VLBackbone
-from zoo.backbones.attention import replace_classes
-from zoo.backbones.qwen25_vl.backbone import Qwen25VLAttention
+from zoo.backbones.decoder import replace_classes
+from zoo.backbones.qwen25_vl import Qwen25VLAttention
 from zoo.encodings import ExtraChannels, HeadSubset, PRoPE
 from zoo.encodings.base import ZeroChannels
 from zoo.errors import InputError

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from zoo.benchmarks import SQA3D, Benchmark, ReVSI, ScanQA, VSIBench, find_benchmark, registered_benchmarks
-from zoo.benchmarks.base import caption_scores, clean_answer
+from zoo.benchmarks.free_answers import caption_scores
+from zoo.benchmarks.scorers import clean_answer
 from zoo.errors import InputError
 from zoo.metrics import BenchmarkScore, score_answer
 
@@ -60,7 +61,7 @@ def test_the_wordings_of_vsibench() -> None:
     assert other.user_text("How many chairs?", prefix=other.prefix) == number
     choice = "Which?\nA. one\nB. two\nAnswer with ONLY the option's letter directly."
     assert other.user_text("Which?", ["A. one", "B. two"]) == choice
-    assert "Options:" in own.user_text("Which?", ["A. one", "B. two"]) and own.wording is None
+    assert "Options:" in own.user_text("Which?", ["A. one", "B. two"]) and own.prompt_wording is None
     with pytest.raises(InputError, match="prompt_wording other: VSIBench has geovr"):
         own.with_prompt(None, "other")
     with pytest.raises(InputError, match="prompt_wording geovr: SQA3D has its own alone"):

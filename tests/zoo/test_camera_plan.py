@@ -59,7 +59,7 @@ def listed(words: str) -> tuple[str, ...]:
 def plan_of(source: str, reads: str, targets: str) -> CameraPlan:
     """With an encoder that predicts cameras."""
     read, predicted = listed(reads), listed(targets)
-    return CameraPlan(source, "cameras" in read, predicted, "depth" in read, encoder_predicts=True)
+    return CameraPlan(source, "cameras" in read, predicted, uses_points="depth" in read, encoder_predicts=True)
 
 
 def answers(plan: CameraPlan) -> tuple[bool, bool, tuple[str, ...], bool]:

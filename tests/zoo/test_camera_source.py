@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from datamodules import Rooms, VideoQADataModule
-from datamodules.loaded_scene import LoadedScene
 from tests.conftest import ROOMS
 from tests.zoo.asking import VGGT, batch, build, inputs_of, logits_of, prompts_of, scene
 from tests.zoo.test_vlm import cameras, sequences, tiny
@@ -30,7 +29,8 @@ from zoo import (
     TinyVGGT,
 )
 from zoo.geometry import SceneGeometry
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks import VideoQATask
 
 KINDS = ["PRoPE by VGGT's cameras", "PRoPE on ConcatSplitFusion"]  # without and with 3D tokens
@@ -48,8 +48,7 @@ def model(kind: str, source: str, **parts: Any) -> VideoQATask:
 
 
 def without_cameras(loaded: LoadedScene) -> LoadedScene:
-    loaded.geometry = None
-    return loaded
+    return replace(loaded, geometry=None)
 
 
 def one() -> LoadedScene:
@@ -90,7 +89,7 @@ def test_auto_takes_the_datasets_cameras_before_predicted_ones(kind: str) -> Non
 def test_invalid_cameras_count_as_none(kind: str) -> None:
     either, unknown, depth_alone = model(kind, "auto"), one(), one()
     unknown.geometry.has_camera = torch.zeros(6, dtype=torch.bool)
-    depth_alone.geometry = SceneGeometry(depth=depth_alone.geometry.depth)
+    depth_alone = replace(depth_alone, geometry=SceneGeometry(depth=depth_alone.geometry.depth))
     expected = logits(either, without_cameras(one()))
     assert equal(logits(either, unknown), expected) and equal(logits(either, depth_alone), expected)
     some = one()
@@ -101,27 +100,27 @@ def test_invalid_cameras_count_as_none(kind: str) -> None:
 def test_requirements_of_each_camera_source() -> None:
     for source, needs in (("dataset", True), ("predicted", False), ("auto", False)):
         ours = model("PRoPE on ConcatSplitFusion", source)
-        assert ours.requirements.cameras == needs and ours.requirements.frames, source
+        assert ours.model_spec().requires_cameras == needs and ours.model_spec().requires_frames, source
     by_dataset = model("PRoPE on ConcatSplitFusion", "dataset")
-    with pytest.raises(InputError, match="a scene without cameras"):
+    with pytest.raises(InputError, match="no cameras, and this model needs them"):
         by_dataset.loss(batch(by_dataset, without_cameras(one()), training=True))
     for record in by_dataset.predict_batch(batch(by_dataset, without_cameras(one()))):
-        assert "a scene without cameras" in record["error"]
+        assert "no cameras, and this model needs them" in record["error"]
     ours = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
-    assert ours.requirements.cameras  # there is nobody to find them
+    assert ours.model_spec().requires_cameras  # there is nobody to find them
     by_depth = SpatialVLM(backbone=tiny(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
-    assert by_depth.requirements.cameras and by_depth.requirements.depth  # in one unit
+    assert by_depth.model_spec().requires_cameras and by_depth.model_spec().requires_depth  # in one unit
 
 
 def test_requirements_follow_the_active_branches() -> None:
     ours = model("PRoPE on ConcatSplitFusion", "dataset")
     both = logits(ours, one())
     ours.model.fusion.active_branches = "2d"
-    assert not ours.requirements.frames  # so that the batch has none
+    assert not ours.model_spec().requires_frames  # so that the batch has none
     flat = logits(ours, one())
     assert not equal(flat, both)
     ours.model.fusion.active_branches = "both"
-    assert ours.requirements.frames and equal(logits(ours, one()), both)
+    assert ours.model_spec().requires_frames and equal(logits(ours, one()), both)
 
 
 class Refuses(TinyVGGT):
@@ -137,12 +136,12 @@ def nothing() -> TinyVGGT:
 
 def test_models_without_cameras_ignore_the_camera_source() -> None:
     plain = SpatialVLM(backbone=tiny(), camera_source="auto", geometry=nothing)
-    assert plain.geometry is None and not plain.requirements.frames and not plain.requirements.cameras
+    assert plain.geometry is None and not plain.model_spec().requires_frames and not plain.model_spec().requires_cameras
     for fusion in (AddFusion, ConcatSplitFusion):
         fused = SpatialVLM(
             backbone=tiny(), fusion=fusion, camera_source="auto", geometry=lambda: Refuses(embed_dim=16, num_heads=2)
         )
-        assert not fused.requirements.cameras and fused.requirements.frames
+        assert not fused.model_spec().requires_cameras and fused.model_spec().requires_frames
     assert SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), geometry=nothing).geometry is None  # the default: given
     with pytest.raises(AssertionError, match="geometry in vain"):
         SpatialVLM(
@@ -205,15 +204,18 @@ def aligned(source: str = "predicted", **parts: Any) -> VideoQATask:
 
 def test_predicted_lengths_in_meters_reach_the_decoder() -> None:
     ours, plain = aligned(), model(KINDS[0], "predicted")
-    assert ours.requirements.cameras and not plain.requirements.cameras
-    assert (ours.requirements.arbitrary_unit, plain.requirements.arbitrary_unit) == (None, "TinyVGGT")
+    assert ours.model_spec().requires_cameras and not plain.model_spec().requires_cameras
+    assert (ours.model_spec().arbitrary_unit, plain.model_spec().arbitrary_unit) == (None, "TinyVGGT")
     expected, far, moved = logits(ours, one()), one(), one()
-    far.geometry = far.geometry.scaled(3.0)
+    far = replace(far, geometry=far.geometry.scaled(3.0))
     moved.geometry.world_to_camera = moved.geometry.world_to_camera @ one().geometry.world_to_camera[0]
     assert equal(logits(ours, moved), expected)  # whatever the world of the dataset
     assert not equal(logits(ours, far), expected) and not equal(logits(plain, one()), expected)
     assert equal(logits(plain, far), logits(plain, one()))  # which reads none of it
-    assert all("a scene without cameras" in record["error"] for record in batch(ours, without_cameras(one())).failed)
+    assert all(
+        "no cameras, and this model needs them" in record["error"]
+        for record in batch(ours, without_cameras(one())).failed
+    )
     two = one()
     two.geometry.has_camera = torch.arange(6) < 2
     with pytest.raises(InputError, match="scene 0 of the batch: the scale of poses needs three cameras"):
@@ -256,14 +258,13 @@ def aligned_vggt() -> TinyVGGT:
 )
 def test_which_models_read_lengths_in_a_unit_of_their_own(parts: dict[str, Any], unit: str | None) -> None:
     ours = SpatialVLM(backbone=tiny(), **{"camera_source": "predicted", **VGGT, **parts})
-    assert ours.requirements.arbitrary_unit == unit
+    assert ours.model_spec().arbitrary_unit == unit
 
 
 def test_questions_in_meters_warn_of_such_lengths(rooms_root: Path) -> None:
     def said(unit: str | None, *kinds: str) -> list[str]:
         data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1), question_types=list(kinds))
-        task = SimpleNamespace(requirements=DataRequirements(arbitrary_unit=unit))
-        data.trainer = SimpleNamespace(lightning_module=task)
+        data.spec = ModelSpec(arbitrary_unit=unit)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("default")
             data.scenes("val"), data.scenes("test")

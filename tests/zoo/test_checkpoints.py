@@ -12,10 +12,10 @@ from torch import Tensor
 
 from tests.zoo.released import GOLDEN, build, load_case, official_weights, tiny_release
 from zoo import InputError
-from zoo.backbones.official_names import current_name, released_name
+from zoo.backbones.official_names import backbone_names
 from zoo.backbones.released_configs import ReleasedConfig
 from zoo.checkpoints import load_qwen25_vl, load_spatial_mllm, official_tensors
-from zoo.checkpoints.names import model_names, official_name
+from zoo.checkpoints.export import model_names
 
 HERE = Path(__file__).parents[1] / "golden"
 
@@ -76,16 +76,18 @@ def test_the_composed_manifest_is_the_whole_one() -> None:
 
 
 def test_names_round_trip() -> None:
+    model, backbone = model_names(), backbone_names()
     for name in manifest("spatial_mllm_qwen2_5_vl_3b")[1]:
-        assert {official_name(part) for part in model_names(name)} == {name}
-        assert released_name(current_name(name)) == name and current_name(current_name(name)) == current_name(name)
+        assert {model.official(part) for part in model.current(name)} == {name}
+        (current,) = backbone.current(name)
+        assert backbone.official(current) == name and backbone.current(current) == (current,)
 
 
 @pytest.mark.parametrize("case", ["one_video", "one_video_layer0_untied"])
 def test_names_of_transformers_5_and_a_tied_head_that_is_there(case: str) -> None:
     meta, t = load_case(case)
     model, official = build(meta)
-    newer = {current_name(name): tensor for name, tensor in official.items()}
+    newer = {backbone_names().current(name)[0]: tensor for name, tensor in official.items()}
     assert newer.keys() != official.keys()
     shared_frequency = "lm_head.weight" not in official
     if shared_frequency:

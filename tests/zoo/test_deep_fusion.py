@@ -15,8 +15,8 @@ from tests.cases import each_once
 from tests.zoo import asking, showing
 from tests.zoo.showing import SAMPLES
 from zoo import DeepFusion, LoRA, TinyVGGT, VideoQATask
+from zoo.media import Media, batch_of_media
 from zoo.scene_encoding import encode_geometry, encode_vision
-from zoo.sequences.media import Media, batch_of_media
 
 FAMILIES = list(asking.BACKBONES)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -89,7 +89,8 @@ def walk(model: VideoQATask, given: dict[str, Any], later: int = 0, turned: bool
     asked = batch_of_media(model.model.sequence_builder, given["input_ids"], given["attention_mask"], media)
     sequences, ids = asked.sequences, given["input_ids"]
     assert sequences is not None and sequences.position_ids is not None
-    (encoded,), (visual,) = model.model.encode_scenes(asked), encode_vision(backbone, asked)
+    (encoded,), (seen,) = model.model.encode_scenes(asked), encode_vision(backbone, asked)
+    visual = seen.visual
     (geometry,) = encode_geometry(model.model.geometry, asked.scenes, backbone.patch_size, tokens=True, cameras=False)
     own = model.model.fusion.deep_features(geometry, asked.scenes[0].grid_thw, visual.tokens.dtype)  # type: ignore
     added: dict[int, Tensor] = {}

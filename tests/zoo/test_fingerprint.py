@@ -41,10 +41,26 @@ def test_recorded_fingerprints_of_files(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a").write_bytes(bytes(range(256)) * 1000)
     (folder / "b").write_bytes(b"b")
-    assert file_fingerprint(folder / "a") == "1fae52f4ba49ed4fc8b13452fa563c5d"
-    assert file_fingerprint(folder) == "860fc49c2193d28cfc794ddebe0d94c3"
-    whole = "b57b64b198d5d59ce5a22a9b9f25e72a7d081476d432051aa923f3dbebb90934"
-    assert content_fingerprint(folder / "a") == GeometryCache(str(tmp_path)).file_fingerprint(folder / "a") == whole
+    assert file_fingerprint(folder / "a") == "ef0d410f1322855d1860b5fcf502d705"
+    assert file_fingerprint(folder) == "ed1e85b3e95b39bedb8b6d8c26bee189"
+    whole = "b57b64b198d5d59ce5a22a9b9f25e72a"
+    assert content_fingerprint(folder / "a") == GeometryCache(str(tmp_path)).weights_fingerprint(folder / "a") == whole
+
+
+def test_the_middle_of_a_file_counts(tmp_path: Path) -> None:
+    """A file of up to 1 MiB is read as a whole, a larger one by samples; all of its bytes count for weights alone."""
+    for size in (1 << 20, 1 << 22):
+        paths = [tmp_path / f"{size}-{number}" for number in range(2)]
+        for number, path in enumerate(paths):
+            content = bytearray(size)
+            content[size // 2 - 50_000] = number
+            path.write_bytes(content)
+        assert len({file_fingerprint(path) for path in paths}) == (2 if size == 1 << 20 else 1)
+        assert len({content_fingerprint(path) for path in paths}) == 2
+    content[:] = bytes([1]) * size  # a training that changes everything between the ends
+    content[:70_000] = content[-70_000:] = bytes(70_000)
+    paths[1].write_bytes(content)
+    assert len({file_fingerprint(path) for path in paths}) == 2
 
 
 def test_other_content_has_another_fingerprint() -> None:

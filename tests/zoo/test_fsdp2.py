@@ -22,8 +22,8 @@ from tests.zoo.released import read_release
 from tests.zoo.sharded import SETTINGS, STEPS, Settings, cases
 from zoo import InputError
 from zoo.tasks.training_cost import gathered_bytes
-from zoo.weights.checkpoint_file import read_checkpoint
-from zoo.weights.sharded_tensors import shard_like
+from zoo.weights.checkpoint import read_checkpoint
+from zoo.weights.load import shard_like
 
 FAST = ["small"]
 SLOW = [
@@ -211,7 +211,7 @@ def test_what_cant_be_sharded_is_refused(
 
 
 def test_a_tensor_with_its_shard_is_not_sharded_again() -> None:
-    """As of a part that a start lacks, which keeps its own weights (`zoo.weights.initial_weights`)."""
+    """As of a part that a start lacks, which keeps its own weights (`zoo.weights.checkpoint`)."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         own = distribute_tensor(torch.arange(4.0), init_device_mesh("cpu", (1,)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from zoo import BaselineVLM, Cameras, ConcatSplitMLLM, PRoPE, PRoPEMLLM, SpatialMLLM
-from zoo.backbones.pretrained_qwen import PretrainedQwenVL
+from zoo.backbones.pretrained import PretrainedQwenVL
 from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL, PretrainedQwen35
 from zoo.geometry import PretrainedVGGT
 from zoo.tasks import VideoQATask

@@ -29,8 +29,8 @@ from zoo import (
     TinyQwen25VL,
     TinyVGGT,
 )
+from zoo.media import batch_of_media
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.media import batch_of_media
 from zoo.tasks import VideoQATask
 from zoo.tasks.models import _warn_of_layers
 
@@ -227,4 +227,4 @@ def test_appended_tokens_of_scenes_with_many_questions(encoding: str | None) -> 
     (ids, *_), video = asking.prompts_of(asked), fusion.model.backbone.placeholders.video
     ids[len(ids) - 1 - ids[::-1].index(video)] = 20  # a placeholder too few
     with pytest.raises(ValueError, match="fewer placeholder tokens"):
-        fusion.sequence_builder.prompts([ids], [[0]], asked.scenes)
+        fusion.model.sequence_builder.prompts([ids], [[0]], asked.scenes)

@@ -16,20 +16,22 @@ from torch import Tensor
 from torch import distributed as dist
 
 from datamodules import Rooms
+from datamodules.datamodule import check_split
 from datamodules.scenes import RawQuestion, Scene
-from datamodules.split_requirements import check_requirements
 from tests.zoo import asking
 from tests.zoo.asking import BACKBONES, HYBRID_MODELS, MODELS, NEW, QUESTIONS, batch, build
 from zoo.errors import InputError
 from zoo.generation import Sampling
-from zoo.objectives import DepthPrediction, LanguageModeling
+from zoo.objectives import DepthPrediction
+from zoo.objectives.base import weighted_losses
 from zoo.objectives.grpo import group_advantages
-from zoo.sequences.batch import Batch, OptimizerStep, Sequences
-from zoo.sequences.builder import SequenceBuilder
-from zoo.sequences.loaded_scene import TeacherTargets
+from zoo.sequence_builder import SequenceBuilder
+from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.loaded_scene import OptimizerStep
 from zoo.tasks import GRPO, AnswerFormat, AnswerScore, Reward, ShuffledAnswerScore, VideoQATask
 from zoo.tasks import grpo as rollouts
-from zoo.tasks.grpo import SampledAnswer, _outline, answer_log_probs, answer_mask, answer_sequences, sample_answers
+from zoo.tasks.base import DataSettings
+from zoo.tasks.grpo import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
 from zoo.tasks.rewards import RewardSum
 
 COUNT = 3  # answers per question
@@ -63,7 +65,7 @@ class Sampled:
         self.task, self.asked, self.temperature = task, asked, temperature
         self.answers: list[SampledAnswer] = sample_answers(task.model, asked, Sampling(temperature, top_p), COUNT, NEW)
         self.lengths = [len(answer.reply.ids) for answer in self.answers]
-        self.sequences: Sequences = answer_sequences(task.sequence_builder, self.answers, asked.scenes, None)
+        self.sequences: Sequences = answer_sequences(task.model.sequence_builder, self.answers, asked.scenes, None)
         drawn = [torch.tensor(answer.reply.log_probs) for answer in self.answers]
         self.drawn = torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True)
 
@@ -101,7 +103,9 @@ def test_scenes_and_prefixes_are_read_once(monkeypatch: pytest.MonkeyPatch) -> N
     asked = two_scenes(task)
     encoded: list[int] = []
     encode = task.model.encode_scenes
-    monkeypatch.setattr(task.model, "encode_scenes", lambda each: encoded.append(len(each.scenes)) or encode(each))
+    monkeypatch.setattr(
+        task.model, "encode_scenes", lambda each, *more: encoded.append(len(each.scenes)) or encode(each, *more)
+    )
     sampled = Sampled(task, asked)
     assert encoded == [2]
     assert len(sampled.answers) == 5 * COUNT and len({tuple(answer.reply.ids) for answer in sampled.answers}) > 5
@@ -122,12 +126,12 @@ def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.Monk
     found: dict[str, dict[str, Tensor]] = {}
     for name in ("one by one", "packed", "in several"):
         task = build("prope.yaml")
-        sampled, builder, bound = Sampled(task, two_scenes(task)), task.sequence_builder, None
+        sampled, builder, bound = Sampled(task, two_scenes(task)), task.model.sequence_builder, None
         if name == "in several":
             bound = max(sampled.sequences.lengths) - 40
             monkeypatch.setattr(rollouts, "LOGITS_AT_ONCE", 7)
         elif name == "one by one":
-            builder = SequenceBuilder(replace(builder.rules, packs_questions=False))
+            builder = SequenceBuilder(replace(builder.spec, packs_questions=False))
         sampled.sequences = answer_sequences(builder, sampled.answers, sampled.asked.scenes, bound)
         assert len(sampled.sequences) == {"one by one": 5 * COUNT, "packed": 2, "in several": 3}[name]
         weights = torch.randn(len(sampled.lengths), 1, generator=torch.Generator().manual_seed(3))
@@ -144,14 +148,15 @@ def test_other_objectives_are_averaged_as_the_model_says() -> None:
     """A scene counts by its answers, or by its tokens; and so does a batch in its step."""
     for average, of_first in (("questions", 1 / 3), ("micro_batch_tokens", 3 / 5)):
         task = build("plain", objectives=[DepthPrediction()], average=average)
+        step = OptimizerStep(num_answers=10, num_batches=1)
         first, second = asking.scene("a", QUESTIONS[:1]), asking.scene("b", QUESTIONS[1:3], steps=2, seed=1)
+        first, second = replace(first, step=step), replace(second, step=step)
         losses = []
         for shown in ((first,), (second,), (first, second)):
             asked = batch(task, *shown)
             sampled = Sampled(task, asked)
             _, decoded = answer_log_probs(task.model, asked, sampled.sequences, sampled.lengths, 1.0)
-            losses.append(float(task.model.objectives.losses(decoded, left_out=LanguageModeling)["loss"]))
-            asked.step = OptimizerStep(num_answers=10, num_batches=1)
+            losses.append(float(weighted_losses([task.model.objectives["DepthPrediction"]], decoded)["loss"]))
         assert losses[2] == pytest.approx(of_first * losses[0] + (1 - of_first) * losses[1], rel=1e-4)
         assert losses[0] != pytest.approx(losses[1], rel=0.01)
         assert GRPO().objective_weight(task, asked) == (0.3 if average == "questions" else 1)
@@ -192,7 +197,7 @@ def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
     assert rollout is not None and counted == [(sum(rollout.lengths), "sum")]
     assert rollout.num_tokens == (sum(rollout.lengths) + 100) / 2 and rollout.mask.sum() == sum(rollout.lengths)
     assert rollout.statistics["answers_cut"] == sum(length == NEW for length in rollout.lengths) / len(rollout.lengths)
-    asked.num_answers = (0, 0)  # the batch only keeps this process in step
+    vars(asked)["num_answers"] = (0, 0)  # the batch only keeps this process in step
     algorithm.prepare(task, asked)
     assert counted[1:] == [(0.0, "sum")] and algorithm.rollout is not None
     assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()
@@ -203,7 +208,7 @@ def test_a_batch_that_only_keeps_in_step_teaches_no_objective() -> None:
         task = build("plain", objectives=[DepthPrediction()], average=average)
         asked, algorithm = two_scenes(task), GRPO()
         assert algorithm.objective_weight(task, asked) == 1
-        asked.num_answers = (0, 0)
+        vars(asked)["num_answers"] = (0, 0)
         assert algorithm.objective_weight(task, asked) == 0
 
 
@@ -212,8 +217,7 @@ def test_later_turns_of_a_conversation_are_not_asked_and_do_not_count() -> None:
     talk = RawQuestion("talk", "", "How many?", "5", later_turns=(("And then?", "7"),))
     shown = asking.scene("a", (talk, QUESTIONS[0]))
     assert batch(task, shown).num_answers == (2,) and batch(task, shown, training=True).num_answers == (3,)
-    shown.is_supervised = False
-    assert batch(task, shown).num_answers == (0,)
+    assert batch(task, replace(shown, is_supervised=False)).num_answers == (0,)
 
 
 @pytest.mark.parametrize(
@@ -221,9 +225,8 @@ def test_later_turns_of_a_conversation_are_not_asked_and_do_not_count() -> None:
 )
 def test_what_is_of_a_whole_step_takes_no_accumulated_batches(options: dict[str, Any]) -> None:
     for accumulated in (1, 2):
-        task: Any = SimpleNamespace(
-            trainer=SimpleNamespace(accumulate_grad_batches=accumulated), repetition_penalty=1.0
-        )
+        trainer: Any = SimpleNamespace(accumulate_grad_batches=accumulated)
+        task: Any = SimpleNamespace(trainer=trainer, repetition_penalty=1.0, data_settings=DataSettings())
         with nullcontext() if accumulated == 1 else pytest.raises(InputError, match=next(iter(options))):
             GRPO(**options).begin(task)
 
@@ -238,7 +241,8 @@ def test_numbers_out_of_their_range_are_named(option: str, value: float) -> None
 
 
 def test_a_penalty_on_repetitions_that_its_samples_lack_is_refused() -> None:
-    task: Any = SimpleNamespace(trainer=SimpleNamespace(accumulate_grad_batches=1), repetition_penalty=1.1)
+    trainer: Any = SimpleNamespace(accumulate_grad_batches=1)
+    task: Any = SimpleNamespace(trainer=trainer, repetition_penalty=1.1, data_settings=DataSettings())
     with pytest.raises(InputError, match="--model.repetition_penalty"):
         GRPO().begin(task)
 
@@ -270,12 +274,6 @@ def test_wrong_values_of_a_reward_are_named(values: list[float | None], message:
         RewardSum([AnswerFormat(".*"), Given()])(["4", "5"], [{}, {}])
 
 
-def test_sequences_of_answers_are_built_without_the_targets_of_a_teacher() -> None:
-    shown = two_scenes(build("plain")).scenes[0]
-    shown.teacher = TeacherTargets(depth=torch.ones(3, 56, 84))
-    assert _outline(shown).teacher is None and shown.teacher is not None
-
-
 def test_a_run_to_which_no_reward_applies_is_refused() -> None:
     untyped, other, typed = (
         Scene("a", Path("a.mp4"), (replace(QUESTIONS[0], question_type=kind),))
@@ -287,10 +285,10 @@ def test_a_run_to_which_no_reward_applies_is_refused() -> None:
         ([AnswerScore()], [untyped, typed]),
         ([AnswerScore(), AnswerFormat(".*")], [untyped]),
     ):
-        needs = build("plain", algorithm=GRPO(rewards=rewards)).training_requirements
+        needs = build("plain", algorithm=GRPO(rewards=rewards)).model_spec(training=True)
         is_refused = len(rewards) == len(scenes)
         with pytest.raises(InputError, match="no reward applies") if is_refused else nullcontext():
-            check_requirements(scenes, "train", Rooms(), needs)
+            check_split(scenes, "train", Rooms(), needs)
 
 
 def test_statistics_leave_out_answers_without_a_reward() -> None:

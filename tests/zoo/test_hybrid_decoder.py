@@ -32,7 +32,7 @@ from zoo import (
     UnrotatedChannels,
     VideoQATask,
 )
-from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
+from zoo.backbones.qwen3_5 import Qwen35Backbone
 from zoo.backbones.qwen_vl import QwenVLBackbone
 from zoo.encodings import EncodedCameras
 from zoo.encodings.testing import random_cameras, sequence_for

@@ -17,12 +17,11 @@ from tests.zoo.released import GOLDEN, loss_of
 from tests.zoo.showing import SAMPLES
 from tests.zoo.stock import SHOWN, compare_with_stock, greedy_as_stock
 from zoo import InputError, LoRA, PretrainedQwen3VL, PretrainedQwen35, SpatialVLM, TinyQwen3VL, TinyQwen35
-from zoo.backbones.qwen3_5.backbone import Qwen35Preprocessor
-from zoo.backbones.qwen3_5.tiny import tiny_preprocessor, tiny_processor
-from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
+from zoo.backbones.qwen3_5 import Qwen35Preprocessor, tiny_preprocessor, tiny_processor
+from zoo.backbones.qwen_vl import QwenVLPreprocessor
 from zoo.checkpoints import export_model, load_qwen3_5, official_tensors
 from zoo.sequences.layout import ExtraTokens
-from zoo.weights.hub import read_config
+from zoo.weights.load import read_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"
 SIZES = dict(layers=4, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)

@@ -34,7 +34,7 @@ from zoo import (
     TinyVGGT,
     VideoQATask,
 )
-from zoo.backbones.qwen3_vl.backbone import Qwen3VLAttention
+from zoo.backbones.qwen3_vl import Qwen3VLAttention
 from zoo.geometry.base import encoder_frames
 
 

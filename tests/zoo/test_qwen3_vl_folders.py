@@ -26,7 +26,7 @@ from zoo import (
 )
 from zoo.checkpoints import export_model, load_qwen3_vl, official_tensors
 from zoo.sequences.layout import ExtraTokens
-from zoo.weights.hub import read_config
+from zoo.weights.load import read_config
 
 MANIFESTS = Path(__file__).parents[1] / "golden/manifests"
 SIZES = dict(layers=1, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
@@ -100,7 +100,7 @@ def test_a_geovr_is_read_past_what_its_training_needs(
         asked.append((repository, allow_patterns[0]))
         return str(tmp_path / "hub")
 
-    monkeypatch.setattr("zoo.weights.hub.snapshot_download", download)
+    monkeypatch.setattr("zoo.weights.load.snapshot_download", download)
     model = SpatialVLM(PretrainedGeoVR(dtype="float32"))  # a folder of a hub repository
     assert {*asked} == {("WHB139426/GeoVR", "GeoVR-VGGT-Qwen3-VL-2B/*.json")}
     given = batch(model, [SAMPLES["stills and videos"]])

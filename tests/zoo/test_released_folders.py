@@ -46,7 +46,7 @@ from zoo import (
 from zoo.checkpoints import PretrainedSpatialMLLM, export_model, load_spatial_mllm, unofficial_parts
 from zoo.model import SpatialVLM
 from zoo.weights import open_weights
-from zoo.weights.hub import read_config
+from zoo.weights.load import read_config
 
 pytestmark = pytest.mark.usefixtures("tiny_dino")
 
@@ -103,7 +103,7 @@ def test_a_hub_id_is_downloaded_without_pickle_and_code(release: Path, monkeypat
         asked[repository] = allow_patterns
         return str(release)
 
-    monkeypatch.setattr("zoo.weights.hub.snapshot_download", download)
+    monkeypatch.setattr("zoo.weights.load.snapshot_download", download)
     PretrainedSpatialMLLM().load()
     assert asked == {"Diankun/Spatial-MLLM-v1.1-Instruct-135K": ["*.json", "*.safetensors", "*.txt", "*.jinja"]}
 
@@ -253,7 +253,7 @@ import re, sys
 from pathlib import Path
 from tests.zoo.released import read_release, released_model
 from zoo.checkpoints import load_spatial_mllm
-from zoo.weights.hub import read_config
+from zoo.weights.load import read_config
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 folder = Path(sys.argv[1])
@@ -289,5 +289,5 @@ def test_peak_memory_is_near_the_models_own_size(tmp_path: Path) -> None:
         command = [sys.executable, "-c", MEASURE, str(tmp_path), how]
         return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
-    assert peak("stream") < 1.35
+    assert peak("stream") < 1.1
     assert peak("all at once") > 1.8

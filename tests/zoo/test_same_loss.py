@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import LoadedScene, Wording
-from datamodules.question_sampler import ResumableLoader, TrainingItem, TrainingOrder, TrainingPosition
+from datamodules.collate import KeepInStep, TrainingCollate
+from datamodules.question_sampler import QuestionSampler, TrainingItem, TrainingLoader, TrainingPosition
 from datamodules.scenes import RawQuestion, num_answers
-from datamodules.skipped_scenes import SpareCollate
 from tests.zoo.asking import QUESTIONS, build, scene
 from zoo import (
     CameraPrediction,
@@ -32,8 +31,8 @@ from zoo import (
     TeacherDepth,
     TeacherPose,
 )
-from zoo.sequences.batch import Batch
-from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.batch import Batch, OptimizerStep
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks import VideoQATask
 
 # a conversation is as many questions as it has answers
@@ -52,9 +51,9 @@ SEQUENCES = 4  # of an optimizer step; an epoch has 7, so its last step is short
 
 
 class Asked(Dataset):
-    """Scenes, of which one may be damaged."""
+    """Scenes, of which some may be damaged."""
 
-    def __init__(self, damaged: str | None) -> None:
+    def __init__(self, damaged: str) -> None:
         self.damaged = damaged
 
     def __getitem__(self, item: TrainingItem) -> LoadedScene:
@@ -64,53 +63,62 @@ class Asked(Dataset):
             questions=tuple(loaded.questions[i] for i in item.questions),
             question_types=tuple(loaded.questions[i].question_type for i in item.step_questions),
             is_supervised=not item.is_padding,
-            draw=item.draw(loaded.scene.name),
-            error="damaged" if loaded.scene.name == self.damaged else None,
+            draw=item.draw(loaded.name),
+            error="damaged" if loaded.name in self.damaged else None,
+            step=item.step,
         )
 
 
 def batches(
-    task: VideoQATask, batch_size: int, processes: int, rank: int, options: dict[str, Any], damaged: str | None = None
+    task: VideoQATask, batch_size: int, processes: int, rank: int, options: dict[str, Any], damaged: str = ""
 ) -> Iterator[Batch]:
     """An epoch of a process."""
     counts = [len(each.questions) for each in SCENES]
     answers = np.concatenate([num_answers(each.questions) for each in SCENES])
-    order = TrainingOrder(counts, batch_size, 2, 5, rank, processes, num_answers=answers)
     accumulated = SEQUENCES // (batch_size * processes)
-    builder = task.training_sequence_builder
-    if options.get("alone"):
-        builder = SequenceBuilder(replace(builder.rules, packs_questions=False))
-    packing = {name: value for name, value in options.items() if name != "alone"}
-    collate = TrainingCollate(Wording(task.preprocessor), builder, task.training_requirements, **packing)
-    position = TrainingPosition(0, 0, len(order), accumulated)
-    data, sizes = Asked(damaged), {"num_scenes": len(SCENES), "limit": 1}
-    loader = ResumableLoader(
-        data, position=lambda: position, batch_sampler=order, collate_fn=SpareCollate(collate, data, **sizes)
+    sampler = QuestionSampler(
+        counts, batch_size, 2, 5, rank, processes, num_answers=answers, skips_failed=bool(damaged)
     )
-    for batch in loader:
-        batch.failed = []  # as `SkippedScenes` does
-        yield batch
+    sampler.position = lambda: TrainingPosition(0, 0, len(sampler), accumulated)
+    spec = task.model_spec(training=True)
+    if options.get("alone"):
+        spec = replace(spec, packs_questions=False)
+    packing = {name: value for name, value in options.items() if name != "alone"}
+    collate = TrainingCollate(spec, **packing)
+    data = Asked(damaged)
+    yield from TrainingLoader(data, batch_sampler=sampler, collate_fn=KeepInStep(collate, data, len(SCENES)))
 
 
-def steps(
-    task: VideoQATask, batch_size: int, processes: int, damaged: str | None = None, **options: Any
-) -> list[Tensor]:
+def steps(task: VideoQATask, batch_size: int, processes: int, damaged: str = "", **options: Any) -> list[Tensor]:
     """The gradient of each optimizer step of an epoch, as Lightning accumulates and DDP averages it."""
     accumulated = SEQUENCES // (batch_size * processes)
     found: dict[int, Tensor] = {}
+    failed: dict[int, int] = {}
+    planned: dict[int, OptimizerStep | None] = {}
     for rank in range(processes):
         for number, batch in enumerate(batches(task, batch_size, processes, rank, options, damaged)):
             task.zero_grad()
             task.check(batch)
-            if task.teacher is not None:
-                for shown, targets in zip(batch.scenes, task.teacher(batch.scenes, 14), strict=True):
-                    shown.teacher = targets
             weight = batch.weight if task.model.average == "questions" else 1.0
-            (weight * task.model(batch)["loss"] / accumulated / processes).backward()
+            (weight * task.loss(batch) / accumulated / processes).backward()
             gradient = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
             step = number // accumulated
             found[step] = found[step] + gradient if step in found else gradient.clone()
-    return [found[step] for step in sorted(found)]
+            failed[step], planned[step] = failed.get(step, 0) + batch.failed_answers, batch.step
+    return [_updated_by(task, found[step], planned[step], failed[step]) for step in sorted(found)]
+
+
+def _updated_by(task: VideoQATask, gradient: Tensor, step: OptimizerStep | None, failed: int) -> Tensor:
+    """The gradient that the optimizer gets, where the other of two processes has all failed answers."""
+    strategy = SimpleNamespace(reduce=lambda own, reduce_op: own + failed)
+    task._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
+    task._step, task._failed_answers = step, 0
+    parameters = [p for p in task.parameters() if p.grad is not None]
+    for parameter, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = part.view_as(parameter).clone()
+    task.on_before_optimizer_step(torch.optim.SGD(parameters))
+    task._trainer = None
+    return torch.cat([p.grad.flatten() for p in parameters])  # type: ignore[union-attr]
 
 
 def apart(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -169,13 +177,20 @@ def test_a_step_has_one_gradient_however_its_questions_are_split(objective: str)
     assert apart(steps(task, 1, 2), steps(task, SEQUENCES, 1)) > 1e-2
 
 
-def test_a_scene_that_is_passed_over_stays_in_the_denominator() -> None:
+def test_the_mean_of_a_step_leaves_failed_scenes_out_in_all_processes() -> None:
+    """Beside the loss of each step's other questions in one batch."""
     task = model("plain", objectives=[DepthPrediction()])
-    reference = steps(task, SEQUENCES, 1, damaged="c")
-    assert apart(steps(task, 1, 4, damaged="c"), reference) < 1e-6
-    whole, read = (list(batches(task, SEQUENCES, 1, 0, {}, damaged)) for damaged in (None, "c"))
-    assert [batch.step for batch in read] == [batch.step for batch in whole]
-    assert sum(sum(batch.num_answers) for batch in whole) - sum(sum(batch.num_answers) for batch in read) == 5
+    (read, _), (whole, _) = (list(batches(task, SEQUENCES, 1, 0, {}, damaged)) for damaged in ("bc", ""))
+    lost = {record["id"] for record in whole.records} - {record["id"] for record in read.records}
+    assert 0 < len(lost) <= read.failed_answers < sum(whole.num_answers)
+    task.zero_grad()
+    task.model(read)["loss"].backward()  # a mean over the answers that are left
+    expected = torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
+    for batch_size, processes in ((SEQUENCES, 1), (1, 1), (1, 4)):  # in the last, a process has failed scenes alone
+        found = steps(task, batch_size, processes, damaged="bc")[0]
+        assert float((found - expected).norm() / expected.norm()) < 1e-6
+    kept_in_step = [sum(batch.num_answers) for rank in range(4) for batch in batches(task, 1, 4, rank, {}, "bc")]
+    assert len(kept_in_step) == 8 and 0 in kept_in_step
 
 
 def test_a_step_counts_its_answers_and_not_those_that_another_process_learns_from() -> None:
@@ -185,5 +200,5 @@ def test_a_step_counts_its_answers_and_not_those_that_another_process_learns_fro
     assert learned[3][-1] == 0 and every[3][-1].weight == 0  # a copy, as 7 sequences are no multiple of 4
     for step in range(2):
         total = sum(own[step] for own in learned)
-        assert {own[step].step for own in every} == {(total, 4)}  # type: ignore[index]
+        assert {own[step].step for own in every} == {OptimizerStep(total, 4)}
     assert sum(map(sum, learned)) == sum(int(num_answers(each.questions).sum()) for each in SCENES) == 13

@@ -13,8 +13,7 @@ from datamodules.video import Video
 from tests.zoo.test_views import FUSIONS, batch, cameras, model
 from zoo import ConcatSplitFusion, DatasetGeometry, InputError, LanguageModeling, PRoPE, TimestampIndex, ViewAttention
 from zoo.encodings import EncodedCameras
-from zoo.objectives.base import Decoded
-from zoo.objectives.collection import Objectives
+from zoo.objectives.base import Decoded, weighted_losses
 
 
 class Fusion(ConcatSplitFusion):
@@ -123,7 +122,7 @@ def test_losses_are_single_numbers() -> None:
     decoded = Decoded.__new__(Decoded)
     object.__setattr__(decoded, "last_hidden_state", torch.zeros(1, 1, 4))
     with pytest.raises(InputError, match=r"Loss returned loss 'own' \(\) of shape \(3,\), expected \(\)"):
-        Objectives([Loss()]).losses(decoded)
+        weighted_losses([Loss()], decoded)
 
 
 @pytest.mark.parametrize("places", [[], [0, 0], [0, 99], [0, 1, 2, 3, 4]])

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from commands.configs import CONFIGS, read_config
+from callbacks.configs import CONFIGS, read_config
 from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
 from zoo import PatchMergerFusion, SpatialStack, SpatialVLM, TinyVGGT
 from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
-from zoo.backbones.qwen3_5.tiny import tiny_processor
+from zoo.backbones.qwen3_5 import tiny_processor
 from zoo.checkpoints import (
     PretrainedQwen25VL,
     PretrainedQwen35,

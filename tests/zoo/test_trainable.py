@@ -33,8 +33,8 @@ from zoo import (
 from zoo.backbones.lora import LoRA
 from zoo.encodings import PRoPE, ViewAttention
 from zoo.geometry.base import SceneGeometry
+from zoo.geometry.vggt import DINOV2
 from zoo.geometry.vggt import VGGT as VGGTModel
-from zoo.geometry.vggt.model import DINOV2
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
@@ -54,14 +54,13 @@ def training_batch(model: VideoQATask, cameras: bool = True) -> Batch:
     if not cameras:
         assert loaded.geometry is not None
         none = torch.zeros(len(loaded.frame_indices), dtype=torch.bool)
-        loaded.geometry = SceneGeometry(**{**loaded.geometry.present(), "has_camera": none})
+        loaded = replace(loaded, geometry=SceneGeometry(**{**loaded.geometry.present(), "has_camera": none}))
     return batch(model, loaded, training=True)
 
 
 def ask_for_no_cameras(model: VideoQATask) -> None:
-    """`requirements` is a property: it is replaced in a class of this model alone."""
-    requirements = replace(model.requirements, cameras=False)
-    model.__class__ = type(type(model).__name__, (type(model),), {"requirements": requirements})
+    spec = replace(model.model_spec(), requires_cameras=False)
+    model.model_spec = lambda training=False: spec  # type: ignore[method-assign]
 
 
 def gradients(model: VideoQATask, cameras: bool = True) -> dict[str, Tensor | None]:

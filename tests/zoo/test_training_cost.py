@@ -40,7 +40,7 @@ from zoo import (
     TinyQwen35,
     TinyVGGT,
 )
-from zoo.backbones.qwen3_5 import backbone as delta_net
+from zoo.backbones import qwen3_5 as delta_net
 from zoo.tasks import VideoQATask, repeated_calls, training_cost
 from zoo.tasks.base import parameter_groups
 from zoo.tasks.fake_tensors import Footprint
@@ -68,7 +68,7 @@ def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pyt
     precision = SIZES[size][2]
     with torch.device("meta"):
         shapes = build(size)
-    side = 4 * shapes.requirements.token_px
+    side = 4 * shapes.model_spec().token_px
     batch = BatchSizes(num_frames=4, height=side, width=side, scenes=2, questions=2)
     cost = training_cost.training_cost(shapes, batch, precision)
     planned = {checkpointing: cost.steps[checkpointing].activations for checkpointing in (True, False)}

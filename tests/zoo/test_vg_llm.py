@@ -18,7 +18,7 @@ from tests.golden.weights import init_
 from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
 from zoo import SpatialVLM
-from zoo.backbones.released_geometry import GEOMETRY_KEYS
+from zoo.backbones.released_configs import GEOMETRY_KEYS
 from zoo.checkpoints import (
     PretrainedQwen25VL,
     PretrainedVGLLM,

@@ -27,8 +27,8 @@ from zoo.cameras.scene_geometry import PatchCameras
 from zoo.encodings import GTA, CaPE, RayAttention, RayEmbedding, ViewAttention
 from zoo.encodings.testing import random_cameras
 from zoo.geometry import SceneGeometry
-from zoo.scene_encoding import FusedScene, SceneCameras, fuse_scenes
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.scene_encoding import EncodedScene, fuse_scenes
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks import VideoQATask
 
 WIDTH = 64  # of `tiny`
@@ -186,17 +186,22 @@ def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: s
     parts, geometry = ours.model, ours.model.geometry
     found = of_frames if geometry is None else geometry(frames, of_frames, cameras=False)
 
-    def fuse(visual: Any, grids: Any, found: Any, poses: Cameras, present: torch.Tensor) -> list[FusedScene]:
-        scenes, shown, known = [], [], []
+    def fuse(visual: Any, grids: Any, found: Any, poses: Cameras, present: torch.Tensor) -> list[EncodedScene]:
+        shown = []
         for i, (tokens, grid) in enumerate(zip(visual, grids, strict=True)):
             steps = int(grid[0])
-            scenes.append(SceneInputs(torch.empty(0, 0), grid))
             own = tokens.unflatten(0, (steps, -1))
-            shown.append(VisualTokens(own, own.new_empty(0, *own.shape)))
             patches = (each[i, :steps] for each in (poses.world_to_camera, poses.K_normalized, present))
-            known.append(SceneCameras(PatchCameras(*patches, is_complete=not ragged)))
-        fused = fuse_scenes(scenes, shown, known, found, parts.fusion, parts.view_mixer)
-        assert all(torch.equal(each.tokens.flatten(0, 1), tokens) for each, tokens in zip(shown, visual, strict=True))
+            shown.append(
+                EncodedScene(
+                    LoadedScene(grid_thw=tuple(grid.tolist())),
+                    VisualTokens(own, own.new_empty(0, *own.shape)),
+                    PatchCameras(*patches, is_complete=not ragged),
+                )
+            )
+        fused = fuse_scenes(shown, found, parts.fusion, parts.view_mixer)
+        for each, tokens in zip(shown, visual, strict=True):
+            assert torch.equal(each.visual.tokens.flatten(0, 1), tokens)
         return fused
 
     with torch.no_grad():

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from tests.cases import each_once
 from tests.zoo.asking import BACKBONES, FAMILIES
 from tests.zoo.waits import Waits
-from zoo.backbones.attention import replace_classes
-from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
-from zoo.backbones.qwen3_vl.backbone import Qwen3VisionRules, Qwen3VLBackbone
-from zoo.backbones.qwen25_vl.backbone import Qwen25VisionRules, Qwen25VLBackbone
+from zoo.backbones.decoder import replace_classes
+from zoo.backbones.qwen3_5 import Qwen35Backbone
+from zoo.backbones.qwen3_vl import Qwen3VisionRules, Qwen3VLBackbone
+from zoo.backbones.qwen25_vl import Qwen25VisionRules, Qwen25VLBackbone
 from zoo.backbones.vision import PatchEmbedding, SegmentAttention
 from zoo.sequences.loaded_scene import Segments
 

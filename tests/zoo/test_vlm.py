@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from datamodules.loaded_scene import LoadedScene
 from tests.zoo import asking
 from zoo import (
     Cameras,
@@ -24,10 +23,10 @@ from zoo import (
 )
 from zoo.backbones import Qwen25VLBackbone
 from zoo.backbones.base import VisualTokens
-from zoo.backbones.tiny import TinyQwenVL
+from zoo.backbones.qwen_vl import TinyQwenVL
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
-from zoo.sequences.loaded_scene import VisionInputs
+from zoo.sequences.loaded_scene import LoadedScene, VisionInputs
 from zoo.sequences.packing import IGNORED
 from zoo.tasks import VideoQATask
 
@@ -61,7 +60,7 @@ def sequences(padding: str = "left") -> dict:
 
 
 def model_processor():
-    from zoo.backbones.qwen25_vl.tiny import tiny_processor
+    from zoo.backbones.qwen25_vl import tiny_processor
 
     return tiny_processor()
 

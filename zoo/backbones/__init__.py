@@ -1,19 +1,19 @@
-"""Video-language models: three seams, what the Qwen-VL family shares, and a folder for each model."""
+"""Video-language models: their contract (`base.py`), what the Qwen-VL family shares, and a file for each model."""
 
 from zoo.backbones.base import Backbone, BackboneLoader, Preprocessor, released_parts
-from zoo.backbones.pretrained_fused import (
+from zoo.backbones.pretrained import (
+    PretrainedGeoVR,
+    PretrainedQwen3VL,
+    PretrainedQwen25VL,
+    PretrainedQwen35,
     PretrainedSpatialMLLM,
     PretrainedSpatialStack,
     PretrainedSpatialStackQwen25,
     PretrainedVGLLM,
 )
-from zoo.backbones.pretrained_qwen import PretrainedGeoVR, PretrainedQwen3VL, PretrainedQwen25VL, PretrainedQwen35
-from zoo.backbones.qwen3_5.backbone import Qwen35Backbone
-from zoo.backbones.qwen3_5.tiny import TinyQwen35
-from zoo.backbones.qwen3_vl.backbone import Qwen3VLBackbone
-from zoo.backbones.qwen3_vl.tiny import TinyQwen3VL
-from zoo.backbones.qwen25_vl.backbone import Qwen25VLBackbone
-from zoo.backbones.qwen25_vl.tiny import TinyQwen25VL, tiny_preprocessor
+from zoo.backbones.qwen3_5 import Qwen35Backbone, TinyQwen35
+from zoo.backbones.qwen3_vl import Qwen3VLBackbone, TinyQwen3VL
+from zoo.backbones.qwen25_vl import Qwen25VLBackbone, TinyQwen25VL, tiny_preprocessor
 
 
 def default_loader() -> BackboneLoader:

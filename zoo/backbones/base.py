@@ -1,4 +1,8 @@
-"""The preprocessor seam: frames and text to a backbone's inputs, in data workers."""
+"""The contract of a backbone: its preprocessor, the loader of its weights, and the model itself.
+
+A backbone is a video-language model of transformers. A file of this folder holds all of one: `qwen25_vl.py` is the
+simplest. `qwen_vl.py` holds what the Qwen-VL family shares.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +14,20 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import repeat_kv
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from zoo.backbones.decoder import GROUPED_SDPA, MASKED, DeepFeatures
 from zoo.backbones.official_names import Layout
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
-from zoo.encodings.base import CameraEncoding, EncodedCameras
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens, Placeholders
-from zoo.sequences.loaded_scene import VisionInputs
+from zoo.sequences.loaded_scene import VisionInputs, VisionRules
 from zoo.sequences.packing import block_mask, prefix_causal_mask
-from zoo.sequences.rules import VisionRules
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
 
 Message = dict[str, Any]  # a turn of a chat, as transformers' chat templates take it
@@ -47,13 +46,7 @@ class TokenizedPrompt(NamedTuple):
 
 
 class Preprocessor(ABC):
-    """Turn frames and text into the backbone's inputs, in data workers; hold no weights.
-
-    Attributes:
-        pad_token_id: Padding of shorter sequences in a batch.
-    """
-
-    pad_token_id: int
+    """Turn frames and text into the backbone's inputs, in data workers; hold no weights."""
 
     @abstractmethod
     def cut_patches(
@@ -116,7 +109,7 @@ class Preprocessor(ABC):
         """Write the tokenizer and processor files."""
 
 
-# ---- The loader seam: where a backbone's weights come from, and what was released with them -------------------------
+# ---- The loader: where a backbone's weights come from, and what was released with them -------------------------------
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
@@ -159,11 +152,10 @@ class BackboneLoader(Configurable, ABC):
 
     @abstractmethod
     def load(self) -> Backbone:
-        """Return the model in training mode on the current device; on the meta device no weights are read."""
+        """Return the model in training mode on the current device.
 
-    def load_unread(self) -> Backbone:
-        """Return the model with released weights on the meta device, for `zoo.weights.deferred.load_deferred`."""
-        return self.load()
+        On the meta device, and within `zoo.weights.load.leave_unread`, no weights are read.
+        """
 
     def load_geometry(self) -> GeometryEncoder | None:
         """Return the geometry encoder released with these weights, if any."""
@@ -223,115 +215,8 @@ def _loaders(base: Any) -> Iterator[type[BackboneLoader]]:
         yield from _loaders(loader)
 
 
-# ---- `scaled_dot_product_attention` of a decoder with grouped keys and values, by the kernels that take them --------
+# ---- The backbone: everything that the zoo needs of a video-language model -------------------------------------------
 
-GROUPED_SDPA = "grouped_sdpa"  # the name of this backend in transformers
-FEW = 64  # queries: below, masks that are repeated are smaller than keys and values
-
-
-def grouped_sdpa(
-    module: Any,
-    query: Float[Tensor, "B H T D"],
-    key: Float[Tensor, "B G K D"],
-    value: Float[Tensor, "B G K D"],
-    attention_mask: Bool[Tensor, "B 1 T K"] | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[Float[Tensor, "B T H D"], None]:
-    """Attend as transformers' `sdpa`, with other ways for the H/G heads that share keys and values.
-
-    - Flash kernels take groups: a GPU's in half precision without a mask, a CPU's always, but slowly for one query.
-      With gradients a CPU does as a GPU, whose memory `plan` counts there.
-    - Few queries, of a step of an answer, become the rows of their group: a long prefix is not copied.
-    - Elsewhere keys and values are repeated: with `enable_gqa`, float32 would take the math kernel, whose scores of
-      16,000 tokens are 17 GB.
-
-    Args:
-        module: The attention, for transformers.
-        query: Queries.
-        key: Keys.
-        value: Values.
-        attention_mask: The keys that each query attends to; None is causal attention.
-        dropout: Of the attention weights.
-        scaling: Of the scores; None is D^-1/2.
-    """
-    batch, heads, length = query.shape[:3]
-    groups = heads // key.shape[1]
-    is_causal = attention_mask is None and length > 1
-    if key.device.type == "cpu" and not torch.is_grad_enabled():
-        is_flash = length > 1
-    else:
-        is_flash = attention_mask is None and key.dtype != torch.float32 and key.shape[-1] == value.shape[-1] <= 256
-    if groups > 1 and not is_flash:
-        if length <= FEW and not is_causal:
-            query = query.reshape(batch, -1, groups * length, query.shape[-1])
-            attention_mask = attention_mask if attention_mask is None else attention_mask.repeat(1, 1, groups, 1)
-        else:
-            key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    output = F.scaled_dot_product_attention(
-        query, key, value, attention_mask, dropout, is_causal, scale=scaling, enable_gqa=groups > 1 and is_flash
-    )
-    return output.reshape(batch, heads, length, -1).transpose(1, 2).contiguous(), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(GROUPED_SDPA, grouped_sdpa)
-ALL_MASK_ATTENTION_FUNCTIONS.register(GROUPED_SDPA, sdpa_mask)
-
-
-# ---- DeepStack for a decoder whose stock code has none: features are added behind its first layers ------------------
-
-
-class DeepFeatures(NamedTuple):
-    """What is added to the hidden states of visual tokens behind each of the first decoder layers.
-
-    Attributes:
-        places: Of the visual tokens in the flattened batch.
-        features: Of each layer.
-    """
-
-    places: Int[Tensor, " N"]
-    features: Float[Tensor, "layers N D"]
-
-    def added_to(self, hidden_states: Float[Tensor, "B L D"], layer: int) -> Float[Tensor, "B L D"]:
-        """Return the outputs of a layer (from 0) with its features added."""
-        if layer >= len(self.features):
-            return hidden_states
-        return add_features(hidden_states, self.places, self.features[layer])
-
-
-def add_features(
-    hidden_states: Float[Tensor, "B L D"], places: Int[Tensor, " N"], features: Float[Tensor, "N D"]
-) -> Float[Tensor, "B L D"]:
-    """Return the hidden states with features added at places of the flattened batch."""
-    added = hidden_states.flatten(0, 1).index_add(0, places, features.to(hidden_states.dtype))
-    return added.view_as(hidden_states)
-
-
-class DeepstackLayer(nn.Module):
-    """A decoder layer of transformers that adds `DeepFeatures`; without any, the stock forward runs.
-
-    They are a keyword argument of the model's forward, as the camera encoding is (`CameraAttention`), and added in the
-    layer's own forward: gradient checkpointing recomputes the addition, and no state is kept between calls. The steps
-    of an answer hold text only and need none.
-    """
-
-    self_attn: Any
-
-    @property
-    def layer_idx(self) -> int:
-        """The number of the layer, from 0."""
-        return int(self.self_attn.layer_idx)
-
-    def forward(self, hidden_states: Tensor, deepstack: DeepFeatures | None = None, **kwargs: Any) -> Tensor:
-        """Run the stock forward, then add the features of this layer."""
-        hidden_states = super().forward(hidden_states, **kwargs)
-        return hidden_states if deepstack is None else deepstack.added_to(hidden_states, self.layer_idx)
-
-
-# ---- The backbone seam: everything that the zoo needs of a video-language model -------------------------------------
-
-MASKED = (GROUPED_SDPA, "eager", "flex_attention")  # backends of attention that take any mask
 BackbonePart = Literal["decoder", "vision", "connector"]
 
 
@@ -351,17 +236,17 @@ class VisualTokens(NamedTuple):
 class Backbone(nn.Module, ABC):
     """A loaded video-language model; a new one is a subclass of this and of `BackboneLoader`.
 
-    The decoder is the stock one of transformers, with hooks for a camera encoding in its attention.
+    The decoder is the original one of transformers, with hooks for a camera encoding in its attention.
 
     Attributes:
-        vlm: The stock model.
+        vlm: The original model.
         preprocessor: Its processor and tokenizer.
         placeholders: Token ids of visual tokens.
         stop_tokens: Token ids that end an answer.
         lora_targets: Names of the linear layers of the decoder that LoRA adapts.
         spatial_merge_size: Patches per side in one visual token.
         patch_size: Side of a patch in pixels.
-        image_pixels: Least and most pixels of a still image, as its processor resizes them.
+        image_pixels: Least and most pixels of an image, as its processor resizes them.
         span_per_step: Whether each temporal patch of a video is a run of placeholders of its own, with its time as text
             before it.
         is_hybrid: Whether some decoder layers keep a recurrent state, which no mask divides.
@@ -408,7 +293,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The layers of decoder and vision tower, which are checkpointed and sharded one by one."""
+        """The layers of decoder and vision encoder, which are checkpointed and sharded one by one."""
 
     @property
     def like(self) -> Tensor:
@@ -429,7 +314,7 @@ class Backbone(nn.Module, ABC):
         return False
 
     def default_time_index(self) -> TimeIndex:
-        """Return the time component of the stock model's position ids."""
+        """Return the time component of the original model's position ids."""
         return TimestampIndex()
 
     @abstractmethod
@@ -437,10 +322,10 @@ class Backbone(nn.Module, ABC):
         """Install the camera hooks in the decoder's attention, and bind the encoding to it."""
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute the activations of decoder and vision tower in the backward pass."""
+        """Recompute the activations of decoder and vision encoder in the backward pass."""
         self.vlm.activation_checkpointing_enable({"use_reentrant": False})
         # transformers also makes the outputs of the embeddings require gradients, which only reentrant checkpoints
-        # need: a frozen vision tower would keep its whole graph, some 18 GB at full size
+        # need: a frozen vision encoder would keep its whole graph, some 18 GB at full size
         self.vlm.disable_input_require_grads()
 
     def disable_gradient_checkpointing(self) -> None:
@@ -463,20 +348,20 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def vision_rules(self) -> VisionRules:
-        """What the vision tower computes from grids alone."""
+        """What the vision encoder computes from grids alone."""
 
     def encode_vision(self, pixel_values: Shaped[Tensor, "patches channels"], vision: VisionInputs) -> VisualTokens:
-        """Return the 2D tokens of all videos and still images of a batch, one after another.
+        """Return the 2D tokens of all videos and images of a batch, one after another.
 
         Args:
             pixel_values: Patches as bytes, or normalized.
-            vision: The tower's other inputs.
+            vision: The vision encoder's other inputs.
         """
-        tower = self.vlm.model.visual
+        encoder = self.vlm.model.visual
         if not pixel_values.is_floating_point():
             pixel_values = self.preprocessor.normalize(pixel_values)
-        # the grids have been read: what follows from them are the tower's other arguments
-        output = tower(pixel_values.type(tower.dtype), grid_thw=None, return_dict=True, **vision.arguments())
+        # the grids have been read: what follows from them are the vision encoder's other arguments
+        output = encoder(pixel_values.type(encoder.dtype), grid_thw=None, return_dict=True, **vision.arguments())
         tokens = output.pooler_output
         layers = getattr(output, "deepstack_features", None)
         return VisualTokens(tokens, torch.stack(layers) if layers else tokens.new_empty(0, *tokens.shape))

@@ -1,16 +1,46 @@
 """Official names of the tensors of Qwen-VL models, and of what models with a geometry encoder add to them.
 
-Released files of Qwen2.5-VL use the names of transformers 4.51, where the vision tower is beside the decoder. The names
-of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's and Qwen3.5's files.
+Released files of Qwen2.5-VL use the names of transformers 4.51, where the vision encoder is beside the decoder. The
+names of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's and Qwen3.5's
+files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
-LM_HEAD = "lm_head.weight"
+from zoo.weights.load import NameTable, replace_prefix
+
+LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"  # which a tied lm_head equals
 QWEN, VGGT_MODEL, FUSION = "backbone.vlm.", "geometry.vggt.", "fusion."  # in a `SpatialVLM`
-Layout = Mapping[str, str]  # prefixes of official names, and of the same tensors in a `SpatialVLM`
+QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
+
+# ---- Backbones: released names, and those of transformers 5 ---------------------------------------------------------
+
+RENAMED: dict[str, dict[str, str]] = {
+    QWEN25: {
+        "visual.": "model.visual.",
+        "model.embed_tokens.": "model.language_model.embed_tokens.",
+        "model.layers.": "model.language_model.layers.",
+        "model.norm.": "model.language_model.norm.",
+    },
+    QWEN3: {},
+    QWEN35: {},
+}
+NOT_LOADED = ("mtp.",)  # Qwen3.5's prediction of several tokens at once, which transformers has no module for
+
+
+def backbone_names(family: str = QWEN25) -> NameTable:
+    """Return the names of a backbone's tensors, as released, and as in transformers 5; both of the latter are read."""
+    renamed = RENAMED[family]
+    released = {new: old for old, new in renamed.items()}
+    return NameTable(lambda name: (replace_prefix(name, renamed),), lambda name: replace_prefix(name, released))
+
+
+# ---- Geometry encoder and fusion: prefixes of official names, and of the same tensors in a `SpatialVLM` -------------
+
+Layout = Mapping[str, str]
 SPATIAL_MLLM: Layout = {"spatial_encoder.vggt_model.": VGGT_MODEL, "connector.": "fusion.connector."}
 VG_LLM: Layout = {"geometry_encoder.vggt.": VGGT_MODEL, "geometry_merger.": "fusion.merger."}
 VG_LLM_FIRST: Layout = {"vggt.": VGGT_MODEL, "merger.": "fusion.merger."}  # of its first release
@@ -24,33 +54,28 @@ STACK_SECOND_NAMES = {
     "language_feature_fusion.": "model.language_feature_fusion.",
 }
 STACK_QWEN25_SECOND_NAMES = {"language_feature_fusion.": "multi_layer_feature_fusion."}
+SECOND_NAMES: dict[str, Layout] = {QWEN25: STACK_QWEN25_SECOND_NAMES, QWEN35: STACK_SECOND_NAMES}
 # GeoVR's heads, tokens and teachers, which its training alone needs
 GEOVR_TRAINING = (
     *("model.camera_token.", "model.scale_token.", "camera_head.", "scale_head.", "dpt_head.", "distill_head_list."),
     *("geometry_encoder.", "metric_encoder."),
 )
-QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
-SECOND_NAMES: dict[str, Layout] = {QWEN25: STACK_QWEN25_SECOND_NAMES, QWEN35: STACK_SECOND_NAMES}
-NOT_LOADED = ("mtp.",)  # Qwen3.5's prediction of several tokens at once, which transformers has no module for
-RENAMED: dict[str, dict[str, str]] = {  # released: transformers 5
-    QWEN25: {
-        "visual.": "model.visual.",
-        "model.embed_tokens.": "model.language_model.embed_tokens.",
-        "model.layers.": "model.language_model.layers.",
-        "model.norm.": "model.language_model.norm.",
-    },
-    QWEN3: {},
-    QWEN35: {},
-}
 
 
-def current_name(name: str, family: str = QWEN25) -> str:
-    """Return the name in transformers 5 of a backbone's tensor named as released or as in 5."""
-    renamed = RENAMED[family].items()
-    return next((new + name.removeprefix(old) for old, new in renamed if name.startswith(old)), name)
+def stack_layout(family: str, decoder_layers: Sequence[int] | None = None) -> Layout:
+    """Return the layout of a SpatialStack, or of a VG-LLM, which has the same names without layers.
 
-
-def released_name(name: str, family: str = QWEN25) -> str:
-    """Return the released name of a backbone's tensor named as released or as in transformers 5."""
-    renamed = RENAMED[family].items()
-    return next((old + name.removeprefix(new) for old, new in renamed if name.startswith(new)), name)
+    Args:
+        family: Of its backbone.
+        decoder_layers: Of its connectors: the k-th one of a layer is `{layer}.{k}`. None is a model with one merger.
+    """
+    start, prefix = ("", STACK_QWEN25) if family == QWEN25 else ("model.", STACK)
+    layout = {f"{start}geometry_encoder.vggt.": VGGT_MODEL}
+    if decoder_layers is None:
+        return layout | {f"{start}geometry_merger.": f"{FUSION}merger."}
+    seen: Counter[int] = Counter()
+    for number, layer in enumerate(decoder_layers):
+        for theirs, ours in (("geo_ln", "ln_q"), ("geo_mlp", "mlp")):
+            layout[f"{prefix}{layer}.{seen[layer]}.{theirs}."] = f"{FUSION}connectors.{number}.{ours}."
+        seen[layer] += 1
+    return layout

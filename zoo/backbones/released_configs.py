@@ -1,20 +1,134 @@
-"""config.json of released Qwen-VL models and Spatial-MLLM, as it is read."""
+"""What config.json of a released model describes: the Qwen-VL, its geometry encoder and its fusion.
+
+A Spatial-MLLM, a VG-LLM, a SpatialStack and a GeoVR are a Qwen-VL with more parts. Their config.json tells which one it
+is, or the names of their tensors where the config does not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import yaml
+from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
-from zoo.backbones.released_geometry import GEOMETRY_KEYS, VGGT_SIZES
+from zoo.backbones.official_names import (
+    FUSION,
+    GEOVR_TRAINING,
+    QWEN3,
+    QWEN25,
+    QWEN35,
+    SPATIAL_MLLM,
+    STACK,
+    STACK_QWEN25,
+    STACK_QWEN25_SECOND_NAMES,
+    STACK_VGGT,
+    VG_LLM,
+    VG_LLM_FIRST,
+    VGGT_MODEL,
+    Layout,
+    stack_layout,
+)
 from zoo.errors import InputError
+from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
+from zoo.fusions.base import HIDDEN, PatchNorm
+from zoo.geometry.vggt import VGGT
+from zoo.geometry.vggt_encoder import ReferenceFrame, VGGTEncoder
+from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, load_weights
 
+Config = Mapping[str, Any]  # content of a config.json
+VGGT_SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
+STACK_ADD = "deepstack_language_add"
+# the published scripts write these into config.json
+STACK_KEYS = (
+    *("geometry_encoder_path", "geometry_fusion_layers", "geometry_encoder_layers", "include_camera_token"),
+    *("pos_encoding_type", "vision_language_fusion_layers"),
+)
+GEOMETRY_KEYS = (
+    *("use_geometry_encoder", "geometry_encoder_type", "reference_frame", "feature_fusion_method"),
+    *("fusion_num_layers", "geometry_merger_type", "geometry_merger_hidden_dim", "fusion_attention_heads"),
+    *("fusion_dropout", *STACK_KEYS),
+    *("use_vggt_feature", "use_dense_supervision", "vggt_merger_hidden_dim"),  # VG-LLM's first release
+)
+SUPPORTED = {  # of what the published code offers
+    "geometry_encoder_type": ("vggt",),
+    "geometry_merger_type": ("mlp",),
+    "include_camera_token": (False,),
+    "vision_language_fusion_layers": (None,),
+}
 GEOMETRY_PARTS = {"spatial_config", "connector_config", "vggt_aggregator", *GEOMETRY_KEYS}
 OTHERS = {"model_type", "architectures", "auto_map", *GEOMETRY_PARTS}
 CONNECTOR_TYPE = "mlp_add"
 KNOWN = Path(__file__).parent / "released_configs.yaml"
+
+
+# ---- Which model a folder holds --------------------------------------------------------------------------------------
+
+
+def loader_of(config: Config) -> str | None:
+    """Return the class of `zoo.backbones` that loads a folder with this config.json; None if there is none."""
+    kind, has_encoder = str(config.get("model_type")), bool(config.get("use_geometry_encoder"))
+    if "spatial" in kind:
+        return "PretrainedSpatialMLLM"
+    if kind == QWEN25:
+        if "geometry_fusion_layers" in config:
+            return "PretrainedSpatialStackQwen25" if has_encoder else "PretrainedQwen25VL"
+        is_vg_llm = has_encoder or config.get("use_vggt_feature")  # the latter in its first release
+        return "PretrainedVGLLM" if is_vg_llm else "PretrainedQwen25VL"
+    if kind == QWEN35 and has_encoder:
+        return "PretrainedSpatialStack"
+    # a mixture of experts is refused by its name when it is loaded
+    return {QWEN3: "PretrainedQwen3VL", QWEN35: "PretrainedQwen35"}.get(kind.removesuffix("_moe"))
+
+
+class FusedModel(NamedTuple):
+    """A released model with more parts than its backbone.
+
+    Attributes:
+        title: Its name.
+        loader: The class that loads it.
+        family: Of its backbone.
+        prefixes: Of the official names of its other parts.
+    """
+
+    title: str
+    loader: str
+    family: str
+    prefixes: tuple[str, ...]
+
+
+STACK_QWEN25_NAMES = (STACK_QWEN25, *STACK_QWEN25_SECOND_NAMES)
+FUSED = (
+    FusedModel("Spatial-MLLM", "PretrainedSpatialMLLM", QWEN25, tuple(SPATIAL_MLLM)),
+    # before VG-LLM, whose name of the encoder it shares
+    FusedModel("SpatialStack", "PretrainedSpatialStackQwen25", QWEN25, STACK_QWEN25_NAMES),
+    FusedModel("VG-LLM", "PretrainedVGLLM", QWEN25, (*VG_LLM, *VG_LLM_FIRST)),
+    FusedModel("SpatialStack", "PretrainedSpatialStack", QWEN35, (STACK_VGGT, STACK)),
+    FusedModel("GeoVR", "PretrainedGeoVR", QWEN3, GEOVR_TRAINING),
+)
+
+
+def find_fused(config: Config, names: Collection[str], family: str) -> FusedModel | None:
+    """Return the fused model that a folder holds: by its config.json, else by the names of its tensors.
+
+    Args:
+        config: Content of its config.json.
+        names: Of its tensors; none for a model that is built by its shapes.
+        family: Of the backbone, as which its tensors are named.
+    """
+    by_config = (fused for fused in FUSED if fused.loader == loader_of(config))
+    own = (fused for fused in FUSED if fused.family == family)
+    by_names = (fused for fused in own if any(name.startswith(fused.prefixes) for name in names))
+    return next(chain(by_config, by_names), None)
+
+
+# ---- Qwen-VL ---------------------------------------------------------------------------------------------------------
 
 
 class ReleasedConfig:
@@ -81,3 +195,128 @@ def known_config(path: str) -> dict[str, Any] | None:
     """Return the sizes in the config.json of a released model, by the last part of its hub id or folder; else None."""
     known: dict[str, dict[str, Any]] = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
     return known.get(Path(path).name)
+
+
+# ---- Geometry encoder and fusion -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReleasedGeometry:
+    """A released model's parts beside its backbone.
+
+    Attributes:
+        layout: Prefixes of official names, and of the same tensors in a `SpatialVLM`.
+        aggregator: Arguments of VGGT's `Aggregator`.
+        layers: Of the aggregator whose outputs are the 3D tokens.
+        fusion: Builds the fusion, without its weights, from the decoder's width and the geometry's.
+        reference: The frame that is VGGT's world.
+    """
+
+    layout: Layout
+    aggregator: Mapping[str, Any]
+    layers: tuple[int, ...]
+    fusion: partial[Any]
+    reference: ReferenceFrame = "first"
+
+    def load_encoder(self, tensors: Tensors, dtype: torch.dtype) -> VGGTEncoder:
+        """Return the VGGT that the fusion was trained on, without heads."""
+        prefix = next(theirs for theirs, ours in self.layout.items() if ours == VGGT_MODEL)
+        weights = TensorsUnder(tensors, prefix)
+        vggt = VGGT.from_official({"aggregator": dict(self.aggregator)}, weights, dtype)
+        return VGGTEncoder(vggt, self.layers, weights, reference=self.reference)
+
+    def fit_fusion(self, fusion: Any) -> None:
+        """Take the norm of a `StackFusion` from the release where it is open, see `BackboneLoader.fit_fusion`."""
+        if type(fusion) is not self.fusion.func or not isinstance(fusion, StackFusion):
+            return
+        if fusion.decoder_layers != (layers := self.fusion.keywords["decoder_layers"]):
+            raise InputError(
+                f"--model.fusion.decoder_layers {fusion.decoder_layers}: the released connectors are of the decoder's "
+                f"layers {layers}, name these"
+            )
+        fusion.norm = fusion.norm or self.fusion.keywords["norm"]
+
+    def load_fusion(self, fusion: nn.Module | None, tensors: Tensors) -> bool:
+        """Copy the weights into a fusion of the released class; return False for another one."""
+        if fusion is None or type(fusion) is not self.fusion.func:
+            return False
+        for theirs, ours in self.layout.items():
+            if ours.startswith(FUSION):
+                part, weights = fusion.get_submodule(ours.removeprefix(FUSION)[:-1]), TensorsUnder(tensors, theirs)
+                load_weights(part, ReleasedWeights(weights, "fusion"))
+        return True
+
+
+def spatial_mllm_geometry(aggregator: Mapping[str, Any], layer: int) -> ReleasedGeometry:
+    """Return the parts of a Spatial-MLLM v1.1."""
+    return ReleasedGeometry(SPATIAL_MLLM, aggregator, (layer,), partial(AddFusion))
+
+
+def vg_llm_geometry(config: Mapping[str, Any], names: Collection[str]) -> ReleasedGeometry | None:
+    """Return the parts of a VG-LLM; None if it was saved without geometry.
+
+    The published code reads the first release's config as one without geometry, and runs a plain Qwen2.5-VL without an
+    error. Here the names of the tensors tell both layouts apart, and the config where there are none of either.
+
+    Args:
+        config: Its config.json, and under `vggt_aggregator` the arguments of an unusual `Aggregator`.
+        names: Official names of its tensors; of a model that is built by its shapes alone, none.
+
+    Raises:
+        InputError: Another encoder, merger or fusion than the released models have.
+    """
+    has_first, has_current = (any(name.startswith(tuple(each)) for name in names) for each in (VG_LLM_FIRST, VG_LLM))
+    is_first = has_first or (bool(config.get("use_vggt_feature")) and not has_current)
+    if not config.get("use_vggt_feature" if is_first else "use_geometry_encoder", is_first):
+        return None
+    _refuse_other_parts(config, ("add",))
+    hidden = config.get("vggt_merger_hidden_dim" if is_first else "geometry_merger_hidden_dim", HIDDEN)
+    return ReleasedGeometry(
+        VG_LLM_FIRST if is_first else VG_LLM,
+        _aggregator(config),
+        (-2,),
+        partial(PatchMergerFusion, hidden=hidden),
+        config.get("reference_frame", "first"),
+    )
+
+
+def spatial_stack_geometry(
+    config: Mapping[str, Any], names: Collection[str], *, is_qwen25: bool
+) -> ReleasedGeometry | None:
+    """Return the parts of a SpatialStack; None if it was saved without geometry.
+
+    Args:
+        config: Its config.json, and under `vggt_aggregator` the arguments of an unusual `Aggregator`.
+        names: Official names of its tensors, which tell the norm: LayerNorm has a bias. Of a model that is built by its
+            shapes alone, none: then the norm is that of the released model.
+        is_qwen25: Whether it is the variant on Qwen2.5-VL.
+
+    Raises:
+        InputError: Another encoder, merger or fusion than the released models have.
+    """
+    if not config.get("use_geometry_encoder"):
+        return None
+    _refuse_other_parts(config, (STACK_ADD, "add"))
+    has_bias = any(name.endswith(("geo_ln.bias", "geometry_merger.ln_q.bias")) for name in names)
+    norm: PatchNorm = "layer" if has_bias or not (names or is_qwen25) else "rms"
+    reference, family = config.get("reference_frame", "first"), QWEN25 if is_qwen25 else QWEN35
+    if config["feature_fusion_method"] == "add":
+        fusion: Any = partial(PatchMergerFusion, hidden=config.get("geometry_merger_hidden_dim", HIDDEN), norm=norm)
+        layers = config.get("geometry_encoder_layers") or [-2]  # of which the published code takes the last
+        return ReleasedGeometry(stack_layout(family), _aggregator(config), (layers[-1],), fusion, reference)
+    decoder_layers, encoder_layers = config["geometry_fusion_layers"], config["geometry_encoder_layers"]
+    fusion = partial(StackFusion, decoder_layers=list(decoder_layers), norm=norm)
+    layout = stack_layout(family, decoder_layers)
+    return ReleasedGeometry(layout, _aggregator(config), tuple(encoder_layers), fusion, reference)
+
+
+def _aggregator(config: Mapping[str, Any]) -> dict[str, Any]:
+    return VGGT_SIZES | (config.get("vggt_aggregator") or {})
+
+
+def _refuse_other_parts(config: Mapping[str, Any], fusions: tuple[str, ...]) -> None:
+    for name, known in {"feature_fusion_method": fusions, **SUPPORTED}.items():
+        if (value := config.get(name, known[0])) not in known:
+            raise InputError(
+                f"{name} {value!r} in the config: only {' or '.join(map(repr, known))} is supported, as released"
+            )

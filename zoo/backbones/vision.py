@@ -1,4 +1,4 @@
-"""The patch embedding of the Qwen-VL vision towers as a matrix product, with the stock results bit for bit on a CPU."""
+"""Two parts of the Qwen-VL vision encoders made faster; on a CPU with the original results, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from zoo.sequences.loaded_scene import Segments
 
+# ---- The patch embedding as a matrix product -------------------------------------------------------------------------
+
 
 class PatchEmbedding(nn.Module):
     """A patch embedding of transformers, whose Conv3d has one kernel position and so is a matrix product.
 
-    A backbone derives a class from this one and its stock patch embedding. On a GPU PyTorch's Conv3d in bfloat16 is
-    slower than the product by orders of magnitude. On a CPU the convolution stays, whose results are stock bit for bit;
+    A backbone derives a class from this one and its original patch embedding. On a GPU PyTorch's Conv3d in bfloat16 is
+    slower than the product by orders of magnitude. On a CPU the convolution stays, whose results are the original ones;
     its gradient is the product's, which takes a fraction of the time.
     """
 
@@ -62,17 +64,17 @@ class _PatchConvolution(torch.autograd.Function):
         )
 
 
-# ---- Attention of the Qwen-VL vision towers in one batch per length of run, with the stock results bit for bit (SDPA).
-# The stock towers call attention once per window or frame: hundreds of times per layer for a batch of tiny videos
+# ---- Attention in one batch per length of run ------------------------------------------------------------------------
 
-# Qwen3-VL's are the same functions
+# The original encoders call attention once per window or frame: hundreds of times per layer for a batch of tiny videos.
+# Qwen3-VL's functions are the same.
 
 
 class SegmentAttention(nn.Module):
     """A vision attention of transformers in one batch per length of run; an image has at most four lengths of windows.
 
-    A backbone derives a class from this one and its stock attention. FlashAttention handles lengths itself: there the
-    stock forward runs.
+    A backbone derives a class from this one and its original attention. FlashAttention handles lengths itself: there
+    the original forward runs.
     """
 
     config: Any
@@ -90,11 +92,11 @@ class SegmentAttention(nn.Module):
         max_seqlen: int | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "N D"]:
-        """Run as the stock forward.
+        """Run as the original forward.
 
         Args:
             hidden_states: Of all patches.
-            cu_seqlens: The runs, by `VisionRules` on the host. As a tensor of boundaries, as the stock model passes
+            cu_seqlens: The runs, by `VisionRules` on the host. As a tensor of boundaries, as the original model passes
                 it, it makes a GPU wait in each layer.
             position_embeddings: Cosine and sine of each patch.
             max_seqlen: For FlashAttention.
@@ -107,7 +109,7 @@ class SegmentAttention(nn.Module):
         runs = cu_seqlens
         if not isinstance(runs, Segments):
             runs = Segments(runs.cpu()).to(runs.device)
-        assert position_embeddings is not None  # the tower gives them
+        assert position_embeddings is not None  # the vision encoder gives them
         cos, sin = position_embeddings
         if runs.order is not None:
             hidden_states, cos, sin = hidden_states[runs.order], cos[runs.order], sin[runs.order]

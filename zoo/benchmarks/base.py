@@ -1,10 +1,9 @@
-"""The interface of a benchmark: question types, prompt wording, scorers, aggregation and results table."""
+"""The contract of a benchmark: question types, prompts, scorers, aggregation and the results table."""
 
 from __future__ import annotations
 
 import math
 import re
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.benchmarks.scorers import ONES, SCORERS, Scorer
+from zoo.benchmarks.scorers import SCORERS, Scorer, clean_answer
 from zoo.configuration import Configurable, unusable_class
 from zoo.errors import InputError, check_choice, did_you_mean
 
@@ -38,9 +37,9 @@ class Benchmark(Configurable, ABC):
         prefix: First line of the user's text, a setting of a test (`--data.prompt_prefix`); empty for none.
         system_prompt: Text of a system turn before the user's, a setting of the data (`--data.system_prompt`); None is
             that of the chat template, if it has one.
-        wording: Name of the instruction after the question, a setting of a test (`--data.prompt_wording`); None is the
-            benchmark's own.
-        wordings: Names of those that it knows.
+        prompt_wording: Name of the instruction after the question, a setting of a test (`--data.prompt_wording`). None
+            is the benchmark's own.
+        prompt_wordings: Names of those that it knows.
     """
 
     numeric_types: ClassVar[tuple[str, ...]] = ()
@@ -53,8 +52,8 @@ class Benchmark(Configurable, ABC):
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     prefix: str = ""
     system_prompt: str | None = None
-    wording: str | None = None
-    wordings: ClassVar[tuple[str, ...]] = ()
+    prompt_wording: str | None = None
+    prompt_wordings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
@@ -120,19 +119,19 @@ class Benchmark(Configurable, ABC):
         return scorer or self.scorers[0]
 
     def with_prompt(
-        self, prefix: str | None = None, wording: str | None = None, system_prompt: str | None = None
+        self, prefix: str | None = None, prompt_wording: str | None = None, system_prompt: str | None = None
     ) -> Benchmark:
         """Return this benchmark with another prefix, wording or system turn; None keeps its own.
 
         Raises:
             InputError: It has no such wording.
         """
-        if wording is not None and wording not in self.wordings:
-            known = ", ".join(self.wordings) or "its own alone"
-            raise InputError(f"--data.prompt_wording {wording}: {self.name} has {known}")
+        if prompt_wording is not None and prompt_wording not in self.prompt_wordings:
+            known = ", ".join(self.prompt_wordings) or "its own alone"
+            raise InputError(f"--data.prompt_wording {prompt_wording}: {self.name} has {known}")
         changed = copy(self)
         changed.prefix = self.prefix if prefix is None else prefix
-        changed.wording = self.wording if wording is None else wording
+        changed.prompt_wording = self.prompt_wording if prompt_wording is None else prompt_wording
         changed.system_prompt = self.system_prompt if system_prompt is None else system_prompt
         return changed
 
@@ -212,7 +211,7 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-# ---- Wording and scoring that VSI-Bench and ReVSI share: questions with a number or an option's letter as answer ----
+# ---- Questions with a number or an option's letter as answer ---------------------------------------------------------
 
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 SHORT_INSTRUCTION = "Please answer the question using a single word or phrase."
@@ -245,12 +244,12 @@ class SpatialBenchmark(Benchmark):
     rules: ClassVar[Mapping[str, Scorer]] = SCORERS
     pooling_scorers = ("geovr",)
     number_instruction: ClassVar[str] = SHORT_INSTRUCTION
-    wordings = ("geovr",)
+    prompt_wordings = ("geovr",)
 
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
-        """Return Spatial-MLLM's wording, with `FRAMES_PREFIX` thinking-in-space's; or that of `wording`."""
+        """Return Spatial-MLLM's wording, with `FRAMES_PREFIX` thinking-in-space's; or that of `prompt_wording`."""
         own = PromptWording("Options:", CHOICE_INSTRUCTION, self.number_instruction)
-        title, choice, number = own if self.wording is None else GEOVR
+        title, choice, number = own if self.prompt_wording is None else GEOVR
         ending = [title, *options, choice] if options else [number]
         return "\n".join(line for line in (prefix, question, *ending) if line)
 
@@ -271,134 +270,7 @@ class SpatialBenchmark(Benchmark):
         return number is not None and math.isfinite(number)
 
 
-# ---- Caption metrics of free answers by pycocoevalcap (the optional extra `captions`): BLEU-4, ROUGE-L, CIDEr, METEOR.
-# METEOR and the PTB tokenizer, with which ScanQA's scripts/score.py tokenizes answers and ground truths, are Java
-# programs. Without Java the answers are lower-cased and split at white space, as Video-3D-LLM and LEO do, and METEOR is
-# skipped; the result says so, since the tokenizer moves every number
-
-INSTALL = "pip install 'spatial-vlm-zoo[captions]'"
-TITLES = {"bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR"}
-
-
-def caption_scores(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return the caption metrics of a whole test; papers print all of them times 100.
-
-    Args:
-        answers: One per question.
-        truths: The accepted answers of each question.
-
-    Returns:
-        `{"bleu_4", "rouge_l", "cider", "meteor": float, "tokenizer": name, "skipped": {metric: remedy}}`; a metric
-        that can't be computed is in `skipped` alone.
-    """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.meteor.meteor import Meteor
-        from pycocoevalcap.rouge.rouge import Rouge
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError:
-        return {"skipped": dict.fromkeys(TITLES, INSTALL)}
-    has_java = shutil.which("java") is not None
-    tokenize = (PTBTokenizer() if has_java else WhiteSpaceTokenizer()).tokenize
-    given = tokenize({str(i): [_caption(answer)] for i, answer in enumerate(answers)})
-    wanted = tokenize({str(i): [_caption(each) for each in own] for i, own in enumerate(truths)})
-    scores = {
-        "bleu_4": Bleu(4).compute_score(wanted, given, verbose=0)[0][3],
-        "rouge_l": Rouge().compute_score(wanted, given)[0],
-        "cider": Cider().compute_score(wanted, given)[0],
-        **({"meteor": Meteor().compute_score(wanted, given)[0]} if has_java else {}),
-    }
-    return {
-        **{name: float(score) for name, score in scores.items()},
-        "tokenizer": "PTB" if has_java else "white space (the PTB tokenizer needs Java)",
-        "skipped": {} if has_java else {"meteor": "install Java"},
-    }
-
-
-def _caption(text: str) -> dict[str, str]:
-    return {"caption": " ".join(text.split())}  # Java reads a line per caption, and ends lines at other characters too
-
-
-class WhiteSpaceTokenizer:
-    """Take the place of the PTB tokenizer where there is no Java."""
-
-    def tokenize(self, captions: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
-        """Lower the case, remove trailing full stops and collapse white space."""
-        return {
-            key: [" ".join(each["caption"].lower().rstrip(". ").split()) for each in own]
-            for key, own in captions.items()
-        }
-
-
-# ---- Benchmarks of free answers, scored by exact match, refined exact match and caption metrics ---------------------
-# `exact_match`, `refined_exact_match` (LEO, embodied-generalist: data/data_utils.py, evaluator/scanqa_eval.py). Answer
-# and ground truths are cleaned alike, see `clean_answer`. Exact: the answer equals one of the ground truths. Refined:
-# without white space, the answer contains one of them or is contained in one. An exact match counts whatever the order
-# of the ground truths, as in Video-3D-LLM; LEO's code stops at the first that matches at all. An empty answer scores 0;
-# LEO's code finds it in every ground truth.
-#
-# `raw_exact_match` (ScanQA's scripts/score.py; Video-3D-LLM's eval_scanqa.py)
-#     The answer, as it is, is one of the ground truths
-
-WORDS = dict(zip(map(str, range(20)), ONES.split(), strict=True)) | {"20": "twenty", "23": "twenty-three"}
-WORDS |= {"none": "zero", "tv": "TV", "oclock": "o'clock", "chai": "chair", "wasing": "washing", "waslked": "walked"}
-WORDS |= {"letf": "left", "let": "left", "tehre": "there", "rigth": "right", "rght": "right", "behine": "behind"}
-
-
-def clean_answer(text: str) -> str:
-    """Return LEO's cleaned answer: lower case, no punctuation but ,'-: and no articles, frequent typos and numbers."""
-    text = re.sub(" {2,}", " ", re.sub("^ +| +$", "", text.lower()))
-    text = re.sub(r"[^a-zA-Z0-9,'\s\-:]+", "", text)
-    text = re.sub(rf"\b({'|'.join(WORDS)})\b", lambda word: WORDS[word[0]], text)
-    text = re.sub(r"\bo' +clock\b", "o'clock", text)
-    text = re.sub(r"\b([a-zA-Z]+)[0-9]\b", r"\1", text)  # chair2
-    for article in ("a", "an", "the"):
-        text = re.sub(rf"\b{article}\b ([a-zA-Z]+)", r"\1", text)
-    return re.sub(r"\bbackwards\b", "backward", text)
-
-
-class FreeAnswers(Benchmark):
-    """A benchmark of free answers; a subclass sets `text_types`, `scorers`, `columns` and `instruction`.
-
-    Attributes:
-        instruction: Follows the question.
-    """
-
-    scorers: ClassVar[tuple[str, ...]] = ("exact_match", "refined_exact_match")
-    instruction: ClassVar[str]
-
-    @abstractmethod
-    def find_type(self, question: str) -> str:
-        """Return the question type of a question."""
-
-    def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
-        """Return prefix, question and instruction."""
-        return "\n".join([*([prefix] if prefix else []), f"{question} {self.instruction}"])
-
-    def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
-        """Return 1.0 if the answer matches one of the ground truths, else 0.0."""
-        self.check_question_type(question_type)
-        rule, truths = self.find_scorer(scorer), ground_truth.split("\n")
-        if rule == "raw_exact_match":
-            return float(prediction.strip() in truths)
-        answer, truths = clean_answer(prediction), [clean_answer(truth) for truth in truths]
-        if rule == "exact_match" or not answer.strip():
-            return float(answer in truths and answer.strip() != "")
-        bare, others = "".join(answer.split()), ["".join(truth.split()) for truth in truths]
-        return float(any(bare in other or other in bare for other in others))
-
-    def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
-        """Return whether there is an answer."""
-        self.check_question_type(question_type)
-        return bool(prediction.strip())
-
-    def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:
-        """Return the caption metrics."""
-        return caption_scores(predictions, [truth.split("\n") for truth in ground_truths])
-
-
-# ---- Question types of one's own, each with one of three scorers ----------------------------------------------------
+# ---- Question types of one's own, each with one of three scorers -----------------------------------------------------
 
 AnswerKind = Literal["number", "choice", "text"]
 

@@ -162,3 +162,22 @@ SCORERS = {
     "spatial_stack": Scorer(_read_choice_after_thoughts, str.lower, _read_number_after_thoughts, to_float, float64_mra),
     "geovr": Scorer(lambda text: text[:1], str, to_float, to_float, strict_float64_mra),
 }
+
+
+# ---- Free answers, cleaned as LEO does (embodied-generalist: data/data_utils.py) -------------------------------------
+
+WORDS = dict(zip(map(str, range(20)), ONES.split(), strict=True)) | {"20": "twenty", "23": "twenty-three"}
+WORDS |= {"none": "zero", "tv": "TV", "oclock": "o'clock", "chai": "chair", "wasing": "washing", "waslked": "walked"}
+WORDS |= {"letf": "left", "let": "left", "tehre": "there", "rigth": "right", "rght": "right", "behine": "behind"}
+
+
+def clean_answer(text: str) -> str:
+    """Return LEO's cleaned answer: lower case, no punctuation but ,'-: and no articles, frequent typos and numbers."""
+    text = re.sub(" {2,}", " ", re.sub("^ +| +$", "", text.lower()))
+    text = re.sub(r"[^a-zA-Z0-9,'\s\-:]+", "", text)
+    text = re.sub(rf"\b({'|'.join(WORDS)})\b", lambda word: WORDS[word[0]], text)
+    text = re.sub(r"\bo' +clock\b", "o'clock", text)
+    text = re.sub(r"\b([a-zA-Z]+)[0-9]\b", r"\1", text)  # chair2
+    for article in ("a", "an", "the"):
+        text = re.sub(rf"\b{article}\b ([a-zA-Z]+)", r"\1", text)
+    return re.sub(r"\bbackwards\b", "backward", text)

@@ -27,7 +27,7 @@ class VSIBench(SpatialBenchmark):
     }
 
 
-# ---- ReVSI (arXiv 2604.24300): VSI-Bench's tasks with annotations made anew, and a ground truth per frame budget ----
+# ---- ReVSI (arXiv 2604.24300): VSI-Bench's tasks with new annotations, and a ground truth per frame budget -----------
 
 
 def read_answer(text: str) -> str:
@@ -73,7 +73,7 @@ class ReVSI(SpatialBenchmark):
     number_instruction = "Answer the question using a single integer or decimal number."
 
 
-# ---- Questions about panels in rendered rooms, whose answers need both images and cameras ---------------------------
+# ---- `PanelRooms`: questions about panels in rendered rooms, whose answers need both images and cameras --------------
 
 
 class PanelBench(SpatialBenchmark):

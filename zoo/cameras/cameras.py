@@ -7,17 +7,18 @@ source is metric. Intrinsics are normalized by the image size, without skew: fx/
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional as F
 
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import check_choice
-from zoo.precision import to_float32
+from zoo.precision import full_precision, to_float32
 from zoo.values import Movable
 
 ADDED_BY = {
@@ -284,9 +285,11 @@ class Cameras(Movable):
         return other
 
 
-# ---- The reference view of a clip, whose frame is its world, and the length that its translations are divided by ----
+# ---- The reference view, whose frame is the world of a clip; and the unit of its translations ------------------------
 
 SCALE_FLOOR = 1e-2  # smallest length to divide by, in the unit of the poses, for a static camera
+FEWEST_VIEWS = 3  # for which a balanced view is chosen; else it is the first
+SMALLEST_RANGE = 1e-8  # added to the range of a number over the views
 
 ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 Scale = Literal["none", "mean", "max", "rms", "median_depth"]
@@ -312,6 +315,58 @@ def choose_view(
     return (cost <= cost.amin(1, keepdim=True) * (1 + 1e-6) + 1e-9).int().argmax(1)
 
 
+@torch.no_grad()
+def saddle_balanced(
+    tokens: Float[Tensor, "*batch S C"], present: Bool[Tensor, "*batch S"] | None = None
+) -> Int[Tensor, "*batch"]:
+    """Choose the most average view by one token per view, as Depth Anything 3 (arXiv 2511.10647) does.
+
+    Three numbers per view are scaled to 0 ... 1 over the views: its mean cosine similarity to the others, the norm of
+    its token, and the variance of the normalized token over channels. The view with the smallest sum of distances to
+    1/2 is chosen. Depth Anything 3 uses DINOv2's class tokens before views attend to each other. Vision encoders
+    without a class token are represented by the mean 2D token of a view.
+
+    Args:
+        tokens: One per view.
+        present: The views to choose from; None is all. If there are fewer than three, the first is chosen.
+    """
+    known = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=tokens.device) if present is None else present
+    count = known.sum(-1)
+    with full_precision(tokens.device):  # another reference is another world
+        tokens = to_float32(tokens)
+        unit = F.normalize(tokens, dim=-1)
+        similarity = unit @ unit.mT - torch.eye(tokens.shape[-2], dtype=tokens.dtype, device=tokens.device)
+        mean_similarity = (similarity * known[..., None, :]).sum(-1) / (count[..., None] - 1)
+        measures = torch.stack((mean_similarity, tokens.norm(dim=-1), unit.var(-1)))
+        low = measures.masked_fill(~known, torch.inf).amin(-1, keepdim=True)
+        high = measures.masked_fill(~known, -torch.inf).amax(-1, keepdim=True)
+        extremeness = ((measures - low) / (high - low + SMALLEST_RANGE) - 0.5).abs().sum(0)
+    chosen = extremeness.masked_fill(~known, torch.inf).argmin(-1)
+    return torch.where(count < FEWEST_VIEWS, known.int().argmax(-1), chosen)
+
+
+def balanced_views(
+    rows: Sequence[Sequence[Float[Tensor, "_t D"]]], has_camera: Bool[Tensor, "B C"]
+) -> Int[Tensor, " B"]:
+    """Compute the `saddle_balanced` view of each sample from the mean 2D token of each view.
+
+    Args:
+        rows: The mean tokens of the views of each sample's scenes, scene after scene.
+        has_camera: The views to choose from.
+
+    Returns:
+        One view per sample, for `Cameras.with_reference`; 0 for samples without views.
+    """
+    none = torch.zeros((), dtype=torch.long, device=has_camera.device)
+    views = [torch.cat(list(row)) if row else None for row in rows]
+    return torch.stack(
+        [
+            none if own is None else saddle_balanced(own, present[: len(own)])
+            for own, present in zip(views, has_camera, strict=True)
+        ]
+    )
+
+
 def spread_of_centers(
     world_to_camera: Float[Tensor, "B C 4 4"],
     used: Bool[Tensor, "B C"],
@@ -330,7 +385,7 @@ def spread_of_centers(
     return distance.sum(1) / count[:, 0]
 
 
-# ---- Runs of adjacent tokens with a camera: what the host has to know of the cameras of tokens ----------------------
+# ---- Runs of adjacent tokens with a camera, known to the host --------------------------------------------------------
 
 SHORT = 128  # tokens: a CPU gathers shorter runs, which costs a copy but saves one call per run
 

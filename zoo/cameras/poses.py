@@ -112,7 +112,7 @@ def pose_distances(
             distance = torch.hypot(angle, centers)
         else:
             distance = {"rotation": angle, "center": centers, "sum": angle + centers}[measure]
-    # R R^T is the identity up to rounding only, but equal poses must leave the stock attention bit for bit
+    # R R^T is the identity up to rounding only, but equal poses must leave the original attention bit for bit
     return distance.masked_fill((a == b).all(-1).all(-1), 0.0)
 
 

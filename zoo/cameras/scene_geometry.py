@@ -101,17 +101,17 @@ class SceneGeometry(Movable):
         return SceneGeometry(**{**self.present(), **changed})
 
 
-# ---- A window of pictures, and the cameras and depth of what it shows -----------------------------------------------
+# ---- A window of images, and the cameras and depth of what it shows --------------------------------------------------
 
 PER_PIXEL = ("depth", "points", "confidence")
 
 
 class Window(NamedTuple):
-    """A part of pictures, in pixels.
+    """A part of images, in pixels.
 
     Attributes:
-        height: Of the whole pictures.
-        width: Of the whole pictures.
+        height: Of the whole images.
+        width: Of the whole images.
         top: First row of the part.
         left: First column of the part.
         rows: Of the part.
@@ -132,16 +132,16 @@ class Window(NamedTuple):
 
     @property
     def inverse(self) -> Window:
-        """The whole pictures as a window of the part, which it exceeds."""
+        """The whole images as a window of the part, which it exceeds."""
         return Window(self.rows, self.columns, -self.top, -self.left, self.height, self.width)
 
     def crop(self, geometry: SceneGeometry, size: tuple[int, int] | None = None) -> SceneGeometry:
         """Return the geometry of the part: its intrinsics, and what the geometry has of each pixel; poses stay.
 
-        What it has of pixels beyond the whole pictures is zero: an unknown depth.
+        What it has of pixels beyond the whole images is zero: an unknown depth.
 
         Args:
-            geometry: Of the whole pictures, in any size.
+            geometry: Of the whole images, in any size.
             size: Height and width of what the result has of each pixel, the nearest one's; None is the part's own.
         """
         fields: dict[str, Any] = geometry.present()
@@ -169,7 +169,7 @@ class Window(NamedTuple):
         return pixels
 
 
-# ---- Cameras of temporal patches: one for the frames that are merged into one token ---------------------------------
+# ---- Cameras of temporal patches: one for the frames that are merged into one token ----------------------------------
 
 MergedCamera = Literal["first", "last", "mean"]
 FRAMES = 2  # in a temporal patch

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
-from zoo.backbones.qwen_weights import EmptyQwenVL, qwen_filler, refuse_v1
-from zoo.backbones.released_configs import ReleasedConfig, qwen3_5_config, qwen3_config
-from zoo.backbones.released_geometry import (
+from zoo.backbones.pretrained import EmptyQwenVL, qwen_weights, refuse_v1
+from zoo.backbones.released_configs import (
+    ReleasedConfig,
     ReleasedGeometry,
+    qwen3_5_config,
+    qwen3_config,
     spatial_mllm_geometry,
     spatial_stack_geometry,
     vg_llm_geometry,
 )
 from zoo.model import SpatialVLM
-from zoo.weights.deferred import load_or_defer
-from zoo.weights.lazy_tensors import FirstNames, Tensors
+from zoo.weights.load import FirstNames, Tensors, first_tensor, load_weights
 
 
 def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -31,9 +30,7 @@ def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     Raises:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
-    model = SpatialVLM(EmptyQwenVL(ReleasedConfig(config).qwen, _dtype(state_dict)))
-    load_backbone(model, state_dict)
-    return model
+    return _load(ReleasedConfig(config).qwen, None, state_dict)
 
 
 def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -47,9 +44,7 @@ def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     Raises:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
-    model = SpatialVLM(EmptyQwenVL(qwen3_config(config), _dtype(state_dict)))
-    load_backbone(model, state_dict)
-    return model
+    return _load(qwen3_config(config), None, state_dict)
 
 
 def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -63,9 +58,7 @@ def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
     Raises:
         InputError: Lists tensors that are missing, unexpected or of another shape.
     """
-    model = SpatialVLM(EmptyQwenVL(qwen3_5_config(config), _dtype(state_dict)))
-    load_backbone(model, state_dict)
-    return model
+    return _load(qwen3_5_config(config), None, state_dict)
 
 
 def load_spatial_mllm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
@@ -123,7 +116,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 def _load(qwen: Any, parts: ReleasedGeometry | None, tensors: Tensors) -> SpatialVLM:
     """Return a model with its geometry encoder and fusion, if it has some."""
-    dtype = _dtype(tensors)
+    dtype = first_tensor(tensors).dtype
     if parts is None:
         model = SpatialVLM(EmptyQwenVL(qwen, dtype))
         load_backbone(model, tensors)
@@ -131,16 +124,12 @@ def _load(qwen: Any, parts: ReleasedGeometry | None, tensors: Tensors) -> Spatia
     encoder = parts.load_encoder(tensors, dtype)
     encoder.vggt.source = {}  # a saved model has these weights in it: no loader reads them again
     model = SpatialVLM(EmptyQwenVL(qwen, dtype, parts.layout), geometry=lambda: encoder, fusion=parts.fusion)
-    load_backbone(model, tensors, skip=parts.prefixes)
+    load_backbone(model, tensors, skip=tuple(parts.layout))
     parts.load_fusion(model.fusion, tensors)
     return model
 
 
 def load_backbone(model: SpatialVLM, tensors: Tensors, skip: tuple[str, ...] = ()) -> None:
-    """Fill the stock model with its tensors; those of prefixes in `skip` belong to other parts."""
+    """Load the Qwen-VL of a model; tensors of prefixes in `skip` belong to other parts."""
     vlm = model.backbone.vlm
-    load_or_defer(vlm, tensors, qwen_filler(vlm, tensors, skip))
-
-
-def _dtype(tensors: Tensors) -> torch.dtype:
-    return next((tensor.dtype for tensor in tensors.values()), torch.float32)
+    load_weights(vlm, qwen_weights(vlm.config, tensors, skip))

@@ -1,21 +1,284 @@
-"""A training step of GeoVR on tensors with official names."""
+"""GeoVR's training (arXiv 2606.05833) on tensors with official names, to compare it with the released code.
+
+Trainings use `zoo.objectives.teacher`, whose layers, heads and losses are compared here: by themselves, as one module
+with the names of the released files (`GeoVRHeads`), and in a whole training step (`run_official`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
-from zoo.backbones.qwen_weights import EmptyQwenVL
+from zoo.backbones.pretrained import EmptyQwenVL
 from zoo.backbones.released_configs import qwen3_config
 from zoo.checkpoints.from_tensors import load_backbone
+from zoo.geometry.da3.model import SKY, fit_scale, to_meters
+from zoo.geometry.vggt import pose_encoding_to_cameras
 from zoo.model import SpatialVLM
-from zoo.objectives import Distillation, MetricScale, Objective, TeacherDepth, TeacherPose
-from zoo.objectives.geovr import expand_tokens, find_teacher, geovr_layers, scale_target
+from zoo.objectives.base import Objective
+from zoo.objectives.teacher import (
+    FIELD_OF_VIEW_WEIGHT,
+    DepthHead,
+    Distillation,
+    MetricScale,
+    PoseMLP,
+    ScaleMLP,
+    TeacherDepth,
+    TeacherPose,
+    TokenMLP,
+    find_teacher,
+    geovr_layers,
+    pose_errors,
+)
+from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
-from zoo.sequences.loaded_scene import SceneInputs, TeacherTargets
+from zoo.sequences.layout import ExtraTokens, Placeholders, SequenceLayout, owners
+from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
+from zoo.sequences.packing import IGNORED
+from zoo.sequences.position_ids import layout_position_ids
+from zoo.sequences.time_index import SpanIndex
+
+# ---- GeoVR's sequences in training: a camera token behind each view, and a scale token behind the last view of a video
+
+TEXT, START, IMAGE, VIDEO = range(4)  # what positions depend on of a token
+VIDEO_TYPE = 2  # of transformers' mm_token_type_ids
+EXTRA_TOKENS = {  # by camera, scale
+    (False, False): ExtraTokens.NONE,
+    (True, False): ExtraTokens.LAST,
+    (False, True): ExtraTokens.END,
+    (True, True): ExtraTokens.LAST_AND_END,
+}
+
+
+def expand_tokens(
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Int[Tensor, "B L"],
+    mm_token_type_ids: Int[Tensor, "B L"],
+    labels: Int[Tensor, "B L"],
+    video_grid_thw: Int[Tensor, "V 3"],
+    *,
+    video_token_id: int,
+    merge_size: int,
+    camera: bool,
+    scale: bool,
+) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B M"], Int[Tensor, "B M"], Int[Tensor, "B M"]]:
+    """Insert placeholders of GeoVR's tokens into the sequences of a stock processor, padded on the right.
+
+    `SequenceBuilder` needs no such step: the zoo's prompts have the placeholders from the start.
+
+    Args:
+        input_ids: One placeholder per visual token.
+        attention_mask: 0 for padding.
+        mm_token_type_ids: 2 for videos.
+        labels: -100 where nothing is supervised.
+        video_grid_thw: (t, h, w) in patches of each video, in the order of the batch.
+        video_token_id: The placeholder.
+        merge_size: Patches per side in one visual token.
+        camera: Insert one behind each view.
+        scale: Insert one behind the last view of each video.
+
+    Returns:
+        The first four arguments, longer.
+
+    Raises:
+        ValueError: Grids and placeholders do not match.
+    """
+    per_view = video_grid_thw[:, 1] * video_grid_thw[:, 2] // merge_size**2
+    counts = video_grid_thw[:, 0] * per_view
+    is_visual = input_ids == video_token_id
+    if int(is_visual.sum()) != int(counts.sum()):
+        raise ValueError(f"{int(is_visual.sum())} placeholders of videos, and grids of {int(counts.sum())} tokens")
+    video, place = owners(counts)
+    repeats = torch.ones_like(input_ids)
+    repeats[is_visual] += int(camera) * ((place + 1) % per_view[video] == 0).long()
+    repeats[is_visual] += int(scale) * (place + 1 == counts[video]).long()
+    # what is inserted is a copy of the visual token before it, which nothing is learned from
+    source = [torch.arange(input_ids.shape[1]).repeat_interleave(row) for row in repeats]
+
+    def inserted(values: Tensor, padding: int) -> Tensor:
+        rows = [row[own] for row, own in zip(values, source, strict=True)]
+        return pad_sequence(rows, batch_first=True, padding_value=padding)
+
+    return (
+        inserted(input_ids, 0),
+        inserted(attention_mask, 0),
+        inserted(mm_token_type_ids, 0),
+        inserted(labels, IGNORED),
+    )
+
+
+def position_ids(
+    input_ids: Int[Tensor, "B L"],
+    mm_token_type_ids: Int[Tensor, "B L"],
+    video_grid_thw: Int[Tensor, "V 3"],
+    *,
+    attention_mask: Int[Tensor, "B L"] | None,
+    merge_size: int,
+    camera: bool,
+    scale: bool,
+) -> Int[Tensor, "3 B L"]:
+    """Return the mRoPE positions of Qwen3-VL for sequences with GeoVR's tokens; 0 in padding.
+
+    Args:
+        input_ids: From `expand_tokens`.
+        mm_token_type_ids: From there as well; positions depend on these and not on ids.
+        video_grid_thw: (t, h, w) in patches of each video.
+        attention_mask: 0 for padding; None is none.
+        merge_size: Patches per side in one visual token.
+        camera: Whether a token follows each view.
+        scale: Whether one follows the last view of each video.
+    """
+    is_video = mm_token_type_ids == VIDEO_TYPE
+    is_before = F.pad(is_video, (0, 1))[:, 1:] & ~is_video
+    layout = SequenceLayout(
+        torch.where(is_video, VIDEO, torch.where(is_before, START, TEXT)).view_as(input_ids),
+        attention_mask,
+        video_grid_thw=video_grid_thw,
+        placeholders=Placeholders(VIDEO, IMAGE, START, span_per_step=True),
+        spatial_merge_size=merge_size,
+        extra_tokens=EXTRA_TOKENS[camera, scale],
+    )
+    positions = layout_position_ids(layout, SpanIndex(), text_after_vision="max_hw")
+    return positions.masked_fill(~layout.mask, 0)
+
+
+# ---- Heads ----------------------------------------------------------------------------------------------------------
+
+
+class GeoVRHeads(nn.Module):
+    """The heads of a GeoVR model, as far as its files have them.
+
+    Args:
+        teacher: `vggt`, `vggt_omega` or `da3`.
+        decoder_layers: Of the decoder.
+        width: Of the decoder.
+        parts: Names of the heads.
+
+    Attributes:
+        depth_layers: The hidden states that `depth` reads, see `geovr_layers`.
+        distill_layers: Those that `distill` reads.
+        teacher_layers: The teacher's layers that are distilled.
+    """
+
+    def __init__(self, teacher: str, decoder_layers: int, width: int, parts: Sequence[str]) -> None:
+        super().__init__()
+        own, layers = find_teacher(teacher), geovr_layers(teacher, decoder_layers)
+        self.depth_layers, self.distill_layers, self.teacher_layers = layers["depth"], layers["distill"], own.distill
+        if "camera_head" in parts:
+            self.camera_head = PoseMLP(width)
+        if "dpt_head" in parts:
+            self.dpt_head = DepthHead(width, own.side)
+        if "scale_head" in parts:
+            self.scale_head = ScaleMLP(width)
+        if "distill_head_list" in parts:
+            self.distill_head_list = nn.ModuleList([TokenMLP(width, own.width) for _ in own.distill])
+
+    @classmethod
+    def from_official(cls, teacher: str, decoder_layers: int, state_dict: Mapping[str, Tensor]) -> GeoVRHeads:
+        """Build the heads of official tensors, in their dtype; all other tensors are ignored."""
+        norms = ("camera_head.backbone.0", "dpt_head.norm", "scale_head.backbone.0", "distill_head_list.0.norm")
+        found = {
+            name.partition(".")[0]: state_dict[f"{name}.weight"] for name in norms if f"{name}.weight" in state_dict
+        }
+        first = next(iter(found.values()))
+        heads = cls(teacher, decoder_layers, len(first), list(found)).to(first.dtype)
+        heads.load_state_dict({name: tensor for name, tensor in state_dict.items() if name.partition(".")[0] in found})
+        return heads
+
+    def named_official_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters with their official names."""
+        return self.named_parameters()
+
+    def camera(self, states: Float[Tensor, "T D"]) -> Float[Tensor, "T 9"]:
+        """Predict the teacher's pose encodings."""
+        return self.camera_head(states)
+
+    def depth(
+        self, hidden: Sequence[Float[Tensor, "T tokens D"]], grid_hw: Sequence[int], target_hw: Sequence[int]
+    ) -> Float[Tensor, "T H W"]:
+        """Predict the teacher's depth; see `DepthHead`."""
+        return self.dpt_head(hidden, grid_hw, target_hw)
+
+    def distill(self, hidden: Float[Tensor, "T h w D"], i: int, target_hw: Sequence[int]) -> Float[Tensor, "T H W C"]:
+        """Predict the teacher's pooled tokens of the i-th distilled layer."""
+        return self.distill_head_list[i](hidden, target_hw)
+
+    def scale(self, states: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """Predict meters per unit of the teacher."""
+        return self.scale_head(states)
+
+
+# ---- Losses and targets, each of one video --------------------------------------------------------------------------
+
+
+def camera_loss(pred: Float[Tensor, "T 9"], target: Float[Tensor, "T 9"]) -> dict[str, Float[Tensor, ""]]:
+    """Return the mean absolute errors of `translation`, `rotation` and `focal`, and their weighted sum `total`."""
+    translation, rotation, focal = (error.mean() for error in pose_errors(pred, target))
+    total = translation + rotation + FIELD_OF_VIEW_WEIGHT * focal
+    return {"translation": translation, "rotation": rotation, "focal": focal, "total": total}
+
+
+def distill_loss(pred: Float[Tensor, "T h w C"], target: Float[Tensor, "T h w C"]) -> Float[Tensor, ""]:
+    """Return the mean cosine distance of tokens."""
+    return 1 - F.cosine_similarity(pred, target, dim=-1).mean()
+
+
+def scale_loss(pred: Float[Tensor, " B"], target: Float[Tensor, " B"]) -> Float[Tensor, ""]:
+    """Return the mean absolute error of log(1 + scale)."""
+    return (pred.log1p() - target.log1p()).abs().mean()
+
+
+def teacher_size(teacher: str, height: int, width: int) -> tuple[int, int]:
+    """Return the (height, width) of a teacher's images for frames of this size, in whole double patches."""
+    own = find_teacher(teacher)
+    scale = own.longest / max(height, width)
+
+    def fit(side: int) -> int:
+        return own.longest if side == max(height, width) else max(1, round(side * scale / own.side)) * own.side
+
+    return fit(height), fit(width)
+
+
+@torch.no_grad()
+def scale_target(
+    depth: Float[Tensor, "T H W"],
+    conf: Float[Tensor, "T H W"],
+    pose: Float[Tensor, "T 9"],
+    metric_depth: Float[Tensor, "T h w"],
+    sky: Float[Tensor, "T h w"],
+    *,
+    teacher: str,
+) -> float:
+    """Fit meters per unit of the teacher's depth to a metric model's, over confident pixels that are not sky.
+
+    Args:
+        depth: The teacher's.
+        conf: Its confidence.
+        pose: Its pose encodings, whose fields of view give the focal length.
+        metric_depth: Of the metric model (DA3METRIC), for a focal length of 300 pixels. Its images may have another
+            size: VGGT-Omega's are resized to multiples of 14 pixels.
+        sky: The metric model's sky, 0 where there is none.
+        teacher: `vggt`, `vggt_omega` or `da3`.
+    """
+    find_teacher(teacher)
+    size = metric_depth.shape[1:]
+    _, K_px = pose_encoding_to_cameras(pose, (size[0], size[1]))
+    (meters,) = to_meters(metric_depth[None], K_px[None])
+    depth, conf = (
+        each if each.shape == metric_depth.shape else F.interpolate(each[None], size, mode="bilinear")[0]
+        for each in (depth, conf)
+    )
+    (fitted,) = fit_scale(depth[None], conf[None], meters.to(depth)[None], sky[None] >= SKY)
+    return float(fitted)
+
+
+# ---- A whole training step -------------------------------------------------------------------------------------------
 
 STOCK = ("model.visual.", "model.language_model.", "lm_head.")
 OURS = {  # prefixes of official names
@@ -28,7 +291,7 @@ OURS = {  # prefixes of official names
 }
 
 
-def run_geovr(
+def run_official(
     qwen: dict[str, Any],
     state_dict: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
@@ -98,15 +361,15 @@ def run_geovr(
     )
     pixels = inputs["pixel_values_videos"].float().split(grids.prod(1).tolist())
     scenes = [
-        SceneInputs(patches, grid, teacher=_teacher_targets(own, teacher, scale))
-        for patches, grid, own in zip(pixels, grids, targets, strict=True)
+        LoadedScene(pixel_values=patches, grid_thw=tuple(grid.tolist()))
+        for patches, grid in zip(pixels, grids, strict=True)
     ]
-    builder = model.training_sequence_builder
+    builder = SequenceBuilder(model.model_spec(training=True))
     index = [[number] for number in range(len(scenes))]
     sequences = builder.build(ids, mask.bool(), scenes, index, labels=labels)
     batch = Batch(scenes, builder.vision(scenes), sequences, num_answers=[1] * len(scenes))
     # 3. The step.
-    losses = model.train()(batch)
+    losses = model.train()(batch, [_teacher_targets(own, teacher, scale) for own in targets])
     losses["loss"].backward()
     found = {
         "lm": "LanguageModeling",

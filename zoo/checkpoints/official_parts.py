@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from zoo.backbones.qwen3_5.tiny import tiny_preprocessor as tiny_qwen35_preprocessor
-from zoo.backbones.qwen25_vl.tiny import tiny_preprocessor
-from zoo.backbones.released_geometry import vg_llm_geometry
+from zoo.backbones.qwen3_5 import tiny_preprocessor as tiny_qwen35_preprocessor
+from zoo.backbones.qwen25_vl import tiny_preprocessor
+from zoo.backbones.released_configs import vg_llm_geometry
 from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from zoo.weights.lazy_tensors import Tensors
+from zoo.weights.load import Tensors
 
 FusedStills = tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]
 
@@ -80,7 +80,7 @@ def official_pictures(
         training: As in training, which differs for SpatialStack.
 
     Returns:
-        The geometry encoder's frames in 0..1, and the vision tower's patches with their grids.
+        The geometry encoder's frames in 0..1, and the vision encoder's patches with their grids.
     """
     from datamodules.resize import FixedWidthStills, OriginalStills
 

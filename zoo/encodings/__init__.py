@@ -1,30 +1,25 @@
-"""Camera encodings in the decoder's attention, and view mixers on the 2D tokens."""
+"""Camera encodings in the decoder's attention, and view mixers on the 2D tokens.
+
+Read `base.py` first, then `placements.py` and `prope.py`. The other files hold one family of encodings each.
+`testing.py` is the toolbox for authors of encodings.
+"""
 
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, EncodedCameras, ViewMixer
-from zoo.encodings.extra_channels import Compose, ExtraChannels
-from zoo.encodings.matrices import MatrixEncoding
+from zoo.encodings.compose import Compose, DeltaNetLayers, HeadSubset, LayerSubset
 from zoo.encodings.placements import (
     AlternateAxes,
     ChannelPlacement,
     ChannelRange,
-    DeltaNetLayers,
-    HeadSubset,
+    ExtraChannels,
     HighFrequencies,
-    LayerSubset,
     LowFrequencies,
     Placement,
     TemporalSection,
     UnrotatedChannels,
 )
-from zoo.encodings.pose_axis import PointRoPE, PoseAxis, PoseIndex, ValueRoPE
-from zoo.encodings.prope import GTA, CaPE, PRoPE, projection_matrices
-from zoo.encodings.rayrope import RayAttention, RayRoPE, URoPE, rayrope_attention, urope_attention
-from zoo.encodings.view_attention import (
-    RayEmbedding,
-    RayEncoding,
-    ViewAttention,
-    balanced_views,
-    prope_attention,
-    saddle_balanced,
-)
+from zoo.encodings.prope import GTA, CaPE, MatrixEncoding, PRoPE, RayEncoding, projection_matrices
+from zoo.encodings.rayrope import RayRoPE, rayrope_attention
+from zoo.encodings.rotary import PointRoPE, PoseAxis, PoseIndex, ValueRoPE
+from zoo.encodings.urope import URoPE, urope_attention
+from zoo.encodings.view_mixers import RayAttention, RayEmbedding, ViewAttention, prope_attention

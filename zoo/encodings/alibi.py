@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from zoo.cameras import Cameras, Scale
 from zoo.cameras.cameras import camera_runs
 from zoo.cameras.poses import PoseMeasure, pose_distances
-from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, Symmetries, ZeroChannels
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import QK, CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout, Symmetries, ZeroChannels
 from zoo.errors import InputError, check_choice
 
 Slopes = Literal["fixed", "learned"]
@@ -35,13 +34,13 @@ class PoseALiBi(CameraEncoding):
             relative pose.
         translation_weight: Radians per meter (or per unit of `scale`).
         slopes: `fixed` uses ALiBi's m_h = 2^(-8 h / H), h = 1 ... H. `learned` trains one slope per head, shared by
-            all layers, starting at 0, which is the stock model; a slope may become negative.
+            all layers, starting at 0, which is the original model; a slope may become negative.
         scale: The length that distances are divided by, see `CameraEncoding`.
 
     Example:
         >>> import torch
         >>> from zoo import Cameras, PoseALiBi
-        >>> from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+        >>> from zoo.encodings.base import DecoderLayout, HeadLayout
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, 1, 0, 3] = 0.5
         >>> cameras = Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
@@ -82,7 +81,7 @@ class PoseALiBi(CameraEncoding):
             self.learned = nn.Parameter(torch.zeros(decoder.num_heads, device=decoder.device))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        """Compute the appended channels; without two different cameras, the stock attention, bit for bit.
+        """Compute the appended channels; without two different cameras, the original attention, bit for bit.
 
         That is for the host to know, see `CameraRuns.is_static`: with poses that only a GPU knows there are channels.
         """

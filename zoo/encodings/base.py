@@ -1,4 +1,9 @@
-"""Exact symmetries of encodings: declared by each class, tested in both directions, listed in docs/encodings.md."""
+"""The contract of camera encodings and view mixers.
+
+A decoder states its sizes (`DecoderLayout`). A `CameraEncoding` turns the cameras of a batch into hooks of its
+attention (`EncodedCameras`), once per forward pass. A `ViewMixer` acts on the 2D tokens before the decoder. Both
+declare which symmetries they keep exactly (`Symmetries`): tests and `check-encoding` measure them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +20,88 @@ from torch.nn import functional as F
 
 from zoo.cameras import Cameras, ReferenceView, Scale
 from zoo.configuration import Configurable
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
 from zoo.sequences.time_index import TimeIndex
+
+# ---- The sizes of a decoder's attention ------------------------------------------------------------------------------
+
+
+LayerKind = Literal["full_attention", "linear_attention"]  # the latter is Gated DeltaNet
+
+
+class HeadLayout(NamedTuple):
+    """The channels of an attention head: RoPE rotates the first 2F in pairs (c, c + F), each by one axis of mRoPE.
+
+    Attributes:
+        dim: D, channels per head.
+        axes: The axis of each of the F frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
+            axes in a row; in Qwen3-VL they take turns. Both have D/2 frequencies, Qwen3.5 has D/8: the other channels
+            have no position. Heads of Gated DeltaNet have no RoPE, and none.
+    """
+
+    dim: int
+    axes: tuple[int, ...]
+
+    @classmethod
+    def in_row(cls, dim: int, sections: Sequence[int]) -> HeadLayout:
+        """Return a layout with all frequencies of t, then those of h, then those of w."""
+        return cls(dim, tuple(axis for axis, count in enumerate(sections) for _ in range(count)))
+
+    def frequencies(self, axis: int) -> list[int]:
+        """Return the numbers of the frequencies of an axis, from high to low."""
+        return [number for number, each in enumerate(self.axes) if each == axis]
+
+    def pairs(self, frequencies: Sequence[int]) -> list[int]:
+        """Return the channels that RoPE rotates by these frequencies: the first of each pair, then the second."""
+        return [*frequencies, *(number + len(self.axes) for number in frequencies)]
+
+    @property
+    def num_rotated(self) -> int:
+        """The number of channels that RoPE rotates, the first ones."""
+        return 2 * len(self.axes)
+
+    def with_axes(self) -> HeadLayout:
+        """Return the pairs for rotations beside RoPE's: the same, or without RoPE all pairs, whose axes take turns."""
+        return self if self.axes else HeadLayout(self.dim, tuple(number % 3 for number in range(self.dim // 2)))
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderLayout:
+    """Sizes and RoPE frequencies of a decoder, as its backbone states them for `CameraEncoding.bind_to_decoder`.
+
+    Attributes:
+        hidden_size: Width of the hidden states.
+        num_layers: Number of decoder layers.
+        num_heads: Attention heads of q and o.
+        num_key_value_heads: Attention heads of k and v (grouped-query attention); divides `num_heads`.
+        head: The channels of a head, and the axis of each of its RoPE frequencies.
+        rope_frequencies: RoPE's inverse frequencies (radians per position, shape (F,)), buffers of the decoder.
+            An encoding with shared frequencies overwrites them in place.
+        device: Device of the decoder's weights.
+        kinds: The kind of each layer; empty if all are full attention.
+        kind: The kind of layer whose heads these are.
+        linear: The layout of the Gated DeltaNet layers of a hybrid decoder: there q and k have `num_key_value_heads`,
+            v and o have `num_heads`.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    head: HeadLayout
+    rope_frequencies: tuple[Tensor, ...] = ()
+    device: torch.device | str = "cpu"
+    kinds: tuple[LayerKind, ...] = ()
+    kind: LayerKind = "full_attention"
+    linear: DecoderLayout | None = None
+
+    @property
+    def layers(self) -> list[int]:
+        """The numbers of the layers with these heads."""
+        kinds = self.kinds or (self.kind,) * self.num_layers
+        return [layer for layer, kind in enumerate(kinds) if kind == self.kind]
+
+
+# ---- Symmetries: what an encoding keeps exactly ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -24,15 +109,15 @@ class Symmetries:
     """Exact symmetries of the decoder's attention under an encoding. False means measurably broken.
 
     Attributes:
-        world_views: Invariant to a change of world V -> V G among visual tokens, with the cameras of the data.
-        world_text: The same with text in the sequence.
-        canonical: The same as configured, with text: with the encoding's own reference view, if it has one.
-        scale: Invariant to a common factor on all translations.
-        shift: Invariant to a common shift of all position ids, as the stock decoder is.
-        intrinsics: Independent of the intrinsics.
+        world_views: Between visual tokens another world frame V -> V G changes nothing, without a reference view.
+        world_text: The same with text tokens in the sequence.
+        canonical: The same with text tokens, and with the encoding's own reference view if it has one.
+        scale: A common factor on all translations changes nothing.
+        shift: A common shift of all position ids changes nothing, as in the original decoder.
+        intrinsics: The intrinsics have no effect.
         per_token: One camera per token gives the same result as the same cameras given per image.
-        identity_stock: Identity cameras give the stock decoder, bit for bit.
-        text_stock: A batch without cameras gives the stock decoder, bit for bit.
+        identity_stock: Identity cameras give the original decoder, bit for bit.
+        text_stock: A batch without cameras gives the original decoder, bit for bit.
     """
 
     world_views: bool = True
@@ -55,11 +140,11 @@ class ViewSymmetries:
     """Exact symmetries of a view mixer, which acts before the decoder, without text and without a causal mask.
 
     Attributes:
-        world_views: Invariant to a change of world V -> V G, with the cameras of the data.
-        canonical: The same as configured: with the mixer's own reference view, if it has one.
-        scale: Invariant to a common factor on all translations.
-        intrinsics: Independent of the intrinsics.
-        order: Equivariant to a permutation of the views, with the reference view fixed.
+        world_views: Another world frame, V -> V G, changes nothing, without a reference view.
+        canonical: The same with the mixer's own reference view, if it has one.
+        scale: A common factor on all translations changes nothing.
+        intrinsics: The intrinsics have no effect.
+        order: A permutation of the views permutes the result, with the reference view fixed.
     """
 
     world_views: bool
@@ -69,7 +154,7 @@ class ViewSymmetries:
     order: bool = True
 
 
-# ---- Base classes of camera encodings, in the decoder's attention, and of view mixers, on the 2D tokens before it ---
+# ---- Camera encodings, and view mixers -------------------------------------------------------------------------------
 
 Grid = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w) of one scene in tokens
 HasCamera = Bool[Tensor, "B t"] | None  # temporal patches with a valid camera
@@ -202,7 +287,7 @@ class CameraEncoding(CameraModule):
         return self.encode_canonical(self.canonical(cameras), head, torch.promote_types(dtype, torch.float32))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        """Compute the hooks from canonical cameras, see `encode`; the default is the stock attention."""
+        """Compute the hooks from canonical cameras, see `encode`; the default is the original attention."""
         return EncodedCameras()
 
     def canonical(self, cameras: Cameras) -> Cameras:
@@ -245,7 +330,7 @@ class ViewMixer(CameraModule):
         return None
 
 
-# ---- Encoded cameras: the transformation of q, k, v and the attention output in one forward pass --------------------
+# ---- Encoded cameras: the hooks of one forward pass ------------------------------------------------------------------
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]  # (q, k, v, mask) -> outputs (B, T, H, D), and weights if any
 QK = tuple[Float[Tensor, "B L H E"], Float[Tensor, "B L G E"]]
@@ -281,7 +366,7 @@ class EncodedCameras:
         return {}
 
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
-        """Return the hooks of one layer; None is the stock attention.
+        """Return the hooks of one layer; None is the original attention.
 
         Args:
             layer: Number of the layer, from 0.
@@ -291,11 +376,11 @@ class EncodedCameras:
         return self
 
     def at_linear_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"]) -> EncodedCameras | None:
-        """Return the hooks of a Gated DeltaNet layer, see `DeltaNetLayers`; None is the stock layer."""
+        """Return the hooks of a Gated DeltaNet layer, see `DeltaNetLayers`; None is the original layer."""
         return None
 
     def for_decode_step(self) -> EncodedCameras | None:
-        """Return the hooks of later decode steps, which contain text only; None is the stock attention."""
+        """Return the hooks of later decode steps, which contain text only; None is the original attention."""
         return None
 
     def before_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
@@ -360,7 +445,7 @@ class ZeroChannels(EncodedCameras):
 
 
 class EncodedGroup(EncodedCameras):
-    """Base class of encoded cameras that delegate to others, its `members`; None is the stock attention."""
+    """Base class of encoded cameras that delegate to others, its `members`; None is the original attention."""
 
     def __init__(self, members: Sequence[EncodedCameras | None]) -> None:
         self.members = members
@@ -385,7 +470,7 @@ class EncodedGroup(EncodedCameras):
 
     @property
     def acting(self) -> list[EncodedCameras]:
-        """The members other than the stock attention."""
+        """The members other than the original attention."""
         return [member for member in self.members if member is not None]
 
     def _map(self, change: Callable[[EncodedCameras], EncodedCameras | None]) -> EncodedGroup:
@@ -395,3 +480,20 @@ class EncodedGroup(EncodedCameras):
 
     def _or_stock(self) -> EncodedGroup | None:
         return self if self.acting else None
+
+
+class EncodedByLayer(EncodedGroup):
+    """One of several hooks in each layer.
+
+    Args:
+        members: The hooks; None is the original attention.
+        choose: Returns the number of the member that acts in a layer.
+    """
+
+    def __init__(self, members: Sequence[EncodedCameras | None], choose: Callable[[int], int]) -> None:
+        super().__init__(members)
+        self.choose = choose
+
+    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
+        member = self.members[self.choose(layer)]
+        return None if member is None else member.at_layer(layer, hidden_states, rope)

@@ -1,4 +1,4 @@
-"""Attention masks of some of the queries, in the form of the attention backend."""
+"""Attention view by view: keys and values are encoded anew for each view that looks at them (RayRoPE and URoPE)."""
 
 from __future__ import annotations
 
@@ -17,290 +17,22 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from zoo.cameras import Cameras, Scale
 from zoo.cameras.cameras import camera_runs
 from zoo.cameras.poses import invert_se3
-from zoo.encodings.base import QK, Attention, CameraEncoding, EncodedCameras, Rope, Symmetries
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import (
+    QK,
+    Attention,
+    CameraEncoding,
+    DecoderLayout,
+    EncodedCameras,
+    HeadLayout,
+    Rope,
+    Symmetries,
+)
 from zoo.encodings.placements import ChannelRange, UnrotatedChannels
 from zoo.errors import InputError, check_choice
 from zoo.sequences.packing import ScenePacking
 from zoo.values import Movable
 
-
-def select_blocks(
-    mask: BlockMask, rows: Int[Tensor, " blocks"], places: Int[Tensor, "blocks T"], num_keys: int
-) -> BlockMask:
-    """Return the mask of blocks of equally many queries, as a batch.
-
-    Args:
-        mask: Of all queries and keys.
-        rows: The row of each block.
-        places: The place of each query in its row.
-        num_keys: The first keys of each row; the others are not visible to these queries.
-    """
-    return _block_mask(
-        lambda b, head, query, key: mask.mask_mod(rows[b], head, places[b, query], key),
-        (*places.shape, num_keys),
-        rows.device,
-    )
-
-
-def unpack_mask(mask: Any, packing: ScenePacking) -> Any:
-    """Return the mask of padded rows from that of packed sequences; padded queries may attend to all keys of their row.
-
-    Args:
-        mask: Of the sequences.
-        packing: Of the rows.
-    """
-    count, length = packing.shape
-    device = packing.places.device
-    place = packing.unpack(torch.arange(length, device=device).expand(count, length))
-    is_key = packing.unpack(torch.ones(count, length, dtype=torch.bool, device=device))
-    if isinstance(mask, Tensor):
-        is_bool = mask.dtype == torch.bool
-        rows = packing.unpack(mask.transpose(1, 2).expand(count, *mask.transpose(1, 2).shape[1:]), is_bool)
-        columns = place[:, None, None].expand(*rows.shape[:3], -1)
-        least = False if is_bool else torch.finfo(mask.dtype).min
-        return rows.gather(-1, columns).masked_fill(~is_key[:, None, None], least).transpose(1, 2)
-    sequence = packing.unpack(torch.arange(count, device=device)[:, None].expand(count, length))
-    return _block_mask(
-        lambda b, head, query, key: (
-            mask.mask_mod(sequence[b, query], head, place[b, query], place[b, key]) & is_key[b, key]
-        ),
-        (len(place), place.shape[1], place.shape[1]),
-        device,
-    )
-
-
-def _block_mask(visible: Callable[..., Tensor], shape: tuple[int, int, int], device: torch.device) -> BlockMask:
-    batch, queries, keys = shape
-    create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
-    return create(visible, batch, None, queries, keys, device=str(device))
-
-
-# ---- Attention view by view: keys and values are encoded anew for each view that looks at them ----------------------
-
-Queries = tuple[int, int, int]  # adjacent ones: their row, the first of them, and the one behind the last
-MAX_KEYS = 2**16  # of one call, over all of its blocks: bounds the memory of encoded keys
-GROWTH = 1.5  # most keys of a block, by those of the first block of its call: causal order saves the rest
-CosSin = tuple[Tensor, Tensor]  # (blocks, heads or 1, tokens, pairs)
-
-
-class Call(Movable):
-    """Blocks of queries with one camera each, or without any, that attend together.
-
-    Args:
-        blocks: Equally many queries each, in the order of their keys.
-        is_view: Whether they have cameras.
-        num_keys: The first keys of each row, which any of the queries may attend to.
-
-    Attributes:
-        rows: The row of each block.
-        places: The place of each query in its row.
-    """
-
-    def __init__(self, blocks: list[Queries], is_view: bool, num_keys: int) -> None:
-        self.blocks, self.is_view, self.num_keys = blocks, is_view, num_keys
-        bounds = torch.tensor(blocks)
-        self.rows: Int[Tensor, " blocks"] = bounds[:, 0]
-        self.places: Int[Tensor, "blocks T"] = bounds[:, 1:2] + torch.arange(blocks[0][2] - blocks[0][1])
-
-    def of_keys(self, x: Tensor) -> Tensor:
-        """Select the keys' part of values (B, L, ...)."""
-        return x[:, : self.num_keys].index_select(0, self.rows)
-
-    def of_queries(self, x: Tensor) -> Tensor:
-        """Select the queries' part of values (B, L, ...)."""
-        return x[self.rows[:, None], self.places]
-
-    def mask(self, mask: Any) -> Any:
-        """Return the part of a mask of all queries and keys, None for causal attention, in its form."""
-        if mask is None:
-            keys = torch.arange(self.num_keys, device=self.rows.device)
-            return (keys <= self.places[..., None])[:, None]
-        if isinstance(mask, Tensor):
-            rows = self.rows[:, None] if len(mask) > 1 else torch.zeros_like(self.rows[:, None])
-            return mask[..., : self.num_keys][rows, :, self.places].transpose(1, 2)
-        return select_blocks(mask, self.rows, self.places, self.num_keys)
-
-
-@dataclass(frozen=True)
-class Channels:
-    """The channels of a head that form pairs (first + i, second + i), i < count."""
-
-    first: int
-    second: int
-    count: int
-
-    def rotate(self, x: Float[Tensor, "*batch L D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*batch L D"]:
-        """Rotate the pairs by minus their angles, in float32 or better."""
-        ends = (self.first, self.first + self.count, self.second, self.second + self.count)
-        before, a, between, b, behind = x.tensor_split(ends, -1)
-        rotated = (a * cos + b * sin).to(x.dtype), (b * cos - a * sin).to(x.dtype)
-        return torch.cat((before, rotated[0], between, rotated[1], behind), -1)
-
-
-class PerViewAttention(EncodedCameras):
-    """Base class of encoded cameras whose keys depend on the view that looks; the KV cache keeps stock keys.
-
-    For each view, its queries are rotated by their positions in it, and the keys and values by theirs as seen from it;
-    the output is rotated back. Text attends as in the stock decoder, and is seen without a rotation. Views attend in
-    few calls: those with as many tokens share one, as long as memory and the causal order are not wasted.
-
-    Args:
-        cameras: With `token_runs`; finite, also those that no token has.
-        channels: The rotated pairs.
-        transform_values: Rotate values and outputs as well.
-        is_causal: Whether tokens attend to earlier ones alone.
-    """
-
-    attends_per_view = True
-
-    def __init__(self, cameras: Cameras, channels: Channels, transform_values: bool, is_causal: bool) -> None:
-        self.index = cameras.required("index")
-        super().__init__(self.index.shape[1])
-        self.channels, self.rotates_values, self.is_causal = channels, transform_values, is_causal
-        assert cameras.token_runs is not None
-        num_rows, length = self.index.shape
-        calls = attention_calls(cameras.token_runs.views, num_rows, length, is_causal)
-        self.calls = [call.to(self.index.device, non_blocking=True) for call in calls]
-        self.looks = {n: Look.of(call, cameras) for n, call in enumerate(self.calls) if call.is_view}
-        order = torch.cat([(call.rows[:, None] * length + call.places).flatten() for call in calls]).argsort()
-        self.order = order.to(self.index.device, non_blocking=True)
-        self.masks: dict[tuple[int, int], Any] = {}  # block masks, slow to build, are the same in all layers
-
-    @abstractmethod
-    def rotations(self, number: int) -> tuple[CosSin, CosSin]:
-        """Return cosine and sine of the queries of a call in their own views, and of its keys as seen from there.
-
-        What they are for tokens without a camera has no effect.
-
-        Args:
-            number: Of the call.
-        """
-
-    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
-        """Attend view by view, see the class.
-
-        Raises:
-            InputError: There are keys of earlier passes: chunks of a prompt, or pictures in a later turn.
-        """
-        if k.shape[2] != q.shape[2]:
-            raise InputError(
-                f"{q.shape[2]} tokens with views meet {k.shape[2]} keys, and the KV cache knows neither camera nor "
-                "depth of those before: with RayRoPE or URoPE read a prompt with all of its views in one pass"
-            )
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        outputs = [self._attend(number, attention, q, k, v, mask) for number in range(len(self.calls))]
-        ordered = torch.cat([each.flatten(0, 1) for each in outputs])[self.order]
-        return ordered.unflatten(0, q.shape[:2]), None
-
-    def _attend(
-        self, number: int, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any
-    ) -> Float[Tensor, "blocks T H D"]:
-        call = self.calls[number]
-        queries = call.of_queries(q).transpose(1, 2)
-        keys, values = (call.of_keys(x).transpose(1, 2) for x in (k, v))
-        own_mask = self._mask(number, mask)
-        if not call.is_view:
-            return attention(queries, keys, values, own_mask)[0]
-        own, seen = self.rotations(number)
-        own, seen = _visible(own, call.of_queries(self.index >= 0)), _visible(seen, self.looks[number].seen)
-        queries, keys = self.channels.rotate(queries, *own), self.channels.rotate(keys, *seen)
-        if not self.rotates_values:
-            return attention(queries, keys, values, own_mask)[0]
-        output = attention(queries, keys, self.channels.rotate(values, *seen), own_mask)[0].transpose(1, 2)
-        return self.channels.rotate(output, own[0], -own[1]).transpose(1, 2)
-
-    def _mask(self, number: int, mask: Any) -> Any:
-        call = self.calls[number]
-        if mask is None and (not self.is_causal or call.blocks[0][1] == call.blocks[-1][1] == 0):
-            return None  # of all tokens, or causal attention of the first ones, for which there are faster kernels
-        if mask is None or isinstance(mask, Tensor):
-            return call.mask(mask)
-        if (key := (id(mask), number)) not in self.masks:
-            self.masks[key] = call.mask(mask)
-        return self.masks[key]
-
-
-def attention_calls(views: Sequence[slice], num_rows: int, length: int, is_causal: bool = True) -> list[Call]:
-    """Divide all queries of a batch among calls of the attention.
-
-    Args:
-        views: Runs of tokens with one camera, in the flattened batch.
-        num_rows: B.
-        length: L.
-        is_causal: Whether tokens attend to earlier ones alone.
-    """
-    # 1. Blocks: each view, and what is between views in each row.
-    blocks: list[tuple[bool, Queries]] = []
-    for row in range(num_rows):
-        at = row * length
-        end = at + length
-        for view in [each for each in views if at <= each.start < end] + [slice(end, end)]:
-            for is_view, start, stop in ((False, at, view.start), (True, view.start, view.stop)):
-                if start < stop:
-                    blocks.append((is_view, (row, start - row * length, stop - row * length)))
-            at = view.stop
-    # 2. Calls of equally many queries.
-    calls: list[Call] = []
-
-    def kind(each: tuple[bool, Queries]) -> tuple[bool, int]:
-        return each[0], each[1][2] - each[1][1]
-
-    for (is_view, _), same in groupby(sorted(blocks, key=kind), key=kind):
-        joined: list[Queries] = []
-        num_keys = first = 0
-        for _, block in sorted(same, key=lambda each: each[1][2]):
-            own = block[2] if is_causal else length
-            if joined and (own > GROWTH * first or own * (len(joined) + 1) > MAX_KEYS):
-                calls.append(Call(joined, is_view, num_keys))
-                joined = []
-            first = first if joined else own
-            num_keys = own
-            joined.append(block)
-        calls.append(Call(joined, is_view, num_keys))
-    return calls
-
-
-def _visible(rotation: CosSin, mask: Bool[Tensor, "blocks tokens"]) -> CosSin:
-    """Leave out the tokens that are not visible."""
-    where = mask[:, None, :, None]
-    return rotation[0].where(where, 1.0), rotation[1].where(where, 0.0)
-
-
-class Look(NamedTuple):
-    """The cameras of a call: of the views that look, and of the keys as seen from them.
-
-    Attributes:
-        relative_pose: From the camera of each key to that of the looking view.
-        K_normalized: Of the looking view.
-        seen: The keys with a camera, for views that have one.
-    """
-
-    relative_pose: Float[Tensor, "blocks keys 4 4"]
-    K_normalized: Float[Tensor, "blocks 3 3"]
-    seen: Bool[Tensor, "blocks keys"]
-
-    @classmethod
-    def of(cls, call: Call, cameras: Cameras) -> Look:
-        """Compute the relative poses of a call, in the dtype of the cameras.
-
-        Translations are those between centers: 0 without rounding for a camera that sees its own, whose direction
-        (`0_pj` of RayRoPE) would else be that of the rounding.
-        """
-        index = cameras.required("index")
-        looking, keys = call.of_queries(index)[:, 0], call.of_keys(index)
-        poses, K = (x.index_select(0, call.rows) for x in (cameras.world_to_camera, cameras.K_normalized))
-        block = torch.arange(len(poses), device=index.device)
-        view = looking.clamp(min=0)
-        camera_to_world = invert_se3(poses)
-        relative = poses[block, view][:, None] @ camera_to_world
-        centers = camera_to_world[..., :3, 3]
-        relative[..., :3, 3] = (centers - centers[block, view][:, None]) @ poses[block, view, :3, :3].mT
-        seen = (keys >= 0) & (looking >= 0)[:, None]
-        return cls(relative[block[:, None], keys.clamp(min=0)], K[block, view], seen)
-
-
-# ---- Base class of camera encodings whose keys and values depend on the view that looks at them ---------------------
+# ---- Encodings whose keys and values depend on the view that looks at them -------------------------------------------
 
 Applied = Literal["qkvo", "qk"]
 PairedChannels = ChannelRange | UnrotatedChannels | None  # without gaps: the second half pairs with the first
@@ -309,7 +41,7 @@ PairedChannels = ChannelRange | UnrotatedChannels | None  # without gaps: the se
 class PerViewEncoding(CameraEncoding):
     """Base class of encodings whose keys and values depend on the view that looks at them.
 
-    The KV cache holds stock keys and values, so decoded text, and whatever else has no camera, is as in the stock
+    The KV cache holds original keys and values, so decoded text, and whatever else has no camera, is as in the original
     decoder; text that a view looks at is not rotated. Only relative poses enter, so no reference view is needed.
 
     Args:
@@ -398,7 +130,239 @@ def token_intrinsics(cameras: Cameras) -> Float[Tensor, "B L 3 3"]:
     return cameras.K_normalized[torch.arange(len(cameras), device=index.device)[:, None], index.clamp(min=0)]
 
 
-# ---- An encoding of padded rows, in the attention of sequences that have several of them ----------------------------
+# ---- The attention of all views of a batch, in few calls -------------------------------------------------------------
+
+Queries = tuple[int, int, int]  # adjacent ones: their row, the first of them, and the one behind the last
+MAX_KEYS = 2**16  # of one call, over all of its blocks: bounds the memory of encoded keys
+GROWTH = 1.5  # most keys of a block, by those of the first block of its call: causal order saves the rest
+CosSin = tuple[Tensor, Tensor]  # (blocks, heads or 1, tokens, pairs)
+
+
+class PerViewAttention(EncodedCameras):
+    """Base class of encoded cameras whose keys depend on the view that looks; the KV cache keeps original keys.
+
+    For each view, its queries are rotated by their positions in it, and the keys and values by theirs as seen from it;
+    the output is rotated back. Text attends as in the original decoder, and is seen without a rotation. Views attend in
+    few calls: those with as many tokens share one, as long as memory and the causal order are not wasted.
+
+    Args:
+        cameras: With `token_runs`; finite, also those that no token has.
+        channels: The rotated pairs.
+        transform_values: Rotate values and outputs as well.
+        is_causal: Whether tokens attend to earlier ones alone.
+    """
+
+    attends_per_view = True
+
+    def __init__(self, cameras: Cameras, channels: Channels, transform_values: bool, is_causal: bool) -> None:
+        self.index = cameras.required("index")
+        super().__init__(self.index.shape[1])
+        self.channels, self.rotates_values, self.is_causal = channels, transform_values, is_causal
+        assert cameras.token_runs is not None
+        num_rows, length = self.index.shape
+        calls = attention_calls(cameras.token_runs.views, num_rows, length, is_causal)
+        self.calls = [call.to(self.index.device, non_blocking=True) for call in calls]
+        self.looks = {n: Look.of(call, cameras) for n, call in enumerate(self.calls) if call.is_view}
+        order = torch.cat([(call.rows[:, None] * length + call.places).flatten() for call in calls]).argsort()
+        self.order = order.to(self.index.device, non_blocking=True)
+        self.masks: dict[tuple[int, int], Any] = {}  # block masks, slow to build, are the same in all layers
+
+    @abstractmethod
+    def rotations(self, number: int) -> tuple[CosSin, CosSin]:
+        """Return cosine and sine of the queries of a call in their own views, and of its keys as seen from there.
+
+        What they are for tokens without a camera has no effect.
+
+        Args:
+            number: Of the call.
+        """
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        """Attend view by view, see the class.
+
+        Raises:
+            InputError: There are keys of earlier passes: chunks of a prompt, or images in a later turn.
+        """
+        if k.shape[2] != q.shape[2]:
+            raise InputError(
+                f"{q.shape[2]} tokens with views meet {k.shape[2]} keys, and the KV cache knows neither camera nor "
+                "depth of those before: with RayRoPE or URoPE read a prompt with all of its views in one pass"
+            )
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        outputs = [self._attend(number, attention, q, k, v, mask) for number in range(len(self.calls))]
+        ordered = torch.cat([each.flatten(0, 1) for each in outputs])[self.order]
+        return ordered.unflatten(0, q.shape[:2]), None
+
+    def _attend(
+        self, number: int, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any
+    ) -> Float[Tensor, "blocks T H D"]:
+        call = self.calls[number]
+        queries = call.of_queries(q).transpose(1, 2)
+        keys, values = (call.of_keys(x).transpose(1, 2) for x in (k, v))
+        own_mask = self._mask(number, mask)
+        if not call.is_view:
+            return attention(queries, keys, values, own_mask)[0]
+        own, seen = self.rotations(number)
+        own, seen = _visible(own, call.of_queries(self.index >= 0)), _visible(seen, self.looks[number].seen)
+        queries, keys = self.channels.rotate(queries, *own), self.channels.rotate(keys, *seen)
+        if not self.rotates_values:
+            return attention(queries, keys, values, own_mask)[0]
+        output = attention(queries, keys, self.channels.rotate(values, *seen), own_mask)[0].transpose(1, 2)
+        return self.channels.rotate(output, own[0], -own[1]).transpose(1, 2)
+
+    def _mask(self, number: int, mask: Any) -> Any:
+        call = self.calls[number]
+        if mask is None and (not self.is_causal or call.blocks[0][1] == call.blocks[-1][1] == 0):
+            return None  # of all tokens, or causal attention of the first ones, for which there are faster kernels
+        if mask is None or isinstance(mask, Tensor):
+            return call.mask(mask)
+        if (key := (id(mask), number)) not in self.masks:
+            self.masks[key] = call.mask(mask)
+        return self.masks[key]
+
+
+class Call(Movable):
+    """Blocks of queries with one camera each, or without any, that attend together.
+
+    Args:
+        blocks: Equally many queries each, in the order of their keys.
+        is_view: Whether they have cameras.
+        num_keys: The first keys of each row, which any of the queries may attend to.
+
+    Attributes:
+        rows: The row of each block.
+        places: The place of each query in its row.
+    """
+
+    def __init__(self, blocks: list[Queries], is_view: bool, num_keys: int) -> None:
+        self.blocks, self.is_view, self.num_keys = blocks, is_view, num_keys
+        bounds = torch.tensor(blocks)
+        self.rows: Int[Tensor, " blocks"] = bounds[:, 0]
+        self.places: Int[Tensor, "blocks T"] = bounds[:, 1:2] + torch.arange(blocks[0][2] - blocks[0][1])
+
+    def of_keys(self, x: Tensor) -> Tensor:
+        """Select the keys' part of values (B, L, ...)."""
+        return x[:, : self.num_keys].index_select(0, self.rows)
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """Select the queries' part of values (B, L, ...)."""
+        return x[self.rows[:, None], self.places]
+
+    def mask(self, mask: Any) -> Any:
+        """Return the part of a mask of all queries and keys, None for causal attention, in its form."""
+        if mask is None:
+            keys = torch.arange(self.num_keys, device=self.rows.device)
+            return (keys <= self.places[..., None])[:, None]
+        if isinstance(mask, Tensor):
+            rows = self.rows[:, None] if len(mask) > 1 else torch.zeros_like(self.rows[:, None])
+            return mask[..., : self.num_keys][rows, :, self.places].transpose(1, 2)
+        return select_blocks(mask, self.rows, self.places, self.num_keys)
+
+
+def attention_calls(views: Sequence[slice], num_rows: int, length: int, is_causal: bool = True) -> list[Call]:
+    """Divide all queries of a batch among calls of the attention.
+
+    Args:
+        views: Runs of tokens with one camera, in the flattened batch.
+        num_rows: B.
+        length: L.
+        is_causal: Whether tokens attend to earlier ones alone.
+    """
+    # 1. Blocks: each view, and what is between views in each row.
+    blocks: list[tuple[bool, Queries]] = []
+    for row in range(num_rows):
+        at = row * length
+        end = at + length
+        for view in [each for each in views if at <= each.start < end] + [slice(end, end)]:
+            for is_view, start, stop in ((False, at, view.start), (True, view.start, view.stop)):
+                if start < stop:
+                    blocks.append((is_view, (row, start - row * length, stop - row * length)))
+            at = view.stop
+    # 2. Calls of equally many queries.
+    calls: list[Call] = []
+
+    def kind(each: tuple[bool, Queries]) -> tuple[bool, int]:
+        return each[0], each[1][2] - each[1][1]
+
+    for (is_view, _), same in groupby(sorted(blocks, key=kind), key=kind):
+        joined: list[Queries] = []
+        num_keys = first = 0
+        for _, block in sorted(same, key=lambda each: each[1][2]):
+            own = block[2] if is_causal else length
+            if joined and (own > GROWTH * first or own * (len(joined) + 1) > MAX_KEYS):
+                calls.append(Call(joined, is_view, num_keys))
+                joined = []
+            first = first if joined else own
+            num_keys = own
+            joined.append(block)
+        calls.append(Call(joined, is_view, num_keys))
+    return calls
+
+
+class Look(NamedTuple):
+    """The cameras of a call: of the views that look, and of the keys as seen from them.
+
+    Attributes:
+        relative_pose: From the camera of each key to that of the looking view.
+        K_normalized: Of the looking view.
+        seen: The keys with a camera, for views that have one.
+    """
+
+    relative_pose: Float[Tensor, "blocks keys 4 4"]
+    K_normalized: Float[Tensor, "blocks 3 3"]
+    seen: Bool[Tensor, "blocks keys"]
+
+    @classmethod
+    def of(cls, call: Call, cameras: Cameras) -> Look:
+        """Compute the relative poses of a call, in the dtype of the cameras.
+
+        Translations are those between centers: 0 without rounding for a camera that sees its own, whose direction
+        (`0_pj` of RayRoPE) would else be that of the rounding.
+        """
+        index = cameras.required("index")
+        looking, keys = call.of_queries(index)[:, 0], call.of_keys(index)
+        poses, K = (x.index_select(0, call.rows) for x in (cameras.world_to_camera, cameras.K_normalized))
+        block = torch.arange(len(poses), device=index.device)
+        view = looking.clamp(min=0)
+        camera_to_world = invert_se3(poses)
+        relative = poses[block, view][:, None] @ camera_to_world
+        centers = camera_to_world[..., :3, 3]
+        relative[..., :3, 3] = (centers - centers[block, view][:, None]) @ poses[block, view, :3, :3].mT
+        seen = (keys >= 0) & (looking >= 0)[:, None]
+        return cls(relative[block[:, None], keys.clamp(min=0)], K[block, view], seen)
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a head that form pairs (first + i, second + i), i < count."""
+
+    first: int
+    second: int
+    count: int
+
+    def rotate(self, x: Float[Tensor, "*batch L D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*batch L D"]:
+        """Rotate the pairs by minus their angles, in float32 or better."""
+        ends = (self.first, self.first + self.count, self.second, self.second + self.count)
+        before, a, between, b, behind = x.tensor_split(ends, -1)
+        rotated = (a * cos + b * sin).to(x.dtype), (b * cos - a * sin).to(x.dtype)
+        return torch.cat((before, rotated[0], between, rotated[1], behind), -1)
+
+
+def rotate_pairs(
+    x: Float[Tensor, "*batch L D"], cos: Float[Tensor, "*#batch L F"], sin: Float[Tensor, "*#batch L F"]
+) -> Float[Tensor, "*batch L D"]:
+    """Rotate the pairs (c, c + D/2) by minus their angles; with minus the sine, back."""
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), -1)
+
+
+def _visible(rotation: CosSin, mask: Bool[Tensor, "blocks tokens"]) -> CosSin:
+    """Leave out the tokens that are not visible."""
+    where = mask[:, None, :, None]
+    return rotation[0].where(where, 1.0), rotation[1].where(where, 0.0)
+
+
+# ---- An encoding of padded rows, in the attention of packed sequences ------------------------------------------------
 
 
 class PackedEncoding(EncodedCameras):
@@ -456,3 +420,57 @@ class PackedEncoding(EncodedCameras):
 
     def _packed(self, q: Tensor, k: Tensor) -> QK:
         return self.packing.pack(q), self.packing.pack(k)
+
+
+# ---- Attention masks of some of the queries, in the form of the attention backend ------------------------------------
+
+
+def select_blocks(
+    mask: BlockMask, rows: Int[Tensor, " blocks"], places: Int[Tensor, "blocks T"], num_keys: int
+) -> BlockMask:
+    """Return the mask of blocks of equally many queries, as a batch.
+
+    Args:
+        mask: Of all queries and keys.
+        rows: The row of each block.
+        places: The place of each query in its row.
+        num_keys: The first keys of each row; the others are not visible to these queries.
+    """
+    return _block_mask(
+        lambda b, head, query, key: mask.mask_mod(rows[b], head, places[b, query], key),
+        (*places.shape, num_keys),
+        rows.device,
+    )
+
+
+def unpack_mask(mask: Any, packing: ScenePacking) -> Any:
+    """Return the mask of padded rows from that of packed sequences; padded queries may attend to all keys of their row.
+
+    Args:
+        mask: Of the sequences.
+        packing: Of the rows.
+    """
+    count, length = packing.shape
+    device = packing.places.device
+    place = packing.unpack(torch.arange(length, device=device).expand(count, length))
+    is_key = packing.unpack(torch.ones(count, length, dtype=torch.bool, device=device))
+    if isinstance(mask, Tensor):
+        is_bool = mask.dtype == torch.bool
+        rows = packing.unpack(mask.transpose(1, 2).expand(count, *mask.transpose(1, 2).shape[1:]), is_bool)
+        columns = place[:, None, None].expand(*rows.shape[:3], -1)
+        least = False if is_bool else torch.finfo(mask.dtype).min
+        return rows.gather(-1, columns).masked_fill(~is_key[:, None, None], least).transpose(1, 2)
+    sequence = packing.unpack(torch.arange(count, device=device)[:, None].expand(count, length))
+    return _block_mask(
+        lambda b, head, query, key: (
+            mask.mask_mod(sequence[b, query], head, place[b, query], place[b, key]) & is_key[b, key]
+        ),
+        (len(place), place.shape[1], place.shape[1]),
+        device,
+    )
+
+
+def _block_mask(visible: Callable[..., Tensor], shape: tuple[int, int, int], device: torch.device) -> BlockMask:
+    batch, queries, keys = shape
+    create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    return create(visible, batch, None, queries, keys, device=str(device))

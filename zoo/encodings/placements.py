@@ -1,11 +1,17 @@
-"""Placements: the head channels that an encoding transforms, before or after RoPE."""
+"""Placements: the channels of a head that an encoding by matrices transforms, before or after RoPE.
+
+The classes of the first two sections are options of encodings. The last section multiplies channels by the matrices of
+their tokens' cameras.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,11 +19,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.cameras import Cameras
+from zoo.cameras.cameras import camera_runs
 from zoo.configuration import Configurable
-from zoo.encodings.base import QK, CameraEncoding, EncodedCameras, EncodedGroup, Rope, Symmetries
-from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import (
+    QK,
+    DecoderLayout,
+    EncodedByLayer,
+    EncodedCameras,
+    HeadLayout,
+    Rope,
+    ZeroChannels,
+)
 from zoo.errors import InputError, check_choice
+from zoo.precision import exact_bmm, highest_matmul_precision
+
+# ---- Channels that a head has ----------------------------------------------------------------------------------------
 
 Section = Literal["t", "h", "w"]
 AXES = "thw"  # the sections by the numbers of `HeadLayout.axes`
@@ -31,7 +47,7 @@ class Placement(Configurable, nn.Module, ABC):
         requires_constant_time: Exact only if all views of a clip share one time position.
         keeps_world: RoPE commutes with the matrices, so attention between views depends on relative poses only.
         keeps_shift: The matrices commute with RoPE, so attention depends on relative positions only.
-        leaves_text: Attention between text and views is that of the stock decoder.
+        leaves_text: Attention between text and views is that of the original decoder.
         keeps_stock: Identity matrices change nothing.
         keeps_rope: RoPE's frequencies are the pretrained ones.
     """
@@ -151,7 +167,7 @@ class TemporalSection(ChannelPlacement):
 
     If all views of a clip share one time position, RoPE rotates all of their tokens there by the same angles, which
     cancel: the invariances to a change of world and to a shift of all positions are both exact. A clip is one video;
-    consecutive stills start at different positions, and between them only the latter holds.
+    consecutive images start at different positions, and between them only the latter holds.
     """
 
     before_rope = True
@@ -246,116 +262,6 @@ class HighFrequencies(Frequencies):
         return section[: self.count]
 
 
-# ---- Encodings on a subset of the layers or heads, and placements that alternate from layer to layer ----------------
-
-
-class EncodingWrapper(CameraEncoding):
-    """Base class of encodings that apply another one partially, with its own reference view and scale."""
-
-    def __init__(self, encoding: CameraEncoding) -> None:
-        super().__init__(reference=None)
-        if encoding.time_index is not None:
-            raise InputError(f"{type(encoding).__name__} changes position ids, which all layers and heads share")
-        if encoding.chooses_linear_layers:
-            raise InputError(f"{type(self).__name__} around DeltaNetLayers has no effect: put it inside of them")
-        self.encoding, self.parts = encoding, (encoding,)
-
-    @property
-    def symmetries(self) -> Symmetries:
-        return self.encoding.symmetries
-
-
-Parity = Literal["even", "odd"]
-
-
-class LayerSubset(EncodingWrapper):
-    """An encoding in some layers; the others are stock attention.
-
-    Args:
-        encoding: The encoding of these layers.
-        layers: Their numbers, from 0, or `even` or `odd`. In a hybrid decoder they count layers of both kinds: Qwen3.5
-            has full attention in layers 3, 7, 11, ..., so `odd` are all of these, and `even` raises InputError.
-    """
-
-    def __init__(self, encoding: CameraEncoding, layers: list[int] | Parity = "even") -> None:
-        super().__init__(encoding)
-        if isinstance(layers, str):
-            check_choice("layers", layers, Parity)
-        self.layers = layers
-
-    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        if not isinstance(self.layers, str):
-            check_numbers("layers", self.layers, decoder.num_layers)
-            if others := sorted(set(self.layers) - set(decoder.layers)):
-                raise InputError(f"layers {others} are no layers of {decoder.kind}: choose of {decoder.layers}")
-        super().bind_to_decoder(decoder, check_not_empty(filter(self.acts_in, layers), self.encoding))
-
-    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
-        return EncodedByLayer(
-            [self.encoding.encode(cameras, *head, **options), None], lambda layer: int(not self.acts_in(layer))
-        )
-
-    def acts_in(self, layer: int) -> bool:
-        """Whether the encoding acts in a layer."""
-        return layer in self.layers if not isinstance(self.layers, str) else layer % 2 == (self.layers == "odd")
-
-
-class HeadSubset(EncodingWrapper):
-    """An encoding in some heads; the others are stock attention.
-
-    Args:
-        encoding: The encoding of these heads.
-        key_value_heads: Numbers of the heads of k and v, from 0, with the query heads that share them.
-    """
-
-    def __init__(self, encoding: CameraEncoding, key_value_heads: list[int]) -> None:
-        super().__init__(encoding)
-        if encoding.attends_per_view:
-            raise InputError(f"{type(encoding).__name__} acts in all heads of a layer: leave HeadSubset out")
-        self.key_value_heads = key_value_heads
-
-    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        check_numbers("key_value_heads", self.key_value_heads, decoder.num_key_value_heads)
-        chosen = torch.zeros(decoder.num_key_value_heads, 1, dtype=torch.bool, device=decoder.device)
-        chosen[self.key_value_heads] = True
-        group = decoder.num_heads // decoder.num_key_value_heads
-        self.kv_mask = nn.Buffer(chosen, persistent=False)
-        self.query_mask = nn.Buffer(chosen.repeat_interleave(group, 0), persistent=False)
-        super().bind_to_decoder(decoder, layers)
-
-    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
-        return EncodedHeads(self.encoding.encode(cameras, *head, **options), self.query_mask, self.kv_mask)
-
-
-class EncodedHeads(EncodedGroup):
-    """Another encoding's hooks in some heads; channels that it appends are zeros in the others.
-
-    Args:
-        encoded: The hooks of the other encoding.
-        query_mask: Its heads of q and o.
-        kv_mask: Its heads of k and v.
-    """
-
-    def __init__(self, encoded: EncodedCameras, query_mask: Bool[Tensor, "H 1"], kv_mask: Bool[Tensor, "G 1"]) -> None:
-        super().__init__([encoded])
-        self.query_mask, self.kv_mask = query_mask, kv_mask
-
-    def before_rope(self, q: Tensor, k: Tensor) -> QK:
-        return self._select(self.acting[0].before_rope(q, k), q, k)
-
-    def after_rope(self, q: Tensor, k: Tensor) -> QK:
-        return self._select(self.acting[0].after_rope(q, k), q, k)
-
-    def transform_values(self, v: Tensor) -> Tensor:
-        return _where(self.kv_mask, self.acting[0].transform_values(v), v)
-
-    def transform_outputs(self, o: Tensor) -> Tensor:
-        return _where(self.query_mask, self.acting[0].transform_outputs(o), o)
-
-    def _select(self, transformed: QK, q: Tensor, k: Tensor) -> QK:
-        return _where(self.query_mask, transformed[0], q), _where(self.kv_mask, transformed[1], k)
-
-
 class AlternateAxes(Placement):
     """Placements that alternate: the first in the first layer with the encoding, the second in the next, cyclically.
 
@@ -393,35 +299,6 @@ class AlternateAxes(Placement):
         return EncodedByLayer([p.place(cameras, matrices, head) for p in self.each], self.turns.__getitem__)
 
 
-class EncodedByLayer(EncodedGroup):
-    """One of several hooks in each layer.
-
-    Args:
-        members: The hooks; None is stock attention.
-        choose: Returns the number of the member that acts in a layer.
-    """
-
-    def __init__(self, members: Sequence[EncodedCameras | None], choose: Callable[[int], int]) -> None:
-        super().__init__(members)
-        self.choose = choose
-
-    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
-        member = self.members[self.choose(layer)]
-        return None if member is None else member.at_layer(layer, hidden_states, rope)
-
-
-def _where(mask: Bool[Tensor, "heads 1"], transformed: Tensor, stock: Tensor) -> Tensor:
-    """Select heads; stock heads are padded with zeros, or cut, to the width of the transformed ones."""
-    appended = transformed.shape[-1] - stock.shape[-1]
-    return torch.where(mask, transformed, F.pad(stock, (0, appended)) if appended else stock)
-
-
-def check_numbers(name: str, chosen: list[int], count: int) -> None:
-    """Raise InputError unless all chosen numbers are in 0 ... count - 1."""
-    if not chosen or min(chosen) < 0 or max(chosen) >= count:
-        raise InputError(f"the decoder has {name} 0 to {count - 1}, got {chosen}")
-
-
 def check_not_empty(layers: Iterable[int], module: nn.Module) -> list[int]:
     """Return the layers, or raise InputError if there are none and the module would have no effect."""
     own = list(layers)
@@ -430,93 +307,297 @@ def check_not_empty(layers: Iterable[int], module: nn.Module) -> list[int]:
     return own
 
 
-# ---- Camera encodings in the Gated DeltaNet layers of a hybrid decoder ----------------------------------------------
-
-LINEAR = "linear"  # before the terms q, k, v and o of these layers
+# ---- Extra channels, projected for the cameras -----------------------------------------------------------------------
 
 
-class DeltaNetLayers(EncodingWrapper):
-    """An encoding in the Gated DeltaNet layers of a hybrid decoder (Qwen3.5), in place of its full attention.
+class ExtraChannels(Placement):
+    """Extra channels per head, projected from the hidden states of visual tokens; zeros for text.
 
-    It transforms q, k and v behind the convolution, and the output before the gated norm. The layer writes
-    S_t = g_t S_(t-1) + b_t k_t (v_t - g_t k_t^T S_(t-1))^T and reads o_t = q_t^T S_t. It is linear in v, so matrices on
-    values and their inverses on outputs are exact whatever they are. But it multiplies keys with keys as well as with
-    queries: only orthogonal matrices keep k_i^T k_j a function of relative poses and keys at length 1. There are no
-    positions to share channels with. Without this class an encoding acts in full attention alone; for both, `Compose`
-    one of each.
+    The model's own channels and RoPE are unchanged. The projections are learned; those of queries and outputs start at
+    zero, so the untrained model is the original one. Text has zeros in these channels, so the invariance to a change of
+    world holds with text in the sequence. A batch without cameras gets no extra channels. Otherwise text equals the
+    original model up to the order of summation in wider heads.
 
     Args:
-        encoding: Acts on values and outputs (`apply_to: vo`), or on q and k by orthogonal matrices: GTA's rotations
-            (`pose_component: rotation`), `PointRoPE`, `PoseAxis`. A `LayerSubset` inside chooses among these layers.
-
-    Raises:
-        InputError: An encoding whose matrices on q and k are not orthogonal or depend on the looking view, or that acts
-            on no channels of a head.
-
-    Example:
-        >>> from zoo import DeltaNetLayers, GTA, PRoPE, UnrotatedChannels
-        >>> DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo")).symmetries.world_views
-        True
-        >>> DeltaNetLayers(GTA(UnrotatedChannels(), pose_component="rotation")).symmetries.shift
-        True
+        channels: Extra channels per head, a multiple of four; of eight for flash attention.
     """
 
-    chooses_linear_layers = True
+    leaves_text = True
+    keeps_stock = False
 
-    def __init__(self, encoding: CameraEncoding) -> None:
-        super().__init__(encoding)
-        for part in _leaves(encoding):
-            if part.attends_per_view:
-                raise InputError(
-                    f"DeltaNetLayers: {type(part).__name__} turns keys anew for each view that looks, and a recurrent "
-                    "state has read each key once: put it beside DeltaNetLayers in a Compose, in full attention"
-                )
-            if not part.is_orthogonal:
-                raise InputError(
-                    f"DeltaNetLayers: {type(part).__name__} multiplies queries and keys by matrices that are not "
-                    "orthogonal, and the delta rule multiplies keys with keys, where they do not cancel: set apply_to "
-                    "vo, or take GTA with pose_component rotation; a class of your own whose matrices are orthogonal "
-                    "says so by is_orthogonal, or keeps_rotations of a MatrixEncoding"
-                )
-        self.head: HeadLayout | None = None
-
-    @property
-    def symmetries(self) -> Symmetries:
-        return replace(super().symmetries, shift=True)  # no position reaches these layers
-
-    def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
-        own = self.head or HeadLayout(head.dim, ())
-        return {(f"{LINEAR} {term}", channel) for term, channel in self.encoding.touched_channels(own)}
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        if channels < 4 or channels % 4:
+            raise InputError(f"the number of extra channels must be a multiple of four, got {channels}")
+        self.channels = channels
+        self.layers: nn.ModuleDict | None = None
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        if decoder.linear is None or not decoder.linear.layers:
-            raise InputError("DeltaNetLayers: this decoder has no Gated DeltaNet layers: take a Qwen3.5")
-        self.head = decoder.linear.head
-        for part in _leaves(self.encoding):
-            if not part.touched_channels(self.head):
-                raise InputError(f"DeltaNetLayers: {type(part).__name__} acts on no channels of a Gated DeltaNet head")
-        if any(isinstance(part, HeadSubset) for part in self.encoding.modules()):
-            raise InputError("DeltaNetLayers: queries have fewer heads than values there: leave HeadSubset out")
-        super().bind_to_decoder(decoder.linear, decoder.linear.layers)
+        projections = {str(layer): ExtraChannelProjections(decoder, self.channels) for layer in layers}
+        self.layers = nn.ModuleDict(projections).to(decoder.device)
 
-    def encode(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype = torch.float32) -> EncodedCameras:
-        assert self.head is not None, "bind_to_decoder comes before encode"
-        return EncodedLinearLayers([self.encoding.encode(cameras, self.head, dtype)])
+    def place(self, cameras: Cameras, matrices: Matrices, head: HeadLayout) -> EncodedCameras:
+        assert self.layers is not None, "bind_to_decoder comes before encode"
+        encoded = CameraMatrices(cameras, ChannelBlock(range(self.channels)), True, **matrices)
+        return EncodedCameras(encoded.num_tokens) if encoded.is_empty else ExtraChannelCameras(encoded, self.layers)
 
 
-class EncodedLinearLayers(EncodedGroup):
-    """The hooks of one other encoding in Gated DeltaNet layers; full attention is stock."""
+class ExtraChannelProjections(nn.Module):
+    """Projections of one layer: to extra channels of q, k and v, and from each head's extra outputs to its others."""
 
-    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
-        return None
+    def __init__(self, decoder: DecoderLayout, channels: int) -> None:
+        super().__init__()
+        self.heads = (decoder.num_heads, decoder.num_key_value_heads, decoder.num_key_value_heads)
+        self.q, self.k, self.v = (nn.Linear(decoder.hidden_size, n * channels, bias=False) for n in self.heads)
+        self.o = nn.Parameter(torch.zeros(decoder.num_heads, channels, decoder.head.dim))
+        nn.init.zeros_(self.q.weight)
 
-    def at_linear_layer(self, layer: int, hidden_states: Tensor) -> EncodedCameras | None:
-        no_rope = hidden_states.new_empty(*hidden_states.shape[:2], 0)
-        return self.acting[0].at_layer(layer, hidden_states, (no_rope, no_rope))
+    def forward(self, hidden_states: Float[Tensor, "B L W"]) -> list[Float[Tensor, "B L heads d"]]:
+        projected = (F.linear(hidden_states, layer.weight.to(hidden_states)) for layer in (self.q, self.k, self.v))
+        return [x.unflatten(-1, (heads, -1)) for x, heads in zip(projected, self.heads, strict=True)]
 
 
-def _leaves(encoding: CameraEncoding) -> Iterator[CameraEncoding]:
-    for part in encoding.parts:
-        yield from _leaves(part)
-    if not encoding.parts:
-        yield encoding
+class ExtraChannelCameras(EncodedCameras):
+    """The cameras of a forward pass, and the projections of all layers."""
+
+    def __init__(self, cameras: CameraMatrices, layers: nn.ModuleDict) -> None:
+        super().__init__(cameras.num_tokens)
+        self.cameras, self.layers = cameras, layers
+
+    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras:
+        projections = self.layers[str(layer)]
+        assert isinstance(projections, ExtraChannelProjections)
+        return _ExtraChannelsAtLayer(self.cameras, hidden_states, projections)
+
+    def for_decode_step(self) -> ZeroChannels:
+        return ZeroChannels(len(self.cameras.block.channels))
+
+
+class _ExtraChannelsAtLayer(EncodedCameras):
+    def __init__(self, cameras: CameraMatrices, hidden_states: Tensor, projections: ExtraChannelProjections) -> None:
+        super().__init__(cameras.num_tokens)
+        self.cameras, self.projections = cameras, projections
+        self.visual: Bool[Tensor, "B L 1 1"] = (cameras.index >= 0)[..., None, None]
+        self.q, self.k, self.v = (x * self.visual for x in projections(hidden_states))
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        extra_q, extra_k = self.cameras.after_rope(self.q, self.k)
+        return torch.cat((q, extra_q), -1), torch.cat((k, extra_k), -1)
+
+    def transform_values(self, v: Tensor) -> Tensor:
+        return torch.cat((v, self.cameras.transform_values(self.v)), -1)
+
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        own, extra = o.split((o.shape[-1] - self.q.shape[-1], self.q.shape[-1]), -1)
+        extra = self.cameras.transform_outputs(extra) * self.visual
+        return own + torch.einsum("blhe,hed->blhd", extra, self.projections.o.to(extra))
+
+
+# ---- Products of channels with the matrices of their tokens' cameras -------------------------------------------------
+
+GROUP = 4  # channels per matrix
+WIDTH = 32  # channels multiplied at once, by a block-diagonal matrix: matrix libraries are slow for four
+
+
+class ChannelPart(NamedTuple):
+    """Some channels of a block.
+
+    Attributes:
+        channels: As a slice or as a tensor of numbers.
+        width: Channels that are multiplied at once; it divides their number.
+    """
+
+    channels: slice | Tensor
+    width: int
+
+
+class ChannelBlock:
+    """Head channels in groups of four, each of which is multiplied by a 4 x 4 matrix.
+
+    A group in the first half of a head and the same in the second share a matrix P, which is P x I_2 on four of RoPE's
+    pairs. Channels appended by another encoding are not included.
+
+    Args:
+        channels: A multiple of four.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        self.channels = list(channels)
+
+    def parts(self, device: torch.device) -> list[ChannelPart]:
+        """Split the channels into whole groups of four.
+
+        A CPU gets parts of `WIDTH` channels, slices where it can read them without a copy. Any other device gets one
+        part, since each call launches kernels.
+        """
+        if device.type == "cpu":
+            return [ChannelPart(_index(run, device), len(run)) for run in self.runs]
+        width = max(width for width in range(GROUP, WIDTH + 1, GROUP) if len(self.channels) % width == 0)
+        return [ChannelPart(_index(self.channels, device), width)]
+
+    @cached_property
+    def runs(self) -> list[list[int]]:
+        """The channels in runs of constant steps, of at most `WIDTH`; a group of uneven steps is a run of its own."""
+        runs: list[list[int]] = []
+        for i in range(0, len(self.channels), GROUP):
+            group = self.channels[i : i + GROUP]
+            if runs and len(runs[-1]) < WIDTH and _step(runs[-1]) and _step([*runs[-1], *group]):
+                runs[-1] += group
+            else:
+                runs.append(group)
+        return runs
+
+
+def _index(channels: list[int], device: torch.device) -> slice | Tensor:
+    step = _step(channels)
+    if step:
+        return slice(channels[0], channels[0] + step * len(channels), step)
+    return torch.tensor(channels).to(device, non_blocking=True)
+
+
+def _step(channels: list[int]) -> int:
+    """The constant positive difference of adjacent channels, or 0."""
+    steps = {b - a for a, b in pairwise(channels)}
+    return max(steps) if len(steps) == 1 and min(steps) > 0 else 0
+
+
+class CameraMatrices(EncodedCameras):
+    """Multiply groups of four channels, as row vectors, by the 4 x 4 matrix of the token's camera.
+
+    Tokens without a camera and other channels are unchanged, bit for bit; so is everything under identity matrices.
+
+    Args:
+        cameras: With the camera of each token; its `token_runs` save a GPU's wait.
+        block: The channels.
+        on_rotated: Whether q and k are transformed after RoPE instead of before.
+        matrices: For q, k, v and o, or some of them: one matrix per camera, multiplied from the right.
+    """
+
+    def __init__(
+        self, cameras: Cameras, block: ChannelBlock, on_rotated: bool, **matrices: Float[Tensor, "_B _C 4 4"]
+    ) -> None:
+        index = cameras.index
+        assert index is not None
+        super().__init__(index.shape[1])
+        self.index, self.block, self.on_rotated = index, block, on_rotated
+        found = camera_runs(index) if cameras.token_runs is None else cameras.token_runs
+        self.products = CameraProducts(found.places, block.parts(index.device))
+        camera = index.flatten()[found.firsts]
+        place = (found.firsts // index.shape[1], camera.clamp(min=0))
+        # runs may include tokens whose camera turned out to be invalid: multiplied by the identity, bit for bit
+        identity = torch.eye(4, dtype=torch.float64, device=index.device)
+        valid = (camera >= 0)[:, None, None]
+        of_parts = {term: torch.where(valid, m[place], identity.to(m)) for term, m in matrices.items()}
+        self.run_matrices = {
+            term: block_diagonal(m, self.products.parts).split(found.parts_per_run) for term, m in of_parts.items()
+        }
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no token has a camera."""
+        return not self.products.tokens
+
+    def before_rope(self, q: Tensor, k: Tensor) -> QK:
+        return (q, k) if self.on_rotated else (self._multiply(q, "q"), self._multiply(k, "k"))
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        return (self._multiply(q, "q"), self._multiply(k, "k")) if self.on_rotated else (q, k)
+
+    def transform_values(self, v: Tensor) -> Tensor:
+        return self._multiply(v, "v")
+
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        return self._multiply(o, "o")
+
+    def _multiply(self, x: Float[Tensor, "B L heads D"], term: str) -> Float[Tensor, "B L heads D"]:
+        matrices = self.run_matrices.get(term)
+        return map_tokens(x, self.products, matrices) if matrices else x
+
+
+def block_diagonal(matrices: Float[Tensor, "n 4 4"], parts: Sequence[ChannelPart]) -> Float[Tensor, "n w w"]:
+    """Repeat each matrix along the diagonal of a larger one, as wide as the widest part."""
+    width = max(part.width for part in parts)
+    groups = torch.eye(width // GROUP, dtype=matrices.dtype, device=matrices.device)
+    # an elementwise product: autocast would round a matrix product
+    return (groups[:, None, :, None] * matrices[:, None, :, None, :]).reshape(-1, width, width)
+
+
+class CameraProducts:
+    """Products of some channels of some tokens with matrices, each of which is that of equally many adjacent tokens.
+
+    Args:
+        tokens: The tokens of a flattened batch, see `CameraRuns.places`.
+        parts: The channels.
+    """
+
+    def __init__(self, tokens: Sequence[slice | Tensor], parts: Sequence[ChannelPart]) -> None:
+        self.tokens, self.parts = tokens, parts
+
+    def write(self, x: Float[Tensor, "B L heads E"], out: Tensor, matrices: Sequence[Tensor]) -> None:
+        """Write what changes into a contiguous copy.
+
+        Args:
+            x: The tokens.
+            out: The same.
+            matrices: For each of the `tokens`: of its parts, in the form of `block_diagonal`.
+        """
+        every = out.flatten(0, 1)
+        for run, of_run in zip(self.tokens, matrices, strict=True):
+            rows = every[run]  # a view for a slice, a copy for numbers
+            for channels, width in self.parts:
+                read = rows[..., channels]
+                factors = read.to(of_run.dtype).reshape(len(of_run), -1, width), of_run[:, :width, :width]
+                product = exact_bmm(*factors).view(read.shape)
+                rows[..., channels] = product if isinstance(channels, slice) else product.to(out.dtype)
+            if not isinstance(run, slice):
+                every[run] = rows
+
+    def transposed(self) -> CameraProducts:
+        """Return the map of gradients, whose matrices are transposed."""
+        return self
+
+    def matrix_grads(self, x: Tensor, grad: Tensor, matrices: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the gradients of the matrices from that of the result."""
+        return [
+            self._matrix_grad(x.flatten(0, 1)[run], grad.flatten(0, 1)[run], of_run)
+            for run, of_run in zip(self.tokens, matrices, strict=True)
+        ]
+
+    def _matrix_grad(self, x: Float[Tensor, "N heads E"], grad: Tensor, matrices: Tensor) -> Float[Tensor, "n w w"]:
+        total = torch.zeros_like(matrices)
+        for channels, width in self.parts:
+            rows, grads = (each[..., channels].to(total.dtype).reshape(len(total), -1, width) for each in (x, grad))
+            total[:, :width, :width] += rows.mT @ grads
+        return total
+
+
+def map_tokens(
+    x: Float[Tensor, "B L heads E"], products: CameraProducts, matrices: Sequence[Tensor]
+) -> Float[Tensor, "B L heads E"]:
+    """Return tokens multiplied by matrices, see `CameraProducts`; other tokens and channels are unchanged."""
+    return _MapTokens.apply(x, products, *matrices)
+
+
+class _MapTokens(torch.autograd.Function):
+    """Write a linear map of tokens into one copy of them.
+
+    Hand-written for speed in every decoder layer: for 1024 tokens with 16 heads of 128 channels, forward and backward
+    take 8 to 12 ms on one CPU thread, and 17 to 18 ms with plain operators (slices, bmm and cat), which allocate more.
+    benchmarks/attention.md compares whole encodings with plain attention.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, products: CameraProducts, *matrices: Tensor) -> Tensor:
+        ctx.save_for_backward(x if any(m.requires_grad for m in matrices) else None, *matrices)
+        ctx.products = products
+        out = x.clone(memory_format=torch.contiguous_format)
+        with nullcontext() if torch.compiler.is_compiling() else highest_matmul_precision(x.device):
+            products.write(x, out, matrices)  # by `exact_bmm`
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, *matrices = ctx.saved_tensors
+        matrix_grads = [None] * len(matrices) if x is None else ctx.products.matrix_grads(x, grads[0], matrices)
+        grad_x = _MapTokens.apply(grads[0], ctx.products.transposed(), *(m.mT for m in matrices))
+        return grad_x, None, *matrix_grads

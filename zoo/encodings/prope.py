@@ -1,19 +1,136 @@
-"""PRoPE, "Cameras as Relative Positional Encoding" (arXiv 2507.10496)."""
+"""PRoPE and its relatives: encodings by one 4 x 4 matrix per camera, on queries, keys, values and outputs."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Collection
+from dataclasses import replace
+from itertools import product
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.cameras import Cameras
-from zoo.cameras.poses import invert_se3
-from zoo.encodings.matrices import ApplyTo, MatrixEncoding, PoseComponent
-from zoo.encodings.placements import Matrices, Placement
-from zoo.errors import InputError
+from zoo.cameras.poses import invert_se3, rigid_matrix
+from zoo.cameras.rays import ray_directions
+from zoo.encodings.base import (
+    CameraEncoding,
+    DecoderLayout,
+    EncodedCameras,
+    HeadLayout,
+    Symmetries,
+)
+from zoo.encodings.placements import (
+    ChannelRange,
+    Matrices,
+    Placement,
+)
+from zoo.errors import InputError, check_choice
+from zoo.values import check_shape
+
+# ---- What encodings by matrices share --------------------------------------------------------------------------------
+
+ApplyTo = Literal["qkvo", "qk", "vo"]
+PoseComponent = Literal["both", "rotation", "translation"]
+
+
+class MatrixEncoding(CameraEncoding):
+    """Base class of encodings by one 4 x 4 matrix per camera: subclasses define it, a placement picks the channels.
+
+    Args:
+        placement: The channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
+        apply_to: Queries and keys, values and outputs, or both.
+        pose_component: Used part of the poses. Translations alone are not a group: a change of world is then visible.
+        world: `reference` and `scale`, see `CameraEncoding`.
+
+    Attributes:
+        uses_intrinsics: Whether the matrices depend on the intrinsics.
+        keeps_rotations: Whether poses without translations give orthogonal matrices, see `DeltaNetLayers`.
+    """
+
+    uses_intrinsics: bool = False
+    keeps_rotations: bool = False
+
+    def __init__(
+        self,
+        placement: Placement | None = None,
+        apply_to: ApplyTo = "qkvo",
+        pose_component: PoseComponent = "both",
+        **world: Any,
+    ) -> None:
+        super().__init__(**world)
+        check_choice("apply_to", apply_to, ApplyTo)
+        check_choice("pose_component", pose_component, PoseComponent)
+        self.placement = placement or ChannelRange(0.0, 0.5)
+        self.apply_to, self.pose_component = apply_to, pose_component
+
+    @abstractmethod
+    def matrices(self, cameras: Cameras) -> Matrices:
+        """Compute the matrices for column vectors of four channels, q' = M_q q and so on, in float64.
+
+        `symmetries` assumes that M_q^T M_k and M_o M_v between two views depend on V_i V_j^-1 alone, and that identity
+        cameras give identity matrices: override it otherwise.
+
+        Args:
+            cameras: Canonical cameras with the `pose_component` of their poses.
+
+        Returns:
+            The matrices of all terms; those not in `apply_to` are ignored.
+        """
+
+    @property
+    def requires_constant_time(self) -> bool:
+        return self.placement.requires_constant_time and "qk" in self.apply_to
+
+    @property
+    def symmetries(self) -> Symmetries:
+        placement, relative = self.placement, self.pose_component != "translation"
+        rotated = "qk" in self.apply_to  # RoPE acts on q and k only
+        keeps_world = relative and (placement.keeps_world or not rotated)
+        return Symmetries(
+            world_views=keeps_world,
+            world_text=keeps_world and placement.leaves_text,
+            canonical=self.reference is not None or (relative and placement.leaves_text),
+            scale=self.scale != "none" or self.pose_component == "rotation",
+            shift=placement.keeps_shift or not rotated,
+            intrinsics=not self.uses_intrinsics,
+            identity_stock=placement.keeps_stock and placement.keeps_rope,
+            text_stock=placement.keeps_rope,
+        )
+
+    @property
+    def is_orthogonal(self) -> bool:
+        return "qk" not in self.apply_to or (self.pose_component == "rotation" and self.keeps_rotations)
+
+    def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
+        return set(product(self.apply_to, self.placement.head_channels(head)))
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        self.placement.bind_to_decoder(decoder, layers)
+
+    def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
+        # M x for a column vector is x^T M^T for a row vector
+        rows = {term: m.mT.to(dtype) for term, m in self.active_matrices(cameras).items()}
+        return self.placement.place(cameras, rows, head)
+
+    def active_matrices(self, cameras: Cameras) -> Matrices:
+        """Compute the matrices of `apply_to` and `pose_component` from canonical cameras, see `matrices`."""
+        if self.pose_component != "both":
+            columns = slice(0, 3) if self.pose_component == "rotation" else slice(3, 4)
+            poses = torch.eye(4, dtype=torch.float64, device=cameras.world_to_camera.device)
+            poses = poses.expand_as(cameras.world_to_camera).clone()
+            poses[..., :3, columns] = cameras.world_to_camera[..., :3, columns]
+            cameras = cameras.with_poses(poses)
+        matrices = {term: m for term, m in self.matrices(cameras).items() if term in self.apply_to}
+        for term, m in matrices.items():
+            check_shape(self, f"matrices of {term} (B, C, 4, 4)", m, *cameras.world_to_camera.shape)
+        return matrices
+
+
+# ---- PRoPE (arXiv 2507.10496): intrinsics and pose -------------------------------------------------------------------
 
 
 def projection_matrices(
@@ -48,7 +165,7 @@ class PRoPE(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, PRoPE, TemporalSection
-        >>> from zoo.encodings.decoder_layout import HeadLayout
+        >>> from zoo.encodings.base import HeadLayout
         >>> poses = torch.eye(4).repeat(1, 2, 1, 1)
         >>> poses[:, 1, 0, 3] = 0.5
         >>> index = torch.tensor([[-1, 0, 1, -1]])  # text, a token of each view, text
@@ -67,7 +184,7 @@ class PRoPE(MatrixEncoding):
         return {"q": P.mT, "k": P_inverse, "v": P_inverse, "o": P}
 
 
-# ---- GTA, the geometric transform attention (arXiv 2310.10375): poses as relative positions -------------------------
+# ---- GTA (arXiv 2310.10375): the pose --------------------------------------------------------------------------------
 
 
 class GTA(MatrixEncoding):
@@ -87,11 +204,11 @@ class GTA(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, GTA
-        >>> from zoo.encodings.decoder_layout import HeadLayout
+        >>> from zoo.encodings.base import HeadLayout
         >>> cameras = Cameras(torch.eye(4).repeat(1, 2, 1, 1), torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
         >>> encoded = GTA(learn_scale=True).encode(cameras, HeadLayout.in_row(16, (4, 2, 2)))
         >>> v = torch.randn(1, 2, 2, 16)
-        >>> torch.equal(encoded.transform_values(v), v)  # identity cameras give the stock attention
+        >>> torch.equal(encoded.transform_values(v), v)  # identity cameras give the original attention
         True
     """
 
@@ -127,7 +244,7 @@ class GTA(MatrixEncoding):
         return {"q": V.mT, "k": V_inverse, "v": V_inverse, "o": V}
 
 
-# ---- CaPE, the camera positional encoding of EscherNet (arXiv 2402.03908), with six degrees of freedom --------------
+# ---- CaPE (arXiv 2402.03908): the pose, on queries and keys ----------------------------------------------------------
 
 
 class CaPE(MatrixEncoding):
@@ -142,7 +259,7 @@ class CaPE(MatrixEncoding):
     Example:
         >>> import torch
         >>> from zoo import Cameras, CaPE
-        >>> from zoo.encodings.decoder_layout import HeadLayout
+        >>> from zoo.encodings.base import HeadLayout
         >>> cameras = Cameras(torch.eye(4).repeat(1, 2, 1, 1), torch.eye(3).repeat(1, 2, 1, 1), torch.tensor([[0, 1]]))
         >>> encoded = CaPE().encode(cameras, HeadLayout.in_row(16, (4, 2, 2)))
         >>> v = torch.randn(1, 2, 2, 16)
@@ -158,3 +275,52 @@ class CaPE(MatrixEncoding):
     def matrices(self, cameras: Cameras) -> Matrices:
         V, V_inverse = projection_matrices(cameras.world_to_camera)
         return {"q": V_inverse, "k": V.mT}
+
+
+# ---- Rays (after UCPE, arXiv 2512.07237): GTA with a frame per token along its ray -----------------------------------
+
+
+class RayEncoding(GTA):
+    """GTA with one frame per token, V = [R_ray 0; 0 1] V_camera: at the camera center, z along the token's ray.
+
+    The relative ray encoding of UCPE (arXiv 2512.07237): x is the camera's y axis (down) cross z, and y is z cross x,
+    so the frame of the central ray is the camera's own. Attention between two tokens depends on the rigid transform
+    from ray to ray, and therefore also on their places in the views and on the intrinsics. UCPE's absolute orientation
+    map (pitch and roll) and its adapter beside the attention are not included, and lenses other than pinholes are not
+    supported. Arguments as `GTA`.
+    """
+
+    uses_intrinsics = True
+
+    @property
+    def symmetries(self) -> Symmetries:
+        gta = super().symmetries
+        # identity cameras still have different rays
+        return replace(gta, identity_stock=gta.identity_stock and self.pose_component == "translation")
+
+    def canonical(self, cameras: Cameras) -> Cameras:
+        """Return one canonical camera per token, see `ray_cameras`."""
+        return ray_cameras(super().canonical(cameras))
+
+
+def ray_cameras(cameras: Cameras) -> Cameras:
+    """Replace the camera of each token by one at the same center that looks along the token's ray.
+
+    Raises:
+        ValueError: Cameras without an index or without patch centers.
+    """
+    index, patch_centers = cameras.required("index"), cameras.required("patch_centers")
+    sample = torch.arange(len(cameras), device=index.device)[:, None]
+    camera = index.clamp(min=0)
+    K = cameras.K_normalized[sample, camera]
+    # a token without a camera may read invalid intrinsics
+    K = torch.where((index >= 0)[..., None, None], K, torch.eye(3, dtype=K.dtype, device=K.device))
+    z = ray_directions(K, patch_centers)
+    z = z / z.norm(dim=-1, keepdim=True)
+    x = torch.stack((z[..., 2], torch.zeros_like(z[..., 0]), -z[..., 0]), -1)  # the camera's y axis cross z
+    x = x / x.norm(dim=-1, keepdim=True)
+    camera_to_ray = rigid_matrix(torch.stack((x, torch.linalg.cross(z, x), z), -2), torch.zeros_like(z))
+    intrinsics = torch.eye(3, dtype=z.dtype, device=z.device).expand(*z.shape[:2], 3, 3)
+    token = torch.arange(z.shape[1], device=z.device).where(index >= 0, -1)
+    runs = None if cameras.token_runs is None else cameras.token_runs.with_one_camera_per_token()
+    return Cameras.trusted(camera_to_ray @ cameras.world_to_camera[sample, camera], intrinsics, token, runs)

@@ -1,4 +1,24 @@
-"""Reference attention in float64, between the decoder's projections: where symmetries of encodings are measured."""
+"""A toolbox for authors of encodings: measure in float64 which symmetries an encoding keeps exactly.
+
+Nothing here runs in a model. `check-encoding` prints these numbers for any class, and the tests of the zoo compare them
+with what each class declares.
+
+1. Random cameras and tokens: `random_cameras`, `random_sequence`.
+2. The reference attention: `Decoder` attends by plain tensor operations, with an encoding's hooks or without. `LAYOUTS`
+   are small heads like those of Qwen2.5-VL, Qwen3-VL and Qwen3.5.
+3. A function per symmetry, in `PROPERTIES`: the largest change of an output where nothing should change. `holds`
+   decides by that number. `effect` and `other_cameras` are controls: an encoding without effect has every symmetry.
+
+Example:
+    >>> from zoo import PRoPE
+    >>> from zoo.encodings.testing import EXACT, effect, world_text, world_views
+    >>> world_views(PRoPE()) < EXACT  # another world frame changes nothing between views
+    True
+    >>> world_text(PRoPE()) < EXACT  # but text sees the world
+    False
+    >>> effect(PRoPE()) > 0.1  # the control: cameras change the outputs
+    True
+"""
 
 from __future__ import annotations
 
@@ -13,14 +33,14 @@ from torch.nn import functional as F
 
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
-from zoo.encodings import EncodedCameras
-from zoo.encodings.base import CameraEncoding
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout
 from zoo.sequences.time_index import TemporalPatches, TimeIndex
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
 VIEWS, TOKENS = 3, 4  # tokens per view
-EXACT, BROKEN = 1e-10, 1e-3
+EXACT = 1e-10  # a symmetry holds below
+NOT_EXACT = 1e-6  # and is broken above; between them nothing was seen
+BROKEN = 1e-3  # what the zoo's own tests expect of a broken one
 HYBRID_HEAD = HeadLayout(HEAD_DIM, (0, 1, 2) * 4)  # RoPE rotates 24 of 32 channels
 # of Qwen2.5-VL, of Qwen3-VL, and of Qwen3.5, whose decoder has a layer of Gated DeltaNet behind the two others
 LAYOUTS = {
@@ -29,6 +49,9 @@ LAYOUTS = {
     "part of the channels": HYBRID_HEAD,
 }
 HEAD = LAYOUTS["axes in a row"]
+
+
+# ---- Random cameras and tokens ---------------------------------------------------------------------------------------
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -123,6 +146,9 @@ def qkv_and_index(text: int) -> tuple[list[Tensor], Tensor]:
     return sequence.qkv, sequence.index
 
 
+# ---- The reference attention: a decoder of two or three layers -------------------------------------------------------
+
+
 def hybrid_layout(
     hidden_size: int = HEADS * HEAD_DIM, num_heads: int = HEADS, num_key_value_heads: int = KV_HEADS
 ) -> DecoderLayout:
@@ -146,7 +172,8 @@ class Decoder:
     With the head of a hybrid decoder, a layer of Gated DeltaNet follows, whose inputs are the same.
 
     Args:
-        encoding: Its parameters are replaced by random numbers, as if it had been trained; None is the stock attention.
+        encoding: Its parameters are replaced by random numbers, as if it had been trained; None is the original
+            attention.
         kv_heads: Heads of k and v, as in the sequence.
         head: The axes of the frequencies of a head.
     """
@@ -225,7 +252,7 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Compute causal attention with the hooks of one layer; None is the stock attention."""
+    """Compute causal attention with the hooks of one layer; None is the original attention."""
     q, k, v = sequence.qkv
     acting = None if encoded is None else encoded.at_layer(layer, sequence.hidden_states, rope)
     acting = acting or EncodedCameras()
@@ -242,7 +269,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: f
 
 
 def delta_net(encoded: EncodedCameras | None, layer: int, sequence: Sequence) -> Tensor:
-    """Compute Gated DeltaNet with the hooks of one layer; None is the stock layer.
+    """Compute Gated DeltaNet with the hooks of one layer; None is the original layer.
 
     Its queries and keys are the keys and values of the attention, its values the attention's queries.
     """
@@ -267,12 +294,10 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> 
     return torch.stack(outputs, 1)
 
 
-# ---- Measures the symmetries of an encoding in the reference attention: how far outputs move where they should not.
-# Each function takes a new encoding and the layout of a head, and returns the largest change of an output. It is below
-# `EXACT` where the symmetry holds, and above `BROKEN` where it doesn't; between them nothing was seen. What equals the
-# stock decoder does so to the last bit
+# ---- Measures: how far outputs move where a symmetry says that they don't --------------------------------------------
+# Each function takes a new encoding and the layout of a head, and returns the largest change of an output. What equals
+# the original decoder does so to the last bit.
 
-SYMMETRY_HOLDS, SYMMETRY_BROKEN = 1e-10, 1e-6
 STOCK = ("identity_stock", "text_stock")  # bit for bit, or not: a change by rounding breaks them
 UNIT = 3.0
 Measure = Callable[[CameraEncoding, HeadLayout], float]
@@ -367,14 +392,14 @@ def per_token(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
 
 
 def identity_stock(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure identity cameras against the stock attention."""
+    """Measure identity cameras against the original attention."""
     sequence = sequence_for(encoding, 3)
     eye = torch.eye(4, dtype=torch.float64).expand(2, 3, 4, 4)
     return from_stock(encoding, sequence, eye, eye[..., :3, :3], head)
 
 
 def text_stock(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure tokens without cameras against the stock attention."""
+    """Measure tokens without cameras against the original attention."""
     sequence = sequence_for(encoding, 3)
     sequence.index = torch.full_like(sequence.index, -1)
     return from_stock(encoding, sequence, *random_cameras(2), head)
@@ -383,13 +408,13 @@ def text_stock(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
 def from_stock(
     encoding: CameraEncoding, sequence: Sequence, poses: Tensor, K: Tensor, head: HeadLayout = HEAD
 ) -> float:
-    """Measure the difference from the stock attention; 0 only if every bit is equal."""
-    outputs, stock = (Decoder(each, head=head).attend(sequence, poses, K) for each in (encoding, None))
-    return 0.0 if torch.equal(outputs, stock) else max(float((outputs - stock).abs().max()), 1e-300)
+    """Measure the difference from the original attention; 0 only if every bit is equal."""
+    outputs, original = (Decoder(each, head=head).attend(sequence, poses, K) for each in (encoding, None))
+    return 0.0 if torch.equal(outputs, original) else max(float((outputs - original).abs().max()), 1e-300)
 
 
 def effect(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure the cameras against the stock attention: an encoding without effect has every symmetry."""
+    """Measure the cameras against the original attention: an encoding without effect has every symmetry."""
     return from_stock(encoding, sequence_for(encoding, 3), *random_cameras(2), head)
 
 
@@ -408,6 +433,6 @@ def holds(name: str, change: float) -> bool | None:
     """Return whether a symmetry holds by the measured change; None where neither was seen."""
     if name in STOCK:
         return change == 0
-    if change == 0 if name == "intrinsics" else change < SYMMETRY_HOLDS:
+    if change == 0 if name == "intrinsics" else change < EXACT:
         return True
-    return False if change > SYMMETRY_BROKEN else None
+    return False if change > NOT_EXACT else None

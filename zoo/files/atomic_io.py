@@ -1,4 +1,4 @@
-"""JSON in files of users: whatever Python can't represent is a `ValueError`."""
+"""Files that survive a crash: written whole or not at all, JSON lines that are durable once appended, and locks."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from safetensors import SafetensorError
 from zoo.errors import InputError
 
 MAX_DIGITS = 300  # a float holds 308: a longer integer would overflow wherever it is computed with
+PARTIAL = ".partial"  # the suffix of what is being written
+TAKEN = {errno.EACCES, errno.EAGAIN}  # a lock that another process has, as POSIX allows both
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; bytes are UTF-8.
+    """Parse the JSON of a user's file; bytes are UTF-8.
 
     Raises:
         ValueError: Not JSON, not UTF-8, nested too deeply, or an integer of more than 300 digits.
     """
     try:
-        return json.loads(text, parse_int=_parse_integer)
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "surrogatepass")  # as json.loads
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -39,16 +46,35 @@ def _parse_integer(digits: str) -> int:
     return int(digits)
 
 
-# ---- Locks of files, which the system releases when the process ends ------------------------------------------------
+_DECODER = json.JSONDecoder(parse_int=_parse_integer)  # json.loads would build one for each line of a file
 
-TAKEN = {errno.EACCES, errno.EAGAIN}  # by another process, as POSIX allows both
+
+def read_json(path: Path, remedy: str = "write or download it again") -> Any:
+    """Read a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What the user can do, for the error.
+
+    Raises:
+        ValueError: The file is absent or damaged.
+    """
+    try:
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path}: can't be read ({error.strerror}): {remedy}") from error
+    except ValueError as error:  # neither JSON nor UTF-8
+        raise ValueError(f"{path}: not valid JSON ({error}): {remedy}") from error
+
+
+# ---- Locks, which the system releases when the process ends ---------------------------------------------------------
 
 
 def try_lock(path: Path) -> BinaryIO | None:
     """Lock a file, which is made with its folder if it is absent.
 
-    A lock is of one process, and not of those that it forks: data workers that outlive it for seconds hold nothing. On
-    a file system without locks each process gets it.
+    Forked processes do not share the lock: data workers that outlive their run for seconds hold nothing. On a file
+    system without locks each process gets it.
 
     Returns:
         The file, locked until it is closed, or None if another process has the lock.
@@ -70,9 +96,7 @@ def try_lock(path: Path) -> BinaryIO | None:
     return file
 
 
-# ---- Files that survive a crash: JSON lines that are durable once appended, files and folders that are whole or absent
-
-PARTIAL = ".partial"
+# ---- JSON lines, durable once appended ------------------------------------------------------------------------------
 
 
 class JSONLines:
@@ -153,6 +177,9 @@ def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
             if isinstance(record, dict) and isinstance(record.get("id"), str):
                 first.setdefault(record["id"], record)
     return list(first.values())
+
+
+# ---- Files and folders that are whole or absent ---------------------------------------------------------------------
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:

@@ -1,7 +1,7 @@
 """Fingerprints of values, tensors and files: equal content, equal text.
 
-They are recorded in checkpoints, exported folders, geometry caches, selections of frames and results of studies, so
-their algorithms stay. No other file of the library computes a hash.
+They are recorded in checkpoints, exported folders, caches, selections of frames and results of studies, so their
+algorithms stay. No other file of the library computes a hash.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 DIGITS = 32  # hexadecimal: 128 bits
-FILE_ENDS_BYTES = 1 << 16  # head and tail of a single file
-FOLDER_ENDS_BYTES = 1 << 12  # head and tail of each file of a folder; a PNG ends in a checksum of all of its pixels
-CONTENT_DIGITS = 64  # of `content_fingerprint`
-SAMPLES, SAMPLE_BYTES = 32, 1 << 15  # of `sampled_fingerprint`
+SAMPLES, SAMPLE_BYTES = 32, 1 << 15  # of a file
+FOLDER_SAMPLES, FOLDER_SAMPLE_BYTES = 2, 1 << 12  # of each file; a PNG ends in a checksum of all of its pixels
 
 
 def fingerprint(content: Any) -> str:
@@ -39,43 +37,32 @@ def fingerprint(content: Any) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the fingerprint of a file by size, head and tail; of a folder by the names and fingerprints of its files.
+    """Return the fingerprint of a file by size and even samples; of a folder by name, size and ends of each file.
 
-    Reading a whole video would take longer than decoding a few of its frames. A copy has the fingerprint of its
-    original.
+    Reading a whole video would take longer than decoding a few of its frames. The samples have 1 MiB in all, so that a
+    smaller file is read whole. A copy has the fingerprint of its original.
     """
     is_folder = path.is_dir()
     files = sorted(file for file in path.iterdir() if file.is_file()) if is_folder else [path]
-    ends = FOLDER_ENDS_BYTES if is_folder else FILE_ENDS_BYTES
-    digest = hashlib.blake2b(digest_size=DIGITS // 2)
+    samples, length = (FOLDER_SAMPLES, FOLDER_SAMPLE_BYTES) if is_folder else (SAMPLES, SAMPLE_BYTES)
+    digest = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name if is_folder else ''}/{size};".encode())
-        with file.open("rb") as stream:
-            digest.update(stream.read(ends))
-            stream.seek(max(0, size - ends))
-            digest.update(stream.read(ends))
-    return digest.hexdigest()
-
-
-def sampled_fingerprint(path: Path) -> str:
-    """Return the fingerprint of a file by size and even samples of 1 MiB in all; a smaller file is read whole.
-
-    Uncompressed videos of other content may have the same size, head and tail.
-    """
-    size = path.stat().st_size
-    digest = hashlib.blake2b(f"{size};".encode(), digest_size=DIGITS // 2)
-    with path.open("rb", buffering=0) as stream:
-        for sample in range(SAMPLES):
-            stream.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-            digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+        with file.open("rb", buffering=0) as stream:
+            for start in sorted({max(0, size - length) * sample // (samples - 1) for sample in range(samples)}):
+                stream.seek(start)
+                digest.update(stream.read(length))
+    return digest.hexdigest()[:DIGITS]
 
 
 def content_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a whole file: some seconds for 10 GB."""
+    """Return the fingerprint of a file by all of its bytes: some seconds for 10 GB.
+
+    For weights, of which a training may change a few tensors that no sample meets.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
 def _parts(content: Any) -> Iterator[Any]:

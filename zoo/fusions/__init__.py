@@ -1,6 +1,5 @@
-"""Fusions of 2D and 3D tokens: one file each beside `base.py`."""
+"""Fusions of 2D and 3D tokens: at the decoder's entrance (`entrance.py`), or behind its layers (`deep.py`)."""
 
-from zoo.fusions.add import AddFusion, AttentionFusion, CameraTokenFusion
 from zoo.fusions.base import Fusion, merge_spatial
-from zoo.fusions.concat_split import ConcatSplitFusion
-from zoo.fusions.deep import DeepFusion, PatchMergerFusion, StackFusion
+from zoo.fusions.deep import DeepFusion, StackFusion
+from zoo.fusions.entrance import AddFusion, AttentionFusion, CameraTokenFusion, ConcatSplitFusion, PatchMergerFusion

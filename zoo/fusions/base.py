@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.cameras import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError, check_choice
-from zoo.geometry.base import SceneGeometry
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, GridTHW
 
 ActiveBranches = Literal["both", "2d", "3d"]
@@ -64,12 +64,12 @@ class Fusion(Configurable, nn.Module, ABC):
             trained models, without retraining.
         temporal_merge: The 3D tokens of the two frames that are merged into one 2D token are concatenated (as
             published), or replaced by their `mean` or by the `first`. The weights have the same shapes.
-        deepstack: Keep the vision tower's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
+        deepstack: Keep the vision encoder's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
             those of the 2D branch; without, the fused tokens are all that the decoder sees.
 
     Attributes:
         appended: The tokens appended to the 2D tokens.
-        frames_per_token: Frames whose 3D tokens each 2D token gets: both of its temporal patch, or one. A still is two
+        frames_per_token: Frames whose 3D tokens each 2D token gets: both of its temporal patch, or one. An image is two
             equal frames; a fusion of one frame has the geometry encoder see it once.
         parts_2d: Names of the submodules of the 2D branch.
         parts_3d: Names of the submodules of the 3D branch.
@@ -157,7 +157,7 @@ class Fusion(Configurable, nn.Module, ABC):
 
         Args:
             visual: 2D tokens, N = t h/2 w/2.
-            grid_thw: Temporal patches, and rows and columns of patches; each still of a scene is a temporal patch.
+            grid_thw: Temporal patches, and rows and columns of patches; each image of a scene is a temporal patch.
             geometry: Geometry of its 2t frames; may be None if `uses_geometry` is false.
             views: The view mixer, a map of (N, flat_width) to itself, applied to the 2D branch before the join.
 
@@ -215,7 +215,7 @@ class Fusion(Configurable, nn.Module, ABC):
         if tuple(grid) != (height, width):
             raise InputError(
                 f"3D tokens of {grid[0]} x {grid[1]} patches a frame under 2D tokens of {height} x {width}: "
-                "give the geometry encoder the frames in the size in which the vision tower sees them"
+                "give the geometry encoder the frames in the size in which the vision encoder sees them"
             )
         tokens = patches.to(dtype).flatten(0, 1).flatten(1, 2)
         return merge_spatial(tokens, grid_thw, self.frames_per_token).unflatten(0, (int(grid_thw[0]), -1))
@@ -244,7 +244,7 @@ class Fusion(Configurable, nn.Module, ABC):
         return one.expand(-1, self.frames_per_token, *one.shape[2:])
 
 
-# ---- Spatial-MLLM's connector, in the official order of operations --------------------------------------------------
+# ---- Published connectors, with their official names and order of operations -----------------------------------------
 
 
 class RMSNorm(nn.Module):
@@ -286,3 +286,36 @@ class Connector(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rest inputs"]) -> Float[Tensor, "*rest outputs"]:
         return self.mlp(self.ln_q(x))
+
+
+PatchNorm = Literal["rms", "layer"]
+HIDDEN = 4096  # of the released models, whatever the decoder's width
+STD = 0.02  # of the published initialization
+
+
+class PatchMerger(nn.Module):
+    """Norm of each patch, then an MLP on the 2 x 2 patches under a token, as Qwen2.5-VL's merger; its official names.
+
+    Args:
+        channels: Of a patch.
+        hidden: Channels of the hidden layer.
+        outputs: Channels of the output.
+        norm: RMSNorm, or LayerNorm with bias.
+        zero: Initialize the output to zero, in place of the published random weights.
+    """
+
+    def __init__(self, channels: int, hidden: int, outputs: int, norm: PatchNorm = "rms", zero: bool = False) -> None:
+        super().__init__()
+        check_choice("norm", norm, PatchNorm)
+        self.channels = channels
+        self.ln_q = RMSNorm(channels) if norm == "rms" else nn.LayerNorm(channels, eps=1e-6)
+        inputs = SPATIAL_MERGE_SIZE**2 * channels
+        self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, outputs))
+        for name, parameter in self.mlp.named_parameters():
+            if name.endswith("bias") or (zero and name.startswith("2.")):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=STD)
+
+    def forward(self, merged: Float[Tensor, "*rest inputs"]) -> Float[Tensor, "*rest outputs"]:
+        return self.mlp(self.ln_q(merged.unflatten(-1, (-1, self.channels))).flatten(-2))

@@ -2,8 +2,7 @@
 
 from zoo.cameras.rays import unproject_depth
 from zoo.geometry.base import DatasetPoses, GeometryEncoder, ScaleSource, SceneGeometry
-from zoo.geometry.cache import GeometryCache
-from zoo.geometry.cached import CachedGeometry
+from zoo.geometry.cache import CachedGeometry, GeometryCache
 from zoo.geometry.da3_encoder import DA3Encoder, PosedDA3, PretrainedDA3, TinyDA3
 from zoo.geometry.dataset_geometry import DatasetGeometry
 from zoo.geometry.metric_model import FittedMetricModel, MetricModel

@@ -16,14 +16,21 @@ from torch import Tensor, nn
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError, add_file_to_errors
-from zoo.geometry.base import DatasetGeometries, DatasetPoses, Frames, Head, ScaleSource, SceneGeometry
+from zoo.geometry.base import (
+    DatasetGeometries,
+    DatasetPoses,
+    Frames,
+    Head,
+    ScaleSource,
+    SceneGeometry,
+    TrunkEncoder,
+    announce_license,
+)
 from zoo.geometry.da3 import DA3, normalize_poses, pose_encoding_to_cameras
 from zoo.geometry.da3.model import HEADS, AnyView, DA3Output, Nested, build, find_model
 from zoo.geometry.da3.trunk import PATCH_SIZE, Strategy
-from zoo.geometry.trunk_encoder import TrunkEncoder, announce_license
 from zoo.seed import resolve_seed
-from zoo.weights.hub import CONFIG, find_tensors
-from zoo.weights.lazy_tensors import Tensors
+from zoo.weights.load import CONFIG, Tensors, find_tensors
 
 
 class DA3Encoder(TrunkEncoder):
@@ -230,8 +237,7 @@ class TinyDA3(DA3Encoder):
         super().__init__(da3, layers, reference, scale_from=scale_from)
 
 
-# ---- Depth Anything 3 that is given the dataset's cameras -----------------------------------------------------------
-# --model.geometry PosedDA3 --model.geometry.path weights/DA3-BASE
+# ---- Depth Anything 3 that is given the dataset's cameras: `--model.geometry PosedDA3` -------------------------------
 
 CAMERA = ("world_to_camera", "K_normalized", "has_camera")
 

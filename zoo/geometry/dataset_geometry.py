@@ -51,7 +51,7 @@ class DatasetGeometry(GeometryEncoder):
 
     requires_cameras = True
     requires_frames = True  # for their size
-    takes_tower_patches = True
+    takes_vision_patches = True
 
     def __init__(self, depth: bool = True, unit: Unit = "meters") -> None:
         super().__init__()

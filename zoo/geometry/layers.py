@@ -1,4 +1,4 @@
-"""Images of the geometry networks: checks, and ImageNet's normalization."""
+"""Layers that VGGT and Depth Anything 3 share; the modules carry the official parameter names of both."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 DARKEST, BRIGHTEST = -0.5, 2.0  # images are in 0..1, and resizing overshoots a little
 
 
+# ---- Images: checks, and ImageNet's normalization --------------------------------------------------------------------
+
+
 def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
     """Normalize by ImageNet's mean and standard deviation per channel."""
     mean, std = (
@@ -26,7 +29,7 @@ def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 
 
 
 def check_images(images: Tensor, patch_size: int, model: str) -> None:
-    """Checks that images have sides in multiples of the patch size, and are no bytes.
+    """Check that images have sides in multiples of the patch size, and are no bytes.
 
     Raises:
         ValueError: They don't; the message names the model.
@@ -37,7 +40,7 @@ def check_images(images: Tensor, patch_size: int, model: str) -> None:
 
 
 def check_range(images: Tensor, model: str) -> None:
-    """Checks that images have values in 0..1, for which a GPU is waited: not for those that were bytes before.
+    """Check that images have values in 0..1; it waits for a GPU, so it is left out for images that were bytes before.
 
     Raises:
         ValueError: They don't; the message names the model.
@@ -54,7 +57,7 @@ def select_frames(values: Shaped[Tensor, "B S ..."], frames: Int[Tensor, "B chos
     return values[torch.arange(len(frames), device=frames.device)[:, None], frames]
 
 
-# ---- Quaternions (x, y, z, w) to rotations and back -----------------------------------------------------------------
+# ---- Quaternions (x, y, z, w) to rotations and back ------------------------------------------------------------------
 
 
 def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 3 3"]:
@@ -94,7 +97,7 @@ def rotation_to_quaternion(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*ba
     return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
 
 
-# ---- The patch embedding of VGGT and Depth Anything 3, whose parameters are those of a Conv2d -----------------------
+# ---- The patch embedding, whose parameters are those of a Conv2d -----------------------------------------------------
 
 
 class PatchConvolution(nn.Conv2d):
@@ -124,10 +127,10 @@ class PatchConvolution(nn.Conv2d):
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-# ---- The transformer block of VGGT and Depth Anything 3, with the official parameter names, and its RoPE ------------
+# ---- The transformer block, and its RoPE -----------------------------------------------------------------------------
 # RoPE rotates the first half of the channels of a head by the row of the patch, the second by its column; within a
 # half, channel i is paired with channel i + quarter. Patches count from 1; the special tokens before them are at 0, the
-# identity. Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT
+# identity. Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT.
 
 
 class Attention(nn.Module):
@@ -287,9 +290,7 @@ def layer_index(layer: int, depth: int) -> int:
     return layer % depth
 
 
-# ---- What the dense prediction heads share: from tokens of four layers to one merged map (Ranftl et al. 2021) -------
-# The modules carry the official parameter names of VGGT and Depth Anything 3
-
+# ---- From tokens of four layers to one merged map, for dense predictions (DPT, Ranftl et al. 2021) -------------------
 FRAMES_AT_A_TIME = 8  # bounds the memory: the last maps have the size of the images
 POSITION_SCALE = 0.1
 
@@ -410,7 +411,7 @@ def output_branch(features: int, output_dim: int) -> nn.Sequential:
 
 
 class FusionBlock(nn.Module):
-    """Add a refined lateral map to the coarser one, refines the sum and resize it."""
+    """Add a refined lateral map to the coarser one, refine the sum and resize it."""
 
     def __init__(self, features: int, lateral: bool, unit: Callable[[int], nn.Module]) -> None:
         super().__init__()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ from torch import Tensor
 
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
-from zoo.files.cache_folder import Description
 from zoo.files.fingerprint import fingerprint
 from zoo.geometry.base import ScaleSource, SceneGeometry
 from zoo.geometry.cache import GeometryCache
 from zoo.geometry.da3 import DA3, to_meters
 from zoo.geometry.da3.model import SKY, Metric, find_model, fit_scale
-from zoo.weights.deferred import builds_shapes_only, load_deferred
-from zoo.weights.hub import find_tensors, read_config
+from zoo.weights.load import builds_shapes_only, find_tensors, read_config, read_weights
 
 RELEASED = "depth-anything/DA3METRIC-LARGE"
 RELEASED_CONFIG: dict[str, Any] = {  # of its config.json, for plans
@@ -48,7 +45,7 @@ class MetricModel(ScaleSource):
         cache: Keeps the scale of each scene on disk, of the same depth and frames; null computes it each time.
 
     Attributes:
-        num_computed: Number of scenes that it has measured.
+        cache: The same.
 
     Raises:
         InputError: There are no such weights, or they are of another model.
@@ -58,7 +55,7 @@ class MetricModel(ScaleSource):
     requires_depth = True
 
     def __init__(self, path: str = RELEASED, cache: GeometryCache | None = None) -> None:
-        self.path, self._cache, self.num_computed = path, cache, 0
+        self.path, self.cache = path, cache
         option = "--model.geometry.scale_from.path"
         self._weights = find_tensors(path, RELEASED, option)
         if path == RELEASED and builds_shapes_only():
@@ -73,7 +70,7 @@ class MetricModel(ScaleSource):
 
         if not builds_shapes_only():
             with torch.device("meta"):
-                load_deferred(outline)  # checks names and shapes
+                read_weights(outline)  # checks names and shapes
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -99,25 +96,20 @@ class MetricModel(ScaleSource):
         self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
     ) -> Float[Tensor, ""]:
         """See `ScaleSource`."""
-        if self._cache is None:
+        if self.cache is None:
             return self.measure(scene, frames, given)
         read = {} if given is None else {f"given {name}": each for name, each in given.present().items()}
         inputs = {"frames": frames, **{name: each for name, each in read.items() if name[6:] in self.reads}}
         inputs |= {name: each for name, each in scene.present().items() if name in MEASURED}
-        entry: Description = {
+        key = {
             "kind": "scale",
             "class": type(self).__qualname__,
-            "weights": [self._cache.file_fingerprint(file) for file in self.files],
+            "weights": [self.cache.weights_fingerprint(file) for file in self.files],
             "inputs": fingerprint(inputs),
             "version": VERSION,
         }
-        if (known := self._cache.get(entry)) is not None:
-            return known["scale"].to(frames.device)
-        scale = self.measure(scene, frames, given)
-        self.num_computed += 1
-        with suppress(OSError):  # a scale that can't be kept is measured again
-            self._cache.put(entry, {"scale": scale.cpu()})
-        return scale
+        kept = self.cache.get(key, lambda: {"scale": self.measure(scene, frames, given).cpu()})
+        return kept["scale"].to(frames.device)
 
     def measure(
         self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None

@@ -15,13 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import InputError, check_choice
-from zoo.geometry.base import DatasetGeometries, Head, ScaleSource
-from zoo.geometry.trunk_encoder import TrunkEncoder, announce_license
-from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
-from zoo.geometry.vggt import model as vggt_1b
-from zoo.geometry.vggt.model import DINOv2, VGGTOutput, official_tensors
+from zoo.geometry import vggt as vggt_1b
+from zoo.geometry.base import DatasetGeometries, Head, ScaleSource, TrunkEncoder, announce_license
+from zoo.geometry.vggt import VGGT, DINOv2, VGGTOutput, official_tensors, pose_encoding_to_cameras
 from zoo.seed import resolve_seed
-from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile, Tensors, UnopenedTensors
+from zoo.weights.load import WEIGHTS, StoredTensors, Tensors
 
 ReferenceFrame = Literal["first", "last"]
 
@@ -197,13 +195,13 @@ class TinyVGGT(VGGTEncoder):
             if vggt.camera_head is not None:
                 vggt.camera_head.init_identity_pose()
         else:
-            vggt = VGGT.from_official(config, UnopenedTensors(lambda: open_run(path)), torch.float32)
+            vggt = VGGT.from_official(config, StoredTensors(lambda: find_run_weights(path)), torch.float32)
         super().__init__(vggt, layers, scale_from=scale_from, reference=reference)
         self.path = path
 
 
-def open_run(path: str) -> SafetensorsFile:
-    """Open the weights that `fit --config geometry_tiny.yaml` leaves.
+def find_run_weights(path: str) -> Path:
+    """Return the file of weights that `fit --config geometry_tiny.yaml` leaves.
 
     Args:
         path: The run, or its model.safetensors.
@@ -218,4 +216,4 @@ def open_run(path: str) -> SafetensorsFile:
             f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or set "
             "--model.geometry.path to the run that did"
         )
-    return SafetensorsFile(file)
+    return file

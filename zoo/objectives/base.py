@@ -1,16 +1,20 @@
-"""How a loss is averaged: over the questions of an optimizer step, or over what one batch happens to hold.
+"""Objectives compute the losses of a training from what the model computed of a batch.
 
-A question is one answer that is learned from: each turn of a conversation is one.
+A model's forward pass iterates its objectives. Each reads hidden states from `Decoded`, and its targets from
+`EncodedScene`: the dataset's, the geometry encoder's, or a teacher's.
+
+The rules of averaging come first. They count questions: one question is one answer that is learned from, so each turn
+of a conversation is one.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,10 +31,8 @@ from zoo.precision import to_float32
 from zoo.scene_encoding import EncodedScene
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import SceneInputs, TeacherTarget
-
-if TYPE_CHECKING:
-    from zoo.objectives.geovr import TeacherName
+from zoo.sequences.loaded_scene import LoadedScene, TeacherTarget
+from zoo.values import check_shape
 
 AverageRule = Literal["questions", "micro_batch_tokens"]
 
@@ -118,6 +120,11 @@ class MicroBatchAverage(Average):
         return total / torch.stack([known.sum() for _, known, _ in losses]).sum().clamp(min=1)
 
 
+# How a step is averaged. `QuestionSampler` knows which questions an optimizer step has, over all processes and
+# accumulated batches, and each batch carries their number (`OptimizerStep.num_answers`). An objective returns the mean
+# over the answers of its batch. `Batch.weight` turns that into the batch's part of the mean over the step, so that each
+# answer weighs the same on any number of devices. With `--data.on_error skip` answers may be missing:
+# `Task.on_before_optimizer_step` divides the gradients once more by the share that could be read.
 AVERAGES: dict[AverageRule, Average] = {"questions": QuestionAverage(), "micro_batch_tokens": MicroBatchAverage()}
 
 
@@ -314,8 +321,15 @@ class Objective(Configurable, nn.Module, ABC):
         if self.adds_token:
             self.token = nn.Parameter(0.02 * torch.randn(*([2] if self.has_first_token else []), width))
 
-    def match_teacher(self, name: TeacherName) -> None:
-        """Read the decoder layers that are published for a teacher of this kind; most objectives do not."""
+    def has_token(self, training: bool) -> bool:
+        """Whether its token is in the prompts of a training, or of a test."""
+        return self.adds_token and (training or not self.token_in_training_only)
+
+    @property
+    def changes_training_prompts(self) -> bool:
+        """Whether a training shows other tokens than a test."""
+        changes_tokens = type(self).change_tokens is not Objective.change_tokens
+        return (self.adds_token and self.token_in_training_only) or (bool(self.weight) and changes_tokens)
 
     def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
         """Raise an InputError if the objective reads none of the model's camera parts.
@@ -324,7 +338,7 @@ class Objective(Configurable, nn.Module, ABC):
             parts: The camera encoding and the view mixer, as far as the model has them.
         """
 
-    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[LoadedScene]) -> Sequence[VisualTokens]:
         """Change the 2D tokens of a training step, before view mixing and fusion; most objectives do not.
 
         Objectives are called in the order of their list.
@@ -401,3 +415,106 @@ class LanguageModeling(Objective):
         logits = decoded.lm_head(decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places])
         losses = F.cross_entropy(to_float32(logits), sequences.answer_ids, reduction="none")
         return {"cross_entropy": decoded.mean_over_answers(losses)}
+
+
+# ---- The objectives of a model --------------------------------------------------------------------------------------
+
+
+def objectives_by_name(given: Iterable[Objective] | None) -> dict[str, Objective]:
+    """Return objectives by class name; `LanguageModeling` is the first of them unless it is given.
+
+    Raises:
+        InputError: Two of one class.
+    """
+    objectives = list(given or ())
+    if not any(isinstance(objective, LanguageModeling) for objective in objectives):
+        objectives.insert(0, LanguageModeling())
+    named = {type(objective).__name__: objective for objective in objectives}
+    if len(named) < len(objectives):
+        names = ", ".join(type(objective).__name__ for objective in objectives)
+        raise InputError(f"--model.objectives lists a class twice: {names}")
+    return named
+
+
+def resolve_extra_tokens(objectives: Iterable[Objective], appended: ExtraTokens, *, training: bool) -> ExtraTokens:
+    """Return the tokens that follow the 2D tokens: the fusion's, or those of objectives.
+
+    Args:
+        objectives: All of a model.
+        appended: By the fusion.
+        training: In a training, or in a test.
+
+    Raises:
+        InputError: There are several that do not go together.
+    """
+    found = {type(each).__name__: each.extra_tokens for each in objectives if each.has_token(training)}
+    if appended is not ExtraTokens.NONE:
+        found["the fusion"] = appended
+    kinds = list(found.values())
+    if len(kinds) == 2 and set(kinds) == {ExtraTokens.LAST, ExtraTokens.END}:
+        return ExtraTokens.LAST_AND_END
+    if len(kinds) > 1:
+        raise InputError(
+            f"--model.objectives: {' and '.join(found)} append tokens, which do not go together: CameraPrediction "
+            "needs none with token: false, TeacherPose and MetricScale with token: none"
+        )
+    return kinds[0] if kinds else ExtraTokens.NONE
+
+
+def check_teacher(objectives: Iterable[Objective], given: Collection[str] | None) -> None:
+    """Raise an InputError if an objective learns what no teacher gives.
+
+    Args:
+        objectives: Those with a weight.
+        given: The fields of `TeacherTargets` that the teacher gives; None without one.
+    """
+    for objective in objectives:
+        target = objective.teacher_target
+        if target is None or (given is not None and target in given):
+            continue
+        remedy = "name one with --model.teacher"
+        if given is not None:
+            source = "scale, such as MetricModel" if target == "meters_per_unit" else "encoder"
+            remedy = f"--model.teacher gives none: choose another --model.teacher.{source}"
+        raise InputError(f"--model.objectives: {type(objective).__name__} learns the {target} of a teacher: {remedy}")
+
+
+def append_view_token(objectives: Iterable[Objective], visual: VisualTokens, *, training: bool) -> VisualTokens:
+    """Append the learned token, if some objective has one, to the tokens of each temporal patch of a scene."""
+    for objective in objectives:
+        if not objective.has_token(training) or objective.extra_tokens is ExtraTokens.END:
+            continue
+        assert objective.token is not None  # after `bind`
+        token, count = objective.token.to(visual.tokens.dtype), len(visual.tokens)
+        if objective.has_first_token:
+            token = torch.cat((token[:1], token[1:].expand(count - 1, -1)))[:, None]
+        token = token.expand(count, 1, -1)
+        visual = VisualTokens(torch.cat((visual.tokens, token), 1), F.pad(visual.deepstack, (0, 0, 0, 1)))
+    return visual
+
+
+def end_token(objectives: Iterable[Objective], scene: LoadedScene, *, training: bool) -> Float[Tensor, " D"] | None:
+    """Return the learned token behind the last view of a video; None without, and of still images."""
+    own = (each for each in objectives if each.has_token(training) and each.extra_tokens is ExtraTokens.END)
+    tokens = [objective.token for objective in own]
+    return tokens[0] if tokens and scene.kind == "video" else None
+
+
+def weighted_losses(objectives: Iterable[Objective], decoded: Decoded) -> dict[str, Float[Tensor, ""]]:
+    """Return the weighted sum as `loss`, and unweighted the loss of each objective and its terms, if it has several.
+
+    Args:
+        objectives: Those with a weight.
+        decoded: What the model computed.
+    """
+    found: dict[str, Tensor] = {}
+    total = decoded.last_hidden_state.new_zeros((), dtype=torch.float32)
+    for objective in objectives:
+        if terms := objective(decoded):
+            name = type(objective).__name__
+            for term, value in terms.items():
+                check_shape(objective, f"loss {term!r} ()", value)
+            found[name] = sum(terms.values())  # type: ignore[assignment]
+            total = total + objective.weight * found[name]
+            found |= {f"{name}/{term}": value for term, value in terms.items() if len(terms) > 1}
+    return {"loss": total, **found}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoo.cameras.poses import intrinsics_in_pixels, invert_se3, pose_distance
 from zoo.errors import InputError, check_choice
-from zoo.geometry.vggt.model import CameraHead, cameras_to_pose_encoding, pose_encoding_to_cameras
+from zoo.geometry.vggt import CameraHead, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.objectives.base import Decoded, Objective
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding import EncodedScene
@@ -295,7 +295,7 @@ class PosePrediction(Objective):
         camera have its pose, so that the world is that one's frame.
         """
         for scene, states in decoded.views(None):
-            if (cameras := scene.targets.cameras) is None:
+            if (cameras := scene.target_cameras) is None:
                 continue
             with full_precision(states.device):
                 predicted = self.head(states[:, :, -1])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from collections.abc import Iterator
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,13 +13,9 @@ from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.cameras.scene_geometry import PatchCameras
 from zoo.errors import InputError, check_choice
-from zoo.objectives.base import Decoded, LayerObjective, decode
+from zoo.objectives.base import Decoded, LayerObjective
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding import EncodedScene
-from zoo.sequences.batch import Batch
-
-if TYPE_CHECKING:
-    from zoo.model import SpatialVLM
 
 Anchor = Literal["reference", "neighbor"]
 Reference = Literal["first", "middle", "medoid"]
@@ -69,7 +65,7 @@ class CameraPrediction(LayerObjective):
     Example:
         >>> from zoo import SpatialVLM
         >>> model = SpatialVLM(objectives=[CameraPrediction()])
-        >>> list(model.objectives), model.requirements.targets, model.extra_tokens.value
+        >>> list(model.objectives), model.model_spec().targets, model.extra_tokens.value
         (['LanguageModeling', 'CameraPrediction'], ('cameras',), 'one per view')
     """
 
@@ -135,8 +131,8 @@ class CameraPrediction(LayerObjective):
         """The true cameras that `errors` is computed from, and the predicted poses, in the reference view's frame."""
         pairs = (pair for pair in self._pairs(decoded) if pair[1] == "reference")
         scene, _, predicted, true = next(pairs)
-        assert scene.targets.cameras is not None
-        shown = scene.targets.cameras._replace(world_to_camera=true.poses, has_camera=true.known, is_complete=False)
+        assert scene.target_cameras is not None
+        shown = scene.target_cameras._replace(world_to_camera=true.poses, has_camera=true.known, is_complete=False)
         return shown, predicted[0]
 
     def _pairs(
@@ -144,7 +140,7 @@ class CameraPrediction(LayerObjective):
     ) -> Iterator[tuple[EncodedScene, Anchor, Float[Tensor, "rows t 4 4"], RelativePoses]]:
         """Yield the predicted and the true poses of each scene with cameras for each anchor."""
         for scene, states in decoded.views(self.layers[0]):
-            if scene.targets.cameras is None:
+            if scene.target_cameras is None:
                 continue
             # a fusion may have appended tokens of its own
             place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
@@ -154,7 +150,7 @@ class CameraPrediction(LayerObjective):
             for anchor, each in zip(self.anchors, numbers.split(NUMBERS, -1), strict=True):
                 rotation = rotation_from_6d(each[..., :6])
                 translation = -(rotation * each[..., None, 6:]).sum(-1)
-                yield scene, anchor, rigid_matrix(rotation, translation), self.true_poses(scene.targets.cameras, anchor)
+                yield scene, anchor, rigid_matrix(rotation, translation), self.true_poses(scene.target_cameras, anchor)
 
     @torch.no_grad()
     def true_poses(self, cameras: PatchCameras, anchor: Anchor) -> RelativePoses:
@@ -170,49 +166,3 @@ class CameraPrediction(LayerObjective):
         poses = every.world_to_camera[0]
         relative = poses @ invert_se3(poses[anchors])
         return RelativePoses(relative.to(cameras.world_to_camera.dtype), known & known[anchors] & (anchors < place))
-
-
-# ---- What objectives predict in an evaluation, beside the answers: its errors, and cameras to be drawn --------------
-
-
-def prediction_errors(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> list[dict[str, Any]]:
-    """Return what the record of each question gets: the errors of its scene as `objectives`, if it can have some.
-
-    Args:
-        model: The model.
-        batch: With prompts.
-        scenes: Its encoded scenes; those without what is predicted cost nothing.
-    """
-    errors = {number: model.objectives.errors(decoded) for number, decoded in _decoded(model, batch, scenes)}
-    found: list[dict[str, Any]] = [{} for _ in batch.records]
-    for prompt in batch.prompts:
-        if own := errors.get(prompt.scenes[0]):
-            for row in prompt.rows:
-                found[row] = {"objectives": own}
-    return found
-
-
-@torch.no_grad()
-def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchCameras, Float[Tensor, "t 4 4"]]]:
-    """Return true and predicted cameras by scene, see `CameraPrediction.predicted_cameras`; of no scene without it."""
-    objective = model.objectives.active.get("CameraPrediction")
-    if not (isinstance(objective, CameraPrediction) and "reference" in objective.anchors and batch.records):
-        return {}
-    scenes = model.encode_scenes(batch)
-    names = {prompt.scenes[0]: batch.records[prompt.rows[0]]["scene"] for prompt in batch.prompts}
-    drawn = {
-        names[number]: objective.predicted_cameras(decoded)
-        for number, decoded in _decoded(model, batch, scenes)
-        if scenes[number].targets.cameras is not None
-    }
-    return {name: cameras for name, cameras in drawn.items() if cameras[0].has_camera.any()}
-
-
-@torch.no_grad()
-def _decoded(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> Iterator[tuple[int, Decoded]]:
-    """Yield each scene of which something is to be predicted, with its number in the batch and its decoded prefix."""
-    prefixes = {prompt.scenes[0]: prompt.prefix for prompt in reversed(batch.prompts)}
-    for number in sorted(prefixes):
-        if model.objectives.is_applicable(scenes[number]):
-            inputs = model.decoder_inputs(scenes, prefixes[number])
-            yield number, decode(model.backbone, model.objectives.layers, inputs, scenes, prefixes[number])

@@ -45,10 +45,10 @@ class DepthPrediction(LayerObjective):
     def _pairs(self, decoded: Decoded) -> Iterator[Pair]:
         """Yield each scene with depth, its predicted logarithms, and the depth, 0 where unknown."""
         for scene, states in decoded.views(self.layers[0]):
-            if scene.targets.depth is not None:
-                flat = states[:, :, : scene.targets.depth.shape[1]]  # without extra tokens
+            if scene.target_depth is not None:
+                flat = states[:, :, : scene.target_depth.shape[1]]  # without extra tokens
                 with full_precision(states.device):
-                    yield scene, to_float32(self.head(flat))[..., 0], to_float32(scene.targets.depth.detach())
+                    yield scene, to_float32(self.head(flat))[..., 0], to_float32(scene.target_depth.detach())
 
 
 def depth_errors(pairs: Iterable[Pair]) -> dict[str, Tensor]:
@@ -134,6 +134,6 @@ class RayDepthPrediction(Objective):
         for predicted in decoded.raw_depths():
             pairs = []
             for scene, own in predicted:
-                if (depth := scene.targets.depth) is not None and scene.targets.in_camera_unit:
+                if (depth := scene.target_depth) is not None and scene.is_target_in_camera_unit:
                     pairs.append((scene, own[:, :, : depth.shape[1]], to_float32(depth.detach())))
             yield pairs

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.backbones.base import VisualTokens
 from zoo.errors import InputError
 from zoo.objectives.base import Decoded, Objective
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.sequences.loaded_scene import LoadedScene
 
 
 class MaskedViews(Objective):
@@ -19,7 +19,7 @@ class MaskedViews(Objective):
     A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
     no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
 
-    A mask depends on `SceneInputs.draw`: on the seed of the data, the scene and the epoch; its ratio depends on the
+    A mask depends on `LoadedScene.draw`: on the seed of the data, the scene and the epoch; its ratio depends on the
     questions of the optimizer step. So a resumed run draws those of one that was never interrupted, and a scene has the
     same mask on any number of processes.
 
@@ -53,7 +53,7 @@ class MaskedViews(Objective):
         ratios = [self.mask_ratio_by_type.get(kind, self.mask_ratio) for kind in question_types] or [self.mask_ratio]
         return sum(ratios) / len(ratios)
 
-    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[SceneInputs]) -> Sequence[VisualTokens]:
+    def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[LoadedScene]) -> Sequence[VisualTokens]:
         """See `Objective`."""
         changed = []
         for (tokens, deepstack), scene in zip(visual, scenes, strict=True):

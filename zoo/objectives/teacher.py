@@ -1,35 +1,283 @@
-"""Objectives that learn from a teacher (`--model.teacher`), as GeoVR does (arXiv 2606.05833)."""
+"""Objectives that learn from a teacher (`--model.teacher`), a frozen 3D model, as GeoVR does (arXiv 2606.05833).
+
+From top to bottom: which decoder layers learn from which layers of a teacher, the heads on the decoder's hidden states,
+the losses, and the objectives. `zoo.objectives.teacher_model` computes the targets; `zoo.checkpoints.geovr` compares
+heads and losses with the released code.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from zoo.errors import InputError, check_choice
+from zoo.geometry.layers import DPT, FusionChain, ResidualUnit, upsample
 from zoo.objectives.base import Decoded, Objective
-from zoo.objectives.geovr import (
-    DEPTH_CHANNELS,
-    DEPTH_FEATURES,
-    FIELD_OF_VIEW_WEIGHT,
-    MAX_ERROR,
-    DepthHead,
-    DepthLoss,
-    PoseMLP,
-    ScaleMLP,
-    TeacherName,
-    TokenMLP,
-    depth_loss,
-    geovr_layers,
-    pool_teacher,
-)
 from zoo.precision import full_precision
 from zoo.scene_encoding import EncodedScene
 from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import TeacherTargets
+
+# ---- Which decoder layers learn from which layers of a teacher ------------------------------------------------------
+
+TeacherName = Literal["vggt", "vggt_omega", "da3"]
+
+
+class TeacherLayout(NamedTuple):
+    """A frozen model of geometry.
+
+    Attributes:
+        num_layers: Layers of its trunk.
+        depth: Those, from 0, whose fraction of the trunk gives the decoder layers that the depth head reads.
+        distill: Those whose tokens are distilled.
+        width: Channels of these tokens.
+        side: Of a double patch, in pixels: one token of the vision encoder sees as much of the image.
+        longest: Pixels of the longer side of its images.
+    """
+
+    num_layers: int
+    depth: tuple[int, ...]
+    distill: tuple[int, ...]
+    width: int
+    side: int
+    longest: int
+
+
+VGGT_LAYERS = (4, 11, 17, 23)
+TEACHERS: dict[str, TeacherLayout] = {
+    "vggt": TeacherLayout(24, VGGT_LAYERS, VGGT_LAYERS, 1024, 28, 504),
+    "vggt_omega": TeacherLayout(24, VGGT_LAYERS, VGGT_LAYERS, 1024, 32, 512),
+    "da3": TeacherLayout(40, (19, 27, 33, 39), (18, 26, 32, 38), 1536, 28, 504),
+}
+
+
+def find_teacher(name: str) -> TeacherLayout:
+    """Return the teacher of this name.
+
+    Raises:
+        InputError: There is none.
+    """
+    check_choice("teacher", name, TeacherName)
+    return TEACHERS[name]
+
+
+def matching_layers(layers: tuple[int, ...], num_layers: int, decoder_layers: int) -> tuple[int, ...]:
+    """Return the decoder's hidden states at the same fraction of its depth as layers of a teacher.
+
+    Args:
+        layers: Of the teacher, from 0.
+        num_layers: Of the teacher.
+        decoder_layers: Of the decoder. Index 0 is its input, i the output of layer i - 1, and the last index, which
+            is `decoder_layers`, the output of the final norm.
+    """
+    return tuple(round((layer + 1) / num_layers * decoder_layers) for layer in layers)  # half to even, as published
+
+
+def geovr_layers(teacher: str, decoder_layers: int) -> dict[str, tuple[int, ...]]:
+    """Return the hidden states that the heads for `depth` and `distill` read, see `matching_layers`.
+
+    Example:
+        >>> geovr_layers("vggt", 28)["depth"]
+        (6, 14, 21, 28)
+    """
+    own = find_teacher(teacher)
+    return {
+        "depth": matching_layers(own.depth, own.num_layers, decoder_layers),
+        "distill": matching_layers(own.distill, own.num_layers, decoder_layers),
+    }
+
+
+# ---- Heads on the decoder's hidden states, with the names of GeoVR's released files ---------------------------------
+
+CAMERA_WIDTH, SCALE_WIDTH = 1536, 512
+DEPTH_FEATURES, DEPTH_CHANNELS = 256, (256, 512, 1024, 1024)
+TOKEN_CELLS = 4  # cells of the merged map per side of a token
+
+
+class PoseMLP(nn.Module):
+    """State of a camera token to VGGT's pose encoding: translation, quaternion, fields of view.
+
+    Args:
+        width: Of the decoder.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, CAMERA_WIDTH),
+            nn.GELU(),
+            nn.Linear(CAMERA_WIDTH, CAMERA_WIDTH),
+            nn.GELU(),
+        )
+        self.fc_t = nn.Linear(CAMERA_WIDTH, 3)
+        self.fc_qvec = nn.Linear(CAMERA_WIDTH, 4)
+        fields_of_view = nn.Linear(CAMERA_WIDTH, 2)
+        nn.init.ones_(fields_of_view.bias)  # below 0, where half of them would start, the ReLU passes no gradient
+        self.fc_fov = nn.Sequential(fields_of_view, nn.ReLU())
+
+    def forward(self, states: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch 9"]:
+        """Predict pose encodings."""
+        hidden = self.backbone(states)
+        return torch.cat((self.fc_t(hidden), self.fc_qvec(hidden), self.fc_fov(hidden)), -1)
+
+
+class ScaleMLP(nn.Module):
+    """State of the scale token to meters per unit of the teacher's lengths.
+
+    Args:
+        width: Of the decoder.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, SCALE_WIDTH), nn.GELU(), nn.Linear(SCALE_WIDTH, 1)
+        )
+
+    def forward(self, states: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """Predict a scale above 0."""
+        return self.backbone(states)[..., 0].exp()
+
+
+class TokenMLP(nn.Module):
+    """Visual tokens to a teacher's tokens: LayerNorm and two linear layers.
+
+    Args:
+        width: Of the decoder.
+        teacher_width: Of the teacher's tokens.
+    """
+
+    def __init__(self, width: int, teacher_width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, teacher_width)
+        self.fc2 = nn.Linear(teacher_width, teacher_width)
+
+    def forward(self, hidden: Float[Tensor, "T h w D"], target_hw: Sequence[int]) -> Float[Tensor, "T H W C"]:
+        """Resample the tokens to the grid of the teacher's pooled tokens, and predict these."""
+        if tuple(hidden.shape[1:3]) != tuple(target_hw):
+            maps = F.interpolate(hidden.movedim(-1, 1), tuple(target_hw), mode="bilinear", align_corners=False)
+            hidden = maps.movedim(1, -1)
+        return self.fc2(F.gelu(self.fc1(self.norm(hidden))))
+
+
+class DepthHead(DPT):
+    """DPT on the visual tokens of four decoder layers: a depth for each pixel of the teacher's image.
+
+    Args:
+        width: Of the decoder.
+        side: Pixels of the teacher's image for each token and side.
+        features: Width of the merged maps.
+        channels: Widths of the four maps.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        side: int,
+        features: int = DEPTH_FEATURES,
+        channels: Sequence[int] = DEPTH_CHANNELS,
+    ) -> None:
+        super().__init__(width, channels, patch_size=1)  # images are counted in tokens here
+        self.side = side
+        self.scratch = FusionChain(features, channels, ResidualUnit)
+        self.proj = nn.Conv2d(features, (side // TOKEN_CELLS) ** 2, 1)
+
+    def forward(
+        self, hidden: Sequence[Float[Tensor, "T tokens D"]], grid_hw: Sequence[int], target_hw: Sequence[int]
+    ) -> Float[Tensor, "T H W"]:
+        """Predict depth.
+
+        Args:
+            hidden: Visual tokens of the four layers.
+            grid_hw: Rows and columns of tokens.
+            target_hw: Of the teacher's image in pixels, multiples of `side`.
+        """
+        (rows, columns), (height, width) = grid_hw, target_hw
+        levels = self.scratch.levels(self.reassemble(hidden, rows, columns))
+        size = (height // self.side * TOKEN_CELLS, width // self.side * TOKEN_CELLS)
+        merged = upsample(self.scratch.merge(levels, upscale=1), size)
+        maps = self.proj(self.embed_positions(merged, width / height))
+        return F.pixel_shuffle(maps, self.side // TOKEN_CELLS)[:, 0].exp()
+
+
+# ---- Losses, each of one video --------------------------------------------------------------------------------------
+
+DepthLoss = Literal["l1", "silog"]
+MAX_ERROR = 100.0  # of a number of the translation, and of a gradient of depth
+FIELD_OF_VIEW_WEIGHT = 0.5
+STRIDES, FEWEST_PIXELS = (1, 2, 4, 8), 10
+QUANTILE, FEWEST_VALUES, MOST_VALUES = 0.98, 1000, 10**7
+SILOG_MEAN = 0.5
+
+
+def pose_errors(
+    pred: Float[Tensor, "*rows t 9"], target: Float[Tensor, "t 9"]
+) -> tuple[Float[Tensor, "*rows t 3"], Float[Tensor, "*rows t 4"], Float[Tensor, "*rows t 2"]]:
+    """Return the absolute errors of translation (bounded), quaternion and fields of view of pose encodings."""
+    error = (pred - target).abs()
+    return error[..., :3].clamp(max=MAX_ERROR), error[..., 3:7], error[..., 7:]
+
+
+def depth_loss(
+    pred: Float[Tensor, "T H W"], target: Float[Tensor, "T H W"], kind: DepthLoss = "l1"
+) -> dict[str, Float[Tensor, ""]]:
+    """Compare depth maps.
+
+    Args:
+        pred: The prediction.
+        target: The teacher's, in its own unit.
+        kind: `l1`: the mean absolute error `l1` without outliers, plus that of the `gradient` at four resolutions.
+            `silog`: the scale-invariant error of the logarithms (arXiv 1406.2283) alone.
+    """
+    check_choice("kind", kind, DepthLoss)
+    if kind == "silog":
+        difference = pred.log() - target.log()
+        return {"total": (difference.square().mean() - SILOG_MEAN * difference.mean().square() + 1e-6).sqrt()}
+    error = pred - target
+    l1, gradient = without_outliers(error.abs().flatten()).mean(), _gradient_loss(error)
+    return {"l1": l1, "gradient": gradient, "total": l1 + gradient}
+
+
+def _gradient_loss(error: Float[Tensor, "T H W"]) -> Float[Tensor, ""]:
+    total = error.new_zeros(())
+    for stride in STRIDES:
+        coarse = error[:, ::stride, ::stride]
+        if min(coarse.shape[1:]) > 1 and coarse.numel() >= FEWEST_PIXELS:
+            for axis in (1, 2):
+                total = total + coarse.diff(dim=axis).abs().clamp(max=MAX_ERROR).mean()
+    return total / len(STRIDES)
+
+
+def without_outliers(values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
+    """Return the values up to their 98 % quantile, and up to 100; all of them if few would be left.
+
+    The quantile of many values is that of a random million of them, the same in any process.
+    """
+    if len(values) <= FEWEST_VALUES:
+        return values
+    drawn = values.detach()
+    if len(drawn) > MOST_VALUES:
+        generator = torch.Generator(drawn.device).manual_seed(0)
+        drawn = drawn[torch.randint(len(drawn), (10**6,), generator=generator, device=drawn.device)]
+    threshold = drawn.kthvalue(math.ceil(QUANTILE * (len(drawn) - 1)) + 1).values.clamp(max=MAX_ERROR)
+    kept = values[values <= threshold]
+    return kept if len(kept) > FEWEST_VALUES else values
+
+
+def pool_teacher(features: Float[Tensor, "T h w C"]) -> Float[Tensor, "T H W C"]:
+    """Average the teacher's tokens over double patches."""
+    return F.avg_pool2d(features.movedim(-1, 1), 2).movedim(1, -1)
+
+
+# ---- Objectives -----------------------------------------------------------------------------------------------------
 
 TokenUse = Literal["training", "always", "none"]
 
@@ -57,7 +305,7 @@ class TeacherObjective(Objective):
         self.adds_token, self.token_in_training_only = token != "none", token == "training"
 
     def match_teacher(self, name: TeacherName) -> None:
-        """See `Objective`."""
+        """Read the decoder layers that are published for a teacher of this kind, unless others were given."""
         if self.layer_map is not None:
             self._bind_layers(self._last, name)
 
@@ -81,8 +329,8 @@ class TeacherObjective(Objective):
     ) -> Iterator[tuple[EncodedScene, TeacherTargets, Float[Tensor, "rows t n D"]]]:
         """Yield each scene with a teacher, and the hidden states of its visual tokens, extra ones last."""
         for scene, states in decoded.views(None if index == self._last else index - 1):
-            if scene.scene.teacher is not None:
-                yield scene, scene.scene.teacher, states
+            if scene.teacher_targets is not None:
+                yield scene, scene.teacher_targets, states
 
 
 class Distillation(TeacherObjective):
@@ -169,8 +417,8 @@ class TeacherPose(TeacherObjective):
                 continue
             place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
             with full_precision(states.device):
-                error = (self.head(states[:, :, place]) - teacher.pose_enc).abs()
-            parts = (error[..., :3].clamp(max=MAX_ERROR), error[..., 3:7], FIELD_OF_VIEW_WEIGHT * error[..., 7:])
+                translation, rotation, focal = pose_errors(self.head(states[:, :, place]), teacher.pose_enc)
+            parts = (translation, rotation, FIELD_OF_VIEW_WEIGHT * focal)
             for own, part in zip(terms.values(), parts, strict=True):
                 own.append(_scene_mean(scene, part.mean(-1), teacher.has_camera))
         return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
@@ -180,7 +428,7 @@ class TeacherDepth(TeacherObjective):
     """Predict the teacher's depth of each pixel from the 2D tokens of four layers, by a head of some 32M parameters.
 
     Args:
-        kind: See `zoo.objectives.geovr.depth_loss`.
+        kind: See `depth_loss`.
         indices: The four hidden states, see `TeacherObjective`; null are those at the depth of layers 19, 27, 33 and 39
             of 40 of a Depth Anything 3, of other teachers 4, 11, 17 and 23 of 24.
         side: Pixels of the teacher's images for each 2D token and side: twice its patch size.
@@ -261,7 +509,7 @@ class MetricScale(TeacherObjective):
         """See `Objective`."""
         losses = []
         for scene, states in decoded.visual_states(decoded.last_hidden_state):
-            teacher = scene.scene.teacher
+            teacher = scene.teacher_targets
             if teacher is not None and teacher.meters_per_unit is not None:
                 with full_precision(states.device):
                     scale = self.head(states[:, -1:])

@@ -1,13 +1,17 @@
-"""A frozen geometry encoder that objectives learn from: in training only, and no part of the model."""
+"""A teacher: a frozen geometry encoder that objectives learn from in training, and no part of the model.
+
+`Teacher` computes the targets of a batch, which `SpatialVLM.forward` takes as a value. `zoo.objectives.teacher` has the
+objectives.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,15 +21,15 @@ from zoo.cameras.scene_geometry import SceneGeometry, Window
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder, ScaleSource, resample_frames
-from zoo.geometry.cache import GeometryCache
-from zoo.geometry.cached import CachedGeometry
-from zoo.geometry.vggt.model import cameras_to_pose_encoding
-from zoo.model_spec import DataRequirements
+from zoo.geometry.cache import CachedGeometry, GeometryCache
+from zoo.geometry.vggt import cameras_to_pose_encoding
+from zoo.model_spec import ModelSpec
+from zoo.objectives.base import Objective
+from zoo.objectives.teacher import TeacherObjective
 from zoo.precision import full_precision
-from zoo.scene_encoding import patches_under_tower, under_tower, view_of_encoder
+from zoo.scene_encoding import geometry_inputs, seen_by_vision, window_of_vision
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import SceneInputs, TeacherTarget, TeacherTargets
-from zoo.weights.deferred import load_deferred
+from zoo.sequences.loaded_scene import LoadedScene, TeacherTarget, TeacherTargets
 
 
 class Teacher(Configurable):
@@ -79,7 +83,7 @@ class Teacher(Configurable):
         """The encoder itself, frozen, on the device of the last call."""
         made: GeometryEncoder
         if self._cache is None:
-            made = load_deferred(self._build())
+            made = self._build()
         else:
             reads_confidence = self.scale is not None and self.scale.requires_depth
             made = CachedGeometry(self._build, self._cache, reads_confidence)
@@ -127,65 +131,81 @@ class Teacher(Configurable):
         }
         return {name: (part.path, part.files) for name, part in parts.items() if part is not None and part.path}
 
-    def added_to(self, needs: DataRequirements) -> DataRequirements:
-        """Return what a training requires of the data, given what the model does."""
+    @property
+    def least_batch_size(self) -> int:
+        """Scenes of a batch that it needs: of a single one `shuffled` has nothing to exchange."""
+        return 2 if self.shuffled else 1
+
+    def match_layers(self, objectives: Iterable[Objective]) -> None:
+        """Let objectives read the decoder layers that are published for a teacher of its kind."""
+        for objective in objectives:
+            if isinstance(objective, TeacherObjective):
+                objective.match_teacher(self.outline.taught_as)
+
+    def added_to(self, spec: ModelSpec) -> ModelSpec:
+        """Return what a training needs from the data, given what the model does."""
         outline, scale = self.outline, self.scale
         cameras = outline.requires_cameras or (scale is not None and scale.requires_cameras)
         return replace(
-            needs, frames=True, cameras=needs.cameras or cameras, depth=needs.depth or outline.requires_depth
+            spec,
+            requires_frames=True,
+            requires_cameras=spec.requires_cameras or cameras,
+            requires_depth=spec.requires_depth or outline.requires_depth,
+            geometry_reader=None,  # what is read in place of frames would leave the teacher without them
+            least_batch_size=max(spec.least_batch_size, self.least_batch_size),
         )
 
-    def check_data(self, data: Any) -> None:
-        """Raise an InputError if `shuffled` has no other scene to exchange with, in the batches of this data module."""
-        if self.shuffled and getattr(data, "batch_size", 2) < 2:
-            raise InputError("--model.teacher.shuffled exchanges targets in a batch: give --data.batch_size 2 or more")
-
     @torch.no_grad()
-    def __call__(self, scenes: Sequence[SceneInputs], patch_size: int) -> list[TeacherTargets | None]:
+    def __call__(self, scenes: Sequence[LoadedScene], patch_size: int) -> list[TeacherTargets | None]:
         """Compute the targets of scenes; see `shuffled` for None.
 
         Args:
             scenes: With frames, on the device of the model.
-            patch_size: Of the vision tower.
+            patch_size: Of the vision encoder.
 
         Raises:
-            InputError: A scene without frames, or with frames whose patches do not lie under the vision tower's.
+            InputError: A scene without frames, or with frames whose patches do not lie under the vision encoder's.
         """
-        encoder = self.encoder
+        if any(scene.frames is None for scene in scenes):
+            raise InputError("--model.teacher needs the frames of each video")
+        assert scenes[0].frames is not None
+        encoder, device = self.encoder, scenes[0].frames.device
         encoder.match_patches(patch_size)
-        every_patch = slice(None, None, TEMPORAL_PATCH_SIZE)
+        if device != self._device:
+            encoder.to(device)
+            self._device = device
+        with full_precision(device):  # of a step in mixed precision
+            targets = self._compute(scenes, patch_size)
+        return _exchanged(targets) if self.shuffled else list(targets)
+
+    def _compute(self, scenes: Sequence[LoadedScene], patch_size: int) -> list[TeacherTargets]:
+        encoder, every_patch = self.encoder, slice(None, None, TEMPORAL_PATCH_SIZE)
         frames, given, windows = [], [], []
         for scene in scenes:
-            view = view_of_encoder(encoder, scene, every_patch, patch_size)
-            if view.frames is None:
-                raise InputError("--model.teacher needs the frames of each video")
-            covered = patches_under_tower(view.frames, scene.grid_thw[1:], encoder.patch_size)
-            if self.wanted["tokens"] and scene.tower_window not in (None, covered):
+            view = geometry_inputs(encoder, scene, every_patch, patch_size)
+            assert view.frames is not None
+            covered = window_of_vision(view.frames, scene.grid_thw[1:], encoder.patch_size)
+            if self.wanted["tokens"] and scene.vision_window not in (None, covered):
                 raise InputError(
-                    "--model.objectives: Distillation learns tokens of what the vision tower sees, and of --data."
-                    "still_resize FixedWidthStills a tower with patches of another size sees less than the teacher: "
+                    "--model.objectives: Distillation learns tokens of what the vision encoder sees, and of --data."
+                    "still_resize FixedWidthStills an encoder with patches of another size sees less than the teacher: "
                     "leave one of them out"
                 )
             frames.append(view.frames)
             given.append(view.geometry)
             windows.append(view.window)
-        if frames[0].device != self._device:
-            encoder.to(frames[0].device)
-            self._device = frames[0].device
-        with full_precision(self._device):
-            found = encoder(frames, given, **self.wanted)
-            targets = [self._targets(*each) for each in zip(scenes, found, frames, given, windows, strict=True)]
-        return _exchanged(targets) if self.shuffled else list(targets)
+        found = encoder(frames, given, **self.wanted)
+        return [self._targets(*each) for each in zip(scenes, found, frames, given, windows, strict=True)]
 
     def _targets(
         self,
-        scene: SceneInputs,
+        scene: LoadedScene,
         found: SceneGeometry,
         frames: Tensor,
         given: SceneGeometry | None,
         window: Window | None,
     ) -> TeacherTargets:
-        # 1. The scale, of all that the encoder sees; a cache takes frames in the size of the vision tower.
+        # 1. The scale, of all that the encoder sees; a cache takes frames in the size of the vision encoder.
         patch_size = self.encoder.meta_encoder.patch_size
         frames = resample_frames(frames, self.encoder.patch_size, patch_size)
         scale = self._meters_per_unit(found, frames, given)
@@ -193,7 +213,7 @@ class Teacher(Configurable):
         height, width = frames.shape[-2:]
         if window is not None:
             grid = scene.grid_thw[1:]
-            found = under_tower(found, window, grid, patch_size)
+            found = seen_by_vision(found, window, grid, patch_size)
             height, width = (side * patch_size for side in grid)
         tokens: tuple[Tensor, ...] = ()
         if found.patches is not None:

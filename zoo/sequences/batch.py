@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,15 +13,15 @@ from torch import Tensor
 
 from zoo.cameras import Cameras
 from zoo.cameras.cameras import CameraRuns
-from zoo.sequences.deferred_positions import DeferredPositions
-from zoo.sequences.loaded_scene import SceneInputs, VisionInputs
+from zoo.sequences.loaded_scene import LoadedScene, OptimizerStep, VisionInputs
 from zoo.sequences.packing import QuestionPlaces, ScenePacking
+from zoo.sequences.position_ids import DeferredPositions
 from zoo.values import Movable
 
 Record = dict[str, Any]  # of a question, as predictions.jsonl has it
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Sequences(Movable):
     """S sequences of up to L tokens about scenes of a batch, ready to decode: N visual tokens, M supervised ones.
 
@@ -31,7 +31,7 @@ class Sequences(Movable):
     Attributes:
         input_ids: Token ids, one placeholder per visual token, extra tokens included.
         position_ids: (t, h, w) of each token; None if they depend on predicted cameras.
-        deferred_positions: Computes them then.
+        deferred_positions: Computes `position_ids` in the step, if they depend on predicted cameras; else None.
         visual_places: The place of each visual token, sequence by sequence.
         visual_sources: Its number among the visual tokens of all scenes, in the order of the batch.
         grid_places: The places of the K visual tokens that are on a 2D grid: without extra tokens.
@@ -150,56 +150,59 @@ class Prompt(Movable):
         return self.prefix.scene_index[0]
 
 
-class OptimizerStep(NamedTuple):
-    """All batches whose gradients make one step of the optimizer.
-
-    Attributes:
-        num_answers: Answers that it learns from, over all processes and accumulated batches; those of a scene that
-            can't be read included.
-        num_batches: Batches over which gradients are averaged: processes times `accumulate_grad_batches`, also in a
-            shorter last step.
-    """
-
-    num_answers: int
-    num_batches: int
-
-
 class Batch(Movable):
-    """The scenes of a step with their sequences; a plain class, into which no precision plugin looks.
+    """The scenes of a step with their sequences. It does not change after it is made.
+
+    A plain class, into which no precision plugin looks: Lightning would cast the poses in a dataclass.
 
     Args:
         scenes: Encoded once each; they may differ in their number of frames and in size.
-        vision: The vision tower's inputs for all scenes together, beside their patches.
+        vision: The vision encoder's inputs for all scenes together, beside their patches.
         sequences: For training or logits; None otherwise.
         prompts: For answers; empty otherwise.
         records: One per question, in the order of the numbers in the prompts, without the prediction yet.
         failed: Complete records of questions that can't be asked: their scene can't be read, or they hold a special
             token or too many tokens.
         num_answers: Answers that are learned from about each scene; 0 where another process learns from them.
-
-    Attributes:
+        failed_answers: Answers of `failed` that would have been learned from.
         step: The optimizer step that a training batch is a part of; None for any other batch.
     """
 
+    scenes: list[LoadedScene]
+    vision: VisionInputs | None
+    sequences: Sequences | None
+    prompts: list[Prompt]
+    records: list[Record]
+    failed: list[Record]
+    num_answers: tuple[int, ...]
+    failed_answers: int
+    step: OptimizerStep | None
+
     def __init__(
         self,
-        scenes: Sequence[SceneInputs],
+        scenes: Sequence[LoadedScene],
         vision: VisionInputs | None = None,
         sequences: Sequences | None = None,
         prompts: Sequence[Prompt] = (),
         records: Sequence[Record] = (),
         failed: Sequence[Record] = (),
         num_answers: Sequence[int] = (),
+        failed_answers: int = 0,
+        step: OptimizerStep | None = None,
     ) -> None:
-        self.scenes, self.vision, self.sequences, self.prompts = list(scenes), vision, sequences, list(prompts)
-        self.records, self.failed, self.num_answers = list(records), list(failed), tuple(num_answers)
-        self.step: OptimizerStep | None = None
+        vars(self).update(scenes=list(scenes), vision=vision, sequences=sequences, prompts=list(prompts))
+        vars(self).update(records=list(records), failed=list(failed), num_answers=tuple(num_answers))
+        vars(self).update(failed_answers=failed_answers, step=step)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"a Batch does not change: make another one to set {name}")
 
     @property
     def weight(self) -> float:
         """The factor that makes a mean over this batch's questions a part of the mean over an optimizer step's.
 
         Lightning divides a loss by the number of accumulated batches, and the strategies average gradients over
-        processes: the factor undoes both, so that each question has the weight 1 / `OptimizerStep.num_answers`.
+        processes: the factor undoes both, so that each question has the weight 1 / `OptimizerStep.num_answers`. Failed
+        answers are known in all processes only when the step is complete, see `Task.on_before_optimizer_step`.
         """
         return 1.0 if self.step is None else sum(self.num_answers) * self.step.num_batches / self.step.num_answers

@@ -1,4 +1,7 @@
-"""How patches are merged into visual tokens, the same for every supported backbone, and extra tokens of a view."""
+"""Where the visual tokens of sequences are: `SequenceLayout` finds each one's video or image, view and grid cell.
+
+It begins with how patches are merged into visual tokens, the same for every supported backbone.
+"""
 
 from __future__ import annotations
 

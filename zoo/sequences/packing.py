@@ -1,6 +1,7 @@
-"""Attention masks of several questions in one sequence: each sees the shared prefix and itself.
+"""Several questions in one sequence, and several scenes in one: rows, places and attention masks.
 
-Tokens have groups: `PREFIX` for the shared ones, other numbers for the questions.
+Tokens have groups: `PREFIX` for the shared ones, other numbers for the questions. Each question sees the shared prefix
+and itself.
 """
 
 from __future__ import annotations

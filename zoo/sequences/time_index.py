@@ -1,4 +1,4 @@
-"""The seam of time indices: the temporal patches of videos, and what maps them to positions."""
+"""Time indices map the temporal patches of videos to positions on the temporal axis of mRoPE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is trained and how: learning rates of six parts, optimizer groups, and a schedule."""
+"""The base of the tasks: learning rates by part, optimizer groups, and checkpoints of trained weights only."""
 
 from __future__ import annotations
 
@@ -16,31 +16,27 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from zoo.backbones.base import Preprocessor
 from zoo.configuration import Configurable, from_config, to_config, trusted_imports, with_overrides
 from zoo.errors import InputError, add_file_to_errors
-from zoo.geometry.reader import GeometryReader
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import DataSettings, ModelSpec
 from zoo.precision import to_float32
 from zoo.seed import seed_draws
-from zoo.sequences.batch import Batch
-from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.batch import Batch, OptimizerStep
 from zoo.versions import versions
-from zoo.weights.checkpoint_file import read_checkpoint
-from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, saved_names
+from zoo.weights.checkpoint import FROZEN, check_frozen, check_loaded, read_checkpoint, saved_names
 
 
 @dataclass
 class LearningRates:
     """One learning rate per part; null or 0 freezes the part, which stays in eval mode.
 
-    The defaults are Spatial-MLLM's published recipe. As there, the vision tower's last projection
+    The defaults are Spatial-MLLM's published recipe. As there, the vision encoder's last projection
     (`visual.merger`) belongs to the connector, and trains although the tower is frozen; `vision_merger` changes that.
 
     Args:
         decoder: The language model and its embeddings.
         connector: Everything that turns vision or geometry into the decoder's tokens.
-        vision: The backbone's vision tower.
+        vision: The backbone's vision encoder.
         geometry: The geometry encoder.
         encoding: Learned numbers of a camera encoding: slopes, a scale, extra channels. They start from scratch, so a
             rate for pretrained weights would hardly move them; the default is a usual one for LoRA.
@@ -173,20 +169,18 @@ class Task(Configurable, LightningModule):
         scheduler: Takes the optimizer and the run's number of optimizer steps; stepped once per step.
 
     Attributes:
-        preprocessor: Turns frames and questions into tokens; of a task with a `sequence_builder`.
-        sequence_builder: Builds the sequences of a batch; None for a task that reads scenes alone.
+        data_settings: Of the run; the DataModule sets them in its `setup`.
         answers_questions: Whether validation and test steps return prediction records.
-        asks_in_training: Whether training batches have prompts, as those of a test, in place of answers.
         frozen_weights: Path and fingerprints of the files that frozen parts were read from, by part.
+        averages_over_step: Whether `Batch.weight` makes a loss a part of the mean over an optimizer step's answers.
         trained: How far the weights are trained: the "step", and of a known fit its "max_steps" and the "versions" of
             its code; None before a fit.
     """
 
+    data_settings = DataSettings()
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
-    preprocessor: Preprocessor
-    sequence_builder: SequenceBuilder | None = None
     answers_questions: bool = True
-    asks_in_training: bool = False
+    averages_over_step: bool = True
 
     def __init__(
         self,
@@ -198,29 +192,16 @@ class Task(Configurable, LightningModule):
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
         self.frozen_weights: dict[str, dict[str, Any]] = {}
         self.trained: dict[str, Any] | None = None
+        self._step: OptimizerStep | None = None
+        self._failed_answers = 0  # in this process, of the batches of the step so far
 
-    @property
-    def requirements(self) -> DataRequirements:
-        """What the DataModule must provide beside pixels and questions."""
+    def model_spec(self, *, training: bool = False) -> ModelSpec:
+        """Return what the model needs from the data, in a training or an evaluation."""
         raise NotImplementedError
 
-    @property
-    def training_requirements(self) -> DataRequirements:
-        """What it must provide in training."""
-        return self.requirements
-
-    @property
-    def training_sequence_builder(self) -> SequenceBuilder | None:
-        """Build the sequences of training batches."""
-        return self.sequence_builder
-
-    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
-        """Return what data workers read cached geometry by; None if nothing is cached."""
-        return None
-
     def check(self, batch: Batch) -> None:
-        """Raise an InputError if a scene of a batch can't be used: training must not continue without it."""
-        if batch.failed:
+        """Raise an InputError if a scene of a batch can't be used, unless its step leaves such scenes out."""
+        if batch.failed and not (batch.step is not None and batch.step.skips_failed):
             raise InputError(batch.failed[0]["error"])
 
     def part_of(self, name: str) -> str:
@@ -249,6 +230,22 @@ class Task(Configurable, LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and all that a training step draws, see `seed_draws`; each process draws its own."""
         seed_draws(self.global_rank, self.current_epoch, batch_idx)
+        is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self._step = getattr(batch, "step", None)
+        self._failed_answers = getattr(batch, "failed_answers", 0) + (0 if is_first else self._failed_answers)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave answers that failed in any process out of the mean of a step, which `Batch.weight` has not."""
+        if self._step is None or not (self._step.skips_failed and self.averages_over_step):
+            return
+        failed, planned = self._failed_answers, self._step.num_answers
+        if self.trainer.world_size > 1:  # a GPU is waited for once in a step
+            counted = torch.tensor(failed, device=self.device)
+            failed = int(self.trainer.strategy.reduce(counted, reduce_op="sum"))
+        if 0 < failed < planned:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(planned / (planned - failed))
 
     def configure_optimizers(self) -> Any:
         """One group per part and biases, as in the published recipe.

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_map_only
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
-from zoo.weights.frozen import saved_names
-from zoo.weights.sharded_tensors import shard_like, whole
+from zoo.weights.checkpoint import saved_names
+from zoo.weights.load import shard_like, whole
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step", "call")
 GATHERED_DTYPES = dict.fromkeys(("bf16-mixed", "bf16"), torch.bfloat16)  # of units, by the Trainer's precision
@@ -158,7 +158,7 @@ class FSDP2Strategy(DDPStrategy):
 
 
 def shard(task: VideoQATask, device: torch.device, world_size: int, gathered_dtype: torch.dtype | None) -> None:
-    """Shard a task over all processes, in place; deferred weights stay on the meta device.
+    """Shard a task over all processes, in place; weights that were left unread stay on the meta device.
 
     Args:
         task: Of which each process has a copy.

@@ -1,10 +1,12 @@
-"""Answers that a policy samples, and their log-probabilities under it: scenes and prefixes are read once."""
+"""GRPO: answers that a policy samples, their rewards, and the losses of the policy.
+
+Scenes and the prefixes of questions are read once for all samples.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,12 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
-from zoo.benchmarks import VSIBench
 from zoo.errors import InputError, check_choice
 from zoo.generation import CachedPrefix, Reply, Sampling
 from zoo.model import SpatialVLM
-from zoo.objectives import Decoded, LanguageModeling, decode
-from zoo.objectives.base import AVERAGES
+from zoo.objectives.base import Decoded, LanguageModeling, weighted_losses
 from zoo.objectives.grpo import (
     Aggregation,
     Level,
@@ -33,9 +33,9 @@ from zoo.objectives.grpo import (
     policy_terms,
     token_log_probs,
 )
+from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.builder import SequenceBuilder
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
 from zoo.sequences.packing import IGNORED, Row
 from zoo.tasks.rewards import AnswerScore, Reward, RewardSum
 from zoo.tasks.video_qa import Algorithm
@@ -74,6 +74,7 @@ class Rollout:
         advantages: Of each answer.
         sampled_logps: Log-probabilities of the sampled tokens, as they were drawn.
         num_tokens: What `dapo` divides by.
+        teacher_targets: For the other objectives, see `SpatialVLM.forward`.
         ref_logps: By the reference; None without.
         old_logps: By the policy before the first update; None until then, and with one update.
         statistics: Of answers and rewards, for the loggers.
@@ -86,6 +87,7 @@ class Rollout:
     advantages: Float[Tensor, " N"]
     sampled_logps: Float[Tensor, "N T"]
     num_tokens: float
+    teacher_targets: list[TeacherTargets | None] | None
     ref_logps: Float[Tensor, "N T"] | None
     old_logps: Float[Tensor, "N T"] | None
     statistics: dict[str, float]
@@ -134,7 +136,7 @@ def sample_answers(
 
 
 def answer_sequences(
-    builder: SequenceBuilder, sampled: Sequence[SampledAnswer], scenes: Sequence[SceneInputs], max_tokens: int | None
+    builder: SequenceBuilder, sampled: Sequence[SampledAnswer], scenes: Sequence[LoadedScene], max_tokens: int | None
 ) -> Sequences:
     """Build sequences in which the sampled answers are supervised: those about a scene share its prefix.
 
@@ -154,16 +156,19 @@ def answer_sequences(
     return builder.training(rows, [answer.scene for answer in sampled], outlines, max_tokens=max_tokens)
 
 
-def _outline(scene: SceneInputs) -> SceneInputs:
+def _outline(scene: LoadedScene) -> LoadedScene:
     """What sequences depend on of a scene, on the CPU: its grid and cameras."""
-    outline = copy(scene)
-    outline.pixel_values = scene.pixel_values[:0]
-    outline.frames = outline.geometry = outline.cached_geometry = outline.teacher = None
+    outline = replace(scene, frames=None, geometry=None, cached_geometry=None, pixel_values=None)
     return outline.to("cpu")
 
 
 def answer_log_probs(
-    model: SpatialVLM, batch: Batch, sequences: Sequences, lengths: Sequence[int], temperature: float
+    model: SpatialVLM,
+    batch: Batch,
+    sequences: Sequences,
+    lengths: Sequence[int],
+    temperature: float,
+    teacher_targets: Sequence[TeacherTargets | None] | None = None,
 ) -> tuple[Float[Tensor, "N T"], Decoded]:
     """Compute the log-probabilities of all answers in one pass through the decoder.
 
@@ -173,14 +178,12 @@ def answer_log_probs(
         sequences: From `answer_sequences`, on the model's device.
         lengths: Tokens of each answer.
         temperature: That of the sampling.
+        teacher_targets: See `SpatialVLM.forward`.
 
     Returns:
         Log-probabilities, padded with 0; and what the decoder computed, for other objectives.
     """
-    scenes = model.encode_scenes(batch)
-    inputs = model.decoder_inputs(scenes, sequences)
-    average = AVERAGES[model.average]
-    decoded = decode(model.backbone, model.objectives.layers, inputs, scenes, sequences, average)
+    decoded = model.decode(model.encode_scenes(batch, teacher_targets), sequences)
     hidden = decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places]
     flat = _log_probs(decoded.lm_head, hidden, sequences.answer_ids, temperature)
     return pad_sequence(list(flat.split(list(lengths))), batch_first=True), decoded
@@ -294,17 +297,12 @@ class GRPO(Algorithm):
             "delta": delta,
         }
         self.needs_start = beta > 0
-        self.tokens_per_sequence: int | None = None  # of the data
         self.reference: dict[str, Tensor] = {}
         self.rollout: Rollout | None = None
 
     def begin(self, task: VideoQATask) -> None:
-        """Keep the weights of the reference, and take the benchmark and the bound of sequences from the data."""
-        data = getattr(task.trainer, "datamodule", None)
-        self.rewards.bind(getattr(getattr(data, "source", None), "benchmark", VSIBench()))
-        self.tokens_per_sequence = getattr(data, "tokens_per_sequence", None)
-        if getattr(data, "pack_scenes", False):
-            raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
+        """Check the options against each other, bind the rewards to the data's benchmark, and keep the reference."""
+        self.rewards.bind(task.data_settings.benchmark)
         if task.repetition_penalty != 1:
             raise InputError("--model.repetition_penalty: GRPO samples without one, and would learn from other answers")
         of_step = {
@@ -319,6 +317,10 @@ class GRPO(Algorithm):
         if self.beta:
             self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
 
+    def averages_over_step(self, task: VideoQATask) -> bool:
+        """Whether the policy's loss is a part of the mean over an optimizer step's answers."""
+        return self.loss_type not in ("dapo", "bnpo")
+
     # ---- sampling -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -326,11 +328,13 @@ class GRPO(Algorithm):
         """Sample answers, and compare their rewards."""
         task.check(batch)
         model, count = task.model, self.num_generations
+        teacher_targets = task.compute_teacher_targets(batch)
         sampled = task.call_as_in_validation(
             partial(sample_answers, model, batch, self.sampling, count, task.max_new_tokens)
         )
         lengths = [len(answer.reply.ids) for answer in sampled]
-        sequences = answer_sequences(task.sequence_builder, sampled, batch.scenes, self.tokens_per_sequence)
+        bound = task.data_settings.tokens_per_sequence
+        sequences = answer_sequences(task.model.sequence_builder, sampled, batch.scenes, bound)
         sequences = sequences.to(task.device)
         ref_logps = None
         if self.beta:
@@ -354,6 +358,7 @@ class GRPO(Algorithm):
             advantages.to(task.device, torch.float32),
             torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).to(task.device),
             max(float(total), 1.0) / task.trainer.world_size,
+            teacher_targets,
             ref_logps,
             None,
             self._statistics(rewards, [answer.reply.ids for answer in sampled], task.model.backbone.stop_tokens),
@@ -415,7 +420,12 @@ class GRPO(Algorithm):
         rollout = self.rollout
         assert rollout is not None  # of `prepare`
         logps, decoded = answer_log_probs(
-            task.model, batch, rollout.sequences, rollout.lengths, self.sampling.temperature
+            task.model,
+            batch,
+            rollout.sequences,
+            rollout.lengths,
+            self.sampling.temperature,
+            rollout.teacher_targets,
         )
         gap = (logps.detach() - rollout.sampled_logps).abs().max() if rollout.old_logps is None else None
         terms = policy_terms(
@@ -431,8 +441,10 @@ class GRPO(Algorithm):
             num_tokens=rollout.num_tokens,
         )
         # means over the answers of this process become means over those of the step
-        weight = 1.0 if self.loss_type in ("dapo", "bnpo") else batch.weight
-        others = task.model.objectives.losses(decoded, left_out=LanguageModeling)
+        weight = batch.weight if self.averages_over_step(task) else 1.0
+        others = weighted_losses(
+            [each for each in task.model.active_objectives if not isinstance(each, LanguageModeling)], decoded
+        )
         objectives = self.objective_weight(task, batch) * others["loss"]
         loss = weight * policy + objectives + task.model.zero_of_unused()
         if not sum(batch.num_answers):

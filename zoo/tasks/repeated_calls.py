@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from zoo.tasks.fake_tensors import Footprint, fake_mode
 
 FUNCTION, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"
-CALLERS = ("transformers.models.qwen3_5.modeling_qwen3_5", "zoo.backbones.qwen3_5.backbone")
+CALLERS = ("transformers.models.qwen3_5.modeling_qwen3_5", "zoo.backbones.qwen3_5")
 DEVICE = "cpu"  # of fake tensors
 Outputs = Sequence[Tensor | None]
 

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
-from zoo.geometry.base import SceneGeometry
+from zoo.configuration import known_config
+from zoo.geometry.base import ScaleSource, SceneGeometry
+from zoo.geometry.metric_model import MetricModel
 from zoo.model import SpatialVLM
-from zoo.model_spec import DataRequirements
-from zoo.precision import full_precision
+from zoo.model_spec import ModelSpec
+from zoo.objectives.teacher_model import Teacher
+from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
 from zoo.sequences.packing import IGNORED, Row
 from zoo.tasks.base import parameter_groups
 from zoo.tasks.fake_tensors import Footprint, ShapesOnlyPreprocessor, fake_tensor, make_fake
 from zoo.tasks.fsdp2 import GATHERED_DTYPES
-from zoo.tasks.planned_teacher import PlannedTeacher
 from zoo.tasks.repeated_calls import count_repeated_calls_once
 from zoo.tasks.video_qa import VideoQATask
 
@@ -174,17 +178,15 @@ def count_step(
 def run_step(task: VideoQATask, batch: BatchSizes, precision: str, teacher: PlannedTeacher | None = None) -> None:
     """Forward and backward pass of an example batch."""
     with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16"), cache_enabled=False):
-        loss = task.loss(taught_batch(task, batch, teacher))
+        loss = _example_loss(task, batch, teacher)
     loss.backward()
 
 
-def taught_batch(task: VideoQATask, sizes: BatchSizes, teacher: PlannedTeacher | None) -> Batch:
-    """An example batch with the targets of its teacher."""
-    batch = example_batch(task.model, sizes, task.training_requirements)
-    if teacher is not None:
-        with full_precision(torch.device("cpu")):  # a training asks it before the step
-            teacher.show(batch.scenes, task.model.backbone.patch_size)
-    return batch
+def _example_loss(task: VideoQATask, sizes: BatchSizes, teacher: PlannedTeacher | None) -> Tensor:
+    """The loss of an example batch, which is released before the backward pass."""
+    batch = example_batch(task.model, sizes, task.model_spec(training=True))
+    targets = None if teacher is None else teacher(batch.scenes, task.model.backbone.patch_size)
+    return task.model(batch, targets)["loss"]
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
@@ -224,18 +226,18 @@ def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], 
     return held, sum(weights.values())
 
 
-def example_batch(model: SpatialVLM, sizes: BatchSizes, needs: DataRequirements | None = None) -> Batch:
+def example_batch(model: SpatialVLM, sizes: BatchSizes, needs: ModelSpec | None = None) -> Batch:
     """A training batch of these sizes, see `example_questions`."""
-    builder = model.training_sequence_builder
-    scenes, rows, scene_of = example_questions(model, sizes, needs or model.requirements)
+    builder = SequenceBuilder(model.model_spec(training=True))
+    scenes, rows, scene_of = example_questions(model, sizes, needs or builder.spec)
     limits: dict[str, Any] = {"max_tokens": sizes.tokens_per_sequence, "packs_scenes": sizes.pack_scenes}
     sequences = builder.training(rows, scene_of, scenes, **limits)
     return Batch(scenes, builder.vision(scenes), sequences, records=[{"id": "example"}] * len(rows))
 
 
 def example_questions(
-    model: SpatialVLM, sizes: BatchSizes, needs: DataRequirements
-) -> tuple[list[SceneInputs], list[Row], list[int]]:
+    model: SpatialVLM, sizes: BatchSizes, needs: ModelSpec
+) -> tuple[list[LoadedScene], list[Row], list[int]]:
     """Scenes of these sizes, one row per question, and the scene of each row.
 
     Pixels are fake, and cameras move along a line.
@@ -249,15 +251,21 @@ def example_questions(
     geometry = SceneGeometry(
         world_to_camera=poses,
         K_normalized=torch.eye(3).repeat(views, 1, 1),
-        depth=torch.ones(views, sizes.height, sizes.width) if needs.depth or "depth" in needs.targets else None,
+        depth=torch.ones(views, sizes.height, sizes.width)
+        if needs.requires_depth or "depth" in needs.targets
+        else None,
     )
-    given = geometry if needs.cameras or needs.depth or needs.targets else None
+    given = geometry if needs.requires_cameras or needs.requires_depth or needs.targets else None
     scenes = [
-        SceneInputs(
-            fake_tensor(math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8),
-            grid,
+        LoadedScene(
+            pixel_values=fake_tensor(
+                math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8
+            ),
+            grid_thw=grid,
             kind=sizes.kind,
-            frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8) if needs.frames else None,
+            frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8)
+            if needs.requires_frames
+            else None,
             geometry=given,
             cameras=model.sequence_builder.merge_cameras(given),
             frame_indices=tuple(range(views)),
@@ -278,3 +286,71 @@ def example_questions(
         labels[-ANSWER:] = ids[-ANSWER:]
         rows.append(Row.of(ids, labels))
     return scenes, rows * sizes.scenes, [scene for scene in range(sizes.scenes) for _ in rows]
+
+
+# ---- A teacher of shapes, so that a plan counts what the teacher of a training takes --------------------------------
+
+
+class PlannedTeacher:
+    """Run a teacher on fake tensors.
+
+    One with a cache is not loaded, as the cache is taken to be complete: a step reads its targets.
+
+    Args:
+        teacher: Not yet built; its tensors become fake.
+
+    Attributes:
+        networks: The frozen networks that a training has beside the model.
+    """
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher, self.is_cached = teacher, known_config(teacher).get("cache") is not None
+        with torch.device("meta"):  # no weights are read
+            encoder = teacher.outline
+            teacher.enable_heads(encoder)
+            scale = None if teacher.scale is None else PlannedScale(teacher.scale)
+        teacher.encoder, teacher.scale = encoder.requires_grad_(False).eval(), scale
+        every: list[nn.Module] = [encoder, *([] if scale is None or scale.network is None else [scale.network])]
+        for network in every:
+            make_fake(network)
+        self.networks = [] if self.is_cached else every
+
+    def __call__(self, scenes: Sequence[LoadedScene], patch_size: int) -> list[TeacherTargets | None]:
+        """Compute the targets of scenes, see `Teacher`."""
+        if not self.is_cached:
+            return self._teacher(scenes, patch_size)
+        with _disable_current_modes():
+            found = self._teacher(scenes, patch_size)
+        return [None if each is None else _copy(each) for each in found]
+
+
+class PlannedScale(ScaleSource):
+    """The network of a source of scale without its choice of pixels, whose number no shape tells.
+
+    Args:
+        source: What a training takes, on the meta device.
+
+    Attributes:
+        network: Of the source; None without one.
+    """
+
+    def __init__(self, source: ScaleSource) -> None:
+        self.reads, self.requires_cameras = source.reads, source.requires_cameras
+        self.requires_depth = source.requires_depth
+        self.network = source.network if isinstance(source, MetricModel) else None
+
+    def meters_per_unit(
+        self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
+    ) -> float:
+        """See `ScaleSource`."""
+        if self.network is not None:
+            self.network(frames[None], layers=(), heads=("depth",))
+        return 1.0
+
+
+def _copy(targets: TeacherTargets) -> TeacherTargets:
+    """Targets in memory of their own, as they are read of a cache."""
+    return TeacherTargets(
+        tuple(layer.to(torch.bfloat16, copy=True) for layer in targets.tokens),
+        *(None if each is None else each.clone() for each in targets[1:]),
+    )

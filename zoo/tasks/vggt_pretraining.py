@@ -1,4 +1,4 @@
-"""VGGT's training targets, losses and errors (section 3.4 of arXiv 2503.11651, without tracks).
+"""Pretraining of VGGT: its targets, losses and errors (section 3.4 of arXiv 2503.11651, without tracks).
 
 Targets are in the frame of the first camera, in units of the mean distance of the scene's points from it. So VGGT
 learns the shape of a scene and not its size: the normalization drops meters on purpose.
@@ -28,11 +28,11 @@ from zoo.files.atomic_io import write_whole
 from zoo.geometry import TinyVGGT, VGGTEncoder
 from zoo.geometry.base import SceneGeometry, same_shape
 from zoo.geometry.layers import select_frames
-from zoo.geometry.vggt.model import HEADS, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
-from zoo.model_spec import DataRequirements
+from zoo.geometry.vggt import HEADS, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
+from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch
 from zoo.tasks.base import LearningRates, Task, WarmupCosine, fused_adamw
-from zoo.weights.lazy_tensors import WEIGHTS
+from zoo.weights.load import WEIGHTS
 
 ALPHA = 0.2  # weight of the log confidence, as in DUSt3R (arXiv 2312.14132)
 HUBER = 0.1  # radians, or units of the scene
@@ -61,7 +61,7 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
         ValueError: A frame without a camera, a scene whose depth is empty.
     """
     for scene in scenes:
-        assert scene.world_to_camera is not None and scene.depth is not None  # by `DataRequirements`
+        assert scene.world_to_camera is not None and scene.depth is not None  # by `ModelSpec`
         if scene.has_camera is not None and not scene.has_camera.all():
             raise ValueError("VGGT learns from a camera for each frame: this scene lacks some")
     depth = torch.stack([scene.depth for scene in scenes if scene.depth is not None]).float()
@@ -198,7 +198,6 @@ class VGGTPretraining(Task):
         scheduler: Called with the optimizer and the number of optimizer steps; stepped once per optimizer step.
     """
 
-    requirements = DataRequirements(cameras=True, depth=True, frames=True)
     answers_questions = False
 
     def __init__(
@@ -220,6 +219,9 @@ class VGGTPretraining(Task):
         if not self.heads:
             raise InputError("--model.geometry.heads: a VGGT without heads can't be trained")
         self.dense_frames = dense_frames
+
+    def model_spec(self, *, training: bool = False) -> ModelSpec:
+        return ModelSpec(requires_cameras=True, requires_depth=True, requires_frames=True)
 
     def part_of(self, name: str) -> str:
         return "geometry"

@@ -1,10 +1,13 @@
-"""How a task learns from a training batch: from its answers, or from rewards of answers that it samples."""
+"""The task: train a `SpatialVLM` on videos with questions, and answer them.
+
+An `Algorithm` says how it learns from a batch: from the answers of the data, or from rewards of sampled answers.
+"""
 
 from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,22 +20,23 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from zoo.backbones.base import Preprocessor
-from zoo.configuration import Configurable, known_config
+from zoo.cameras.scene_geometry import PatchCameras
+from zoo.configuration import Configurable
 from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault, raised_at
 from zoo.generation import Sampling, answer_prompts, check_penalty, eval_mode, greedy
-from zoo.geometry.reader import GeometryReader
 from zoo.model import SpatialVLM
-from zoo.model_spec import DataRequirements
-from zoo.objectives import prediction_errors
+from zoo.model_spec import ModelSpec
+from zoo.objectives.base import Decoded, Objective, check_teacher
+from zoo.objectives.camera_prediction import CameraPrediction
 from zoo.objectives.teacher_model import Teacher
 from zoo.precision import answer_precision
+from zoo.scene_encoding import EncodedScene
 from zoo.seed import seed_of
 from zoo.sequences.batch import Batch
-from zoo.sequences.builder import SequenceBuilder
+from zoo.sequences.loaded_scene import TeacherTargets
 from zoo.tasks.base import LearningRates, Task, WarmupCosine, freeze, fused_adamw
-from zoo.weights.deferred import load_deferred
-from zoo.weights.frozen import fingerprints, frozen_weights
-from zoo.weights.initial_weights import TRAINING_ALONE, read_start
+from zoo.weights.checkpoint import TRAINING_ALONE, fingerprints, frozen_weights, read_start
+from zoo.weights.load import read_weights
 
 
 class Algorithm(Configurable, ABC):
@@ -64,6 +68,10 @@ class Algorithm(Configurable, ABC):
         if not sum(batch.num_answers):
             return 0.0
         return batch.weight if task.model.average == "questions" else 1.0
+
+    def averages_over_step(self, task: VideoQATask) -> bool:
+        """Whether the loss is a part of the mean over an optimizer step's answers, by `Batch.weight`."""
+        return task.model.average == "questions"
 
     @abstractmethod
     def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
@@ -131,6 +139,63 @@ class FirstScenes:
             raise RuntimeError(text) from fault
 
 
+# ---- What objectives predict in an evaluation, beside the answers: its errors, and cameras to be drawn --------------
+
+
+def prediction_errors(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> list[dict[str, Any]]:
+    """Return what the record of each question gets: the errors of its scene as `objectives`, if it can have some.
+
+    Args:
+        model: The model.
+        batch: With prompts.
+        scenes: Its encoded scenes; those without what is predicted cost nothing.
+    """
+    errors = {
+        number: {
+            f"{type(objective).__name__}/{name}": float(error)
+            for objective in model.active_objectives
+            for name, error in objective.errors(decoded).items()
+        }
+        for number, decoded in _decode_scenes(model, batch, scenes)
+    }
+    found: list[dict[str, Any]] = [{} for _ in batch.records]
+    for prompt in batch.prompts:
+        if own := errors.get(prompt.scenes[0]):
+            for row in prompt.rows:
+                found[row] = {"objectives": own}
+    return found
+
+
+@torch.no_grad()
+def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchCameras, Float[Tensor, "t 4 4"]]]:
+    """Return true and predicted cameras by scene, see `CameraPrediction.predicted_cameras`; of no scene without it."""
+    objective = next((each for each in model.active_objectives if isinstance(each, CameraPrediction)), None)
+    if objective is None or "reference" not in objective.anchors or not batch.records:
+        return {}
+    scenes = model.encode_scenes(batch)
+    names = {prompt.scenes[0]: batch.records[prompt.rows[0]]["scene"] for prompt in batch.prompts}
+    drawn = {
+        names[number]: objective.predicted_cameras(decoded)
+        for number, decoded in _decode_scenes(model, batch, scenes)
+        if scenes[number].target_cameras is not None
+    }
+    return {name: cameras for name, cameras in drawn.items() if cameras[0].has_camera.any()}
+
+
+@torch.no_grad()
+def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> Iterator[tuple[int, Decoded]]:
+    """Yield the number of each scene that some objective has an error of, and what the decoder computes of its prefix.
+
+    An objective has errors of the scenes that have one of its targets, or of all if it has no targets.
+    """
+    measuring = [each for each in model.active_objectives if type(each).errors is not Objective.errors]
+    prefixes = {prompt.scenes[0]: prompt.prefix for prompt in reversed(batch.prompts)}
+    for number in sorted(prefixes):
+        known = {name for name in ("cameras", "depth") if getattr(scenes[number], f"target_{name}") is not None}
+        if any(not each.targets or known.intersection(each.targets) for each in measuring):
+            yield number, model.decode(scenes, prefixes[number])
+
+
 # ---- Training and evaluation on videos with questions ---------------------------------------------------------------
 
 T = TypeVar("T")
@@ -151,7 +216,7 @@ class VideoQATask(Task):
         learning_rates: One per part, null to freeze it.
         optimizer: Takes the parameter groups.
         scheduler: Takes the optimizer and the run's number of optimizer steps; stepped once per step.
-        gradient_checkpointing: Trades time for memory in the decoder and the vision tower.
+        gradient_checkpointing: Trades time for memory in the decoder and the vision encoder.
         compile_decoder: Compiles the decoder's layers for training (`torch.compile`), which takes minutes at first and
             is equal up to rounding.
         max_new_tokens: The longest answer.
@@ -199,21 +264,29 @@ class VideoQATask(Task):
         self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
         self.teacher = teacher
         if teacher is not None:
-            teacher.targets = self.model.objectives.teacher_targets
+            learned = (each.teacher_target for each in self.model.active_objectives)
+            teacher.targets = frozenset(target for target in learned if target is not None)
         self.training_files: dict[str, dict[str, Any]] = {}  # as `frozen_weights`, of what a training alone reads
-        if self.algorithm.asks_questions and (names := self.model.objectives.only_in_training):
+        names = [name for name, each in self.model.objectives.items() if each.changes_training_prompts]
+        if self.algorithm.asks_questions and names:
             raise InputError(
                 f"--model.objectives: {' and '.join(names)} show a training other tokens than a test, and answers are "
                 "sampled as in a test: leave MaskedViews out, and set token to always or none"
             )
         self.can_answer = self.model.is_pretrained or allow_untrained
         self.first_scenes = FirstScenes()
-        if "objective" in learning_rates.frozen() and (learning := self.model.objectives.learning):
+        unreachable = self.model.is_unreachable
+        learning = dict.fromkeys(
+            name
+            for name, each in self.model.objectives.items()
+            for parameter, _ in each.named_parameters()
+            if not unreachable(f"objectives.{name}.{parameter}")
+        )
+        if "objective" in learning_rates.frozen() and learning:
             rank_zero_warn(
                 f"--model.learning_rates.objective freezes {' and '.join(learning)}, whose heads and tokens stay "
                 "random unless a checkpoint has trained them"
             )
-        unreachable = self.model.is_unreachable
         freeze(self, learning_rates, self.part_of, lambda name: unreachable(name.removeprefix("model.")))
         self.frozen_weights = frozen_weights(self.model)  # now, since the files may be replaced while this trains
         if gradient_checkpointing:
@@ -222,31 +295,16 @@ class VideoQATask(Task):
             self.model.backbone.compile_layers()
         self.train()
 
-    @property
-    def requirements(self) -> DataRequirements:
-        return self.model.requirements
+    def model_spec(self, *, training: bool = False) -> ModelSpec:
+        spec = self.model.model_spec(training=training)
+        if not training:
+            return spec
+        asks = self.algorithm.asks_questions
+        spec = replace(spec, asks_in_training=asks, typed_questions=self.algorithm.requires_types)
+        return spec if self.teacher is None else self.teacher.added_to(spec)
 
     @property
-    def training_requirements(self) -> DataRequirements:
-        needs = replace(self.requirements, typed_questions=self.algorithm.requires_types)
-        return needs if self.teacher is None else self.teacher.added_to(needs)
-
-    @property
-    def training_sequence_builder(self) -> SequenceBuilder:
-        return self.model.training_sequence_builder
-
-    @property
-    def sequence_builder(self) -> SequenceBuilder:  # type: ignore[override]
-        """Builder of the sequences of questions to answer."""
-        return self.model.sequence_builder
-
-    def geometry_reader(self, *, training: bool) -> GeometryReader | None:
-        if training and self.teacher is not None:
-            return None  # what is read in place of frames leaves the teacher without them; the step reads the cache
-        return self.model.geometry_reader(training=training)
-
-    @property
-    def preprocessor(self) -> Preprocessor:  # type: ignore[override]
+    def preprocessor(self) -> Preprocessor:
         """The backbone's tokenizer and prompts."""
         return self.model.backbone.preprocessor
 
@@ -273,20 +331,15 @@ class VideoQATask(Task):
             InputError: A scene or a question of the batch can't be used: training must not continue without it.
         """
         self.check(batch)
-        return self.model(batch)
+        return self.model(batch, self.compute_teacher_targets(batch))
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """The weighted sum of the objectives, see `losses`."""
         return self.losses(batch)["loss"]
 
-    def check(self, batch: Batch) -> None:
-        super().check(batch)
-        self.check_cameras(batch)
-
-    def check_cameras(self, batch: Batch) -> None:
-        """Raise an InputError if a scene lacks the cameras that the model requires."""
-        if self.requirements.cameras and any(scene.cameras is None for scene in batch.scenes):
-            raise InputError("a scene without cameras, which this model requires")
+    def compute_teacher_targets(self, batch: Batch) -> list[TeacherTargets | None] | None:
+        """What the teacher says of each scene of a training batch; None without a teacher."""
+        return None if self.teacher is None else self.teacher(batch.scenes, self.model.backbone.patch_size)
 
     @torch.no_grad()
     def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
@@ -297,7 +350,6 @@ class VideoQATask(Task):
         """
         if not batch.records:
             return batch.failed
-        self.check_cameras(batch)
         seeds = None if self.sampling is None else [seed_of(record["id"]) for record in batch.records]
         with answer_precision(self.device, self.model.precision):
             scenes = self.model.encode_scenes(batch)
@@ -337,16 +389,12 @@ class VideoQATask(Task):
     # ---- Lightning's steps ------------------------------------------------------------------------------------------
 
     @property
-    def asks_in_training(self) -> bool:  # type: ignore[override]
-        return self.algorithm.asks_questions
+    def averages_over_step(self) -> bool:  # type: ignore[override]
+        return self.algorithm.averages_over_step(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let the algorithm prepare the batch, after the seed of what it draws is set."""
         super().on_train_batch_start(batch, batch_idx)
-        if self.teacher is not None:
-            found = self.teacher(batch.scenes, self.model.backbone.patch_size)
-            for scene, targets in zip(batch.scenes, found, strict=True):
-                scene.teacher = targets
         self.algorithm.prepare(self, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -390,15 +438,14 @@ class VideoQATask(Task):
         return self.predict_batch(batch)
 
     def configure_model(self) -> None:
-        """Read deferred weights, see `SpatialVLM`, and before a checkpoint's those that the algorithm starts from."""
-        load_deferred(self)
+        """Read the weights that are left unread, and before a checkpoint's those that the algorithm starts from."""
+        read_weights(self)
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
-        self.model.objectives.check_teacher(None if self.teacher is None else self.teacher.given)
+        check_teacher(self.model.active_objectives, None if self.teacher is None else self.teacher.given)
         read: dict[str, tuple[str, tuple[Path, ...]]] = {}
         if self.teacher is not None:
-            self.teacher.check_data(getattr(self.trainer, "datamodule", None))
-            self.model.objectives.match_teacher(self.teacher.outline.taught_as)
+            self.teacher.match_layers(self.model.objectives.values())
             read |= self.teacher.sources
         if self.algorithm.needs_start:
             self._read_start()
@@ -442,16 +489,21 @@ class VideoQATask(Task):
     def on_train_start(self) -> None:
         """A trained model may answer; `SpatialVLM.answer` reads videos as the training does."""
         self.can_answer = True
-        model, data = self.model, getattr(self.trainer, "datamodule", None)
-        if isinstance(data, Configurable):
-            model.data_config = {"init_args": {k: v for k, v in known_config(data).items() if k != "source"}}
+        model = self.model
+        if self.data_settings.config:
+            model.data_config = {"init_args": dict(self.data_settings.config)}
         model.loaded_names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how the training reads videos, and which tensors are for it alone."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[DATA] = self.model.data_config
-        checkpoint[TRAINING_ALONE] = sorted(f"model.objectives.{name}" for name in self.model.objectives.training_alone)
+        checkpoint[TRAINING_ALONE] = sorted(
+            f"model.objectives.{name}.{tensor}"
+            for name, each in self.model.objectives.items()
+            for tensor in each.state_dict()
+            if not (tensor == "token" and each.has_token(training=False))
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A trained checkpoint may answer, and reads videos as its training did."""

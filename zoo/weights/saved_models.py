@@ -1,4 +1,7 @@
-"""Saved models: the parts' configuration, the weights that no released file restores, and a model card."""
+"""Models on disk: the folders of runs and of saved models, with a model card.
+
+A saved model has the configuration of its parts and the weights that no released file restores.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import json
 import os.path
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -19,22 +22,107 @@ from zoo.configuration import from_config, to_config, trusted_imports, with_over
 from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
 from zoo.seed import resolve_seed
-from zoo.weights.checkpoint_file import read_checkpoint
-from zoo.weights.frozen import FROZEN, check_frozen, check_loaded, frozen_weights, released_sources, saved_names
-from zoo.weights.hub import CONFIG, find_folder, read_config
-from zoo.weights.initial_weights import read_start
-from zoo.weights.lazy_tensors import WEIGHTS, SafetensorsFile
-from zoo.weights.model_card import FILE, LIBRARY, model_card
-
-if TYPE_CHECKING:
-    from zoo.model import SpatialVLM
+from zoo.weights.checkpoint import (
+    FROZEN,
+    check_frozen,
+    check_loaded,
+    frozen_weights,
+    read_checkpoint,
+    read_start,
+    released_sources,
+    saved_names,
+)
+from zoo.weights.load import CONFIG, WEIGHTS, StoredTensors, find_folder, read_config
 
 RUN_CONFIG, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"  # in the folder of a run
 LAST_CHECKPOINT = f"{CHECKPOINTS}/{LAST}"
 ReleasedParts = Callable[[str, Mapping[str, Any]], dict[str, Any]]
+LIBRARY = "spatial-vlm-zoo"
+CARD_FILE = "README.md"
+CARD = """---
+library_name: {library}
+pipeline_tag: video-text-to-text
+tags: [spatial-reasoning, video, 3d]
+{base_model}---
+
+# {title}
+
+A spatial video-language model of the {library}, made of these parts:
+
+```yaml
+{parts}```
+
+```python
+from zoo import SpatialVLM
+
+model = SpatialVLM.from_pretrained("{title}")
+model.answer("clip.mp4", "What is the size of this room (in square meters)?")
+```
+{frozen}"""
 
 
-def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
+# ---- Runs ------------------------------------------------------------------------------------------------------------
+
+
+def config_of(run: Path) -> dict[str, Any]:
+    """Read the settings of a run.
+
+    Raises:
+        InputError: They can't be read, or have no model.
+    """
+    file = run / RUN_CONFIG
+    try:
+        config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
+        json.dumps(config, default=str)  # fails for an alias that leads to itself
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise InputError(f"{file} names no model")
+    return config
+
+
+def latest_run(name: str | None = None, runs: str | Path = "runs") -> Path:
+    """Return the folder of the newest run that has a checkpoint, for `SpatialVLM.from_pretrained(latest_run())`.
+
+    Runs whose config can't be read are named.
+
+    Args:
+        name: The class of its model, such as "PRoPEMLLM", or the name that `fit --name` gave it; None is any.
+        runs: The folder of runs.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = {config.parent for config in Path(runs).glob(f"*/{RUN_CONFIG}")}
+    for run in sorted((run for run in found if (run / LAST_CHECKPOINT).exists()), key=trained_at, reverse=True):
+        if (config := readable_config(run)) is None:
+            continue
+        model = str(config["model"].get("class_path", "")).rpartition(".")[2]
+        if name in (None, model, config.get("name")):
+            return run
+    which = "run" if name is None else f"run of {name}"
+    raise InputError(f"no trained {which} in {runs}/: train one first, python main.py fit --config prope.yaml")
+
+
+def readable_config(run: Path) -> dict[str, Any] | None:
+    """Return the settings of a run; None, and a warning that says so, if they can't be read."""
+    try:
+        return config_of(run)
+    except InputError:
+        warnings.warn(f"{run} is passed over: its {RUN_CONFIG} can't be read", stacklevel=2)
+        return None
+
+
+def trained_at(run: Path) -> float:
+    """Return the time of a run's checkpoint, or of its config where it has none."""
+    checkpoint = run / LAST_CHECKPOINT
+    return (checkpoint if checkpoint.exists() else run / RUN_CONFIG).stat().st_mtime
+
+
+# ---- Saving ----------------------------------------------------------------------------------------------------------
+
+
+def save_model(model: Any, folder: Path, full: bool, name: str) -> None:
     """Write the folder of `SpatialVLM.save_pretrained`.
 
     Args:
@@ -60,7 +148,59 @@ def save_model(model: SpatialVLM, folder: Path, full: bool, name: str) -> None:
         write_json(partial / CONFIG, config)
         model.backbone.preprocessor.save_pretrained(str(partial))
         card = model_card(name, parts, sources, () if full else sources)
-        write_whole(partial / FILE, card)
+        write_whole(partial / CARD_FILE, card)
+
+
+def _own_tensors(model: Any) -> dict[str, Tensor]:
+    """Return the tensors of `saved_names`; a tied weight once."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    names = saved_names(model, model.restored_by_files) - (every.keys() - dict(model.named_parameters()).keys())
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
+
+
+def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
+    """Copy released folders into `released/`, and point the configuration to the copies."""
+    names = {}
+    for number, (path, files) in enumerate(sources.items()):
+        target = folder / "released" / f"{number}-{Path(path).name}"
+        target.mkdir(parents=True)
+        beside = [f for f in files[0].parent.iterdir() if f.suffix in (".json", ".txt", ".jinja")]
+        for file in {*files, *beside}:
+            shutil.copyfile(file, target / file.name)
+        source = target / Path(path).name if Path(path).is_file() else target
+        names[path] = str(source.relative_to(folder))
+    return _replaced(parts, "path", lambda path: names.get(path, path))
+
+
+def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
+    """Return the configuration with each value of an option in it changed."""
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: changed(value) if key == option else _replaced(value, option, changed) for key, value in config.items()
+    }
+
+
+def model_card(title: str, parts: Mapping[str, Any], released: Iterable[str], frozen: Iterable[str] = ()) -> str:
+    """Return the text of a model card.
+
+    Args:
+        title: Name of the model.
+        parts: Its configuration.
+        released: Where its released weights come from; the first hub id is the base model.
+        frozen: Where those weights are read from that the folder has not.
+    """
+    hub_ids = [path for path in released if not Path(path).exists()]
+    return CARD.format(
+        library=LIBRARY,
+        title=title,
+        base_model="".join(f"base_model: {path}\n" for path in hub_ids[:1]),
+        parts=yaml.safe_dump(parts, sort_keys=False),
+        frozen="".join(f"\nFrozen weights are read from `{path}`.\n" for path in frozen),
+    )
+
+
+# ---- Loading ---------------------------------------------------------------------------------------------------------
 
 
 def load_model(
@@ -103,31 +243,7 @@ def load_model(
     with add_file_to_errors(folder):
         if not config.get("full"):
             check_frozen(config.get("frozen", {}), frozen_weights(_frozen(model)), folder)
-        return _load_tensors(model, SafetensorsFile(folder / WEIGHTS), str(folder), overrides)
-
-
-def config_of(run: Path) -> dict[str, Any]:
-    """Read the settings of a run.
-
-    Raises:
-        InputError: They can't be read, or have no model.
-    """
-    file = run / RUN_CONFIG
-    try:
-        config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        json.dumps(config, default=str)  # fails for an alias that leads to itself
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
-        raise InputError(f"{file} names no model")
-    return config
-
-
-def _own_tensors(model: SpatialVLM) -> dict[str, Tensor]:
-    """Return the tensors of `saved_names`; a tied weight once."""
-    every = dict(model.named_parameters(remove_duplicate=False))
-    names = saved_names(model, model.restored_by_files) - (every.keys() - dict(model.named_parameters()).keys())
-    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
+        return _load_tensors(model, StoredTensors(lambda: folder / WEIGHTS), str(folder), overrides)
 
 
 def initial_model(run: Path, trust_modules: Collection[str] = ()) -> Any:
@@ -177,29 +293,6 @@ def _task_of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collect
         if isinstance(trainer := settings.get("trainer"), dict):
             model.precision = str(trainer.get("precision") or "32-true")
     return task
-
-
-def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
-    """Return the configuration with each value of an option in it changed."""
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: changed(value) if key == option else _replaced(value, option, changed) for key, value in config.items()
-    }
-
-
-def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
-    """Copy released folders into `released/`, and point the configuration to the copies."""
-    names = {}
-    for number, (path, files) in enumerate(sources.items()):
-        target = folder / "released" / f"{number}-{Path(path).name}"
-        target.mkdir(parents=True)
-        beside = [f for f in files[0].parent.iterdir() if f.suffix in (".json", ".txt", ".jinja")]
-        for file in {*files, *beside}:
-            shutil.copyfile(file, target / file.name)
-        source = target / Path(path).name if Path(path).is_file() else target
-        names[path] = str(source.relative_to(folder))
-    return _replaced(parts, "path", lambda path: names.get(path, path))
 
 
 def _load_tensors(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> Any:

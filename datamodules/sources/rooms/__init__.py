@@ -1,14 +1,13 @@
-"""Procedurally rendered furnished rooms with exact ground truth: the embedded dataset.
+"""Procedurally rendered rooms with exact ground truth: the embedded datasets.
 
-scene.py      data model of a room            layout.py       random room: size, camera path, furniture
-furniture.*   catalog of furniture            paths.py        camera motion
-textures.py   texture atlas                   renderer.py     color, depth, object ids
-geometry.py   exact distances of boxes        questions.py    VSI-Bench's questions and answers
-writer.py     files of a scene                source.py       the dataset
-rendered.py   rendering by several processes
-
-Empty rooms with panels, for questions that need both images and cameras: panels/.
-Rooms with real sizes and furniture: real_boxes.py (reader), real_layout.py (layout), real_source.py (dataset).
+scene.py         data model of a room, distances of boxes
+layout.py        random room: size, camera path, furniture (furniture.json)
+renderer.py      color, depth, object ids
+questions.py     VSI-Bench's questions and answers
+source.py        datasets that are rendered once; `Rooms`
+real_rooms.py    `RealRooms`: rooms with real sizes and furniture
+panel_tasks.py   empty rooms with panels: questions that need images, cameras, or both
+panel_source.py  `PanelRooms`
 """
 
 from datamodules.sources.rooms.real_rooms import RealRooms

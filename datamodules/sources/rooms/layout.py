@@ -1,6 +1,9 @@
-"""Exact geometry of upright oriented boxes: a rectangle in plan times an interval in z.
+"""Random furnished rooms: a catalog of furniture, the motion of a hand-held camera, and a layout free of collisions.
 
-Arrays hold one box per row: center (…, 3) and size (…, 3) in meters, yaw (…) in radians.
+A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the `loop`
+path alike. A `loop` video is therefore equally likely at any scale: metric lengths can't be inferred from its frames,
+only from the cameras. A `local` path has a radius in meters: single frames carry nearly no scale there, but the
+parallax of the video relates the size of the room to that radius.
 """
 
 from __future__ import annotations
@@ -11,73 +14,28 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 
-from datamodules.sources.rooms import renderer as textures
-from datamodules.sources.rooms.paths import Ring, ring_along_walls, walk
-from datamodules.sources.rooms.scene import Material, Part, RoomScene, Thing, Vector, to_tuples, to_vector
+from datamodules.sources.rooms.renderer import PLAIN, atlas
+from datamodules.sources.rooms.scene import (
+    Material,
+    Part,
+    RoomScene,
+    Thing,
+    Vector,
+    footprint,
+    footprints_overlap,
+    point_distance,
+    to_tuples,
+    to_vector,
+)
 
-Array = np.ndarray
-
-
-def footprint(
-    center: Float64[Array, "*b 3"], size: Float64[Array, "*b 3"], yaw: Float64[Array, "*b"]
-) -> Float64[Array, "*b 4 2"]:
-    """Corners in plan, counter-clockwise."""
-    corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * size[..., None, :2]
-    cos, sin = np.cos(yaw)[..., None], np.sin(yaw)[..., None]
-    x, y = corners[..., 0], corners[..., 1]
-    return np.stack([cos * x - sin * y, sin * x + cos * y], -1) + center[..., None, :2]
-
-
-def footprints_overlap(a: Float64[Array, "*#b 4 2"], b: Float64[Array, "*#b 4 2"]) -> Bool[Array, "*#b"]:
-    """Whether two rectangles intersect, by the separating axis theorem."""
-    overlap = np.ones(np.broadcast_shapes(a.shape, b.shape)[:-2], bool)
-    for rectangle in (a, b):
-        for first, second in ((0, 1), (1, 2)):
-            axis = (rectangle[..., second, :] - rectangle[..., first, :])[..., None, :]
-            along_a, along_b = (a * axis).sum(-1), (b * axis).sum(-1)
-            overlap &= (along_a.min(-1) <= along_b.max(-1)) & (along_b.min(-1) <= along_a.max(-1))
-    return overlap
+AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; times SCALE squared: 5 to 58 square meters
+SCALE = (0.62, 1.5)  # meters per unit, log-uniform
+LOCAL_RADIUS_M = (0.3, 0.8)
 
 
-def box_distance(
-    center_a: Float64[Array, "*b 3"], size_a: Float64[Array, "*b 3"], yaw_a: Float64[Array, "*b"],
-    center_b: Float64[Array, "*b 3"], size_b: Float64[Array, "*b 3"], yaw_b: Float64[Array, "*b"],
-) -> Float64[Array, "*b"]:  # fmt: skip
-    """Distance in meters of the closest points of two solid boxes, 0 if they intersect.
-
-    The closest points in plan and in z are independent; disjoint convex polygons are closest at a corner of one.
-    """
-    a, b = footprint(center_a, size_a, yaw_a), footprint(center_b, size_b, yaw_b)
-    plan = np.minimum(_corners_to_sides(a, b), _corners_to_sides(b, a))
-    plan = np.where(footprints_overlap(a, b), 0.0, plan)
-    reach = (size_a[..., 2] + size_b[..., 2]) / 2
-    height = np.maximum(np.abs(center_a[..., 2] - center_b[..., 2]) - reach, 0.0)
-    return np.hypot(plan, height)
-
-
-def point_distance(
-    points: Float64[Array, "n 3"], center: Float64[Array, " 3"], size: Float64[Array, " 3"], yaw: float
-) -> Float64[Array, " n"]:
-    """Distance in meters of points to a solid box, 0 inside."""
-    cos, sin = np.cos(yaw), np.sin(yaw)
-    offset = points - center
-    local = np.stack(
-        [cos * offset[:, 0] + sin * offset[:, 1], -sin * offset[:, 0] + cos * offset[:, 1], offset[:, 2]], 1
-    )
-    return np.linalg.norm(np.maximum(np.abs(local) - size / 2, 0.0), axis=1)
-
-
-def _corners_to_sides(corners: Float64[Array, "*b 4 2"], rectangle: Float64[Array, "*b 4 2"]) -> Float64[Array, "*b"]:
-    start = rectangle[..., None, :, :]
-    side = np.roll(rectangle, -1, axis=-2)[..., None, :, :] - start
-    offset = corners[..., :, None, :] - start
-    along = np.clip((offset * side).sum(-1) / (side * side).sum(-1), 0.0, 1.0)
-    return np.linalg.norm(offset - along[..., None] * side, axis=-1).min((-1, -2))
-
-
-# ---- Catalog of furniture: shape and size range of each category. Names are those of VSI-Bench ----------------------
+# ---- Furniture: shape and size range of each category, with VSI-Bench's names ---------------------------------------
 
 # boxes x0, x1, y0, y1, z0, z1 as fractions of the bounding box (back at y = 0, front at y = 1), and a color index
 Recipe = tuple[tuple[float | int, ...], ...]
@@ -132,7 +90,7 @@ def draw_parts(category: Category, size: Vector, rng: np.random.Generator) -> tu
         hsv = np.array([hue + jitter[0], saturation * jitter[1], value * jitter[2]])
         hsv += rng.uniform(-1, 1, 3) * [0.015, 0.06, 0.05]
         dark = hsv * [1, 1, rng.uniform(0.5, 0.85)]
-        pattern = int(rng.integers(textures.PLAIN)) if rng.random() < 0.7 else draw_pattern(rng)
+        pattern = int(rng.integers(PLAIN)) if rng.random() < 0.7 else draw_pattern(rng)
         period = float(max(size) * np.exp(rng.uniform(np.log(0.2), np.log(2.0))))
         materials.append(Material(pattern, (rgb(hsv), rgb(dark)), period, _phase(rng)))
     extent = np.array(size)
@@ -154,7 +112,7 @@ def draw_surface(low: Vector, high: Vector, unit: float, rng: np.random.Generato
 
 def draw_pattern(rng: np.random.Generator) -> int:
     """Draw a pattern of the atlas."""
-    return int(rng.integers(len(textures.atlas())))
+    return int(rng.integers(len(atlas())))
 
 
 def rgb(hsv: np.ndarray) -> Vector:
@@ -169,15 +127,117 @@ def _phase(rng: np.random.Generator) -> tuple[float, float]:
     return float(rng.random()), float(rng.random())
 
 
-# ---- Random rooms: size, scale, surfaces, camera path and furniture -------------------------------------------------
-# A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the
-# `loop` path alike. A `loop` video is therefore equally likely at any scale: metric lengths can't be inferred from its
-# frames, only from the cameras. A `local` path has a radius in meters: single frames carry nearly no scale there, but
-# the parallax of the video relates the size of the room to that radius
+# ---- Motion of a hand-held camera: around the room near the walls, or around a spot ---------------------------------
+# Both follow a ring for a little more than one turn, at uneven speed, with pauses in which the camera rotates in place,
+# and with a segment that is traversed back and forth
 
-AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; times SCALE squared: 5 to 58 square meters
-SCALE = (0.62, 1.5)  # meters per unit, log-uniform
-LOCAL_RADIUS_M = (0.3, 0.8)
+
+@dataclass(frozen=True)
+class Ring:
+    """A rounded rectangle in the room's frame.
+
+    Attributes:
+        center: In meters; z is the mean height of the camera.
+        reach: Half the length and width in meters.
+        squareness: Exponent of the superellipse: 2 is an ellipse, larger is closer to a rectangle.
+    """
+
+    center: tuple[float, float, float]
+    reach: tuple[float, float]
+    squareness: float
+
+    def points(self, angle: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "n 2"]:
+        """Points in plan, in meters, in the directions `angle` of the ring scaled to a square."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        radius = (np.abs(cos) ** self.squareness + np.abs(sin) ** self.squareness) ** (-1 / self.squareness)
+        return np.stack([radius * cos, radius * sin], 1) * self.reach + self.center[:2]
+
+    def outward(self, angle: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+        """Direction of the outward normal at `points(angle)`, in radians."""
+        cos, sin = np.cos(angle), np.sin(angle)
+        power, (x, y) = self.squareness - 1, self.reach
+        return np.arctan2(np.sign(sin) * np.abs(sin) ** power / y, np.sign(cos) * np.abs(cos) ** power / x)
+
+
+def ring_along_walls(size: Float64[np.ndarray, " 3"], height: float, inset: float, rng: np.random.Generator) -> Ring:
+    """A ring at a distance from the walls, as far as the room is wide enough.
+
+    Args:
+        size: Size of the room in meters.
+        height: Height of the camera in meters.
+        inset: Distance from the walls in meters.
+        rng: Draws the squareness.
+    """
+    half = size[:2] / 2
+    x, y = (half - np.minimum(inset, half * 0.6)).tolist()
+    return Ring((0.0, 0.0, float(height)), (x, y), rng.uniform(6.0, 12.0))
+
+
+def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarray, "T 4 4"]:
+    """Poses along a ring, from the room's frame to the camera (OpenCV axes, meters), within `ring.reach`."""
+    speed = rng.gamma(3.0, size=frames - 1) * (1 + 0.6 * smooth_noise(frames - 1, 6, rng))
+    turn = np.zeros(frames - 1)
+    for _ in range(rng.integers(1, 3)):  # pause and look around
+        start, length = rng.integers(frames - 1), rng.integers(2, max(3, frames // 10) + 1)
+        speed[start : start + length] = 0
+        turn[start : start + length] += rng.choice([-1, 1]) * rng.uniform(0.15, 0.5)
+    start, length = rng.integers(frames - 1), rng.integers(frames // 12 + 1, frames // 8 + 2)
+    speed[start : start + length] *= -1  # walk back
+    progress = np.concatenate([[0.0], np.cumsum(speed)])
+    sweep = rng.uniform(1.05, 1.35) * 2 * np.pi * rng.choice([-1, 1])
+    angle = rng.uniform(0, 2 * np.pi) + progress / np.ptp(progress) * sweep
+
+    radius = 1 - 0.08 * rng.random() * (0.5 + 0.5 * smooth_noise(frames, 5, rng))
+    radius /= radius.max()
+    cos, sin = np.cos(angle), np.sin(angle)
+    power = 1 / ring.squareness
+    radius = radius * (np.abs(cos) ** ring.squareness + np.abs(sin) ** ring.squareness) ** -power
+    reach_x, reach_y = ring.reach
+    bob = 0.04 * min(ring.reach) * smooth_noise(frames, 8, rng)
+    eyes = np.stack([reach_x * radius * cos, reach_y * radius * sin, bob], 1) + ring.center
+
+    # look across the ring, with a bias to one side and a slowly varying direction; rotations of pauses decay
+    pauses = np.concatenate([[0.0], np.cumsum(turn)])
+    pauses -= np.linspace(0, pauses[-1], frames) * rng.uniform(0.5, 1)
+    inward = np.arctan2(-reach_y * sin, -reach_x * cos)
+    yaw = inward + rng.uniform(-0.9, 0.9) + 0.6 * smooth_noise(frames, 6, rng) + pauses
+    pitch = rng.uniform(-0.35, 0.0) + 0.22 * smooth_noise(frames, 7, rng)
+    roll = 0.06 * smooth_noise(frames, 7, rng)
+    return look(eyes, yaw, pitch, roll)
+
+
+def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
+    """Smooth interpolation of random knots in -1..1."""
+    position = np.linspace(0, knots - 1, length)
+    low = np.minimum(position.astype(int), knots - 2)
+    blend = position - low
+    blend = blend * blend * (3 - 2 * blend)
+    values = rng.uniform(-1, 1, knots)
+    return values[low] * (1 - blend) + values[low + 1] * blend
+
+
+def look(
+    eyes: Float64[np.ndarray, "T 3"], yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
+) -> Float64[np.ndarray, "T 4 4"]:
+    """Poses from the room's frame to cameras (OpenCV axes, meters).
+
+    Args:
+        eyes: Camera centers.
+        yaw: Viewing directions in plan, in radians.
+        pitch: Their angles above the horizon.
+        roll: Rotations about the viewing directions.
+    """
+    forward = np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], 1)
+    level = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(len(yaw))], 1)
+    down = np.cross(forward, level)
+    cos, sin = np.cos(roll)[:, None], np.sin(roll)[:, None]
+    matrix = np.tile(np.eye(4), (len(eyes), 1, 1))
+    matrix[:, :3, :3] = np.stack([cos * level + sin * down, cos * down - sin * level, forward], 1)
+    matrix[:, :3, 3] = -np.einsum("tij,tj->ti", matrix[:, :3, :3], eyes)
+    return matrix
+
+
+# ---- The room: size, scale, surfaces, camera path and furniture -----------------------------------------------------
 
 
 def draw_scene(

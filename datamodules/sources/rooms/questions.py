@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from datamodules.scenes import Question
-from datamodules.sources.rooms import layout as geometry
-from datamodules.sources.rooms.scene import RoomScene, Thing
+from datamodules.sources.rooms.scene import RoomScene, Thing, box_distance
 
 SEEN_SHARE = 0.004  # share of a frame's pixels from which on a thing is seen
 GLIMPSE_SHARE = 0.001  # share up to which a thing is not visible yet
@@ -98,7 +97,7 @@ def relative_angle(standing: Thing, facing: Thing, asked: Thing) -> float:
 def things_distance(a: Thing, b: Thing) -> float:
     """Distance in meters of the closest points of two bounding boxes."""
     boxes = [np.array([value]) for thing in (a, b) for value in (thing.center, thing.size, thing.yaw)]
-    return float(geometry.box_distance(*boxes)[0])
+    return float(box_distance(*boxes)[0])
 
 
 Parts = tuple[str, str, str, tuple[str, ...]]  # type, question, ground truth, options

@@ -1,7 +1,10 @@
-"""Real rooms as boxes: the room sizes and object boxes behind VSI-Bench's answers.
+"""Rendered rooms with real sizes and furniture: the room sizes and object boxes behind VSI-Bench's answers.
 
-<folder>/<dataset>_meta_info_val.json   data/meta_info of thinking-in-space: for each scene its `room_size` in
-                                        square meters and `object_bbox` {category: [boxes]}, meters, z up
+    <folder>/<dataset>_meta_info_val.json   data/meta_info of thinking-in-space: for each scene its `room_size` in
+                                            square meters and `object_bbox` {category: [boxes]}, meters, z up
+
+Known of a real room are its area and the boxes of some things; walls, height and camera path are random. Things are
+moved only as far as the rectangle of the walls requires, and those in the camera's path are removed.
 """
 
 from __future__ import annotations
@@ -17,11 +20,17 @@ import numpy as np
 from jaxtyping import Float64
 
 from datamodules.sources.base import SPLITS, Split
-from datamodules.sources.rooms import layout as geometry
-from datamodules.sources.rooms.layout import CATALOG, Category, draw_parts, draw_shell, is_clear
-from datamodules.sources.rooms.paths import ring_along_walls, walk
+from datamodules.sources.rooms.layout import (
+    CATALOG,
+    Category,
+    draw_parts,
+    draw_shell,
+    is_clear,
+    ring_along_walls,
+    walk,
+)
 from datamodules.sources.rooms.questions import ask
-from datamodules.sources.rooms.scene import RoomScene, Thing, to_vector
+from datamodules.sources.rooms.scene import RoomScene, Thing, footprint, to_vector
 from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
@@ -109,13 +118,11 @@ def _main_direction(sizes: np.ndarray, yaws: np.ndarray) -> float:
 
 def bounds(room: RealRoom) -> tuple[Float64[np.ndarray, " 2"], Float64[np.ndarray, " 2"]]:
     """Lower and upper x and y of all footprints."""
-    corners = geometry.footprint(room.centers, room.sizes, room.yaws).reshape(-1, 2)
+    corners = footprint(room.centers, room.sizes, room.yaws).reshape(-1, 2)
     return corners.min(0), corners.max(0)
 
 
-# ---- Layouts of real rooms: a rectangle of the real area with furniture of real sizes near its real places ----------
-# Known of a real room are its area and the boxes of some things; walls, height and camera path are random. Things are
-# moved only as far as the rectangle requires; things in the camera's path are removed
+# ---- Layout: a rectangle of the real area with furniture of real sizes near its real places -------------------------
 
 MAX_ASPECT = 2.0  # of the rectangle: a few boxes in a row are no corridor
 WALL_GAP_M = 0.01
@@ -190,7 +197,7 @@ def _furnish(
         template = _template(category)
         plan = (center[:2] - low - extent / 2) * shrink + shift
         box, yaw = _orient(template, box, yaw, plan)
-        reach = geometry.footprint(np.zeros(3), box, np.array(yaw)).max(0)
+        reach = footprint(np.zeros(3), box, np.array(yaw)).max(0)
         limit = size[:2] / 2 - reach - WALL_GAP_M
         if (limit < 0).any() or box[2] > size[2]:
             continue
@@ -234,7 +241,7 @@ def _choose_path(
     return max(paths, key=lambda path: len(path[1]))
 
 
-# ---- Rendered rooms with real sizes and furniture, and the questions of VSI-Bench -----------------------------------
+# ---- The dataset ----------------------------------------------------------------------------------------------------
 
 VERSION = 2  # increase it with every change to the scenes or the questions
 DATASET = "layouts"  # of the training and validation scenes; test scenes keep their real names
@@ -247,7 +254,7 @@ class RealRooms(RenderedScenes):
     The test split renders each scene of its datasets once, with its name and its real area. `datasets: [arkitscenes]`
     with `question_types: [room_size_estimation]` are therefore VSI-Bench's 150 questions about room sizes of
     ARKitScenes, word for word, without a download. All other questions have the answers of the rendered room, see
-    `real_layout`. Training and validation use randomly varied rooms of other datasets.
+    this module. Training and validation use randomly varied rooms of other datasets.
 
     Args:
         meta_info: Folder with <dataset>_meta_info_val.json, data/meta_info of thinking-in-space.

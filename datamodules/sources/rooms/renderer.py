@@ -1,6 +1,7 @@
-"""An atlas of tileable patterns with mipmaps, from a fixed seed.
+"""Color, depth and object ids of a room, by one ray through each pixel center.
 
-Patterns carry no metric scale: every surface draws its own period.
+Surfaces are textured and Lambertian, under one lamp. Nothing in a frame reveals the metric scale: the lamp's light has
+no distance falloff, and every surface draws the period of its pattern.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from jaxtyping import Float32, Float64, Int, Int16, Int32, UInt8
 
 from datamodules.depth import register_renderer
 from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, load_scene
+
+# ---- Textures: an atlas of tileable patterns with mipmaps, from a fixed seed ----------------------------------------
 
 SIDE = 64
 LEVELS = 7  # 64, 32, ... 1
@@ -219,9 +222,7 @@ def _slabs(middle: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarra
     )
 
 
-# ---- Color, depth and object ids of a room, by one ray through each pixel center ------------------------------------
-# Surfaces are textured and Lambertian, under one lamp. Its light has no distance falloff, which would reveal the metric
-# scale
+# ---- Shading, and the renderer --------------------------------------------------------------------------------------
 
 SHELL = -1  # object id of walls, floor and ceiling
 AMBIENT = 0.45  # share of light that comes from everywhere

@@ -1,17 +1,10 @@
-"""A map over worker processes that end with their parent."""
+"""Datasets that are rendered once and written atomically, with exact ground truth; furnished rooms are one of them."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,7 +18,7 @@ from jaxtyping import Float64, Int16, UInt8
 from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Question, Scene
 from datamodules.sources.annotations import read_layout
-from datamodules.sources.base import SPLITS, SceneSource, Split, build_once
+from datamodules.sources.base import SPLITS, SceneSource, Split, build_once, map_in_processes
 from datamodules.sources.rooms.layout import draw_scene
 from datamodules.sources.rooms.questions import ask
 from datamodules.sources.rooms.renderer import render
@@ -34,65 +27,6 @@ from zoo.cpu import available_cores
 from zoo.errors import InputError, check_choice
 from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
-
-ENDING = {signal.SIGINT, signal.SIGTERM}
-
-
-@contextmanager
-def process_map(workers: int, chunksize: int = 4) -> Iterator[Callable[..., Iterable[Any]]]:
-    """A `map` over processes, or the built-in one for a single worker.
-
-    Args:
-        workers: Number of processes.
-        chunksize: Items that a process takes at once.
-    """
-    if workers == 1:
-        yield map
-        return
-    # forking avoids importing torch in each worker; it is unsafe on other systems
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(workers, context, _follow_parent)
-
-    def mapped(function: Callable[..., Any], *items: Iterable[Any]) -> Iterable[Any]:
-        with _signals_wait():  # this starts the workers
-            return pool.map(function, *items, chunksize=chunksize)
-
-    try:
-        yield mapped
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Hold back Ctrl-C and SIGTERM: a handler that raises between two forks would leave workers that nobody ends."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows, where nothing forks
-        yield
-        return
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, former)
-
-
-def _follow_parent() -> None:
-    """Initialize a worker: ignores Ctrl-C, ends at SIGTERM, and exits when the parent dies, whose lock it shares."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-# ---- Writes the files of one scene: video, cameras and description; returns its questions ---------------------------
 
 FRAMES_PER_SECOND = 4
 FIELD_OF_VIEW_DEG = (55.0, 95.0)
@@ -161,7 +95,7 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
         container.mux(stream.encode())
 
 
-# ---- A dataset that is rendered once, by several processes, and written atomically ----------------------------------
+# ---- The base class of rendered datasets ----------------------------------------------------------------------------
 
 
 class RenderedScenes(SceneSource):
@@ -227,16 +161,14 @@ class RenderedScenes(SceneSource):
         (folder / "settings.json").write_text(json.dumps(self.key))
         scenes = [(split, index) for split, count in self.counts.items() for index in range(count)]
         lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        with process_map(self.workers) as mapped:
-            write = partial(self.write_scene, folder)
-            questions = iter(mapped(write, *zip(*scenes, strict=True)) if scenes else ())
-            for split, _ in progress(scenes, self.description, "scenes"):
-                lines[split].append(next(questions))
+        questions = map_in_processes(partial(self.write_scene, folder), scenes, self.workers)
+        for split, _ in progress(scenes, self.description, "scenes"):
+            lines[split].append(next(questions))
         for split in SPLITS:
             (folder / f"{split}.jsonl").write_text("".join(lines[split]))
 
 
-# ---- The embedded dataset: furnished rooms, rendered once, with exact ground truth ----------------------------------
+# ---- Furnished rooms ------------------------------------------------------------------------------------------------
 
 VERSION = 8  # increase it with every change to the scenes or the questions
 Trajectory = Literal["loop", "local"]

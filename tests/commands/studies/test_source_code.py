@@ -122,13 +122,13 @@ def test_the_modules_of_the_project_are_those_of_the_classes_in_the_settings() -
 
     stock = names(config="qwen25_vl.yaml")
     assert {"zoo.model", "zoo.tasks.models", "datamodules.sources.rooms.source", "callbacks.scoring"} <= stock
-    assert not {"zoo.encodings.prope", "zoo.geometry.vggt.model", "datamodules.sources.vsibench"} & stock
+    assert not {"zoo.encodings.rotary", "zoo.geometry.da3.model", "datamodules.sources.vsibench"} & stock
     assert not [name for name in stock if name.startswith(("commands", "torch", "tests"))]
-    assert names("--model.camera_encoding=CaPE") - names() == {"zoo.encodings.prope"}
+    assert names("--model.camera_encoding=PointRoPE") - names() == {"zoo.encodings.rotary"}
     assert names("--model.view_mixer.encoding=zoo.PoseALiBi") - names() == {"zoo.encodings.alibi"}
     objectives = '--model.objectives=[{"class_path": "MaskedViews"}, "CameraPrediction"]'
     assert "zoo.objectives.masked_views" in names(objectives) - names()
-    assert "zoo.encodings.prope" not in names("--model.camera_encoding=CaPE", "--model.camera_encoding=null")
+    assert "zoo.encodings.rotary" not in names("--model.camera_encoding=PointRoPE", "--model.camera_encoding=null")
 
 
 def test_every_import_of_the_project_is_followed() -> None:
@@ -136,15 +136,15 @@ def test_every_import_of_the_project_is_followed() -> None:
     modules = Modules([ROOT])
     found = {module.name for module in modules.closure(["zoo.tasks.video_qa.VideoQATask"])}
     text = (ROOT / "zoo/tasks/video_qa.py").read_text()
-    written = set(re.findall(r"^from (zoo\.[\w.]+) import", text, re.MULTILINE)) - {"zoo.objectives"}
+    written = set(re.findall(r"^from (zoo\.[\w.]+) import", text, re.MULTILINE))
     assert len(written) > 10 and written <= found
-    assert "zoo.objectives.camera_prediction" in found  # `prediction_errors`, which the package exports
+    assert "zoo.benchmarks.vsibench" in found  # `VSIBench`, which the package exports to `zoo.tasks.base`
 
 
 def test_data_beside_a_module_belongs_to_it() -> None:
     modules = {module.name: module for module in SourceCode().modules(training())}
     assert [path.name for path in modules["datamodules.sources.rooms.layout"].data] == ["furniture.json"]
-    assert [path.name for path in modules["zoo.backbones.tiny"].data] == ["tiny_corpus.txt"]
+    assert [path.name for path in modules["zoo.backbones.qwen_vl"].data] == ["tiny_corpus.txt"]
 
 
 def test_configs_count_by_content(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from datamodules.samplers import (
     SelectedFrames,
     SpaceAwareSampler,
 )
-from datamodules.samplers.base import FILE, read_selection, settings, write_selection
-from datamodules.samplers.space_aware import DatasetDepth, PointMaps, PointSource
+from datamodules.samplers.base import PointMaps, PointSource, settings
+from datamodules.samplers.selection_files import FILE, read_selection, write_selection
+from datamodules.samplers.space_aware import DatasetDepth
 from datamodules.video import Video
 from zoo.errors import InputError
 from zoo.files.fingerprint import file_fingerprint

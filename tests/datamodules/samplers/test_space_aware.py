@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from datamodules.samplers import PredictedPoints, SceneView, SpaceAwareSampler, maximum_coverage, voxelize
 from datamodules.samplers import space_aware as points_module
-from datamodules.samplers.space_aware import DatasetDepth, PointMaps, PointSource, encoder_images, fill
+from datamodules.samplers.base import PointMaps, PointSource
+from datamodules.samplers.space_aware import DatasetDepth, encoder_images, fill
 from datamodules.video import Video
 from tests.golden.synth import synth_video
 from zoo.cameras import intrinsics_in_pixels

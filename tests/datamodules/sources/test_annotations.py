@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.datamodule import check_split
+from datamodules.dataset import check_scene
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
 from datamodules.sources.annotations import read_layout, read_questions
-from datamodules.split_requirements import check_requirements, check_scene
 from zoo.errors import InputError
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
 
 NUMBER = {"dataset": "d", "question_type": "object_counting", "question": "How many?", "ground_truth": "4"}
 CHOICE = {
@@ -131,17 +132,18 @@ def test_a_folder_of_frames_may_have_dots_in_its_name(tmp_path):
     bare = Scene("d/bare.1", tmp_path / "d/bare.1", ())
     bare.video.mkdir()
     with pytest.raises(InputError, match=r"put bare\.1\.cameras\.json beside it"):
-        check_scene(bare, DataRequirements(cameras=True))
+        check_scene(bare, ModelSpec(requires_cameras=True))
 
 
 @pytest.mark.parametrize(
-    ("needs", "remedy"), [({"cameras": True}, "predict them .*, or use a model"), ({"depth": True}, "use a model")]
+    ("needs", "remedy"),
+    [({"requires_cameras": True}, "predict them .*, or use a model"), ({"requires_depth": True}, "use a model")],
 )
 def test_no_file_beside_still_images_is_a_remedy(needs: dict[str, bool], remedy: str) -> None:
     stills = Scene("d/0.png", Path("d/0.png"), (), images=(Path("d/0.png"),))
     with pytest.raises(InputError, match=f"d/0.png: no .*: {remedy}") as error:
-        check_scene(stills, DataRequirements(**needs))
+        check_scene(stills, ModelSpec(**needs))
     assert "beside" not in str(error.value)
-    if "cameras" in needs:
+    if "requires_cameras" in needs:
         with pytest.raises(InputError, match="has cameras: predict them"):
-            check_requirements([stills], "test", SingleVideo("d/0.png", "?"), DataRequirements(**needs))
+            check_split([stills], "test", SingleVideo("d/0.png", "?"), ModelSpec(**needs))

@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from datamodules import SQA3D, Mixture, ReVSI, Rooms, ScanQA, VideoQADataModule, VSIBench
-from datamodules.loaded_scene import Wording
+from datamodules.chat_format import ChatFormat
 from datamodules.samplers import Duplicate
 from datamodules.sources import vsibench as hub_dataset
 from datamodules.sources.mixture import Part
@@ -107,7 +107,7 @@ def test_scanqa_and_sqa3d_are_scored_with_all_answers(tmp_path: Path) -> None:
     (scene,) = sqa3d.scenes("test")
     assert [(q.question_type, q.question) for q in scene.questions] == [("is", "I sit. Is it red?")]
     data = VideoQADataModule(sqa3d, prompt_prefix="Look.")
-    prompt = Wording(tiny_preprocessor(), data.source.benchmark).prompt(scene.questions[0])
+    prompt = ChatFormat(tiny_preprocessor(), data.source.benchmark).prompt(scene.questions[0])
     assert "Look.\nI sit. Is it red? Answer the question using a single word or phrase.<" in prompt
     with pytest.raises(ValueError, match="evaluation is for a test"):
         scanqa.scenes("train")

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from datamodules.loaded_scene import LoadedScene, user_text
+from datamodules.chat_format import user_text
 from datamodules.scenes import RawQuestion, Scene, questions_fingerprint
 from datamodules.sources import SQA3D, Conversations, ScanQA
-from datamodules.sources import conversations as conversation_index
 from datamodules.sources.conversations import NO_MEDIUM
 from tests.datamodules.batches import labels_of, sequences_of, training_batch
 from tests.datamodules.sources.listing import totals
-from zoo.backbones.qwen_preprocessor import QwenVLPreprocessor
+from zoo.backbones.qwen_vl import QwenVLPreprocessor
 from zoo.errors import InputError
+from zoo.sequences.loaded_scene import LoadedScene
 
 GOLDEN = Path(__file__).parents[2] / "golden/preprocess_train"
 SHORT = "Please answer the question using a single word or phrase."
@@ -144,8 +144,8 @@ def test_tokens_of_the_official_training(case, tmp_path, realdata):
     grids = golden["video_grid_thw" if is_video else "image_grid_thw"]
     t, (h, w) = int(grids[:, 0].sum()), grids[0, 1:].tolist()
     frames = torch.zeros((2 * t, 3, 14 * h, 14 * w), dtype=torch.uint8)
-    stills = len(scene.images)
-    loaded = LoadedScene(scene, tuple(scene.questions), frames, tuple(range(2 * t)), num_images=stills)
+    kind = "image" if scene.images else "video"
+    loaded = LoadedScene(scene.name, tuple(scene.questions), frames, frame_indices=tuple(range(2 * t)), kind=kind)
     preprocessor = QwenVLPreprocessor(AutoProcessor.from_pretrained(realdata / "qwen2.5-vl"))
     batch = training_batch(preprocessor, loaded)
     assert torch.equal(sequences_of(batch).input_ids, golden["input_ids"])
@@ -159,7 +159,7 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
     (scene,) = Conversations(str(write(tmp_path, [row]))).scenes("train")
     processor = AutoProcessor.from_pretrained(realdata / "qwen2.5-vl")
     frames = torch.zeros((4, 3, 28, 28), dtype=torch.uint8)  # one token per image
-    loaded = LoadedScene(scene, tuple(scene.questions), frames, num_images=len(scene.images))
+    loaded = LoadedScene(scene.name, tuple(scene.questions), frames, frame_indices=range(4), kind="image")
     batch = training_batch(QwenVLPreprocessor(processor), loaded)
     content = [
         {"type": "image"},
@@ -180,12 +180,9 @@ def test_every_answer_of_a_conversation_is_supervised(tmp_path, realdata):
     assert torch.equal(ids[labels >= 0], labels[labels >= 0])
 
 
-def test_an_index_is_built_once_and_anew_for_a_changed_file(tmp_path, monkeypatch):
+def test_questions_have_the_fingerprint_of_their_content(tmp_path):
     path = write(tmp_path)
-    first = Conversations(str(path)).scenes("train")
-    with monkeypatch.context() as patch:
-        patch.setattr(conversation_index, "read_rows", lambda *_: pytest.fail("parsed again"))
-        again = Conversations(str(path)).scenes("train")
+    first, again = (Conversations(str(path)).scenes("train") for _ in range(2))
     assert [list(scene.questions) for scene in again] == [list(scene.questions) for scene in first]
     path.write_text(path.read_text().replace("A cup.", "A mug."))  # of the same size
     other = Conversations(str(path)).scenes("train")
@@ -194,18 +191,14 @@ def test_an_index_is_built_once_and_anew_for_a_changed_file(tmp_path, monkeypatc
     apart = Conversations(str(path), separate_turns=True).scenes("train")
     digests = [questions_fingerprint(each) for each in (first, again, other, other[:-1], apart)]
     assert digests[0] == digests[1] and len(set(digests)) == 4
-    copied = pickle.loads(pickle.dumps(first))  # as for a data worker
+    copied = pickle.loads(pickle.dumps(first))  # as for a data worker that is not forked
     assert [list(scene.questions) for scene in copied] == [list(scene.questions) for scene in first]
 
 
-def test_a_build_that_fails_leaves_no_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(conversation_index, "FOLDER", tmp_path / "cache")
-    path = write(tmp_path)
-    path.write_text(path.read_text() + "{")  # cut off
-    for _ in range(2):
-        with pytest.raises(ValueError, match=f":{len(ROWS) + 1}: not valid JSON"):
-            Conversations(str(path)).scenes("train")
-    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path):
+    path = write(tmp_path, [says("?", "!\ud800", video="scannet/scene0000_00.mp4")])
+    with pytest.raises(ValueError, match=r"data\.jsonl:1: a text has half of a surrogate pair"):
+        Conversations(str(path)).scenes("train")
 
 
 BAD = {

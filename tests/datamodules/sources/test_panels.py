@@ -25,10 +25,9 @@ from datamodules import (
     VideoQADataModule,
 )
 from datamodules.cameras_file import read_cameras
-from datamodules.sources.rooms import load_scene, read_scene, render
-from datamodules.sources.rooms.panels import direction, distance, parallax, rotation
-from datamodules.sources.rooms.panels.task import PanelScene
-from datamodules.sources.rooms.paths import look
+from datamodules.sources.rooms import load_scene, panel_tasks, read_scene, render
+from datamodules.sources.rooms.layout import look
+from datamodules.sources.rooms.panel_tasks import HALL_M, PanelScene
 from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.source import draw_intrinsics
 from datamodules.video import Video
@@ -167,7 +166,7 @@ def test_the_second_panel_is_where_the_answer_says_for_who_faces_the_first() -> 
     for seed in range(3):
         drawn = [draw_with(PanelDirection(), answer, seed) for answer in range(3)]
         scenes, K_px = [scene for scene, _ in drawn], drawn[0][1]
-        for scene, (least, greatest) in zip(scenes, direction.TURN_DEG, strict=True):
+        for scene, (least, greatest) in zip(scenes, PanelDirection.turn_range_deg, strict=True):
             ids = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 56, 56).ids
             eyes = centers(scene.camera_from_room)
             red, blue = (np.array(thing.center)[:2] - eyes[:, :2].mean(0) for thing in scene.room.things)
@@ -232,12 +231,12 @@ def draw_with(task: PanelTask, answer: int, seed: int) -> tuple[PanelScene, np.n
 
 def check_distance(scene: PanelScene, answer: int) -> None:
     (panel,), (start,) = scene.room.things, centers(scene.camera_from_room[:1])
-    assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(distance.DISTANCES_M[answer])
-    assert scene.ground_truth == f"{distance.DISTANCES_M[answer]:.1f}"
+    assert np.linalg.norm(np.array(panel.center) - start) == pytest.approx(PanelDistance.distances_m[answer])
+    assert scene.ground_truth == f"{PanelDistance.distances_m[answer]:.1f}"
 
 
 def check_turn(scene: PanelScene, answer: int) -> None:
-    assert scene.ground_truth == f"{rotation.TURNS_DEG[answer]:.0f}"
+    assert scene.ground_truth == f"{PanelRotation.turns_deg[answer]:.0f}"
 
 
 CHECKS = {PanelDistance: check_distance, PanelTranslation: check_distance, PanelPairs: check_distance}
@@ -273,8 +272,8 @@ def test_the_rays_of_two_stations_meet_on_the_wall_and_a_single_one_tells_nothin
             across = np.eye(3) - rays[:, :, None] * rays[:, None]
             eyes = centers(poses[whole])
             met = np.linalg.solve(across.sum(0), np.einsum("nij,nj->i", across, eyes))
-            assert eyes[:, 1].mean() - met[1] == pytest.approx(parallax.DISTANCES_M[answer], rel=0.25)
-            assert scene.ground_truth == f"{parallax.DISTANCES_M[answer]:.1f}"
+            assert eyes[:, 1].mean() - met[1] == pytest.approx(PanelParallax.distances_m[answer], rel=0.25)
+            assert scene.ground_truth == f"{PanelParallax.distances_m[answer]:.1f}"
             paths.append(poses)
             sizes.append([(ids[n] == 0).sum() for n in whole])
         assert (paths[0] == paths[1]).all()  # the path says nothing
@@ -289,7 +288,7 @@ def test_a_view_of_the_wall_looks_alike_at_any_distance(task: type[PanelParallax
         views = []
         for answer in (0, 11):
             scene, K_px = draw_with(task(), answer, seed)
-            eye = np.array([[0.0, -parallax.BEHIND_M, parallax.HALL_M / 2]])
+            eye = np.array([[0.0, -PanelParallax.behind_m, HALL_M / 2]])
             pose = look(eye, *np.array([[-np.pi / 2], [0.0], [0.0]]))
             room = replace(scene.room, things=())
             views.append(render(room, pose @ room.room_from_world(), K_px, 28, 28).rgb.astype(float))
@@ -303,7 +302,7 @@ def test_a_panel_of_known_size_looks_smaller_the_farther_it_is() -> None:
         for answer in (0, 6, 11):
             scene, K_px = draw_with(PanelKnownSize(), answer, seed)
             ids = render(scene.room, scene.camera_from_room @ scene.room.room_from_world(), K_px, 112, 112).ids
-            shares.append((ids == 0).mean((1, 2)).max() * parallax.DISTANCES_M[answer] ** 2)  # constant by area
+            shares.append((ids == 0).mean((1, 2)).max() * PanelParallax.distances_m[answer] ** 2)  # constant by area
         assert max(shares) < 1.35 * min(shares)
 
 
@@ -331,6 +330,6 @@ def test_invalid_settings(settings: dict[str, Any], reason: str) -> None:
 
 
 def test_rooms_that_never_show_all_places_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distance, "MAX_ATTEMPTS", 20)
+    monkeypatch.setattr(panel_tasks, "MAX_ATTEMPTS", 20)
     with pytest.raises(InputError, match="PanelDistance: 20 rooms in a row .* than 16, or a wider"):
         draw(PanelDistance(), 0, fov=(20.0, 21.0))

@@ -12,13 +12,12 @@ import pytest
 from datamodules import VideoQADataModule
 from datamodules.cameras_file import read_cameras
 from datamodules.sources import RealRooms
-from datamodules.sources.rooms import layout as geometry
 from datamodules.sources.rooms import load_scene
 from datamodules.sources.rooms import source as writer
 from datamodules.sources.rooms.questions import things_distance
 from datamodules.sources.rooms.real_rooms import CLEARANCE_M, RealRoom, bounds, draw_real_room, read_rooms
 from datamodules.sources.rooms.renderer import SHELL
-from datamodules.sources.rooms.scene import Thing
+from datamodules.sources.rooms.scene import Thing, footprint
 from datamodules.video import Video
 from tests.datamodules.sources.rooms_reference import into
 from zoo.errors import InputError
@@ -29,7 +28,7 @@ TINY = {"size": 16, "frames": 12, "workers": 1}
 def box(center: tuple, size: tuple, yaw_deg: float = 0.0) -> dict:
     yaw = np.deg2rad(yaw_deg)
     axes = [np.cos(yaw), np.sin(yaw), 0, -np.sin(yaw), np.cos(yaw), 0, 0, 0, 1]
-    corners = geometry.footprint(np.array(center), np.array(size), np.array(yaw))
+    corners = footprint(np.array(center), np.array(size), np.array(yaw))
     half = size[2] / 2
     low, high = [*corners.min(0), center[2] - half], [*corners.max(0), center[2] + half]
     return {"centroid": list(center), "axesLengths": list(size), "normalizedAxes": axes, "min": low, "max": high}
@@ -88,7 +87,7 @@ def test_a_stand_in_has_the_area_and_the_things(meta_info, index):
     assert [thing.category for thing in drawn.things] == ["bed", "chair", "chair", "cup"]
     for thing, size in zip(drawn.things, room.sizes, strict=True):
         assert sorted(thing.size) == pytest.approx(sorted(size))
-        corners = geometry.footprint(np.array(thing.center), np.array(thing.size), np.array(thing.yaw))
+        corners = footprint(np.array(thing.center), np.array(thing.size), np.array(thing.yaw))
         assert (np.abs(corners) <= np.array(drawn.size[:2]) / 2 + 1e-9).all()
         assert thing.center[2] - thing.size[2] / 2 >= 0 and thing.center[2] + thing.size[2] / 2 <= drawn.size[2]
     bed, chair, _, cup = drawn.things

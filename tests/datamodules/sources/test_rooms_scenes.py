@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 
 from datamodules.sources.rooms import layout
-from datamodules.sources.rooms import layout as geometry
 from datamodules.sources.rooms.layout import CATALOG, MOVERS
 from datamodules.sources.rooms.questions import GLIMPSE_SHARE, SEEN_SHARE, ask, direction
 from datamodules.sources.rooms.renderer import SHELL, Rendering, render
-from datamodules.sources.rooms.scene import RoomScene, Thing, load_scene, save_scene
+from datamodules.sources.rooms.scene import (
+    RoomScene,
+    Thing,
+    box_distance,
+    footprint,
+    load_scene,
+    point_distance,
+    save_scene,
+)
 from tests.cases import each_once
 from tests.datamodules.sources.rooms_reference import closest, look, quadrant
 
@@ -48,12 +55,12 @@ def test_box_distance_is_exact() -> None:
         np.array([getattr(pair[side], name) for pair in pairs])
         for side in (0, 1) for name in ("center", "size", "yaw")
     ]  # fmt: skip
-    fast = geometry.box_distance(*arrays)
+    fast = box_distance(*arrays)
     slow = np.array([closest(a, b) for a, b in pairs])
     assert (slow < 1e-3).any() and (slow > 0.5).any()
     # to and fro converges slowly from above where the boxes touch or are nearly parallel
     assert np.all(fast <= slow + 1e-9) and np.all(slow - fast < 5e-3)
-    unturned = geometry.box_distance(*arrays[:2], 0 * arrays[2], *arrays[3:])
+    unturned = box_distance(*arrays[:2], 0 * arrays[2], *arrays[3:])
     assert np.abs(unturned - slow).max() > 0.1  # the control
 
 
@@ -62,7 +69,7 @@ def test_point_distance_is_exact() -> None:
     points = rng.uniform(-2, 2, (50, 3))
     for _ in range(5):
         thing = random_thing(rng)
-        fast = geometry.point_distance(points, np.array(thing.center), np.array(thing.size), thing.yaw)
+        fast = point_distance(points, np.array(thing.center), np.array(thing.size), thing.yaw)
         slow = [closest(Thing("", tuple(point), (0.0, 0.0, 0.0), 0.0, ()), thing) for point in points]
         np.testing.assert_allclose(fast, slow, atol=1e-9)
 
@@ -144,11 +151,11 @@ def test_no_collisions(path: str, moving: bool) -> None:
         assert (eyes[:, 2] > 0.3).all() and (eyes[:, 2] < scene.size[2] - 0.1).all()
         for thing in scene.things:
             box = np.array(thing.center), np.array(thing.size)
-            corners = geometry.footprint(*box, np.array(thing.yaw))
+            corners = footprint(*box, np.array(thing.yaw))
             assert (np.abs(corners) <= np.array(scene.size[:2]) / 2).all()
             assert thing.center[2] + thing.size[2] / 2 <= scene.size[2]
             if not thing.track:
-                assert geometry.point_distance(eyes, *box, thing.yaw).min() > 0.1
+                assert point_distance(eyes, *box, thing.yaw).min() > 0.1
         places = [np.array([[thing.center[0], thing.center[1], thing.yaw]] * FRAMES) if not thing.track
                   else np.array(thing.track) for thing in scene.things]  # fmt: skip
         for number, (thing, place) in enumerate(zip(scene.things, places, strict=True)):
@@ -157,7 +164,7 @@ def test_no_collisions(path: str, moving: bool) -> None:
                 for item, where in ((thing, place), (other, there)):
                     height = np.full((FRAMES, 1), item.center[2])
                     boxes += [np.hstack([where[:, :2], height]), np.tile(item.size, (FRAMES, 1)), where[:, 2]]
-                assert (geometry.box_distance(*boxes) > 0).all()
+                assert (box_distance(*boxes) > 0).all()
 
 
 def test_parts_fill_the_bounding_box() -> None:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, SevenScenes, Trajectory
-from datamodules.trajectories.base import from_axis_angle, intrinsics, upright_turns
-from datamodules.trajectories.pose_files import read_tum
+from datamodules.trajectories.base import from_axis_angle, upright_turns
+from datamodules.trajectories.formats import intrinsics, read_tum
 from zoo.cameras.poses import invert_se3, rigid_matrix
 
 WIDTH, HEIGHT = 64, 48

@@ -18,7 +18,7 @@ from tests import pretended_gpu as pretend
 from zoo.cameras import Cameras
 from zoo.cameras.cameras import camera_runs
 from zoo.encodings import EncodedCameras
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.encodings.testing import random_cameras
 
 NAMES = (

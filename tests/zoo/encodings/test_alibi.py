@@ -17,8 +17,7 @@ from zoo.cameras import Cameras
 from zoo.cameras.cameras import camera_runs
 from zoo.cameras.poses import PoseMeasure, pose_distances
 from zoo.encodings.alibi import DistanceChannels, PoseALiBi
-from zoo.encodings.base import EncodedCameras, ZeroChannels
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import DecoderLayout, EncodedCameras, HeadLayout, ZeroChannels
 from zoo.encodings.testing import HEAD, HEAD_DIM, HEADS, VIEWS, qkv_and_index, random_cameras
 
 MEASURES: list[PoseMeasure] = ["rotation", "center", "euclidean", "sum", "log"]

@@ -16,8 +16,8 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.cameras import cameras as token_runs
 from zoo.cameras.cameras import CameraRuns, camera_runs
-from zoo.encodings.channel_blocks import CameraMatrices, ChannelBlock, block_diagonal
-from zoo.encodings.pose_axis import Rotation
+from zoo.encodings.placements import CameraMatrices, ChannelBlock, block_diagonal
+from zoo.encodings.rotary import Rotation
 from zoo.precision import highest_matmul_precision
 
 ROOT = Path(__file__).parents[3]

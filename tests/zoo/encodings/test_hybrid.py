@@ -35,8 +35,9 @@ from zoo.encodings import (
     URoPE,
     ValueRoPE,
 )
-from zoo.encodings.matrices import MatrixEncoding
-from zoo.encodings.placements import EncodedLinearLayers, Matrices
+from zoo.encodings.compose import EncodedLinearLayers
+from zoo.encodings.placements import Matrices
+from zoo.encodings.prope import MatrixEncoding
 from zoo.encodings.testing import (
     BROKEN,
     EXACT,

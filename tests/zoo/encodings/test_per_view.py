@@ -35,9 +35,9 @@ from zoo.encodings import (
     rayrope_attention,
 )
 from zoo.encodings import per_view as block_masks
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.per_view import attention_calls
-from zoo.encodings.rayrope.attention import rayrope_coefficients, rotate_pairs
+from zoo.encodings.base import DecoderLayout, HeadLayout
+from zoo.encodings.per_view import attention_calls, rotate_pairs
+from zoo.encodings.rayrope import rayrope_coefficients
 from zoo.encodings.testing import TOKENS, VIEWS, random_cameras, random_sequence
 from zoo.errors import InputError
 
@@ -159,7 +159,7 @@ def test_view_mixer_attends_as_by_definition(
 def test_a_view_mixer_gets_the_depth_of_the_scene() -> None:
     mixer = partial(RayAttention, head_dim=32, encoding=RayRoPE(depth="known"))
     task, given = build("plain", view_mixer=mixer), scene("a", QUESTIONS[:1])
-    assert task.requirements.depth and given.geometry is not None and given.geometry.depth is not None
+    assert task.model_spec().requires_depth and given.geometry is not None and given.geometry.depth is not None
     losses = []
     for factor in (1.0, 2.0):
         geometry = copy(given.geometry)
@@ -173,7 +173,7 @@ def test_known_depth_beside_predicted_cameras_is_the_geometry_encoders() -> None
     geometry = partial(TinyDA3, embed_dim=32, depth=4, num_heads=2, heads=("camera", "depth"))
     name = "RayRoPE, known depth, one ray, qk, ChannelRange, scale rms"
     task = build(name, camera_source="predicted", geometry=geometry)
-    assert not task.requirements.depth and not task.requirements.cameras
+    assert not task.model_spec().requires_depth and not task.model_spec().requires_cameras
 
     def loss(depth_factor: float) -> Tensor:
         given = scene("a", QUESTIONS[:1])

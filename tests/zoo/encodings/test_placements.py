@@ -31,7 +31,7 @@ from zoo.encodings import (
     RayRoPE,
     TemporalSection,
 )
-from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings.base import HeadLayout
 from zoo.encodings.testing import (
     EXACT,
     LAYOUTS,

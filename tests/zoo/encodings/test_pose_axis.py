@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoo.encodings import Compose, LayerSubset, PoseAxis, PRoPE, TemporalSection
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.encodings.testing import LAYOUTS, apply_rope, random_cameras, random_sequence
 from zoo.errors import InputError
 from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex

@@ -9,7 +9,7 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.encodings import ChannelPlacement, ChannelRange, EncodedCameras, PRoPE, TemporalSection, projection_matrices
-from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings.base import HeadLayout
 from zoo.encodings.testing import (
     BROKEN,
     EXACT,

@@ -32,9 +32,9 @@ from zoo.encodings import (
     ValueRoPE,
     ViewAttention,
 )
-from zoo.encodings.base import CameraModule
-from zoo.encodings.decoder_layout import HeadLayout
-from zoo.encodings.placements import EncodingWrapper, Matrices
+from zoo.encodings.base import CameraModule, HeadLayout
+from zoo.encodings.compose import EncodingWrapper
+from zoo.encodings.placements import Matrices
 from zoo.encodings.testing import (
     BROKEN,
     EXACT,

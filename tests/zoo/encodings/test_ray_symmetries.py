@@ -11,7 +11,7 @@ import torch
 from tests.zoo.encodings import test_view_symmetries as of_views
 from zoo.encodings import RayAttention, RayRoPE
 from zoo.encodings.per_view import PerViewEncoding
-from zoo.encodings.rayrope.attention import KINDS
+from zoo.encodings.rayrope import KINDS
 from zoo.encodings.testing import EXACT, PROPERTIES, holds, identity_stock, intrinsics, scale
 
 SPACES = product((None, "pj", "3d"), repeat=len(KINDS))

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tests.golden.weights import init_
-from zoo.encodings.rayrope import attention as positions
-from zoo.encodings.rayrope import rayrope_attention, rayrope_coefficients, urope, urope_attention, urope_positions
+from zoo.encodings import rayrope as positions
+from zoo.encodings import urope
+from zoo.encodings.rayrope import rayrope_attention, rayrope_coefficients, urope_attention, urope_positions
 from zoo.encodings.testing import random_cameras
 from zoo.errors import InputError
 

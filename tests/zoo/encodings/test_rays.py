@@ -12,8 +12,8 @@ from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.rays import ray_directions, token_points
 from zoo.encodings import GTA, ChannelRange, RayEmbedding, RayEncoding
+from zoo.encodings.prope import ray_cameras
 from zoo.encodings.testing import HEAD, qkv_and_index, random_cameras
-from zoo.encodings.view_attention import ray_cameras
 
 
 def patch_centers(index: Tensor) -> Tensor:

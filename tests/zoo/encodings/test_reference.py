@@ -13,15 +13,18 @@ from torch import Tensor
 from tests.zoo.asking import batch, inputs_of, logits_of, prompts_of, scene
 from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
 from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones.base import VisualTokens
+from zoo.backbones.qwen25_vl import tiny_processor
 from zoo.cameras import Cameras
+from zoo.cameras.cameras import balanced_views, saddle_balanced
 from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, merge_cameras
-from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention, balanced_views, saddle_balanced
-from zoo.encodings.decoder_layout import HeadLayout
+from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention
+from zoo.encodings.base import HeadLayout
 from zoo.errors import InputError
-from zoo.scene_encoding import SceneCameras, add_scene_statistics, encode_vision, known_depth, scene_points
+from zoo.media import batch_of_media
+from zoo.scene_encoding import EncodedScene, add_scene_statistics, encode_vision, known_depth, scene_points
 from zoo.sequences.batch import Batch
-from zoo.sequences.media import batch_of_media
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks import VideoQATask
 
 
@@ -124,7 +127,7 @@ def videos() -> dict[str, Any]:
 
 def as_batch(ours: VideoQATask, given: dict[str, Any]) -> Batch:
     media: Any = {name: each for name, each in given.items() if name not in ("input_ids", "attention_mask")}
-    return batch_of_media(ours.sequence_builder, given["input_ids"], given["attention_mask"], media)
+    return batch_of_media(ours.model.sequence_builder, given["input_ids"], given["attention_mask"], media)
 
 
 def balanced(**more: Any) -> dict[str, Any]:
@@ -139,8 +142,8 @@ def test_model_chooses_from_its_2d_tokens() -> None:
     ours, given = model(**balanced()), videos()
     real = given["attention_mask"].bool()
     expected = []
-    for tokens in encode_vision(ours.model.backbone, as_batch(ours, given)):
-        expected.append(int(saddle_balanced(tokens.tokens.mean(1))))
+    for each in encode_vision(ours.model.backbone, as_batch(ours, given)):
+        expected.append(int(saddle_balanced(each.visual.tokens.mean(1))))
     assert expected == [2, 0]
     found = ours.model.logits(**given, cameras=cameras())[real]
     ours.model.camera_encoding.reference = None  # type: ignore[union-attr]
@@ -215,7 +218,7 @@ def test_median_depth_makes_the_unit_cancel(part: str) -> None:
             ours = model(camera_encoding=PRoPE(TemporalSection(), scale=scale), time_index=ConstantIndex())
         else:
             ours = model(camera_encoding=PointRoPE(scale=scale))
-        assert ours.requirements.depth == (scale == "median_depth" or part == "PointRoPE")
+        assert ours.model_spec().requires_depth == (scale == "median_depth" or part == "PointRoPE")
         meters, feet = scene("a"), scene("a")
         feet.geometry.world_to_camera[:, :3, 3] *= 3.28  # type: ignore[union-attr, index]
         feet.geometry.depth *= 3.28  # type: ignore[union-attr, operator]
@@ -238,10 +241,11 @@ def test_median_depth_requires_depth() -> None:
 def test_scenes_of_a_sample_share_one_median_depth() -> None:
     """As they share one reference view and the other scales, in whatever order they come."""
 
-    def of(*depth: float) -> SceneCameras:
-        patches = PatchCameras(torch.eye(4)[None], torch.eye(3)[None], torch.ones(1, dtype=torch.bool))
+    def of(*depth: float) -> EncodedScene:
+        cameras = PatchCameras(torch.eye(4)[None], torch.eye(3)[None], torch.ones(1, dtype=torch.bool))
+        tokens = VisualTokens(torch.empty(1, 1, 1), torch.empty(0, 1, 1, 1))
         shape = SceneGeometry(depth=torch.tensor(depth).view(1, 1, -1))
-        return SceneCameras(patches, depth=known_depth(shape))
+        return EncodedScene(LoadedScene(), tokens, cameras, depth=known_depth(shape))
 
     near, far, unknown = of(1.0, 2.0, 3.0, 4.0, 0.0), of(100.0, 200.0, 300.0), of(0.0, 0.0)
     rows = [[near, far], [far, near], [near], [far], [], [unknown, far]]
@@ -273,7 +277,11 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
     cache = {"geometry_cache": GeometryCache(str(tmp_path))} if kept else {}
     for _ in range(1 + kept):  # computed, then read from the cache
         ours = by_vggt(PointRoPE(), **cache)
-        assert not ours.requirements.depth and not ours.requirements.cameras and ours.requirements.frames
+        assert (
+            not ours.model_spec().requires_depth
+            and not ours.model_spec().requires_cameras
+            and ours.model_spec().requires_frames
+        )
         shown = scene("a")
         asked = batch(ours, shown)
         assert ours.model.geometry is not None

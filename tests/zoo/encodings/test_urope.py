@@ -14,10 +14,10 @@ from zoo.cameras import Cameras, intrinsics_in_pixels
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.rays import grid_centers, patch_directions
 from zoo.encodings import URoPE, urope_attention
-from zoo.encodings.decoder_layout import DecoderLayout, HeadLayout
-from zoo.encodings.rayrope.urope import _rotate as rotate_axes
-from zoo.encodings.rayrope.urope import depth_anchors, image_rope, urope_positions
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.encodings.testing import random_cameras
+from zoo.encodings.urope import _rotate as rotate_axes
+from zoo.encodings.urope import depth_anchors, image_rope, urope_positions
 
 HEAD, HEADS = HeadLayout.in_row(24, (4, 4, 4)), 4
 ROWS, COLUMNS, BATCH = 2, 3, 2

@@ -29,7 +29,7 @@ from tests.zoo.asking import (
 from tests.zoo.released import load_case, official_weights, write_release
 from zoo import PretrainedQwen25VL
 from zoo.backbones import Qwen25VLBackbone
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones.qwen25_vl import tiny_processor
 from zoo.errors import InputError
 from zoo.generation import CachedPrefix, Reply, answer_prompts
 from zoo.sequences.batch import Batch
@@ -211,7 +211,7 @@ def test_questions_before_the_video_share_no_prefix() -> None:
     asked = batch(model, scene("a"))
     words = tiny_processor().tokenizer("Which one?")["input_ids"]
     rows = [[*words[: 1 + i % 3], *row] for i, row in enumerate(prompts_of(asked))]
-    prompts = model.sequence_builder.prompts(rows, [[0]] * len(rows), asked.scenes)
+    prompts = model.model.sequence_builder.prompts(rows, [[0]] * len(rows), asked.scenes)
     apart = Batch(asked.scenes, asked.vision, prompts=prompts, records=asked.records)
     assert len(asked.prompts) == 1 and len(prompts) == len(rows) and prompts_of(apart) == rows
     assert_one_by_one(model, apart)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.asking import NEW, QUESTIONS, TEXTS, batch, build, one_by_one, one_per_row, prompts_of, replies, scene
-from zoo.backbones.qwen25_vl.tiny import tiny_processor
+from zoo.backbones.qwen25_vl import tiny_processor
 from zoo.errors import InputError
 from zoo.generation import Reply
 from zoo.tasks import VideoQATask
@@ -78,8 +78,9 @@ def test_a_token_that_is_ruled_out_is_no_error() -> None:
 def test_nan_in_the_video_fails_every_question() -> None:
     model = build("plain")
     asked = batch(model, scene("a"), scene("b", seed=1))
-    asked.scenes[0].pixel_values = model.preprocessor.normalize(asked.scenes[0].pixel_values)
-    asked.scenes[0].pixel_values[:4] = torch.nan
+    pixels = model.preprocessor.normalize(asked.scenes[0].pixel_values)
+    pixels[:4] = torch.nan
+    asked.scenes[0] = replace(asked.scenes[0], pixel_values=pixels)
     errors = [record["error"] for record in model.predict_batch(asked)]
     assert all(error and "not finite" in error for error in errors[:5]) and errors[5:] == [None] * 5
 

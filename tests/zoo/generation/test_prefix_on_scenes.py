@@ -10,12 +10,12 @@ import torch
 
 from datamodules import PixelBounds, Rooms, SceneFolder, UniformSampler
 from datamodules.dataset import SceneDataset
-from datamodules.loaded_scene import LoadedScene
 from datamodules.sources.annotations import read_questions
 from tests.conftest import ROOMS
 from tests.test_real_scenes import red_kitchen
 from tests.zoo.asking import MODELS, batch, build, one_by_one, replies
-from zoo.model_spec import DataRequirements
+from zoo.model_spec import ModelSpec
+from zoo.sequences.loaded_scene import LoadedScene
 
 SMALL = PixelBounds(784, 9408, legacy_folder_resize=False)
 EVERY = 30  # so many of VSI-Bench's questions are passed over: 171 of all types are left
@@ -26,11 +26,11 @@ def loaded(rooms_root: Path, realdata: Path, tmp_path_factory: pytest.TempPathFa
     """All rooms with their own questions, and a real kitchen, with its cameras, that is asked VSI-Bench's."""
     rooms = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1)
     scenes = [scene for split in ("train", "val", "test") for scene in rooms.scenes(split)]
-    dataset = SceneDataset(scenes, UniformSampler(), 6, SMALL, requirements=DataRequirements(cameras=True, depth=True))
+    dataset = SceneDataset(
+        scenes, UniformSampler(), 6, SMALL, spec=ModelSpec(requires_cameras=True, requires_depth=True)
+    )
     folder = SceneFolder(str(red_kitchen(realdata, tmp_path_factory.mktemp("kitchen"))))
-    kitchen = SceneDataset(
-        folder.scenes("test"), UniformSampler(), 8, SMALL, requirements=DataRequirements(cameras=True)
-    )[0]
+    kitchen = SceneDataset(folder.scenes("test"), UniformSampler(), 8, SMALL, spec=ModelSpec(requires_cameras=True))[0]
     questions = [q for scene in read_questions(realdata / "vsibench/test.jsonl").values() for q in scene][::EVERY]
     kitchen = replace(kitchen, questions=tuple(questions))
     assert kitchen.frames is not None and kitchen.geometry is not None

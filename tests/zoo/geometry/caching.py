@@ -39,7 +39,7 @@ def same(a: SceneGeometry, b: SceneGeometry) -> bool:
 
 
 def entries(encoder: CachedGeometry) -> list[Path]:
-    return sorted(Path(encoder.folder).glob("*.safetensors"))
+    return sorted(encoder.cache.path.glob("*.safetensors"))
 
 
 def alter(path: Path, name: str) -> Path:

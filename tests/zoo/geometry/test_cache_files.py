@@ -18,7 +18,7 @@ import torch
 
 from tests.zoo.geometry.caching import ask, entries, frames, same
 from zoo.errors import InputError
-from zoo.files import cache_folder as on_disk
+from zoo.files import cache as files
 from zoo.files.atomic_io import PARTIAL
 from zoo.geometry import GeometryCache
 from zoo.geometry.cache import pack
@@ -80,12 +80,12 @@ def test_a_killed_process_leaves_no_partial_entry(cached, monkeypatch: pytest.Mo
             return self.file.fileno()
 
     monkeypatch.setattr(Path, "open", lambda path, *_, **__: Slow(path))
-    cache = GeometryCache(cached().folder)
+    cache = cached().cache
     packed = pack({"patches": torch.randn(8, 64, 64, 64)}, "bfloat16")
 
     def write() -> None:
         for number in range(10_000):
-            cache.put({"number": number}, packed)
+            cache.write({"number": number}, packed)
 
     cut_short = 0
     for attempt in range(8):
@@ -97,11 +97,11 @@ def test_a_killed_process_leaves_no_partial_entry(cached, monkeypatch: pytest.Mo
         partial = list(cache.path.glob(f"*{PARTIAL}"))
         cut_short += len(partial)
         for number in range(len(list(cache.path.glob("*.safetensors")))):
-            assert all(map(torch.equal, cache.get({"number": number}).values(), packed.values()))
+            assert all(map(torch.equal, cache.read({"number": number}).values(), packed.values()))
         for path in partial:
             os.utime(path, (0, 0))  # as if it had been abandoned long ago
     assert cut_short > 0  # the kills did come in the middle
-    GeometryCache(cache.folder).put({"number": -1}, packed)
+    GeometryCache(cache.folder).write({"number": -1}, packed)
     assert not list(cache.path.glob(f"*{PARTIAL}"))
 
 
@@ -127,7 +127,7 @@ def test_two_processes_share_a_folder(cached) -> None:
     assert sums[0] == sums[1][::-1] and len(set(sums[0])) == 6
     assert len(entries(encoder := cached())) == 12  # tokens and cameras of six
     ask(encoder, *scenes)
-    assert encoder.num_computed == 0 and not list(Path(encoder.folder).glob(f"*{PARTIAL}"))
+    assert encoder.num_computed == 0 and not list(encoder.cache.path.glob(f"*{PARTIAL}"))
 
 
 @pytest.mark.slow
@@ -141,9 +141,9 @@ def test_two_writers_that_are_killed_at_any_moment_read_what_was_written(tmp_pat
         cache, generator = GeometryCache(str(tmp_path), max_size_gb=limit / 1e9), random.Random(seed)
         while True:  # an error ends the process
             number = generator.randrange(len(packed))
-            found = cache.get({"number": number})
+            found = cache.read({"number": number})
             if found is None:
-                cache.put({"number": number}, packed[number])
+                cache.write({"number": number}, packed[number])
             else:
                 assert found.keys() == packed[number].keys()
                 assert all(torch.equal(tensor, packed[number][name]) for name, tensor in found.items())
@@ -167,7 +167,7 @@ def test_two_writers_that_are_killed_at_any_moment_read_what_was_written(tmp_pat
         assert writer.exitcode == -signal.SIGKILL
     assert sum(path.stat().st_size for path in tmp_path.glob("*.safetensors")) < 1.2 * limit  # one more entry at most
     cache = GeometryCache(str(tmp_path))
-    found = [cache.get({"number": number}) for number in range(len(packed))]
+    found = [cache.read({"number": number}) for number in range(len(packed))]
     assert sum(each is not None for each in found) == len(list(tmp_path.glob("*.safetensors"))) > 4
     assert list(tmp_path.glob(f"*{PARTIAL}"))  # the kills did come in the middle
 
@@ -175,15 +175,15 @@ def test_two_writers_that_are_killed_at_any_moment_read_what_was_written(tmp_pat
 def test_an_entry_that_is_evicted_while_it_is_read_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Safetensors opens a file twice, the second time by torch."""
     cache, opened = GeometryCache(str(tmp_path)), torch.UntypedStorage.from_file
-    cache.put({}, pack({"patches": torch.ones(1, 2, 2, 8)}, "bfloat16"))
-    assert cache.get({}) is not None  # the control
+    cache.write({}, pack({"patches": torch.ones(1, 2, 2, 8)}, "bfloat16"))
+    assert cache.read({}) is not None  # the control
 
     def evicted(path: str, *arguments: Any, **options: Any) -> torch.UntypedStorage:
         Path(path).unlink()
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(torch.UntypedStorage, "from_file", evicted)
-    assert cache.get({}) is None and not list(tmp_path.iterdir())
+    assert cache.read({}) is None and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -193,11 +193,11 @@ def test_a_run_continues_if_entries_cannot_be_written(cached, monkeypatch: pytes
     def refuse(path: Path, content: bytes) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(on_disk, "replace_file", refuse)
+    monkeypatch.setattr(files, "replace_file", refuse)
     encoder = cached()
-    with pytest.warns(UserWarning, match=f"geometry can't be kept \\({os.strerror(code)}"):
+    with pytest.warns(UserWarning, match=f"an entry can't be kept \\({os.strerror(code)}"):
         (found,) = ask(encoder, frames(seed=1))
-    assert encoder.write_error.errno == code and found.patches is not None
+    assert encoder.cache.write_error.errno == code and found.patches is not None
     assert same(*ask(encoder, frames()), before) and encoder.num_computed == 1  # nothing was lost
 
 
@@ -210,7 +210,7 @@ def test_the_least_recently_used_entry_is_evicted(tmp_path: Path) -> None:
     names = "abcde"
 
     def put(name: str) -> None:
-        cache.put({"name": name}, packed)
+        cache.write({"name": name}, packed)
         time.sleep(0.02)  # times of files are coarse
 
     def there() -> str:
@@ -219,14 +219,14 @@ def test_the_least_recently_used_entry_is_evicted(tmp_path: Path) -> None:
     for name in "abc":
         put(name)
     assert there() == "abc"
-    assert cache.get({"name": "a"}) is not None
+    assert cache.read({"name": "a"}) is not None
     time.sleep(0.02)
     put("d")
     assert there() == "acd"  # b, although a is older
     put("e")
     assert there() == "ade"
     with pytest.raises(InputError, match=r"one scene takes 0.0001 GB: raise --model.geometry_cache.max_size_gb 5e-05"):
-        GeometryCache(str(tmp_path), max_size_gb=5e-5).put({"name": "f"}, packed)
+        GeometryCache(str(tmp_path), max_size_gb=5e-5).write({"name": "f"}, packed)
     assert there() == "ade"
     with pytest.raises(InputError, match="max_size_gb 0.0"):
         GeometryCache(max_size_gb=0.0)
@@ -237,6 +237,6 @@ def test_the_folder_never_exceeds_its_limit(tmp_path: Path) -> None:
     limit = 200_000
     cache, most = GeometryCache(str(tmp_path), max_size_gb=limit / 1e9), 0
     for number in range(200):
-        cache.put({"number": number}, packed)
+        cache.write({"number": number}, packed)
         most = max(most, sum(path.stat().st_size for path in tmp_path.iterdir()))
     assert 0.9 * limit < most <= limit

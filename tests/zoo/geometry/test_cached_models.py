@@ -6,6 +6,7 @@ import hashlib
 import pickle
 import warnings
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,16 +17,16 @@ from torch.nn import functional as F
 
 from callbacks.settings import differences, settings_of
 from datamodules.collate import QuestionCollate
-from datamodules.loaded_scene import LoadedScene, Wording
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
 from zoo import LearningRates, PretrainedSpatialMLLM, SpatialMLLM, VideoQATask
 from zoo.checkpoints import export_model
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DatasetGeometry, GeometryCache, TinyVGGT, base
-from zoo.geometry.vggt.model import Aggregator
+from zoo.geometry.vggt import Aggregator
 from zoo.sequences.batch import Batch
-from zoo.weights.frozen import saved_names
+from zoo.sequences.loaded_scene import LoadedScene
+from zoo.weights.checkpoint import saved_names
 
 
 def model_of(name: str, weights: Path, cache: GeometryCache | None = None, family: str = "Qwen2.5-VL") -> VideoQATask:
@@ -63,8 +64,6 @@ def test_logits_with_and_without_a_cache(weights: Path, tmp_path: Path) -> None:
         assert torch.equal(made, read)
         errors[dtype] = (made - plain).square().mean().sqrt() / spread
     assert 0 < errors["bfloat16"] < 2**-7 < errors["float8"] < 0.2
-    swapped = asking.scene("swapped")
-    swapped.frames = other.frames
     model = model_of("AddFusion", weights)
     tokens = model.model.geometry([each.float() / 255 for each in (one.frames, other.frames)], [None] * 2)
     model.model.geometry.forward = lambda *_, **__: [tokens[1]]  # the 3D tokens of another scene
@@ -94,9 +93,8 @@ def test_data_workers_read_what_is_cached_and_a_step_reads_nothing(
     model = model_of(name, weights, cache, family)
 
     def collated(*shown: LoadedScene) -> Batch:
-        parts = Wording(model.preprocessor), model.sequence_builder, model.requirements
-        reader = pickle.loads(pickle.dumps(model.geometry_reader(training=False)))  # as a worker has it
-        return QuestionCollate(*parts, reader)(list(shown))
+        spec = pickle.loads(pickle.dumps(model.model_spec()))  # as a worker has it
+        return QuestionCollate(spec)(list(shown))
 
     absent = collated(*scenes)
     assert all(scene.cached_geometry is None and scene.frames is not None for scene in absent.scenes)
@@ -109,7 +107,7 @@ def test_data_workers_read_what_is_cached_and_a_step_reads_nothing(
     present = collated(*scenes)
     assert all(scene.cached_geometry is not None and scene.frames is None for scene in present.scenes)
     with monkeypatch.context() as patch:
-        patch.setattr(GeometryCache, "get", lambda *_: pytest.fail("read in the step"))
+        patch.setattr(GeometryCache, "read", lambda *_: pytest.fail("read in the step"))
         assert model.predict_batch(present) == expected
     # one scene of two: the encoder computes the other
     mixed = collated(scenes[0], asking.scene("new", seed=2, family=family))
@@ -117,10 +115,8 @@ def test_data_workers_read_what_is_cached_and_a_step_reads_nothing(
     assert model.predict_batch(mixed)[: len(expected) // 2] == expected[: len(expected) // 2]
     assert model.model.geometry.num_computed == 3
     # the control: the tokens of another scene give other answers
-    present.scenes[0].cached_geometry, present.scenes[1].cached_geometry = (
-        present.scenes[1].cached_geometry,
-        present.scenes[0].cached_geometry,
-    )
+    cached = [scene.cached_geometry for scene in present.scenes]
+    present.scenes[:] = [replace(s, cached_geometry=c) for s, c in zip(present.scenes, cached[::-1], strict=True)]
     assert model.predict_batch(present) != expected
 
 

@@ -19,8 +19,8 @@ from tests.zoo.geometry.test_da3 import any_view_config, given_cameras, metric_c
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import CachedGeometry, DA3Encoder, GeometryCache, PosedDA3, PretrainedDA3, SceneGeometry, TinyDA3
+from zoo.geometry.base import announce_license
 from zoo.geometry.da3 import DA3, normalize_poses
-from zoo.geometry.trunk_encoder import announce_license
 
 
 def scenes(*shapes: tuple[int, int, int]) -> list[Tensor]:
@@ -172,12 +172,9 @@ def test_given_cameras_are_part_of_the_cache_key(folder: str, tmp_path: Path) ->
     (frames,) = scenes((4, 28, 42))
     for kind, count in ((PosedDA3, 2), (PretrainedDA3, 1)):
         encoder = CachedGeometry(lambda kind=kind: kind(folder), GeometryCache(str(tmp_path / "cache")))
-        entries = [
-            encoder.entries.describe(frames, dataset_cameras(spread=s), tokens=True, cameras=True)
-            for s in (1.0, 1.0, 2.0)
-        ]
+        keys = [encoder.keys.of(frames, dataset_cameras(spread=s), tokens=True, cameras=True) for s in (1.0, 1.0, 2.0)]
         for output in ("tokens", "cameras"):
-            assert len({json.dumps(entry[output]) for entry in entries}) == count
+            assert len({json.dumps(key[output]) for key in keys}) == count
 
 
 def test_heads_are_loaded_when_enabled(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 from zoo.geometry import SceneGeometry, TinyVGGT
 from zoo.sequences.batch import Batch
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks.base import LearningRates
 from zoo.tasks.vggt_pretraining import VGGTPretraining
-from zoo.weights.frozen import saved_names
+from zoo.weights.checkpoint import saved_names
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> Batch
         depth = read_depth(scene.depth, frames, num_frames=48, size_hw=(56, 56))
         geometry = SceneGeometry(world_to_camera=poses[list(frames)], K_normalized=K[list(frames)], depth=depth)
         shown = Video(scene.video).read(frames)
-        found.append(SceneInputs(torch.empty(0, 1176), (len(frames) // 2, 4, 4), frames=shown, geometry=geometry))
+        found.append(LoadedScene(grid_thw=(len(frames) // 2, 4, 4), frames=shown, geometry=geometry))
     return Batch(found, num_answers=[1] * len(found))
 
 
@@ -152,8 +153,7 @@ def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
     pretraining = model(dense_frames=1)
     pretraining.log = pretraining.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     scenes = [*batch(rooms[:2]).scenes, *batch(rooms[2:3], frames=(5, 9)).scenes]
-    for number, scene in enumerate(scenes):
-        scene.draw = number  # the same frames, whatever the batch
+    scenes = [replace(scene, draw=number) for number, scene in enumerate(scenes)]  # the same frames, whatever the batch
     asked = [1, 3, 2]  # questions
 
     def loss(*numbers: int) -> float:
@@ -195,6 +195,6 @@ def test_bad_options_and_scenes_are_errors(rooms: list[Scene]) -> None:
     with pytest.raises(InputError, match="^rooms/a: a.mp4: truncated$"):
         model().training_step(failed, 0)
     odd = batch(rooms[:1])
-    odd.scenes[0].frames = odd.scenes[0].frames[..., :50]
+    odd.scenes[0] = replace(odd.scenes[0], frames=odd.scenes[0].frames[..., :50])
     with pytest.raises(InputError, match="frames of 50 x 56 pixels"):
         model().training_step(odd, 0)

@@ -32,9 +32,9 @@ from zoo.geometry import (
 )
 from zoo.geometry.da3 import to_meters
 from zoo.geometry.da3.model import SKY
-from zoo.geometry.vggt.model import cameras_to_pose_encoding
+from zoo.geometry.vggt import cameras_to_pose_encoding
 from zoo.objectives.geovr import scale_target
-from zoo.weights.frozen import check_frozen, frozen_weights
+from zoo.weights.checkpoint import check_frozen, frozen_weights
 
 HEADS = ("camera", "depth")
 
@@ -229,7 +229,7 @@ def test_cached_cameras_depend_on_the_source_of_their_scale(metric: str, tmp_pat
     def keys(source: DatasetPoses | MetricModel | None, kind: str = "cameras") -> list[str]:
         """Of a scene without cameras, with some, with another focal length, and with other centers."""
         encoder, datas = cached(source), (None, given(3), given(3, focal=0.9), given(3, spread=2.0))
-        return [json.dumps(encoder.entries.describe(frames, data, tokens=True, cameras=True)[kind]) for data in datas]
+        return [json.dumps(encoder.keys.of(frames, data, tokens=True, cameras=True)[kind]) for data in datas]
 
     source = MetricModel(metric)
     none, poses, meters = keys(None), keys(DatasetPoses()), keys(source)
@@ -251,7 +251,7 @@ def test_a_saved_model_knows_the_weights_of_its_scale(metric: str) -> None:
 
     backbone = TinyQwen25VL(layers=1, hidden_size=32, heads=2, key_value_heads=1, vision_hidden_size=32)
     model = SpatialVLM(backbone, tiny_da3, camera_encoding=PRoPE(), camera_source="predicted")
-    assert not model.requirements.cameras and model.requirements.arbitrary_unit is None
+    assert not model.model_spec().requires_cameras and model.model_spec().arbitrary_unit is None
     before = frozen_weights(model)
     assert before["scale"]["path"] == metric
     file = Path(metric, "model.safetensors")
@@ -269,7 +269,7 @@ def test_a_kept_scale_is_not_measured_again(metric: str, tmp_path: Path) -> None
     def scale(shown: Tensor, kind: type[MetricModel] = FittedMetricModel, cameras: float = 0.8) -> tuple[float, int]:
         source = kind(metric, GeometryCache(str(tmp_path)))
         found = source.meters_per_unit(scene, shown, given(focal=cameras))
-        return float(found), source.num_computed
+        return float(found), source.cache.num_computed
 
     expected = float(FittedMetricModel(metric).meters_per_unit(scene, frames, None))
     assert scale(frames) == (expected, 1) and scale(frames) == (expected, 0)

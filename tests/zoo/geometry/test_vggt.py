@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tests.zoo.geometry.official import HEADS, hash_model, tiny_config, tiny_images
 from zoo.geometry.da3.trunk import Trunk
 from zoo.geometry.layers import Attention, FusionBlock, PatchConvolution, patch_rotations, rotate, upsample
-from zoo.geometry.vggt import VGGT, pose_encoding_to_cameras
-from zoo.geometry.vggt.model import DINOV2, ReluResidualUnit, build_patch_embed
+from zoo.geometry.vggt import DINOV2, VGGT, ReluResidualUnit, build_patch_embed, pose_encoding_to_cameras
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from tests.zoo.geometry.official import hash_model, hash_weights, tiny_config, t
 from zoo.cameras import Cameras, normalize_intrinsics
 from zoo.errors import InputError
 from zoo.geometry import PretrainedVGGT, SceneGeometry, TinyVGGT, VGGTEncoder, pose_encoding_to_cameras
-from zoo.geometry.base import valid_cameras
-from zoo.geometry.trunk_encoder import announce_license
+from zoo.geometry.base import announce_license, valid_cameras
 
 
 @pytest.fixture
@@ -163,7 +162,7 @@ def test_bfloat16_trunk_gives_float32_cameras(encoder: VGGTEncoder) -> None:
 def test_the_camera_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
     config["camera_head"] = {"dim_in": 64}  # VGGT-1B's but for the width
-    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
+    monkeypatch.setattr("zoo.geometry.vggt.VGGT_1B", config)
     weights, frames = hash_weights(config), scenes((2, 28, 28))
     save_file(weights, tmp_path / "model.safetensors")
     encoder = PretrainedVGGT(str(tmp_path), dtype="bfloat16")
@@ -196,7 +195,7 @@ def test_the_license_is_printed_once(
 ) -> None:
     monkeypatch.setenv("SLURM_PROCID", process)
     config = tiny_config()
-    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
+    monkeypatch.setattr("zoo.geometry.vggt.VGGT_1B", config)
     (tmp_path / name).mkdir()
     save_file(hash_weights(config), tmp_path / name / "model.safetensors")
     announce_license.cache_clear()
@@ -207,7 +206,7 @@ def test_the_license_is_printed_once(
 
 def test_the_depth_head_is_loaded_when_enabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
+    monkeypatch.setattr("zoo.geometry.vggt.VGGT_1B", config)
     config["camera_head"] = {"dim_in": 64}
     save_file(hash_weights(config), tmp_path / "model.safetensors")
     encoder, frames = PretrainedVGGT(str(tmp_path)), scenes((2, 28, 28))
@@ -262,7 +261,7 @@ def test_released_weights_are_vggt_1b(tmp_path: Path, monkeypatch: pytest.Monkey
     """With its architecture shrunk: the true one is accounted for in test_vggt_weights.py."""
     config = tiny_config()
     save_file(hash_weights(config), tmp_path / "model.safetensors")
-    monkeypatch.setattr("zoo.geometry.vggt.model.VGGT_1B", config)
+    monkeypatch.setattr("zoo.geometry.vggt.VGGT_1B", config)
     encoder = PretrainedVGGT(str(tmp_path))
     assert encoder.vggt.camera_head is None
     expected = VGGTEncoder(hash_model(config))

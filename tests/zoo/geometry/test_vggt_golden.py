@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from tests.zoo.geometry.official import CASES, HEADS, hash_model, load_case
 from zoo.geometry.layers import normalize
-from zoo.geometry.vggt import VGGT, VGGTOutput
-from zoo.geometry.vggt.model import ReluResidualUnit
+from zoo.geometry.vggt import VGGT, ReluResidualUnit, VGGTOutput
 
 LAYERS_ATOL, OUTPUTS_ATOL = 2e-5, 4e-5  # four times what float32 runs of the official code differ by
 

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from tests.zoo.geometry.official import HEADS, HERE, hash_model, hash_weights, tiny_config, tiny_images
 from zoo.errors import InputError
-from zoo.geometry.vggt import VGGT
-from zoo.geometry.vggt.model import DINOV2, VGGT_1B, current_names, find_weights, official_name
+from zoo.geometry.vggt import DINOV2, VGGT, VGGT_1B, current_names, find_weights, official_name
 from zoo.geometry.vggt_encoder import PretrainedVGGT
 
 
@@ -114,7 +113,7 @@ def test_a_local_file_or_folder_or_hub_id(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append((repository, allow_patterns))
         return str(tmp_path)
 
-    monkeypatch.setattr("zoo.weights.hub.snapshot_download", download)
+    monkeypatch.setattr("zoo.weights.load.snapshot_download", download)
     assert find_weights("facebook/VGGT-1B") == file
     assert asked == [("facebook/VGGT-1B", ["model.safetensors"])]
 

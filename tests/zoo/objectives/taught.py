@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from datamodules.collate import TrainingCollate
-from datamodules.loaded_scene import Wording
 from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, RATES, scene
 from zoo import (
@@ -43,23 +42,20 @@ def task(
 
 
 def training_batch(made: VideoQATask) -> Batch:
-    """Return a batch of two scenes, with the targets of the task's teacher."""
-    parts = Wording(made.preprocessor), made.training_sequence_builder, replace(made.requirements, frames=True)
+    """Return a batch of two scenes."""
     shown = scene("a", QUESTIONS[:2], family=FAMILY), scene("b", QUESTIONS[1:2], seed=1, family=FAMILY)
-    found = TrainingCollate(*parts)(list(shown))
-    if made.teacher is not None:
-        for each, targets in zip(found.scenes, made.teacher(found.scenes, 16), strict=True):
-            each.teacher = targets
-    return found
+    return TrainingCollate(replace(made.model_spec(training=True), requires_frames=True, geometry_reader=None))(
+        list(shown)
+    )
 
 
-def begin(made: VideoQATask, **data: Any) -> None:
-    """Begin a training on a data module with these settings."""
-    trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"), datamodule=SimpleNamespace(**data))
+def begin(made: VideoQATask) -> None:
+    """Begin a training."""
+    trainer: Any = SimpleNamespace(state=SimpleNamespace(fn="fit"))
     made._trainer = trainer
     made.configure_model()
 
 
 def losses(made: VideoQATask) -> dict[str, Tensor]:
     """Return the losses of a training batch."""
-    return made.train().model(training_batch(made))
+    return made.train().losses(training_batch(made))

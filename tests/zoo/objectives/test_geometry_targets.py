@@ -17,9 +17,10 @@ from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
 from zoo.cameras.poses import invert_se3, pose_distance, rigid_matrix, rotation_from_6d
 from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
 from zoo.geometry.base import SceneGeometry, encoder_frames
-from zoo.objectives import Decoded, predicted_cameras
-from zoo.scene_encoding import SceneTargets, token_depth
+from zoo.objectives import Decoded
+from zoo.scene_encoding import token_depth
 from zoo.sequences.batch import Batch
+from zoo.tasks.video_qa import predicted_cameras
 
 SCENES = scene("a", QUESTIONS[:2]), scene("b", QUESTIONS[:1], steps=2, seed=1)
 UP_TO_ROUNDING = partial(torch.allclose, atol=1e-5)
@@ -88,15 +89,20 @@ def with_depth() -> TinyVGGT:
 def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
     objectives = [CameraPrediction(), DepthPrediction()]
     task = build("plain", geometry=with_depth, camera_source="predicted", objectives=objectives)
-    encoder, (_, shown), needs = task.model.geometry, SCENES, task.requirements
-    assert needs.frames and needs.targets == ("cameras", "depth") and not needs.required_targets and encoder is not None
+    encoder, (_, shown), needs = task.model.geometry, SCENES, task.model_spec()
+    assert (
+        needs.requires_frames
+        and needs.targets == ("cameras", "depth")
+        and not needs.required_targets
+        and encoder is not None
+    )
     truth = shown.geometry
     assert truth is not None and shown.frames is not None
     frames = encoder_frames(shown.frames, task.model.backbone.patch_size, encoder.patch_size)
     (geometry,) = encoder([frames], [truth], tokens=False)
     for training, expected in ((True, geometry), (False, truth)):
         (encoded,) = task.train(training).model.encode_scenes(batch(task, shown))
-        cameras, depth = encoded.targets.cameras, encoded.targets.depth
+        cameras, depth = encoded.target_cameras, encoded.target_depth
         assert cameras is not None and depth is not None
         assert torch.equal(cameras.world_to_camera, merge_cameras(expected).world_to_camera)
         assert torch.equal(depth, token_depth(expected, 2))  # type: ignore[arg-type]
@@ -107,7 +113,7 @@ def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
 @pytest.mark.parametrize("encoding", [{}, {"camera_encoding": "PRoPE, ChannelRange"}], ids=["objective", "PRoPE"])
 def test_auto_learns_the_datasets_cameras_and_predicted_ones_of_scenes_without(encoding: dict[str, Any]) -> None:
     task = build("plain", **VGGT, **encoding, camera_source="auto", objectives=[CameraPrediction(), DepthPrediction()])
-    assert task.requirements.required_targets == ("depth",) and task.requirements.frames
+    assert task.model_spec().required_targets == ("depth",) and task.model_spec().requires_frames
     shown, encoder = SCENES[1], task.model.geometry
     assert shown.geometry is not None and shown.frames is not None and encoder is not None
     frames = encoder_frames(shown.frames, task.model.backbone.patch_size, encoder.patch_size)
@@ -115,12 +121,12 @@ def test_auto_learns_the_datasets_cameras_and_predicted_ones_of_scenes_without(e
     only_depth = SceneGeometry(depth=shown.geometry.depth)
     for given, expected in ((shown.geometry, shown.geometry), (only_depth, geometry)):
         (encoded,) = task.train().model.encode_scenes(batch(task, replace(shown, geometry=given)))
-        cameras, depth = encoded.targets.cameras, encoded.targets.depth
+        cameras, depth = encoded.target_cameras, encoded.target_depth
         assert cameras is not None and depth is not None
         assert torch.equal(cameras.world_to_camera, merge_cameras(expected).world_to_camera)
         assert torch.equal(depth, token_depth(given, 2))  # type: ignore[arg-type]
     depth_alone = build("plain", **VGGT, camera_source="auto", objectives=[DepthPrediction()])
-    assert depth_alone.model.geometry is None and depth_alone.requirements.arbitrary_unit is None
+    assert depth_alone.model.geometry is None and depth_alone.model_spec().arbitrary_unit is None
 
 
 def test_errors_are_against_the_dataset_whatever_cameras_the_tokens_have() -> None:
@@ -143,18 +149,18 @@ def test_errors_are_against_the_dataset_whatever_cameras_the_tokens_have() -> No
 )
 def test_lengths_in_a_unit_of_each_scenes_own_are_said_to_be(objectives: list[Any], unit: str | None) -> None:
     task = build("plain", geometry=with_depth, camera_source="predicted", objectives=objectives)
-    assert task.requirements.arbitrary_unit == unit
+    assert task.model_spec().arbitrary_unit == unit
 
 
 def test_pseudo_labels_that_are_aligned_need_the_datasets_cameras() -> None:
     aligned = partial(TinyVGGT, embed_dim=32, depth=2, scale_from=DatasetPoses())
-    needs = build("plain", geometry=aligned, camera_source="predicted", objectives=[CameraPrediction()]).requirements
+    needs = build("plain", geometry=aligned, camera_source="predicted", objectives=[CameraPrediction()]).model_spec()
     assert needs.required_targets == ("cameras",) and needs.arbitrary_unit is None
 
 
 def test_still_images_have_a_camera_each() -> None:
     task = build("plain", objectives=[CameraPrediction(), DepthPrediction()])
-    images = replace(SCENES[1], num_images=2)
+    images = replace(SCENES[1], kind="image", is_one_medium=True)
     losses = task.train().losses(batch(task, images, training=True))
     assert losses["CameraPrediction"] > 0 < losses["DepthPrediction"]
     errors = task.eval().predict_batch(batch(task, images))[0]["objectives"]
@@ -189,7 +195,7 @@ class Shown(Decoded):
     """A scene with hidden states that are given."""
 
     def __init__(self, cameras: PatchCameras, states: Tensor) -> None:
-        self.scenes: Any = [SimpleNamespace(targets=SceneTargets(cameras))]
+        self.scenes: Any = [SimpleNamespace(target_cameras=cameras)]
         self.states, self.last_hidden_state = states, states[0]
         self.sequences: Any = SimpleNamespace(scene_index=[[0] for _ in states], num_answers=[1 for _ in states])
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tests.golden.weights import init_, unit_noise
 from zoo.objectives import geovr
-from zoo.objectives import geovr as losses
 from zoo.objectives.geovr import GeoVRHeads
 
 GOLDEN = Path(__file__).parents[2] / "golden/geovr"
@@ -204,7 +203,7 @@ def test_tables() -> None:
 
 
 def test_of_many_values_each_process_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "MOST_VALUES", 10**4)
+    monkeypatch.setattr("zoo.objectives.teacher.MOST_VALUES", 10**4)
     values, found = torch.rand(10**5, generator=torch.Generator().manual_seed(0)), []
     for rank in range(2):
         torch.manual_seed(rank)

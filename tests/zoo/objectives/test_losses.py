@@ -18,7 +18,6 @@ from zoo.cameras.scene_geometry import PatchCameras
 from zoo.objectives import Decoded
 from zoo.objectives.base import AVERAGES, AverageRule, MicroBatchAverage
 from zoo.objectives.camera_prediction import IDENTITY
-from zoo.scene_encoding import SceneTargets
 
 WIDTH = 16
 
@@ -76,7 +75,7 @@ def camera_loss(objective: CameraPrediction, shown: Shown) -> dict[str, float]:
         kind: {name: {} for name in ("reference", "neighbor")} for kind in ("rotation", "center")
     }
     for scene_number, (given, states) in enumerate(shown.views(0)):
-        poses, known = given.targets.cameras.world_to_camera, given.targets.cameras.has_camera.tolist()
+        poses, known = given.target_cameras.world_to_camera, given.target_cameras.has_camera.tolist()
         for of in (each for named in losses.values() for each in named.values()):
             of[scene_number] = [[] for _ in states]
         for row_number, row in enumerate(states):
@@ -104,8 +103,8 @@ def test_the_loss_on_cameras_is_that_of_a_slow_reference() -> None:
     objective = with_head(CameraPrediction(center_weight=0.3))
     of_a, of_b = cameras(False, True, True, True), cameras(True, False, True)
     given = (
-        (SimpleNamespace(targets=SceneTargets(of_a)), torch.randn(2, 4, 3, WIDTH)),
-        (SimpleNamespace(targets=SceneTargets(of_b)), torch.randn(1, 3, 5, WIDTH)),
+        (SimpleNamespace(target_cameras=of_a), torch.randn(2, 4, 3, WIDTH)),
+        (SimpleNamespace(target_cameras=of_b), torch.randn(1, 3, 5, WIDTH)),
     )
     rules: list[AverageRule] = ["micro_batch_tokens", "questions"]
     found = []
@@ -126,7 +125,7 @@ def test_the_loss_on_cameras_is_that_of_a_slow_reference() -> None:
 def test_without_a_token_the_last_2d_token_is_read_and_not_one_of_the_fusion() -> None:
     parts: dict[str, Any] = {"fusion": CameraTokenFusion, "geometry": lambda: TinyVGGT(embed_dim=32, depth=2)}
     task = build("plain", objectives=[CameraPrediction(token=False)], **parts)
-    objective, seen = task.model.objectives.all_objectives["CameraPrediction"], []
+    objective, seen = task.model.objectives["CameraPrediction"], []
     objective.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))  # type: ignore[union-attr]
     decoded: list[Tensor] = []
     forward = Decoded.views
@@ -147,7 +146,7 @@ def test_without_a_token_the_last_2d_token_is_read_and_not_one_of_the_fusion() -
 
 
 def of_depth(depth: Tensor, states: Tensor) -> tuple[Any, Tensor]:
-    return SimpleNamespace(targets=SceneTargets(depth=depth)), states
+    return SimpleNamespace(target_depth=depth, is_target_in_camera_unit=True), states
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
 from zoo.objectives import Decoded
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.loaded_scene import SceneInputs
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import IGNORED, pack_questions
 
 SCENES = scenes_of("Qwen2.5-VL")
@@ -107,13 +107,14 @@ def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_object
 
 def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_they_alone(rooms_root: Any) -> None:
     task = build("plain", objectives=[CameraPrediction(), DepthPrediction()])
-    bare, needs = [replace(each, geometry=None) for each in SCENES], task.requirements
-    assert not needs.cameras and not needs.depth and needs.targets == ("cameras", "depth")
+    bare, needs = [replace(each, geometry=None) for each in SCENES], task.model_spec()
+    assert not needs.requires_cameras and not needs.requires_depth and needs.targets == ("cameras", "depth")
     assert all("objectives" not in record for record in task.predict_batch(batch(task, *bare)))
     losses = task.train().losses(batch(task, *bare, training=True))
     assert losses["CameraPrediction"] == losses["DepthPrediction"] == 0 < losses["LanguageModeling"]
     data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1))
     data.trainer = SimpleNamespace(lightning_module=task)  # type: ignore[assignment]
+    data.setup("fit")
     found = data.scenes("train")
     geometry = data.dataset(found)[0].geometry
     assert geometry is not None and geometry.depth is not None
@@ -125,6 +126,7 @@ def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_
             data.scenes("train")
     typo = build("plain", objectives=[MaskedViews(mask_ratio_by_type={"object_countin": 1.0})])
     data.trainer = SimpleNamespace(lightning_module=typo)  # type: ignore[assignment]
+    data.setup("fit")
     with pytest.raises(InputError, match=r"unknown question_type 'object_countin'.*did you mean object_counting\?"):
         data.scenes("train")
     assert data.scenes("test")  # nothing is masked there
@@ -223,7 +225,7 @@ def test_masks_are_drawn_by_seed_scene_and_epoch() -> None:
 
     def masks(*draws: int) -> list[Tensor]:
         shown = VisualTokens(torch.ones(4, 50, 8), torch.ones(1, 4, 50, 8))
-        scenes = [SceneInputs(torch.zeros(1, 1), (4, 10, 20), draw=draw) for draw in draws]
+        scenes = [LoadedScene(pixel_values=torch.empty(1, 1), grid_thw=(4, 10, 20), draw=draw) for draw in draws]
         found = []
         for changed in objective.change_tokens([shown] * len(draws), scenes):
             masked = (changed.tokens != 1).all(-1)
@@ -254,7 +256,7 @@ def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_o
     state, read = ours.state_dict(), loaded.state_dict()
     assert state.keys() == read.keys() and all(torch.equal(state[name], read[name]) for name in state)
     assert {"objectives.CameraPrediction.token", "objectives.MaskedViews.mask_token"} <= read.keys()
-    read_parts: Any = loaded.objectives.all_objectives
+    read_parts: Any = loaded.objectives
     assert read_parts["DepthPrediction"].weight == 0.5 and read_parts["DepthPrediction"].layers == (0,)
     assert read_parts["CameraPrediction"].scale == "mean" and read_parts["MaskedViews"].mask_ratio_by_type == {"a": 1.0}
     assert ours.part_of("objectives.CameraPrediction.token") == "objective"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ import torch
 from tests.zoo.asking import QUESTIONS, RATES, batch, scene
 from zoo import InputError, PosePrediction, TinyQwen25VL, VideoQATask
 from zoo.cameras.poses import invert_se3
-from zoo.geometry.vggt.model import cameras_to_pose_encoding
-from zoo.objectives import Decoded, decode
+from zoo.geometry.vggt import cameras_to_pose_encoding
+from zoo.objectives import Decoded
 from zoo.objectives.cambrian_p import camera_loss, mean_path
 
 
@@ -25,9 +26,7 @@ def task(**options: Any) -> VideoQATask:
 def decoded(made: VideoQATask, *shown: Any) -> Decoded:
     asked = batch(made, *shown, training=True)
     assert asked.sequences is not None
-    scenes = made.model.encode_scenes(asked)
-    inputs = made.model.decoder_inputs(scenes, asked.sequences)
-    return decode(made.model.backbone, made.model.objectives.layers, inputs, scenes, asked.sequences)
+    return made.model.decode(made.model.encode_scenes(asked), asked.sequences)
 
 
 def test_its_loss_is_cambrian_ps_on_the_cameras_of_the_views() -> None:
@@ -69,7 +68,7 @@ def test_balanced_translations_are_divided_by_the_mean_path_of_the_batch() -> No
     """Not each by its own path, which would make a scene of any length count alike."""
     short, long = scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[:1])
     assert long.geometry is not None
-    long.geometry = long.geometry.scaled(9.0)
+    long = replace(long, geometry=long.geometry.scaled(9.0))
     poses = torch.stack([each.geometry.world_to_camera[::2] for each in (short, long)])  # type: ignore[union-attr]
     terms = {}
     for balance in (False, True):
@@ -117,7 +116,7 @@ def test_views_without_a_camera_and_the_scale_of_a_scene() -> None:
         again = scene("a", QUESTIONS[:1])
         for unit in (1.0, 2.0):
             assert again.geometry is not None
-            again.geometry = again.geometry.scaled(unit)
+            again = replace(again, geometry=again.geometry.scaled(unit))
             found[align, unit] = objective(decoded(made, again))["translation"].item()
     assert found[False, 2.0] != pytest.approx(found[False, 1.0], rel=0.01)
     assert found[True, 2.0] == pytest.approx(2 * found[True, 1.0], rel=0.05)  # the prediction has its unit

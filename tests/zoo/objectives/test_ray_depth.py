@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from datamodules.loaded_scene import LoadedScene
 from tests.cases import each_once
 from tests.zoo.asking import QUESTIONS, batch, build, scene
 from tests.zoo.sequences.test_packed_training import difference, learned
@@ -21,11 +20,12 @@ from tests.zoo.sequences.test_scene_packing import asked_of
 from zoo import LayerSubset, PRoPE, RayAttention, RayDepthPrediction, RayRoPE, SpatialVLM, TinyDA3, URoPE
 from zoo.cameras import SceneGeometry
 from zoo.encodings import ViewAttention
-from zoo.encodings.rayrope.rayrope import EncodedRays
+from zoo.encodings.rayrope import EncodedRays
 from zoo.errors import InputError
-from zoo.objectives import Decoded, decode
+from zoo.objectives import Decoded
 from zoo.scene_encoding import encode_vision
 from zoo.sequences.batch import Batch
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks import VideoQATask
 
 PLACES: dict[str, dict[str, Any]] = {
@@ -43,9 +43,7 @@ def build_supervised(place: str, **more: Any) -> VideoQATask:
 
 def decoded_of(task: VideoQATask, asked: Batch) -> Decoded:
     assert asked.sequences is not None
-    scenes = task.model.encode_scenes(asked)
-    inputs = task.model.decoder_inputs(scenes, asked.sequences)
-    return decode(task.model.backbone, (), inputs, scenes, asked.sequences)
+    return task.model.decode(task.model.encode_scenes(asked), asked.sequences)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -55,10 +53,10 @@ def test_loss_is_the_likelihood_of_the_true_depths(place: str) -> None:
     with torch.no_grad():
         decoded = decoded_of(task, asked)
         found = RayDepthPrediction()(decoded)["log_depth"]
-    depth, predicted = decoded.scenes[0].targets.depth, list[Tensor]()
+    depth, predicted = decoded.scenes[0].target_depth, list[Tensor]()
     assert depth is not None
     if isinstance(mixer := task.model.view_mixer, RayAttention):
-        flat = encode_vision(task.model.backbone, asked)[0].tokens.flatten(0, 1)
+        flat = encode_vision(task.model.backbone, asked)[0].visual.tokens.flatten(0, 1)
         predicted.append(mixer.encoding.layers["0"](mixer.norm(flat)))
     if decoded.camera_encoding is not None:
         assert list(decoded.camera_encoding.raw_depths) == [0, 1]

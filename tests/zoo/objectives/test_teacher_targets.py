@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from copy import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from datamodules import VideoQADataModule
 from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, scene
 from tests.zoo.objectives.taught import FAMILY, begin, task, training_batch
@@ -29,38 +31,39 @@ from zoo import (
 )
 from zoo.geometry import CachedGeometry, SceneGeometry
 from zoo.geometry.base import ScaleSource
-from zoo.weights.frozen import check_frozen
+from zoo.weights.checkpoint import check_frozen
 
 
 def test_targets_are_of_the_first_frame_of_each_patch() -> None:
-    teacher = Teacher(DatasetGeometry)
-    made = task(teacher)
-    (first, second) = training_batch(made).scenes
-    assert first.teacher is not None and first.geometry is not None and second.teacher is not None
-    torch.testing.assert_close(first.teacher.depth, first.geometry.depth[::2])
-    torch.testing.assert_close(
-        first.teacher.pose_enc[0], torch.tensor([0, 0, 0, 0, 0, 0, 1.0, *first.teacher.pose_enc[0, 7:]])
-    )
-    assert first.teacher.meters_per_unit == 1 and len(first.teacher.tokens) == 1
+    made: Any = task(Teacher(DatasetGeometry))
+    batch: Any = training_batch(made)
+    (first, second), (own, other) = batch.scenes, made.compute_teacher_targets(batch)
+    torch.testing.assert_close(own.depth, first.geometry.depth[::2])
+    torch.testing.assert_close(own.pose_enc[0], torch.tensor([0, 0, 0, 0, 0, 0, 1.0, *own.pose_enc[0, 7:]]))
+    assert own.meters_per_unit == 1 and len(own.tokens) == 1
     for share, kept in ((0.4, slice(0, 4)), (-0.4, slice(-4, None))):  # of the first channels, and of the last
         (some,) = Teacher(DatasetGeometry, token_channels=share)([first], 16)
-        assert some is not None and torch.equal(some.tokens[0], first.teacher.tokens[0][..., kept])
+        assert some is not None and torch.equal(some.tokens[0], own.tokens[0][..., kept])
     # the control: those of another scene
-    shuffled = training_batch(task(Teacher(DatasetGeometry, shuffled=True))).scenes
-    assert shuffled[0].teacher is not None
-    torch.testing.assert_close(shuffled[0].teacher.depth, second.teacher.depth)
+    made = task(Teacher(DatasetGeometry, shuffled=True))
+    shuffled = made.compute_teacher_targets(batch)
+    torch.testing.assert_close(shuffled[0].depth, other.depth)
+    assert made.model_spec(training=True).least_batch_size == 2
+    assert task(Teacher(DatasetGeometry)).model_spec(training=True).least_batch_size == 1
     # nothing of its own, where no other scene has as many views
-    shorter = copy(second)
-    assert shorter.frames is not None and shorter.geometry is not None
-    shorter.frames, shorter.geometry = shorter.frames[:4], shorter.geometry[:4]
+    shorter = replace(second, frames=second.frames[:4], geometry=second.geometry[:4])
     found = Teacher(DatasetGeometry, shuffled=True)([first, shorter, second], 16)
     assert found[1] is None and found[0] is not None and found[2] is not None
-    torch.testing.assert_close(found[0].depth, second.teacher.depth)
-    torch.testing.assert_close(found[2].depth, first.teacher.depth)
+    torch.testing.assert_close(found[0].depth, other.depth)
+    torch.testing.assert_close(found[2].depth, own.depth)
+
+
+def test_a_shuffled_teacher_needs_a_batch_of_two_scenes() -> None:
     made = task(Teacher(DatasetGeometry, shuffled=True))
-    with pytest.raises(InputError, match="shuffled exchanges targets in a batch: give --data.batch_size 2"):
-        begin(made, batch_size=1)
-    begin(made, batch_size=2)
+    data = VideoQADataModule(batch_size=1)
+    data.trainer = SimpleNamespace(lightning_module=made)  # type: ignore[assignment]
+    with pytest.raises(InputError, match="batch_size 1: --model.teacher.shuffled .* needs 2 or more"):
+        data.setup("fit")
 
 
 def test_the_scale_is_that_of_the_datasets_cameras() -> None:
@@ -71,7 +74,7 @@ def test_the_scale_is_that_of_the_datasets_cameras() -> None:
     teacher = Teacher(vggt, scale=DatasetPoses)
     (found,) = teacher(scenes, 16)
     assert scenes[0].geometry is not None
-    scenes[0].geometry = scenes[0].geometry.scaled(3.0)
+    scenes[0] = replace(scenes[0], geometry=scenes[0].geometry.scaled(3.0))
     (larger,) = teacher(scenes, 16)
     assert found.meters_per_unit is not None and larger.meters_per_unit is not None
     torch.testing.assert_close(larger.meters_per_unit, 3 * found.meters_per_unit, rtol=1e-4, atol=0)
@@ -119,7 +122,7 @@ def test_its_outputs_are_cached_like_3d_tokens(tmp_path: Path) -> None:
             torch.testing.assert_close(kept.tokens[0], computed.tokens[0].bfloat16())
             assert kept.meters_per_unit == computed.meters_per_unit == 84
     assert scenes[0].frames is not None
-    scenes[0].frames = scenes[0].frames.flip(-1)  # the control: other frames are computed
+    scenes[0] = replace(scenes[0], frames=scenes[0].frames.flip(-1))  # the control: other frames are computed
     teacher(scenes, 16)
     assert isinstance(teacher.encoder, CachedGeometry) and teacher.encoder.num_computed == 1
 
@@ -153,8 +156,8 @@ def test_a_teacher_sees_frames_beside_a_cached_geometry(tmp_path: Path) -> None:
     parts: dict[str, Any] = {"geometry": partial(TinyVGGT, embed_dim=32, depth=2, seed=0), "fusion": AddFusion}
     parts["geometry_cache"] = GeometryCache(str(tmp_path))
     taught, alone = task(Teacher(DatasetGeometry), **parts), task(None, **parts)
-    assert taught.geometry_reader(training=True) is None and taught.geometry_reader(training=False) is not None
-    assert alone.geometry_reader(training=True) is not None  # the control
+    assert taught.model_spec(training=True).geometry_reader is None and taught.model_spec().geometry_reader is not None
+    assert alone.model_spec(training=True).geometry_reader is not None  # the control
 
 
 def test_a_teacher_is_neither_built_nor_asked_without_a_training() -> None:
@@ -164,9 +167,9 @@ def test_a_teacher_is_neither_built_nor_asked_without_a_training() -> None:
     made = task(Teacher(refuse, scale=refuse)).eval()
     asked = asking.batch(made, scene("a", QUESTIONS[:1], family=FAMILY))
     made.can_answer = True
-    assert made.predict_batch(asked)[0]["error"] is None and not made.requirements.frames
+    assert made.predict_batch(asked)[0]["error"] is None and not made.model_spec().requires_frames
     with pytest.raises(AssertionError, match="built"):  # the control
-        training_batch(made)
+        made.losses(training_batch(made))
 
 
 def test_a_training_requires_what_the_teacher_does() -> None:
@@ -177,9 +180,9 @@ def test_a_training_requires_what_the_teacher_does() -> None:
         (Teacher(vggt, scale=DatasetPoses), True, False),
     ):
         made = task(teacher)
-        needs = made.training_requirements
-        assert (needs.frames, needs.cameras, needs.depth) == (True, cameras, depth)
-        assert not made.requirements.frames and not made.requirements.cameras
+        needs = made.model_spec(training=True)
+        assert (needs.requires_frames, needs.requires_cameras, needs.requires_depth) == (True, cameras, depth)
+        assert not made.model_spec().requires_frames and not made.model_spec().requires_cameras
 
 
 def test_a_resumed_training_has_the_files_of_its_teacher(tmp_path: Path) -> None:

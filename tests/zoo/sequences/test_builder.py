@@ -14,20 +14,20 @@ from torch.nn.utils.rnn import pad_sequence
 from tests.zoo.asking import build
 from zoo import InputError
 from zoo.cameras.scene_geometry import PatchCameras
+from zoo.model_spec import ModelSpec
+from zoo.sequence_builder import SequenceBuilder, visual_sources
 from zoo.sequences.batch import Sequences
-from zoo.sequences.builder import SequenceBuilder, visual_sources
 from zoo.sequences.layout import ExtraTokens, MediaKind, Placeholders
-from zoo.sequences.loaded_scene import SceneInputs
-from zoo.sequences.rules import SequenceRules
+from zoo.sequences.loaded_scene import LoadedScene
 
 PAD, START, END, VIDEO, IMAGE, TEXT = 0, 1, 2, 3, 4, 9
 SEEDS, QUICK = range(16), 11  # of which every run takes the first
 
 
 @pytest.fixture(scope="module")
-def rules() -> SequenceRules:
+def rules() -> ModelSpec:
     """Of a model without cameras, which may see videos between images."""
-    return build("plain").sequence_builder.rules
+    return build("plain").model_spec()
 
 
 @dataclass
@@ -44,14 +44,14 @@ class Expected:
 
 @dataclass
 class Case:
-    scenes: list[SceneInputs]
+    scenes: list[LoadedScene]
     scene_index: list[list[int]]
     ids: Tensor
     mask: Tensor
     expected: Expected
 
 
-def numbered(scenes: list[SceneInputs], extra: ExtraTokens) -> list[list[list[list[tuple[int, int | None]]]]]:
+def numbered(scenes: list[LoadedScene], extra: ExtraTokens) -> list[list[list[list[tuple[int, int | None]]]]]:
     """For each scene, medium and temporal patch: the number of each token, and that among the 2D tokens."""
     every, flat, found = 0, 0, []
     for scene in scenes:
@@ -73,14 +73,14 @@ def numbered(scenes: list[SceneInputs], extra: ExtraTokens) -> list[list[list[li
     return found
 
 
-def drawn_scene(draw: random.Random) -> SceneInputs:
+def drawn_scene(draw: random.Random) -> LoadedScene:
     kind: MediaKind = draw.choice(("video", "image"))
     grid = (draw.randint(1, 3), draw.choice((2, 4)), draw.choice((2, 4, 6)))
-    return SceneInputs(torch.empty(0, 0), grid, kind=kind)
+    return LoadedScene(pixel_values=torch.empty(0, 0), grid_thw=grid, kind=kind)
 
 
 def in_order(
-    draw: random.Random, scenes: list[SceneInputs], shown: list[int], mixed: bool
+    draw: random.Random, scenes: list[LoadedScene], shown: list[int], mixed: bool
 ) -> Iterator[tuple[int, int]]:
     """Scene and medium, as a sequence shows them: those of a kind in order, the kinds in any, or scene by scene."""
     queues: dict[str, list[tuple[int, int]]] = {"video": [], "image": []}
@@ -138,7 +138,7 @@ def drawn_case(seed: int, extra: ExtraTokens, in_spans: bool, mixed: bool = True
     return Case(scenes, index, padded, padded != PAD, expected)
 
 
-def builder(rules: SequenceRules, extra: ExtraTokens, in_spans: bool) -> SequenceBuilder:
+def builder(rules: ModelSpec, extra: ExtraTokens, in_spans: bool) -> SequenceBuilder:
     return SequenceBuilder(replace(rules, placeholders=Placeholders(VIDEO, IMAGE, START, in_spans), extra_tokens=extra))
 
 
@@ -146,7 +146,7 @@ def builder(rules: SequenceRules, extra: ExtraTokens, in_spans: bool) -> Sequenc
 @pytest.mark.parametrize("extra", ExtraTokens)
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=() if n < QUICK else pytest.mark.slow) for n in SEEDS])
 def test_each_visual_token_is_where_a_walk_finds_it(
-    seed: int, extra: ExtraTokens, in_spans: bool, rules: SequenceRules
+    seed: int, extra: ExtraTokens, in_spans: bool, rules: ModelSpec
 ) -> None:
     case, makes = drawn_case(seed, extra, in_spans), builder(rules, extra, in_spans)
     rows = [[case.scenes[i] for i in row] for row in case.scene_index]
@@ -187,21 +187,22 @@ def test_cases_are_of_every_kind() -> None:
     assert {bool(case.mask[:, 0].all()) for case in cases} == {True, False}
 
 
-def with_cameras(scene: SceneInputs, has_camera: Tensor) -> SceneInputs:
+def with_cameras(scene: LoadedScene, has_camera: Tensor) -> LoadedScene:
     count = scene.num_steps
-    scene.cameras = PatchCameras(torch.eye(4).repeat(count, 1, 1), torch.eye(3).repeat(count, 1, 1), has_camera)
-    return scene
+    cameras = PatchCameras(torch.eye(4).repeat(count, 1, 1), torch.eye(3).repeat(count, 1, 1), has_camera)
+    return replace(scene, cameras=cameras)
 
 
-def test_tokens_of_invalid_cameras_have_none_and_text_neither(rules: SequenceRules) -> None:
+def test_tokens_of_invalid_cameras_have_none_and_text_neither(rules: ModelSpec) -> None:
     """Scene by scene, as rows with cameras show them."""
     makes = builder(replace(rules, uses_cameras=True), ExtraTokens.ONE, False)
     lost = 0
     for seed in range(20):
         case = drawn_case(seed, ExtraTokens.ONE, False, mixed=False)
         generator = torch.Generator().manual_seed(seed)
-        for scene in case.scenes:
-            with_cameras(scene, torch.rand(scene.num_steps, generator=generator) < 0.6)
+        case.scenes = [
+            with_cameras(scene, torch.rand(scene.num_steps, generator=generator) < 0.6) for scene in case.scenes
+        ]
         try:
             made = makes.build(case.ids, case.mask, case.scenes, case.scene_index)
         except InputError as error:
@@ -220,11 +221,14 @@ def test_tokens_of_invalid_cameras_have_none_and_text_neither(rules: SequenceRul
     assert lost > 20
 
 
-def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: SequenceRules) -> None:
+def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: ModelSpec) -> None:
     makes = builder(replace(rules, uses_cameras=True), ExtraTokens.NONE, False)
 
-    def scenes() -> list[SceneInputs]:
-        return [SceneInputs(torch.empty(0, 0), (n, 2, 2), kind=kind) for n, kind in ((2, "image"), (1, "video"))]
+    def scenes() -> list[LoadedScene]:
+        return [
+            LoadedScene(pixel_values=torch.empty(0, 0), grid_thw=(n, 2, 2), kind=kind)
+            for n, kind in ((2, "image"), (1, "video"))
+        ]
 
     def made(ids: list[int], known: int, by: SequenceBuilder = makes) -> Sequences:
         shown = [with_cameras(scene, torch.ones(scene.num_steps).bool()) for scene in scenes()[:known]]
@@ -249,9 +253,9 @@ def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: Sequen
 # ---- prompts -----------------------------------------------------------------------------------------------------
 
 
-def test_prompts_about_the_same_scenes_share_a_prefix_up_to_their_question(rules: SequenceRules) -> None:
+def test_prompts_about_the_same_scenes_share_a_prefix_up_to_their_question(rules: ModelSpec) -> None:
     makes = builder(rules, ExtraTokens.NONE, False)
-    scenes = [SceneInputs(torch.empty(0, 0), (steps, 2, 2)) for steps in (2, 1)]
+    scenes = [LoadedScene(pixel_values=torch.empty(0, 0), grid_thw=(steps, 2, 2)) for steps in (2, 1)]
     of_a, of_b = [TEXT, START, VIDEO, VIDEO, END], [TEXT, START, VIDEO, END]
     prompts = [[*of_a, 10], [*of_b, 10], [*of_a, 11, 12], [*of_a, 11, 13], [TEXT, 14, 15]]
     made = makes.prompts(prompts, [[0], [1], [0], [0], []], scenes, questions_per_pass=2)

@@ -14,7 +14,7 @@ from tests.zoo import asking
 from tests.zoo.asking import QUESTIONS, build, scene
 from tests.zoo.test_vlm import cameras, sequences
 from zoo import InputError, PRoPE, SpatialVLM, TinyQwen25VL, TinyVGGT
-from zoo.sequences.media import batch_of_media
+from zoo.media import batch_of_media
 from zoo.sequences.time_index import PoseDistanceIndex
 
 SMALL = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_heads": 1, "vision_hidden_size": 32}
@@ -75,7 +75,9 @@ def test_a_scene_without_a_valid_camera_is_a_record(name: str, training: bool) -
     bad.geometry.has_camera = torch.zeros(6, dtype=torch.bool)
     sound = replace(scene("b", QUESTIONS[1:2]))
     made = asking.batch(task, bad, sound, training=training)
-    assert [record["error"] for record in made.failed] == ["a scene without cameras, which this model requires"]
+    assert [record["error"] for record in made.failed] == [
+        "a: no cameras, and this model needs them: give the scene a cameras.json"
+    ]
     assert [record["scene"] for record in made.records] == ["b"]
 
 

@@ -18,9 +18,9 @@ from zoo.cameras import Cameras
 from zoo.encodings.testing import random_cameras
 from zoo.geometry import SceneGeometry
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.deferred_positions import DeferredPositions, sequence_position_ids, valid_index
 from zoo.sequences.layout import ExtraTokens
-from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
+from zoo.sequences.position_ids import DeferredPositions, layout_position_ids, valid_index
+from zoo.sequences.time_index import ConstantIndex, PathLengthIndex, PoseDistanceIndex, PoseTimeIndex
 from zoo.tasks import VideoQATask
 
 INDICES = ["PoseDistanceIndex", "PathLengthIndex"]
@@ -86,7 +86,7 @@ def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_datase
 )
 def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: bool) -> None:
     """Of videos and images in any order, several per sequence, padded on either side, some without cameras."""
-    base, shifted = build("plain").sequence_builder.rules, 0
+    base, shifted = build("plain").model_spec(), 0
     for seed, extra in product(range(8), ExtraTokens):
         case = drawn_case(seed, extra, in_spans)
         makes = builder(replace(base, time_index=index, text_after_vision=after), extra, in_spans)
@@ -98,8 +98,11 @@ def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: 
         known = torch.rand(poses.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.7
         offset = torch.randint(3, case.ids.shape, generator=torch.Generator().manual_seed(seed)) * (case.ids == TEXT)
         cameras = Cameras(poses, K, valid_index(layout.camera_index(), known))
-        expected = sequence_position_ids(layout, makes.rules, rows, offset, cameras)
-        deferred = DeferredPositions(layout, makes.rules, rows, offset)
+        expected = layout_position_ids(layout, index, text_after_vision=after, cameras=cameras) - offset
+        at_time_0 = builder(replace(base, time_index=ConstantIndex(), text_after_vision=after), extra, in_spans)
+        still = at_time_0.build(case.ids, case.mask, case.scenes, case.scene_index, position_offset=offset)
+        assert still.position_ids is not None
+        deferred = DeferredPositions(layout, still.position_ids, index, after)
         found = deferred.compute(poses.requires_grad_(), known)
         assert torch.equal(found, expected) and not found.requires_grad
         shifted += not torch.equal(found[1:], deferred.position_ids[1:])

@@ -14,12 +14,12 @@ from torch.nn.attention.flex_attention import create_mask
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from datamodules.loaded_scene import LoadedScene
 from datamodules.scenes import RawQuestion
 from tests.zoo import asking
 from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, one_per_row, scene
-from zoo.sequences import builder
+from zoo import sequence_builder as builder
 from zoo.sequences.batch import Batch, Sequences
+from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import Row, block_mask, pack_questions, prefix_causal_mask
 from zoo.tasks import VideoQATask
 
@@ -164,7 +164,8 @@ def test_without_mask_or_positions_of_the_questions_they_differ(removed: str, mo
         monkeypatch.setattr(builder, "pack_questions", run_on)
     asked = batch(model, *SCENES)
     if removed == "mask":
-        sequences(asked).group = torch.zeros_like(sequences(asked).input_ids)  # all of them are the prefix
+        prefix = torch.zeros_like(sequences(asked).input_ids)  # all of them are the prefix
+        vars(asked)["sequences"] = replace(sequences(asked), group=prefix)
     assert difference(learned(model, model.loss(asked)), expected) > 1e-2
 
 

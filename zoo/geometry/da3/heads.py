@@ -1,4 +1,4 @@
-"""Dense heads of Depth Anything 3: depth and rays of the any-view models, depth and sky of the metric model."""
+"""Heads of Depth Anything 3: depth and rays of any-view models, depth and sky of the metric model, and cameras."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class SkyDPT(DPT):
         return in_chunks(predict, tokens)
 
 
-# ---- Cameras of Depth Anything 3: its pose encoding, and the networks that decode and encode it ---------------------
+# ---- The pose encoding, and the networks that decode and encode it ---------------------------------------------------
 # The encoding is camera-to-world (VGGT's is world-to-camera): translation (3), quaternion (4) as (x, y, z, w), vertical
 # and horizontal field of view in radians; the principal point is the center of the image
 
@@ -244,7 +244,7 @@ class CameraDecoder(nn.Module):
 
 
 class CameraEncoder(nn.Module):
-    """DatasetGeometries cameras to camera tokens, which replace the learned ones.
+    """Given cameras to camera tokens, which replace the learned ones.
 
     Args:
         dim_out: Width C of the trunk's tokens.
@@ -271,7 +271,7 @@ class CameraEncoder(nn.Module):
         return self.trunk_norm(self.trunk(self.token_norm(tokens)))
 
 
-# ---- Cameras from maps of rays, in closed form but for the weights against outliers ---------------------------------
+# ---- Cameras from maps of rays, in closed form but for the weights against outliers ----------------------------------
 
 STEPS = 40  # of the reweighting; each divides the influence of outliers by about 3
 SMALLEST_RESIDUAL = 1e-9  # relative to the median length of the directions

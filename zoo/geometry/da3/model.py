@@ -1,9 +1,9 @@
-"""What Depth Anything 3 computes for scenes."""
+"""The three models of Depth Anything 3: any-view, metric and nested, and their released weights."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -19,10 +19,19 @@ from zoo.geometry.da3.heads import CameraDecoder, CameraEncoder, DualDPT, SkyDPT
 from zoo.geometry.da3.trunk import PATCH_SIZE, Strategy, Trunk
 from zoo.geometry.layers import check_images, check_range, layer_index, normalize
 from zoo.precision import full_precision
-from zoo.weights.deferred import builds_shapes_only, load_or_defer
-from zoo.weights.filling import TensorsOf, load_into
-from zoo.weights.hub import CONFIG, find_folder, read_config
-from zoo.weights.lazy_tensors import PrefixView, Tensors, device_of, files_of, first_tensor, source_path
+from zoo.weights.load import (
+    CONFIG,
+    ReleasedWeights,
+    Tensors,
+    TensorsUnder,
+    builds_shapes_only,
+    files_of,
+    find_folder,
+    first_tensor,
+    load_weights,
+    read_config,
+    source_path,
+)
 
 
 @dataclass(eq=False)
@@ -60,7 +69,7 @@ class DA3Output:
     scale: Float[Tensor, " B"] | None = None
 
 
-# ---- The any-view model: tokens, cameras, depth and rays of views with or without cameras ---------------------------
+# ---- The any-view model: tokens, cameras, depth and rays of views with or without cameras ----------------------------
 
 CamerasPx = tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"]]  # world_to_camera, K_px
 DENSE = {"depth", "ray"}  # both by the one dense head
@@ -142,7 +151,7 @@ class AnyView(nn.Module):
         return result
 
 
-# ---- The metric model: depth for a known focal length, each view for itself; and its rules for sky and meters -------
+# ---- The metric model: depth for a known focal length, each view for itself; its rules for sky and meters ------------
 
 FOCAL = 300.0  # in pixels, for which the depth is in meters
 SKY = 0.3
@@ -224,7 +233,7 @@ def to_meters(depth: Float[Tensor, "B S H W"], K_px: Float[Tensor, "B S 3 3"]) -
     return depth * (focal / FOCAL)[..., None, None]
 
 
-# ---- The nested model: an any-view model whose scale is that of a metric model on the same images -------------------
+# ---- The nested model: an any-view model whose scale is that of a metric model on the same images --------------------
 
 NEAREST_METRIC, NEAREST = 0.01, 0.001  # depths that the scale is computed from are larger
 FARTHEST = 200.0  # meters, of sky
@@ -309,7 +318,7 @@ def fit_scale(
     return (used_depth * meters.flatten(1)).sum(1) / used_depth.square().sum(1)
 
 
-# ---- Folders of released models of Depth Anything 3 -----------------------------------------------------------------
+# ---- Folders of released models --------------------------------------------------------------------------------------
 
 
 def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, Any]]:
@@ -325,7 +334,7 @@ def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, A
     return folder, config
 
 
-# ---- Depth Anything 3 as one module, whichever of its models, with official weights ---------------------------------
+# ---- The whole model, whichever of the three, with official weights --------------------------------------------------
 
 HEADS = ("camera", "depth", "ray")
 PARTS = ("head", "cam_enc", "cam_dec")  # of a config, beside its net
@@ -383,7 +392,7 @@ class DA3(nn.Module):
         with torch.device("meta"):  # so that loading takes no more memory than the model
             model = cls(config).to(dtype or first_tensor(state_dict).dtype)
         model.source = state_dict
-        load_or_defer(model, state_dict, _filler(model, state_dict, _left_out(config)), device_of(state_dict))
+        load_weights(model, _released_weights(state_dict, _left_out(config)))
         return model
 
     def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Tensors) -> None:
@@ -400,11 +409,10 @@ class DA3(nn.Module):
         with torch.device("meta"):
             whole = build(config)
         for name in names:
-            part, weights = whole.get_submodule(name), PrefixView(tensors, f"{PREFIX}{name}.")
+            part, weights = whole.get_submodule(name), TensorsUnder(tensors, f"{PREFIX}{name}.")
             if isinstance(part, Metric):
                 part.trunk.to(self.model.trunk.dtype)
-            with next(self.model.trunk.parameters()).device:  # deferred with the trunk
-                load_or_defer(part, weights, _filler(part, weights))
+            load_weights(part, _released_weights(weights), next(self.model.trunk.parameters()).device)
             parent, _, attribute = name.rpartition(".")
             setattr(self.model.get_submodule(parent), attribute, part)
 
@@ -507,14 +515,14 @@ def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(skip)
 
 
-def _filler(module: nn.Module, tensors: Tensors, skip: tuple[str, ...] = ()) -> Callable[[], None]:
-    """Return the function that copies official tensors into a module."""
-    state = TensorsOf(module)
+def _released_weights(tensors: Tensors, skip: tuple[str, ...] = ()) -> ReleasedWeights:
+    """Return what a module is loaded from; tensors of prefixes in `skip` are left out."""
 
-    def fill() -> None:
-        if isinstance(tensors, PrefixView) and not tensors:
+    def check() -> None:
+        if isinstance(tensors, TensorsUnder) and not tensors:
             raise InputError(f"{source_path(tensors)}: no tensors {tensors.prefix}*: download it again")
-        copies = tuple(name for name in tensors if COPY.search(name))
-        load_into(state, tensors, what="Depth Anything 3", skip=skip + copies)
 
-    return fill
+    def is_skipped(name: str) -> bool:
+        return name.startswith(skip) or COPY.search(name) is not None
+
+    return ReleasedWeights(tensors, "Depth Anything 3", is_skipped=is_skipped, check=check)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.cameras.cameras import FEWEST_VIEWS, saddle_balanced
 from zoo.errors import InputError, check_choice
 from zoo.geometry.layers import MLP, Block, PatchConvolution, SwiGLU, patch_rotations, rotations_at
 from zoo.precision import full_precision, to_float32
@@ -190,11 +191,9 @@ def reorder(x: Float[Tensor, "B S P C"], order: Int[Tensor, "B S"]) -> Float[Ten
     return x.gather(1, order[:, :, None, None].expand_as(x))
 
 
-# ---- Which view of a scene becomes the reference of Depth Anything 3, from the class tokens of its views ------------
+# ---- The reference view of a scene, from the class tokens of its views -----------------------------------------------
 
 Strategy = Literal["first", "middle", "saddle_balanced", "saddle_sim_range"]
-FEWEST_VIEWS = 3  # for which a reference is chosen; else the first view has its camera token
-EPS = 1e-8
 
 
 @torch.no_grad()
@@ -202,8 +201,7 @@ def choose_reference(class_tokens: Float[Tensor, "B S C"], strategy: Strategy) -
     """Choose the reference view of each scene in float32 or better: another reference is another world.
 
     - `first`, `middle`: view 0, S // 2
-    - `saddle_balanced`: the view that is least extreme in its similarity to the others, and in the norm and the
-      variance of its token
+    - `saddle_balanced`: the most average view, see `zoo.cameras.cameras.saddle_balanced`
     - `saddle_sim_range`: the view whose similarities to the others have the widest range. Without a negative cosine the
       two most similar views tie, and rounding decides.
 
@@ -218,19 +216,15 @@ def choose_reference(class_tokens: Float[Tensor, "B S C"], strategy: Strategy) -
     scenes, views, _ = class_tokens.shape
     if strategy in ("first", "middle"):
         return torch.full((scenes,), 0 if strategy == "first" else views // 2, device=class_tokens.device)
+    if strategy == "saddle_balanced":
+        return saddle_balanced(class_tokens)
     with full_precision(class_tokens.device):
-        tokens = to_float32(class_tokens)
-        unit = F.normalize(tokens, dim=-1)
-        similarity = unit @ unit.mT
-        similarity = similarity - torch.eye(views, dtype=unit.dtype, device=unit.device)
-        if strategy == "saddle_sim_range":
-            return (similarity.amax(-1) - similarity.amin(-1)).argmax(-1)
-        measures = torch.stack((similarity.sum(-1) / (views - 1), tokens.norm(dim=-1), unit.var(-1)))
-        low, high = measures.amin(-1, keepdim=True), measures.amax(-1, keepdim=True)
-        return ((measures - low) / (high - low + EPS) - 0.5).abs().sum(0).argmin(-1)
+        unit = F.normalize(to_float32(class_tokens), dim=-1)
+        similarity = unit @ unit.mT - torch.eye(views, dtype=unit.dtype, device=unit.device)
+        return (similarity.amax(-1) - similarity.amin(-1)).argmax(-1)
 
 
-# ---- The size to which the official input processor resizes an image ------------------------------------------------
+# ---- The size to which the official input processor resizes an image -------------------------------------------------
 
 ResizeMethod = Literal["upper_bound_resize", "lower_bound_resize", "upper_bound_crop", "lower_bound_crop"]
 

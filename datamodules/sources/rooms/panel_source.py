@@ -1,0 +1,73 @@
+"""The dataset of rooms with panels, for any of the tasks in `panel_tasks.py`."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Int16
+
+from datamodules.scenes import Question
+from datamodules.sources.base import SPLITS, Split
+from datamodules.sources.rooms.panel_tasks import PanelDistance, PanelTask
+from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics
+from zoo.configuration import to_config
+from zoo.errors import InputError
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+
+VERSION = 1  # increase it with every change to the scenes of all tasks
+
+
+class PanelRooms(RenderedScenes):
+    """Empty rooms with panels on their walls, rendered on first use, with one question per room.
+
+    A scene depends only on the task, the other settings, its split and its index.
+
+    Args:
+        task: The question; null is `PanelDistance`.
+        fov: Range of the horizontal field of view in degrees.
+        scenes: Number of training, validation and test scenes.
+        size: Width and height of a frame in pixels, even.
+        frames: Raw frames of each video, even: two per station of the camera.
+        seed: Seed of all scenes.
+        root: Cache folder, with one folder per combination of settings.
+        workers: Rendering processes; null is one per CPU core.
+
+    Raises:
+        InputError: Invalid settings.
+    """
+
+    def __init__(
+        self,
+        task: PanelTask | None = None,
+        fov: tuple[float, float] = (90.0, 110.0),
+        scenes: tuple[int, int, int] = (4000, 200, 500),
+        size: int = 56,
+        frames: int = 16,
+        seed: int = 0,
+        root: str = "cache/panels",
+        workers: int | None = None,
+    ) -> None:
+        self.task, self.fov = task or PanelDistance(), fov
+        if len(scenes) != 3 or min(scenes) < 0:
+            raise InputError(f"PanelRooms: scenes are three counts (train, val, test), not {scenes}")
+        if not 0 < fov[0] <= fov[1] < 180:
+            raise InputError(f"PanelRooms: fov {fov} must be a range within 0 to 180 degrees")
+        if frames % TEMPORAL_PATCH_SIZE:
+            raise InputError(f"PanelRooms: frames {frames} must be even")
+        counts = dict(zip(SPLITS, scenes, strict=True))
+        about = [VERSION, self.task.version, to_config(self.task)]
+        super().__init__(root, [about, fov, counts, size, frames, seed], counts, size, frames, seed, workers)
+        self.benchmark = self.task.benchmark
+        self.default_question_types = (self.task.question_type,)
+
+    def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
+        """Draw scene `index` of a split."""
+        K_px = draw_intrinsics(self.size, rng, self.fov)
+        drawn = self.task.draw(self.frames, K_px, rng)
+        name, kind = f"{split}_{index:05d}", self.task.question_type
+        question = Question(f"{kind}-{name}", kind, drawn.question, drawn.ground_truth, drawn.options)
+
+        def ask(ids: Int16[np.ndarray, "T H W"], rng: np.random.Generator) -> list[Question]:
+            return [question]
+
+        world_to_camera = drawn.camera_from_room @ drawn.room.room_from_world()
+        return DrawnScene("panels", name, drawn.room, world_to_camera, K_px, ask)

@@ -1,0 +1,685 @@
+"""Questions about plain panels in empty rooms, whose answers need images, cameras, or both.
+
+| task | asks | decided by |
+|---|---|---|
+| `PanelDistance` | how far a panel is from where the video starts | images and whole poses |
+| `PanelPairs` | the same with one frame per station | the same; merging two frames merges two views |
+| `PanelTranslation` | the same along one wall that all cameras face | images and translations |
+| `PanelRotation` | the direction of a panel from where the video starts to look | images and rotations |
+| `PanelDirection` | where a second panel is for someone who faces the first | images and rotations between views |
+| `PanelIntrinsics` | how wide a panel is | images and focal lengths |
+| `PanelParallax` | how far a wall is | two views of its panel, by triangulation |
+| `PanelKnownSize` | the same with panels of one size | images |
+| `PanelOrder` | which panel is seen first | the order of the frames |
+| `PanelMotion` | to which side a panel moves | the order of the frames |
+
+A task draws its answer first, and the room, the camera path and the sizes of the panels independently of it. Then
+neither the text nor the cameras contain anything about the answer. A room's videos have stations: places at which the
+camera takes a temporal patch of frames with nearly the same view. Stations are visited in random order, so that a
+frame's number says nothing about its place. Lengths are in meters.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+from datamodules.sources.rooms.layout import draw_shell, look, ring_along_walls
+from datamodules.sources.rooms.questions import choice
+from datamodules.sources.rooms.renderer import PLAIN
+from datamodules.sources.rooms.scene import Material, Part, RoomScene, Thing, Vector, to_vector
+from zoo.benchmarks import Benchmark, PanelBench
+from zoo.configuration import Configurable
+from zoo.errors import InputError
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+
+COLORS: dict[str, Vector] = {"red": (0.9, 0.04, 0.04), "blue": (0.05, 0.1, 0.9)}
+THICKNESS_M = 0.02  # of a panel
+MARGIN_M = 0.05  # between a panel and the ends of its wall
+WALLS = ((0, -1), (0, 1), (1, -1), (1, 1))  # axis and side
+
+ROOM_SIDE_M = (6.0, 7.0)  # length and width of a room
+CEILING_M = (2.4, 3.0)
+HALL_M = 42.0  # sides of a hall: no camera sees an end of its wall
+GRAY = (0.5, 0.9)  # of walls, floor and ceiling
+
+INSET_M = (1.0, 1.2)  # of the camera from the walls
+EYE_HEIGHT_M = (1.3, 1.7)
+LOOK_ASIDE_DEG = 10.0  # at most, from the normal of the ring
+LEVEL_M, PITCH_RAD, ROLL_RAD = 0.1, 0.1, 0.05  # at most, of a station
+SHAKE_M, SHAKE_DEG = 0.02, 1.5  # between the frames of a station
+JITTER = 0.5  # of the distance between two stations
+PERIMETER_STEPS = 720
+
+MAX_ATTEMPTS = 2000  # rooms that are drawn until one permits every answer
+
+
+# ---- Panels: on the walls or free, their places, and the cameras that see them --------------------------------------
+
+
+def hang(color: str, center: Float64[np.ndarray, " 3"], wall: int | np.integer, width: float, height: float) -> Thing:
+    """Hang a plain panel on a wall."""
+    size = np.array([width, width, height])
+    size[WALLS[wall][0]] = THICKNESS_M
+    return _panel(color, center, size, 0.0)
+
+
+def stand(color: str, center: Float64[np.ndarray, " 3"], direction: float, width: float, height: float) -> Thing:
+    """Stand a plain panel in the room, upright to a horizontal direction in radians."""
+    return _panel(color, center, np.array([THICKNESS_M, width, height]), direction)
+
+
+def _panel(color: str, center: Float64[np.ndarray, " 3"], size: Float64[np.ndarray, " 3"], yaw: float) -> Thing:
+    material = Material(0, (COLORS[color], COLORS[color]), 1.0, (0.0, 0.0))
+    part = Part((0.0, 0.0, 0.0), to_vector(size), material)
+    return Thing(f"{color} panel", to_vector(center), to_vector(size), yaw, (part,))
+
+
+def places_at(
+    distances: Float64[np.ndarray, " d"], eye: Float64[np.ndarray, " 3"], room: RoomScene, height: float, width: float
+) -> Float64[np.ndarray, "d 8 3"]:
+    """Find the centers of panels at exact distances from a point: up to two on each of the four walls, else NaN.
+
+    Args:
+        distances: In meters.
+        eye: The point, in the room's frame.
+        room: The room.
+        height: Of the center above the floor.
+        width: Of the panel.
+    """
+    places = np.full((len(distances), len(WALLS), 2, 3), np.nan)
+    for wall, (axis, side) in enumerate(WALLS):
+        along, plane = 1 - axis, side * (room.size[axis] - THICKNESS_M) / 2
+        reach = distances**2 - (plane - eye[axis]) ** 2 - (height - eye[2]) ** 2
+        with np.errstate(invalid="ignore"):
+            offset = np.sqrt(reach)[:, None] * [-1, 1]
+        at = eye[along] + offset
+        at[~(np.abs(at) <= (room.size[along] - width) / 2 - MARGIN_M)] = np.nan
+        places[:, wall, :, along], places[:, wall, :, axis], places[:, wall, :, 2] = at, plane, height
+    places[np.isnan(places).any(-1)] = np.nan
+    return places.reshape(len(distances), -1, 3)
+
+
+def places_towards(
+    angles: Float64[np.ndarray, " n"], eyes: Float64[np.ndarray, "n 3"], room: RoomScene, width: float
+) -> tuple[Float64[np.ndarray, "n 3"], Int[np.ndarray, " n"]]:
+    """Find the centers of panels, and their walls, in horizontal directions from points; NaN beyond the wall's end.
+
+    Args:
+        angles: Directions in radians.
+        eyes: The points, in the room's frame; a panel hangs as high.
+        room: The room.
+        width: Of the panels.
+    """
+    steps = np.stack([np.cos(angles), np.sin(angles)], 1)
+    planes = np.copysign((np.array(room.size[:2]) - THICKNESS_M) / 2, steps)
+    reach = (planes - eyes[:, :2]) / steps
+    axes = reach.argmin(1)
+    places = eyes.copy()
+    places[:, :2] += reach.min(1)[:, None] * steps
+    along = np.take_along_axis(places, 1 - axes[:, None], 1)[:, 0]
+    places[np.abs(along) > (np.array(room.size)[1 - axes] - width) / 2 - MARGIN_M] = np.nan
+    return places, 2 * axes + (steps[np.arange(len(axes)), axes] > 0)
+
+
+def seen(
+    centers: Float64[np.ndarray, "n 3"],
+    camera_from_room: Float64[np.ndarray, "T 4 4"],
+    K_px: Float64[np.ndarray, "3 3"],
+    within: float = 0.8,
+) -> Bool[np.ndarray, "T n"]:
+    """Whether a camera sees the center of a panel, and not at the border of the frame.
+
+    Args:
+        centers: Of the panels, in the room's frame.
+        camera_from_room: Poses.
+        K_px: Intrinsics; the principal point is the center of the frame.
+        within: Share of the frame around its center.
+    """
+    x, y, z = np.moveaxis(camera_from_room[:, :3, :3] @ centers.T + camera_from_room[:, :3, 3:], 1, 0)
+    across = [K_px[i, i] / K_px[i, 2] * np.abs(offset) < within * z for i, offset in enumerate((x, y))]
+    return across[0] & across[1]  # z is positive there
+
+
+# ---- Empty rooms, and cameras at their stations ---------------------------------------------------------------------
+
+
+def draw_room(rng: np.random.Generator) -> RoomScene:
+    """Draw an empty room."""
+    return plain_room(np.array([*rng.uniform(*ROOM_SIDE_M, 2), rng.uniform(*CEILING_M)]), rng)
+
+
+def plain_room(size: Float64[np.ndarray, " 3"], rng: np.random.Generator, unit: float = 1.0) -> RoomScene:
+    """Draw the surfaces of a room in faint grays, on which a panel's color stands out.
+
+    Args:
+        size: Length, width and height in meters.
+        rng: Random generator.
+        unit: Scale of the textures in meters.
+    """
+    room = draw_shell(size, unit, rng)
+    values = rng.uniform(*GRAY, len(room.surfaces))
+    surfaces = (
+        replace(surface, pattern=int(rng.integers(PLAIN)), colors=((value,) * 3, (0.8 * value,) * 3))
+        for surface, value in zip(room.surfaces, values.tolist(), strict=True)
+    )
+    return replace(room, surfaces=tuple(surfaces))
+
+
+def draw_tour(
+    room: RoomScene, frames: int, rng: np.random.Generator, frames_per_station: int = TEMPORAL_PATCH_SIZE
+) -> Float64[np.ndarray, "T 4 4"]:
+    """Draw the path of a camera that looks at the walls from stations near them, in random order.
+
+    Args:
+        room: The room.
+        frames: Number of frames.
+        rng: Random generator.
+        frames_per_station: Adjacent frames with nearly the same view.
+
+    Returns:
+        Poses from the room's frame (OpenCV axes, meters).
+    """
+    ring = ring_along_walls(np.array(room.size), rng.uniform(*EYE_HEIGHT_M), rng.uniform(*INSET_M), rng)
+    angles = np.linspace(0, 2 * np.pi, PERIMETER_STEPS + 1)
+    walked = np.linalg.norm(np.diff(ring.points(angles), axis=0), axis=1).cumsum()
+    share = draw_shares(frames // frames_per_station, rng)
+    angle = np.interp((share + rng.random()) % 1 * walked[-1], [0.0, *walked], angles)
+    aside = np.deg2rad(LOOK_ASIDE_DEG) * rng.uniform(-1, 1, len(angle))
+    return look_from(ring.points(angle), ring.outward(angle) + aside, ring.center[2], frames_per_station, rng)
+
+
+def draw_shares(stations: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
+    """Draw the stations' places along a line of length 1: nearly even steps, in random order."""
+    jitter = JITTER * rng.uniform(-0.5, 0.5, stations)
+    return rng.permutation((np.arange(stations) + 0.5 + jitter) / stations)
+
+
+def look_from(
+    plan: Float64[np.ndarray, "n 2"], yaw: Float64[np.ndarray, " n"], eye_height: float, frames_per_station: int,
+    rng: np.random.Generator,
+) -> Float64[np.ndarray, "T 4 4"]:  # fmt: skip
+    """Poses of a shaky camera at stations, from the room's frame (OpenCV axes, meters).
+
+    Args:
+        plan: Places of the stations in plan.
+        yaw: Viewing directions in plan, in radians.
+        eye_height: Above the floor.
+        frames_per_station: Adjacent frames with nearly the same view.
+        rng: Random generator.
+    """
+    each = np.arange(len(plan)).repeat(frames_per_station)
+    frames, shake = len(each), np.deg2rad(SHAKE_DEG)
+    level, pitch, roll = rng.uniform(-1, 1, (3, len(plan)))[:, each] * [[LEVEL_M], [PITCH_RAD], [ROLL_RAD]]
+    eyes = np.column_stack([plan[each], eye_height + level]) + rng.uniform(-SHAKE_M, SHAKE_M, (frames, 3))
+    turns = np.stack([yaw[each], pitch, roll]) + rng.uniform(-shake, shake, (3, frames))
+    return look(eyes, *turns)
+
+
+# ---- The tasks ------------------------------------------------------------------------------------------------------
+
+
+class PanelScene(NamedTuple):
+    """A room with its camera path, and its question.
+
+    Attributes:
+        room: The room and its panels.
+        camera_from_room: Poses from the room's frame (OpenCV axes, meters).
+        question: The question, without its options.
+        ground_truth: A number or an option's letter.
+        options: Of a multiple-choice question.
+    """
+
+    room: RoomScene
+    camera_from_room: Float64[np.ndarray, "T 4 4"]
+    question: str
+    ground_truth: str
+    options: tuple[str, ...] = ()
+
+
+class PanelTask(Configurable, ABC):
+    """A question about panels. A new task is a subclass with a `question_type` and `draw`.
+
+    Attributes:
+        question_type: A type of `benchmark`.
+        question: The text.
+        benchmark: Scores the answers; a subclass of `PanelBench` adds question types.
+        version: Increase it with every change to the scenes or the question: rendered rooms are made anew.
+    """
+
+    question_type: ClassVar[str]
+    question: ClassVar[str]
+    benchmark: ClassVar[Benchmark] = PanelBench()
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw a room, its camera path and its question.
+
+        Args:
+            frames: Frames of the video.
+            K_px: Intrinsics; the principal point is the center of a square frame.
+            rng: Random generator.
+
+        Raises:
+            InputError: No room fits the settings.
+        """
+
+
+def hidden_panel(task: PanelTask, frames: int) -> InputError:
+    """Return the error of a task that finds no room in which every answer is seen."""
+    return InputError(
+        f"{type(task).__name__}: {MAX_ATTEMPTS} rooms in a row hide a panel: take more --data.source.frames than"
+        f" {frames}, or a wider --data.source.fov"
+    )
+
+
+class PanelDistance(PanelTask):
+    """The distance from the first camera to the center of a red panel on a wall.
+
+    The images show in which frames the panel is seen, the cameras where these were taken. Only rooms and camera paths
+    that permit *every* answer are taken: the answer is independent of them by construction. The first station looks at
+    the floor, or a panel that it sees would be near whatever the cameras.
+
+    Attributes:
+        frames_per_station: Adjacent frames with nearly the same view.
+        distances_m: The answers.
+        size_m: Range of the panel's width and height.
+        center_above_eye_m: Of the panel, at most above or below the first camera.
+    """
+
+    question_type: ClassVar[str] = "panel_distance"
+    question: ClassVar[str] = (
+        "How far is the center of the red panel from the camera at the start of the video (in meters)?"
+    )
+    frames_per_station: ClassVar[int] = TEMPORAL_PATCH_SIZE
+    distances_m: ClassVar[np.ndarray] = np.geomspace(1.3, 6.0, 16)
+    size_m: ClassVar[tuple[float, float]] = (0.5, 0.8)
+    center_above_eye_m: ClassVar[float] = 0.15
+    look_down: ClassVar[np.ndarray] = np.array([[1, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]], float)
+
+    def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
+        """Draw an empty room and a camera path, from the room's frame."""
+        room = draw_room(rng)
+        return room, draw_tour(room, frames, rng, self.frames_per_station)
+
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw the answer, a room with a camera path, and one of the places at that distance."""
+        answer = rng.integers(len(self.distances_m))
+        for _ in range(MAX_ATTEMPTS):
+            room, camera_from_room = self.draw_path(frames, rng)
+            start, others = np.split(camera_from_room, [self.frames_per_station])
+            start[:] = self.look_down @ start
+            eye = np.linalg.inv(start[0])[:3, 3]
+            z = eye[2] + rng.uniform(-self.center_above_eye_m, self.center_above_eye_m)
+            width, height = rng.uniform(*self.size_m, 2)
+            places = places_at(self.distances_m, eye, room, z, width)
+            exists = ~np.isnan(places[..., 0])
+            if not exists.any(1).all():
+                continue
+            at, on = np.nonzero(exists)
+            visible = seen(places[exists], others[:: self.frames_per_station], K_px).any(0)
+            if len(set(at[visible])) == len(self.distances_m):  # every answer: the room says nothing about this one
+                place = rng.choice(on[visible & (at == answer)])
+                panel = hang("red", places[answer, place], place // 2, width, height)
+                room = replace(room, things=(panel,))
+                return PanelScene(room, camera_from_room, self.question, f"{self.distances_m[answer]:.1f}")
+        raise hidden_panel(self, frames)
+
+
+class PanelPairs(PanelDistance):
+    """`PanelDistance` with one frame per station: adjacent frames show different walls.
+
+    Merging consecutive frames gives two views one token with the camera of the first. If that costs nothing against
+    `--data.frame_pairing Duplicate`, `keep` views, the token's camera needn't be exact, or the model separates the two
+    views; if it costs, diverse views must not be merged.
+    """
+
+    frames_per_station: ClassVar[int] = 1
+
+
+class PanelTranslation(PanelDistance):
+    """`PanelDistance` along one long wall that all cameras face: only their centers differ.
+
+    The video starts at one end of the stations, so that the panel is always on the same side of the first camera.
+
+    If an encoding by rotations alone answers, it is no encoding by rotations alone. If one by translations alone
+    answers as well as one by whole poses, rotations add nothing where cameras don't turn. If it doesn't, the encoding
+    needs the rotation to express the translation.
+
+    Attributes:
+        gallery_length_m: Of the room.
+        gallery_width_m: Range of the room's width.
+        walk_m: Length of the path, in the middle of the wall: no frame shows a corner.
+    """
+
+    version: ClassVar[int] = 2
+    gallery_length_m: ClassVar[float] = 12.0
+    gallery_width_m: ClassVar[tuple[float, float]] = (3.0, 4.0)
+    walk_m: ClassVar[float] = 7.0
+
+    def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
+        """Draw a gallery, and stations along its wall: the first at one end, the others in random order."""
+        size = np.array([self.gallery_length_m, rng.uniform(*self.gallery_width_m), rng.uniform(*CEILING_M)])
+        x = (draw_shares(frames // self.frames_per_station, rng) - 0.5) * self.walk_m
+        x = np.concatenate([x[[x.argmin()]], np.delete(x, x.argmin())])
+        y = np.full_like(x, rng.uniform(*INSET_M) - size[1] / 2)
+        yaw = np.full_like(x, -np.pi / 2)
+        eyes = look_from(np.column_stack([x, y]), yaw, rng.uniform(*EYE_HEIGHT_M), self.frames_per_station, rng)
+        return plain_room(size, rng), eyes
+
+
+class PanelRotation(PanelTask):
+    """The direction of a panel from where the video starts to look, in degrees to the left, for a camera that turns.
+
+    The panel stands in the room, upright to its direction from the camera. Views are spread evenly over all directions.
+    All cameras have nearly the same center: rotations decide, and translations can't. If an encoding by rotations alone
+    is as good as one by whole poses, translations cost nothing where there are none; if one by translations alone is
+    above the images, it contains rotations.
+
+    Attributes:
+        answers: Number of answers.
+        turns_deg: The answers: directions of a panel that the first view does not show.
+        side_m: Range of the room's length and width.
+        size_m: Range of the panel's width and height.
+        away_m: Horizontal distance of the panel from the camera.
+        center_above_eye_m: Of the panel, at most above or below the camera.
+    """
+
+    question_type: ClassVar[str] = "panel_turn"
+    question: ClassVar[str] = (
+        "By how many degrees must the camera turn to the left from where it looks at the start of the video to face the"
+        " red panel?"
+    )
+    version: ClassVar[int] = 3
+    turns_deg: ClassVar[np.ndarray] = np.geomspace(75, 285, 16).round()
+    answers: ClassVar[int] = len(turns_deg)
+    side_m: ClassVar[tuple[float, float]] = (3.5, 4.0)
+    size_m: ClassVar[tuple[float, float]] = (0.6, 0.8)
+    away_m: ClassVar[float] = 1.2
+    center_above_eye_m: ClassVar[float] = 0.2
+
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw the answer, a room with a turning camera, and the panels in the directions of that answer."""
+        answer = int(rng.integers(self.answers))
+        for _ in range(MAX_ATTEMPTS):
+            room, camera_from_room = self.draw_path(frames, rng)
+            start = np.linalg.inv(camera_from_room[0])
+            directions = self.draw_directions(np.arctan2(start[1, 2], start[0, 2]), rng)
+            away = self.away_m * np.stack([np.cos(directions), np.sin(directions), np.zeros_like(directions)], 1)
+            places = start[:3, 3] + away
+            places[:, 2] += rng.uniform(-self.center_above_eye_m, self.center_above_eye_m)
+            width, height = rng.uniform(*self.size_m, 2)
+            if seen(places, camera_from_room[::TEMPORAL_PATCH_SIZE], K_px).any(0).all():  # every answer, not this one
+                shown, *answered = self.answer_with(answer)
+                things = [stand(color, places[i], directions[i], width, height) for color, i in shown.items()]
+                room = replace(room, things=tuple(things))
+                return PanelScene(room, camera_from_room, self.question, *answered)
+        raise hidden_panel(self, frames)
+
+    def draw_directions(self, start: float, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
+        """Return the directions in which a panel may stand, in radians, for a camera that looks in `start` at first."""
+        return start + np.deg2rad(self.turns_deg)
+
+    def answer_with(self, answer: int) -> tuple[Any, ...]:
+        """Return which direction each color's panel has, and the ground truth and options of `PanelScene`."""
+        return {"red": answer}, f"{self.turns_deg[answer]:.0f}"
+
+    def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
+        """Draw an empty room and a camera that turns in its middle, from the room's frame."""
+        size = np.array([*rng.uniform(*self.side_m, 2), rng.uniform(*CEILING_M)])
+        yaw = 2 * np.pi * (draw_shares(frames // TEMPORAL_PATCH_SIZE, rng) + rng.random())
+        center = np.tile(rng.uniform(-0.2, 0.2, 2), (len(yaw), 1))
+        eyes = look_from(center, yaw, rng.uniform(*EYE_HEIGHT_M), TEMPORAL_PATCH_SIZE, rng)
+        return plain_room(size, rng), eyes
+
+
+class PanelDirection(PanelRotation):
+    """Where a second panel is for someone who faces the first, with a camera that turns at one place.
+
+    Unlike in `PanelRotation`, none of the two is the first view: the rotation *between* two views decides, whatever
+    frame cameras are in. Images alone can't answer, as the views are in random order, nor translations.
+
+    Attributes:
+        options: The answers.
+        turn_range_deg: From the first panel to the second, of each option: no view shows both panels whole.
+    """
+
+    question_type: ClassVar[str] = "panel_direction"
+    question: ClassVar[str] = "If one stands where the camera is and faces the red panel, where is the blue panel?"
+    version: ClassVar[int] = 2
+    options: ClassVar[tuple[str, ...]] = ("to the left", "behind", "to the right")
+    answers: ClassVar[int] = len(options)
+    turn_range_deg: ClassVar[tuple[tuple[float, float], ...]] = ((100.0, 140.0), (150.0, 210.0), (220.0, 260.0))
+
+    def draw_directions(self, start: float, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
+        """Draw a direction of the red panel, and one of the blue panel for each answer; see `PanelRotation`."""
+        turns = np.deg2rad(rng.uniform(*np.transpose(self.turn_range_deg)))
+        return rng.uniform(0, 2 * np.pi) + np.array([0.0, *turns])
+
+    def answer_with(self, answer: int) -> tuple[Any, ...]:
+        return {"red": 0, "blue": 1 + answer}, *choice(self.options, self.options[answer])
+
+
+class PanelIntrinsics(PanelTask):
+    """The width of a panel, which cameras of unknown field of view see from a known distance.
+
+    The camera stands still before a large plain wall and sees the whole panel, so that the width is the angle between
+    two pixels, times the distance: it needs K. The panel's height and place are drawn in pixels, and nothing else is
+    seen: a thing of known size, or a camera that moves by a known amount, would give the field of view away. Only the
+    widths themselves do, since a panel that fills the frame is rather a wide one: their range is much smaller than that
+    of the focal lengths. Take a wide range, `--data.source.fov [35,110]`.
+
+    An encoding without K (GTA) can't be better than images alone: the camera stands still, and relative poses are the
+    identity. If PRoPE is, it uses K; a model trained on one range and tested on another shows whether it has learned
+    the rule; `WrongFocalLength` should shift its answers by as much as the focal length.
+
+    Attributes:
+        widths_m: The answers.
+        to_wall_m: Distance of the camera from the wall.
+        pattern_m: Unit of the wall's pattern: no camera sees any of it.
+        frame_px: Side of the frames for which the next two are.
+        height_px: Range of the panel's height.
+        off_center_px: Of the panel, at most.
+    """
+
+    question_type: ClassVar[str] = "panel_width"
+    question: ClassVar[str] = "What is the width of the red panel, measured in centimeters?"
+    version: ClassVar[int] = 3
+    widths_m: ClassVar[np.ndarray] = np.geomspace(0.28, 0.7, 16)
+    to_wall_m: ClassVar[float] = 1.5
+    pattern_m: ClassVar[float] = 1000.0
+    frame_px: ClassVar[int] = 56
+    height_px: ClassVar[tuple[float, float]] = (6.0, 30.0)
+    off_center_px: ClassVar[float] = 4.0
+
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw the answer, the panel, and a camera before it."""
+        width = rng.choice(self.widths_m)
+        meters = self.to_wall_m * 2 * K_px[0, 2] / self.frame_px / K_px[0, 0]  # of a pixel of the wall
+        across, up = meters * rng.uniform(-self.off_center_px, self.off_center_px, 2)
+        height = meters * rng.uniform(*self.height_px)
+        room = plain_room(np.full(3, HALL_M), rng, self.pattern_m)
+        eye = np.array([0.0, self.to_wall_m - HALL_M / 2, HALL_M / 2])
+        camera_from_room = look(np.tile(eye, (frames, 1)), *np.tile([[-np.pi / 2], [0], [0]], frames))
+        center = np.array([across, (THICKNESS_M - HALL_M) / 2, HALL_M / 2 + up])
+        room = replace(room, things=(hang("red", center, 2, width, height),))
+        return PanelScene(room, camera_from_room, self.question, f"{100 * width:.0f}")
+
+
+class PanelParallax(PanelTask):
+    """The distance of a wall, which only two views of its panel and their cameras tell: by triangulation.
+
+    Panel, wall and lamp are drawn in units of the distance, so that an image looks alike at any of them; the path is in
+    meters, and independent of it. Each station turns by a random angle, which hides a part of the parallax from images
+    without cameras. The spread of the panel's places in the images still tells something, and with the length of the
+    path more (see `FramesOnOtherCameras`, which keeps both): a model has triangulated if it exceeds what it scores with
+    its own cameras exchanged among the frames.
+
+    Attributes:
+        distances_m: The answers.
+        path_m: Range of the length of the camera's path.
+        turn_deg: Of a station, at most: more than the panel's parallax between two of them.
+        relative_size: Range of the panel's width and height, in units of the distance.
+        relative_aside: Of the panel from the middle of the path, at most, in units of the distance.
+        relative_lamp: Ranges of the lamp's place from the wall before the path, in units of the distance.
+        behind_m: From the cameras to the middle of the hall.
+    """
+
+    question_type: ClassVar[str] = "panel_distance"
+    question: ClassVar[str] = "How far is the wall with the red panel from the camera (in meters)?"
+    version: ClassVar[int] = 2
+    distances_m: ClassVar[np.ndarray] = np.geomspace(1.5, 4.5, 12)
+    path_m: ClassVar[tuple[float, float]] = (0.9, 3.6)
+    turn_deg: ClassVar[float] = 15.0
+    relative_size: ClassVar[tuple[float, float]] = (0.25, 0.4)
+    relative_aside: ClassVar[float] = 0.2
+    relative_lamp: ClassVar[tuple[tuple[float, float], ...]] = ((-1.0, 1.0), (1.0, 2.0), (0.5, 1.5))
+    behind_m: ClassVar[float] = 16.5
+
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw the answer, a path along the wall, and the panel near its middle."""
+        distance = self.distances_m[rng.integers(len(self.distances_m))]
+        stations, eye = frames // TEMPORAL_PATCH_SIZE, HALL_M / 2
+        x = (draw_shares(stations, rng) - 0.5) * np.exp(rng.uniform(*np.log(self.path_m)))
+        yaw = np.deg2rad(self.turn_deg) * rng.uniform(-1, 1, stations) - np.pi / 2
+        plan = np.column_stack([x, np.full(stations, -self.behind_m)])
+        camera_from_room = look_from(plan, yaw, eye, TEMPORAL_PATCH_SIZE, rng)
+        depth = self.behind_m + distance
+        room = plain_room(np.array([HALL_M, 2 * depth, HALL_M]), rng, distance)
+        aside, above = distance * self.relative_aside * rng.uniform(-1, 1, 2)
+        width, height = self.draw_size(distance, rng)
+        panel = hang("red", np.array([aside, THICKNESS_M / 2 - depth, eye + above]), 2, width, height)
+        light = self.draw_lamp(room, np.array([0.0, -depth, eye]), distance, rng)
+        room = replace(room, things=(panel,), light=to_vector(light))
+        return PanelScene(room, camera_from_room, self.question, f"{distance:.1f}")
+
+    def draw_size(self, distance: float, rng: np.random.Generator) -> Float64[np.ndarray, " sides"]:
+        """Draw width and height of the panel in meters."""
+        return distance * rng.uniform(*self.relative_size, 2)
+
+    def draw_lamp(
+        self, room: RoomScene, wall: Float64[np.ndarray, " 3"], distance: float, rng: np.random.Generator
+    ) -> Float64[np.ndarray, " 3"]:
+        """Draw the place of the lamp: the shading of a wall tells how far its lamp is."""
+        return wall + distance * rng.uniform(*np.transpose(self.relative_lamp))
+
+
+class PanelKnownSize(PanelParallax):
+    """`PanelParallax` with panels of one size: how large the panel is in an image tells the distance.
+
+    Images alone answer, up to the range of the fields of view. A model that is told of depth in its training alone may
+    learn it sooner; cameras add no more than their focal length.
+
+    Attributes:
+        side_m: Width and height of every panel.
+    """
+
+    version: ClassVar[int] = 1
+    side_m: ClassVar[float] = 1.0
+
+    def draw_size(self, distance: float, rng: np.random.Generator) -> Float64[np.ndarray, " sides"]:
+        """Return the size that all panels have."""
+        return np.array([self.side_m, self.side_m])
+
+    def draw_lamp(
+        self, room: RoomScene, wall: Float64[np.ndarray, " 3"], distance: float, rng: np.random.Generator
+    ) -> Float64[np.ndarray, " 3"]:
+        """Return the lamp of the hall: the shading tells the distance as well, which images may tell here."""
+        return np.array(room.light)
+
+
+class PanelOrder(PanelTask):
+    """Which of two panels is seen first: the order of the frames decides, whatever the cameras.
+
+    Images alone answer, so that time can be told apart from cameras. With constant time (`ConstantIndex`) a causal
+    decoder still knows the order of its tokens, and Qwen3-VL reads the times in its prompt: if constant time costs
+    nothing, these suffice; if it costs, the positions of time are what a decoder uses. With `ShuffledFrames` any model
+    must fall to chance.
+
+    Attributes:
+        colors: Of the panels.
+        size_m: Range of a panel's width and height.
+        clear: Half frames within which a center is seen.
+        glimpse: Half frames beyond which a panel is not seen at all.
+    """
+
+    question_type: ClassVar[str] = "panel_order"
+    question: ClassVar[str] = "Which of these panels is seen first in the video?"
+    version: ClassVar[int] = 2
+    colors: ClassVar[tuple[str, str]] = ("red", "blue")
+    size_m: ClassVar[tuple[float, float]] = (0.5, 0.7)
+    clear: ClassVar[float] = 0.7
+    glimpse: ClassVar[float] = 1.7
+
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw the answer, a tour, and two panels that are seen at different times."""
+        answer = rng.integers(len(self.colors))
+        for _ in range(MAX_ATTEMPTS):
+            room = draw_room(rng)
+            camera_from_room = draw_tour(room, frames, rng)
+            stations = camera_from_room[::TEMPORAL_PATCH_SIZE]
+            chosen = rng.choice(len(stations), len(self.colors), replace=False)
+            eyes, forward = np.linalg.inv(stations[chosen])[:, :3, [3, 2]].transpose(2, 0, 1)
+            width, height = rng.uniform(*self.size_m, 2)
+            places, walls = places_towards(np.arctan2(forward[:, 1], forward[:, 0]), eyes, room, width)
+            visible, glimpsed = (seen(places, stations, K_px, within) for within in (self.clear, self.glimpse))
+            first = visible.argmax(0)
+            if visible.any(0).all() and (first == glimpsed.argmax(0)).all() and len(set(first)) == len(self.colors):
+                colors = self.colors[answer], self.colors[1 - answer]
+                in_time = zip(colors, np.argsort(first), strict=True)
+                panels = [hang(color, places[i], walls[i], width, height) for color, i in in_time]
+                answered = choice([f"{color} panel" for color in self.colors], f"{self.colors[answer]} panel")
+                room = replace(room, things=tuple(panels))
+                return PanelScene(room, camera_from_room, self.question, *answered)
+        raise InputError(f"PanelOrder: {MAX_ATTEMPTS} rooms in a row show no two panels one after the other")
+
+
+class PanelMotion(PanelTask):
+    """To which side a panel moves before a camera that stands still: a thing that moves, and the order of the frames.
+
+    The panel rests while a token's two frames are taken, so that no token contains a motion: only the order of the
+    tokens tells. `PanelOrder` says what constant time and `ShuffledFrames` show. Cameras are equal, and say nothing.
+
+    Attributes:
+        options: The answers.
+        to_wall_m: Range of the camera's distance from the wall.
+        size_m: Range of the panel's width and height.
+        center_above_eye_m: Of the panel, at most above or below the camera.
+        in_view: Half frames within which the center stays.
+        way: Range of the panel's way, in units of half of what is in view.
+    """
+
+    question_type: ClassVar[str] = "panel_motion"
+    question: ClassVar[str] = "To which side does the red panel move in the video?"
+    version: ClassVar[int] = 2
+    options: ClassVar[tuple[str, ...]] = ("to the left", "to the right")
+    to_wall_m: ClassVar[tuple[float, float]] = (1.5, 2.5)
+    size_m: ClassVar[tuple[float, float]] = (0.4, 0.7)
+    center_above_eye_m: ClassVar[float] = 0.2
+    in_view: ClassVar[float] = 0.8
+    way: ClassVar[tuple[float, float]] = (1.0, 1.7)
+
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw the answer, a way along the wall, and the camera before it."""
+        answer = rng.integers(len(self.options))
+        stations = frames // TEMPORAL_PATCH_SIZE
+        room = draw_room(rng)
+        eye_height, to_wall = rng.uniform(*EYE_HEIGHT_M), rng.uniform(*self.to_wall_m)
+        plan = np.tile([0.0, to_wall - room.size[1] / 2], (stations, 1))
+        camera_from_room = look_from(plan, np.full(stations, -np.pi / 2), eye_height, TEMPORAL_PATCH_SIZE, rng)
+        in_view = self.in_view * to_wall * K_px[0, 2] / K_px[0, 0]
+        way = in_view * rng.uniform(*self.way)
+        # x points to the left of the camera, which looks along -y
+        x = np.linspace(0, way, stations) + rng.uniform(-in_view, in_view - way)
+        x = (x if answer == 0 else x[::-1]).repeat(TEMPORAL_PATCH_SIZE)
+        y = (THICKNESS_M - room.size[1]) / 2
+        z = eye_height + rng.uniform(-self.center_above_eye_m, self.center_above_eye_m)
+        panel = hang("red", np.array([x[0], y, z]), 2, *rng.uniform(*self.size_m, 2))
+        panel = replace(panel, track=tuple((place, y, 0.0) for place in x.tolist()))
+        answered = choice(self.options, self.options[answer])
+        return PanelScene(replace(room, things=(panel,)), camera_from_room, self.question, *answered)

@@ -1,0 +1,253 @@
+"""Each question once per epoch, distributed to ranks, from any step on; scenes distributed to ranks."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from datamodules.question_sampler import (
+    QuestionSampler,
+    TrainingItem,
+    TrainingLoader,
+    TrainingPosition,
+    balance_across_ranks,
+    check_resumed,
+)
+from zoo.errors import InputError
+
+COUNTS = (3, 1, 7, 2, 0, 5, 4)  # questions of each scene
+SEQUENCES = 13  # of at most two questions
+
+
+class Echo(Dataset):
+    def __getitem__(self, key):
+        return key
+
+
+def sampler_of(counts=COUNTS, batch_size: int = 2, seed: int = 3, **kwargs) -> QuestionSampler:
+    return QuestionSampler(counts, batch_size, 2, seed, **kwargs)
+
+
+class Training:
+    """Counts optimizer steps, as a Trainer does."""
+
+    def __init__(
+        self, step: int = 0, workers: int = 0, accumulated: int = 1, limit: int | None = None, **kwargs
+    ) -> None:
+        sampler = sampler_of(**kwargs, position=self.position)
+        self.step, self.accumulated, self.num_batches = step, accumulated, limit or len(sampler)
+        self.loader = TrainingLoader(Echo(), batch_sampler=sampler, collate_fn=list, num_workers=workers)
+
+    def position(self) -> TrainingPosition:
+        return TrainingPosition.of_step(self.step, self.num_batches, self.accumulated)
+
+    def epochs(self, count: int) -> Iterator[list[TrainingItem]]:
+        for _ in range(count):
+            for number, batch in enumerate(self.loader, self.position().batch + 1):
+                self.step += number % self.accumulated == 0 or number == self.num_batches
+                yield batch
+
+
+def epochs(count: int, step: int = 0, **kwargs) -> list[list[TrainingItem]]:
+    return list(Training(step, **kwargs).epochs(count))
+
+
+def asked(batches: list[list[TrainingItem]]) -> Counter[tuple[int, int]]:
+    """How often each question is learned from, as (scene, question)."""
+    items = (item for batch in batches for item in batch if not item.is_padding)
+    return Counter((item.scene, question) for item in items for question in item.questions)
+
+
+EACH_ONCE = Counter((scene, question) for scene, count in enumerate(COUNTS) for question in range(count))
+
+
+def test_an_epoch_asks_each_question_once_in_an_order_of_its_own() -> None:
+    length = len(sampler_of())
+    batches = epochs(2)
+    first, second = batches[:length], batches[length:]
+    for number, epoch in enumerate((first, second)):
+        assert asked(epoch) == EACH_ONCE
+        assert {item.epoch for batch in epoch for item in batch} == {number}
+    assert [item[:2] for batch in first for item in batch] != [item[:2] for batch in second for item in batch]
+    groups = ({(d.scene, frozenset(d.questions)) for b in epoch for d in b} for epoch in (first, second))
+    assert next(groups) != next(groups), "which questions share a sequence is drawn anew"
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5, 16])  # also ones that do not divide the number of sequences
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_ranks_share_an_epoch_and_take_equally_many_steps(world_size: int, batch_size: int) -> None:
+    shares = [epochs(1, rank=r, world_size=world_size, batch_size=batch_size) for r in range(world_size)]
+    assert len({len(share) for share in shares}) == 1 and all(batch for share in shares for batch in share)
+    assert asked([batch for share in shares for batch in share]) == EACH_ONCE
+    repeated = [item for share in shares for batch in share for item in batch if item.is_padding]
+    remainder = SEQUENCES % (batch_size * world_size)  # sequences of the last step
+    assert len(repeated) == (max(0, world_size - remainder) if remainder else 0)
+    assert {item.step.num_batches for share in shares for batch in share for item in batch} == {world_size}
+    for batches in zip(*shares, strict=True):  # a step has as many answers as all processes learn from
+        items = [item for batch in batches for item in batch]
+        assert {item.step.num_answers for item in items} == {asked(list(batches)).total()}
+    assert all(len(item.questions) == 1 for item in repeated)  # nothing is learned from more, and they are not packed
+
+
+def test_a_scene_that_comes_twice_in_a_batch_is_read_once() -> None:
+    (batch,) = QuestionSampler([6], 3, 2, seed=0)
+    assert len(batch) == 1 and sorted(batch[0].questions) == list(range(6))
+
+
+def test_sequences_of_a_scene_are_of_nearly_equal_length() -> None:
+    sizes = [len(item.questions) for batch in QuestionSampler([10], 1, 4, seed=0) for item in batch]
+    assert sorted(sizes) == [3, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 1, 5, 6, 8])
+def test_the_data_of_a_step_follow_from_its_number(stop: int, workers: int) -> None:
+    whole = epochs(3)
+    head = list(islice(Training(workers=workers).epochs(3), stop))  # workers have fetched ahead: that must not count
+    assert head == whole[:stop] and epochs(3, step=stop)[: len(whole) - stop] == whole[stop:]
+
+
+@pytest.mark.parametrize(("accumulated", "limit"), [(3, None), (2, 5), (3, 4)])  # an epoch has 7 batches
+def test_an_epoch_of_accumulated_batches_is_continued_at_any_step(accumulated: int, limit: int | None) -> None:
+    """As by `accumulate_grad_batches` and `limit_train_batches`: the next epoch is the next shuffle all the same."""
+    kwargs: dict[str, Any] = {"accumulated": accumulated, "limit": limit}
+    all_batches, whole = epochs(3), epochs(3, **kwargs)
+    per_epoch = limit or len(sampler_of())
+    assert [[item[:2] for item in batch] for batch in whole[:per_epoch]] == [
+        [item[:2] for item in batch] for batch in all_batches[:per_epoch]
+    ]
+    starts = [place for place in range(3 * per_epoch) if place % per_epoch % accumulated == 0]
+    for step, start in enumerate(starts):
+        assert epochs(3 - start // per_epoch, step=step, **kwargs) == whole[start:], step
+        of_step = whole[start : [*starts, len(whole)][step + 1]]
+        assert {item.step.num_answers for batch in of_step for item in batch} == {asked(of_step).total()}
+
+
+def test_another_seed_asks_in_another_order() -> None:
+    assert list(sampler_of(seed=1)) != list(sampler_of(seed=2))
+
+
+def test_no_question_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no training question"):
+        sampler_of(counts=[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"seed": 4}, "trained with seed 3, now it is 4: resume with the same settings"),
+        ({"counts": (9,)}, "trained with num_questions 22, now it is 9"),
+        ({"world_size": 2}, "trained with world_size 1, now it is 2"),
+        ({"questions": "changed"}, "trained with other questions or answers than are there now: "),
+    ],
+)
+def test_resuming_with_other_settings_is_an_error_that_names_them(other: dict[str, Any], says: str) -> None:
+    check_resumed(sampler_of(**other).settings, sampler_of(**other).settings)
+    with pytest.raises(InputError, match=says):
+        check_resumed(sampler_of().settings, sampler_of(**other).settings)
+
+
+@pytest.mark.slow
+def test_820_000_questions_on_64_ranks() -> None:
+    """Balanced at each step, no question twice, none lost, also when resumed in the middle."""
+    random = np.random.default_rng(0)
+    counts = random.multinomial(820_000, random.dirichlet(np.full(8_000, 0.5))).tolist()
+    taken = np.zeros(820_000, dtype=np.int64)
+    first = np.cumsum(counts) - counts
+    totals, repeated = [], 0
+    for rank in range(64):
+        sampler = QuestionSampler(counts, 2, 4, seed=0, rank=rank, world_size=64)
+        sampler.shuffle = shuffle(sampler.shuffle)  # the same on all ranks, which a test shows at a small size
+        middle = len(sampler) // 2
+        head = [batch for batch, _ in zip(sampler, range(middle), strict=False)]
+        sampler.position = lambda: TrainingPosition(0, middle, len(sampler), 1)  # noqa: B023 - called at once
+        own = [item for batch in (*head, *sampler) for item in batch]
+        repeated += sum(item.is_padding for item in own)
+        indices = [first[item.scene] + q for item in own if not item.is_padding for q in item.questions]
+        np.add.at(taken, indices, 1)
+        totals.append(len(indices))
+    assert (taken == 1).all() and repeated == 0
+    assert max(totals) / min(totals) < 1.01
+
+
+def shuffle(compute, kept={}):  # noqa: B006 - shared by the ranks on purpose
+    def once(epoch: int):
+        if epoch not in kept:
+            kept[epoch] = compute(epoch)
+        return kept[epoch]
+
+    return once
+
+
+LOADS = [
+    pytest.param(loads, processes, id=f"{len(loads)} on {processes}")
+    for loads, processes in (
+        ([], 2),
+        ([5], 3),
+        ([3, 9, 1, 4, 18, 2, 7, 5, 6, 2], 3),
+        ([7, 7, 6, 6, 5, 5, 4, 4, 4], 4),  # Graham's worst case: 15 where 12 is best
+        ([2, 2, 2, 3, 3], 2),
+    )
+]
+
+
+@pytest.mark.parametrize(("loads", "processes"), LOADS)
+def test_scenes_are_dealt_out_once_and_evenly(loads: list[int], processes: int) -> None:
+    """Beside the best of all ways to deal them."""
+    shares = balance_across_ranks(loads, processes)
+    assert sorted(scene for share in shares for scene in share) == list(range(len(loads)))
+    assert len(shares) == processes and all(share == sorted(share) for share in shares)
+    assert shares == balance_across_ranks(loads, processes)
+    most = max(sum(loads[scene] for scene in share) for share in shares)
+    if len(loads) < 10:  # who takes the first is a matter of names
+        best = min(greatest([0, *way][: len(loads)], loads, processes) for way in product(range(processes), repeat=8))
+    else:
+        best = -(-sum(loads) // processes)
+    assert best <= most and 3 * processes * most <= (4 * processes - 1) * best
+
+
+def greatest(way: list[int], loads: list[int], processes: int) -> int:
+    """Of all processes, the most that one has to do, if `way` says who takes each scene."""
+    return max(sum(load for load, who in zip(loads, way, strict=True) if who == one) for one in range(processes))
+
+
+def test_a_benchmark_is_even_to_a_question_where_turns_are_not() -> None:
+    """288 scenes of 1 to 49 questions, as VSI-Bench has about."""
+    loads = torch.randint(1, 50, (288,), generator=torch.Generator().manual_seed(0)).tolist()
+    for processes in (2, 3, 8):
+        shares = [[loads[scene] for scene in share] for share in balance_across_ranks(loads, processes)]
+        assert max(map(sum, shares)) - min(map(sum, shares)) <= 1
+        turns = [sum(loads[process::processes]) for process in range(processes)]
+        assert max(turns) - min(turns) > 50
+
+
+class Noted(Dataset):
+    """Leaves a file for each sequence that a worker decodes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, item: TrainingItem) -> TrainingItem:
+        (self.folder / str(item.scene)).touch()
+        return item
+
+
+def test_workers_decode_ahead_by_a_bounded_number_of_batches(tmp_path: Path) -> None:
+    sampler = sampler_of([1] * 20, batch_size=1)
+    batches = iter(TrainingLoader(Noted(tmp_path), batch_sampler=sampler, collate_fn=list, num_workers=1))
+    for taken in (1, 2):
+        next(batches)
+        deadline = time.monotonic() + 20
+        while len(list(tmp_path.iterdir())) < taken + 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert len(list(tmp_path.iterdir())) == taken + 2  # torch's two per worker

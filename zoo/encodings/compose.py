@@ -1,0 +1,351 @@
+"""Encodings made of others: several together, in some layers or heads, or in Gated DeltaNet layers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from functools import partial, reduce
+from itertools import combinations
+from operator import and_
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.cameras import Cameras
+from zoo.encodings.base import (
+    QK,
+    Attention,
+    CameraEncoding,
+    DecoderLayout,
+    EncodedByLayer,
+    EncodedCameras,
+    EncodedGroup,
+    HeadLayout,
+    Rope,
+    Symmetries,
+)
+from zoo.encodings.placements import ExtraChannels, check_not_empty
+from zoo.encodings.rotary import PoseIndex
+from zoo.errors import InputError, check_choice
+from zoo.sequences.time_index import TimeIndex
+
+# ---- Several encodings together --------------------------------------------------------------------------------------
+
+COMMON_HEAD = HeadLayout.in_row(128, (16, 24, 24))
+
+
+class Compose(CameraEncoding):
+    """Several encodings applied in sequence, each with its own reference view and scale.
+
+    It has the symmetries that all of them have, except that world invariance is lost if two of them act on the same
+    channels: relative poses cancel for the last one, but not for one around it that uses cameras (`ValueRoPE` does
+    not). Whether channels overlap is decided for the decoder's heads, before it is bound to one for 128 channels with
+    sections of 16, 24 and 24 frequencies, as if all encodings acted in every head and layer of their kind.
+
+    Args:
+        encodings: In the order in which they transform q, k and v; outputs are transformed in reverse order. An
+            encoding on `ExtraChannels` must be the first, so that the others do not transform what it adds to outputs.
+    """
+
+    def __init__(self, encodings: list[CameraEncoding]) -> None:
+        super().__init__(reference=None)
+        if not encodings:
+            raise InputError("Compose requires at least one encoding")
+        if any(isinstance(module, ExtraChannels) for encoding in encodings[1:] for module in encoding.modules()):
+            raise InputError("in a Compose only the first encoding may use ExtraChannels: reorder the encodings")
+        if per_view := [type(each).__name__ for each in encodings if each.attends_per_view]:
+            others = [type(each).__name__ for each in encodings if not isinstance(each, PoseIndex | DeltaNetLayers)]
+            others.remove(per_view[0])
+            if others:
+                raise InputError(
+                    f"a Compose of {per_view[0]} takes PoseIndex and DeltaNetLayers alone, since its keys in the cache "
+                    f"are those of the original decoder: leave out {' and '.join(others)}"
+                )
+        if sum(encoding.time_index is not None for encoding in encodings) > 1:
+            raise InputError("a Compose may contain only one PoseIndex: leave the others out")
+        self.parts, self.head = tuple(encodings), COMMON_HEAD
+        if self.requires_constant_time and self.time_index is not None and not self.time_index.constant:
+            raise InputError(
+                "a PoseIndex gives each view its own time, but an encoding on mRoPE's T section requires one time for "
+                "all views: give that encoding another placement"
+            )
+        self.encodings = nn.ModuleList(encodings)  # registers their parameters
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
+        self.head = decoder.head
+        for pair in combinations(self.parts, 2):
+            taken = and_(*(part.touched_channels(decoder.head) for part in pair))
+            if taken and any(part.owns_channels for part in pair):
+                names = " and ".join(type(part).__name__ for part in pair)
+                raise InputError(
+                    f"{names} share {len(taken)} channels: move one of them, by its placement or PoseAxis's count"
+                )
+
+    @property
+    def time_index(self) -> TimeIndex | None:
+        return next((e.time_index for e in self.parts if e.time_index is not None), None)
+
+    @property
+    def symmetries(self) -> Symmetries:
+        common = reduce(and_, (encoding.symmetries for encoding in self.parts))
+        pairs = combinations(self.parts, 2)
+        if any(outer.uses_cameras and _overlap(outer, inner, self.head) for outer, inner in pairs):
+            common = replace(common, world_views=False, world_text=False)
+        return common
+
+    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+        return Composed([encoding.encode(cameras, *head, **options) for encoding in self.parts])
+
+
+class Composed(EncodedGroup):
+    """Apply all members in sequence, and to the outputs in reverse order."""
+
+    def before_rope(self, q: Tensor, k: Tensor) -> QK:
+        for member in self.acting:
+            q, k = member.before_rope(q, k)
+        return q, k
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        for member in self.acting:
+            q, k = member.after_rope(q, k)
+        return q, k
+
+    def transform_values(self, v: Tensor) -> Tensor:
+        for member in self.acting:
+            v = member.transform_values(v)
+        return v
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
+        for member in self.acting:
+            attention = partial(member.attend, attention)
+        return attention(q, k, v, mask)
+
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        for member in reversed(self.acting):
+            o = member.transform_outputs(o)
+        return o
+
+
+def _overlap(outer: CameraEncoding, inner: CameraEncoding, head: HeadLayout) -> bool:
+    try:
+        return not outer.touched_channels(head).isdisjoint(inner.touched_channels(head))
+    except InputError:  # an encoding for heads of another size
+        return True
+
+
+# ---- One encoding in some layers or heads ----------------------------------------------------------------------------
+
+
+class EncodingWrapper(CameraEncoding):
+    """Base class of encodings that apply another one partially, with its own reference view and scale."""
+
+    def __init__(self, encoding: CameraEncoding) -> None:
+        super().__init__(reference=None)
+        if encoding.time_index is not None:
+            raise InputError(f"{type(encoding).__name__} changes position ids, which all layers and heads share")
+        if encoding.chooses_linear_layers:
+            raise InputError(f"{type(self).__name__} around DeltaNetLayers has no effect: put it inside of them")
+        self.encoding, self.parts = encoding, (encoding,)
+
+    @property
+    def symmetries(self) -> Symmetries:
+        return self.encoding.symmetries
+
+
+Parity = Literal["even", "odd"]
+
+
+class LayerSubset(EncodingWrapper):
+    """An encoding in some layers; the others are original attention.
+
+    Args:
+        encoding: The encoding of these layers.
+        layers: Their numbers, from 0, or `even` or `odd`. In a hybrid decoder they count layers of both kinds: Qwen3.5
+            has full attention in layers 3, 7, 11, ..., so `odd` are all of these, and `even` raises InputError.
+    """
+
+    def __init__(self, encoding: CameraEncoding, layers: list[int] | Parity = "even") -> None:
+        super().__init__(encoding)
+        if isinstance(layers, str):
+            check_choice("layers", layers, Parity)
+        self.layers = layers
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        if not isinstance(self.layers, str):
+            check_numbers("layers", self.layers, decoder.num_layers)
+            if others := sorted(set(self.layers) - set(decoder.layers)):
+                raise InputError(f"layers {others} are no layers of {decoder.kind}: choose of {decoder.layers}")
+        super().bind_to_decoder(decoder, check_not_empty(filter(self.acts_in, layers), self.encoding))
+
+    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+        return EncodedByLayer(
+            [self.encoding.encode(cameras, *head, **options), None], lambda layer: int(not self.acts_in(layer))
+        )
+
+    def acts_in(self, layer: int) -> bool:
+        """Whether the encoding acts in a layer."""
+        return layer in self.layers if not isinstance(self.layers, str) else layer % 2 == (self.layers == "odd")
+
+
+class HeadSubset(EncodingWrapper):
+    """An encoding in some heads; the others are original attention.
+
+    Args:
+        encoding: The encoding of these heads.
+        key_value_heads: Numbers of the heads of k and v, from 0, with the query heads that share them.
+    """
+
+    def __init__(self, encoding: CameraEncoding, key_value_heads: list[int]) -> None:
+        super().__init__(encoding)
+        if encoding.attends_per_view:
+            raise InputError(f"{type(encoding).__name__} acts in all heads of a layer: leave HeadSubset out")
+        self.key_value_heads = key_value_heads
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        check_numbers("key_value_heads", self.key_value_heads, decoder.num_key_value_heads)
+        chosen = torch.zeros(decoder.num_key_value_heads, 1, dtype=torch.bool, device=decoder.device)
+        chosen[self.key_value_heads] = True
+        group = decoder.num_heads // decoder.num_key_value_heads
+        self.kv_mask = nn.Buffer(chosen, persistent=False)
+        self.query_mask = nn.Buffer(chosen.repeat_interleave(group, 0), persistent=False)
+        super().bind_to_decoder(decoder, layers)
+
+    def encode(self, cameras: Cameras, *head: Any, **options: Any) -> EncodedCameras:
+        return EncodedHeads(self.encoding.encode(cameras, *head, **options), self.query_mask, self.kv_mask)
+
+
+class EncodedHeads(EncodedGroup):
+    """Another encoding's hooks in some heads; channels that it appends are zeros in the others.
+
+    Args:
+        encoded: The hooks of the other encoding.
+        query_mask: Its heads of q and o.
+        kv_mask: Its heads of k and v.
+    """
+
+    def __init__(self, encoded: EncodedCameras, query_mask: Bool[Tensor, "H 1"], kv_mask: Bool[Tensor, "G 1"]) -> None:
+        super().__init__([encoded])
+        self.query_mask, self.kv_mask = query_mask, kv_mask
+
+    def before_rope(self, q: Tensor, k: Tensor) -> QK:
+        return self._select(self.acting[0].before_rope(q, k), q, k)
+
+    def after_rope(self, q: Tensor, k: Tensor) -> QK:
+        return self._select(self.acting[0].after_rope(q, k), q, k)
+
+    def transform_values(self, v: Tensor) -> Tensor:
+        return _where(self.kv_mask, self.acting[0].transform_values(v), v)
+
+    def transform_outputs(self, o: Tensor) -> Tensor:
+        return _where(self.query_mask, self.acting[0].transform_outputs(o), o)
+
+    def _select(self, transformed: QK, q: Tensor, k: Tensor) -> QK:
+        return _where(self.query_mask, transformed[0], q), _where(self.kv_mask, transformed[1], k)
+
+
+def _where(mask: Bool[Tensor, "heads 1"], transformed: Tensor, original: Tensor) -> Tensor:
+    """Select heads; original heads are padded with zeros, or cut, to the width of the transformed ones."""
+    appended = transformed.shape[-1] - original.shape[-1]
+    return torch.where(mask, transformed, F.pad(original, (0, appended)) if appended else original)
+
+
+def check_numbers(name: str, chosen: list[int], count: int) -> None:
+    """Raise InputError unless all chosen numbers are in 0 ... count - 1."""
+    if not chosen or min(chosen) < 0 or max(chosen) >= count:
+        raise InputError(f"the decoder has {name} 0 to {count - 1}, got {chosen}")
+
+
+# ---- One encoding in the Gated DeltaNet layers of a hybrid decoder ---------------------------------------------------
+
+LINEAR = "linear"  # before the terms q, k, v and o of these layers
+
+
+class DeltaNetLayers(EncodingWrapper):
+    """An encoding in the Gated DeltaNet layers of a hybrid decoder (Qwen3.5), in place of its full attention.
+
+    It transforms q, k and v behind the convolution, and the output before the gated norm. The layer writes
+    S_t = g_t S_(t-1) + b_t k_t (v_t - g_t k_t^T S_(t-1))^T and reads o_t = q_t^T S_t. It is linear in v, so matrices on
+    values and their inverses on outputs are exact whatever they are. But it multiplies keys with keys as well as with
+    queries: only orthogonal matrices keep k_i^T k_j a function of relative poses and keys at length 1. There are no
+    positions to share channels with. Without this class an encoding acts in full attention alone; for both, `Compose`
+    one of each.
+
+    Args:
+        encoding: Acts on values and outputs (`apply_to: vo`), or on q and k by orthogonal matrices: GTA's rotations
+            (`pose_component: rotation`), `PointRoPE`, `PoseAxis`. A `LayerSubset` inside chooses among these layers.
+
+    Raises:
+        InputError: An encoding whose matrices on q and k are not orthogonal or depend on the looking view, or that acts
+            on no channels of a head.
+
+    Example:
+        >>> from zoo import DeltaNetLayers, GTA, PRoPE, UnrotatedChannels
+        >>> DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo")).symmetries.world_views
+        True
+        >>> DeltaNetLayers(GTA(UnrotatedChannels(), pose_component="rotation")).symmetries.shift
+        True
+    """
+
+    chooses_linear_layers = True
+
+    def __init__(self, encoding: CameraEncoding) -> None:
+        super().__init__(encoding)
+        for part in _leaves(encoding):
+            if part.attends_per_view:
+                raise InputError(
+                    f"DeltaNetLayers: {type(part).__name__} turns keys anew for each view that looks, and a recurrent "
+                    "state has read each key once: put it beside DeltaNetLayers in a Compose, in full attention"
+                )
+            if not part.is_orthogonal:
+                raise InputError(
+                    f"DeltaNetLayers: {type(part).__name__} multiplies queries and keys by matrices that are not "
+                    "orthogonal, and the delta rule multiplies keys with keys, where they do not cancel: set apply_to "
+                    "vo, or take GTA with pose_component rotation; a class of your own whose matrices are orthogonal "
+                    "says so by is_orthogonal, or keeps_rotations of a MatrixEncoding"
+                )
+        self.head: HeadLayout | None = None
+
+    @property
+    def symmetries(self) -> Symmetries:
+        return replace(super().symmetries, shift=True)  # no position reaches these layers
+
+    def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
+        own = self.head or HeadLayout(head.dim, ())
+        return {(f"{LINEAR} {term}", channel) for term, channel in self.encoding.touched_channels(own)}
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        if decoder.linear is None or not decoder.linear.layers:
+            raise InputError("DeltaNetLayers: this decoder has no Gated DeltaNet layers: take a Qwen3.5")
+        self.head = decoder.linear.head
+        for part in _leaves(self.encoding):
+            if not part.touched_channels(self.head):
+                raise InputError(f"DeltaNetLayers: {type(part).__name__} acts on no channels of a Gated DeltaNet head")
+        if any(isinstance(part, HeadSubset) for part in self.encoding.modules()):
+            raise InputError("DeltaNetLayers: queries have fewer heads than values there: leave HeadSubset out")
+        super().bind_to_decoder(decoder.linear, decoder.linear.layers)
+
+    def encode(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype = torch.float32) -> EncodedCameras:
+        assert self.head is not None, "bind_to_decoder comes before encode"
+        return EncodedLinearLayers([self.encoding.encode(cameras, self.head, dtype)])
+
+
+class EncodedLinearLayers(EncodedGroup):
+    """The hooks of one other encoding in Gated DeltaNet layers; full attention is unchanged."""
+
+    def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
+        return None
+
+    def at_linear_layer(self, layer: int, hidden_states: Tensor) -> EncodedCameras | None:
+        no_rope = hidden_states.new_empty(*hidden_states.shape[:2], 0)
+        return self.acting[0].at_layer(layer, hidden_states, (no_rope, no_rope))
+
+
+def _leaves(encoding: CameraEncoding) -> Iterator[CameraEncoding]:
+    for part in encoding.parts:
+        yield from _leaves(part)
+    if not encoding.parts:
+        yield encoding

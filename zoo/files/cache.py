@@ -1,0 +1,154 @@
+"""A folder of cached tensors: one file per key, written whole, with a limit on the size of all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from zoo.errors import InputError
+from zoo.files.atomic_io import PARTIAL, replace_file
+from zoo.files.fingerprint import fingerprint
+
+Key = Mapping[str, Any]  # everything that an entry depends on, as JSON
+Tensors = Mapping[str, Tensor]
+
+ENTRY = ".safetensors"
+ABANDONED_S = 3600  # no entry takes an hour to write
+SHARE = 64  # the folder's size is measured again after each 1/64 of the limit was written
+
+
+@dataclass
+class Cache:
+    """A folder of entries, shared by processes, runs and models; the least recently used entry makes room.
+
+    A file's name is a digest of its key, and the key holds everything that the tensors depend on: no stale entry is
+    ever found. A damaged file counts as absent. Two processes that lack the same entry both compute it; the file of
+    one replaces the equal file of the other.
+
+    Args:
+        folder: Where the entries are kept; "~" is the user's home.
+        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64, or by
+            one entry.
+
+    Attributes:
+        option: The option that the cache has on the command line, for errors.
+        has_checksums: Whether an entry is read as a whole to compare its checksum. Without, a file that was cut short
+            is noticed, and other damage is not; the tensors stay mapped files that are read when they are used.
+        path: The folder.
+        num_computed: Number of entries that were absent or damaged, and that this object has written.
+        write_error: The last error in writing an entry.
+
+    Raises:
+        InputError: A limit that is not positive.
+    """
+
+    folder: str
+    max_size_gb: float
+    option: ClassVar[str]
+    has_checksums: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.max_size_gb > 0:
+            raise InputError(f"{self.option}.max_size_gb {self.max_size_gb}: must be positive")
+        self.path = Path(self.folder).expanduser()
+        self.num_computed = 0
+        self.write_error: OSError | None = None
+        self._first: Path | None = None  # of the entries that this object has read or written
+        self._unmeasured = math.inf  # bytes written since the folder's size was measured
+
+    def file(self, key: Key) -> Path:
+        """The file of an entry, which may not exist."""
+        return self.path / f"{fingerprint(key)}{ENTRY}"
+
+    def get(self, key: Key, compute: Callable[[], Tensors]) -> Tensors:
+        """Read an entry, or compute and write it.
+
+        Raises:
+            InputError: The entry alone exceeds the limit.
+        """
+        found = self.read(key)
+        if found is None:
+            found = compute()
+            self.write(key, found)
+        return found
+
+    def read(self, key: Key) -> Tensors | None:
+        """Read an entry, and mark it as used now; None if there is no sound one."""
+        path = self.file(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+                if file.metadata() != self._metadata(key, found):
+                    return None
+        except (OSError, SafetensorError, RuntimeError):  # absent, cut short, or evicted before torch opened it too
+            return None
+        with suppress(OSError):  # just evicted, or in a folder of another user
+            os.utime(path)
+        self._first = self._first or path
+        return found
+
+    def write(self, key: Key, tensors: Tensors) -> None:
+        """Write an entry, after making room for it; warn if it can't be written, for it can be computed again.
+
+        Raises:
+            InputError: The entry alone exceeds the limit.
+        """
+        path, content = self.file(key), save(dict(tensors), self._metadata(key, tensors))
+        self.num_computed += 1
+        self._make_room(len(content))
+        try:
+            replace_file(path, content)
+            self._first = self._first or path
+        except OSError as error:
+            self.write_error = error
+            warnings.warn(
+                f"{self.folder}: an entry can't be kept ({error.strerror}), so it will be computed again", stacklevel=3
+            )
+
+    @property
+    def has_lost_entries(self) -> bool:
+        """Whether the folder is too small: the first entry that this object has read or written is there no more."""
+        return self._first is not None and not self._first.exists()
+
+    def _metadata(self, key: Key, tensors: Tensors) -> dict[str, str]:
+        """The header of a file: what tells a user what it holds, and a checksum."""
+        checksum = {"checksum": fingerprint(dict(tensors))} if self.has_checksums else {}
+        return {"entry": json.dumps({**key, **checksum}, sort_keys=True)}  # one field: safetensors shuffles several
+
+    def _make_room(self, size: int) -> None:
+        limit = int(self.max_size_gb * 1e9)
+        if size > limit:
+            raise InputError(
+                f"one scene takes {size / 1e9:.3g} GB: raise {self.option}.max_size_gb {self.max_size_gb:g}"
+            )
+        self._unmeasured += size
+        if self._unmeasured <= limit // SHARE:
+            return
+        self._unmeasured = size
+        entries = []
+        for path in self.path.glob("*"):
+            with suppress(OSError):  # another process has evicted it
+                status = path.stat()
+                if path.suffix == ENTRY:
+                    entries.append((status.st_mtime_ns, status.st_size, path))
+                elif path.suffix == PARTIAL and status.st_mtime < time.time() - ABANDONED_S:
+                    path.unlink()  # of a process that was killed
+        full = sum(size for _, size, _ in entries)
+        for _, freed, path in sorted(entries):
+            if full <= limit - max(size, limit // SHARE):
+                break
+            with suppress(OSError):
+                path.unlink()
+            full -= freed

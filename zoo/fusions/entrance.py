@@ -1,0 +1,211 @@
+"""Fusions at the decoder's entrance: each visual token is made of 2D tokens and 3D tokens before the first layer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import InputError, check_choice
+from zoo.fusions.base import HIDDEN, Connector, Fusion, PatchMerger, PatchNorm, RMSNorm, TemporalMerge
+from zoo.geometry.base import SceneGeometry
+from zoo.sequences.layout import PATCHES_PER_TOKEN, TEMPORAL_PATCH_SIZE, ExtraTokens, GridTHW
+
+# ---- 2D + MLP(3D): Spatial-MLLM, and VG-LLM --------------------------------------------------------------------------
+
+
+class AddFusion(Fusion):
+    """Add the connector's output for the 3D tokens under each 2D token to it (arXiv 2505.23747, equation 3).
+
+    Before training it adds zero, so the model starts as plain Qwen2.5-VL.
+
+    Args:
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        options: `active_branches` and `temporal_merge`, see `Fusion`.
+    """
+
+    parts_3d = ("connector",)
+
+    def __init__(self, width: int, geometry_width: int, **options: Any) -> None:
+        super().__init__(width, geometry_width, **options)
+        merged = PATCHES_PER_TOKEN * geometry_width
+        self.connector = Connector(merged, merged, width, zero=True)
+
+    def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n D"]:
+        return self.connector(merged)
+
+
+class PatchMergerFusion(Fusion):
+    """Add the merger's output for the 3D tokens under each 2D token to it (VG-LLM, arXiv 2505.24625).
+
+    As published, the merger starts with random weights, so that the untrained model is not the plain one.
+
+    Args:
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        hidden: Channels of the merger's hidden layer.
+        norm: Of each patch: `rms` in VG-LLM; `layer` in SpatialStack's variant of it.
+        temporal_merge: Of the two frames of a video that are merged into one 2D token, their `mean` or the `first`; the
+            published models show each frame as an image of its own.
+        options: `active_branches` and `deepstack`, see `Fusion`.
+    """
+
+    frames_per_token = 1
+    parts_3d = ("merger",)
+
+    def __init__(
+        self,
+        width: int,
+        geometry_width: int,
+        *,
+        hidden: int = HIDDEN,
+        norm: PatchNorm = "rms",
+        temporal_merge: TemporalMerge = "mean",
+        **options: Any,
+    ) -> None:
+        super().__init__(width, geometry_width, temporal_merge=temporal_merge, **options)
+        self.hidden, self.norm = hidden, norm
+        self.merger = PatchMerger(geometry_width, hidden, width, norm)
+
+    def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n D"]:
+        return self.merger(merged)
+
+
+# ---- 2D tokens query 3D tokens: VLM-3R -------------------------------------------------------------------------------
+
+
+class AttentionFusion(Fusion):
+    """Add to each 2D token what it finds among the 3D tokens of its view (VLM-3R, arXiv 2505.20279, section 3.2).
+
+    2D tokens are queries; keys and values are the patch tokens and camera tokens of the two frames of the temporal
+    patch, without positions: the order of the 3D tokens has no effect, and their grid may have any size. Unlike
+    VLM-3R's, whose queries are the patches of single frames before the projector, these are the merged tokens in the
+    decoder's width; each term has one projection without bias, and the last one is zero before training in place of a
+    norm, so the model starts as the plain one.
+
+    Args:
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        head_dim: Channels per head, a divisor of the width.
+        options: `active_branches`, `temporal_merge` and `deepstack`, see `Fusion`. Without the 2D branch, queries are
+            zero and each token is the mean of the values.
+
+    Raises:
+        InputError: Head_dim does not divide the width.
+    """
+
+    parts_2d, parts_3d = ("norm_2d", "q"), ("norm_2d", "norm_3d", "q", "k", "v", "o")
+
+    def __init__(self, width: int, geometry_width: int, head_dim: int = 64, **options: Any) -> None:
+        super().__init__(width, geometry_width, **options)
+        if head_dim < 1 or width % head_dim:
+            raise InputError(f"--model.fusion.head_dim {head_dim}: choose a divisor of the decoder's {width} channels")
+        self.head_dim = head_dim
+        self.norm_2d, self.norm_3d = RMSNorm(width), RMSNorm(geometry_width)
+        self.q, self.o = (nn.Linear(width, width, bias=False) for _ in range(2))
+        self.k, self.v = (nn.Linear(geometry_width, width, bias=False) for _ in range(2))
+        nn.init.zeros_(self.o.weight)  # this one alone, or nothing would get a gradient
+
+    def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t m C"]:
+        """The 3D tokens of each temporal patch: of both frames the patch tokens, then the camera tokens."""
+        patches = self.paired(geometry.patches, "3D tokens", grid_thw)
+        cameras = self.paired(geometry.camera_tokens, "camera tokens", grid_thw)
+        return torch.cat((patches.flatten(1, 3), cameras), 1).to(dtype)
+
+    def embed_3d(self, merged: Float[Tensor, "t m C"]) -> Float[Tensor, "t m C"]:
+        return self.norm_3d(merged)
+
+    def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t m #C"]) -> Float[Tensor, "t n D"]:
+        if not self.uses_geometry:
+            return flat
+        rows = (self.q(self.norm_2d(flat)), self.k(spatial), self.v(spatial))
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for each in rows)
+        return flat + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+# ---- Camera tokens alone, without patch tokens -----------------------------------------------------------------------
+
+Mode = Literal["append", "add"]
+
+
+class CameraTokenFusion(Fusion):
+    """Map the camera tokens of a view's two frames to one token by the connector; patch tokens are not used.
+
+    Args:
+        width: D, width of the decoder.
+        geometry_width: C, width of the camera tokens.
+        mode: `append` it to the 2D tokens of its view, at the position of the first of them; `add` it to each 2D token
+            of its view, zero before training.
+        options: `active_branches` and `temporal_merge`, see `Fusion`.
+    """
+
+    parts_3d = ("connector",)
+
+    def __init__(self, width: int, geometry_width: int, mode: Mode = "append", **options: Any) -> None:
+        super().__init__(width, geometry_width, **options)
+        check_choice("mode", mode, Mode)
+        self.mode = mode
+        self.appended = ExtraTokens.ONE if mode == "append" else ExtraTokens.NONE
+        self.connector = Connector(TEMPORAL_PATCH_SIZE * geometry_width, width, width, zero=mode == "add")
+
+    def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t 1 merged"]:
+        return self.paired(geometry.camera_tokens, "camera tokens", grid_thw).to(dtype).flatten(1)[:, None]
+
+    def embed_3d(self, merged: Float[Tensor, "t 1 merged"]) -> Float[Tensor, "t 1 D"]:
+        return self.connector(merged)
+
+    def join(self, flat: Float[Tensor, "t n D"], spatial: Float[Tensor, "#t 1 #D"]) -> Float[Tensor, "t tokens D"]:
+        if self.mode == "add":
+            return super().join(flat, spatial)
+        return torch.cat((flat, spatial.expand(len(flat), 1, self.width)), dim=1)
+
+
+# ---- 2D and 3D tokens side by side, on the channels or on the sequence -----------------------------------------------
+
+Axis = Literal["channel", "token"]
+
+
+class ConcatSplitFusion(Fusion):
+    """Concatenate both branches.
+
+    Args:
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        axis: With `channel` two MLPs map the 2D and the 3D tokens to half of the decoder's width each. With `token` an
+            MLP maps the 3D tokens to the whole width, and they follow the 2D tokens of their view, at the same
+            positions and without a camera, which VGGT's features already contain.
+        options: `active_branches` and `temporal_merge`, see `Fusion`.
+
+    Raises:
+        ValueError: An odd width with axis `channel`.
+    """
+
+    parts_2d, parts_3d = ("flat",), ("spatial",)
+
+    def __init__(self, width: int, geometry_width: int, axis: Axis = "channel", **options: Any) -> None:
+        super().__init__(width, geometry_width, **options)
+        check_choice("axis", axis, Axis)
+        self.axis = axis
+        self.appended = ExtraTokens.ALL if axis == "token" else ExtraTokens.NONE
+        share = self.flat_width  # the other branch's too
+        self.flat = Connector(width, width, share) if axis == "channel" else None
+        self.spatial = Connector(PATCHES_PER_TOKEN * geometry_width, width, share)
+
+    @property
+    def flat_width(self) -> int:
+        return self.width // 2 if self.axis == "channel" else self.width
+
+    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: GridTHW) -> Float[Tensor, "t n a"]:
+        flat = super().embed_2d(visual, grid_thw)
+        return flat if self.flat is None else self.flat(flat)
+
+    def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n b"]:
+        return self.spatial(merged)
+
+    def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t #n b"]) -> Float[Tensor, "t tokens D"]:
+        # of equal width on either axis
+        return torch.cat((flat, spatial.expand_as(flat)), dim=2 if self.axis == "channel" else 1)

@@ -1,0 +1,229 @@
+"""Raw sequences with videos and images, as the processors of transformers give them, made into batches.
+
+`SpatialVLM.logits` and `generate_ids` take them. Trainings and tests do not pass here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from zoo.cameras import Cameras
+from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry
+from zoo.errors import InputError
+from zoo.sequence_builder import SequenceBuilder
+from zoo.sequences.batch import Batch
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaSpan, SequenceLayout
+from zoo.sequences.loaded_scene import LoadedScene
+
+DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a little
+
+
+class Media(TypedDict, total=False):
+    """What the sequences of a batch show, in the order in which it appears in them.
+
+    pixel_values_videos (patches, channels) and video_grid_thw (V, 3); pixel_values and image_grid_thw likewise for
+    still images; frames: one (T, 3, H, W) tensor in 0..1 per video, for models with a geometry encoder, where the
+    images of a sequence are one scene and each is doubled; seconds_per_grid: one per video, None is 1.0; frame_indices:
+    the raw frames of each video, for a time index that uses them; cameras: of each sequence, one per temporal patch.
+    """
+
+    pixel_values_videos: Tensor | None
+    video_grid_thw: Tensor | None
+    pixel_values: Tensor | None
+    image_grid_thw: Tensor | None
+    frames: list[Tensor] | None
+    seconds_per_grid: list[float] | Tensor | None
+    frame_indices: Sequence[Sequence[int]] | None
+    cameras: Cameras | None
+
+
+def batch_of_media(
+    builder: SequenceBuilder,
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Shaped[Tensor, "B L"],
+    media: Media,
+) -> Batch:
+    """Build a batch for the logits of whole sequences.
+
+    Args:
+        builder: Of the model.
+        input_ids: One placeholder per visual token, extra tokens included.
+        attention_mask: 0 for padding, on either side.
+        media: What the sequences show.
+
+    Raises:
+        InputError: See `scenes_of_media`.
+    """
+    ids, mask, layout = _laid_out(builder, input_ids, attention_mask, media)
+    scenes, scene_index = scenes_of_media(layout, media)
+    cameras = None if builder.spec.only_predicted_cameras else media.get("cameras")
+    sequences = builder.build(ids, mask, scenes, scene_index, cameras=cameras)
+    return Batch(scenes, builder.vision(scenes), sequences)
+
+
+def prompts_of_media(
+    builder: SequenceBuilder,
+    input_ids: Int[Tensor, "B L"],
+    attention_mask: Shaped[Tensor, "B L"],
+    media: Media,
+) -> Batch:
+    """Build a batch for answers to sequences; arguments as `batch_of_media`, cameras without an index."""
+    ids, mask, layout = _laid_out(builder, input_ids, attention_mask, media)
+    if (cameras := media.get("cameras")) is not None:
+        if cameras.index is not None:
+            raise InputError(
+                "answers take one camera per temporal patch, not an index: leave it out, or ask for logits"
+            )
+        cameras.to("cpu").with_index(layout.camera_index())  # raises if they are too few
+    scenes, scene_index = scenes_of_media(layout, media)
+    prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
+    return Batch(scenes, builder.vision(scenes), prompts=builder.prompts(prompts, scene_index, scenes))
+
+
+def _laid_out(
+    builder: SequenceBuilder, input_ids: Tensor, attention_mask: Tensor, media: Media
+) -> tuple[Tensor, Tensor, SequenceLayout]:
+    """Return the ids and the mask (bool) of sequences on the CPU, and their layout."""
+    ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
+    layout = SequenceLayout(
+        ids,
+        mask,
+        video_grid_thw=media.get("video_grid_thw"),
+        image_grid_thw=media.get("image_grid_thw"),
+        placeholders=builder.spec.placeholders,
+        extra_tokens=builder.spec.extra_tokens,
+    )
+    return ids, mask, layout
+
+
+def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[LoadedScene], list[list[int]]]:
+    """The scenes of a batch, and which of them each sequence shows.
+
+    Each video is a scene; all still images of a sequence together are one, as in Spatial-MLLM.
+
+    Args:
+        layout: Of the sequences.
+        media: What they show.
+
+    Raises:
+        InputError: Frames or cameras of other media than the sequences show, images of several sizes in a sequence, or
+            frames that are not in 0..1.
+    """
+    cameras = media.get("cameras")
+    if cameras is not None and len(cameras) != layout.shape[0]:
+        raise InputError(f"expected cameras for {layout.shape[0]} sequences, got {len(cameras)}")
+    frame_count = TEMPORAL_PATCH_SIZE * max((medium.steps_before + medium.steps for medium in layout.media), default=0)
+    # a warning only: a row that is cut from a padded batch may have as many cameras
+    if cameras is not None and cameras.index is None and cameras.world_to_camera.shape[1] == frame_count > 0:
+        warnings.warn("cameras: only the first half is used, one per temporal patch and not per frame", stacklevel=2)
+    groups: dict[tuple[int, str, int], list[MediaSpan]] = {}
+    for medium in layout.media:
+        groups.setdefault((medium.row, medium.kind, medium.number if medium.kind == "video" else 0), []).append(medium)
+    pixels = {
+        "video": _split(media.get("pixel_values_videos"), media.get("video_grid_thw")),
+        "image": _split(media.get("pixel_values"), media.get("image_grid_thw")),
+    }
+    frames = media.get("frames")
+    if frames is not None and len(frames) not in (len(layout.media), len(groups)):
+        raise InputError(
+            f"{len(frames)} entries of frames, and the sequences show {len(layout.media)} videos and images in "
+            f"{len(groups)} scenes: give one entry each"
+        )
+    for each in () if frames is None else frames:
+        if each.dtype == torch.uint8:
+            continue
+        if not each.is_floating_point() or ((each < DARKEST) | (each > BRIGHTEST)).any():
+            raise InputError("frames are floats in 0..1, or bytes: divide by 255, or undo a normalization")
+    seconds, indices = media.get("seconds_per_grid"), media.get("frame_indices")
+    scenes: list[LoadedScene] = []
+    scene_index: list[list[int]] = [[] for _ in range(layout.shape[0])]
+    for number, shown in enumerate(groups.values()):
+        row, kind, which = shown[0].row, shown[0].kind, shown[0].number
+        grids = torch.stack([pixels[kind][1][medium.number] for medium in shown])
+        if (grids[:, 1:] != grids[0, 1:]).any():
+            raise InputError(f"the images of a sequence are one scene and need one size, got grids {grids.tolist()}")
+        values = [pixels[kind][0][medium.number] for medium in shown]
+        patch_cameras = geometry = None
+        if cameras is not None:
+            patch_cameras = _cameras_of(cameras, row, shown[0].steps_before, int(grids[:, 0].sum()))
+            geometry = SceneGeometry(
+                world_to_camera=patch_cameras.world_to_camera.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
+                K_normalized=patch_cameras.K_normalized.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
+                has_camera=patch_cameras.has_camera.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
+            )
+        height, width = grids[0, 1:].tolist()
+        scene = LoadedScene(
+            pixel_values=values[0] if len(values) == 1 else torch.cat(values),
+            grid_thw=(int(grids[:, 0].sum()), height, width),
+            kind=kind,
+            frames=None if frames is None else _two_per_patch(frames, number, shown, layout.media),
+            frame_indices=None if indices is None or kind == "image" else indices[which],
+            seconds_per_grid=None if seconds is None or kind == "image" else float(seconds[which]),
+            geometry=geometry,
+            cameras=patch_cameras,
+        )
+        scenes.append(scene)
+        scene_index[row].append(number)
+    return scenes, scene_index
+
+
+def _cameras_of(cameras: Cameras, row: int, first: int, steps: int) -> PatchCameras:
+    """Return the cameras of the temporal patches of one scene.
+
+    Args:
+        cameras: Of all sequences.
+        row: The sequence that shows the scene.
+        first: Temporal patches of the sequence before the scene.
+        steps: Temporal patches of the scene.
+    """
+    own = cameras[[row]]
+    patches, view = own.span(first, steps), own.spanned(first, steps)[1][0]
+    has_camera = cameras.used_mask()[row, view]
+    poses, K = patches.world_to_camera[0], patches.K_normalized[0]
+    return PatchCameras(poses, K, has_camera, is_complete=bool(has_camera.all()))
+
+
+def _split(pixels: Tensor | None, grid_thw: Tensor | None) -> tuple[Sequence[Tensor], Tensor]:
+    """The patches and the grid of each video or image; grids are read on the host."""
+    if grid_thw is None:
+        return (), torch.empty(0, 3, dtype=torch.long)
+    grids = grid_thw.cpu()
+    if pixels is None:
+        raise InputError(f"{len(grids)} grids without pixel values: give pixel_values_videos or pixel_values")
+    return pixels.split(grids.prod(1).tolist()), grids
+
+
+def _two_per_patch(
+    frames: Sequence[Tensor], number: int, scene: Sequence[MediaSpan], media: Sequence[MediaSpan]
+) -> Float[Tensor, "T 3 H W"]:
+    """Two frames per temporal patch of a scene; still images come twice each, or once and are then doubled.
+
+    Args:
+        frames: One entry per video and image, or else one per scene, in the order in which they appear.
+        number: Of the scene.
+        scene: Its videos and images.
+        media: All videos and images.
+
+    Raises:
+        InputError: A wrong number of frames.
+    """
+    parts = (
+        [(frames[media.index(medium)], medium.steps) for medium in scene]
+        if len(frames) == len(media)
+        else [(frames[number], sum(medium.steps for medium in scene))]
+    )
+    doubled = []
+    for part, steps in parts:
+        if scene[0].kind == "image" and len(part) == steps:
+            part = part.repeat_interleave(TEMPORAL_PATCH_SIZE, 0)
+        if len(part) != TEMPORAL_PATCH_SIZE * steps:
+            needed = TEMPORAL_PATCH_SIZE * steps
+            raise InputError(f"a scene of {steps} temporal patches needs {needed} frames, got {len(part)}")
+        doubled.append(part)
+    return torch.cat(doubled)
