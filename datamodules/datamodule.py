@@ -230,11 +230,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
         task: Any = None if self.trainer is None else self.trainer.lightning_module
         if not hasattr(task, "model_spec"):  # a task of another library reads what it likes
             return
-        self.spec, self.training_spec = task.model_spec(), task.model_spec(training=True)
+        self.spec = task.model_spec()
         config = {name: value for name, value in known_config(self).items() if name != "source"}
         task.data_settings = DataSettings(config, self.source.benchmark, self.tokens_per_sequence)
-        least = self.training_spec.least_batch_size
-        if stage == "fit" and self.batch_size < least:
+        if stage != "fit":  # an evaluation builds no teacher
+            return
+        self.training_spec = task.model_spec(training=True)
+        if self.batch_size < (least := self.training_spec.least_batch_size):
             exchange = "--model.teacher.shuffled exchanges targets in a batch"
             raise InputError(f"--data.batch_size {self.batch_size}: {exchange} and needs {least} or more")
 

@@ -168,7 +168,12 @@ def test_a_teacher_is_neither_built_nor_asked_without_a_training() -> None:
     asked = asking.batch(made, scene("a", QUESTIONS[:1], family=FAMILY))
     made.can_answer = True
     assert made.predict_batch(asked)[0]["error"] is None and not made.model_spec().requires_frames
-    with pytest.raises(AssertionError, match="built"):  # the control
+    data = VideoQADataModule()
+    data.trainer = SimpleNamespace(lightning_module=made)  # type: ignore[assignment]
+    data.setup("test")
+    with pytest.raises(AssertionError, match="built"):  # the controls
+        data.setup("fit")
+    with pytest.raises(AssertionError, match="built"):
         made.losses(training_batch(made))
 
 
