@@ -1,15 +1,13 @@
-"""Parameters, memory and FLOPs of the released sizes, from tensors without memory.
+"""Parameters, memory and FLOPs of the released sizes, without memory.
 
     python -m benchmarks.full_size
 
 One scene is 16 frames of 480 x 640 with a prompt of 40 tokens. The memory of training counts weights (2 bytes where
 frozen, else 4), gradients (4) and AdamW's state (8) with decoder and connector trained; activations come on top, see
-`python main.py plan`.
+`python main.py plan`. FLOPs are by the formulas of `zoo.tasks.training_cost`.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 
@@ -17,7 +15,7 @@ from benchmarks.tables import markdown
 from datamodules.resize import PixelBounds
 from zoo.checkpoints import PretrainedQwen3VL, PretrainedQwen25VL
 from zoo.model import SpatialVLM
-from zoo.tasks.fake_tensors import Footprint, fake_tensor, make_fake
+from zoo.tasks.training_cost import BatchSizes, block_cost, linear_flops, linear_layers
 
 SIZES = ("Qwen2.5-VL-3B", "Qwen2.5-VL-7B", "Qwen3-VL-2B", "Qwen3-VL-4B", "Qwen3-VL-8B")
 FRAMES, HEIGHT, WIDTH, PROMPT = 16, 480, 640, 40
@@ -31,9 +29,7 @@ def load(size: str) -> SpatialVLM:
     """The baseline of a size, without memory."""
     loader = PretrainedQwen3VL if size.startswith("Qwen3") else PretrainedQwen25VL
     with torch.device("meta"):
-        model = SpatialVLM(loader(f"Qwen/{size}-Instruct"))
-    make_fake(model)
-    return model
+        return SpatialVLM(loader(f"Qwen/{size}-Instruct"))
 
 
 def row(model: SpatialVLM) -> dict[str, str]:
@@ -43,17 +39,18 @@ def row(model: SpatialVLM) -> dict[str, str]:
     for name, parameter in model.named_parameters():
         counts[model.part_of(name)] += parameter.numel()
     total, trained = sum(counts.values()), counts["connector"] + counts["decoder"]
-    # 1. The vision tower.
+    # 1. The vision encoder, with full attention within a frame, and its projection to the decoder's width.
     token_px = backbone.patch_size * backbone.spatial_merge_size
     height, width = PixelBounds(legacy_folder_resize=False).frame_size(HEIGHT, WIDTH, FRAMES, token_px)
-    grid = torch.tensor([[FRAMES // 2, height // backbone.patch_size, width // backbone.patch_size]])
-    pixels = fake_tensor(int(grid.prod()), 6 * backbone.patch_size**2)
-    vision, tokens = flops(lambda: backbone.encode_vision(pixels, grid)), int(grid.prod()) // 4
+    steps, rows, columns = BatchSizes(FRAMES, height, width).grid(backbone.patch_size)
+    patches, tokens = steps * rows * columns, steps * rows * columns // 4
+    encoder, layers = backbone.vlm.model.visual, backbone.decoder.layers
+    inside = {layer for block in encoder.blocks for layer in linear_layers(block)}
+    vision = sum(block_cost(block, patches, rows * columns, True).forward for block in encoder.blocks)
+    vision += linear_flops((layer for layer in linear_layers(encoder) if layer not in inside), tokens)[0]
     # 2. The decoder, which reads the scene and a prompt.
     text, length = backbone.vlm.config.text_config, tokens + PROMPT
-    ids = torch.zeros(1, length, dtype=torch.long)
-    inputs: dict[str, Any] = {"input_ids": ids, "position_ids": torch.arange(length).expand(3, 1, -1)}
-    decoder = flops(lambda: backbone.decode({**inputs, "attention_mask": None}))
+    decoder = sum(block_cost(layer, length, length, True).forward for layer in layers)
     head_dim = backbone.decoder_layout.head.dim
     cache = 2 * 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * length
     memory = 2 * (total - trained) + 16 * trained
@@ -67,13 +64,6 @@ def row(model: SpatialVLM) -> dict[str, str]:
         "decoder, TFLOP": f"{decoder / 1e12:.1f}",
         "cache of a scene, MB": f"{cache / 1e6:.0f}",
     }
-
-
-def flops(run: Any) -> int:
-    """Floating-point operations of a call without gradients; a product and a sum are two."""
-    with torch.no_grad(), Footprint() as step:
-        run()
-    return step.flops
 
 
 if __name__ == "__main__":

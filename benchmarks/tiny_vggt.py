@@ -19,7 +19,7 @@ import torch
 from lightning import Callback, Trainer, seed_everything
 from matplotlib.figure import Figure
 
-from callbacks.run_progress import PlainProgress
+from callbacks.progress import PlainProgress
 from datamodules import FrameSampler, PixelBounds, RandomSampler, Rooms, UniformSampler, VideoQADataModule
 from datamodules.samplers import SceneView
 from zoo.geometry import TinyVGGT

@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints, metrics, predictions, the run's config, a gallery, a progress bar, step times."""
+"""Lightning callbacks: checkpoints, answers with scores, the run's config, a gallery, a progress bar."""
 
 from zoo.lazy import lazy_exports
 
@@ -8,9 +8,7 @@ __getattr__, __all__ = lazy_exports(
         "checkpoint": ["Checkpoint"],
         "gallery": ["GalleryCallback"],
         "metrics": ["MetricsCallback"],
-        "predictions": ["PredictionsCallback"],
-        "run_progress": ["progress_bar"],
-        "settings": ["SaveRunConfig"],
-        "step_times": ["StepTimes"],
+        "progress": ["progress_bar"],
+        "run_config": ["SaveRunConfig"],
     },
 )

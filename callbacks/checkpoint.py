@@ -1,28 +1,35 @@
-"""checkpoints/ of a run: its newest state, and optionally its best."""
+"""checkpoints/ of a run: its newest state, and optionally its best, in files that survive a kill at any moment."""
 
 from __future__ import annotations
 
+import glob
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from zoo.errors import InputError
+from zoo.files.atomic_io import PARTIAL
+from zoo.weights.checkpoint import read_checkpoint, write_checkpoint
 from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT
 
 BEST = "best.ckpt"
+
+# ---- When a checkpoint is saved -------------------------------------------------------------------------------------
 
 
 class Checkpoint(callbacks.Checkpoint):
     """Save `checkpoints/last.ckpt` after each validation, at the end of training, and every few steps.
 
-    Lightning's ModelCheckpoint may keep the best state as `last`, or the state of an earlier run in the same folder;
-    here `last` is always the newest.
+    A run resumes exactly from `last.ckpt`. It is saved only where an optimizer step is complete, because no checkpoint
+    holds accumulated gradients. What falls between two steps waits for the next one: a save after a validation, and the
+    end of a training, as EarlyStopping asks for it.
 
-    A run resumes exactly from `last`. It is saved only where an optimizer step is complete, since accumulated gradients
-    are in no checkpoint: what falls between two steps (a validation, a request to stop by a time limit or
-    EarlyStopping) waits for the next step.
+    Lightning's ModelCheckpoint may save between two steps. It saves either every few steps or at validations.
 
     Args:
         every_n_train_steps: Also save after so many optimizer steps; null saves at validations and at the end only.
@@ -40,84 +47,73 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_train_steps, self.monitor, self.mode = every_n_train_steps, monitor, mode
         self.best_score: float | None = None
         self.best_model_path = ""  # for `trainer.test(ckpt_path="best")` in Python
-        self._first_step: int | None = None  # of this process
-        self._saved_step = 0  # at step 0 nothing is trained
-        self._is_due = self._stop_is_due = False  # at the next complete step
-        self._flush_is_due = False
+        self._step = self._saved_step = 0  # optimizer steps that are complete, and those in the newest checkpoint
+        self._is_complete = True  # no gradient is accumulated
+        self._save_is_due = self._stop_is_due = False
 
-    def has_trained(self, trainer: Trainer) -> bool:
-        """Return whether this process has made a step, beyond those of the checkpoint that it resumed from."""
-        return self._first_step is not None and trainer.global_step > self._first_step
-
-    def request(self) -> None:
-        """Save the newest state where the step is complete."""
-        self._is_due = True
+    def save_soon(self) -> None:
+        """Save the newest state where the optimizer step is complete."""
+        self._save_is_due = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where training starts."""
-        self._first_step = trainer.global_step
-        # Lightning takes the epoch that follows a checkpoint of a last batch for the rest of that checkpoint's epoch,
-        # and would not count its beginning
+        self._step = self._saved_step = trainer.global_step
+        # Lightning takes the epoch after a checkpoint of an epoch's last batch for the rest of the former epoch. It
+        # would not count its beginning, and the next checkpoint could not be resumed.
         loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
         if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
             loop.reset_restart_stage()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Flush the loggers after a save: a resumed run doesn't log again what came before the checkpoint."""
-        if self._flush_is_due:
-            self._flush_is_due = False
-            for logger in trainer.loggers:  # here, since the step's own values are logged after on_train_batch_end
-                logger.save()
-
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save the newest state every few steps, and before training stops."""
-        loop = trainer.fit_loop.epoch_loop
-        self._withdraw_stop(trainer)
-        if loop._should_accumulate():
+        step, loop = trainer.global_step, trainer.fit_loop.epoch_loop
+        self._is_complete = step > self._step
+        if not self._is_complete:
+            self._delay_stop(trainer)
             return
-        every, step = self.every_n_train_steps, trainer.global_step
-        # Not in on_train_end: by then Lightning counts the epoch as complete, and would not resume within it, nor
-        # after it in the next.
-        is_last = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        is_due = is_last or step == trainer.max_steps or bool(every and step % every == 0)
+        self._step = step
+        trainer.should_stop |= self._stop_is_due
+        self._stop_is_due = False
+        is_last = step == trainer.max_steps or (
+            trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        )
+        self._save_is_due |= is_last or bool(self.every_n_train_steps and step % self.every_n_train_steps == 0)
+        # A resumed run leaves out the validation that follows the batch of its checkpoint, so a scheduled validation
+        # comes before the save. Without data it would never come. Before a stop Lightning validates unscheduled; after
+        # such a validation at an epoch's end it could not resume.
         fetcher: Any = trainer.fit_loop._data_fetcher
-        validates = loop._should_check_val_fx(fetcher)
-        # Lightning validates before it stops, and doesn't resume after an unscheduled validation at an epoch's end.
-        if self._stop_is_due and (validates or not trainer.is_last_batch):
-            self._stop_is_due, trainer.should_stop = False, True
-            is_due, validates = is_due or trainer.fit_loop._can_stop_early, loop._should_check_val_fx(fetcher)
-        self._is_due |= is_due
-        # Lightning leaves out a validation that follows the batch which it resumes after: on_validation_end saves then.
-        if self._is_due and not validates:
+        validates = trainer.num_val_batches != [0] and loop._should_check_val_fx(fetcher)
+        if (trainer.should_stop and loop.done) or (self._save_is_due and not validates):
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the newest state, and the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.global_step == 0:
             return
-        is_between_steps = trainer.fit_loop.epoch_loop._should_accumulate()
-        self._save_best(trainer, weights_only=is_between_steps)
-        if is_between_steps:
-            self._is_due = True
-            self._withdraw_stop(trainer)
-        else:
+        self._save_best(trainer)
+        if not self._is_complete:
+            self._delay_stop(trainer)
+            self.save_soon()
+        elif self._saved_step != self._step:
             self._save_last(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the newest state if the validation that it waited for had no data."""
-        if trainer.global_step != self._saved_step and not trainer.fit_loop.epoch_loop._should_accumulate():
-            self._save_last(trainer)
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a training end with a saved step: Lightning resumes no state of an epoch's end if it counts steps."""
+        if self._saved_step != self._step:
+            self._delay_stop(trainer)
 
-    def _withdraw_stop(self, trainer: Trainer) -> None:
-        """Keep a request to stop, as of a time limit or EarlyStopping, for a complete step."""
+    def _delay_stop(self, trainer: Trainer) -> None:
+        """Let a training that is asked to stop do so after the next complete step, which is saved."""
         self._stop_is_due |= trainer.should_stop
         trainer.should_stop = False
 
     def _save_last(self, trainer: Trainer) -> None:
-        self._is_due, self._flush_is_due, self._saved_step = False, True, trainer.global_step
+        self._save_is_due, self._saved_step = False, trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir, LAST_CHECKPOINT), weights_only=False)
+        for logger in trainer.loggers:  # a resumed run does not log again what came before the checkpoint
+            logger.save()
 
-    def _save_best(self, trainer: Trainer, weights_only: bool) -> None:
+    def _save_best(self, trainer: Trainer) -> None:
         if self.monitor is None:
             return
         if self.monitor not in trainer.callback_metrics:
@@ -129,17 +125,99 @@ class Checkpoint(callbacks.Checkpoint):
         if self.best_score is None or sign * score > sign * self.best_score:
             self.best_score = score
             self.best_model_path = str(Path(trainer.default_root_dir, CHECKPOINTS, BEST))
-            trainer.save_checkpoint(self.best_model_path, weights_only=weights_only)
+            trainer.save_checkpoint(self.best_model_path, weights_only=not self._is_complete)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score and its checkpoint, and the step of the newest."""
-        return {
-            "best_score": self.best_score,
-            "best_model_path": self.best_model_path,
-            "saved_step": self._saved_step,
-        }
+        """Return the best score and its checkpoint."""
+        return {"best_score": self.best_score, "best_model_path": self.best_model_path}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best score and its checkpoint, and the step of the newest."""
+        """Restore the best score and its checkpoint."""
         self.best_score, self.best_model_path = state_dict["best_score"], state_dict["best_model_path"]
-        self._saved_step = state_dict["saved_step"]
+
+
+# ---- How its files are written --------------------------------------------------------------------------------------
+
+FILES = "files"  # of a checkpoint: for each state that is stored apart, the names of its files
+OPTIMIZERS = "optimizer_states"  # Lightning's key
+SUFFIX, TOKEN_DIGITS = ".optimizer", 8
+
+
+class CheckpointFiles(CheckpointIO):
+    """Write `last.ckpt` and, in a file of its own that only training reads, the optimizer's state.
+
+    `last.ckpt` names that file (`files: {optimizer_states: [last.<token>.optimizer]}`), and each save takes a new name:
+    until `last.ckpt` is replaced, which is a single rename, the former checkpoint is complete. So a kill at any moment
+    leaves a consistent pair, and a checkpoint in shards only needs more names. Lightning's own plugin copies over the
+    only checkpoint where the temporary folder is on another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Replace a checkpoint.
+
+        Raises:
+            InputError: It can't be written; the former one is kept.
+        """
+        path = Path(path)
+        for partial in path.parent.glob(f".*{PARTIAL}"):  # of saves that were killed
+            partial.unlink()
+        content = dict(checkpoint)
+        if OPTIMIZERS in content:
+            apart = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:TOKEN_DIGITS]}{SUFFIX}")
+            write_checkpoint(apart, {OPTIMIZERS: content.pop(OPTIMIZERS)})
+            content[FILES] = {OPTIMIZERS: [apart.name]}
+        try:
+            write_checkpoint(path, content)
+        except InputError:  # on a full disk, the new optimizer's state would keep it full
+            for name in _files_apart(content):
+                path.with_name(name).unlink()
+            raise
+        self._remove_optimizers(path, keep=_files_apart(content))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint; the optimizer's state is read when it is iterated over.
+
+        Args:
+            path: The file.
+            map_location: See `torch.load`; None is the CPU.
+            weights_only: Without effect: nothing but tensors and plain values is ever read.
+        """
+        path = Path(path)
+        content = read_checkpoint(path, map_location or "cpu")
+        if OPTIMIZERS not in content:  # it is, in a checkpoint of Lightning's own plugin
+            content[OPTIMIZERS] = _read_optimizers(path, _files_apart(content))
+            content.pop(FILES, None)
+        return content
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove the files of a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+        self._remove_optimizers(Path(path))
+
+    @staticmethod
+    def _remove_optimizers(path: Path, keep: Sequence[str] = ()) -> None:
+        for file in optimizer_files(path):
+            if file.name not in keep:
+                file.unlink()
+
+
+def optimizer_files(checkpoint: Path) -> Iterator[Path]:
+    """Yield the files beside a checkpoint that hold the optimizer's state."""
+    yield from checkpoint.parent.glob(f"{glob.escape(checkpoint.stem)}.{'?' * TOKEN_DIGITS}{SUFFIX}")
+
+
+def _files_apart(content: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of the files of the optimizer's state."""
+    names: Sequence[str] = content.get(FILES, {}).get(OPTIMIZERS, ())
+    return names
+
+
+def _read_optimizers(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the state of each optimizer; read nothing before the first is asked for."""
+    if not names:
+        raise InputError(f"{path} holds no state of training, only weights: resume from last.ckpt")
+    for name in names:
+        file = path.with_name(name)
+        if not file.exists():
+            raise InputError(f"{file}, the optimizer's state of {path.name}, is missing: keep both in one folder")
+        yield from read_checkpoint(file, required=OPTIMIZERS)[OPTIMIZERS]

@@ -1,80 +1,70 @@
-"""Config files: found by name, composed of others, and read in an order that does not depend on the command line."""
+"""Config files: found by name, composed of others, and merged in the order in which they are given.
+
+One rule holds for configs and for the command line: a later value wins, and a part of another class keeps those options
+of the former class that its own class has as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+import inspect
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentParser
 
-from zoo.configuration import is_same_class
-from zoo.errors import InputError, did_you_mean
+import datamodules
+import zoo
+from zoo.configuration import DOTTED, check_class_paths, flatten, is_same_class
+from zoo.errors import InputError, add_file_to_errors, did_you_mean
 
+RUNS = Path("runs")
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
 NAMED = RECIPE, SCALE = "recipe", "scale"  # keys of a config that name what is read below all given configs
-RECIPES = "recipe_", "recipes"  # first part of a recipe's name, and a folder of recipes
-PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol, which is read over all other configs
-PROTOCOL = 2  # its layer
+RECIPES = "recipes"  # a folder of recipes
+PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol
+DEFAULT_MODEL, DEFAULT_DATA, DEFAULT_SCALE = "model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml"
+PREDICTED_CAMERAS = "cameras_auto.yaml"  # for data without cameras
+BASE_MODELS = ("Task", "VideoQATask")  # the default config names one, but a run needs one of their subclasses
+Settings = dict[str, Any]
 
 
-def load_configs(names: list[str]) -> dict[Path, dict[str, Any]]:
-    """Read the named configs, in an order that does not depend on theirs.
-
-    Recipes come first: the others are read over them, and evaluation protocols over those. Where a later config names
-    another class for a part, jsonargparse keeps those of its options that this class has too. So the config that names
-    the model comes next, then those that name most classes.
-
-    Raises:
-        InputError: A config is absent or damaged, or two configs disagree.
-    """
-    contents = {path: read_config(path) for path in map(find_config, names)}
-    refuse_conflicts(contents)
-
-    def rank(path: Path) -> tuple[int, bool, int, str]:
-        content = contents[path]
-        return layer(path), model_of(content) is None, -str(content).count("class_path"), str(path)
-
-    return {path: contents[path] for path in sorted(contents, key=rank)}
-
-
-def layer(path: Path) -> int:
-    """Return the layer of a config: below all others a recipe, above them a protocol (`protocol_<name>.yaml`).
-
-    A recipe has data, optimizer and steps: `recipe_<name>.yaml`, or one in `recipes/`.
-    """
-    is_recipe = path.name.startswith(RECIPES[0]) or path.absolute().parent.name == RECIPES[1]
-    return 0 if is_recipe else PROTOCOL if path.name.startswith(PROTOCOLS) else 1
+# ---- Files -----------------------------------------------------------------------------------------------------------
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
-    """Return the config of this path, here or in the package, or of this name in `configs/`.
+    """Return the config of this path, here or in the package, or of this name in `configs/` or `recipes/`.
 
     A config beside another config comes first.
+
+    Raises:
+        InputError: There is none.
     """
-    folders = (Path(), CONFIGS, CONFIGS.parent) if beside is None else (beside.parent, Path(), CONFIGS, CONFIGS.parent)
-    for path in (*(folder / name for folder in folders), CONFIGS / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    folder = CONFIGS.parent / RECIPES[1] if Path(name).parent.name == RECIPES[1] else CONFIGS
-    names = sorted(path.name for path in folder.glob("*.yaml"))
-    meant = did_you_mean(Path(name).stem, (Path(each).stem for each in names), ".yaml")
-    known = meant or f"; those there are {', '.join(names)}"
-    raise InputError(f"no config {name}, neither here nor in {folder.name}/{known}")
+    folders = (Path(), CONFIGS, CONFIGS.parent, CONFIGS.parent / RECIPES)
+    for folder in folders if beside is None else (beside.parent, *folders):
+        for path in (folder / name, folder / f"{name}.yaml"):
+            if path.is_file():
+                return path
+    known = [path.stem for folder in (CONFIGS, CONFIGS.parent / RECIPES) for path in folder.glob("*.yaml")]
+    meant = did_you_mean(Path(name).stem, known)
+    raise InputError(f"no config {name}, neither here nor in configs/ or recipes/{meant}")
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """Read a config as a parser takes it, see `read_config`: without the recipe and the scale that it names."""
-    return {key: value for key, value in read_config(path).items() if key not in NAMED}
+def read_config(path: Path, trust_modules: Collection[str] = (), within: Sequence[Path] = ()) -> Settings:
+    """Read a config; those in its list `configs` are merged below it.
 
-
-def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
-    """Read a config; with a list `configs`, its settings are put over theirs.
+    The config of a run names the folder that it lies in, wherever that was moved.
 
     Args:
         path: The config.
+        trust_modules: Modules that the config of someone else's run may import.
         within: The configs that are composed of this one.
 
     Returns:
@@ -82,10 +72,15 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
         names.
 
     Raises:
-        InputError: It is absent, damaged or composed of itself, or two of its configs disagree.
+        InputError: It is absent, damaged or composed of itself, or names a class that is not trusted.
     """
+    from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG  # which import PyTorch
+
     if path in within:
         raise InputError(f"{path}: it is composed of itself, by {within[-1]}")
+    is_of_run = path.name == RUN_CONFIG and (path.parent / CHECKPOINTS).is_dir()
+    if is_of_run:
+        check_run(path, trust_modules)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -95,50 +90,222 @@ def read_config(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     names = content.pop(BASES, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {BASES}: expected a list of configs, not {names}")
-    named = {key: content[key] for key in NAMED if key in content}
-    for key, name in named.items():
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{path}: {key}: expected the name of a config, not {name}")
+    settings: Settings = {}
     try:
-        bases = {base: read_config(base, [*within, path]) for base in (find_config(name, path) for name in names)}
-        refuse_conflicts(bases)
-        content |= {key: str(find_config(name, path)) for key, name in named.items()}
+        for key in content.keys() & set(NAMED):
+            if not isinstance(content[key], str) or not content[key]:
+                raise InputError(f"{key}: expected the name of a config, not {content[key]}")
+            content[key] = str(find_config(content[key], path))
+        for name in names:
+            settings = merge(settings, read_config(find_config(name, path), trust_modules, [*within, path]))
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    composed: dict[str, Any] = {}
-    for base in sorted(bases, key=layer):
-        composed = override(composed, bases[base])
-    return override(composed, content)
+    if is_of_run:
+        content = merge(content, {"trainer": {"default_root_dir": str(path.parent)}})
+    return merge(settings, content)
 
 
-def override(below: Any, above: Any) -> Any:
-    """Put settings over others; a part of another class replaces the part below with all of its options."""
+def read_settings(path: Path) -> Settings:
+    """Read a config without the recipe and the scale that it names."""
+    return {key: value for key, value in read_config(path).items() if key not in NAMED}
+
+
+def is_own(run: Path) -> bool:
+    """Return whether a run lies in `runs/` of the current folder."""
+    folder = Path(os.path.normpath(run.absolute()))
+    return RUNS.absolute() in (folder, *folder.parents)
+
+
+def check_run(config: Path, trust_modules: Collection[str]) -> None:
+    """Check the classes that a run's config names, unless it is one's own: importing a module runs its code.
+
+    Raises:
+        InputError: A class of a module that is not trusted, or one that can't be used.
+    """
+    if is_own(config.parent):
+        return
+    with add_file_to_errors(config):
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and content.keys() & {BASES, *NAMED}:
+            raise InputError(
+                f"the config of a run is complete, but this one names others ({BASES}, {', '.join(NAMED)})"
+            )
+        check_class_paths(content, trust_modules)
+
+
+# ---- Merging ---------------------------------------------------------------------------------------------------------
+
+
+def merge(below: Any, above: Any) -> Any:
+    """Return settings with others over them. A part of another class keeps the options that its class has as well."""
+    # a part may be given by its class alone
+    if isinstance(below, Mapping) and isinstance(above, str) and "class_path" in below:
+        above = {"class_path": above}
+    if isinstance(below, str) and isinstance(above, Mapping) and above.keys() & {"class_path", "init_args"}:
+        below = {"class_path": below}
     if not (isinstance(below, Mapping) and isinstance(above, Mapping)):
         return above
-    if "class_path" in below and not is_same_class(below["class_path"], above.get("class_path", below["class_path"])):
-        return above
-    return {**below, **{key: override(below.get(key), value) for key, value in above.items()}}
+    former, kind = below.get("class_path"), above.get("class_path")
+    if former is not None and kind is not None and not is_same_class(former, kind):
+        below = {**below, "init_args": options_of_class(below.get("init_args"), kind)}
+    return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
 
 
-def refuse_conflicts(contents: Mapping[Path, Mapping[str, Any]]) -> None:
-    """Raise InputError if two configs of a layer set an option to different values."""
-    for (first, mine), (second, other) in combinations(contents.items(), 2):
-        if layer(first) == layer(second) and (key := find_conflict(mine, other)):
-            option = key.replace(".init_args", "").removesuffix(".class_path")
-            instead = "" if option in NAMED else f", and set --{option} instead"
-            raise InputError(f"{first} and {second} disagree about {option}: leave one of them out{instead}")
+def options_of_class(options: Any, kind: str) -> Settings:
+    """Return those of some options that a class takes; all of them if the class can't be found."""
+    if (found := find_class(kind)) is None:
+        return dict(options or {})
+    parser = parser_of(found)
+    return {name: value for name, value in (options or {}).items() if find_error(parser, {name: value}) is None}
 
 
-def find_conflict(first: Any, second: Any, key: str = "") -> str | None:
-    """Return the first dotted key that both configs set to different values, or None."""
-    if not (isinstance(first, Mapping) and isinstance(second, Mapping)):
-        is_class = key.rpartition(".")[2] == "class_path"
-        return key if (not is_same_class(first, second) if is_class else first != second) else None
-    conflicts = (find_conflict(first[k], second[k], f"{key}.{k}".lstrip(".")) for k in first if k in second)
-    return next(filter(None, conflicts), None)
+@dataclass(frozen=True)
+class MergedConfig:
+    """Configs in one.
+
+    Attributes:
+        settings: What LightningCLI reads.
+        names_model: Whether one of the given configs names a class of models.
+        origins: The given config that sets an option, by its dotted name without `init_args`.
+        overridden: What a given config overrides in another, a line for each pair.
+    """
+
+    settings: Settings
+    names_model: bool = False
+    origins: Mapping[str, str] = field(default_factory=dict)
+    overridden: Sequence[str] = ()
+
+
+def merge_configs(names: Sequence[str], trust_modules: Collection[str] = ()) -> MergedConfig:
+    """Merge configs in the order given; a later one wins, and protocols come last.
+
+    Below the given ones lie the default model and data, the scale that one of them names, or else the tiny one, the
+    recipe that one of them or the scale names, and predicted cameras where their data has none.
+
+    Args:
+        names: Paths, or names in `configs/` or `recipes/`.
+        trust_modules: Modules that the config of someone else's run may import.
+
+    Raises:
+        InputError: A config is absent or damaged, or two name different models.
+    """
+    given = [(name, read_config(find_config(name), trust_modules)) for name in names]
+    given.sort(key=lambda pair: is_protocol(pair[1]))
+    models = {name: model for name, content in given if (model := model_of(content)) is not None}
+    for (one, model), (other, another) in zip(models.items(), [*models.items()][1:], strict=False):
+        if not is_same_class(model, another):
+            raise InputError(f"{one} names the model {model} and {other} {another}: leave one of them out")
+    settings: Settings = {}
+    for content in defaults_below([content for _, content in given]):
+        settings = merge(settings, content)
+    origins: dict[str, str] = {}
+    values: dict[str, Any] = {}
+    overridden: dict[tuple[str, str], list[str]] = {}
+    for name, content in given:
+        settings = merge(settings, content)
+        for option, value in flatten(content).items():
+            if option in origins and values[option] != value and option not in NAMED:
+                overridden.setdefault((name, origins[option]), []).append(option)
+            origins[option], values[option] = name, value
+    lines = [f"{above} overrides {below}: {', '.join(each)}" for (above, below), each in overridden.items()]
+    settings = {key: value for key, value in settings.items() if key not in NAMED}
+    return MergedConfig(settings, bool(models), origins, lines)
+
+
+def defaults_below(given: Sequence[Settings]) -> list[Settings]:
+    """Return what lies below the given configs, the lowest first."""
+    scale = next((each[SCALE] for each in reversed(given) if SCALE in each), CONFIGS / DEFAULT_SCALE)
+    below = [read_config(path) for path in (CONFIGS / DEFAULT_MODEL, CONFIGS / DEFAULT_DATA, Path(scale))]
+    recipe = next(each[RECIPE] for each in (*reversed(given), below[-1]) if RECIPE in each)
+    below.append(read_config(Path(recipe)))
+    if any(lacks_cameras(content.get("data")) for content in given):
+        below.append(read_config(CONFIGS / PREDICTED_CAMERAS))
+    return below
 
 
 def model_of(config: Mapping[str, Any]) -> str | None:
-    """Return the model's class as a config names it."""
+    """Return the class of models that a config names; None for none, or the default one."""
     model = config.get("model")
-    return model.get("class_path") if isinstance(model, dict) else model
+    name = model.get("class_path") if isinstance(model, Mapping) else model
+    return name if isinstance(name, str) and name.rpartition(".")[2] not in BASE_MODELS else None
+
+
+def is_protocol(config: Mapping[str, Any]) -> bool:
+    """Return whether a config is an evaluation protocol: it states its name, and holds for any model."""
+    metrics = config.get("metrics")
+    return isinstance(metrics, Mapping) and metrics.get("protocol") is not None and model_of(config) is None
+
+
+def lacks_cameras(data: Any) -> bool:
+    """Return whether the settings of data name a source without cameras, alone or as a part of a mixture."""
+    kinds = (find_class(path) for path in class_paths(data))
+    return any(not getattr(kind, "has_cameras", True) for kind in kinds)
+
+
+def class_paths(settings: Any) -> Iterator[str]:
+    """Yield the class paths in settings, also of a source that is given by its class path alone.
+
+    The evaluation of a mixture is left out: a training whose scenes have cameras needs them of each scene.
+    """
+    if isinstance(settings, list):
+        for part in settings:
+            yield from class_paths(part)
+    elif isinstance(settings, dict):
+        for key, value in settings.items():
+            if isinstance(value, str) and key in ("class_path", "source"):
+                yield value
+            if key != "evaluation":
+                yield from class_paths(value)
+
+
+# ---- Classes ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def public_classes() -> dict[str, type]:
+    """Return the classes of `zoo` and `datamodules` that a config may name without their module, by their names."""
+    found = [getattr(package, name) for package in (zoo, datamodules) for name in package.__all__]
+    return {kind.__name__: kind for kind in found if inspect.isclass(kind)}
+
+
+def buildable_classes(base: type = object) -> list[type]:
+    """Return the public classes below a base class that can be built."""
+    found = [kind for kind in public_classes().values() if issubclass(kind, base) and not inspect.isabstract(kind)]
+    return [kind for kind in found if kind.__name__ not in BASE_MODELS]
+
+
+def find_class(path: str) -> Any:
+    """Return the class or function of a name or an import path; None if there is none."""
+    if "." not in path:
+        return zoo.tasks.Task if path == BASE_MODELS[0] else public_classes().get(path)
+    with suppress(Exception):  # whatever the module raises: the parser reports it
+        return resolve_name(path) if DOTTED.fullmatch(path) else None
+    return None
+
+
+@cache
+def parser_of(kind: Any) -> ArgumentParser:
+    """Return a parser of the options of a class or function."""
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    add(kind, fail_untyped=False)
+    return parser
+
+
+def find_error(parser: ArgumentParser, options: Mapping[str, Any]) -> Exception | None:
+    """Return why a parser refuses some of its options: the innermost error. That others are missing is none."""
+    try:
+        parser.parse_object(dict(options))
+    except Exception as raised:  # of jsonargparse, or of a module that a class path names
+        errors: list[BaseException] = [raised]
+        while (cause := errors[-1].__cause__ or errors[-1].__context__) is not None:
+            errors.append(cause)
+    else:
+        return None
+    is_inside = any(isinstance(error, ValueError) for error in errors)  # else the parser itself lacks an option
+    return errors[-1] if is_inside or not isinstance(errors[-1], TypeError) else None  # type: ignore[return-value]
+
+
+def option_names(kind: Any) -> set[str]:
+    """Return the names of the options of a class or function."""
+    return set(vars(parser_of(kind).get_defaults()))

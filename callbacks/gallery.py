@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 
-from callbacks.camera_map import camera_map, pose_map
-from callbacks.contact_sheet import contact_sheet
-from callbacks.loggers import log_images, log_table, picture_loggers
+from callbacks.drawings import camera_map, contact_sheet, pose_map
 from zoo.errors import SCENE_FAULTS
 from zoo.tasks import VideoQATask
 from zoo.tasks.video_qa import predicted_cameras
@@ -88,3 +89,31 @@ def scene_images(dataset: Any, index: int) -> dict[str, Image.Image]:
     if view.world_to_camera is not None:
         drawn[f"path/{name}"] = camera_map(view, frames, type(dataset.sampler).__name__)
     return drawn
+
+
+def picture_loggers(trainer: Trainer) -> list[TensorBoardLogger | WandbLogger]:
+    """Return the loggers that take images and text: on the main process, outside of the sanity check."""
+    if trainer.sanity_checking or not trainer.is_global_zero:
+        return []
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]
+
+
+def log_images(trainer: Trainer, images: Mapping[str, Image.Image]) -> None:
+    """Log images by their tags."""
+    for logger in picture_loggers(trainer):
+        for tag, image in images.items():
+            if isinstance(logger, WandbLogger):
+                logger.log_image(tag, [image])
+            else:
+                logger.experiment.add_image(tag, np.asarray(image), trainer.global_step, dataformats="HWC")
+
+
+def log_table(trainer: Trainer, tag: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Log a table of texts."""
+    for logger in picture_loggers(trainer):
+        if isinstance(logger, WandbLogger):
+            logger.log_text(tag, list(columns), [list(row) for row in rows])
+        else:
+            cells = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in (columns, *rows)]
+            head, *body = (f"| {' | '.join(row)} |" for row in cells)
+            logger.experiment.add_text(tag, "\n".join([head, "|---" * len(columns) + "|", *body]), trainer.global_step)

@@ -1,45 +1,77 @@
-"""The scores of a run: one table, the loggers and metrics.json."""
+"""The answers and scores of an evaluation: one table, the loggers, predictions.jsonl and metrics.json.
+
+A test writes each scene's answers before the next scene starts, so that a killed one is resumed by the same command.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
+import torch.distributed
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
-from callbacks.baselines.blind import BlindBaselines, blind_baselines, constant_baseline
-from callbacks.protocol import protocol_record
-from callbacks.reproduction import reproduction
-from callbacks.results_folder import METRICS, results_folder
-from callbacks.scoring import Tally, add_records, benchmark_of, tally_of
-from callbacks.table import render
-from callbacks.trained import describe_unfinished, trained_weights
+from callbacks.baselines import BlindBaselines, blind_baselines, constant_baseline
+from callbacks.checkpoint import BEST
+from callbacks.configs import PROTOCOLS, find_config, read_settings
+from callbacks.results_folder import (
+    changes_no_answer,
+    choose_folder,
+    differences,
+    identify_test,
+    is_interrupted,
+    rank_file,
+    rank_files,
+)
+from callbacks.run_config import (
+    METRICS,
+    PREDICTIONS,
+    TEST_FILE,
+    config_of_command,
+    find_saved_config,
+    is_same_value,
+    option_of,
+)
+from callbacks.table import render, summarize
 from datamodules.datamodule import skipped_scenes
-from datamodules.resumable_test import tested_by
-from datamodules.scenes import Scene
+from zoo.benchmarks import Benchmark, VSIBench
+from zoo.configuration import flatten, to_config
 from zoo.errors import InputError
-from zoo.files.atomic_io import write_json
-from zoo.metrics import BenchmarkScore
+from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
+from zoo.metrics import BenchmarkScore, with_scores
+from zoo.tasks.base import TRAINED
+from zoo.versions import git_state, versions
+from zoo.weights.checkpoint import read_checkpoint
+from zoo.weights.saved_models import LAST, RUN_CONFIG
 
 Stage = Literal["val", "test"]
+ANSWERS = "answers.jsonl"  # of `predict`
 
 
 class MetricsCallback(Callback):
-    """Score the prediction records that validation_step and test_step return, by the benchmark of the data.
-
-    The scores accumulate in a torchmetrics metric, `zoo.metrics.BenchmarkScore`, which gathers those of all processes.
+    """Gather the scored records that validation_step and test_step return, by the benchmark of the data.
 
     At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
-    and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. A test also writes
-    `metrics.json` into the test's folder: the result of `Benchmark.aggregate`, counts, versions, how far the weights
-    are trained (`callbacks.trained`), and what else others need to repeat the test (`callbacks.reproduction`). A test's
-    table and metrics.json have its blind baselines as well (`callbacks.baselines`).
+    and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. The scores are
+    those of a torchmetrics metric, `zoo.metrics.BenchmarkScore`. Errors of what objectives predict (cameras, depth) are
+    logged as well, with those of a null model as `unlearned`.
 
-    Errors of what objectives predict (cameras, depth) are logged as well, with those of a null model as `unlearned`,
-    and written as `objectives`: means over the scenes.
+    A test also writes into its folder, see `callbacks.results_folder`:
+    `predictions.jsonl`, one JSON line per question: its record (id, scene, question_type, question, prompt, prediction,
+    ground_truth, score, frames, error), with the benchmark and the scorer. With several processes each writes
+    `predictions.rank<k>.jsonl`, and rank zero joins them at the end, each id once, in the order of the data.
+    `metrics.json`, written last: the result of `Benchmark.aggregate`, counts, blind baselines (`callbacks.baselines`),
+    and what others need to repeat the test: config and how it differs from the training's, step of the checkpoint,
+    commit, versions, ids of the questions, protocol.
+
+    An interrupted test resumes when it is run again, on any number of processes: answered questions are kept, failed
+    ones are retried. Of two equal tests at once, the second is refused. `predict` prints its answers and appends them
+    to `answers.jsonl`.
 
     Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error; if all
     questions failed, the run stops with an `InputError`. Records without a ground truth are not scored. Each id counts
@@ -54,99 +86,225 @@ class MetricsCallback(Callback):
 
     def __init__(self, scorer: str | None = None, protocol: str | None = None) -> None:
         self.scorer, self.protocol = scorer, protocol
+        self.folder: Path | None = None  # of the running test
+        self._benchmark: Benchmark = VSIBench()
+        self._records: list[dict[str, Any]] = []  # of this process
+        self._identity: dict[str, Any] = {}
+        self._file: JSONLines | None = None
+        self._lock: BinaryIO | None = None  # on rank zero
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the scorer before the run starts, and suppress Lightning's own table."""
-        benchmark_of(trainer).find_scorer(self.scorer)
+        """Check the scorer and hand it to the task, before the run starts; suppress Lightning's own table."""
+        data: Any = getattr(trainer, "datamodule", None)
+        task: Any = pl_module
+        self._benchmark = getattr(getattr(data, "source", None), "benchmark", VSIBench())
+        task.scorer = self._benchmark.find_scorer(self.scorer)
         trainer.validate_loop.verbose = trainer.test_loop.verbose = False
+        self.folder = None
+        if stage == "test" and data is not None:
+            data.find_answered = partial(self._begin, trainer, pl_module)  # once scenes and weights are read
+
+    # ---- An interrupted test, or a new one --------------------------------------------------------------------------
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool = True) -> set[str]:
+        """Choose and prepare the test's folder; return the ids of the answered questions."""
+        self._records = []
+        self._identity = identify_test(trainer, pl_module)  # on every process: each may have a shard of the weights
+        chosen: Any = None
+        if trainer.is_global_zero:
+            try:
+                chosen = self._prepare(trainer, pl_module, resumes)
+            except InputError as error:
+                chosen = error
+        chosen = trainer.strategy.broadcast(chosen)
+        if isinstance(chosen, InputError):
+            raise chosen  # on every process
+        self.folder, answered = chosen
+        return set(answered)
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, resumes: bool) -> tuple[Path, list[str]]:
+        """Return the test's folder with its files, and the ids of the kept answers."""
+        data, run = getattr(trainer, "datamodule", None), Path(trainer.default_root_dir)
+        excepted = changes_no_answer(pl_module, data)
+        folder, self._lock = choose_folder(trainer, self._identity, excepted, step_of(pl_module))
+        found = read_records([folder / PREDICTIONS, *rank_files(folder)]) if resumes and is_interrupted(folder) else []
+        kept = with_scores((each for each in found if not each.get("error")), self._benchmark, self.scorer)
+        if folder != run:
+            rank_zero_info(f"test: it is in {folder}")
+            if (saved := find_saved_config(trainer)) is not None:
+                saved.save(folder / RUN_CONFIG)
+        if kept:
+            asked = sum(len(scene.questions) for scene in getattr(data, "tested_scenes", ()))
+            rank_zero_info(f"test: resumes with {len(kept)} of {asked} questions answered")
+        write_json(folder / TEST_FILE, self._identity)
+        write_whole(folder / PREDICTIONS, json_lines(kept))
+        for part in (*rank_files(folder), *folder.glob(".*.partial")):  # the latter of writes that were killed
+            part.unlink()
+        self._records = kept
+        return folder, [record["id"] for record in kept]
+
+    # ---- Batches ----------------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start without scores."""
-        self._metric = BenchmarkScore(benchmark_of(trainer), self.scorer).to(pl_module.device)
+        """Start without records."""
+        self._records = []
+        self._metric = BenchmarkScore(self._benchmark, self.scorer).to(pl_module.device)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the records of the interrupted test that this one resumes; name unfinished weights."""
-        self.on_validation_start(trainer, pl_module)
-        self._trained = trained_weights(trainer, pl_module)
-        if unfinished := describe_unfinished(self._trained):
+        if self.folder is None:  # without a DataModule that asks
+            self._begin(trainer, pl_module, resumes=False)
+        assert self.folder is not None
+        alone = trainer.world_size == 1
+        self._file = JSONLines(self.folder / PREDICTIONS if alone else rank_file(self.folder, trainer.global_rank))
+        self._metric = BenchmarkScore(self._benchmark, self.scorer).to(pl_module.device)
+        self._metric.add(self._records)
+        if unfinished := describe_unfinished(trained_weights(trainer, pl_module)):
             rank_zero_info(f"test: {unfinished}")
-        add_records(self._metric, tested_by(trainer).answered.values())
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open answers.jsonl."""
+        self._file = JSONLines(Path(trainer.default_root_dir) / ANSWERS)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Score the records of a batch."""
-        add_records(self._metric, outputs)
+        """Take the records of a batch."""
+        self._take(pl_module, outputs)
 
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any) -> None:
+        """Take and write the records of a batch."""
+        assert self._file is not None  # opened when the test started
+        self._file.append(self._take(pl_module, outputs))
+
+    def _take(self, pl_module: LightningModule, outputs: Any) -> list[dict[str, Any]]:
+        """Add the records of a batch to the scores, and return them."""
+        if not getattr(pl_module, "answers_questions", True):
+            return []
+        records = with_scores(outputs, self._benchmark, self.scorer)  # those of a `Task` have their score
+        self._metric.add(records)
+        self._records += records
+        return records
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
+    ) -> None:
+        """Write and print the answers of a batch."""
+        assert self._file is not None  # opened when the prediction started
+        self._file.append(with_scores(outputs, self._benchmark, self.scorer))
+        for record in outputs:
+            answer = f"failed: {record['error']}" if record["error"] else record["prediction"] or "(empty answer)"
+            pl_module.print(f"{record['scene']}: {record['question']}\n  {answer}")
+
+    # ---- The end ----------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print and log the scores."""
         self._finish(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print and log the scores and write metrics.json."""
+        """Print and log the scores, and write predictions.jsonl and metrics.json."""
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
         if trainer.sanity_checking or not getattr(pl_module, "answers_questions", True):
             return
-        # 1. The scores of all ranks' records.
-        scored = tally_of(self._metric)
-        errors = [record.note["error"] for record in scored.records]
-        if errors and all(errors):
-            raise InputError(f"{stage}: all {len(errors)} questions failed, the first with: {errors[0]}")
-        # 2. Loggers, table and file.
+        # 1. The records of all ranks, each question once, and their scores.
         data: Any = getattr(trainer, "datamodule", None)
-        missing: dict[str, int] = getattr(data, "missing", {})
-        filtered: int = getattr(data, "filtered", 0)
-        objectives = {f"{stage}/{name}": error for name, error in scored.objectives.items()}
-        pl_module.log_dict(_scalars(scored.result, stage) | objectives, sync_dist=True)
+        asked = [question.id for scene in getattr(data, "tested_scenes", ()) for question in scene.questions]
+        records = in_order(gather(self._records), asked if stage == "test" else ())
+        if records and all(record["error"] for record in records):
+            reason = records[0]["error"]
+            raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {reason}")
+        summary = summarize(records, self._benchmark, self._metric.scorer, self._metric.compute())
+        # 2. Loggers and table.
+        objectives = {f"{stage}/{name}": error for name, error in summary.get("objectives", {}).items()}
+        pl_module.log_dict(_scalars(summary, stage) | objectives, sync_dist=True)
         if not trainer.is_global_zero:
             return
-        chosen_by = data.filter.option if hasattr(data, "filter") else ""
+        missing: dict[str, int] = getattr(data, "missing", {})
+        summary["counts"] |= {"missing": sum(missing.values()), "filtered": getattr(data, "filtered", 0)}
+        summary["missing_scenes"] = missing
+        blind = self._blind_baselines(records, data) if stage == "test" else BlindBaselines()
+        if stage == "test":
+            summary["baselines"] = blind.scores
         source = getattr(data, "source", None)
         of_data = "" if source is None else f" of {type(source).__name__}"
         title = f"{type(pl_module).__name__}, {stage} split{of_data}"
-        blind = _blind(scored, tested_by(trainer).scenes, data) if stage == "test" else BlindBaselines()
-        shown = render(scored, title=title, missing=missing, filtered=filtered, chosen_by=chosen_by, blind=blind)
-        pl_module.print(shown)
-        for name, error in scored.objectives.items():
-            pl_module.print(f"{name} {error:.3g}")
+        chosen_by = data.filter.option if hasattr(data, "filter") else ""
+        pl_module.print(render(summary, self._benchmark, title=title, chosen_by=chosen_by, remarks=blind.remarks))
+        # 3. Files: a test is finished when its metrics.json is there.
         if stage == "test":
-            content = scored.as_metrics(
-                counts={**scored.counts, "missing": sum(missing.values()), "filtered": filtered},
-                missing_scenes=missing,
-                baselines=blind.scores,
-                checkpoint=str(trainer.ckpt_path) if trainer.ckpt_path else None,
-                trained=self._trained,
-                data=data.describe() if hasattr(data, "describe") else None,
-                **({"objectives": scored.objectives} if scored.objectives else {}),
-                **_skipped(trainer),
-                reproduction=reproduction(trainer, pl_module),
-                protocol=protocol_record(trainer, self.protocol),
-                **_geometry(pl_module),
-            )
-            write_json(results_folder(trainer) / METRICS, content)
+            assert self.folder is not None
+            write_whole(self.folder / PREDICTIONS, json_lines(records))
+            for part in rank_files(self.folder):
+                part.unlink()
+            ids = [record["id"] for record in records]
+            content = {**summary, **self._describe_test(trainer, pl_module), "question_ids": ids}
+            write_json(self.folder / METRICS, content)
+
+    def _blind_baselines(self, records: Iterable[Mapping[str, Any]], data: Any) -> BlindBaselines:
+        """Return the blind baselines of a test; the best constant alone without a `VideoQADataModule`."""
+        scored = [record for record in records if record["score"] is not None]
+        if scenes := getattr(data, "tested_scenes", ()):
+            return blind_baselines(scored, scenes, data.source, self._metric.scorer)
+        return constant_baseline(scored, self._benchmark, self._metric.scorer)
+
+    def _describe_test(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return the entries of metrics.json that say what was tested."""
+        commit, is_clean = git_state()
+        excepted = changes_no_answer(pl_module, getattr(trainer, "datamodule", None))
+        differing: dict[str, Any] = {}
+        found: dict[str, Any] = {"checkpoint": None}
+        if trainer.ckpt_path:
+            run = Path(trainer.ckpt_path).absolute().parent.parent
+            differing = differences(self._identity["config"], run / RUN_CONFIG, excepted)
+            found["checkpoint"] = str(trainer.ckpt_path)
+            if skipped := skipped_scenes(run):
+                found["skipped_training_scenes"] = len(skipped)
+        if differing:
+            rank_zero_info(f"test: differs from the training in {', '.join(differing)}")
+        model: Any = getattr(pl_module, "model", None)
+        if hasattr(model, "geometry_name"):  # the class that was built: a config may name one in vain
+            found["geometry"] = model.geometry_name
+        return {
+            **found,
+            **trained_weights(trainer, pl_module),
+            "protocol": protocol_record(trainer, self.protocol),
+            "config": config_of_command(trainer, pl_module),
+            "differs_from_training": differing,
+            "commit": commit,
+            "is_clean": is_clean,
+            "versions": versions(),
+        }
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Close the file, and let another test have the folder."""
+        for file in (self._file, self._lock):
+            if file is not None:
+                file.close()
+        self._file = self._lock = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do the same: Lightning calls `teardown` only without an error."""
+        self.teardown(trainer, pl_module, "")
 
 
-def _blind(scored: Tally, scenes: list[Scene], data: Any) -> BlindBaselines:
-    """Return the blind baselines of a test; the best constant alone without a `VideoQADataModule`."""
-    if not scenes:
-        return constant_baseline(scored.scored, scored.benchmark, scored.scorer)
-    return blind_baselines(scored.scored, scenes, data.source, scored.scorer)
+def gather(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the records of all processes, on each of them."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return records
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, records)
+    return list(chain.from_iterable(parts))
 
 
-def _geometry(pl_module: LightningModule) -> dict[str, str | None]:
-    """Return the class of the geometry encoder, which a config may name in vain; empty without a `SpatialVLM`."""
-    model: Any = getattr(pl_module, "model", None)
-    return {"geometry": model.geometry_name} if hasattr(model, "geometry_name") else {}
-
-
-def _skipped(trainer: Trainer) -> dict[str, int]:
-    """Return the number of scenes that the training of the tested weights has left out, if there are any."""
-    skipped = skipped_scenes(Path(trainer.ckpt_path).absolute().parent.parent) if trainer.ckpt_path else ()
-    return {"skipped_training_scenes": len(skipped)} if skipped else {}
+def in_order(records: Iterable[dict[str, Any]], ids: Iterable[str]) -> list[dict[str, Any]]:
+    """Return the first record of each id, in the order of the given ids; records of others come last."""
+    first: dict[str, dict[str, Any]] = {}
+    for record in records:
+        first.setdefault(record["id"], record)
+    return [first[id] for id in dict.fromkeys(chain(ids, first)) if id in first]
 
 
 def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
@@ -155,3 +313,85 @@ def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
     for group in ("acc", "mra", "all"):
         scores |= {f"{stage}/{group}/{mean}": score for mean, score in result[group].items() if score is not None}
     return scores
+
+
+# ---- How far the tested weights are trained -------------------------------------------------------------------------
+
+
+def step_of(pl_module: LightningModule) -> int | None:
+    """Return the training step of the weights; None of weights without a fit."""
+    step: int | None = (getattr(pl_module, "trained", None) or {}).get("step")
+    return step
+
+
+def trained_weights(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Return how far the weights are trained.
+
+    Returns:
+        "step" of the weights; "run_step", how far their run has come, which of the best checkpoint is more; "max_steps"
+        that the run makes, and "training_versions" of its code. All are None of weights without a fit.
+    """
+    weights: dict[str, Any] = getattr(pl_module, "trained", None) or {}
+    checkpoint, run = Path(trainer.ckpt_path or ""), weights
+    if checkpoint.name == BEST and checkpoint.with_name(LAST).exists():
+        run = read_checkpoint(checkpoint.with_name(LAST)).get(TRAINED) or weights
+    found = {"step": weights.get("step"), "run_step": run.get("step"), "max_steps": run.get("max_steps")}
+    return {**found, "training_versions": run.get("versions")}
+
+
+def describe_unfinished(trained: Mapping[str, Any]) -> str | None:
+    """Return that a training has steps to go, in a few words; None if it is finished or not known."""
+    step, steps = trained.get("run_step"), trained.get("max_steps")
+    if step is None or steps is None or step >= steps:
+        return None
+    return f"unfinished weights: their training has made {step} of {steps} steps"
+
+
+# ---- The evaluation protocol: how a group evaluates, and what of a test departs from it -----------------------------
+
+
+def protocol_record(trainer: Trainer, name: str | None) -> dict[str, Any]:
+    """Return the name of a test's protocol, and the options in which the test differs from it.
+
+    Args:
+        trainer: Of the test.
+        name: Of `protocol_<name>.yaml`, in the current folder or among the package's configs; None is no protocol.
+
+    Returns:
+        {"name", "departures": {option: {"protocol", "run"}}}; without departures if the file or the command line is not
+        at hand.
+    """
+    saved = find_saved_config(trainer)
+    if name is None or saved is None:
+        return {"name": name}
+    try:
+        stated = read_settings(find_config(f"{PROTOCOLS}{name}.yaml"))
+    except InputError:  # a protocol of another machine
+        return {"name": name}
+    found = departures(stated, saved.content())
+    return {"name": name, "departures": found | _time_of_encoding(trainer.lightning_module, stated)}
+
+
+def departures(stated: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options of a protocol that a run's settings differ from; class paths may lack their module.
+
+    Args:
+        stated: The protocol.
+        run: The settings of the run.
+
+    Returns:
+        {option: {"protocol", "run"}}; of a part that the protocol leaves out, "run" has all of its options.
+    """
+    ours = flatten(run)
+    found = {option: {"protocol": value, "run": option_of(ours, option)} for option, value in flatten(stated).items()}
+    return {option: each for option, each in found.items() if not is_same_value(option, *each.values())}
+
+
+def _time_of_encoding(task: Any, stated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the departure of a model whose camera encoding sets the time index, whatever a protocol says."""
+    model: Any = getattr(task, "model", None)
+    encoding = getattr(model, "camera_encoding", None)
+    time_index = stated.get("model", {}).get("init_args", {}).get("time_index")
+    if encoding is None or time_index is None or not (encoding.time_index or encoding.requires_constant_time):
+        return {}
+    return {"model.time_index": {"protocol": time_index, "run": to_config(model.time_index)}}

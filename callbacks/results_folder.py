@@ -1,28 +1,125 @@
-"""The folder of a test: its run's, or one inside it if the run holds a finished test with other settings."""
+"""The folder of a test, and the identity by which an interrupted test is resumed.
+
+A test with the model and data settings of its run writes into the run's folder; another one, or a repeated one, into
+`tests/<short name>/` inside it. A finished test has a metrics.json, and nothing that is finished is overwritten.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, BinaryIO
 
-from lightning import Trainer
+import yaml
+from lightning import LightningModule, Trainer
 
-from callbacks.settings import FILES, changed
-from zoo.files.atomic_io import write_whole
+from callbacks.run_config import (
+    METRICS,
+    PREDICTIONS,
+    TEST_FILE,
+    changed_options,
+    config_of_command,
+    evaluation_config,
+    find_saved_config,
+    is_covered,
+    option_of,
+)
+from datamodules.datamodule import is_limited
+from datamodules.scenes import questions_fingerprint
+from zoo.configuration import DOTTED, flatten
+from zoo.errors import InputError
+from zoo.files.atomic_io import try_lock
 from zoo.files.fingerprint import fingerprint
-from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG
+from zoo.geometry import CachedGeometry
+from zoo.versions import ROOT
+from zoo.weights.checkpoint import fingerprints, read_checkpoint, released_sources
+from zoo.weights.saved_models import RUN_CONFIG
 
-METRICS, PREDICTIONS = "metrics.json", "predictions.jsonl"
-UNFINISHED = "predictions.unfinished.json"  # the settings of a running or interrupted test
-SETTINGS = "predictions.settings.json"  # the same file, renamed when the test ends
+TESTS = "tests"  # folder of a run's further tests
 LOCK = ".test.lock"  # of a running test
-PERTURBATION = "data.perturbation"
-PREFIX = "test-"  # of a folder inside a run's
-COMPUTED = ("questions", "prompts", "geometry_weights", "weights")  # entries of the settings that are no options
-KEY_DIGITS, MAX_NAME = 8, 40
+PROTOCOL = "metrics.protocol"  # a name, which changes nothing by itself
+OWN_CODE = ("zoo", "datamodules")  # packages that answers depend on
+MAX_NAME = 40
+
+
+# ---- What the answers of a test depend on ---------------------------------------------------------------------------
+
+
+def changes_no_answer(*owners: Any) -> tuple[str, ...]:
+    """Return the names of the options that change no answer, as a task and a DataModule declare them."""
+    return tuple(chain.from_iterable(getattr(each, "changes_no_answer", ()) for each in owners))
+
+
+def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Return what the answers of a test depend on; its scorer is no part of it.
+
+    Call it on every process, when the weights and the test's scenes are read.
+
+    Returns:
+        "config": flattened options of model and data without those that change no answer, the Trainer's precision and
+        limit of batches, and the seed; "processes", of a limited test alone; and fingerprints: "weights" of the
+        released files and the checkpoint's tensors (without either, of the tensors in memory), "code" of the zoo's and
+        of the user's own classes, and "scenes" of the questions and of size and time of all files.
+    """
+    data: Any = getattr(trainer, "datamodule", None)
+    model = getattr(pl_module, "model", None)
+    # 1. Options.
+    excepted = changes_no_answer(pl_module, data)
+    config = {
+        name: value
+        for name, value in flatten(config_of_command(trainer, pl_module)).items()
+        if not is_covered(name, excepted)
+    }
+    # 2. Weights.
+    released = fingerprints(released_sources(model)) if hasattr(model, "loader") else {}
+    weights: list[Any] = [{part: each["files"] for part, each in released.items()}]
+    if trainer.ckpt_path is not None:
+        weights.append(fingerprint(read_checkpoint(trainer.ckpt_path)["state_dict"]))
+    elif not released or getattr(pl_module, "trained", None):  # random, or trained by this command
+        weights.append(fingerprint(pl_module))
+    if isinstance(geometry := getattr(model, "geometry", None), CachedGeometry):
+        weights.append(geometry.weights)
+    # 3. Code.
+    files = {file for package in OWN_CODE for file in (ROOT / package).rglob("*.py")}
+    paths = [str(value) for name, value in config.items() if name.endswith("class_path")]
+    kinds = [type(pl_module), type(data), *(resolve_name(path) for path in paths if DOTTED.fullmatch(path))]
+    modules = {kind.__module__ for kind in kinds if inspect.isclass(kind)}
+    own = (getattr(sys.modules[name], "__file__", None) for name in modules if name.partition(".")[0] not in OWN_CODE)
+    files |= {Path(file) for file in own if file}
+    # 4. Questions, and the files of scenes.
+    scenes: list[Any] = []
+    if tested := getattr(data, "tested_scenes", ()):
+        scenes = [questions_fingerprint(tested)]
+        for scene in tested:
+            read = (scene.video, scene.cameras, scene.depth, *scene.images, *data.sampler.reads(scene.name))
+            scenes.append([*_states(path for path in read if path is not None)])
+    found = {
+        "config": config,
+        "processes": trainer.world_size if is_limited(trainer.limit_test_batches) else None,  # each has a limit
+        "weights": fingerprint(weights),
+        "code": fingerprint(f"{file.name} {file.read_text(encoding='utf-8')}" for file in sorted(files)),
+        "scenes": fingerprint(scenes),
+    }
+    return dict(json.loads(json.dumps(found, default=str)))
+
+
+def _states(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and time of each file, also of those in a folder; nothing of an absent one."""
+    for path in paths:
+        if path.exists():
+            status = path.stat()
+            yield path.name, status.st_size, status.st_mtime_ns
+            yield from _states(sorted(path.iterdir()) if path.is_dir() else ())
+
+
+# ---- Where a test is written ----------------------------------------------------------------------------------------
 
 
 def rank_file(folder: Path, rank: int) -> Path:
@@ -35,51 +132,106 @@ def rank_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("predictions.rank*.jsonl"))
 
 
-def results_folder(trainer: Trainer) -> Path:
-    """Return the folder that a PredictionsCallback has chosen for the running test, or else the run's."""
-    callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
-    chosen = (getattr(callback, "results_folder", None) for callback in callbacks)
-    return next(filter(None, chosen), Path(trainer.default_root_dir))
+def finished_tests(run: Path) -> list[Path]:
+    """Return the folders of a run's finished tests: its own, and those inside it."""
+    return [folder for folder in (run, *sorted(run.glob(f"{TESTS}/*"))) if (folder / METRICS).is_file()]
 
 
-def choose_folder(run: Path, settings: Mapping[str, Any]) -> Path:
-    """Return the folder for a test with these settings; a repeated or resumed test gets the folder that it had."""
-    is_perturbed = any(name.startswith(PERTURBATION) and value is not None for name, value in settings.items())
-    if is_perturbed and (run / CHECKPOINTS).exists():  # never in place of the run's own test
-        return run / f"{PREFIX}{_describe({}, settings, PERTURBATION)}-{_key(settings)}"
-    if not (run / SETTINGS).exists() and not (run / UNFINISHED).exists():
+def is_interrupted(folder: Path) -> bool:
+    """Return whether a folder holds a test that was begun and not finished."""
+    return (folder / TEST_FILE).exists() and not (folder / METRICS).exists()
+
+
+def differences(config: Mapping[str, Any], base: Path, excepted: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the options in which a test differs from the config of a run, as {option: {"training", "test"}}.
+
+    Args:
+        config: The test's flattened options, see `identify_test`.
+        base: The run's config.yaml; nothing differs if it is absent.
+        excepted: Names of options that change no answer.
+    """
+    if not base.exists():
+        return {}
+    run = flatten(evaluation_config(yaml.safe_load(base.read_text(encoding="utf-8"))))
+    names = changed_options(run, config, excepted)
+    return {name: {"training": option_of(run, name), "test": option_of(config, name)} for name in names}
+
+
+def choose_folder(
+    trainer: Trainer, identity: Mapping[str, Any], excepted: Sequence[str], step: int | None
+) -> tuple[Path, BinaryIO]:
+    """Return the folder of a test, and its lock.
+
+    It is the one that holds this test, interrupted; else the first that holds none.
+
+    Args:
+        trainer: Of the test.
+        identity: See `identify_test`.
+        excepted: Names of options that change no answer.
+        step: Of the tested weights.
+
+    Raises:
+        InputError: Another process runs this test.
+    """
+    run, config = Path(trainer.default_root_dir), identity["config"]
+    while True:
+        # 1. The folder of this test, if it was interrupted, whatever has ended since.
+        begun = (run, *sorted(run.glob(f"{TESTS}/*")))
+        same = next((each for each in begun if is_interrupted(each) and _read(each / TEST_FILE) == identity), None)
+        folder = same or _free_folder(trainer, run, config, excepted, step)
+        # 2. Unless another test begins or ends there in this moment.
+        lock = try_lock(folder / LOCK)
+        if lock is None and same is not None:
+            raise InputError(f"another test is writing to {folder}: wait until it ends")
+        if lock is not None:
+            if is_interrupted(folder) if same else not _is_taken(folder):
+                return folder, lock
+            lock.close()
+        time.sleep(0.05)
+
+
+def _free_folder(
+    trainer: Trainer, run: Path, config: Mapping[str, Any], excepted: Sequence[str], step: int | None
+) -> Path:
+    """Return the run's folder for its own first test, else the first free one that is named by what differs."""
+    former = _read(run / TEST_FILE).get("config")
+    from_former = [] if former is None else changed_options(former, config)
+    # a script has no config: its test is compared with the one that is there
+    has_config = find_saved_config(trainer) is not None
+    differing = list(differences(config, run / RUN_CONFIG, excepted)) if has_config else from_former
+    if not differing and not _is_taken(run):
         return run
-    finished = json.loads((run / SETTINGS).read_text(encoding="utf-8")) if (run / SETTINGS).exists() else None
-    if finished is not None and not changed(finished, settings):
-        return run
-    if existing := sorted(run.glob(f"{PREFIX}*{_key(settings)}")):
-        return existing[0]
-    # without a finished test, the run's folder holds an interrupted one, which is resumed or refuses
-    return run if finished is None else run / f"{PREFIX}{_describe(finished, settings)}-{_key(settings)}"
+    finished = _read(run / METRICS)
+    names = [_short_name(differing or from_former, config)]
+    if step is not None and finished and finished.get("step") != step:
+        names.append(f"step-{step}")
+    name = "-".join(filter(None, names)) or "repeat"
+    numbered = (run / TESTS / (f"{name}-{number}" if number > 1 else name) for number in count(1))
+    return next(folder for folder in numbered if not _is_taken(folder))
 
 
-def keep_finished_test(run: Path) -> Path | None:
-    """Move a run's finished test, if there is one, to a folder of its own, and return that folder."""
-    if not (run / SETTINGS).exists():
-        return None
-    folder = run / f"{PREFIX}former-weights-{_key(json.loads((run / SETTINGS).read_text(encoding='utf-8')))}"
-    folder.mkdir(exist_ok=True)
-    if (run / RUN_CONFIG).exists():
-        write_whole(folder / RUN_CONFIG, (run / RUN_CONFIG).read_bytes())
-    for name in (METRICS, PREDICTIONS, SETTINGS):  # in this order: after a kill, it goes on
-        if (run / name).exists():
-            (run / name).replace(folder / name)
-    return folder
+def _is_taken(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (TEST_FILE, METRICS, PREDICTIONS))
 
 
-def _key(settings: Mapping[str, Any]) -> str:
-    """Return a digest of the settings; the files of scenes may change, as when a damaged one is replaced."""
-    return fingerprint({name: value for name, value in settings.items() if not name.startswith(FILES)})[:KEY_DIGITS]
+def _short_name(differing: Sequence[str], config: Mapping[str, Any]) -> str:
+    """Return a protocol's name, else the first option that differs with its value: `num_frames-8`, `OtherCameras`."""
+    if not differing:
+        return ""
+    if PROTOCOL in differing and config.get(PROTOCOL):
+        return str(config[PROTOCOL])
+    firsts = ("data.perturbation", "data.", "model.", "")
+    option = min(differing, key=lambda name: next(place for place, each in enumerate(firsts) if name.startswith(each)))
+    key, value = option.rpartition(".")[2], option_of(config, option)
+    text = f"no-{key}" if value is None else f"{key}-{value}"
+    if isinstance(value, Mapping) and "class_path" in value:
+        text = str(value["class_path"]).rpartition(".")[2]
+    return re.sub(r"[^\w.]+", "-", text)[:MAX_NAME].strip("-.")
 
 
-def _describe(before: Mapping[str, Any], now: Mapping[str, Any], first: str = "data.") -> str:
-    """Return the first option that differs and its value, such as `subset-20`; those of a prefix come first."""
-    names = sorted(changed(before, now), key=lambda name: (name in COMPUTED, not name.startswith(first)))
-    option = names[0].removesuffix(".class_path")
-    value = "" if names[0] in COMPUTED else f"-{str(now.get(names[0])).rpartition('.')[2]}"
-    return re.sub(r"\W+", "-", f"{option.rpartition('.')[2]}{value}")[:MAX_NAME].strip("-")
+def _read(file: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; empty if it is absent or damaged."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

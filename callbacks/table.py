@@ -1,8 +1,9 @@
-"""The table of scores, for a terminal or a log file."""
+"""What a test's records add up to, and its table of scores for a terminal or a log file."""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
@@ -11,24 +12,69 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.baselines.blind import BlindBaselines
-from callbacks.baselines.mark import BELOW, MEANING, NAMES, is_below
-from callbacks.scoring import Tally
+from callbacks.baselines import BELOW, MEANING, NAMES, is_below
+from zoo.benchmarks import Benchmark
+from zoo.metrics import BenchmarkScore
 
 SAME = 1e-6  # a float32 mean and a float64 one of the same thresholds
 WIDTH = 150  # enough for the table, also in a terminal of 80 columns: a number is not to be cut off
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
 MEANS = "micro", "macro"
+Record = Mapping[str, Any]  # of a question, see `zoo.metrics.with_scores`
+Scores = Mapping[str, Any]  # of a test, see `summarize`
+
+
+def summarize(
+    records: Iterable[Record], benchmark: Benchmark, scorer: str, result: Scores | None = None
+) -> dict[str, Any]:
+    """Return the scores and counts of a whole test, as metrics.json has them.
+
+    Args:
+        records: Of all questions, each once, with their scores.
+        benchmark: The benchmark of the questions.
+        scorer: Name of the scorer that made the scores.
+        result: As `BenchmarkScore.compute` returns it; None computes it from the records.
+
+    Returns:
+        The result; "counts" of the scored questions, of the failed and of the unparsable ones; "failed_scenes";
+        "benchmark" and "scorer"; "captions", the measures of a whole test, of a benchmark that has some; "objectives",
+        means over the scenes of the errors of what objectives predict, and "unmeasured_scenes", where there are some.
+    """
+    records = list(records)
+    if result is None:
+        metric = BenchmarkScore(benchmark, scorer)
+        metric.add(records)
+        result = metric.compute()
+    scored = [record for record in records if record["score"] is not None]
+    answered = [record for record in scored if not record["error"]]
+    unparsable = sum(not benchmark.is_parsable(r["prediction"], r["question_type"], scorer) for r in answered)
+    failed = Counter((record["scene"], record["error"]) for record in scored if record["error"])
+    answers = ["" if record["error"] else record["prediction"] for record in scored]
+    captions = benchmark.corpus_scores(answers, [record["ground_truth"] for record in scored]) if scored else {}
+    errors = {record["scene"]: record["objectives"] for record in records if "objectives" in record}
+    by_name: dict[str, list[float]] = {}
+    for name, error in (pair for own in errors.values() for pair in own.items()):
+        by_name.setdefault(name, []).append(error)
+    unmeasured = sorted({(record["scene"], record["unmeasured"]) for record in records if record.get("unmeasured")})
+    return {
+        **result,
+        "counts": {"questions": len(scored), "failed": len(scored) - len(answered), "unparsable": unparsable},
+        "failed_scenes": [{"scene": s, "error": e, "questions": n} for (s, e), n in sorted(failed.items())],
+        **({"unmeasured_scenes": [{"scene": s, "error": e} for s, e in unmeasured]} if unmeasured else {}),
+        "benchmark": benchmark.name,
+        "scorer": scorer,
+        **({"captions": captions} if captions else {}),
+        **({"objectives": {name: sum(each) / len(each) for name, each in by_name.items()}} if by_name else {}),
+    }
 
 
 def render(
-    scored: Tally,
+    metrics: Scores,
+    benchmark: Benchmark,
     *,
     title: str,
-    missing: Mapping[str, int] | None = None,
-    filtered: int = 0,
     chosen_by: str = "",
-    blind: BlindBaselines | None = None,
+    remarks: Sequence[str] = (),
     terminal: bool | None = None,
 ) -> str:
     """Return the text of the table and, below it, the failed, filtered and missing questions.
@@ -36,105 +82,113 @@ def render(
     A score below the best of its blind baselines is marked. Those of a group are micro / macro means.
 
     Args:
-        scored: The scores of a test.
+        metrics: The scores of a test, with its "baselines" if there are some.
+        benchmark: The benchmark of the questions.
         title: The line above the table, such as the model and the split.
-        missing: Number of questions of each scene whose video is absent.
-        filtered: Number of questions left out.
         chosen_by: The option that left questions out.
-        blind: The blind baselines, a column each; None is none.
+        remarks: About the baselines.
         terminal: Colors and rules if True, a plain Markdown table if False, as stdout is if None.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
-    result, counts, blind = scored.result, scored.counts, blind or BlindBaselines()
+    counts, blind, scorer = metrics["counts"], metrics.get("baselines", {}), metrics["scorer"]
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
-    for heading in (*MEANS, *blind.scores, "questions"):
+    for heading in (*MEANS, *blind, "questions"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("scorer", no_wrap=True)
-    types = result["per_question_type"]
+    types = metrics["per_question_type"]
     for kind, entry in types.items():
-        others = [each["per_question_type"].get(kind, {}).get("score") for each in blind.scores.values()]
-        cells = (kind, _marked(entry["score"], others), "", *map(_number, others), str(entry["count"]), scored.scorer)
+        others = [each["per_question_type"].get(kind, {}).get("score") for each in blind.values()]
+        cells = (kind, _marked(entry["score"], others), "", *map(_number, others), str(entry["count"]), scorer)
         table.add_row(*cells, end_section=kind == list(types)[-1])
-    for group, kinds in scored.benchmark.groups.items():
+    for group, kinds in benchmark.groups.items():
         questions = sum(types[kind]["count"] for kind in kinds if kind in types)
         if group != "all" and questions in (0, counts["questions"]):
             continue  # the group is empty, or equal to all
-        every = [each[group] for each in blind.scores.values()]
-        means = [_marked(result[group][mean], [each[mean] for each in every]) for mean in MEANS]
-        table.add_row(GROUPS[group], *means, *map(_both, every), str(questions), scored.scorer, style="bold")
+        every = [each[group] for each in blind.values()]
+        means = [_marked(metrics[group][mean], [each[mean] for each in every]) for mean in MEANS]
+        table.add_row(GROUPS[group], *means, *map(_both, every), str(questions), scorer, style="bold")
     console = Console(force_terminal=terminal, width=WIDTH)
     with console.capture() as capture:
         console.print(table)
     shown = capture.get()
-    unparsable = f"; {_plural(counts['unparsable'], 'answer')} could not be parsed: score 0"
     lines = [title, *(line.rstrip() for line in shown.splitlines() if line.strip())]
     lines += [MEANING] if f" {BELOW}" in shown else []
-    lines += blind.remarks
-    lines.append(f"{_plural(counts['questions'], 'question')}{unparsable if counts['unparsable'] else ''}")
-    lines += [f"{name} {value if isinstance(value, str) else f'{value:.4f}'}" for name, value in _flat(scored.corpus)]
-    if failed := scored.failed_scenes:
+    return "\n".join([*lines, *remarks, *_notes(metrics, chosen_by)])
+
+
+def _notes(metrics: Scores, chosen_by: str) -> list[str]:
+    """Return the lines below a table."""
+    counts = metrics["counts"]
+    unparsable = f"; {_plural(counts['unparsable'], 'answer')} could not be parsed: score 0"
+    lines = [f"{_plural(counts['questions'], 'question')}{unparsable if counts['unparsable'] else ''}"]
+    for name, value in metrics.get("captions", {}).items():
+        if name == "skipped":
+            lines += [f"{skipped} skipped: {remedy}" for skipped, remedy in value.items()]
+        else:
+            lines.append(f"{name} {value if isinstance(value, str) else f'{value:.4f}'}")
+    if failed := metrics["failed_scenes"]:
         scenes = _plural(len({each["scene"] for each in failed}), "scene")
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed]
-    if unmeasured := scored.unmeasured_scenes:
+    if unmeasured := metrics.get("unmeasured_scenes"):
         lines.append(f"what objectives predict of {_plural(len(unmeasured), 'scene')} could not be measured")
         lines += [f"  {each['scene']}: {each['error']}" for each in unmeasured]
-    if filtered:
-        lines.append(f"{_plural(filtered, 'question')} left out by {chosen_by}")
-    if missing:
+    if counts.get("filtered"):
+        lines.append(f"{_plural(counts['filtered'], 'question')} left out by {chosen_by}")
+    if missing := metrics.get("missing_scenes"):
         names = ", ".join(list(missing)[:3]) + (", ..." if len(missing) > 3 else "")
         absent = _plural(sum(missing.values()), "question")
         lines.append(f"{absent} left out: the videos of {_plural(len(missing), 'scene')} are missing ({names})")
-    return "\n".join(lines)
+    return lines + [f"{name} {error:.3g}" for name, error in metrics.get("objectives", {}).items()]
 
 
-def side_by_side(tallies: Sequence[Tally], blind: Sequence[BlindBaselines], *, title: str) -> str:
+def side_by_side(
+    tests: Sequence[Scores], scores: Sequence[Mapping[str, float]], benchmark: Benchmark, *, title: str
+) -> str:
     """Return a Markdown table of the same answers with several scorers, and the number of answers that differ.
 
     Args:
-        tallies: The scores, one per scorer.
-        blind: The blind baselines by the same scorers; a score below the best of its own is marked.
+        tests: The scores by each scorer with their "baselines", below which a score is marked.
+        scores: Of each answer by its id, by the same scorers.
+        benchmark: The benchmark of the questions.
         title: The line above the table.
     """
-    first, scorers = tallies[0], [each.scorer for each in tallies]
+    scorers, blind = [each["scorer"] for each in tests], [each["baselines"] for each in tests]
 
     def row(name: str, *keys: str) -> list[str]:
-        others = [[_at(baseline, keys) for baseline in each.scores.values()] for each in blind]
-        return [name, *(_marked(_at(each.result, keys), own) for each, own in zip(tallies, others, strict=True))]
+        others = [[_at(baseline, keys) for baseline in each.values()] for each in blind]
+        return [name, *(_marked(_at(each, keys), own) for each, own in zip(tests, others, strict=True))]
 
     rows = [
-        *(row(kind, "per_question_type", kind, "score") for kind in first.result["per_question_type"]),
-        *(row(f"{group} {mean}", group, mean) for group, mean in product(first.benchmark.groups, MEANS)),
+        *(row(kind, "per_question_type", kind, "score") for kind in tests[0]["per_question_type"]),
+        *(row(f"{group} {mean}", group, mean) for group, mean in product(benchmark.groups, MEANS)),
     ]
-    for name in dict.fromkeys(name for each in blind for name in each.scores):
+    for name in dict.fromkeys(name for each in blind for name in each):
         for mean in MEANS:
-            cells = (_at(each.scores, (name, "all", mean)) for each in blind)
-            rows.append([f"{NAMES[name]}: all {mean}", *map(_number, cells)])
-    rows.append(["could not be parsed", *(str(each.counts["unparsable"]) for each in tallies)])
+            rows.append([f"{NAMES[name]}: all {mean}", *(_number(_at(each, (name, "all", mean))) for each in blind)])
+    rows.append(["could not be parsed", *(str(each["counts"]["unparsable"]) for each in tests)])
     pairs = [
-        f"  {a.scorer} and {b.scorer}: {sum(abs(a.scores[id] - b.scores[id]) > SAME for id in a.scores)}"
-        for a, b in combinations(tallies, 2)
+        f"  {first} and {second}: {sum(abs(one[id] - other[id]) > SAME for id in one)}"
+        for (first, one), (second, other) in combinations(zip(scorers, scores, strict=True), 2)
     ]
-    some = sum(max(own) - min(own) > SAME for own in zip(*(each.scores.values() for each in tallies), strict=True))
+    some = count_differing(scores)
     table = [["question type", *scorers], ["---", *["---:"] * len(scorers)], *rows]
     lines = [f"| {' | '.join(cells)} |" for cells in table]
     lines += ["", MEANING] if any(cell.endswith(f" {BELOW}") for cells in rows for cell in cells) else []
-    return "\n".join([title, "", *lines, "", f"answers on which scorers differ: {some} of {len(first.scores)}", *pairs])
+    return "\n".join([title, "", *lines, "", f"answers on which scorers differ: {some} of {len(scores[0])}", *pairs])
 
 
-def _at(result: Mapping[str, Any], keys: Iterable[str]) -> float | None:
+def count_differing(scores: Sequence[Mapping[str, float]]) -> int:
+    """Return the number of answers that get different scores, given those of several scorers by id."""
+    return sum(max(own) - min(own) > SAME for own in zip(*(each.values() for each in scores), strict=True))
+
+
+def _at(result: Any, keys: Iterable[str]) -> float | None:
     """Return the score that some keys lead to; None where there is none."""
-    found: Any = result
     for key in keys:
-        found = None if found is None else found.get(key)
-    return None if found is None else float(found)
-
-
-def _flat(corpus: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the measures of a whole test, and what each skipped one needs."""
-    values = [(name, value) for name, value in corpus.items() if name != "skipped"]
-    return values + [(f"{name} skipped:", remedy) for name, remedy in corpus.get("skipped", {}).items()]
+        result = None if result is None else result.get(key)
+    return None if result is None else float(result)
 
 
 def _number(score: float | None) -> str:

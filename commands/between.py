@@ -25,12 +25,11 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
-from callbacks.baselines.mark import NAMES
+from callbacks.baselines import NAMES
 from callbacks.configs import find_config, read_settings
-from callbacks.results_folder import METRICS
-from commands.parser import OneLineParser
+from commands.parser import command_parser, parse
 from commands.reports.bootstrap import intervals, observed
-from commands.reports.loaded_runs import Run, load_run, measures
+from commands.reports.loaded_runs import Run, load_run, measures, newest_test
 from commands.runs import CONFIG, newest_run
 from commands.studies.processes import Launch, main_py
 from commands.studies.sections import table
@@ -38,6 +37,7 @@ from commands.studies.switches import SCORER, config_of_parts, differing_parts, 
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
 from zoo.files.fingerprint import file_fingerprint
+from zoo.metrics import with_scores
 from zoo.versions import zoo_version
 from zoo.weights.saved_models import LAST_CHECKPOINT, config_of
 
@@ -86,7 +86,7 @@ def between(arguments: list[str]) -> None:
     Raises:
         InputError: A config is absent, they differ in nothing, in weights or in questions, or a test has failed.
     """
-    parser = OneLineParser(prog="main.py between", description=__doc__)
+    parser = command_parser("between", __doc__)
     parser.add_argument("first", type=str, help="a protocol, or the config of a run")
     parser.add_argument("second", type=str, help="another one")
     parser.add_argument(
@@ -99,7 +99,7 @@ def between(arguments: list[str]) -> None:
     parser.add_argument(
         "--output", type=str | None, default=None, help="folder of the tests; null is runs/between/<name>"
     )
-    asked = parser.parse_args(arguments)
+    asked = parse(parser, arguments)
     run = Path(asked.run) if asked.run else newest_run()
     files = [find_config(name) for name in (asked.first, asked.second)]
     first, second = (read_settings(file) for file in files)
@@ -140,15 +140,15 @@ def run_test(folder: Path, run: Path, config: Mapping[str, Any], options: str) -
         tested += f"# weights {file_fingerprint(checkpoint)}\n"
     is_there = asked.exists() and asked.read_text(encoding="utf-8") == tested
     if file.exists() and not is_there:
-        shutil.rmtree(folder)  # beside a finished test, `test` would put this one into a folder inside
-    if not (is_there and (folder / METRICS).exists()):
+        shutil.rmtree(folder)
+    if newest_test(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, text)
         write_whole(asked, tested)  # before the test, so that an interrupted one goes on
         print(f"testing {folder}", flush=True)
         if (error := main_py(folder / LOG, Launch(), *words)) is not None:
             raise InputError(f"{folder}: {error}")
-    return load_run(folder, folder.name)
+    return load_run(newest_test(folder) or folder, folder.name)
 
 
 def report(tests: Mapping[str, Run], parts: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> str:
@@ -200,12 +200,7 @@ def warnings_of(log: Path) -> list[str]:
 
 def rescored(run: Run, scorer: str) -> dict[str, float]:
     """Return the scores of a run's answers by another scorer."""
-    return {
-        answer.id: run.benchmark.score(
-            "" if answer.error else answer.prediction, answer.ground_truth, answer.question_type, scorer
-        )
-        for answer in run.answers
-    }
+    return {record["id"]: record["score"] for record in with_scores(map(vars, run.answers), run.benchmark, scorer)}
 
 
 def effect(base: Run, scores: Mapping[str, float], run: Run) -> Effect:

@@ -11,8 +11,8 @@ from jsonargparse import Namespace
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from commands.defaults import with_defaults
 from commands.new_run import launcher
+from commands.parser import build, parse
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
@@ -119,14 +119,14 @@ def cache_frames(arguments: list[str]) -> None:
     """
     parser = scene_parser("cache-frames", CACHE_FRAMES, OF_RUNS)
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
-    settings = parser.parse_args(with_defaults(arguments))
+    settings = parse(parser, arguments)
     seed_everything(settings.seed_everything, verbose=False)
     options = settings.data.init_args
     if options.get("frame_cache") is None:
         options["frame_cache"] = Namespace(**asdict(FrameCache()))
     settings.model.init_args["geometry_cache"] = None
     with torch.device("meta"):
-        built: Any = parser.instantiate_classes(settings)
+        built: Any = build(parser, settings)
     data, needs = built.data, built.model.model_spec()
     refuse_random_frames(data, built.split)
     if data.still_resize is not None and data.frames_as != "video":
@@ -239,7 +239,7 @@ def parse_geometry(arguments: list[str]) -> tuple[Any, list[CachedOutput]]:
     parser = scene_parser("cache-geometry", CACHE_GEOMETRY, OF_RUNS)
     parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
-    settings = parser.parse_args(with_defaults(arguments))
+    settings = parse(parser, arguments)
     seed_everything(settings.seed_everything, verbose=False)
     options = settings.model.init_args
     _set_cache(options, "geometry_cache")
@@ -247,7 +247,7 @@ def parse_geometry(arguments: list[str]) -> tuple[Any, list[CachedOutput]]:
     if options.teacher is not None:
         _set_teacher_caches(options.teacher.init_args)
     with torch.device("meta"):
-        built = parser.instantiate_classes(settings)
+        built = build(parser, settings)
     task: VideoQATask = built.model
     outputs: list[CachedOutput] = []
     if (output := _output_of_model(task)) is not None:

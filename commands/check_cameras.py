@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from callbacks.camera_map import camera_map
-from commands.parser import OneLineParser
+from callbacks.drawings import camera_map
+from commands.parser import command_parser, parse
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.samplers import SceneView
 from datamodules.sources.annotations import find_cameras
@@ -54,11 +54,11 @@ def check_cameras(arguments: list[str]) -> None:
     Raises:
         InputError: A file is absent or damaged, or the cameras don't explain the images.
     """
-    parser = OneLineParser(prog="main.py check-cameras", description=__doc__)
+    parser = command_parser("check-cameras", __doc__)
     parser.add_argument("video", type=str, help="a video file or a folder of frames")
     parser.add_argument("cameras", type=str | None, nargs="?", default=None, help="a cameras.json; or beside the video")
     parser.add_argument("--picture", type=str | None, default=None, help="null is <video>.path.png beside the cameras")
-    settings = parser.parse_args(arguments)
+    settings = parse(parser, arguments)
     path = Path(settings.video).expanduser()
     if not path.exists():
         raise InputError(f"{path}: no such video file or folder of frames")

@@ -28,7 +28,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from commands.parser import OneLineParser
+from commands.parser import build, command_parser, parse
 from zoo.backbones.pretrained import released_layouts
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
@@ -112,14 +112,14 @@ def check_encoding(arguments: list[str]) -> None:
     Raises:
         InputError: A symmetry is not as the class declares, or the cameras have no effect.
     """
-    parser = OneLineParser(prog="main.py check-encoding", description=__doc__)
+    parser = command_parser("check-encoding", __doc__)
     parser.add_subclass_arguments(CameraEncoding, "encoding", required=True)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--encoding", *arguments]
-    settings = parser.parse_args(arguments)
+    settings = parse(parser, arguments)
 
     def make() -> CameraEncoding:
-        encoding: CameraEncoding = parser.instantiate_classes(settings).encoding
+        encoding: CameraEncoding = build(parser, settings).encoding
         return encoding
 
     name, fits = type(make()).__name__, find_fits(make)

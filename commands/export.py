@@ -9,7 +9,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from commands.runs import config_of, run_of
+from commands.runs import run_of
 from datamodules import VideoQADataModule
 from datamodules.inference import READ_FROM_RUN
 from zoo.checkpoints import export_model, unofficial_parts
@@ -17,6 +17,7 @@ from zoo.configuration import complete_config, to_config
 from zoo.errors import InputError
 from zoo.tasks import Task, VideoQATask
 from zoo.weights.checkpoint import FROZEN, check_frozen, read_checkpoint
+from zoo.weights.saved_models import config_of
 
 
 class ExportingTrainer(Trainer):

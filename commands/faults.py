@@ -1,14 +1,24 @@
-"""Errors of users' own classes and of other libraries, as one line."""
+"""Errors as one line: of options and their values, of users' own classes, and of other libraries."""
 
 from __future__ import annotations
 
 import errno
 import os
 import traceback
-from typing import NoReturn
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import Any, NoReturn
 
-from zoo.errors import InputError, causes, describe, input_error, raised_at, unwrapped
+import yaml
+from jsonargparse import ArgumentParser, Namespace
 
+from callbacks.configs import MergedConfig, find_class, find_error, option_names, parser_of, public_classes
+from zoo.configuration import unusable_class
+from zoo.errors import InputError, causes, describe, did_you_mean, input_error, raised_at, unwrapped
+
+Fault = tuple[str, str]  # an option in full, and what is wrong there
+KEYS_OF_PART = CLASS_PATH, INIT_ARGS, _ = "class_path", "init_args", "dict_kwargs"
 DISTRIBUTED = ("DistBackendError", "DistNetworkError")  # of torch; over gloo the error has no class of its own
 UNWRITABLE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again"),  # of the disk, or the user's
@@ -49,3 +59,138 @@ def known_fault(error: BaseException) -> InputError | None:
             reason = text.partition(" This is typically")[0]
             return InputError(f"another process of this run has ended, see its own error here or in its log ({reason})")
     return None
+
+
+# ---- Where jsonargparse refuses something: the option, and the nearest name ------------------------------------------
+
+
+def explained(error: Exception, parser: ArgumentParser, config: MergedConfig, given: Collection[str]) -> InputError:
+    """Return an error of jsonargparse as one line.
+
+    Its own text of a fault in a part is nested once for every part around it. So each option is tried on its own: the
+    first that is refused is named, with the config that sets it.
+
+    Args:
+        error: The error.
+        parser: The parser of the command.
+        config: What it refuses.
+        given: Names of the options of the command line.
+    """
+    fault = find_fault(parser, config.settings)
+    if fault is None:
+        return InputError(" ".join(str(error).split()))
+    option, problem = fault
+    is_typed = any(f"{option}.".startswith(f"{name.removesuffix('+')}.") for name in given)
+    names = [option, *(name for name in config.origins if name.startswith(f"{option}."))]
+    files = [config.origins[name] for name in names if name in config.origins and not is_typed]
+    return InputError(": ".join([*files[:1], option, problem]))
+
+
+def find_fault(parser: ArgumentParser, options: Mapping[str, Any], within: str = "") -> Fault | None:
+    """Return the first option that a parser refuses, and why; None if it takes all of them.
+
+    Args:
+        parser: The parser of a command, or of a class.
+        options: Their values; a part is a mapping with `class_path`.
+        within: The name of the part that has the options.
+    """
+    groups = vars(parser.get_defaults())
+    for option, value in options.items():
+        name = f"{within}.{option}".lstrip(".")
+        if option not in groups:
+            return name, _unknown(name, [f"{within}.{each}" for each in groups] if within else _names(parser, options))
+        if isinstance(groups[option], Namespace) and isinstance(value, Mapping) and not has_class(value):
+            known = [f"{name}.{inner}" for inner in vars(groups[option])]
+            for inner, each in value.items():
+                if f"{name}.{inner}" not in known:
+                    return f"{name}.{inner}", _unknown(f"{name}.{inner}", known)
+                if reason := refusal(parser, (option, inner), each):
+                    return f"{name}.{inner}", reason
+        elif fault := _fault_of_value(parser, option, value, name):
+            return fault
+    return None
+
+
+def _fault_of_value(parser: ArgumentParser, option: str, value: Any, name: str) -> Fault | None:
+    """Return the first fault of a value: of the classes of its parts, of their options, or of itself."""
+    value = opened(value)
+    for part in value if isinstance(value, list) else [value]:
+        if not has_class(part):
+            continue
+        if others := sorted(part.keys() - {*KEYS_OF_PART}):
+            return f"{name}.{others[0]}", f"not expected here: options of a class stand below {INIT_ARGS}"
+        alone = {CLASS_PATH: part[CLASS_PATH]}
+        if reason := refusal(parser, (option,), [alone] if isinstance(value, list) else alone):
+            return name, reason
+        kind = find_class(str(part[CLASS_PATH]))
+        if kind is not None and (fault := find_fault(parser_of(kind), part.get(INIT_ARGS) or {}, name)):
+            return fault
+    reason = refusal(parser, (option,), value, complete=True)
+    return None if reason is None else (name, reason)
+
+
+def _unknown(option: str, known: Collection[str]) -> str:
+    """Return what is wrong with an option that is not known."""
+    if option in known:  # in a config, where it is one key
+        return "a config has it nested: each word between the dots is a key of its own"
+    return f"there is no such option{did_you_mean(option, known)}"
+
+
+def _names(parser: ArgumentParser, options: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of a command's options, with those of its model and data."""
+    kinds = {part: find_class(value[CLASS_PATH]) for part, value in options.items() if has_class(value)}
+    inner = [f"{part}.{name}" for part, kind in kinds.items() if kind is not None for name in option_names(kind)]
+    return [*parser.get_defaults().keys(), *inner]
+
+
+def opened(value: Any) -> Any:
+    """Return the list or the mapping that a text spells, as `[a, b]`; another value as it is."""
+    if isinstance(value, str) and value.startswith(("[", "{")):
+        with suppress(yaml.YAMLError):
+            return yaml.safe_load(value)
+    return value
+
+
+def has_class(value: Any) -> bool:
+    """Return whether a value is a part with its class."""
+    return isinstance(value, Mapping) and CLASS_PATH in value
+
+
+def refusal(parser: ArgumentParser, option: Sequence[str], value: Any, complete: bool = False) -> str | None:
+    """Return why a parser refuses the value of an option, in jsonargparse's words; None if it takes it.
+
+    Args:
+        parser: The parser.
+        option: The name of the option, a word for each group.
+        value: Its value.
+        complete: Whether a part has all of its options, so that none without a default may be missing.
+    """
+    settings = value
+    for word in reversed(option):
+        settings = {word: settings}
+    reason = find_error(parser, settings)
+    if reason is None or (isinstance(reason, TypeError) and not complete):  # of a part that has not all of its options
+        return None
+    part = value[0] if isinstance(value, list) and value else value
+    if isinstance(part, str) and part.startswith("["):
+        part = (opened(part) or [""])[-1]
+    text, name = " ".join(str(reason).split()), str(part[CLASS_PATH] if has_class(part) else part)
+    if isinstance(part, Mapping) and not has_class(part):
+        return f"{text}; name its class first" if isinstance(reason, ValueError) else text
+    return unusable_class(name) or text + _similar_class(parser, option[-1], name)
+
+
+def _takes(parser: ArgumentParser, option: str, value: Any) -> bool:
+    """Return whether an option takes a class, or a list of one, but no text."""
+    takes_text = any(find_error(parser, {option: text}) is None for text in ("no class", ["no class"]))
+    error = find_error(parser, {option: value})
+    return not takes_text and (error is None or isinstance(error, TypeError))
+
+
+def _similar_class(parser: ArgumentParser, option: str, name: str) -> str:
+    """Return the end of a message about an unknown class: the most similar one that the option takes, or nothing."""
+    by_lower_case = {each.lower(): each for each in public_classes()}
+    alike = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, 20, 0.4)]
+    fitting = (each for each in alike if any(_takes(parser, option, value) for value in (each, [each])))
+    guess = None if find_class(name) else next(fitting, None)
+    return f"; did you mean {guess}?" if guess else ""

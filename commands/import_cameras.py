@@ -34,8 +34,8 @@ from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
-from callbacks.camera_map import camera_map
-from commands.parser import OneLineParser
+from callbacks.drawings import camera_map
+from commands.parser import build, command_parser, parse
 from commands.run_options import SceneCounts
 from datamodules.cameras_file import read_cameras
 from datamodules.samplers import SceneView
@@ -67,7 +67,7 @@ def import_cameras(arguments: list[str]) -> None:
     if any(word.partition("=")[0] == "--dataset" for word in arguments):
         import_dataset(arguments)
         return
-    parser = OneLineParser(prog="main.py import-cameras", description=__doc__)
+    parser = command_parser("import-cameras", __doc__)
     parser.add_argument("capture", type=str, help="folder of the capture")
     parser.add_argument("scene", type=str, help="path of the new scene, such as data/mine/homes/kitchen")
     poses_help = "format, such as COLMAP; null detects it by its files"
@@ -76,7 +76,7 @@ def import_cameras(arguments: list[str]) -> None:
     video_help = "a video whose frames are matched with poses by time; null takes the capture's frames"
     parser.add_argument("--video", type=str | None, default=None, help=video_help)
     parser.add_class_arguments(TimestampMatching, "clock")
-    settings = parser.instantiate_classes(parser.parse_args(arguments))
+    settings = build(parser, parse(parser, arguments))
     capture, scene = Path(settings.capture).expanduser(), Path(settings.scene).expanduser()
     video = Path(settings.video).expanduser() if settings.video else None
     if not 0 < settings.meters_per_unit < math.inf:
@@ -173,7 +173,7 @@ def import_dataset(arguments: list[str]) -> None:
     Raises:
         InputError: There are no scenes, or some have failed; the others are written by then.
     """
-    parser = OneLineParser(prog="main.py import-cameras --dataset", description=ALL_SCENES)
+    parser = command_parser("import-cameras --dataset", ALL_SCENES)
     parser.add_argument("root", type=str, help="folder of the raw scenes, or one above it")
     parser.add_argument("--dataset", type=Dataset, required=True, help=f"one of {', '.join(DATASETS)}")
     parser.add_argument("--output", type=str, required=True, help="folder of the cameras")
@@ -183,7 +183,7 @@ def import_dataset(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes; by default one per core")
     parser.add_argument("--check", type=int, default=10, help="scenes whose cameras are held against their images")
     parser.add_class_arguments(TimestampMatching, "clock")
-    settings = parser.instantiate_classes(parser.parse_args(arguments))
+    settings = build(parser, parse(parser, arguments))
     if settings.workers < 1:
         raise InputError(f"--workers {settings.workers}: at least 1")
     root, output = Path(settings.root).expanduser(), Path(settings.output).expanduser()

@@ -20,11 +20,11 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
+from callbacks.configs import RUNS
 from zoo.errors import InputError
 from zoo.files.atomic_io import try_lock
 from zoo.weights.saved_models import CHECKPOINTS, LAST
 
-RUNS = Path("runs")
 TRAINING_LOCK = ".fit.lock"
 ELSEWHERE = "give another --trainer.default_root_dir"
 INHERITED = "ZOO_RUN"  # an environment variable

@@ -1,208 +1,180 @@
-"""A parser whose errors are one line with a suggestion: the usage of this command line is pages long."""
+"""Parsers of the command line: configs below its options, and errors of one line that name the option and the file."""
 
 from __future__ import annotations
 
-import inspect
-import re
-import sys
-from argparse import Action, RawDescriptionHelpFormatter
-from collections.abc import Collection, Iterable
-from pathlib import Path
-from typing import Any, NoReturn
+import json
+import math
+from argparse import RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace
 
-import datamodules
-import zoo
-from callbacks.configs import read_settings
-from commands.expected_types import describe_types
-from commands.faults import raise_failed_construction
-from zoo.configuration import unusable_class
-from zoo.errors import InputError, closest, did_you_mean, input_error
+from callbacks.configs import MergedConfig, find_class, merge, merge_configs, model_of
+from commands.faults import CLASS_PATH, INIT_ARGS, KEYS_OF_PART, explained, opened, raise_failed_construction
+from zoo.configuration import is_same_class
+from zoo.errors import InputError
 
-BASES = ("Task", "VideoQATask")  # default configs set their options, but a run needs one of their models
-MAX_LISTED = 16  # names
-
-# argparse and jsonargparse report an error as text alone. These find what a remedy needs:
-UNKNOWN_OPTION = re.compile(  # the option; on the command line, in a config, in a group of options
-    r"unrecognized arguments: (?P<word>[^\s=]+)"
-    r"|(?:(?:Group|(?P<command>Subcommand)) '(?P<group>[^']+)' does not accept o|O)ption '(?P<option>[^']+)'"
-)
-REQUIRED = re.compile(r"the following arguments are required: ([\w.]+)")
-OTHER_CLASS = re.compile(  # a class of another kind, its base class, and the value that names it
-    r"Import path (?:(\S+) )?does not correspond to a subclass of (\w+)(?s:.*)"
-    r"Given value: (?:.*?class_path\W+|\W*)([\w.]+)"
-)
-UNKNOWN_CLASS = re.compile(r"import path string: (\S+)")  # the class, to suggest a similar one
-GIVEN_CLASS = re.compile(  # an import path where a class is expected, to say why it can't be used
-    r"(?s:Subtypes: \[[^\n]*\b(?!typing\.)\w+\.\w[^\n]*\].*Given value: |"
-    r"expects a function or a callable class: .*Got value: )"
-    r"(?:{'class_path': ')?(\w+(?:\.\w+)+)"
-)
-# beginnings of lines about types that were tried beside the one that was meant
-TRIED = ("Expected a path but", "Does not validate", "Errors:", "Given value type:", "Expected a <class 'NoneType'>")
+TRUST = "trust_modules"
+TRUST_HELP = "modules, between commas, that the config of someone else's run may import"
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Keep the line breaks of a description, and name no option twice where there are many."""
-
-    def _format_usage(self, usage: str | None, actions: Iterable[Action], groups: Any, prefix: str | None) -> str:
-        prog = self._prog.replace(" [options]", "")
-        is_long = sum(bool(action.option_strings) for action in actions) > MAX_LISTED
-        return super()._format_usage(f"{prog} [options]" if is_long else usage, actions, groups, prefix)
+    """jsonargparse's help, with the line breaks of a description."""
 
 
-class OptionError(InputError):
-    """An error of one option.
+PARSER_OPTIONS: dict[str, Any] = {"formatter_class": HelpFormatter, "exit_on_error": False, "allow_abbrev": False}
+
+
+def command_parser(command: str, description: str | None) -> ArgumentParser:
+    """Return a parser of a command without Lightning."""
+    prog = f"main.py {command}"
+    return ArgumentParser(prog=prog, usage=f"{prog} [options]", description=description, **PARSER_OPTIONS)
+
+
+def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse the words behind a command.
+
+    Raises:
+        InputError: An option, a value or a config is wrong.
+    """
+    if any(isinstance(action, ActionConfigFile) for action in parser._actions):
+        return parse_merged(parser, words)
+    try:
+        return parser.parse_args([*words])
+    except ArgumentError as error:
+        refused = error
+    given = split_options(words)[0]
+    raise explained(refused, parser, MergedConfig(with_options({}, given)), dict(given)) from refused
+
+
+def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentParser | None = None) -> Namespace:
+    """Merge the configs and the options of a command, the later over the earlier, and parse them as one config.
 
     Args:
-        option: Its name, relative to the part whose parser found the error.
-        problem: What is wrong, and the remedy.
-        guess: The most similar option, in place of a remedy.
+        parser: The parser of the command.
+        words: The words behind the command.
+        main: The parser that has the command as a subcommand.
+
+    Raises:
+        InputError: An option, a value or a config is wrong.
     """
+    from lightning.pytorch.utilities import rank_zero_info  # which imports PyTorch
 
-    def __init__(self, option: str, problem: str, guess: str = "") -> None:
-        super().__init__(f"{option}: {problem}" + (f"; did you mean {guess}?" if guess else ""))
-        self.option, self.problem, self.guess = option, problem, guess
-
-    def within(self, part: str) -> OptionError:
-        """Return the error with the option's name in the parser that has the part."""
-        return OptionError(f"{part}.{self.option}", self.problem, self.guess and f"{part}.{self.guess}")
-
-
-class OneLineParser(ArgumentParser):
-    """A jsonargparse parser whose errors are `InputError`s, and whose help names options in full."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": HelpFormatter, "allow_abbrev": False, **kwargs})
-
-    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a part, and import all classes that it may be: jsonargparse finds short names among loaded ones."""
-        registered_classes()
-        return super().add_subclass_arguments(*args, **kwargs)
-
-    def parse_args(self, args: Any = None, *others: Any, **kwargs: Any) -> Any:
-        """Parse the command line; jsonargparse 4.53 passes a null of a nested part on as the text None."""
-        if isinstance(args, list):
-            args = [f"{word.removesuffix('=None')}=null" if word.endswith("=None") else word for word in args]
-        return super().parse_args(args, *others, **kwargs)
-
-    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parse a config, composed of others or not; its errors name the file."""
-        try:
-            content = read_settings(Path(str(path)))
-            return super().parse_string(yaml.safe_dump(content, sort_keys=False), str(path), *args, **kwargs)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
-
-    def instantiate_classes(self, cfg: Any, **kwargs: Any) -> Any:
-        """Build the parts, after a check for nulls: parsing takes a null for a value that was not given."""
-        set_parsing_settings(unset_sentinel=True)
-        try:
-            self.validate(cfg)
-        except TypeError as error:
-            self.error(str(error), error)
-        finally:
-            set_parsing_settings(unset_sentinel=False)  # with it, dumps have the text None for some nulls
-        try:
-            return super().instantiate_classes(cfg, **kwargs)
-        except Exception as error:
-            raise_failed_construction(error)
-
-    def _check_value_key(self, action: Any, value: Any, key: str, *others: Any, **kwargs: Any) -> Any:
-        """Check a value; jsonargparse lets a null of a group of options pass, which no constructor takes."""
-        if value is None and key in (self.groups or ()):
-            raise TypeError(f"Parser key \"{key}\": Unable to load config 'null'")  # as of any other single value
-        return super()._check_value_key(action, value, key, *others, **kwargs)
-
-    def format_help(self, *args: Any) -> str:
-        """Format the help; jsonargparse names the options of a nested part relative to the class that has the part."""
-        text = super().format_help(*args)
-        if shown := re.match(r"Help for --([\w.]+)\.help", self.description or ""):
-            words = (word.partition("=")[0].removeprefix("--").removesuffix(".help") for word in sys.argv)
-            full = next((word for word in words if word.endswith(f".{shown[1]}")), shown[1])
-            text = text.replace(f"--{shown[1]}.", f"--{full}.")
-        return text
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise the error as one line."""
-        within = re.match(r'Parser key "([\w.]+)"', message)
-        part = within[1] if within else ""
-        inner = input_error(ex)
-        if isinstance(inner, OptionError) and part:  # the parser of the part has explained it
-            raise inner.within(part) from ex
-        if inner is not None:
-            raise inner
-        raise self._explain(message, part) from ex
-
-    def _explain(self, message: str, part: str) -> InputError:
-        if (given := GIVEN_CLASS.search(message)) and (reason := unusable_class(given[1])):
-            return OptionError(part, reason)
-        if found := UNKNOWN_OPTION.search(message):
-            return self._unknown_option(found)
-        if (found := OTHER_CLASS.search(message)) and part:
-            return OptionError(part, f"{found[1] or found[3]} is no {found[2]}{_listed(class_names(message))}")
-        if found := UNKNOWN_CLASS.search(message):
-            names, option = class_names(message), part or message.partition(":")[0].lstrip("-")
-            advice = did_you_mean(found[1], names) or _listed(names) or "; give its name or its import path"
-            return OptionError(option, f"there is no class {found[1]}{advice}")
-        if (absent := REQUIRED.search(message)) and not self.exit_on_error:  # of a part, which its option names
-            return OptionError(absent[1], "no value is given, and it has no default")
-        if not part:
-            return InputError(f"{' '.join(message.split())}; see {self._help}")
-        if types := describe_types(message):
-            return OptionError(part, types + _listed(class_names(message)))
-        lines = [line.strip(" -") for line in message.removeprefix(f'Parser key "{part}":').splitlines()]
-        reasons = [line for line in lines if line and not line.startswith(TRIED)]
-        return OptionError(part, "; ".join(reasons) + _listed(class_names(message)))
-
-    @property
-    def _help(self) -> str:
-        return f"{self.prog.replace(' [options]', '')} --help"
-
-    def _unknown_option(self, found: re.Match[str]) -> OptionError:
-        word, group, options = found["word"], found["group"], options_of(self)
-        if word and not word.startswith("--"):
-            problem = f"not expected here; options start with --, configs are named by --config; see {self._help}"
-            return OptionError(word, problem)
-        if found["command"]:
-            (commands,) = (action.choices for action in self._actions if isinstance(action.choices, dict))
-            group, options = None, options_of(commands[group])
-        option = f"{group}.{found['option']}" if group else found["option"] or word.lstrip("-")
-        guess = closest(option, options)
-        if not guess and len(options) == 1:
-            (only,) = options
-            guess = f"{only}.{option}" if f"--{only}.help" in self._option_string_actions else ""  # of a class
-        return OptionError(option, "there is no such option" + ("" if guess else _listed(options)), guess)
+    names, options = split_configs(words)
+    given, others = split_options(options)
+    config = merge_configs(names, trusted_modules(options))
+    for line in config.overridden:
+        rank_zero_info(line)
+    named, asked = model_of(config.settings), model_of(with_options({}, given))
+    if config.names_model and asked and find_class(asked) and not is_same_class(named, asked):
+        raise InputError(f"the configs name the model {named}, and --model {asked}: leave one of them out")
+    settings = with_options(config.settings, given)
+    for part in ("model", "data", "trainer"):
+        if settings.get(part, part) is None:
+            raise InputError(f"--{part} null: leave the option out")
+    command = [] if main is None else [parser.prog.split()[-1]]
+    try:
+        return (main or parser).parse_args([*command, "--config", as_json(settings), *others])
+    except ArgumentError as error:
+        refused = error
+    config = replace(config, settings=settings)
+    raise explained(refused, parser, config, dict(given)) from refused
 
 
-def options_of(parser: OneLineParser) -> set[str]:
-    """Return the names of all options of a parser, except those for help and for the shell's completion."""
-    names = (option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--"))
-    return {name for name in names if not name.endswith(("help", "+", "print_shtab"))}
+def as_json(settings: Any) -> str:
+    """Return settings as a text that jsonargparse reads: infinity as YAML spells it, and dates as texts."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(each) for each in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+        return value
+
+    return json.dumps(plain(settings), ensure_ascii=False, default=str)
 
 
-def registered_classes(base: type = object) -> list[type]:
-    """Import the public classes of `zoo` and `datamodules`, and return those of `base` that can be built.
+def build(parser: ArgumentParser, parsed: Namespace) -> Namespace:
+    """Build the parts that the settings name.
 
-    A command line may name them without their module.
+    Raises:
+        InputError: A part can't be built.
     """
-    exports = [getattr(package, name) for package in (zoo, datamodules) for name in package.__all__]
-    parts = [part for part in exports if inspect.isclass(part) and issubclass(part, base)]
-    return [part for part in parts if not inspect.isabstract(part) and part.__name__ not in BASES]
+    try:
+        return parser.instantiate_classes(parsed)
+    except Exception as error:
+        raise_failed_construction(error)
 
 
-def class_names(message: str) -> set[str]:
-    """Return the names of the classes that fit a type in the message; of all classes where it names no type."""
-    parts, named = registered_classes(), set(re.findall(r"(?:<class '|\[)([\w.]+)(?:'>|\])", message))
-    fitting = [part for part in parts if any(_path(base) in named for base in part.__mro__[:-1])]
-    return {part.__name__ for part in fitting or parts}
+def split_configs(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the values of `--config` from the other words."""
+    names, options = [], []
+    remaining = iter(words)
+    for word in remaining:
+        option, _, value = word.partition("=")
+        if option in ("--config", "-c") and (name := value or next(remaining, "")):
+            names.append(name)
+        else:
+            options.append(word)
+    return names, options
 
 
-def _path(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
+def split_options(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Separate the options and their values, given as `--option value` or `--option=value`, from the other words."""
+    options, others = [], []
+    remaining = [*words]
+    while remaining:
+        word = remaining.pop(0)
+        name, has_value, value = word.partition("=")
+        if not name.startswith("--") or name.endswith("help") or name == "--print_config":
+            others.append(word)
+        elif has_value:
+            options.append((name.removeprefix("--"), value))
+        elif remaining and not remaining[0].startswith("--"):
+            options.append((name.removeprefix("--"), remaining.pop(0)))
+        else:
+            others.append(word)
+    return options, others
 
 
-def _listed(names: Collection[str]) -> str:
-    return f"; known: {', '.join(sorted(names, key=str.lower))}" if 0 < len(names) <= MAX_LISTED else ""
+def trusted_modules(words: Sequence[str]) -> list[str]:
+    """Return the modules that the config of someone else's run may import."""
+    return [name.strip() for name in dict(split_options(words)[0]).get(TRUST, "").split(",") if name.strip()]
+
+
+def with_options(settings: Any, options: Sequence[tuple[str, str]]) -> Any:
+    """Return settings with the options of a command line over them; jsonargparse reads their texts."""
+    for name, text in options:
+        settings = with_option(settings, name, None if text == "null" else text)
+    return settings
+
+
+def with_option(settings: Any, name: str, value: Any) -> Any:
+    """Return settings with one option: a dotted name, which ends in `+` to append to a list."""
+    settings = opened(settings)
+    key, _, rest = name.partition(".")
+    if isinstance(settings, list) and settings:  # of a list of parts the last one is meant
+        return [*settings[:-1], with_option(settings[-1], name, value)]
+    if isinstance(settings, str):
+        settings = {CLASS_PATH: settings}
+    settings = {**settings} if isinstance(settings, Mapping) else {}
+    if CLASS_PATH in settings and key not in KEYS_OF_PART:
+        return {**settings, INIT_ARGS: with_option(settings.get(INIT_ARGS), name, value)}
+    before = settings.get(key.removesuffix("+"))
+    if rest:
+        return {**settings, key: with_option(before, rest, value)}
+    if key.endswith("+"):
+        value = [*_as_list(before), *_as_list(value)]
+    elif isinstance(before, Mapping):
+        value = opened(value)
+    return merge(settings, {key.removesuffix("+"): value})
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return a list, also of a single value or of a text that spells one; None is empty."""
+    value = opened(value)
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,14 +1,184 @@
-"""python main.py plan: what a training needs, before a GPU is rented; `commands.planning` describes it."""
+"""python main.py plan: what a training needs, before a GPU is rented.
+
+    python main.py plan --config spatial_mllm.yaml --config scale_3b.yaml --gpus 8 --memory_gb 80
+
+takes the options of `fit` and builds the model without memory: no weights are read, no video, no GPU. It prints the
+parameters of each part, and for each GPU the bytes of weights, gradients, the optimizer's state and activations. Those
+are by the formulas of `zoo.tasks.training_cost`, with 96 tokens of text per question. Validations take the weights,
+under FSDP2 the whole ones beside the shards, and the optimizer's state; the activations of answers are not counted. A
+frozen teacher (--model.teacher) is whole on each GPU, unless a cache has its outputs. A step is that of supervised
+training: of GRPO neither the sampling nor the several answers to each question are counted.
+
+Of released weights a second table has the alternatives (checkpointing, LoRA, fewer frames, FSDP2 and all of them), with
+the hours of the training on the GPUs that have room for them. Hours are floating-point operations over the GPU's peak
+times --utilization, without loading data, validations and tests; with --questions, the questions of an epoch, those of
+one. The last line states what fits, or what to change, after the command that starts it.
+"""
 
 from __future__ import annotations
 
-from rich.console import Console
+import shlex
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, NamedTuple
 
-from commands.planning.changes import choose, launch, verdict
-from commands.planning.tables import alternatives_table, described, memory_table, parameters_table
-from commands.planning.training import parsed
+import torch
+from lightning import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from callbacks.configs import CONFIGS
+from commands.parser import build, parse
+from commands.run_options import OF_RUNS, run_parser
+from commands.runs import require_model
+from datamodules import VideoQADataModule
+from datamodules.resize import bounds_of_images
+from zoo.errors import InputError
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
+from zoo.tasks import Task, VideoQATask
+from zoo.tasks.base import LearningRates
+from zoo.tasks.training_cost import BatchSizes, TrainingCost, training_cost
 
 WIDTH = 120  # of a table, so that a narrow terminal breaks lines instead of cells
+VIDEO = [480, 640]  # height and width of a raw frame where nothing states it, and of every full scale
+USABLE = 0.9  # of a GPU's memory: the rest is for CUDA itself, for NCCL, and lost to fragmentation
+UTILIZATION = 0.35  # of the peak: an assumption; trainings of such models are reported between 0.3 and 0.5
+QUESTIONS = 10_000  # that hours are given for where the length of a training is unknown
+MOST_GPUS, GPUS_PER_NODE = 512, 8
+OPTIONS = {  # that `fit` has not
+    "gpus": (int | None, None, "number of GPUs; null is that of trainer.devices and trainer.num_nodes"),
+    "memory_gb": (float, 80.0, "memory of a GPU in 10^9 bytes"),
+    "video_size": (list[int] | None, None, "height and width of raw frames; null is 480, 640, or that of tiny rooms"),
+    "questions": (int | None, None, "questions of an epoch, for the hours of one; null: those of --trainer.max_steps"),
+    "utilization": (float, UTILIZATION, "share of a GPU's peak that is reached"),
+}
+PROCESSES = ("trainer.devices", "trainer.num_nodes")
+ACCUMULATE = "--trainer.accumulate_grad_batches"
+CHECKPOINTING, FSDP2 = ("--model.gradient_checkpointing", "true"), ("--trainer.strategy", "fsdp2")
+LORA = ("--model.lora.r", "16")
+
+
+class GPU(NamedTuple):
+    """A GPU by its data sheet: memory in 10^9 bytes, dense bfloat16 products in 10^12 operations per second."""
+
+    name: str
+    memory_gb: float
+    peak_tflops: float
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.memory_gb:g} GB"
+
+
+GPUS = (
+    GPU("A100", 80, 312),
+    GPU("H100", 80, 989),
+    GPU("H200", 141, 989),
+    GPU("L40S", 48, 362),
+    GPU("4090", 24, 165),
+)
+
+
+class Training(NamedTuple):
+    """A training of a command line, or with some changes.
+
+    Attributes:
+        cost: On one GPU that holds the whole model.
+        batch: Sizes of a batch.
+        strategy: ddp or fsdp2.
+        checkpointing: Whether with gradient checkpointing.
+        gpus: Processes.
+        configured_gpus: Processes of `trainer`.
+        memory: Bytes that are usable on each GPU.
+        accumulated: Batches per step.
+        max_steps: Of the Trainer; -1 if epochs end the training.
+        epoch: Questions of an epoch; None if unknown.
+        utilization: Share of a GPU's peak.
+        is_pretrained: Whether the model has released weights: a full scale.
+        title: Model and parts.
+        video: Height and width of the raw frames.
+        uncounted: The algorithm that a training learns by, if it is not the supervised one, whose step is counted.
+        changes: Options that the command line lacks.
+    """
+
+    cost: TrainingCost
+    batch: BatchSizes
+    strategy: str = "ddp"
+    checkpointing: bool = False
+    gpus: int = 1
+    configured_gpus: int = 1
+    memory: float = USABLE * 80e9
+    accumulated: int = 1
+    max_steps: int = -1
+    epoch: int | None = None
+    utilization: float = UTILIZATION
+    is_pretrained: bool = False
+    title: str = ""
+    video: tuple[int, ...] = tuple(VIDEO)
+    uncounted: str | None = None
+    changes: tuple[str, ...] = ()
+
+    def variant(self, strategy: str, checkpointing: bool, gpus: int | None = None) -> Training:
+        """Return the same computation in another setup."""
+        changes = (*self.changes, *(CHECKPOINTING if checkpointing != self.checkpointing else ()))
+        changes = (*changes, *(FSDP2 if strategy != self.strategy else ()))
+        return self._replace(strategy=strategy, checkpointing=checkpointing, gpus=gpus or self.gpus, changes=changes)
+
+    @property
+    def rows(self) -> dict[str, float]:
+        """Bytes on each GPU in a training step, by what they are for."""
+        cost, shards = self.cost, self.shards
+        return {
+            "weights": cost.weights / shards,
+            **({"teacher": float(cost.teacher)} if cost.teacher else {}),
+            "gradients": cost.gradients / shards,
+            "optimizer": cost.optimizer / shards,
+            "gathered": float(cost.gathered[self.accumulated > 1]) if shards > 1 else 0.0,
+            "activations": float(cost.steps[self.checkpointing].activations),
+        }
+
+    @property
+    def shards(self) -> int:
+        """Number of GPUs that share one copy of the weights."""
+        return self.gpus if self.strategy == "fsdp2" else 1
+
+    @property
+    def evaluation(self) -> float:
+        """Bytes on each GPU in a validation, before its activations: FSDP2 gathers the whole weights for it."""
+        whole = self.cost.gathered_weights if self.shards > 1 else 0
+        return (self.cost.weights + self.cost.optimizer) / self.shards + self.cost.teacher + whole
+
+    @property
+    def needed(self) -> float:
+        """Bytes on each GPU."""
+        return max(sum(self.rows.values()), self.evaluation)
+
+    @property
+    def questions_per_step(self) -> int:
+        """On all GPUs."""
+        return self.gpus * self.accumulated * self.batch.scenes * self.batch.questions
+
+    @property
+    def length(self) -> tuple[float, str]:
+        """The number of steps that hours are given for, and its name."""
+        if self.epoch is None and self.max_steps > 0:
+            return float(self.max_steps), f"{self.max_steps:,} steps"
+        unknown = f"{QUESTIONS:,} questions (--questions: those of an epoch)"
+        name = unknown if self.epoch is None else f"an epoch of {self.epoch:,} questions"
+        return (self.epoch or QUESTIONS) / self.questions_per_step, name
+
+    def on_each_gpu(self) -> list[str]:
+        """Bytes, and the hours on each kind of GPU that has room for them."""
+        flops = self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0]
+        hours = [flops / (self.utilization * gpu.peak_tflops * 1e12) / 3600 for gpu in GPUS]
+        fits = [self.needed <= USABLE * gpu.memory_gb * 1e9 for gpu in GPUS]
+        return [
+            gigabytes(self.needed),
+            *(f"{each:,.1f}" if fit else "-" for each, fit in zip(hours, fits, strict=True)),
+        ]
 
 
 def plan(arguments: list[str]) -> None:
@@ -24,9 +194,238 @@ def plan(arguments: list[str]) -> None:
     console.print(memory_table(training))
     if training.is_pretrained:
         share = f"{training.utilization:.0%} of a GPU's peak in bfloat16"
-        print(f"hours of {training.length.name}, at {share}; - does not fit")
-        console.print(alternatives_table(training, arguments))
-    if (choice := choose(training, arguments)).fits:
+        print(f"hours of {training.length[1]}, at {share}; - does not fit")
+        *several, together = alternatives(training, arguments)
+        rows = [(" ".join(each.changes) or "as it is", *each.on_each_gpu()) for each in several]
+        rows += [("all of these", *together.on_each_gpu())] if len(several) > 2 else []
+        console.print(table((f"on {training.gpus} GPUs", "GB on each", *map(str, GPUS)), rows))
+    choice = choose(training, arguments)
+    if choice.needed <= choice.memory:
         print(f"to start it: {launch(arguments, choice)}")
     print(described(training))
+    if training.gpus != training.configured_gpus:
+        print(step_warning(training))
     print(verdict(training, choice))
+
+
+# ---- The training of a command line ----------------------------------------------------------------------------------
+
+
+@cache
+def parsed(arguments: tuple[str, ...]) -> Training:
+    """Build the model and the DataModule of a command line without memory, and count.
+
+    Raises:
+        InputError: Options that make no training.
+    """
+    parser = run_parser("plan", __doc__, ("seed_everything", *(name for name in OF_RUNS if name != "trainer")))
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
+    for name, (annotation, default, text) in OPTIONS.items():
+        parser.add_argument(f"--{name}", type=annotation, default=default, help=text)
+    parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
+    parser.add_subclass_arguments(VideoQADataModule, "data", fail_untyped=False, required=True)
+    settings = parse(parser, arguments)
+    require_model(settings)
+    for name in ("gpus", "memory_gb", "questions", "utilization"):
+        if settings[name] is not None and settings[name] <= 0:
+            raise InputError(f"--{name} {settings[name]}: more than 0")
+    if not issubclass(task_class := resolve_name(settings.model.class_path), VideoQATask):
+        raise InputError(f"plan counts a model that learns from questions, and {task_class.__name__} does not")
+    # 1. Leave out what would read files.
+    trainer, options, data = settings.pop("trainer"), settings.model.init_args, settings.data.init_args
+    checkpointing, options.gradient_checkpointing = options.gradient_checkpointing, False
+    rendered = getattr(data.source, "init_args", {}).get("size")
+    for part in ("source", "sampler", "train_sampler", "frame_pairing", "augmentation", "perturbation"):
+        data[part] = None
+    options.geometry_cache = None
+    # 2. The parts.
+    with torch.device("meta"):
+        built: Any = build(parser, settings)
+    task, module = built.model, built.data
+    of_rooms = [rendered] * 2 if rendered and not task.model.loader.is_pretrained else VIDEO
+    size = settings.video_size or of_rooms
+    height, width = resized(module, task, size)
+    kind: MediaKind = "video" if module.frames_as == "video" else "image"
+    frames = module.num_frames // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE
+    asked = (module.batch_size, module.questions_per_scene, module.tokens_per_sequence)
+    batch = BatchSizes(frames, height, width, *asked, kind)
+    parts = (task.model.loader, task.model.geometry, task.model.fusion, task.model.camera_encoding)
+    named = ", ".join(type(part).__name__ for part in parts if part is not None)
+    named += f", learning from {type(task.teacher.outline).__name__}" if task.teacher is not None else ""
+    configured_gpus = _devices(trainer.devices) * int(trainer.num_nodes or 1)
+    return Training(
+        cost=training_cost(task, batch, str(trainer.precision or "32-true")),
+        batch=batch,
+        strategy="fsdp2" if "fsdp2" in str(trainer.strategy).lower() else "ddp",
+        checkpointing=checkpointing,
+        gpus=settings.gpus or configured_gpus,
+        configured_gpus=configured_gpus,
+        memory=USABLE * settings.memory_gb * 1e9,
+        accumulated=int(trainer.accumulate_grad_batches or 1),
+        max_steps=int(trainer.max_steps or -1),
+        epoch=settings.questions,
+        utilization=settings.utilization,
+        is_pretrained=task.model.loader.is_pretrained,
+        title=f"{type(task).__name__}: {named}",
+        video=tuple(size),
+        uncounted=type(task.algorithm).__name__ if task.algorithm.asks_questions else None,
+    )
+
+
+def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tuple[int, int]:
+    """Height and width of the resized frames.
+
+    Raises:
+        InputError: Sides that can't be resized.
+    """
+    if len(size) != 2 or min(size) < 1:
+        raise InputError(f"--video_size {size}: height and width in pixels, such as [480,640]")
+    needs = task.model_spec()
+    try:
+        if module.frames_as == "video":
+            return module.pixels.frame_size(size[0], size[1], module.num_frames, needs.token_px)
+        if module.still_resize is not None:
+            picture = torch.empty(1, 3, *size, dtype=torch.uint8, device="cpu")
+            height, width = module.still_resize(picture, needs.token_px).frames.shape[-2:]
+            return height, width
+        return bounds_of_images(module.image_pixels, needs.image_pixels).frame_size(size[0], size[1], 1, needs.token_px)
+    except ValueError as error:
+        raise InputError(f"--video_size: {error}") from error
+
+
+def _devices(value: Any) -> int:
+    """The number of GPUs of `trainer.devices`; one where it is left to the machine."""
+    if isinstance(value, str) and "," in value:
+        value = value.strip(",").split(",")
+    return len(value) if isinstance(value, list) else int(value) if str(value or "").isdigit() else 1
+
+
+# ---- What a training may change to fit into a GPU, and the command that starts it ------------------------------------
+
+
+def alternatives(training: Training, arguments: list[str]) -> list[Training]:
+    """Return the training as it is, with each change by itself, and with all of them."""
+    batch, cost = training.batch, training.cost
+    frames = batch.num_frames // 2 // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE
+    one_scene = ("--data.batch_size", "1", ACCUMULATE, str(training.accumulated * batch.scenes))
+    options = [
+        LORA if cost.trained["decoder"] and not cost.frozen["decoder"] else (),
+        one_scene if batch.scenes > 1 else (),
+        ("--data.num_frames", str(frames)) if frames else (),
+    ]
+
+    def with_options(words: tuple[str, ...]) -> Training:
+        return parsed((*arguments, *words))._replace(changes=words) if words else training
+
+    strategy = "fsdp2" if training.gpus > 1 else training.strategy
+    several = [
+        training.variant(training.strategy, True),
+        *map(with_options, options),
+        training.variant(strategy, training.checkpointing),
+    ]
+    together = with_options(tuple(word for words in options for word in words)).variant(strategy, True)
+    return [training, *(each for each in several if each.changes), together]
+
+
+def choose(training: Training, arguments: list[str]) -> Training:
+    """Return the training as it is if it fits, or with the first change after which it does; else what takes least.
+
+    First come changes that compute the same: checkpointing, and shards over more and more GPUs. Then all alternatives.
+    """
+    tried: list[Training] = []
+    for smaller in (lambda: training, lambda: alternatives(training, arguments)[-1]):
+        other, gpus = smaller(), training.gpus
+        tried += [other, other.variant(other.strategy, True)]
+        while gpus <= MOST_GPUS:
+            tried += [other.variant("fsdp2", recomputes, gpus) for recomputes in (other.checkpointing, True)]
+            gpus *= 2
+        if found := [each for each in tried if each.needed <= each.memory]:
+            return found[0]
+    return min(tried, key=lambda each: each.needed)
+
+
+def launch(arguments: list[str], choice: Training) -> str:
+    """Return the command that starts the chosen training: `fit` with the options of `plan` and the changes."""
+    replaced = ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in (*OPTIONS, *PROCESSES):
+        replaced.add_argument(f"--{option}")
+    words = replaced.parse_known_args([*arguments, *choice.changes])[1]
+    words = [Path(word).name if Path(word).parent == CONFIGS else word for word in words]
+    nodes = -(-choice.gpus // GPUS_PER_NODE)
+    for option, count in zip(PROCESSES, (choice.gpus // nodes, nodes), strict=True):
+        words += [f"--{option}", str(count)] if count > 1 else []
+    return f"{'srun ' if nodes > 1 else ''}python main.py fit {shlex.join(words)}"
+
+
+# ---- What is printed -------------------------------------------------------------------------------------------------
+
+
+def gigabytes(count: float) -> str:
+    """A number of bytes in units of 10^9."""
+    return f"{count / 1e9:,.1f}" if count >= 5e7 else f"{count / 1e9:,.4f}"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table without lines."""
+    made = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def parameters_table(cost: TrainingCost) -> Table:
+    """The parameters of each part."""
+    counts = {each.name: (cost.trained[each.name], cost.frozen[each.name]) for each in fields(LearningRates)}
+    counts |= {"teacher": (0, cost.frozen["teacher"]), "total": (cost.trained.total(), cost.frozen.total())}
+    rows = ([part, *(f"{n / 1e6:,.1f}" if n else "-" for n in both)] for part, both in counts.items() if any(both))
+    return table(("parameters, million", "trained", "frozen"), rows)
+
+
+def memory_table(training: Training) -> Table:
+    """Bytes on each GPU, for each strategy without and with checkpointing."""
+    setups = [(strategy, checkpointing) for strategy in ("ddp", "fsdp2") for checkpointing in (False, True)]
+    titles = (strategy + ", checkpointing" * checkpointing for strategy, checkpointing in setups)
+    columns = [training.variant(*setup) for setup in setups]
+    rows = {name: [each.rows[name] for each in columns] for name in training.rows}
+    rows |= {"total": [sum(each.rows.values()) for each in columns]}
+    rows |= {"in validations": [each.evaluation for each in columns]}
+    head = (f"GB on each of {training.gpus} GPUs", *titles)
+    return table(head, ([name, *map(gigabytes, row)] for name, row in rows.items()))
+
+
+def described(training: Training) -> str:
+    """The sizes of a batch and of a step."""
+    cost, batch = training.cost, training.batch
+    tera = cost.steps[training.checkpointing].flops * training.accumulated / 1e12
+    raw = " x ".join(map(str, training.video))
+    only = f"; without what {training.uncounted} samples and compares, which takes more" if training.uncounted else ""
+    return (
+        f"{batch.num_frames} frames of {batch.height} x {batch.width} pixels after resizing, of {raw} before: "
+        f"{cost.visual_tokens:,} visual tokens a scene, sequences of up to {cost.sequence_tokens:,} tokens\n"
+        f"a step of {training.questions_per_step:,} questions: {training.gpus} GPUs x {training.accumulated} batches x "
+        f"{batch.scenes} scenes with {batch.questions} questions; "
+        f"{f'{tera:,.1f}' if tera >= 10 else f'{tera:.3g}'} TFLOP on each GPU{only}"
+    )
+
+
+def step_warning(training: Training) -> str:
+    """What another number of GPUs than the configs' makes of a step, and the batches that keep it."""
+    of_one_batch = training.questions_per_step // training.accumulated
+    wanted = training.questions_per_step // training.gpus * training.configured_gpus
+    batches = max(1, round(wanted / of_one_batch))
+    return (
+        f"warning: a step has {training.questions_per_step:,} questions on {training.gpus} GPUs, and {wanted:,} on the "
+        f"{training.configured_gpus} of --trainer.devices; {ACCUMULATE} {batches} makes it {batches * of_one_batch:,}"
+    )
+
+
+def verdict(training: Training, choice: Training) -> str:
+    """Return whether the training fits into the GPUs' memory, or the first change after which it does."""
+    usable = f"of {gigabytes(training.memory)} GB that are usable on each GPU"
+    lacks = f"does not fit: {gigabytes(training.needed)} {usable}"
+    needed = gigabytes(choice.needed)
+    if choice.needed > choice.memory:
+        return f"{lacks}; with all changes that are known here it still takes {needed} GB: rent larger GPUs"
+    more = ["on", str(choice.gpus), "GPUs"] if choice.gpus > training.gpus else []
+    words = " ".join([*choice.changes, *more])
+    return f"{lacks}; take {words}: {needed} GB" if words else f"fits: {needed} {usable}"

@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from commands.parser import OneLineParser
+from commands.parser import command_parser, parse
 from zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def probe(arguments: list[str]) -> None:
     Raises:
         InputError: The run can't be read, or too few of its scenes.
     """
-    parser = OneLineParser(prog="main.py probe", description=__doc__)
+    parser = command_parser("probe", __doc__)
     parser.add_argument("run", type=str | None, nargs="?", default=None, help="the folder of a run; null is the newest")
     parser.add_argument("--split", type=Split, default="test", help="which scenes")
     parser.add_argument("--scenes", type=int, default=100, help="most scenes, the first ones of the split")
@@ -47,7 +47,7 @@ def probe(arguments: list[str]) -> None:
     parser.add_argument("--output", type=str | None, default=None, help="folder of the results; null is the run's")
     trust_help = "modules that a run of someone else's may import"
     parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
-    settings = parser.parse_args(arguments)
+    settings = parse(parser, arguments)
     for name, least in (("scenes", 2), ("tokens", 1), ("folds", 2)):
         if settings[name] < least:
             raise InputError(f"--{name} {settings[name]}: at least {least}")
@@ -85,10 +85,10 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     import torch
     from lightning import seed_everything
 
+    from callbacks.configs import is_own
     from commands.probes.hidden_states import probe_spec, scene_states
-    from commands.runs import is_own
     from datamodules import VideoQADataModule
-    from zoo.configuration import from_config, named_modules, trusted_imports
+    from zoo.configuration import check_class_paths, from_config, named_modules
     from zoo.model import SpatialVLM
     from zoo.progress import progress
     from zoo.weights.saved_models import config_of, initial_model
@@ -97,8 +97,8 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     trusted = named_modules(config) if is_own(run) else settings.trust_modules
     seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # of random weights, as in its training
     model = (initial_model if name == "before" else SpatialVLM.from_pretrained)(run, trust_modules=trusted)
-    with trusted_imports(config["data"], trusted):
-        data = from_config(VideoQADataModule, config["data"])
+    check_class_paths(config["data"], trusted)
+    data = from_config(VideoQADataModule, config["data"])
     data.prepare_splits((settings.split,))
     scenes = data.scenes(settings.split)[: settings.scenes]
     dataset = data.dataset(scenes)

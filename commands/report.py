@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from commands.parser import OneLineParser
+from commands.parser import command_parser, parse
 from zoo.errors import InputError
 
 Format = Literal["text", "markdown", "latex", "html"]
@@ -39,7 +39,7 @@ def report(arguments: list[str]) -> None:
     Raises:
         InputError: None of the folders is a run, or the report can't be written.
     """
-    parser = OneLineParser(prog="main.py report", description=__doc__)
+    parser = command_parser("report", __doc__)
     parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
     help = "text, markdown, latex or html; null chooses by the output's suffix, else text"
     parser.add_argument("--format", type=Format | None, default=None, help=help)
@@ -49,7 +49,7 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--verify", type=str | None, default=None, help="a JSON file of published numbers")
     help = "the row of --verify to compare with; null is the one with the name of the run's weights"
     parser.add_argument("--row", type=str | None, default=None, help=help)
-    settings = parser.parse_args(arguments)
+    settings = parse(parser, arguments)
 
     # after the options are read: these import PyTorch, which the help does without
     from commands.reports.compare import ONE_SEED, compare

@@ -7,31 +7,31 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, get_args
 
-from jsonargparse import SUPPRESS, ActionConfigFile
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser
 from tqdm import tqdm
 
-from commands.parser import OneLineParser
+from commands.parser import TRUST, command_parser
 from datamodules import VideoQADataModule
 from datamodules.sources.base import Split
 from zoo.errors import InputError
 
 OF_RUNS = (
-    *("name", "trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
-    *("metrics", "predictions", "checkpoint", "gallery"),  # callbacks that every run has
+    *("name", TRUST, "trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
+    *("metrics", "checkpoint", "gallery"),  # callbacks that every run has
 )
 IgnoredOption = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
 
 
-def run_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
+def run_parser(command: str, description: str | None, ignored: Iterable[str]) -> ArgumentParser:
     """Return a parser that reads configs and ignores some options of a run."""
-    parser = OneLineParser(prog=f"main.py {command}", description=description)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config, in any order")
+    parser = command_parser(command, description)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config; a later one wins")
     for option in ignored:
         parser.add_argument(f"--{option}", type=IgnoredOption, default=None, help=SUPPRESS)
     return parser
 
 
-def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> OneLineParser:
+def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> ArgumentParser:
     """Return a parser of the DataModule, its split and its workers that ignores some options of a run."""
     parser = run_parser(command, description, ignored)
     parser.add_argument("--seed_everything", type=int, default=0, help="the run's seed")

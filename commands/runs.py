@@ -1,21 +1,50 @@
-"""Folders of runs: which one a command means, whose they are, and their checkpoints."""
+"""Runs: the folder and the checkpoint that a command starts from, and the name of a new run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
+import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
-from commands.new_run import RUNS
-from zoo.configuration import restrict_imports, unusable_class
+from callbacks.checkpoint import optimizer_files
+from callbacks.configs import RUNS, buildable_classes, check_run, find_class, find_config, model_of, read_config
+from callbacks.run_config import METRICS, TEST_FILE, changed_options
+from commands.new_run import make_folder, shared_folder
+from commands.parser import split_configs, split_options, trusted_modules
+from zoo.backbones import BackboneLoader
+from zoo.configuration import unusable_class
 from zoo.errors import InputError, add_file_to_errors
 from zoo.weights.checkpoint import refuse_damaged
-from zoo.weights.saved_models import LAST, LAST_CHECKPOINT, config_of, latest_run, readable_config, trained_at
+from zoo.weights.saved_models import (
+    CHECKPOINTS,
+    LAST,
+    LAST_CHECKPOINT,
+    config_of,
+    latest_run,
+    readable_config,
+    trained_at,
+)
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
+
+EVALUATION = ("validate", "test", "predict", "export")
+RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
+RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
+NAME = re.compile(r"[\w.-]+")
+LENGTH = 60  # of the changes in a run's name, in characters
+SIZES = (
+    "backbone",
+    "geometry",
+    "geometry_cache",
+)  # parts of which a name has the class alone: sizes and paths are long
+
+
+# ---- Runs that are there ---------------------------------------------------------------------------------------------
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -24,7 +53,47 @@ def run_of(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if (run / CONFIG).exists() else None
 
 
-def refuse_unreadable(checkpoint: Path) -> None:
+def with_checkpoint(folder: Path = RUNS) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the runs in a folder that have a checkpoint, with their settings, the newest first.
+
+    Trainings without one are named, so that nobody takes an older run for them.
+    """
+    for run in sorted((path.parent for path in folder.glob(f"*/{CONFIG}")), key=trained_at, reverse=True):
+        if (run / LAST_CHECKPOINT).exists():
+            if (settings := readable_config(run)) is not None:
+                yield run, settings
+        elif not (run / TEST_FILE).exists():  # else it only evaluated other weights
+            rank_zero_info(f"{run} is passed over: it has no checkpoint")
+
+
+def newest_run() -> Path:
+    """Return the run under `runs/` with the newest checkpoint of a model that answers questions.
+
+    Raises:
+        InputError: There is none.
+    """
+    for run, settings in with_checkpoint():
+        model = settings["model"].get("class_path", "")
+        if reason := unusable_class(model):
+            rank_zero_info(f"{run} is passed over: {reason}")
+        elif getattr(find_class(model), "answers_questions", False):
+            return run
+    raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
+
+
+def find_run(folder: str | None) -> Path:
+    """Return the run of a folder, or the newest one.
+
+    Raises:
+        InputError: It is not the folder of a run, or there is none.
+    """
+    run = Path(folder).expanduser() if folder else newest_run()
+    if not (run / CONFIG).exists():
+        raise InputError(f"{run} is no folder of a run: it has no {CONFIG}")
+    return run
+
+
+def check_readable(checkpoint: Path) -> None:
     """Raise InputError for a checkpoint that is absent, a folder or truncated."""
     if checkpoint.is_dir():
         inside = [path for path in (checkpoint / LAST, checkpoint / LAST_CHECKPOINT) if path.exists()]
@@ -46,59 +115,223 @@ def _of_named_run(checkpoint: Path) -> Path | None:
     return found if found and found.exists() else None
 
 
-def with_checkpoint(configs: Iterable[Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs that have a checkpoint, with their settings, the newest first; name those that are passed over."""
-    for run in sorted((config.parent for config in configs), key=trained_at, reverse=True):
-        if (run / LAST_CHECKPOINT).exists():
-            if (settings := readable_config(run)) is not None:
-                yield run, settings
-        elif not any(run.glob("*.jsonl")):  # else it only evaluated other weights
-            rank_zero_info(f"{run} is passed over: it has no checkpoint")
+# ---- What a command starts from --------------------------------------------------------------------------------------
 
 
-def newest_run() -> Path:
-    """Return the run under `runs/` with the newest checkpoint of a model that answers questions.
+def with_run(command: str, words: Sequence[str]) -> list[str]:
+    """Return a command line; an evaluation that names no model gets config, folder and checkpoint of a run.
 
-    Newer runs without one are named.
+    It is the run of the given checkpoint or folder, or the newest one.
+
+    Args:
+        command: The command.
+        words: The words behind it.
 
     Raises:
-        InputError: There is none.
+        InputError: A config, checkpoint or video is absent, there is no run, or one names a class that is not trusted.
     """
-    for run, settings in with_checkpoint(RUNS.glob(f"*/{CONFIG}")):
-        model = settings["model"].get("class_path", "")
-        reason = unusable_class(model)
-        if model and reason is None and resolve_name(model).answers_questions:
-            return run
-        name = model.rpartition(".")[2]
-        rank_zero_info(f"{run} is passed over: {reason or f'{name} answers no questions'}")
-    raise InputError(f"no finished run under {RUNS}/: train one first, python main.py fit --config prope.yaml")
+    names, options = split_configs(words)
+    given = dict(split_options(options)[0])
+    trusted = trusted_modules(options)
+    configs = [find_config(name) for name in names]
+    checkpoint, folder = given.get("ckpt_path"), given.get("trainer.default_root_dir")
+    if checkpoint and checkpoint != "last":
+        check_readable(Path(checkpoint))
+    video = given.get("data.video") if command == "predict" else None
+    if video and not Path(video).expanduser().exists():  # before a model is looked for
+        raise InputError(f"{video}: no such video file or folder of frames")
+    asks_help = any(word == "-h" or word.partition("=")[0].endswith("help") for word in options)
+    names_model = "model" in given or any(model_of(read_config(path, trusted)) for path in configs)
+    if command not in EVALUATION or names_model or asks_help:
+        return [*words]
+    run = run_of(Path(checkpoint)) if checkpoint and checkpoint != "last" else find_run(folder)
+    if run is None:
+        raise InputError(f"{checkpoint} lies in no run with a {CONFIG}: name its model with --config")
+    check_run(run / CONFIG, trusted)
+    found = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
+    return [*found, *([] if checkpoint else ["--ckpt_path", str(run / LAST_CHECKPOINT)]), *words]
 
 
-def find_run(folder: str | None) -> Path:
-    """Return the run of a folder, or the newest one.
+def require_model(settings: Any) -> None:
+    """Raise InputError for the parsed settings of a command line that names no model."""
+    if model_of(settings.as_dict()) is None:
+        raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
+
+
+def resolve_run(command: str, settings: Any) -> None:
+    """Set the run's folder and its checkpoint in the parsed settings of a command, in place.
+
+    Args:
+        command: `fit` gets a new folder, or that of the run which it resumes. An evaluation without a checkpoint scores
+            the weights that the model is built with.
+        settings: `ckpt_path` may be `last`, the newest run of the same model; `trainer.default_root_dir` may name one.
 
     Raises:
-        InputError: It is not the folder of a run, or there is none.
+        InputError: No model, an absent checkpoint, or one of a training with other settings.
     """
-    run = Path(folder).expanduser() if folder else newest_run()
-    if not (run / CONFIG).exists():
-        raise InputError(f"{run} is no folder of a run: it has no {CONFIG}")
-    return run
+    require_model(settings)
+    asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
+    is_restarted = any(os.environ.get(name, "0") != "0" for name in RESTARTS)
+    if asked is None and folder and Path(folder, LAST_CHECKPOINT).exists() and (command != "fit" or is_restarted):
+        asked = "last"
+    if asked == "last":
+        checkpoint: Path | None = Path(folder, LAST_CHECKPOINT) if folder else _last(command, settings)
+    else:
+        checkpoint = None if asked is None else Path(asked)
+    if checkpoint is not None:
+        check_readable(checkpoint)
+        if command == "fit":
+            _check_resumed(checkpoint, settings)
+    elif command in ("validate", "test", "predict"):
+        _check_released(settings.model.init_args)
+    start = settings.model.init_args.get("initial_weights") if command == "fit" else None
+    if checkpoint is None and start:
+        with add_file_to_errors("model.initial_weights"):
+            check_readable(Path(start))
+    if folder is None:
+        folder = (checkpoint and run_of(checkpoint)) or shared_folder(
+            lambda: _find_interrupted_test(command, checkpoint, settings) or make_folder(_new_name(command, settings))
+        )
+    settings.ckpt_path = None if checkpoint is None else str(checkpoint)
+    settings.trainer.default_root_dir = str(folder)
+    weights = checkpoint or ("the released weights" if _is_released(settings.model.init_args) else "random weights")
+    weights = f"the weights of {start}" if checkpoint is None and start else weights
+    rank_zero_info(f"{command}: run {folder}, from {weights}")
 
 
-def is_own(run: Path) -> bool:
-    """Whether a run lies in `runs/` of the current folder."""
-    folder = Path(os.path.normpath(run.absolute()))
-    return RUNS.absolute() in (folder, *folder.parents)
+def _last(command: str, settings: Any) -> Path:
+    """Return the checkpoint of the newest run of the same model."""
+    asked, kind = settings.as_dict(), find_class(settings.model.class_path)
+    excepted = getattr(kind, "changes_no_training" if command == "fit" else "changes_no_answer", ())
+    reasons: list[str] = []
+    for run, trained in with_checkpoint():
+        changed = changed_options({"model": trained["model"]}, {"model": asked["model"]}, excepted)
+        if not changed:
+            return run / LAST_CHECKPOINT
+        reasons.append(f"{run} was trained with another {', '.join(changed)}")
+        rank_zero_info(f"{run} is passed over: it was trained with another {changed[0]}")
+    newest = f"; {reasons[0]}" if reasons else ""
+    raise InputError(
+        f"no run of this {_class_name(settings.model)} under {RUNS}/ has a checkpoint: train it first (python main.py "
+        f"fit with the same configs), or give the path of a checkpoint with --ckpt_path{newest}"
+    )
 
 
-def check_classes(run: Path, trust_modules: Collection[str]) -> None:
-    """Check the classes that a run's settings name, see `restrict_imports`; runs in `runs/` are one's own.
-
-    Raises:
-        InputError: A class of a module that is not trusted, or one that can't be used.
-    """
-    if is_own(run):
+def _check_resumed(checkpoint: Path, settings: Any) -> None:
+    """Refuse to resume a training with another model or other data."""
+    for file in optimizer_files(checkpoint):
+        refuse_damaged(file)
+    if (run := run_of(checkpoint)) is None:
         return
-    with add_file_to_errors(run / CONFIG):
-        restrict_imports(config_of(run), trust_modules)
+    parts = ("model", "data", "seed_everything")
+    trained, asked = ({part: each.get(part) for part in parts} for each in (config_of(run), settings.as_dict()))
+    kinds = (find_class(settings[part].class_path) for part in ("model", "data"))
+    excepted = [name for kind in kinds for name in getattr(kind, "changes_no_training", ())]
+    if changed := changed_options(trained, asked, excepted):
+        raise InputError(
+            f"--ckpt_path {checkpoint}: {run} was trained with another {', '.join(changed)}, and a training goes on as "
+            f"it began: see {run / CONFIG}, or start anew from its weights with --model.initial_weights"
+        )
+
+
+def _is_released(parts: Any) -> bool:
+    """Whether the backbone has released weights."""
+    return parts.get("backbone") is not None and bool(find_class(parts.backbone.class_path).is_pretrained)
+
+
+def _check_released(parts: Any) -> None:
+    """Refuse to score released weights with a part that they were trained without."""
+    lacking = next((part for part in ("camera_encoding", "view_mixer") if parts.get(part) is not None), None)
+    released = () if parts.get("backbone") is None else find_class(parts.backbone.class_path).released_fusions
+    if lacking is None and parts.get("fusion") is not None and _class_name(parts.fusion) not in released:
+        lacking = "fusion"
+    if lacking is None or not _is_released(parts) or parts.get("allow_untrained", False):
+        return  # random weights are refused by the model itself
+    part = _class_name(parts[lacking])
+    loaders: list[Any] = buildable_classes(BackboneLoader)
+    loader = next((kind.__name__ for kind in loaders if part in kind.released_fusions[:1]), "")
+    own = f"; released weights with one are for --model.backbone {loader}" if loader else ""
+    raise InputError(
+        f"{part} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true to score "
+        f"them all the same{own}"
+    )
+
+
+def _class_name(part: Any) -> str:
+    return str(part.class_path).rpartition(".")[2]
+
+
+def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
+    """Return the newest folder of the same interrupted test, of weights that belong to no run, or None."""
+    if command != "test":
+        return None
+    asked = settings.as_dict()
+    kinds = (find_class(settings[part].class_path) for part in ("model", "data"))
+    excepted = [name for kind in kinds for name in getattr(kind, "changes_no_answer", ())]
+    for begun in sorted(RUNS.glob(f"*/{TEST_FILE}"), key=lambda path: -path.stat().st_mtime):
+        run = begun.parent
+        if (run / METRICS).exists() or (run / CHECKPOINTS).exists() or (tested := readable_config(run)) is None:
+            continue
+        of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
+        before, now = ({part: each[part] for part in ("model", "data")} for each in (tested, asked))
+        if of_these and not changed_options(before, now, excepted):
+            return run
+    return None
+
+
+# ---- The name of a new run -------------------------------------------------------------------------------------------
+
+
+def _new_name(command: str, settings: Any) -> str:
+    model = _class_name(settings.model)
+    return run_name(settings.get("name"), model, sys.argv[2:]) if command == "fit" else f"{model}-{command}"
+
+
+def run_name(given: str | None, model: str, words: Sequence[str]) -> str:
+    """Return the first part of the name of a new run's folder: `--name`, or its model with what the options change.
+
+    Args:
+        given: `--name`.
+        model: Name of the model's class.
+        words: The command line after `fit`, such as `--model.camera_encoding GTA`.
+
+    Raises:
+        InputError: The given name can't be one of a folder.
+    """
+    if given is None:
+        excepted = getattr(find_class(model), "changes_no_answer", ())
+        text = "-".join(changed_parts(words, excepted))
+        return f"{model}-{text}" if text and len(text) <= LENGTH else model
+    if not NAME.fullmatch(given) or given.strip(".") == "":
+        raise InputError(f"--name {given}: letters, digits and . _ - alone, since a folder has this name")
+    return given
+
+
+def changed_parts(words: Sequence[str], excepted: Iterable[str] = ()) -> Iterator[str]:
+    """Yield how a command line departs from the model's config: classes, `no-fusion`, and values of options."""
+    excepted = tuple(f"{name}." for name in excepted)
+    for option, text in dict(split_options(words)[0]).items():
+        if not option.startswith("model.") or option.endswith("help") or f"{option}.".startswith(excepted):
+            continue
+        _, part, *inner = option.removesuffix("+").removesuffix(".class_path").replace(".init_args", "").split(".")
+        if inner and part in SIZES:
+            continue
+        key = part if not inner or [part, *inner] == ["lora", "r"] else inner[-1]
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        names = [_short(each) for each in (value if isinstance(value, list) else [value])]
+        if value is None or value == []:
+            yield f"no-{key}"
+        elif all(name[:1].isupper() for name in names):
+            yield "-".join(names)
+        else:
+            yield "-".join([key, *names])
+
+
+def _short(value: Any) -> str:
+    """Return a class by its name, and another value as text that a folder's name may have."""
+    text = str(value.get("class_path", "") if isinstance(value, dict) else value)
+    name = text.rpartition(".")[2]
+    return name if name[:1].isupper() else re.sub(r"[^\w.]+", "-", text).strip("-")

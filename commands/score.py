@@ -4,22 +4,21 @@
 
 prints the table of a test, with the best constant per question type, and the other blind baselines where a metrics.json
 of the same test lies beside the file. `--scorer all` prints the scores of all scorers of the benchmark side by side,
-each beside its own baselines, and counts the answers on which they differ. The file holds one JSON object per line with
-at least `id`, `question_type`, `prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted
-test, or the answers of any other model.
+each beside its own baselines, and counts the answers on which they differ. The scores in the file stand, unless another
+scorer is named than the one that made them. The file holds one JSON object per line with at least `id`,
+`question_type`, `prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the
+answers of any other model.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from commands.parser import OneLineParser
+from commands.parser import command_parser, parse
 from zoo.errors import InputError
-
-if TYPE_CHECKING:
-    from callbacks.scoring import Tally
 
 
 def score(arguments: list[str]) -> None:
@@ -31,7 +30,7 @@ def score(arguments: list[str]) -> None:
     Raises:
         InputError: The file or a line of it is invalid, or an option is unknown.
     """
-    parser = OneLineParser(prog="main.py score", description=__doc__)
+    parser = command_parser("score", __doc__)
     parser.add_argument("predictions", type=str, help="the file of answers, or the folder of its predictions.jsonl")
     parser.add_argument(
         "--benchmark",
@@ -39,67 +38,76 @@ def score(arguments: list[str]) -> None:
         default="VSIBench",
         help="the answers' benchmark: a class name, a class path of your own, or OwnQuestions(door_width=number)",
     )
-    parser.add_argument(
-        "--scorer", type=str | None, default=None, help="the benchmark's scorer; null is its first, all compares them"
-    )
+    help = "the benchmark's scorer; null is the one of the file's scores, or its first; all compares them"
+    parser.add_argument("--scorer", type=str | None, default=None, help=help)
     parser.add_argument("--output", type=str | None, default=None, help="also write the scores to this metrics.json")
-    settings = parser.parse_args(arguments)
+    settings = parse(parser, arguments)
 
     # after the options are read: these import PyTorch, which the help does without
-    from callbacks.baselines.blind import constant_baseline
-    from callbacks.results_folder import METRICS, PREDICTIONS, rank_files
-    from callbacks.scoring import tally
-    from callbacks.table import render, side_by_side
+    from callbacks.baselines import constant_baseline
+    from callbacks.results_folder import rank_files
+    from callbacks.run_config import METRICS, PREDICTIONS
+    from callbacks.table import SAME, render, side_by_side, summarize
     from commands.reports.predictions import read_predictions
     from zoo.benchmarks import find_benchmark
     from zoo.files.atomic_io import write_json
+    from zoo.metrics import with_scores
+    from zoo.versions import versions
 
     benchmark = find_benchmark(settings.benchmark)
     compares = settings.scorer == "all"
+    named = None if compares else settings.scorer and benchmark.find_scorer(settings.scorer)
     if compares and settings.output:
         raise InputError("--output holds the scores of one scorer: name it in place of --scorer all")
-    scorers = benchmark.scorers if compares else (benchmark.find_scorer(settings.scorer),)
     path = Path(settings.predictions).expanduser()
     if path.is_dir():
         path /= PREDICTIONS
     parts = rank_files(path.parent) if path.name == PREDICTIONS else []
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} has no answers: its test was interrupted; run the test again, or score {parts[0]}")
+    # 1. The answers, with the scores in the file unless another scorer is asked for.
     answers, remarks = read_predictions(path, benchmark)
-    tallies = [tally(map(vars, answers), benchmark, scorer) for scorer in scorers]
-    scored = tallies[0]
-    if not scored.scores:
-        raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
-    blind = [constant_baseline(each.scored, benchmark, each.scorer) for each in tallies]
-    for own, each in zip(blind, tallies, strict=True):
-        own.scores.update(_recorded_baselines(path.with_name(METRICS), each))
+    recorded = {answer.scorer for answer in answers}
+    own = recorded.pop() if len(recorded) == 1 else None  # of all answers
+    scorers = benchmark.scorers if compares else (benchmark.find_scorer(named or own),)
+    tests, scores = [], []
+    for scorer in scorers:
+        records = with_scores(map(vars, answers), benchmark, scorer)
+        scored = [record for record in records if record["score"] is not None]
+        if not scored:
+            raise InputError(f"{path}: no answer has a ground_truth, so there is nothing to score")
+        test = summarize(records, benchmark, scorer)
+        baselines = constant_baseline(scored, benchmark, scorer).scores
+        test["baselines"] = {**baselines, **_recorded_baselines(path.with_name(METRICS), test)}
+        tests.append(test)
+        scores.append({record["id"]: record["score"] for record in scored})
+    # 2. The table.
     title = str(path)
-    table = side_by_side(tallies, blind, title=title) if compares else render(scored, title=title, blind=blind[0])
-    for text in (table, *remarks):
+    compared = side_by_side(tests, scores, benchmark, title=title) if compares else ""
+    for text in (compared or render(tests[0], benchmark, title=title), *remarks):
         print(text.encode(errors="backslashreplace").decode())  # names of files may hold bytes that are no UTF-8
     if parts:
         print(f"its test was interrupted: the answers in {', '.join(part.name for part in parts)} are not scored")
-    if unscored := len(answers) - len(scored.scores):
+    if unscored := len(answers) - len(scores[0]):
         print(f"not scored, without a ground truth: {unscored}")
     if compares:
         return
-    recorded = [(answer.recorded, scored.scores.get(answer.id)) for answer in answers]
-    if others := sum(old is not None and new is not None and abs(old - new) > 1e-6 for old, new in recorded):
+    pairs = [(answer.score, scores[0].get(answer.id)) for answer in answers]
+    if others := sum(old is not None and new is not None and abs(old - new) > SAME for old, new in pairs):
         print(f"scores that differ from the file's, which another scorer or version made: {others}")
     if settings.output:
-        metrics = scored.as_metrics(baselines=blind[0].scores, predictions=str(path))
-        write_json(Path(settings.output).expanduser(), metrics)
+        content = {**tests[0], "predictions": str(path), "versions": versions()}
+        write_json(Path(settings.output).expanduser(), content)
 
 
-def _recorded_baselines(metrics: Path, scored: Tally) -> dict[str, Any]:
+def _recorded_baselines(metrics: Path, test: Mapping[str, Any]) -> dict[str, Any]:
     """Return the baselines of text and cameras in the metrics.json of the same test and scorer; {} without one."""
     try:
         content = json.loads(metrics.read_text(encoding="utf-8"))
         found = {name: content["baselines"][name] for name in ("text", "cameras") if name in content["baselines"]}
         counts, own = (
-            {kind: each["count"] for kind, each in result["per_question_type"].items()}
-            for result in (content, scored.result)
+            {kind: each["count"] for kind, each in result["per_question_type"].items()} for result in (content, test)
         )
-        return found if content["scorer"] == scored.scorer and counts == own else {}
+        return found if content["scorer"] == test["scorer"] and counts == own else {}
     except (OSError, ValueError, LookupError, TypeError):
         return {}

@@ -14,9 +14,8 @@ from pathlib import Path
 from lightning import seed_everything
 from torch.utils.data import DataLoader, Dataset
 
-from callbacks.camera_map import camera_map
-from callbacks.contact_sheet import contact_sheet
-from commands.defaults import with_defaults
+from callbacks.drawings import camera_map, contact_sheet
+from commands.parser import build, parse
 from commands.run_options import OF_RUNS, SceneCounts, prepare_split, scene_parser
 from datamodules.dataset import SceneDataset, format_scene_error
 from datamodules.samplers.selection_files import (
@@ -87,9 +86,9 @@ def select_frames(arguments: list[str]) -> None:
     parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
     parser.add_argument("--output", type=str | None, default=None, help=f"folder; null is {DEFAULT_OUTPUT}")
     parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
-    parsed = parser.parse_args(with_defaults(arguments))
+    parsed = parse(parser, arguments)
     seed_everything(parsed.seed_everything, verbose=False)
-    settings = parser.instantiate_classes(parsed)
+    settings = build(parser, parsed)
     data, split = settings.data, settings.split
     prepare_split("select-frames", settings)
     scenes = data.dataset(data.scenes(split))

@@ -4,7 +4,6 @@
     python main.py study studies/encodings.yaml --settings GTA PRoPE --seeds 0 --dry_run
     python main.py study studies/encodings.yaml --jobs 50 --executor slurm --slurm.partition gpu --slurm.gpus_per_node 1
     python main.py study studies/seed_question.yaml --executor slurm --print_scripts --slurm.partition gpu
-    python main.py study studies/encodings.yaml --verify
 
 trains and tests what has no result yet, each with `main.py fit` and `main.py test` in a folder of its own in
 runs/studies/<study>/, and writes studies/<study>.md and .png. An interrupted training goes on. The results are in
@@ -15,12 +14,8 @@ file in that folder has it with all of the tests. --output FOLDER keeps everythi
 hours by `main.py plan`. Each job starts main.py by --launcher srun, one process per GPU, and adds its own results.
 
 A result has a digest of the code that trained: the configs and the modules that the classes of its settings import, the
-project's and your own, without comments and docstrings. Results of other code than the present are marked. --verify
-trains the first five steps of them again, of one seed of each setting and column, for a fraction of the time; where the
-losses are those recorded, up to 1e-4, the results of all its seeds stand, and the mark goes. It trains nothing else and
-repeats no test, so that a change of decoding or of the scorer goes unnoticed. A training that starts from a required
-file is compared from the file that is there: made again on another machine, or with another number of threads
-(OMP_NUM_THREADS), it may differ. --redo_outdated retrains what is marked.
+project's and your own, without comments and docstrings. Results of other code than the present are marked, and
+--redo_outdated makes them again.
 
 A study file has the keys
 
@@ -51,7 +46,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from commands.parser import OneLineParser
+from commands.parser import command_parser, parse
 from zoo.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,15 +65,13 @@ def study(arguments: list[str]) -> None:
         InputError: The file or an option is wrong.
         SystemExit: Some trainings have failed.
     """
-    parser = OneLineParser(prog="main.py study", description=__doc__)
+    parser = command_parser("study", __doc__)
     parser.add_argument("study", type=str, help="the study file")
     parser.add_argument("--settings", type=str, nargs="+", help="only these settings")
     parser.add_argument("--columns", type=str, nargs="+", help="only these columns")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these seeds")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; on one machine they share the cores")
     parser.add_argument("--redo_outdated", action="store_true", help="retrain what other code has trained")
-    verify_help = "only compare the first losses of what other code has trained, one seed of each setting and column"
-    parser.add_argument("--verify", action="store_true", help=verify_help)
     parser.add_argument("--dry_run", action="store_true", help="only list what would be run")
     parser.add_argument("--write", action="store_true", help="only write the document")
     output_help = "a folder for all that is written; default: runs/studies/<study>/ and the study file's own folder"
@@ -91,14 +84,11 @@ def study(arguments: list[str]) -> None:
     parser.add_argument("--print_scripts", action="store_true", help=scripts_help)
     launcher_help = "what starts main.py in the processes of a job, such as srun"
     parser.add_argument("--launcher", type=str, default="", help=launcher_help)
-    asked = parser.parse_args(arguments)
+    asked = parse(parser, arguments)
     if asked.jobs < 1:
         raise InputError(f"--jobs {asked.jobs}: at least 1")
     if asked.slurm and asked.executor == "local":
         raise InputError("--slurm: for --executor slurm")
-    if asked.verify and (asked.write or asked.dry_run or asked.redo_outdated):
-        raise InputError("--verify: without --write, --dry_run and --redo_outdated")
-
     if asked.print_scripts and asked.executor != "slurm":
         raise InputError("--print_scripts: with --executor slurm")
 
@@ -113,7 +103,6 @@ def study(arguments: list[str]) -> None:
     from commands.studies.scores import Scores
     from commands.studies.scripts import PLAN, write_scripts
     from commands.studies.source_code import SourceCode
-    from commands.studies.verification import verify
 
     plan = read_study(Path(asked.study).expanduser(), Path(asked.output).expanduser() if asked.output else None)
     everything = plan.runs(plan.settings, plan.columns, plan.seeds)
@@ -135,7 +124,7 @@ def study(arguments: list[str]) -> None:
 
     # 1. What is missing.
     todo = []
-    for run in chosen if not asked.verify else ():
+    for run in chosen:
         found = [results.find(run, test) for test in run.tests]
         is_outdated = any(result is not None and results.is_outdated(result, codes[run.command]) for result in found)
         if None in found or (asked.redo_outdated and is_outdated):
@@ -150,15 +139,13 @@ def study(arguments: list[str]) -> None:
     if asked.dry_run:
         print("".join(f"{job.file}: main.py {job.command}\n" for job in required(plan, todo, launch)), end="")
         print("".join(f"{run}: main.py {'fit' if run.is_trained else 'test'} {run.command}\n" for run in todo), end="")
-    if not asked.write and not asked.verify:
+    if not asked.write:
         print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
 
-    # 2. Train and test it, or verify what is there.
-    failed = differing = 0
+    # 2. Train and test it.
+    failed = 0
     try:
-        if asked.verify:
-            differing = verify(plan, chosen, codes, results, executor(), launch)
-        elif todo and not asked.write and not asked.dry_run:
+        if todo and not asked.write and not asked.dry_run:
             failed = execute(plan, todo, codes, results, executor(), launch, asked.redo_outdated)
 
     # 3. The document and its tables, also after an interrupt.
@@ -170,7 +157,5 @@ def study(arguments: list[str]) -> None:
             print(f"written: {', '.join(map(str, written))}")
         if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):  # Ctrl-C, or SIGTERM
             print(f"to go on, from the checkpoints: python {shlex.join(sys.orig_argv[1:])}", flush=True)
-    if differing:
-        sys.exit(f"{differing} of {len(chosen)} trainings are not verified, see above; --redo_outdated repeats them")
     if failed:
         sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.augmentations import Augmentation
-from datamodules.chat_format import ChatFormat, FramesAs
+from datamodules.chat_format import FramesAs
 from datamodules.collate import Collate, KeepInStep, QuestionCollate, SceneCollate, TrainingCollate
 from datamodules.dataset import SceneDataset
 from datamodules.frame_cache import FrameCache
@@ -30,14 +30,13 @@ from datamodules.question_sampler import (
     check_resumed,
 )
 from datamodules.resize import PixelBounds, StillResize
-from datamodules.resumable_test import ResumableTest
 from datamodules.samplers import Consecutive, FramePairing, FrameSampler, UniformSampler
-from datamodules.scenes import Question, Scene, num_answers, questions_fingerprint
+from datamodules.scenes import Scene, num_answers, questions_fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import QuestionFilter, Split
 from datamodules.video import companion_name
 from zoo.benchmarks import Benchmark
-from zoo.configuration import Configurable, known_config, to_config
+from zoo.configuration import Configurable, known_config
 from zoo.errors import InputError, check_choice, describe
 from zoo.files.atomic_io import JSONLines, read_records
 from zoo.model_spec import DataSettings, ModelSpec
@@ -62,6 +61,11 @@ def as_input_error() -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         raise InputError(describe(error)) from error
+
+
+def is_limited(batches: int | float) -> bool:
+    """Return whether a `limit_<stage>_batches` of the Trainer leaves batches out: 1 is one batch, 1.0 all of them."""
+    return isinstance(batches, int) or batches < 1
 
 
 class VideoQADataModule(Configurable, LightningDataModule):
@@ -112,7 +116,26 @@ class VideoQADataModule(Configurable, LightningDataModule):
         seed: Seed of the training order and of the questions drawn in training; null is the run's.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about it.
+
+    Attributes:
+        changes_no_answer: Dotted names of the options that change no answer, see `zoo.tasks.Task`.
+        changes_no_training: Dotted names of the options that change no step of a training.
+        tested_scenes: The scenes of a test with all of their questions, without a perturbation; empty before its data
+            is read.
+        find_answered: Returns the ids of the questions of a test that are not asked again. It is called once the
+            scenes and the weights are read; a callback sets it in its `setup`.
     """
+
+    changes_no_answer = (
+        *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
+        *("data.source.workers", "data.video", "data.question", "data.seed", "data.augmentation"),
+        *("data.batch_size", "data.questions_per_scene", "data.tokens_per_sequence", "data.pack_scenes"),
+        *("data.train_sampler", "data.train_frame_pairing"),
+    )
+    changes_no_training = (
+        *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
+        *("data.source.workers", "data.video", "data.question"),
+    )
 
     def __init__(
         self,
@@ -171,7 +194,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.source = source or Rooms()
         self.filtered = 0  # questions of the last split that the filters leave out
         self.missing: dict[str, int] = {}  # number of questions of each scene whose video is absent
-        self.tested = ResumableTest()
+        self.tested_scenes: list[Scene] = []
+        self.find_answered: Callable[[], Collection[str]] = tuple
         self.spec = self.training_spec = ModelSpec()  # of the model, see `setup`
         self.question_sampler: QuestionSampler | None = None
         self.resumed_settings: dict[str, Any] = {}  # of the checkpoint, see `state_dict`
@@ -268,26 +292,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
         check_split(kept, split, self.source, self.training_spec if split == "train" else self.spec)
         return kept
 
-    def describe(self) -> dict[str, Any]:
-        """The settings of the data that a result depends on."""
-        return {
-            "source": type(self.source).__name__,
-            "num_frames": self.num_frames,
-            "sampler": type(self.sampler).__name__,
-            "sampler_options": known_config(self.sampler),
-            "frame_pairing": type(self.frame_pairing).__name__,
-            "frame_pairing_options": known_config(self.frame_pairing),
-            "perturbation": to_config(self.perturbation),
-            "frames_as": self.frames_as,
-            "pixels": to_config(self.pixels),
-            "image_pixels": to_config(self.image_pixels),
-            "still_resize": to_config(self.still_resize),
-            "system_prompt": self.source.benchmark.system_prompt,
-            "prompt_prefix": self.source.benchmark.prefix,
-            "prompt_wording": self.source.benchmark.prompt_wording,
-            **asdict(self.filter),
-        }
-
     def dataset(self, scenes: list[Scene], training: bool = False, spec: ModelSpec | None = None) -> SceneDataset:
         """Build the dataset for training or evaluation. Caches use the same method, so that they see the same frames.
 
@@ -310,11 +314,6 @@ class VideoQADataModule(Configurable, LightningDataModule):
             still_resize=self.still_resize,
             augmentation=self.augmentation if training else None,
         )
-
-    def _prompt(self, question: Question) -> str:
-        """The prompt of a question; empty for a model that reads scenes alone."""
-        preprocessor = self.spec.preprocessor
-        return "" if preprocessor is None else ChatFormat(preprocessor, self._benchmark).prompt(question)
 
     @property
     def _benchmark(self) -> Benchmark:
@@ -448,11 +447,16 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return self._scene_loader(self.scenes("val"))
 
     def test_dataloader(self) -> DataLoader:
-        self.tested.read(self.scenes("test"), self._prompt, self.sampler)
-        asked, rest = self.tested.remaining(self.trainer.limit_test_batches)  # type: ignore[union-attr]
-        dataset, every = (self.dataset(each) for each in (rest, self.tested.scenes))
+        assert self.trainer is not None
+        self.tested_scenes = self.scenes("test")
+        answered = set(self.find_answered())
+        scenes = [scene for scene in self.tested_scenes if scene.questions]
+        rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in answered)) for s in scenes]
+        if not is_limited(self.trainer.limit_test_batches):  # a limit counts the batches of answered scenes as well
+            scenes = rest = [scene for scene in rest if scene.questions]
+        dataset, every = self.dataset(rest), self.dataset(self.tested_scenes)
         shown = dataset if self.perturbation is None else PerturbedScenes(dataset, every, self.perturbation)
-        return self._scene_loader(asked, shown, {place for place, each in enumerate(rest) if not each.questions})
+        return self._scene_loader(scenes, shown, {place for place, each in enumerate(rest) if not each.questions})
 
     def predict_dataloader(self) -> DataLoader:
         assert self.asked is not None and self.trainer is not None  # checked by prepare_data

@@ -23,7 +23,7 @@ from datamodules.sources import SingleVideo
 from datamodules.video import Video
 from zoo.backbones.base import Message
 from zoo.cameras import SceneGeometry
-from zoo.configuration import from_config, trusted_imports
+from zoo.configuration import check_class_paths, from_config
 from zoo.errors import InputError
 from zoo.generation import Reply, answer_batch
 from zoo.sequences.batch import Batch
@@ -176,8 +176,8 @@ def data_of(model: SpatialVLM) -> VideoQADataModule:
     released = RELEASED_AS.get(type(model.loader).__name__, {}) if model.has_released_fusion else {}
     settings = (model.data_config or {}).get("init_args") or released
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
-    with trusted_imports(chosen, model.trust_modules):
-        return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})
+    check_class_paths(chosen, model.trust_modules)
+    return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})
 
 
 # ---- Answers to chats about any videos and pictures, as evaluation harnesses ask them -------------------------------

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from callbacks.camera_map import camera_map
-from callbacks.contact_sheet import INK, PAPER, contact_sheet
+from callbacks.drawings import INK, PAPER, camera_map, contact_sheet
 from datamodules import PanelRooms, VideoQADataModule
 from zoo.files.atomic_io import replace_file
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables import filled, markdown
-from callbacks.scoring import Tally, tally
-from callbacks.table import SAME
+from callbacks.table import count_differing, summarize
 from zoo.benchmarks import VSIBench
 from zoo.benchmarks.scorers import ONES, TENS
+from zoo.metrics import with_scores
 
 DOCUMENT, SECTION = Path(__file__).parent / "concepts/other_code.md", "table: scorers"
 BENCHMARK = VSIBench()
@@ -55,10 +55,13 @@ def table(rows: list[Mapping[str, Any]]) -> str:
     for form, (choice, number) in enumerate(EXAMPLES):
         records = [record(row, form) for row in rows]
         line = {"a right answer, written as": f"`{choice}`, `{number}`"}
-        scored = {scorer: tally(records, BENCHMARK, scorer) for scorer in BENCHMARK.scorers}
-        for scorer, each in scored.items():
-            line[f"{scorer}: acc., MRA"] = f"{each.result['acc']['micro']:.3f}, {each.result['mra']['micro']:.3f}"
-        lines.append({**line, "scorers differ on": f"{differing(list(scored.values())):,}"})
+        scores = []
+        for scorer in BENCHMARK.scorers:
+            scored = with_scores(records, BENCHMARK, scorer)
+            found = summarize(scored, BENCHMARK, scorer)
+            line[f"{scorer}: acc., MRA"] = f"{found['acc']['micro']:.3f}, {found['mra']['micro']:.3f}"
+            scores.append({each["id"]: each["score"] for each in scored})
+        lines.append({**line, "scorers differ on": f"{count_differing(scores):,}"})
     return markdown(lines)
 
 
@@ -71,11 +74,6 @@ def record(row: Mapping[str, Any], form: int) -> dict[str, Any]:
         answer = NUMBERS[form](truth)
     kept = {"id": str(row["id"]), "question_type": row["question_type"], "ground_truth": truth}
     return {**kept, "prediction": answer, "error": None}
-
-
-def differing(scored: list[Tally]) -> int:
-    """The number of answers to which the scorers give different scores."""
-    return sum(max(own) - min(own) > SAME for own in zip(*(each.scores.values() for each in scored), strict=True))
 
 
 def in_words(number: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
 
@@ -73,3 +74,14 @@ def the_run(tmp_path: Path) -> Path:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def losses_of(folder: Path) -> dict[int, set[float]]:
+    """The training losses that were logged, by step, of all processes that trained the run."""
+    found: dict[int, set[float]] = {}
+    for file in folder.glob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for event in events.Scalars("train/loss") if "train/loss" in events.Tags()["scalars"] else ():
+            found.setdefault(event.step, set()).add(event.value)
+    return found

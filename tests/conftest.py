@@ -22,7 +22,7 @@ gc.disable()  # all that is imported stays, and to look through it again and aga
 signatures.check_signatures()
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 
-from commands.allocator import keep_freed_memory  # noqa: E402 - after the hook, which checks what is imported later
+from commands.main import keep_freed_memory  # noqa: E402 - after the hook, which checks what is imported later
 from tests.cli import run, trained, trained_runs  # noqa: E402, F401 - fixtures
 
 keep_freed_memory()

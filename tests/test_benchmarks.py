@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from callbacks import MetricsCallback, PredictionsCallback
+from callbacks import MetricsCallback
 from commands.report import report
 from commands.score import score
 from datamodules import SceneFolder, VideoQADataModule
@@ -73,7 +73,7 @@ def run(tmp_path: Path, capsys) -> Path:
     (tmp_path / "data/test.jsonl").write_text(json.dumps(row))
     (tmp_path / "data/toy/1.mp4").touch()
     data = VideoQADataModule(ColorScenes(str(tmp_path / "data")), question_types=["legs"])
-    tester = trainer(folder, MetricsCallback(), PredictionsCallback())
+    tester = trainer(folder, MetricsCallback())
     model = Toy([RECORDS])
     data.prepare_data = lambda: None
     data.test_dataloader = model.test_dataloader
@@ -92,10 +92,9 @@ def test_metric_table_and_files_work_for_another_benchmark(run: Path, capsys) ->
     written = json.loads((run / "metrics.json").read_text())
     assert {key: written[key] for key in result} == result
     assert (written["benchmark"], written["scorer"]) == (COLORS, "exact")
-    settings = json.loads((run / "predictions.settings.json").read_text())
-    assert (settings["benchmark"], settings["scorer"]) == (COLORS, "exact")
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().split("\n") if line]
     assert [line["score"] for line in lines] == [1.0, 0.0, 0.0, 0.0]
+    assert {(line["benchmark"], line["scorer"]) for line in lines} == {(COLORS, "exact")}
 
 
 def test_score_and_report_work_for_another_benchmark(run: Path, tmp_path: Path, capsys) -> None:

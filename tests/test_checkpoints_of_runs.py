@@ -31,10 +31,10 @@ def test_a_checkpoint_identifies_its_run(run: Run, tmp_path: Path) -> None:
     run("fit", "--config", "prope.yaml")
     (newer,) = set((tmp_path / "runs").iterdir()) - {older}
     checkpoint = str(older / "checkpoints/last.ckpt")
-    assert f"test: run runs/{newer.name}, checkpoint runs/{newer.name}/" in run("test", logged=True)
-    assert f"test: run {older}, checkpoint {checkpoint}" in run("test", "--ckpt_path", checkpoint, logged=True)
+    assert f"test: run runs/{newer.name}, from runs/{newer.name}/" in run("test", logged=True)
+    assert f"test: run {older}, from {checkpoint}" in run("test", "--ckpt_path", checkpoint, logged=True)
     assert (older / "metrics.json").exists()
-    with pytest.raises(SystemExit, match="of another model"):
+    with pytest.raises(SystemExit, match="the checkpoint is of another model: missing"):
         run("test", "--config", "prope.yaml", "--ckpt_path", checkpoint)
 
 
@@ -74,7 +74,7 @@ def test_a_job_that_is_started_again_goes_on(run: Run, tmp_path: Path, monkeypat
     words += ["--trainer.max_steps"]
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run("fit", *words, "1")  # it was stopped before the first checkpoint
-    assert "checkpoint job/checkpoints/last.ckpt" in run("fit", *words, "2", logged=True)
+    assert "from job/checkpoints/last.ckpt" in run("fit", *words, "2", logged=True)
     monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
     with pytest.raises(SystemExit, match="job holds a trained run"):  # the control
         run("fit", *words, "2")
@@ -99,7 +99,7 @@ def test_the_config_of_a_run_starts_another_one(logger: list[str], run: Run, tmp
     run("fit", *words, "--trainer.default_root_dir", "one", "--ckpt_path", "last", "--trainer.max_steps", "3")
     before = {path: path.stat().st_mtime_ns for path in Path("one").rglob("*")}
     again = ["--config", "one/config.yaml", "--trainer.default_root_dir", "two"]
-    assert "fit: run two, checkpoint none" in run("fit", *again, sized=False, logged=True)
+    assert "fit: run two, from random weights" in run("fit", *again, sized=False, logged=True)
     assert before == {path: path.stat().st_mtime_ns for path in Path("one").rglob("*")}
     assert [*Path("two").glob("metrics.csv" if logger else "events.*")]
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "small_vggt.yaml"}
@@ -127,7 +127,7 @@ def test_a_test_of_some_batches_leaves_the_whole_one(run: Run, tmp_path: Path) -
     whole = (the_run(tmp_path) / "metrics.json").read_bytes()
     run("test", "--trainer.limit_test_batches", "1")
     assert (the_run(tmp_path) / "metrics.json").read_bytes() == whole
-    (part,) = the_run(tmp_path).glob("test-limit_test_batches-1-*/metrics.json")
+    (part,) = the_run(tmp_path).glob("tests/limit_test_batches-1/metrics.json")
     assert part.read_bytes() != whole
 
 
@@ -149,9 +149,11 @@ def test_damaged_and_absent_files_are_named_before_a_model_is_built(run: Run, tr
 def test_an_untrained_model_is_not_tested(run: Run, trained: Trained) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("test")
-    for words in (["test"], ["fit", "--ckpt_path", "last"]):
+    for command in ("test", "fit"):
         with pytest.raises(SystemExit, match="no run of this Qwen25VL"):
-            run(*words, "--config", "qwen25_vl.yaml")
+            run(command, "--config", "qwen25_vl.yaml", "--ckpt_path", "last")
+    with pytest.raises(SystemExit, match="this model has random weights"):
+        run("test", "--config", "qwen25_vl.yaml")
     with pytest.raises(SystemExit, match="no such checkpoint"):
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "nowhere.ckpt")
     checkpoint = trained() / "checkpoints/last.ckpt"
@@ -183,13 +185,13 @@ def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, trained: Tra
     (broken / "config.yaml").write_text((folder / "config.yaml").read_text())
     said = run("fit", "--config", "qwen25_vl.yaml", "--ckpt_path", "last", logged=True)
     assert "runs/broken-off is passed over: it has no checkpoint" in said
-    assert f"fit: run runs/{folder.name}, checkpoint runs/{folder.name}/checkpoints/last.ckpt" in said
+    assert f"fit: run runs/{folder.name}, from runs/{folder.name}/checkpoints/last.ckpt" in said
     (broken / "config.yaml").write_text("model: [")
-    run("test", "--config", "qwen25_vl.yaml")
+    run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "last")
     shutil.rmtree(broken)
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     with pytest.raises(SystemExit, match="last.ckpt is cut short"):
         run("test", "--ckpt_path", str(checkpoint))
     (folder / "config.yaml").write_text("model: [")
     with pytest.raises(SystemExit, match="no run of this Qwen25VL under runs/ has a checkpoint"):
-        run("test", "--config", "qwen25_vl.yaml")
+        run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "last")

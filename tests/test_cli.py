@@ -41,8 +41,8 @@ def test_overrides_reach_their_part(run: Run, capsys: pytest.CaptureFixture) -> 
     assert model["camera_encoding"]["init_args"]["placement"]["class_path"] == "zoo.TemporalSection"
 
 
-def test_an_unknown_config_is_an_error_that_lists_the_shipped_ones(run: Run) -> None:
-    with pytest.raises(SystemExit, match=r"no config porpe\.yaml.*prope\.yaml"):
+def test_an_unknown_config_is_an_error_with_the_nearest_name(run: Run) -> None:
+    with pytest.raises(SystemExit, match=r"no config porpe\.yaml.*did you mean prope"):
         run("fit", "--config", "porpe.yaml")
 
 
@@ -72,14 +72,14 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
         words += [
             f"--model.objectives=[CameraPrediction, DepthPrediction, {configs[-1]}]",
             *("--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"),
-            "--trainer.log_every_n_steps=1",
         ]
     has_gallery = has_objectives or configs == ("prope.yaml",)
     words += ["--gallery.scenes", "1"] if has_gallery else []
-    run("fit", *words)
+    trained = run("fit", *words, "--trainer.log_every_n_steps=1")
+    assert "train 2/2 (100%)  loss " in trained  # also without a logger's line
     folder = the_run(tmp_path)
     assert {"config.yaml", "checkpoints"} <= {path.name for path in folder.iterdir()}
-    written = EventAccumulator(str(folder)).Reload()  # of a run shorter than the intervals of logs and validations
+    written = EventAccumulator(str(folder)).Reload()  # of a run shorter than the interval of validations
     assert len(written.Scalars("train/loss")) == 2
     assert has_gallery == any(tag.startswith("frames/") for tag in written.Tags()["images"])
     header = [line for line in (folder / "config.yaml").read_text().splitlines() if line.startswith("#")]
@@ -91,11 +91,12 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert metrics["counts"]["questions"] == len(lines) > 10
     assert len({line["id"] for line in lines}) == len(lines)
-    assert all(len(line["frames"]) == 4 and line["versions"] and line["prompt"] for line in lines)
-    said, settings = metrics["reproduction"], json.loads((folder / "predictions.settings.json").read_text())
-    assert (said["prompts"], said["weights"]) == (settings["prompts"], settings["weights"]) and len(said["weights"]) > 8
-    assert (said["frames_as"], said["prompt_prefix"], said["repetition_penalty"]) == ("video", "", 1.0)
-    assert said["stop_tokens"] and said["pixels"]["min_pixels"] and said["time_index"]["class_path"].startswith("zoo.")
+    assert all(len(line["frames"]) == 4 and line["scorer"] == metrics["scorer"] and line["prompt"] for line in lines)
+    said, of_test = metrics["config"], json.loads((folder / "test.json").read_text())
+    assert len(of_test["weights"]) > 8 and of_test["config"]["data.num_frames"] == 4
+    assert said["data"]["init_args"]["frames_as"] == "video" and said["model"]["init_args"]["repetition_penalty"] == 1.0
+    assert (metrics["step"], metrics["run_step"], metrics["max_steps"], metrics["is_clean"] is None) == (2, 2, 2, False)
+    assert metrics["question_ids"] == [line["id"] for line in lines] and not metrics["differs_from_training"]
     if has_objectives:
         errors = metrics["objectives"]
         assert errors.keys() == lines[0]["objectives"].keys() and "DepthPrediction/unlearned/depth_relative" in errors
@@ -103,7 +104,8 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
         assert {"train/CameraPrediction", "val/CameraPrediction/center"} <= set(events["scalars"])
         assert any(tag.startswith("cameras/") for tag in events["images"])
         run("test", "--data.perturbation", "OtherCameras")  # its cameras are not the true ones
-        (perturbed,) = folder.glob("test-*")
+        (perturbed,) = folder.glob("tests/*")
+        assert perturbed.name == "OtherCameras"
         blind = json.loads((perturbed / "metrics.json").read_text())["baselines"]  # nobody sees what is perturbed
         assert blind == metrics["baselines"] and blind.keys() == {"constant", "text"}
         answers = (perturbed / "predictions.jsonl").read_text().splitlines()
@@ -115,7 +117,7 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
 
     video = next(rooms_root.glob("*/rooms/test_*.mp4"))
     question, events = "What is the size of this room?", list(tmp_path.rglob("events.out.tfevents.*"))
-    printed = run("predict", *words, "--data.video", str(video), "--data.question", question)
+    printed = run("predict", "--data.video", str(video), "--data.question", question)
     assert question in printed and list(tmp_path.rglob("events.out.tfevents.*")) == events
 
 
@@ -125,34 +127,21 @@ def test_an_absent_video_is_named_before_a_run_is_looked_for(run: Run) -> None:
 
 
 @pytest.mark.slow
-def test_a_trained_model_is_tested_with_options_that_change_no_weight(run: Run, tmp_path: Path) -> None:
+def test_a_trained_model_is_tested_with_other_options(run: Run, tmp_path: Path) -> None:
     words = ["--config", "concat_split.yaml", "--model.time_index", "TimestampIndex"]
     run("fit", *words, "--model.time_index.seconds_per_grid", "0.5", "--trainer.limit_val_batches", "0")
     changed = ["--model.fusion.active_branches", "2d", "--model.time_index.seconds_per_grid", "1.0"]
     changed += ["--model.text_after_vision", "max_hw", "--model.fusion.temporal_merge", "mean"]
-    run("test", *words, *changed)
-    assert (the_run(tmp_path) / "metrics.json").is_file()
+    folder = the_run(tmp_path)
+    said = run("test", *changed, logged=True)
+    (tested,) = folder.glob("tests/*/metrics.json")
+    differing = json.loads(tested.read_text())["differs_from_training"]
+    assert differing["model.fusion.active_branches"] == {"training": "both", "test": "2d"} and len(differing) == 4
+    assert "model.fusion.temporal_merge" in said
     with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # control: another part
-        run("test", "--config", "concat_split.yaml", "--model.camera_encoding", "PRoPE")
-    with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # a training goes on as it was
-        run("fit", *words, *changed[:2], "--model.time_index.seconds_per_grid", "0.5", "--ckpt_path", "last")
-
-
-@pytest.mark.slow
-def test_the_run_with_the_very_options_comes_first(run: Run, tmp_path: Path) -> None:
-    words = ["--config", "concat_split.yaml", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "0"]
-    branch = ["--model.fusion.active_branches", "2d"]
-    for name, more in (("both", []), ("half", branch)):
-        run("fit", *words, *more, "--trainer.default_root_dir", f"runs/{name}")
-    tested = [tmp_path / f"runs/{name}/metrics.json" for name in ("both", "half")]
-    run("test", *words)
-    assert [file.exists() for file in tested] == [True, False]  # though the other is newer
-    run("test", *words, *branch)
-    run("fit", *words, "--ckpt_path", "last")
-    assert tested[1].exists() and len(list(tmp_path.glob("runs/*"))) == 2
-    shutil.rmtree(tmp_path / "runs/both")
-    with pytest.raises(SystemExit, match="no run of this ConcatSplitMLLM"):  # the other branch was not trained
-        run("test", *words)
+        run("test", "--config", "concat_split.yaml", "--ckpt_path", "last", "--model.camera_encoding", "PRoPE")
+    with pytest.raises(SystemExit, match="another model.fusion.active_branches"):  # a training goes on as it was
+        run("fit", *words, *changed[:2], "--ckpt_path", str(folder / "checkpoints/last.ckpt"))
 
 
 @pytest.mark.slow
@@ -192,14 +181,17 @@ def test_seeds_and_tests_of_a_run(run: Run, tmp_path: Path) -> None:
     before = {name: (folder / name).read_bytes() for name in ("metrics.json", "predictions.jsonl", "config.yaml")}
     assert json.loads(before["metrics.json"])["geometry"] == "TinyVGGT"
     said = run("test", *in_the_run, "--data.subset", "2", logged=True)
-    (other,) = folder.glob("test-*")
-    assert f"runs/one holds a finished test with other settings, so this one is in runs/one/{other.name}" in said
-    assert other.name.startswith("test-subset-2-") and before == {name: (folder / name).read_bytes() for name in before}
+    (other,) = folder.glob("tests/*")
+    assert "test: it is in runs/one/tests/subset-2" in said and "test: differs from the training in data.subset" in said
+    assert other.name == "subset-2" and before == {name: (folder / name).read_bytes() for name in before}
+    differing = json.loads((other / "metrics.json").read_text())["differs_from_training"]
+    assert differing == {"data.subset": {"training": None, "test": 2}}
     assert len((other / "predictions.jsonl").read_text().splitlines()) == 2
     assert yaml.safe_load((other / "config.yaml").read_text())["data"]["init_args"]["subset"] == 2
-    run("test", *in_the_run, "--seed_everything", "7")  # the weights are the checkpoint's: the same test
-    assert before["predictions.jsonl"] == (folder / "predictions.jsonl").read_bytes()
-    assert list(folder.glob("test-*")) == [other]
+    run("test", *in_the_run, "--seed_everything", "7")  # the weights are the checkpoint's: the same answers
+    again = folder / "tests/seed_everything-7/predictions.jsonl"
+    assert before["predictions.jsonl"] == (folder / "predictions.jsonl").read_bytes() == again.read_bytes()
+    shutil.rmtree(again.parent)
     run("test", "--ckpt_path", "runs/two/checkpoints/last.ckpt")
     sys.argv[1:] = ["report", "runs/one", "runs/two", "--output", "report.md"]
     main.main()

@@ -1,25 +1,25 @@
-"""Every shipped config is read, alone and stacked in any order, and its settings reach their part."""
+"""Every shipped config is read, alone and merged with others, and its settings reach their part."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from collections.abc import Callable
-from itertools import cycle, permutations, product
+from itertools import permutations, product
 from pathlib import Path
 
 import pytest
 import yaml
 
 import main
-from callbacks.configs import CONFIGS, find_conflict, load_configs, read_config
-from callbacks.protocol import departures
-from callbacks.settings import flatten
-from commands.arguments import preprocess_argv
+from callbacks.configs import CONFIGS, merge, merge_configs, read_config
+from callbacks.metrics import departures
+from commands import runs
+from commands.parser import split_configs
 from commands.studies.switches import with_defaults
 from datamodules import VideoQADataModule
 from datamodules.inference import RELEASED_AS
-from zoo.configuration import from_config
+from zoo.configuration import flatten, from_config
 from zoo.errors import InputError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -183,25 +183,16 @@ def test_a_config_sets_what_its_name_says(name: str) -> None:
         pytest.param(WITH_RECIPE, marks=pytest.mark.slow, id="with a recipe"),
     ],
 )
-def test_the_order_of_configs_does_not_matter(names: tuple[str, ...], parsed: Parsed, monkeypatch) -> None:
-    """Each pair of configs is read in both orders."""
-    # also as jsonargparse stacks them, without the order of `load_configs`
-    monkeypatch.setattr("commands.arguments.load_configs", lambda names: {CONFIGS / n: {} for n in names})
-    first, *others = (parsed("fit", *order) for order in (names, names[::-1], names[1:] + names[:1]))
-    assert all(config == first for config in others)
-
-
-@pytest.mark.slow
-def test_every_order_of_model_scale_data_and_recipe_is_read_in_one_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    contents = {path: read_config(path) for path in CONFIGS.glob("*.yaml")}
-    monkeypatch.setattr("callbacks.configs.read_config", contents.__getitem__)  # once each
-    quartets = [(*trio, recipe) for trio, recipe in zip(TRIOS[::13], cycle(RECIPES), strict=False)]
-    for names in (*TRIOS[::4], *quartets):
-        orders = {tuple(preprocess_argv(["fit", *(f"--config={name}" for name in o)])) for o in permutations(names)}
-        (words,) = orders
-        assert {Path(word).name for word in words[2::2]} == set(names)
-        assert len(names) == 3 or Path(words[2]).name == names[3]  # the others are read over the recipe
-        assert tuple(preprocess_argv([*words])) == words  # as the other processes of DDP start
+def test_a_model_a_scale_and_data_compose(names: tuple[str, ...], parsed: Parsed) -> None:
+    config = parsed("fit", *names)
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    for name, part, found in ((names[1], "backbone", model), (names[2], "source", data)):
+        stated = read_config(CONFIGS / name)["model" if part == "backbone" else "data"]["init_args"][part]
+        stated = {"class_path": stated} if isinstance(stated, str) else stated
+        assert found[part]["class_path"].rpartition(".")[2] == stated["class_path"]
+        for option, value in stated.get("init_args", {}).items():
+            if not isinstance(value, list | dict):
+                assert found[part]["init_args"][option] == value
 
 
 def test_the_options_of_a_class_do_not_depend_on_the_order(tmp_path: Path, parsed: Parsed) -> None:
@@ -212,32 +203,36 @@ def test_the_options_of_a_class_do_not_depend_on_the_order(tmp_path: Path, parse
     assert orders[0] == orders[1] and orders[0]["model"]["init_args"]["geometry"]["init_args"]["embed_dim"] == 32
 
 
-@pytest.mark.parametrize(
-    ("pair", "option"),
-    [
-        (("prope.yaml", "qwen25_vl.yaml"), "model"),
-        (("scale_3b.yaml", "scale_7b.yaml"), "model.backbone.path"),
-        (("scale_3b.yaml", "spatial_mllm_released.yaml"), "model.backbone"),
-        (("data_rooms.yaml", "data_vsibench.yaml"), "data.source"),
-        (("geometry_tiny.yaml", "scale_3b.yaml"), "model.geometry"),
-        (("geometry_tiny.yaml", "scale_tiny.yaml"), "recipe"),
-        (("recipe_full.yaml", "recipe_lora.yaml"), "model.learning_rates.decoder"),
-    ],
-)
-def test_two_configs_that_disagree_are_named_with_the_option(pair: tuple[str, str], option: str) -> None:
-    for first, second in permutations(pair):
-        instead = "" if option == "recipe" else f", and set --{option} instead"
-        disagree = rf"{first} and .*{second} disagree about {option}: leave one of them out{instead}$"
-        with pytest.raises(InputError, match=disagree):
-            load_configs([first, second])
+def test_a_later_config_wins_and_what_it_overrides_is_said() -> None:
+    for names, path in ((["scale_3b.yaml", "scale_7b.yaml"], "7B"), (["scale_7b.yaml", "scale_3b.yaml"], "3B")):
+        merged = merge_configs(["prope.yaml", *names])
+        assert f"-{path}-" in merged.settings["model"]["init_args"]["backbone"]["init_args"]["path"]
+        (line,) = merged.overridden
+        assert line == f"{names[1]} overrides {names[0]}: model.backbone.path"
+        assert merged.origins["model.backbone.path"] == names[1]
+    assert merge_configs(["prope.yaml", "scale_3b.yaml", "data_vsibench.yaml"]).overridden == []
 
 
-def test_only_different_values_of_one_key_conflict() -> None:
-    config = {"model": {"class_path": "A", "init_args": {"x": 1}}}
-    assert find_conflict(config, {"model": {"init_args": {"y": 2}}, "data": None}) is None
-    assert find_conflict(config, config) is None
-    assert find_conflict(config, {"model": {"init_args": {"x": 2}}}) == "model.init_args.x"
-    assert find_conflict(config, {"model": None}) == "model"
+def test_a_part_of_another_class_keeps_the_options_that_its_class_has() -> None:
+    below = {"class_path": "PRoPE", "init_args": {"placement": "TemporalSection", "scale": "mean"}}
+    options = {"placement": "TemporalSection"}
+    for above in ("PoseAxis", {"class_path": "zoo.PoseALiBi"}, {"class_path": "PRoPE"}):
+        found = merge({"model": {"camera_encoding": below}}, {"model": {"camera_encoding": above}})
+        kept = found["model"]["camera_encoding"]["init_args"]
+        assert kept == {name: value for name, value in below["init_args"].items() if name in kept}  # type: ignore[attr-defined]
+        assert ("placement" in kept) == (above == {"class_path": "PRoPE"}), above
+    assert merge(below, {"class_path": "GTA"})["init_args"].keys() >= options.keys()
+    assert merge(below, {"class_path": "not.There"})["init_args"] == below["init_args"]  # the parser reports it
+    assert merge(below, None) is None and merge(None, below) is below
+
+
+def test_the_command_line_follows_the_rule_of_configs(tmp_path: Path, parsed: Parsed) -> None:
+    (tmp_path / "own.yaml").write_text("model: {init_args: {camera_encoding: GTA, view_mixer: null}}")
+    options = ("--model.camera_encoding", "GTA", "--model.view_mixer", "null")
+    config = parsed("fit", "prope.yaml", "own.yaml")
+    assert config == parsed("fit", "prope.yaml", options=options)
+    encoding = config["model"]["init_args"]["camera_encoding"]
+    assert encoding["class_path"] == "zoo.GTA" and encoding["init_args"]["placement"]["init_args"]["stop"] == 0.5
 
 
 def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_path: Path, parsed: Parsed) -> None:
@@ -250,8 +245,6 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
     config = parsed("fit", "recipe.yaml")
     assert config == parsed("fit", "prope.yaml", "scale_3b.yaml", options=options)
     assert config["model"]["init_args"]["camera_encoding"] is None and config["trainer"]["max_steps"] == 7
-    with pytest.raises(InputError, match=r"recipe.yaml and .*scale_7b.yaml disagree about model.backbone.path"):
-        load_configs(["recipe.yaml", "scale_7b.yaml"])
 
 
 @pytest.mark.parametrize(
@@ -259,16 +252,14 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
     [
         ("configs: prope.yaml", "recipe.yaml: configs: expected a list of configs"),
         ("configs: [prop.yaml]", "recipe.yaml: no config prop.yaml"),
-        ("configs: [prope.yaml, qwen25_vl.yaml]", "recipe.yaml: .*disagree about model"),
         ("configs: [recipe.yaml]", "recipe.yaml: it is composed of itself"),
         ("configs: [a list", "recipe.yaml: cannot be read as YAML"),
         ("recipe: [recipe_full.yaml]", "recipe.yaml: recipe: expected the name of a config"),
-        ("configs: [recipes/vg_lm.yaml]", "nor in recipes/; did you mean vg_llm_4b.yaml"),
+        ("configs: [recipes/vg_lm.yaml]", "did you mean vg_llm"),
         ("recipe:", "recipe.yaml: recipe: expected the name of a config, not None"),
         ("scale: ''", "recipe.yaml: scale: expected the name of a config"),
         ("scale: {size: 3b}", "recipe.yaml: scale: expected the name of a config"),
-        ("configs: [qwen3_vl.yaml, own.yaml]", "disagree about scale: leave one of them out$"),
-        ("recipe: recipe_fll.yaml", "recipe.yaml: no config recipe_fll.yaml, .*did you mean recipe_full.yaml"),
+        ("recipe: recipe_fll.yaml", "recipe.yaml: no config recipe_fll.yaml, .*did you mean recipe_full"),
         ("", "recipe.yaml: holds no settings"),
     ],
 )
@@ -284,28 +275,24 @@ def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: 
     "protocol",
     [pytest.param(each, marks=pytest.mark.slow if each != "protocol_lmms_eval.yaml" else ()) for each in PROTOCOLS],
 )
-def test_a_protocol_is_read_over_model_data_and_recipe_in_any_order(protocol: str, parsed: Parsed) -> None:
-    names = ("vg_llm.yaml", "data_vsibench.yaml", protocol, "scale_tiny_qwen3.yaml")
-    orders = [tuple(preprocess_argv(["test", *(f"--config={name}" for name in o)])) for o in permutations(names)]
-    assert len({*orders}) == 1 and Path(orders[0][-1]).name == protocol
-    config = parsed("test", *names)
+def test_a_protocol_is_read_over_model_data_and_recipe_in_any_place(protocol: str, parsed: Parsed) -> None:
+    names = ("vg_llm.yaml", "data_vsibench.yaml", "scale_tiny_qwen3.yaml")
+    config = parsed("test", *names, protocol)
+    assert config == parsed("test", protocol, *names)
     stated = read_config(CONFIGS / protocol)
     assert departures(stated, config) == {}  # frames_as is the protocol's, not the model's
-    changed = parsed("test", *names, options=("--data.num_frames=4", "--model.repetition_penalty=2.0"))
+    changed = parsed("test", *names, protocol, options=("--data.num_frames=4", "--model.repetition_penalty=2.0"))
     assert departures(stated, changed) == {
         "data.num_frames": {"protocol": stated["data"]["init_args"]["num_frames"], "run": 4},
         "model.repetition_penalty": {"protocol": stated["model"]["init_args"]["repetition_penalty"], "run": 2.0},
     }
-    other = next(each for each in PROTOCOLS if each != protocol)
-    with pytest.raises(InputError, match="disagree about"):
-        load_configs([protocol, other])
 
 
 @pytest.mark.parametrize("rows_per_protocol", [1, pytest.param(8, marks=pytest.mark.slow)])
 def test_every_row_of_the_published_models_is_read(rows_per_protocol: int, parsed: Parsed) -> None:
     page = (CONFIGS.parent / "docs/guide/published_models.md").read_text()
     rows = [line.split()[2:] for line in page.splitlines() if line.startswith("python main.py test --config")]
-    found = {tuple(row): [Path(word).name for word in preprocess_argv(row) if word.endswith(".yaml")] for row in rows}
+    found = {tuple(row): split_configs(row)[0] for row in rows}
     assert {config for configs in found.values() for config in configs} >= {"vg_llm.yaml", "geovr.yaml", *PROTOCOLS} - {
         "protocol_lmms_eval.yaml"
     }
@@ -360,10 +347,14 @@ def test_released_models_are_tested_on_the_stills_that_they_are_asked_about() ->
 
 
 def test_a_protocol_alone_is_put_over_the_config_of_the_newest_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = ["--config", "runs/x/config.yaml", "--ckpt_path", "runs/x/checkpoints/last.ckpt"]
-    monkeypatch.setattr("commands.arguments._run_options", lambda *given: run)
-    words = preprocess_argv(["test", "--data.num_frames=8", "--config=protocol_vg_llm.yaml"])
-    assert words == ["test", *run, "--config", str(CONFIGS / "protocol_vg_llm.yaml"), "--data.num_frames=8"]
+    monkeypatch.setattr(runs, "newest_run", lambda: Path("runs/x"))
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    words = ["--data.num_frames=8", "--config=protocol_vg_llm.yaml"]
+    run = ["--config", "runs/x/config.yaml", "--trainer.default_root_dir", "runs/x"]
+    assert runs.with_run("test", words) == [*run, "--ckpt_path", "runs/x/checkpoints/last.ckpt", *words]
+    for named in (["--config", "prope.yaml"], ["--model", "PRoPEMLLM"]):  # a model: no run
+        assert runs.with_run("test", [*words, *named]) == [*words, *named]
+    assert runs.with_run("fit", words) == words
 
 
 def test_an_option_wins_over_a_config_that_follows_it(parsed: Parsed) -> None:

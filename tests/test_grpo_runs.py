@@ -52,10 +52,11 @@ def test_a_run_starts_from_the_weights_of_a_supervised_one(run: Run, tmp_path: P
     fit = ("fit", "--config", "qwen25_vl.yaml")
     run(*fit, *supervised)
     before = weights(tmp_path / "runs/supervised")
-    options = (*fit, *LEARN, "--model.algorithm.beta", "0.04", "--model.algorithm.updates", "2")
+    start = ("--model.initial_weights", "runs/supervised/checkpoints/last.ckpt")
+    options = (*fit, *LEARN, *start, "--model.algorithm.beta", "0.04", "--model.algorithm.updates", "2")
     words = (*options, "--trainer.log_every_n_steps", "1", "--trainer.default_root_dir", "runs/grpo")
     with recorded() as steps:
-        run(*words, "--ckpt_path", "runs/supervised/checkpoints/last.ckpt")
+        run(*words)
     assert all(torch.equal(before[name], tensor) for name, tensor in steps[0]["weights"].items())
     assert steps[0]["ids"] == steps[1]["ids"] != steps[2]["ids"]  # two updates of each batch
     name = next(iter(before))
@@ -88,16 +89,18 @@ def test_a_checkpoint_of_other_objectives_is_a_start_wherever_it_lies(run: Run, 
     options = (*FIT, "--model.algorithm.beta", "0.1", "--trainer.max_steps")
     for folder, start in (("runs/grpo", trained), ("runs/of_moved", "moved.ckpt")):
         with recorded() as steps:
-            run(*options, "1", "--ckpt_path", start, "--trainer.default_root_dir", folder)
+            run(*options, "1", "--model.initial_weights", start, "--trainer.default_root_dir", folder)
         assert len(steps) == 1 and all(torch.equal(before[name], each) for name, each in steps[0]["weights"].items())
     # one of GRPO goes on, also moved out of its run, under the same reference
     shutil.copytree("runs/of_moved/checkpoints", "moved")  # with the optimizer's state
     with recorded() as rest:
-        run(*options, "2", "--ckpt_path", "moved/last.ckpt")
+        run(*options, "2", "--ckpt_path", "moved/last.ckpt", "--model.initial_weights", start)
     assert len(rest) == 1 and all(torch.equal(before[name], each) for name, each in rest[0]["reference"].items())
     # another model is none
     with pytest.raises(SystemExit, match="last.ckpt"):
-        run(*options, "1", "--model.fusion", "null", "--ckpt_path", trained)
+        run(*options, "1", "--model.fusion", "null", "--model.initial_weights", trained)
+    with pytest.raises(SystemExit, match="another model.algorithm"):  # its training does not go on by another one
+        run(*options, "1", "--ckpt_path", trained)
 
 
 @pytest.mark.slow

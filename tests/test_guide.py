@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import main
-from commands.arguments import preprocess_argv
-from commands.planning.training import parse
+from commands.plan import parsed
 from zoo.errors import InputError
 
 ROOT = Path(main.__file__).parent
@@ -60,7 +59,6 @@ MORE = {  # the first that fits
     r"cache-geometry ": GEOMETRY,
     r"cache-frames ": f"{DATA} --data.train_sampler null --data.keep_in_memory false",
     r"test .*(SceneFolder|Conversations)": "--data.num_frames 4",
-    r"study .*--verify": "--settings GTA",  # which has no result to verify
     r"study ": "--dry_run",
     r"probe ": "--scenes 2 --split train",
 }
@@ -175,7 +173,7 @@ def test_its_options_are_understood(
             continue  # which learns from no questions
         hub = shlex.split(re.sub(r"--model\.\w+\.path weights/\S+", "", command))  # whose sizes are known
         try:
-            parse(preprocess_argv(["plan", *hub[1:]])[1:])
+            parsed(tuple(hub[1:]))
         except InputError as error:
             failed.append(f"{command}\n    {error}")
     assert len(set(options_of(page))) > count and not failed, "\n".join(failed)

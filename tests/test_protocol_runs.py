@@ -31,10 +31,14 @@ def test_any_protocol_is_put_over_a_run(run: Run, tmp_path: Path, geometry: str)
         departures = record["protocol"]["departures"]
         assert {option: each["run"] for option, each in departures.items()} == FEWER
         assert record["scorer"] == stated["metrics"]["scorer"] and not record["counts"]["failed"]
-        reproduction = record["reproduction"]
-        assert (reproduction["sampling"] is None) == (name != "geovr")
-        assert reproduction["system_prompt"] == stated["data"]["init_args"]["system_prompt"]
-        shown[name] = reproduction["frames_as"], reproduction["prompts"]
+        model, data = (record["config"][part]["init_args"] for part in ("model", "data"))
+        assert (model["sampling"] is None) == (name != "geovr")
+        assert data["system_prompt"] == stated["data"]["init_args"]["system_prompt"]
+        (file,) = (each for each in folder.rglob("metrics.json") if json.loads(each.read_text()) == record)
+        prompts = [
+            json.loads(line)["prompt"] for line in file.with_name("predictions.jsonl").read_text().split("\n")[:-1]
+        ]
+        shown[name] = data["frames_as"], str(prompts)
     assert [name for name in PROTOCOLS if shown[name][0] == "image"] == ["spatial_stack", "vg_llm"]
     assert len({*shown.values()}) == 4  # the two groups of stills ask alike
 

@@ -65,7 +65,7 @@ def test_prope_on_videos_without_cameras(run: Run, monkeypatch: pytest.MonkeyPat
     heads.clear()
     (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
     run("test", "prope.yaml", *few, "--ckpt_path", str(checkpoint))
-    (predictions,) = tmp_path.glob("runs/*/predictions.jsonl")
+    (predictions,) = tmp_path.rglob("predictions.jsonl")
     lines = [json.loads(line) for line in predictions.read_text().splitlines()]
     assert len(lines) == len(heads) == 3 and not any(line["error"] for line in lines)
     with pytest.raises(SystemExit, match="no scene of the test split has cameras"):

@@ -47,17 +47,6 @@ def test_help_and_version_load_no_pytorch(words: list[str], expected: list[str])
     assert printed.endswith("loaded:\n"), printed
 
 
-@pytest.mark.slow
-def test_the_help_of_a_command_with_a_model_loads_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first call is the control; the second prints the same text, and another width builds it anew."""
-    first, second = (printed_by("fit", "--help", cwd=tmp_path) for _ in range(2))
-    text, _, loaded = first.rpartition("loaded:")
-    assert loaded == " torch lightning transformers\n" and "--trainer.accelerator" in text
-    assert second == f"{text}loaded:\n"
-    monkeypatch.setenv("COLUMNS", "200")
-    assert printed_by("fit", "--help", cwd=tmp_path).endswith(first[-len("loaded: torch lightning transformers\n") :])
-
-
 def test_every_command_has_one_line_in_the_help() -> None:
     lines = (main.__doc__ or "").splitlines()
     assert all(sum(line.startswith(f"    {command} ") for line in lines) == 1 for command in main.COMMANDS)

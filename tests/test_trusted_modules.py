@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 import yaml
 
-from commands.runs import is_own, newest_run
+from callbacks.configs import is_own, merge_configs
+from commands.parser import trusted_modules
+from commands.runs import newest_run
 from tests.cli import Run, the_run
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.configuration import check_class_paths
@@ -60,7 +63,13 @@ WAYS = (
     {"class_path": "zoo.PRoPE", "init_args": {"placement": "canary.function"}},
     {"class_path": " canary.Encoding"},
 )
-HIDDEN = ("class_path: canary.Encoding", "encoding.yaml", '["canary.Encoding"]')  # which jsonargparse reads as YAML
+# jsonargparse reads these texts, and the content of these files, as YAML
+HIDDEN = (
+    "class_path: canary.Encoding",
+    "encoding.yaml",
+    "payload",
+    '["canary.Encoding"]',
+)
 
 
 def test_a_saved_model_imports_what_the_caller_names(canary: Path, tmp_path: Path) -> None:
@@ -74,8 +83,9 @@ def test_a_saved_model_imports_what_the_caller_names(canary: Path, tmp_path: Pat
                 SpatialVLM.from_pretrained(folder, trust_modules=trusted)
         assert not canary.exists() and "canary" not in sys.modules
     (tmp_path / "encoding.yaml").write_text("class_path: canary.Encoding")
+    (tmp_path / "payload").write_text("canary.Encoding")
     for hidden in HIDDEN:
-        with pytest.raises(InputError, match="can't be read"):
+        with pytest.raises(InputError, match=r"canary\.Encoding is of a module that is not the zoo's"):
             SpatialVLM.from_pretrained(edited(tmp_path / "saved", hidden))
         assert not canary.exists()
     with pytest.raises(InputError, match="trust_modules is a list"):
@@ -155,3 +165,29 @@ def test_a_run_of_someone_else(
 def test_runs_of_ones_own_lie_in_runs() -> None:
     assert is_own(Path("runs/mine")) and is_own(Path("runs/../runs/mine").absolute())
     assert not is_own(Path("runs/../theirs")) and not is_own(Path("theirs/runs/one"))
+
+
+def test_the_config_of_someone_elses_run_imports_nothing(canary: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "downloads/theirs"
+    (theirs / "checkpoints").mkdir(parents=True)
+    (tmp_path / "evil.yaml").write_text("model: {init_args: {camera_encoding: {class_path: canary.Encoding}}}")
+    (tmp_path / "own.yaml").write_text("configs: [downloads/theirs/config.yaml]")
+    parts = "model: {class_path: PRoPEMLLM, init_args: {camera_encoding: {class_path: %s}}}"
+    for content in (
+        parts % "canary.Encoding",
+        parts % '"canary:Encoding"',
+        "recipe: ../../evil.yaml",
+        "scale: ../../evil.yaml",
+        "configs: [../../evil.yaml]",
+    ):
+        (theirs / "config.yaml").write_text(content)
+        for name in ("downloads/theirs/config.yaml", "own.yaml"):
+            with suppress(InputError):  # a colon makes no import path
+                merge_configs(["prope.yaml", name])
+            assert not canary.exists() and "canary" not in sys.modules, (content, name)
+    with pytest.raises(InputError, match=r"canary\.Encoding is of a module"):
+        (theirs / "config.yaml").write_text(parts % "canary.Encoding")
+        merge_configs(["own.yaml"])
+    assert trusted_modules(["--trust_modules", "foo, canary"]) == ["foo", "canary"]
+    merge_configs(["own.yaml"], ["foo", "canary"])
+    assert canary.exists()  # the control: a class that is trusted is imported

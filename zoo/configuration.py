@@ -8,11 +8,12 @@ are imported already, and those that the caller trusts.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 import jsonargparse
-from jsonargparse import _common, set_parsing_settings
+import yaml
 
 from zoo.errors import InputError, describe, did_you_mean, raised_at, unwrapped
 
@@ -56,38 +57,6 @@ def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
             raise InputError(reason)
 
 
-@contextmanager
-def trusted_imports(config: Any, trust_modules: Collection[str] = ()) -> Iterator[None]:
-    """Check a configuration and restrict imports while it is read, see `restrict_imports`."""
-    with kept_import_policy():
-        restrict_imports(config, trust_modules)
-        yield
-
-
-def restrict_imports(config: Any, trust_modules: Collection[str] = ()) -> None:
-    """Check a configuration, and let jsonargparse import nothing else: it also reads texts and files as YAML.
-
-    Args:
-        config: See `check_class_paths`, whose errors name the remedy.
-        trust_modules: Modules or packages that it may import.
-    """
-    check_class_paths(config, trust_modules)
-    loaded = {path for path, _ in _dotted_texts(config) if _is_loaded_class(path)}
-    classes = (resolve_name(path) for path in loaded)
-    loaded |= {f"{kind.__module__}.{kind.__qualname__}" for kind in classes}  # where a class is defined counts as well
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*KNOWN, *trust_modules, *sorted(loaded)])
-
-
-@contextmanager
-def kept_import_policy() -> Iterator[None]:
-    """Restore what jsonargparse may import: it can add restrictions, and take nothing back."""
-    before = {name: _common.parsing_settings[name] for name in ("import_path_verdicts", "import_paths_enforced")}
-    try:
-        yield
-    finally:
-        _common.parsing_settings.update(before)
-
-
 def named_modules(config: Any) -> list[str]:
     """Return the modules and packages that a configuration of one's own may import: all that it names."""
     return sorted({path.partition(".")[0] for path, _ in _dotted_texts(config)})
@@ -118,20 +87,40 @@ def _import_problem(path: str, error: Exception) -> str:
 
 
 def is_same_class(one: Any, other: Any) -> bool:
-    """Return whether two class paths name the same class; either may lack its module."""
-    return str(one).rpartition(".")[2] == str(other).rpartition(".")[2]
+    """Return whether two class paths name the same class: by its name alone, or in the same package."""
+    paths = [str(each).split(".") for each in (one, other)]
+    is_dotted = all(len(path) > 1 for path in paths)
+    return paths[0][-1] == paths[1][-1] and (not is_dotted or paths[0][0] == paths[1][0])
 
 
 def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield the texts that may be import paths, a class or a function also without `class_path`; whether it has it."""
+    """Yield the texts that may be import paths, a class or a function also without `class_path`; whether it has it.
+
+    jsonargparse reads a text as YAML, and the name of a file as its content, so their content counts as well.
+    """
     if isinstance(config, Mapping):
         for name, value in config.items():
             yield from _dotted_texts(value, str(name))
     elif isinstance(config, (list, tuple)):
         for value in config:
             yield from _dotted_texts(value)
-    elif isinstance(config, str) and DOTTED.fullmatch(config.strip()):
-        yield config.strip(), key == "class_path"
+    elif isinstance(config, str):
+        text = config.strip()
+        if DOTTED.fullmatch(text):
+            yield text, key == "class_path"
+        for content in (text, _content_of_file(text)):
+            with suppress(yaml.YAMLError):
+                read = yaml.safe_load(content)
+                if isinstance(read, (Mapping, list)) or content is not text:
+                    yield from _dotted_texts(read, key)
+
+
+def _content_of_file(name: str) -> str:
+    """Return the text of the file of a name; empty if there is none, or one of bytes, such as weights."""
+    with suppress(OSError, ValueError), open(os.path.expanduser(name), "rb") as file:
+        if b"\0" not in file.read(1024):
+            return Path(name).expanduser().read_text(encoding="utf-8")
+    return ""
 
 
 def _is_loaded_class(path: str) -> bool:
@@ -241,6 +230,25 @@ def from_config(base: type[T], config: Mapping[str, Any]) -> T:
             reason = describe(cause) if raised_at(cause) else error
             raise InputError(f"this configuration of a {base.__name__} can't be read: {reason}") from error
         raise
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the options of a config by dotted name, without `init_args`; classes in a list by their index.
+
+    Example:
+        >>> flatten({"model": {"class_path": "zoo.PRoPEMLLM", "init_args": {"objectives": [{"weight": 1}], "r": 2}}})
+        {'model.class_path': 'zoo.PRoPEMLLM', 'model.objectives.0.weight': 1, 'model.r': 2}
+    """
+    if isinstance(config, list) and any(isinstance(each, Mapping) for each in config):
+        config = {str(index): each for index, each in enumerate(config)}
+    if not isinstance(config, Mapping):
+        # a file holds functions as import paths, and tuples as lists
+        value = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
+    return flat
 
 
 def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

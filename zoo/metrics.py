@@ -1,21 +1,22 @@
-"""Scores of a benchmark's answers: one answer, and a torchmetrics metric of a whole test.
+"""Scores of a benchmark's answers: of one answer, of prediction records, and a torchmetrics metric of a whole test.
 
 Scorers of VSI-Bench and their rules: `zoo.benchmarks.scorers`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from uuid import uuid4
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from zoo.benchmarks import Benchmark, VSIBench
+from zoo.files.fingerprint import fingerprint
 
 
 def score_answer(
@@ -46,23 +47,46 @@ def score_answer(
     return VSIBench().score(prediction, ground_truth, question_type, scorer or profile)
 
 
-class ScoredAnswer(NamedTuple):
-    """An answer to a question, its score in 0..1 (None without a ground truth), and what else is kept with it."""
+def with_scores(
+    records: Iterable[Mapping[str, Any]], benchmark: Benchmark, scorer: str | None = None
+) -> list[dict[str, Any]]:
+    """Return the records of questions with their `score`, and the `benchmark` and `scorer` that made it.
 
-    id: str
-    question_type: str
-    prediction: str
-    ground_truth: str | None
-    score: float | None
-    note: Any
+    A record that this scorer has scored stays as it is. The score is None without a ground truth or a question type
+    (free text), and 0 for a question that failed.
+
+    Args:
+        records: As the steps of a task return them, or as predictions.jsonl has them.
+        benchmark: The benchmark of the questions.
+        scorer: One of the benchmark's scorers; None is its default.
+
+    Example:
+        >>> kind = VSIBench.numeric_types[0]
+        >>> record = {"id": "1", "question_type": kind, "prediction": "20", "ground_truth": "20"}
+        >>> with_scores([record], VSIBench())[0]["score"]
+        1.0
+    """
+    scorer = benchmark.find_scorer(scorer)
+    made_by = {"benchmark": benchmark.name, "scorer": scorer}
+
+    def score(record: Mapping[str, Any]) -> float | None:
+        if not (record["ground_truth"] and record["question_type"]):
+            return None
+        answer = "" if record.get("error") else record["prediction"]
+        return float(benchmark.score(answer, record["ground_truth"], record["question_type"], scorer))
+
+    return [
+        dict(record) if made_by.items() <= record.items() else {**record, "score": score(record), **made_by}
+        for record in records
+    ]
 
 
 class BenchmarkScore(Metric):
     """Scores of a benchmark by question type, with micro and macro means.
 
     Each sample id counts once, by its first row: DistributedSampler repeats samples to fill its last round. Rows
-    without an id all count. The state is text, one JSON line per answer, as a uint8 tensor of its bytes: torchmetrics
-    gathers it with every backend, no change of precision alters it, and scores keep every bit.
+    without an id all count. A row is the fingerprint of its id, the index of its question type, and its score: the bits
+    of a float64 as an integer, which no change of a module's precision rounds.
 
     Args:
         benchmark: Defines question types, scores and aggregation.
@@ -75,65 +99,63 @@ class BenchmarkScore(Metric):
 
     full_state_update = False
     higher_is_better = True
-    lines: list[Tensor]
+    rows: list[Int64[Tensor, "N 3"]]
 
     def __init__(self, benchmark: Benchmark, scorer: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.benchmark, self.scorer = benchmark, benchmark.find_scorer(scorer)
-        self.add_state("lines", default=[], dist_reduce_fx="cat")
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     def update(
         self,
         predictions: Sequence[str],
-        ground_truths: Sequence[str | None],
+        ground_truths: Sequence[str],
         question_types: Sequence[str],
         sample_ids: Sequence[str] | None = None,
-        notes: Sequence[Any] | None = None,
+        scores: Sequence[float] | None = None,
     ) -> None:
-        """Score answers and add a line for each; the lists are parallel.
+        """Score answers and add them; the lists are parallel.
 
         Args:
             predictions: The model's answers.
-            ground_truths: The true answers; None for a question that is not scored.
+            ground_truths: The true answers.
             question_types: The benchmark's type of each question.
             sample_ids: Ids of the questions; None gives each a new one.
-            notes: What else to keep with each answer for `answers`, as JSON values.
+            scores: Of the answers, where they are known; None scores them.
         """
-        ids = [uuid4().hex for _ in predictions] if sample_ids is None else map(str, sample_ids)
-        notes = [None] * len(predictions) if notes is None else notes
-        text = ""
-        for id, answer, truth, kind, note in zip(ids, predictions, ground_truths, question_types, notes, strict=True):
-            score = None if truth is None else float(self.benchmark.score(answer, truth, kind, self.scorer))
-            text += json.dumps(ScoredAnswer(id, kind, answer, truth, score, note)) + "\n"
-        self.lines.append(torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device))
+        answers = list(zip(predictions, ground_truths, question_types, strict=True))
+        if scores is None:
+            scores = [self.benchmark.score(*answer, self.scorer) for answer in answers]
+        ids = [uuid4().hex for _ in answers] if sample_ids is None else list(map(str, sample_ids))
+        keys = [int(fingerprint(id.encode(errors="backslashreplace"))[:16], 16) >> 1 for id in ids]
+        places = [self.benchmark.question_types.index(kind) for kind in question_types]
+        bits = torch.tensor(scores, dtype=torch.float64).view(torch.int64).tolist()
+        rows = list(zip(keys, places, bits, strict=True))
+        self.rows.append(torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(-1, 3))
+
+    def add(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Add the scores of records, see `with_scores`; those without a score do not count."""
+        scored = [record for record in records if record["score"] is not None]
+        keys = ("prediction", "ground_truth", "question_type", "id", "score")
+        self.update(*([record[key] for record in scored] for key in keys))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the lines of all ranks."""
-        # torchmetrics gathers an empty list as a float tensor, which other ranks' bytes don't match
-        if not len(self.lines):
-            self.lines.append(torch.empty(0, dtype=torch.uint8, device=self.device))
+        """Gather the rows of all ranks."""
+        if not len(self.rows):  # which torchmetrics would gather as a float tensor
+            self.update([], [], [])
         super().sync(*args, **kwargs)
-
-    def answers(self) -> dict[str, ScoredAnswer]:
-        """Return the answers of all ranks by sample id."""
-        with self.sync_context(self.dist_sync_fn):
-            return self._unique_answers()
 
     def compute(self) -> dict[str, dict[str, Any]]:
         """Return the aggregated scores, see `Benchmark.aggregate`. The order and split of the rows have no effect."""
+        rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.empty(0, 3, dtype=torch.int64)
+        scores = rows[:, 2].contiguous().view(torch.float64).tolist()
+        first: dict[int, tuple[int, float]] = {}
+        for id, kind, score in zip(rows[:, 0].tolist(), rows[:, 1].tolist(), scores, strict=True):
+            first.setdefault(id, (kind, score))
         by_type: dict[str, list[float]] = {}
-        for answer in self._unique_answers().values():
-            if answer.score is not None:
-                by_type.setdefault(answer.question_type, []).append(answer.score)
+        for kind, score in first.values():
+            by_type.setdefault(self.benchmark.question_types[kind], []).append(score)
         return self.benchmark.aggregate(by_type, self.scorer)
-
-    def _unique_answers(self) -> dict[str, ScoredAnswer]:
-        content = bytes(dim_zero_cat(self.lines).tolist()) if len(self.lines) else b""
-        unique: dict[str, ScoredAnswer] = {}
-        for line in content.splitlines():
-            answer = ScoredAnswer(*json.loads(line))
-            unique.setdefault(answer.id, answer)
-        return unique
 
 
 class VSIBenchScore(BenchmarkScore):

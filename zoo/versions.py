@@ -33,14 +33,18 @@ def zoo_version(root: Path = ROOT) -> str:
         such as `0.1.0+g69d7b8c16e2f`, or `0.1.0+g69d7b8c16e2f.dirty` if code or configs have changed since.
     """
     version = _version("spatial-vlm-zoo")
+    commit, is_clean = git_state(root)
+    return version if commit is None else f"{version}+g{commit[:12]}{'' if is_clean else '.dirty'}"
+
+
+def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
+    """Return the commit of a git clone, and whether code and configs are as it has them; None where that is unknown."""
     if not (root / ".git").exists():  # an installed package may lie within another project's clone
-        return version
+        return None, None
     try:
-        commit = _git(root, "rev-parse", "--short=12", "HEAD")
-        changes = _git(root, "status", "--porcelain", "--", *CODE)
+        return _git(root, "rev-parse", "HEAD"), not _git(root, "status", "--porcelain", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):  # no git, no commit yet, or a clone that belongs to another user
-        return version
-    return f"{version}+g{commit}{'.dirty' if changes else ''}"
+        return None, None
 
 
 def _git(root: Path, *words: str) -> str:

@@ -13,16 +13,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.example_batch import example_batch, example_questions
 from benchmarks.measure import timed
 from benchmarks.random_weights import draw
-from commands.arguments import preprocess_argv
-from commands.defaults import with_defaults
-from commands.planning.training import Training, parse
+from commands.parser import build as build_parts
+from commands.parser import parse
+from commands.plan import Training, parsed
 from commands.run_options import OF_RUNS, run_parser
 from zoo.backbones.pretrained import compute_buffers
 from zoo.sequences.batch import Batch
 from zoo.tasks import Task, VideoQATask
-from zoo.tasks.training_cost import BatchSizes, example_batch, example_questions
+from zoo.tasks.training_cost import BatchSizes
 
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
@@ -79,12 +80,12 @@ class Command:
     @cached_property
     def words(self) -> list[str]:
         """The options in the order in which they are read."""
-        return preprocess_argv(["fit", *self.options])[1:]
+        return [*self.options]
 
     @cached_property
     def plan(self) -> Training:
         """What a step takes by `python main.py plan`, on one GPU."""
-        return parse([*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"])
+        return parsed((*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"))
 
     def sizes(self, questions: int | None = None) -> BatchSizes:
         """The sizes of a batch; with a number of questions, that of so many about one scene."""
@@ -94,10 +95,10 @@ class Command:
         """The model with random weights."""
         parser = run_parser("fit", None, ("seed_everything", "data", *OF_RUNS))
         parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
-        settings = parser.parse_args(with_defaults(self.words))
+        settings = parse(parser, self.words)
 
         def build() -> VideoQATask:
-            task: VideoQATask = parser.instantiate_classes(settings).model
+            task: VideoQATask = build_parts(parser, settings).model
             return task
 
         torch.manual_seed(0)
@@ -110,7 +111,8 @@ class Command:
 
     def inputs(self, task: VideoQATask, sizes: BatchSizes) -> Batch:
         """A training batch on the device."""
-        return self._on_device(example_batch(task.model, sizes))
+        packs_scenes = "--data.pack_scenes" in self.options
+        return self._on_device(example_batch(task.model, sizes, packs_scenes=packs_scenes))
 
     def questions(self, task: VideoQATask, sizes: BatchSizes, are_alone: bool = False) -> list[Batch]:
         """The questions of a scene on the device: in one batch with a shared prefix, or one batch each."""

@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -94,10 +93,10 @@ def command_rows(commands: Mapping[str, Command]) -> list[Row]:
 def step_row(title: str, command: Command) -> Row:
     """Time, memory and FLOPs of a step, or "out of memory"."""
     planned, bench = command.plan, command.bench
-    row: Row = {"step": title, "planned GB": f"{planned.needed(planned.setup) / 1e9:.1f}"}
+    row: Row = {"step": title, "planned GB": f"{planned.needed / 1e9:.1f}"}
     try:
         task = command.task()
-        inputs = command.inputs(task, replace(command.sizes(), pack_scenes="--data.pack_scenes" in command.options))
+        inputs = command.inputs(task, command.sizes())
         step = stepper(bench, task, inputs)
         seconds, memory = measured(bench, step)
     except torch.OutOfMemoryError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.example_batch import example_questions
 from benchmarks.gpu.models import CHECKPOINTING, COMMANDS, TITLES, Bench, Row, Tables, autocast, measured, release
 from benchmarks.training import RATE, stock_rows, trainer_step
 from zoo.backbones.pretrained import empty_qwen
@@ -16,7 +17,7 @@ from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.base import fused_adamw
-from zoo.tasks.training_cost import BatchSizes, example_questions
+from zoo.tasks.training_cost import BatchSizes
 
 OPTIONS = f"--model.backbone.dtype float32 --model.text_after_vision max_hw {CHECKPOINTING}"  # as the stock model
 Step = Callable[[], Tensor]  # of the optimizer; returns the loss

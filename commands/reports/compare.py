@@ -63,7 +63,7 @@ def compare(runs: Sequence[Run], *, resamples: int = RESAMPLES) -> Comparisons:
 
 def are_trainings(a: Run, b: Run) -> bool:
     """Return whether two runs tested different weights, some of which the zoo has trained: they depend on a seed."""
-    is_trained = any(run.metrics.get("trained") for run in (a, b))
+    is_trained = any(run.metrics.get("step") is not None for run in (a, b))
     return is_trained and (a.weights is None or a.weights != b.weights)
 
 

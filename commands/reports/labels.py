@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from callbacks.results_folder import PREFIX
-from callbacks.settings import CHANGES_NO_RESULT, flatten, is_one_of
-from commands.reports.loaded_runs import Run
+from callbacks.results_folder import TESTS
+from callbacks.run_config import is_covered
+from commands.reports.loaded_runs import CHANGES_NO_RESULT, Run
+from zoo.configuration import flatten
 
 STAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?(?=/|$)")  # of a folder that `fit` named
 MOST = 3  # settings in a label
@@ -33,7 +34,7 @@ def _label(run: Run) -> str:
     """Return the name of a run, with the folder of a further test."""
     if (given := run.config.get("name")) is None:
         return STAMP.sub("", run.name)
-    return f"{given}/{run.folder.name}" if run.folder.name.startswith(PREFIX) else str(given)
+    return f"{given}/{run.folder.name}" if run.folder.parent.name == TESTS else str(given)
 
 
 def _differences(runs: Sequence[Run]) -> list[str]:
@@ -44,7 +45,7 @@ def _differences(runs: Sequence[Run]) -> list[str]:
     differing = [
         name
         for name in names
-        if not is_one_of(name, CHANGES_NO_RESULT) and len({str(each.get(name)) for each in settings}) > 1
+        if not is_covered(name, CHANGES_NO_RESULT) and len({str(each.get(name)) for each in settings}) > 1
     ]
     kept = [
         name

@@ -13,19 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.baselines.blind import constant_baseline
-from callbacks.results_folder import METRICS, PREDICTIONS, PREFIX, SETTINGS, rank_files
-from callbacks.scoring import tally
-from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, flatten, is_one_of, unflatten
-from callbacks.trained import describe_unfinished
+from callbacks.baselines import constant_baseline
+from callbacks.configs import is_own
+from callbacks.metrics import describe_unfinished
+from callbacks.results_folder import TESTS, finished_tests, rank_files
+from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE
 from commands.reports.predictions import Answer, read_predictions
-from commands.runs import CONFIG, is_own
+from commands.runs import CONFIG
+from datamodules import VideoQADataModule
 from zoo.benchmarks import Benchmark, VSIBench, find_benchmark
 from zoo.errors import InputError
-from zoo.metrics import ScoredAnswer
+from zoo.tasks import VideoQATask
 from zoo.weights.saved_models import config_of
 
-OF_TRAINING = CHANGES_NO_ANSWER - CHANGES_NO_RESULT  # options that the settings of a test lack
+# options that change no result of a training
+CHANGES_NO_RESULT = (
+    *VideoQATask.changes_no_training,
+    *VideoQADataModule.changes_no_training,
+    *("trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps", "trainer.profiler"),
+    *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
+    *("trainer.detect_anomaly", "trainer.num_sanity_val_steps", "trainer.barebones", "trainer.inference_mode"),
+    *("trainer.limit_test_batches", "trainer.limit_predict_batches", "checkpoint.every_n_train_steps"),
+)
 AVERAGE = "Avg."  # of the columns of a results table
 MEANS = {
     f"{title} {mean}": (group, mean)
@@ -43,7 +52,7 @@ class Run:
         folder: The folder.
         config: Content of config.yaml.
         metrics: Content of metrics.json; empty before a test.
-        tested: Settings of the test, see `callbacks.settings`; empty if unavailable.
+        weights: The fingerprint of the tested weights; None if it isn't recorded.
         answers: The answers that `metrics` scores; empty if unavailable.
         scores: The score of each answer by id.
         remarks: Notes about missing or invalid files.
@@ -54,7 +63,7 @@ class Run:
     folder: Path
     config: Mapping[str, Any]
     metrics: Mapping[str, Any]
-    tested: Mapping[str, Any]
+    weights: str | None
     answers: Sequence[Answer]
     scores: Mapping[str, float]
     remarks: Sequence[str]
@@ -63,16 +72,9 @@ class Run:
     @cached_property
     def tested_config(self) -> dict[str, Any]:
         """The config with the model and data of the test, whose options may differ from the training's."""
-        config = flatten({part: self.config.get(part) for part in ("model", "data")})
-        training = {name: each for name, each in config.items() if is_one_of(name, OF_TRAINING)}
-        settings = {**training, **self.tested}
-        options = unflatten({name: each for name, each in settings.items() if name.startswith(("model.", "data."))})
-        return {**self.config, **{name: part for name, part in options.items() if "class_path" in part}}
-
-    @property
-    def weights(self) -> str | None:
-        """The fingerprint of the tested weights; None if it isn't recorded."""
-        return self.tested.get("weights")
+        tested = self.metrics.get("config") or {}
+        parts = {name: each for name, each in tested.items() if isinstance(each, Mapping) and "init_args" in each}
+        return {**self.config, **parts}
 
     def setting(self, *path: str) -> Any:
         """Return the test's value at a path without `init_args`; None if absent."""
@@ -103,8 +105,7 @@ class Run:
         if recorded is not None or not self.answers:
             return recorded or {}
         scorer = self.metrics["scorer"]
-        records = [ScoredAnswer(a.id, a.question_type, "", a.ground_truth, None, None) for a in self.answers]
-        return constant_baseline(records, self.benchmark, scorer).scores
+        return constant_baseline([*map(vars, self.answers)], self.benchmark, scorer).scores
 
 
 def _score(result: Mapping[str, Any], measure: str, kinds: Sequence[str]) -> float | None:
@@ -123,17 +124,25 @@ def measures(benchmark: Benchmark) -> tuple[str, ...]:
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """Load the tests of one benchmark, that of the first, each once: of runs, and of folders of tests inside them.
+    """Load the tests of one benchmark, that of the first, each once: of runs, and of the tests inside their folders.
+
+    Of equal tests of a run at several steps of its training, the newest step counts.
 
     Returns:
-        The tests in the order of their folders, and the reasons why other folders are skipped.
+        The tests in the order of their folders, and the reasons why other folders and tests are left out.
     """
     unique: dict[Path, Path] = {}
-    for folder in (each for given in folders for each in (given, *sorted(given.glob(f"{PREFIX}*/")))):
-        unique.setdefault(folder.resolve(), folder)
+    has_tests = set[Path]()
+    for given in folders:
+        inside = sorted(given.glob(f"{TESTS}/*/"))
+        has_tests |= {given.resolve()} if inside else set()
+        for folder in (given, *inside):
+            unique.setdefault(folder.resolve(), folder)
     runs: list[Run] = []
     skipped: list[str] = []
-    for folder in unique.values():
+    for path, folder in unique.items():
+        if path in has_tests and not any((folder / name).exists() for name in (METRICS, TEST_FILE)):
+            continue  # all of its tests have folders of their own
         try:
             run = load_run(folder, _name(folder, list(unique)))
         except InputError as error:
@@ -148,7 +157,36 @@ def load_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     skipped += [
         f"{run.folder} was tested on {run.benchmark.name}, not {benchmark.name}: report it separately" for run in others
     ]
-    return [run for run in runs if run not in others], skipped
+    runs, older = newest_steps([run for run in runs if run not in others])
+    return runs, skipped + older
+
+
+def newest_steps(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Return the tests without those that are of an earlier step than an equal test of their run; and remarks."""
+    equal: dict[str, list[Run]] = {}
+    for place, run in enumerate(runs):
+        names = ("config", "scorer", "question_ids")
+        of_run = [str(root_of(run.folder)), *(run.metrics.get(name) for name in names)]
+        key = json.dumps(of_run, sort_keys=True) if run.metrics.get("step") is not None else str(place)
+        equal.setdefault(key, []).append(run)
+    older, remarks = list[Run](), list[str]()
+    for each in equal.values():
+        newest = max(run.metrics.get("step") or 0 for run in each)
+        if left := [run for run in each if (run.metrics.get("step") or 0) < newest]:
+            older += left
+            steps = ", ".join(sorted({str(run.metrics["step"]) for run in left}, key=int))
+            remarks.append(f"{root_of(each[0].folder)}: its tests of step {newest}; those of step {steps} are left out")
+    return [run for run in runs if not any(run is each for each in older)], remarks
+
+
+def root_of(folder: Path) -> Path:
+    """Return the run that a test's folder belongs to."""
+    return folder.parent.parent if folder.parent.name == TESTS else folder
+
+
+def newest_test(folder: Path) -> Path | None:
+    """Return the folder of the newest finished test of a run, its own or one inside it; None without one."""
+    return max(finished_tests(folder), key=lambda path: (path / METRICS).stat().st_mtime, default=None)
 
 
 def load_run(folder: Path, name: str) -> Run:
@@ -170,13 +208,14 @@ def load_run(folder: Path, name: str) -> Run:
         answers, scores, remarks = _answers(folder, metrics, benchmark)
     except InputError as error:
         remarks = [str(error)]
+    weights: str | None
     try:
-        tested = dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        tested = {}
-    if unfinished := describe_unfinished(metrics.get("trained")):
+        weights = json.loads((folder / TEST_FILE).read_text(encoding="utf-8"))["weights"]
+    except (OSError, ValueError, LookupError, TypeError):
+        weights = None
+    if unfinished := describe_unfinished(metrics):
         remarks = [*remarks, f"{folder}: {unfinished}"]
-    return Run(name, folder, config_of(folder), metrics, tested, answers, scores, remarks, benchmark)
+    return Run(name, folder, config_of(folder), metrics, weights, answers, scores, remarks, benchmark)
 
 
 def _read_metrics(path: Path) -> dict[str, Any]:
@@ -204,11 +243,15 @@ def _answers(
     if not metrics:
         remarks.append(f"{folder}: its test was interrupted after {len(answers)} answers (python main.py score {path})")
         return (), {}, remarks
-    found = tally(map(vars, answers), benchmark, metrics["scorer"])
-    if not _same(found.result["per_question_type"], metrics["per_question_type"]):
+    scored = [each for each in answers if each.score is not None and each.scorer == metrics["scorer"]]
+    by_type: dict[str, list[float]] = {}
+    for answer in scored:
+        by_type.setdefault(answer.question_type, []).append(answer.score or 0.0)
+    found = benchmark.aggregate(by_type, metrics["scorer"])
+    if not _same(found["per_question_type"], metrics["per_question_type"]):
         remarks.append(f"{path} doesn't match {METRICS}, its answers are left out: score them by python main.py score")
         return (), {}, remarks
-    return [answer for answer in answers if answer.id in found.scores], found.scores, remarks
+    return scored, {answer.id: answer.score or 0.0 for answer in scored}, remarks
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
@@ -220,10 +263,15 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _name(folder: Path, all_folders: Sequence[Path]) -> str:
-    """Return the shortest end of a folder's path that is unique; with the run of a test inside one."""
-    parts = folder.resolve().parts
-    for length in range(2 if folder.name.startswith(PREFIX) else 1, len(parts)):
-        ends = Counter(other.parts[-length:] for other in all_folders)
+    """Return the shortest end of a folder's path that is unique; of a test inside a run, `<run>/<test>`."""
+
+    def parts_of(path: Path) -> tuple[str, ...]:
+        parts = path.resolve().parts
+        return (*parts[:-2], parts[-1]) if path.parent.name == TESTS else parts
+
+    parts = parts_of(folder)
+    for length in range(2 if folder.parent.name == TESTS else 1, len(parts)):
+        ends = Counter(parts_of(other)[-length:] for other in all_folders)
         if ends[parts[-length:]] == 1:
             return "/".join(parts[-length:])
     return str(folder)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from callbacks.map_geometry import level_axes
+from callbacks.drawings import level_axes
 from commands.reports.loaded_runs import Run
 from datamodules import Rooms
 from datamodules.scenes import Scene
 from datamodules.sources.base import SceneSource
-from zoo.configuration import from_config, trusted_imports
+from zoo.configuration import check_class_paths, from_config
 from zoo.errors import SCENE_FAULTS, describe_fault
 
 POINTS = 64  # of a path, beside the frames that were used
@@ -51,8 +51,8 @@ def camera_paths(runs: Sequence[Run]) -> tuple[dict[str, Any], list[str]]:
 
 def test_scenes(source: Mapping[str, Any] | None) -> list[Scene]:
     """Return the test scenes of a dataset, without preparing it; without a config, of the default one."""
-    with trusted_imports(source):
-        dataset = Rooms() if source is None else from_config(SceneSource, source)  # type: ignore[type-abstract]
+    check_class_paths(source)
+    dataset = Rooms() if source is None else from_config(SceneSource, source)  # type: ignore[type-abstract]
     return list(dataset.scenes("test"))
 
 

@@ -18,7 +18,7 @@ REQUIRED: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One line: a question and its answer; `recorded` is the score in the file."""
+    """One line: a question and its answer, with the score in the file, and the benchmark and scorer that made it."""
 
     id: str
     question_type: str
@@ -29,7 +29,9 @@ class Answer:
     prompt: str = ""
     frames: tuple[int, ...] = ()
     error: str | None = None
-    recorded: float | None = None
+    score: float | None = None
+    benchmark: str | None = None
+    scorer: str | None = None
 
 
 def read_predictions(path: Path, benchmark: Benchmark) -> tuple[list[Answer], list[str]]:
@@ -64,11 +66,10 @@ def read_predictions(path: Path, benchmark: Benchmark) -> tuple[list[Answer], li
                 remarks.append(f"line {number}, the last, is incomplete: dropped")
                 continue
             raise InputError(f"{path}, line {number}: not valid JSON: {error}") from error
-        fields = {key: value for key, value in record.items() if key != "versions"}
-        before, former, _ = first.setdefault(answer.id, (number, fields, answer))
+        before, former, _ = first.setdefault(answer.id, (number, record, answer))
         repeats += before != number
-        if former != fields:
-            changed = next(key for key in former | fields if former.get(key) != fields.get(key))
+        if former != record:
+            changed = next(key for key in former | record if former.get(key) != record.get(key))
             raise InputError(
                 f"{path}, line {number}: question {answer.id} has another {changed} in line {before}: keep one of the "
                 "two lines"
@@ -100,5 +101,6 @@ def _answer(record: Any, benchmark: Benchmark) -> Answer:
         **{key: str(record.get(key) or "") for key in ("scene", "question", "prompt")},
         frames=tuple(frames),
         error=None if record.get("error") is None else str(record["error"]),
-        recorded=float(score) if isinstance(score, (int, float)) else None,
+        score=float(score) if isinstance(score, (int, float)) else None,
+        **{key: record[key] for key in ("benchmark", "scorer") if isinstance(record.get(key), str)},
     )

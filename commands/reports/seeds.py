@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from callbacks.checkpoint import BEST
-from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_RESULT, FILES, flatten, is_one_of
-from commands.reports.loaded_runs import Run
+from callbacks.results_folder import changes_no_answer
+from callbacks.run_config import is_covered
+from commands.reports.loaded_runs import CHANGES_NO_RESULT, Run
+from datamodules import VideoQADataModule
+from zoo.configuration import flatten
+from zoo.tasks import VideoQATask
 
 TRAINED = ("model", "data", "trainer")  # parts of a config that a run's weights depend on
-OF_WEIGHTS = {"weights", "geometry_weights"}  # fingerprints
 Settings = dict[str, Any]  # by dotted name
 
 
@@ -48,27 +51,22 @@ def name_ungrouped(runs: Sequence[Run]) -> list[str]:
 
 def _made_by(run: Run) -> Settings:
     """Return how far the run is trained, and the versions of the code that trained and tested it."""
-    trained = dict(run.metrics.get("trained") or {})
-    trained["step"] = trained.pop("run_step", None)  # the step of the best checkpoint differs between seeds
-    return flatten({"trained": trained, "versions": run.metrics.get("versions") or {}})
+    # the step of the best checkpoint differs between seeds
+    return flatten({name: run.metrics.get(name) for name in ("run_step", "max_steps", "training_versions", "versions")})
 
 
 def _split(run: Run) -> tuple[Settings, Settings]:
     """Return the seeds, and the other settings that the scores of a run depend on; the seed of a source is no seed."""
     parts = (*TRAINED, "checkpoint") if _checkpoint(run) == BEST else TRAINED  # which names what is best
-    trained = flatten({part: _effective(run.config.get(part)) for part in parts})
-    tested = {
-        f"test.{name}": value
-        for name, value in run.tested.items()
-        if name not in OF_WEIGHTS and not name.startswith(FILES) and not is_one_of(name, CHANGES_NO_ANSWER)
-    }
+    trained = flatten({part: run.config.get(part) for part in parts})
+    tested = flatten(run.metrics.get("config") or {})
+    no_answer = changes_no_answer(VideoQATask, VideoQADataModule)
     settings = {
         "seed_everything": run.config.get("seed_everything"),
-        **trained,
-        **tested,
+        **{name: value for name, value in trained.items() if not is_covered(name, CHANGES_NO_RESULT)},
+        **{f"test.{name}": value for name, value in tested.items() if not is_covered(name, no_answer)},
         "scorer": run.metrics["scorer"],
         "tested checkpoint": _checkpoint(run),
-        **flatten({"tested data": run.metrics.get("data")}),
     }
     seeds = {
         name: value
@@ -81,13 +79,6 @@ def _split(run: Run) -> tuple[Settings, Settings]:
 def _checkpoint(run: Run) -> str:
     """Return the name of the tested checkpoint: the last or the best."""
     return Path(run.metrics.get("checkpoint") or "").name
-
-
-def _effective(config: Any) -> Any:
-    """Return a config without the options that change no result, also inside of lists."""
-    if isinstance(config, Mapping):
-        return {name: _effective(value) for name, value in config.items() if name not in CHANGES_NO_RESULT}
-    return [_effective(value) for value in config] if isinstance(config, list) else config
 
 
 def _text(settings: Any) -> str:

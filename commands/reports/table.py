@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from callbacks.baselines.mark import BELOW
+from callbacks.baselines import BELOW
 from commands.reports.bootstrap import could_show
 
 Interval = tuple[float, float]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from callbacks.baselines.mark import MEANING, NAMES, is_below
+from callbacks.baselines import MEANING, NAMES, is_below
 from commands.reports.bootstrap import RESAMPLES
 from commands.reports.compare import Comparisons, asked_of
 from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
@@ -17,6 +17,10 @@ from commands.reports.seeds import group_by_seed
 from commands.reports.table import NULL_RESULT, BelowBlind, Cell, Table, null_result
 from zoo.benchmarks.free_answers import TITLES
 
+# what others need to repeat a test: options of model and data, and entries of metrics.json
+ANSWERING = ("max_new_tokens", "repetition_penalty", "sampling")
+SHOWN = ("frames_as", "pixels", "image_pixels", "still_resize", "system_prompt", "prompt_prefix", "prompt_wording")
+RECORDED = ("step", "max_steps", "training_versions", "commit", "is_clean", "versions", "protocol")
 OPTIONAL = ("Perturbation", "Objectives", "Augmentation", "Initial weights")  # settings that a table without any hides
 
 
@@ -140,47 +144,51 @@ def settings(runs: Sequence[Run]) -> Table:
 
 
 def reproduction(runs: Sequence[Run]) -> Table:
-    """Build the table of what else others need to repeat the tests: a column per run, see `callbacks.reproduction`."""
+    """Build the table of what else others need to repeat the tests: a column per run."""
     each = [
-        {**run.metrics.get("reproduction", {}), **{name: run.metrics.get(name) for name in ("trained", "versions")}}
+        {
+            **{name: run.setting("model", name) for name in ANSWERING},
+            **{name: run.setting("data", name) for name in SHOWN},
+            **{name: run.setting("trainer", name) for name in ("precision",)},
+            **{name: run.metrics.get(name) for name in RECORDED},
+        }
         for run in runs
     ]
-    names = list(dict.fromkeys(name for found in each for name in found))
+    names = [name for name in each[0] if any(found[name] is not None for found in each)]
     rows = tuple((name.capitalize().replace("_", " "), *(spell(own.get(name)) for own in each)) for name in names)
     return Table("Reproduction", ("Setting", *(run.name for run in runs)), rows)
 
 
 def _settings(run: Run) -> dict[str, Cell]:
     """Return the settings of the test."""
-    tested = run.metrics.get("data") or {}
 
     def data(name: str) -> str:
-        return tested.get(name) or _class(run.setting("data", name))
+        return spell(run.setting("data", name))
 
     def part(name: str) -> str:
         return spell(run.setting("model", name))
 
-    frames = tested.get("num_frames") or run.setting("data", "num_frames")
+    frames = run.setting("data", "num_frames")
     return {
         "Run": run.name,
         "Model": _class(run.setting("model")),
-        "Data": data("source"),
+        "Data": _class(run.setting("data", "source")),
         "Frames": frames if isinstance(frames, int) else spell(frames),
         "Sampler": data("sampler"),
         "Frame pairing": data("frame_pairing"),
-        "Perturbation": spell(tested.get("perturbation")),
+        "Perturbation": data("perturbation"),
         "Camera encoding": part("camera_encoding"),
         "View mixer": part("view_mixer"),
         "Fusion": part("fusion"),
         "Geometry": run.metrics.get("geometry") or "",
         "Camera source": part("camera_source"),
-        "Time index": spell(run.metrics.get("reproduction", {}).get("time_index")) or part("time_index"),
+        "Time index": part("time_index"),
         "Objectives": part("objectives"),
-        "Augmentation": spell(run.setting("data", "augmentation")),
+        "Augmentation": data("augmentation"),
         "Initial weights": part("initial_weights"),
         "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
         "Checkpoint": _checkpoint(run),
-        "Fingerprint": str(run.tested.get("weights", "")),
+        "Fingerprint": run.weights or "",
         "Scorer": run.metrics["scorer"],
     }
 

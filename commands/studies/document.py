@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from callbacks.baselines.mark import BELOW, MEANING, NAMES
+from callbacks.baselines import BELOW, MEANING, NAMES
 from commands.studies.embedding import embed
 from commands.studies.plot import Rows, draw
-from commands.studies.results import Result, Verification
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, change, pairs, section, table, titled
 from commands.studies.study_file import OWN, Study, words
@@ -96,22 +95,7 @@ def _summary(study: Study, scores: Scores) -> str:
     counts = Counter(result.version for result in found if result.version).most_common()
     versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)
     made_by = [f"The code that trained: {versions}."] if counts else []
-    made_by += _verified(scores, found)
     return "\n\n".join([command, *made_by, *options, cells])
-
-
-def _verified(scores: Scores, found: Iterable[Result]) -> Iterator[str]:
-    """Yield what was compared with later code, and how many trainings stand by it."""
-    stands: dict[str, list[Verification]] = {}
-    for result in found:
-        if each := scores.results.verification(result, scores.codes.get(result.fit, result.code)):
-            stands.setdefault(each.version, []).append(each)
-    for version, alike in stands.items():
-        compared = len({id(each) for each in alike})
-        yield (
-            f"With {version}, the first losses of {compared} trainings, one seed of each setting, are unchanged, so "
-            f"the results of {len(alike)} stand; changes of decoding or scoring would go unnoticed."
-        )
 
 
 def _command(study: Study) -> str:
@@ -175,6 +159,5 @@ def footnotes(text: str, scores: Scores) -> str:
     if scores.all_outdated or OUTDATED in text:
         which = "All of this was made" if scores.all_outdated else f"{OUTDATED} Made"
         command = _command(scores.study)
-        remedy = f"`{command} --verify` compares their first losses, and `--redo_outdated` makes it anew"
-        notes.append(f"{which} by other code than the present; {remedy}.")
+        notes.append(f"{which} by other code than the present; `{command} --redo_outdated` makes it anew.")
     return "\n\n".join(notes)

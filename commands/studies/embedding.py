@@ -19,7 +19,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 
-from callbacks.baselines.mark import NAMES
+from callbacks.baselines import NAMES
 from commands.studies.names import check_names
 from commands.studies.scores import OUTDATED, Scores
 from commands.studies.sections import Cell, is_measured, section

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 from commands.studies.executors import Executor
-from commands.studies.jobs import Requirement, RunJob, Training
+from commands.studies.jobs import Requirement, Training
 from commands.studies.processes import Launch
 from commands.studies.results import Results, load_result
 from commands.studies.study_file import OWN, Run, Study, folder_name
 from zoo.errors import InputError
-
-J = TypeVar("J", bound=RunJob)
 
 
 def execute(
@@ -70,7 +67,7 @@ def _collect(training: Training, results: Results) -> str:
     """Add the results of the finished tests, and describe the score."""
     run = training.run
     for test in training.finished_tests():
-        result, questions = load_result(run, test, training.folder_of(test), training.trained())
+        result, questions = load_result(run, test, training.finished(test) or training.folder, training.trained())
         former = results.find(run, test)
         if former is not None and former.code == result.code and not result.version:
             result = replace(result, version=former.version)
@@ -94,7 +91,9 @@ def required(study: Study, runs: Sequence[Run], launch: Launch) -> list[Requirem
     return [replace(job, launch=launch._replace(at_once=at_once)) for job in missing]
 
 
-def execute_required(study: Study, jobs: Sequence[J], executor: Executor) -> Iterator[tuple[J, str | None]]:
+def execute_required(
+    study: Study, jobs: Sequence[Training], executor: Executor
+) -> Iterator[tuple[Training, str | None]]:
     """Make the files that trainings require, then run them; yield each, with the reason if it fails, as it ends."""
     absent = {}
     launch = jobs[0].launch if jobs else Launch()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from callbacks.first_losses import read_losses
-from callbacks.results_folder import PREFIX, SETTINGS
+from callbacks.results_folder import TESTS
+from callbacks.run_config import METRICS
 from commands.main import LIGHTNING
+from commands.reports.loaded_runs import newest_test
 from commands.runs import CONFIG
 from commands.studies import processes
 from commands.studies.executors import Job
@@ -28,13 +29,14 @@ from zoo.files.atomic_io import write_json
 from zoo.versions import zoo_version
 from zoo.weights.saved_models import LAST_CHECKPOINT
 
+OWN_TEST = "own"  # the folder of the test that every trained model has, if that has options
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
 CODE = "code.zip"  # the modules that the training depends on
 
 
 @dataclass(frozen=True)
-class RunJob(Job):
-    """Something to execute of one training, in a folder of its own.
+class Training(Job):
+    """A training and its tests, in a folder of its own.
 
     Of several tasks, each calls main.py and Lightning makes one run of them; rank zero's results count.
 
@@ -43,21 +45,14 @@ class RunJob(Job):
         folder: Its folder.
         code: The digest of the present code.
         launch: How main.py is started.
+        redo: Whether to replace weights that other code has trained.
     """
 
     run: Run
     folder: Path
     code: str
     launch: Launch = Launch()
-
-    def fit(self, *words: str, keep_open: tuple[int, ...] = ()) -> str | None:
-        """Train; return the reason if that fails, or if the code has changed meanwhile."""
-        arguments = ("fit", *self.run.fit, *words, f"--trainer.default_root_dir={self.folder}")
-        if failure := processes.main_py(self.log, self.launch, *arguments, keep_open=keep_open):
-            return failure
-        if SourceCode().digest(self.run) != self.code:
-            return "the code was changed since the study was started: start it again"
-        return None
+    redo: bool = False
 
     @property
     def rank(self) -> int:
@@ -68,17 +63,6 @@ class RunJob(Job):
     def log(self) -> Path:
         """The file of this task's output."""
         return self.folder / (f"rank-{self.rank}-{LOG}" if self.rank else LOG)
-
-
-@dataclass(frozen=True)
-class Training(RunJob):
-    """A training and its tests.
-
-    Args:
-        redo: Whether to replace weights that other code has trained.
-    """
-
-    redo: bool = False
 
     def prepare(self) -> None:
         """Empty the folders of other trainings and tests, and that of a training which other code has begun.
@@ -118,23 +102,41 @@ class Training(RunJob):
             resumes, started = checkpoint.exists(), time.monotonic()
             if self.rank == 0:
                 SourceCode().save(self.run, self.folder / CODE)
-            if failure := self.fit(*([f"--ckpt_path={checkpoint}"] if resumes else []), keep_open=locks):
+            if failure := self._fit(*([f"--ckpt_path={checkpoint}"] if resumes else []), keep_open=locks):
                 return failure
             if self.rank == 0:
                 fit_s = None if resumes else round(time.monotonic() - started, 1)
-                trained = Trained(fit_s, self.code, zoo_version(), read_losses(self.folder))
+                trained = Trained(fit_s, self.code, zoo_version())
                 write_json(self.folder / TRAINED, asdict(trained))
         for test, words in self.run.tests.items():
             folder = self.folder_of(test)
-            if not (folder / SETTINGS).exists():
+            if self.finished(test) is None:
                 root = f"--trainer.default_root_dir={folder}"
                 if failure := processes.main_py(self.log, self.launch, "test", *weights, *words, root, keep_open=locks):
                     return failure
         return None
 
+    def _fit(self, *words: str, keep_open: tuple[int, ...]) -> str | None:
+        """Train; return the reason if that fails, or if the code has changed meanwhile."""
+        arguments = ("fit", *self.run.fit, *words, f"--trainer.default_root_dir={self.folder}")
+        if failure := processes.main_py(self.log, self.launch, *arguments, keep_open=keep_open):
+            return failure
+        if SourceCode().digest(self.run) != self.code:
+            return "the code was changed since the study was started: start it again"
+        return None
+
     def folder_of(self, test: str) -> Path:
-        """Return the folder of a test."""
-        return self.folder if test == OWN else self.folder / f"{PREFIX}{folder_name(test)}"
+        """Return the folder of a test: that of the training, of the own test without options."""
+        is_own = test == OWN and not (self.run.is_trained and self.run.tests[test])
+        return self.folder if is_own else self.folder / TESTS / (folder_name(test) or OWN_TEST)
+
+    def finished(self, test: str) -> Path | None:
+        """Return where a test is finished; `main.py test` repeats one that other code began in another folder."""
+        folder = self.folder_of(test)
+        if folder != self.folder:
+            return newest_test(folder)
+        found = (folder, *sorted(folder.glob(f"{TESTS}/repeat*")))
+        return next((each for each in found if (each / METRICS).exists()), None)
 
     def finished_tests(self) -> list[str]:
         """Return the tests that are done, also by an earlier command."""
@@ -147,7 +149,7 @@ class Training(RunJob):
         owners = self._test_owners()
         folders = {test: self.folder_of(test) for test in self.run.tests}
         own = {test: folder for test, folder in folders.items() if owners.get(folder) in (None, _read(folder / CLAIM))}
-        return [test for test, folder in own.items() if (folder / SETTINGS).exists()]
+        return [test for test in own if self.finished(test) is not None]
 
     def trained(self) -> Trained:
         """Return how the finished training was made; of released weights, by which code they are tested."""
@@ -159,8 +161,9 @@ class Training(RunJob):
         return claim.get("fit") == list(self.run.fit)
 
     def _test_owners(self) -> dict[Path, dict[str, Any]]:
-        """Return what the folder of each further test belongs to."""
-        return {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items() if test != OWN}
+        """Return what each test's own folder belongs to."""
+        folders = {self.folder_of(test): {"test": list(words)} for test, words in self.run.tests.items()}
+        return {folder: owner for folder, owner in folders.items() if folder != self.folder}
 
     def _lock(self) -> AbstractContextManager[int]:
         return locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from callbacks.baselines.mark import NAMES
+from callbacks.baselines import NAMES
 from zoo.files.atomic_io import replace_file
 
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from commands.interrupts import TERMINATED
-from commands.resolve_run import RESTARTED
+from commands.runs import RESTARTED
 from commands.studies.modules import ROOT
 from zoo.cpu import available_cores
 from zoo.errors import InputError
@@ -102,7 +102,7 @@ def main_py(
                 raise
             finally:
                 _running.discard(process)
-    if process.returncode == TERMINATED:
+    if process.returncode == 128 + signal.SIGTERM:
         print(f"{log}: {_last_line(log)}", flush=True)
         sys.exit(process.returncode)
     return f"{_last_line(log)} (all of it in {log})" if process.returncode else None

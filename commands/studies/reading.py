@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError
 
-from callbacks.configs import find_config
+from callbacks.configs import MergedConfig, buildable_classes, find_config
 from commands.main import COMMANDS
-from commands.parser import OneLineParser, registered_classes
+from commands.parser import build, command_parser, explained
 from commands.studies.embedding import check_references
 from commands.studies.names import check_names
 from commands.studies.study_file import MACRO, Setting, Study, Test, folder_name
@@ -81,10 +82,16 @@ def _parse(content: dict[str, Any], path: Path) -> Study:
         if isinstance(named := content.get(key), dict):
             split = {str(name): _split(key, options, special) for name, options in named.items()}
             content = {**content, key: split}
-    parser = OneLineParser(prog="main.py study")
+    parser = command_parser("study", None)
     parser.add_class_arguments(Study, skip={"path", "output"})
-    parsed = parser.instantiate_classes(parser.parse_object({str(key): value for key, value in content.items()}))
-    return Study(**vars(parsed), path=path)
+    keys = {str(key): value for key, value in content.items()}
+    try:
+        parsed = parser.parse_object(keys)
+    except ArgumentError as error:
+        refused = error
+    else:
+        return Study(**vars(build(parser, parsed)), path=path)
+    raise explained(refused, parser, MergedConfig(keys), ()) from refused
 
 
 def _split(where: str, named: Any, special: set[str]) -> Any:
@@ -147,7 +154,7 @@ def _check_command(file: str, command: str) -> None:
 
 def _check_classes(study: Study) -> None:
     """Check names of classes, which a training would refuse only when it starts, and a test only after hours."""
-    known = {"None", *(kind.__name__ for kind in registered_classes())}
+    known = {"None", *(kind.__name__ for kind in buildable_classes())}
     named: list[Setting | Test] = [*study.settings.values(), *study.tests.values()]
     for options in (study.options, study.test, *(each.options for each in named), *study.columns.values()):
         for value in options.values():

@@ -46,7 +46,6 @@ class Result:
         errors: Of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
         version: Of the code that trained, with its commit; empty if unknown.
         baselines: The scores of the blind baselines of text and cameras, by name; `Scores.blind` has the constant.
-        first_losses: Of the first optimizer steps of the training, see `callbacks.first_losses`; empty if unknown.
     """
 
     setting: str
@@ -63,29 +62,9 @@ class Result:
     errors: dict[str, float] = field(default_factory=dict)
     version: str = ""
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
-    first_losses: list[float] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Verification:
-    """Other code than that of a training has the same losses in the first steps, so that its results stand.
-
-    Attributes:
-        verified: Words after `main.py fit` of the trainings: one that was compared, and those with other seeds.
-        trained_with: Digest of the code that trained.
-        code: Digest of the code with the same losses.
-        version: Of that code.
-        first_losses: Of the compared training, with that code.
-    """
-
-    verified: list[str]
-    trained_with: str
-    code: str
-    version: str
-    first_losses: list[float]
-
-
-Line = Questions | Result | Verification
+Line = Questions | Result
 
 
 class Results:
@@ -122,14 +101,9 @@ class Results:
         """Return whether the study's own file has this result."""
         return self._own.tests.get(result.fit, {}).get(result.tested_with) == result
 
-    def verification(self, result: Result, code: str) -> Verification | None:
-        """Return why a result stands though other code than `code` trained, or None."""
-        key = (result.fit, result.code, code)
-        return next((file.verified[key] for file in (self._own, *self._shared) if key in file.verified), None)
-
     def is_outdated(self, result: Result, code: str) -> bool:
         """Return whether other code trained, which may differ in what it does."""
-        return result.code != code and self.verification(result, code) is None
+        return result.code != code
 
     def questions_of(self, result: Result) -> Questions:
         """Return the questions of a result."""
@@ -140,10 +114,6 @@ class Results:
     def add(self, result: Result, questions: Questions) -> None:
         """Append a result, and its questions unless an earlier result has them."""
         self._append(*([] if questions.key in self._own.questions else [questions]), result)
-
-    def add_verification(self, verification: Verification) -> None:
-        """Append that other code trains alike."""
-        self._append(verification)
 
     def _append(self, *lines: Line) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,14 +130,12 @@ class _File:
     Attributes:
         tests: Results by the words of the training, then by those of the test.
         questions: By their keys.
-        verified: By the words of the training, the digest of its code and that of the compared code.
         notes: What is incomplete.
     """
 
     def __init__(self, path: Path) -> None:
         self.tests: dict[str, dict[str, Result]] = {}
         self.questions: dict[str, Questions] = {}
-        self.verified: dict[tuple[str, str, str], Verification] = {}
         self.notes: list[str] = []
         *lines, rest = (path.read_text(encoding="utf-8") if path.exists() else "").split("\n")
         if rest:
@@ -175,8 +143,10 @@ class _File:
         for number, line in enumerate(lines, 1):
             try:
                 content = json.loads(line)
-                kinds = {"setting": Result, "verified": Verification}
-                self.keep(next((kind for key, kind in kinds.items() if key in content), Questions)(**content))
+                if "verified" in content:  # a line of former versions, as are the losses of a result
+                    continue
+                content.pop("first_losses", None)
+                self.keep((Result if "setting" in content else Questions)(**content))
             except (ValueError, TypeError) as error:
                 raise InputError(f"{path}, line {number}: no result of a study: {error}; remove the line") from error
         every = [result for tests in self.tests.values() for result in tests.values()]
@@ -192,8 +162,6 @@ class _File:
         match line:
             case Result():
                 self.tests.setdefault(line.fit, {})[line.tested_with] = line
-            case Verification():
-                self.verified |= {(fit, line.trained_with, line.code): line for fit in line.verified}
             case Questions():
                 self.questions[line.key] = line
 
@@ -205,7 +173,6 @@ class Trained:
     fit_s: float | None
     code: str
     version: str = ""
-    first_losses: list[float] = field(default_factory=list)
 
 
 def load_result(run: Run, test: str, folder: Path, trained: Trained) -> tuple[Result, Questions]:
@@ -243,7 +210,6 @@ def load_result(run: Run, test: str, folder: Path, trained: Trained) -> tuple[Re
         {name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
         trained.version,
         {name: scores_of(each) for name, each in others.items()},
-        trained.first_losses,
     )
     return result, questions
 

@@ -6,13 +6,11 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
-from callbacks.baselines.blind import constant_baseline
-from callbacks.baselines.mark import BELOW, NAMES, is_below
+from callbacks.baselines import BELOW, NAMES, constant_baseline, is_below
 from commands.studies.results import Questions, Result, Results, scores_of
 from commands.studies.study_file import OWN, Study
 from zoo.benchmarks import find_benchmark
 from zoo.errors import InputError
-from zoo.metrics import ScoredAnswer
 
 OUTDATED = "†"  # marks a result that other code made
 
@@ -117,7 +115,7 @@ class Scores:
 def best_constant(questions: Questions) -> dict[str, float]:
     """Return the scores of answering each question type by the constant that scores best."""
     rows = zip(questions.ids, questions.question_types, questions.ground_truths, strict=True)
-    records = [ScoredAnswer(id, kind, "", truth, None, None) for id, kind, truth in rows]
+    records = [{"id": id, "question_type": kind, "ground_truth": truth} for id, kind, truth in rows]
     benchmark = find_benchmark(questions.benchmark)
     if former := set(questions.question_types) - set(benchmark.question_types):
         raise InputError(

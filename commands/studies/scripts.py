@@ -7,10 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from commands.arguments import preprocess_argv
-from commands.planning.changes import gigabytes
-from commands.planning.hours import GPUS
-from commands.planning.training import Training, parsed
+from commands.plan import GPUS, Training, gigabytes, parsed
 from commands.studies.executors import TIMEOUT_MIN
 from commands.studies.sections import table
 from commands.studies.source_code import SourceCode
@@ -77,7 +74,7 @@ def write_scripts(study: Study, runs: Sequence[Run], parameters: Mapping[str, An
         )
         write_whole(folder / f"{run.folder_name}{SUFFIX}", script)
     share = f"at {planned.utilization:.0%} of a GPU's peak in bfloat16, without validations and tests"
-    note = f"Hours are of {planned.length.name}, {share}; - does not fit."
+    note = f"Hours are of {planned.length[1]}, {share}; - does not fit."
     write_whole(folder / PLAN, f"{table(HEADINGS, rows)}\n\n{note}\n")
     return folder
 
@@ -90,19 +87,16 @@ def plan_of(run: Run) -> Training:
     """
     words = [word for word in run.fit if not word.startswith("--seed_everything")]
     try:
-        return parsed(tuple(preprocess_argv(["plan", *words])[1:]))
+        return parsed(tuple(words))
     except InputError as error:
         raise InputError(f"{run}: {error}") from error
 
 
 def takes(planned: Training, run: Run) -> list[str]:
     """Return the bytes on each GPU and the hours on each kind of GPU; of released weights the bytes of a test."""
-    setup = planned.setup
     if not run.is_trained:
-        return [gigabytes(planned.cost.weights / planned.shards(setup)), *("" for _ in GPUS)]
-    need, operations = planned.needed(setup), planned.operations(setup)
-    hours = (f"{gpu.hours(operations, planned.utilization):,.1f}" if need <= gpu.usable else "-" for gpu in GPUS)
-    return [gigabytes(need), *hours]
+        return [gigabytes(planned.cost.weights / planned.shards), *("" for _ in GPUS)]
+    return planned.on_each_gpu()
 
 
 def _command(study: Study, run: Run) -> list[str]:

@@ -12,17 +12,17 @@ import yaml
 import callbacks
 import datamodules
 import zoo
-from callbacks.configs import load_configs, read_settings
-from callbacks.settings import flatten
-from commands.arguments import split_configs
-from commands.defaults import TRAINER_DEFAULTS, default_configs
+from callbacks.configs import merge_configs
+from commands.cli import TRAINER_DEFAULTS
+from commands.parser import split_configs
 from commands.studies.modules import ROOT, Module, Modules
 from commands.studies.study_file import Run
+from zoo.configuration import flatten
 from zoo.files.atomic_io import replace_file
 from zoo.files.fingerprint import fingerprint
 
 DIGITS = 12
-SCORES = "callbacks.scoring"  # of the tests; all else follows from the class paths of a training
+SCORES = "zoo.metrics"  # of the tests; all else follows from the class paths of a training
 
 
 class SourceCode:
@@ -77,9 +77,7 @@ class SourceCode:
     def _settings(self, run: Run) -> list[dict[str, Any]]:
         """Return the settings that lie below the options of a training, in the order in which they are read."""
         if run.configs not in self._configs:
-            given = load_configs(list(run.configs))
-            paths = [*default_configs(given), *given]
-            self._configs[run.configs] = [{"trainer": TRAINER_DEFAULTS}, *map(read_settings, paths)]
+            self._configs[run.configs] = [{"trainer": TRAINER_DEFAULTS}, merge_configs(run.configs).settings]
         return self._configs[run.configs]
 
 

@@ -8,14 +8,22 @@ from typing import Any
 
 import datamodules
 import zoo
-from callbacks.settings import CHANGES_NO_ANSWER, CHANGES_NO_WEIGHT, is_one_of
+from callbacks.run_config import is_covered
+from datamodules import VideoQADataModule
 from zoo.configuration import is_same_class
 from zoo.errors import InputError
+from zoo.tasks import VideoQATask
 
 SECTIONS = ("model", "data", "metrics")
 SCORER = "metrics.scorer"
 UNSTATED = "metrics.protocol"  # a name, which changes nothing
 # which questions are asked: no score is compared across other ones
+CHANGES_NO_ANSWER = (*VideoQATask.changes_no_answer, *VideoQADataModule.changes_no_answer)
+# options of a model that a protocol states
+SWITCHABLE = {
+    *("model.max_new_tokens", "model.repetition_penalty", "model.sampling", "model.time_index"),
+    *("model.text_after_vision", "model.camera_source", "model.geometry_cache"),
+}
 QUESTIONS = {f"data.{name}" for name in ("source", "datasets", "question_types", "scene_names", "subset")}
 Parts = dict[str, Any]  # `data.pixels` and the like, and their settings
 
@@ -54,9 +62,9 @@ def differing_parts(
         if is_set(name, fixed):
             continue
         settings = {key: filled(own, name, base.get(name)) for key, own in (("first", one), ("second", other))}
-        if name == UNSTATED or is_one_of(name, CHANGES_NO_ANSWER) or is_same(*settings.values()):
+        if name == UNSTATED or is_covered(name, CHANGES_NO_ANSWER) or is_same(*settings.values()):
             continue
-        if name.startswith("model.") and not is_one_of(name, CHANGES_NO_WEIGHT):
+        if name.startswith("model.") and name not in SWITCHABLE:
             raise InputError(
                 f"they differ in {name}, which changes the weights: compare two models by `python main.py report`"
             )

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Polygon, Rectangle
 from PIL import Image
 
-from callbacks.camera_map import camera_map
+from callbacks.drawings import camera_map
 from datamodules import PixelBounds, Rooms, UniformSampler
 from datamodules.dataset import SceneDataset
 from zoo.encodings.base import HeadLayout

@@ -16,7 +16,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from callbacks import MetricsCallback, PredictionsCallback
+from callbacks import MetricsCallback
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
@@ -99,7 +99,7 @@ def run(
     torch.set_num_threads(1)
     trainer = Trainer(
         default_root_dir=folder,
-        callbacks=[MetricsCallback(scorer), PredictionsCallback(scorer), *callbacks],
+        callbacks=[MetricsCallback(scorer), *callbacks],
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",

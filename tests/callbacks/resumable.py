@@ -17,8 +17,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from callbacks import Checkpoint
-from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.checkpoint import Checkpoint, CheckpointFiles
 from datamodules.question_sampler import QuestionSampler, TrainingLoader, TrainingPosition
 
 SCENES, EPOCHS = 7, 3

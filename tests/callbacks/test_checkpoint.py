@@ -95,6 +95,12 @@ def test_a_run_that_is_resumed_twice_equals_an_uninterrupted_one(name: str, tmp_
         assert found == whole, stops
 
 
+def test_a_validation_that_is_broken_off_is_made_again(tmp_path: Path) -> None:
+    schedule = {"val_check_interval": 2, "limit_val_batches": 1, "every": 1}
+    model = train(tmp_path / "whole", Small(), **schedule)
+    assert broken_off(tmp_path / "parts", schedule, [2, 1]) == result(tmp_path / "whole", [model])  # after step 2
+
+
 @pytest.mark.parametrize("accumulated", [1, 3])
 def test_overfitting_trains_on_the_same_batches_in_each_epoch(accumulated: int, tmp_path: Path) -> None:
     model = train(tmp_path, Small(), overfit_batches=2, accumulate_grad_batches=accumulated, every=50)
@@ -135,6 +141,32 @@ def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(n
         assert len(models[1].losses) == SCENES * EPOCHS - seen  # nothing was trained again
         found = result(folder, models)
         assert all(found[part] == expected[part] for part in ("losses", "weight", "optimizer")), batches
+
+
+class StopAtEpochEnd(Callback):
+    """As EarlyStopping with `check_on_train_epoch_end`."""
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.should_stop = True
+
+
+@pytest.mark.parametrize("length", [{"max_epochs": EPOCHS}, {"max_steps": 9}])
+def test_a_run_that_is_told_to_stop_at_an_epochs_end_resumes_exactly(length: dict[str, int], tmp_path: Path) -> None:
+    schedule = {"accumulate_grad_batches": 2, "every": 50, **length}
+    expected = result(tmp_path / "whole", [train(tmp_path / "whole", Small(), **schedule)])
+    models = [train(tmp_path / "parts", Small(), [StopAtEpochEnd()], **schedule)]
+    assert models[0].global_step == 5  # the epoch's four and the next, where it is saved
+    models.append(train(tmp_path / "parts", Small(), **schedule))
+    assert result(tmp_path / "parts", models) == expected
+
+
+def test_without_validation_data_the_steps_are_saved_all_the_same(tmp_path: Path) -> None:
+    class Unvalidated(Small):
+        def val_dataloader(self) -> Any:
+            return torch.utils.data.DataLoader([], batch_size=1)  # type: ignore[arg-type]
+
+    model = train(tmp_path, Unvalidated(), max_epochs=1, limit_val_batches=1.0, every=50)
+    assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == model.global_step == SCENES
 
 
 def in_two_processes(folder: Path, batches: int, **settings: Any) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
-from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.checkpoint import CheckpointFiles
 from tests.callbacks.resumable import Small, train
 from zoo.errors import InputError
 

@@ -15,11 +15,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from callbacks.camera_map import camera_map, compute_coverage, covered_voxels, pose_map
-from callbacks.contact_sheet import contact_sheet
-from callbacks.gallery import GalleryCallback
-from callbacks.loggers import log_settings, log_table
-from callbacks.map_geometry import spread
+from callbacks.drawings import camera_map, compute_coverage, contact_sheet, covered_voxels, pose_map, spread
+from callbacks.gallery import GalleryCallback, log_table
 from datamodules import PixelBounds, Rooms, SceneFolder
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
@@ -174,7 +171,6 @@ class RecordedWandb(WandbLogger):
     def __init__(self) -> None:
         self.images: dict[str, list[Image.Image]] = {}
         self.texts: dict[str, tuple[list[str], list[list[str]]]] = {}
-        self.settings: dict[str, Any] = {}
 
     def log_image(self, key: str, images: list[Image.Image], **_: Any) -> None:
         self.images[key] = images
@@ -182,24 +178,21 @@ class RecordedWandb(WandbLogger):
     def log_text(self, key: str, columns: list[str], data: list[list[str]], **_: Any) -> None:
         self.texts[key] = columns, data
 
-    def log_hyperparams(self, params: Any, *_: Any, **__: Any) -> None:
-        self.settings |= params
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
 
     def log_metrics(self, *_: Any, **__: Any) -> None: ...
 
     def finalize(self, status: str) -> None: ...
 
 
-def test_wandb_gets_the_pictures_answers_and_settings(rooms: SceneDataset, tmp_path: Path) -> None:
+def test_wandb_gets_the_pictures_and_answers(rooms: SceneDataset, tmp_path: Path) -> None:
     wandb, board = RecordedWandb(), TensorBoardLogger(str(tmp_path), name="", version="")
     validate(GalleryCallback(scenes=1), rooms, wandb)
     name = rooms.scenes[0].name
     assert list(wandb.images) == [f"frames/{name}", f"path/{name}"]
     trainer = Trainer(accelerator="cpu", logger=[wandb, board], enable_checkpointing=False)
     log_table(trainer, "answers", ["question", "prediction"], [["how\nmany | where?", "3"]])
-    log_settings(trainer, {"data.num_frames": 16})
     assert wandb.texts == {"answers": (["question", "prediction"], [["how\nmany | where?", "3"]])}
-    assert wandb.settings == {"data.num_frames": 16}
     board.experiment.flush()
     events = EventAccumulator(str(tmp_path)).Reload()
     (text,) = events.Tensors("answers/text_summary")
@@ -208,7 +201,6 @@ def test_wandb_gets_the_pictures_answers_and_settings(rooms: SceneDataset, tmp_p
         "|---|---|",
         "| how many \\| where? | 3 |",
     ]
-    assert "settings/text_summary" in events.Tags()["tensors"]
 
 
 def test_a_scene_that_cannot_be_read_has_no_picture(tmp_path: Path) -> None:

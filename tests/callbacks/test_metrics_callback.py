@@ -6,11 +6,10 @@ from lightning.pytorch.loggers import CSVLogger
 from toy import Toy, golden_scenes, record, trainer
 
 from callbacks.metrics import MetricsCallback
-from callbacks.scoring import score_record, tally
-from callbacks.table import render
+from callbacks.table import render, summarize
 from zoo.benchmarks import VSIBench
 from zoo.errors import InputError
-from zoo.metrics import VSIBenchScore
+from zoo.metrics import VSIBenchScore, with_scores
 
 HEADING = "question type"
 
@@ -167,20 +166,17 @@ def test_an_unknown_scorer_is_refused_before_the_run_starts(tmp_path):
 
 def test_the_table_in_a_terminal_and_in_a_file():
     records = [each for scene in golden_scenes() for each in scene if not each["error"]]
-    scored = tally(records, VSIBench(), "spatial_mllm")
-    terminal, plain = (render(scored, title="val", terminal=terminal) for terminal in (True, False))
+    scored = summarize(with_scores(records, VSIBench()), VSIBench(), "spatial_mllm")
+    terminal, plain = (render(scored, VSIBench(), title="val", terminal=terminal) for terminal in (True, False))
     assert "\x1b[" in terminal
     assert plain.isascii()
-    assert all(f"{entry['score']:.3f}" in plain for entry in scored.result["per_question_type"].values())
-    assert f"{scored.counts['unparsable']} answers could not be parsed" in plain
-    assert "-" in render(tally([], VSIBench(), "spatial_mllm"), title="val", terminal=False)
+    assert all(f"{entry['score']:.3f}" in plain for entry in scored["per_question_type"].values())
+    assert f"{scored['counts']['unparsable']} answers could not be parsed" in plain
+    assert "-" in render(summarize([], VSIBench(), "spatial_mllm"), VSIBench(), title="val", terminal=False)
     free = {**records[0], "id": "free text", "question_type": ""}
-    assert (
-        score_record(free, VSIBench(), "spatial_mllm")
-        is None
-        is not score_record(records[0], VSIBench(), "spatial_mllm")
-    )
-    assert tally([*records, free], VSIBench(), "spatial_mllm").counts == scored.counts
+    with_free = with_scores([*records, free], VSIBench())
+    assert with_free[-1]["score"] is None is not with_free[0]["score"]
+    assert summarize(with_free, VSIBench(), "spatial_mllm") == scored
 
 
 def test_a_failed_question_leaves_the_errors_of_its_scene() -> None:
@@ -189,7 +185,8 @@ def test_a_failed_question_leaves_the_errors_of_its_scene() -> None:
         record("2", "", "", "", "a", error="unreadable"),
         {**record("3", "", "right", "", "b"), "objectives": {"off": 2.0}},
     ]
-    scored = tally(records, VSIBench())
-    assert scored.objectives == {"off": 1.5} and tally(records[1:2], VSIBench()).objectives == {}
-    assert [each.note["error"] for each in scored.records] == [None, "unreadable", None]
-    assert scored.counts["questions"] == scored.counts["failed"] == 0  # without a ground truth
+    records = with_scores(records, VSIBench())
+    scored = summarize(records, VSIBench(), "spatial_mllm")
+    assert scored["objectives"] == {"off": 1.5}
+    assert "objectives" not in summarize(records[1:2], VSIBench(), "spatial_mllm")
+    assert scored["counts"]["questions"] == scored["counts"]["failed"] == 0  # without a ground truth

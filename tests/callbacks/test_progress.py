@@ -5,7 +5,7 @@ import pytest
 from lightning.pytorch.callbacks import TQDMProgressBar
 from toy import Toy, record, trainer
 
-from callbacks.run_progress import PlainProgress, progress_bar
+from callbacks.progress import PlainProgress, progress_bar
 from zoo import progress
 
 SCENES = [[record(str(i), "object_counting", "4", "4")] for i in range(40)]  # 20 batches

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.cli import SaveConfigCallback
 
+from callbacks import SaveRunConfig
 from callbacks.configs import CONFIGS
-from callbacks.protocol import departures, protocol_record
+from callbacks.metrics import departures, protocol_record
 from tests.callbacks.toy import trainer
 from tests.zoo.asking import build
 
@@ -30,9 +29,8 @@ def test_a_part_that_a_protocol_leaves_out_is_a_departure() -> None:
 @pytest.mark.parametrize("name, index", [("plain", None), ("PRoPE, TemporalSection", "zoo.ConstantIndex")])
 def test_a_time_that_an_encoding_sets_is_a_departure(tmp_path: Path, name: str, index: str | None) -> None:
     """Though the option is the protocol's."""
-    config = SimpleNamespace(as_dict=lambda: STATED)
-    saved = SaveConfigCallback.__new__(SaveConfigCallback)
-    saved.config = config  # type: ignore[assignment]
+    saved = SaveRunConfig.__new__(SaveRunConfig)
+    saved.content = lambda: STATED  # type: ignore[method-assign]
     tester: Any = trainer(tmp_path, saved)
     tester.strategy.connect(build(name))
     found = protocol_record(tester, "lmms_eval")["departures"]

@@ -34,8 +34,8 @@ def predictions(folder):
 
 def test_the_numbers_are_the_same(folders):
     one, two = (json.loads((folders[n] / "metrics.json").read_text()) for n in (1, 2))
-    for metrics in (one, two):  # trained apart, the weights differ in rounding
-        assert metrics["reproduction"].pop("weights")
+    for metrics in (one, two):  # without a DataModule, nothing says in which order
+        metrics["question_ids"].sort()
     assert one == two
     assert one["counts"]["questions"] == sum(map(len, golden_scenes()))
     assert one["counts"]["failed"] == 18 and one["objectives"]["off"] > 0

@@ -98,14 +98,12 @@ class CountQuestions(Callback):
 
 def main(folder: Path, processes: int) -> None:
     from callbacks.metrics import MetricsCallback
-    from callbacks.predictions import PredictionsCallback
 
     torch.set_num_threads(1)
     checkpoint = ModelCheckpoint(folder, monitor="val/all/macro", filename="best")
     run = trainer(
         folder,
         MetricsCallback(),
-        PredictionsCallback(),
         CountQuestions(),
         checkpoint,
         devices=processes,

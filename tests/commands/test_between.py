@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from callbacks.configs import CONFIGS, read_settings
-from callbacks.results_folder import SETTINGS
 from commands.between import ALL, FIRST, _shown, between, report, run_test
 from commands.reports.loaded_runs import load_run
 from commands.studies.processes import Launch
@@ -183,7 +182,8 @@ def test_a_test_is_kept_for_the_same_weights_code_and_options_alone(
     def main_py(log: Path, launch: Launch, *words: str) -> None:
         started.append((tested / "command.txt").exists())  # one that is interrupted goes on
         log.touch()
-        shutil.copytree(made, tested / "test-other" if (tested / SETTINGS).exists() else tested, dirs_exist_ok=True)
+        is_taken = (tested / "metrics.json").exists()
+        shutil.copytree(made, tested / "tests/other" if is_taken else tested, dirs_exist_ok=True)
 
     monkeypatch.setattr("commands.between.main_py", main_py)
     for weights, version, options in (("a", "1", ""), ("b", "1", ""), ("b", "2", ""), ("b", "2", "--data.subset 20")):
@@ -247,4 +247,4 @@ def test_fewer_frames_are_found_between_protocols_of_a_trained_model(run: Run, t
     (first,) = tmp_path.glob("runs/between/*/*/first")
     switched = yaml.safe_load((first / "protocol_switched.yaml").read_text())
     again = run_test(first, trained, switched, f"{sizes} --data.subset 20")
-    assert len(again.answers) == 20 and not [*first.glob("test-*")]  # as beside a finished test with other settings
+    assert len(again.answers) == 20 and not [*first.glob("tests/*")]  # as beside a finished test with other settings

@@ -8,25 +8,30 @@ from typing import Any
 import pytest
 import yaml
 
-from callbacks.configs import CONFIGS, find_config, override, read_settings
-from commands.defaults import default_configs, lacks_cameras
+from callbacks.configs import (
+    CONFIGS,
+    defaults_below,
+    find_config,
+    lacks_cameras,
+    merge_configs,
+    read_config,
+    read_settings,
+)
 
 WITHOUT_CAMERAS = {"data_conversations", "data_revsi", "data_scanqa", "data_sqa3d", "data_vsibench"}
 
 
 def resolve(*names: str) -> Any:
-    """The settings of configs over their defaults, but for the default model's class."""
-    settings: Any = {}
-    given = [find_config(name) for name in names]
-    for path in (*default_configs(given)[1:], *given):
-        settings = override(settings, read_settings(path))
+    """The merged settings of configs, without the model's class."""
+    settings = merge_configs(names).settings
+    settings["model"].pop("class_path")
     return settings
 
 
 def recipe_of(*names: str) -> str:
-    """The name of the recipe below some configs."""
-    (recipe,) = (path.stem for path in default_configs(map(find_config, names)) if path.stem.startswith("recipe_"))
-    return recipe
+    """The name of the recipe below some configs: the first whose settings all lie there."""
+    below = defaults_below([read_config(find_config(name)) for name in names])
+    return next(path.stem for path in CONFIGS.glob("recipe_*.yaml") if read_config(path) in below)
 
 
 @pytest.mark.parametrize(

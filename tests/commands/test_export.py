@@ -131,7 +131,7 @@ def test_a_fused_model_answers_the_same_as_released_weights(run: Run) -> None:
     released = ["--model.backbone", "PretrainedSpatialMLLM", "--model.backbone.path", "out"]
     folder = ["--model.backbone.dtype", "float32", "--trainer.default_root_dir", "released"]
     run("test", "--config", "spatial_mllm.yaml", *released, *folder, *one)
-    (own,) = Path("runs").glob("*/predictions.jsonl")
+    (own,) = Path("runs").rglob("predictions.jsonl")
     answers = [
         {line["id"]: line["prediction"] for line in map(json.loads, path.read_text().splitlines())}
         for path in (own, Path("released/predictions.jsonl"))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import main
-from callbacks.camera_map import camera_map
+from callbacks.drawings import camera_map
 from commands.import_cameras import import_cameras
 from datamodules.cameras_file import read_cameras
 from datamodules.video import Video

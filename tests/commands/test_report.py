@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from callbacks.settings import flatten
 from commands.report import report
 from tests.commands.made_runs import CONFIG, answers, make_run
 from tests.commands.reports.printing import cells, printed
@@ -197,13 +196,12 @@ def test_settings_of_a_test(tmp_path: Path, capsys) -> None:
     config["trainer"]["default_root_dir"] = "runs/mine"
     run = make_run(tmp_path / "run", answers(9), config)
     metrics = json.loads((run / "metrics.json").read_text())
-    data = {"source": "VSIBench", "num_frames": 8, "sampler": "SpaceAwareSampler", "frame_pairing": "Neighbor"}
-    (run / "metrics.json").write_text(
-        json.dumps(
-            {**metrics, "data": data, "checkpoint": "runs/mine/checkpoints/a.ckpt", "geometry": "DatasetGeometry"}
-        )
-    )
-    fingerprint = json.loads((run / "predictions.settings.json").read_text())["weights"]
+    parts = {"source": "datamodules.VSIBench", "sampler": "SpaceAwareSampler", "frame_pairing": "my.Neighbor"}
+    options = {"num_frames": 8, **{name: {"class_path": path} for name, path in parts.items()}}
+    tested = {"data": {"class_path": "datamodules.VideoQADataModule", "init_args": options}}
+    more = {"config": tested, "checkpoint": "runs/mine/checkpoints/a.ckpt", "geometry": "DatasetGeometry"}
+    (run / "metrics.json").write_text(json.dumps({**metrics, **more}))
+    fingerprint = json.loads((run / "test.json").read_text())["weights"]
     assert len(fingerprint) > 8
     report([str(run)])
     row = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")][-1]
@@ -223,11 +221,10 @@ def test_the_settings_are_those_of_the_test(tmp_path: Path, capsys) -> None:
     assert " AddFusion(both, [1, 2]) " in printed([run], capsys) and " PRoPE(first) " in printed([run], capsys)
     asked = {part: yaml.safe_load(yaml.safe_dump(config[part])) for part in ("model", "data")}
     asked["model"]["init_args"] |= {"fusion": {**both, "init_args": {"active_branches": "2d"}}, "camera_encoding": None}
-    file = run / "predictions.settings.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **flatten(asked)}))
+    file = run / "metrics.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "config": asked}))
     said = printed([run], capsys)
     assert " AddFusion(2d) " in said and "both" not in said and "PRoPE(first)" not in said
-    assert " start.ckpt " in said  # which no settings of a test record
 
 
 def test_settings_that_were_added_to_a_model_have_columns(tmp_path: Path, capsys) -> None:
@@ -239,20 +236,32 @@ def test_settings_that_were_added_to_a_model_have_columns(tmp_path: Path, capsys
     config["model"]["init_args"] |= {"objectives": objectives, "initial_weights": "start.ckpt", "time_index": None}
     config["data"]["init_args"]["augmentation"] = {"class_path": "datamodules.RandomFocalLength"}
     run = make_run(tmp_path / "run", answers(9), config)
-    metrics = json.loads((run / "metrics.json").read_text())
-    metrics["reproduction"] = {"time_index": {"class_path": "zoo.TimestampIndex"}}  # what the model has built
-    (run / "metrics.json").write_text(json.dumps(metrics))
     said = printed([run, plain], capsys)
     assert all(heading in said for heading in headings)
-    row = r"^run .* TimestampIndex +\[CameraPrediction\(0\.5\)\] +RandomFocalLength +start\.ckpt "
+    row = r"^run .* \[CameraPrediction\(0\.5\)\] +RandomFocalLength +start\.ckpt "
     assert re.search(row, said, re.MULTILINE)
 
 
 def test_every_test_of_a_run_is_listed(tmp_path: Path, capsys) -> None:
     run = make_run(tmp_path / "run", answers(90))
-    make_run(run / "test-subset-9-0a1b", answers(9))
+    make_run(run / "tests/subset-9", answers(9))
     capsys.readouterr()
     report([str(run)])
     said = capsys.readouterr().out
-    assert [len(re.findall(f"^{name} ", said, re.MULTILINE)) for name in ("run", "run/test-subset-9-0a1b")] == [3, 3]
-    assert re.search(r"^run/test-subset-9-0a1b .* 9 +\d+ +\d+$", said, re.MULTILINE)
+    assert [len(re.findall(f"^{name} ", said, re.MULTILINE)) for name in ("run", "run/subset-9")] == [3, 3]
+    assert re.search(r"^run/subset-9 .* 9 +\d+ +\d+$", said, re.MULTILINE)
+
+
+def test_of_equal_tests_at_several_steps_the_newest_counts(tmp_path: Path, capsys) -> None:
+    run = make_run(tmp_path / "run", answers(90))
+    folders = {run: 100, make_run(run / "tests/step-150", answers(90, seed=1)): 150}
+    folders[make_run(run / "tests/subset-9", answers(9))] = 100  # of other questions
+    for folder, step in folders.items():
+        metrics = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps({**metrics, "step": step}))
+    capsys.readouterr()
+    report([str(run)])
+    said = capsys.readouterr().out
+    assert f"skipped: {run}: its tests of step 150; those of step 100 are left out" in said
+    assert not re.search("^run ", said, re.MULTILINE)
+    assert all(len(re.findall(f"^run/{name} ", said, re.MULTILINE)) == 3 for name in ("step-150", "subset-9"))

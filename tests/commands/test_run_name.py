@@ -5,18 +5,16 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.loggers import WandbLogger
 
 from commands.cli import build_logger
 from commands.report import report
-from commands.resolve_run import _last
-from commands.run_name import run_name
-from commands.runs import newest_run
+from commands.runs import newest_run, resolve_run, run_name
 from tests.cli import Run
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo import latest_run
@@ -95,6 +93,12 @@ def test_runs_of_one_name_are_labeled_by_what_differs(tmp_path: Path, capsys) ->
     assert "\nPRoPEMLLM-20261127-174309 " in said and "test set" not in said
 
 
+def settings_of(model: Any, **more: Any) -> Namespace:
+    """The parsed settings of a command."""
+    parts = {"model": model, "ckpt_path": "last", "trainer": {"default_root_dir": None}, "name": None, **more}
+    return dict_to_namespace({"data": CONFIG["data"], "seed_everything": 0, **parts})
+
+
 def test_the_latest_run_has_the_newest_checkpoint_and_a_config(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number, name in enumerate(("b", "a", "broken", "c")):
@@ -104,36 +108,48 @@ def test_the_latest_run_has_the_newest_checkpoint_and_a_config(tmp_path: Path, m
             checkpoint.touch()
             os.utime(checkpoint, (number, number))
     Path("runs/broken/config.yaml").write_text("model: [")
-    settings = SimpleNamespace(model=SimpleNamespace(**CONFIG["model"]), as_dict=lambda: CONFIG)
-    for find in (lambda: latest_run("PRoPEMLLM"), newest_run, lambda: _last("test", settings, None).parent.parent):
+
+    def resolved() -> Path:
+        monkeypatch.setattr("commands.runs.check_readable", lambda path: None)
+        resolve_run("test", settings := settings_of(CONFIG["model"]))
+        return Path(settings.ckpt_path).parent.parent
+
+    for find in (lambda: latest_run("PRoPEMLLM"), newest_run, resolved):
         with pytest.warns(UserWarning, match="runs/broken is passed over: its config.yaml can't be read"):
             assert find() == Path("runs/a")
 
 
 ENCODING = {"class_path": "zoo.PRoPE", "init_args": {"apply_to": "qk"}}
-CHANGED = "it was trained with another model.camera_encoding"
 
 
 @pytest.mark.parametrize(
     ("name", "parts", "reason"),
     [
-        ("Qwen25VL", {}, "it is a PRoPEMLLM"),
-        ("PRoPEMLLM", {"camera_encoding": None}, CHANGED),
-        ("PRoPEMLLM", {"camera_encoding": {"class_path": "zoo.GTA", "init_args": {}}}, CHANGED),
-        ("PRoPEMLLM", {"camera_encoding": {**ENCODING, "init_args": {"apply_to": "vo"}}}, f"{CHANGED}.apply_to"),
+        ("Qwen25VL", {}, "model"),
+        ("PRoPEMLLM", {"camera_encoding": None}, "model.camera_encoding"),
+        ("PRoPEMLLM", {"camera_encoding": {"class_path": "zoo.GTA", "init_args": {}}}, "model.camera_encoding"),
+        (
+            "PRoPEMLLM",
+            {"camera_encoding": {**ENCODING, "init_args": {"apply_to": "vo"}}},
+            "model.camera_encoding.apply_to",
+        ),
     ],
 )
-def test_a_passed_over_run_is_described_by_its_model_or_what_was_changed(
-    name: str, parts: dict[str, Any], reason: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_passed_over_run_is_described_by_what_was_changed(
+    name: str,
+    parts: dict[str, Any],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     trained = {"class_path": "zoo.PRoPEMLLM", "init_args": {"camera_encoding": ENCODING}}
-    checkpoint = make_run(tmp_path / "run", None, {"model": trained}) / "checkpoints/last.ckpt"
+    checkpoint = make_run(tmp_path / "runs/run", None, {"model": trained}) / "checkpoints/last.ckpt"
     checkpoint.parent.mkdir()
     checkpoint.touch()
-    asked = {"model": {"class_path": f"zoo.{name}", "init_args": parts}}
-    settings = SimpleNamespace(model=SimpleNamespace(**asked["model"]), as_dict=lambda: asked)
-    for command, remedy in (("fit", "can be resumed: "), ("test", "has a checkpoint: train it first")):
-        with pytest.raises(InputError, match=f"no run of this {name} under {tmp_path}/run/ {remedy}") as error:
-            _last(command, settings, tmp_path / "run")
-        assert ("allow_untrained" in str(error.value)) == (command == "test")
-    assert caplog.messages == [f"{tmp_path}/run is passed over: {reason}"] * 2
+    settings = settings_of({"class_path": f"zoo.{name}", "init_args": parts})
+    for command in ("fit", "test"):
+        with pytest.raises(InputError, match=f"no run of this {name} under runs/ has a checkpoint: train it first"):
+            resolve_run(command, settings)
+    assert caplog.messages == [f"runs/run is passed over: it was trained with another {reason}"] * 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from callbacks import MetricsCallback, PredictionsCallback
+from callbacks import MetricsCallback
 from commands.score import score
 from tests.callbacks.toy import Toy, record, trainer
 from zoo.errors import InputError
@@ -20,7 +20,7 @@ RESULT = ("per_question_type", "acc", "mra", "all", "failed_scenes", "benchmark"
 
 def finished_run(folder: Path, scenes: list[list[dict[str, Any]]] | None = None, scorer: str | None = None) -> Path:
     """The folder of a run that was tested: metrics.json, predictions.jsonl."""
-    callbacks: tuple[Callback, ...] = (MetricsCallback(scorer), PredictionsCallback(scorer))
+    callbacks: tuple[Callback, ...] = (MetricsCallback(scorer),)
     trainer(folder, *callbacks).test(Toy(scenes), verbose=False)
     return folder
 
@@ -72,6 +72,20 @@ def test_scores_of_another_scorer_are_noted(tmp_path: Path, capsys) -> None:
     assert "differ" not in capsys.readouterr().out
 
 
+def test_the_scores_of_the_file_stand_unless_another_scorer_is_named(tmp_path: Path, capsys) -> None:
+    fields = {"question_type": "object_counting", "ground_truth": "4", "benchmark": "VSIBench"}
+    rows = [{"id": str(i), "prediction": "4", **fields, "scorer": "geovr", "score": 0.25} for i in range(2)]
+    file = write_lines(tmp_path / "answers.jsonl", rows)
+    for arguments, scorer, shown in (
+        ([], "geovr", "0.250"),
+        (["--scorer", "geovr"], "geovr", "0.250"),
+        (["--scorer", "spatial_mllm"], "spatial_mllm", "1.000"),
+    ):
+        score([str(file), *arguments])
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| all"))
+        assert shown in row and scorer in row
+
+
 def test_four_fields_are_enough(tmp_path: Path, capsys) -> None:
     fields = {"question_type": "object_counting", "prediction": "4", "ground_truth": "4"}
     score([str(write_lines(tmp_path / "other.jsonl", [{"id": 7, **fields}, {"id": "8", **fields, "prediction": "9"}]))])
@@ -102,7 +116,7 @@ def test_repeated_lines_count_once_and_two_answers_to_a_question_are_refused(tmp
     file = finished_run(tmp_path) / "predictions.jsonl"
     whole = lines(file)
     once = len(whole)
-    write_lines(file, [*whole, whole[0], {**whole[5], "versions": {"torch": "3"}}])
+    write_lines(file, [*whole, whole[0], whole[5]])
     score([str(file)])
     said = capsys.readouterr().out
     assert f"{once} questions" in said and "2 lines repeat an earlier one: dropped" in said

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from commands.arguments import preprocess_argv
 from commands.select_frames import select_frames
 from datamodules.samplers import SceneView, SelectedFrames, UniformSampler
 from datamodules.video import Video
@@ -25,7 +24,7 @@ def run(rooms_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     rooms = ["--data.source.scenes", str(list(ROOMS)), "--data.source.root", str(rooms_root), "--data.num_frames", "6"]
 
     def call(*words: str) -> str:
-        select_frames(preprocess_argv(["select-frames", *rooms, *words])[1:])
+        select_frames([*rooms, *words])
         return capsys.readouterr().out
 
     return call
@@ -150,7 +149,7 @@ def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pyt
     assert first.parent.name == gone["dataset"]
     words = ["--data.source", "SceneFolder", "--data.source.root", str(tmp_path / "rooms")]
     output = tmp_path / "views"
-    select_frames(preprocess_argv(["select-frames", *words, "--data.num_frames", "6", "--output", str(output)])[1:])
+    select_frames([*words, "--data.num_frames", "6", "--output", str(output)])
     assert f"videos that are missing: 1, see {output / 'missing.txt'}" in capsys.readouterr().out
     assert (output / "missing.txt").read_text() == f"{gone['dataset']}/{gone['scene_name']}\n"
 

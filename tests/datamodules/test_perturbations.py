@@ -229,11 +229,6 @@ def test_validating_no_batches_is_refused() -> None:
         data.prepare_data()
 
 
-def test_a_result_records_the_perturbation_with_its_arguments() -> None:
-    one, other = (VideoQADataModule(perturbation=WrongFocalLength(e)).describe()["perturbation"] for e in (0.05, 0.2))
-    assert one != other and "WrongFocalLength" in one["class_path"]
-
-
 def stills(name: str, size: tuple[int, int] = (40, 28)) -> LoadedScene:
     """Still images of which the geometry encoder sees whole what the tower sees a window of."""
     loaded = scene(name, steps=4)

@@ -29,8 +29,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from callbacks import Checkpoint, MetricsCallback, PredictionsCallback
-from callbacks.checkpoint_io import CheckpointFiles
+from callbacks import Checkpoint, MetricsCallback
+from callbacks.checkpoint import CheckpointFiles
 from commands.export import ExportingTrainer
 from datamodules import Rooms, VideoQADataModule
 from datamodules.resize import PixelBounds
@@ -211,7 +211,7 @@ def run(name: str, folder: Path, rooms: str, case: str, released: Path, resumed:
         devices=RUNS[name],
         strategy={"one": "auto", "ddp": "ddp"}.get(name) or FSDP2Strategy(),
         precision=settings.precision,
-        callbacks=[KeepFirst(), record, Checkpoint(every_n_train_steps=1), MetricsCallback(), PredictionsCallback()],
+        callbacks=[KeepFirst(), record, Checkpoint(every_n_train_steps=1), MetricsCallback()],
         accumulate_grad_batches=batches,
         max_steps=STEPS,
         val_check_interval=batches,

@@ -8,7 +8,7 @@ import torch
 
 from zoo.benchmarks import VSIBench
 from zoo.benchmarks.scorers import read_any_number
-from zoo.metrics import VSIBenchScore, score_answer
+from zoo.metrics import VSIBenchScore, score_answer, with_scores
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vsibench_metric"
 ROWS = json.loads((GOLDEN / "cases.json").read_text())["rows"]
@@ -240,7 +240,7 @@ def test_each_sample_counts_once_and_first():
 def test_two_ranks_equal_one(split):
     """Rank one's half is gathered as torchmetrics would do it, empty halves and repeats included."""
     other = update(VSIBenchScore(), ROWS[split:] + ROWS[:2])
-    there = torch.cat(other.lines)
+    there = torch.cat(other.rows)
 
     def gather(here, group=None):
         assert (here.ndim, here.dtype) == (there.ndim, there.dtype)
@@ -249,10 +249,19 @@ def test_two_ranks_equal_one(split):
     metric = VSIBenchScore(dist_sync_fn=gather, distributed_available_fn=lambda: True)
     if split:
         update(metric, ROWS[:split])
-    whole = update(VSIBenchScore(), ROWS)
-    assert metric.compute() == whole.compute()
-    assert metric.answers() == whole.answers()  # which gathers anew
-    assert len(metric._unique_answers()) == split  # and leaves this rank's
+    assert metric.compute() == update(VSIBenchScore(), ROWS).compute()
+    assert sum(map(len, metric.rows)) == split  # those of this rank are left
+
+
+def test_a_record_is_scored_once_by_each_scorer():
+    record = {"id": "a", "question_type": "object_counting", "prediction": "4 chairs", "ground_truth": "4"}
+    (scored,) = with_scores([record], BENCHMARK)
+    assert scored == {**record, "score": 0.0, "benchmark": "VSIBench", "scorer": "spatial_mllm"}
+    changed = {**scored, "score": 0.5}  # what a scorer has said stands
+    assert with_scores([changed], BENCHMARK) == [changed]
+    assert with_scores([changed], BENCHMARK, "thinking_in_space")[0]["score"] == 1.0
+    others = [{**record, "error": "no video"}, {**record, "ground_truth": ""}, {**record, "question_type": ""}]
+    assert [each["score"] for each in with_scores(others, BENCHMARK, "thinking_in_space")] == [0.0, None, None]
 
 
 def test_reset_and_empty():

@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import nn
 
-from commands.defaults import TRAINER_DEFAULTS
+from commands.cli import TRAINER_DEFAULTS
 from zoo import CameraPrediction, MaskedViews, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.backbones.official_names import backbone_names
 from zoo.encodings import GTA

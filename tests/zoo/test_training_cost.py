@@ -1,22 +1,24 @@
-"""The counted bytes are those of the live tensors of a real step on the CPU; each part of a training is counted."""
+"""The formulas of a plan beside real training steps on the CPU: live bytes, saved tensors, operations."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
-from transformers.models.qwen3_5 import modeling_qwen3_5
+from torch.utils.flop_counter import FlopCounterMode
 
-from commands.planning.tables import parameters_table
-from commands.planning.training import Setup, Training
-from tests.zoo.delta_net_kernels import install_kernels
+from benchmarks.example_batch import example_batch
+from commands.plan import Training, parameters_table
 from tests.zoo.live_bytes import most_live_bytes
 from zoo import (
+    BaselineVLM,
     CameraPrediction,
     DepthPrediction,
     Distillation,
@@ -32,7 +34,6 @@ from zoo import (
     Qwen25VL,
     Qwen35,
     SpatialMLLM,
-    SpatialVLM,
     Teacher,
     TeacherPose,
     TinyQwen3VL,
@@ -40,40 +41,55 @@ from zoo import (
     TinyQwen35,
     TinyVGGT,
 )
-from zoo.backbones import qwen3_5 as delta_net
-from zoo.tasks import VideoQATask, repeated_calls, training_cost
-from zoo.tasks.base import parameter_groups
-from zoo.tasks.fake_tensors import Footprint
-from zoo.tasks.training_cost import BatchSizes, StepCost, TrainingCost, total_bytes
+from zoo.backbones.lora import LoRA
+from zoo.tasks import VideoQATask
+from zoo.tasks.base import LearningRates, parameter_groups
+from zoo.tasks.training_cost import BatchSizes, TrainingCost, block_cost, sequence_sizes, total_bytes, training_cost
 
-SIZES: dict[str, tuple[Any, dict[str, int], str]] = {
-    "narrow": (TinyQwen25VL, {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
-    "default": (TinyQwen3VL, {}, "32-true"),
-    "hybrid": (TinyQwen35, {"layers": 4, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}, "32-true"),
-    "wide": (TinyQwen25VL, {"layers": 3, "hidden_size": 256, "heads": 4, "key_value_heads": 2}, "bf16-mixed"),
+ALL = LearningRates(vision=1e-5)
+SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}
+WIDE: dict[str, Any] = {"layers": 3, "hidden_size": 256, "heads": 4, "key_value_heads": 2}
+VGGT = partial(TinyVGGT, embed_dim=32, depth=1, num_heads=2)
+CASES: dict[str, tuple[Callable[[], VideoQATask], str]] = {
+    "narrow": (lambda: SpatialMLLM(backbone=TinyQwen25VL(**SMALL), geometry=VGGT), "32-true"),
+    "PRoPE": (lambda: PRoPEMLLM(PRoPE(), backbone=TinyQwen3VL()), "32-true"),
+    "hybrid": (lambda: Qwen35(backbone=TinyQwen35(**{**SMALL, "layers": 4})), "32-true"),
+    "bfloat16": (lambda: SpatialMLLM(backbone=TinyQwen25VL(**WIDE), geometry=VGGT), "bf16-mixed"),
+    "Qwen3-VL, bfloat16": (lambda: Qwen3VL(backbone=TinyQwen3VL(**WIDE)), "bf16-mixed"),
+    "adapters": (lambda: Qwen25VL(backbone=TinyQwen25VL(**WIDE, dtype="bfloat16"), lora=LoRA(8)), "bf16-mixed"),
+    "vision encoder": (lambda: Qwen3VL(backbone=TinyQwen3VL(**WIDE), learning_rates=ALL), "32-true"),
+    "connector": (lambda: Qwen25VL(backbone=TinyQwen25VL(), learning_rates=LearningRates(decoder=None)), "32-true"),
 }
+SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in list(CASES)[1:]]
 
 
-def build(size: str) -> VideoQATask:
-    loader, sizes, _ = SIZES[size]
-    if size == "default":
-        return PRoPEMLLM(PRoPE(), backbone=loader(**sizes))
-    return SpatialMLLM(backbone=loader(**sizes), geometry=partial(TinyVGGT, embed_dim=32, depth=1, num_heads=2))
+def step(task: VideoQATask, sizes: BatchSizes, precision: str) -> None:
+    """A forward and a backward pass."""
+    batch = example_batch(task.model, sizes)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16"), cache_enabled=False):
+        loss = task.model(batch)["loss"]
+    del batch
+    loss.backward()
 
 
-@pytest.mark.parametrize(
-    "size", ["narrow", *(pytest.param(each, marks=pytest.mark.slow) for each in ("default", "hybrid", "wide"))]
-)
-def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    precision = SIZES[size][2]
+def sizes_for(task: VideoQATask, **more: int) -> BatchSizes:
+    side = 4 * task.model_spec().token_px
+    return BatchSizes(num_frames=8, height=side, width=side, **more)
+
+
+def on_meta(build: Callable[[], VideoQATask]) -> VideoQATask:
     with torch.device("meta"):
-        shapes = build(size)
-    side = 4 * shapes.model_spec().token_px
-    batch = BatchSizes(num_frames=4, height=side, width=side, scenes=2, questions=2)
-    cost = training_cost.training_cost(shapes, batch, precision)
-    planned = {checkpointing: cost.steps[checkpointing].activations for checkpointing in (True, False)}
-    monkeypatch.setattr(training_cost, "fake_tensor", torch.zeros)
-    task = build(size)
+        return build()
+
+
+@pytest.mark.parametrize("name", ["narrow", *SLOW])
+def test_the_planned_bytes_are_those_of_live_tensors(name: str) -> None:
+    """Within 20 %; the rest is exact."""
+    build, precision = CASES[name]
+    shapes = on_meta(build)
+    sizes = sizes_for(shapes, scenes=2, questions=2)
+    cost = training_cost(shapes, sizes, precision)
+    task = build()
     trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -81,12 +97,13 @@ def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pyt
     for checkpointing in (False, True):
         if checkpointing:
             task.model.backbone.enable_gradient_checkpointing()
-        training_cost.run_step(task, batch, precision)  # what is cached, such as masks
+        step(task, sizes, precision)  # what is cached, such as masks
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-            training_cost.run_step(task, batch, precision)
+            step(task, sizes, precision)
         measured[checkpointing] = most_live_bytes(profiled)
-    assert planned == pytest.approx(measured, rel=0.1)
-    assert planned[False] != pytest.approx(measured[True], rel=0.1)  # the control
+    planned = {checkpointing: each.activations for checkpointing, each in cost.steps.items()}
+    assert planned == pytest.approx(measured, rel=0.2)
+    assert name == "connector" or planned[False] != pytest.approx(measured[True], rel=0.2)  # the control
     optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
@@ -94,15 +111,71 @@ def test_the_planned_bytes_are_those_of_live_tensors(size: str, monkeypatch: pyt
     assert cost.weights == total_bytes([*task.parameters(), *task.buffers()])
 
 
-@pytest.mark.slow
-def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", [each for each in CASES if each not in ("PRoPE", "connector")])
+def test_a_layer_keeps_what_the_formula_says(name: str) -> None:
+    """The second decoder layer, by the tensors that autograd saves."""
+    build, precision = CASES[name]
+    task = build()
+    sizes, layer = sizes_for(task), task.model.backbone.decoder.layers[1]
+    weights = {parameter.untyped_storage()._cdata for parameter in task.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    forward = layer.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with saved_tensors_hooks(keep, lambda tensor: tensor):
+            return forward(*args, **kwargs)
+
+    layer.forward = watched
+    step(task, sizes, precision)
+    _, rows, length = sequence_sizes(task.model, sizes)
+    planned = block_cost(layer, rows * length, length, precision != "32-true")
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    assert planned.kept + planned.copies == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("family", [(TinyQwen25VL, 1), (TinyQwen3VL, 3)], ids=lambda each: each[0].__name__)
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_the_planned_operations_are_those_of_a_step(family: tuple[Any, int], recomputes: bool) -> None:
+    """By PyTorch's own counter, which knows the products of eager attention."""
+    loader, questions = family
+    build = partial(BaselineVLM, backbone=loader(**WIDE, attn_implementation="eager"))
+    task = build()
+    sizes = sizes_for(task, questions=questions)
+    if recomputes:
+        task.model.backbone.enable_gradient_checkpointing()
+    with FlopCounterMode(display=False) as counter:
+        step(task, sizes, "32-true")
+    planned = training_cost(on_meta(build), sizes, "32-true").steps
+    assert planned[recomputes].flops == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert planned[not recomputes].flops != pytest.approx(counter.get_total_flops(), rel=0.1)  # the control
+
+
+@pytest.mark.parametrize("questions, limit", [(1, None), (4, None), (4, 400), (4, 10)])
+@pytest.mark.parametrize("loader", [TinyQwen25VL, TinyQwen3VL, TinyQwen35])
+def test_the_planned_tokens_are_those_of_a_batch(loader: Any, questions: int, limit: int | None) -> None:
+    task = BaselineVLM(backbone=loader(layers=4))
+    sizes = sizes_for(task, scenes=2, questions=questions)
+    sizes = BatchSizes(**{**vars(sizes), "tokens_per_sequence": limit})
+    sequences = example_batch(task.model, sizes).sequences
+    assert sequences is not None
+    visual, rows, length = sequence_sizes(task.model, sizes)
+    assert (visual, rows, length) == (sequences.visual_counts[0], len(sequences.lengths), max(sequences.lengths))
+
+
+def test_objectives_are_parameters_and_operations() -> None:
     def cost(*objectives: Objective) -> TrainingCost:
-        with torch.device("meta"):
-            task = Qwen25VL(backbone=TinyQwen25VL(layers=2), objectives=list(objectives))
-        return training_cost.training_cost(task, BatchSizes(num_frames=4, height=56, width=56), "32-true")
+        task = on_meta(lambda: Qwen25VL(backbone=TinyQwen25VL(layers=2), objectives=list(objectives)))
+        return training_cost(task, BatchSizes(num_frames=4, height=56, width=56), "32-true")
 
     plain, head, token = cost(), cost(DepthPrediction()), cost(CameraPrediction(), MaskedViews())
-    assert plain.steps[False].flops < head.steps[False].flops < token.steps[False].flops
+    assert plain.steps[False].flops < head.steps[False].flops and plain.steps[False].flops < token.steps[False].flops
+    assert plain.sequence_tokens == head.sequence_tokens < token.sequence_tokens
     assert plain.trained["objective"] == 0 < head.trained["objective"]
     assert list(parameters_table(head).columns[0].cells)[-2:] == ["objective", "total"]
 
@@ -110,87 +183,31 @@ def test_objectives_are_parameters_and_operations(monkeypatch: pytest.MonkeyPatc
 def taught(teacher: Teacher | None) -> TrainingCost:
     """What a small model takes that learns from a teacher."""
     objectives = [Distillation(64, indices=[1, 2]), TeacherPose(), MetricScale()]
-    with torch.device("meta"):
-        task = Qwen3VL(backbone=TinyQwen3VL(layers=2), teacher=teacher, objectives=objectives)
-    return training_cost.training_cost(task, BatchSizes(num_frames=4, height=64, width=64), "32-true")
+    task = on_meta(lambda: Qwen3VL(backbone=TinyQwen3VL(layers=2), teacher=teacher, objectives=objectives))
+    return training_cost(task, BatchSizes(num_frames=4, height=64, width=64), "32-true")
 
 
-@pytest.mark.slow
 def test_a_teacher_is_weights_and_operations(tmp_path: Path) -> None:
-    """A cached teacher is not loaded, but its targets still take memory in a step."""
+    """A cached teacher is not loaded."""
     vggt = partial(TinyVGGT, embed_dim=32, depth=4, layers=[1, 3], num_heads=2, heads=["camera", "depth"])
     alone, plain, cached = taught(None), taught(Teacher(vggt)), taught(Teacher(vggt, GeometryCache(str(tmp_path))))
     scaled = taught(Teacher(vggt, scale=FittedMetricModel))
     network = vggt()
-    assert plain.teacher == total_bytes([*network.parameters(), *network.buffers()])
+    assert plain.teacher == total_bytes(network.parameters())
     assert plain.frozen["teacher"] == sum(each.numel() for each in network.parameters())
     assert scaled.frozen["teacher"] - plain.frozen["teacher"] == pytest.approx(0.33e9, rel=0.1)
     assert alone.teacher == cached.teacher == cached.frozen["teacher"] == 0  # the controls
     assert (plain.weights, plain.gradients, plain.optimizer) == (alone.weights, alone.gradients, alone.optimizer)
-    steps = [each.steps[False] for each in (alone, cached, plain, scaled)]
-    assert sorted(each.flops for each in steps) == [each.flops for each in steps]
-    with Footprint() as real, torch.no_grad():
-        network([torch.zeros(2, 3, 56, 56)], [None])  # one frame of each temporal patch, on the grid of 4 x 4 patches
-    assert steps[2].flops - steps[1].flops == pytest.approx(real.flops, rel=0.02)
-    assert steps[0].activations < steps[1].activations
-    rows = [Training("", Setup("fsdp2", False), 4, 80e9, cost, BatchSizes(4, 64, 64), 1) for cost in (alone, plain)]
-    more = [each.rows(each.setup).get("teacher", 0) for each in rows]
-    assert more == [0, plain.teacher]  # on each GPU the whole
-    assert rows[1].evaluation(rows[1].setup) - rows[0].evaluation(rows[0].setup) == plain.teacher
+    flops = [each.steps[False].flops for each in (alone, plain, scaled)]
+    assert flops == sorted(flops) and len(set(flops)) == 3
+    rows = [Training(cost, BatchSizes(4, 64, 64), "fsdp2", gpus=4) for cost in (alone, plain)]
+    assert [each.rows.get("teacher", 0) for each in rows] == [0, plain.teacher]  # on each GPU the whole
+    assert rows[1].evaluation - rows[0].evaluation == plain.teacher
     assert list(parameters_table(plain).columns[0].cells)[-2:] == ["teacher", "total"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("questions", [1, 3])
-def test_one_call_of_the_delta_rule_stands_for_all(questions: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is planned is what all calls take, at a fraction of the time."""
-    rule, calls = delta_net.torch_chunk_gated_delta_rule, list[int]()
-
-    def record(query: Any, *rest: Any, **options: Any) -> Any:
-        calls.append(query.shape[1])
-        return rule(query, *rest, **options)
-
-    for module in (delta_net, modeling_qwen3_5):
-        monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", record)
-    sizes = BatchSizes(num_frames=4, height=128, width=128, questions=questions)
-    steps, counts = [], []
-    for count_once in (repeated_calls.count_repeated_calls_once, lambda step: nullcontext()):
-        monkeypatch.setattr(training_cost, "count_repeated_calls_once", count_once)
-        with torch.device("meta"):
-            task = Qwen35(backbone=TinyQwen35(layers=8, hidden_size=64, heads=2, vision_hidden_size=32))
-        calls.clear()
-        cost = training_cost.training_cost(task, sizes, "32-true")
-        steps.append([cost.steps[checkpointing] for checkpointing in (False, True)])
-        counts.append(len(calls))
-    once, each = steps
-    assert [step.flops for step in once] == [step.flops for step in each]
-    assert [step.activations for step in once] == pytest.approx([step.activations for step in each], rel=0.01)
-    assert once[0].activations > 1.5 * once[1].activations  # the control
-    assert counts[0] < counts[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("questions", [1, 2])
-def test_a_plan_is_the_same_where_the_optional_kernels_are_installed(questions: int, monkeypatch) -> None:
-    """They take no fake tensors, so the functions of PyTorch are counted in their place."""
-
-    def planned() -> StepCost:
-        with torch.device("meta"):
-            task = Qwen35(backbone=TinyQwen35(layers=2, hidden_size=64, heads=2, vision_hidden_size=32))
-        sizes = BatchSizes(num_frames=2, height=64, width=64, questions=questions)
-        return training_cost.training_cost(task, sizes, "32-true").steps[False]
-
-    without, kernels = planned(), install_kernels(monkeypatch)
-    assert planned() == without and not kernels.calls
-    learned = SpatialVLM(TinyQwen35(layers=2, hidden_size=64, heads=2, vision_hidden_size=32))
-    learned.logits(torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long))
-    assert kernels.calls.keys() == {"chunk", "convolution"}  # the control
-
-
-@pytest.mark.slow
 def test_released_weights_are_planned_without_a_folder() -> None:
-    """Their pixels are bytes too, which a preprocessor without a folder would not take."""
-    with torch.device("meta"):
-        task = Qwen35(backbone=PretrainedQwen35("Qwen/Qwen3.5-0.8B"))
-    cost = training_cost.training_cost(task, BatchSizes(num_frames=2, height=64, width=64), "bf16-mixed")
+    task = on_meta(lambda: Qwen35(backbone=PretrainedQwen35("Qwen/Qwen3.5-0.8B")))
+    cost = training_cost(task, BatchSizes(num_frames=2, height=64, width=64), "bf16-mixed")
     assert cost.steps[False].flops > 6 * 0.4e9 * cost.sequence_tokens  # of a decoder's products

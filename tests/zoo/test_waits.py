@@ -14,8 +14,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
-from callbacks import run_progress
-from callbacks.first_losses import STEPS, FirstLosses
+from callbacks import progress
 from tests.zoo import asking
 from tests.zoo.asking import MODELS, QUESTIONS, build, scene
 from tests.zoo.waits import Waits
@@ -141,15 +140,15 @@ def test_a_fit_reads_no_loss_and_copies_no_number_between_its_steps(
         log(self, name, value, **options)
 
     monkeypatch.setattr(LightningModule, "log", noting)
-    monkeypatch.setattr(run_progress.sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setattr(run_progress, "SECONDS", 1e9)  # the first is read in any case
+    monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress, "SECONDS", 1e9)  # the first is read in any case
     waits = Waits()
 
     class Steps(Callback):
-        """Counts from the sixth step on: the losses of the first five are written to the run's folder."""
+        """Counts from the third step on."""
 
         def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-            if trainer.global_step == STEPS:
+            if trainer.global_step == 2:
                 waits.__enter__()
 
         def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -160,7 +159,7 @@ def test_a_fit_reads_no_loss_and_copies_no_number_between_its_steps(
         default_root_dir=tmp_path,
         accelerator="cpu",
         max_epochs=1,
-        callbacks=[FirstLosses(), run_progress.progress_bar(), Steps()],
+        callbacks=[progress.progress_bar(), Steps()],
         enable_model_summary=False,
         enable_checkpointing=False,
         gradient_clip_val=1.0,

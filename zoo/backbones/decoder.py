@@ -205,7 +205,7 @@ def grouped_sdpa(
     """Attend as transformers' `sdpa`, with other ways for the H/G heads that share keys and values.
 
     - Flash kernels take groups: a GPU's in half precision without a mask, a CPU's always, but slowly for one query.
-      With gradients a CPU does as a GPU, whose memory `plan` counts there.
+      With gradients a CPU does as a GPU.
     - Few queries, of a step of an answer, become the rows of their group: a long prefix is not copied.
     - Elsewhere keys and values are repeated: with `enable_gqa`, float32 would take the math kernel, whose scores of
       16,000 tokens are 17 GB.

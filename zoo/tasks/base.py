@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from zoo.configuration import Configurable, from_config, to_config, trusted_imports, with_overrides
+from zoo.configuration import Configurable, check_class_paths, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.model_spec import DataSettings, ModelSpec
 from zoo.precision import to_float32
@@ -170,6 +170,10 @@ class Task(Configurable, LightningModule):
 
     Attributes:
         data_settings: Of the run; the DataModule sets them in its `setup`.
+        scorer: Name of the benchmark's scorer of validations and tests; None is its default.
+        changes_no_answer: Dotted names of the options that change no answer of given weights. A name covers all options
+            below it: a test with others of these goes on where an interrupted one ended.
+        changes_no_training: Those that change no step of a training, which is resumed with others.
         answers_questions: Whether validation and test steps return prediction records.
         frozen_weights: Path and fingerprints of the files that frozen parts were read from, by part.
         averages_over_step: Whether `Batch.weight` makes a loss a part of the mean over an optimizer step's answers.
@@ -178,6 +182,9 @@ class Task(Configurable, LightningModule):
     """
 
     data_settings = DataSettings()
+    scorer: str | None = None
+    changes_no_answer: tuple[str, ...] = ("model.learning_rates", "model.optimizer", "model.scheduler")
+    changes_no_training: tuple[str, ...] = ()
     strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
     answers_questions: bool = True
     averages_over_step: bool = True
@@ -338,7 +345,8 @@ class Task(Configurable, LightningModule):
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)
-        with add_file_to_errors(checkpoint_path), trusted_imports(config, trust_modules):
+        with add_file_to_errors(checkpoint_path):
+            check_class_paths(config, trust_modules)
             task = cls(**overrides) if config is None else from_config(cls, with_overrides(config, overrides))
             task.on_load_checkpoint(checkpoint)  # as a Trainer does
             task.load_state_dict(checkpoint["state_dict"])

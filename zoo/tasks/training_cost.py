@@ -1,38 +1,52 @@
-"""Parameters, bytes and floating-point operations of a training step, from a model that has only shapes."""
+"""Parameters, bytes and floating-point operations of a training step, of a model on the meta device.
+
+Parameters, gradients, the optimizer's state and what FSDP2 gathers are exact. Activations and operations are formulas
+of the shapes of linear layers. For each token a transformer block with attention of width a (all heads) and an MLP of
+width m keeps from the forward to the backward pass, in the dtype of its matrix products:
+
+- of attention 4a: queries, keys and values, and the output. Keys and values are repeated for all heads, except where
+  the weights are bfloat16. Norms of queries and keys keep their inputs too, and a gate on the output 3a more;
+- of the MLP 4m: gate, up, the activation and the product. Without a gate it is 2m;
+- of linear layers that train, or have low-rank adapters, the input: one per attention and MLP, under autocast one per
+  linear layer, as each makes its own copy in bfloat16;
+- of both norms the input in float32, and the output if they train.
+
+A head of D channels in Gated DeltaNet keeps 20 D + 5 x 64 + 2 D^2 / 64 float32 numbers per token, by PyTorch's rule in
+chunks of 64 tokens; with the kernels of flash-linear-attention it keeps fewer. Under autocast each float32 matrix has a
+copy in bfloat16. With gradient checkpointing a block that trains keeps its input alone, and one block at a time is
+recomputed. Outside of blocks (merger, fusion, heads of objectives) a linear layer keeps input and output of each visual
+token. To this the most of these is added: the gradient of the head; those of one block; at the end of the backward pass
+the three gradients of a matrix that is embedding and head at once. Frozen encoders keep nothing.
+
+A linear layer takes two operations per weight and token, as many for the gradient of its input, and as many for that of
+its weight if it trains. Attention takes 4a for each pair of tokens, and 10a in the backward pass. A third of a geometry
+encoder's blocks attend over all frames of a scene, as in VGGT and Depth Anything 3; other blocks within a frame.
+
+Not counted: convolutions, as in the dense heads of geometry encoders and objectives; camera encodings and view mixers
+beyond their linear layers; several answers to each question, as in GRPO; fragmentation.
+"""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
 from zoo.configuration import known_config
-from zoo.geometry.base import ScaleSource, SceneGeometry
 from zoo.geometry.metric_model import MetricModel
 from zoo.model import SpatialVLM
-from zoo.model_spec import ModelSpec
 from zoo.objectives.teacher_model import Teacher
-from zoo.sequence_builder import SequenceBuilder
-from zoo.sequences.batch import Batch
-from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
-from zoo.sequences.packing import IGNORED, Row
+from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.tasks.base import parameter_groups
-from zoo.tasks.fake_tensors import Footprint, ShapesOnlyPreprocessor, fake_tensor, make_fake
 from zoo.tasks.fsdp2 import GATHERED_DTYPES
-from zoo.tasks.repeated_calls import count_repeated_calls_once
 from zoo.tasks.video_qa import VideoQATask
 
 SYSTEM, SPAN, QUESTION, ANSWER = 20, 8, 96, 8  # tokens of text: before the video, per temporal patch, per question
+CHUNK = 64  # tokens of Gated DeltaNet's rule
 
 
 @dataclass(frozen=True)
@@ -43,11 +57,10 @@ class BatchSizes:
         num_frames: Of each video.
         height: Of a resized frame, in pixels.
         width: Of a resized frame, in pixels.
-        scenes: Sequences, each about a scene of its own.
-        questions: In each sequence.
+        scenes: Each with questions of its own.
+        questions: About each scene.
         tokens_per_sequence: Most tokens of a sequence with several questions.
         kind: Whether frames are shown as a video or each as an image.
-        pack_scenes: Whether scenes share sequences.
     """
 
     num_frames: int
@@ -57,7 +70,6 @@ class BatchSizes:
     questions: int = 1
     tokens_per_sequence: int | None = None
     kind: MediaKind = "video"
-    pack_scenes: bool = False
 
     def grid(self, patch_size: int) -> tuple[int, int, int]:
         """(t, h, w) in patches of each scene."""
@@ -66,43 +78,28 @@ class BatchSizes:
 
 
 class StepCost(NamedTuple):
-    """What one step takes.
+    """What one forward and backward pass takes.
 
     Attributes:
-        activations: Most bytes at once of all tensors but weights, gradients and the optimizer's state.
-        flops: Floating-point operations of forward and backward pass.
+        activations: Most bytes at once beside weights, gradients and the optimizer's state.
+        flops: Floating-point operations; a product and a sum are two.
     """
 
-    activations: int
-    flops: int
+    activations: float
+    flops: float
 
 
-class StepCosts(dict[bool, StepCost]):
-    """What a step takes without and with gradient checkpointing; each is counted when it is first asked for.
-
-    Args:
-        count_step: Counts a step; its argument is whether with checkpointing.
-    """
-
-    def __init__(self, count_step: Callable[[bool], StepCost]) -> None:
-        super().__init__()
-        self._count_step = count_step
-
-    def __missing__(self, checkpointing: bool) -> StepCost:
-        return self.setdefault(checkpointing, self._count_step(checkpointing))
-
-
-@dataclass
+@dataclass(frozen=True)
 class TrainingCost:
     """What a training step takes on one GPU that holds the whole model.
 
     Attributes:
         trained: Trained parameters of each part.
-        frozen: Frozen parameters of each part.
+        frozen: Frozen parameters of each part, with those of a teacher.
         weights: Bytes of the parameters and buffers.
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state.
-        steps: What a step takes, without and with gradient checkpointing.
+        steps: What a batch takes, without and with gradient checkpointing.
         visual_tokens: Of a scene.
         sequence_tokens: Of the longest sequence.
         gathered: Bytes that a sharded model holds beside its shard in a step, of one batch and of several, see
@@ -111,12 +108,12 @@ class TrainingCost:
         teacher: Bytes of the teacher's weights, of which each process has all.
     """
 
-    trained: Counter[str] = field(default_factory=Counter)
-    frozen: Counter[str] = field(default_factory=Counter)
-    weights: int = 0
-    gradients: int = 0
-    optimizer: int = 0
-    steps: dict[bool, StepCost] = field(default_factory=dict)
+    trained: Counter[str]
+    frozen: Counter[str]
+    weights: int
+    gradients: int
+    optimizer: int
+    steps: dict[bool, StepCost]
     visual_tokens: int = 0
     sequence_tokens: int = 0
     gathered: dict[bool, int] = field(default_factory=dict)
@@ -125,68 +122,36 @@ class TrainingCost:
 
 
 def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> TrainingCost:
-    """Count parameters, bytes and tokens, and make the steps ready to be counted.
+    """Count parameters, bytes and operations.
 
     Args:
-        task: Built on the meta device without gradient checkpointing; its tensors become fake.
+        task: Built on the meta device.
         batch: Sizes of the batch.
         precision: Lightning's; bf16-mixed is autocast.
     """
-    cost, model = TrainingCost(), task.model
-    make_fake(task)
-    backbone: Any = model.backbone
-    if not hasattr(backbone, "preprocessor"):
-        backbone.preprocessor = ShapesOnlyPreprocessor()
-    # 1. What is there before the step.
+    trained, frozen = Counter[str](), Counter[str]()
     for name, parameter in task.named_parameters():
-        (cost.trained if parameter.requires_grad else cost.frozen)[task.part_of(name)] += parameter.numel()
-    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-    cost.weights = total_bytes([*task.parameters(), *task.buffers()])
-    cost.gradients = total_bytes(trained)
-    cost.gathered, cost.gathered_weights = gathered_bytes(model, precision)
-    for parameter in trained:
-        parameter.grad = torch.zeros_like(parameter)  # of earlier batches of the same step, or DDP's buckets
-    cost.optimizer = optimizer_bytes(task)
-    teacher = None if task.teacher is None else PlannedTeacher(task.teacher)
-    if teacher is not None and teacher.networks:
-        tensors = [each for network in teacher.networks for each in (*network.parameters(), *network.buffers())]
-        cost.teacher = total_bytes(tensors)
-        cost.frozen["teacher"] = sum(each.numel() for network in teacher.networks for each in network.parameters())
-    # 2. Tokens.
-    sequences = example_batch(model, batch).sequences
-    assert sequences is not None
-    cost.visual_tokens, cost.sequence_tokens = sequences.visual_counts[0], max(sequences.lengths)
-    # 3. The step, which takes seconds to count.
-    cost.steps = StepCosts(partial(count_step, task, batch, precision, teacher))
-    return cost
+        (trained if parameter.requires_grad else frozen)[task.part_of(name)] += parameter.numel()
+    of_teacher = [each for network in teacher_networks(task.teacher) for each in network.parameters()]
+    frozen["teacher"] = sum(each.numel() for each in of_teacher)
+    gathered, gathered_weights = gathered_bytes(task.model, precision)
+    visual_tokens, _, sequence_tokens = sequence_sizes(task.model, batch)
+    return TrainingCost(
+        trained,
+        frozen,
+        weights=total_bytes([*task.parameters(), *task.buffers()]),
+        gradients=total_bytes(parameter for parameter in task.parameters() if parameter.requires_grad),
+        optimizer=optimizer_bytes(task),
+        steps={checkpointing: step_cost(task, batch, precision, checkpointing) for checkpointing in (False, True)},
+        visual_tokens=visual_tokens,
+        sequence_tokens=sequence_tokens,
+        gathered=gathered,
+        gathered_weights=gathered_weights,
+        teacher=total_bytes(of_teacher),
+    )
 
 
-def count_step(
-    task: VideoQATask, batch: BatchSizes, precision: str, teacher: PlannedTeacher | None, checkpointing: bool
-) -> StepCost:
-    """Run a training step of a task with fake tensors, and count."""
-    backbone = task.model.backbone
-    (backbone.enable_gradient_checkpointing if checkpointing else backbone.disable_gradient_checkpointing)()
-    gradients = (parameter.grad for parameter in task.parameters() if parameter.grad is not None)
-    networks = [task, *(teacher.networks if teacher is not None else ())]
-    weights = [tensor for network in networks for tensor in (*network.parameters(), *network.buffers())]
-    with Footprint([*weights, *gradients]) as step, count_repeated_calls_once(step):
-        run_step(task, batch, precision, teacher)
-    return StepCost(step.peak, step.flops)
-
-
-def run_step(task: VideoQATask, batch: BatchSizes, precision: str, teacher: PlannedTeacher | None = None) -> None:
-    """Forward and backward pass of an example batch."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=precision.startswith("bf16"), cache_enabled=False):
-        loss = _example_loss(task, batch, teacher)
-    loss.backward()
-
-
-def _example_loss(task: VideoQATask, sizes: BatchSizes, teacher: PlannedTeacher | None) -> Tensor:
-    """The loss of an example batch, which is released before the backward pass."""
-    batch = example_batch(task.model, sizes, task.model_spec(training=True))
-    targets = None if teacher is None else teacher(batch.scenes, task.model.backbone.patch_size)
-    return task.model(batch, targets)["loss"]
+# ---- Exact: bytes of weights, of the optimizer's state, and of what FSDP2 gathers -----------------------------------
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
@@ -195,10 +160,12 @@ def total_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def optimizer_bytes(task: VideoQATask) -> int:
-    """Bytes of the optimizer's state after a step."""
+    """Bytes of the optimizer's state after a step, which is taken on the meta device."""
     optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
     for group in optimizer.param_groups:
-        group["fused"] = False  # the fused kernel has no shapes-only version; its state is the same
+        group["fused"] = False  # the fused kernel has no version for the meta device; its state is the same
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     states: list[dict[str, Any]] = list(optimizer.state.values())
     return total_bytes(value for state in states for value in state.values() if isinstance(value, Tensor))
@@ -226,131 +193,203 @@ def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], 
     return held, sum(weights.values())
 
 
-def example_batch(model: SpatialVLM, sizes: BatchSizes, needs: ModelSpec | None = None) -> Batch:
-    """A training batch of these sizes, see `example_questions`."""
-    builder = SequenceBuilder(model.model_spec(training=True))
-    scenes, rows, scene_of = example_questions(model, sizes, needs or builder.spec)
-    limits: dict[str, Any] = {"max_tokens": sizes.tokens_per_sequence, "packs_scenes": sizes.pack_scenes}
-    sequences = builder.training(rows, scene_of, scenes, **limits)
-    return Batch(scenes, builder.vision(scenes), sequences, records=[{"id": "example"}] * len(rows))
+def teacher_networks(teacher: Teacher | None) -> list[Any]:
+    """The frozen networks beside the model, on the meta device; none if a cache has, or will have, their outputs."""
+    if teacher is None or known_config(teacher).get("cache") is not None:
+        return []
+    with torch.device("meta"):
+        teacher.enable_heads(teacher.outline)
+        return [teacher.outline, *([teacher.scale.network] if isinstance(teacher.scale, MetricModel) else [])]
 
 
-def example_questions(
-    model: SpatialVLM, sizes: BatchSizes, needs: ModelSpec
-) -> tuple[list[LoadedScene], list[Row], list[int]]:
-    """Scenes of these sizes, one row per question, and the scene of each row.
-
-    Pixels are fake, and cameras move along a line.
-    """
-    backbone, grid = model.backbone, sizes.grid(model.backbone.patch_size)
-    steps = grid[0]
-    # 1. Scenes.
-    views = TEMPORAL_PATCH_SIZE * steps
-    poses = torch.eye(4).repeat(views, 1, 1)
-    poses[:, 0, 3] = torch.arange(views) / 10
-    geometry = SceneGeometry(
-        world_to_camera=poses,
-        K_normalized=torch.eye(3).repeat(views, 1, 1),
-        depth=torch.ones(views, sizes.height, sizes.width)
-        if needs.requires_depth or "depth" in needs.targets
-        else None,
-    )
-    given = geometry if needs.requires_cameras or needs.requires_depth or needs.targets else None
-    scenes = [
-        LoadedScene(
-            pixel_values=fake_tensor(
-                math.prod(grid), 3 * TEMPORAL_PATCH_SIZE * backbone.patch_size**2, dtype=torch.uint8
-            ),
-            grid_thw=grid,
-            kind=sizes.kind,
-            frames=torch.zeros(views, 3, sizes.height, sizes.width, dtype=torch.uint8)
-            if needs.requires_frames
-            else None,
-            geometry=given,
-            cameras=model.sequence_builder.merge_cameras(given),
-            frame_indices=tuple(range(views)),
-        )
-        for _ in range(sizes.scenes)
-    ]
-    # 2. One row per question.
-    marks = backbone.placeholders
-    visual = marks.video if sizes.kind == "video" else marks.image
-    prompt, *texts = islice((i for i in count() if i not in marks[:3]), sizes.questions + 1)  # token ids of each
-    spans = steps if marks.span_per_step or sizes.kind == "image" else 1
-    tokens = scenes[0].num_tokens(model.training_tokens)
-    span = [*[prompt] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (tokens // spans)]
-    rows = []
-    for text in texts:
-        ids = torch.tensor([*[prompt] * SYSTEM, *span * spans, *[visual] * (tokens % spans), *[text] * QUESTION])
-        labels = torch.full_like(ids, IGNORED)
-        labels[-ANSWER:] = ids[-ANSWER:]
-        rows.append(Row.of(ids, labels))
-    return scenes, rows * sizes.scenes, [scene for scene in range(sizes.scenes) for _ in rows]
+# ---- By formula: tokens, activations and operations -----------------------------------------------------------------
 
 
-# ---- A teacher of shapes, so that a plan counts what the teacher of a training takes --------------------------------
+def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]:
+    """Return the visual tokens of a scene, the number of sequences in a batch, and the tokens of each."""
+    backbone, extra = model.backbone, model.training_tokens
+    steps, height, width = batch.grid(backbone.patch_size)
+    per_step = height * width // SPATIAL_MERGE_SIZE**2
+    visual = steps * (per_step + extra.count(per_step)) + (extra.at_end if batch.kind == "video" else 0)
+    spans = steps if backbone.span_per_step or batch.kind == "image" else 1
+    prefix = SYSTEM + visual + spans * (1 if spans == 1 else 1 + SPAN)
+    together = batch.questions if backbone.packs_questions else 1
+    if batch.tokens_per_sequence is not None:
+        together = max(1, min(together, (batch.tokens_per_sequence - prefix) // QUESTION))
+    return visual, batch.scenes * -(-batch.questions // together), prefix + together * QUESTION
 
 
-class PlannedTeacher:
-    """Run a teacher on fake tensors.
-
-    One with a cache is not loaded, as the cache is taken to be complete: a step reads its targets.
-
-    Args:
-        teacher: Not yet built; its tensors become fake.
+class Blocks(NamedTuple):
+    """Transformer blocks that see the same tokens.
 
     Attributes:
-        networks: The frozen networks that a training has beside the model.
+        blocks: One after another.
+        tokens: Of the batch.
+        length: Tokens that each attends to.
+        has_gradient: Whether a backward pass reaches them.
+        may_recompute: Whether gradient checkpointing acts on them.
     """
 
-    def __init__(self, teacher: Teacher) -> None:
-        self._teacher, self.is_cached = teacher, known_config(teacher).get("cache") is not None
-        with torch.device("meta"):  # no weights are read
-            encoder = teacher.outline
-            teacher.enable_heads(encoder)
-            scale = None if teacher.scale is None else PlannedScale(teacher.scale)
-        teacher.encoder, teacher.scale = encoder.requires_grad_(False).eval(), scale
-        every: list[nn.Module] = [encoder, *([] if scale is None or scale.network is None else [scale.network])]
-        for network in every:
-            make_fake(network)
-        self.networks = [] if self.is_cached else every
-
-    def __call__(self, scenes: Sequence[LoadedScene], patch_size: int) -> list[TeacherTargets | None]:
-        """Compute the targets of scenes, see `Teacher`."""
-        if not self.is_cached:
-            return self._teacher(scenes, patch_size)
-        with _disable_current_modes():
-            found = self._teacher(scenes, patch_size)
-        return [None if each is None else _copy(each) for each in found]
+    blocks: list[nn.Module]
+    tokens: int
+    length: int
+    has_gradient: bool
+    may_recompute: bool = False
 
 
-class PlannedScale(ScaleSource):
-    """The network of a source of scale without its choice of pixels, whose number no shape tells.
+def blocks_of(task: VideoQATask, batch: BatchSizes) -> Iterator[Blocks]:
+    """Yield the blocks of decoder, vision encoder, geometry encoder and teacher."""
+    model, backbone = task.model, task.model.backbone
+    steps, height, width = batch.grid(backbone.patch_size)
+    patches = height * width
+    _, rows, length = sequence_sizes(model, batch)
+    layers = set(backbone.decoder.modules())
+    decoder = [block for block in backbone.blocks() if block in layers]
+    vision = [block for block in backbone.blocks() if block not in layers]
+    # frozen blocks are in eval mode, in which transformers does not recompute
+    yield Blocks(decoder, rows * length, length, True, any(map(trains, decoder)))
+    yield Blocks(vision, batch.scenes * steps * patches, patches, any(map(trains, vision)), True)
+    networks: list[tuple[Any, int, bool]] = [(each, 1, False) for each in teacher_networks(task.teacher)]
+    if model.geometry is not None and (model.uses_geometry_tokens or model.camera_plan.source == "predicted"):
+        frames = 1 if batch.kind == "image" and model.stills_once else TEMPORAL_PATCH_SIZE
+        networks.append((model.geometry, frames, trains(model.geometry)))
+    for network, frames, has_gradient in networks:
+        blocks = network.blocks() if hasattr(network, "blocks") else [*network.model.trunk.blocks]
+        views = steps * frames
+        yield Blocks(blocks, batch.scenes * views * patches, patches * (2 + views) // 3, has_gradient)
 
-    Args:
-        source: What a training takes, on the meta device.
+
+class BlockCost(NamedTuple):
+    """What a transformer block takes.
 
     Attributes:
-        network: Of the source; None without one.
+        kept: Bytes from the forward to the backward pass, of one that has a gradient.
+        copies: Bytes of its matrices in bfloat16, under autocast.
+        gradients: Most bytes of gradients at once.
+        forward: Floating-point operations of the forward pass.
+        backward: Those of the backward pass.
     """
 
-    def __init__(self, source: ScaleSource) -> None:
-        self.reads, self.requires_cameras = source.reads, source.requires_cameras
-        self.requires_depth = source.requires_depth
-        self.network = source.network if isinstance(source, MetricModel) else None
-
-    def meters_per_unit(
-        self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
-    ) -> float:
-        """See `ScaleSource`."""
-        if self.network is not None:
-            self.network(frames[None], layers=(), heads=("depth",))
-        return 1.0
+    kept: float = 0
+    copies: float = 0
+    gradients: float = 0
+    forward: float = 0
+    backward: float = 0
 
 
-def _copy(targets: TeacherTargets) -> TeacherTargets:
-    """Targets in memory of their own, as they are read of a cache."""
-    return TeacherTargets(
-        tuple(layer.to(torch.bfloat16, copy=True) for layer in targets.tokens),
-        *(None if each is None else each.clone() for each in targets[1:]),
+def block_cost(block: nn.Module, tokens: int, length: int, is_autocast: bool) -> BlockCost:
+    """Count a block by the formulas of this module.
+
+    Args:
+        block: With norms, attention and MLP as its children; of linear layers the last of each is the output.
+        tokens: Of the batch.
+        length: Tokens that each attends to.
+        is_autocast: Whether products are in bfloat16 whatever the weights are.
+    """
+    layers = linear_layers(block)
+    if not layers:
+        return BlockCost()
+    itemsize = 2 if is_autocast else layers[0].weight.element_size()
+    forward, backward = linear_flops(layers, tokens)
+    products = exact = widest = 0.0  # numbers per token in the dtype of products, and in float32
+    children: Iterable[tuple[str, Any]] = block.named_children()
+    for name, part in children:
+        own = linear_layers(part, with_adapters=False)
+        if not own:  # a norm, or a scale of the residual
+            exact += layers[-1].out_features * (1 + trains(part)) if [*part.parameters()] else 0
+            continue
+        *first, last = own
+        inner, outer = sum(layer.out_features for layer in first), last.in_features
+        products += first[0].in_features * (len(first) if is_autocast else 1) * trains(part)
+        reach = 0  # tokens that each attends to
+        if hasattr(part, "head_v_dim"):  # Gated DeltaNet
+            per_head = 20 * part.head_v_dim + 5 * CHUNK + 2 * part.head_k_dim * part.head_v_dim / CHUNK
+            exact += part.num_v_heads * per_head
+            products += 2 * (2 * part.key_dim + part.value_dim)  # of the convolution
+            reach = CHUNK + 2 * part.head_k_dim
+        elif "att" in name:
+            has_own_keys = first[0].weight.element_size() == 2
+            products += outer + (min(inner, 3 * outer) if has_own_keys else 3 * outer)
+            norms = [each for path, each in part.named_modules() if path.endswith("norm") and [*each.parameters()]]
+            if norms:
+                queries_keys = outer + (first[1].out_features if len(first) > 1 else outer)
+                exact += queries_keys
+                products += queries_keys * any(map(trains, norms))
+            if len(first) > 1 and first[0].out_features > outer:  # with the gate beside the queries
+                products += 3 * outer
+            reach = length
+        else:
+            products += 2 * inner - (0 if trains(part) else outer)
+            widest = inner
+        forward, backward = forward + 4 * tokens * reach * outer, backward + 10 * tokens * reach * outer
+    matrix = max((layer.weight.numel() for layer in layers if trains(layer)), default=0)
+    return BlockCost(
+        kept=tokens * (products * itemsize + exact * 4),
+        copies=sum(copy_bytes(layer, is_autocast) for layer in layers),
+        gradients=1.5 * tokens * widest * itemsize + matrix * (itemsize + 4),
+        forward=forward,
+        backward=backward,
     )
+
+
+def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointing: bool) -> StepCost:
+    """Count a forward and a backward pass."""
+    model, backbone, is_autocast = task.model, task.model.backbone, precision.startswith("bf16")
+    visual_tokens, rows, length = sequence_sizes(model, batch)
+    residual = backbone.like.element_size()
+    itemsize = 2 if is_autocast else residual
+    blocks = kept = inside = flops = 0.0
+    counted = set[nn.Module]() if model.geometry is None else set(model.geometry.modules())
+    # 1. Transformer blocks.
+    for group in blocks_of(task, batch):
+        for block in group.blocks:
+            counted |= set(block.modules())
+            cost = block_cost(block, group.tokens, group.length, is_autocast)
+            flops += cost.forward + (cost.backward if group.has_gradient else 0)
+            if not group.has_gradient:
+                continue
+            if checkpointing and group.may_recompute:
+                flops += cost.forward
+                blocks += group.tokens * linear_layers(block)[-1].out_features * residual
+                inside = max(inside, cost.kept + cost.copies + cost.gradients)
+            else:
+                blocks += cost.kept + cost.copies
+                inside = max(inside, cost.gradients)
+    # 2. Linear layers outside of them, on visual tokens; embeddings, the last norm and their gradient.
+    head = backbone.lm_head
+    for layer in linear_layers(model):
+        if layer not in counted and layer is not head:
+            forward, backward = linear_flops([layer], batch.scenes * visual_tokens)
+            flops += forward + backward * trains(layer)
+            if trains(layer):
+                kept += batch.scenes * visual_tokens * (layer.in_features + layer.out_features) * itemsize
+                kept += copy_bytes(layer, is_autocast)
+    kept += rows * length * backbone.hidden_size * (8 + 2 * residual)
+    # 3. The head, on supervised tokens alone.
+    flops += sum(linear_flops([head], batch.scenes * batch.questions * ANSWER))
+    size = head.weight.numel() * trains(head)
+    shared = 4 * size if head.weight is backbone.decoder.get_input_embeddings().weight else 0
+    at_start = blocks + kept + copy_bytes(head, is_autocast) + size * (itemsize + 4)
+    return StepCost(max(at_start, blocks + kept + inside + shared, kept + 3 * shared), flops)
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether a module has trained parameters."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def linear_layers(module: nn.Module, with_adapters: bool = True) -> list[nn.Linear]:
+    """The linear layers of a module, with low-rank adapters or without."""
+    named = module.named_modules()
+    return [each for name, each in named if isinstance(each, nn.Linear) and (with_adapters or "lora_" not in name)]
+
+
+def linear_flops(layers: Iterable[nn.Linear], tokens: int) -> tuple[int, int]:
+    """Floating-point operations of the forward and the backward pass of linear layers."""
+    sizes = [(2 * tokens * layer.weight.numel(), trains(layer)) for layer in layers]
+    return sum(size for size, _ in sizes), sum(size * (1 + is_trained) for size, is_trained in sizes)
+
+
+def copy_bytes(layer: nn.Linear, is_autocast: bool) -> int:
+    """Bytes of the bfloat16 copy of a linear layer's weight under autocast."""
+    return 2 * layer.weight.numel() if is_autocast and layer.weight.dtype == torch.float32 else 0

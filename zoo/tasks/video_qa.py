@@ -24,6 +24,7 @@ from zoo.cameras.scene_geometry import PatchCameras
 from zoo.configuration import Configurable
 from zoo.errors import SCENE_FAULTS, InputError, add_file_to_errors, describe_fault, raised_at
 from zoo.generation import Sampling, answer_prompts, check_penalty, eval_mode, greedy
+from zoo.metrics import with_scores
 from zoo.model import SpatialVLM
 from zoo.model_spec import ModelSpec
 from zoo.objectives.base import Decoded, Objective, check_teacher
@@ -235,6 +236,17 @@ class VideoQATask(Task):
     """
 
     not_configuration = SpatialVLM.not_configuration
+    changes_no_answer = (
+        *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
+        *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb"),
+        *("model.learning_rates", "model.optimizer", "model.scheduler", "model.average", "model.lora.dropout"),
+        *("model.algorithm", "model.teacher", "model.initial_weights"),
+    )
+    changes_no_training = (
+        *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
+        *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb"),
+        *("model.max_new_tokens", "model.repetition_penalty", "model.sampling"),
+    )
 
     def __init__(
         self,
@@ -427,15 +439,15 @@ class VideoQATask(Task):
             super().optimizer_step(*args, **kwargs)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Return prediction records."""
-        return self.predict_batch_with_retry(batch)
+        """Return prediction records with their scores."""
+        return with_scores(self.predict_batch_with_retry(batch), self.data_settings.benchmark, self.scorer)
 
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Return prediction records; a scene that can't be read is an error."""
+        """Return prediction records, which have no score; a scene that can't be read is an error."""
         self.check(batch)
-        return self.predict_batch(batch)
+        return with_scores(self.predict_batch(batch), self.data_settings.benchmark, self.scorer)
 
     def configure_model(self) -> None:
         """Read the weights that are left unread, and before a checkpoint's those that the algorithm starts from."""

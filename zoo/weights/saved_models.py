@@ -18,7 +18,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.configuration import from_config, to_config, trusted_imports, with_overrides
+from zoo.configuration import check_class_paths, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
 from zoo.seed import resolve_seed
@@ -236,8 +236,8 @@ def load_model(
             parts = _replaced(
                 parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
             )
-        with trusted_imports(config["model"], trust_modules):
-            model = from_config(kind, parts)
+        check_class_paths(config["model"], trust_modules)
+        model = from_config(kind, parts)
         model.data_config, model.precision = config.get("data") or {}, config.get("precision")
         model.trust_modules = tuple(trust_modules)
     with add_file_to_errors(folder):
@@ -282,8 +282,8 @@ def _task_of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collect
     settings = config_of(run)
     with add_file_to_errors(run / RUN_CONFIG):
         # the task is named by its class path: the model does not import what is built on top of it
-        with trusted_imports(settings["model"], trust_modules):
-            task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
+        check_class_paths(settings["model"], trust_modules)
+        task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
         if not task.answers_questions:
             raise InputError(f"a {type(task).__name__} answers no questions, so there is no SpatialVLM in it")
         model = task.model

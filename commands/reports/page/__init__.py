@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from callbacks.baselines.mark import NAMES
+from callbacks.baselines import NAMES
 from commands.reports.bootstrap import RESAMPLES, SEED
 from commands.reports.compare import Comparisons
 from commands.reports.formats import write

@@ -11,11 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.baselines.blind import BlindBaselines, _training, blind_baselines, constant_baseline
-from callbacks.baselines.camera_path import describe_path
-from callbacks.baselines.cameras import LEAST_ROWS, Asked, camera_answers
-from callbacks.baselines.constant import best_constant
-from callbacks.baselines.regression import has_boosting, least_squares
+from callbacks.baselines import (
+    LEAST_ROWS,
+    Asked,
+    BlindBaselines,
+    best_constant,
+    blind_baselines,
+    camera_answers,
+    constant_baseline,
+    describe_path,
+    has_boosting,
+    least_squares,
+    training_questions,
+)
 from datamodules.cameras_file import read_cameras_alone, write_cameras
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import SceneSource, Split
@@ -23,7 +31,6 @@ from datamodules.sources.rooms import layout
 from tests.poses import random_poses
 from zoo.benchmarks import VSIBench
 from zoo.cameras import invert_se3
-from zoo.metrics import ScoredAnswer
 
 SIZE, SIDE, SCORER = "room_size_estimation", "object_rel_direction_easy", "spatial_mllm"
 TRAINED, TESTED, FRAMES = 200, 100, 48
@@ -171,7 +178,7 @@ class Drawn(SceneSource):
 
 def baselines(source: Drawn) -> BlindBaselines:
     scenes = source.scenes("test")
-    rows = [ScoredAnswer(q.id, q.question_type, "", q.ground_truth, 0.0, None) for s in scenes for q in s.questions]
+    rows = [vars(question) for scene in scenes for question in scene.questions]
     return blind_baselines(rows, scenes, source, SCORER)
 
 
@@ -207,9 +214,9 @@ def test_what_is_absent_is_said_and_costs_a_test_nothing(tmp_path: Path) -> None
 
 
 def test_of_many_training_questions_some_of_all_types_are_used(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("callbacks.baselines.blind.MOST_QUESTIONS", 30)
-    monkeypatch.setattr("callbacks.baselines.blind.MOST_SCENES", 50)
-    chosen = list(_training(Drawn(tmp_path), [SIZE, "object_counting"]))
+    monkeypatch.setattr("callbacks.baselines.MOST_QUESTIONS", 30)
+    monkeypatch.setattr("callbacks.baselines.MOST_SCENES", 50)
+    chosen = list(training_questions(Drawn(tmp_path), [SIZE, "object_counting"]))
     counts = Counter(question.question_type for _, question in chosen)
     assert counts[SIZE] == counts["object_counting"] == 15 and len({scene.name for scene, _ in chosen}) == 30
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from callbacks.baselines.text import LEAST, TextAnswers
+from callbacks.baselines import LEAST_ANSWERS, TextAnswers
 from datamodules.scenes import Question
 from zoo.benchmarks import VSIBench
 
@@ -26,10 +26,12 @@ def answers(questions: list[Question]) -> TextAnswers:
 
 def test_a_question_is_answered_as_the_same_one_was_in_training() -> None:
     text = answers(
-        [asked(SIZE, f"How long is the {name}?", size) for name, size in SIZES.items() for _ in range(LEAST)]
+        [asked(SIZE, f"How long is the {name}?", size) for name, size in SIZES.items() for _ in range(LEAST_ANSWERS)]
     )
     assert {name: text(asked(SIZE, f"How long is the {name}?")) for name in SIZES} == SIZES
-    rare = answers([asked(SIZE, "How long is the chair?", "90")] * LEAST + [asked(SIZE, "How long is the bed?", "200")])
+    rare = answers(
+        [asked(SIZE, "How long is the chair?", "90")] * LEAST_ANSWERS + [asked(SIZE, "How long is the bed?", "200")]
+    )
     assert rare(asked(SIZE, "How long is the bed?")) == "90"  # too few answers: that of the type
     assert text(apart("chair", "sofa")) is None  # a type that the training lacks
 

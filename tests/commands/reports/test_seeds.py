@@ -54,7 +54,8 @@ def rewrite_metrics(run: Path, **entries: Any) -> None:
 
 
 def trained(step: int, run_step: int | None = None, zoo: str = "0.1.0+gabc") -> dict[str, Any]:
-    return {"step": step, "run_step": run_step or step, "max_steps": 60, "versions": {"zoo": zoo}}
+    versions = {"zoo": zoo}
+    return {"step": step, "run_step": run_step or step, "max_steps": 60, "training_versions": versions}
 
 
 def averaged(runs: list[Path], capsys) -> tuple[str, str]:
@@ -67,37 +68,38 @@ def averaged(runs: list[Path], capsys) -> tuple[str, str]:
 def test_the_seed_of_a_sampler_is_a_seed_and_its_other_options_are_not(tmp_path: Path, capsys) -> None:
     runs = [make_run(tmp_path / f"s{seed}", answers(45, seed=seed), seeded(seed)) for seed in range(3)]
     for seed, run in enumerate(runs):
-        rewrite_metrics(run, data={"sampler_options": {"seed": seed, "candidates": 8 + seed // 2}})
+        sampler = {"class_path": "datamodules.RandomSampler", "init_args": {"seed": seed, "candidates": 8 + seed // 2}}
+        rewrite_metrics(run, config={"data": {"init_args": {"sampler": sampler}}})
     assert averaged(runs, capsys)[0] == "s0, s1"
 
 
 def test_a_half_trained_run_and_other_code_are_not_averaged(tmp_path: Path, capsys) -> None:
     runs = [make_run(tmp_path / f"s{seed}", answers(45, seed=seed), seeded(seed)) for seed in range(3)]
     for run, step in zip(runs, (60, 60, 9), strict=True):
-        rewrite_metrics(run, trained=trained(step))
+        rewrite_metrics(run, **trained(step))
     names, said = averaged(runs, capsys)
     assert names == "s0, s1"
-    assert "not averaged together: s0, s1, s2 differ in the seed and in trained.step (60, 60, 9)" in said
+    assert "not averaged together: s0, s1, s2 differ in the seed and in run_step (60, 60, 9)" in said
     assert f"{runs[2]}: unfinished weights: their training has made 9 of 60 steps" in said
-    rewrite_metrics(runs[2], trained=trained(60))
+    rewrite_metrics(runs[2], **trained(60))
     names, said = averaged(runs, capsys)
     assert names == "s0, s1, s2" and "not averaged" not in said and "unfinished weights" not in said  # the control
-    rewrite_metrics(runs[2], trained=trained(60, zoo="0.1.0+gdef"))
+    rewrite_metrics(runs[2], **trained(60, zoo="0.1.0+gdef"))
     names, said = averaged(runs, capsys)
-    assert names == "s0, s1" and "in trained.versions.zoo (0.1.0+gabc, 0.1.0+gabc, 0.1.0+gdef)" in said
-    rewrite_metrics(runs[2], trained=trained(60), versions={"zoo": "0.2.0"})
+    assert names == "s0, s1" and "in training_versions.zoo (0.1.0+gabc, 0.1.0+gabc, 0.1.0+gdef)" in said
+    rewrite_metrics(runs[2], **trained(60), versions={"zoo": "0.2.0"})
     names, said = averaged(runs, capsys)
     assert names == "s0, s1" and "versions.zoo (" in said
     for run, step in zip(runs, (40, 50, 9), strict=True):  # the best checkpoints, of which one run is unfinished
         best = trained(step, run_step=step if step == 9 else 60)
-        rewrite_metrics(run, trained=best, checkpoint="checkpoints/best.ckpt", versions={"zoo": "0.1.0"})
+        rewrite_metrics(run, **best, checkpoint="checkpoints/best.ckpt", versions={"zoo": "0.1.0"})
     assert averaged(runs, capsys)[0] == "s0, s1"
 
 
 def as_training(run: Path, weights: str) -> Path:
     """The same run with weights of its own, which it has trained."""
-    rewrite_metrics(run, trained=trained(60))
-    file = run / "predictions.settings.json"
+    rewrite_metrics(run, **trained(60))
+    file = run / "test.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "weights": weights}))
     return run
 

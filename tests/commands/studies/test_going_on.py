@@ -55,7 +55,7 @@ def test_a_failed_test_costs_no_training(main_py: FakeMain, study_file: Path, ca
     assert [each["test"] for each in results_of(study_file) if "setting" in each] == [""]
     main_py.broken = "--nothing"
     study([str(study_file), *ROW])
-    assert main_py.calls == [*OF_ROW, "test test-wrong-cameras"]
+    assert main_py.calls == [*OF_ROW, "test wrong-cameras"]
     assert [each["test"] for each in results_of(study_file) if "setting" in each] == ["", "wrong cameras"]
 
 
@@ -75,7 +75,7 @@ def test_an_incomplete_last_line_is_made_again(main_py: FakeMain, study_file: Pa
 def test_a_folder_in_which_another_process_trains_is_left_alone(main_py: FakeMain, study_file: Path, capsys) -> None:
     study([str(study_file), *ROW])
     (study_file.parent / "results/toys.jsonl").unlink()
-    Path("runs/studies/toys/PRoPE-loop-0/test-wrong-cameras/predictions.settings.json").unlink()
+    Path("runs/studies/toys/PRoPE-loop-0/tests/wrong-cameras/metrics.json").unlink()
     with Path("runs/studies/toys/PRoPE-loop-0.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(SystemExit):

@@ -25,10 +25,10 @@ def setting(**changes: Any) -> dict[str, Any]:
     ("changes", "expected"),
     [
         ({"seed": [0]}, "seed: there is no such option; did you mean seeds"),
-        ({"seeds": ["a"]}, "seeds: expected int, not a"),
+        ({"seeds": ["a"]}, "seeds: Expected a <class 'int'>. Got value: a"),
         ({"seeds": [0, 0]}, "seed 0 is given twice"),
         ({"settings": {}}, "settings: there is none"),
-        ({"settings": ["none"]}, "settings: expected dict, not"),
+        ({"settings": ["none"]}, "settings: Expected a <class 'dict'>"),
         ({"settings": {"none": None}}, "settings: expected options by name"),
         ({"score": "object_count"}, "there is no score object_count; did you mean object_counting"),
         ({"configs": ["prop.yaml"]}, "no config prop.yaml"),
@@ -92,7 +92,7 @@ def test_wrong_options_are_named(tmp_path: Path) -> None:
         (["--seeds", "7"], "there is no seed 7"),
         (["--seeds", "0", "0"], "seed 0 is given twice"),
         (["--jobs", "0"], "--jobs 0: at least 1"),
-        (["--trainer.max_steps=3"], "trainer.max_steps: there is no such option"),
+        (["--trainer.max_steps=3"], "trainer: there is no such option"),
         (["--slurm.partition", "gpu"], "--slurm: for --executor slurm"),
     ):
         with pytest.raises(InputError, match=expected):

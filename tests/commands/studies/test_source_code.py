@@ -121,7 +121,7 @@ def test_the_modules_of_the_project_are_those_of_the_classes_in_the_settings() -
         return {module.name for module in SourceCode().modules(training(*options, config=config))}
 
     stock = names(config="qwen25_vl.yaml")
-    assert {"zoo.model", "zoo.tasks.models", "datamodules.sources.rooms.source", "callbacks.scoring"} <= stock
+    assert {"zoo.model", "zoo.tasks.models", "datamodules.sources.rooms.source", "zoo.metrics"} <= stock
     assert not {"zoo.encodings.rotary", "zoo.geometry.da3.model", "datamodules.sources.vsibench"} & stock
     assert not [name for name in stock if name.startswith(("commands", "torch", "tests"))]
     assert names("--model.camera_encoding=PointRoPE") - names() == {"zoo.encodings.rotary"}

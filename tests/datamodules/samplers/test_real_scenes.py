@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from callbacks.camera_map import compute_coverage, covered_voxels
+from callbacks.drawings import compute_coverage, covered_voxels
 from datamodules.samplers import (
     Consecutive,
     DatasetDepth,

@@ -116,8 +116,8 @@ def test_scanqa_and_sqa3d_are_scored_with_all_answers(tmp_path: Path) -> None:
 
 def test_the_prefix_is_a_setting_of_one_datamodule(tmp_path: Path) -> None:
     own, none = VideoQADataModule(ReVSI("")), VideoQADataModule(ReVSI(""), prompt_prefix="")
-    assert own.describe()["prompt_prefix"] == "These are frames of a video." and none.describe()["prompt_prefix"] == ""
-    assert ReVSI.benchmark.prefix and VideoQADataModule(Rooms()).describe()["prompt_prefix"] == ""
+    assert own.source.benchmark.prefix == "These are frames of a video." and none.source.benchmark.prefix == ""
+    assert ReVSI.benchmark.prefix and VideoQADataModule(Rooms()).source.benchmark.prefix == ""
 
 
 def test_a_dataset_of_the_hub_is_downloaded_and_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from lightning import Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from callbacks.settings import differences, settings_of
+from callbacks.results_folder import identify_test
 from datamodules.collate import QuestionCollate
 from tests.zoo import asking
 from tests.zoo.geometry.caching import SIZES, alter, ask, frames
@@ -162,18 +162,18 @@ def test_the_state_does_not_depend_on_the_encoder_being_loaded(weights: Path, tm
     model.load_state_dict({name: tensor for name, tensor in plain.state_dict().items() if name in kept})
 
 
-def test_settings_of_a_test_contain_the_weights_of_the_encoder(weights: Path, tmp_path: Path) -> None:
+def test_the_weights_of_a_cached_encoder_are_part_of_a_test(weights: Path, tmp_path: Path) -> None:
     """An interrupted test is resumed with the same weights only."""
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     cache = GeometryCache(str(tmp_path / "cache"))
 
-    def settings() -> dict:
-        return settings_of(trainer, model_of("AddFusion", weights, cache))
+    def identity() -> dict:
+        return identify_test(trainer, model_of("AddFusion", weights, cache))
 
-    before = settings()
-    assert settings() == before
+    before = identity()
+    assert identity() == before
     alter(weights, "aggregator.camera_token")
-    assert [line.split()[0] for line in differences(before, settings(), ())] == ["geometry_weights"]
+    assert {name for name, each in identity().items() if each != before[name]} == {"weights"}
 
 
 def test_export_loads_the_weights(release: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader
 
 from callbacks import Checkpoint
-from callbacks.checkpoint_io import CheckpointFiles
+from callbacks.checkpoint import CheckpointFiles
 from datamodules import PixelBounds, Rooms, VideoQADataModule
 from datamodules.cameras_file import read_cameras
 from datamodules.depth import read_depth

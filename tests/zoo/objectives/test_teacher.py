@@ -30,7 +30,7 @@ from zoo import (
 from zoo.checkpoints import unofficial_parts
 from zoo.objectives.base import check_teacher, end_token
 from zoo.objectives.teacher import PoseMLP, geovr_layers
-from zoo.tasks.training_cost import BatchSizes, example_batch
+from zoo.tasks.training_cost import BatchSizes, sequence_sizes
 
 
 def heads(made: VideoQATask) -> dict[str, nn.Parameter]:
@@ -189,5 +189,4 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 def test_the_plan_of_a_training_counts_its_tokens() -> None:
-    sequences = example_batch(task(None).model, BatchSizes(6, height=64, width=96)).sequences
-    assert sequences is not None and sequences.visual_counts == [3 * (6 + 1) + 1]
+    assert sequence_sizes(task(None).model, BatchSizes(6, height=64, width=96))[0] == 3 * (6 + 1) + 1

@@ -9,6 +9,7 @@ from zoo.tasks.training_cost import StepCost, TrainingCost
 GB = 10**9
 COST = TrainingCost(
     trained=Counter(decoder=1),
+    frozen=Counter(decoder=9),
     weights=16 * GB,
     gradients=16 * GB,
     optimizer=32 * GB,

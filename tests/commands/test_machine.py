@@ -1,14 +1,17 @@
-"""Freed memory is kept, unless variables of the environment configure malloc."""
+"""Threads sleep while they wait and freed memory is kept, unless variables of the environment say otherwise."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from commands.main import share_cores
+
 GROW_AND_FREE = """
 import ctypes, re
 from pathlib import Path
-from commands.allocator import keep_freed_memory
+from commands.main import keep_freed_memory
 {call}
 glibc = ctypes.CDLL("libc.so.6")
 glibc.malloc.restype, glibc.malloc.argtypes, glibc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -36,3 +39,12 @@ def test_freed_memory_is_kept(call: str, variables: dict[str, str], is_kept: boo
     code = GROW_AND_FREE.format(call=call)
     found = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
     assert (int(found.stdout) > 200) == is_kept  # MiB, of 256
+
+
+@pytest.mark.parametrize(("given", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait(given: str | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == found

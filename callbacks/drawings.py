@@ -1,4 +1,4 @@
-"""Maps of a camera path and of predicted cameras, seen from above."""
+"""Drawings of a scene: a sheet of its frames, and maps of its camera path and of predicted cameras from above."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -16,21 +16,53 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from callbacks.map_geometry import level_axes, spread
 from datamodules.samplers import DatasetDepth, PointMaps, PointSource, SceneView
 from datamodules.samplers.space_aware import VoxelGrid, voxel_grid
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import PatchCameras
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
+THUMBNAIL, GAP, LABEL = 176, 8, 22  # pixels: the longer side of a frame, between temporal patches, below a frame
+PAPER, INK = (255, 255, 255), (40, 44, 52)
 SIDE = 7.6  # inches of 100 pixels
 CANDIDATES = 128  # frames whose voxels count as visible
 FRUSTUM = 0.06  # length of a drawn camera, as a share of the map
 LABEL_PX = np.array([26.0, 16.0])  # a frame number with its margin
 ORDER = LinearSegmentedColormap.from_list("order", ["#3458c0", "#e05c2c"])  # the first and the last view
 PATH, GUESSED, UNSEEN, SEEN = "#282c34", "#80848c", "#dee0e4", "#4a90a4"
+
+
+def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], columns: int = 4) -> Image.Image:
+    """Draw the frames in rows with their numbers; the frames of one temporal patch are adjacent.
+
+    Args:
+        frames: The frames.
+        indices: Their numbers in the video.
+        columns: Frames per row; four are readable in TensorBoard's cards.
+    """
+    height, width = frames.shape[-2:]
+    scale = THUMBNAIL / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    columns = min(columns, len(frames) + len(frames) % TEMPORAL_PATCH_SIZE)
+    rows = -(-len(frames) // columns)
+
+    def left(column: int) -> int:
+        return GAP + column * (w + 1) + (column // TEMPORAL_PATCH_SIZE) * GAP
+
+    sheet = Image.new("RGB", (left(columns) + GAP, GAP + rows * (h + LABEL + GAP)), PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
+    for place, (frame, index) in enumerate(zip(frames, indices, strict=True)):
+        x, y = left(place % columns), GAP + (place // columns) * (h + LABEL + GAP)
+        image = Image.fromarray(frame.permute(1, 2, 0).cpu().numpy())
+        sheet.paste(image.resize((w, h), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x, y + h + 2), f"frame {index}" if place == 0 else str(index), INK, font)
+    return sheet
+
+
+# ---- Maps from above ------------------------------------------------------------------------------------------------
 
 
 def compute_coverage(
@@ -223,3 +255,28 @@ def _picture(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def level_axes(up: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 3"]:
+    """Return two horizontal world axes, right and forward on a map, given the up direction."""
+    up = up / max(float(np.linalg.norm(up)), 1e-9)
+    axis = np.eye(3)[np.abs(up).argmin()]  # along an axis of the world if one is horizontal
+    right = axis - (axis @ up) * up
+    right /= np.linalg.norm(right)
+    return np.stack((right, np.cross(up, right)))
+
+
+def spread(places: Float[np.ndarray, "n 2"], size: Float[np.ndarray, " 2"]) -> Float[np.ndarray, "n 2"]:
+    """Move the centers of labels of one size until no two labels overlap, at most 200 times."""
+    places = places.copy()
+    order = np.arange(len(places))
+    aside = np.sign(order[:, None] - order[None])[..., None]  # where two are at one place
+    for _ in range(200):
+        gap = places[:, None] - places[None]
+        overlap = size - np.abs(gap)
+        touching = (overlap > 1e-6).all(-1) & (aside[..., 0] != 0)
+        if not touching.any():
+            break
+        shorter = np.eye(2, dtype=bool)[overlap.argmin(-1)] & touching[..., None]
+        places += 0.5 * np.where(shorter, overlap * np.where(gap == 0, aside, np.sign(gap)), 0).sum(1)
+    return places

@@ -1,0 +1,512 @@
+"""Blind baselines: what a test's questions score without their videos, beside every score.
+
+They are the best constant, the text alone, and the cameras alone, scored as the test's answers are. They read the
+test's questions and cameras as they are, whatever a perturbation shows to the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from itertools import combinations
+from math import fsum
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+from datamodules.cameras_file import read_cameras_alone
+from datamodules.scenes import Question, Scene
+from datamodules.sources.base import QuestionFilter, SceneSource
+from zoo.benchmarks import Benchmark
+from zoo.benchmarks.scorers import THRESHOLDS, to_float
+from zoo.errors import SCENE_FAULTS, describe_fault
+from zoo.progress import progress
+
+BELOW = "<"
+MEANING = f"{BELOW} below the best blind baseline"
+NAMES = {"constant": "best constant answer", "text": "text alone", "cameras": "cameras alone"}
+SAME = 1e-6  # the same scores, summed in another order or in float32
+
+
+def is_below(score: float | None, blind: Iterable[float | None]) -> bool:
+    """Return whether a score is below that of some baseline; None is no score."""
+    return score is not None and any(each is not None and score < each - SAME for each in blind)
+
+
+# ---- The best constant answer: of the test's own answers, an upper bound of any constant ----------------------------
+
+MOST_TEXTS = 10  # of free answers, the most frequent ones that are tried
+ROUNDING = 1e-5  # relative; above the rounding of a written constant, and of scorers in float32
+
+
+def best_constant(truths: Sequence[str], question_type: str, benchmark: Benchmark, scorer: str) -> str:
+    """Return the answer that scores best if it is given to all questions.
+
+    Args:
+        truths: The right answers to questions of one type, at least one.
+        question_type: Their type.
+        benchmark: The benchmark of the questions.
+        scorer: Name of its scorer.
+
+    Example:
+        >>> from zoo.benchmarks import VSIBench
+        >>> benchmark = VSIBench()
+        >>> best_constant(["2", "2", "9"], min(benchmark.numeric_types), benchmark, "spatial_mllm")
+        '2'
+    """
+    truths = sorted(truths)  # of equals the same one, whatever the order of the questions
+    counts = Counter(truths)
+    best, best_score = "", -1.0
+    is_numeric = question_type in benchmark.numeric_types
+    for candidate, bound in _number_candidates(truths) if is_numeric else _text_candidates(truths):
+        if bound <= best_score + SAME:
+            break
+        score = sum(n * benchmark.score(candidate, truth, question_type, scorer) for truth, n in counts.items())
+        if score > best_score + SAME:
+            best, best_score = candidate, score
+    return best
+
+
+def _text_candidates(truths: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Yield the most frequent accepted answers, each with a bound of its summed score."""
+    accepted = Counter(answer for truth in truths for answer in truth.split("\n"))
+    for answer, _ in accepted.most_common(MOST_TEXTS):
+        yield answer, float(len(truths))
+
+
+def _number_candidates(truths: Sequence[str]) -> Iterator[tuple[str, float]]:
+    """Yield numbers by descending bound of their summed mean relative accuracy; of equals, right answers first.
+
+    A number scores a tenth for each interval of the width of a threshold about a right answer that it lies in. So the
+    best one is a right answer, an end of an interval, or between two neighboring ends.
+    """
+    parsed = np.array([number for truth in truths if (number := to_float(truth)) is not None])
+    numbers = parsed[np.isfinite(parsed)]
+    widths = np.outer(abs(numbers), 1 - THRESHOLDS)
+    ends = np.unique([numbers[:, None] - widths, numbers[:, None] + widths])
+    candidates = np.unique(np.concatenate([numbers, ends, (ends[1:] + ends[:-1]) / 2]))
+    slack = ROUNDING * abs(numbers)[:, None]
+    starts, stops = (np.sort((numbers[:, None] + sign * (widths + slack)).ravel()) for sign in (-1, 1))
+    covered = np.searchsorted(starts, candidates, "right") - np.searchsorted(stops, candidates, "left")
+    for place in np.lexsort([~np.isin(candidates, numbers), -covered]):
+        yield f"{candidates[place]:.6g}", covered[place] / len(THRESHOLDS)
+
+
+# ---- Answers by the text of a question alone, from those of the training questions ----------------------------------
+
+LEAST_ANSWERS = 5  # training answers that a question or an object must have to be answered by them
+Key = tuple[str, str]  # a question type; and a text or a word, or "" for all questions of the type
+
+
+class TextAnswers:
+    """Answer a question by what training questions of its type were answered.
+
+    A number or a free text: the best constant of the same question's answers; else, of numbers, the geometric mean of
+    those of the named objects; else that of the type. A choice: the option that was right most often where it was
+    offered, or without options the most frequent letter.
+
+    Args:
+        questions: Of the training; those of other types, and without an answer, are ignored.
+        benchmark: The benchmark of the questions.
+        scorer: Name of its scorer.
+    """
+
+    def __init__(self, questions: Iterable[Question], benchmark: Benchmark, scorer: str) -> None:
+        self.benchmark = benchmark
+        self._answers: dict[Key, list[str]] = defaultdict(list)
+        self._right, self._offered = Counter[Key](), Counter[Key]()
+        for question in questions:
+            kind = question.question_type
+            if kind not in benchmark.question_types or not is_answer(question, benchmark):
+                continue
+            for part in {"", question.question, *(_words(question) if kind in benchmark.numeric_types else ())}:
+                self._answers[kind, part].append(question.ground_truth)
+            for letter, option in options_of(question).items():
+                self._offered[kind, option] += 1
+                self._right[kind, option] += letter == question.ground_truth
+        self._constant = cache(lambda key: best_constant(self._answers[key], key[0], benchmark, scorer))
+
+    def __call__(self, question: Question) -> str | None:
+        """Return the answer; None for a type without training questions."""
+        kind = question.question_type
+        if (kind, "") not in self._answers:
+            return None
+        if options := options_of(question):
+            letters = Counter(self._answers[kind, ""])
+            return max(options, key=lambda letter: (self._rate(kind, options[letter], len(options)), letters[letter]))
+        if self._count(kind, question.question) >= LEAST_ANSWERS:
+            return str(self._constant((kind, question.question)))
+        if named := [word for word in _words(question) if self._names_object(kind, word)]:
+            numbers = [abs(float(self._constant((kind, word)))) for word in named]
+            return f"{np.exp(np.mean(np.log(np.maximum(numbers, 1e-6)))):.4g}"
+        return str(self._constant((kind, "")))
+
+    def _rate(self, kind: str, option: str, num_options: int) -> float:
+        """Return how often an option was right where it was offered, as if it had been once by chance."""
+        return (self._right[kind, option] + 1) / (self._offered[kind, option] + num_options)
+
+    def _names_object(self, kind: str, word: str) -> bool:
+        """Return whether some training questions have a word, but not most, as they have the words of the template."""
+        return LEAST_ANSWERS <= self._count(kind, word) <= self._count(kind, "") / 2
+
+    def _count(self, kind: str, part: str) -> int:
+        return len(self._answers.get((kind, part), ()))
+
+
+def options_of(question: Question) -> dict[str, str]:
+    """Return the text of each option by its letter."""
+    split = (option.partition(".") for option in question.options)
+    return {letter.strip(): text.strip().lower() for letter, _, text in split}
+
+
+def is_answer(question: Question, benchmark: Benchmark) -> bool:
+    """Return whether a question has an answer, which is a number if its type is numeric."""
+    truth = question.ground_truth
+    return bool(truth) and (question.question_type not in benchmark.numeric_types or to_float(truth) is not None)
+
+
+def _words(question: Question) -> set[str]:
+    return set(re.findall(r"\w+", question.question.lower()))
+
+
+# ---- Answers by the cameras alone: numbers that describe a path, and regressions on them ----------------------------
+
+FRAMES = 8  # evenly spread ones, of which each pair is compared
+SMALLEST_M = 1e-3  # of a length whose logarithm is taken
+PAIRS = tuple(zip(*combinations(range(FRAMES), 2), strict=True))
+
+
+def describe_path(
+    world_to_camera: Float[np.ndarray, "T 4 4"], K_normalized: Float[np.ndarray, "T 3 3"]
+) -> Float64[np.ndarray, " F"] | None:
+    """Return lengths, extents, pairwise distances and angles of a path; lengths as logarithms of meters.
+
+    They are the length of the path, its extents and spreads along its principal axes, of `FRAMES` evenly spread frames
+    the distance and the angle of each pair, and place and viewing direction in the first camera's frame, and of all
+    frames the mean of the focal lengths' logarithms and of the principal points.
+
+    Args:
+        world_to_camera: Poses of all frames of the video, OpenCV axes; those that aren't finite are left out.
+        K_normalized: Their intrinsics, see `zoo.cameras.normalize_intrinsics`.
+
+    Returns:
+        None for a path without a pose.
+    """
+    poses = np.asarray(world_to_camera, np.float64)
+    valid = np.isfinite(poses).all((1, 2))
+    poses, K = poses[valid], np.asarray(K_normalized, np.float64)[valid]
+    if not len(poses):
+        return None
+    # 1. The whole path.
+    camera_to_world = np.linalg.inv(poses)
+    centers = camera_to_world[:, :3, 3]
+    centered = centers - centers.mean(0)
+    spreads, axes = np.linalg.eigh(centered.T @ centered / len(centered))
+    steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
+    lengths = [steps.sum(), *np.ptp(centered @ axes, axis=0), *np.sqrt(np.maximum(spreads, 0))]
+    # 2. Some of its frames, seen from the first.
+    chosen = np.linspace(0, len(poses) - 1, FRAMES).round().astype(int)
+    from_first = poses[0] @ camera_to_world[chosen]
+    places, directions = from_first[:, :3, 3], from_first[:, :3, 2]
+    first, second = PAIRS
+    distances = np.linalg.norm(places[list(first)] - places[list(second)], axis=1)
+    angles = np.arccos(np.clip((directions[list(first)] * directions[list(second)]).sum(1), -1, 1))
+    logarithms = np.log(np.maximum([*lengths, *distances], SMALLEST_M))
+    # 3. What the frames show of the space in front of them.
+    intrinsics = [*np.log(K[:, (0, 1), (0, 1)]).mean(0), *K[:, :2, 2].mean(0)]
+    return np.concatenate([logarithms, angles, places[1:].ravel(), directions[1:].ravel(), intrinsics])
+
+
+PENALTIES = 10.0 ** np.arange(-2, 7)  # of the squared coefficients of standardized features
+Predict = Callable[[Float[np.ndarray, "M F"]], np.ndarray]
+
+
+def least_squares(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N K"]) -> Predict:
+    """Fit by least squares; the ridge penalty is the one with the least error of leaving out one row each."""
+    mean, spread = features.mean(0), np.maximum(features.std(0), 1e-9)
+    standardized, offset = (features - mean) / spread, targets.mean(0)
+    values, axes = np.linalg.eigh(standardized.T @ standardized)
+    rotated = standardized @ axes
+    projected = rotated.T @ (targets - offset)
+
+    def error(penalty: float) -> float:
+        weights = 1 / (np.maximum(values, 0) + penalty)
+        residuals = targets - offset - rotated @ (weights[:, None] * projected)
+        own = 1 / len(features) + (rotated**2) @ weights  # what a row has in its own prediction
+        return float(np.square(residuals / np.maximum(1 - own, 1e-9)[:, None]).sum())
+
+    penalty = min(PENALTIES.tolist(), key=error)
+    coefficients = axes @ (projected / (np.maximum(values, 0) + penalty)[:, None])
+    return lambda rows: (rows - mean) / spread @ coefficients + offset
+
+
+def has_boosting() -> bool:
+    """Return whether gradient boosting is installed; an environment made before the zoo required it may lack it."""
+    return find_spec("sklearn") is not None
+
+
+def boosted_numbers(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray, " N"]) -> Predict:
+    """Fit numbers by gradient boosting."""
+    from sklearn.ensemble import HistGradientBoostingRegressor  # takes a moment, and few commands need it
+
+    return HistGradientBoostingRegressor(random_state=0).fit(features, targets).predict
+
+
+def boosted_classes(features: Float[np.ndarray, "N F"], classes: Int[np.ndarray, " N"]) -> Predict:
+    """Fit the probability of each class, of at least two that all occur, by gradient boosting."""
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    return HistGradientBoostingClassifier(random_state=0).fit(features, classes).predict_proba
+
+
+LEAST_ROWS = 20  # training questions of a type whose scenes have cameras
+MOST_ROWS = 10_000  # more of them take longer and change little
+MOST_CLASSES = 20
+
+
+class Asked(NamedTuple):
+    """A question, and the description of its scene's camera path."""
+
+    question: Question
+    path: Float[np.ndarray, " F"]
+
+
+def camera_answers(
+    training: Sequence[Asked], tested: Sequence[Asked], kind: str, benchmark: Benchmark
+) -> dict[str, dict[str, str]]:
+    """Answer questions of a type by the camera paths of their scenes.
+
+    Numbers are fitted in logarithms where all are positive, and kept in the range of the training answers. Of a
+    multiple choice, the probability of each option is fitted, by its text where few options occur, else by its letter.
+
+    Args:
+        training: Training questions of the type.
+        tested: Test questions of the type.
+        kind: The question type.
+        benchmark: The benchmark of the questions.
+
+    Returns:
+        The answer by the id of each tested question, by the method; empty for free answers, with few training
+        questions, or where all training answers are the same.
+    """
+    rows = [row for row in training if is_answer(row.question, benchmark)]
+    rows = rows[:: -(-len(rows) // MOST_ROWS)] if rows else []
+    if len(rows) < LEAST_ROWS or not tested or kind in benchmark.text_types:
+        return {}
+    fit = _fit_numbers if kind in benchmark.numeric_types else _fit_choices
+    return fit(rows, tested)
+
+
+def _fit_numbers(rows: Sequence[Asked], tested: Sequence[Asked]) -> dict[str, dict[str, str]]:
+    truths, (paths, shown) = (
+        np.array([float(row.question.ground_truth) for row in rows]),
+        map(_stack_paths, (rows, tested)),
+    )
+    if (truths == truths[0]).all():
+        return {}
+    takes_logarithm = bool((truths > 0).all())
+    targets = np.log(truths) if takes_logarithm else truths
+    found = {"least squares": least_squares(paths, targets[:, None])(shown)[:, 0]}
+    if has_boosting():
+        found["gradient boosting"] = boosted_numbers(paths, targets)(shown)
+    answers = {}
+    for method, predicted in found.items():
+        kept = np.clip(predicted, targets.min(), targets.max())
+        numbers = np.exp(kept) if takes_logarithm else kept
+        answers[method] = {asked.question.id: f"{n:.4g}" for asked, n in zip(tested, numbers.tolist(), strict=True)}
+    return answers
+
+
+def _fit_choices(rows: Sequence[Asked], tested: Sequence[Asked]) -> dict[str, dict[str, str]]:
+    label = _option_text if _has_few_options(rows) else _letter
+    right = [label(row.question, row.question.ground_truth) for row in rows]
+    classes = sorted(set(right))
+    if len(classes) < 2:
+        return {}
+    numbers = np.array([classes.index(own) for own in right])
+    paths, shown = map(_stack_paths, (rows, tested))
+    found = {"least squares": least_squares(paths, np.eye(len(classes))[numbers])(shown)}
+    if has_boosting():
+        found["gradient boosting"] = boosted_classes(paths, numbers)(shown)
+    return {method: _best_options(tested, classes, label, each) for method, each in found.items()}
+
+
+def _best_options(
+    tested: Sequence[Asked],
+    classes: Sequence[str],
+    label: Callable[[Question, str], str],
+    probabilities: Float[np.ndarray, "M K"],
+) -> dict[str, str]:
+    """Return the most probable letter of each question's options; of all letters without options."""
+    answers = {}
+    for (question, _), own in zip(tested, probabilities.tolist(), strict=True):
+        probability: Mapping[str, float] = dict(zip(classes, own, strict=True))
+        letters = list(options_of(question)) or list(classes)
+        shares = [probability.get(label(question, letter), -1.0) for letter in letters]
+        answers[question.id] = letters[int(np.argmax(shares))]
+    return answers
+
+
+def _has_few_options(rows: Sequence[Asked]) -> bool:
+    """Return whether few texts of options occur in all questions, such as left and right."""
+    texts = Counter(text for row in rows for text in options_of(row.question).values())
+    return all(row.question.options for row in rows) and len(texts) <= MOST_CLASSES
+
+
+def _option_text(question: Question, letter: str) -> str:
+    return options_of(question).get(letter, letter)
+
+
+def _letter(question: Question, letter: str) -> str:
+    return letter
+
+
+def _stack_paths(rows: Sequence[Asked]) -> Float[np.ndarray, "N F"]:
+    return np.stack([row.path for row in rows])
+
+
+# ---- All baselines of a test ----------------------------------------------------------------------------------------
+
+MOST_SCENES, MOST_QUESTIONS = 2_000, 50_000  # of the training, evenly spread: more cost time and change little
+Answers = Mapping[str, str]  # by the id of the question
+Record = Mapping[str, Any]  # of a question, see `zoo.metrics.with_scores`
+
+
+@dataclass(frozen=True)
+class BlindBaselines:
+    """The baselines of a test.
+
+    Attributes:
+        scores: Of each baseline what `Benchmark.aggregate` returns; the `constant` also has its `answers` by type.
+            A baseline that has no answer to some types has no mean that covers them.
+        remarks: Why a baseline is absent or not what it could be.
+    """
+
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+def constant_baseline(records: Sequence[Record], benchmark: Benchmark, scorer: str) -> BlindBaselines:
+    """Return the best constant per question type, all that the answers alone permit; empty without scored answers."""
+    constants = {}
+    for kind in benchmark.question_types:
+        if truths := [record["ground_truth"] for record in records if record["question_type"] == kind]:
+            constants[kind] = best_constant(truths, kind, benchmark, scorer)
+    answers = {record["id"]: constants[record["question_type"]] for record in records}
+    scores = _score(answers, records, benchmark, scorer)
+    return BlindBaselines({"constant": {**scores, "answers": constants}} if records else {})
+
+
+def blind_baselines(
+    records: Sequence[Record], scenes: Sequence[Scene], source: SceneSource, scorer: str
+) -> BlindBaselines:
+    """Return all baselines of a test.
+
+    Args:
+        records: The scored answers.
+        scenes: The test's scenes with all questions.
+        source: Lists the training scenes.
+        scorer: Name of the benchmark's scorer.
+    """
+    benchmark, scored = source.benchmark, {record["id"] for record in records}
+    found = constant_baseline(records, benchmark, scorer)
+    tested = [(scene, question) for scene in scenes for question in scene.questions if question.id in scored]
+    try:
+        training = list(training_questions(source, {question.question_type for _, question in tested}))
+        if not training:
+            found.remarks.append("no blind baselines of text and cameras: no training question of the test's types")
+            return found
+        by_text = TextAnswers((question for _, question in training), benchmark, scorer)
+        answers = {question.id: answer for _, question in tested if (answer := by_text(question)) is not None}
+        found.scores["text"] = _score(answers, records, benchmark, scorer)
+        cameras = _score(_answer_by_cameras(training, tested, records, benchmark, scorer), records, benchmark, scorer)
+        if cameras["per_question_type"]:
+            found.scores["cameras"] = cameras
+            if not has_boosting():
+                found.remarks.append("cameras alone by least squares: pip install scikit-learn for gradient boosting")
+        else:
+            needed = (
+                f"no question type has {LEAST_ROWS} training questions and a test question whose scenes have cameras"
+            )
+            found.remarks.append(f"no blind baseline of cameras: {needed}")
+    except SCENE_FAULTS as error:  # no reason to lose the scores of a test
+        absent = " and ".join(name for name in ("text", "cameras") if name not in found.scores)
+        found.remarks.append(f"no blind baselines of {absent}: {describe_fault(error)}")
+    return found
+
+
+def training_questions(source: SceneSource, kinds: Iterable[str]) -> Iterator[tuple[Scene, Question]]:
+    """Yield training questions of some types with their scenes, whatever the test's filters leave out."""
+    kinds, scenes = set(kinds), source.filtered_split("train", QuestionFilter()).scenes
+    scenes = scenes[:: max(1, -(-len(scenes) // MOST_SCENES))]
+    step = max(1, -(-sum(len(scene.questions) for scene in scenes) // MOST_QUESTIONS))
+    for place, scene in enumerate(scenes):  # from another question each time: their order may be that of their types
+        some = scene.questions[place % step :: step]
+        yield from ((scene, question) for question in some if question.question_type in kinds)
+
+
+def _answer_by_cameras(
+    training: Sequence[tuple[Scene, Question]],
+    tested: Sequence[tuple[Scene, Question]],
+    records: Sequence[Record],
+    benchmark: Benchmark,
+    scorer: str,
+) -> dict[str, str]:
+    """Return the answers by the cameras alone: of each type those of the method that scores better on the test."""
+    if not all(any(scene.cameras for scene, _ in rows) for rows in (training, tested)):
+        return {}
+    scenes = {scene.name: scene for scene, _ in (*training, *tested)}
+    described = (
+        (name, _describe_cameras(scene)) for name, scene in progress(scenes.items(), "cameras alone", "scenes")
+    )
+    paths = {name: path for name, path in described if path is not None}
+    answers: dict[str, str] = {}
+    for kind in dict.fromkeys(question.question_type for _, question in tested):
+        fitted, asked = (
+            [Asked(q, paths[scene.name]) for scene, q in rows if q.question_type == kind and scene.name in paths]
+            for rows in (training, tested)
+        )
+        own = [record for record in records if record["question_type"] == kind]
+        methods = camera_answers(fitted, asked, kind, benchmark)
+        means = {name: _mean(found, own, benchmark, scorer) for name, found in methods.items()}
+        if means:
+            answers |= methods[max(means, key=lambda name: means[name])]
+    return answers
+
+
+def _describe_cameras(scene: Scene) -> Any:
+    """Return the description of a scene's cameras; None without readable ones."""
+    if scene.cameras is None:
+        return None
+    try:
+        return describe_path(*(each.numpy() for each in read_cameras_alone(scene.cameras)))
+    except (OSError, ValueError):
+        return None  # as of a scene without cameras
+
+
+def _score(answers: Answers, records: Sequence[Record], benchmark: Benchmark, scorer: str) -> dict[str, Any]:
+    """Aggregate the scores of answers, of the types of which every question has one."""
+    by_type: dict[str, list[float | None]] = {}
+    for record in records:
+        by_type.setdefault(record["question_type"], []).append(_score_of(answers, record, benchmark, scorer))
+    covered = {kind: [each for each in own if each is not None] for kind, own in by_type.items() if None not in own}
+    result = benchmark.aggregate(covered, scorer)
+    for group, kinds in benchmark.groups.items():
+        if (by_type.keys() - covered.keys()) & set(kinds):
+            result[group] = {"micro": None, "macro": None}
+    return result
+
+
+def _score_of(answers: Answers, record: Record, benchmark: Benchmark, scorer: str) -> float | None:
+    answer = answers.get(record["id"])
+    return None if answer is None else benchmark.score(answer, record["ground_truth"], record["question_type"], scorer)
+
+
+def _mean(answers: Answers, records: Sequence[Record], benchmark: Benchmark, scorer: str) -> float:
+    """Return the mean score, where a question without an answer scores 0."""
+    return fsum(_score_of(answers, record, benchmark, scorer) or 0.0 for record in records) / max(1, len(records))
