@@ -104,7 +104,7 @@ def make_folder(name: str) -> Path:
     """Make a folder under runs/ that no other run has: its name has the time, and a number if another took that.
 
     Raises:
-        InputError: Runs/ can't be written.
+        InputError: The folder of runs can't be written.
     """
     stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     folder, again = RUNS / stamp, 0

@@ -42,7 +42,7 @@ MEANS = (
     "PoseIndex, PathLengthIndex",
 )
 SPREADS = ("PRoPE, TemporalSection", "GTA, TemporalSection")
-VIEWS, HEAD_DIM, SECTION, SAMPLES = 40, 128, [16, 24, 24], 512
+VIEWS, HEADS, HEAD_DIM, SECTION, SAMPLES = 40, 2, 128, [16, 24, 24], 512
 COLUMNS = 4
 NO_DEPTH = 65535  # what 7-Scenes writes where there is none
 
@@ -82,7 +82,7 @@ def bias(name: str, cameras: Cameras) -> Tensor:
     """(views, views, samples): what is added to the logit of tokens of the same content at the same position."""
     encoding, head = COMBINATIONS[name](), HeadLayout.in_row(HEAD_DIM, SECTION)
     frequencies = 1e6 ** (-torch.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
-    encoding.bind_to_decoder(DecoderLayout(2 * HEAD_DIM, 1, 2, 2, head, (frequencies,)), layers=range(1))
+    encoding.bind_to_decoder(DecoderLayout(HEADS * HEAD_DIM, 1, HEADS, HEADS, head, (frequencies,)), layers=range(1))
     views = cameras.world_to_camera.shape[1]
     encoded = encoding.encode(cameras, head, dtype=torch.float64)
     angle = torch.zeros(1, views, HEAD_DIM // 2, dtype=torch.float64)
@@ -93,12 +93,14 @@ def bias(name: str, cameras: Cameras) -> Tensor:
         angle[0, :, : SECTION[0]] = time[:, None] * frequencies[: SECTION[0]]
     rope = torch.cat((angle.cos(),) * 2, -1), torch.cat((angle.sin(),) * 2, -1)
     content = torch.randn(SAMPLES, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    same = content.expand(1, views, -1, -1)  # each sample a head
     acting = encoded.at_layer(0, torch.zeros(1, views, 1), rope) or EncodedCameras()
-    q, k = apply_rotary_pos_emb(*(x.transpose(1, 2) for x in acting.before_rope(same, same)), *rope)
-    q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))
-    logits = torch.einsum("ihd,jhd->ijh", q[0], k[0]) - content.square().sum(-1)
-    return logits * HEAD_DIM**-0.5
+    logits = []
+    for samples in content.split(HEADS):  # each sample a head
+        same = samples.expand(1, views, -1, -1)
+        q, k = apply_rotary_pos_emb(*(x.transpose(1, 2) for x in acting.before_rope(same, same)), *rope)
+        q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))
+        logits.append(torch.einsum("ihd,jhd->ijh", q[0], k[0]) - samples.square().sum(-1))
+    return torch.cat(logits, -1) * HEAD_DIM**-0.5
 
 
 def draw(panels: dict[str, Tensor]) -> Figure:
