@@ -27,7 +27,7 @@ from zoo.errors import InputError, add_file_to_errors, did_you_mean
 RUNS = Path("runs")
 CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
 BASES = "configs"  # key of a config that is composed of others
-NAMED = RECIPE, SCALE = "recipe", "scale"  # keys of a config that name what is read below all given configs
+NAMED = RECIPE, SCALE = "recipe", "scale"  # keys by which a config names configs that lie below all given ones
 RECIPES = "recipes"  # a folder of recipes
 PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol
 DEFAULT_MODEL, DEFAULT_DATA, DEFAULT_SCALE = "model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml"
@@ -152,7 +152,7 @@ def merge(below: Any, above: Any) -> Any:
 
 
 def options_of_class(options: Any, kind: str) -> Settings:
-    """Return those of some options that a class takes; all of them if the class can't be found."""
+    """Return the options that a class takes; all of them if the class can't be found."""
     if (found := find_class(kind)) is None:
         return dict(options or {})
     parser = parser_of(found)

@@ -20,7 +20,6 @@ from callbacks.baselines import BlindBaselines, blind_baselines, constant_baseli
 from callbacks.checkpoint import BEST
 from callbacks.configs import PROTOCOLS, find_config, read_settings
 from callbacks.results_folder import (
-    changes_no_answer,
     choose_folder,
     differences,
     identify_test,
@@ -33,6 +32,7 @@ from callbacks.run_config import (
     PREDICTIONS,
     TEST_FILE,
     config_of_command,
+    declared_options,
     find_saved_config,
     is_same_value,
     option_of,
@@ -125,7 +125,7 @@ class MetricsCallback(Callback):
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, resumes: bool) -> tuple[Path, list[str]]:
         """Return the test's folder with its files, and the ids of the kept answers."""
         data, run = getattr(trainer, "datamodule", None), Path(trainer.default_root_dir)
-        excepted = changes_no_answer(pl_module, data)
+        excepted = declared_options("changes_no_answer", pl_module, data)
         folder, self._lock = choose_folder(trainer, self._identity, excepted, step_of(pl_module))
         found = read_records([folder / PREDICTIONS, *rank_files(folder)]) if resumes and is_interrupted(folder) else []
         kept = with_scores((each for each in found if not each.get("error")), self._benchmark, self.scorer)
@@ -253,7 +253,7 @@ class MetricsCallback(Callback):
     def _describe_test(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the entries of metrics.json that say what was tested."""
         commit, is_clean = git_state()
-        excepted = changes_no_answer(pl_module, getattr(trainer, "datamodule", None))
+        excepted = declared_options("changes_no_answer", pl_module, getattr(trainer, "datamodule", None))
         differing: dict[str, Any] = {}
         found: dict[str, Any] = {"checkpoint": None}
         if trainer.ckpt_path:

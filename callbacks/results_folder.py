@@ -12,7 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, BinaryIO
@@ -26,6 +26,7 @@ from callbacks.run_config import (
     TEST_FILE,
     changed_options,
     config_of_command,
+    declared_options,
     evaluation_config,
     find_saved_config,
     is_covered,
@@ -52,11 +53,6 @@ MAX_NAME = 40
 # ---- What the answers of a test depend on ---------------------------------------------------------------------------
 
 
-def changes_no_answer(*owners: Any) -> tuple[str, ...]:
-    """Return the names of the options that change no answer, as a task and a DataModule declare them."""
-    return tuple(chain.from_iterable(getattr(each, "changes_no_answer", ()) for each in owners))
-
-
 def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """Return what the answers of a test depend on; its scorer is no part of it.
 
@@ -71,7 +67,7 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
     data: Any = getattr(trainer, "datamodule", None)
     model = getattr(pl_module, "model", None)
     # 1. Options.
-    excepted = changes_no_answer(pl_module, data)
+    excepted = declared_options("changes_no_answer", pl_module, data)
     config = {
         name: value
         for name, value in flatten(config_of_command(trainer, pl_module)).items()

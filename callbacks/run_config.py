@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,16 @@ def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> li
     nameable = parts | one.keys() | other.keys()
     prefixes = (accumulate(name.split("."), "{}.{}".format) for name in differing)
     return list(dict.fromkeys(next(each for each in own if each in nameable) for own in prefixes))
+
+
+def declared_options(names: str, *owners: Any) -> tuple[str, ...]:
+    """Return the options that tasks and DataModules, or their classes, name in an attribute.
+
+    Args:
+        names: `changes_no_answer` or `changes_no_training`.
+        owners: An owner without the attribute names none.
+    """
+    return tuple(chain.from_iterable(getattr(each, names, ()) for each in owners))
 
 
 def is_covered(name: str, names: Collection[str]) -> bool:

@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import optimizer_files
 from callbacks.configs import RUNS, buildable_classes, check_run, find_class, find_config, model_of, read_config
-from callbacks.run_config import METRICS, TEST_FILE, changed_options
+from callbacks.results_folder import is_interrupted
+from callbacks.run_config import TEST_FILE, changed_options, declared_options
 from commands.new_run import make_folder, shared_folder
 from commands.parser import split_configs, split_options, trusted_modules
 from zoo.backbones import BackboneLoader
@@ -37,11 +38,7 @@ RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
 NAME = re.compile(r"[\w.-]+")
 LENGTH = 60  # of the changes in a run's name, in characters
-SIZES = (
-    "backbone",
-    "geometry",
-    "geometry_cache",
-)  # parts of which a name has the class alone: sizes and paths are long
+SIZES = ("backbone", "geometry", "geometry_cache")  # a run's name has their class alone: sizes and paths are long
 
 
 # ---- Runs that are there ---------------------------------------------------------------------------------------------
@@ -53,12 +50,12 @@ def run_of(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if (run / CONFIG).exists() else None
 
 
-def with_checkpoint(folder: Path = RUNS) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs in a folder that have a checkpoint, with their settings, the newest first.
+def with_checkpoint() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the runs in `runs/` that have a checkpoint, with their settings, the newest first.
 
     Trainings without one are named, so that nobody takes an older run for them.
     """
-    for run in sorted((path.parent for path in folder.glob(f"*/{CONFIG}")), key=trained_at, reverse=True):
+    for run in sorted((path.parent for path in RUNS.glob(f"*/{CONFIG}")), key=trained_at, reverse=True):
         if (run / LAST_CHECKPOINT).exists():
             if (settings := readable_config(run)) is not None:
                 yield run, settings
@@ -133,7 +130,6 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
     names, options = split_configs(words)
     given = dict(split_options(options)[0])
     trusted = trusted_modules(options)
-    configs = [find_config(name) for name in names]
     checkpoint, folder = given.get("ckpt_path"), given.get("trainer.default_root_dir")
     if checkpoint and checkpoint != "last":
         check_readable(Path(checkpoint))
@@ -141,8 +137,9 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
     if video and not Path(video).expanduser().exists():  # before a model is looked for
         raise InputError(f"{video}: no such video file or folder of frames")
     asks_help = any(word == "-h" or word.partition("=")[0].endswith("help") for word in options)
-    names_model = "model" in given or any(model_of(read_config(path, trusted)) for path in configs)
-    if command not in EVALUATION or names_model or asks_help:
+    if command not in EVALUATION or asks_help or "model" in given:
+        return [*words]
+    if any(model_of(read_config(find_config(name), trusted)) for name in names):
         return [*words]
     run = run_of(Path(checkpoint)) if checkpoint and checkpoint != "last" else find_run(folder)
     if run is None:
@@ -201,8 +198,8 @@ def resolve_run(command: str, settings: Any) -> None:
 
 def _last(command: str, settings: Any) -> Path:
     """Return the checkpoint of the newest run of the same model."""
-    asked, kind = settings.as_dict(), find_class(settings.model.class_path)
-    excepted = getattr(kind, "changes_no_training" if command == "fit" else "changes_no_answer", ())
+    asked = settings.as_dict()
+    excepted = _declared(settings, "changes_no_training" if command == "fit" else "changes_no_answer")
     reasons: list[str] = []
     for run, trained in with_checkpoint():
         changed = changed_options({"model": trained["model"]}, {"model": asked["model"]}, excepted)
@@ -217,6 +214,11 @@ def _last(command: str, settings: Any) -> Path:
     )
 
 
+def _declared(settings: Any, names: str) -> tuple[str, ...]:
+    """Return the options that the classes of model and data name in an attribute, see `declared_options`."""
+    return declared_options(names, *(find_class(settings[part].class_path) for part in ("model", "data")))
+
+
 def _check_resumed(checkpoint: Path, settings: Any) -> None:
     """Refuse to resume a training with another model or other data."""
     for file in optimizer_files(checkpoint):
@@ -225,9 +227,7 @@ def _check_resumed(checkpoint: Path, settings: Any) -> None:
         return
     parts = ("model", "data", "seed_everything")
     trained, asked = ({part: each.get(part) for part in parts} for each in (config_of(run), settings.as_dict()))
-    kinds = (find_class(settings[part].class_path) for part in ("model", "data"))
-    excepted = [name for kind in kinds for name in getattr(kind, "changes_no_training", ())]
-    if changed := changed_options(trained, asked, excepted):
+    if changed := changed_options(trained, asked, _declared(settings, "changes_no_training")):
         raise InputError(
             f"--ckpt_path {checkpoint}: {run} was trained with another {', '.join(changed)}, and a training goes on as "
             f"it began: see {run / CONFIG}, or start anew from its weights with --model.initial_weights"
@@ -266,11 +266,10 @@ def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any)
     if command != "test":
         return None
     asked = settings.as_dict()
-    kinds = (find_class(settings[part].class_path) for part in ("model", "data"))
-    excepted = [name for kind in kinds for name in getattr(kind, "changes_no_answer", ())]
+    excepted = _declared(settings, "changes_no_answer")
     for begun in sorted(RUNS.glob(f"*/{TEST_FILE}"), key=lambda path: -path.stat().st_mtime):
         run = begun.parent
-        if (run / METRICS).exists() or (run / CHECKPOINTS).exists() or (tested := readable_config(run)) is None:
+        if not is_interrupted(run) or (run / CHECKPOINTS).exists() or (tested := readable_config(run)) is None:
             continue
         of_these = tested.get("ckpt_path") == (None if checkpoint is None else str(checkpoint))
         before, now = ({part: each[part] for part in ("model", "data")} for each in (tested, asked))

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from callbacks.checkpoint import BEST
-from callbacks.results_folder import changes_no_answer
-from callbacks.run_config import is_covered
+from callbacks.run_config import declared_options, is_covered
 from commands.reports.loaded_runs import CHANGES_NO_RESULT, Run
 from datamodules import VideoQADataModule
 from zoo.configuration import flatten
@@ -60,7 +59,7 @@ def _split(run: Run) -> tuple[Settings, Settings]:
     parts = (*TRAINED, "checkpoint") if _checkpoint(run) == BEST else TRAINED  # which names what is best
     trained = flatten({part: run.config.get(part) for part in parts})
     tested = flatten(run.metrics.get("config") or {})
-    no_answer = changes_no_answer(VideoQATask, VideoQADataModule)
+    no_answer = declared_options("changes_no_answer", VideoQATask, VideoQADataModule)
     settings = {
         "seed_everything": run.config.get("seed_everything"),
         **{name: value for name, value in trained.items() if not is_covered(name, CHANGES_NO_RESULT)},
