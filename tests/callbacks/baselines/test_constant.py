@@ -56,7 +56,7 @@ def test_of_letters_it_is_the_most_frequent_and_of_free_answers_one_of_the_accep
 
 def real_questions(file: Path) -> list[dict[str, Any]]:
     rows = map(json.loads, file.read_text().splitlines())
-    return [{**row, "ground_truth": str(row["ground_truth"])} for row in rows]
+    return [{**row, "id": str(row["id"]), "ground_truth": str(row["ground_truth"])} for row in rows]
 
 
 def test_constants_answer_more_of_vsibench_than_a_published_baseline(realdata: Path) -> None:
