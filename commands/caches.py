@@ -1,4 +1,4 @@
-"""The commands cache-frames and cache-geometry, which fill the caches before a run needs them."""
+"""The commands cache-frames and cache-geometry, which fill the caches ahead of a run."""
 
 from __future__ import annotations
 
@@ -28,32 +28,34 @@ from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks import VideoQATask
 
-CACHE_FRAMES = """python main.py cache-frames: fills the frame cache before a run needs it.
+CACHE_FRAMES = """python main.py cache-frames: fill the frame cache ahead of a run.
 
     python main.py cache-frames --config prope.yaml --config scale_3b.yaml --split train --workers 8
     torchrun --nproc-per-node 4 main.py cache-frames --config prope.yaml --config scale_3b.yaml --split train
 
-takes the options of a run, and decodes and resizes the frames that it will read. The run then maps them into memory
-with --data.frame_cache.folder cache/frames. No weights are read. Existing entries are kept, so that an interrupted
-command resumes; the processes of torchrun or SLURM share the scenes. Scenes that fail are listed and skipped.
+The command takes the options of a run. It decodes and resizes the frames that the run will read. The run then maps
+them into memory with --data.frame_cache.folder cache/frames. No weights are read. Existing entries are kept, so that an
+interrupted command resumes. The processes of torchrun or SLURM share the scenes. Scenes that fail are listed and
+skipped.
 """
-CACHE_GEOMETRY = """python main.py cache-geometry: fills the geometry cache before a run needs it.
+CACHE_GEOMETRY = """python main.py cache-geometry: fill the geometry cache ahead of a run.
 
     python main.py cache-geometry --config spatial_mllm.yaml --config scale_3b.yaml --split train --workers 2
     torchrun --nproc-per-node 4 main.py cache-geometry --config spatial_mllm.yaml --config scale_3b.yaml
 
-takes the options of a run and stores what its model uses of the geometry: VGGT's 3D tokens, cameras (with depth if an
-encoding requires it), or both. The rest of the model is not built. The run then reads them with
---model.geometry_cache.folder cache/geometry, and loads no VGGT. Existing entries are kept, so that an interrupted
-command resumes; the processes of torchrun or SLURM share the scenes. Scenes that fail are listed and skipped.
+The command takes the options of a run. It stores the outputs of the geometry encoder that the model uses: VGGT's 3D
+tokens, cameras (with depth if an encoding requires it), or both. The rest of the model is not built. The run then reads
+them with --model.geometry_cache.folder cache/geometry, and does not load VGGT. Existing entries are kept, so that an
+interrupted command resumes. The processes of torchrun or SLURM share the scenes. Scenes that fail are listed and
+skipped.
 
-Of a training (--split train) it also stores what a teacher gives its objectives: tokens, cameras, depth, and the scale.
-These are read with --model.teacher.cache.folder and --model.teacher.scale.cache.folder.
+For a training (--split train) the command also stores a teacher's targets: tokens, cameras, depth, and the scale. The
+training reads them with --model.teacher.cache.folder and --model.teacher.scale.cache.folder.
 """
 
 
 def refuse_random_frames(data: VideoQADataModule, split: Split) -> None:
-    """Raise an InputError if the frames of a split differ each epoch."""
+    """Raise an InputError if the frames of a split differ in each epoch."""
     if split != "train":
         return
     if data.augmentation is not None:
@@ -73,7 +75,7 @@ def refuse_random_frames(data: VideoQADataModule, split: Split) -> None:
 
 
 def _open_scenes(command: str, settings: Any, spec: ModelSpec) -> tuple[SceneDataset, range]:
-    """Return the scenes of the split, and the numbers of those that this process fills the cache with."""
+    """Return the scenes of the split, and the indices of the scenes that this process handles."""
     data, split, process = settings.data, settings.split, launcher()
     prepare_split(command, settings)
     scenes = data.dataset(data.scenes(split), training=split == "train", spec=spec)
@@ -84,10 +86,10 @@ def _open_scenes(command: str, settings: Any, spec: ModelSpec) -> tuple[SceneDat
 
 
 class KeptFrames(Dataset):
-    """Item i keeps the frames of scene i; its value is an outcome for `SceneCounts`.
+    """Dataset whose item i caches the frames of scene i and returns an outcome for `SceneCounts`.
 
     Args:
-        scenes: With a frame cache.
+        scenes: Dataset with a frame cache.
     """
 
     def __init__(self, scenes: SceneDataset) -> None:
@@ -114,8 +116,8 @@ def cache_frames(arguments: list[str]) -> None:
         arguments: The command line after `cache-frames`, with config names resolved.
 
     Raises:
-        InputError: The frames differ each epoch or aren't kept, the folder is too small, or some scenes have failed;
-            the other entries are written by then.
+        InputError: The frames differ in each epoch or can't be cached, the folder is too small, or some scenes have
+            failed. The other entries are written before that.
     """
     parser = scene_parser("cache-frames", CACHE_FRAMES, OF_RUNS)
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
@@ -146,13 +148,13 @@ def cache_frames(arguments: list[str]) -> None:
 
 @dataclass
 class CachedOutput:
-    """What one part of a run reads of the geometry of each scene.
+    """Output of a geometry encoder that one part of a run reads.
 
     Attributes:
-        description: Of the output, in words.
-        caches: Where it is kept, by option.
-        encoder: Behind the first cache.
-        compute: Computes the output of a scene as a run does, so that its caches get what they lack.
+        description: Description of the output.
+        caches: Caches of the output, by option.
+        encoder: The encoder behind the first cache.
+        compute: Computes the output of a scene as a run does, and thereby fills the caches.
     """
 
     description: str
@@ -168,8 +170,8 @@ def cache_geometry(arguments: list[str]) -> None:
         arguments: The command line after `cache-geometry`, with config names resolved.
 
     Raises:
-        InputError: The model uses no geometry, the frames differ each epoch, the folder can't be written or is too
-            small, or some scenes have failed; the other entries are written by then.
+        InputError: The model uses no geometry, the frames differ in each epoch, the folder can't be written or is too
+            small, or some scenes have failed. The other entries are written before that.
     """
     settings, outputs = parse_geometry(arguments)
     model, split, process = settings.model.model, settings.split, launcher()
@@ -208,11 +210,11 @@ def cache_geometry(arguments: list[str]) -> None:
 
 
 def _scene_inputs(loaded: LoadedScene, patch_size: int) -> LoadedScene:
-    """Return what geometry encoders read of a scene.
+    """Return the inputs of geometry encoders for a scene.
 
     Args:
         loaded: The scene.
-        patch_size: Of the vision encoder, in pixels.
+        patch_size: Patch size of the vision encoder in pixels.
 
     Raises:
         InputError: The scene could not be loaded.
@@ -232,12 +234,12 @@ def _scene_inputs(loaded: LoadedScene, patch_size: int) -> LoadedScene:
 
 
 def parse_geometry(arguments: list[str]) -> tuple[Any, list[CachedOutput]]:
-    """Return the settings with a built DataModule and model, and what is to be cached.
+    """Return the settings with a built DataModule and model, and the outputs to cache.
 
-    The config of a run can be used unchanged. The model is built on the meta device, without reading weights.
+    A run's config can be used unchanged. The model is built on the meta device, without reading weights.
     """
     parser = scene_parser("cache-geometry", CACHE_GEOMETRY, OF_RUNS)
-    parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
+    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
     parser.add_subclass_arguments(VideoQATask, "model", fail_untyped=False, required=True)
     settings = parse(parser, arguments)
     seed_everything(settings.seed_everything, verbose=False)
@@ -275,7 +277,7 @@ def parse_geometry(arguments: list[str]) -> tuple[Any, list[CachedOutput]]:
 
 
 def _output_of_model(task: VideoQATask) -> CachedOutput | None:
-    """The geometry that a model uses; None if it uses none."""
+    """Return the geometry outputs that a model uses, or None if it uses none."""
     model = task.model
     plan = model.camera_plan
     wanted = {
@@ -294,7 +296,7 @@ def _output_of_model(task: VideoQATask) -> CachedOutput | None:
 
 
 def _output_of_teacher(task: VideoQATask) -> CachedOutput:
-    """What a teacher computes for a training: what objectives learn of it, and its scale."""
+    """Return the outputs of a teacher in training: the targets of objectives, and the scale."""
     teacher, patch_size = task.teacher, task.model.backbone.patch_size
     assert teacher is not None
     encoder: Any = teacher.encoder
@@ -306,7 +308,7 @@ def _output_of_teacher(task: VideoQATask) -> CachedOutput:
 
 
 def _set_teacher_caches(options: Namespace) -> None:
-    """Give a teacher, and its scale if that can be kept, a cache unless they have one."""
+    """Give caches to a teacher, and to its scale if it can be cached, unless they have one."""
     _set_cache(options, "cache")
     scale = options.get("scale")
     if scale is not None and "cache" in (scale.get("init_args") or {}):

@@ -1,16 +1,16 @@
-"""python main.py check-cameras: do these cameras explain these images?
+"""python main.py check-cameras: check whether cameras fit the images of a video.
 
     python main.py check-cameras data/mine/homes/kitchen
     python main.py check-cameras clip.mp4 clip.cameras.json
 
-draws the camera path, prints speed, rotation, jumps and intrinsics, and matches points between frames under each of the
-four usual conventions of a pose: world-to-camera or camera-to-world, with OpenCV or OpenGL axes. Of each it prints how
-far the points are from their epipolar lines, how many lie in front of both cameras, and how many do both ("explained").
-The line alone doesn't know the sign of a pure translation; what lies in front does. Without enough motion or texture it
-can't be told.
+The command draws the camera path, and prints speed, rotation, jumps and intrinsics. It matches points between frames
+and evaluates the four usual conventions of a pose: world-to-camera or camera-to-world, with OpenCV or OpenGL axes. For
+each it prints the distance of the points from their epipolar lines, the share that lies in front of both cameras, and
+the share that satisfies both ("explained"). Epipolar lines do not determine the sign of a pure translation, but the
+points in front do. Without enough motion or texture, the convention can't be determined.
 
-Points are matched by SIFT where OpenCV is installed (pip install opencv-python-headless), else by the patches around
-corners, which is enough for the frames of a video.
+Points are matched by SIFT if OpenCV is installed (pip install opencv-python-headless). Otherwise the patches around
+corners are matched, which is enough for the frames of a video.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from datamodules.video import Video, companion_name, even_steps
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 
-SHOWN = 12  # cameras of the picture with a frustum and a number
-JUMP = 10  # times the median step
-LISTED = 5  # jumps
-FIELD_OF_VIEW = (25.0, 120.0)  # degrees, of lenses without a fisheye
-MAX_OFFSET = 0.1  # of the principal point from the center, as a share of the size
+SHOWN = 12  # number of cameras that are drawn with a frustum and a number
+JUMP = 10  # a jump is a step above this many times the median
+LISTED = 5  # number of jumps to list
+FIELD_OF_VIEW = (25.0, 120.0)  # usual range in degrees, without fisheye lenses
+MAX_OFFSET = 0.1  # usual distance of the principal point from the center, as a share of the size
 
 
 def check_cameras(arguments: list[str]) -> None:
@@ -52,12 +52,16 @@ def check_cameras(arguments: list[str]) -> None:
         arguments: The command line after `check-cameras`.
 
     Raises:
-        InputError: A file is absent or damaged, or the cameras don't explain the images.
+        InputError: A file is missing or damaged, or the cameras don't explain the images.
     """
     parser = command_parser("check-cameras", __doc__)
     parser.add_argument("video", type=str, help="a video file or a folder of frames")
-    parser.add_argument("cameras", type=str | None, nargs="?", default=None, help="a cameras.json; or beside the video")
-    parser.add_argument("--picture", type=str | None, default=None, help="null is <video>.path.png beside the cameras")
+    parser.add_argument(
+        "cameras", type=str | None, nargs="?", default=None, help="a cameras.json; by default the one beside the video"
+    )
+    parser.add_argument(
+        "--picture", type=str | None, default=None, help="the image file; null uses <video>.path.png beside the cameras"
+    )
     settings = parse(parser, arguments)
     path = Path(settings.video).expanduser()
     if not path.exists():
@@ -108,7 +112,7 @@ def describe_path(frames: list[int], world_to_camera: Float[Tensor, "N 4 4"], ti
 
     Args:
         frames: The frames with a camera, in order.
-        world_to_camera: Their poses.
+        world_to_camera: Poses of these frames.
         times_s: Timestamp of each frame of the video.
     """
     centers = invert_se3(world_to_camera)[:, :3, 3]
@@ -132,7 +136,7 @@ def describe_path(frames: list[int], world_to_camera: Float[Tensor, "N 4 4"], ti
 
 
 def describe_intrinsics(K_normalized: Float[Tensor, "N 3 3"]) -> list[str]:
-    """Describe intrinsics against the size of the frames, and what is odd about them."""
+    """Describe intrinsics relative to the size of the frames, and note unusual values."""
     K = K_normalized.double().mean(0)
     x, y = (float(2 * torch.atan(0.5 / K[axis, axis]).rad2deg()) for axis in (0, 1))
     offset = [float(K[axis, 2]) for axis in (0, 1)]

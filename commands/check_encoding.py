@@ -1,18 +1,19 @@
-"""python main.py check-encoding: the symmetries of a camera encoding, measured; its channels; and what it costs.
+"""python main.py check-encoding: measure the symmetries of a camera encoding, its channels and its cost.
 
     python main.py check-encoding my_encoding.MyEncoding
     python main.py check-encoding PRoPE --encoding.placement TemporalSection --encoding.apply_to qk
 
-takes a class of the zoo or of a module in the current folder. Each symmetry that the class declares (`symmetries`) must
-hold in a reference attention in float64 for each model that the encoding fits: with small heads like Qwen2.5-VL's, like
-Qwen3-VL's, and like Qwen3.5's beside Gated DeltaNet. Each other one must be broken. The controls show that the
-measurement would see it: the cameras change the outputs, other cameras change them otherwise, and camera-to-world
-poses, the usual mistake, break CaPE's invariance to the world. docs/encodings.md explains the rows.
+The encoding is a class of the zoo or of a module in the current folder. The command runs a reference attention in
+float64 for each model that the encoding fits: with small heads like those of Qwen2.5-VL, of Qwen3-VL, and of Qwen3.5
+beside Gated DeltaNet. Each symmetry that the class declares (`symmetries`) must hold. Each other symmetry must be
+broken. Controls show that the measurement would detect an error: the cameras change the outputs, other cameras change
+them differently, and camera-to-world poses, the usual mistake, break CaPE's invariance to the world. docs/encodings.md
+explains the rows.
 
-A table per model then says which channels of a head hold time (t), height (h), width (w) and the camera. RoPE turns the
-channels c and c + F of a head as a pair, at one of F frequencies; each frequency belongs to one axis of mRoPE. A
-wavelength is the number of positions of a full turn. The Gated DeltaNet layers of Qwen3.5 have heads of their own,
-without RoPE.
+A table per model then lists which channels of a head hold time (t), height (h), width (w) and the camera. RoPE turns
+the channels c and c + F of a head as a pair, at one of F frequencies. Each frequency belongs to one axis of mRoPE. A
+wavelength is the number of positions in a full turn. The Gated DeltaNet layers of Qwen3.5 have separate heads, without
+RoPE.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ from zoo.encodings.testing import (
 )
 from zoo.errors import InputError
 
-MOVES = 1e-3  # what cameras must change at least
+MOVES = 1e-3  # smallest change of the outputs that cameras must cause
 MODELS = {"Qwen2.5-VL": "axes in a row", "Qwen3-VL": "axes in turns", "Qwen3.5": "part of the channels"}  # in LAYOUTS
-VIEWS, TOKENS, REPEATS = 8, 64, 5  # of the measurement of costs; tokens per view, a square
+VIEWS, TOKENS, REPEATS = 8, 64, 5  # for the measurement of costs; tokens per view, a square
 Make = Callable[[], CameraEncoding]
 
 
@@ -61,9 +62,9 @@ class Fit(NamedTuple):
     """A model that an encoding fits.
 
     Attributes:
-        head: Small heads like the model's, with which symmetries are measured.
-        declared: The symmetries of the encoding there.
-        decoder: Of the released model.
+        head: Small heads like the model's, for measuring symmetries.
+        declared: The symmetries that the encoding declares for this model.
+        decoder: Layout of the released model's decoder.
     """
 
     head: HeadLayout
@@ -75,7 +76,7 @@ def find_fits(make: Make) -> dict[str, Fit]:
     """Return the models that an encoding fits, by their names.
 
     Raises:
-        InputError: There are none.
+        InputError: There is none.
     """
     fits, misfits = {}, []
     for name, decoder in released_layouts().items():
@@ -93,13 +94,13 @@ def find_fits(make: Make) -> dict[str, Fit]:
 
 
 def camera_to_world_cape() -> CaPE:
-    """Return the control: CaPE of camera-to-world poses, which is not invariant to the world."""
+    """Return the control: CaPE with camera-to-world poses, which is not invariant to the world."""
     cape = CaPE()
 
     def matrices(cameras: Cameras) -> Matrices:
         return CaPE.matrices(cape, cameras.with_poses(invert_se3(cameras.world_to_camera)))
 
-    cape.matrices = matrices  # type: ignore[method-assign]  # a class of its own would be listed among the encodings
+    cape.matrices = matrices  # type: ignore[method-assign]  # not a class, which would be listed as an encoding
     return cape
 
 
@@ -110,7 +111,7 @@ def check_encoding(arguments: list[str]) -> None:
         arguments: The command line after `check-encoding`.
 
     Raises:
-        InputError: A symmetry is not as the class declares, or the cameras have no effect.
+        InputError: A symmetry differs from the declaration, or the cameras have no effect.
     """
     parser = command_parser("check-encoding", __doc__)
     parser.add_subclass_arguments(CameraEncoding, "encoding", required=True)
@@ -193,7 +194,7 @@ def add_camera(table: Table, touched: Set[tuple[str, int]], terms: Sequence[str]
 
 
 def layer_subsets(encoding: CameraEncoding, decoder: DecoderLayout) -> Iterator[tuple[str, list[int]]]:
-    """Yield each part of an encoding that acts in some layers of its kind alone, and these."""
+    """Yield each part of an encoding that acts in only some layers of its kind, and these layers."""
     in_linear = {each for part in encoding.modules() if isinstance(part, DeltaNetLayers) for each in part.modules()}
     for part in encoding.modules():
         if isinstance(part, LayerSubset):
@@ -218,7 +219,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 @torch.no_grad()
 def describe_cost(make: Make, model: str, decoder: DecoderLayout) -> str:
-    """Describe parameters and time of an encoding in the full attention of a released model, on this machine's CPU."""
+    """Describe parameters and time of an encoding in a released model's full attention, on this machine's CPU."""
     encoding, head, layers = make(), decoder.head, decoder.layers
     encoding.bind_to_decoder(decoder, layers)
     sizes = {"batch": 1, "views": VIEWS, "tokens": TOKENS, "heads": decoder.num_heads, "head_dim": head.dim}
@@ -234,7 +235,7 @@ def describe_cost(make: Make, model: str, decoder: DecoderLayout) -> str:
         f"{1e3 * once:.2f} ms once"
     )
     number = next((each for each in layers if encoded.at_layer(each, sequence.hidden_states, rope) is not None), None)
-    if number is None:  # in Gated DeltaNet alone
+    if number is None:  # the encoding acts in Gated DeltaNet only
         return cost
     layer, without = (_seconds(partial(attend, each, number, sequence, rope)) for each in (encoded, None))
     times = f"{1e3 * layer:.2f} ms per layer's attention, {1e3 * without:.2f} ms without"

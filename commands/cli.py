@@ -38,14 +38,15 @@ from zoo.versions import versions
 from zoo.weights.saved_models import LAST_CHECKPOINT
 
 TRAINER_DEFAULTS = {
-    "use_distributed_sampler": False,  # the DataModule distributes the scenes, and repeats none
+    "use_distributed_sampler": False,  # the DataModule distributes the scenes without repetition
     "num_sanity_val_steps": 0,
-    "gradient_clip_val": 1.0,  # Spatial-MLLM's
+    "gradient_clip_val": 1.0,  # as Spatial-MLLM
     "log_every_n_steps": 10,
-    "enable_model_summary": False,  # `describe_size` says what trains
+    "enable_model_summary": False,  # `describe_size` prints what trains
 }
 CONFIG_HELP = (
-    "\nA config is named by its path, or its name in configs/ or recipes/. A later one wins, and options over all."
+    "\nGive a config by its path, or by its name in configs/ or recipes/. Later configs override earlier ones,\n"
+    "and options override all configs."
 )
 DESCRIPTIONS = {
     "fit": """Train a model; the run's folder is in runs/.
@@ -70,27 +71,27 @@ DESCRIPTIONS = {
 
     python main.py predict --data.video clip.mp4 --data.question "How large is this room?"
 """,
-    "export": """Write the weights of a run as a folder, in the official layout where there is one.
+    "export": """Write the weights of a run as a folder, in the official layout if there is one.
 
     python main.py export --out folder
     python main.py export --ckpt_path runs/mine-<time>/checkpoints/last.ckpt --out folder
 """,
 }
 
-# Strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies of them.
+# strategies "ddp" and "auto" with several devices: gradients are views of DDP's buckets instead of copies
 StrategyRegistry.register("ddp", DDPStrategy, override=True, gradient_as_bucket_view=True)
 StrategyRegistry.register("fsdp2", FSDP2Strategy)
 
 
 def build_unread(kind: type[VideoQATask], *args: Any, **options: Any) -> VideoQATask:
-    """Build a task whose released weights are read once each process has its shard."""
+    """Build a task that reads its released weights later, once each process has its shard."""
     return kind(*args, **{**options, "defer_weights": True})
 
 
 def build_logger(folder: Path, run: str, kind: type[Logger], /, *args: Any, **options: Any) -> Logger:
-    """Build a logger; the default folder and name of WandbLogger are replaced by the run's.
+    """Build a logger. The default folder and name of WandbLogger are replaced by the run's.
 
-    In the config that a run stores, the defaults stay: another run with this config logs into its own folder.
+    The stored config keeps the defaults, so that another run with this config logs into its own folder.
     """
     own = {"save_dir": str(folder)} if options.get("save_dir") == "." else {}
     own |= {option: run for option in ("name", "run_name") if option in options and options[option] is None}
@@ -98,16 +99,16 @@ def build_logger(folder: Path, run: str, kind: type[Logger], /, *args: Any, **op
 
 
 class ZooCLI(LightningCLI):
-    """LightningCLI with the callbacks of every run; the run's folder is resolved before anything is built.
+    """LightningCLI with the callbacks of every run. The run's folder is resolved before anything is built.
 
     Args:
-        command: The subcommand; only its options are set up.
+        command: The subcommand. Only its options are set up.
     """
 
     def __init__(self, command: str) -> None:
         self.command = command
         self.folder = Path()
-        self.lock: BinaryIO | None = None  # of a training
+        self.lock: BinaryIO | None = None  # held while training
         try:
             super().__init__(
                 Task,
@@ -128,10 +129,10 @@ class ZooCLI(LightningCLI):
                 seed_everything_default=0,
                 trainer_defaults=dict(TRAINER_DEFAULTS),
             )
-        except BaseException as error:  # an interrupt and a job's time limit as well
+        except BaseException as error:  # including an interrupt and a job's time limit
             self.after_failure(error)
             if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):
-                sys.exit(128 + signal.SIGINT)  # Ctrl-C before the first batch, for which Lightning's own status is 1
+                sys.exit(128 + signal.SIGINT)  # Ctrl-C before the first batch, for which Lightning would exit with 1
             raise
         finally:
             if self.lock is not None:
@@ -139,15 +140,15 @@ class ZooCLI(LightningCLI):
         remove_empty(self.folder)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Return a parser whose config files begin with the version of the code."""
+        """Return a parser whose config files begin with the versions of the code."""
         header = [f"{name}=={version}" for name, version in versions().items()]
         return super().init_parser(dump_header=header, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the name of a run, and the options of the callbacks."""
+        """Add the run's name and the options of the callbacks."""
         self.command_parser = parser
         help = (
-            "name of a new run's folder, in loggers and in reports; null: its model, with the changed parts of --model"
+            "name of a new run's folder, also in loggers and reports; null uses the model's name with its changed parts"
         )
         parser.add_argument("--name", type=str | None, default=None, help=help)
         parser.add_argument(f"--{TRUST}", type=str | None, default=None, help=TRUST_HELP)
@@ -160,30 +161,30 @@ class ZooCLI(LightningCLI):
         return {self.command: {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}[self.command]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line over the merged configs; an evaluation that names no model gets those of a run."""
+        """Parse the command line over the merged configs. An evaluation that names no model gets a run's configs."""
         words = with_run(self.command, sys.argv[2:])
         self.config = parse_merged(self.command_parser, words, parser)
 
     def instantiate_classes(self) -> None:
-        """Build the model, the data and the Trainer; what a constructor raises is one line."""
+        """Build the model, the data and the Trainer. An error of a constructor becomes one line."""
         try:
             super().instantiate_classes()
         except Exception as error:
             raise_failed_construction(error)
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning reads the whole checkpoint here for its hyperparameters; those of the zoo have none."""
+        """Do nothing. Lightning would read the whole checkpoint for hyperparameters, which the zoo's lack."""
 
     def _dump_config(self) -> None:
-        """Lightning dumps the whole config here for the hyperparameters of checkpoints; those of the zoo have none."""
+        """Dump nothing. Lightning would dump the config as the hyperparameters of checkpoints, which the zoo's lack."""
         self.config_dump: dict[str, Any] = {}
 
     def before_instantiate_classes(self) -> None:
-        """Resolve the run's folder and checkpoint, and whose cameras `predict` uses."""
+        """Resolve the run's folder and checkpoint, and which cameras `predict` uses."""
         settings = self.config[self.command]
         resolve_run(self.command, settings)
         self.folder = Path(settings.trainer.default_root_dir)
-        # the other processes of DDP, which Lightning starts from sys.argv, choose nothing themselves
+        # Lightning starts DDP's other processes from sys.argv: they must not choose anything themselves
         sys.argv += [f"--trainer.default_root_dir={self.folder}"]
         sys.argv += [f"--ckpt_path={settings.ckpt_path}"] if settings.ckpt_path else []
         if is_rank_zero():
@@ -192,28 +193,28 @@ class ZooCLI(LightningCLI):
             self.lock = claim_for_training(self.folder, settings.ckpt_path and Path(settings.ckpt_path))
         self.parser.add_instantiator(partial(build_logger, self.folder, settings.name or self.folder.name), Logger)
         if self.command == "predict" and settings.model.init_args.get("camera_source") == "dataset":
-            settings.model.init_args.camera_source = "auto"  # a video of one's own seldom has cameras
+            settings.model.init_args.camera_source = "auto"  # a user's video seldom has cameras
         strategy = settings.trainer.get("strategy")
         if isinstance(strategy, str) and strategy.startswith("fsdp") and strategy != "fsdp2":
             raise InputError(f"--trainer.strategy {strategy}: FSDP1 is not supported, take fsdp2")
-        if strategy == "fsdp2" and self.command != "export":  # which has no Trainer's run to read the weights
+        if strategy == "fsdp2" and self.command != "export":  # export has no process group to read the weights later
             self.parser.add_instantiator(build_unread, VideoQATask, prepend=True)
 
     def before_fit(self) -> None:
-        """Print the size of the model and of what trains, and the command that goes on once it is broken off."""
+        """Print the size of the model and of its trained parts, and the command that resumes the training."""
         rank_zero_info(describe_size(self.model))
-        rank_zero_info(f"if it is broken off: {self.way_on()}")
+        rank_zero_info(f"to resume it after an interruption: {self.way_on()}")
 
     def after_fit(self) -> None:
-        """Name the command that scores the run."""
+        """Print the command that scores the run."""
         if self.model.answers_questions and self.trainer.global_step:
             rank_zero_info(f"{self.folder} is trained: python main.py test scores it")
 
     def after_failure(self, error: BaseException) -> None:
-        """Remove a new folder from which nothing goes on, or name the command that does."""
+        """Remove a new folder from which nothing can resume, or print the command that resumes."""
         trainer: Trainer | None = getattr(self, "trainer", None)
         has_trained = trainer is not None and trainer.global_step > 0
-        if not has_trained or not isinstance(error, Exception):  # an error's last values may tell why
+        if not has_trained or not isinstance(error, Exception):  # after an error, the last logged values may tell why
             remove_unused(self.folder)
         if trainer is None or not trainer.interrupted:
             return
@@ -225,18 +226,18 @@ class ZooCLI(LightningCLI):
                 rank_zero_info(f"to go on: python {shlex.join(sys.orig_argv[1:])}")
 
     def way_on(self) -> str:
-        """Return the command that goes on with a training."""
+        """Return the command that resumes a training."""
         return f"python main.py fit --config {shlex.quote(str(self.folder / CONFIG))} --ckpt_path last"
 
     def instantiate_trainer(self, **settings: Any) -> Trainer:
-        """Build the Trainer; an unknown accelerator, strategy or number of devices is an `InputError`."""
+        """Build the Trainer. An unknown accelerator, strategy or number of devices is an `InputError`."""
         asked = self._get(self.config_init, "trainer")
-        if asked.logger in (None, True):  # `predict` logs nothing, and would leave a file each time
+        if asked.logger in (None, True):  # except `predict`, which logs nothing and would leave a file each time
             settings["logger"] = self.command != "predict" and TensorBoardLogger(self.folder, name="", version="")
         if 0 < (asked.max_steps or 0) < asked.log_every_n_steps:  # a shorter training logs each step
             settings["log_every_n_steps"] = 1
         if self.command == "fit":
-            self.config.fit.ckpt_path = None  # stored: it would let another run start from there
+            self.config.fit.ckpt_path = None  # if stored, it would let another run start from there
         progress = [] if asked.enable_progress_bar is False else [progress_bar()]
         try:
             self.trainer_defaults["callbacks"] = [Interrupts(asked.max_time), *progress]
@@ -249,22 +250,22 @@ class ZooCLI(LightningCLI):
         return trainer
 
 
-# ---- What a run prints beside its own lines --------------------------------------------------------------------------
+# ---- Warnings and lines of a run -------------------------------------------------------------------------------------
 
 WARNINGS = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.13
-    ".*in eval mode at the start.*",  # frozen parts are, on purpose
+    ".*in eval mode at the start.*",  # frozen parts are in eval mode on purpose
     "The number of training batches .* smaller than the logging interval",  # steps are counted over all epochs
 )
 
 
 def quiet_lightning() -> None:
-    """Leave out warnings that no user can act on, and the paths of the libraries that warn."""
+    """Suppress warnings on which no user can act, and the source lines in warnings."""
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.formatwarning = format_warning
     messages = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    messages.addFilter(lambda record: "litlogger" not in record.getMessage())  # the advertisement of another logger
+    messages.addFilter(lambda record: "litlogger" not in record.getMessage())  # advertisement for another logger
 
 
 def format_warning(message: Any, *_: Any, **__: Any) -> str:
@@ -273,7 +274,7 @@ def format_warning(message: Any, *_: Any, **__: Any) -> str:
 
 
 def describe_size(model: Task) -> str:
-    """Return a line with the number of parameters, and of those of each part that trains."""
+    """Return a line with the number of parameters, in total and of each trained part."""
     trained: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

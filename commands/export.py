@@ -1,4 +1,4 @@
-"""python main.py export --out folder: a run, or released weights, as a folder for others."""
+"""python main.py export --out folder: write a run, or released weights, as a folder for others."""
 
 from __future__ import annotations
 
@@ -34,22 +34,23 @@ class ExportingTrainer(Trainer):
         weights_only: bool | None = None,
         datamodule: VideoQADataModule | None = None,
     ) -> None:
-        """Write a folder: in the official layout where there is one, else for `SpatialVLM.from_pretrained`.
+        """Write a folder in the official layout if the model has one, else for `SpatialVLM.from_pretrained`.
 
         Args:
             model: A video-language model.
             out: A new folder.
-            ckpt_path: The run's checkpoint; none writes the model as it was built.
-            layout: `official` has official names with LoRA merged, config and processor files, and is read by the
-                published code; `zoo` has the trained weights of any model, and how it reads videos; `auto` is official
-                where nothing is lost.
-            full: In the zoo's layout, copy the frozen released weights too.
-            dtype: Of official weights; null is that of the released weights the run started from, else the model's.
-            weights_only: Without effect, as a run's config has it: nothing but weights is ever read.
-            datamodule: Its settings are kept for `SpatialVLM.answer`.
+            ckpt_path: The run's checkpoint. null writes the model as it was built.
+            layout: `official` has official names with LoRA merged, config and processor files, and can be read by the
+                published code. `zoo` has the trained weights of any model, and the settings by which it reads videos.
+                `auto` is official if nothing is lost.
+            full: In the zoo's layout, also copy the frozen released weights.
+            dtype: Type of official weights. null uses the type of the released weights from which the run started, else
+                the model's.
+            weights_only: Ignored, but present in a run's config: only weights are ever read.
+            datamodule: Its settings are stored for `SpatialVLM.answer`.
 
         Raises:
-            InputError: A model without an official layout, or a folder that is not empty.
+            InputError: The model has no official layout, or the folder is not empty.
         """
         if not isinstance(model, VideoQATask):
             raise InputError(f"{type(model).__name__} is no video-language model: only these are exported")
@@ -74,7 +75,7 @@ class ExportingTrainer(Trainer):
 
 
 def unofficial_reading(data: VideoQADataModule) -> list[str]:
-    """Return the settings by which a model reads videos, where they are not those of a model without a run."""
+    """Return the options by which a model reads videos that differ from the defaults."""
     given, default = to_config(data)["init_args"], VideoQADataModule()
 
     def is_default(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Errors as one line: of options and their values, of users' own classes, and of other libraries."""
+"""Errors as one line: wrong options and values, errors in users' own classes, and errors of other libraries."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from callbacks.configs import MergedConfig, find_class, find_error, option_names
 from zoo.configuration import unusable_class
 from zoo.errors import InputError, causes, describe, did_you_mean, input_error, raised_at, unwrapped
 
-Fault = tuple[str, str]  # an option in full, and what is wrong there
+Fault = tuple[str, str]  # an option's full name, and what is wrong with it
 KEYS_OF_PART = CLASS_PATH, INIT_ARGS, _ = "class_path", "init_args", "dict_kwargs"
-DISTRIBUTED = ("DistBackendError", "DistNetworkError")  # of torch; over gloo the error has no class of its own
+DISTRIBUTED = ("DistBackendError", "DistNetworkError")  # torch's; errors over gloo have no class of their own
 UNWRITABLE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again"),  # of the disk, or the user's
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, then run it again"),  # full disk, or full quota
     errno.EFBIG: "raise the limit on the size of files (ulimit -f), then run it again",
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "check its permissions, or choose another folder"),
 }
 
 
 def error_line(error: BaseException) -> str | None:
-    """Return what the command line shows of an error. None is a bug of the zoo, which needs its traceback."""
+    """Return the line that the command line prints. None is a bug of the zoo, which needs its traceback."""
     own = [each for each in causes(error) if not isinstance(each, InputError) and raised_at(each)]
     meant = input_error(error) or known_fault(error) or (describe(own[0]) if own else None)
     return f"{meant}; --traceback shows the calls" if own else meant and str(meant)
 
 
 def raise_failed_construction(error: Exception) -> NoReturn:
-    """Raise what a constructor raised, as an InputError."""
+    """Raise a constructor's error as an InputError."""
     cause = unwrapped(error)
     if isinstance(cause, InputError):
         raise cause
@@ -47,7 +47,7 @@ def raise_failed_construction(error: Exception) -> NoReturn:
 
 
 def known_fault(error: BaseException) -> InputError | None:
-    """Return what a user can mend: a full disk, permissions, a score that no part logs, an end of another process."""
+    """Return an error that a user can fix: full disk, permissions, an unlogged score, a failed other process."""
     for each in causes(error):
         if isinstance(each, OSError) and each.errno in UNWRITABLE:
             place = os.fsdecode(each.filename2 or each.filename or "a file")
@@ -61,19 +61,19 @@ def known_fault(error: BaseException) -> InputError | None:
     return None
 
 
-# ---- Where jsonargparse refuses something: the option, and the nearest name ------------------------------------------
+# ---- Errors of jsonargparse: the option, and the most similar name ---------------------------------------------------
 
 
 def explained(error: Exception, parser: ArgumentParser, config: MergedConfig, given: Collection[str]) -> InputError:
     """Return an error of jsonargparse as one line.
 
-    Its own text of a fault in a part is nested once for every part around it. So each option is tried on its own: the
-    first that is refused is named, with the config that sets it.
+    jsonargparse's own message about a part is nested once for every part around it. Here, each option is tried
+    separately. The message names the first option that is refused, and the config that sets it.
 
     Args:
         error: The error.
         parser: The parser of the command.
-        config: What it refuses.
+        config: The config that is refused.
         given: Names of the options of the command line.
     """
     fault = find_fault(parser, config.settings)
@@ -87,12 +87,12 @@ def explained(error: Exception, parser: ArgumentParser, config: MergedConfig, gi
 
 
 def find_fault(parser: ArgumentParser, options: Mapping[str, Any], within: str = "") -> Fault | None:
-    """Return the first option that a parser refuses, and why; None if it takes all of them.
+    """Return the first option that a parser refuses, and why. None if it accepts all.
 
     Args:
         parser: The parser of a command, or of a class.
-        options: Their values; a part is a mapping with `class_path`.
-        within: The name of the part that has the options.
+        options: Values by option. A part is a mapping with `class_path`.
+        within: Name of the part to which the options belong.
     """
     groups = vars(parser.get_defaults())
     for option, value in options.items():
@@ -112,13 +112,13 @@ def find_fault(parser: ArgumentParser, options: Mapping[str, Any], within: str =
 
 
 def _fault_of_value(parser: ArgumentParser, option: str, value: Any, name: str) -> Fault | None:
-    """Return the first fault of a value: of the classes of its parts, of their options, or of itself."""
+    """Return the first fault of a value: in the classes of its parts, in their options, or in itself."""
     value = opened(value)
     for part in value if isinstance(value, list) else [value]:
         if not has_class(part):
             continue
         if others := sorted(part.keys() - {*KEYS_OF_PART}):
-            return f"{name}.{others[0]}", f"not expected here: options of a class stand below {INIT_ARGS}"
+            return f"{name}.{others[0]}", f"not expected here: put options of a class below {INIT_ARGS}"
         alone = {CLASS_PATH: part[CLASS_PATH]}
         if reason := refusal(parser, (option,), [alone] if isinstance(value, list) else alone):
             return name, reason
@@ -130,21 +130,21 @@ def _fault_of_value(parser: ArgumentParser, option: str, value: Any, name: str) 
 
 
 def _unknown(option: str, known: Collection[str]) -> str:
-    """Return what is wrong with an option that is not known."""
-    if option in known:  # in a config, where it is one key
-        return "a config has it nested: each word between the dots is a key of its own"
+    """Return what is wrong with an unknown option."""
+    if option in known:  # a config has the dotted name as one key
+        return "a config has nested keys: write each word between the dots as its own key"
     return f"there is no such option{did_you_mean(option, known)}"
 
 
 def _names(parser: ArgumentParser, options: Mapping[str, Any]) -> list[str]:
-    """Return the dotted names of a command's options, with those of its model and data."""
+    """Return the dotted names of a command's options, with the options of its model and data."""
     kinds = {part: find_class(value[CLASS_PATH]) for part, value in options.items() if has_class(value)}
     inner = [f"{part}.{name}" for part, kind in kinds.items() if kind is not None for name in option_names(kind)]
     return [*parser.get_defaults().keys(), *inner]
 
 
 def opened(value: Any) -> Any:
-    """Return the list or the mapping that a text spells, as `[a, b]`; another value as it is."""
+    """Parse a text such as `[a, b]` to a list or a mapping. Other values are returned unchanged."""
     if isinstance(value, str) and value.startswith(("[", "{")):
         with suppress(yaml.YAMLError):
             return yaml.safe_load(value)
@@ -157,19 +157,19 @@ def has_class(value: Any) -> bool:
 
 
 def refusal(parser: ArgumentParser, option: Sequence[str], value: Any, complete: bool = False) -> str | None:
-    """Return why a parser refuses the value of an option, in jsonargparse's words; None if it takes it.
+    """Return why a parser refuses the value of an option, in jsonargparse's words. None if it accepts it.
 
     Args:
         parser: The parser.
-        option: The name of the option, a word for each group.
-        value: Its value.
-        complete: Whether a part has all of its options, so that none without a default may be missing.
+        option: The name of the option, one word per group.
+        value: The value.
+        complete: Whether parts have all options without a default, so that a missing one is an error.
     """
     settings = value
     for word in reversed(option):
         settings = {word: settings}
     reason = find_error(parser, settings)
-    if reason is None or (isinstance(reason, TypeError) and not complete):  # of a part that has not all of its options
+    if reason is None or (isinstance(reason, TypeError) and not complete):  # an option may be missing
         return None
     part = value[0] if isinstance(value, list) and value else value
     if isinstance(part, str) and part.startswith("["):
@@ -181,14 +181,14 @@ def refusal(parser: ArgumentParser, option: Sequence[str], value: Any, complete:
 
 
 def _takes(parser: ArgumentParser, option: str, value: Any) -> bool:
-    """Return whether an option takes a class, or a list of one, but no text."""
+    """Return whether an option accepts a class, or a list of one, but no text."""
     takes_text = any(find_error(parser, {option: text}) is None for text in ("no class", ["no class"]))
     error = find_error(parser, {option: value})
     return not takes_text and (error is None or isinstance(error, TypeError))
 
 
 def _similar_class(parser: ArgumentParser, option: str, name: str) -> str:
-    """Return the end of a message about an unknown class: the most similar one that the option takes, or nothing."""
+    """Return the end of a message about an unknown class: the most similar class that the option accepts, or ""."""
     by_lower_case = {each.lower(): each for each in public_classes()}
     alike = [by_lower_case[each] for each in get_close_matches(name.lower(), by_lower_case, 20, 0.4)]
     fitting = (each for each in alike if any(_takes(parser, option, value) for value in (each, [each])))

@@ -3,24 +3,24 @@
     python main.py import-cameras captures/kitchen data/mine/homes/kitchen
     python main.py predict --config prope.yaml --data.video data/mine/homes/kitchen --data.question "How large?"
 
-reads the camera of each photograph or frame in a capture and writes
+The command reads the camera of each photograph or frame in a capture and writes
 
-    <scene>/               links to the frames that have a camera, in order; with --video a link to the video instead
+    <scene>/               links to the frames that have a camera, in order; with --video, a link to the video
     <scene>.cameras.json   their cameras
-    <scene>.path.png       the camera path from above: look whether it is the one that was walked
+    <scene>.path.png       the camera path from above: check that it is the path that was walked
 
 The format is detected by its files:
 
     COLMAP           sparse/0/cameras.txt and images.txt, images/; in text format
-    Nerfstudio       transforms.json, also of Polycam and other apps by way of ns-process-data
+    Nerfstudio       transforms.json, also of Polycam and other apps, converted by ns-process-data
     Record3D         an unzipped .r3d recording of an iPhone or iPad, or an export as EXR and JPG
-    ScanNet          color/, pose/, intrinsic/, as SensReader exports them
-    ScanNetPlusPlus, ARKitScenes, SevenScenes, TUM    as the datasets come
+    ScanNet          color/, pose/, intrinsic/, as exported by SensReader
+    ScanNetPlusPlus, ARKitScenes, SevenScenes, TUM    as the datasets are distributed
 
-All scenes of a dataset: import-cameras --dataset arkitscenes --help.
+For all scenes of a dataset, see import-cameras --dataset arkitscenes --help.
 
-Where the images fit the cameras better in another convention, such as camera-to-world, a warning says so.
-COLMAP does not know how long a meter is: measure one distance, and give --meters_per_unit.
+A warning is printed if the images fit the cameras better in another convention, such as camera-to-world. COLMAP's unit
+of length is arbitrary: measure one distance, and give --meters_per_unit.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
 from zoo.progress import progress
 
-SHOWN = 12  # cameras of the picture with a frustum and a number
+SHOWN = 12  # number of cameras that are drawn with a frustum and a number
 
 
 def import_cameras(arguments: list[str]) -> None:
@@ -62,7 +62,7 @@ def import_cameras(arguments: list[str]) -> None:
         arguments: The command line after `import-cameras`.
 
     Raises:
-        InputError: The capture is damaged or of an unknown format, or the scene exists.
+        InputError: The capture is damaged or has an unknown format, or the scene exists.
     """
     if any(word.partition("=")[0] == "--dataset" for word in arguments):
         import_dataset(arguments)
@@ -96,11 +96,11 @@ def import_cameras(arguments: list[str]) -> None:
         if video is not None:
             frames.symlink_to(video.resolve())
 
-        # 2. Draw what `predict` will read.
+        # 2. Draw the cameras that `predict` will read.
         opened = Video(frames)
         world_to_camera, K = read_cameras(cameras, opened.num_frames, opened.height, opened.width)
     except (OSError, ValueError) as error:
-        for made in (frames, cameras, depth):  # none of them was there before
+        for made in (frames, cameras, depth):  # none of them existed before
             if made.is_dir() and not made.is_symlink():
                 shutil.rmtree(made)
             else:
@@ -132,24 +132,24 @@ def _detect_format(capture: Path) -> PoseFormat:
 
 # ---- import-cameras --dataset ---------------------------------------------------------------------------------------
 
-ALL_SCENES = """python main.py import-cameras --dataset: the cameras and depth of all scenes of a dataset.
+ALL_SCENES = """python main.py import-cameras --dataset: import the cameras and depth of all scenes of a dataset.
 
     python main.py import-cameras --dataset scannet raw/scannet/scans --output data/cameras
     python main.py import-cameras --dataset arkitscenes raw/arkitscenes --output data/cameras --videos data/videos
 
-reads the raw scenes below a folder, at most three folders deep, and writes of each
+The command reads the raw scenes in a folder, at most three folders deep. For each scene it writes
 
     <output>/<dataset>/<scene>.cameras.json   its cameras
-    <output>/<dataset>/<scene>.depth/         links to its depth images, where the dataset has them
+    <output>/<dataset>/<scene>.depth/         links to its depth images, if the dataset has them
     <output>/<dataset>/<scene>/               links to its frames; none with --videos
 
-With --videos, the cameras are those of the frames of `<videos>/**/<scene>.mp4`: matched by time for ARKitScenes, with
---poses ARKitScenes --poses.video_depth true also depth, and frame by frame (or every k-th) for ScanNet and for the
-iPhone's videos of ScanNet++. Training and tests find them by --data.source.cameras <output>, whatever folders a file of
-conversations puts before the name of a scene, or beside the videos where both are one folder.
+With --videos, the cameras belong to the frames of `<videos>/**/<scene>.mp4`. For ARKitScenes they are matched by time,
+and --poses ARKitScenes --poses.video_depth true also matches depth. For ScanNet and for ScanNet++'s iPhone videos they
+are matched frame by frame (or every k-th frame). Training and tests find the cameras by --data.source.cameras <output>,
+whatever folders a file of conversations writes before a scene's name. Cameras beside the videos are found too.
 
-The cameras of some scenes are held against their images, see check-cameras. Scenes that are complete are kept, so that
-an interrupted command goes on. Scenes that fail are skipped, printed, and listed in <output>/<dataset>.failed.txt; the
+The cameras of some scenes are checked against their images, see check-cameras. Complete scenes are kept, so that an
+interrupted command resumes. Scenes that fail are skipped, printed, and listed in <output>/<dataset>.failed.txt. The
 next call tries them again.
 """
 
@@ -159,7 +159,7 @@ DATASETS: dict[str, type[PoseFormat]] = {
     "scannet": ScanNet,
     "scannetpp": ScanNetPlusPlus,
 }
-DEPTH = 3  # folders between the root and a scene: raw/Training/41069025
+DEPTH = 3  # most folders from the root to a scene, as in raw/Training/41069025
 NO_VIDEO = "without a video"
 UNFINISHED = ".unfinished"
 
@@ -171,7 +171,7 @@ def import_dataset(arguments: list[str]) -> None:
         arguments: The command line after `import-cameras`, with `--dataset`.
 
     Raises:
-        InputError: There are no scenes, or some have failed; the others are written by then.
+        InputError: There are no scenes, or some have failed. The others are written before that.
     """
     parser = command_parser("import-cameras --dataset", ALL_SCENES)
     parser.add_argument("root", type=str, help="folder of the raw scenes, or one above it")
@@ -179,9 +179,11 @@ def import_dataset(arguments: list[str]) -> None:
     parser.add_argument("--output", type=str, required=True, help="folder of the cameras")
     videos_help = "folder of videos that are named after the scenes; null takes the dataset's own frames"
     parser.add_argument("--videos", type=str | None, default=None, help=videos_help)
-    parser.add_argument("--poses", type=PoseFormat | None, default=None, help="format; null is the dataset's")
+    parser.add_argument("--poses", type=PoseFormat | None, default=None, help="format; null uses the dataset's")
     parser.add_argument("--workers", type=int, default=available_cores(), help="processes; by default one per core")
-    parser.add_argument("--check", type=int, default=10, help="scenes whose cameras are held against their images")
+    parser.add_argument(
+        "--check", type=int, default=10, help="number of scenes whose cameras are checked against the images"
+    )
     parser.add_class_arguments(TimestampMatching, "clock")
     settings = build(parser, parse(parser, arguments))
     if settings.workers < 1:
@@ -224,14 +226,14 @@ def import_dataset(arguments: list[str]) -> None:
 
 
 def find_scenes(root: Path, marker: str) -> list[Path]:
-    """The folders with the files of a format, sorted by name.
+    """Return the folders with the files of a format, sorted by name.
 
     Args:
-        root: Where to look, three folders deep. Nothing is looked for within a scene.
+        root: Where to search, up to three folders deep. Folders inside a scene are not searched.
         marker: Pattern of a file of each scene.
 
     Raises:
-        InputError: The root is absent, or two scenes share a name.
+        InputError: The root is missing, or two scenes share a name.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -252,10 +254,10 @@ def _scenes_below(folder: Path, marker: str, depth: int) -> Iterator[Path]:
 
 
 def find_videos(root: Path) -> SceneIndex:
-    """The videos in a folder and the folders below it.
+    """Return the videos in a folder and its subfolders.
 
     Raises:
-        InputError: The folder is absent.
+        InputError: The folder is missing.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder")
@@ -263,7 +265,7 @@ def find_videos(root: Path) -> SceneIndex:
 
 
 def _check(folder: Path, name: str, video: Path | None) -> None:
-    """Warn of a scene whose images fit its cameras better in another convention."""
+    """Warn about a scene whose images fit its cameras better in another convention."""
     opened = Video(video or folder / name)
     cameras = read_cameras(folder / f"{name}{CAMERAS}", opened.num_frames, opened.height, opened.width)
     if better := find_better_convention(opened, *cameras):
@@ -273,14 +275,14 @@ def _check(folder: Path, name: str, video: Path | None) -> None:
 def import_scene(raw: Path, video: Path | None, *, poses: PoseFormat, output: Path, clock: TimestampMatching) -> str:
     """Write the files of a scene, unless they are complete.
 
-    They are written beside their place and then moved, the cameras last: nothing that was in the output is removed.
+    They are written to another folder and then moved, with the cameras last. Nothing in the output is removed.
 
     Args:
-        raw: Folder of the scene.
-        video: The video whose frames get cameras; None takes the scene's frames.
+        raw: Folder of the raw scene.
+        video: The video whose frames get cameras. None uses the scene's frames.
         poses: Format of the scene.
         output: Folder of the dataset's cameras.
-        clock: How the frames of a video are matched with poses.
+        clock: How video frames are matched with poses.
 
     Returns:
         An outcome for `SceneCounts`.

@@ -2,7 +2,7 @@
 
     python main.py <command> [options]; python main.py <command> --help explains the options
 
-Where the package is installed without its repository, `spatial-vlm-zoo` is written in place of `python main.py`.
+If the package is installed without its repository, write `spatial-vlm-zoo` in place of `python main.py`.
 
 Commands:
     fit             train; the run's folder is in runs/
@@ -14,19 +14,18 @@ Commands:
     cache-geometry  compute 3D tokens and cameras beforehand
     cache-frames    decode and resize the frames of videos beforehand
     plan            print what a training needs: GPUs, memory, hours, and the command that starts it
-    check-encoding  measure the symmetries of a camera encoding, also one of your own; its channels and its cost
+    check-encoding  measure the symmetries of a camera encoding (also your own), its channels and its cost
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
-    probe           print what the hidden states of a run hold, before and after its training
+    probe           measure what the hidden states of a run contain, before and after training
     import-cameras  make a scene of a capture (COLMAP, Record3D, ScanNet and others), or of each scene of a dataset
-    check-cameras   hold the cameras of a video against its images: convention, speed, jumps, intrinsics
+    check-cameras   check cameras against the images of a video: convention, speed, jumps, intrinsics
     study           run the experiments of a YAML file, and write their tables
-    between         test what the difference of two evaluation protocols is made of
 
-Defaults below --config <file of configs/ or recipes/>; of several configs a later one wins:
+Defaults for --config <file of configs/ or recipes/>; of several configs, a later one wins:
     model           none: name one, such as prope.yaml or qwen25_vl.yaml
     scale           scale_tiny.yaml: 2 million parameters from random weights
-    recipe          that of the scale; of the default one recipe_tiny.yaml: minutes on a CPU
+    recipe          the scale's recipe; recipe_tiny.yaml for the default scale: minutes on a CPU
     data            data_rooms.yaml: rendered rooms
 
 Examples:
@@ -43,9 +42,9 @@ Examples:
     python main.py study studies/encodings.yaml --dry_run
 
     --version prints the versions of this package, with its commit, and of its main dependencies.
-    Class paths such as my_encoding.MyEncoding are looked for in the current folder too. A run outside of runs/, someone
-    else's, may import such modules where --trust_modules my_encoding names them.
-    --traceback, with any command, or ZOO_TRACEBACK=1 shows all calls that led to an error, not its one line alone.
+    Class paths such as my_encoding.MyEncoding are also looked for in the current folder. The config of someone else's
+    run (outside of runs/) may import such modules only if --trust_modules my_encoding names them.
+    --traceback, with any command, or ZOO_TRACEBACK=1 prints the full traceback of an error instead of one line.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ from platform import python_version
 from zoo.errors import TRACEBACK, InputError, did_you_mean, wants_traceback
 from zoo.versions import package_versions, zoo_version
 
-# Nothing here imports PyTorch: `main.py --help` answers at once.
+# Nothing here imports PyTorch, so that `main.py --help` answers at once.
 LIGHTNING = ("fit", "validate", "test", "predict", "export")
 OTHERS = {
     "select-frames": "commands.select_frames:select_frames",
@@ -72,20 +71,19 @@ OTHERS = {
     "report": "commands.report:report",
     "probe": "commands.probe:probe",
     "study": "commands.study:study",
-    "between": "commands.between:between",
     "import-cameras": "commands.import_cameras:import_cameras",
     "check-cameras": "commands.check_cameras:check_cameras",
     "check-encoding": "commands.check_encoding:check_encoding",
 }
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-LARGEST = 32 * 2**20  # the highest MMAP_THRESHOLD that glibc takes: larger blocks always go back to the system
+LARGEST = 32 * 2**20  # largest MMAP_THRESHOLD that glibc accepts: larger blocks always return to the system
 COMMANDS = (*LIGHTNING, *OTHERS)
 
 
 def main() -> None:
-    """Run the command that the command line names."""
+    """Run the command that is named on the command line."""
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # class paths such as my_encoding.MyEncoding; last, it hides no module
+        sys.path.append(os.getcwd())  # for class paths such as my_encoding.MyEncoding; last, so that it hides no module
     if "--traceback" in sys.argv:
         sys.argv.remove("--traceback")
         os.environ[TRACEBACK] = "1"
@@ -117,7 +115,7 @@ def run(command: str) -> None:
     """Import the command and run it with the options in `sys.argv`."""
     keep_freed_memory()
     share_cores()
-    if command in (*LIGHTNING, "study"):  # end in order, so that the folder of a run that has not begun is removed
+    if command in (*LIGHTNING, "study"):  # end in order, to remove the folder of a run that has not begun
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if command in LIGHTNING:
         from commands.cli import ZooCLI, quiet_lightning
@@ -129,9 +127,9 @@ def run(command: str) -> None:
 
 
 def share_cores() -> None:
-    """Let OpenMP's threads sleep while they wait, unless OMP_WAIT_POLICY is given; call it before PyTorch is imported.
+    """Let OpenMP's threads sleep while they wait, unless OMP_WAIT_POLICY is set. Call it before importing PyTorch.
 
-    By default they wait busily, and so take the cores from other trainings on this machine: with three trainings on two
+    By default they wait busily and take the cores from other trainings on the machine. With three trainings on two
     cores, each made 0.06 steps per second instead of 0.17 to 0.29. A training still has as many threads as cores, or
     OMP_NUM_THREADS.
     """
@@ -139,12 +137,10 @@ def share_cores() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep up to 2 GiB of freed memory for the next step; the system would have to clear it for each.
+    """Keep up to 2 GiB of freed memory for the next step, because the system would have to clear it each time.
 
-    A training on a CPU asks the C library for gigabytes in each step.
-
-    MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES and the like in the environment come first. Without effect where the C
-    library is another, or another allocator is loaded.
+    A training on a CPU requests gigabytes from the C library in each step. Settings in the environment, such as
+    MALLOC_TRIM_THRESHOLD_ and GLIBC_TUNABLES, take precedence. Other C libraries and other allocators ignore this.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return

@@ -1,4 +1,4 @@
-"""The folder of a run: rank zero makes and locks it, every process learns its name."""
+"""The folder of a new run: rank zero makes and locks it, and all processes learn its name."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from zoo.weights.saved_models import CHECKPOINTS, LAST
 
 TRAINING_LOCK = ".fit.lock"
 ELSEWHERE = "give another --trainer.default_root_dir"
-INHERITED = "ZOO_RUN"  # an environment variable
-SRUN = "SLURM_STEP_ID"  # another, which srun sets, but not sbatch
-PATIENCE = timedelta(minutes=5)  # for the other processes to start
-# in Lightning's order: torchrun can be started by srun
+INHERITED = "ZOO_RUN"  # environment variable with the run's folder
+SRUN = "SLURM_STEP_ID"  # environment variable that srun sets, but not sbatch
+PATIENCE = timedelta(minutes=5)  # time for the other processes to start
+# in Lightning's order, because torchrun can be started by srun
 LAUNCHERS: tuple[type[ClusterEnvironment], ...] = (
     *(TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment),
 )
 _stores: list[torch.distributed.Store] = []
-_made: set[Path] = set()  # by this process, which may remove them
+_made: set[Path] = set()  # folders made by this process, which it may remove
 
 
 def launcher() -> ClusterEnvironment:
-    """Return the environment that started this process, as Lightning's Trainer chooses it.
+    """Return the environment that started this process, in the order of Lightning's Trainer.
 
     Raises:
-        InputError: A job of SLURM has several tasks, and this process is none of them.
+        InputError: A SLURM job has several tasks, but this process was not started by srun.
     """
     try:
         found = next((kind for kind in LAUNCHERS if kind.detect()), LightningEnvironment)()
-    except RuntimeError as error:  # tasks of SLURM that are not counted per node
+    except RuntimeError as error:  # the number of SLURM tasks is not given per node
         raise InputError(" ".join(str(error).split())) from error
     if isinstance(found, SLURMEnvironment) and found.world_size() > 1 and SRUN not in os.environ:
         raise InputError(
@@ -59,7 +59,7 @@ def launcher() -> ClusterEnvironment:
 def is_rank_zero() -> bool:
     """Return whether this is the main process of a run."""
     process = launcher()
-    if isinstance(process, LightningEnvironment):  # which counts ranks when the training starts
+    if isinstance(process, LightningEnvironment):  # it sets global ranks only when training starts
         return process.node_rank() == process.local_rank() == 0
     return process.global_rank() == 0
 
@@ -70,7 +70,7 @@ def shared_folder(choose: Callable[[], Path]) -> Path:
     Raises:
         InputError: The processes did not meet.
     """
-    if INHERITED not in os.environ:  # the processes that Lightning starts inherit it
+    if INHERITED not in os.environ:  # processes started by Lightning inherit it
         os.environ[INHERITED] = from_rank_zero(lambda: str(choose()))
     return Path(os.environ[INHERITED])
 
@@ -78,8 +78,8 @@ def shared_folder(choose: Callable[[], Path]) -> Path:
 def from_rank_zero(choose: Callable[[], str]) -> str:
     """Return rank zero's choice on every process of torchrun, srun, jsrun or mpirun.
 
-    A run is resolved before its process group exists. The choice goes through the store at which that group will meet:
-    torchrun's own, or one that rank zero opens at the group's address and shares with it.
+    A run is resolved before its process group exists. The choice is shared through the store that the group will use:
+    torchrun's own, or one that rank zero opens at the group's address.
     """
     started_by = launcher()
     rank, processes = started_by.global_rank(), started_by.world_size()
@@ -89,7 +89,7 @@ def from_rank_zero(choose: Callable[[], str]) -> str:
     try:
         meeting = torch.distributed.rendezvous(f"tcp://{place}?rank={rank}&world_size={processes}", timeout=PATIENCE)
         store = next(meeting)[0]
-        _stores.append(store)  # closed, it would take the group's store with it
+        _stores.append(store)  # keep it open, because closing it would close the group's store
         if rank == 0:
             store.set(INHERITED, choose())
         return str(store.get(INHERITED).decode())
@@ -101,7 +101,7 @@ def from_rank_zero(choose: Callable[[], str]) -> str:
 
 
 def make_folder(name: str) -> Path:
-    """Make a folder under runs/ that no other run has: its name has the time, and a number if another took that.
+    """Make a folder under runs/ that no other run has. Its name contains the time and, if it exists, a number.
 
     Raises:
         InputError: The folder of runs can't be written.
@@ -115,7 +115,7 @@ def make_folder(name: str) -> Path:
 
 
 def make_if_absent(folder: Path) -> bool:
-    """Make a folder; return False if it is there already.
+    """Make a folder. Return False if it exists.
 
     Raises:
         InputError: It can't be made.
@@ -131,17 +131,17 @@ def make_if_absent(folder: Path) -> bool:
 
 
 def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
-    """Refuse a folder whose weights a fit would replace, and lock it on rank zero.
+    """Lock a folder for training on rank zero, and refuse it if training would replace its weights.
 
     Args:
-        folder: The run's folder, which is there.
-        resumed: The checkpoint to go on from.
+        folder: The run's folder, which exists.
+        resumed: The checkpoint that is resumed, if any.
 
     Returns:
-        The lock, which closing it releases; None on the other ranks.
+        The lock, which is released when it is closed. None on the other ranks.
 
     Raises:
-        InputError: Another process trains there, it holds a run that is not resumed, or it can't be written.
+        InputError: Another process trains there, the folder holds a run that is not resumed, or it can't be written.
     """
     lock = None
     if is_rank_zero():
@@ -150,13 +150,13 @@ def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
             _made.discard(folder.absolute())
             raise InputError(f"another process is training in {folder}: wait for it, or {ELSEWHERE}")
     saved = {path.resolve() for path in (folder / CHECKPOINTS).glob(f"*{Path(LAST).suffix}")}
-    if saved and (resumed is None or resumed.resolve() not in saved):  # after the lock: a run may just have ended
+    if saved and (resumed is None or resumed.resolve() not in saved):  # check after locking: a run may just have ended
         raise InputError(f"{folder} holds a trained run: add --ckpt_path last to go on with it, or {ELSEWHERE}")
     return lock
 
 
 def remove_unused(folder: Path) -> None:
-    """Remove the folder of a failed run if this process made it, and it holds no checkpoint and no answer."""
+    """Remove the folder of a failed run if this process made it and it holds no checkpoint and no answer."""
     is_used = any((folder / CHECKPOINTS).glob("*")) or any(answers.stat().st_size for answers in folder.glob("*.jsonl"))
     if folder.absolute() in _made and not is_used:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Parsers of the command line: configs below its options, and errors of one line that name the option and the file."""
+"""Command-line parsers: options override configs, and an error is one line that names the option and the file."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ TRUST_HELP = "modules, between commas, that the config of someone else's run may
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """jsonargparse's help, with the line breaks of a description."""
+    """jsonargparse's help, which keeps the line breaks of a description."""
 
 
 PARSER_OPTIONS: dict[str, Any] = {"formatter_class": HelpFormatter, "exit_on_error": False, "allow_abbrev": False}
 
 
 def command_parser(command: str, description: str | None) -> ArgumentParser:
-    """Return a parser of a command without Lightning."""
+    """Return a parser for a command without Lightning."""
     prog = f"main.py {command}"
     return ArgumentParser(prog=prog, usage=f"{prog} [options]", description=description, **PARSER_OPTIONS)
 
 
 def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse the words behind a command.
+    """Parse the words after a command.
 
     Raises:
         InputError: An option, a value or a config is wrong.
@@ -50,17 +50,17 @@ def parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
 
 
 def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentParser | None = None) -> Namespace:
-    """Merge the configs and the options of a command, the later over the earlier, and parse them as one config.
+    """Merge the configs and the options of a command, later ones over earlier ones, and parse them as one config.
 
     Args:
         parser: The parser of the command.
-        words: The words behind the command.
-        main: The parser that has the command as a subcommand.
+        words: The words after the command.
+        main: The parser of which the command is a subcommand.
 
     Raises:
         InputError: An option, a value or a config is wrong.
     """
-    from lightning.pytorch.utilities import rank_zero_info  # which imports PyTorch
+    from lightning.pytorch.utilities import rank_zero_info  # imports PyTorch
 
     names, options = split_configs(words)
     given, others = split_options(options)
@@ -84,7 +84,7 @@ def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentPar
 
 
 def as_json(settings: Any) -> str:
-    """Return settings as a text that jsonargparse reads: infinity as YAML spells it, and dates as texts."""
+    """Return settings as a text for jsonargparse, with infinity as in YAML and dates as texts."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -124,7 +124,7 @@ def split_configs(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_options(words: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Separate the options and their values, given as `--option value` or `--option=value`, from the other words."""
+    """Separate options with values, `--option value` or `--option=value`, from the other words."""
     options, others = [], []
     remaining = [*words]
     while remaining:
@@ -147,17 +147,17 @@ def trusted_modules(words: Sequence[str]) -> list[str]:
 
 
 def with_options(settings: Any, options: Sequence[tuple[str, str]]) -> Any:
-    """Return settings with the options of a command line over them; jsonargparse reads their texts."""
+    """Override settings by the options of a command line. jsonargparse parses their texts later."""
     for name, text in options:
         settings = with_option(settings, name, None if text == "null" else text)
     return settings
 
 
 def with_option(settings: Any, name: str, value: Any) -> Any:
-    """Return settings with one option: a dotted name, which ends in `+` to append to a list."""
+    """Override one option of settings. Its dotted name ends in `+` to append to a list."""
     settings = opened(settings)
     key, _, rest = name.partition(".")
-    if isinstance(settings, list) and settings:  # of a list of parts the last one is meant
+    if isinstance(settings, list) and settings:  # in a list of parts, options refer to the last one
         return [*settings[:-1], with_option(settings[-1], name, value)]
     if isinstance(settings, str):
         settings = {CLASS_PATH: settings}
@@ -175,6 +175,6 @@ def with_option(settings: Any, name: str, value: Any) -> Any:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """Return a list, also of a single value or of a text that spells one; None is empty."""
+    """Return a list, also for a single value or for a text such as `[a, b]`. None is empty."""
     value = opened(value)
     return value if isinstance(value, list) else [] if value is None else [value]

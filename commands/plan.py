@@ -1,18 +1,19 @@
-"""python main.py plan: what a training needs, before a GPU is rented.
+"""python main.py plan: estimate what a training needs, before you rent a GPU.
 
     python main.py plan --config spatial_mllm.yaml --config scale_3b.yaml --gpus 8 --memory_gb 80
 
-takes the options of `fit` and builds the model without memory: no weights are read, no video, no GPU. It prints the
-parameters of each part, and for each GPU the bytes of weights, gradients, the optimizer's state and activations. Those
-are by the formulas of `zoo.tasks.training_cost`, with 96 tokens of text per question. Validations take the weights,
-under FSDP2 the whole ones beside the shards, and the optimizer's state; the activations of answers are not counted. A
-frozen teacher (--model.teacher) is whole on each GPU, unless a cache has its outputs. A step is that of supervised
-training: of GRPO neither the sampling nor the several answers to each question are counted.
+The command takes the options of `fit` and builds the model without memory. It reads no weights and no video, and needs
+no GPU. It prints the parameters of each part, and for each GPU the bytes of weights, gradients, optimizer state and
+activations. `zoo.tasks.training_cost` has the formulas. They assume 96 tokens of text per question. For validations,
+weights and optimizer state are counted (with FSDP2 the whole weights beside the shards), but not the activations of
+answers. A frozen teacher (--model.teacher) is whole on each GPU, unless its outputs are cached. Steps are counted as in
+supervised training. With GRPO, the sampling and the several answers per question are not counted.
 
-Of released weights a second table has the alternatives (checkpointing, LoRA, fewer frames, FSDP2 and all of them), with
-the hours of the training on the GPUs that have room for them. Hours are floating-point operations over the GPU's peak
-times --utilization, without loading data, validations and tests; with --questions, the questions of an epoch, those of
-one. The last line states what fits, or what to change, after the command that starts it.
+For released weights a second table lists alternatives (checkpointing, LoRA, fewer frames, FSDP2, all of them) with the
+hours of training on each kind of GPU that has enough memory. Hours are floating-point operations divided by the GPU's
+peak times --utilization, without loading data, validations and tests. With --questions, the number of questions per
+epoch, they are the hours of one epoch. The last lines print the command that starts the training, and what fits or what
+to change.
 """
 
 from __future__ import annotations
@@ -43,17 +44,25 @@ from zoo.tasks import Task, VideoQATask
 from zoo.tasks.base import LearningRates
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, training_cost
 
-WIDTH = 120  # of a table, so that a narrow terminal breaks lines instead of cells
-VIDEO = [480, 640]  # height and width of a raw frame where nothing states it, and of every full scale
-USABLE = 0.9  # of a GPU's memory: the rest is for CUDA itself, for NCCL, and lost to fragmentation
-UTILIZATION = 0.35  # of the peak: an assumption; trainings of such models are reported between 0.3 and 0.5
-QUESTIONS = 10_000  # that hours are given for where the length of a training is unknown
+WIDTH = 120  # of tables, so that a narrow terminal breaks lines instead of cells
+VIDEO = [480, 640]  # default height and width of a raw frame, always used for full scales
+USABLE = 0.9  # share of a GPU's memory; the rest is for CUDA, NCCL and fragmentation
+UTILIZATION = 0.35  # share of the peak: an assumption; trainings of such models report 0.3 to 0.5
+QUESTIONS = 10_000  # hours are given for this many questions if the length of a training is unknown
 MOST_GPUS, GPUS_PER_NODE = 512, 8
-OPTIONS = {  # that `fit` has not
-    "gpus": (int | None, None, "number of GPUs; null is that of trainer.devices and trainer.num_nodes"),
+OPTIONS = {  # options that `fit` does not have
+    "gpus": (int | None, None, "number of GPUs; null uses trainer.devices and trainer.num_nodes"),
     "memory_gb": (float, 80.0, "memory of a GPU in 10^9 bytes"),
-    "video_size": (list[int] | None, None, "height and width of raw frames; null is 480, 640, or that of tiny rooms"),
-    "questions": (int | None, None, "questions of an epoch, for the hours of one; null: those of --trainer.max_steps"),
+    "video_size": (
+        list[int] | None,
+        None,
+        "height and width of raw frames; null uses 480, 640, or the size of tiny rooms",
+    ),
+    "questions": (
+        int | None,
+        None,
+        "questions per epoch, to print the hours of an epoch; null uses --trainer.max_steps",
+    ),
     "utilization": (float, UTILIZATION, "share of a GPU's peak that is reached"),
 }
 PROCESSES = ("trainer.devices", "trainer.num_nodes")
@@ -63,7 +72,7 @@ LORA = ("--model.lora.r", "16")
 
 
 class GPU(NamedTuple):
-    """A GPU by its data sheet: memory in 10^9 bytes, dense bfloat16 products in 10^12 operations per second."""
+    """A GPU's data sheet: memory in 10^9 bytes, dense bfloat16 products in 10^12 operations per second."""
 
     name: str
     memory_gb: float
@@ -83,25 +92,25 @@ GPUS = (
 
 
 class Training(NamedTuple):
-    """A training of a command line, or with some changes.
+    """A training of a command line, possibly with changes.
 
     Attributes:
-        cost: On one GPU that holds the whole model.
+        cost: Cost on one GPU that holds the whole model.
         batch: Sizes of a batch.
         strategy: ddp or fsdp2.
-        checkpointing: Whether with gradient checkpointing.
-        gpus: Processes.
-        configured_gpus: Processes of `trainer`.
-        memory: Bytes that are usable on each GPU.
+        checkpointing: Whether gradient checkpointing is used.
+        gpus: Number of processes.
+        configured_gpus: Number of processes set by `trainer`.
+        memory: Usable bytes on each GPU.
         accumulated: Batches per step.
-        max_steps: Of the Trainer; -1 if epochs end the training.
-        epoch: Questions of an epoch; None if unknown.
+        max_steps: The Trainer's max_steps; -1 if epochs end the training.
+        epoch: Questions of an epoch. None if unknown.
         utilization: Share of a GPU's peak.
-        is_pretrained: Whether the model has released weights: a full scale.
+        is_pretrained: Whether the model has released weights (a full scale).
         title: Model and parts.
         video: Height and width of the raw frames.
-        uncounted: The algorithm that a training learns by, if it is not the supervised one, whose step is counted.
-        changes: Options that the command line lacks.
+        uncounted: Algorithm of the training if it is not supervised. Steps are counted as in supervised training.
+        changes: Options that are added to the command line.
     """
 
     cost: TrainingCost
@@ -129,7 +138,7 @@ class Training(NamedTuple):
 
     @property
     def rows(self) -> dict[str, float]:
-        """Bytes on each GPU in a training step, by what they are for."""
+        """Bytes on each GPU in a training step, by purpose."""
         cost, shards = self.cost, self.shards
         return {
             "weights": cost.weights / shards,
@@ -147,23 +156,23 @@ class Training(NamedTuple):
 
     @property
     def evaluation(self) -> float:
-        """Bytes on each GPU in a validation, before its activations: FSDP2 gathers the whole weights for it."""
+        """Bytes on each GPU in a validation without activations. FSDP2 gathers the whole weights for it."""
         whole = self.cost.gathered_weights if self.shards > 1 else 0
         return (self.cost.weights + self.cost.optimizer) / self.shards + self.cost.teacher + whole
 
     @property
     def needed(self) -> float:
-        """Bytes on each GPU."""
+        """Bytes that are needed on each GPU."""
         return max(sum(self.rows.values()), self.evaluation)
 
     @property
     def questions_per_step(self) -> int:
-        """On all GPUs."""
+        """Questions of a step on all GPUs."""
         return self.gpus * self.accumulated * self.batch.scenes * self.batch.questions
 
     @property
     def length(self) -> tuple[float, str]:
-        """The number of steps that hours are given for, and its name."""
+        """Number of steps for which hours are given, and its description."""
         if self.epoch is None and self.max_steps > 0:
             return float(self.max_steps), f"{self.max_steps:,} steps"
         unknown = f"{QUESTIONS:,} questions (--questions: those of an epoch)"
@@ -171,7 +180,7 @@ class Training(NamedTuple):
         return (self.epoch or QUESTIONS) / self.questions_per_step, name
 
     def on_each_gpu(self) -> list[str]:
-        """Bytes, and the hours on each kind of GPU that has room for them."""
+        """Return the bytes, and the hours on each kind of GPU that has enough memory."""
         flops = self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0]
         hours = [flops / (self.utilization * gpu.peak_tflops * 1e12) / 3600 for gpu in GPUS]
         fits = [self.needed <= USABLE * gpu.memory_gb * 1e9 for gpu in GPUS]
@@ -213,10 +222,10 @@ def plan(arguments: list[str]) -> None:
 
 @cache
 def parsed(arguments: tuple[str, ...]) -> Training:
-    """Build the model and the DataModule of a command line without memory, and count.
+    """Build the model and the DataModule of a command line without memory, and compute the cost.
 
     Raises:
-        InputError: Options that make no training.
+        InputError: The options don't describe a training.
     """
     parser = run_parser("plan", __doc__, ("seed_everything", *(name for name in OF_RUNS if name != "trainer")))
     parser.add_class_arguments(Trainer, "trainer", instantiate=False)
@@ -231,7 +240,7 @@ def parsed(arguments: tuple[str, ...]) -> Training:
             raise InputError(f"--{name} {settings[name]}: more than 0")
     if not issubclass(task_class := resolve_name(settings.model.class_path), VideoQATask):
         raise InputError(f"plan counts a model that learns from questions, and {task_class.__name__} does not")
-    # 1. Leave out what would read files.
+    # 1. Leave out parts that would read files.
     trainer, options, data = settings.pop("trainer"), settings.model.init_args, settings.data.init_args
     checkpointing, options.gradient_checkpointing = options.gradient_checkpointing, False
     rendered = getattr(data.source, "init_args", {}).get("size")
@@ -273,10 +282,10 @@ def parsed(arguments: tuple[str, ...]) -> Training:
 
 
 def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tuple[int, int]:
-    """Height and width of the resized frames.
+    """Return height and width of the resized frames.
 
     Raises:
-        InputError: Sides that can't be resized.
+        InputError: The size can't be resized.
     """
     if len(size) != 2 or min(size) < 1:
         raise InputError(f"--video_size {size}: height and width in pixels, such as [480,640]")
@@ -294,13 +303,13 @@ def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tu
 
 
 def _devices(value: Any) -> int:
-    """The number of GPUs of `trainer.devices`; one where it is left to the machine."""
+    """Return the number of GPUs in `trainer.devices`, or 1 if it depends on the machine."""
     if isinstance(value, str) and "," in value:
         value = value.strip(",").split(",")
     return len(value) if isinstance(value, list) else int(value) if str(value or "").isdigit() else 1
 
 
-# ---- What a training may change to fit into a GPU, and the command that starts it ------------------------------------
+# ---- Changes that make a training fit into a GPU, and the command that starts it -------------------------------------
 
 
 def alternatives(training: Training, arguments: list[str]) -> list[Training]:
@@ -328,9 +337,10 @@ def alternatives(training: Training, arguments: list[str]) -> list[Training]:
 
 
 def choose(training: Training, arguments: list[str]) -> Training:
-    """Return the training as it is if it fits, or with the first change after which it does; else what takes least.
+    """Return the training if it fits, or with the first change that makes it fit, else the one that needs least memory.
 
-    First come changes that compute the same: checkpointing, and shards over more and more GPUs. Then all alternatives.
+    Changes that compute the same come first: checkpointing, and shards over an increasing number of GPUs. All
+    alternatives follow.
     """
     tried: list[Training] = []
     for smaller in (lambda: training, lambda: alternatives(training, arguments)[-1]):
@@ -357,16 +367,16 @@ def launch(arguments: list[str], choice: Training) -> str:
     return f"{'srun ' if nodes > 1 else ''}python main.py fit {shlex.join(words)}"
 
 
-# ---- What is printed -------------------------------------------------------------------------------------------------
+# ---- Output ----------------------------------------------------------------------------------------------------------
 
 
 def gigabytes(count: float) -> str:
-    """A number of bytes in units of 10^9."""
+    """Return a number of bytes in units of 10^9."""
     return f"{count / 1e9:,.1f}" if count >= 5e7 else f"{count / 1e9:,.4f}"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
-    """A table without lines."""
+    """Return a table without lines."""
     made = Table(*head, box=None, pad_edge=False)
     for row in rows:
         made.add_row(*row)
@@ -374,7 +384,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
 
 
 def parameters_table(cost: TrainingCost) -> Table:
-    """The parameters of each part."""
+    """Return the parameters of each part."""
     counts = {each.name: (cost.trained[each.name], cost.frozen[each.name]) for each in fields(LearningRates)}
     counts |= {"teacher": (0, cost.frozen["teacher"]), "total": (cost.trained.total(), cost.frozen.total())}
     rows = ([part, *(f"{n / 1e6:,.1f}" if n else "-" for n in both)] for part, both in counts.items() if any(both))
@@ -382,7 +392,7 @@ def parameters_table(cost: TrainingCost) -> Table:
 
 
 def memory_table(training: Training) -> Table:
-    """Bytes on each GPU, for each strategy without and with checkpointing."""
+    """Return the bytes on each GPU, for each strategy without and with checkpointing."""
     setups = [(strategy, checkpointing) for strategy in ("ddp", "fsdp2") for checkpointing in (False, True)]
     titles = (strategy + ", checkpointing" * checkpointing for strategy, checkpointing in setups)
     columns = [training.variant(*setup) for setup in setups]
@@ -394,11 +404,13 @@ def memory_table(training: Training) -> Table:
 
 
 def described(training: Training) -> str:
-    """The sizes of a batch and of a step."""
+    """Describe the sizes of a batch and of a step."""
     cost, batch = training.cost, training.batch
     tera = cost.steps[training.checkpointing].flops * training.accumulated / 1e12
     raw = " x ".join(map(str, training.video))
-    only = f"; without what {training.uncounted} samples and compares, which takes more" if training.uncounted else ""
+    only = (
+        f"; sampling and comparing by {training.uncounted} is not counted and takes more" if training.uncounted else ""
+    )
     return (
         f"{batch.num_frames} frames of {batch.height} x {batch.width} pixels after resizing, of {raw} before: "
         f"{cost.visual_tokens:,} visual tokens a scene, sequences of up to {cost.sequence_tokens:,} tokens\n"
@@ -409,7 +421,7 @@ def described(training: Training) -> str:
 
 
 def step_warning(training: Training) -> str:
-    """What another number of GPUs than the configs' makes of a step, and the batches that keep it."""
+    """Describe how a step changes if the number of GPUs differs from the configs', and how to keep its size."""
     of_one_batch = training.questions_per_step // training.accumulated
     wanted = training.questions_per_step // training.gpus * training.configured_gpus
     batches = max(1, round(wanted / of_one_batch))
@@ -420,12 +432,12 @@ def step_warning(training: Training) -> str:
 
 
 def verdict(training: Training, choice: Training) -> str:
-    """Return whether the training fits into the GPUs' memory, or the first change after which it does."""
+    """Return whether the training fits into the GPUs' memory, or the first change that makes it fit."""
     usable = f"of {gigabytes(training.memory)} GB that are usable on each GPU"
     lacks = f"does not fit: {gigabytes(training.needed)} {usable}"
     needed = gigabytes(choice.needed)
     if choice.needed > choice.memory:
-        return f"{lacks}; with all changes that are known here it still takes {needed} GB: rent larger GPUs"
+        return f"{lacks}; with all known changes it still takes {needed} GB: rent larger GPUs"
     more = ["on", str(choice.gpus), "GPUs"] if choice.gpus > training.gpus else []
     words = " ".join([*choice.changes, *more])
     return f"{lacks}; take {words}: {needed} GB" if words else f"fits: {needed} {usable}"

@@ -1,16 +1,18 @@
-"""python main.py probe: what the hidden states of a run hold, layer by layer, before and after its training.
+"""python main.py probe: measure what the hidden states of a run contain, layer by layer, before and after training.
 
     python main.py probe
     python main.py probe runs/PRoPEMLLM-20261125-012048 --split train --scenes 200
 
-fits linear maps (ridge regression) from the hidden states of visual tokens to the depth beneath them, the position and
-rotation of their cameras in the frame of the encoding's reference view (without one, of the first view), and the
-scene's scale (its median depth). From the last token of a question, the only one that has read all of it: to the last
-camera, the scale and the answer, a number or the letter of an option (a column per letter, 1 at the right one). R² is
-on scenes that the map never saw: 1 is all of a target's variance, 0 no more than its mean, of letters their shares. The
-targets of other scenes are the control: what they still score comes from a token's position alone; the table's column
-`shuffled` has the most of any layer, before or after. Before training is the run's model with the weights that it
-started from. Writes probe.json and probe.png into the run's folder.
+The command fits linear maps (ridge regression) from hidden states. From visual tokens it predicts the depth beneath
+them, the position and rotation of their cameras in the frame of the encoding's reference view (by default the first
+view), and the scene's scale (its median depth). From the last token of a question, the only one that has seen all of
+it, it predicts the last camera, the scale and the answer: a number, or the letter of an option (one column per letter,
+1 for the right one).
+
+R² is measured on scenes that were not used for the fit. 1 explains all of a target's variance, 0 is as good as its
+mean. As a control, the targets of other scenes are predicted: their R² comes from a token's position alone. The table's
+column `shuffled` shows the maximum over layers, before or after training. "Before" is the run's model with its initial
+weights. The command writes probe.json and probe.png into the run's folder.
 """
 
 from __future__ import annotations
@@ -35,24 +37,26 @@ def probe(arguments: list[str]) -> None:
         arguments: The command line after `probe`.
 
     Raises:
-        InputError: The run can't be read, or too few of its scenes.
+        InputError: The run can't be read, or too few of its scenes can.
     """
     parser = command_parser("probe", __doc__)
-    parser.add_argument("run", type=str | None, nargs="?", default=None, help="the folder of a run; null is the newest")
+    parser.add_argument(
+        "run", type=str | None, nargs="?", default=None, help="the folder of a run; null uses the newest run"
+    )
     parser.add_argument("--split", type=Split, default="test", help="which scenes")
-    parser.add_argument("--scenes", type=int, default=100, help="most scenes, the first ones of the split")
-    parser.add_argument("--tokens", type=int, default=64, help="most visual tokens of a scene")
+    parser.add_argument("--scenes", type=int, default=100, help="largest number of scenes, from the start of the split")
+    parser.add_argument("--tokens", type=int, default=64, help="largest number of visual tokens per scene")
     parser.add_argument("--folds", type=int, default=5, help="parts of the scenes in the cross-validation")
-    parser.add_argument("--device", type=str | None, default=None, help="null is a GPU where there is one, or cpu")
-    parser.add_argument("--output", type=str | None, default=None, help="folder of the results; null is the run's")
-    trust_help = "modules that a run of someone else's may import"
+    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
+    parser.add_argument("--output", type=str | None, default=None, help="folder of the results; null uses the run's")
+    trust_help = "modules that someone else's run may import"
     parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     settings = parse(parser, arguments)
     for name, least in (("scenes", 2), ("tokens", 1), ("folds", 2)):
         if settings[name] < least:
             raise InputError(f"--{name} {settings[name]}: at least {least}")
 
-    # after the options are read: these import PyTorch, which the help does without
+    # imported after parsing: these import PyTorch, which --help does not need
     from rich.console import Console
 
     from commands.probes.results import as_json, draw, probe_states, table
@@ -62,7 +66,7 @@ def probe(arguments: list[str]) -> None:
     from zoo.weights.saved_models import LAST_CHECKPOINT
 
     run = find_run(settings.run)
-    refuse_damaged(run / LAST_CHECKPOINT)  # released weights that were never trained have none
+    refuse_damaged(run / LAST_CHECKPOINT)  # an evaluation of released weights has no checkpoint
     probes = []
     for name in MODELS:
         scenes = _states(run, name, settings)
@@ -81,7 +85,7 @@ def probe(arguments: list[str]) -> None:
 
 
 def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
-    """The hidden states of the scenes of a run's data, by one of its models."""
+    """Return the hidden states of the run's scenes, computed by one of its models."""
     import torch
     from lightning import seed_everything
 
@@ -95,7 +99,7 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
 
     config = config_of(run)
     trusted = named_modules(config) if is_own(run) else settings.trust_modules
-    seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # of random weights, as in its training
+    seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # the same random weights as in training
     model = (initial_model if name == "before" else SpatialVLM.from_pretrained)(run, trust_modules=trusted)
     check_class_paths(config["data"], trusted)
     data = from_config(VideoQADataModule, config["data"])

@@ -1,20 +1,21 @@
-"""python main.py report: compare runs in tables or on an HTML page.
+"""python main.py report: compare runs, or the settings of a study, in one table.
 
     python main.py report runs/*
     python main.py report runs/* --output report.html
+    python main.py report studies/panels.yaml --baseline PRoPE
+
+Rows are settings: runs that differ in the seed alone are one row, with the mean and the range over seeds. Columns are
+the benchmark's question types, their means over types (macro) and over questions (micro), and the difference from the
+first setting with its 95 % interval over seeds and scenes. Scores below the best blind baseline are marked `<`; the
+baselines stand below. Further tables have the differences by question type and the options in which the settings
+differ. All tests in a run's folder are shown; those of other questions have tables of their own. The HTML page is one
+file without scripts; it also has a plot and all questions with their answers.
 
     python main.py report runs/mine-<time> --verify published.json
 
-prints the benchmark's results table and means with the blind baselines, settings, the mean and range over runs that
-differ in the seed alone, and differences with bootstrap intervals: between settings over their seeds and scenes, and of
-each run from the first over scenes. Two trainings with one seed each have no interval. All tests inside a run's folder
-are shown; tests of other questions have tables of their own. Runs are labeled by their names, and by what differs where
-several have one name. The page is one file that needs no network; it also shows charts, every pair of runs and the
-single questions. Folders that are not runs and runs without a test are listed and skipped.
-
-`--verify` compares runs with published numbers instead, within their rounding, and exits with 1 if any differs. Its
-file holds groups of rows, {"vsibench_16_frames": {"rows": {"Spatial-MLLM-v1.1": {"micro": {"all": 51.13}}}}}: means
-(micro, macro), question types, in percent. See commands/reports/verify.py.
+compares runs with published numbers instead, within their rounding, and exits with 1 if any differs. The file holds
+groups of rows, {"vsibench_16_frames": {"rows": {"Spatial-MLLM-v1.1": {"micro": {"all": 51.13}}}}}: means (micro,
+macro), question types, in percent. See commands/reports/verify.py.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from typing import Literal
 from commands.parser import command_parser, parse
 from zoo.errors import InputError
 
-Format = Literal["text", "markdown", "latex", "html"]
-SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".html": "html"}
+Format = Literal["text", "markdown", "latex", "csv", "html"]
+SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
 
 
 def report(arguments: list[str]) -> None:
@@ -37,60 +38,65 @@ def report(arguments: list[str]) -> None:
         arguments: The command line after `report`.
 
     Raises:
-        InputError: None of the folders is a run, or the report can't be written.
+        InputError: None of the folders is a run with a finished test, or the report can't be written.
     """
     parser = command_parser("report", __doc__)
-    parser.add_argument("runs", type=str, nargs="+", help="folders of runs")
-    help = "text, markdown, latex or html; null chooses by the output's suffix, else text"
+    parser.add_argument("runs", type=str, nargs="+", help="folders of runs, or one study's YAML file")
+    help = "text, markdown, latex, csv or html; null chooses by the output's suffix, else text"
     parser.add_argument("--format", type=Format | None, default=None, help=help)
-    parser.add_argument(
-        "--output", type=str | None, default=None, help="the file to write; null prints the report (html: report.html)"
-    )
+    help = "the file to write; null prints the report (html: report.html)"
+    parser.add_argument("--output", type=str | None, default=None, help=help)
+    help = "the setting that differences are from: the name of a row, or of a run; null is the first row"
+    parser.add_argument("--baseline", type=str | None, default=None, help=help)
     parser.add_argument("--verify", type=str | None, default=None, help="a JSON file of published numbers")
     help = "the row of --verify to compare with; null is the one with the name of the run's weights"
     parser.add_argument("--row", type=str | None, default=None, help=help)
     settings = parse(parser, arguments)
 
-    # after the options are read: these import PyTorch, which the help does without
-    from commands.reports.compare import ONE_SEED, compare
-    from commands.reports.formats import in_lines, write
-    from commands.reports.labels import with_labels
-    from commands.reports.loaded_runs import load_runs
+    # after the options are read: these import PyTorch and pandas, which the help does without
     from commands.reports.page import page
-    from commands.reports.paths import camera_paths
-    from commands.reports.seeds import name_ungrouped
+    from commands.reports.scores import load
+    from commands.reports.tables import by_questions, by_setting, names_of, report_tables, write
     from commands.reports.verify import read_published, verify
     from zoo.files.atomic_io import write_whole
 
     output = None if settings.output is None else Path(settings.output).expanduser()
     format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
-    loaded, skipped = load_runs([Path(folder).expanduser() for folder in settings.runs])
-    runs = with_labels(loaded)
-    if not runs:
-        raise InputError(f"nothing to report: {'; '.join(skipped)}")
+    paths = [Path(name).expanduser() for name in settings.runs]
+    if paths[0].suffix in (".yaml", ".yml"):
+        from commands.studies import results
+
+        if len(paths) > 1:
+            raise InputError(f"one study at a time: {paths[0]}")
+        tested, notes = results.load(paths[0])
+    else:
+        tested, notes = load(paths)
+    if not tested:
+        raise InputError(f"nothing to report: {'; '.join(notes) or 'no result yet'}")
     if settings.verify:
-        rows = read_published(Path(settings.verify).expanduser())
-        verified = [verify(run, rows, settings.row) for run in runs]
-        text = "\n".join(write(table, format) for table, _ in verified)
-        print("".join(f"skipped: {reason}\n" for reason in skipped), end="", file=sys.stderr)
+        published = read_published(Path(settings.verify).expanduser())
+        verified = [verify(each, published, settings.row) for each in tested]
+        text = "\n".join(write(table, format, title) for title, table, _ in verified)
+        print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
         print(text, end="") if output is None else write_whole(output, text)
-        if not all(agrees for _, agrees in verified):
+        if not all(agrees for *_, agrees in verified):
             raise SystemExit(1)
         return
-    notes = [*(f"skipped: {reason}" for reason in skipped), *(remark for run in runs for remark in run.remarks)]
-    notes += name_ungrouped(runs)
-    comparisons = compare(runs)
-    pairs = [f"{runs[i].name} and {runs[j].name}" for i, j in sorted(comparisons.trainings)]
-    notes += [f"{ONE_SEED}: {'; '.join(pairs)}"] if pairs else []
+    sets = by_questions(tested)
+    rows = {name: own for tests in sets for name, own in by_setting(tests).items()}
+    if settings.baseline is not None and not any(settings.baseline in names_of(*row) for row in rows.items()):
+        raise InputError(f"--baseline {settings.baseline}: no such row or run; the rows are {'; '.join(rows)}")
+    tables = [each for own in sets for each in report_tables(own, settings.baseline)]
     if format == "html":
-        paths, absent = camera_paths(runs)
-        notes += absent
-        text = page(runs, comparisons, notes, paths)
         output = output or Path("report.html")
+        text = page(sets, tables, notes, "Report")
+    elif format == "csv":
+        text = "\n".join(write(report_tables(own, settings.baseline)[0][1], format) for own in sets)
     else:
-        text = in_lines(runs, comparisons, notes, format)
+        text = "\n".join(write(table, format, title) for title, table in tables)
     if output is None:
         print(text, end="")
     else:
         write_whole(output, text)
-        print("".join(f"{note}\n" for note in notes) + f"report: {len(runs)} runs in {output}")
+        print(f"report: {len(tested)} tests in {output}")
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Parsers of commands that take a run's options and configs, of which they ignore those that they have no use for."""
+"""Parsers for commands that accept a run's options and configs, but ignore the options that they don't need."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from zoo.errors import InputError
 
 OF_RUNS = (
     *("name", TRUST, "trainer", "optimizer", "lr_scheduler", "ckpt_path", "weights_only"),
-    *("metrics", "checkpoint", "gallery"),  # callbacks that every run has
+    *("metrics", "checkpoint", "gallery"),  # callbacks of every run
 )
-IgnoredOption = dict | list | str | float | None  # not Any: jsonargparse would build the classes named there
+IgnoredOption = dict | list | str | float | None  # not Any, for which jsonargparse would build the classes it names
 
 
 def run_parser(command: str, description: str | None, ignored: Iterable[str]) -> ArgumentParser:
@@ -32,7 +32,7 @@ def run_parser(command: str, description: str | None, ignored: Iterable[str]) ->
 
 
 def scene_parser(command: str, description: str | None, ignored: Iterable[str]) -> ArgumentParser:
-    """Return a parser of the DataModule, its split and its workers that ignores some options of a run."""
+    """Return a parser for the DataModule, its split and its workers, which ignores some options of a run."""
     parser = run_parser(command, description, ignored)
     parser.add_argument("--seed_everything", type=int, default=0, help="the run's seed")
     parser.add_argument("--split", type=Split, default="test", help=f"which scenes: {', '.join(get_args(Split))}")
@@ -42,14 +42,14 @@ def scene_parser(command: str, description: str | None, ignored: Iterable[str]) 
 
 
 def prepare_split(command: str, settings: Any) -> None:
-    """Prepare the split of a command with `scene_parser`.
+    """Prepare the split of a command that uses `scene_parser`.
 
     Args:
-        command: Its name.
-        settings: Its settings, with a built DataModule.
+        command: Name of the command.
+        settings: The command's settings, with a built DataModule.
 
     Raises:
-        InputError: A single video in place of a source, a negative number of workers, or absent data.
+        InputError: There is a single video instead of a source, the number of workers is negative, or data is missing.
     """
     if settings.data.asked is not None:
         raise InputError(f"--data.video is for predict: {command} takes a source, such as --data.source SceneFolder")
@@ -59,7 +59,7 @@ def prepare_split(command: str, settings: Any) -> None:
 
 
 class SceneCounts:
-    """How many scenes a command has made, kept from an earlier call, and failed on; faults are printed."""
+    """Count the scenes that a command has made, kept from an earlier call, and failed on. Faults are printed."""
 
     MADE, KEPT, FAILED = "made", "kept", "failed"
 
@@ -67,7 +67,7 @@ class SceneCounts:
         self.counts = Counter({self.MADE: 0, self.KEPT: 0})
 
     def add(self, outcome: str) -> None:
-        """Count MADE, KEPT or the text of a fault."""
+        """Count MADE, KEPT or a fault, given as its text."""
         is_fault = outcome not in (self.MADE, self.KEPT)
         self.counts[self.FAILED if is_fault else outcome] += 1
         if is_fault:

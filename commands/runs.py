@@ -1,4 +1,4 @@
-"""Runs: the folder and the checkpoint that a command starts from, and the name of a new run."""
+"""Choose the run's folder and checkpoint for a command, and the name of a new run."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ from zoo.weights.saved_models import (
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 
 EVALUATION = ("validate", "test", "predict", "export")
-RESTARTED = "ZOO_RESTARTED"  # "1": as below, by a study
+RESTARTED = "ZOO_RESTARTED"  # set to "1" by a study that restarts a training
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
 NAME = re.compile(r"[\w.-]+")
-LENGTH = 60  # of the changes in a run's name, in characters
-SIZES = ("backbone", "geometry", "geometry_cache")  # a run's name has their class alone: sizes and paths are long
+LENGTH = 60  # largest length of the changes in a run's name
+SIZES = ("backbone", "geometry", "geometry_cache")  # parts of which a run's name has only the class, for brevity
 
 
-# ---- Runs that are there ---------------------------------------------------------------------------------------------
+# ---- Existing runs ---------------------------------------------------------------------------------------------------
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -51,15 +51,15 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def with_checkpoint() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the runs in `runs/` that have a checkpoint, with their settings, the newest first.
+    """Yield the runs in `runs/` that have a checkpoint, with their settings, newest first.
 
-    Trainings without one are named, so that nobody takes an older run for them.
+    Trainings without a checkpoint are reported, so that an older run is not mistaken for them.
     """
     for run in sorted((path.parent for path in RUNS.glob(f"*/{CONFIG}")), key=trained_at, reverse=True):
         if (run / LAST_CHECKPOINT).exists():
             if (settings := readable_config(run)) is not None:
                 yield run, settings
-        elif not (run / TEST_FILE).exists():  # else it only evaluated other weights
+        elif not (run / TEST_FILE).exists():  # otherwise it only evaluated other weights
             rank_zero_info(f"{run} is passed over: it has no checkpoint")
 
 
@@ -82,7 +82,7 @@ def find_run(folder: str | None) -> Path:
     """Return the run of a folder, or the newest one.
 
     Raises:
-        InputError: It is not the folder of a run, or there is none.
+        InputError: The folder is not a run's, or there is no run.
     """
     run = Path(folder).expanduser() if folder else newest_run()
     if not (run / CONFIG).exists():
@@ -91,7 +91,7 @@ def find_run(folder: str | None) -> Path:
 
 
 def check_readable(checkpoint: Path) -> None:
-    """Raise InputError for a checkpoint that is absent, a folder or truncated."""
+    """Raise InputError for a checkpoint that is missing, a folder or truncated."""
     if checkpoint.is_dir():
         inside = [path for path in (checkpoint / LAST, checkpoint / LAST_CHECKPOINT) if path.exists()]
         raise InputError(f"{checkpoint} is a folder: give a file, {inside[0] if inside else 'such as ' + LAST}")
@@ -103,7 +103,7 @@ def check_readable(checkpoint: Path) -> None:
 
 
 def _of_named_run(checkpoint: Path) -> Path | None:
-    """Return the checkpoint of the newest run of a name or model: the folder has the time after it."""
+    """Return the checkpoint of the newest run with this name or model. A run's folder has the time after the name."""
     run = checkpoint.parent.parent
     try:
         found = latest_run(run.name, run.parent) / checkpoint.relative_to(run) if run.name else None
@@ -112,20 +112,20 @@ def _of_named_run(checkpoint: Path) -> Path | None:
     return found if found and found.exists() else None
 
 
-# ---- What a command starts from --------------------------------------------------------------------------------------
+# ---- The run of a command --------------------------------------------------------------------------------------------
 
 
 def with_run(command: str, words: Sequence[str]) -> list[str]:
-    """Return a command line; an evaluation that names no model gets config, folder and checkpoint of a run.
+    """Return a command line. An evaluation that names no model gets config, folder and checkpoint of a run.
 
-    It is the run of the given checkpoint or folder, or the newest one.
+    This is the run of the given checkpoint or folder, or the newest one.
 
     Args:
         command: The command.
-        words: The words behind it.
+        words: The words after the command.
 
     Raises:
-        InputError: A config, checkpoint or video is absent, there is no run, or one names a class that is not trusted.
+        InputError: A config, checkpoint or video is missing, there is no run, or its config names an untrusted class.
     """
     names, options = split_configs(words)
     given = dict(split_options(options)[0])
@@ -134,7 +134,7 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
     if checkpoint and checkpoint != "last":
         check_readable(Path(checkpoint))
     video = given.get("data.video") if command == "predict" else None
-    if video and not Path(video).expanduser().exists():  # before a model is looked for
+    if video and not Path(video).expanduser().exists():  # checked before searching for a model
         raise InputError(f"{video}: no such video file or folder of frames")
     asks_help = any(word == "-h" or word.partition("=")[0].endswith("help") for word in options)
     if command not in EVALUATION or asks_help or "model" in given:
@@ -143,14 +143,14 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
         return [*words]
     run = run_of(Path(checkpoint)) if checkpoint and checkpoint != "last" else find_run(folder)
     if run is None:
-        raise InputError(f"{checkpoint} lies in no run with a {CONFIG}: name its model with --config")
+        raise InputError(f"{checkpoint} is not in a run with a {CONFIG}: name its model with --config")
     check_run(run / CONFIG, trusted)
     found = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
     return [*found, *([] if checkpoint else ["--ckpt_path", str(run / LAST_CHECKPOINT)]), *words]
 
 
 def require_model(settings: Any) -> None:
-    """Raise InputError for the parsed settings of a command line that names no model."""
+    """Raise InputError if the parsed settings name no model."""
     if model_of(settings.as_dict()) is None:
         raise InputError("which model? Name one, such as --config qwen25_vl.yaml or --config prope.yaml")
 
@@ -159,12 +159,12 @@ def resolve_run(command: str, settings: Any) -> None:
     """Set the run's folder and its checkpoint in the parsed settings of a command, in place.
 
     Args:
-        command: `fit` gets a new folder, or that of the run which it resumes. An evaluation without a checkpoint scores
-            the weights that the model is built with.
-        settings: `ckpt_path` may be `last`, the newest run of the same model; `trainer.default_root_dir` may name one.
+        command: `fit` gets a new folder, or the folder of the run that it resumes. An evaluation without a checkpoint
+            scores the weights with which the model is built.
+        settings: `ckpt_path` may be `last`, the newest run of the same model. `trainer.default_root_dir` may name one.
 
     Raises:
-        InputError: No model, an absent checkpoint, or one of a training with other settings.
+        InputError: There is no model, a checkpoint is missing, or it was trained with other settings.
     """
     require_model(settings)
     asked, folder = settings.ckpt_path, settings.trainer.default_root_dir
@@ -215,7 +215,7 @@ def _last(command: str, settings: Any) -> Path:
 
 
 def _declared(settings: Any, names: str) -> tuple[str, ...]:
-    """Return the options that the classes of model and data name in an attribute, see `declared_options`."""
+    """Return the options that the classes of model and data list in an attribute, see `declared_options`."""
     return declared_options(names, *(find_class(settings[part].class_path) for part in ("model", "data")))
 
 
@@ -229,31 +229,31 @@ def _check_resumed(checkpoint: Path, settings: Any) -> None:
     trained, asked = ({part: each.get(part) for part in parts} for each in (config_of(run), settings.as_dict()))
     if changed := changed_options(trained, asked, _declared(settings, "changes_no_training")):
         raise InputError(
-            f"--ckpt_path {checkpoint}: {run} was trained with another {', '.join(changed)}, and a training goes on as "
-            f"it began: see {run / CONFIG}, or start anew from its weights with --model.initial_weights"
+            f"--ckpt_path {checkpoint}: {run} was trained with another {', '.join(changed)}, and a resumed training "
+            f"must keep it: see {run / CONFIG}, or start anew from its weights with --model.initial_weights"
         )
 
 
 def _is_released(parts: Any) -> bool:
-    """Whether the backbone has released weights."""
+    """Return whether the backbone has released weights."""
     return parts.get("backbone") is not None and bool(find_class(parts.backbone.class_path).is_pretrained)
 
 
 def _check_released(parts: Any) -> None:
-    """Refuse to score released weights with a part that they were trained without."""
+    """Refuse to score released weights with a part that they were not trained with."""
     lacking = next((part for part in ("camera_encoding", "view_mixer") if parts.get(part) is not None), None)
     released = () if parts.get("backbone") is None else find_class(parts.backbone.class_path).released_fusions
     if lacking is None and parts.get("fusion") is not None and _class_name(parts.fusion) not in released:
         lacking = "fusion"
     if lacking is None or not _is_released(parts) or parts.get("allow_untrained", False):
-        return  # random weights are refused by the model itself
+        return  # the model itself refuses random weights
     part = _class_name(parts[lacking])
     loaders: list[Any] = buildable_classes(BackboneLoader)
     loader = next((kind.__name__ for kind in loaders if part in kind.released_fusions[:1]), "")
     own = f"; released weights with one are for --model.backbone {loader}" if loader else ""
     raise InputError(
         f"{part} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true to score "
-        f"them all the same{own}"
+        f"them anyway{own}"
     )
 
 
@@ -262,7 +262,7 @@ def _class_name(part: Any) -> str:
 
 
 def _find_interrupted_test(command: str, checkpoint: Path | None, settings: Any) -> Path | None:
-    """Return the newest folder of the same interrupted test, of weights that belong to no run, or None."""
+    """Return the newest folder of the same interrupted test, for weights that belong to no run, or None."""
     if command != "test":
         return None
     asked = settings.as_dict()
@@ -287,7 +287,7 @@ def _new_name(command: str, settings: Any) -> str:
 
 
 def run_name(given: str | None, model: str, words: Sequence[str]) -> str:
-    """Return the first part of the name of a new run's folder: `--name`, or its model with what the options change.
+    """Return the first part of the name of a new run's folder: `--name`, or its model with the options' changes.
 
     Args:
         given: `--name`.
@@ -295,19 +295,19 @@ def run_name(given: str | None, model: str, words: Sequence[str]) -> str:
         words: The command line after `fit`, such as `--model.camera_encoding GTA`.
 
     Raises:
-        InputError: The given name can't be one of a folder.
+        InputError: A folder can't have the given name.
     """
     if given is None:
         excepted = getattr(find_class(model), "changes_no_answer", ())
         text = "-".join(changed_parts(words, excepted))
         return f"{model}-{text}" if text and len(text) <= LENGTH else model
     if not NAME.fullmatch(given) or given.strip(".") == "":
-        raise InputError(f"--name {given}: letters, digits and . _ - alone, since a folder has this name")
+        raise InputError(f"--name {given}: letters, digits and . _ - only, because a folder has this name")
     return given
 
 
 def changed_parts(words: Sequence[str], excepted: Iterable[str] = ()) -> Iterator[str]:
-    """Yield how a command line departs from the model's config: classes, `no-fusion`, and values of options."""
+    """Yield the changes of a command line to the model's config: classes, `no-fusion`, and values of options."""
     excepted = tuple(f"{name}." for name in excepted)
     for option, text in dict(split_options(words)[0]).items():
         if not option.startswith("model.") or option.endswith("help") or f"{option}.".startswith(excepted):
@@ -330,7 +330,7 @@ def changed_parts(words: Sequence[str], excepted: Iterable[str] = ()) -> Iterato
 
 
 def _short(value: Any) -> str:
-    """Return a class by its name, and another value as text that a folder's name may have."""
+    """Return a class by its name, and another value as text for a folder's name."""
     text = str(value.get("class_path", "") if isinstance(value, dict) else value)
     name = text.rpartition(".")[2]
     return name if name[:1].isupper() else re.sub(r"[^\w.]+", "-", text).strip("-")

@@ -2,12 +2,13 @@
 
     python main.py score runs/PRoPEMLLM-20261125-012048/predictions.jsonl --scorer thinking_in_space
 
-prints the table of a test, with the best constant per question type, and the other blind baselines where a metrics.json
-of the same test lies beside the file. `--scorer all` prints the scores of all scorers of the benchmark side by side,
-each beside its own baselines, and counts the answers on which they differ. The scores in the file stand, unless another
-scorer is named than the one that made them. The file holds one JSON object per line with at least `id`,
-`question_type`, `prediction` and `ground_truth`: the predictions.jsonl of a run, also of an interrupted test, or the
-answers of any other model.
+The file holds one JSON object per line with at least `id`, `question_type`, `prediction` and `ground_truth`: the
+predictions.jsonl of a run or of an interrupted test, or the answers of any other model.
+
+The command prints the table of a test with the best constant per question type. If the metrics.json of the same test
+lies beside the file, it also prints the other blind baselines. Scores in the file are kept, unless --scorer names
+another scorer. `--scorer all` prints the scores of all scorers of the benchmark side by side with their baselines, and
+counts the answers on which they differ.
 """
 
 from __future__ import annotations
@@ -34,41 +35,49 @@ def score(arguments: list[str]) -> None:
     parser.add_argument("predictions", type=str, help="the file of answers, or the folder of its predictions.jsonl")
     parser.add_argument(
         "--benchmark",
-        type=str,
-        default="VSIBench",
-        help="the answers' benchmark: a class name, a class path of your own, or OwnQuestions(door_width=number)",
+        type=str | None,
+        default=None,
+        help="the answers' benchmark: a class name, a class path of your own, or OwnQuestions(door_width=number); null "
+        "is the one that the file records, else VSIBench",
     )
-    help = "the benchmark's scorer; null is the one of the file's scores, or its first; all compares them"
+    help = "the benchmark's scorer; null uses the scorer of the file's scores, or the first; all compares all scorers"
     parser.add_argument("--scorer", type=str | None, default=None, help=help)
     parser.add_argument("--output", type=str | None, default=None, help="also write the scores to this metrics.json")
     settings = parse(parser, arguments)
 
-    # after the options are read: these import PyTorch, which the help does without
+    # imported after parsing: these import PyTorch, which --help does not need
     from callbacks.baselines import constant_baseline
+    from callbacks.configs import is_own
     from callbacks.results_folder import rank_files
     from callbacks.run_config import METRICS, PREDICTIONS
     from callbacks.table import SAME, render, side_by_side, summarize
-    from commands.reports.predictions import read_predictions
-    from zoo.benchmarks import find_benchmark
+    from commands.reports.predictions import read_predictions, recorded_benchmark
+    from zoo.benchmarks import VSIBench, find_benchmark
     from zoo.files.atomic_io import write_json
     from zoo.metrics import with_scores
     from zoo.versions import versions
 
-    benchmark = find_benchmark(settings.benchmark)
+    path = Path(settings.predictions).expanduser()
+    if path.is_dir():
+        path /= PREDICTIONS
+    name = settings.benchmark or recorded_benchmark(path) or VSIBench().name
+    is_trusted = settings.benchmark is not None or is_own(path.parent)  # a file of someone else imports nothing
+    try:
+        benchmark = find_benchmark(name, trusted=is_trusted)
+    except InputError as error:
+        remedy = "" if is_trusted else f"; if you trust the file, pass --benchmark {name}"
+        raise InputError(f"{error}{remedy}") from error
     compares = settings.scorer == "all"
     named = None if compares else settings.scorer and benchmark.find_scorer(settings.scorer)
     if compares and settings.output:
         raise InputError("--output holds the scores of one scorer: name it in place of --scorer all")
-    path = Path(settings.predictions).expanduser()
-    if path.is_dir():
-        path /= PREDICTIONS
     parts = rank_files(path.parent) if path.name == PREDICTIONS else []
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} has no answers: its test was interrupted; run the test again, or score {parts[0]}")
-    # 1. The answers, with the scores in the file unless another scorer is asked for.
+    # 1. The answers, with the scores in the file unless another scorer is requested.
     answers, remarks = read_predictions(path, benchmark)
     recorded = {answer.scorer for answer in answers}
-    own = recorded.pop() if len(recorded) == 1 else None  # of all answers
+    own = recorded.pop() if len(recorded) == 1 else None  # the scorer of all answers
     scorers = benchmark.scorers if compares else (benchmark.find_scorer(named or own),)
     tests, scores = [], []
     for scorer in scorers:
@@ -85,7 +94,7 @@ def score(arguments: list[str]) -> None:
     title = str(path)
     compared = side_by_side(tests, scores, benchmark, title=title) if compares else ""
     for text in (compared or render(tests[0], benchmark, title=title), *remarks):
-        print(text.encode(errors="backslashreplace").decode())  # names of files may hold bytes that are no UTF-8
+        print(text.encode(errors="backslashreplace").decode())  # file names may hold bytes that are not UTF-8
     if parts:
         print(f"its test was interrupted: the answers in {', '.join(part.name for part in parts)} are not scored")
     if unscored := len(answers) - len(scores[0]):
@@ -101,7 +110,7 @@ def score(arguments: list[str]) -> None:
 
 
 def _recorded_baselines(metrics: Path, test: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the baselines of text and cameras in the metrics.json of the same test and scorer; {} without one."""
+    """Return the text and camera baselines from the metrics.json of the same test and scorer, {} without one."""
     try:
         content = json.loads(metrics.read_text(encoding="utf-8"))
         found = {name: content["baselines"][name] for name in ("text", "cameras") if name in content["baselines"]}

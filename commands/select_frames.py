@@ -1,10 +1,10 @@
-"""python main.py select-frames: selects the frames of every scene ahead of a run.
+"""python main.py select-frames: select the frames of every scene ahead of a run.
 
     python main.py select-frames --config data_vsibench.yaml --data.sampler SpaceAwareSampler --workers 4 --plot true
 
-writes <output>/<dataset>/<scene_name>/selected_frames.json for the sampler SelectedFrames, and fills the cache of a
-sampler that has one. Selections with the same settings are kept, so that an interrupted run resumes; other settings
-take another folder. Scenes that fail are listed at the end.
+The command writes <output>/<dataset>/<scene_name>/selected_frames.json for the sampler SelectedFrames, and fills the
+cache of a sampler that has one. Existing selections with the same settings are kept, so that an interrupted command
+resumes. Other settings need another folder. Scenes that fail are listed at the end.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ DEFAULT_OUTPUT = "selections/{sampler}-{frames}-{settings}"
 
 
 class SelectScenes(Dataset):
-    """Item i selects the frames of scene i; its value is an outcome for `SceneCounts`.
+    """Dataset whose item i selects the frames of scene i and returns an outcome for `SceneCounts`.
 
     Args:
         scenes: Dataset with the sampler and the pairing.
         output: Folder of the selections.
-        plot: Also draw a contact sheet, frames.jpg, and the camera path, path.png, if there are poses or the sampler
-            has a geometry, which then runs for kept selections as well.
+        plot: Also draw a contact sheet, frames.jpg. If there are poses or the sampler has a geometry, also draw the
+            camera path, path.png. The geometry then runs even for selections that are kept.
     """
 
     def __init__(self, scenes: SceneDataset, output: Path, plot: bool) -> None:
@@ -64,7 +64,7 @@ class SelectScenes(Dataset):
         is_new = find_selection(file, key) is None
         if is_new:
             write_selection(file, scene.name, sampler.select(view, views), key, made_by)
-        if self.plot:  # every time: the pairing may have changed, and it is fast
+        if self.plot:  # always, because it is fast and the pairing may have changed
             frames = self.scenes.select(view)
             contact_sheet(view.video.read(frames), frames).save(file.parent / "frames.jpg", quality=90)
             if view.world_to_camera is not None or sampler.geometry is not None:
@@ -80,11 +80,11 @@ def select_frames(arguments: list[str]) -> None:
         arguments: The command line after `select-frames`, with config names resolved.
 
     Raises:
-        InputError: The folder holds selections with other settings, no scene can be read, or some have failed; the
-            other selections are written by then.
+        InputError: The folder holds selections with other settings, no scene can be read, or some have failed. The
+            other selections are written before that.
     """
     parser = scene_parser("select-frames", __doc__, ("model", *OF_RUNS))
-    parser.add_argument("--output", type=str | None, default=None, help=f"folder; null is {DEFAULT_OUTPUT}")
+    parser.add_argument("--output", type=str | None, default=None, help=f"folder; null uses {DEFAULT_OUTPUT}")
     parser.add_argument("--plot", type=bool, default=False, help="also plot each scene's frames and camera path")
     parsed = parse(parser, arguments)
     seed_everything(parsed.seed_everything, verbose=False)
@@ -103,7 +103,7 @@ def select_frames(arguments: list[str]) -> None:
     for outcome in progress(loader, f"select-frames {split}", "scenes"):
         counts.add(outcome)
     missing, file = "", output / "missing.txt"
-    file.unlink(missing_ok=True)  # of an earlier run
+    file.unlink(missing_ok=True)  # left by an earlier run
     if data.missing:
         write_whole(file, "".join(f"{name}\n" for name in data.missing))
         missing = f"; videos that are missing: {len(data.missing)}, see {file}"

@@ -1,6 +1,6 @@
 """The zoo as a model of lmms-eval: `python -m lmms_eval --model spatial_vlm_zoo`.
 
-lmms-eval reads the manifest at each start, by an entry point; the zoo is imported if it is the model.
+An entry point makes lmms-eval read this manifest at each start. The zoo is imported only if it is the chosen model.
 """
 
 from lmms_eval.models.registry_v2 import ModelManifest

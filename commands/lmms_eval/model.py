@@ -1,4 +1,4 @@
-"""Answers lmms-eval's requests with a `SpatialVLM`."""
+"""Answer lmms-eval's requests with a `SpatialVLM`."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from zoo.files.fingerprint import fingerprint
 from zoo.generation import Reply
 from zoo.tasks.video_qa import FirstScenes
 
-UNREADABLE_PICTURE = (OSError, SyntaxError, Image.DecompressionBombError)  # of Pillow on damaged files
+UNREADABLE_PICTURE = (OSError, SyntaxError, Image.DecompressionBombError)  # Pillow raises these on damaged files
 
 
 class SpatialVLMZoo(lmms):
-    """Any run, exported folder or hub id of the zoo; requests about the same videos and pictures share their encoding.
+    """A run, exported folder or hub id of the zoo. Requests about the same videos and images share their encoding.
 
     Answers are greedy. Stop strings (`until`) are left to the tasks' filters, as in lmms-eval's own chat models.
 
     Args:
         run: See `SpatialVLM.from_pretrained`.
-        num_frames: Frames of each video; those that the model was trained with if not given.
-        device: "cuda" is a GPU for each process, and the default where there is one.
-        batch_size, max_batch_size: Without effect; lmms-eval gives them to every model.
-        trust_modules: Modules that the run may import, between spaces, see `SpatialVLM.from_pretrained`.
-        overrides: Of the model's parts, such as `camera_source=auto`.
+        num_frames: Frames of each video. None uses the number of the model's training.
+        device: "cuda" is one GPU per process, and the default if there is one.
+        batch_size, max_batch_size: Ignored. lmms-eval passes them to every model.
+        trust_modules: Modules that the run may import, separated by spaces, see `SpatialVLM.from_pretrained`.
+        overrides: Overrides of the model's parts, such as `camera_source=auto`.
     """
 
     is_simple = False
@@ -52,21 +52,21 @@ class SpatialVLMZoo(lmms):
         **overrides: Any,
     ) -> None:
         super().__init__()
-        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval's tasks switch it on: half of a picture would be answered
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval's tasks enable it, which would show half of an image
         own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(own if device in (None, "cuda") else device)
         self.model = SpatialVLM.from_pretrained(run, trust_modules=trust_modules.split(), **overrides).to(self.device)
         self.num_frames, self.first_scenes = num_frames, FirstScenes()
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """The answers in the order of the requests; what can't be answered is empty, with a warning.
+        """Return the answers in the order of the requests. Requests that can't be answered get "" and a warning.
 
         Raises:
-            InputError: An unsupported request, no request whose pictures can be read, or the first media all failed
-                alike, see `FirstScenes`.
-            RuntimeError: As above, by an error that is not an InputError.
+            InputError: A request is not supported, no request has readable images, or the first media all failed in the
+                same way, see `FirstScenes`.
+            RuntimeError: The first media all failed with an error that is not an InputError.
         """
-        # 1. Groups of the same media and options. Pictures are read again with their group, not kept.
+        # 1. Group requests by media and options. Images are read again with their group, not kept.
         groups: dict[tuple[Any, ...], list[int]] = {}
         answers: dict[int, GenerationResult] = {}
         unreadable = ""
@@ -74,7 +74,7 @@ class SpatialVLMZoo(lmms):
             options = generation_options(request.args[2])
             try:
                 shown = [medium_fingerprint(medium) for medium in self._chat(request)[0]]
-            except UNREADABLE_PICTURE as error:  # of the benchmark's own data: no model can answer
+            except UNREADABLE_PICTURE as error:  # damaged data of the benchmark: no model can answer
                 *_, doc, task, _ = request.args
                 unreadable = f"{task}, document {doc}: a picture can't be read: {error}"
                 logger.warning(f"no answer: {unreadable}")
@@ -90,7 +90,7 @@ class SpatialVLMZoo(lmms):
             try:
                 media, chats = zip(*(self._chat(requests[number]) for number in members), strict=True)
                 replies = answer_chats(self.model, media[0], chats, self.num_frames, max_new_tokens, penalty)
-            except torch.AcceleratorError:  # a failed GPU answers nothing more
+            except torch.AcceleratorError:  # a failed GPU can't answer further requests
                 raise
             except SCENE_FAULTS as error:
                 fault, replies = error, [Reply([], describe_fault(error))] * len(members)
@@ -103,11 +103,11 @@ class SpatialVLMZoo(lmms):
         return [answers[number] for number in range(len(requests))]
 
     def _chat(self, request: Instance) -> tuple[list[ShownMedium], list[Message]]:
-        """The videos and pictures of a request, and its messages with an empty item for each.
+        """Return the videos and images of a request, and its messages with an empty item for each.
 
         Raises:
-            InputError: Sound, or a part of a video.
-            OSError, SyntaxError, DecompressionBombError: An absent or damaged picture.
+            InputError: The request has sound, or a part of a video.
+            OSError, SyntaxError, DecompressionBombError: An image is missing or damaged.
         """
         _, doc_to_messages, _, doc, task, split = request.args
         messages = ChatMessages(messages=doc_to_messages(self.task_dict[task][split][doc])).to_hf_messages()
@@ -123,14 +123,14 @@ class SpatialVLMZoo(lmms):
         return media, messages
 
     def loglikelihood(self, requests: list[Instance]) -> Any:
-        """Not supported, as tasks of several rounds are not."""
+        """Raise an InputError. Tasks of several rounds are not supported either."""
         raise InputError("spatial_vlm_zoo answers tasks whose output_type is generate_until, and no others")
 
     generate_until_multi_round = loglikelihood
 
 
 def generation_options(options: dict[str, Any]) -> tuple[int, float]:
-    """The longest answer and the repetition penalty of a task's `generation_kwargs`.
+    """Return the length of the longest answer and the repetition penalty from a task's `generation_kwargs`.
 
     Raises:
         InputError: The task samples its answers.
@@ -143,7 +143,7 @@ def generation_options(options: dict[str, Any]) -> tuple[int, float]:
 
 
 def medium_fingerprint(medium: ShownMedium) -> str:
-    """Equal for the same video file, or for equal pixels (RGB)."""
+    """Return a fingerprint that is equal for the same video file, or for equal pixels (RGB)."""
     if isinstance(medium, Path):
         return str(medium)
     return fingerprint(f"{medium.size}".encode() + medium.convert("RGB").tobytes())

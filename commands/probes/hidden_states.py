@@ -1,4 +1,4 @@
-"""What a probe reads of a model and of its scenes: hidden states of each layer, and the numbers that they may hold."""
+"""Read hidden states of each layer from a model, and the quantities that they may contain from its scenes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class SceneStates:
     """The samples of one scene.
 
     Attributes:
-        states: By kind of token, (layers + 1, samples, D): `visual` tokens, and `text`, each question's last token,
-            from which the answer is read and which alone has read all of the question; first the embeddings, then the
-            outputs of each layer.
-        targets: By kind of token, what each sample may hold; NaN where it is unknown.
+        states: By kind of token, (layers + 1, samples, D). `visual`: visual tokens. `text`: the last token of each
+            question, which is the only one that has seen all of it and from which the answer is generated. The
+            embeddings come first, then the outputs of each layer.
+        targets: By kind of token, the quantities that each sample may contain; NaN where unknown.
     """
 
     def __init__(self, states: dict[str, Float[Tensor, "layers samples D"]], targets: dict[str, Targets]) -> None:
@@ -44,7 +44,7 @@ class SceneStates:
 
 
 def probe_spec(model: SpatialVLM) -> ModelSpec:
-    """What is read of the scenes: all that the model requires, with cameras and depth where there are some."""
+    """Return what is read from the scenes: all that the model requires, with cameras and depth where available."""
     return replace(model.model_spec(), targets=("cameras", "depth"))
 
 
@@ -52,13 +52,13 @@ def probe_spec(model: SpatialVLM) -> ModelSpec:
 def scene_states(
     model: SpatialVLM, benchmark: Benchmark, loaded: Iterable[LoadedScene], tokens: int
 ) -> Iterator[SceneStates]:
-    """Yield the samples of each scene, which is read with its questions and answers as in training.
+    """Yield the samples of each scene. Its questions and answers are read as in training.
 
     Args:
-        model: In eval mode.
-        benchmark: Of the questions.
-        loaded: The scenes; those that can't be read are left out.
-        tokens: Most visual tokens of a scene, evenly spaced.
+        model: The model, in eval mode.
+        benchmark: Benchmark of the questions.
+        loaded: The scenes. Scenes that can't be read are left out.
+        tokens: Largest number of visual tokens per scene, evenly spaced.
     """
     device = model.backbone.device
     collate = TrainingCollate(probe_spec(model), benchmark)
@@ -66,7 +66,7 @@ def scene_states(
         batch = collate([scene])
         if batch.sequences is not None:
             asked = {question.id: question for question in scene.questions}
-            questions = [asked[record["id"]] for record in batch.records]  # without those that can't be used
+            questions = [asked[record["id"]] for record in batch.records]  # without unusable questions
             with answer_precision(device, model.precision):
                 states = _states_of(model, batch.to(device), questions, tokens)
             yield states
@@ -81,14 +81,14 @@ def _states_of(model: SpatialVLM, batch: Batch, questions: Sequence[Question], t
     decoded = decode(model.backbone, layers, inputs, scenes, sequences)
     decoded.layers = {-1: inputs["inputs_embeds"], **decoded.layers}
     scene = batch.scenes[0]
-    # 1. Visual tokens, which do not depend on the question, without extra tokens.
+    # 1. Visual tokens without extra tokens. They do not depend on the question.
     per_step = scene.tokens_per_step
     chosen = evenly_spaced(scene.num_steps * per_step, tokens)
     visual = []
     for layer in decoded.layers:
         ((_, states),) = decoded.views(layer)
         visual.append(states[0, :, :per_step].flatten(0, 1).cpu()[chosen])
-    # 2. Text: the token in front of the answer to each question, or to the first one of a conversation.
+    # 2. Text: the token before the answer to each question, or before the first answer of a conversation.
     lengths, starts = sequences.answer_lengths.tolist(), [0]
     while (behind := starts[-1] + lengths[starts[-1]]) < len(lengths):
         starts.append(behind)
@@ -103,11 +103,11 @@ def _states_of(model: SpatialVLM, batch: Batch, questions: Sequence[Question], t
 def targets_of(
     model: SpatialVLM, encoded: EncodedScene, questions: Sequence[Question], chosen: Int[Tensor, " samples"]
 ) -> dict[str, Targets]:
-    """Return what the samples of a scene may hold.
+    """Return the quantities that the samples of a scene may contain.
 
-    Of a visual token the log depth beneath it, and the position and rotation of its camera in the frame of
-    `reference_view`; of text those of the last camera. Of both the log of the scene's median depth (its scale), and of
-    text the answer, see `_answers`.
+    For a visual token: the log depth beneath it, and the position and rotation of its camera in the frame of
+    `reference_view`. For text: position and rotation of the last camera, and the answer, see `_answers`. For both: the
+    log of the scene's median depth (its scale).
     """
     scene = encoded.scene
     steps, per_step = scene.num_steps, scene.tokens_per_step
@@ -142,11 +142,11 @@ def targets_of(
 
 
 def reference_view(model: SpatialVLM, cameras: PatchCameras, encoded: EncodedScene) -> int:
-    """Return the view whose frame text is in: that of the model's camera encoding, else the first with a camera.
+    """Return the view that defines the frame of text: the camera encoding's reference, else the first with a camera.
 
     Args:
-        model: Of several references that of the first encoding.
-        cameras: Of the scene, the dataset's.
+        model: The model. If its encodings have several references, the first is used.
+        cameras: The dataset's cameras of the scene.
         encoded: The scene.
     """
     parts = () if model.camera_encoding is None else model.camera_encoding.modules()
@@ -159,15 +159,15 @@ def reference_view(model: SpatialVLM, cameras: PatchCameras, encoded: EncodedSce
 
 
 def evenly_spaced(count: int, most: int) -> Int[Tensor, " samples"]:
-    """Return at most so many of the numbers below `count`, evenly spaced."""
+    """Return at most `most` of the numbers below `count`, evenly spaced."""
     return torch.linspace(0, count - 1, min(count, most)).round().long()
 
 
 def _answers(questions: Sequence[Question]) -> Targets:
-    """The answers of each question type by itself, since the question tells which one it is; NaN at others.
+    """Return the answers of each question type as separate targets, because the question reveals the type.
 
-    A number is one target; an option's letter has a column of its own, 1 at the right one (a linear map to them is
-    the simplest classifier). Free text is none.
+    A number is one target. For multiple choice, each letter has a column, which is 1 for the right letter: a linear map
+    to these columns is the simplest classifier. Free text has no target. Other question types are NaN.
     """
     found: Targets = {}
     for n, question in enumerate(questions):

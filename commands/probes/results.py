@@ -1,4 +1,4 @@
-"""Probes of all layers and targets, as a table and a plot."""
+"""Probe all layers for all targets, and show the results as a table and a plot."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ COLORS = {"before": "#2166ac", "after": "#b2182b"}
 
 @dataclass(frozen=True)
 class Probe:
-    """How much of one target linear maps of each layer explain.
+    """How much of one target a linear map of each layer explains.
 
     Attributes:
         model: `before` training, or `after` it.
         tokens: `visual` or `text`.
-        target: Its name.
-        r2: Of each layer, see `cross_validated_r2`; first of the embeddings.
+        target: Name of the target.
+        r2: R² of each layer, see `cross_validated_r2`. The embeddings come first.
         shuffled: The same with the targets of another scene.
     """
 
@@ -42,17 +42,17 @@ class Probe:
 
     @property
     def best(self) -> int:
-        """The layer with the most."""
+        """The layer with the highest R²."""
         return max(range(len(self.r2)), key=self.r2.__getitem__)
 
 
 def probe_states(model: str, scenes: Sequence[SceneStates], folds: int) -> list[Probe]:
-    """Probe all layers for all targets that the scenes have.
+    """Probe all layers for all targets of the scenes.
 
     Args:
-        model: Which one, for the results.
-        scenes: Their samples.
-        folds: Of the cross-validation.
+        model: Name of the model, for the results.
+        scenes: Samples of the scenes.
+        folds: Number of parts in the cross-validation.
     """
     found = []
     for tokens in scenes[0].states:
@@ -75,9 +75,10 @@ def probe_states(model: str, scenes: Sequence[SceneStates], folds: int) -> list[
 
 
 def shuffled(targets: Sequence[Float[Tensor, "_samples k"]]) -> list[Float[Tensor, "_samples k"]]:
-    """Give each scene the targets of another one that has some, sample by sample: what a place alone tells stays.
+    """Give each scene the targets of another scene, sample by sample. The position of a token remains informative.
 
-    What is unknown stays so. A sample that is unknown in the other scene alone gets another one's of it.
+    Unknown targets remain unknown. If a target is unknown only in the other scene, another sample of that scene is
+    used.
     """
     known = [n for n, each in enumerate(targets) if each.isfinite().any()]
     order = [known[i] for i in torch.randperm(len(known), generator=torch.Generator().manual_seed(0)).tolist()]
@@ -92,7 +93,7 @@ def shuffled(targets: Sequence[Float[Tensor, "_samples k"]]) -> list[Float[Tenso
 
 
 def table(probes: Sequence[Probe], scenes: int) -> Table:
-    """Return the best layer of each target, before and after training, and the number of scenes."""
+    """Return the best layer of each target before and after training, and the number of scenes."""
     models = list(dict.fromkeys(probe.model for probe in probes))
     headings = ("tokens", "target", *(f"R², {model}" for model in models), "shuffled")
     made = Table(*headings, title=f"{scenes} scenes", title_justify="left", box=None, pad_edge=False)
@@ -104,7 +105,7 @@ def table(probes: Sequence[Probe], scenes: int) -> Table:
 
 
 def draw(probes: Sequence[Probe], scenes: int, output: Path) -> None:
-    """Draw one panel per target: what each layer holds, before and after training, and with shuffled targets."""
+    """Draw one panel per target: R² of each layer before and after training, and with shuffled targets."""
     groups = _by_target(probes)
     columns = min(4, len(groups))
     rows = -(-len(groups) // columns)
@@ -129,7 +130,7 @@ def draw(probes: Sequence[Probe], scenes: int, output: Path) -> None:
 
 
 def as_json(probes: Sequence[Probe]) -> list[dict[str, Any]]:
-    """Return the probes as JSON has them, NaN as null."""
+    """Return the probes as JSON content, with NaN as null."""
     known = [asdict(probe) for probe in probes]
     for each in known:
         each |= {name: [None if math.isnan(r2) else r2 for r2 in each[name]] for name in ("r2", "shuffled")}

@@ -9,30 +9,30 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-PENALTIES = tuple(10.0**power for power in range(-6, 3))  # times the mean variance of a feature and the samples
-INNER = 4  # a quarter of the training scenes chooses the penalty
+PENALTIES = tuple(10.0**power for power in range(-6, 3))  # times mean feature variance and number of samples
+INNER = 4  # one in four training scenes is held out to choose the penalty
 
 
 def cross_validated_r2(
     states: Float[Tensor, "N D"], targets: Sequence[Float[Tensor, "N _k"]], scenes: Int[Tensor, " N"], folds: int = 5
 ) -> list[float]:
-    """Return the share of each target's variance that a linear map of the states explains on scenes that it never saw.
+    """Return the share of each target's variance that a linear map of the states explains on held-out scenes.
 
-    0 is the mean of the training scenes everywhere; a negative number is worse. The variances of the k numbers of a
-    target are summed. Its penalty is chosen within the training scenes.
+    0 is as good as the mean of the training scenes, and a negative number is worse. If a target has k numbers, their
+    variances are summed. The penalty is chosen within the training scenes.
 
     Args:
         states: Samples with all of their features.
-        targets: Each of all samples; for a target those that don't know it (NaN) are left out.
+        targets: Targets of all samples. Samples with an unknown target (NaN) are left out for this target.
         scenes: The scene of each sample.
-        folds: Parts that the scenes are divided into.
+        folds: Number of parts into which the scenes are divided.
 
     Returns:
-        R² of each target; NaN where fewer than two scenes know it.
+        R² of each target, NaN if it is known in fewer than two scenes.
     """
     found = [float("nan")] * len(targets)
     masks = [target.isfinite().all(1) for target in targets]
-    for mask in {mask.numpy().tobytes(): mask for mask in masks}.values():  # those of the same samples together
+    for mask in {mask.numpy().tobytes(): mask for mask in masks}.values():  # targets with the same samples together
         numbers = [n for n, each in enumerate(masks) if torch.equal(each, mask)]
         for n, r2 in zip(numbers, _of_known(states, [targets[n] for n in numbers], scenes, mask, folds), strict=True):
             found[n] = r2
@@ -42,7 +42,7 @@ def cross_validated_r2(
 def _of_known(
     states: Tensor, targets: Sequence[Tensor], scenes: Tensor, known: Bool[Tensor, " N"], folds: int
 ) -> list[float]:
-    from sklearn.model_selection import GroupKFold  # takes a moment, and few commands need it
+    from sklearn.model_selection import GroupKFold  # slow to import, and few commands need it
 
     X, Y, groups = states[known].double(), torch.cat([*targets], 1)[known].double(), scenes[known].numpy()
     widths = [target.shape[1] for target in targets]
@@ -59,16 +59,16 @@ def _of_known(
 
 
 class Ridge:
-    """Linear maps with an intercept from standardized features: one factorization for all targets and penalties.
+    """Linear maps with an intercept from standardized features. One factorization serves all targets and penalties.
 
     Args:
-        states: Of the training samples.
+        states: States of the training samples.
     """
 
     def __init__(self, states: Float[Tensor, "N D"]) -> None:
         self.center, self.width = states.mean(0), states.std(0, correction=0).clamp(min=1e-12)
         self.X = self._standardized(states)
-        self.is_dual = len(self.X) < self.X.shape[1]  # the smaller of the two systems
+        self.is_dual = len(self.X) < self.X.shape[1]  # solve the smaller of the two systems
         self.values, self.vectors = torch.linalg.eigh(self.X @ self.X.T if self.is_dual else self.X.T @ self.X)
 
     def squared_errors(
@@ -78,13 +78,13 @@ class Ridge:
         true: Float[Tensor, "M K"],
         widths: Sequence[int],
     ) -> Float[Tensor, "penalties targets"]:
-        """Fit targets, side by side, and sum the squared errors of each on new samples, for all `PENALTIES`.
+        """Fit targets, and sum the squared errors of each on new samples, for all `PENALTIES`.
 
         Args:
-            targets: Of the training samples.
-            new: Further samples.
-            true: Their targets.
-            widths: Numbers of each target.
+            targets: Targets of the training samples, side by side.
+            new: States of the new samples.
+            true: Targets of the new samples.
+            widths: Number of columns of each target.
         """
         middle = targets.mean(0)
         projected = self.vectors.T @ (targets - middle if self.is_dual else self.X.T @ (targets - middle))
@@ -103,7 +103,7 @@ class Ridge:
 def _choose_penalties(
     states: Tensor, targets: Tensor, groups: np.ndarray, widths: Sequence[int]
 ) -> Int[Tensor, " targets"]:
-    """The number of the penalty that predicts each target best in some of the scenes, from the others."""
+    """Return for each target the index of the penalty that predicts held-out training scenes best."""
     scenes = np.unique(groups)
     held_out = torch.from_numpy(np.isin(groups, scenes[:: min(INNER, len(scenes))]))
     if held_out.all():
@@ -113,5 +113,5 @@ def _choose_penalties(
 
 
 def _by_target(squares: Float[Tensor, " K"], widths: Sequence[int]) -> Float[Tensor, " targets"]:
-    """Sum over the numbers of each target."""
+    """Sum over the columns of each target."""
     return torch.stack([own.sum() for own in squares.split(list(widths))])

@@ -81,6 +81,16 @@ def read_predictions(path: Path, benchmark: Benchmark) -> tuple[list[Answer], li
     return [answer for *_, answer in first.values()], remarks
 
 
+def recorded_benchmark(path: Path) -> str | None:
+    """Return the benchmark that the first line of a file of answers records; None without one."""
+    try:
+        with path.open("rb") as file:
+            name = parse_json(file.readline())["benchmark"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # as of the answers of another program
+    return name if isinstance(name, str) else None
+
+
 def _answer(record: Any, benchmark: Benchmark) -> Answer:
     if not isinstance(record, dict):
         raise InputError(f"expected an object with the fields {', '.join(REQUIRED)}")

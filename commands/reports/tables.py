@@ -1,219 +1,259 @@
-"""The tables of a report, independent of their format."""
+"""The tables of reports and studies as DataFrames of cells, and their formats."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from statistics import fmean
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Literal
 
-from callbacks.baselines import MEANING, NAMES, is_below
-from commands.reports.bootstrap import RESAMPLES
-from commands.reports.compare import Comparisons, asked_of
-from commands.reports.loaded_runs import AVERAGE, MEANS, Run, measures
-from commands.reports.seed_differences import seed_differences
-from commands.reports.seeds import group_by_seed
-from commands.reports.table import NULL_RESULT, BelowBlind, Cell, Table, null_result
-from zoo.benchmarks.free_answers import TITLES
+import numpy as np
+import pandas as pd
+from tabulate import LATEX_ESCAPE_RULES
 
-# what others need to repeat a test: options of model and data, and entries of metrics.json
-ANSWERING = ("max_new_tokens", "repetition_penalty", "sampling")
-SHOWN = ("frames_as", "pixels", "image_pixels", "still_resize", "system_prompt", "prompt_prefix", "prompt_wording")
-RECORDED = ("step", "max_steps", "training_versions", "commit", "is_clean", "versions", "protocol")
-OPTIONAL = ("Perturbation", "Objectives", "Augmentation", "Initial weights")  # settings that a table without any hides
+from callbacks.baselines import BELOW, MEANING, NAMES, is_below
+from commands.reports.scores import MEANS, Tested, option_table
+from commands.reports.statistics import ONE_SEED, Difference, difference
+from zoo.benchmarks import find_benchmark
+
+Format = Literal["text", "markdown", "latex", "csv", "html"]
+ALONE = "*"  # marks an interval over scenes alone
 
 
-def tables(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
-    """Build all tables of a report."""
-    over = [*over_seeds(runs), *seed_differences(runs)]
-    measured = [*by_test_set(runs), *over, *captions(runs), *differences(runs, comparisons)]
-    return [*measured, settings(runs), reproduction(runs)]
+@dataclass(frozen=True)
+class Cell:
+    """A score or a difference in 0..1, which a table shows in percent with one decimal.
+
+    Attributes:
+        value: The number; None shows nothing.
+        low: The least of several seeds, or the lower end of an interval.
+        high: The greatest, or the upper end.
+        mark: Follows the number, such as `<`.
+        signed: Whether a positive number has its sign.
+        short: Leave the ends out of the text, not out of CSV.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    mark: str = ""
+    signed: bool = False
+    short: bool = False
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return ""
+        has_ends = self.low is not None and self.high is not None and not self.short
+        ends = f" ({self._show(self.low)} to {self._show(self.high)})" if has_ends else ""
+        return f"{self._show(self.value)}{ends}{self.mark and f' {self.mark}'}"
+
+    def _show(self, number: float | None) -> str:
+        assert number is not None
+        return f"{round(100 * number, 1) + 0.0:{'+' if self.signed else ''}.1f}"
 
 
-def by_test_set(runs: Sequence[Run]) -> list[Table]:
-    """Build the tables of scores and of means, those of tests with other questions apart."""
-    sets: dict[object, list[Run]] = {}
-    for run in runs:
-        asked = asked_of(run) or str({kind: each["count"] for kind, each in run.metrics["per_question_type"].items()})
-        sets.setdefault(asked, []).append(run)
-    found = []
-    for place, own in enumerate(sets.values(), 1):
-        which = f"; test set {place} of {len(sets)}: {own[0].metrics['counts']['questions']} questions"
-        for table in (scores(own), means(own)):
-            found.append(replace(table, title=f"{table.title}{which}") if len(sets) > 1 else table)
-    return found
+def by_setting(tested: Iterable[Tested]) -> dict[str, list[Tested]]:
+    """Return the tests of each row, one per seed, by the row's name."""
+    groups: dict[tuple[str, str, str], list[Tested]] = {}
+    for each in tested:
+        groups.setdefault((each.label, each.test, each.group), []).append(each)
+    rows: dict[str, list[Tested]] = {}
+    for (label, test, _), own in groups.items():
+        name = ", ".join(filter(None, (label, test)))
+        rows[name if name not in rows else f"{name} ({len(rows)})"] = own
+    return rows
 
 
-def scores(runs: Sequence[Run]) -> Table:
-    """Build the benchmark's results table, of the question types that a run was asked, with their average."""
-    asked = [name for name in runs[0].benchmark.columns if any(run.score(name) is not None for run in runs)]
-    columns = (*asked, AVERAGE)
-    rows = [(run.name, *_marked(run, columns)) for run in runs]
-    return _with_blind("Scores by question type (%)", ("Run", *columns), rows, runs, columns)
+def table_measures(tested: Sequence[Tested]) -> list[str]:
+    """Return the columns of a results table: those of the benchmark that were asked, the means, and corpus measures."""
+    columns = [name for name in find_benchmark(tested[0].benchmark).columns if any(name in t.measures for t in tested)]
+    kinds = list(dict.fromkeys(kind for each in tested for kind in each.questions["question_type"].unique()))
+    corpus = dict.fromkeys(name for each in tested for name in each.corpus)
+    return [*(columns or kinds), *(MEANS if len(kinds) > 1 else ()), *corpus]
 
 
-def means(runs: Sequence[Run]) -> Table:
-    """Build the table of means: accuracy of multiple-choice questions, MRA of numeric ones, and both."""
-    counts = ("questions", "failed", "unparsable")
-    known = [name for name in MEANS if any(run.score(name) is not None for run in runs)]
-    rows = [(run.name, *_marked(run, known), *map(run.metrics.get("counts", {}).get, counts)) for run in runs]
-    headings = ("Run", *known, *map(str.capitalize, counts))
-    return _with_blind("Means over questions (micro) and over question types (macro), %", headings, rows, runs, known)
+def score_cell(tests: Sequence[Tested], measure: str, *, short: bool = False) -> Cell:
+    """Return the mean over seeds with the least and the greatest, marked if it is below the best blind baseline."""
+    scores = [score for each in tests if (score := each.score(measure)) is not None]
+    if not scores:
+        return Cell(None)
+    blind = [score for name in baseline_names(tests) if (score := baseline_score(tests, name, measure)) is not None]
+    mean = float(np.mean(scores))
+    low, high = (min(scores), max(scores)) if len(scores) > 1 else (None, None)
+    mark = BELOW if is_below(mean, blind) else ""
+    return Cell(mean, low, high, mark, short=short)
 
 
-def _marked(run: Run, measured: Sequence[str]) -> Iterator[Cell]:
-    """Yield the scores of a run, those below the best blind baseline marked."""
-    for measure in measured:
-        score = run.score(measure)
-        below = is_below(score, (run.blind(name, measure) for name in NAMES))
-        yield BelowBlind(score) if score is not None and below else score
+def baseline_names(tested: Iterable[Tested]) -> list[str]:
+    """Return the names of the tests' baselines, those of `callbacks.baselines` first."""
+    found = dict.fromkeys(name for each in tested for name in each.baselines)
+    return [*(name for name in NAMES if name in found), *(name for name in found if name not in NAMES)]
 
 
-def _with_blind(
-    title: str, headings: tuple[str, ...], rows: list[tuple[Cell, ...]], runs: Sequence[Run], measured: Sequence[str]
-) -> Table:
-    """Build a table with the blind baselines below the runs; those of tests that differ name their runs."""
-    has_marks = any(isinstance(cell, BelowBlind) for row in rows for cell in row)
-    for name, title_of in NAMES.items():
-        tests: dict[tuple[Cell, ...], list[str]] = {}
-        for run in runs:
-            cells: tuple[Cell, ...] = tuple(run.blind(name, measure) for measure in measured)
-            if any(cell is not None for cell in cells):
-                tests.setdefault(cells, []).append(run.name)
-        for cells, of in tests.items():
-            label = title_of if len(of) == len(runs) else f"{title_of} ({', '.join(of)})"
-            rows.append((label, *cells, *[None] * (len(headings) - 1 - len(cells))))
-    return Table(f"{title}; {MEANING}" if has_marks else title, headings, tuple(rows))
+def baseline_score(tests: Sequence[Tested], name: str, measure: str) -> float | None:
+    """Return the score of a baseline; of tests that differ in it, the mean. None if a test lacks it."""
+    scores = [each.blind(name, measure) for each in tests if each.score(measure) is not None]
+    return None if not scores or None in scores else float(np.mean(scores))  # type: ignore[arg-type]
 
 
-def captions(runs: Sequence[Run]) -> list[Table]:
-    """Build the table of caption metrics, of benchmarks with free answers alone."""
-    found = [run.metrics.get("captions", {}) for run in runs]
-    names = [name for name in TITLES if any(name in own for own in found)]
-    rows = tuple((r.name, *map(own.get, names), own.get("tokenizer")) for r, own in zip(runs, found, strict=True))
-    headings = ("Run", *(TITLES[name] for name in names), "Tokenizer")
-    return [Table("Caption metrics, times 100", headings, rows)] if names else []
+def score_table(tested: Sequence[Tested], base: str, measures: Sequence[str]) -> pd.DataFrame:
+    """Return the table of results: a row per setting, and below them the blind baselines.
+
+    The last columns are the difference from a setting in the macro mean, or in the only measure, and the smallest
+    difference that the seeds could show.
+
+    Args:
+        tested: Tests of the same questions.
+        base: The row that is subtracted.
+        measures: The columns. Of more than a few, the means alone have their ranges, and the others in CSV.
+    """
+    settings = by_setting(tested)
+    compared = "macro" if "macro" in measures else measures[0]
+    has_seeds = any(len(tests) > 1 for tests in settings.values())
+    rows: dict[str, dict[str, Any]] = {}
+    for name, tests in settings.items():
+        rows[name] = {m: score_cell(tests, m, short=len(measures) > 3 and m not in MEANS) for m in measures}
+        if has_seeds:
+            rows[name]["seeds"] = len(tests)
+        if name != base:
+            found = difference(tests, settings[base], compared)
+            rows[name][f"{compared} - {base}"] = difference_cell(found)
+            if found.least is not None:
+                rows[name]["could show"] = Cell(found.least)
+    for name in baseline_names(tested):
+        own = {measure: baseline_score(tested, name, measure) for measure in measures}
+        if any(score is not None for score in own.values()):
+            rows[NAMES.get(name, name)] = {measure: Cell(score) for measure, score in own.items()}
+    return _frame(rows)
 
 
-def over_seeds(runs: Sequence[Run]) -> list[Table]:
-    """Average the runs that differ in the seed alone: in all measures if they are one group, else in two means."""
-    groups = group_by_seed(runs)
-    chosen = measures(runs[0].benchmark) if len(groups) == 1 else ("All micro", "All macro")
-    rows = [
-        (", ".join(run.name for run in group), measure, fmean(scored), min(scored), max(scored), len(scored))
-        for group in groups
-        for measure in chosen
-        if (scored := [score for run in group if (score := run.score(measure)) is not None])
-    ]
-    headings = ("Runs", "Measure", "Mean", "Least", "Greatest", "Count")
-    return [Table("Scores of runs that differ in the seed alone (%)", headings, tuple(rows))] if rows else []
-
-
-def differences(runs: Sequence[Run], comparisons: Comparisons) -> list[Table]:
-    """Compare each run with the first that has answers: in all measures if it is one pair, else in the means of all."""
-    base = first_answered(runs)
-    pairs = {pair[1]: found for pair, found in comparisons.pairs.items() if pair[0] == base}
-    if base is None or not pairs:
-        return []
-    chosen = measures(runs[base].benchmark) if len(pairs) == 1 else ("All micro", "All macro")
-    rows = tuple(
-        (runs[place].name, measure, each.value, each.by_question, each.by_scene, null_result(each.by_scene))
-        for place, found in pairs.items()
-        for measure in chosen
-        if (each := found.get(measure))
-    )
-    title = (
-        f"Differences from {runs[base].name} on the same questions, in points; 95 % intervals of a paired bootstrap, "
-        f"{RESAMPLES:,} resamples of questions or of scenes; what a null result could have shown"
-    )
-    headings = ("Run", "Measure", "Difference", "By question", "By scene", NULL_RESULT)
-    return [Table(title, headings, rows, signed=True).without_duplicate("By question", "By scene")]
-
-
-def first_answered(runs: Sequence[Run]) -> int | None:
-    """Return the index of the first run with answers: the base of the comparisons."""
-    return next((place for place, run in enumerate(runs) if run.answers), None)
-
-
-def settings(runs: Sequence[Run]) -> Table:
-    """Build the table of settings."""
-    rows = [_settings(run) for run in runs]
-    names = [name for name in rows[0] if name not in OPTIONAL or any(row[name] for row in rows)]
-    return Table("Settings", tuple(names), tuple(tuple(row[name] for name in names) for row in rows))
-
-
-def reproduction(runs: Sequence[Run]) -> Table:
-    """Build the table of what else others need to repeat the tests: a column per run."""
-    each = [
-        {
-            **{name: run.setting("model", name) for name in ANSWERING},
-            **{name: run.setting("data", name) for name in SHOWN},
-            **{name: run.setting("trainer", name) for name in ("precision",)},
-            **{name: run.metrics.get(name) for name in RECORDED},
-        }
-        for run in runs
-    ]
-    names = [name for name in each[0] if any(found[name] is not None for found in each)]
-    rows = tuple((name.capitalize().replace("_", " "), *(spell(own.get(name)) for own in each)) for name in names)
-    return Table("Reproduction", ("Setting", *(run.name for run in runs)), rows)
-
-
-def _settings(run: Run) -> dict[str, Cell]:
-    """Return the settings of the test."""
-
-    def data(name: str) -> str:
-        return spell(run.setting("data", name))
-
-    def part(name: str) -> str:
-        return spell(run.setting("model", name))
-
-    frames = run.setting("data", "num_frames")
-    return {
-        "Run": run.name,
-        "Model": _class(run.setting("model")),
-        "Data": _class(run.setting("data", "source")),
-        "Frames": frames if isinstance(frames, int) else spell(frames),
-        "Sampler": data("sampler"),
-        "Frame pairing": data("frame_pairing"),
-        "Perturbation": data("perturbation"),
-        "Camera encoding": part("camera_encoding"),
-        "View mixer": part("view_mixer"),
-        "Fusion": part("fusion"),
-        "Geometry": run.metrics.get("geometry") or "",
-        "Camera source": part("camera_source"),
-        "Time index": part("time_index"),
-        "Objectives": part("objectives"),
-        "Augmentation": data("augmentation"),
-        "Initial weights": part("initial_weights"),
-        "Weights": str(run.setting("model", "backbone", "path") or _class(run.setting("model", "backbone"))),
-        "Checkpoint": _checkpoint(run),
-        "Fingerprint": run.weights or "",
-        "Scorer": run.metrics["scorer"],
+def difference_table(tested: Sequence[Tested], base: str, measures: Sequence[str]) -> pd.DataFrame:
+    """Return the differences of all settings from one of them, a column per measure; arguments as of `score_table`."""
+    settings = by_setting(tested)
+    rows = {
+        name: {measure: difference_cell(difference(own, settings[base], measure)) for measure in measures}
+        for name, own in settings.items()
+        if name != base
     }
+    return _frame(rows)
 
 
-def _class(part: Any) -> str:
-    """Return the class name of a part of a config; "" without one."""
-    return str(part.get("class_path") or "").rpartition(".")[2] if isinstance(part, Mapping) else ""
+def difference_cell(found: Difference) -> Cell:
+    """Return a difference with its interval, or why it has none."""
+    if np.isnan(found.value):
+        return Cell(None)
+    mark = (ALONE if found.note == ONE_SEED else f"({found.note})") if found.note else ""
+    return Cell(found.value, found.low, found.high, mark, signed=True)
 
 
-def _checkpoint(run: Run) -> str:
-    """Return the tested checkpoint's path, relative to the run's folder if it lies there."""
-    path = str(run.metrics.get("checkpoint") or "")
-    folder = os.path.abspath(str(run.setting("trainer", "default_root_dir") or run.folder))
-    return os.path.relpath(path, folder) if os.path.abspath(path).startswith(folder + os.sep) and path else path
+def legend(frame: pd.DataFrame) -> str:
+    """Return what the marks in a table mean."""
+    marks = {cell.mark for _, column in frame.items() for cell in column if isinstance(cell, Cell)}
+    return "; ".join([*([MEANING] if BELOW in marks else []), *([f"{ALONE} {ONE_SEED}"] if ALONE in marks else [])])
 
 
-def spell(part: Any) -> str:
-    """Return a short text for a part of a config, such as `PRoPE(ChannelRange(0.0, 0.5), first)`; "" for null."""
-    if isinstance(part, Mapping):
-        if "class_path" not in part:
-            return ", ".join(f"{key} {spell(value)}" for key, value in part.items() if value is not None)
-        options = part.get("init_args")
-        values = options.values() if isinstance(options, Mapping) else ()
-        arguments = [spell(value) for value in values if value is not None]
-        return f"{_class(part)}({', '.join(arguments)})" if arguments else _class(part)
-    if isinstance(part, list):
-        return f"[{', '.join(map(spell, part))}]"
-    return "" if part is None else str(part)
+# ---- The tables of a report -----------------------------------------------------------------------------------------
+
+
+def by_questions(tested: Iterable[Tested]) -> list[list[Tested]]:
+    """Return the tests of the same questions and scorer together."""
+    sets: dict[object, list[Tested]] = {}
+    for each in tested:
+        sets.setdefault((each.benchmark, each.scorer, each.asked), []).append(each)
+    return list(sets.values())
+
+
+def report_tables(tested: Sequence[Tested], baseline: str | None = None) -> list[tuple[str, pd.DataFrame]]:
+    """Return the tables of tests of the same questions, with their titles: scores, differences, options that differ.
+
+    Args:
+        tested: The tests.
+        baseline: The row, or a run in it, that differences are from; None, or one of other tests, is the first row.
+    """
+    settings, measures = by_setting(tested), table_measures(tested)
+    base = next((name for name, own in settings.items() if baseline in names_of(name, own)), next(iter(settings)))
+    first = tested[0]
+    asked = f"{len(first.questions)} questions about {first.questions['scene'].nunique()} scenes"
+    title = f"{first.benchmark}, scorer {first.scorer}, {asked}: scores in %, mean (least to greatest) over seeds"
+    tables = [(title, score_table(tested, base, measures))]
+    if len(settings) > 1 and len(measures) > 1:
+        title = f"Differences from {base} in points, with 95 % intervals over seeds and scenes"
+        tables.append((title, difference_table(tested, base, measures)))
+    options = option_table({name: own[0].options for name, own in settings.items()})
+    if not options.empty:
+        tables.append(("Options that differ", options))
+    return [("; ".join(filter(None, (title, legend(table)))), table) for title, table in tables]
+
+
+def names_of(row: str, tests: Iterable[Tested]) -> set[str]:
+    """Return the names by which a user may call a row: its own, its label, and its runs' folders."""
+    folders = [each.folder for each in tests if each.folder]
+    return {row, *(each.label for each in tests), *(text for path in folders for text in (str(path), path.name))}
+
+
+def _frame(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    cells = [[row.get(name, "") for name in columns] for row in rows.values()]
+    return pd.DataFrame(cells, index=pd.Index(list(rows), name="setting"), columns=columns, dtype=object)
+
+
+# ---- Formats --------------------------------------------------------------------------------------------------------
+
+STYLES = {"text": "simple", "markdown": "pipe", "latex": "latex_booktabs"}  # tabulate's names
+LAYOUTS = {
+    "text": "{title}\n\n{table}\n",
+    "markdown": "**{title}**\n\n{table}\n",
+    "latex": "% needs \\usepackage{{booktabs}}\n"
+    "\\begin{{table}}\n\\centering\n\\caption{{{title}}}\n{table}\n\\end{{table}}\n",
+}
+
+
+def write(frame: pd.DataFrame, format: Format, title: str = "") -> str:
+    """Return a table as text, with its index as the first column.
+
+    Args:
+        frame: A table; other values than cells are shown by `str`.
+        format: text, markdown, latex (needs booktabs), csv or html. CSV holds plain numbers in 0..1: the range or
+            interval of a column has columns of its own.
+        title: The caption; CSV has none.
+    """
+    if format == "csv":
+        return str(_numbers(frame).to_csv(lineterminator="\n"))
+    right = [any(isinstance(cell, Cell | int | float) for cell in column) for _, column in frame.items()]
+    texts = frame.map(_one_line).set_axis(frame.columns.map(str), axis=1)
+    texts.insert(0, "", frame.index.map(_one_line))
+    if format == "html":
+        caption = f"<caption>{escape(title)}</caption>" if title else ""
+        with pd.option_context("display.max_colwidth", None):
+            return f"{texts.to_html(index=False, border=0).replace('>', f'>{caption}', 1)}\n"
+    if format == "markdown":
+        texts, title = texts.map(_markdown).set_axis(texts.columns.map(_markdown), axis=1), _markdown(title)
+    sides = ["left", *("right" if each else "left" for each in right)]
+    table = texts.to_markdown(index=False, tablefmt=STYLES[format], colalign=sides, disable_numparse=True)
+    if format == "latex":
+        table = re.sub(r"^ *(?=[\[*])", "{}", table, flags=re.MULTILINE)  # else an argument of the \\ or \midrule above
+        title = title.translate(str.maketrans(LATEX_ESCAPE_RULES))
+    return LAYOUTS[format].format(title=title, table=table) if title else f"{table}\n"
+
+
+def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table with plain numbers in place of cells."""
+    columns: dict[str, list[Any]] = {}
+    for name, column in frame.items():
+        if not any(isinstance(cell, Cell) for cell in column):
+            columns[str(name)] = list(column)
+            continue
+        for suffix, part in (("", "value"), (" low", "low"), (" high", "high")):
+            values = [getattr(cell, part, None) for cell in column]
+            if part == "value" or any(value is not None for value in values):
+                columns[f"{name}{suffix}"] = values
+    return pd.DataFrame(columns, index=frame.index)
+
+
+def _one_line(cell: Any) -> str:
+    return "" if cell is None else " ".join(str(cell).split())
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", text)

@@ -12,14 +12,16 @@ caption metrics. Its numbers are percentages, or fractions if none is above 1.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from commands.reports.loaded_runs import Run
-from commands.reports.table import Table
+import pandas as pd
+
+from commands.reports.scores import Tested
+from zoo.benchmarks import find_benchmark
 from zoo.benchmarks.free_answers import TITLES
 from zoo.errors import InputError
 
@@ -44,45 +46,49 @@ def read_published(path: Path) -> dict[str, Row]:
     return dict(rows)
 
 
-def verify(run: Run, rows: Mapping[str, Row], chosen: str | None) -> tuple[Table, bool]:
+def verify(tested: Tested, rows: Mapping[str, Row], chosen: str | None) -> tuple[str, pd.DataFrame, bool]:
     """Compare a run with one published row.
 
     Args:
-        run: A tested run.
+        tested: The test of a run.
         rows: See `read_published`.
         chosen: A row's name, with or without its group; None is the one with the name of the run's weights.
 
     Returns:
-        The table, and whether all numbers were measured and agree.
+        The title, the table, and whether all numbers were measured and agree.
 
     Raises:
         InputError: No row or several have this name, or it shares no measure with the test.
     """
-    wanted = chosen or str(run.setting("model", "backbone", "path") or "").rpartition("/")[2]
+    wanted = chosen or str(tested.options.get("model.backbone.path") or "").rpartition("/")[2]
     names = [name for name in rows if wanted in (name, name.partition("/")[2])]
     if len(names) != 1:
         count = "several rows" if names else "no row"
         listed = ", ".join(names or rows)
-        raise InputError(f"{run.name}: {count} of published numbers named {wanted!r}: choose a --row of {listed}")
+        raise InputError(f"{tested.label}: {count} of published numbers named {wanted!r}: choose a --row of {listed}")
     published = dict(_flat(rows[names[0]]))
     means = [number for measure, number in published.items() if measure not in TITLES]  # CIDEr may exceed 1
     scale = 1 if max(means or published.values(), default=0) <= 1 else 100
-    measured = {measure: _measured(run, measure) for measure in published}
+    measured = {measure: _measured(tested, measure) for measure in published}
     if all(score is None for score in measured.values()):
-        raise InputError(f"{run.name}: the row {names[0]!r} shares no measure with {run.benchmark.name}")
-    compared, all_agree = [], None not in measured.values()
+        raise InputError(f"{tested.label}: the row {names[0]!r} shares no measure with {tested.benchmark}")
+    compared = {}
     for measure, number in published.items():
         if (score := measured[measure]) is None:
-            compared.append((measure, str(number), "not measured", "", "NO"))
+            compared[measure] = {"published": str(number), "measured": "not measured", "within rounding": "NO"}
             continue
         difference = Decimal(score) * scale - number
-        exponent = number.as_tuple().exponent
-        agrees = abs(difference) <= Decimal(5).scaleb(int(exponent) - 1) + FLOAT_ERROR
-        all_agree &= agrees
-        cells = (str(number), f"{score * scale:.6g}", f"{difference:+.2g}", "yes" if agrees else "NO")
-        compared.append((measure, *cells))
-    headings = ("Measure", "Published", "Measured", "Difference", "Within rounding")
-    return Table(f"{run.name} and {names[0]}", headings, tuple(compared)), all_agree
+        agrees = abs(difference) <= Decimal(5).scaleb(int(number.as_tuple().exponent) - 1) + FLOAT_ERROR
+        compared[measure] = {
+            "published": str(number),
+            "measured": f"{score * scale:.6g}",
+            "difference": f"{difference:+.2g}",
+            "within rounding": "yes" if agrees else "NO",
+        }
+    columns = ["published", "measured", "difference", "within rounding"]
+    table = pd.DataFrame.from_dict(compared, orient="index", columns=columns).fillna("").rename_axis("measure")
+    all_agree = bool((table["within rounding"] == "yes").all())
+    return f"{tested.label} and {names[0]}", table, all_agree
 
 
 def _rows(content: Any) -> Mapping[str, Row]:
@@ -97,18 +103,15 @@ def _flat(row: Row, prefix: str = "") -> Iterator[tuple[str, Decimal]]:
             yield from _flat(value, f"{name}.")
 
 
-def _measured(run: Run, measure: str) -> float | None:
+def _measured(tested: Tested, measure: str) -> float | None:
     """Return the score of a run in 0..1 in a published measure; None if the test lacks it."""
     name, _, group = measure.partition(".")
-    types = run.metrics["per_question_type"]
-    kinds: Sequence[str] = run.benchmark.groups.get(group or "all", ())
+    group = group or "all"
     if name in (*MICRO, *MACRO):
-        found: float | None = run.metrics[group or "all"]["micro" if name in MICRO else "macro"] if kinds else None
-        return found
+        mean = "micro" if name in MICRO else "macro"
+        return tested.score(mean if group == "all" else f"{group}/{mean}")
     if name == OLD_MACRO:
-        scores = [types[kind]["score"] for kind in kinds if kind in types]
+        kinds = find_benchmark(tested.benchmark).groups.get(group, ())
+        scores = [score for kind in kinds if (score := tested.score(kind)) is not None]
         return fmean(scores) if scores else None
-    if name in types:
-        return float(types[name]["score"])
-    caption = run.metrics.get("captions", {}).get(name)
-    return caption if isinstance(caption, float) else None
+    return tested.score(name)

@@ -1,163 +1,282 @@
-"""The document of a study: tables, plot and comparisons in Markdown, some of them embedded in other documents."""
+"""The document of a study: its tables and comparisons in Markdown, and its plot."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
-from callbacks.baselines import BELOW, MEANING, NAMES
-from commands.studies.embedding import embed
-from commands.studies.plot import Rows, draw
-from commands.studies.scores import OUTDATED, Scores
-from commands.studies.sections import Cell, change, pairs, section, table, titled
-from commands.studies.study_file import OWN, Study, words
+import pandas as pd
+
+from callbacks.baselines import BELOW, MEANING, NAMES, is_below
+from commands.reports.plot import draw
+from commands.reports.statistics import difference
+from commands.studies.results import Result, Results
+from commands.studies.study_file import OWN, Comparison, Study, as_words
 from zoo.files.atomic_io import write_whole
 
 UNLEARNED = "unlearned"  # in the name of a null model's error
+MAX_FAMILIES = 7  # rows of more families than colors are not colored
+Rows = dict[str, dict[str, list[float]]]  # a plot's scores by row and column, one per seed
 
 
-def write_documents(scores: Scores) -> list[Path]:
-    """Write the study's document and plot, and its sections in other documents; return the files.
+class Cell(NamedTuple):
+    """A test of a setting in a column, over all seeds."""
 
-    Raises:
-        InputError: A file can't be written.
+    setting: str
+    column: str
+    test: str = OWN
+
+
+class Document:
+    """The tables of a study.
+
+    Args:
+        study: The plan.
+        results: What is measured.
     """
-    study = scores.study
-    texts = {Path(name): Path(name).read_text(encoding="utf-8") for name in study.documents}
-    embedded = {path: embed(text, scores, footnotes) for path, text in texts.items()}
-    plot = study.document.with_suffix(".png")
-    draw(_panels(scores), scores.baselines, study.score, plot)
-    files = {study.document: document(scores, plot.name), **embedded}
-    for path, text in files.items():
-        write_whole(path, text)
-    return [*files, plot]
 
+    def __init__(self, study: Study, results: Results) -> None:
+        self.study, self.results = study, results
+        self._found = {(run.setting, run.column, run.seed): results.find(run) for run in study.runs()}
 
-def _panels(scores: Scores) -> Mapping[str, Rows]:
-    """Return the plotted rows: of each comparison, before them the settings and tests that no comparison has."""
-    study = scores.study
-    panels: dict[str, Rows] = {}
-    compared = set()
-    for each in study.compare:
-        cells = dict.fromkeys(cell for pair in pairs(each, scores) for cell in reversed(pair))
-        panels[each.title] = {_row_name(study, c.setting, c.test): {c.column: scores.of(*c)} for c in cells}
-        compared |= {(cell.setting, cell.test) for cell in cells}
-    others = {
-        _row_name(study, name, test): {column: scores.of(name, column, test) for column in study.columns}
-        for name, setting in study.settings.items()
-        for test in (OWN, *setting.tests)
-        if (name, test) not in compared
-    }
-    return {"Other settings and tests" if compared else study.title: others, **panels}
+    # ---- Scores --------------------------------------------------------------------------------------------------
 
+    def found(self, cell: Cell) -> dict[int, Result]:
+        """Return the results of a cell by seed."""
+        every = {seed: self._found.get((cell.setting, cell.column, seed), {}) for seed in self.study.seeds}
+        return {seed: tests[cell.test] for seed, tests in every.items() if cell.test in tests}
 
-def _row_name(study: Study, setting: str, test: str) -> str:
-    return ", ".join(filter(None, [study.label_of(setting), test]))
+    def measure(self, cell: Cell) -> str:
+        """Return the measure of a cell's row."""
+        return self.study.score_of(cell.setting, cell.test)
 
+    def scores(self, cell: Cell) -> list[float]:
+        """Return the scores of a cell, one per seed that is measured."""
+        kind = self.measure(cell)
+        return [result.scores[kind] for result in self.found(cell).values() if kind in result.scores]
 
-def document(scores: Scores, plot: str) -> str:
-    """Return the text of a study's document."""
-    study = scores.study
-    parts = [f"# {study.title}", study.text.strip(), _summary(study, scores), score_table(scores)]
-    lines = ", and lines at the blind baselines" if scores.baselines else ""
-    parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
-    if further := test_table(scores):
-        parts += ["## Further tests of the trained models", further]
-    for each in study.compare:
-        parts += [f"## {each.title}", section(each, scores)]
-    if errors := error_table(scores):
-        parts += ["## Errors of what the objectives predict", errors]
-    parts.insert(4, footnotes("".join(parts), scores))
-    return "\n\n".join(filter(None, parts)) + "\n"
+    def blind(self, cell: Cell) -> dict[str, float]:
+        """Return the scores of the blind baselines of a cell's test, in the measure of its row."""
+        result = next(iter(self.found(cell).values()), None)
+        kind, baselines = self.measure(cell), result.baselines if result is not None else {}
+        named = [*NAMES, *(name for name in baselines if name not in NAMES)]
+        return {name: baselines[name][kind] for name in named if kind in baselines.get(name, {})}
 
+    @cached_property
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """The scores of the blind baselines in each column, by name, in the study's measure."""
+        names = [name for name in self.study.settings if self.study.score_of(name) == self.study.score]
+        found: dict[str, dict[str, float]] = {}
+        for column in self.study.columns:
+            own = (self.blind(Cell(name, column)) for name in names)
+            for baseline, score in next(filter(None, own), {}).items():
+                found.setdefault(baseline, {})[column] = score
+        return found
 
-def _summary(study: Study, scores: Scores) -> str:
-    runs = study.runs(study.settings, study.columns, study.seeds)
-    found = [result for run in runs if (result := scores.results.find(run, OWN))]
-    seconds = [result.fit_s for result in found if result.fit_s is not None]
-    took = f" A training took {statistics.median(seconds):.0f} s (median)." if seconds else ""
-    common = [*(f"--config={name}" for name in study.configs), *words(study.options)]
-    options = ["All trainings have the options", "    " + " ".join(common)] if common else []
-    if study.test:
-        options += ["All tests have the options", "    " + " ".join(words(study.test))]
-    seeds = ", ".join(map(str, study.seeds))
-    spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
-    cells = f"A cell is {spread} ({seeds}); the score is {study.score} unless the row says otherwise."
-    if study.compare:
-        cells += (
-            " A difference is over the seeds that both have. Its interval resamples seeds and scenes, or questions. "
-            "One that holds 0 shows no difference: `could show` is the smallest one that four of five repetitions of "
-            "the study would show, and none where scores can't differ by as much."
-        )
-    command = f"This file is made by `{_command(study)}`: {len(found)} of {len(runs)} trainings.{took}"
-    counts = Counter(result.version for result in found if result.version).most_common()
-    versions = ", ".join(f"{version} ({count} training{'s' * (count > 1)})" for version, count in counts)
-    made_by = [f"The code that trained: {versions}."] if counts else []
-    return "\n\n".join([command, *made_by, *options, cells])
+    def text(self, cell: Cell) -> str:
+        """Return the mean score of a cell with its range, marked if it is below the best blind baseline."""
+        values = self.scores(cell)
+        below = bool(values) and is_below(statistics.mean(values), self.blind(cell).values())
+        return f"{self._over_seeds(values)} {BELOW}" if below else self._over_seeds(values)
 
+    def _over_seeds(self, values: list[float], form: str = ".3f") -> str:
+        """Return a mean with the least and the greatest value, and the number of seeds if some are missing."""
+        if not values:
+            return ""
+        notes = [f"{min(values):{form}} to {max(values):{form}}"] if len(values) > 1 else []
+        notes += [f"{len(values)} of {len(self.study.seeds)} seeds"] if len(values) < len(self.study.seeds) else []
+        return f"{statistics.mean(values):{form}}" + (f" ({', '.join(notes)})" if notes else "")
 
-def _command(study: Study) -> str:
-    return f"python main.py study {study.path}"
+    # ---- Tables --------------------------------------------------------------------------------------------------
 
+    def score_table(self) -> pd.DataFrame:
+        """Return the table of the settings that are measured, with the blind baselines below."""
+        columns = self.study.columns
+        rows = {name: [self.text(Cell(name, column)) for column in columns] for name in self.study.settings}
+        table = [[self.study.label_of(name), *cells] for name, cells in rows.items() if any(cells)]
+        for name, own in self.baselines.items():
+            table.append([NAMES.get(name, name), *(f"{own[each]:.3f}" if each in own else "" for each in columns)])
+        return pd.DataFrame(table, columns=["setting", *map(self._heading, columns)])
 
-def score_table(scores: Scores) -> str:
-    """Return the table of the settings, with the blind baselines below."""
-    study, rows, missing = scores.study, list[list[str]](), list[str]()
-    for name in study.settings:
-        cells = [scores.cell(name, column) for column in study.columns]
-        if any(cells):
-            rows.append([study.label_of(name), *cells])
+    def test_table(self) -> pd.DataFrame:
+        """Return the table of further tests: the score of each, and its change against the model's own test."""
+        rows = []
+        for name, setting in self.study.settings.items():
+            for test in setting.tests:
+                texts = []
+                for column in self.study.columns:
+                    cell = Cell(name, column, test)
+                    texts += [self.text(cell), self._change(cell, cell._replace(test=OWN))]
+                if any(texts):
+                    score = self.study.tests[test].score
+                    rows.append([self.study.label_of(name), f"{test} ({score})" if score else test, *texts])
+        headings = [text for column in self.study.columns for text in (self._heading(column), "change")]
+        return pd.DataFrame(rows, columns=["setting", "tested with", *headings])
+
+    def error_table(self) -> pd.DataFrame:
+        """Return the table of the errors of what objectives predict, each beside a null model's."""
+        rows = []
+        for setting in self.study.settings:
+            found = [list(self.found(Cell(setting, column)).values()) for column in self.study.columns]
+            names = dict.fromkeys(name for results in found for result in results for name in result.errors)
+            for name in (name for name in names if f"/{UNLEARNED}/" not in name):
+                both = (name, name.replace("/", f"/{UNLEARNED}/", 1))
+                cells = []
+                for own, error in product(found, both):
+                    values = [each.errors[error] for each in own if error in each.errors]
+                    cells.append(self._over_seeds(values, ".3g"))
+                rows.append([setting, name, *cells])
+        headings = [text for column in self.study.columns for text in (self._heading(column), "null model")]
+        return pd.DataFrame(rows, columns=["setting", "error", *headings])
+
+    def comparison(self, each: Comparison) -> pd.DataFrame:
+        """Return the table of a comparison, without rows that have no score."""
+        columns, rows = self._columns(each), []
+        for cell, base in self.pairs(each):
+            texts = [self.text(cell._replace(column=column)) for column in columns]
+            if any(texts):
+                named = [self.study.label_of(cell.setting), *([cell.test] if each.tests else [])]
+                rows.append([*named, *texts, *self._difference(cell, base)])
+        against = f"minus *{each.baseline}*" if each.baseline else "minus the own test"
+        headings = [*(["tested with"] if each.tests else []), *map(self._heading, columns)]
+        compared = [f"{self._heading(columns[0])}, {against}", "95 % interval", "least effect"]
+        return pd.DataFrame(rows, columns=["setting", *headings, *compared])
+
+    def pairs(self, each: Comparison) -> Iterator[tuple[Cell, Cell]]:
+        """Yield the cells of a comparison, each with the cell that it is compared with."""
+        column = self._columns(each)[0]
+        if each.baseline is not None:
+            for test in each.tests or [OWN]:
+                for name in dict.fromkeys([each.baseline, *each.settings]):
+                    yield Cell(name, column, test), Cell(each.baseline, column, test)
         else:
-            missing.append(name)
-    for name, own in scores.baselines.items():
-        rows.append([NAMES[name], *(f"{own[each]:.3f}" if each in own else "" for each in study.columns)])
-    shown = table(["setting", *(titled(column, scores) for column in study.columns)], rows)
-    return f"{shown}\n\nNot measured yet: {'; '.join(missing)}." if missing else shown
+            for name in each.settings:
+                for test in each.tests:
+                    if test in self.study.settings[name].tests:
+                        yield Cell(name, column, test), Cell(name, column)
+
+    def _columns(self, each: Comparison) -> list[str]:
+        """Return the columns that a comparison shows; it compares in the first."""
+        columns = [each.column] if each.column else list(self.study.columns)
+        return columns if each.baseline is not None else columns[:1]
+
+    def _heading(self, column: str) -> str:
+        return f"`{column}`" if column else self.study.score
+
+    def _difference(self, cell: Cell, base: Cell) -> list[str]:
+        """Return a difference, its interval, and the least effect that the study would show."""
+        if cell == base or not self._change(cell, base):
+            return ["", "", ""]
+        ours, theirs = (
+            [self.results.tested(result, f"{each}", each.test) for result in self.found(each).values()]
+            for each in (cell, base)
+        )
+        found = difference(ours, theirs, self.measure(cell))
+        interval = found.note if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
+        return [f"{found.value:+.3f}", interval, "" if found.least is None else f"{found.least:.3f}"]
+
+    def _change(self, cell: Cell, base: Cell) -> str:
+        """Return the score of a cell minus another's, over the seeds that both have; "" without such seeds."""
+        ours, theirs, kind = self.found(cell), self.found(base), self.measure(cell)
+        both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+        is_same_model = cell[:2] == base[:2]
+        if is_same_model and any(one.questions != other.questions for one, other in both):
+            return ""  # a test with other questions
+        found = [(one.scores, other.scores) for one, other in both if kind in one.scores and kind in other.scores]
+        return f"{statistics.mean(one[kind] - other[kind] for one, other in found):+.3f}" if found else ""
+
+    # ---- The file ------------------------------------------------------------------------------------------------
+
+    def write(self) -> list[Path]:
+        """Write the document and its plot; return the files.
+
+        Raises:
+            InputError: A file can't be written.
+        """
+        plot = self.study.document.with_suffix(".png")
+        draw(self._panels(), self.baselines, self.study.score, plot, self._families())
+        write_whole(self.study.document, self.markdown(plot.name))
+        return [self.study.document, plot]
+
+    def markdown(self, plot: str) -> str:
+        """Return the text of the document, with the name of its plot."""
+        study = self.study
+        measured = {setting for setting, column, _ in self._found if self.text(Cell(setting, column))}
+        missing = [name for name in study.settings if name not in measured]
+        lines = ", and lines at the blind baselines" if self.baselines else ""
+        parts = [f"# {study.title}", study.text.strip(), self._summary(), _markdown(self.score_table())]
+        parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
+        parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
+        if not (further := self.test_table()).empty:
+            parts += ["## Further tests of the trained models", _markdown(further)]
+        for each in study.compare:
+            table = self.comparison(each)
+            parts += [f"## {each.title}", "Not measured yet." if table.empty else _markdown(table)]
+        if not (errors := self.error_table()).empty:
+            parts += ["## Errors of what the objectives predict", _markdown(errors)]
+        if any(f" {BELOW}" in part for part in parts[3:]):
+            parts.insert(5, f"{MEANING}.")
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+    def _summary(self) -> str:
+        study, runs = self.study, self.study.runs()
+        found = [tests[OWN] for tests in self._found.values() if OWN in tests]
+        seconds = [result.fit_s for result in found if result.fit_s is not None]
+        took = f" A training took {statistics.median(seconds):.0f} s (median)." if seconds else ""
+        command = f"`python main.py study {study.path}` makes this file: {len(found)} of {len(runs)} trainings.{took}"
+        counts = Counter(f"{each.commit}{'' if each.is_clean else ' with changes'}" for each in found if each.commit)
+        versions = ", ".join(f"{version} ({number})" for version, number in counts.most_common())
+        parts = [command, *([f"Commits of the code, with the number of trainings: {versions}."] if counts else [])]
+        if common := [*(f"--config={name}" for name in study.configs), *as_words(study.options)]:
+            parts += ["All trainings have the options", "    " + " ".join(common)]
+        if study.test:
+            parts += ["All tests have the options", "    " + " ".join(as_words(study.test))]
+        seeds = ", ".join(map(str, study.seeds))
+        spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
+        parts.append(f"A cell is {spread} ({seeds}). The score is {study.score} unless the row says otherwise.")
+        if study.compare:
+            parts.append(
+                "Differences are paired by seed and by question. Their 95 % intervals are for other seeds and other"
+                " scenes. The least effect is the smallest difference that four of five repetitions of the study would"
+                " show."
+            )
+        return "\n\n".join(filter(None, parts))
+
+    def _panels(self) -> Mapping[str, Rows]:
+        """Return the rows of the plot: each comparison, then the settings and tests that no comparison has."""
+        study, compared = self.study, set[tuple[str, str]]()
+        panels: dict[str, Rows] = {}
+        for each in study.compare:
+            cells = dict.fromkeys(cell for pair in self.pairs(each) for cell in reversed(pair))
+            panels[each.title] = {self._row(cell): {cell.column: self.scores(cell)} for cell in cells}
+            compared |= {(cell.setting, cell.test) for cell in cells}
+        others = [
+            Cell(name, "", test)
+            for name, setting in study.settings.items()
+            for test in (OWN, *setting.tests)
+            if (name, test) not in compared
+        ]
+        rows = {
+            self._row(cell): {column: self.scores(cell._replace(column=column)) for column in study.columns}
+            for cell in others
+        }
+        return {**panels, "Other settings and tests" if compared else study.title: rows}
+
+    def _families(self) -> dict[str, str] | None:
+        """Return the family of each row, by which it is colored: the first words of the setting, up to a comma."""
+        tests = {name: (OWN, *setting.tests) for name, setting in self.study.settings.items()}
+        names = [(Cell(name, "", test), name.partition(",")[0]) for name, own in tests.items() for test in own]
+        families = {self._row(cell): family for cell, family in names}
+        return families if 1 < len(set(families.values())) <= MAX_FAMILIES else None
+
+    def _row(self, cell: Cell) -> str:
+        return ", ".join(filter(None, [self.study.label_of(cell.setting), cell.test]))
 
 
-def test_table(scores: Scores) -> str:
-    """Return the table of further tests: of each the score, and its change against the own test."""
-    study, columns, rows = scores.study, list(scores.study.columns), []
-    for name, setting in study.settings.items():
-        for test in setting.tests:
-            cells = []
-            for column in columns:
-                tested, own = Cell(name, column, test), Cell(name, column)
-                cells += [scores.cell(*tested), change(tested, own, scores)]
-            if any(cells):
-                measure = study.tests[test].score
-                rows.append([study.label_of(name), f"{test} ({measure})" if measure else test, *cells])
-    headings = [text for column in columns for text in (titled(column, scores), "change")]
-    return table(["setting", "tested with", *headings], rows) if rows else ""
-
-
-def error_table(scores: Scores) -> str:
-    """Return the table of the errors of what objectives predict, each beside that of a null model."""
-    columns, rows = scores.study.columns, list[list[str]]()
-    for setting in scores.study.settings:
-        found = [list(scores.found(setting, column).values()) for column in columns]
-        names = dict.fromkeys(name for results in found for result in results for name in result.errors)
-        for name in names:
-            if f"/{UNLEARNED}/" in name:
-                continue
-            cells = []
-            for results in found:
-                for error in (name, name.replace("/", f"/{UNLEARNED}/", 1)):
-                    measured = [result for result in results if error in result.errors]
-                    values = [result.errors[error] for result in measured]
-                    cells.append(scores.over_seeds(values, measured, ".3g"))
-            rows.append([setting, name, *cells])
-    headings = [text for column in columns for text in (titled(column, scores), "null model")]
-    return table(["setting", "error", *headings], rows) if rows else ""
-
-
-def footnotes(text: str, scores: Scores) -> str:
-    """Return what the marks of a text mean."""
-    notes = [f"{MEANING}."] if f" {BELOW} |" in text else []
-    if scores.all_outdated or OUTDATED in text:
-        which = "All of this was made" if scores.all_outdated else f"{OUTDATED} Made"
-        command = _command(scores.study)
-        notes.append(f"{which} by other code than the present; `{command} --redo_outdated` makes it anew.")
-    return "\n\n".join(notes)
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, disable_numparse=True)

@@ -1,18 +1,24 @@
-"""The results of a study: a file of JSON lines that is committed, so that a fresh clone goes on from there."""
+"""The results of a study: a file of JSON lines that is committed, so that a fresh clone goes on from there.
+
+A line is the result of one test of one training, with the score of each question. What the questions are is written
+once for each set of questions, in a line of its own.
+"""
 
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from commands.reports.loaded_runs import load_run
-from commands.studies.study_file import MACRO, Run
+import pandas as pd
+
+from callbacks.run_config import METRICS, PREDICTIONS
+from commands.reports.scores import Tested
+from commands.studies.study_file import MACRO, OWN, Options, Run, Study, read_study
 from zoo.errors import InputError
-from zoo.files.atomic_io import JSONLines
+from zoo.files.atomic_io import JSONLines, read_json, read_records
 from zoo.files.fingerprint import fingerprint
 
 DIGITS = 5  # of a score
@@ -20,7 +26,11 @@ DIGITS = 5  # of a score
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of a test, which many results share; `key` is their digest."""
+    """The questions of a test, which many results share.
+
+    Attributes:
+        key: The fingerprint of the questions, by which a result names them.
+    """
 
     key: str
     benchmark: str
@@ -28,7 +38,6 @@ class Questions:
     ids: list[str]
     question_types: list[str]
     scenes: list[str]
-    ground_truths: list[str]
 
 
 @dataclass(frozen=True)
@@ -36,186 +45,206 @@ class Result:
     """The scores of one test of one training.
 
     Attributes:
-        fit: Words after `main.py fit`.
-        tested_with: Words after `main.py test` that change the test.
-        code: Digest of the code that trained, see `commands.studies.source_code`.
+        options: The training's options with its configs merged, see `Run.resolved`.
+        test_options: The options of the test.
+        commit: The commit of the code that trained; "" if unknown.
+        is_clean: Whether the code was as the commit has it.
+        trained: When the training ended; all tests of one training share it. "" for results of former versions.
         fit_s: Seconds of the training; None if it was interrupted.
-        scores: By question type, and their macro mean.
+        scores: The score of each question type, and their macro mean.
+        baselines: The same of each blind baseline, by its name.
         questions: Key of the questions.
-        question_scores: In the order of the questions.
-        errors: Of what the model's objectives predict, and as <objective>/unlearned/<name> those of a null model.
-        version: Of the code that trained, with its commit; empty if unknown.
-        baselines: The scores of the blind baselines of text and cameras, by name; `Scores.blind` has the constant.
+        question_scores: The score of each question.
+        errors: The errors of what the model's objectives predict. `<objective>/unlearned/<name>` is a null model's.
     """
 
     setting: str
     column: str
     seed: int
     test: str
-    fit: str
-    tested_with: str
-    code: str
+    options: Options
+    test_options: Options
+    commit: str
+    is_clean: bool
+    trained: str
     fit_s: float | None
     scores: dict[str, float]
+    baselines: dict[str, dict[str, float]]
     questions: str
     question_scores: list[float]
     errors: dict[str, float] = field(default_factory=dict)
-    version: str = ""
-    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-Line = Questions | Result
 
 
 class Results:
-    """The results of a study, and those that other studies have of the same trainings.
+    """The results of a study, and those that other studies have of equal trainings.
 
     Args:
         path: The file; it is made with the first result.
-        shared: Files of other studies, which are read only. All tests of a training come from one file: the study's own
-            if that has any of them, else the first of these.
+        shared: Files of other studies, which are only read.
 
     Attributes:
-        notes: Remarks about the files.
+        notes: Remarks on files of other studies that are damaged, and so not used.
 
     Raises:
-        InputError: A line of the study's own file is no result; the last may be incomplete, as a kill leaves it.
+        InputError: A line of the study's own file is no result. The last may be incomplete, as a kill leaves it.
     """
 
     def __init__(self, path: Path, shared: Iterable[Path] = ()) -> None:
         self.path = path
-        self._own = _File(path)
-        self._shared, self.notes = list[_File](), list(self._own.notes)
+        self.questions: dict[str, Questions] = {}
+        self.own, self._others, self.notes = list[Result](), list[Result](), list[str]()
         for other in shared:
             try:
-                self._shared.append(_File(other))
+                self._others += self._read(other)
             except InputError as error:
                 self.notes.append(f"{error}; until then its results are not shared")
+        self.own += self._read(path)
 
-    def find(self, run: Run, test: str) -> Result | None:
-        """Return the newest result of these very words, or None."""
-        tests = next((file.tests[run.command] for file in (self._own, *self._shared) if run.command in file.tests), {})
-        return tests.get(shlex.join(run.tests[test]))
+    def _read(self, path: Path) -> list[Result]:
+        """Return the results in a file whose questions are known."""
+        results = []
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # a kill leaves a last line without an end
+        for number, text in enumerate(lines, 1):
+            try:
+                line = json.loads(text)
+                if "setting" in line:
+                    results.append(Result(**line))
+                else:
+                    self.questions[line["key"]] = Questions(**line)
+            except (KeyError, TypeError, ValueError) as error:
+                message = f"{path}, line {number}: no result of a study: {error}; remove the line"
+                raise InputError(message) from error
+        return [each for each in results if each.questions in self.questions]
 
-    def has_own(self, result: Result) -> bool:
-        """Return whether the study's own file has this result."""
-        return self._own.tests.get(result.fit, {}).get(result.tested_with) == result
+    def find(self, run: Run) -> dict[str, Result]:
+        """Return the results of a planned training by the test's name, all of one training.
 
-    def is_outdated(self, result: Result, code: str) -> bool:
-        """Return whether other code trained, which may differ in what it does."""
-        return result.code != code
+        A result belongs to the training if its resolved options, its seed and the options of the test are equal. Of
+        several trainings the one with most of the planned tests counts; of equals one of the study's own file; of
+        these the last.
+        """
+        options = run.resolved
+        trainings: dict[tuple[bool, str], dict[str, Result]] = {}
+        for is_own, results in ((False, self._others), (True, self.own)):
+            for result in results:
+                if result.seed == run.seed and result.options == options:
+                    same = (test for test, options in run.tests.items() if result.test_options == options)
+                    trainings.setdefault((is_own, result.trained), {}).update(dict.fromkeys(same, result))
+        ranked = sorted(trainings, key=lambda key: (len(trainings[key]), *key))
+        return trainings[ranked[-1]] if ranked else {}
 
-    def questions_of(self, result: Result) -> Questions:
-        """Return the questions of a result."""
-        return next(
-            f.questions[result.questions] for f in (self._own, *self._shared) if result.questions in f.questions
-        )
+    def stale(self, runs: Sequence[Run]) -> list[Result]:
+        """Return the own results that belong to none of the planned trainings and tests."""
+        planned = [(run.resolved, run.seed, options) for run in runs for options in run.tests.values()]
+        return [each for each in self.own if (each.options, each.seed, each.test_options) not in planned]
+
+    def is_recorded(self, trained: str, tests: Mapping[str, Options]) -> bool:
+        """Return whether the own file has these tests of a training."""
+        known = [each.test_options for each in self.own if each.trained == trained]
+        return all(options in known for options in tests.values())
 
     def add(self, result: Result, questions: Questions) -> None:
-        """Append a result, and its questions unless an earlier result has them."""
-        self._append(*([] if questions.key in self._own.questions else [questions]), result)
+        """Append a result, unless the file has it.
 
-    def _append(self, *lines: Line) -> None:
+        Raises:
+            InputError: The file can't be written.
+        """
+        if result in self.own:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = [] if any(each.questions == questions.key for each in self.own) else [asdict(questions)]
         file = JSONLines(self.path)
-        file.append([asdict(line) for line in lines])
+        file.append([*new, asdict(result)])
         file.close()
-        for line in lines:
-            self._own.keep(line)
+        self.questions[questions.key] = questions
+        self.own.append(result)
+
+    def tested(self, result: Result, label: str, test: str = OWN) -> Tested:
+        """Return a result as a row of tables."""
+        asked = self.questions[result.questions]
+        columns = {"question_type": asked.question_types, "scene": asked.scenes, "score": result.question_scores}
+        questions = pd.DataFrame(columns, index=pd.Index(asked.ids, name="id"))
+        return Tested(
+            label=label,
+            test=test,
+            seed=result.seed,
+            benchmark=asked.benchmark,
+            scorer=asked.scorer,
+            questions=questions,
+            baselines=result.baselines,
+            group=label,
+            options={**result.options, **{f"test.{name}": value for name, value in result.test_options.items()}},
+        )
 
 
-class _File:
-    """The lines of a file of results.
-
-    Attributes:
-        tests: Results by the words of the training, then by those of the test.
-        questions: By their keys.
-        notes: What is incomplete.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.tests: dict[str, dict[str, Result]] = {}
-        self.questions: dict[str, Questions] = {}
-        self.notes: list[str] = []
-        *lines, rest = (path.read_text(encoding="utf-8") if path.exists() else "").split("\n")
-        if rest:
-            self.notes.append(f"{path}: line {len(lines) + 1}, the last, is incomplete: its result is made again")
-        for number, line in enumerate(lines, 1):
-            try:
-                content = json.loads(line)
-                if "verified" in content:  # a line of former versions, as are the losses of a result
-                    continue
-                content.pop("first_losses", None)
-                self.keep((Result if "setting" in content else Questions)(**content))
-            except (ValueError, TypeError) as error:
-                raise InputError(f"{path}, line {number}: no result of a study: {error}; remove the line") from error
-        every = [result for tests in self.tests.values() for result in tests.values()]
-        whole = [result for result in every if result.questions in self.questions]
-        if lost := len(every) - len(whole):
-            self.notes.append(f"{path}: the questions of {lost} results are missing: the results are made again")
-            self.tests = {}
-            for result in whole:
-                self.keep(result)
-
-    def keep(self, line: Line) -> None:
-        """Add a line; of two results of the same words the later one counts."""
-        match line:
-            case Result():
-                self.tests.setdefault(line.fit, {})[line.tested_with] = line
-            case Questions():
-                self.questions[line.key] = line
+def open_results(study: Study) -> Results:
+    """Read the results of a study, and those of the studies beside it; with a folder of its own there are none."""
+    beside = [] if study.output else sorted({*study.results.parent.glob("*.jsonl")} - {study.results})
+    return Results(study.results, beside)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished training: attributes as of `Result`."""
-
-    fit_s: float | None
-    code: str
-    version: str = ""
-
-
-def load_result(run: Run, test: str, folder: Path, trained: Trained) -> tuple[Result, Questions]:
-    """Read the result of a finished test from its folder.
+def load(path: Path) -> tuple[list[Tested], list[str]]:
+    """Return the results of a study file as rows of a report, and notes on what is missing.
 
     Raises:
-        InputError: The test's files are missing or don't match.
+        InputError: The file is no study, or its results are damaged.
     """
-    tested = load_run(folder, folder.name)
-    if not tested.answers:
-        raise InputError("; ".join(tested.remarks) or f"{folder}: no question has a ground truth")
-    answers, metrics = tested.answers, tested.metrics
+    study = read_study(path)
+    results, rows, missing = open_results(study), list[Tested](), 0
+    for run in study.runs():
+        found = results.find(run)
+        label = ", ".join(filter(None, (run.setting, run.column)))
+        rows += [results.tested(result, label, test) for test, result in found.items()]
+        missing += len(run.tests) - len(found)
+    return rows, [f"{path}: {missing} tests have no result yet"] if missing else []
+
+
+# ---- From the folder of a test ---------------------------------------------------------------------------------------
+
+
+def read_result(run: Run, test: str, folder: Path, trained: Mapping[str, Any]) -> tuple[Result, Questions]:
+    """Read the result of a finished test from its folder.
+
+    Args:
+        run: The training.
+        test: The name of the test.
+        folder: The folder with its metrics.json.
+        trained: `commit`, `is_clean`, `trained` and `fit_s` of the training, see `Result`.
+
+    Raises:
+        InputError: No question has a score.
+    """
+    metrics = read_json(folder / METRICS)
+    records = [each for each in read_records([folder / PREDICTIONS]) if each.get("score") is not None]
+    if not records:
+        raise InputError(f"{folder}: no question has a ground truth")
     content = {
-        "benchmark": tested.benchmark.name,
+        "benchmark": metrics["benchmark"],
         "scorer": metrics["scorer"],
-        "ids": [answer.id for answer in answers],
-        "question_types": [answer.question_type for answer in answers],
-        "scenes": [answer.scene for answer in answers],
-        "ground_truths": [answer.ground_truth for answer in answers],
+        "ids": [record["id"] for record in records],
+        "question_types": [record["question_type"] for record in records],
+        "scenes": [record["scene"] for record in records],
     }
-    others = {name: each for name, each in metrics.get("baselines", {}).items() if name != "constant"}
     questions = Questions(fingerprint(content), **content)
     result = Result(
-        run.setting,
-        run.column,
-        run.seed,
-        test,
-        run.command,
-        shlex.join(run.tests[test]),
-        trained.code,
-        trained.fit_s,
-        scores_of(metrics),
-        questions.key,
-        [round(tested.scores[answer.id], DIGITS) for answer in answers],
-        {name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
-        trained.version,
-        {name: scores_of(each) for name, each in others.items()},
+        setting=run.setting,
+        column=run.column,
+        seed=run.seed,
+        test=test,
+        options=run.resolved,
+        test_options=run.tests[test],
+        **trained,
+        scores=_scores(metrics),
+        baselines={name: _scores(each) for name, each in metrics.get("baselines", {}).items()},
+        questions=questions.key,
+        question_scores=[round(record["score"], DIGITS) for record in records],
+        errors={name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
     )
     return result, questions
 
 
-def scores_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores of a test or a baseline by question type, and their macro mean if there is one."""
+def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the score of each question type, and their macro mean if there is one."""
     scores = {kind: entry["score"] for kind, entry in metrics["per_question_type"].items()}
-    macro = metrics["all"]["macro"]
-    return {name: round(score, DIGITS) for name, score in {**scores, MACRO: macro}.items() if score is not None}
+    scores[MACRO] = metrics["all"]["macro"]
+    return {name: round(score, DIGITS) for name, score in scores.items() if score is not None}

@@ -1,21 +1,44 @@
-"""The content of a study file, and the trainings that it plans."""
+"""A study file: its content, its checks, and the trainings that it plans."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
+from jsonargparse import ArgumentError
+
+from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
+from callbacks.run_config import declared_options, is_covered
+from commands.main import COMMANDS
+from commands.parser import build, command_parser, explained, with_option
+from datamodules import VideoQADataModule
+from zoo.benchmarks import registered_benchmarks
+from zoo.configuration import flatten
+from zoo.errors import InputError, closest, did_you_mean
+from zoo.tasks import VideoQATask
+
 RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
 OWN = ""  # the name of the test that every trained model has
-STEPS = "--trainer.max_steps"
+CHANGES_NO_RESULT = (
+    *declared_options("changes_no_training", VideoQATask, VideoQADataModule),
+    *("trainer.default_root_dir", "trainer.logger", "trainer.profiler", "trainer.log_every_n_steps"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.enable_progress_bar"),
+)
+CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|GTA")  # a value that names a class
 Options = dict[str, Any]  # values by dotted name
+
+
+# ---- Content ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -25,10 +48,10 @@ class Setting:
     Attributes:
         options: Options of `fit`.
         configs: Config files.
-        columns: The columns that it is run under; None is all.
+        columns: The columns that the setting is run under; None means all.
         tests: Names of further tests.
-        score: The measure of its row; None is the study's.
-        requires: Files that its training reads, keys of the study's `requires`.
+        score: The measure of the row; None means the study's.
+        requires: Files that the training reads, keys of the study's `requires`.
     """
 
     options: Options = field(default_factory=dict)
@@ -44,8 +67,8 @@ class Test:
     """A further test of trained models.
 
     Attributes:
-        options: Options of `test`, over those that every test of the study has.
-        score: The measure of its scores; None is that of the setting.
+        options: Options of `test`, over the options that every test of the study has.
+        score: The measure of its scores; None means the setting's.
     """
 
     options: Options = field(default_factory=dict)
@@ -54,16 +77,17 @@ class Test:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One section of the document: settings against a baseline, or trained models under tests against themselves.
+    """One section of the document.
 
-    With both, settings are compared with the baseline under each of the tests.
+    It compares settings with a baseline, or the tests of trained models with their own test. With both a baseline and
+    tests, it compares the settings with the baseline under each of the tests.
 
     Attributes:
-        title: The heading, by which documents embed the section.
+        title: The heading.
         settings: The rows.
         baseline: The setting that the others are compared with; None compares tests.
-        tests: Further tests; each row is a setting under one of those that it has. With a baseline all have them.
-        column: The column in which the scores are compared, shown alone; None compares in the first and shows all.
+        tests: Further tests. Each row is a setting under one of the tests that it has.
+        column: The only column that is shown and compared. None shows all columns and compares in the first.
     """
 
     title: str
@@ -75,19 +99,21 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Run:
-    """One training and its tests.
+    """One planned training and its tests.
 
     Attributes:
-        fit: Words of the command line after `main.py fit`.
-        tests: Words after `main.py test` that change the test, by the test's name.
+        options: The study's, the setting's and the column's options; of equal names the last wins.
+        tests: Options of each test, by its name.
+        score: The measure of the row.
+        requires: Files that the training reads.
     """
 
     setting: str
     column: str
     seed: int
     configs: tuple[str, ...]
-    fit: tuple[str, ...]
-    tests: dict[str, tuple[str, ...]]
+    options: Options
+    tests: dict[str, Options]
     score: str
     requires: tuple[str, ...]
 
@@ -95,25 +121,37 @@ class Run:
         return ", ".join([*filter(None, (self.setting, self.column)), f"seed {self.seed}"])
 
     @property
-    def command(self) -> str:
-        """The words of `fit` as text, by which results are found."""
-        return shlex.join(self.fit)
+    def words(self) -> tuple[str, ...]:
+        """The words of the command line after `main.py fit`."""
+        configs = (f"--config={config}" for config in self.configs)
+        return (*configs, *as_words(self.options), f"--seed_everything={self.seed}")
+
+    @property
+    def resolved(self) -> Options:
+        """The options of the training with its configs merged, by which results belong to it.
+
+        Options that change no result, such as the number of devices, are left out.
+        """
+        settings = merged(self.configs)
+        for name, value in self.options.items():
+            settings = with_option(settings, name, value)
+        flat = {name: each for name, each in flatten(settings).items() if not is_covered(name, CHANGES_NO_RESULT)}
+        return dict(json.loads(json.dumps(flat, default=str)))
 
     @property
     def is_trained(self) -> bool:
-        """Whether there is a training: in zero steps there is none, and the released weights are tested."""
-        steps = [word for word in self.fit if word.startswith(f"{STEPS}=")]
-        return steps[-1:] != [f"{STEPS}=0"]
+        """Whether there is a training. With zero steps there is none, and the released weights are tested."""
+        return self.options.get("trainer.max_steps") != 0
 
     @property
     def folder_name(self) -> str:
-        """The name of its folder, below that of the study."""
+        """The name of the run's folder inside the folder of the study."""
         return "-".join([*(folder_name(part) for part in (self.setting, self.column) if part), str(self.seed)])
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study file; `commands.study` describes it."""
+    """A study file; `main.py study --help` describes it."""
 
     title: str
     settings: dict[str, Setting]
@@ -127,10 +165,9 @@ class Study:
     tests: dict[str, Test] = field(default_factory=dict)
     requires: dict[str, str] = field(default_factory=dict)
     compare: list[Comparison] = field(default_factory=list)
-    documents: list[str] = field(default_factory=list)
     parts: Any = None  # YAML anchors
     path: Path = Path()  # of the file itself
-    output: Path | None = None  # a folder for all that is written; None is runs/ and the file's own folder
+    output: Path | None = None  # the folder of everything that is written; None: runs/ and the file's own folder
 
     @property
     def name(self) -> str:
@@ -139,17 +176,17 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """The folder of its runs."""
+        """The folder of the study's runs."""
         return self.output / "runs" if self.output else RUNS / self.name
 
     @property
     def results(self) -> Path:
-        """The file of its results."""
+        """The file of the study's results."""
         return (self.output or self.path.parent) / "results" / f"{self.name}.jsonl"
 
     @property
     def document(self) -> Path:
-        """The file of its tables."""
+        """The Markdown file with the study's tables."""
         return (self.output or self.path.parent) / f"{self.name}.md"
 
     def score_of(self, setting: str, test: str = OWN) -> str:
@@ -167,33 +204,47 @@ class Study:
         chosen = self.settings[setting].columns
         return [column for column in self.columns if chosen is None or column in chosen]
 
-    def runs(self, settings: Collection[str], columns: Collection[str], seeds: Collection[int]) -> list[Run]:
-        """Return the planned trainings: all settings of a seed and column together, so that whole tables come early."""
+    def runs(
+        self,
+        settings: Collection[str] | None = None,
+        columns: Collection[str] | None = None,
+        seeds: Collection[int] | None = None,
+    ) -> list[Run]:
+        """Return the planned trainings, or the chosen ones.
+
+        All settings of one seed and column come together, so that whole tables are complete early.
+        """
         return [
             self.run(name, column, seed)
             for seed, column, name in product(self.seeds, self.columns, self.settings)
-            if seed in seeds and column in columns and name in settings and column in self.columns_of(name)
+            if seed in (self.seeds if seeds is None else seeds)
+            and column in (self.columns_of(name) if columns is None else {*columns} & {*self.columns_of(name)})
+            and (settings is None or name in settings)
         ]
 
     def run(self, name: str, column: str, seed: int) -> Run:
         """Return the training of a setting; of options that are given twice, the column's win, then the setting's."""
         setting = self.settings[name]
-        configs = (*self.configs, *setting.configs)
-        options = (*words(self.options), *words(setting.options), *words(self.columns[column]))
         chosen = {test: self.tests[test] for test in setting.tests}
         return Run(
             name,
             column,
             seed,
-            configs,
-            (*(f"--config={config}" for config in configs), *options, f"--seed_everything={seed}"),
-            {test: words({**self.test, **each.options}) for test, each in {OWN: Test(), **chosen}.items()},
+            (*self.configs, *setting.configs),
+            {**self.options, **setting.options, **self.columns[column]},
+            {test: {**self.test, **each.options} for test, each in {OWN: Test(), **chosen}.items()},
             self.score_of(name),
             tuple(setting.requires),
         )
 
 
-def words(options: Options) -> tuple[str, ...]:
+@cache
+def merged(configs: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return configs in one, see `merge_configs`."""
+    return merge_configs(configs).settings
+
+
+def as_words(options: Options) -> tuple[str, ...]:
     """Return options as words of a command line."""
     return tuple(
         f"--{name}={value if isinstance(value, str) else json.dumps(value, default=str)}"
@@ -202,5 +253,148 @@ def words(options: Options) -> tuple[str, ...]:
 
 
 def folder_name(name: str) -> str:
-    """Return a name without the characters that a folder's should not have."""
+    """Return a name without characters that a folder's name should not have."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+SPECIAL = {  # keys of a setting or a test that are no options
+    "settings": {each.name for each in fields(Setting)} - {"options"},
+    "tests": {each.name for each in fields(Test)} - {"options"},
+}
+
+
+def read_study(path: Path, output: Path | None = None) -> Study:
+    """Read and check a study file.
+
+    Args:
+        path: The file.
+        output: A folder for everything that is written.
+
+    Raises:
+        InputError: The file is absent or not YAML, or a key, a name or a value is wrong. It names the file and the key.
+    """
+    if not path.is_file():
+        folders = dict.fromkeys((path.parent, Path("studies")))
+        known = {other.stem: str(other) for folder in folders for other in sorted(folder.glob("[!.]*.yaml"))}
+        guess = closest(path.stem, known)
+        advice = f"did you mean {known[guess]}?" if guess else f"known: {', '.join(known.values())}"
+        raise InputError(f"{path}: there is no such study" + (f"; {advice}" if known else ""))
+    merged.cache_clear()  # configs may have been edited since
+    try:
+        study = _parse(_load(path), path, output)
+        _check(study)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return study
+
+
+class StudyLoader(yaml.SafeLoader):
+    """Refuse a repeated key, which YAML overwrites without a word, and a merge of several parts.
+
+    Versions of PyYAML disagree on which of several parts wins.
+    """
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Return the mapping that begins here."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value]
+        for number, (key, value) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise InputError(f"line {key.start_mark.line + 1}: {key.value} is given twice")
+            if key.value == "<<" and isinstance(value, yaml.SequenceNode):
+                raise InputError(f"line {key.start_mark.line + 1}: merge one part, which may itself merge another")
+        return node
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), StudyLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise InputError("holds no study: it needs at least a title and settings")
+    return content
+
+
+def _parse(content: dict[str, Any], path: Path, output: Path | None) -> Study:
+    check_names([*map(str, content)], {each.name for each in fields(Study)} - {"path", "output"}, "key")
+    for key, special in SPECIAL.items():
+        if isinstance(named := content.get(key), dict):
+            split = {str(name): _split(key, options, special) for name, options in named.items()}
+            content = {**content, key: split}
+    parser = command_parser("study", None)
+    parser.add_class_arguments(Study, skip={"path", "output"})
+    keys = {str(key): value for key, value in content.items()}
+    try:
+        parsed = parser.parse_object(keys)
+    except ArgumentError as error:
+        refused = error
+    else:
+        return Study(**vars(build(parser, parsed)), path=path, output=output)
+    raise explained(refused, parser, MergedConfig(keys), ()) from refused
+
+
+def _split(where: str, named: Any, special: set[str]) -> Any:
+    """Separate the options of a setting or a test from the special keys."""
+    if not isinstance(named, dict):
+        raise InputError(f"{where}: expected options by name for each {where.removesuffix('s')}, not {named}")
+    options = {key: value for key, value in named.items() if key not in special}
+    return {**{key: value for key, value in named.items() if key in special}, "options": options}
+
+
+def _check(study: Study) -> None:
+    """Check the names that a study file refers to."""
+    if not study.settings:
+        raise InputError("settings: there is none")
+    check_names(study.seeds, study.seeds, "seed")
+    scores = {MACRO, *(kind for benchmark in registered_benchmarks().values() for kind in benchmark().question_types)}
+    for setting in study.settings.values():
+        for config in (*study.configs, *setting.configs):
+            find_config(config)
+        check_names(setting.columns or [], study.columns, "column")
+        check_names(setting.tests, study.tests, "test")
+        check_names(setting.requires, study.requires, "required file")
+        check_names([setting.score or study.score], scores, "score")
+    check_names({test.score for test in study.tests.values() if test.score}, scores, "score")
+    for file, command in study.requires.items():
+        if command.split()[:1] == [] or command.split()[0] not in COMMANDS:
+            raise InputError(f"requires: {file}: give what follows main.py, such as fit --config ..., not {command!r}")
+        try:
+            shlex.split(command)
+        except ValueError as error:
+            raise InputError(f"requires: {file}: {error}: {command}") from error
+    _check_classes(study)
+    for folders in ([run.folder_name for run in study.runs()], [folder_name(test) for test in study.tests]):
+        if shared := [name for name, count in Counter(folders).items() if count > 1]:
+            raise InputError(f"two trainings or tests would share the folder {shared[0]}: rename a setting or a test")
+    for each in study.compare:
+        check_names([*each.settings, *filter(None, [each.baseline])], study.settings, "setting")
+        check_names([each.column] if each.column else [], study.columns, "column")
+        check_names(each.tests, study.tests, "test")
+        if each.baseline is None and not each.tests:
+            raise InputError(f"compare: {each.title}: name a baseline or tests")
+        for name in [] if each.baseline is None else [each.baseline, *each.settings]:
+            check_names(each.tests, study.settings[name].tests, f"test of {name}")
+
+
+def _check_classes(study: Study) -> None:
+    """Check the names of classes: a test would refuse one only after hours of training."""
+    known = {"None", *(kind.__name__ for kind in buildable_classes())}
+    named: list[Setting | Test] = [*study.settings.values(), *study.tests.values()]
+    for options in (study.options, study.test, *(each.options for each in named), *study.columns.values()):
+        for value in options.values():
+            if isinstance(value, str) and CLASS.fullmatch(value):
+                check_names([value], known, "class")
+
+
+def check_names(names: Collection[Any], known: Collection[Any], what: str) -> None:
+    """Raise InputError for a name that is unknown or given twice."""
+    for name in names:
+        if name not in known:
+            names_known = [str(each) for each in known]
+            meant = did_you_mean(str(name), names_known) or f"; known: {shlex.join(names_known)}"
+            raise InputError(f"there is no {what} {name}{meant}")
+    if twice := [str(name) for name, count in Counter(names).items() if count > 1]:
+        raise InputError(f"{what} {twice[0]} is given twice")

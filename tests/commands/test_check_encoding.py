@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from commands.check_encoding import check_encoding, print_channels, ranges
+from commands.check_encoding import check_encoding, print_channels
 from zoo import DeltaNetLayers, LayerSubset, PoseAxis, PRoPE, TinyQwen3VL, TinyQwen25VL, TinyQwen35, UnrotatedChannels
 from zoo.encodings import CameraEncoding
 from zoo.encodings.compose import Compose
@@ -26,11 +26,6 @@ from zoo.cameras.poses import invert_se3
 
 class Same(GTA):
     pass
-
-class Unstated(GTA):
-    @property
-    def symmetries(self):
-        return replace(super().symmetries, intrinsics=False)
 
 class Overstated(GTA):
     @property
@@ -52,7 +47,6 @@ class Off(GTA):
         return super().encode(*args, **kwargs).__class__.__mro__[-2](None)
 """
 WRONG = {
-    "Unstated": "intrinsics is not declared and holds",
     "Overstated": "scale is declared and broken",
     "Inverted": "world_views is declared and broken",
     "Unchecked": "world_views is declared and broken",
@@ -75,7 +69,6 @@ def test_a_right_statement(mine: None, capsys: pytest.CaptureFixture) -> None:
     assert "broken" not in printed and re.search(r"cost .*: 0 parameters; .* times", printed.replace("\n", " "))
 
 
-STOP = ("--encoding.placement.stop", "1.0")
 VALUES = ("--encoding.encoding", "PRoPE", "--encoding.encoding.placement", "UnrotatedChannels")
 
 
@@ -97,27 +90,12 @@ def test_an_encoding_of_hybrid_decoders_alone(words: tuple[str, ...], has_cost: 
     assert ("without" in printed) == has_cost
 
 
-@pytest.mark.slow
-def test_a_symmetry_of_one_model_alone(capsys) -> None:
-    """The last channels have no position in Qwen3.5; an encoding that fits no model is an error."""
-    check_encoding(["PRoPE", "--encoding.placement", "ChannelRange", "--encoding.placement.start", "0.75", *STOP])
-    printed = capsys.readouterr().out
-    assert re.search(r"shift +Qwen3\.5( +\d\.\de[+-]0\d){2} +\d\.\de-1\d", printed)
-    with pytest.raises(ValueError, match=r"like Qwen2\.5-VL's: .* like Qwen3\.5's: .* leaves 192"):
-        check_encoding(["GTA", "--encoding.placement", "UnrotatedChannels", "--encoding.placement.count", "200"])
-
-
 @pytest.mark.parametrize(
     "name", ["Overstated", *(pytest.param(each, marks=pytest.mark.slow) for each in WRONG if each != "Overstated")]
 )
 def test_a_wrong_one(name: str, mine: None) -> None:
     with pytest.raises(ValueError, match=WRONG[name]):
         check_encoding([f"mine_measured.{name}"])
-
-
-def test_no_such_class(mine: None) -> None:
-    with pytest.raises(ValueError, match=r"mine_measured\.Gone can't be imported: module .* has no attribute 'Gone'$"):
-        check_encoding(["mine_measured.Gone"])
 
 
 AXIS = re.compile(r"^(t|h|w|p|none|camera, [qkvo])  +(?:\d+: [\d,/ -]+?  +|  +)([\d,/ -]+?)(?:  |$)", re.MULTILINE)
@@ -175,9 +153,3 @@ def test_channels_and_layers_of_both_kinds_are_printed(capsys) -> None:
     assert full["camera, v"] == set(range(32, 128))
     assert linear["camera, v"] == linear["camera, o"] == set(range(32)) and linear["camera, q"] == set()
     assert "PRoPE acts in layers 4\n" in text and "PRoPE acts in layers 2\n" in text
-
-
-def test_numbers_are_written_as_ranges() -> None:
-    for numbers in ([], [3], [1, 2], [0, 3, 6, 9, 60, 61, 62, 63], [0, 5], [0, 5, 6, 7], list(range(9))):
-        assert parsed(ranges(numbers)) == set(numbers)
-    assert ranges([0, 3, 6, 60, 61, 62]) == "0-6/3, 60-62"

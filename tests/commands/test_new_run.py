@@ -60,15 +60,6 @@ def test_two_runs_of_one_job_have_a_folder_each(launcher: str) -> None:
     assert sorted(folders) == sorted(str(path) for path in Path("runs").iterdir()) and len(set(folders)) == 2
 
 
-def test_one_task_of_a_job_needs_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in LAUNCHERS["SLURM"](0, 1, free_port()).items():
-        monkeypatch.setenv(name, str(value))
-    one = shared_folder(lambda: make_folder("Model"))
-    assert shared_folder(lambda: make_folder("Model")) == one  # Lightning's own processes inherit it
-    monkeypatch.delenv(INHERITED)
-    assert shared_folder(lambda: make_folder("Model")) != one
-
-
 def test_processes_that_do_not_meet_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(new_run, "PATIENCE", new_run.timedelta(seconds=1))
     for name, value in LAUNCHERS["SLURM"](0, 2, free_port()).items():
@@ -121,7 +112,7 @@ def train_in(folder: Path, start: Any, end: Any, results: Any) -> None:
 def test_of_fits_that_are_started_in_one_folder_one_trains() -> None:
     """The others leave its folder, also where one of them made it."""
     fork = multiprocessing.get_context("fork")
-    for number in range(10):
+    for number in range(3):
         folder, results, start, end = Path(f"runs/{number}"), fork.Queue(), fork.Event(), fork.Event()
         started = [fork.Process(target=train_in, args=(folder, start, end, results), daemon=True) for _ in range(4)]
         for process in started:
@@ -135,9 +126,3 @@ def test_of_fits_that_are_started_in_one_folder_one_trains() -> None:
             process.join(60)
         make_if_absent(folder)
         claim_for_training(folder, None)  # the lock is free
-
-
-def test_a_folder_that_cannot_be_made_is_an_error() -> None:
-    Path("runs").write_text("")
-    with pytest.raises(InputError, match=r"runs/Model-.* can't be made: Not a directory"):
-        make_folder("Model")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -16,7 +15,7 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 import main
-from commands.plan import GPUS, Training, _devices, alternatives, choose, described, launch, parsed, verdict
+from commands.plan import GPUS, Training, alternatives, choose, described, launch, parsed, verdict
 from tests.commands.made_cost import COST, GB
 from tests.zoo.live_bytes import most_live_bytes
 from zoo import TinyQwen25VL
@@ -67,11 +66,10 @@ class SecondStep(Callback):
 @pytest.mark.parametrize(
     "more",
     [
-        ("prope.yaml",),
         ("prope.yaml", "--model.lora.r", "8", "--model.gradient_checkpointing", "true"),
         ("qwen25_vl.yaml", "--data.questions_per_scene", "4", "--trainer.precision", "bf16-mixed"),
     ],
-    ids=["prope", "lora, checkpointing", "questions, bf16"],
+    ids=["lora, checkpointing", "questions, bf16"],
 )
 def test_a_real_training_takes_what_is_planned(more: tuple[str, ...], monkeypatch, rooms_root, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)
@@ -94,30 +92,20 @@ def test_a_real_training_takes_what_is_planned(more: tuple[str, ...], monkeypatc
 
 # ---- The command -----------------------------------------------------------------------------------------------------
 
-FULL = ["3b", "7b", "qwen3vl_2b", "qwen3vl_4b", "qwen3vl_8b", "qwen3_5_4b"]
-RECIPES = {
-    "spatial_mllm.yaml scale_3b.yaml": "spatial_mllm_135k",
-    "vg_llm.yaml scale_vg_llm_4b.yaml": "vg_llm_4b",
-    "spatial_stack.yaml scale_spatial_stack_4b.yaml": "spatial_stack_4b",
-    "qwen3_vl.yaml scale_qwen3vl_2b.yaml": "geovr",
-}
-
 
 @pytest.mark.parametrize(
     "configs",
     [
         "qwen3_vl.yaml scale_tiny_qwen3.yaml data_vsibench.yaml",
-        "geovr_tiny.yaml",
         *(
             pytest.param(each, marks=pytest.mark.slow)
             for each in (
-                "prope.yaml scale_tiny.yaml data_vsibench.yaml",
                 "prope.yaml grpo.yaml",
-                "qwen3_5.yaml scale_tiny_qwen3_5.yaml",
-                "spatial_mllm.yaml spatial_mllm_released.yaml data_vsibench.yaml",
+                "prope.yaml scale_7b.yaml data_vsibench.yaml",
+                "qwen3_5.yaml scale_qwen3_5_4b.yaml",
                 "geovr.yaml",
-                *(f"prope.yaml scale_{size}.yaml data_vsibench.yaml" for size in FULL),
-                *(f"{configs} recipes/{recipe}.yaml" for configs, recipe in RECIPES.items()),
+                "spatial_mllm.yaml spatial_mllm_released.yaml data_vsibench.yaml",
+                "vg_llm.yaml scale_vg_llm_4b.yaml recipes/vg_llm_4b.yaml",
             )
         ),
     ],
@@ -125,7 +113,7 @@ RECIPES = {
 def test_a_plan_needs_nothing_but_its_configs(configs: str, monkeypatch, capsys) -> None:
     run(monkeypatch, *(word for name in configs.split() for word in ("--config", name)), "--gpus", "8")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("fits: " if "tiny" in configs else ("fits: ", "does not fit: "))
+    assert lines[-1].startswith(("fits: ", "does not fit: "))
     assert any(line.split()[:1] == ["total"] for line in lines) and any("visual tokens" in line for line in lines)
 
 
@@ -141,40 +129,28 @@ def test_other_gpus_than_the_recipes_change_the_questions_of_a_step(monkeypatch,
 
 
 def test_a_config_of_a_strategy_keeps_the_recipes_precision_and_accumulation() -> None:
-    plain, sharded = (
-        planned("--config", "qwen25_vl.yaml", "--config", "recipe_full.yaml", *more)
-        for more in ((), ("--config", "strategy_fsdp2.yaml"))
-    )
+    words = ("--config", "qwen25_vl.yaml", "--config", "recipe_full.yaml")
+    plain, sharded = (planned(*words, *more) for more in ((), ("--config", "strategy_fsdp2.yaml")))
     assert (plain.strategy, sharded.strategy) == ("ddp", "fsdp2")
-    assert plain.accumulated == sharded.accumulated == 16
-    assert plain.cost.steps == sharded.cost.steps
+    assert plain.accumulated == sharded.accumulated == 16 and plain.cost.steps == sharded.cost.steps
 
 
-def test_a_plan_says_what_it_does_not_count() -> None:
-    for words, name in (("--config", "grpo.yaml"), "GRPO"), ((), None):
-        training = planned("--config", "qwen25_vl.yaml", *words)
-        assert training.uncounted == name and ("GRPO" in described(training)) == (name is not None)
-
-
-def test_many_questions_and_attention_that_needs_a_gpu_are_planned(monkeypatch, capsys) -> None:
+def test_what_is_planned_and_what_is_not(monkeypatch, capsys) -> None:
+    """Many questions, attention that needs a GPU, and a remark that GRPO's samples are not counted."""
     flex = ("--model.backbone.attn_implementation", "flex_attention", "--data.batch_size", "4")
     run(monkeypatch, "--config", "qwen25_vl.yaml", *flex, "--data.questions_per_scene", "20")
-    assert "4 scenes with 20 questions" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 scenes with 20 questions" in printed and "GRPO" not in printed
+    assert "GRPO" in described(planned("--config", "qwen25_vl.yaml", "--config", "grpo.yaml"))
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
         (["--gpus", "0"], "--gpus 0: more than 0"),
-        (["--memory_gb", "-1"], "--memory_gb -1.0: more than 0"),
         (["--video_size", "[480]"], "--video_size [480]: height and width in pixels, such as [480,640]"),
         (["--video_size", "[2,4800]"], "--video_size: a frame of 4800 x 2 pixels can't be resized"),
-        (["--memori_gb", "80"], "memori_gb: there is no such option; did you mean memory_gb?"),
         (["--model.lora.r", "0"], "--model.lora.r 0: a rank is at least 1"),
-        (
-            ["--model", "VGGTPretraining"],
-            "leave one of them out",
-        ),
         (["--model", "VideoQATask"], "which model? Name one, such as --config qwen25_vl.yaml"),
         (["--model.backbone", "PretrainedQwen25VL", "--model.backbone.path", "./gone"], "./gone is no folder"),
     ],
@@ -183,13 +159,6 @@ def test_errors_are_one_line(words: list[str], error: str, monkeypatch: pytest.M
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "--config", "qwen25_vl.yaml", *words)
     assert error in str(stop.value.code) and "\n" not in str(stop.value.code)
-
-
-@pytest.mark.parametrize(
-    "value, count", [(None, 1), ("auto", 1), (4, 4), ("4", 4), ([0, 1, 2, 3], 4), ("0,1", 2), ("3,", 1)]
-)
-def test_devices_are_counted_as_lightning_takes_them(value: object, count: int) -> None:
-    assert _devices(value) == count
 
 
 def test_a_full_scale_plans_real_videos_and_counts_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,19 +183,12 @@ def test_a_full_scale_plans_real_videos_and_counts_all_nodes(monkeypatch: pytest
         (95, "ddp", False, "fits: 94.0 of 95.0 GB"),
         (75, "ddp", False, "take --model.gradient_checkpointing true: 74.0 GB"),
         (70, "ddp", True, "take --trainer.strategy fsdp2: 46.0 GB"),
-        (50, "fsdp2", False, "take --model.gradient_checkpointing true: 46.0 GB"),
         (40, "fsdp2", True, "take on 4 GPUs: 30.0 GB"),
     ],
 )
 def test_the_last_line_names_the_first_change_that_fits(gb, strategy, checkpointing, expected) -> None:
     training = Training(COST, BATCH, strategy, checkpointing, gpus=2, memory=float(gb * GB))
     assert expected in verdict(training, choose(training, []))
-
-
-def test_where_nothing_fits_larger_gpus_are_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training(COST, BATCH, memory=float(GB))
-    monkeypatch.setattr("commands.plan.parsed", lambda words: training)
-    assert "it still takes 14.1 GB: rent larger GPUs" in verdict(training, choose(training, []))
 
 
 @pytest.mark.parametrize(
@@ -270,9 +232,9 @@ def test_alternatives_come_one_by_one_and_then_together(monkeypatch: pytest.Monk
         *("", checkpointing, lora, one, frames, fsdp2),
         f"{lora} {one} {frames} {checkpointing} {fsdp2}",
     ]
-    alone = training._replace(gpus=1, checkpointing=True, cost=COST, batch=BATCH)
-    monkeypatch.setattr("commands.plan.parsed", lambda words: alone)
-    assert [" ".join(each.changes) for each in alternatives(alone, [])] == ["", frames, frames]
+    small = Training(COST, BATCH, memory=float(GB))
+    monkeypatch.setattr("commands.plan.parsed", lambda words: small)
+    assert "rent larger GPUs" in verdict(small, choose(small, []))  # nothing fits
 
 
 def test_the_chosen_line_is_a_command_that_starts_it() -> None:
@@ -283,5 +245,3 @@ def test_the_chosen_line_is_a_command_that_starts_it() -> None:
         "srun python main.py fit --config prope.yaml --data.num_frames 8 --model.lora.r 16 --trainer.strategy fsdp2 "
         "--trainer.devices 8 --trainer.num_nodes 2"
     )
-    assert launch(given[:2], Training(COST, BATCH)) == "python main.py fit --config prope.yaml"
-    assert not re.search("gpus|memory", launch(["--memory_gb", "24"], Training(COST, BATCH)))

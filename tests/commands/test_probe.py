@@ -16,7 +16,7 @@ from commands.probes.hidden_states import SceneStates, scene_states
 from commands.probes.results import probe_states, shuffled
 from commands.probes.ridge import cross_validated_r2
 from datamodules.scenes import Question, RawQuestion
-from tests.zoo.asking import FAMILIES, QUESTIONS, build, scene
+from tests.tiny import FAMILIES, QUESTIONS, tiny_model, tiny_scene
 from zoo import LoRA, SpatialVLM
 from zoo.benchmarks import VSIBench
 from zoo.cameras import Cameras
@@ -83,18 +83,13 @@ def test_shuffled_targets_are_of_other_scenes_and_as_known_as_before() -> None:
         assert not (after == n).any() and len(after[after.isfinite()].unique()) == (n != 3)
 
 
-def test_an_option_that_some_questions_have_is_found_by_its_letter() -> None:
-    scenes = made_scenes(12, noise=0.1)
-    for each in scenes[::2]:  # the others ask nothing of this type
-        of_first = each.states["visual"][1, :, 0] > 0
-        each.targets["visual"]["option"] = torch.nn.functional.one_hot(of_first.long(), 26).float()
-    probes = {probe.target: probe for probe in probe_states("after", scenes, folds=4)}
-    assert probes["option"].r2[1] > 0.4 > 0.15 > max(probes["option"].r2[0], *probes["option"].shuffled)
-
-
 @torch.no_grad()
 def test_cameras_are_in_the_frame_of_the_encodings_reference() -> None:
-    model, loaded, chosen = build("PRoPE, TemporalSection, saddle_balanced").model, scene("a", steps=5, seed=3), []
+    model, loaded, chosen = (
+        tiny_model("PRoPE, TemporalSection, saddle_balanced").model,
+        tiny_scene("a", steps=5, seed=3),
+        [],
+    )
     assert model.camera_encoding is not None and loaded.geometry is not None
     for reference in ("first", "middle", "medoid", "saddle_balanced", None):
         model.camera_encoding.reference = reference
@@ -108,15 +103,17 @@ def test_cameras_are_in_the_frame_of_the_encodings_reference() -> None:
     assert chosen[:3] == [0, 2, int(medoid)] and chosen[4] == 0 and len(set(chosen)) > 2
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [FAMILIES[0], *(pytest.param(each, marks=pytest.mark.slow) for each in FAMILIES[1:])]
+)
 def test_samples_are_those_of_the_questions_that_can_be_asked(family: str) -> None:
-    task, benchmark = build("plain", family=family), VSIBench()
+    task, benchmark = tiny_model("plain", family=family), VSIBench()
     refused = Question("refused", "object_counting", "How many <|im_end|>?", "5")
     turns = RawQuestion("turns", "", "<video>How many?", "7", later_turns=(("And how many lamps?", "8"),))
     lettered = Question("lettered", "route_planning", "Where to?", "B", ("A. Left", "B. Right"))
     questions = (QUESTIONS[0], refused, turns, QUESTIONS[3], lettered)
-    (found,) = scene_states(task.model, benchmark, [scene("a", questions, family=family)], 5)
-    (alone,) = scene_states(task.model, benchmark, [scene("a", QUESTIONS[3:4], family=family)], 5)
+    (found,) = scene_states(task.model, benchmark, [tiny_scene("a", questions, family=family)], 5)
+    (alone,) = scene_states(task.model, benchmark, [tiny_scene("a", QUESTIONS[3:4], family=family)], 5)
     assert found.states["visual"].shape[1] == 5 and found.states["text"].shape[1] == 4
     torch.testing.assert_close(found.states["text"][:, 2], alone.states["text"][:, 0], rtol=0, atol=1e-3)
     answers = {name: values[:, 0].tolist() for name, values in found.targets["text"].items() if "answer" in name}
@@ -127,24 +124,21 @@ def test_samples_are_those_of_the_questions_that_can_be_asked(family: str) -> No
 
 
 def test_states_are_those_of_the_precision_of_the_run() -> None:
-    model, states = build("plain", lora=LoRA(2)).model, []
+    model, states = tiny_model("plain", lora=LoRA(2)).model, []
     for precision in (None, "bf16-mixed"):
         model.precision = precision
-        states += [each.states["text"] for each in scene_states(model, VSIBench(), [scene("a")], 5)]
+        states += [each.states["text"] for each in scene_states(model, VSIBench(), [tiny_scene("a")], 5)]
     with torch.autocast("cpu", torch.bfloat16):
-        (expected,) = scene_states(model, VSIBench(), [scene("a")], 5)
+        (expected,) = scene_states(model, VSIBench(), [tiny_scene("a")], 5)
     assert torch.equal(states[1], expected.states["text"]) and not torch.equal(*states)
     assert all(each.dtype == torch.float32 for each in states)
 
 
-def test_the_folder_of_no_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_can_not_be_probed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for words, error in (([str(tmp_path)], "is no folder of a run: it has no config.yaml"), ([], "no finished run")):
         with pytest.raises(InputError, match=error):
             probe(words)
-
-
-def test_the_run_of_a_model_without_questions_is_named(tmp_path: Path) -> None:
     vggt = {"class_path": "zoo.TinyVGGT", "init_args": {"embed_dim": 16, "depth": 4, "num_heads": 2}}
     model = {"class_path": "zoo.VGGTPretraining", "init_args": {"geometry": vggt}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": {}}))

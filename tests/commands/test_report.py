@@ -1,267 +1,348 @@
-"""python main.py report: the scores of metrics.json in every format, and remarks about incomplete runs."""
+"""python main.py report: one table of settings, in every format, from the files of runs."""
 
 from __future__ import annotations
 
+import base64
+import copy
+import io
 import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import pytest
-import yaml
 
 from commands.report import report
-from tests.commands.made_runs import CONFIG, answers, make_run
-from tests.commands.reports.printing import cells, printed
+from commands.reports.scores import load
+from commands.reports.statistics import difference
+from tests.commands.made_runs import BENCHMARK, CONFIG, Record, answers, make_run
 from zoo.errors import InputError
 
-COLUMNS = [
-    *("Obj. Count", "Abs. Dist.", "Obj. Size", "Room Size", "Rel. Dist.", "Rel. Dir.", "Route Plan", "Appr. Order"),
-    "Avg.",
-]
-TYPES = (
-    *("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation"),
-    *("object_rel_distance", "object_rel_direction", "route_planning", "obj_appearance_order"),
-)
+HOSTILE = "</td></table><script>alert('taken')</script> \\ 50% & $x^2$ #1 ~{a}_b | [c]* `d` \u2028 \ud83c\udf89 <b>\x00"
+COLUMNS = [*BENCHMARK.columns]
 
 
-def shown(result: dict[str, Any]) -> list[float]:
-    """A row of scores as the report has them, from what metrics.json has."""
-    scores = {kind: entry["score"] for kind, entry in result["per_question_type"].items()}
-    directions = [score for kind, score in scores.items() if kind.startswith("object_rel_direction")]
-    scores["object_rel_direction"] = sum(directions) / 3
-    means = [result[group][mean] for group in ("acc", "mra", "all") for mean in ("micro", "macro")]
-    return [*(scores[kind] for kind in TYPES), result["all"]["macro"], *means]
+def seeded(seed: int, name: str | None = None, fusion: str | None = None) -> Any:
+    """The config of a training with a seed."""
+    config: Any = copy.deepcopy(CONFIG)
+    config |= {"seed_everything": seed, "name": name}
+    config["trainer"] = {"default_root_dir": f"runs/{seed}", "max_steps": 10}
+    config["model"]["init_args"]["fusion"] = fusion and {"class_path": fusion}
+    config["model"]["init_args"]["backbone"]["init_args"]["seed"] = None
+    config["data"]["init_args"]["source"] = {"class_path": "datamodules.Rooms", "init_args": {"seed": 0}}
+    return config
 
 
-def expected(folder: Path) -> tuple[list[str], list[str]]:
-    """The row of a run, with marks where the best constant has more, and that of the constant."""
-    metrics = json.loads((folder / "metrics.json").read_text())
-    own, constant = shown(metrics), shown(metrics["baselines"]["constant"])
-    pairs = zip(own, constant, strict=True)
-    return [f"{100 * s:.1f}{' <' if s < c else ''}" for s, c in pairs], [f"{100 * c:.1f}" for c in constant]
+def rewrite_metrics(run: Path, **entries: Any) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**metrics, **entries}))
 
 
-@pytest.mark.parametrize(
-    "format", ["text", "html", *(pytest.param(each, marks=pytest.mark.slow) for each in ("markdown", "latex"))]
-)
-def test_formats_have_the_scores_of_metrics_json_in_the_published_order(tmp_path: Path, capsys, format) -> None:
-    runs = [make_run(tmp_path / name, answers(180, seed=i)) for i, name in enumerate(("x/run", "y/run"))]
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three seeds of two settings; the first also has a further test, of fewer questions. One answer is hostile."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {}
+    for number, (name, right, fusion) in enumerate((("plain", 0.3, None), ("fused", 0.5, "my.Fusion"))):
+        for seed in range(3):
+            records = answers(210, seed=3 * number + seed, right=right, scenes=21)
+            if (name, seed) == ("fused", 1):
+                records[0] |= {"prediction": HOSTILE}
+                records[1] |= {"prediction": "", "error": HOSTILE}
+            made[f"{name}{seed}"] = make_run(folder / f"{name}{seed}", records, seeded(seed, name, fusion))
+    make_run(made["plain0"] / "tests/subset-90", answers(90, scenes=9), seeded(0, "plain"))
+    return made
+
+
+def run_report(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
     capsys.readouterr()
-    report([*map(str, runs), "--format", format, *(["--output", str(tmp_path / "r.html")] if format == "html" else [])])
-    text = (tmp_path / "r.html").read_text() if format == "html" else capsys.readouterr().out
-    rows = [cells(format, line) for line in text.split("\n")]
-    assert ["Run", *COLUMNS] in rows
-    for run in runs:
-        name = f"{run.parent.name}/{run.name}"  # the shortest that is unique
-        scores, means, *_ = [row[1:] for row in rows if row and row[0] == name]
-        assert [*scores, *means[:6]] == expected(run)[0]
-        assert means[6:] == ["180", "0", str(json.loads((run / "metrics.json").read_text())["counts"]["unparsable"])]
-        settings = next(row for row in reversed(rows) if row and row[0] == name)
-        said = [cell.replace("\\", "") for cell in settings[1:]]
-        assert said[0] == "PRoPEMLLM" and said[2] == "24" and said[5] == "PRoPE(first)" and said[-1] == "spatial_mllm"
-    constants = [
-        row[1:] for row in rows if row and row[0] == "best constant answer"
-    ]  # of both runs: the questions are equal
-    assert [*constants[0], *constants[1][:6]] == expected(runs[0])[1] == expected(runs[1])[1]
-    assert expected(runs[0])[0] != expected(runs[1])[0]  # the control: the rows could be told apart
-    assert {cell[-2:] == " <" for cell in expected(runs[0])[0]} == {True, False}
+    report([*map(str, arguments)])
+    return capsys.readouterr().out
 
 
-def test_two_runs_are_compared_in_every_measure_and_more_in_two(tmp_path: Path, capsys) -> None:
-    names = ("a", "b", "c")
-    runs = [str(make_run(tmp_path / name, answers(90, seed=i))) for i, name in enumerate(names)]
-    capsys.readouterr()
-    report(runs[:2])
-    said = capsys.readouterr().out
-    assert "Differences from a on the same questions" in said and "10,000 resamples" in said
-    assert len(re.findall(r"^b .*\[[+-]\d", said, re.MULTILINE)) == 8 + 6
-    report(runs)
-    assert len(re.findall(r"^[bc] .*\[[+-]\d", capsys.readouterr().out, re.MULTILINE)) == 2 * 2
+# ---- The numbers ----------------------------------------------------------------------------------------------------
 
 
-def test_what_resampling_can_not_vary_has_no_interval(tmp_path: Path, capsys) -> None:
-    """Questions of a type that are all about one scene, and a single question: [+4.4, +4.4] would feign certainty."""
-    runs = []
-    for seed, name in enumerate("ab"):
-        records = [each for each in answers(90, seed=seed, scenes=5) if each["question_type"] != "route_planning"]
-        plan = next(each for each in answers(90, seed=seed, scenes=5) if each["question_type"] == "route_planning")
-        runs.append(make_run(tmp_path / name, [*records, plan]))
-    rows = [cells("text", line) for line in printed(runs, capsys).splitlines()]
-    found = {row[1]: row[3:5] for row in rows if row[0] == "b" and len(row) == 6}
-    kinds = {each["question_type"]: each["scene"] for each in records}
-    assert kinds["object_counting"] != kinds["object_rel_direction_easy"]
-    assert found["Obj. Count"][0].startswith("[") and found["Obj. Count"][1] == "-"
-    assert found["Route Plan"] == ["-", "-"]
-    assert all(cell.startswith("[") for measure in ("Rel. Dir.", "All micro") for cell in found[measure])
+def by_hand(records: list[Record]) -> dict[str, float]:
+    """The score of each column and mean, from the scores of the single questions alone."""
+    by_type: dict[str, list[float]] = {}
+    for each in records:
+        by_type.setdefault(each["question_type"], []).append(each["score"])
+    found = {column: fmean(fmean(by_type[kind]) for kind in kinds) for column, kinds in BENCHMARK.columns.items()}
+    return {**found, "macro": fmean(found[column] for column in COLUMNS), "micro": fmean(e["score"] for e in records)}
+
+
+def constant_by_hand(records: list[Record]) -> dict[str, float]:
+    """The same of answering each question type by one answer: that of a fine grid, or of the letters, with the most."""
+    found = []
+    for kind in {each["question_type"] for each in records}:
+        own = [each for each in records if each["question_type"] == kind]
+        tried = [f"{n / 40}" for n in range(60, 360)] if kind in BENCHMARK.numeric_types else list("ABCD")
+        scored = [[BENCHMARK.score(answer, e["ground_truth"], kind, "spatial_mllm") for e in own] for answer in tried]
+        found += [{**each, "score": score} for each, score in zip(own, max(scored, key=sum), strict=True)]
+    return by_hand(found)
+
+
+def lines(run: Path) -> list[Record]:
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text().split("\n") if line]
+
+
+def test_the_table_has_the_numbers_of_the_answers(runs, capsys) -> None:
+    said = run_report(*runs.values(), "--format", "csv", capsys=capsys)
+    table, further = (pd.read_csv(io.StringIO(part), index_col="setting") for part in said.split("\n\n"))
+    assert [*table.index] == ["plain", "fused", "best constant answer"] and [*further.index][0] == "plain, subset-90"
+    constant = constant_by_hand(lines(runs["plain0"]))
+    means = {}
+    for name in ("plain", "fused"):
+        seeds = [by_hand(lines(runs[f"{name}{seed}"])) for seed in range(3)]
+        for measure in (*COLUMNS, "macro", "micro"):
+            scores = [own[measure] for own in seeds]
+            expected = [fmean(scores), min(scores), max(scores)]
+            cells = table.loc[name, [measure, f"{measure} low", f"{measure} high"]].tolist()
+            assert cells == pytest.approx(expected, abs=1e-7), (name, measure)
+            assert table.loc["best constant answer", measure] == pytest.approx(constant[measure], abs=1e-6)
+            means[name, measure] = expected[0]
+        assert table.loc[name, "seeds"] == 3
+    change = "macro - plain"
+    assert table.loc["fused", change] == pytest.approx(means["fused", "macro"] - means["plain", "macro"], abs=1e-9)
+    tested, _ = load(runs.values())
+    sides = [[each for each in tested if each.label == name and not each.test] for name in ("fused", "plain")]
+    found = difference(*sides, "macro")
+    assert table.loc["fused", [f"{change} low", f"{change} high"]].tolist() == pytest.approx([found.low, found.high])
+    assert found.low < found.value < found.high and found.paired and found.seeds == 3
+    # what is below the best blind baseline is marked
+    row = next(line for line in run_report(*runs.values(), capsys=capsys).splitlines() if line.startswith("plain "))
+    marks = [cell.endswith("<") for cell in re.split(" {2,}", row)[1:11]]
+    assert marks == [means["plain", measure] < constant[measure] for measure in (*COLUMNS, "macro", "micro")]
+    assert {*marks} == {True, False}
+
+
+# ---- Formats --------------------------------------------------------------------------------------------------------
+
+
+def rows_of(text: str, format: str) -> list[list[str]]:
+    """The cells of all lines of a text."""
+    split = {
+        "text": lambda line: re.split(r" {2,}", line.strip()),
+        "markdown": lambda line: re.split(r" +\| +", line.strip("| ")),
+        "latex": lambda line: re.split(r" +& +", line.strip(" \\")),
+    }
+    return [[re.sub(r"\\<|\\ensuremath\{<\}", "<", c) for c in split[format](line)] for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "latex"])
+def test_all_formats_have_the_same_cells(runs, format: str, capsys) -> None:
+    rows = rows_of(run_report(*runs.values(), "--format", format, capsys=capsys), format)
+    for name in ("plain", "fused"):
+        seeds = [by_hand(lines(runs[f"{name}{seed}"]))["macro"] for seed in range(3)]
+        mean, low, high = (f"{100 * score:.1f}" for score in (fmean(seeds), min(seeds), max(seeds)))
+        row = next(row for row in rows if row[0] == name and len(row) > 10)
+        assert row[9].removesuffix(" <") == f"{mean} ({low} to {high})"
+    options = [row for row in rows if row[0].replace("\\", "") == "model.fusion"]
+    assert options == [[options[0][0], "null", "Fusion"]]  # what differs, and nothing else
+    assert sum(len(row) == 3 and row[0].replace("\\", "").startswith("model") for row in rows) == 1
+
+
+def test_the_suffix_chooses_the_format(runs, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    starts = {"a.md": "**VSIBench", "deep/a.tex": "% needs", "a.csv": "setting,", "a.txt": "VSIBench, scorer"}
+    for name, start in starts.items():
+        run_report(runs["plain0"], "--output", name, capsys=capsys)
+        assert Path(name).read_text().startswith(start)
+    assert "2 tests in report.html" in run_report(runs["plain0"], "--format", "html", capsys=capsys)
+    assert Path("report.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
 def test_latex_compiles_with_special_characters(tmp_path: Path) -> None:
     names = ("plain", "under_score 50% & $x^2$ #1 ~{a}\\b", "[ab]*<c>|d")
-    runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(names)]
+    runs = [make_run(tmp_path / f"r{i}", answers(45, seed=i), seeded(i, name)) for i, name in enumerate(names)]
     report([*map(str, runs), "--output", str(tmp_path / "tables.tex")])
     document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{tables.tex}\end{document}"
     (tmp_path / "paper.tex").write_text(document)
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
     made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-2000:]
-    (tmp_path / "tables.tex").write_text((tmp_path / "tables.tex").read_text().replace(r"\_", "_"))  # the control
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode != 0
 
 
-def test_other_folders_are_skipped_and_untested_runs_listed(tmp_path: Path, capsys) -> None:
-    make_run(tmp_path / "good", answers(45))
+class Page(HTMLParser):
+    """The texts of a page's cells, its tags, and the addresses that it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.cells: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.cells += [""] if tag in ("td", "th") else []
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href") or name.startswith("on")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags[-1:] in (["td"], ["th"]):
+            self.cells[-1] += data
+
+
+def test_the_page_has_every_answer_and_no_script(runs, tmp_path: Path, capsys) -> None:
+    report([*map(str, runs.values()), "--output", str(tmp_path / "page.html")])
+    assert "fused1: questions that failed and score 0: 1" in capsys.readouterr().err
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "b" not in page.tags  # of the hostile answer
+    assert len(page.loaded) == 2 and all(each.startswith("data:image/png;base64,") for each in page.loaded)
+    assert base64.b64decode(page.loaded[0].partition(",")[2]).startswith(b"\x89PNG")
+    assert page.tags.count("details") == 2 * (len(BENCHMARK.question_types) + 1)  # of two tests: questions, and options
+    cells = {" ".join(cell.split()) for cell in page.cells}
+    for run in runs.values():
+        for each in lines(run):
+            said = f"failed: {each['error']}" if each["error"] else each["prediction"]
+            assert " ".join(f"{said} ({100 * each['score']:.1f})".split()) in cells
+            assert {each["id"], each["scene"], each["question"], each["ground_truth"]} <= cells
+    assert "zoo.TinyQwen25VL" not in cells and "TinyQwen25VL" in cells  # an option of all
+
+
+# ---- Which tests make a row -----------------------------------------------------------------------------------------
+
+
+def seeds_by_row(runs: list[Path]) -> list[list[int | None]]:
+    groups: dict[str, list[int | None]] = {}
+    for each in load(runs)[0]:
+        groups.setdefault(each.group, []).append(each.seed)
+    return [*groups.values()]
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "is_other"),
+    [
+        ("trainer", {"enable_progress_bar": False, "log_every_n_steps": 1, "limit_test_batches": 3}, False),
+        ("trainer", {"logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": "a"}}]}, False),
+        ("trainer", {"max_steps": 20}, True),
+        ("trainer", {"accumulate_grad_batches": 2}, True),
+        ("trainer", {"callbacks": [{"class_path": "my.EMA", "init_args": {"decay": 0.9}}]}, True),
+        ("data", {"num_frames": 8}, True),
+        ("data", {"source": {"class_path": "datamodules.Rooms", "init_args": {"seed": 1}}}, True),  # other rooms
+        ("data", {"sampler": {"class_path": "datamodules.RandomSampler", "init_args": {"seed": 5}}}, False),
+    ],
+)
+def test_runs_that_differ_in_the_seed_alone_are_one_row(part, changes, is_other: bool, tmp_path: Path) -> None:
+    configs = [seeded(seed) for seed in range(3)]
+    for config in configs if part == "data" and "sampler" in changes else configs[2:]:
+        (config[part] if part == "trainer" else config[part]["init_args"]).update(changes)
+    if "sampler" in changes:
+        configs[2]["data"]["init_args"]["sampler"] = {**changes["sampler"], "init_args": {"seed": 6}}
+    runs = [make_run(tmp_path / f"s{i}", answers(45, seed=i), config) for i, config in enumerate(configs)]
+    again = make_run(tmp_path / "again", answers(45, seed=9), seeded(0))  # the same training is no further seed
+    expected = [[0, 1], [2]] if is_other else [[0, 1, 2]]
+    assert seeds_by_row(runs) == expected and ([0] in seeds_by_row([*runs, again]) or "sampler" in changes)
+
+
+def test_a_half_trained_run_another_code_and_another_test_are_other_rows(tmp_path: Path, capsys) -> None:
+    runs = [make_run(tmp_path / f"s{seed}", answers(45, seed=seed), seeded(seed, "mine")) for seed in range(3)]
+    for changes in (
+        {"run_step": 9, "max_steps": 60},
+        {"training_versions": {"zoo": "0.2.0"}},
+        {"versions": {"zoo": "0.2.0"}},
+        {"config": {"data": {"init_args": {"num_frames": 8}}}},
+    ):
+        for run in runs:
+            rewrite_metrics(run, run_step=60, max_steps=60, training_versions={"zoo": "0.1.0"}, config={}, versions={})
+        assert seeds_by_row(runs) == [[0, 1, 2]]  # the control
+        rewrite_metrics(runs[2], **changes)
+        assert seeds_by_row(runs) == [[0, 1], [2]], changes
+        name, value = [(f"test.{k}" if "num" in k else k, v) for k, v in flat(changes)][0]
+        assert re.search(rf"^{re.escape(name)} .*{value}$", run_report(*runs, capsys=capsys), re.MULTILINE)
+    rewrite_metrics(runs[2], run_step=9)
+    report([*map(str, runs)])
+    assert f"{runs[2]}: unfinished weights: their training has made 9 of 60 steps" in capsys.readouterr().err
+
+
+def flat(changes: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in changes.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}".lstrip(".")
+        found += flat(value, name.removeprefix("config.")) if isinstance(value, dict) else [(name, value)]
+    return found
+
+
+def test_the_baseline_is_named_by_its_row_or_its_run(runs, capsys) -> None:
+    for name in ("fused", "fused1", runs["fused2"]):
+        said = run_report(*runs.values(), "--baseline", name, capsys=capsys)
+        assert "macro - fused" in said and "Differences from fused in points" in said
+    with pytest.raises(InputError, match="--baseline other: no such row or run; the rows are plain; fused; plain, sub"):
+        report([*map(str, runs.values()), "--baseline", "other"])
+
+
+def test_one_seed_has_an_interval_over_scenes_that_says_so(runs, capsys) -> None:
+    said = run_report(runs["plain0"], runs["fused0"], capsys=capsys)
+    assert re.search(r"^fused .* [+-]\d+\.\d \([+-]\d+\.\d to [+-]\d+\.\d\) \*$", said, re.MULTILINE)
+    assert "* one seed: the interval is over scenes alone and says nothing about other trainings" in said
+    assert "one seed" not in run_report(*runs.values(), capsys=capsys) and "no interval" not in said
+
+
+# ---- Folders that are left out --------------------------------------------------------------------------------------
+
+
+def test_other_folders_and_damaged_tests_are_named_and_the_others_reported(tmp_path: Path, capsys) -> None:
+    for name in ("good", "metrics", "lacking", "answers", "cut", "gone", "torn", "modelless"):
+        make_run(tmp_path / name, answers(45))
     make_run(tmp_path / "untested", None)
+    make_run(tmp_path / "interrupted", answers(45))
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.txt").write_text("")
-    make_run(tmp_path / "torn", None)
-    (tmp_path / "torn" / "config.yaml").write_text("model: [")
-    make_run(tmp_path / "modelless", None, {"data": {}})
+    (tmp_path / "metrics/metrics.json").write_text('{"acc"')
+    (tmp_path / "lacking/metrics.json").write_text("{}")
+    (tmp_path / "answers/predictions.jsonl").write_text('{"id": 1}\n')
+    cut = tmp_path / "cut/predictions.jsonl"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    (tmp_path / "gone/predictions.jsonl").unlink()
+    (tmp_path / "torn/config.yaml").write_text("model: [")
+    (tmp_path / "modelless/config.yaml").write_text("{data: {}}")
+    (tmp_path / "interrupted/metrics.json").unlink()
     capsys.readouterr()
-    report([*map(str, sorted(tmp_path.iterdir())), str(tmp_path / "gone"), str(tmp_path / "good")])
-    said = capsys.readouterr().out
-    for reason in (
-        "folder is not the folder of a run: it has no config.yaml",
-        "notes.txt is not the folder of a run",
-        "torn/config.yaml can't be read",
-        "modelless/config.yaml names no model",
-        "gone is not the folder of a run",
-    ):
-        assert len(re.findall(f"skipped: .*{re.escape(reason)}", said)) == 1
-    assert f"skipped: {tmp_path / 'untested'}: no test yet" in said and said.count("no test yet") == 1
-    assert not re.search("^untested", said, re.MULTILINE)  # no row of dashes
-    assert len(re.findall("^good ", said, re.MULTILINE)) == 3  # named twice, reported once
+    report([*map(str, sorted(tmp_path.iterdir())), str(tmp_path / "absent"), str(tmp_path / "good")])
+    said = capsys.readouterr()
+    reasons = (
+        *("metrics/metrics.json can't be read", "lacking/metrics.json lacks entries of a test"),
+        *("answers/predictions.jsonl, line 1: question_type must be a string", "cut/predictions.jsonl doesn't match"),
+        *("gone has no predictions.jsonl", "torn/config.yaml can't be read", "modelless/config.yaml names no model"),
+        *("untested: no test yet", "interrupted: its test was interrupted", "notes.txt is not the folder of a run"),
+        *("folder is not the folder of a run", "absent is not the folder of a run"),
+    )
+    for reason in reasons:
+        assert len(re.findall(rf"^skipped: .*/{re.escape(reason)}", said.err, re.MULTILINE)) == 1, reason
+    assert len(said.err.splitlines()) == len(reasons)
+    assert len(re.findall("^good ", said.out, re.MULTILINE)) == 1  # named twice, reported once
     with pytest.raises(InputError, match="nothing to report: .*folder is not the folder of a run"):
         report([str(tmp_path / "folder")])
 
 
-def test_answers_that_do_not_match_the_metrics_are_left_out(tmp_path: Path, capsys) -> None:
-    """An interrupted test leaves the metrics of an earlier test, or none; the report notes both."""
-    runs = [make_run(tmp_path / name, answers(45, seed=i)) for i, name in enumerate(("whole", "again", "first", "cut"))]
-    for run, kept in zip(runs[1:], (3000, 3000, -20), strict=True):
-        file = run / "predictions.jsonl"
-        file.write_bytes(file.read_bytes()[:kept])
-    (tmp_path / "first" / "metrics.json").unlink()
-    (tmp_path / "whole" / "predictions.jsonl").rename(tmp_path / "whole" / "predictions.rank0.jsonl")
+def test_runs_of_one_name_are_labeled_by_what_differs(tmp_path: Path, capsys) -> None:
+    others = {"num_frames": 8}, {"sampler": {"class_path": "datamodules.PoseFarthestSampler"}}
+    folders = [make_run(tmp_path / "PRoPEMLLM-20261127-174300", answers(90))]
+    for number, changes in enumerate(others):
+        config = copy.deepcopy(CONFIG)
+        config["data"]["init_args"] |= changes  # type: ignore[index]
+        folders.append(make_run(tmp_path / f"PRoPEMLLM-20261127-17440{number}", answers(90, seed=number), config))
+    folders.append(make_run(tmp_path / "PRoPEMLLM-GTA-20261127-174300", answers(45)))
     capsys.readouterr()
-    report([*map(str, runs), "--output", str(tmp_path / "r.html")])
+    report([*map(str, folders)])
     said = capsys.readouterr().out
-    assert "whole has no predictions.jsonl" in said
-    assert re.search("again/predictions.jsonl: line .* is incomplete", said)
-    assert "again/predictions.jsonl doesn't match metrics.json" in said
-    assert re.search(r"skipped: .*first: its test was interrupted after \d+ answers", said)
-    assert "cut/predictions.jsonl doesn't match metrics.json" in said
-    page = (tmp_path / "r.html").read_text()
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])
-    assert data["answers"] == [None] * 3 and data["questions"] == []
-    assert data["runs"] == ["whole", "again", "cut"] and None not in data["bars"]["Avg."]
-
-
-def test_damaged_files_are_remarked_and_other_runs_reported(tmp_path: Path, capsys) -> None:
-    runs = [make_run(tmp_path / name, answers(45)) for name in ("good", "metrics", "other", "answers")]
-    (runs[1] / "metrics.json").write_text('{"acc"')
-    (runs[2] / "metrics.json").write_text("{}")
-    (runs[3] / "predictions.jsonl").write_text('{"id": 1}\n')
-    report(list(map(str, runs)))
-    said = capsys.readouterr().out
-    assert re.search("skipped: .*metrics/metrics.json can't be read", said)
-    assert re.search("skipped: .*other/metrics.json lacks entries of a test", said)
-    assert "answers/predictions.jsonl, line 1: question_type must be a string, got null" in said
-    assert len(re.findall(r"^answers +\d", said, re.MULTILINE)) == 2  # its scores are there all the same
-
-
-def test_format_by_suffix_and_default_name_of_a_page(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "run", answers(9))
-    report(["run", "--output", "a.md"])
-    report(["run", "--output", "deep/a.tex"])
-    report(["run", "--output", "a.txt"])
-    report(["run", "--format", "html"])
-    assert "report: 1 runs in report.html" in capsys.readouterr().out
-    starts = {"a.md": "**Scores", "deep/a.tex": "% needs", "a.txt": "Scores by", "report.html": "<!doctype html>"}
-    assert {name: Path(name).read_text()[: len(start)] for name, start in starts.items()} == starts
-
-
-def test_settings_of_a_test(tmp_path: Path, capsys) -> None:
-    config = yaml.safe_load(yaml.safe_dump(CONFIG))
-    parts = config["model"]["init_args"]
-    parts["backbone"] = {"class_path": "zoo.PretrainedQwen25VL", "init_args": {"path": "weights/3b"}}
-    parts["fusion"] = {"class_path": "zoo.AddFusion", "init_args": {"branches": "both", "layers": [1, 2]}}
-    parts["view_mixer"] = {"class_path": "zoo.ViewAttention", "init_args": {"head_dim": 32, "encoding": None}}
-    parts["geometry"] = {"class_path": "zoo.TinyVGGT", "init_args": {}}  # what the model has built counts
-    parts |= {"camera_source": "dataset", "time_index": {"class_path": "zoo.ConstantIndex"}}
-    config["trainer"]["default_root_dir"] = "runs/mine"
-    run = make_run(tmp_path / "run", answers(9), config)
-    metrics = json.loads((run / "metrics.json").read_text())
-    parts = {"source": "datamodules.VSIBench", "sampler": "SpaceAwareSampler", "frame_pairing": "my.Neighbor"}
-    options = {"num_frames": 8, **{name: {"class_path": path} for name, path in parts.items()}}
-    tested = {"data": {"class_path": "datamodules.VideoQADataModule", "init_args": options}}
-    more = {"config": tested, "checkpoint": "runs/mine/checkpoints/a.ckpt", "geometry": "DatasetGeometry"}
-    (run / "metrics.json").write_text(json.dumps({**metrics, **more}))
-    fingerprint = json.loads((run / "test.json").read_text())["weights"]
-    assert len(fingerprint) > 8
-    report([str(run)])
-    row = [line for line in capsys.readouterr().out.splitlines() if line.startswith("run ")][-1]
-    assert re.split(" {2,}", row) == [
-        *("run", "PRoPEMLLM", "VSIBench", "8", "SpaceAwareSampler", "Neighbor", "PRoPE(first)"),
-        *("ViewAttention(32)", "AddFusion(both, [1, 2])", "DatasetGeometry", "dataset", "ConstantIndex"),
-        *("weights/3b", "checkpoints/a.ckpt", fingerprint, "spatial_mllm"),
-    ]
-
-
-def test_the_settings_are_those_of_the_test(tmp_path: Path, capsys) -> None:
-    """Which may differ from the training's, in its run's folder as well: `test --model.fusion.active_branches 2d`."""
-    config = yaml.safe_load(yaml.safe_dump(CONFIG))
-    both = {"class_path": "zoo.AddFusion", "init_args": {"active_branches": "both", "layers": [1, 2]}}
-    config["model"]["init_args"] |= {"fusion": both, "initial_weights": "start.ckpt"}
-    run = make_run(tmp_path / "run", answers(9), config)
-    assert " AddFusion(both, [1, 2]) " in printed([run], capsys) and " PRoPE(first) " in printed([run], capsys)
-    asked = {part: yaml.safe_load(yaml.safe_dump(config[part])) for part in ("model", "data")}
-    asked["model"]["init_args"] |= {"fusion": {**both, "init_args": {"active_branches": "2d"}}, "camera_encoding": None}
-    file = run / "metrics.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "config": asked}))
-    said = printed([run], capsys)
-    assert " AddFusion(2d) " in said and "both" not in said and "PRoPE(first)" not in said
-
-
-def test_settings_that_were_added_to_a_model_have_columns(tmp_path: Path, capsys) -> None:
-    plain = make_run(tmp_path / "plain", answers(9))
-    headings = ("Objectives", "Augmentation", "Initial weights")
-    assert not any(heading in printed([plain], capsys) for heading in headings)
-    config = yaml.safe_load(yaml.safe_dump(CONFIG))
-    objectives = [{"class_path": "zoo.CameraPrediction", "init_args": {"weight": 0.5}}]
-    config["model"]["init_args"] |= {"objectives": objectives, "initial_weights": "start.ckpt", "time_index": None}
-    config["data"]["init_args"]["augmentation"] = {"class_path": "datamodules.RandomFocalLength"}
-    run = make_run(tmp_path / "run", answers(9), config)
-    said = printed([run, plain], capsys)
-    assert all(heading in said for heading in headings)
-    row = r"^run .* \[CameraPrediction\(0\.5\)\] +RandomFocalLength +start\.ckpt "
-    assert re.search(row, said, re.MULTILINE)
-
-
-def test_every_test_of_a_run_is_listed(tmp_path: Path, capsys) -> None:
-    run = make_run(tmp_path / "run", answers(90))
-    make_run(run / "tests/subset-9", answers(9))
-    capsys.readouterr()
-    report([str(run)])
-    said = capsys.readouterr().out
-    assert [len(re.findall(f"^{name} ", said, re.MULTILINE)) for name in ("run", "run/subset-9")] == [3, 3]
-    assert re.search(r"^run/subset-9 .* 9 +\d+ +\d+$", said, re.MULTILINE)
-
-
-def test_of_equal_tests_at_several_steps_the_newest_counts(tmp_path: Path, capsys) -> None:
-    run = make_run(tmp_path / "run", answers(90))
-    folders = {run: 100, make_run(run / "tests/step-150", answers(90, seed=1)): 150}
-    folders[make_run(run / "tests/subset-9", answers(9))] = 100  # of other questions
-    for folder, step in folders.items():
-        metrics = json.loads((folder / "metrics.json").read_text())
-        (folder / "metrics.json").write_text(json.dumps({**metrics, "step": step}))
-    capsys.readouterr()
-    report([str(run)])
-    said = capsys.readouterr().out
-    assert f"skipped: {run}: its tests of step 150; those of step 100 are left out" in said
-    assert not re.search("^run ", said, re.MULTILINE)
-    assert all(len(re.findall(f"^run/{name} ", said, re.MULTILINE)) == 3 for name in ("step-150", "subset-9"))
+    for label in (
+        "PRoPEMLLM, num_frames 24, sampler null",
+        "PRoPEMLLM, num_frames 8, sampler null",
+        "PRoPEMLLM, num_frames 24, sampler PoseFarthestSampler",
+        "PRoPEMLLM-GTA",
+    ):
+        assert f"\n{label}  " in said
+    assert said.count("VSIBench, scorer spatial_mllm, ") == 2  # the table of 90 questions, and that of 45
+    again = make_run(tmp_path / "PRoPEMLLM-20261127-174309", answers(90))
+    report([str(folders[0]), str(again)])
+    said = capsys.readouterr().out  # equal settings
+    assert f"\n{folders[0]}  " in said and f"\n{again}  " in said

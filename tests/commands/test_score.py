@@ -48,32 +48,26 @@ def test_scores_and_table_equal_those_of_the_test(tmp_path: Path, capsys, scorer
     assert written["counts"]["failed"] == 18
 
 
-def test_the_baselines_of_the_test_are_kept_and_the_constant_is_that_of_the_scorer(tmp_path: Path, capsys) -> None:
+def test_the_baselines_of_the_test_are_kept_for_its_own_scorer(tmp_path: Path, capsys) -> None:
     run = finished_run(tmp_path / "run")
     written = json.loads((run / "metrics.json").read_text())
-    recorded = {
-        **written["baselines"],
-        "text": {key: written[key] for key in ("per_question_type", "acc", "mra", "all")},
-    }
+    text = {key: written[key] for key in ("per_question_type", "acc", "mra", "all")}
+    recorded = {**written["baselines"], "text": text}
     (run / "metrics.json").write_text(json.dumps({**written, "baselines": recorded}))
-    score([str(run), "--output", str(tmp_path / "again.json")])
-    assert "| constant |" in re.sub(" +", " ", said := capsys.readouterr().out) and " text |" in said
-    assert json.loads((tmp_path / "again.json").read_text())["baselines"] == recorded
-    score([str(run), "--scorer", "thinking_in_space", "--output", str(tmp_path / "other.json")])
-    other = json.loads((tmp_path / "other.json").read_text())["baselines"]
-    assert other.keys() == {"constant"} and other != {"constant": recorded["constant"]}
-
-
-def test_scores_of_another_scorer_are_noted(tmp_path: Path, capsys) -> None:
-    run = finished_run(tmp_path)
-    score([str(run), "--scorer", "thinking_in_space"])  # the run's folder serves as well
-    assert "scores that differ from the file's" in capsys.readouterr().out
-    score([str(run)])
-    assert "differ" not in capsys.readouterr().out
+    for words, output in ((), "again"), (("--scorer", "thinking_in_space"), "other"):
+        capsys.readouterr()
+        score([str(run), *words, "--output", str(tmp_path / f"{output}.json")])  # the run's folder serves as well
+        said = capsys.readouterr().out
+        assert "constant" in said and ("scores that differ from the file's" in said) == bool(words)
+    again, other = (json.loads((tmp_path / f"{name}.json").read_text())["baselines"] for name in ("again", "other"))
+    assert again == recorded and other.keys() == {"constant"} and other != {"constant": recorded["constant"]}
 
 
 def test_the_scores_of_the_file_stand_unless_another_scorer_is_named(tmp_path: Path, capsys) -> None:
-    fields = {"question_type": "object_counting", "ground_truth": "4", "benchmark": "VSIBench"}
+    fields = {"question_type": "object_counting", "ground_truth": "4"}
+    score([str(write_lines(tmp_path / "four.jsonl", [{"id": 7, "prediction": "4", **fields}]))])  # these are enough
+    assert "1.000" in capsys.readouterr().out
+    fields["benchmark"] = "VSIBench"
     rows = [{"id": str(i), "prediction": "4", **fields, "scorer": "geovr", "score": 0.25} for i in range(2)]
     file = write_lines(tmp_path / "answers.jsonl", rows)
     for arguments, scorer, shown in (
@@ -84,12 +78,6 @@ def test_the_scores_of_the_file_stand_unless_another_scorer_is_named(tmp_path: P
         score([str(file), *arguments])
         row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| all"))
         assert shown in row and scorer in row
-
-
-def test_four_fields_are_enough(tmp_path: Path, capsys) -> None:
-    fields = {"question_type": "object_counting", "prediction": "4", "ground_truth": "4"}
-    score([str(write_lines(tmp_path / "other.jsonl", [{"id": 7, **fields}, {"id": "8", **fields, "prediction": "9"}]))])
-    assert "0.500" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("cut", [1, 200])
@@ -135,20 +123,6 @@ def test_empty_and_endless_answers_score_zero(tmp_path: Path, capsys) -> None:
     assert "3 answers could not be parsed" in capsys.readouterr().out
 
 
-def test_a_full_disk_leaves_the_former_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write_lines(tmp_path / "answers.jsonl", [record("a", "object_counting", "4", "4")])
-    output = tmp_path / "scores.json"
-    output.write_text("the former scores")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("zoo.files.atomic_io.os.fsync", full)
-    with pytest.raises(InputError, match="scores.json can't be written: No space left on device"):
-        score([str(file), "--output", str(output)])
-    assert output.read_text() == "the former scores"
-
-
 def test_half_a_character_in_a_scene_name_can_be_written(tmp_path: Path) -> None:
     row = record("a", "object_counting", "", "4", scene="toy/\ud83d", error="no video")
     score([str(write_lines(tmp_path / "answers.jsonl", [row])), "--output", str(tmp_path / "metrics.json")])
@@ -162,13 +136,8 @@ GOOD = record("a", "object_counting", "4", "4")
     ("bad", "said"),
     [
         ({**GOOD, "id": None}, "line 2: id must be"),
-        ({**GOOD, "prediction": None}, "line 2: prediction must be a string, got null"),
-        (
-            {"predicted" if key == "prediction" else key: value for key, value in GOOD.items()},
-            "line 2: prediction must be a string, got null: the line has id, scene, question_type, question, prompt, ",
-        ),
-        ({**GOOD, "prediction": 4}, "line 2: prediction must be a string, got 4"),
-        ({**GOOD, "question_type": "riddle"}, "line 2: unknown question_type 'riddle'; VSIBench has object_abs"),
+        ({key: value for key, value in GOOD.items() if key != "prediction"}, "line 2: prediction must be a string"),
+        ({**GOOD, "question_type": "riddle"}, "line 2: unknown question_type 'riddle'"),
         ({**GOOD, "frames": "all"}, 'line 2: frames must be a list of integers, got "all"'),
         ([GOOD], "line 2: expected an object"),
     ],
@@ -218,22 +187,22 @@ def test_all_scorers_side_by_side(tmp_path: Path, capsys) -> None:
     file = write_lines(tmp_path / "answers.jsonl", [dict(zip(names, row, strict=True)) for row in rows])
     score([str(file), "--scorer", "all"])
     said = capsys.readouterr().out
-    assert "| question type | spatial_mllm | thinking_in_space | lmms_eval_0.7.3 |" in said
-    assert (
-        "| object_counting | 0.333 < | 0.333 < | 1.000 |" in said
-        and "| route_planning | 0.500 < | 1.000 | 1.000 |" in said
-    )
-    assert "| best constant answer: all macro | 1.000 | 1.000 | 1.000 |" in said
-    assert "< below the best blind baseline" in said  # of the scorer itself
-    assert "| could not be parsed | 3 | 2 | 0 |" in said
-    assert "answers on which scorers differ: 3 of 5" in said
-    assert "spatial_mllm and thinking_in_space: 1" in said and "thinking_in_space and lmms_eval_0.7.3: 2" in said
+    assert re.search(r"question type +\| spatial_mllm +\| thinking_in_space +\| lmms_eval_0.7.3", said)
+    for shown in (
+        r"object_counting \| 0.333 <? ?\| 0.333 <? ?\| 1.000",
+        r"route_planning \| 0.500 <? ?\| 1.000 \| 1.000",
+        r"could not be parsed \| 3 \| 2 \| 0",
+        "answers on which scorers differ: 3 of 5",
+        "spatial_mllm and thinking_in_space: 1",
+        "thinking_in_space and lmms_eval_0.7.3: 2",
+    ):
+        assert re.search(shown, re.sub(" +", " ", said)), shown
     with pytest.raises(InputError, match="--output holds the scores of one scorer"):
         score([str(file), "--scorer", "all", "--output", str(tmp_path / "metrics.json")])
 
 
 def test_answers_to_another_benchmark_are_refused(tmp_path: Path, capsys) -> None:
-    """By a question type that the benchmark lacks, or by the benchmark that a run records."""
+    """By a question type that the benchmark lacks, or if another one is named than the file records."""
     row = {"id": 1, "question_type": "room_size_estimation_single", "prediction": "9", "ground_truth": "9"}
     file = write_lines(tmp_path / "answers.jsonl", [row])
     with pytest.raises(
@@ -243,6 +212,8 @@ def test_answers_to_another_benchmark_are_refused(tmp_path: Path, capsys) -> Non
     score([str(file), "--benchmark", "ReVSI"])
     assert "| revsi " in capsys.readouterr().out
     shared = {**row, "question_type": "route_planning", "benchmark": "ReVSI"}
+    score([str(write_lines(file, [shared]))])  # the first line names the benchmark
+    assert "| revsi " in capsys.readouterr().out
     with pytest.raises(InputError, match="line 1: an answer to ReVSI, not to VSIBench: score --benchmark ReVSI"):
-        score([str(write_lines(file, [shared]))])
+        score([str(file), "--benchmark", "VSIBench"])
     assert lines(finished_run(tmp_path / "run") / "predictions.jsonl")[0]["benchmark"] == "VSIBench"

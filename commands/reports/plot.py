@@ -1,0 +1,93 @@
+"""A plot of settings: scores as dots in rows, with a line from the least to the greatest of the seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from callbacks.baselines import NAMES
+from zoo.files.atomic_io import replace_file
+
+Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
+COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878", "#008b8b")
+MARKERS = ("o", "s", "^", "D", "v", "P")  # of the series, where colors are of families
+STYLES = ("--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))  # of the blind baselines
+ROW, HEAD = 0.27, 0.5  # heights in inches: one row; a panel's title with its margins
+
+
+def draw(
+    panels: Mapping[str, Rows],
+    baselines: Mapping[str, Mapping[str, float]],
+    label: str,
+    output: Path | BytesIO,
+    families: Mapping[str, str] | None = None,
+) -> None:
+    """Draw the rows that have scores, in 0..1: one panel below the other, the first one on top.
+
+    Args:
+        panels: Rows by the panel's title; a row has one score per seed, by series.
+        baselines: The scores of blind baselines for each series, by name: vertical lines in the panels that have it.
+        label: The name of the score.
+        output: The PNG file, or an open one.
+        families: The family of each row, such as the place where an encoding acts: rows of a family have one color,
+            and the series of a panel differ by their markers. None colors the series.
+    """
+    panels = {title: {name: row for name, row in rows.items() if any(row.values())} for title, rows in panels.items()}
+    panels = {title: rows for title, rows in panels.items() if rows} or {"not measured yet": {}}
+    measured = {each: None for rows in panels.values() for row in rows.values() for each in row if row[each]}
+    names = [name for rows in panels.values() for name in rows]
+    kinds = dict.fromkeys(families.get(name, "other") for name in names) if families else measured
+    colors = dict(zip(kinds, cycle(COLORS), strict=False))
+    series_of = [{each for row in rows.values() for each in row if row[each]} for rows in panels.values()]
+    has_markers = families is not None and max(map(len, series_of)) > 1
+    markers = dict(zip(measured, cycle(MARKERS if has_markers else MARKERS[:1]), strict=False))
+    styles = dict(zip(baselines, cycle(STYLES), strict=False))
+    heights = [HEAD + ROW * len(rows) for rows in panels.values()]
+    figure = Figure(figsize=(11, 1.4 + sum(heights)), dpi=100, layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for axis, (title, rows) in zip(axes, panels.items(), strict=True):
+        axis.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        shown = [each for each in measured if any(row.get(each) for row in rows.values())]
+        for number, each in enumerate(shown):
+            shift = min(0.2, 0.8 / len(shown)) * (number - (len(shown) - 1) / 2)
+            for place, (name, row) in enumerate(rows.items()):
+                if not (scores := row.get(each)):
+                    continue
+                color = colors[families.get(name, "other") if families else each]
+                axis.hlines(place + shift, min(scores), max(scores), color, linewidth=2.5)
+                mean = statistics.mean(scores)
+                axis.scatter(mean, place + shift, s=36, color=color, marker=markers[each], zorder=3)
+            for baseline, own in baselines.items():
+                if each in own:
+                    color = "black" if families else colors[each]
+                    axis.axvline(own[each], color=color, linestyle=styles[baseline], linewidth=1)
+        axis.set(yticks=range(len(rows)), yticklabels=rows, ylim=(max(1, len(rows)) - 0.5, -0.5), xlim=(0, 1))
+        axis.set_xticks([tenth / 10 for tenth in range(11)])
+        axis.tick_params(labelbottom=True, length=0)
+        axis.grid(axis="x", color="#e1e1e1")
+        axis.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axis.spines[side].set_visible(False)
+    axes[-1].set_xlabel(label)
+    dots = [
+        Line2D([], [], color=color, marker="o", linestyle="", label=kind or label) for kind, color in colors.items()
+    ]
+    if has_markers:
+        dots += [Line2D([], [], color="black", marker=m, linestyle="", label=each) for each, m in markers.items()]
+    lines = [
+        Line2D([], [], color="black", linestyle=styles[name], label=NAMES.get(name, name))
+        for name, own in baselines.items()
+        if own
+    ]
+    if measured:
+        figure.legend(handles=[*dots, *lines], loc="outside upper center", ncols=4)
+    if isinstance(output, Path):
+        replace_file(output, lambda file: figure.savefig(file, format="png"))
+    else:
+        figure.savefig(output, format="png")

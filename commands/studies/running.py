@@ -1,0 +1,344 @@
+"""Runs the trainings of a study: processes of `main.py`, here or on a SLURM cluster, and the folders they write.
+
+A training has the folder `runs/studies/<study>/<setting>-<column>-<seed>`, and each of its tests a folder inside it.
+The file study.json in a folder says for which options it was made. Other options take the next free name, so that
+nothing finished is overwritten.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from callbacks.results_folder import TESTS, finished_tests
+from callbacks.run_config import METRICS
+from commands.main import LIGHTNING
+from commands.runs import CONFIG, RESTARTED
+from commands.studies.results import Questions, Result, read_result
+from commands.studies.study_file import RUNS, Run, Study, as_words, folder_name
+from zoo.cpu import available_cores
+from zoo.errors import InputError
+from zoo.files.atomic_io import write_json
+from zoo.versions import ROOT, git_state
+from zoo.weights.saved_models import LAST_CHECKPOINT
+
+CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
+OWN_TEST = "own"  # the folder of the test that every trained model has
+PROGRESS_S = 60.0  # seconds between two progress lines
+POLL_S = 2.0
+J = TypeVar("J")
+_running: set[subprocess.Popen[bytes]] = set()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How main.py is started.
+
+    Attributes:
+        at_once: Number of jobs that share the cores of this machine.
+        words: The command that starts main.py, such as `srun`, which then divides the cores.
+    """
+
+    at_once: int = 1
+    words: tuple[str, ...] = ()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables of the processes that share the cores."""
+        return {} if self.words else {"OMP_NUM_THREADS": str(max(1, available_cores() // self.at_once))}
+
+
+# ---- One training with its tests -------------------------------------------------------------------------------------
+
+
+class Training:
+    """A training and its tests, in a folder of its own.
+
+    Args:
+        study: The plan.
+        run: The training.
+        is_recorded: Returns whether the study has the results of the training that ended at a time. Given for a setting
+            that is trained again, whose recorded folders stay as they are.
+    """
+
+    def __init__(self, study: Study, run: Run, is_recorded: Callable[[str], bool] | None = None) -> None:
+        self.run = run
+        claim = {"options": run.resolved, "seed": run.seed, "words": list(run.words)}
+        for folder in _names(study.folder / run.folder_name):
+            trained = _read(folder / TRAINED)
+            if is_recorded is not None and trained is not None and is_recorded(trained["trained"]):
+                continue
+            if not folder.exists() or _is_same(_read(folder / CLAIM), claim):
+                break
+        self.folder, self._claim = folder, claim
+
+    @property
+    def tests(self) -> dict[str, Path]:
+        """The folder of each test."""
+        found = {}
+        for test, options in self.run.tests.items():
+            names = _names(self.folder / TESTS / (folder_name(test) or OWN_TEST))
+            claim = {"options": options}
+            found[test] = next(each for each in names if not each.exists() or _read(each / CLAIM) == claim)
+        return found
+
+    def execute(self, launch: Launch) -> str | None:
+        """Train and test what is not finished; return the reason if that fails."""
+        try:
+            with locked(self.folder.with_name(f"{self.folder.name}.lock"), f"training in {self.folder}") as lock:
+                return self._train(launch, lock) or self._test(launch, lock)
+        except InputError as error:
+            return str(error)
+
+    def _train(self, launch: Launch, lock: int) -> str | None:
+        if not (self.folder / CLAIM).exists():
+            write_json(self.folder / CLAIM, self._claim)
+        if (self.folder / TRAINED).exists():
+            return None
+        fit_s, checkpoint = None, self.folder / LAST_CHECKPOINT
+        if self.run.is_trained:
+            resumed, started = checkpoint.exists(), time.monotonic()
+            root = f"--trainer.default_root_dir={self.folder}"
+            if failure := main_py(self.folder / LOG, launch, lock, "fit", *self.run.words, root):
+                return failure
+            fit_s = None if resumed else round(time.monotonic() - started, 1)
+        commit, is_clean = git_state()
+        ended = datetime.now(UTC).isoformat(timespec="microseconds")
+        trained = {"commit": (commit or "")[:12], "is_clean": bool(is_clean), "trained": ended, "fit_s": fit_s}
+        write_json(self.folder / TRAINED, trained)
+        return None
+
+    def _test(self, launch: Launch, lock: int) -> str | None:
+        weights = ["--config", str(self.folder / CONFIG), f"--ckpt_path={self.folder / LAST_CHECKPOINT}"]
+        for test, folder in self.tests.items():
+            if not finished_tests(folder):
+                write_json(folder / CLAIM, {"options": self.run.tests[test]})
+                words = ["test", *(weights if self.run.is_trained else self.run.words)]
+                words += [*as_words(self.run.tests[test]), f"--trainer.default_root_dir={folder}"]
+                if failure := main_py(self.folder / LOG, launch, lock, *words):
+                    return failure
+        return None
+
+    def results(self) -> list[tuple[Result, Questions]]:
+        """Return the results of the finished tests.
+
+        Raises:
+            InputError: A test has no question with a ground truth.
+        """
+        if (trained := _read(self.folder / TRAINED)) is None or not _is_same(_read(self.folder / CLAIM), self._claim):
+            return []
+        found = []
+        for test, folder in self.tests.items():
+            if finished := finished_tests(folder):
+                newest = max(finished, key=lambda each: (each / METRICS).stat().st_mtime)
+                found.append(read_result(self.run, test, newest, trained))
+        return found
+
+
+def _names(folder: Path) -> Iterator[Path]:
+    """Yield a folder's name, and the names that follow it."""
+    yield folder
+    for number in count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
+
+
+def _is_same(claim: Any, other: Mapping[str, Any]) -> bool:
+    """Return whether two folders are of equal trainings, however their command lines spell it."""
+    return isinstance(claim, dict) and all(claim.get(key) == other[key] for key in ("options", "seed"))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+# ---- Files that trainings require ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """A command that makes a file for the trainings.
+
+    Studies may share the file. Whether its command has ended is written to `runs/studies/.requires/`: the checkpoint of
+    an interrupted training is there as well, and is not the finished one. A file without an entry was made by hand.
+
+    Attributes:
+        file: The file, as the study names it.
+        command: The words after `main.py`.
+        log: The file of the command's output.
+    """
+
+    file: str
+    command: str
+    log: Path
+
+    @property
+    def _entry(self) -> Path:
+        return RUNS / ".requires" / f"{quote(os.path.normpath(self.file), safe='')}.json"
+
+    def is_made(self) -> bool:
+        """Return whether the file is there and whole.
+
+        Raises:
+            InputError: Another command has made it.
+        """
+        if not Path(self.file).exists() or (entry := _read(self._entry)) is None:
+            return Path(self.file).exists()
+        if entry["is_made"] and entry["command"] != self.command:
+            raise InputError(
+                f"`main.py {entry['command']}` has made {self.file}, not `main.py {self.command}`: remove it to have it"
+                " made again"
+            )
+        return bool(entry["is_made"])
+
+    def execute(self, launch: Launch) -> str | None:
+        """Make the file; return the reason if that fails."""
+        try:
+            with locked(self._entry.with_suffix(".lock"), f"making {self.file}") as lock:
+                if self.is_made():  # by another study, meanwhile
+                    return None
+                entry = {"command": self.command, "is_made": False}
+                write_json(self._entry, entry)
+                words = shlex.split(self.command)
+                if words[0] not in LIGHTNING:  # which alone run in several processes
+                    launch = Launch(launch.at_once)
+                if failure := main_py(self.log, launch, lock, *words):
+                    return failure
+                if not Path(self.file).exists():
+                    return f"main.py {self.command} has not made {self.file}"
+                write_json(self._entry, {**entry, "is_made": True})
+        except InputError as error:
+            return str(error)
+        return None
+
+
+def missing_requirements(study: Study, runs: Sequence[Run]) -> list[Requirement]:
+    """Return the commands of the required files that are not made yet.
+
+    Raises:
+        InputError: Another command has made one of the files.
+    """
+    files = dict.fromkeys(file for run in runs for file in run.requires)
+    named = ((file, study.folder / f"requires-{folder_name(file)}.txt") for file in files)
+    jobs = [Requirement(file, study.requires[file], log) for file, log in named]
+    return [job for job in jobs if not job.is_made()]
+
+
+# ---- Processes -------------------------------------------------------------------------------------------------------
+
+
+def at_once(jobs: Sequence[J], execute: Callable[[J], str | None], number: int) -> Iterator[tuple[J, str | None]]:
+    """Execute jobs in threads, some at a time; yield each with the reason if it fails, as it ends.
+
+    An interrupt ends the processes of the running jobs. It waits for them: a training saves its next complete step.
+    """
+    pool = ThreadPoolExecutor(number)
+    try:
+        waiting = {pool.submit(execute, job): job for job in jobs}
+        for future in as_completed(waiting):
+            yield waiting[future], future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        while not all(future.done() for future in waiting):
+            while _running:
+                _running.pop().terminate()  # once
+            wait(waiting, POLL_S)  # then again: another thread may just have started a process
+        raise
+    finally:
+        pool.shutdown()
+
+
+def submit(script: Path) -> str | None:
+    """Submit a file to SLURM and wait until its job has ended; return the reason if that fails."""
+    try:
+        process = subprocess.Popen(["sbatch", "--wait", str(script)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except OSError as error:
+        return f"sbatch can't be started ({error.strerror}): --executor slurm needs the login node of a SLURM cluster"
+    _running.add(process)
+    said = process.communicate()[0].decode(errors="replace").strip().splitlines()
+    _running.discard(process)
+    return f"{said[-1] if said else 'the job has failed'}, see {script}" if process.returncode else None
+
+
+@contextmanager
+def locked(path: Path, work: str) -> Iterator[int]:
+    """Lock a file against other studies. A main.py that outlives this process keeps the lock.
+
+    Raises:
+        InputError: Another process has the lock; names what that process does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is {work}") from error
+        try:
+            yield file.fileno()
+        finally:  # closing is not enough: a process that another thread is just starting has the file open as well
+            fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def main_py(log: Path, launch: Launch, lock: int, *words: str) -> str | None:
+    """Run main.py with its output in a log; print the log's last line each minute, and return it if main.py fails.
+
+    The process is in a group of its own, so that Ctrl-C in a terminal reaches the study alone. If it ends by SIGTERM,
+    the study does so too: SLURM sends that signal before a job's time limit to the processes that srun has started.
+    A `fit` goes on from the checkpoint in its folder, if there is one.
+
+    Args:
+        log: The file.
+        launch: How main.py is started.
+        lock: A file that stays open, and so locked, as long as main.py runs.
+        words: The command line.
+
+    Raises:
+        SystemExit: main.py was sent SIGTERM.
+    """
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | launch.environment | {"PYTHONPATH": path, RESTARTED: "1"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file:
+        print("main.py", shlex.join(words), file=file, flush=True)
+        command = [*launch.words, sys.executable, "-m", "commands.main", *words]
+        options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "process_group": 0, "pass_fds": (lock,)}
+        with subprocess.Popen(command, stdout=file, stderr=file, env=environment, **options) as process:
+            _running.add(process)
+            try:
+                while process.poll() is None:
+                    try:
+                        process.wait(PROGRESS_S)
+                    except subprocess.TimeoutExpired:
+                        print(f"{log}: {_last_line(log)}", flush=True)
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                _running.discard(process)
+    if process.returncode == 128 + signal.SIGTERM:
+        print(f"{log}: {_last_line(log)}", flush=True)
+        sys.exit(process.returncode)
+    return f"{_last_line(log)} (all of it in {log})" if process.returncode else None
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    return lines[-1] if lines else "no output"

@@ -1,0 +1,191 @@
+"""The difference of two settings: against a bootstrap, and how often its interval holds the truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from commands.reports.scores import Tested
+from commands.reports.statistics import difference
+from zoo.benchmarks import VSIBench
+
+BENCHMARK = VSIBench()
+KIND = "object_counting"
+
+
+def a_test(scores: Sequence[float], seed: int | None = 0, *, kinds=None, scenes=None, start=0, **more: Any) -> Tested:
+    """A test with these scores; by default of one question type, each question about a scene of its own."""
+    ids = [f"q{start + number}" for number in range(len(scores))]
+    columns = {"question_type": kinds or KIND, "scene": scenes or ids, "score": scores}
+    return Tested("", "", seed, "VSIBench", "spatial_mllm", pd.DataFrame(columns, index=ids), **more)
+
+
+def several(scores: np.ndarray, first_seed: int = 0, **options) -> list[Tested]:
+    """A test per row of scores, with one seed after the other."""
+    return [a_test(row, first_seed + seed, **options) for seed, row in enumerate(scores)]
+
+
+# ---- Against other computations -------------------------------------------------------------------------------------
+
+
+def measure_by_hand(scores: Sequence[float], kinds: Sequence[str], measure: str) -> float:
+    if measure == "micro":
+        return sum(scores) / len(scores)
+    of_type = {kind: [s for s, own in zip(scores, kinds, strict=True) if own == kind] for kind in dict.fromkeys(kinds)}
+    means = {kind: sum(own) / len(own) for kind, own in of_type.items()}
+    directions = [mean for kind, mean in means.items() if kind in BENCHMARK.direction_types]
+    others = [mean for kind, mean in means.items() if kind not in BENCHMARK.direction_types]
+    together = sum(directions) / len(directions)
+    return together if measure == "Rel. Dir." else sum([*others, together]) / (len(others) + 1)
+
+
+@pytest.mark.parametrize("measure", ["micro", "macro", "Rel. Dir."])
+def test_the_interval_over_scenes_is_that_of_a_bootstrap(measure: str) -> None:
+    """60 scenes that share their difficulty among their questions of all types."""
+    rng, scenes = np.random.default_rng(0), 60
+    scene = rng.integers(scenes, size=900)
+    names = [f"s{number}" for number in scene]
+    kinds = [BENCHMARK.question_types[number] for number in rng.integers(10, size=900)]
+    first, second = rng.uniform(size=(2, 900))
+    second = second + rng.normal(0.1, 0.4, scenes)[scene]
+    options = {"kinds": kinds, "scenes": names}
+    found = difference([a_test(second, **options)], [a_test(first, **options)], measure)
+    value = measure_by_hand(second, kinds, measure) - measure_by_hand(first, kinds, measure)
+    assert found.value == pytest.approx(value, abs=1e-12)
+    rows_of = [np.flatnonzero(scene == own) for own in range(scenes)]
+    drawn = []
+    for _ in range(600):
+        rows = np.concatenate([rows_of[own] for own in rng.integers(scenes, size=scenes)])
+        drawn.append(measure_by_hand((second - first)[rows], [kinds[row] for row in rows], measure))
+    half = scipy.stats.t.ppf(0.975, scenes - 1) * np.std(drawn)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.12)
+    alone = difference([a_test(second, kinds=kinds)], [a_test(first, kinds=kinds)], measure)
+    assert (alone.high - alone.low) / 2 < 0.85 * half  # the control: as if all questions were independent
+
+
+@pytest.mark.parametrize("scorer", BENCHMARK.scorers)
+def test_the_weights_of_questions_add_up_to_every_measure(scorer: str) -> None:
+    """Also where a scorer pools the types that count as one; the scores are those of the benchmark."""
+    rng = np.random.default_rng(6)
+    kinds = [BENCHMARK.question_types[number] for number in rng.integers(10, size=200)]
+    test = replace(a_test(rng.uniform(size=200), kinds=kinds), scorer=scorer)
+    by_type = {kind: own.tolist() for kind, own in test.questions.groupby("question_type")["score"]}
+    result = BENCHMARK.aggregate(by_type, scorer)
+    assert (test.score("macro"), test.score("acc/micro")) == (result["all"]["macro"], result["acc"]["micro"])
+    assert test.measures.keys() >= {*BENCHMARK.columns, *BENCHMARK.question_types, "macro", "micro", "mra/macro"}
+    for measure, score in test.measures.items():
+        weights = test.weights(measure)["weight"]
+        assert (weights * test.questions["score"][weights.index]).sum() == pytest.approx(score, abs=1e-12), measure
+
+
+def by_hand(*terms: tuple[float, int]) -> tuple[float, float, float]:
+    """The standard error of a sum of variances, its degrees of freedom, and half of its interval."""
+    total = sum(variance for variance, _ in terms)
+    freedom = total**2 / sum(variance**2 / degrees for variance, degrees in terms)
+    return math.sqrt(total), freedom, scipy.stats.t.ppf(0.975, freedom) * math.sqrt(total)
+
+
+def test_variances_over_seeds_and_scenes_are_added() -> None:
+    ours, others = np.random.default_rng(1).uniform(size=(2, 3, 50))
+    by_seed, of_scenes = (ours - others).mean(1), ((ours - others).mean(0).var(ddof=1) / 50, 49)
+    error, freedom, half = by_hand((by_seed.var(ddof=1) / 3, 2), of_scenes)
+    mixed = several(others)[::-1]  # paired by their seeds, not by their order
+    found = difference(several(ours), mixed, "micro")
+    assert (found.paired, found.seeds, found.note) == (True, 3, "")
+    assert [found.low, found.high] == pytest.approx([by_seed.mean() - half, by_seed.mean() + half], abs=1e-12)
+    assert scipy.stats.nct.sf(half / error, freedom, found.least / error) == pytest.approx(0.8, abs=1e-3)
+    turned = difference(mixed, several(ours), "micro")
+    assert [turned.low, turned.high] == pytest.approx([-found.high, -found.low])
+    unpaired = difference(several(ours), several(others, first_seed=3), "micro")
+    _, _, half = by_hand(*((side.mean(1).var(ddof=1) / 3, 2) for side in (ours, others)), of_scenes)
+    assert (unpaired.paired, unpaired.seeds) == (False, 3) and unpaired.high - unpaired.value == pytest.approx(half)
+
+
+def test_at_two_degrees_of_freedom_five_and_a_half_standard_errors_are_shown() -> None:
+    """Where all scenes agree the seeds alone decide: the interval of three is 4.30 standard errors, the effect 5.65."""
+    found = difference(several(np.repeat([[0.1], [0.2], [0.4]], 9, axis=1)), several(np.zeros((3, 9))), "micro")
+    error = np.std([0.1, 0.2, 0.4], ddof=1) / math.sqrt(3)
+    assert (found.high - found.value) / error == pytest.approx(4.303, abs=1e-3)
+    assert found.least / error == pytest.approx(5.65, abs=0.02)
+
+
+# ---- How often the interval holds the truth -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seeds", "spread", "of_scenes", "paired"),
+    [
+        (3, 0.06, 0.3, True),
+        pytest.param(3, 0.12, 0.02, True, marks=pytest.mark.slow),
+        pytest.param(5, 0.08, 0.2, True, marks=pytest.mark.slow),
+        pytest.param(3, 0.06, 0.3, False, marks=pytest.mark.slow),
+    ],
+)
+def test_intervals_hold_the_truth(seeds: int, spread: float, of_scenes: float, paired: bool) -> None:
+    """Trainings and scenes are drawn anew each time; an interval over scenes alone holds the truth too rarely."""
+    rng, rounds, count, truth = np.random.default_rng(2), 150, 40, 0.1
+    covered = {"both": 0, "scenes": 0}
+    for _ in range(rounds):
+        hard, better = rng.normal(0, (0.2, of_scenes), (count, 2)).T  # scenes; those in which the second setting helps
+        order = rng.normal(0, 0.1, (2, seeds, 1))  # what the order of the data does to a training
+        noise = rng.normal(0, spread, (2, seeds, 1)) + rng.normal(0, 0.1, (2, seeds, count))
+        first, second = (0.4 + hard + order[0 if paired else side] + noise[side] for side in (0, 1))
+        second = second + truth + better
+        found = difference(several(second), several(first, 0 if paired else seeds), "micro")
+        covered["both"] += found.low <= truth <= found.high
+        by_scene = (second - first).mean(0)
+        covered["scenes"] += abs(by_scene.mean() - truth) < 1.96 * by_scene.std(ddof=1) / math.sqrt(count)
+    assert covered["both"] >= 0.91 * rounds
+    assert covered["scenes"] < 0.89 * rounds  # the control
+
+
+def test_what_a_study_can_show_is_shown_in_four_of_five_repetitions() -> None:
+    """Three seeds that differ by 0.05, and equal scenes; a third of the effect is shown in few."""
+    rng, rounds, error = np.random.default_rng(3), 120, 0.05 / math.sqrt(3)
+    shown = {1.0: 0, 1 / 3: 0}
+    for _ in range(rounds):
+        ours = np.repeat(rng.normal(0, 0.05, (3, 1)), 8, axis=1)
+        for share in shown:
+            shown[share] += difference(several(ours + share * 5.65 * error), several(np.zeros((3, 8))), "micro").low > 0
+    assert 0.7 * rounds < shown[1.0] < 0.9 * rounds and shown[1 / 3] < 0.35 * rounds
+
+
+# ---- What can't be compared -----------------------------------------------------------------------------------------
+
+
+def test_seeds_that_both_have_are_compared_and_one_seed_says_nothing_about_trainings() -> None:
+    ours, others = np.random.default_rng(4).uniform(size=(2, 3, 30))
+    found = difference(several(ours), several(others, first_seed=1), "micro")  # seeds 0, 1, 2 and 1, 2, 3
+    assert (found.paired, found.seeds) == (True, 2)
+    assert found.value == pytest.approx((ours[1:] - others[:2]).mean())
+    found = difference(several(ours), several(others[:1], first_seed=2), "micro")
+    assert (found.paired, found.seeds) == (True, 1) and found.value == pytest.approx((ours[2] - others[0]).mean())
+    assert found.low < found.value < found.high and found.least is None and found.note.startswith("one seed")
+    unknown = [a_test(row, None) for row in ours]
+    assert not difference(unknown, several(others), "micro").paired
+
+
+def test_there_is_no_interval_without_variance_or_with_other_question_types() -> None:
+    ours, others = np.random.default_rng(5).uniform(size=(2, 3, 40))
+    same = difference(several(ours), several(ours), "micro")
+    assert (same.value, same.low, same.note) == (0, None, "equal scores")
+    one = {"scenes": ["a"] * 40}
+    assert difference(several(ours, **one), several(others, **one), "micro").note == "a question type has one scene"
+    other_kind = difference(several(ours), several(others, kinds=["route_planning"] * 40), "micro")
+    assert (other_kind.low, other_kind.note) == (None, "other question types")
+    absent = difference(several(ours), several(others), "room_size_estimation")
+    assert math.isnan(absent.value) and absent.note == "no score"
+    corpus = [a_test(row, seed, corpus={"cider": 0.5 + seed}) for seed, row in enumerate(ours)]
+    assert difference(corpus, corpus, "cider").note == "no mean over questions"
+    # other questions of the same type: both sides have scenes of their own
+    apart = difference(several(ours), several(others, start=100), "micro")
+    scenes = ((side.mean(0).var(ddof=1) / 40, 39) for side in (ours, others))
+    _, _, half = by_hand(*scenes, ((ours - others).mean(1).var(ddof=1) / 3, 2))
+    assert apart.high - apart.value == pytest.approx(half)

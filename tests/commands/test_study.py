@@ -1,0 +1,436 @@
+"""A study trains what has no result, goes on after what fails or is killed, and writes the tables of what it has."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from commands.reports.statistics import difference
+from commands.studies.protocols import protocol_study
+from commands.studies.results import load
+from commands.study import study
+from tests.commands import fake_main
+from zoo.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+STUDY: dict[str, Any] = {
+    "title": "Toys",
+    "options": {"trainer.max_steps": 3},
+    "seeds": [0, 1],
+    "score": "object_counting",
+    "columns": {"loop": {"data.source.trajectory": "loop"}, "local": {"data.source.trajectory": "local"}},
+    "tests": {"wrong cameras": {"data.perturbation": "OtherCameras"}},
+    "settings": {
+        "none": {"configs": ["qwen25_vl.yaml"]},
+        "PRoPE": {
+            "configs": ["prope.yaml"],
+            "columns": ["loop"],
+            "tests": ["wrong cameras"],
+            "model.camera_encoding": "PRoPE",
+        },
+    },
+    "compare": [
+        {"title": "Do cameras help?", "baseline": "none", "settings": ["PRoPE"]},
+        {"title": "Do wrong cameras hurt?", "settings": ["PRoPE"], "tests": ["wrong cameras"]},
+    ],
+}
+ROW = ["--settings", "PRoPE", "--seeds", "0", "--jobs", "1"]
+OF_ROW = ["fit PRoPE-loop-0", "test own", "test wrong-cameras"]
+Write = Callable[..., None]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes studies/toys.yaml in an empty working directory, with other values of some keys."""
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+
+    def write_study(name: str = "toys", **changes: Any) -> None:
+        Path(f"studies/{name}.yaml").write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+
+    write_study()
+    return write_study
+
+
+def run(*words: str, name: str = "toys") -> None:
+    """Run a study whose trainings are faked."""
+    study([f"studies/{name}.yaml", "--launcher", f"{sys.executable} {fake_main.__file__}", *words])
+
+
+def calls() -> list[str]:
+    """Return the faked calls since the last time."""
+    file = Path("calls")
+    found = file.read_text().splitlines() if file.exists() else []
+    file.unlink(missing_ok=True)
+    return [call.strip() for call in found]
+
+
+def lines(name: str = "toys") -> list[dict[str, Any]]:
+    """Return the results of a study."""
+    file = Path(f"studies/results/{name}.jsonl")
+    every = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line for line in every if "setting" in line]
+
+
+def test_whole_tables_come_early_and_nothing_is_made_twice(write: Write, capsys: pytest.CaptureFixture) -> None:
+    run("--dry_run")
+    assert not calls() and not lines()
+    listed = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert listed[:4] == ["none, loop, seed 0", "PRoPE, loop, seed 0", "none, local, seed 0", "none, loop, seed 1"]
+    run("--jobs", "1")
+    fitted = [call.removeprefix("fit ") for call in calls() if call.startswith("fit")]
+    assert fitted == [name.replace(", seed ", "-").replace(", ", "-") for name in listed]
+    assert "[6/6] none, local, seed 1: object_counting 0." in capsys.readouterr().out
+    run()
+    Path("runs").rename("elsewhere")  # as in a fresh clone
+    run()
+    assert not calls() and len(lines()) == 8
+
+
+def test_the_tables_hold_the_means_of_the_results(write: Write) -> None:
+    run()
+    scores = [
+        [
+            line["scores"]["object_counting"]
+            for line in lines()
+            if (line["setting"], line["column"], line["test"]) == row
+        ]
+        for row in (("none", "loop", ""), ("PRoPE", "loop", ""), ("PRoPE", "loop", "wrong cameras"))
+    ]
+    none, prope, wrong = map(statistics.mean, scores)
+    document = Path("studies/toys.md").read_text()
+    rows = {line.split("|")[1].strip(): line for line in document.splitlines() if line.startswith("| ")}
+    low, high = min(scores[1]), max(scores[1])
+    assert f"{prope:.3f} ({low:.3f} to {high:.3f})" in document and f"{wrong:.3f}" in document
+    assert f"{none:.3f}" in rows["none"] and "<" in rows["none"] and "0.300" in rows["best constant answer"]
+    assert f"{prope - none:+.3f}" in document and f"{wrong - prope:+.3f}" in document  # compared
+    assert Path("studies/toys.png").stat().st_size > 1000
+    question_scores = lines()[0]["question_scores"]
+    assert len(question_scores) == fake_main.QUESTIONS and statistics.mean(question_scores[::2]) == pytest.approx(
+        lines()[0]["scores"]["object_counting"], abs=1e-5
+    )
+
+
+def test_an_edited_setting_never_keeps_an_old_number(write: Write, capsys: pytest.CaptureFixture) -> None:
+    run(*ROW)
+    assert calls() == OF_ROW
+    write(options={"trainer.max_steps": 4})
+    run("--write")
+    assert "PRoPE (2)" in capsys.readouterr().out
+    assert "Not measured yet: none; PRoPE" in Path("studies/toys.md").read_text()
+    run(*ROW)
+    assert calls() == ["fit PRoPE-loop-0-2", *OF_ROW[1:]]  # nothing finished is overwritten
+    write()
+    run(*ROW)
+    assert not calls()  # the former result belongs to it again
+    write(options={"trainer.max_steps": 3, "trainer.devices": 1, "data.num_workers": 2})
+    run(*ROW)
+    assert not calls()  # options that change no result
+    Path("mine.yaml").write_text("trainer: {max_steps: 4}\n")  # what a config says counts as well
+    write(options={}, configs=["mine.yaml"])
+    run(*ROW)
+    assert not calls()
+    Path("mine.yaml").write_text("trainer: {max_steps: 5}\n")
+    run("--write")
+    assert "PRoPE (4)" in capsys.readouterr().out
+
+
+def test_results_stay_when_a_setting_is_renamed(write: Write) -> None:
+    run(*ROW)
+    score = f"{lines()[0]['scores']['object_counting']:.3f}"
+    settings = {name.replace("PRoPE", "Projective"): content for name, content in STUDY["settings"].items()}
+    write(settings=settings, compare=[])
+    run("--write")
+    assert score in next(line for line in Path("studies/toys.md").read_text().splitlines() if "Projective" in line)
+
+
+def test_a_setting_is_trained_again_when_asked(write: Write) -> None:
+    run(*ROW)
+    run(*ROW, "--again", "PRoPE")
+    assert calls() == [*OF_ROW, "fit PRoPE-loop-0-2", *OF_ROW[1:]]
+    former, _, new, other = lines()
+    assert len({former["trained"], new["trained"]}) == 2 and new["trained"] == other["trained"]
+    score = new["scores"]["object_counting"]
+    assert score != former["scores"]["object_counting"]
+    assert f"| PRoPE     | {score:.3f}" in Path("studies/toys.md").read_text().replace("| PRoPE   ", "| PRoPE   ")
+
+
+def test_a_training_of_another_study_is_shared_with_all_of_its_tests_or_not(
+    write: Write, capsys: pytest.CaptureFixture
+) -> None:
+    write("other")
+    run(*ROW, name="other")
+    run(*ROW)
+    assert calls() == OF_ROW and not lines()
+    assert "PRoPE" in Path("studies/toys.md").read_text().split("Not measured yet")[0]
+    run(*ROW, "--output", "apart")
+    assert calls() == OF_ROW
+    file = Path("studies/results/other.jsonl")
+    file.write_text("".join(file.read_text().splitlines(True)[:-1]))
+    run(*ROW)  # the training lacks a test there, so this study has its own
+    assert calls() == OF_ROW and len(lines()) == 2
+    file.write_text("{}\n")
+    run(*ROW)
+    assert "until then its results are not shared" in capsys.readouterr().out and not calls()
+
+
+def test_a_new_or_changed_test_is_of_the_training_that_is_there(write: Write) -> None:
+    run(*ROW)
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "tests": ["wrong cameras", "no frames"]}}
+    write(settings=settings, tests={**STUDY["tests"], "no frames": {"data.perturbation": "None"}})
+    run(*ROW)
+    write(tests={"wrong cameras": {"data.perturbation": "OtherGeometry"}})
+    run(*ROW)
+    assert calls() == [*OF_ROW, "test no-frames", "test wrong-cameras-2"]
+    assert len({line["trained"] for line in lines()}) == 1
+
+
+def test_released_weights_are_tested_without_a_training(write: Write) -> None:
+    """Every test has the study's options, and one with other questions its own measure."""
+    released = {**STUDY["settings"]["PRoPE"], "trainer.max_steps": 0, "tests": ["all questions"]}
+    everything = {"score": "macro", "data.datasets": None}
+    settings = {"PRoPE": released, "none": STUDY["settings"]["none"]}
+    write(settings=settings, test={"data.datasets": ["arkitscenes"]}, tests={"all questions": everything}, compare=[])
+    run(*ROW)
+    assert calls() == ["test own", "test all-questions"]
+    own, other = lines()
+    assert own["test_options"] == {"data.datasets": ["arkitscenes"]} and own["fit_s"] is None
+    assert other["test_options"] == {"data.datasets": None}
+    text = Path("studies/toys.md").read_text()
+    assert "all questions (macro)" in text and f"{other['scores']['macro']:.3f}" in text
+
+
+def test_what_fails_is_named_and_the_rest_goes_on(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("FAKE_FAILS", "--model.camera_encoding=PRoPE")
+    with pytest.raises(SystemExit, match="1 of 3 trainings have failed"):
+        run("--seeds", "0", "--jobs", "1")
+    assert "PRoPE, loop, seed 0: failed: it is wrong (all of it in" in capsys.readouterr().out
+    assert {line["setting"] for line in lines()} == {"none"}
+    monkeypatch.setenv("FAKE_FAILS", "--data.perturbation=OtherCameras")
+    with pytest.raises(SystemExit, match="1 of 1 trainings have failed"):
+        run(*ROW)
+    assert [line["test"] for line in lines() if line["setting"] == "PRoPE"] == [""]
+    calls()
+    monkeypatch.delenv("FAKE_FAILS")
+    run(*ROW)
+    assert calls() == ["test wrong-cameras"]  # a failed test costs no training
+
+
+def test_a_killed_training_goes_on(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_KILLED", "--model.camera_encoding=PRoPE")
+    with pytest.raises(SystemExit, match="1 of 1 trainings have failed"):
+        run(*ROW)
+    monkeypatch.delenv("FAKE_KILLED")
+    run(*ROW)
+    assert calls() == ["fit PRoPE-loop-0", "fit PRoPE-loop-0 again", *OF_ROW[1:]]
+    assert lines()[0]["fit_s"] is None  # nobody knows the time of a part
+
+
+def test_damaged_results(write: Write) -> None:
+    run(*ROW)
+    file = Path("studies/results/toys.jsonl")
+    whole = file.read_text()
+    file.write_text(whole[:-30])  # as a kill leaves it
+    run(*ROW)
+    assert file.read_text() == whole and calls() == OF_ROW  # the test is still in its folder
+    file.write_text("".join(line for line in whole.splitlines(True) if '"ids"' not in line))
+    run(*ROW)
+    assert "PRoPE" in Path("studies/toys.md").read_text().split("Not measured yet")[0]
+    file.write_text(whole.replace("\n", "\n<<<<<<< HEAD\n", 1))
+    with pytest.raises(InputError, match="toys.jsonl, line 2: no result of a study"):
+        run(*ROW)
+
+
+def test_a_folder_in_which_another_process_trains_is_left_alone(write: Write, capsys: pytest.CaptureFixture) -> None:
+    folder = Path("runs/studies/toys")
+    folder.mkdir(parents=True)
+    with (folder / "PRoPE-loop-0.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            run(*ROW)
+    assert "another process is training in runs/studies/toys/PRoPE-loop-0" in capsys.readouterr().out and not calls()
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupted_study_has_its_trainings_saved(write: Write, capsys: pytest.CaptureFixture) -> None:
+    """A training, here a script of bash, is asked to end and waited for."""
+    launcher = Path("launcher").absolute()
+    launcher.write_text('#!/bin/bash\ntrap "sleep 0.2; touch saved; exit 143" TERM\ntouch started\nsleep 60 & wait\n')
+    launcher.chmod(0o755)
+
+    def interrupt() -> None:
+        while not Path("started").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        study(["studies/toys.yaml", *ROW, "--launcher", str(launcher)])
+    assert Path("saved").exists()
+    assert "to go on, from the checkpoints: python " in capsys.readouterr().out
+    launcher.write_text("#!/bin/bash\nexit 143\n")  # SLURM has asked the training to end, and not the study
+    with pytest.raises(SystemExit) as ended:
+        study(["studies/toys.yaml", *ROW, "--launcher", str(launcher)])
+    assert ended.value.code == 143
+
+
+def test_required_files_are_made_first_once_and_whole(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The first checkpoint of a training is there long before its weights are trained."""
+    file = "runs/vggt/checkpoints/last.ckpt"
+    settings = {**STUDY["settings"], "PRoPE": {**STUDY["settings"]["PRoPE"], "requires": [file]}}
+    requires = {file: "fit --config geometry_tiny.yaml --trainer.default_root_dir=runs/vggt"}
+    write(settings=settings, requires=requires)
+    run("--settings", "none", "--seeds", "0")
+    assert "fit vggt" not in calls()
+    monkeypatch.setenv("FAKE_KILLED", "geometry_tiny.yaml")
+    with pytest.raises(SystemExit):
+        run(*ROW)
+    assert Path(file).exists() and calls() == ["fit vggt"]
+    assert f"PRoPE, loop, seed 0: failed: it requires {file}: interrupted" in capsys.readouterr().out
+    monkeypatch.delenv("FAKE_KILLED")
+    run(*ROW, "--dry_run")
+    assert f"{file}: main.py {requires[file]}" in capsys.readouterr().out
+    run(*ROW)
+    run(*ROW, "--output", "apart")
+    assert calls() == ["fit vggt again", *OF_ROW, *OF_ROW]
+    write(settings=settings, requires={file: "fit --trainer.default_root_dir=runs/vggt"})
+    with pytest.raises(InputError, match=f"geometry_tiny.yaml .*has made {file}, not .*: remove it"):
+        run(*ROW, "--seeds", "1")
+
+
+def test_files_for_sbatch_run_one_training_each(write: Write, tmp_path: Path, monkeypatch, capsys) -> None:
+    """Bash runs one with a faked Python and SLURM; `--executor slurm` submits the same files, here to bash."""
+    run(*ROW)
+    capsys.readouterr()
+    slurm = ["--executor", "slurm", "--slurm.partition", "gpu", "--slurm.cpus_per_task", "7"]
+    study(["studies/toys.yaml", "--seeds", "0", *slurm, "--print_scripts"])
+    folder = Path("runs/studies/toys/scripts")
+    assert sorted(path.name for path in folder.iterdir()) == ["none-local-0.sbatch", "none-loop-0.sbatch", "plan.md"]
+    assert "none, loop, seed 0 " in capsys.readouterr().out
+    script = (folder / "none-loop-0.sbatch").read_text()
+    for line in ("ntasks-per-node=1", "nodes=1", "partition=gpu", "cpus-per-task=7", "requeue\n", "signal=TERM@300\n"):
+        assert f"#SBATCH --{line}" in script
+
+    Path("faked").mkdir()
+    faked = {
+        "python": 'echo "$@" >> called; exit $STATUS',
+        "scontrol": 'echo "$@" > requeued',
+        "sbatch": 'bash "$2"',  # the script behind --wait
+    }
+    for name, does in faked.items():
+        (Path("faked") / name).write_text(f"#!/bin/bash\n{does}\n")
+        (Path("faked") / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'faked'}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "7")
+    for status in (143, 1, 0):
+        monkeypatch.setenv("STATUS", str(status))
+        assert subprocess.run(["bash", str(folder / "none-loop-0.sbatch")]).returncode == status
+        assert Path("requeued").exists() == (status == 143)
+        Path("requeued").unlink(missing_ok=True)
+    words = Path("called").read_text().splitlines()[-1].split()
+    assert words[:3] == ["main.py", "study", "studies/toys.yaml"]
+    assert words[3:] == ["--settings", "none", "--columns", "loop", "--seeds", "0", "--jobs", "1", "--launcher", "srun"]
+    Path("called").unlink()
+    study(["studies/toys.yaml", "--seeds", "0", *slurm])
+    assert sorted(line.split()[6] for line in Path("called").read_text().splitlines()) == ["local", "loop"]
+    monkeypatch.setenv("STATUS", "1")
+    with pytest.raises(SystemExit, match="2 of 2 trainings have failed"):
+        study(["studies/toys.yaml", "--seeds", "0", *slurm])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "says"),
+    [
+        ({"setings": {"a": {}}}, [], "setings.*settings"),
+        ({"settings": {}}, [], "settings: there is none"),
+        ({"seeds": [0, 0]}, [], "seed 0 is given twice"),
+        ({"settings": {"a": {"configs": ["prop.yaml"]}}}, [], "no config prop.yaml.*prope"),
+        ({"settings": {"a": {"model.camera_encoding": "Prope"}}, "compare": []}, [], "no class Prope.*PRoPE"),
+        ({"settings": {"a b": {}, "a-b": {}}, "compare": []}, [], "share the folder a-b"),
+        ({"compare": [{"title": "x", "settings": ["PRoPE"]}]}, [], "compare: x: name a baseline or tests"),
+        ({"requires": {"file": "train it"}}, [], "requires: file: give what follows main.py"),
+        ({}, ["--settings", "prope"], "no setting prope.*PRoPE"),
+        ({}, ["--again", "GTA"], "no setting GTA"),
+        ({}, ["--jobs", "0"], "--jobs 0: at least 1"),
+        ({}, ["--print_scripts"], "--print_scripts: give --executor slurm"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_key(changes: dict, words: list[str], says: str, write: Write) -> None:
+    write(**changes)
+    with pytest.raises(InputError, match=says) as error:
+        run(*words)
+    assert "\n" not in str(error.value)
+
+
+def test_yaml_that_hides_a_key_is_refused(write: Write) -> None:
+    Path("studies/toys.yaml").write_text("title: a\nsettings: {a: {x: 1}}\ntitle: b\n")
+    with pytest.raises(InputError, match="toys.yaml: line 3: title is given twice"):
+        run()
+    with pytest.raises(InputError, match="did you mean studies/toys.yaml"):
+        run(name="toy")
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("studies/*.yaml")), ids=lambda file: file.stem)
+def test_the_studies_of_the_repository_are_read_and_have_their_tables(file: Path, monkeypatch, capsys) -> None:
+    """The committed document holds what the committed results say."""
+    from commands.studies.document import Document
+    from commands.studies.results import open_results
+    from commands.studies.study_file import read_study
+
+    monkeypatch.chdir(ROOT)
+    plan = read_study(file.relative_to(ROOT))
+    if plan.document.exists():
+        assert Document(plan, open_results(plan)).markdown(f"{file.stem}.png") == plan.document.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "others", "expected"),
+    [
+        ("encodings", "PRoPE, unit of mean distance", "PRoPE", (-0.024, -0.039, -0.008)),
+        ("objectives", "PRoPE, depth", "PRoPE", (0.026, 0.013, 0.038)),
+        ("geovr", "depth", "answers alone", (-0.034, -0.056, -0.012)),
+    ],
+)
+def test_committed_results_have_the_intervals_that_others_computed(
+    name: str, ours: str, others: str, expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A review computed them with Student's t over the differences of equal seeds."""
+    monkeypatch.chdir(ROOT)
+    rows = [row for row in load(Path(f"studies/{name}.yaml"))[0] if not row.test]
+    found = difference(*([row for row in rows if row.label == label] for label in (ours, others)), "panel_distance")
+    assert (found.value, found.low, found.high) == pytest.approx(expected, abs=6e-4) and found.seeds == 3
+    unpaired = [replace(row, seed=row.seed + 10) if row.label == ours else row for row in rows]
+    wider = difference(*([row for row in unpaired if row.label == label] for label in (ours, others)), "panel_distance")
+    assert wider.high - wider.low > 1.2 * (found.high - found.low)
+
+
+def test_a_study_of_two_protocols_switches_one_option_at_a_time() -> None:
+    found = protocol_study("protocol_spatial_mllm.yaml", "protocol_lmms_eval.yaml", {"configs": ["prope.yaml"]})
+    switched = [
+        *("model.time_index", "model.text_after_vision", "model.max_new_tokens"),
+        *("data.num_frames", "data.sampler", "data.prompt_prefix", "data.pixels"),
+    ]
+    assert [*found["tests"]] == [*switched, "all together"]
+    assert found["test"]["data.num_frames"] == 16 and found["tests"]["data.num_frames"] == {"data.num_frames": 32}
+    assert [*found["tests"]["all together"]] == switched and "metrics.scorer" in found["test"]
+    with pytest.raises(InputError, match="differ in nothing"):
+        protocol_study("protocol_vg_llm.yaml", "protocol_vg_llm.yaml", {})
