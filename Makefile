@@ -1,7 +1,7 @@
-# Each target does its own set-up: a machine with Python 3.11+ and make needs nothing else.
+# Each target installs what it needs: a machine with Python 3.11+ and make is enough.
 PYTHON ?= python3
 RUN := .venv/bin/python
-# Third-party scenes for some tests; those that need them say so when they skip.
+# Third-party scenes for some tests, which say so when they are skipped without them.
 ifneq ($(wildcard ../shared/realdata),)
 export ZOO_REALDATA ?= $(abspath ../shared/realdata)
 endif
@@ -10,7 +10,9 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
-.PHONY: install demo lint test tests test-all test-lowest test-wheel lmms-eval gpu docs clean
+PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
+
+.PHONY: install demo lint test tests test-slow test-all test-lowest test-wheel lmms-eval gpu docs clean
 
 install: .venv/installed
 
@@ -31,13 +33,16 @@ lint: install
 test: lint tests  ## lint, types, tests
 
 tests: install
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal
+	$(RUN) $(PYTEST)
 
-test-all: lint  ## also the slow tests, the README's commands among them: hours
-	$(RUN) -m pytest -n logical --maxprocesses 4 --dist worksteal -m "slow or not slow"
+test-slow: install  ## the slow tests in an order that the commit chooses; MINUTES=30 skips those not begun by then
+	$(RUN) $(PYTEST) -m slow --shuffle "$$(git rev-parse HEAD)" $(addprefix --minutes ,$(MINUTES))
+
+test-all: lint  ## all tests, the slow ones among them: 40 minutes
+	$(RUN) $(PYTEST) -m "slow or not slow"
 
 test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that pyproject.toml admits
-	.venv-lowest/bin/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	.venv-lowest/bin/python $(PYTEST)
 
 .venv-lowest/installed: pyproject.toml
 	@echo "installing the lowest versions into .venv-lowest, which takes some minutes"
@@ -48,14 +53,14 @@ test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that 
 
 lmms-eval: .venv-lmms/installed  ## an environment with lmms-eval and the zoo
 
-# lmms-eval asks for av<16, with which no mp4 is read here, and filelock 4 breaks it: the second line mends both
+# lmms-eval requires av<16, which can't read mp4 here, and breaks with filelock 4: the second line fixes both
 .venv-lmms/installed: pyproject.toml
 	$(PYTHON) -m venv --clear .venv-lmms
 	.venv-lmms/bin/python -m pip install --quiet 'lmms-eval[video-legacy]>=0.7.3,<0.8'
 	.venv-lmms/bin/python -m pip install --quiet --editable '.[dev]' 'filelock<4'
 	touch $@
 
-gpu:  ## every number that needs a GPU, by the environment of PYTHON as it is; ARGS=--tiny to try it on a CPU
+gpu:  ## all benchmarks that need a GPU, run by PYTHON without an installation; ARGS=--tiny tries them on a CPU
 	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 test-wheel: install  ## build the wheel, install it elsewhere, use it there

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -26,6 +28,11 @@ from commands.main import keep_freed_memory  # noqa: E402 - after the hook, whic
 from tests.cli import run, trained, trained_runs  # noqa: E402, F401 - fixtures
 
 keep_freed_memory()
+
+
+if TYPE_CHECKING:
+    from zoo.sequences.batch import Batch
+    from zoo.tasks import VideoQATask
 
 
 def skip_on_meta(init: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -46,6 +53,32 @@ if sys.platform == "linux":  # a forked process ends with the tests: one that ha
     os.register_at_fork(after_in_child=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
 
 ROOMS = (6, 2, 3)  # scenes of each split
+NOT_REACHED = "not reached in the given minutes"
+DEADLINE = pytest.StashKey[float]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--minutes", type=float, help="skip and count the tests that have not begun after this time")
+    parser.addoption("--shuffle", metavar="SEED", help="run the files, and the tests of each, in an order of this seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set the end of `--minutes`, in seconds since 1970. A worker takes that of the process that started it."""
+    minutes, given = config.option.minutes, getattr(config, "workerinput", {})
+    config.stash[DEADLINE] = given.get("deadline", time.time() + 60 * (float("inf") if minutes is None else minutes))
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["deadline"] = node.config.stash[DEADLINE]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Apply `--shuffle`. The tests of a file stay together, because they share fixtures."""
+    if config.option.shuffle is not None:
+        random.Random(config.option.shuffle).shuffle(items)
+        files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+        items.sort(key=lambda item: files[item.path])
 
 
 def pytest_collection_finish() -> None:
@@ -54,10 +87,22 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """One thread, whatever another test has left: a second one on a busy core makes a tiny model 25 times slower."""
+    if time.time() > item.config.stash[DEADLINE]:
+        pytest.skip(NOT_REACHED)
     signatures.counts.clear()
     torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Print the number of tests that were not reached, below everything else."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.option.minutes is not None and reporter is not None:
+        skipped = sum(NOT_REACHED in str(report.longrepr) for report in reporter.stats.get("skipped", ()))
+        reporter.write_line(f"{skipped} tests were {NOT_REACHED} ({session.config.option.minutes:g})")
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +137,19 @@ def rooms_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("rooms")
     Rooms(scenes=ROOMS, root=str(root), workers=1).prepare()
     return root
+
+
+@pytest.fixture(name="tiny_model")
+def a_tiny_model() -> VideoQATask:
+    """Qwen2.5-VL with random weights; `tests.tiny.tiny_model` builds others by their parts."""
+    from tests import tiny
+
+    return tiny.tiny_model()
+
+
+@pytest.fixture(name="tiny_batch")
+def a_tiny_batch(tiny_model: VideoQATask) -> Batch:
+    """Two scenes and four questions for `tiny_model`."""
+    from tests import tiny
+
+    return tiny.tiny_batch(tiny_model)

@@ -2,8 +2,8 @@
 
 A claim belongs to a storage, so views share it. `Tensor.device` and `is_cuda` are replaced by properties; a function
 mode turns every device argument "cuda" into "cpu" plus a claim; a dispatch mode checks each operator's inputs, passes
-the claim on to its outputs, and counts kernels. Autocast of "cuda" becomes that of the CPU; a request for the CPU's is
-logged, since it would have no effect on a card.
+the claim on to its outputs. Autocast of "cuda" becomes that of the CPU; a request for the CPU's is logged, since it
+would have no effect on a card.
 """
 
 from __future__ import annotations
@@ -47,11 +47,8 @@ class Log:
     def __init__(self) -> None:
         self.faults: Counter[tuple[str, str]] = Counter()
         self.syncs: Counter[tuple[str, str]] = Counter()
-        self.made: Counter[str] = Counter()  # tensors made on the CPU by model code
-        self.doubles: Counter[tuple[str, str]] = Counter()
         self.attention: Counter[str] = Counter()
         self.convolutions: Counter[str] = Counter()
-        self.kernels = 0
 
     def fault(self, what: str) -> None:
         self.faults[what, place()] += 1
@@ -92,48 +89,21 @@ def place() -> str:
 
 # autocast on CUDA computes these in float32, on the CPU it does not (aten/native: autocast_mode.h)
 IN_FLOAT32 = {
+    *("layer_norm", "group_norm", "rms_norm", "softmax", "log_softmax", "softmin", "cumsum", "cumprod"),
+    *("sum", "prod", "norm", "pow", "__pow__", "__rpow__", "rpow", "rsqrt", "reciprocal", "exp", "expm1"),
+    *("log", "log1p", "log2", "log10", "cosh", "sinh", "tan", "acos", "asin", "softplus", "logsumexp"),
     *(
-        "layer_norm",
-        "group_norm",
-        "softmax",
-        "log_softmax",
-        "softmin",
-        "cumsum",
-        "cumprod",
-        "sum",
-        "prod",
-        "norm",
-        "pow",
-    ),
-    *(
-        "pow",
-        "__pow__",
-        "__rpow__",
-        "rpow",
-        "rsqrt",
-        "reciprocal",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "log2",
-        "log10",
-        "cosh",
-    ),
-    *(
-        "sinh",
-        "tan",
-        "acos",
-        "asin",
-        "softplus",
         "cosine_similarity",
-        "nll_loss",
         "dist",
         "cdist",
         "renorm",
-        "logsumexp",
+        "nll_loss",
+        "cross_entropy",
+        "mse_loss",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
     ),
-    *("logsumexp", "cross_entropy", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "rms_norm"),
 }
 MOVES = {"to", "cuda", "cpu"}
 READS = {"tolist", "numpy", "__contains__"}
@@ -217,9 +187,8 @@ class Functions(TorchFunctionMode):
         if kwargs.get("device") is not None:
             wanted = torch.device(kwargs["device"]).type == "cuda"
             kwargs["device"] = CPU
-        for other in (kwargs.get("other"),):
-            if isinstance(other, Tensor):
-                wanted = claims(other)
+        if isinstance(kwargs.get("other"), Tensor):
+            wanted = claims(kwargs["other"])
         waits = not (kwargs.get("non_blocking") or (len(rest) > 2 and rest[2] is True))
         if name != "to":
             out = tensor
@@ -324,25 +293,16 @@ class Dispatch(TorchDispatchMode):
                         LOG.sync(f"{packet.__name__} by indices of the CPU")
             elif packet in (aten.index,) and not here[0]:
                 LOG.fault("index of a CPU tensor by indices on cuda")
-            if any(t.dtype == torch.float64 and t.numel() > 4096 for t, h in zip(tensors, here, strict=True) if h):
-                LOG.doubles[str(packet), place()] += 1
         out = func(*args, **kwargs)
         if on_gpu and packet is not aten._local_scalar_dense:
             given = {t.untyped_storage()._cdata for t in tensors}
-            fresh = False
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor) and not claims(leaf) and leaf.untyped_storage()._cdata not in given:
+                    claim(leaf)
+        elif not tensors and self.ambient:
             for leaf in tree_leaves(out):
                 if isinstance(leaf, Tensor):
-                    fresh = fresh or leaf.untyped_storage()._cdata not in given
-                    if not claims(leaf) and leaf.untyped_storage()._cdata not in given:
-                        claim(leaf)
-            if fresh or func._schema.is_mutable:
-                LOG.kernels += 1
-        elif not tensors:
-            for leaf in tree_leaves(out):
-                if isinstance(leaf, Tensor) and self.ambient:
                     claim(leaf)
-                elif isinstance(leaf, Tensor) and leaf.numel():
-                    LOG.made[place()] += 1
         return out
 
 
@@ -379,7 +339,7 @@ def _autocast(self, device_type, *args, **kwargs):
 torch.amp.autocast_mode.autocast.__init__ = _autocast  # type: ignore[method-assign]
 
 
-def _backward(self: Tensor) -> None:
+def backward(self: Tensor) -> None:
     """Of a loss, without a function mode around it, so that checkpoints are recomputed under this one."""
     torch.autograd.Variable._execution_engine.run_backward(
         (self,), (torch.ones_like(self),), False, False, (), True, True

@@ -13,19 +13,9 @@ import pytest
 from PIL import Image
 
 import main
-from datamodules.samplers import DatasetDepth, SceneView
-from datamodules.samplers.base import PointMaps, PointSource
 from datamodules.video import Video
 
 FRAMES, SHORT = 48, 3
-
-
-class Unsure(PointSource):
-    """The dataset's points, with zero confidence in the scene `unsure`, as predicted for a blurred clip."""
-
-    def points(self, scene: SceneView) -> PointMaps:
-        maps = DatasetDepth(56).points(scene)
-        return PointMaps(maps.points, maps.confidence * (0.05 if scene.scene_name == "mine/unsure" else 1.0))
 
 
 def edit(cameras: Path, change) -> None:
@@ -140,15 +130,3 @@ def test_every_fault_is_named_and_the_others_are_scored(folder: Path, monkeypatc
         else:
             assert line["error"] is None and len(line["frames"]) == 4, line["error"]
     assert lines["short"]["frames"] == [0, 1, 2, 2]
-
-
-def test_a_scene_without_confident_points_is_named_and_the_others_are_scored(
-    rooms_root: Path, tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ZOO_RUN", raising=False)
-    root = broken(rooms_root, tmp_path / "data", {name: CASES["fine"] for name in ("unsure", "sure")})
-    sampler = ["--data.sampler", "SpaceAwareSampler", "--data.sampler.geometry", "tests.test_bad_input.Unsure"]
-    metrics, lines = run_test(monkeypatch, root, *sampler)
-    assert metrics["counts"]["failed"] == 1 and lines["sure"]["error"] is None
-    assert "unsure.mp4: no frame of 48 has a point of sufficient confidence" in lines["unsure"]["error"]

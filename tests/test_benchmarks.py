@@ -1,9 +1,10 @@
-"""Another benchmark runs through metric, callbacks, table, score and report; nothing else knows VSI-Bench's types."""
+"""Benchmarks of one's own, by a class or by settings, run through data, metric, test, `score` and `report`."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,15 +17,18 @@ from commands.score import score
 from datamodules import SceneFolder, VideoQADataModule
 from datamodules.chat_format import ChatFormat
 from datamodules.scenes import Question
+from datamodules.sources import Conversations
+from docs.scorers import in_words
 from tests.callbacks.toy import Toy, record, trainer
+from tests.cli import Run
 from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo.backbones import tiny_preprocessor
-from zoo.benchmarks import Benchmark, VSIBench
+from zoo.benchmarks import Benchmark, OwnQuestions, VSIBench, find_benchmark
+from zoo.benchmarks.scorers import read_any_number
 from zoo.errors import InputError
 from zoo.metrics import BenchmarkScore
 
 ROOT = Path(__file__).parents[1]
-NAMED_BY = ("zoo/benchmarks", "datamodules/sources/rooms")
 
 
 class Colors(Benchmark):
@@ -47,23 +51,23 @@ class Colors(Benchmark):
 
 
 COLORS = f"{Colors.__module__}.Colors"  # as commands name it
-
-
-class ColorScenes(SceneFolder):
-    benchmark = Colors()
-
-
 RECORDS = [
     record("a", "legs", "4", "4", scene="toy/1"),
     record("b", "legs", "4 legs", "4", scene="toy/1"),
     record("c", "color", "red", "blue", scene="toy/2"),
     record("d", "color", "", "red", scene="toy/2"),
 ]
+
+
+class ColorScenes(SceneFolder):
+    benchmark = Colors()
+
+
 CONFIG = {**CONFIG, "data": {"class_path": "datamodules.VideoQADataModule", "init_args": {"num_frames": 24}}}
 
 
 @pytest.fixture
-def run(tmp_path: Path, capsys) -> Path:
+def tested(tmp_path: Path, capsys) -> Path:
     """A tested run on the benchmark."""
     folder = tmp_path / "run"
     folder.mkdir()
@@ -81,7 +85,7 @@ def run(tmp_path: Path, capsys) -> Path:
     return folder
 
 
-def test_metric_table_and_files_work_for_another_benchmark(run: Path, capsys) -> None:
+def test_metric_table_and_files_work_for_another_benchmark(tested: Path, capsys) -> None:
     metric = BenchmarkScore(Colors())
     metric.update(*([each[key] for each in RECORDS] for key in ("prediction", "ground_truth", "question_type", "id")))
     result = metric.compute()
@@ -89,34 +93,45 @@ def test_metric_table_and_files_work_for_another_benchmark(run: Path, capsys) ->
     assert result["all"] == {"micro": 0.25, "macro": 0.25}
     printed = capsys.readouterr().out
     assert re.search(r"legs\W+0\.500 <\W+1\.000\W+2\b", printed) and "1 answer could not be parsed" in printed
-    written = json.loads((run / "metrics.json").read_text())
+    written = json.loads((tested / "metrics.json").read_text())
     assert {key: written[key] for key in result} == result
     assert (written["benchmark"], written["scorer"]) == (COLORS, "exact")
-    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().split("\n") if line]
+    lines = [json.loads(line) for line in (tested / "predictions.jsonl").read_text().split("\n") if line]
     assert [line["score"] for line in lines] == [1.0, 0.0, 0.0, 0.0]
     assert {(line["benchmark"], line["scorer"]) for line in lines} == {(COLORS, "exact")}
 
 
-def test_score_and_report_work_for_another_benchmark(run: Path, tmp_path: Path, capsys) -> None:
-    score([str(run), "--benchmark", "Colors", "--scorer", "lenient"])
-    assert re.search(r"legs\W+1\.000", capsys.readouterr().out)
+def test_score_and_report_work_for_another_benchmark(tested: Path, tmp_path: Path, capsys) -> None:
+    """The file names its benchmark; the tables name it as well, and its numbers are no mean relative accuracy."""
+    score([str(tested), "--scorer", "lenient"])
+    said = capsys.readouterr().out
+    assert re.search(r"legs\W+1\.000", said) and f": {COLORS}\n" in said and "| numbers" in said and "MRA" not in said
     with pytest.raises(InputError, match="line 1: unknown question_type 'legs'; VSIBench has"):
-        score([str(run)])
+        score([str(tested), "--benchmark", "VSIBench"])
     with pytest.raises(InputError, match="unknown benchmark 'Colours'; choose from .*VSIBench"):
-        score([str(run), "--benchmark", "Colours"])
+        score([str(tested), "--benchmark", "Colours"])
     with pytest.raises(InputError, match=f"unknown scorer 'vsi'; {COLORS} has exact, lenient"):
-        score([str(run), "--benchmark", "Colors", "--scorer", "vsi"])
+        score([str(tested), "--benchmark", "Colors", "--scorer", "vsi"])
     other = make_run(tmp_path / "other", answers(18))
     capsys.readouterr()
-    report([str(run), str(other)])
+    report([str(tested), str(other)])
     printed = capsys.readouterr().out
-    assert re.search(r"Run +Legs +Color +Avg\.\n.*\nrun +50\.0 < +0\.0 < +25\.0 <", printed)
-    assert f"other was tested on VSIBench, not {COLORS}: report it separately" in printed
-    report([str(run), "--output", str(tmp_path / "page.html")])
-    assert '"types":["legs","color"]' in (tmp_path / "page.html").read_text()
+    assert re.search(rf"^{COLORS}, scorer exact, 4 questions about 2 scenes", printed, re.MULTILINE)
+    assert re.search(r" +Legs +Color +macro +micro\n.*\nrun +50\.0 < +0\.0 < +25\.0 < +25\.0 <\n", printed)
+    assert "\nVSIBench, scorer spatial_mllm, 18 questions" in printed  # in a table of its own
+    assert "MRA" not in printed
 
 
-def test_questions_and_filters_are_checked_against_the_sources_benchmark(tmp_path: Path) -> None:
+def test_a_benchmark_that_the_file_of_someone_else_names_is_not_imported(tested: Path, tmp_path: Path) -> None:
+    """In the folder `runs` of the user it is; elsewhere --benchmark says that it may be."""
+    file = tested / "predictions.jsonl"
+    file.write_text(file.read_text().replace(COLORS, "antigravity.Flight"))
+    with pytest.raises(InputError, match="unknown benchmark 'antigravity.Flight'.*pass --benchmark antigravity.Flight"):
+        score([str(file)])
+    assert "antigravity" not in sys.modules
+
+
+def test_questions_filters_and_prompts_are_those_of_the_sources_benchmark(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"unknown question_type 'route_planning'; {COLORS} has legs, color"):
         VideoQADataModule(ColorScenes(str(tmp_path)), question_types=["route_planning"])
     row = {"id": 1, "dataset": "d", "scene_name": "s", "question": "?", "ground_truth": "4"}
@@ -125,18 +140,85 @@ def test_questions_and_filters_are_checked_against_the_sources_benchmark(tmp_pat
         ColorScenes(str(tmp_path)).scenes("test")
     (tmp_path / "test.jsonl").write_text(json.dumps({**row, "question_type": "legs"}))
     assert list(ColorScenes(str(tmp_path)).scenes("test")) == []  # valid, and its video is missing
-
-
-def test_the_prompt_has_the_benchmarks_wording() -> None:
     question = Question("1", "legs", "How many legs?")
     assert "Q: How many legs? <" in ChatFormat(tiny_preprocessor(), Colors()).prompt(question)
-    assert "single word or phrase" in ChatFormat(tiny_preprocessor()).prompt(question)  # negative control
+    assert "single word or phrase" in ChatFormat(tiny_preprocessor()).prompt(question)  # the control
 
 
 def test_no_other_file_names_a_question_type() -> None:
-    named = re.compile("|".join(VSIBench().question_types))
-    packages = ("zoo", "datamodules", "callbacks", "commands")
-    files = [file for package in packages for file in (ROOT / package).rglob("*") if file.suffix in (".py", ".js")]
+    named, places = re.compile("|".join(VSIBench().question_types)), ("zoo/benchmarks", "datamodules/sources/rooms")
+    files = [
+        file for package in ("zoo", "datamodules", "callbacks", "commands") for file in ROOT.glob(f"{package}/**/*.py")
+    ]
     naming = {str(file.relative_to(ROOT)) for file in files if named.search(file.read_text(encoding="utf-8"))}
-    assert [name for name in sorted(naming) if not name.startswith(NAMED_BY)] == []
-    assert any(name.startswith(NAMED_BY[0]) for name in naming)  # negative control
+    assert naming and [name for name in sorted(naming) if not name.startswith(places)] == []
+
+
+def test_types_by_settings() -> None:
+    own = OwnQuestions({"door_width": "number", "side": "choice", "color": "text"})
+    scores = [("0.9 m", "0.9", "door_width"), ("B", "B", "side"), ("a red", "blue\nRed.", "color"), ("", "", "color")]
+    assert [own.score(*answer, "spatial_mllm") for answer in scores] == [0.0, 1.0, 1.0, 0.0]
+    assert own.score("0.9", "0.9", "door_width", "spatial_mllm") == 1.0
+    again = find_benchmark(own.name)
+    assert isinstance(again, OwnQuestions) and again.types == own.types and again.columns == own.columns
+    for types, message in (({}, "no question types"), ({"a b": "number"}, "is no name")):
+        with pytest.raises(InputError, match=message):
+            OwnQuestions(types)
+
+
+def test_a_class_of_ones_own_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_doors.py").write_text(
+        "from zoo.benchmarks.base import SpatialBenchmark\n"
+        "class Doors(SpatialBenchmark):\n"
+        "    numeric_types, scorers, columns = ('width',), ('spatial_mllm',), {'Width': ('width',)}\n"
+        "    number_instruction = 'In meters.'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine_doors", raising=False)
+    with pytest.raises(InputError, match="unknown benchmark"):
+        find_benchmark("mine_doors.Doors", trusted=False)
+    assert "mine_doors" not in sys.modules
+    assert find_benchmark("mine_doors.Doors").name == "mine_doors.Doors"
+    for path, message in (("mine_doors.Gone", r"Gone can't be imported"), ("json.JSONDecoder", "unknown benchmark")):
+        with pytest.raises(InputError, match=message):
+            find_benchmark(path)
+
+
+def test_a_test_on_conversations(run: Run, tmp_path: Path, rooms_root: Path, capsys: pytest.CaptureFixture) -> None:
+    """Three questions about each video: a number, a text, and one of a type that is left out."""
+    rows = []
+    for video in sorted(rooms_root.glob("*/rooms/test_*.mp4")):
+        for kind, asked, answer in (
+            ("door_width", "How wide?", "0.9"),
+            ("color", "Which?", "red"),
+            ("", "Why?", "So."),
+        ):
+            talk = [{"from": "human", "value": f"<video>\n{asked}"}, {"from": "gpt", "value": answer}]
+            rows.append({"video": str(video), "question_type": kind, "conversations": talk})
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = OwnQuestions({"door_width": "number", "color": "text"})
+    source = Conversations(str(path), evaluation=True, benchmark=own)
+    questions = [question.question_type for scene in source.scenes("test") for question in scene.questions]
+    assert questions == ["door_width", "color"] * 3
+    for evaluation, split in ((True, "train"), (False, "test")):
+        with pytest.raises(ValueError, match="evaluation"):
+            Conversations(str(path), evaluation=evaluation, benchmark=own).scenes(split)
+
+    words = ["--data.source", "Conversations", "--data.source.path", str(path), "--data.source.evaluation", "true"]
+    words += ["--data.source.benchmark", "OwnQuestions", "--data.question_types", "null"]
+    words += ["--data.source.benchmark.types", "{door_width: number, color: text}"]
+    run("test", "--config", "qwen25_vl.yaml", "--model.allow_untrained", "true", *words)
+    (folder,) = tmp_path.glob("runs/*")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["benchmark"] == own.name
+    assert {kind: each["count"] for kind, each in metrics["per_question_type"].items()} == {"door_width": 3, "color": 3}
+    assert metrics["baselines"]["constant"]["all"]["micro"] == 1  # every answer is the same
+    for command, words in (report, ()), (score, ("--benchmark", own.name)):
+        capsys.readouterr()
+        command([str(folder), *words])
+        assert "door_width" in capsys.readouterr().out
+
+
+def test_every_number_in_words_is_read_back() -> None:
+    assert [read_any_number(in_words(number)) for number in range(1, 1000)] == list(range(1, 1000))

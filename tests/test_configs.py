@@ -1,101 +1,56 @@
-"""Every shipped config is read, alone and merged with others, and its settings reach their part."""
+"""The shipped configs and recipes: each is read, they compose, and they hold the published settings."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import sys
-from collections import Counter
 from collections.abc import Callable
-from itertools import permutations, product
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
+from PIL import Image
 
+import datamodules
 import main
-from callbacks.configs import CONFIGS, merge, merge_configs, read_config
+import zoo
+from callbacks.configs import CONFIGS, defaults_below, find_config, lacks_cameras, merge, merge_configs, read_config
 from callbacks.metrics import departures
-from commands import runs
-from commands.parser import split_configs
-from commands.studies.switches import with_defaults
 from datamodules import VideoQADataModule
 from datamodules.inference import RELEASED_AS
+from tests.test_two_processes import REPOSITORY, launch
+from zoo import VGLLM, LearningRates, TinyQwen25VL
 from zoo.configuration import flatten, from_config
 from zoo.errors import InputError
 
 SHIPPED = sorted(path.name for path in CONFIGS.glob("*.yaml"))
-MODELS = {
-    "qwen25_vl.yaml": "Qwen25VL",
-    "qwen3_vl.yaml": "Qwen3VL",
-    "qwen3_5.yaml": "Qwen35",
-    "spatial_mllm.yaml": "SpatialMLLM",
-    "concat_split.yaml": "ConcatSplitMLLM",
-    "prope.yaml": "PRoPEMLLM",
-    "vg_llm.yaml": "VGLLM",
-    "spatial_stack.yaml": "SpatialStack",
-}
-WEIGHTS = {
-    "scale_3b.yaml": "Qwen/Qwen2.5-VL-3B-Instruct",
-    "scale_7b.yaml": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "scale_qwen3vl_2b.yaml": "Qwen/Qwen3-VL-2B-Instruct",
-    "scale_qwen3vl_4b.yaml": "Qwen/Qwen3-VL-4B-Instruct",
-    "scale_qwen3vl_8b.yaml": "Qwen/Qwen3-VL-8B-Instruct",
-    **{f"scale_qwen3_5_{size.lower()}.yaml": f"Qwen/Qwen3.5-{size}" for size in ("0.8B", "2B", "4B", "9B")},
-    "spatial_mllm_released.yaml": "Diankun/Spatial-MLLM-v1.1-Instruct-135K",
-    "vg_llm_released.yaml": "zd11024/vgllm-qa-vggt-4b",
-    "spatial_stack_released.yaml": "Journey9ni/SpatialStack-Qwen3.5-4B",
-    "spatial_stack_qwen25_released.yaml": "Journey9ni/SpatialStack-Qwen2.5-4B",
-}
-TINY = {
-    "scale_tiny.yaml": "zoo.TinyQwen25VL",
-    "scale_tiny_qwen3.yaml": "zoo.TinyQwen3VL",
-    "scale_tiny_qwen3_5.yaml": "zoo.TinyQwen35",
-}
-DEFAULT_SCALES = {"qwen3_vl.yaml": "scale_tiny_qwen3.yaml", "qwen3_5.yaml": "scale_tiny_qwen3_5.yaml"}
-COMPOSED = {  # each model with a scale, and a scale of each family
-    ("qwen25_vl.yaml", "scale_tiny.yaml"),
-    ("qwen3_vl.yaml", "scale_qwen3vl_4b.yaml"),
-    ("qwen3_5.yaml", "scale_tiny_qwen3_5.yaml"),
-    ("qwen3_5.yaml", "scale_qwen3_5_4b.yaml"),
-    ("concat_split.yaml", "scale_3b.yaml"),
-    ("prope.yaml", "scale_tiny_qwen3.yaml"),
-    *((f"{name}.yaml", f"{name}_released.yaml") for name in ("spatial_mllm", "vg_llm", "spatial_stack")),
-}
-WITHOUT_GEOMETRY = ("Qwen25VL", "Qwen3VL", "Qwen35")  # the others have the dataset's at a tiny scale
-DATA = [name for name in SHIPPED if name.startswith("data_")]
-RECIPES = [name for name in SHIPPED if name.startswith("recipe_")]
-TRIOS = [*product(MODELS, [*WEIGHTS, *TINY], DATA)]
-FAST = {("qwen25_vl.yaml", "scale_3b.yaml", "data_conversations.yaml")}
-PRETRAINING = "recipe_geometry_tiny.yaml"
-WITH_RECIPE = ("prope.yaml", "scale_7b.yaml", "data_vsibench.yaml", "recipe_full.yaml")
-PARTS = {"fusion", "view_mixer", "camera_encoding", "geometry"}
-TRAINING = {"learning_rates", "lora", "gradient_checkpointing", "max_new_tokens"}
-FRAMES = {"num_frames", "pixels", "train_sampler"}
-LOADING = {"batch_size", "questions_per_batch", "num_workers", "keep_in_memory"}
-DEVICES = {"precision", "accelerator", "devices"}
-STEPS = {"max_steps", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "default_root_dir"}
-MAY_SET: dict[str, dict[str, set[str]]] = {  # each kind of config
-    "model": {"model": {"class_path", "backbone", *PARTS}, "data": {"frames_as"}, "recipe": set(), "scale": set()},
-    "scale": {"model": {"backbone", "geometry"}, "data": {"still_resize"}, "recipe": set()},
-    "recipe": {"model": TRAINING, "data": FRAMES | LOADING, "trainer": STEPS | DEVICES},
-    "data": {"data": {"class_path", "source", "datasets", "question_types", "num_frames"}},  # of videos that need all
-    "strategy": {"trainer": {"strategy", "devices"}},
-    "cameras": {"model": {"camera_source"}},
-    "grpo": {"model": {"learning_rates", "algorithm"}, "data": {"batch_size"}, "trainer": {"max_steps"}},
-    "geovr": {
-        "model": {"class_path", "backbone", "teacher", "objectives"},
-        "data": {"train_frame_pairing"},
-        "recipe": set(),
-    },
-    "protocol": {
-        "model": {"time_index", "text_after_vision", "max_new_tokens", "repetition_penalty", "sampling"},
-        "data": {
-            *("num_frames", "sampler", "frame_pairing", "frames_as", "system_prompt", "prompt_prefix"),
-            *("prompt_wording", "pixels", "image_pixels", "still_resize"),
-        },
-        "metrics": {"scorer", "protocol"},
-    },
-}
 PROTOCOLS = [name for name in SHIPPED if name.startswith("protocol_")]
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+PAIRS = {  # each model and each scale once
+    ("qwen25_vl.yaml", "scale_tiny.yaml"): "Qwen25VL",
+    ("qwen3_vl.yaml", "scale_tiny_qwen3.yaml"): "Qwen3VL",
+    ("qwen3_vl.yaml", "scale_qwen3vl_2b.yaml"): "Qwen3VL",
+    ("qwen3_vl.yaml", "scale_qwen3vl_4b.yaml"): "Qwen3VL",
+    ("prope.yaml", "scale_qwen3vl_8b.yaml"): "PRoPEMLLM",
+    ("qwen3_5.yaml", "scale_tiny_qwen3_5.yaml"): "Qwen35",
+    ("qwen3_5.yaml", "scale_qwen3_5_0.8b.yaml"): "Qwen35",
+    ("qwen3_5.yaml", "scale_qwen3_5_2b.yaml"): "Qwen35",
+    ("prope.yaml", "scale_qwen3_5_4b.yaml"): "PRoPEMLLM",
+    ("concat_split.yaml", "scale_qwen3_5_9b.yaml"): "ConcatSplitMLLM",
+    ("concat_split.yaml", "scale_3b.yaml"): "ConcatSplitMLLM",
+    ("prope.yaml", "scale_7b.yaml"): "PRoPEMLLM",
+    ("spatial_mllm.yaml", "spatial_mllm_released.yaml"): "SpatialMLLM",
+    ("vg_llm.yaml", "vg_llm_released.yaml"): "VGLLM",
+    ("vg_llm.yaml", "scale_vg_llm_4b.yaml"): "VGLLM",
+    ("spatial_stack.yaml", "spatial_stack_released.yaml"): "SpatialStack",
+    ("spatial_stack.yaml", "spatial_stack_qwen25_released.yaml"): "SpatialStack",
+    ("spatial_stack.yaml", "scale_spatial_stack_4b.yaml"): "SpatialStack",
+}
+FAST = [("concat_split.yaml", "scale_3b.yaml"), ("spatial_stack.yaml", "spatial_stack_released.yaml")]
 Parsed = Callable[..., dict]
 
 
@@ -109,34 +64,235 @@ def parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         monkeypatch.setattr(sys, "argv", ["main.py", command, *words, *options, "--print_config"])
         with pytest.raises(SystemExit) as end:
             main.main()
-        assert end.value.code == 0
+        assert end.value.code == 0, end.value.code
         return yaml.safe_load(capsys.readouterr().out)
 
     return call
 
 
+# ---- Every config
+
+
 @pytest.mark.parametrize(
-    ("model", "scale"),
+    "pair",
+    [pytest.param(pair, marks=() if pair in FAST else pytest.mark.slow, id=" ".join(pair)) for pair in PAIRS],
+)
+def test_models_and_scales_compose(pair: tuple[str, str], parsed: Parsed) -> None:
+    model, scale = pair
+    config = flatten(parsed("fit", model, scale))
+    assert config["model.class_path"] == f"zoo.{PAIRS[pair]}"
+    stated = {
+        f"model.{name}": value
+        for name, value in flatten(read_config(CONFIGS / scale)["model"]).items()
+        if not name.endswith("class_path")
+    }
+    assert stated.items() <= config.items() or "tiny" in scale
+    is_tiny = config["model.backbone.class_path"].startswith("zoo.Tiny")
+    assert is_tiny == ("tiny" in scale) != config["data.pixels.legacy_folder_resize"]
+    if is_tiny:  # below a model lies the tiny scale of its family
+        assert config == flatten(parsed("fit", model))
+
+
+@pytest.mark.slow
+def test_every_config_is_read(parsed: Parsed) -> None:
+    """Each alone, or over a model where it names none. The pairs above are left out."""
+    others = [name for name in SHIPPED if not any(name in pair for pair in PAIRS)]
+    assert len(others) > 20
+    for name in others:
+        below = () if "class_path" in read_config(CONFIGS / name).get("model", {}) else ("prope.yaml",)
+        parsed("test" if name in PROTOCOLS else "fit", *below, *((name,) if name != "model_default.yaml" else ()))
+
+
+@pytest.mark.parametrize("kind", ["recipe_", "protocol_"])
+def test_configs_that_replace_each_other_set_the_same_options(kind: str) -> None:
+    """Or a value of the scale's recipe, or of a run's protocol, would remain below another one."""
+    replaced = ("data.pixels", "data.still_resize", "data.train_sampler", "model.sampling", "model.lora")  # or null
+    configs = {name: read_config(CONFIGS / name) for name in SHIPPED if name.startswith(kind)}
+    found = {
+        name: frozenset(option for option in flatten(config) if not option.startswith(replaced))
+        for name, config in configs.items()
+        if name != "recipe_geometry_tiny.yaml"  # of a model without questions
+    }
+    assert len(found) > 4 and len({*found.values()}) == 1, found
+    for config in configs.values() if kind == "protocol_" else ():
+        parts = [part for section in config.values() for part in section.get("init_args", {}).values()]
+        for part in (part for part in parts if isinstance(part, dict) and "class_path" in part):
+            name = part["class_path"].rpartition(".")[2]
+            signature = inspect.signature(getattr(datamodules, name, None) or getattr(zoo, name)).parameters
+            assert part["init_args"].keys() == signature.keys(), name
+
+
+RATES = "model.learning_rates"
+SPATIAL_MLLM = {
+    "model.class_path": "zoo.SpatialMLLM",
+    **{f"{RATES}.decoder": 7e-6, f"{RATES}.connector": 2e-5, f"{RATES}.vision": None, f"{RATES}.geometry": None},
+    **{f"{RATES}.vision_merger": "connector", "model.time_index.seconds_per_grid": 0.5},
+    **{"data.pixels.min_pixels": 293216, "data.pixels.max_pixels": 324576, "data.num_frames": 16},
+    **{"data.train_sampler": None, "data.questions_per_scene": 1},
+    **{"trainer.max_epochs": 1, "trainer.max_steps": -1, "trainer.gradient_clip_val": 1.0},
+}
+STILLS = {
+    **{f"{RATES}.decoder": 1e-5, f"{RATES}.connector": 1e-5, f"{RATES}.vision": None, f"{RATES}.geometry": None},
+    **{f"{RATES}.vision_merger": "vision", "model.optimizer.weight_decay": 0.01, "trainer.max_epochs": 1},
+    **{"data.system_prompt": "You are a helpful assistant.", "data.frames_as": "image"},  # Qwen3.5's template has none
+    "data.still_resize.class_path": "datamodules.FixedWidthStills",
+}
+GEOVR = {
+    **{f"{RATES}.decoder": 2e-5, f"{RATES}.connector": 2e-5, f"{RATES}.vision": None, f"{RATES}.objective": 1e-4},
+    **{f"{RATES}.vision_merger": "connector", f"{RATES}.deepstack_merger": "vision"},
+    **{"model.optimizer.weight_decay": 0, "model.teacher.encoder.layers": [4, 11, 17, 23]},
+    **{f"model.objectives.{n}.weight": weight for n, weight in enumerate((1.0, 2.5, 1.0, 1.0, 1.0))},
+    **{"data.train_frame_pairing.class_path": "datamodules.Duplicate", "data.frame_pairing": None},
+}
+PUBLISHED = {  # the model, the scale, the GPUs, the questions of a step, the settings
+    "spatial_mllm_135k": ("spatial_mllm.yaml", "scale_3b.yaml", 6, 48, SPATIAL_MLLM),
+    "vg_llm_4b": ("vg_llm.yaml", "scale_vg_llm_4b.yaml", 8, 64, {**STILLS, "model.geometry.layers": [-2]}),
+    "spatial_stack_4b": (
+        *("spatial_stack.yaml", "scale_spatial_stack_4b.yaml", 8, 64),
+        {**STILLS, "model.geometry.layers": [11, 17, 23]},
+    ),
+    "geovr": ("qwen3_vl.yaml", "scale_qwen3vl_2b.yaml", 4, 32, GEOVR),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_holds_the_published_settings(name: str, parsed: Parsed) -> None:
+    model, scale, gpus, questions, settings = PUBLISHED[name]
+    config = flatten(parsed("fit", model, scale, str(REPOSITORY / f"recipes/{name}.yaml")))
+    assert {option: config[option] for option in settings} == settings
+    assert config["model.average"] == "micro_batch_tokens"
+    assert gpus * config["data.batch_size"] * config["trainer.accumulate_grad_batches"] == questions
+
+
+def test_the_larger_recipe_replaces_the_data_alone() -> None:
+    small, large = (read_config(REPOSITORY / f"recipes/spatial_mllm_{size}.yaml") for size in ("135k", "820k"))
+    parts = [each["data"]["init_args"]["source"]["init_args"].pop("parts") for each in (small, large)]
+    assert list(map(len, parts)) == [2, 4] and large == small
+    for recipe in RECIPES:  # of two recipes the later one wins
+        merged = merge_configs([str(recipe), "recipe_lora.yaml", "scale_7b.yaml"])
+        assert any("model.learning_rates.decoder" in line for line in merged.overridden)
+
+
+def test_released_models_are_tested_on_the_stills_that_they_are_asked_about() -> None:
+    scales = [flatten(read_config(CONFIGS / name)) for name in SHIPPED if name.endswith("_released.yaml")]
+    shown = {
+        each["model.backbone.class_path"]: "datamodules." + each["data.still_resize.class_path"].rpartition(".")[2]
+        for each in scales
+        if "data.still_resize.class_path" in each
+    }
+    assert shown and shown == {loader: each["still_resize"]["class_path"] for loader, each in RELEASED_AS.items()}
+
+
+@pytest.mark.parametrize("vision_merger", ["connector", "vision"])
+def test_the_merger_is_frozen_with_the_vision_encoder_or_trained_with_the_connector(vision_merger: Any) -> None:
+    rates = LearningRates(vision_merger=vision_merger)
+    task = VGLLM(backbone=TinyQwen25VL(layers=2, hidden_size=64, heads=2), learning_rates=rates)
+    trained = {name for name, parameter in task.named_parameters() if parameter.requires_grad}
+    assert any(".visual.merger." in name for name in trained) == (vision_merger == "connector")
+    assert any("fusion.merger" in name for name in trained)
+    assert not any(".visual.blocks." in name for name in trained)
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_root: Path) -> None:
+    """At the tiny scale: each of five rows once, two of them about one image."""
+    (tmp_path / "recipes").mkdir()
+    for size in ("135k", "820k"):
+        text = (REPOSITORY / f"recipes/spatial_mllm_{size}.yaml").read_text()
+        (tmp_path / f"recipes/spatial_mllm_{size}.yaml").write_text(text.replace("recipe_full", "recipe_tiny"))
+    visuals = tmp_path / "data/visuals"
+    rows = {
+        "spatial-mllm-mix-203k": [{"video": "a.mp4"}, {"video": "b.mp4"}],
+        "routeplan-4k": [{"video": "a.mp4"}],
+        "vsi_590k": [{"image": "c.png"}],
+        "mindcube": [{"image": ["c.png", "d.png"]}],
+    }
+    for folder in ("vsi-590k", "mindcube"):
+        (visuals / folder).mkdir(parents=True)
+        for name in ("c.png", "d.png"):
+            Image.new("RGB", (56, 56), "red").save(visuals / folder / name)
+    for name, video in zip("ab", sorted(rooms_root.rglob("*.mp4"))[:2], strict=True):
+        (visuals / f"{name}.mp4").write_bytes(video.read_bytes())
+    (tmp_path / "data/annotations").mkdir()
+    for name, media in rows.items():
+        turns = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "4"}]
+        lines = [json.dumps({**medium, "conversations": turns}) + "\n" for medium in media]
+        (tmp_path / f"data/annotations/{name}.jsonl").write_text("".join(lines))
+    options = [
+        *("--model.geometry=TinyVGGT", "--model.geometry.path=null", "--data.num_workers=0", "--data.batch_size=1"),
+        *("--data.pixels.min_pixels=784", "--data.pixels.max_pixels=3136", "--data.image_pixels=null"),
+        *("--trainer.accumulate_grad_batches=1", "--trainer.devices=1", "--data.num_frames=4"),
+    ]
+    launch(tmp_path, "fit", "--config", "recipes/spatial_mllm_820k.yaml", "--config", "spatial_mllm.yaml", *options)
+    (checkpoint,) = tmp_path.glob("runs/*/checkpoints/last.ckpt")
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 5  # an epoch of five questions
+
+
+# ---- What lies below the given configs
+
+
+@pytest.mark.parametrize(
+    ("names", "recipe"),
     [
-        pytest.param(*pair, marks=() if pair in COMPOSED else pytest.mark.slow)
-        for pair in product(MODELS, [*TINY, *WEIGHTS])
+        (("prope.yaml",), "recipe_tiny"),
+        (("qwen3_vl.yaml",), "recipe_tiny_qwen3"),
+        (("prope.yaml", "scale_3b.yaml"), "recipe_full"),
+        (("scale_7b.yaml",), "recipe_lora"),
+        (("scale_qwen3vl_4b.yaml",), "recipe_full_qwen3vl"),
+        (("scale_qwen3vl_8b.yaml", "data_vsibench.yaml"), "recipe_lora_qwen3vl"),
+        (("spatial_mllm.yaml", "spatial_mllm_released.yaml"), "recipe_full"),
+        (("geometry_tiny.yaml",), "recipe_geometry_tiny"),
     ],
 )
-def test_models_and_scales_compose(model: str, scale: str, parsed: Parsed) -> None:
-    config = parsed("fit", model, scale)
-    assert config["model"]["class_path"] == f"zoo.{MODELS[model]}"
-    parts, data = config["model"]["init_args"], config["data"]["init_args"]
-    is_tiny = scale in TINY
-    assert data["pixels"]["legacy_folder_resize"] == (not is_tiny) == (data["train_sampler"] is None)
-    if is_tiny:
-        assert (config == parsed("fit", model)) == (scale == DEFAULT_SCALES.get(model, "scale_tiny.yaml"))
-        assert parts["backbone"]["class_path"] == TINY[scale]
-        geometry = (parts["geometry"] or {}).get("class_path")
-        assert geometry == (None if MODELS[model] in WITHOUT_GEOMETRY else "zoo.DatasetGeometry")
-    else:
-        assert parts["backbone"]["init_args"]["path"] == WEIGHTS[scale]
-    if not is_tiny and not scale.endswith("_released.yaml"):
-        assert parts["geometry"]["init_args"]["path"] == "facebook/VGGT-1B"
+def test_a_scale_names_its_default_recipe(names: tuple[str, ...], recipe: str) -> None:
+    below = defaults_below([read_config(find_config(name)) for name in names])
+    assert [path.stem for path in CONFIGS.glob("recipe_*.yaml") if read_config(path) in below] == [recipe]
+
+
+def test_given_recipes_strategies_and_own_settings_win(tmp_path: Path) -> None:
+    def settings(*names: str) -> dict[str, Any]:
+        return flatten(merge_configs(names).settings)
+
+    full = settings("prope.yaml", "scale_3b.yaml", "recipe_full.yaml")
+    assert full == settings("prope.yaml", "scale_3b.yaml") and full["model.lora"] is None
+    large = settings("prope.yaml", "scale_7b.yaml", "recipe_full.yaml")
+    assert [name for name in full if full[name] != large[name]] == ["model.backbone.path"]
+    assert settings("prope.yaml", "scale_3b.yaml", "recipe_lora.yaml")["model.lora.r"] == 16
+    (tmp_path / "own.yaml").write_text("trainer: {max_steps: 7}")
+    own = settings("prope.yaml", "scale_3b.yaml", "strategy_fsdp2.yaml", str(tmp_path / "own.yaml"))
+    found = [own[f"trainer.{name}"] for name in ("devices", "strategy", "max_steps", "precision")]
+    assert found == ["auto", "fsdp2", 7, "bf16-mixed"]
+    (tmp_path / "recipe_own.yaml").write_text("configs: [recipe_full.yaml]\ntrainer: {max_steps: 7}")
+    (tmp_path / "scale_own.yaml").write_text("configs: [scale_3b.yaml]\nrecipe: recipe_own.yaml")
+    (tmp_path / "run.yaml").write_text("configs: [prope.yaml, scale_own.yaml]\ndata: {init_args: {num_frames: 6}}")
+    own = settings(str(tmp_path / "run.yaml"))
+    found = [own[name] for name in ("trainer.max_steps", "data.num_frames", "trainer.precision")]
+    assert found == [7, 6, "bf16-mixed"]
+
+
+class Own:
+    """A source of one's own."""
+
+    has_cameras = False
+
+
+@pytest.mark.parametrize(
+    ("data", "lacks"),
+    [
+        ("init_args: {source: datamodules.VSIBench}", True),
+        ("init_args: {source: {class_path: Mixture, init_args: {parts: [{source: {class_path: ScanQA}}]}}}", True),
+        ("init_args: {source: {class_path: Mixture, init_args: {parts: [{path: VSIBench, videos: a}]}}}", False),
+        ("init_args: {source: {class_path: SceneFolder, init_args: {root: data/VSIBench}}}", False),
+        (f"init_args: {{source: {Own.__module__}.Own}}", True),
+        ("init_args: {source: absent.Source}", False),  # an error of the parser
+        ("init_args: {source: null}", False),
+    ],
+)
+def test_data_without_cameras_takes_predicted_ones(data: str, lacks: bool, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text(f"data: {{{data}}}")
+    assert lacks_cameras(yaml.safe_load(f"{{{data}}}")) == lacks
+    model = merge_configs(["prope.yaml", "scale_3b.yaml", str(tmp_path / "data.yaml")]).settings["model"]["init_args"]
+    assert model.get("camera_source") == ("auto" if lacks else None)
 
 
 @pytest.mark.slow
@@ -147,52 +303,19 @@ def test_own_data_is_asked_whatever_its_types(parsed: Parsed, tmp_path: Path) ->
     (tmp_path / "own.yaml").write_text(
         f"data: {{init_args: {{source: {{class_path: SceneFolder, init_args: {{root: {tmp_path}}}}}}}}}"
     )
-    cases = [
+    for configs, options, types in (
         (("qwen25_vl.yaml",), (), ("room_size_estimation",)),
         (("qwen25_vl.yaml",), own, None),
         (("run.yaml",), own, None),
         (("qwen25_vl.yaml", "own.yaml"), (), None),
         (("qwen25_vl.yaml",), (*own, "--data.question_types", "[object_counting]"), ["object_counting"]),
         (("qwen25_vl.yaml",), ("--data.question_types", "null"), None),
-    ]
-    for configs, options, types in cases:
+    ):
         data = from_config(VideoQADataModule, parsed("fit", *configs, options=options)["data"])
         assert data.filter.question_types == types, (configs, options)
 
 
-def kind_of(name: str) -> str:
-    """The kind that a config's name states; those of models state none."""
-    kind = "scale" if name.endswith("_released.yaml") else Path(name).stem.partition("_")[0]
-    return kind if kind in MAY_SET else "model"
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_config_sets_what_its_name_says(name: str) -> None:
-    allowed = MAY_SET[kind_of(name)]
-    for section, content in read_config(CONFIGS / name).items():
-        assert section in allowed
-        if isinstance(content, dict):
-            options = content.keys() - {"init_args"} | content.get("init_args", {}).keys()
-            assert options <= allowed[section], (section, options - allowed[section])
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        *(pytest.param(t, marks=() if t in FAST else pytest.mark.slow, id="-".join(t)) for t in TRIOS),
-        pytest.param(WITH_RECIPE, marks=pytest.mark.slow, id="with a recipe"),
-    ],
-)
-def test_a_model_a_scale_and_data_compose(names: tuple[str, ...], parsed: Parsed) -> None:
-    config = parsed("fit", *names)
-    model, data = config["model"]["init_args"], config["data"]["init_args"]
-    for name, part, found in ((names[1], "backbone", model), (names[2], "source", data)):
-        stated = read_config(CONFIGS / name)["model" if part == "backbone" else "data"]["init_args"][part]
-        stated = {"class_path": stated} if isinstance(stated, str) else stated
-        assert found[part]["class_path"].rpartition(".")[2] == stated["class_path"]
-        for option, value in stated.get("init_args", {}).items():
-            if not isinstance(value, list | dict):
-                assert found[part]["init_args"][option] == value
+# ---- How configs are merged
 
 
 def test_the_options_of_a_class_do_not_depend_on_the_order(tmp_path: Path, parsed: Parsed) -> None:
@@ -207,44 +330,33 @@ def test_a_later_config_wins_and_what_it_overrides_is_said() -> None:
     for names, path in ((["scale_3b.yaml", "scale_7b.yaml"], "7B"), (["scale_7b.yaml", "scale_3b.yaml"], "3B")):
         merged = merge_configs(["prope.yaml", *names])
         assert f"-{path}-" in merged.settings["model"]["init_args"]["backbone"]["init_args"]["path"]
-        (line,) = merged.overridden
-        assert line == f"{names[1]} overrides {names[0]}: model.backbone.path"
-        assert merged.origins["model.backbone.path"] == names[1]
+        assert merged.overridden == [f"{names[1]} overrides {names[0]}: model.backbone.path"]
     assert merge_configs(["prope.yaml", "scale_3b.yaml", "data_vsibench.yaml"]).overridden == []
 
 
 def test_a_part_of_another_class_keeps_the_options_that_its_class_has() -> None:
     below = {"class_path": "PRoPE", "init_args": {"placement": "TemporalSection", "scale": "mean"}}
-    options = {"placement": "TemporalSection"}
-    for above in ("PoseAxis", {"class_path": "zoo.PoseALiBi"}, {"class_path": "PRoPE"}):
+    for above, kept in (("PoseAxis", set()), ({"class_path": "PRoPE"}, {"placement", "scale"}), ("GTA", {"placement"})):
         found = merge({"model": {"camera_encoding": below}}, {"model": {"camera_encoding": above}})
-        kept = found["model"]["camera_encoding"]["init_args"]
-        assert kept == {name: value for name, value in below["init_args"].items() if name in kept}  # type: ignore[attr-defined]
-        assert ("placement" in kept) == (above == {"class_path": "PRoPE"}), above
-    assert merge(below, {"class_path": "GTA"})["init_args"].keys() >= options.keys()
+        options = found["model"]["camera_encoding"]["init_args"]
+        assert options.items() <= below["init_args"].items() and kept <= options.keys(), above
     assert merge(below, {"class_path": "not.There"})["init_args"] == below["init_args"]  # the parser reports it
     assert merge(below, None) is None and merge(None, below) is below
 
 
-def test_the_command_line_follows_the_rule_of_configs(tmp_path: Path, parsed: Parsed) -> None:
-    (tmp_path / "own.yaml").write_text("model: {init_args: {camera_encoding: GTA, view_mixer: null}}")
-    options = ("--model.camera_encoding", "GTA", "--model.view_mixer", "null")
-    config = parsed("fit", "prope.yaml", "own.yaml")
-    assert config == parsed("fit", "prope.yaml", options=options)
-    encoding = config["model"]["init_args"]["camera_encoding"]
-    assert encoding["class_path"] == "zoo.GTA" and encoding["init_args"]["placement"]["init_args"]["stop"] == 0.5
-
-
-def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_path: Path, parsed: Parsed) -> None:
-    (tmp_path / "recipe.yaml").write_text(
+def test_options_composed_configs_and_merged_configs_follow_one_rule(tmp_path: Path, parsed: Parsed) -> None:
+    (tmp_path / "own.yaml").write_text(
         "configs: [scale_3b.yaml, prope.yaml]\n"
-        "model: {init_args: {learning_rates: {decoder: 1.0e-6}, camera_encoding: null}}\n"
+        "model: {init_args: {learning_rates: {decoder: 1.0e-6}, camera_encoding: GTA, view_mixer: null}}\n"
         "trainer: {max_steps: 7}\n"
     )
-    options = ("--model.learning_rates.decoder=1.0e-6", "--model.camera_encoding=null", "--trainer.max_steps=7")
-    config = parsed("fit", "recipe.yaml")
-    assert config == parsed("fit", "prope.yaml", "scale_3b.yaml", options=options)
-    assert config["model"]["init_args"]["camera_encoding"] is None and config["trainer"]["max_steps"] == 7
+    options = ("--model.learning_rates.decoder=1.0e-6", "--model.camera_encoding=GTA", "--model.view_mixer=null")
+    config = parsed("fit", "own.yaml")
+    assert config == parsed("fit", "prope.yaml", "scale_3b.yaml", options=(*options, "--trainer.max_steps=7"))
+    encoding = config["model"]["init_args"]["camera_encoding"]
+    assert encoding["class_path"] == "zoo.GTA" and encoding["init_args"]["placement"]["init_args"]["stop"] == 0.5
+    options = ("--data.num_frames", "6", "--config", "recipe_full.yaml")  # an option wins over a later config
+    assert parsed("fit", "prope.yaml", options=options)["data"]["init_args"]["num_frames"] == 6
 
 
 @pytest.mark.parametrize(
@@ -254,11 +366,7 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
         ("configs: [prop.yaml]", "recipe.yaml: no config prop.yaml"),
         ("configs: [recipe.yaml]", "recipe.yaml: it is composed of itself"),
         ("configs: [a list", "recipe.yaml: cannot be read as YAML"),
-        ("recipe: [recipe_full.yaml]", "recipe.yaml: recipe: expected the name of a config"),
-        ("configs: [recipes/vg_lm.yaml]", "did you mean vg_llm"),
         ("recipe:", "recipe.yaml: recipe: expected the name of a config, not None"),
-        ("scale: ''", "recipe.yaml: scale: expected the name of a config"),
-        ("scale: {size: 3b}", "recipe.yaml: scale: expected the name of a config"),
         ("recipe: recipe_fll.yaml", "recipe.yaml: no config recipe_fll.yaml, .*did you mean recipe_full"),
         ("", "recipe.yaml: holds no settings"),
     ],
@@ -266,7 +374,6 @@ def test_a_composed_config_is_its_configs_with_its_own_settings_over_them(tmp_pa
 def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipe.yaml").write_text(text)
-    Path("own.yaml").write_text("scale: scale_3b.yaml")
     with pytest.raises(InputError, match=error):
         read_config(Path("recipe.yaml"))
 
@@ -275,122 +382,14 @@ def test_a_composition_that_cannot_be_is_named(text: str, error: str, tmp_path: 
     "protocol",
     [pytest.param(each, marks=pytest.mark.slow if each != "protocol_lmms_eval.yaml" else ()) for each in PROTOCOLS],
 )
-def test_a_protocol_is_read_over_model_data_and_recipe_in_any_place(protocol: str, parsed: Parsed) -> None:
-    names = ("vg_llm.yaml", "data_vsibench.yaml", "scale_tiny_qwen3.yaml")
-    config = parsed("test", *names, protocol)
-    assert config == parsed("test", protocol, *names)
+def test_a_protocol_wins_over_model_data_and_recipe_in_any_place(protocol: str, parsed: Parsed, tmp_path: Path) -> None:
+    sampler = {"class_path": "SpaceAwareSampler", "init_args": {"candidates": 128}}  # its options do not remain
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"sampler": sampler}}}))
+    names = ("vg_llm.yaml", "data_vsibench.yaml", "scale_tiny_qwen3.yaml", "run.yaml")
+    options = ("--data.num_frames=4", "--model.repetition_penalty=2.0")
     stated = read_config(CONFIGS / protocol)
-    assert departures(stated, config) == {}  # frames_as is the protocol's, not the model's
-    changed = parsed("test", *names, protocol, options=("--data.num_frames=4", "--model.repetition_penalty=2.0"))
-    assert departures(stated, changed) == {
+    assert departures(stated, parsed("test", protocol, *names)) == {}
+    assert departures(stated, parsed("test", *names, protocol, options=options)) == {
         "data.num_frames": {"protocol": stated["data"]["init_args"]["num_frames"], "run": 4},
         "model.repetition_penalty": {"protocol": stated["model"]["init_args"]["repetition_penalty"], "run": 2.0},
     }
-
-
-@pytest.mark.parametrize("rows_per_protocol", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_every_row_of_the_published_models_is_read(rows_per_protocol: int, parsed: Parsed) -> None:
-    page = (CONFIGS.parent / "docs/guide/published_models.md").read_text()
-    rows = [line.split()[2:] for line in page.splitlines() if line.startswith("python main.py test --config")]
-    found = {tuple(row): split_configs(row)[0] for row in rows}
-    assert {config for configs in found.values() for config in configs} >= {"vg_llm.yaml", "geovr.yaml", *PROTOCOLS} - {
-        "protocol_lmms_eval.yaml"
-    }
-    assert len(found) == 8
-    read = Counter[str]()
-    for row, configs in found.items():
-        read[row[-1]] += 1
-        if read[row[-1]] > rows_per_protocol:
-            continue
-        config = parsed("test", *configs)
-        assert config["metrics"]["protocol"] == row[-1].removeprefix("protocol_").removesuffix(".yaml")
-        assert config["model"]["init_args"]["backbone"]["class_path"].startswith("zoo.Pretrained")
-
-
-def test_every_protocol_sets_the_same_options() -> None:
-    """Or an option of the model's config would remain below one of them."""
-    options = {name: {*flatten(read_config(CONFIGS / name))} for name in PROTOCOLS}
-    parts = ("data.pixels", "data.still_resize", "model.sampling")  # with options of their own, or null
-    bare = {name: {each for each in own if not each.startswith(parts)} for name, own in options.items()}
-    assert len({*map(frozenset, bare.values())}) == 1
-
-
-def test_a_protocol_states_every_option_of_its_parts() -> None:
-    """Or one of a run's part of another class would remain below it: jsonargparse keeps what both classes have."""
-    for name in PROTOCOLS:
-        sections = read_config(CONFIGS / name).values()
-        parts = [part for section in sections for part in section.get("init_args", {}).values()]
-        for part in (part for part in parts if isinstance(part, dict) and "class_path" in part):
-            assert with_defaults(part)["init_args"].keys() == part["init_args"].keys(), (name, part["class_path"])
-
-
-def test_a_run_with_candidates_is_tested_with_a_protocols_frames(parsed: Parsed, tmp_path: Path) -> None:
-    sampler = {"class_path": "SpaceAwareSampler", "init_args": {"candidates": 128}}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"sampler": sampler}}}))
-    found = parsed("test", "qwen25_vl.yaml", "run.yaml", "protocol_lmms_eval.yaml")["data"]["init_args"]["sampler"]
-    assert found == {
-        "class_path": "datamodules.UniformSampler",
-        "init_args": {"rule": "linspace_floor", "candidates": None},
-    }
-
-
-def test_released_models_are_tested_on_the_stills_that_they_are_asked_about() -> None:
-    scales = [read_config(CONFIGS / name) for name in SHIPPED if name.endswith("_released.yaml")]
-    shown = {
-        each["model"]["init_args"]["backbone"]["class_path"]: each["data"]["init_args"]["still_resize"]["class_path"]
-        for each in scales
-        if "data" in each
-    }
-    assert shown == {
-        loader: each["still_resize"]["class_path"].removeprefix("datamodules.") for loader, each in RELEASED_AS.items()
-    }
-
-
-def test_a_protocol_alone_is_put_over_the_config_of_the_newest_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "newest_run", lambda: Path("runs/x"))
-    monkeypatch.setattr(Path, "exists", lambda self: True)
-    words = ["--data.num_frames=8", "--config=protocol_vg_llm.yaml"]
-    run = ["--config", "runs/x/config.yaml", "--trainer.default_root_dir", "runs/x"]
-    assert runs.with_run("test", words) == [*run, "--ckpt_path", "runs/x/checkpoints/last.ckpt", *words]
-    for named in (["--config", "prope.yaml"], ["--model", "PRoPEMLLM"]):  # a model: no run
-        assert runs.with_run("test", [*words, *named]) == [*words, *named]
-    assert runs.with_run("fit", words) == words
-
-
-def test_an_option_wins_over_a_config_that_follows_it(parsed: Parsed) -> None:
-    option = ("--data.num_frames", "6", "--config", "recipe_full.yaml")
-    assert parsed("fit", "prope.yaml", options=option)["data"]["init_args"]["num_frames"] == 6
-
-
-def test_every_recipe_sets_what_the_default_recipe_sets() -> None:
-    """Or a value of the scale's own recipe would remain below another one."""
-
-    def options(config: dict, prefix: str = "") -> set[str]:
-        if not isinstance(config, dict) or "class_path" in config or prefix.endswith(".lora"):
-            return {prefix}
-        return {name for key, value in config.items() for name in options(value, f"{prefix}.{key}")}
-
-    recipes = {name: options(read_config(CONFIGS / name)) for name in RECIPES}
-    assert all(keys == recipes["recipe_tiny.yaml"] for name, keys in recipes.items() if name != PRETRAINING)
-    assert recipes["recipe_tiny.yaml"] <= recipes[PRETRAINING]
-
-
-def test_the_pretraining_of_the_tiny_geometry(parsed: Parsed) -> None:
-    config = parsed("fit", "geometry_tiny.yaml")
-    assert config["model"]["class_path"] == "zoo.VGGTPretraining"
-    assert config["trainer"]["default_root_dir"] == "runs/vggt_tiny"
-    assert config["model"]["init_args"]["geometry"]["init_args"]["path"] is None
-    assert config["trainer"]["max_steps"] == 900
-
-
-def test_no_config_is_left_out() -> None:
-    others = {*TINY, "model_default.yaml", "geometry_tiny.yaml", "strategy_fsdp2.yaml", "cameras_auto.yaml"}
-    others |= {*PROTOCOLS, "geovr.yaml", "geovr_tiny.yaml", "grpo.yaml"}
-    others |= {"scale_vg_llm_4b.yaml", "scale_spatial_stack_4b.yaml"}  # test_recipes.py
-    assert set(SHIPPED) == {
-        *MODELS,
-        *WEIGHTS,
-        *DATA,
-        *RECIPES,
-        *others,
-    }  # those of data: tests/datamodules/test_configs.py

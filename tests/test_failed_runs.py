@@ -1,5 +1,4 @@
 """What a run prints and leaves: no noise, no empty folder, one line per fault, and the command that goes on."""
-# ruff: noqa: F811
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ import shlex
 import shutil
 import signal
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -18,17 +16,10 @@ from lightning import Trainer
 
 from datamodules import VideoQADataModule, datamodule
 from tests.cli import Run, Trained, the_run
-from zoo import PRoPE, VideoQATask
+from zoo import VideoQATask
 
 QWEN = ("fit", "--config", "qwen25_vl.yaml")
 EVERY_STEP = ("--checkpoint.every_n_train_steps", "1", "--trainer.limit_val_batches", "0")
-
-
-class Picky(PRoPE):
-    """An encoding of a user's that refuses to be built."""
-
-    def __init__(self) -> None:
-        raise RuntimeError("the head\nhas no room")
 
 
 def fail_at(step: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,16 +48,14 @@ def test_a_fit_that_is_ended_while_data_is_prepared_leaves_no_folder(run: Run, m
     assert error.value.code == 128 + signal.SIGTERM and not runs()
 
 
-@pytest.mark.slow
-def test_a_fit_of_a_part_that_can_not_be_built_leaves_no_folder(run: Run) -> None:
-    with pytest.raises(
-        SystemExit, match=r"^error: Picky can't be built: RuntimeError: the head has no room \(/.*/test_failed"
-    ):
-        run("fit", "--config", "prope.yaml", "--model.camera_encoding", f"{__name__}.Picky")
-    assert not runs()
-
-
 def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as failing:
+        fail_at(1, KeyboardInterrupt(), failing)  # before anything is saved
+        handler = signal.getsignal(signal.SIGINT)
+        with pytest.raises(SystemExit):
+            run(*QWEN, "--trainer.limit_val_batches", "0")
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    assert not runs()
     fail_at(0, KeyError("a bug"), monkeypatch)
     Path("given").mkdir()
     for given, is_kept in (("runs/made", False), ("given", True)):  # what was there before is the user's
@@ -76,36 +65,18 @@ def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monke
     assert not runs()
 
 
-@pytest.mark.slow
-def test_a_test_names_the_newer_runs_that_it_passes_over(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_score_that_is_not_logged_and_an_absent_logger_are_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(*QWEN)
-    (older,) = runs()
-    assert "passed over" not in run("test", logged=True)
-    with monkeypatch.context() as failing:
-        fail_at(1, KeyError("a bug"), failing)
-        with pytest.raises(SystemExit):
-            run("fit", "--config", "prope.yaml")
-    (newer,) = {*runs()} - {older}  # it has trained a step
-    said = run("test", logged=True)
-    assert f"runs/{newer} is passed over: it has no checkpoint" in said and f"test: run runs/{older}," in said
-
-
-@pytest.mark.parametrize("callback", ["EarlyStopping", pytest.param("ModelCheckpoint", marks=pytest.mark.slow)])
-def test_a_score_that_is_not_logged_is_one_line(callback: str, run: Run) -> None:
-    words = ("--trainer.val_check_interval", "1", "--trainer.callbacks", callback)
-    with pytest.raises(SystemExit, match=r"^error: trainer: .*val/acuracy.*val/acc/micro") as end:
-        run(*QWEN, *words, "--trainer.callbacks.monitor", "val/acuracy")
-    assert "\n" not in str(end.value.code)
-
-
-@pytest.mark.slow
-def test_an_absent_logger_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = ("--trainer.val_check_interval", "1", "--trainer.callbacks", "EarlyStopping")
     monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
-    with pytest.raises(SystemExit, match="^error: WandbLogger can't be built: ModuleNotFoundError: ") as end:
-        run(*QWEN, "--trainer.logger", "WandbLogger")
-    assert "\n" not in str(end.value.code) and "site-packages" not in str(end.value.code)
+    for words, error in (
+        ((*stopping, "--trainer.callbacks.monitor", "val/acuracy"), "trainer: .*val/acuracy.*val/acc/micro"),
+        (("--trainer.logger", "WandbLogger"), "WandbLogger can't be built: ModuleNotFoundError: "),
+    ):
+        with pytest.raises(SystemExit, match=f"^error: {error}") as end:
+            run(*QWEN, *words)
+        assert "\n" not in str(end.value.code) and "site-packages" not in str(end.value.code)
 
 
 def test_a_folder_is_no_checkpoint(run: Run, trained: Trained, tmp_path: Path) -> None:
@@ -132,18 +103,6 @@ def test_a_full_disk_is_one_line(run: Run, caplog: pytest.LogCaptureFixture, mon
     with pytest.raises(SystemExit, match="^error: .* can't be written: .*; its former content is kept: fix that .*$"):
         run(*QWEN, *EVERY_STEP)
     assert "to go on: python main.py fit --config runs/" in caplog.text
-
-
-@pytest.mark.slow
-def test_a_fit_that_is_interrupted_before_anything_is_saved_leaves_no_folder(
-    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    handler = signal.getsignal(signal.SIGINT)
-    fail_at(1, KeyboardInterrupt(), monkeypatch)
-    with pytest.raises(SystemExit):
-        run(*QWEN, "--trainer.limit_val_batches", "0")
-    signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
-    assert not runs() and "to go on" not in caplog.text
 
 
 def test_an_interrupted_fit_names_the_command_that_goes_on(
@@ -191,24 +150,6 @@ def test_a_training_may_skip_an_unreadable_scene_and_its_test_says_so(
 
 
 @pytest.mark.slow
-def test_a_resume_that_fails_names_the_command_that_goes_on(
-    run: Run, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(*QWEN, *EVERY_STEP)
-    shutil.copytree("runs", "trained")
-    handler = signal.getsignal(signal.SIGINT)
-    for step, error in ((3, KeyError("a bug")), (2, KeyboardInterrupt())):
-        with monkeypatch.context() as failing:
-            fail_at(step, error, failing)
-            with pytest.raises(SystemExit):
-                run(*QWEN, *EVERY_STEP, "--ckpt_path", "last", "--trainer.max_steps", "4")
-        signal.signal(signal.SIGINT, handler)
-        assert "to go on: " in caplog.text
-        shutil.rmtree("runs")
-        shutil.copytree("trained", "runs")
-
-
-@pytest.mark.slow
 def test_a_time_limit_ends_a_fit_with_a_status_and_each_resumed_one_has_all_of_it(
     run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -253,8 +194,4 @@ def test_a_run_prints_what_a_user_can_use(run: Run, trained: Trained, capsys: py
     assert [word for word in noise if word in said + tested] == []
     assert "Qwen25VL: " in said and "parameters, trained: decoder " in said and said.count("Restored all states") == 1
     assert tested.count("Loaded model weights") == 1
-    printed = capsys.readouterr().out
-    assert printed.count("Qwen25VL, test split of Rooms\n") == 1 and "Total" not in printed
-    assert (
-        warnings.formatwarning("too few workers", UserWarning, "site-packages/x.py", 1) == "warning: too few workers\n"
-    )
+    assert capsys.readouterr().out.count("Qwen25VL, test split of Rooms\n") == 1

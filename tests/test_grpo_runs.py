@@ -1,9 +1,9 @@
-"""Runs of GRPO: they start from the weights of a supervised run, learn, and resume exactly."""
+"""Runs of GRPO: they start from a supervised run, learn, and resume exactly, in one process and in two."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cli import Run, weights
+from tests.cli import Run, losses_of, weights
+from tests.test_two_processes import SMALL, launch
 from zoo import VideoQATask
+from zoo.sequences.batch import Record
+from zoo.tasks import Reward
 from zoo.tasks.grpo import GRPO
 
-REWARD = ("--model.algorithm.rewards", "[tests.rewards.Brevity]")
+
+class Brevity(Reward):
+    """Fewer characters are better: something that a model with random weights can learn from."""
+
+    def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> list[float | None]:
+        return [-len(answer) / 10 for answer in answers]
+
+
+REWARD = ("--model.algorithm.rewards", f"[{__name__}.Brevity]")
 LEARN = ("--config", "grpo.yaml", "--model.algorithm.num_generations", "3", *REWARD)
 FIT = ("fit", "--config", "prope.yaml", *LEARN)
 
@@ -104,14 +115,6 @@ def test_a_checkpoint_of_other_objectives_is_a_start_wherever_it_lies(run: Run, 
 
 
 @pytest.mark.slow
-def test_it_is_tested_as_any_other_run(run: Run) -> None:
-    run(*FIT, "--trainer.default_root_dir", "runs/grpo", "--trainer.log_every_n_steps", "1")
-    assert "PRoPEMLLM" in run("test", "--ckpt_path", "runs/grpo/checkpoints/last.ckpt", sized=False)
-    events = b"".join(path.read_bytes() for path in Path("runs/grpo").glob("events*"))
-    assert b"samples" in events and b"advantage" in events
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -148,3 +151,40 @@ def test_bad_settings_are_refused(run: Run) -> None:
     ):
         with pytest.raises(SystemExit, match=text):
             run(*FIT, *options)
+
+
+TWO = [
+    *("fit", "--config", "prope.yaml", "--config", "grpo.yaml", *SMALL, "--trainer.devices", "2"),
+    *("--model.algorithm.num_generations", "3", "--model.algorithm.beta", "0.1"),
+    *("--model.algorithm.loss_type", "dapo", *REWARD),
+]
+
+
+@pytest.mark.slow
+def test_grpo_in_shards_learns_as_in_copies(tmp_path: Path, rooms_root: Path) -> None:
+    """Each process samples answers of other lengths, by its own seed; both strategies draw the same."""
+    learn = [*TWO, "--data.source.root", str(rooms_root), "--trainer.max_steps", "3"]
+    learn += ["--trainer.log_every_n_steps", "1"]
+    found = {}
+    for strategy in ("ddp", "fsdp2"):
+        words = ("--trainer.strategy", strategy, "--trainer.default_root_dir", f"runs/{strategy}")
+        launch(tmp_path, *learn, *words)
+        found[strategy] = weights(tmp_path / "runs" / strategy)
+    for name, tensor in found["ddp"].items():
+        torch.testing.assert_close(found["fsdp2"][name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert any(value for values in losses_of(tmp_path / "runs/ddp").values() for value in values)  # it has learned
+
+
+@pytest.mark.slow
+def test_grpo_in_two_processes_resumes_exactly(tmp_path: Path, rooms_root: Path) -> None:
+    """Samples, losses and weights; the control: two steps are not four."""
+    learn = [*TWO, "--data.source.root", str(rooms_root), "--trainer.max_steps", "4", "--trainer.strategy", "fsdp2"]
+    launch(tmp_path, *learn, "--trainer.default_root_dir", "runs/whole")
+    stop = ["--trainer.callbacks+", "tests.callbacks.stopping.StopAfterStep", "--trainer.callbacks.step", "2"]
+    launch(tmp_path, *learn, *stop, "--trainer.default_root_dir", "runs/parts")
+    whole, half = (weights(tmp_path / "runs" / name) for name in ("whole", "parts"))
+    assert any(not torch.equal(whole[name], tensor) for name, tensor in half.items())
+    resume = ["--ckpt_path", "runs/parts/checkpoints/last.ckpt", "--trainer.default_root_dir", "runs/parts"]
+    launch(tmp_path, *learn, *resume)
+    ended = weights(tmp_path / "runs/parts")
+    assert all(torch.equal(ended[name], tensor) for name, tensor in whole.items())

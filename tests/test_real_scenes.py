@@ -14,7 +14,6 @@ from PIL import Image
 
 import main
 from datamodules.cameras_file import write_cameras
-from zoo import InputError
 from zoo.cameras.poses import invert_se3
 
 
@@ -35,16 +34,12 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["video", "frames"])
-def test_vsibench_with_one_scene_of_its_288(form: str, realdata: Path, tmp_path: Path, test_command) -> None:
+def test_vsibench_with_one_scene_of_its_288(realdata: Path, tmp_path: Path, test_command) -> None:
     root = tmp_path / "vsibench"
     (root / "arkitscenes").mkdir(parents=True)
     (root / "test.jsonl").symlink_to(realdata / "vsibench/test.jsonl")
     scene = realdata / "scenes/arkitscenes_47334096"
-    if form == "video":
-        (root / "arkitscenes/47334096.mp4").symlink_to(scene / "47334096_28frames_1fps.mp4")
-    else:
-        (root / "arkitscenes/47334096").symlink_to(scene / "frames")
+    (root / "arkitscenes/47334096.mp4").symlink_to(scene / "47334096_28frames_1fps.mp4")
     metrics, lines = test_command(
         *("--config", "qwen25_vl.yaml", "--config", "data_vsibench.yaml", "--data.source.root", str(root)),
         *("--model.max_new_tokens", "1"),
@@ -93,14 +88,11 @@ def test_a_posed_scene_under_a_camera_encoding(realdata: Path, tmp_path: Path, t
     by_scene = [[line for line in lines if line["scene"].endswith(name)] for name in ("redkitchen", "spoilt")]
     assert [line["frames"] for line in by_scene[0]] == [[0, 333, 666, 999]] * 2
     assert all("spoilt.cameras.json: frame 500" in line["error"] for line in by_scene[1])
-
-
-def test_a_split_without_any_cameras_is_refused_before_it_is_read(realdata: Path, tmp_path: Path, test_command) -> None:
-    root = red_kitchen(realdata, tmp_path / "posed")
-    (root / "sevenscenes/redkitchen.cameras.json").unlink()
+    for cameras in root.glob("sevenscenes/*.cameras.json"):
+        cameras.unlink()
     with pytest.raises(SystemExit, match="no scene of the test split has cameras.*redkitchen.cameras.json") as end:
-        test_command("--config", "prope.yaml", "--data.source", "SceneFolder", "--data.source.root", str(root))
-    assert issubclass(InputError, ValueError) and "\n" not in str(end.value)
+        test_command(*words, "--data.source.root", str(root))
+    assert "\n" not in str(end.value)
 
 
 # ---- every sampler and pairing on the real scenes, by the whole command
@@ -119,8 +111,10 @@ PAIRINGS = {
     "duplicate_views": ["Duplicate", "--data.frame_pairing.keep", "views"],
     "merge_aware": ["OffsetNeighbor"],
 }
-QUICK = [("space_aware", "merge_aware")]
-REST = [pytest.param(s, p, marks=pytest.mark.slow) for s in SAMPLERS for p in PAIRINGS if (s, p) not in QUICK]
+CASES = [  # each once
+    *(("space_aware", "merge_aware"), ("uniform", "consecutive"), ("random", "neighbor"), ("uniform", "duplicate")),
+    *(("pose_plane", "duplicate_views"), ("pose_farthest", "neighbor")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -148,18 +142,14 @@ def real_scenes(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.filterwarnings("ignore:.*frames to choose from")
-@pytest.mark.parametrize(("sampler", "pairing"), [*QUICK, *REST])
+@pytest.mark.parametrize(
+    ("sampler", "pairing"), [CASES[0], *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES[1:])]
+)
 def test_every_sampler_and_pairing(sampler: str, pairing: str, real_scenes: Path, test_command) -> None:
     metrics, lines = test_command(
         *("--config", "qwen25_vl.yaml", "--data.source", "SceneFolder", "--data.source.root", str(real_scenes)),
-        *(
-            "--data.sampler",
-            *SAMPLERS[sampler],
-            "--data.frame_pairing",
-            *PAIRINGS[pairing],
-            "--model.max_new_tokens",
-            "1",
-        ),
+        *("--data.sampler", *SAMPLERS[sampler], "--data.frame_pairing", *PAIRINGS[pairing]),
+        *("--model.max_new_tokens", "1"),
     )
     by_scene = {line["scene"].partition("/")[2]: line for line in lines}
     assert metrics["counts"]["questions"] == len(by_scene) == 3

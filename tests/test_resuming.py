@@ -1,8 +1,9 @@
-"""A run that goes on where it was broken off."""
+"""Trainings and tests that were broken off go on: the same folder, the same numbers, and no mixture."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,7 @@ MASKS = ["--model.objectives", "[LanguageModeling,MaskedViews]"]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(  # an epoch has 3 steps
-    ("stop_after", "extra"),
-    [
-        pytest.param(3, DROPOUT, id="dropout-3"),
-        pytest.param(2, MASKS, id="masks-2"),
-        *(pytest.param(steps, [], id=f"whole-{steps}") for steps in (2, 3, 4)),
-        *(pytest.param(steps, LORA, id=f"lora-{steps}") for steps in (2, 3, 4)),
-    ],
+    ("stop_after", "extra"), [(3, DROPOUT), (2, MASKS), (4, LORA)], ids=["dropout-3", "masks-2", "lora-4"]
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
     stop_after: int, extra: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,7 +74,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert resumed.keys() == reference.keys()
     assert all(torch.equal(resumed[name], reference[name]) for name in reference)
     decoder = {name for name in reference if ".language_model." in name}
-    assert decoder and any("lora" in name for name in decoder) == (extra != [] and extra != MASKS)
+    assert decoder and any("lora" in name for name in decoder) == (extra != MASKS)
 
 
 @pytest.mark.slow
@@ -97,7 +92,6 @@ def test_a_test_of_unfinished_weights_says_so(run: Run, tmp_path: Path, monkeypa
         return json.loads(newest.read_text()), said
 
     words = [*("--config", "prope.yaml", "--trainer.max_steps", "4"), *("--checkpoint.every_n_train_steps", "1")]
-    words += ["--checkpoint.monitor", "train/loss", "--trainer.val_check_interval", "2"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="Interrupted"):
         patch.setattr(VideoQATask, "training_step", interrupted)
         run("fit", *words)
@@ -112,9 +106,81 @@ def test_a_test_of_unfinished_weights_says_so(run: Run, tmp_path: Path, monkeypa
     assert (the_run(tmp_path) / "metrics.json").read_text() == former  # that of the former weights
     assert [folder.name for folder in (the_run(tmp_path) / "tests").iterdir()] == ["step-4"]
     assert (trained["step"], trained["run_step"]) == (4, 4) and "unfinished weights" not in said
-    best = the_run(tmp_path) / "checkpoints/best.ckpt"
-    content = torch.load(best, weights_only=True)
-    torch.save({**content, "trained": {**content["trained"], "step": 2}}, best)
-    trained, said = tested("--ckpt_path", str(best))
-    assert (trained["step"], trained["run_step"]) == (2, 4)  # the training that they are chosen of is finished
-    assert "unfinished weights" not in said
+
+
+# ---- Tests
+
+RESULTS = ("metrics.json", "predictions.jsonl", "test.json")
+
+
+def break_off(run: Run, patch: pytest.MonkeyPatch, *words: str, after: int = 1) -> None:
+    """Runs a test that ends with an exception after some scenes."""
+    step = VideoQATask.test_step
+
+    def pulled(self: VideoQATask, batch: dict[str, Any], batch_idx: int) -> Any:
+        if batch_idx == after:
+            raise Interrupted
+        return step(self, batch, batch_idx)
+
+    with patch.context() as context:
+        context.setattr(VideoQATask, "test_step", pulled)
+        with pytest.raises(SystemExit, match="Interrupted"):
+            run("test", *words)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on(run: Run, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = trained()
+    run("test")
+    whole, repeated = results(folder), folder / "tests/repeat"
+    break_off(run, monkeypatch)
+    assert results(folder) == whole and not (repeated / "metrics.json").exists()
+    kept = (repeated / "predictions.jsonl").read_text().splitlines()
+    assert whole["predictions.jsonl"].decode().splitlines()[: len(kept)] == kept and len(kept) > 3
+
+    # another test, by its settings or by the content of the checkpoint, has a folder of its own
+    for words, name in ((["--data.num_frames", "6"], "num_frames-6"), (["--trainer.precision", "bf16-mixed"], "")):
+        run("test", *words)
+        assert (folder / "tests" / (name or "precision-bf16-mixed") / "metrics.json").exists()
+    checkpoint = folder / "checkpoints/last.ckpt"
+    shutil.copy(checkpoint, tmp_path / "former.ckpt")
+    other = torch.load(checkpoint, weights_only=True)
+    next(iter(other["state_dict"].values())).view(-1)[0] += 1
+    torch.save(other, checkpoint)
+    run("test")
+    assert (folder / "tests/repeat-2/metrics.json").exists() and not (repeated / "metrics.json").exists()
+    shutil.copy(tmp_path / "former.ckpt", checkpoint)
+
+    asked: list[str] = []
+    step = VideoQATask.test_step
+    monkeypatch.setattr(
+        VideoQATask,
+        "test_step",
+        lambda self, batch, i: asked.append(batch.records[0]["scene"]) or step(self, batch, i),
+    )
+    printed = run("test", "--data.num_workers", "0", "--data.questions_per_batch", "3", logged=True)
+    questions = len(whole["predictions.jsonl"].splitlines())
+    assert f"test: resumes with {len(kept)} of {questions} questions answered" in printed and len(asked) == 2
+    found = results(repeated)
+    assert results(folder) == whole and {name: found[name] for name in RESULTS[1:]} == {
+        name: whole[name] for name in RESULTS[1:]
+    }
+
+
+@pytest.mark.slow
+def test_a_test_without_a_run_is_found_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config", "qwen25_vl.yaml", "--model.allow_untrained", "true"]
+    break_off(run, monkeypatch, *words)
+    folder = the_run(tmp_path)
+    kept = (folder / "predictions.jsonl").read_text().splitlines()
+    break_off(run, monkeypatch, *words, "--data.num_frames", "6")
+    (other,) = set((tmp_path / "runs").iterdir()) - {folder}  # another test, in a folder of its own
+    assert f"test: run runs/{folder.name}," in run("test", *words, logged=True)
+    assert (folder / "predictions.jsonl").read_text().splitlines()[: len(kept)] == kept and results(folder)
+    assert not (other / "metrics.json").exists()
+    break_off(run, monkeypatch, *words)
+    assert len(list((tmp_path / "runs").iterdir())) == 3  # one that is done is not begun again in its folder

@@ -10,26 +10,17 @@ import types
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 pytest.importorskip("griffe", reason="pip install -e '.[docs]'")
 
 import main
 from docs import site
-from docs.concepts.figures import FIGURES, FOLDER
 
 ROOT = Path(main.__file__).parent
 ELSEWHERE = r"=[\"']?(?:https?:)?//"  # an address with a host
 LOADED = re.compile(
     rf"<(?:script|img|iframe|source)[^>]*\ssrc{ELSEWHERE}|<link[^>]*\shref{ELSEWHERE}|url\([\"']?(?:https?:)?//|@import"
 )
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_figures_can_be_drawn(name: str, tmp_path: Path) -> None:
-    FIGURES[name]().savefig(tmp_path / name)
-    with Image.open(tmp_path / name) as drawn, Image.open(FOLDER / name) as shown:
-        assert drawn.size == shown.size
 
 
 @pytest.mark.parametrize(
@@ -54,24 +45,6 @@ def test_links_of_the_repository_become_links_of_the_site(text: str, expected: s
     assert site.on_page_markdown(text, page) == expected
 
 
-def test_the_notebook_is_a_page_with_its_outputs() -> None:
-    path = ROOT / "examples/quickstart.ipynb"
-    page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri=site.page_of(path)))
-    shown = site.on_page_markdown(path.read_text(), page)
-    assert shown.startswith("# ") and shown.count("```python\n") > 5 and shown.count("](data:image/png;base64,") == 4
-
-
-def test_a_figure_is_drawn_by_the_site_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = types.SimpleNamespace(url="concepts/tokens.html", file=types.SimpleNamespace(src_uri="concepts/tokens.md"))
-    head = "<head></head>"
-    assert site.on_post_page(head, page) == head
-    loaded = site.on_post_page(f'{head}<pre class="mermaid">', page)
-    assert '<script src="../assets/mermaid.min.js"></script></head>' in loaded
-    for script, language in ((b"", "mermaid"), (None, "text")):
-        monkeypatch.setattr(site, "mermaid", lambda script=script: script)
-        assert site.on_page_markdown("```mermaid\nflowchart", page) == f"```{language}\nflowchart"
-
-
 def test_an_undocumented_public_name_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = 'class Base:\n    """Documented."""\n\n    def inherited(self):\n        """Documented."""\n\n\n'
     part = "class Part(Base):\n    def inherited(self): ...\n    def new(self): ...\n    def _private(self): ...\n\n\n"
@@ -84,12 +57,6 @@ def test_an_undocumented_public_name_is_found(tmp_path: Path, monkeypatch: pytes
 
 def test_no_public_name_is_undocumented() -> None:
     assert not [name for module in site.modules() for name in site.undocumented(module)]
-
-
-def test_a_link_to_a_config_or_a_file_for_sbatch_has_a_heading() -> None:
-    page = site.configs_page()
-    files = [path for path in (ROOT / "configs").rglob("*") if path.is_file()]
-    assert len(files) > 40 and not [path.name for path in files if f"{{: #{path.stem} }}" not in page]
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from callbacks import MetricsCallback
+from callbacks.run_config import METRICS, TEST_FILE
 from datamodules import PixelBounds, SceneSource, VideoQADataModule
 from datamodules.scenes import Question, Scene
 from datamodules.sources.base import Split
@@ -24,11 +25,13 @@ from tests.datamodules.batches import spec_for
 from tests.processes import free_port
 from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
+from zoo.files.atomic_io import read_records
 from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch
 
 QUESTIONS = (3, 9, 1, 4, 18, 2, 7, 5, 6, 2)  # of each scene
 BROKEN = 3  # this scene has no video that can be read
+RESULTS = (METRICS, "predictions.jsonl", TEST_FILE)
 PIXELS = PixelBounds(784, 784, legacy_folder_resize=False)
 
 
@@ -155,3 +158,24 @@ def finish(started: list[Any]) -> None:
     for process in started:
         process.join(60)
         assert process.exitcode == 0
+
+
+# ---- what a test leaves
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    assert not list(folder.glob("predictions.rank*"))
+    assert not list(folder.glob("*.partial"))
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def log(folder: Path) -> list[tuple[str, str, int]]:
+    """(process, scene, questions) of each scene that was begun."""
+    path = folder / "log"
+    words = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [(rank, scene, int(questions)) for rank, scene, questions in words]
+
+
+def on_disk(folder: Path) -> dict[str, dict[str, Any]]:
+    found = read_records([folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")])
+    return {record["id"]: record for record in found}

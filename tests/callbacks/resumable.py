@@ -1,13 +1,7 @@
-"""A small training that can be broken off at any moment; as a script it trains in a process that can be killed.
-
-`python resumable.py <folder> <megabytes of weights> <seconds per batch>` resumes the run in the folder, if there is
-one, and appends each loss to `losses`, as `step batch loss`.
-"""
+"""A small training that can be broken off at any batch."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -99,27 +93,3 @@ def train(folder: Path, model: Small, others: Sequence[Callback] = (), every: in
     )
     trainer.fit(model, ckpt_path=str(last) if last.exists() else None)
     return model
-
-
-class Log(Callback):
-    """Appends each loss to a file when it is known, and waits, so that a kill may come at any moment."""
-
-    def __init__(self, file: Path, seconds: float) -> None:
-        self.file, self.seconds = file, seconds
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        (step, scene), loss = list(pl_module.losses.items())[-1]
-        with self.file.open("a") as log:
-            log.write(f"{step} {scene} {loss!r}\n")
-        time.sleep(self.seconds)
-
-
-def main(folder: Path, megabytes: float, seconds: float) -> None:
-    torch.set_num_threads(1)
-    model = Small(size=4 + int(megabytes * 2**18))
-    train(folder, model, [Log(folder / "losses", seconds)], accumulate_grad_batches=2)
-    (folder / "done").touch()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]))

@@ -14,23 +14,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import breakable
 import numpy as np
 import pytest
 import torch
-from breakable import BROKEN, QUESTIONS, Answers, Tiny, finish, run, start
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
-from callbacks.run_config import METRICS, TEST_FILE
-from datamodules import Duplicate, UniformSampler
-from datamodules.dataset import SceneDataset
+from callbacks.run_config import METRICS
 from datamodules.samplers import SelectedFrames
 from datamodules.samplers.selection_files import FILE, write_selection
+from tests.callbacks.breakable import (
+    BROKEN,
+    QUESTIONS,
+    Answers,
+    Tiny,
+    finish,
+    log,
+    on_disk,
+    results,
+    run,
+    start,
+)
 from zoo.errors import InputError
-from zoo.files.atomic_io import JSONLines, read_records
+from zoo.files.atomic_io import JSONLines
 
-RESULTS = (METRICS, "predictions.jsonl", TEST_FILE)
 StoppedAfter = Callable[[int, Path], None]
 SECONDS = 0.1  # that a scene takes at most, where a test is killed
 
@@ -64,24 +71,6 @@ def stopped_after(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Sto
     return call
 
 
-def results(folder: Path) -> dict[str, bytes]:
-    assert not list(folder.glob("predictions.rank*"))
-    assert not list(folder.glob("*.partial"))
-    return {name: (folder / name).read_bytes() for name in RESULTS}
-
-
-def log(folder: Path) -> list[tuple[str, str, int]]:
-    """(process, scene, questions) of each scene that was begun."""
-    path = folder / "log"
-    words = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-    return [(rank, scene, int(questions)) for rank, scene, questions in words]
-
-
-def on_disk(folder: Path) -> dict[str, dict[str, Any]]:
-    found = read_records([folder / "predictions.jsonl", *folder.glob("predictions.rank*.jsonl")])
-    return {record["id"]: record for record in found}
-
-
 class StopAfter(Callback):
     def __init__(self, scenes: int) -> None:
         self.scenes = scenes
@@ -99,8 +88,6 @@ def stopped(folder: Path, scenes: Path, after: int, **settings: Any) -> None:
 
 
 # ---- killed -------------------------------------------------------------------------------------------------
-
-
 def kill(folder: Path, scenes: Path, processes: int, chance: random.Random) -> bool:
     """Starts the test and kills a process at a random moment, and then the others, as a launcher does; whether it
     came too late. Nothing that was answered may be lost, but for the scene that each process was at."""
@@ -160,10 +147,7 @@ def test_answers_that_wait_for_the_end_are_seen_to_be_lost(
             kill(tmp_path / "killed", scenes, 1, random.Random(seed))
 
 
-@pytest.mark.parametrize(
-    ("launcher", "processes"),
-    [("torchrun", 2), pytest.param("torchrun", 3, marks=pytest.mark.slow), ("SLURM", 2)],
-)
+@pytest.mark.parametrize(("launcher", "processes"), [("SLURM", 2), pytest.param("torchrun", 3, marks=pytest.mark.slow)])
 def test_any_number_of_processes_leaves_the_same_files(
     launcher: str, processes: int, scenes: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -188,8 +172,6 @@ def test_a_second_test_in_one_folder_is_refused(scenes: Path, whole: dict[str, b
 
 
 # ---- what is asked again ------------------------------------------------------------------------------------
-
-
 def test_what_is_answered_is_not_asked_again_and_what_failed_is(
     scenes: Path, whole: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -202,17 +184,7 @@ def test_what_is_answered_is_not_asked_again_and_what_failed_is(
     assert results(tmp_path) == whole
 
 
-def test_what_failed_for_a_while_is_answered_after_all(
-    scenes: Path, whole: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(SceneDataset, "open", lambda *_: Path("gone").read_bytes())
-        stopped(tmp_path, scenes, after=5)
-    assert all("No such file" in record["error"] for record in on_disk(tmp_path).values())
-    run(tmp_path, scenes)
-    assert results(tmp_path) == whole
-
-
+@pytest.mark.slow
 def test_cut_off_when_all_was_answered_it_asks_nothing(scenes: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
     """In two processes, with one scene for both, or none."""
     run(tmp_path, scenes)
@@ -228,7 +200,7 @@ def test_cut_off_when_all_was_answered_it_asks_nothing(scenes: Path, whole: dict
         assert sorted(asked) == sorted([f"tiny/scene{BROKEN}"] + ["tiny/scene4"] * left)
 
 
-@pytest.mark.parametrize(("limit", "processes"), [pytest.param(5, 1, marks=pytest.mark.slow), (0.5, 1), (3, 2)])
+@pytest.mark.parametrize(("limit", "processes"), [(0.5, 1), pytest.param(3, 2, marks=pytest.mark.slow)])
 def test_a_limit_counts_what_is_answered(limit: int | float, processes: int, scenes: Path, tmp_path: Path) -> None:
     """Lightning's limit is of batches: a resumed test must not take further scenes in place of the answered ones."""
     finish(start(tmp_path / "whole", scenes, processes=processes, limit=limit))
@@ -249,59 +221,29 @@ def test_a_limit_counts_what_is_answered(limit: int | float, processes: int, sce
 
 
 # ---- another test ---------------------------------------------------------------------------------------------
-
-
 class OtherWeights(Callback):
     def setup(self, trainer: Any, pl_module: Answers, stage: str) -> None:
         torch.nn.init.constant_(pl_module.weight, 2)
 
 
-OTHERS: list[tuple[str, dict[str, Any]]] = [
-    ("num_frames-4", {"num_frames": 4}),
-    ("UniformSampler", {"sampler": UniformSampler(candidates=2)}),
-    ("Duplicate", {"frame_pairing": Duplicate()}),
-    ("subset-20", {"subset": 20}),
-    ("limit_test_batches-7", {"limit": 7}),
-    ("repeat", {"callback": OtherWeights()}),
-    ("repeat-2", {"patched": (breakable, "QUESTIONS", (4, *QUESTIONS[1:]))}),
-]
-
-
 def test_another_test_leaves_the_interrupted_one_as_it_is(
-    scenes: Path,
-    whole: dict[str, bytes],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stopped_after: StoppedAfter,
+    scenes: Path, whole: dict[str, bytes], tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
     stopped_after(5, tmp_path)
     before = on_disk(tmp_path)
-    for name, settings in OTHERS:
-        other = dict(settings)
-        callbacks = [other.pop("callback")] if "callback" in other else []
-        with monkeypatch.context() as patch:
-            if "patched" in other:
-                patch.setattr(*other.pop("patched"))
-            run(tmp_path, scenes, *callbacks, **other)
+    others: dict[str, Callable[[], None]] = {
+        "num_frames-4": lambda: finish(start(tmp_path, scenes, processes=2, num_frames=4)),  # both take one folder
+        "limit_test_batches-7": lambda: run(tmp_path, scenes, limit=7),
+        "repeat": lambda: run(tmp_path, scenes, OtherWeights()),
+    }
+    for name, other in others.items():
+        other()
         assert (tmp_path / "tests" / name / METRICS).exists(), name
         assert on_disk(tmp_path) == before and not (tmp_path / METRICS).exists()
-    assert len([*(tmp_path / "tests").iterdir()]) == len(OTHERS)
+    assert {folder.name for folder in (tmp_path / "tests").iterdir()} == others.keys()
     begun = len(log(tmp_path))
     run(tmp_path, scenes)  # and with its own settings it goes on
     assert results(tmp_path) == whole and len(log(tmp_path)) == begun + 1 + len(QUESTIONS) - 5
-
-
-def test_an_interrupted_test_in_tests_is_resumed_by_the_same_command(scenes: Path, tmp_path: Path) -> None:
-    run(tmp_path, scenes)
-    finished, folder = results(tmp_path), tmp_path / "tests/subset-20"
-    run(tmp_path / "other", scenes, subset=20)
-    stopped(tmp_path, scenes, after=3, subset=20)
-    kept, begun = on_disk(folder), len(log(tmp_path))
-    assert 0 < len(kept) < 20
-    run(tmp_path, scenes, subset=20)
-    assert results(folder) == results(tmp_path / "other") and results(tmp_path) == finished
-    again = {scene for _, scene, _ in log(tmp_path)[begun:]}
-    assert not again & {record["scene"] for record in kept.values() if not record["error"]}
 
 
 def test_with_another_scorer_it_goes_on_and_what_is_answered_is_scored_anew(
@@ -315,57 +257,32 @@ def test_with_another_scorer_it_goes_on_and_what_is_answered_is_scored_anew(
     assert len(log(folder)) == 5 + 1 + len(QUESTIONS) - 5
 
 
-def test_other_files_of_a_scene_are_another_test(scenes: Path, tmp_path: Path) -> None:
-    own, folder = tmp_path / "scenes", tmp_path / "run"
+def test_other_files_of_a_scene_or_frames_chosen_anew_are_another_test(scenes: Path, tmp_path: Path) -> None:
+    for scene in range(len(QUESTIONS)):
+        write_selection(tmp_path / f"scene{scene}" / FILE, f"tiny/scene{scene}", [0, 1])
+    own, folder, chosen = tmp_path / "scenes", tmp_path / "run", SelectedFrames(str(tmp_path))
     shutil.copytree(scenes, own)
-    stopped(folder, own, after=5)
-    frame = own / "scene0" / "0.png"
-    before, status = frame.read_bytes(), frame.stat()
-    Image.fromarray(np.full((28, 28, 3), 200, np.uint8)).save(frame)
-    run(folder, own)
-    assert not (folder / METRICS).exists() and len(on_disk(folder / "tests/repeat")) == sum(QUESTIONS)
-    frame.write_bytes(before)
-    os.utime(frame, ns=(status.st_atime_ns, status.st_mtime_ns))
+    stopped(folder, own, after=5, sampler=chosen)
+    selection, frame = tmp_path / "scene1" / FILE, own / "scene0/0.png"
+    changes: dict[Path, Callable[[], Any]] = {
+        selection: lambda: write_selection(selection, "tiny/scene1", [0, 0]),
+        frame: lambda: Image.fromarray(np.full((28, 28, 3), 200, np.uint8)).save(frame),
+    }
+    for number, (file, change) in enumerate(changes.items()):
+        before, status = file.read_bytes(), file.stat()
+        change()
+        run(folder, own, sampler=chosen)
+        assert not (folder / METRICS).exists()
+        assert len(on_disk(folder / "tests" / ("repeat", "repeat-2")[number])) == sum(QUESTIONS)
+        file.write_bytes(before)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     begun = len(log(folder))
-    run(folder, own)
+    run(folder, own, sampler=chosen)
     assert (folder / METRICS).exists() and len(log(folder)) == begun + 1 + len(QUESTIONS) - 5
 
 
-def test_frames_that_were_chosen_anew_are_another_test(scenes: Path, tmp_path: Path) -> None:
-    for scene in range(len(QUESTIONS)):
-        write_selection(tmp_path / f"scene{scene}" / FILE, f"tiny/scene{scene}", [0, 1])
-    chosen, folder = SelectedFrames(str(tmp_path)), tmp_path / "run"
-    stopped(folder, scenes, after=5, sampler=chosen)
-    write_selection(tmp_path / "scene1" / FILE, "tiny/scene1", [0, 0])
-    run(folder, scenes, sampler=chosen)
-    assert not (folder / METRICS).exists() and (folder / "tests/repeat" / METRICS).exists()
-
-
-def test_all_processes_take_one_folder(scenes: Path, tmp_path: Path, stopped_after: StoppedAfter) -> None:
-    stopped_after(5, tmp_path)
-    finish(start(tmp_path, scenes, processes=2, num_frames=4))
-    assert [*(tmp_path / "tests").iterdir()] == [tmp_path / "tests/num_frames-4"]
-    assert len(on_disk(tmp_path / "tests/num_frames-4")) == sum(QUESTIONS)
-
-
-def test_what_changes_no_answer_is_no_other_test(
-    scenes: Path, whole: dict[str, bytes], tmp_path: Path, stopped_after: StoppedAfter
-) -> None:
-    stopped_after(5, tmp_path)
-    run(tmp_path, scenes, num_workers=1, questions_per_batch=3, batch_size=2)
-    found = results(tmp_path)
-    assert {name: found[name] for name in RESULTS[1:]} == {name: whole[name] for name in RESULTS[1:]}
-    metrics, expected = (json.loads(each[METRICS]) for each in (found, whole))
-    assert metrics.pop("config")["data"]["init_args"]["batch_size"] == 2
-    assert {key: each for key, each in expected.items() if key != "config"} == metrics
-
-
 # ---- files that a crash or a full disk leaves ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "damage", ["half a line", "half a letter", "nothing of it", "no end of line", "zeros", "twice"]
-)
+@pytest.mark.parametrize("damage", ["half a letter", "no end of line", "zeros", "twice"])
 def test_damaged_lines_cost_what_they_held(
     damage: str, scenes: Path, whole: dict[str, bytes], tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
@@ -379,8 +296,7 @@ def test_damaged_lines_cost_what_they_held(
         path.write_bytes(content[:last] + bytes(len(content) - last))
     else:
         letter = content.index("\u2026".encode(), last) + 1
-        keep = {"half a line": last + 40, "half a letter": letter, "nothing of it": last, "no end of line": -1}[damage]
-        path.write_bytes(content[:keep])
+        path.write_bytes(content[: letter if damage == "half a letter" else -1])
     run(tmp_path, scenes)
     assert results(tmp_path) == whole
     again = [(scene, questions) for _, scene, questions in log(tmp_path)[3:6]]
@@ -388,7 +304,7 @@ def test_damaged_lines_cost_what_they_held(
     assert again[: len(lost) + 1] == [*lost, (f"tiny/scene{BROKEN}", QUESTIONS[BROKEN])]
 
 
-@pytest.mark.parametrize("size", [0, 700, pytest.param(3000, marks=pytest.mark.slow), 9000, 20000])
+@pytest.mark.parametrize("size", [0, 9000, 20000])
 def test_a_full_disk_loses_nothing_that_was_written(
     size: int, scenes: Path, whole: dict[str, bytes], tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:

@@ -15,15 +15,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
 
-from callbacks.drawings import camera_map, compute_coverage, contact_sheet, covered_voxels, pose_map, spread
+from callbacks.drawings import camera_map, compute_coverage, contact_sheet
 from callbacks.gallery import GalleryCallback, log_table
-from datamodules import PixelBounds, Rooms, SceneFolder
+from datamodules import PixelBounds, Rooms
 from datamodules.dataset import SceneDataset
 from datamodules.samplers import DatasetDepth, PoseFarthestSampler, SceneView
 from datamodules.samplers.base import PointMaps, PointSource
+from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
-from zoo.cameras.scene_geometry import PatchCameras
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 
@@ -74,52 +74,8 @@ def test_the_map_shows_where_cameras_are_seen_from_above() -> None:
         camera_map(view(torch.full_like(poses, torch.nan)), [0])
 
 
-def test_the_map_of_predicted_cameras_shows_them_in_gray_beside_the_true_ones() -> None:
-    poses = torch.eye(4).repeat(3, 1, 1)
-    poses[:, 0, 3] = -torch.arange(3.0)
-    cameras = PatchCameras(poses, torch.eye(3).repeat(3, 1, 1), torch.tensor([True, True, False]))
-    moved = poses.clone()
-    moved[:, 0, 3] -= 10
-
-    def gray(predicted: torch.Tensor) -> np.ndarray:
-        ink = np.asarray(pose_map(cameras, predicted)).astype(int)[100:600, 100:700]  # without caption and axes
-        return np.argwhere(np.abs(ink - 133).max(-1) < 12)
-
-    assert (gray(moved)[:, 1] > 400).sum() > 50 > (gray(poses)[:, 1] > 400).sum()  # where they are predicted
-    assert len(gray(poses)) < len(gray(moved))  # the true ones are drawn over them
-
-
-def test_numbers_at_one_place_are_spread() -> None:
-    size = np.array([26.0, 16.0])
-    crowd = np.repeat(np.array([[100.0, 100.0], [400.0, 100.0]]), [9, 1], axis=0)
-    moved = spread(crowd, size)
-    gaps = np.abs(moved[:, None] - moved[None]) + 1e9 * np.eye(10)[..., None]
-    assert (gaps >= size - 1e-6).any(-1).all()
-    assert np.array_equal(moved[-1], crowd[-1]) and np.abs(moved - crowd).max() < 150
-    assert not (np.abs(crowd[:, None] - crowd[None]) + 1e9 * np.eye(10)[..., None] >= size).any(-1).all()
-
-
-@pytest.mark.slow
-def test_more_views_cover_more(rooms: SceneDataset) -> None:
-    scene = rooms.open(0)
-    frames, maps = compute_coverage(scene, [])
-    assert frames == list(range(48))
-    shares = []
-    for count in (2, 6, 48):
-        *seen, everything = covered_voxels(maps, list(range(0, 48, 48 // count))).sets
-        shares.append(len(np.unique(np.concatenate(seen), axis=0)) / len(everything))
-    assert 0 < shares[0] < shares[1] < shares[2] == 1
-    assert compute_coverage(SceneView(scene.video, scene.world_to_camera), [0]) is None
-
-
-def test_depth_that_cannot_be_read_stops_no_run(rooms: SceneDataset, room_map: np.ndarray, tmp_path: Path) -> None:
-    broken = replace(rooms.open(0), depth=tmp_path)  # no image in it
-    assert compute_coverage(broken, [0]) is None
-    assert (np.asarray(camera_map(broken, [0, 9])) != room_map).any()
-
-
 def test_a_video_without_cameras_is_drawn_as_the_samplers_geometry_saw_it(
-    rooms: SceneDataset, room_map: np.ndarray
+    rooms: SceneDataset, room_map: np.ndarray, tmp_path: Path
 ) -> None:
     whole = rooms.open(0)
 
@@ -131,7 +87,7 @@ def test_a_video_without_cameras_is_drawn_as_the_samplers_geometry_saw_it(
 
     bare = SceneView(whole.video)
     assert np.array_equal(camera_map(bare, [0, 9], geometry=Seen()), room_map)
-    assert not np.array_equal(camera_map(bare, [0, 20], geometry=Seen()), room_map)
+    assert compute_coverage(replace(whole, depth=tmp_path), [0]) is None  # depth that can't be read stops no run
     with pytest.raises(ValueError, match="no frame has a pose"):
         camera_map(bare, [0, 20])
 
@@ -160,6 +116,12 @@ def test_tensorboard_gets_the_first_validation_scenes_once(rooms: SceneDataset, 
     name, _ = (scene.name for scene in rooms.scenes)
     assert sorted(events.Tags()["images"]) == [f"{kind}/{name}" for kind in ("frames", "path")]
     assert len(events.Images(f"frames/{name}")) == 1
+    # a scene that can't be read has no picture
+    broken = [Scene("mine/clip", tmp_path / "absent.mp4", ())]
+    logger = TensorBoardLogger(str(tmp_path / "broken"), name="", version="")
+    validate(GalleryCallback(), SceneDataset(broken, PoseFarthestSampler(), 4, TINY), logger)
+    logger.experiment.flush()
+    assert EventAccumulator(str(tmp_path / "broken")).Reload().Tags()["images"] == []
 
 
 class RecordedWandb(WandbLogger):
@@ -201,17 +163,3 @@ def test_wandb_gets_the_pictures_and_answers(rooms: SceneDataset, tmp_path: Path
         "|---|---|",
         "| how many \\| where? | 3 |",
     ]
-
-
-def test_a_scene_that_cannot_be_read_has_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/clip.mp4").write_bytes(b"no video")
-    (tmp_path / "test.jsonl").write_text(
-        '{"id": 1, "dataset": "mine", "scene_name": "clip", "question_type": "object_counting", "question": "?", '
-        '"ground_truth": "1", "options": null}\n'
-    )
-    broken = SceneDataset(SceneFolder(str(tmp_path)).scenes("test"), PoseFarthestSampler(), 4, TINY)
-    logger = TensorBoardLogger(str(tmp_path), name="", version="")
-    validate(GalleryCallback(), broken, logger)
-    logger.experiment.flush()
-    assert EventAccumulator(str(tmp_path)).Reload().Tags()["images"] == []

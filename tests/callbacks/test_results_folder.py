@@ -1,26 +1,32 @@
-"""A finished test stays: one with other settings, of another step, or repeated gets a folder inside the run's."""
+"""A finished test stays: one with other settings, of another step, or repeated gets a folder inside the run's.
+
+Which options, weights, files and code count is the identity of a test.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
-from breakable import Tiny, run
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from test_broken_off import on_disk, results
-from toy import trainer
+from torch import nn
 
 from callbacks import SaveRunConfig
 from callbacks.results_folder import choose_folder, differences, finished_tests, identify_test
-from callbacks.run_config import METRICS, TEST_FILE
-from datamodules import Duplicate
-from zoo.errors import InputError
-from zoo.files.atomic_io import try_lock
+from callbacks.run_config import METRICS, TEST_FILE, is_covered
+from datamodules import Duplicate, OriginalStills, PixelBounds, UniformSampler, VideoQADataModule
+from tests.callbacks.breakable import Tiny, on_disk, results, run
+from tests.callbacks.toy import trainer
+from zoo.files.fingerprint import fingerprint
+from zoo.tasks import VideoQATask
 
 
 class OtherWeights(Callback):
@@ -57,12 +63,8 @@ def finished(tested: Path, tmp_path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("subset-20", {"subset": 20}),
-        ("num_frames-4", {"num_frames": 4}),
         ("Duplicate", {"frame_pairing": Duplicate()}),
-        ("repeat", {}),
         ("repeat", {"scorer": "thinking_in_space"}),
-        ("step-150", {"callback": OtherWeights(150)}),
         ("subset-20-step-150", {"subset": 20, "callback": OtherWeights(150)}),
     ],
 )
@@ -79,29 +81,22 @@ def test_the_finished_test_stays_as_it_is(
         assert json.loads((folder / METRICS).read_text())["counts"]["questions"] == 20
 
 
-def test_tests_of_one_name_are_numbered(finished: dict[str, bytes], scenes: Path, tmp_path: Path) -> None:
-    for _ in range(3):
-        run(tmp_path, scenes, OtherWeights(100), subset=20)
-    folders = sorted((tmp_path / "tests").iterdir())
-    assert [folder.name for folder in folders] == ["subset-20", "subset-20-2", "subset-20-3"]
-    assert results(tmp_path) == finished and len({str(results(folder)) for folder in folders}) == 1
-
-
-# ---- with a command line ----------------------------------------------------------------------------------------
+# ---- with a command line
 
 CONFIG: dict[str, Any] = {
     "seed_everything": 0,
     "model": {
         "class_path": "zoo.PRoPEMLLM",
         "init_args": {
-            "camera_encoding": {"class_path": "zoo.PRoPE", "init_args": {"layers": "all"}},
+            "camera_encoding": {"class_path": "zoo.PRoPE", "init_args": {"layers": "all", "size": [1, 2]}},
+            "objectives": [{"class_path": "zoo.CameraPrediction", "init_args": {"weight": 0.5}}],
             "learning_rates": {"decoder": 1e-4},
             "max_new_tokens": 32,
         },
     },
     "data": {
         "class_path": "datamodules.VideoQADataModule",
-        "init_args": {"num_frames": 16, "num_workers": 1, "perturbation": None},
+        "init_args": {"num_frames": 16, "num_workers": 1, "perturbation": None, "sampler": None},
     },
     "trainer": {"precision": None, "limit_test_batches": None, "devices": 1},
     "metrics": {"scorer": None, "protocol": None},
@@ -112,26 +107,40 @@ EXCEPTED = ("model.learning_rates", "data.num_workers")
 class Model(LightningModule):
     changes_no_answer = EXCEPTED
 
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(sizes))
+
 
 def changed(**options: Any) -> dict[str, Any]:
     """The config with other options, named as `data__num_frames`."""
-    config = json.loads(json.dumps(CONFIG))
+    config = deepcopy(CONFIG)
     for name, value in options.items():
-        part, option = name.split("__")
-        section = config[part]
-        section.get("init_args", section)[option] = value
+        *parts, option = name.split("__")
+        section: Any = config
+        for part in parts:
+            section = section[int(part)] if isinstance(section, list) else section[part]
+            section = section.get("init_args", section) if isinstance(section, dict) else section
+        section[option] = value
     return config
+
+
+def trainer_with(folder: Path, config: dict[str, Any]) -> Trainer:
+    save = SaveRunConfig.__new__(SaveRunConfig)
+    save.content = lambda: config  # type: ignore[method-assign]
+    return trainer(folder, save)
+
+
+def identity(config: dict[str, Any], *sizes: int) -> dict[str, Any]:
+    """What the answers of a test with this config, by a weight of this size, depend on."""
+    return identify_test(trainer_with(Path("nowhere"), config), Model(*sizes))
 
 
 def place(folder: Path, config: dict[str, Any], step: int | None = None, finish: bool = True) -> str:
     """Where a test with this config is written; its files are left there."""
-    save = SaveRunConfig.__new__(SaveRunConfig)
-    save.content = lambda: config  # type: ignore[method-assign]
-    tester = trainer(folder, save)
-    identity = identify_test(tester, Model())
-    chosen, lock = choose_folder(tester, identity, EXCEPTED, step)
+    chosen, lock = choose_folder(trainer_with(folder, config), identity(config), EXCEPTED, step)
     chosen.mkdir(parents=True, exist_ok=True)
-    (chosen / TEST_FILE).write_text(json.dumps(identity))
+    (chosen / TEST_FILE).write_text(json.dumps(identity(config)))
     if finish:
         (chosen / METRICS).write_text(json.dumps({"step": step}))
     lock.close()
@@ -145,7 +154,7 @@ def trained(tmp_path: Path) -> Path:
 
 
 OTHERS = {"class_path": "datamodules.OtherCameras", "init_args": {}}
-GTA = {"class_path": "zoo.GTA", "init_args": {"layers": "all"}}
+GTA = {"class_path": "zoo.GTA", "init_args": {"layers": "all", "size": [1, 2]}}
 
 
 @pytest.mark.parametrize(
@@ -170,14 +179,6 @@ def test_a_test_with_other_settings_than_the_runs_own_never_takes_its_place(
     assert place(trained, changed(**options)) == ("tests/repeat" if name == "." else f"{name}-2")
 
 
-def test_an_interrupted_test_goes_on_whatever_has_ended_since(trained: Path) -> None:
-    """Its folder keeps the name, though a test that begins now would have another one."""
-    assert place(trained, changed(data__num_frames=8), 100, finish=False) == "tests/num_frames-8"
-    assert place(trained, CONFIG, 150) == "."
-    assert place(trained, changed(data__num_frames=8), 100) == "tests/num_frames-8"
-    assert place(trained, changed(data__num_frames=8), 100) == "tests/num_frames-8-step-100"  # the control
-
-
 def test_a_test_of_another_step_has_its_name(trained: Path) -> None:
     assert [place(trained, CONFIG, step) for step in (100, 150, 150, 100)] == [
         *(".", "tests/step-150", "tests/step-150-2", "tests/repeat")
@@ -195,15 +196,6 @@ def test_the_first_interrupted_test_of_this_identity_goes_on(trained: Path) -> N
     assert place(trained, CONFIG, finish=False) == "." == place(trained, CONFIG, finish=False)
 
 
-def test_an_equal_test_that_runs_is_refused_and_another_is_not(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert place(trained, CONFIG, finish=False) == "."
-    taken = lambda path: None if path.parent == trained else try_lock(path)  # noqa: E731
-    monkeypatch.setattr("callbacks.results_folder.try_lock", taken)
-    with pytest.raises(InputError, match=f"another test is writing to {trained}: wait until it ends"):
-        place(trained, CONFIG)
-    assert place(trained, changed(data__num_frames=8)) == "tests/num_frames-8"
-
-
 def test_released_weights_without_a_training_have_a_place_of_their_own(tmp_path: Path) -> None:
     """The config in the folder is that of its first test, also of a perturbed one."""
     config = changed(data__perturbation=OTHERS)
@@ -213,12 +205,103 @@ def test_released_weights_without_a_training_have_a_place_of_their_own(tmp_path:
 
 
 def test_what_differs_from_the_training_has_both_values(trained: Path) -> None:
-    save = SaveRunConfig.__new__(SaveRunConfig)
-    options = {"data__num_frames": 8, "data__num_workers": 4, "model__camera_encoding": None}
-    save.content = lambda: changed(**options)  # type: ignore[method-assign]
-    config = identify_test(trainer(trained, save), Model())["config"]
+    config = identity(changed(data__num_frames=8, data__num_workers=4, model__camera_encoding=None))["config"]
     assert differences(config, trained / "config.yaml", EXCEPTED) == {
         "data.num_frames": {"training": 16, "test": 8},
-        "model.camera_encoding": {"training": {"class_path": "zoo.PRoPE", "layers": "all"}, "test": None},
+        "model.camera_encoding": {
+            "training": {"class_path": "zoo.PRoPE", "layers": "all", "size": [1, 2]},
+            "test": None,
+        },
     }
     assert differences(config, trained / "absent.yaml", EXCEPTED) == {}
+
+
+# ---- which options count
+
+
+def test_what_an_option_changes() -> None:
+    kinds = VideoQATask, VideoQADataModule
+    no_answer = [name for kind in kinds for name in kind.changes_no_answer]
+    no_training = [name for kind in kinds for name in kind.changes_no_training]
+    options = {
+        "answers and trainings": ("model.backbone.layers", "data.num_frames", "data.source.video"),
+        "answers": ("model.repetition_penalty",),
+        "trainings": ("model.average", "model.lora.dropout", "model.learning_rates.decoder", "data.batch_size"),
+        "nothing": ("model.geometry_cache.max_size_gb", "model.backbone.attn_implementation", "data.num_workers"),
+    }
+    for changes, names in options.items():
+        for name in names:
+            assert is_covered(name, no_answer) != ("answers" in changes), name
+            assert is_covered(name, no_training) != ("trainings" in changes), name
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "counts"),
+    [
+        ("model__camera_encoding__layers", "last", True),
+        ("model__max_new_tokens", 8, True),
+        ("data__num_frames", 8, True),
+        ("seed_everything", 3, True),
+        ("trainer__precision", "bf16-mixed", True),
+        ("trainer__limit_test_batches", 3, True),
+        ("model__learning_rates", {"decoder": 1.0}, False),
+        ("data__num_workers", 4, False),
+        ("trainer__devices", 8, False),
+        ("metrics__scorer", "thinking_in_space", False),
+    ],
+)
+def test_which_options_answers_depend_on(option: str, value: Any, counts: bool) -> None:
+    assert (identity(CONFIG) != identity(changed(**{option: value}))) is counts
+
+
+def test_without_a_command_line_the_datas_own_options_count() -> None:
+    def identity_with(**more: Any) -> dict[str, Any]:
+        made: Any = trainer(Path("nowhere"))
+        made.datamodule = VideoQADataModule(**more)
+        return identify_test(made, Model(2, 2))
+
+    own = identity_with()
+    assert own == identity_with(num_workers=0)
+    for options in (
+        *({"pixels": PixelBounds(max_pixels=65536)}, {"image_pixels": PixelBounds(min_pixels=784)}),
+        *({"still_resize": OriginalStills()}, {"sampler": UniformSampler(candidates=8)}),
+        {"frame_pairing": Duplicate(keep="views")},
+    ):
+        assert identity_with(**options) != own
+
+
+def test_the_content_of_a_checkpoint_counts_and_its_path_does_not(tmp_path: Path) -> None:
+    def identity_of(file: str, number: float) -> str:
+        torch.save({"state_dict": {"weight": torch.full((2,), number)}, "optimizer": number}, tmp_path / file)
+        tested = trainer(tmp_path)
+        tested._checkpoint_connector._ckpt_path = str(tmp_path / file)
+        return str(identify_test(tested, Model(2, 2))["weights"])
+
+    assert identity(CONFIG, 2, 2)["weights"] == identity(CONFIG, 2, 2)["weights"] != identity(CONFIG, 2, 3)["weights"]
+    assert identity_of("a.ckpt", 1.0) == identity_of("b.ckpt", 1.0) != identity_of("a.ckpt", 2.0)
+
+
+def test_the_code_of_ones_own_classes_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "own_sampler_of_a_test.py"
+    file.write_text("class Own: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = changed(data__sampler={"class_path": "own_sampler_of_a_test.Own"})
+    before = identity(config)
+    file.write_text("class Own: pass  # other code\n")
+    after = identity(config)
+    assert before.pop("code") != after.pop("code") and before == after
+    sys.modules.pop("own_sampler_of_a_test")
+
+
+def test_a_fingerprint_is_of_names_types_shapes_and_every_number() -> None:
+    model = Model(4, 6)
+    other = Model(4, 6)
+    assert fingerprint(model) == fingerprint(other)
+    bits = other.weight.detach().view(torch.int32)
+    bits[3, 5] += 1  # one unit in the last place
+    different = [other, Model(6, 4), Model(4, 6).bfloat16(), nn.Sequential(Model(4, 6))]
+    assert len({fingerprint(each) for each in (model, *different)}) == 1 + len(different)
+    other.load_state_dict(model.state_dict())
+    assert fingerprint(model) == fingerprint(other)
+    other.register_buffer("scale", torch.tensor(2.0))  # of no dimension
+    assert fingerprint(model) != fingerprint(other)

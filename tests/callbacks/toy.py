@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vsibench_metric" / "cases.json"
@@ -82,39 +81,3 @@ def trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer:
         "enable_progress_bar": False,
     }
     return Trainer(default_root_dir=folder, callbacks=list(callbacks), **(defaults | settings))
-
-
-class CountQuestions(Callback):
-    """How many questions each process saw, repeats included."""
-
-    seen = 0
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self.seen += len(outputs)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        (Path(trainer.default_root_dir) / f"seen.{trainer.global_rank}").write_text(str(self.seen))
-
-
-def main(folder: Path, processes: int) -> None:
-    from callbacks.metrics import MetricsCallback
-
-    torch.set_num_threads(1)
-    checkpoint = ModelCheckpoint(folder, monitor="val/all/macro", filename="best")
-    run = trainer(
-        folder,
-        MetricsCallback(),
-        CountQuestions(),
-        checkpoint,
-        devices=processes,
-        strategy="ddp_fork" if processes > 1 else "auto",
-        logger=CSVLogger(folder, name="", version=""),
-        enable_checkpointing=True,
-        max_epochs=1,
-    )
-    scenes = [
-        [{**each, "objectives": {"off": float(place)}} for each in scene] for place, scene in enumerate(golden_scenes())
-    ]
-    model = Toy(scenes)
-    run.fit(model)
-    run.test(model)

@@ -13,18 +13,17 @@ import torch
 from PIL import Image
 
 from datamodules.inference import answer_chats, data_of, load_video
-from tests.zoo import asking
+from tests import tiny
 from zoo import InputError, SpatialVLM
 from zoo.benchmarks import VSIBench
 from zoo.geometry import DatasetGeometry
-from zoo.sequence_builder import SequenceBuilder
 
+NEW = tiny.NEW
 PIXELS = {"min_pixels": 784, "max_pixels": 65536, "legacy_folder_resize": False}
-NEW = asking.NEW
 
 
 def model_of(name: str, family: str = "Qwen2.5-VL", frames_as: str = "video", **parts: Any) -> SpatialVLM:
-    model = asking.build(name, family=family, **parts).model
+    model = tiny.tiny_model(name, family=family, **parts).model
     settings = {"pixels": PIXELS, "image_pixels": PIXELS, "num_frames": 4, "frames_as": frames_as}
     model.data_config = {"class_path": "datamodules.VideoQADataModule", "init_args": settings}
     return model
@@ -85,8 +84,7 @@ def whole(model: SpatialVLM, chat: Sequence[Any], media: Sequence[Path | Image.I
     ("name", "family", "frames_as", "parts"),
     [
         ("prope.yaml", "Qwen2.5-VL", "video", {}),  # cameras beside the video
-        ("AddFusion", "Qwen2.5-VL", "video", {"geometry": DatasetGeometry}),  # and depth
-        pytest.param("plain", "Qwen2.5-VL", "labeled_image", {}, marks=pytest.mark.slow),
+        ("AddFusion", "Qwen2.5-VL", "labeled_image", {"geometry": DatasetGeometry}),  # and depth
         ("plain", "Qwen3-VL", "video", {}),
     ],
 )
@@ -94,21 +92,21 @@ def test_chats_about_a_video_are_answered_as_by_answer(
     name: str, family: str, frames_as: str, parts: dict[str, Any], videos: list[Path]
 ) -> None:
     model, wording = model_of(name, family, frames_as, **parts), VSIBench()
-    chats = [chat("video", wording.user_text(text, ())) for text in asking.TEXTS]
+    chats = [chat("video", wording.user_text(text, ())) for text in tiny.TEXTS]
     with patch.object(SpatialVLM, "encode_scenes", autospec=True, side_effect=SpatialVLM.encode_scenes) as encode:
         replies = answer_chats(model, videos[:1], chats, max_new_tokens=NEW)
     assert encode.call_count == 1  # for all chats
     found = model.backbone.preprocessor.decode([reply.ids for reply in replies])
-    assert found == model.answer(videos[0], asking.TEXTS, max_new_tokens=NEW)
+    assert found == model.answer(videos[0], tiny.TEXTS, max_new_tokens=NEW)
     assert len(set(found)) > 1
     other = answer_chats(model, videos[1:], chats, max_new_tokens=NEW)
     assert [reply.ids for reply in other] != [reply.ids for reply in replies]  # the control
 
 
-@pytest.mark.parametrize("family", asking.FAMILIES)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_several_videos_and_pictures_in_any_order(family: str, videos: list[Path]) -> None:
     model = model_of("plain", family)
-    height, width = asking.SIZES[family]
+    height, width = tiny.SIZES[family]
     one, other = picture(0, height, width), picture(1, height, width)
     for media in ([], [one, videos[0], other, videos[1]]):
         shown = ["video" if isinstance(medium, Path) else "image" for medium in media]
@@ -134,17 +132,9 @@ def test_pictures_of_several_sizes_are_those_of_the_stock_model() -> None:
 THOUGHTS = "\n<think>\nThis or that?\n</think>\n\nThis. \n"
 
 
-@pytest.mark.parametrize(
-    ("family", "said"),
-    [
-        *((family, "This.") for family in asking.MASKED_FAMILIES),
-        ("Qwen3.5", THOUGHTS),
-        *(pytest.param(family, THOUGHTS, marks=pytest.mark.slow) for family in asking.MASKED_FAMILIES),
-        pytest.param("Qwen3.5", "This.", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize(("family", "said"), [("Qwen2.5-VL", "This."), ("Qwen3-VL", THOUGHTS), ("Qwen3.5", THOUGHTS)])
 def test_turns_of_system_and_assistant_are_those_of_the_chat_template(family: str, said: str) -> None:
-    """Qwen3.5's leaves the thoughts of earlier answers out, which a training on the same chat shows."""
+    """Qwen3.5's leaves out the thoughts of earlier answers, which a training on the same chat shows."""
     model = model_of("plain", family)
     turns = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
@@ -153,24 +143,18 @@ def test_turns_of_system_and_assistant_are_those_of_the_chat_template(family: st
         *chat("Why?"),
         *chat("Where?"),
     ]
-    with patch.object(SequenceBuilder, "prompts", autospec=True, side_effect=SequenceBuilder.prompts) as prompts:
-        (reply,) = answer_chats(model, [], [turns], max_new_tokens=NEW)
-    asked, preprocessor = prompts.call_args.args[1], model.backbone.preprocessor
-    options = {"add_generation_prompt": True, "tokenize": False, **preprocessor.template_options}
-    expected = preprocessor.processor.apply_chat_template(turns, **options)
-    assert asked == [preprocessor.processor.tokenizer(expected)["input_ids"]]
+    (reply,) = answer_chats(model, [], [turns], max_new_tokens=NEW)
     assert reply.ids == whole(model, turns, [])
     assert reply.ids != whole(model, turns[1:], [])  # the control
 
 
 def test_pictures_of_one_size_are_one_scene_for_a_geometry_encoder() -> None:
-    model = model_of("AddFusion")
-    views, scenes = [picture(seed, 56, 84) for seed in range(3)], []
-    with patch.object(SpatialVLM, "encode_scenes", autospec=True, side_effect=SpatialVLM.encode_scenes) as encode:
-        for media in (views, [views[0], picture(1, 112, 84), views[2]]):
-            answer_chats(model, media, [chat("image", "image", "image", "Which?")], max_new_tokens=NEW)
-            scenes.append([scene.num_steps for scene in encode.call_args.args[1].scenes])
-    assert scenes == [[3], [1, 1, 1]]
+    model, scenes = model_of("AddFusion"), []
+    model.geometry.register_forward_pre_hook(lambda _, inputs: scenes.append([len(each) for each in inputs[0]]))
+    views = [picture(seed, 56, 84) for seed in range(3)]
+    for media in (views, [views[0], picture(1, 112, 84), views[2]]):
+        answer_chats(model, media, [chat("image", "image", "image", "Which?")], max_new_tokens=NEW)
+    assert scenes == [[6], [2, 2, 2]]  # each picture twice
 
 
 def test_errors_name_the_remedy(videos: list[Path], tmp_path: Path) -> None:

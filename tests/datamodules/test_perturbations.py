@@ -1,10 +1,11 @@
-"""Perturbed scenes: what is changed, what is not, and that a model is answered by what it is shown."""
+"""Perturbed and augmented scenes: what is changed, what is not, and that a model answers what it is shown."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from datamodules import (
     OtherCameras,
     OtherGeometry,
     PixelBounds,
+    RandomFocalLength,
     ReversedFrames,
     Rooms,
     ShuffledFrameNumbers,
@@ -27,28 +29,34 @@ from datamodules import (
     WrongFocalLength,
     ZeroGeometry,
 )
+from datamodules.augmentations import enlarged
 from datamodules.dataset import SceneDataset
 from datamodules.perturbations import Perturbation, PerturbedScenes
+from datamodules.question_sampler import TrainingItem
 from tests.conftest import ROOMS
-from tests.zoo.asking import batch, build, scene
+from tests.tiny import tiny_batch, tiny_model, tiny_scene
+from zoo.cameras.rays import patch_directions
 from zoo.cameras.scene_geometry import Window
 from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.model_spec import ModelSpec
 from zoo.sequences.loaded_scene import LoadedScene
 
-A, B = scene("a", steps=4), scene("b", steps=4, seed=1)
-PERTURBATIONS: dict[str, Perturbation] = {
-    "cameras": OtherCameras(),
-    "frames on other cameras": FramesOnOtherCameras(),
-    "frames at other centers": FramesAtOtherCenters(),
-    "intrinsics": WrongFocalLength(0.2),
-    "field of view": LongerFocalLength(1.4),
-    "shuffled": ShuffledFrames(),
-    "reversed": ReversedFrames(),
-    "frame numbers": ShuffledFrameNumbers(),
-    "other 3D tokens": OtherGeometry(),
-    "no 3D tokens": ZeroGeometry(),
+A, B = tiny_scene("a", steps=4), tiny_scene("b", steps=4, seed=1)
+
+
+# each with what it changes
+PERTURBATIONS: dict[str, tuple[Perturbation, set[str]]] = {
+    "cameras": (OtherCameras(), {"world_to_camera"}),  # the intrinsics of both scenes are equal
+    "frames on other cameras": (FramesOnOtherCameras(), {"frames", "depth"}),
+    "frames at other centers": (FramesAtOtherCenters(), {"frames", "depth", "world_to_camera"}),
+    "intrinsics": (WrongFocalLength(0.2), {"K_normalized"}),
+    "field of view": (LongerFocalLength(1.4), {"K_normalized", "frames", "depth"}),
+    "shuffled": (ShuffledFrames(), {"world_to_camera", "depth", "frames", "frame_indices"}),
+    "reversed": (ReversedFrames(), {"world_to_camera", "depth", "frames", "frame_indices"}),
+    "frame numbers": (ShuffledFrameNumbers(), {"frame_indices"}),
+    "other 3D tokens": (OtherGeometry(), {"is_other"}),
+    "no 3D tokens": (ZeroGeometry(), {"is_other"}),
 }
 
 
@@ -62,23 +70,10 @@ def content(loaded: LoadedScene) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "changed"),
-    [
-        ("cameras", {"world_to_camera"}),  # the intrinsics of both scenes are equal
-        ("frames on other cameras", {"frames", "depth"}),
-        ("frames at other centers", {"frames", "depth", "world_to_camera"}),
-        ("intrinsics", {"K_normalized"}),
-        ("field of view", {"K_normalized", "frames", "depth"}),
-        ("shuffled", {"world_to_camera", "depth", "frames", "frame_indices"}),
-        ("reversed", {"world_to_camera", "depth", "frames", "frame_indices"}),
-        ("frame numbers", {"frame_indices"}),
-        ("other 3D tokens", {"is_other"}),
-        ("no 3D tokens", {"is_other"}),
-    ],
-)
-def test_each_changes_what_it_names_and_nothing_else(name: str, changed: set[str]) -> None:
-    before, after = content(A), content(PERTURBATIONS[name](A, lambda: B))
+@pytest.mark.parametrize("name", PERTURBATIONS)
+def test_each_changes_what_it_names_and_nothing_else(name: str) -> None:
+    perturbation, changed = PERTURBATIONS[name]
+    before, after = content(A), content(perturbation(A, lambda: B))
     assert {key for key in before if not torch.equal(before[key], after[key])} == changed
     assert after["frame_indices"].sort().values.equal(before["frame_indices"])
 
@@ -89,23 +84,27 @@ def test_frames_keep_their_cameras_and_those_of_a_token_stay_together() -> None:
         order = [A.frame_indices.index(i) for i in found.frame_indices]
         assert order != list(range(8)) and found.frames.equal(A.frames[order])
         assert found.geometry.world_to_camera.equal(A.geometry.world_to_camera[order])
-        assert {frozenset(pair) for pair in zip(order[::2], order[1::2], strict=True)} == {
-            frozenset((i, i + 1)) for i in range(0, 8, 2)
-        }
+        pairs = {frozenset(pair) for pair in zip(order[::2], order[1::2], strict=True)}
+        assert pairs == {frozenset((i, i + 1)) for i in range(0, 8, 2)}
+    for steps in (1, 2, 3):  # short videos are shuffled as well
+        for number in range(20):
+            found = ShuffledFrames()(tiny_scene(f"s{number}", steps=steps), lambda: B)
+            assert (found.frame_indices == tuple(range(0, 20 * steps, 10))) == (steps == 1)
+    short = tiny_scene("c", steps=2, seed=2)  # the cameras of a shorter scene start again
+    found = OtherCameras()(A, lambda: short).geometry
+    assert found.world_to_camera.equal(short.geometry.world_to_camera.repeat(2, 1, 1))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 12])
 def test_no_token_keeps_its_camera(steps: int) -> None:
     for number in range(20):
-        before = scene(f"s{number}", steps=steps)
+        before = tiny_scene(f"s{number}", steps=steps)
         after = FramesOnOtherCameras()(before, lambda: B)
         order = [next(i for i, own in enumerate(before.frames) if own.equal(frame)) for frame in after.frames]
         assert sorted(order) == list(range(2 * steps)) and after.geometry.depth.equal(before.geometry.depth[order])
         stay = [place for place, frame in enumerate(order) if place == frame]
         assert stay == ([0, 1] if steps == 1 else [])
-        assert all(
-            second == first + 1 and first % 2 == 0 for first, second in zip(order[::2], order[1::2], strict=True)
-        )
+        assert order[1::2] == [first + 1 for first in order[::2]] and all(first % 2 == 0 for first in order[::2])
         assert steps == 1 or not after.has_true_cameras  # which camera prediction must not be compared with
 
 
@@ -119,19 +118,12 @@ def test_frames_at_other_centers_look_in_the_same_directions() -> None:
     assert torch.allclose(*centers, atol=1e-5)
 
 
-def test_cameras_of_a_shorter_scene_start_again() -> None:
-    short = scene("c", steps=2, seed=2)
-    found = OtherCameras()(A, lambda: short).geometry
-    assert found.world_to_camera.equal(short.geometry.world_to_camera.repeat(2, 1, 1))
-    assert found.depth.equal(A.geometry.depth)
-
-
 def test_3d_tokens_of_another_scene_are_those_that_it_would_have() -> None:
-    task = build("prope.yaml")
+    task = tiny_model("prope.yaml")
 
     def tokens(loaded: LoadedScene) -> Tensor:
         with torch.no_grad():
-            (encoded,) = task.model.encode_scenes(batch(task, loaded))
+            (encoded,) = task.model.encode_scenes(tiny_batch(task, loaded))
         return encoded.visual.tokens
 
     task.model.view_mixer = None  # it would read the cameras of B as well
@@ -144,26 +136,23 @@ def test_3d_tokens_of_another_scene_are_those_that_it_would_have() -> None:
 
 
 def test_a_larger_scene_is_brought_to_the_grid_of_3d_tokens() -> None:
-    large = scene("large", seed=3)
+    large = tiny_scene("large", seed=3)
     frames, depth = torch.zeros(6, 3, 112, 112, dtype=torch.uint8), torch.rand(6, 112, 112)
-    large = replace(large, frames=frames, geometry=replace_depth(large.geometry, depth))
-    task, perturbed = build("ConcatSplitFusion"), OtherGeometry()(A, lambda: large)
-    (encoded,) = task.model.encode_scenes(batch(task, perturbed))
+    large = replace(large, frames=frames, geometry=SceneGeometry(**{**large.geometry.present(), "depth": depth}))
+    task, perturbed = tiny_model("ConcatSplitFusion"), OtherGeometry()(A, lambda: large)
+    (encoded,) = task.model.encode_scenes(tiny_batch(task, perturbed))
     assert encoded.visual.tokens.shape[0] == 4
     own = A.geometry.depth.shape[-2:]  # a shift by half a pixel would give a pixel the depth of its neighbor
     expected = torch.nn.functional.interpolate(depth[:, None], own, mode="nearest-exact")[: len(A.frame_indices), 0]
     assert torch.equal(perturbed.geometry_override.geometry.depth[:6], expected)
 
 
-def replace_depth(geometry: SceneGeometry, depth: Tensor) -> SceneGeometry:
-    return SceneGeometry(**{**geometry.present(), "depth": depth})
-
-
 def test_a_model_without_3d_tokens_answers_as_if_they_were_its_own() -> None:
-    task = build("plain")
+    task = tiny_model("plain")
     for perturbation in (OtherGeometry(), ZeroGeometry(), OtherCameras(), WrongFocalLength(0.5)):
         own, other = (
-            task.model.encode_scenes(batch(task, each))[0].visual.tokens for each in (A, perturbation(A, lambda: B))
+            task.model.encode_scenes(tiny_batch(task, each))[0].visual.tokens
+            for each in (A, perturbation(A, lambda: B))
         )
         assert own.equal(other)
 
@@ -175,15 +164,14 @@ def scenes_of(rooms_root: Path) -> SceneDataset:
 
 
 def test_a_resumed_test_takes_the_same_other_scene(rooms_root: Path) -> None:
-    every = scenes_of(rooms_root)
-    rest = scenes_of(rooms_root)
+    every, rest = scenes_of(rooms_root), scenes_of(rooms_root)
     rest.scenes = every.scenes[-1:]
-    resumed = PerturbedScenes(rest, every, OtherCameras())[0]
-    whole = PerturbedScenes(every, every, OtherCameras())
-    assert len(whole) == len(every.scenes) > 1
     expected = every[(len(every) - 1 + len(every) // 2) % len(every)].geometry.world_to_camera
-    assert resumed.geometry.world_to_camera.equal(expected)
-    assert whole[len(every) - 1].geometry.world_to_camera.equal(expected)
+    for found in (
+        PerturbedScenes(rest, every, OtherCameras())[0],
+        PerturbedScenes(every, every, OtherCameras())[-1 + len(every)],
+    ):
+        assert found.geometry.world_to_camera.equal(expected)
 
 
 def test_another_scene_that_cannot_be_read_or_has_no_cameras_is_passed_over(rooms_root: Path) -> None:
@@ -205,21 +193,12 @@ def test_another_scene_that_cannot_be_read_or_has_no_cameras_is_passed_over(room
         PerturbedScenes(every, every, OtherCameras())
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_short_videos_are_shuffled_as_well(steps: int) -> None:
-    for number in range(20):
-        found = ShuffledFrames()(scene(f"s{number}", steps=steps), lambda: B)
-        assert (found.frame_indices == tuple(range(0, 20 * steps, 10))) == (steps == 1)
-
-
 @pytest.mark.parametrize("stage", [TrainerFn.FITTING, TrainerFn.VALIDATING])
 def test_other_commands_refuse_a_perturbation(stage: TrainerFn) -> None:
     data = VideoQADataModule(perturbation=ReversedFrames())
     data.trainer = SimpleNamespace(state=SimpleNamespace(fn=stage))
     with pytest.raises(InputError, match=f"for test, not for {stage.value}"):
         data.prepare_data()
-    with pytest.raises(InputError, match="a share above -1"):
-        WrongFocalLength(-1.0)
 
 
 def test_validating_no_batches_is_refused() -> None:
@@ -231,7 +210,7 @@ def test_validating_no_batches_is_refused() -> None:
 
 def stills(name: str, size: tuple[int, int] = (40, 28)) -> LoadedScene:
     """Still images of which the geometry encoder sees whole what the tower sees a window of."""
-    loaded = scene(name, steps=4)
+    loaded = tiny_scene(name, steps=4)
     row, column = torch.meshgrid(*(torch.arange(side) for side in size), indexing="ij")
     numbers = torch.arange(4).repeat_interleave(2)[:, None, None]
     pictures = torch.stack(torch.broadcast_tensors(3 * row, 3 * column, 20 * numbers), 1).to(torch.uint8)
@@ -246,7 +225,7 @@ def stills(name: str, size: tuple[int, int] = (40, 28)) -> LoadedScene:
 def test_what_the_geometry_encoder_sees_of_stills_changes_with_them(name: str) -> None:
     """The tower's frames are still the window of the encoder's: the number of each, and the place of each pixel."""
     before = stills("s")
-    after = PERTURBATIONS[name](before, lambda: B)
+    after = PERTURBATIONS[name][0](before, lambda: B)
     assert not after.geometry_frames.equal(before.geometry_frames)
     within = after.geometry_frames[(..., *after.vision_window.place)].int()
     difference = (within - after.frames.int()).abs()[..., 2:-2, 2:-2].amax((0, 2, 3))
@@ -259,5 +238,74 @@ def test_3d_tokens_of_other_stills_are_those_of_what_the_encoder_sees_of_them() 
     override = OtherGeometry()(own, lambda: other).geometry_override
     assert override.geometry_frames.shape == own.geometry_frames.shape and override.frames.shape == own.frames.shape
     assert override.geometry_frames[0, 1, 0, -1] == pytest.approx(3 * 31, abs=2)  # the whole width of the other
-    video = scene("v", steps=4)
+    video = tiny_scene("v", steps=4)
     assert OtherGeometry()(video, lambda: other).geometry_override.geometry_frames is None
+
+
+# ---- enlarged frames with corrected cameras: each pixel keeps its ray and its depth, and a draw gives one scene
+
+HEIGHT, WIDTH = 56, 84
+
+
+def made(K: tuple[float, float, float, float]) -> LoadedScene:
+    """Frames that show the direction of each pixel's ray, times 40 plus 128, and depth that grows to the right."""
+    fx, fy, cx, cy = K
+    intrinsics = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]).repeat(2, 1, 1)
+    rays = patch_directions(intrinsics, HEIGHT, WIDTH)
+    frames = (128 + 40 * rays).permute(0, 3, 1, 2).round().to(torch.uint8)
+    depth = 1 + torch.arange(WIDTH).expand(2, HEIGHT, WIDTH) / WIDTH
+    geometry = SceneGeometry(world_to_camera=torch.eye(4).repeat(2, 1, 1), K_normalized=intrinsics, depth=depth)
+    return replace(tiny_scene("made"), frames=frames, geometry=geometry)
+
+
+def error(changed: LoadedScene, K: Tensor) -> float:
+    """Of the rays that frames show, in units of the color, by intrinsics; without the outermost pixels."""
+    assert changed.frames is not None
+    expected = 128 + 40 * patch_directions(K, HEIGHT, WIDTH).permute(0, 3, 1, 2)
+    return float((changed.frames - expected)[..., 2:-2, 2:-2].abs().max())
+
+
+@pytest.mark.parametrize(
+    ("factor", "place"), [(1.0, (0.5, 0.5)), (1.3, (0.0, 1.0)), (1.3, (0.8, 0.3)), (2.0, (0.5, 0.5))]
+)
+def test_each_pixel_keeps_its_ray_and_its_depth(factor: float, place: tuple[float, float]) -> None:
+    given = made((0.9, 1.2, 0.04, -0.03))
+    changed = enlarged(given, factor, place)
+    assert given.geometry is not None and changed.geometry is not None and changed.frames is not None
+    K, own = changed.geometry.K_normalized, given.geometry.K_normalized
+    assert K is not None and own is not None and changed.geometry.depth is not None
+    assert error(changed, K) < 1.1  # rounded twice
+    assert K[0, 0, 0] / own[0, 0, 0] == pytest.approx(factor, rel=0.02)
+    if factor > 1:
+        assert error(changed, own) > 3  # the control: uncorrected intrinsics
+        columns = round(WIDTH / factor)
+        left = round(place[0] * (WIDTH - columns))
+        shown = changed.geometry.depth[0, 0, [0, -1]]
+        torch.testing.assert_close(shown, 1 + torch.tensor([left, left + columns - 1]) / WIDTH)
+    else:
+        assert torch.equal(changed.frames, given.frames) and torch.allclose(K, own)
+    assert changed.geometry.world_to_camera is given.geometry.world_to_camera
+    alone = enlarged(replace(given, geometry=None), factor, place)  # a dataset without cameras
+    assert alone.frames is not None and torch.equal(alone.frames, changed.frames) and alone.geometry is None
+
+
+def test_training_scenes_alone_change_by_their_draw(rooms_root: Path, tmp_path: Path) -> None:
+    task = SimpleNamespace(model_spec=lambda training=False: ModelSpec(requires_cameras=True))
+    position = dict(global_rank=0, world_size=1, ckpt_path=None, is_global_zero=True, global_step=0)
+    data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root)), augmentation=RandomFocalLength(1.5))
+    data.trainer = cast(
+        Any, SimpleNamespace(lightning_module=task, default_root_dir=tmp_path, limit_test_batches=1.0, **position)
+    )
+    train, *others = (
+        loader.dataset for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    )
+    plain = scenes_of(rooms_root)
+
+    def focal(dataset: Any, epoch: int) -> Tensor:
+        return dataset[TrainingItem(0, (0,), epoch)].geometry.K_normalized[0, 0, 0]
+
+    own, first, again, other = focal(plain, 0), focal(train, 0), focal(train, 0), focal(train, 1)
+    assert first == again != other and all(own < each < 1.52 * own for each in (first, other))
+    assert all(focal(each, epoch) == focal(each, 5) for each in others for epoch in range(3))
+    with pytest.raises(InputError, match="longest 1.0: a factor above 1"):
+        RandomFocalLength(1.0)

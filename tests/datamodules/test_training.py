@@ -118,6 +118,8 @@ class Hundred(Readable):
 
 
 OF_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "limit_train_batches")
+
+
 OF_TRAINER += ("devices", "strategy", "use_distributed_sampler")
 
 
@@ -149,53 +151,44 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("is_restored_late", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "is_restored_late"),
+    [
+        ({"num_workers": 1, "limit_train_batches": 5}, False),
+        ({"accumulate_grad_batches": 3}, True),
+        pytest.param({"limit_train_batches": 5}, True, marks=pytest.mark.slow),
+        pytest.param({"accumulate_grad_batches": 3, "num_workers": 1}, False, marks=pytest.mark.slow),
+    ],
+)
 def test_ten_steps_are_five_and_five(
-    is_restored_late: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], is_restored_late: bool, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever an epoch ends; also where a strategy, as FSDP2, restores after Lightning has asked for the loader."""
     monkeypatch.setattr(SingleDeviceStrategy, "restore_checkpoint_after_setup", is_restored_late)
-    for settings in (
-        {"num_workers": 1},
-        {"accumulate_grad_batches": 3},
-        *({"limit_train_batches": n} for n in (5, 10)),
-    ):
-        folder = tmp_path / str(settings)
-        whole = fit(folder / "whole", Readable(root), max_steps=10, **settings)
-        parts = [
-            fit(folder / "run", Readable(root), Learner(stop_at), max_steps=10, **settings) for stop_at in (5, None)
-        ]
-        assert parts[0].asked + parts[1].asked == whole.asked
-        assert len(parts[0].asked) == 5 * settings.get("accumulate_grad_batches", 1)
-        assert torch.equal(parts[1].weight, whole.weight) and not torch.equal(parts[0].weight, whole.weight)
+    whole = fit(tmp_path / "whole", Readable(root), max_steps=10, **settings)
+    parts = [fit(tmp_path / "run", Readable(root), Learner(stop), max_steps=10, **settings) for stop in (5, None)]
+    assert parts[0].asked + parts[1].asked == whole.asked
+    assert len(parts[0].asked) == 5 * settings.get("accumulate_grad_batches", 1)
+    assert torch.equal(parts[1].weight, whole.weight) and not torch.equal(parts[0].weight, whole.weight)
 
 
-@pytest.mark.parametrize(
-    ("setting", "says"),
-    [
+def test_resuming_with_other_settings_or_answers_is_an_error(root: Path, tmp_path: Path) -> None:
+    """They would change which data a step sees."""
+    settings: dict[str, Any] = {"limit_train_batches": 8}
+    whole = fit(tmp_path / "whole", Readable(root), max_steps=6, **settings).asked
+    begun = fit(tmp_path / "run", Readable(root), max_steps=3, **settings).asked
+    for other, says in (
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches 1, now it is 2"),
         ({"limit_train_batches": 7}, "batches_per_epoch 8, now it is 7"),
         ({"batch_size": 2}, "batch_size 1, now it is 2"),
-    ],
-)
-def test_resuming_with_other_settings_is_an_error(
-    setting: dict[str, Any], says: str, root: Path, tmp_path: Path
-) -> None:
-    """They would change which data a step sees."""
-    fit(tmp_path, Readable(root), max_steps=3, limit_train_batches=8)
-    with pytest.raises(InputError, match=f"^the checkpoint was trained with {says}: resume with the same settings$"):
-        fit(tmp_path, Readable(root), max_steps=6, **({"limit_train_batches": 8} | setting))
-
-
-def test_resuming_with_other_answers_is_an_error(root: Path, tmp_path: Path) -> None:
-    """Their number is the same."""
-    whole = fit(tmp_path / "whole", Readable(root), max_steps=6).asked
-    begun = fit(tmp_path / "run", Readable(root), max_steps=3).asked
+    ):
+        with pytest.raises(InputError, match=f"^the checkpoint was trained with {says}: resume with the same settings"):
+            fit(tmp_path / "run", Readable(root), max_steps=6, **(settings | other))
     changed = Readable(root)
-    changed.answer = "B"
+    changed.answer = "B"  # as many as before
     with pytest.raises(InputError, match="^the checkpoint was trained with other questions or answers"):
-        fit(tmp_path / "run", changed, max_steps=6)
-    assert begun + fit(tmp_path / "run", Readable(root), max_steps=6).asked == whole
+        fit(tmp_path / "run", changed, max_steps=6, **settings)
+    assert begun + fit(tmp_path / "run", Readable(root), max_steps=6, **settings).asked == whole  # the control
 
 
 def test_a_schedule_that_is_longer_goes_on_without_a_step_at_rate_zero(
@@ -209,7 +202,7 @@ def test_a_schedule_that_is_longer_goes_on_without_a_step_at_rate_zero(
     assert "the schedule has 8 steps, it had 4: learning rates go on at 61% of their peak" in caplog.text
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_what_is_drawn_depends_on_the_step_alone(
     workers: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,35 +243,33 @@ def test_a_batch_has_the_types_of_all_questions_of_its_step_about_the_scene(root
     }
     whole = fit(tmp_path / "whole", Readable(root), max_epochs=1, accumulate_grad_batches=1000)
     assert len(whole.asked) > len(types) and all(found == types[scene] for scene, found in whole.types)
-    single = fit(tmp_path / "single", Readable(root), max_epochs=1)  # a step is a question, and so are its types
+    single = fit(tmp_path / "single", Readable(root), max_steps=10)  # a step is a question, and so are its types
     assert all(len(found) == 1 and found[0] in types[scene] for scene, found in single.types)
 
 
-def test_batches_are_pinned_for_a_gpu_and_copied_without_a_wait(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = VideoQADataModule(Readable(root), num_frames=2, pixels=PIXELS, num_workers=0)
-    trainer = {"lightning_module": Learner(), "global_rank": 0, "world_size": 1, "is_global_zero": True}
-    data.trainer = SimpleNamespace(**trainer, global_step=1, ckpt_path=None, default_root_dir=tmp_path)  # type: ignore[assignment]
+def data_of(source: Tiny, learner: Learner, folder: Path) -> VideoQADataModule:
+    """The data of a training that has begun."""
+    data = VideoQADataModule(source, num_frames=2, pixels=PIXELS, num_workers=0)
+    trainer = {"lightning_module": learner, "global_rank": 0, "world_size": 1, "is_global_zero": True, "global_step": 1}
+    trainer |= {"ckpt_path": None, "default_root_dir": folder, "limit_val_batches": 1.0}
+    data.trainer = SimpleNamespace(**trainer)  # type: ignore[assignment]
+    return data
+
+
+def test_batches_are_pinned_for_a_gpu(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_of(Readable(root), Learner(), tmp_path)
     for has_gpu in (False, True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
         assert data.train_dataloader().pin_memory == data.val_dataloader().pin_memory == has_gpu
-    copied: list[Any] = []
-    monkeypatch.setattr(Batch, "to", lambda batch, device, non_blocking=False: copied.append((device, non_blocking)))
-    data.transfer_batch_to_device(Batch([]), torch.device("cuda"), 0)
-    assert copied == [(torch.device("cuda"), True)]
 
 
 def test_a_training_that_samples_answers_requires_what_it_learns_to_predict(root: Path, tmp_path: Path) -> None:
     """As one that learns from answers; a test answers all the same."""
-    data = VideoQADataModule(Readable(root), num_frames=2, pixels=PIXELS, num_workers=0)
-    trainer = {"lightning_module": Learner(), "global_rank": 0, "world_size": 1, "is_global_zero": True}
-    data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        **trainer, global_step=1, ckpt_path=None, default_root_dir=tmp_path, limit_val_batches=1.0
-    )
+    learner = Learner()
+    data = data_of(Readable(root), learner, tmp_path)
     scene = replace(data.dataset(data.scenes("train"))[0], target_error="unreadable depth")
     for asks in (False, True):
-        data.trainer.lightning_module.asks_in_training = asks
+        learner.asks_in_training = asks
         data.setup("fit")
         found = data.train_dataloader().collate_fn([scene])
         assert {each["error"] for each in found.failed} == {"unreadable depth"} and not found.records
@@ -293,9 +284,7 @@ def test_a_training_that_samples_answers_counts_the_questions_that_it_asks(root:
             return [replace(scene, questions=(talk,)) for scene in super().scenes(split)[:1]]
 
     learner = Learner()
-    data = VideoQADataModule(Talking(root), num_frames=2, pixels=PIXELS, num_workers=0)
-    trainer = {"lightning_module": learner, "global_rank": 0, "world_size": 1, "is_global_zero": True}
-    data.trainer = SimpleNamespace(**trainer)  # type: ignore[assignment]
+    data = data_of(Talking(root), learner, tmp_path)
     for asks, count in ((True, 1), (False, 2)):
         learner.asks_in_training = asks
         data.setup("fit")
@@ -305,7 +294,6 @@ def test_a_training_that_samples_answers_counts_the_questions_that_it_asks(root:
 
 
 # ---- scenes that can't be read ------------------------------------------------------------------------------
-
 REASON = f"scene{BROKEN}/0.png: unreadable frame"
 
 
@@ -322,14 +310,10 @@ def test_an_unreadable_scene_ends_a_training_unless_it_is_skipped(root: Path, tm
     assert len(named) == 1 and named[0].startswith("training goes on without tiny/100: ") and REASON in named[0]
     assert ids(learner.asked) == sorted(map(str, range(100))) and len(learner.asked) == 101  # a step learns nothing
     assert list(skipped_scenes(tmp_path / "run")) == ["tiny/100"]
-
-
-def test_a_step_is_the_mean_over_the_answers_that_can_be_read(root: Path, tmp_path: Path) -> None:
-    """The gradient of `weight ** 2` by the weight; without the other answers a step has none."""
-    for accumulated, expected in ((1, [2.0] * 100 + [0.0]), (4, [2.0] * 26)):
-        settings: dict[str, Any] = {"accumulate_grad_batches": accumulated, "on_error": "skip"}
-        learner = fit(tmp_path / str(accumulated), Hundred(root, 1), max_epochs=1, **settings)
-        assert sorted(learner.gradients, reverse=True) == pytest.approx(expected)
+    # of `weight ** 2` by the weight: a step is the mean over the answers that can be read
+    assert sorted(learner.gradients, reverse=True) == pytest.approx([2.0] * 100 + [0.0])
+    several = fit(tmp_path / "4", Hundred(root, 1), max_epochs=1, on_error="skip", accumulate_grad_batches=4)
+    assert several.gradients == pytest.approx([2.0] * 26)
 
 
 def test_in_two_processes_the_mean_leaves_out_what_one_could_not_read(root: Path, tmp_path: Path) -> None:
@@ -354,11 +338,9 @@ def test_in_two_processes_the_mean_leaves_out_what_one_could_not_read(root: Path
     assert list(skipped_scenes(tmp_path)) == ["tiny/100"]
 
 
-@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.slow), 4])
-def test_a_resumed_training_skips_the_same_scenes(
-    batch_size: int, root: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    settings: dict[str, Any] = {"on_error": "skip", "batch_size": batch_size}
+@pytest.mark.slow
+def test_a_resumed_training_skips_the_same_scenes(root: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    settings: dict[str, Any] = {"on_error": "skip", "batch_size": 4}
     whole = fit(tmp_path / "whole", Hundred(root, 1), max_epochs=2, **settings)
     recwarn.clear()
     parts = [fit(tmp_path / "run", Hundred(root, 1), max_epochs=epochs, **settings).asked for epochs in (1, 2)]

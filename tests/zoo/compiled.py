@@ -14,19 +14,18 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from tests.zoo.asking import MASKED_FAMILIES, QUESTIONS, build, scene
-from tests.zoo.sequences.test_packed_training import batch, difference, learned
+from tests.tiny import MASKED_FAMILIES, QUESTIONS, difference, learned, tiny_batch, tiny_model, tiny_scene
 
 
 def compiled_difference(name: str, packs: bool, family: str, **more: Any) -> float:
     """The greatest relative difference, see `difference`; infinite if some layer was not compiled as a whole."""
     torch.compiler.reset()  # another model counts as another form of the same code
     counters.clear()
-    shown = partial(scene, family=family)
+    shown = partial(tiny_scene, family=family)
     scenes = [shown("a", QUESTIONS[1:3]), shown("b", QUESTIONS[:1], steps=2, seed=1)]
-    plain, compiled = (build(name, family=family, compile_decoder=each, **more).train() for each in (False, True))
-    expected = learned(plain, plain.loss(batch(plain, *scenes, pack_scenes=packs)))
-    found = learned(compiled, compiled.loss(batch(compiled, *scenes, pack_scenes=packs)))
+    plain, compiled = (tiny_model(name, family=family, compile_decoder=each, **more).train() for each in (False, True))
+    expected = learned(plain, plain.loss(tiny_batch(plain, *scenes, training=True, pack_scenes=packs)))
+    found = learned(compiled, compiled.loss(tiny_batch(compiled, *scenes, training=True, pack_scenes=packs)))
     is_whole = not counters["graph_break"] and not counters["recompile_limit"]
     is_compiled = counters["stats"]["unique_graphs"] >= 1 and is_whole
     return difference(found, expected) if is_compiled else float("inf")

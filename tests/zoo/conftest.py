@@ -1,4 +1,4 @@
-"""One thread, for tests that are small and whose bits depend on the order of sums; a tiny release."""
+"""A tiny Spatial-MLLM as it is released."""
 
 from __future__ import annotations
 

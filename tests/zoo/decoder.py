@@ -1,4 +1,4 @@
-"""A tiny random Qwen2.5-VL, and two samples with a video each: where encodings are tried in a decoder."""
+"""A tiny random Qwen2.5-VL and two samples with one video each, for tests of encodings in a decoder."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from docs.symmetries import COMBINATIONS
-from tests.zoo.layouts import sequence_layout
+from zoo import TinyQwen25VL
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings import CameraEncoding, EncodedCameras, PRoPE
 from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.positions import mrope_position_ids
+from zoo.sequences.layout import Placeholders, SequenceLayout
 from zoo.sequences.time_index import ConstantIndex, TimeIndex
 
 PAD, START, END, VIDEO = 0, 1, 2, 3
-HEAD_DIM, MROPE_SECTION, WIDTH = 32, [4, 4, 8], 128
+HEAD_DIM, MROPE_SECTION, WIDTH = 32, [4, 6, 6], 128
 SHAPE: dict[str, Any] = {"head": HeadLayout.in_row(HEAD_DIM, MROPE_SECTION)}
 TOKENS = {"image_token_id": 4, "video_token_id": VIDEO, "vision_start_token_id": START}
 GRIDS = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}
@@ -28,40 +29,30 @@ ROWS = [[9, 8, START, *[VIDEO] * 12, END, 7, 6, 5], [9, START, *[VIDEO] * 8, END
 MOVES = 1e-3  # how far cameras have to move the logits, at least
 
 
-def tiny_model(implementation: str = "sdpa", kv_heads: int = 2) -> Qwen2_5_VLForConditionalGeneration:
+def sequence_layout(
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    image_token_id: int,
+    video_token_id: int,
+    vision_start_token_id: int,
+    **grids: Any,
+) -> SequenceLayout:
+    """Make a layout by the arguments of `mrope_position_ids`."""
+    placeholders = Placeholders(video_token_id, image_token_id, vision_start_token_id)
+    return SequenceLayout(input_ids, attention_mask, placeholders=placeholders, **grids)
+
+
+def tiny_qwen(implementation: str = "sdpa") -> Qwen2_5_VLForConditionalGeneration:
+    """Copy the model of transformers, which takes a fifth of the time of a build."""
     torch.manual_seed(0)
-    return deepcopy(built_model(implementation, kv_heads))
+    return deepcopy(built_model(implementation))
 
 
 @cache
-def built_model(implementation: str, kv_heads: int) -> Qwen2_5_VLForConditionalGeneration:
-    """The model that `tiny_model` copies, which takes a fifth of the time of a build."""
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 64,
-            "hidden_size": WIDTH,
-            "intermediate_size": 96,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": kv_heads,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": MROPE_SECTION},
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": PAD,
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 32,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": WIDTH,
-        },
-        image_token_id=4,
-        video_token_id=VIDEO,
-        vision_start_token_id=START,
-        vision_end_token_id=END,
-    )
-    model = Qwen2_5_VLForConditionalGeneration._from_config(config, attn_implementation=implementation)
+def built_model(implementation: str) -> Qwen2_5_VLForConditionalGeneration:
+    sizes = {"layers": 3, "hidden_size": WIDTH, "heads": 4, "key_value_heads": 2, "vision_hidden_size": 32}
+    model = TinyQwen25VL(**sizes, vision_layers=1, attn_implementation=implementation).stock_model()
     for parameter in model.parameters():  # the usual 0.02 makes attention uniform at this width
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
@@ -73,7 +64,7 @@ def layout_of(model: nn.Module) -> DecoderLayout:
 
 
 def install(model: nn.Module, name: str) -> CameraEncoding:
-    """Puts an encoding of the table into a model; what it learns gets random numbers, as if it had been trained."""
+    """Install an encoding of the table in a model, with random parameters as if it had been trained."""
     encoding = COMBINATIONS[name]()
     Qwen25VLBackbone(model, None).install_encoding(encoding)
     generator = torch.Generator().manual_seed(3)
@@ -83,13 +74,13 @@ def install(model: nn.Module, name: str) -> CameraEncoding:
 
 
 class Example:
-    """Two samples of one video each, the second one shorter and padded; with random visual tokens.
+    """Two samples with one video each and random visual tokens; the second sample is shorter and padded.
 
     Args:
-        encoding: what acts on them, and says what the time of a view is; PRoPE if not given.
-        side: of the padding.
-        seed: of tokens and cameras.
-        text: with words in the place of the videos.
+        encoding: the encoding that acts on them; PRoPE if not given.
+        side: the side of the padding.
+        seed: the seed of tokens and cameras.
+        text: whether words replace the videos.
     """
 
     def __init__(
@@ -104,7 +95,10 @@ class Example:
         self.layout: dict[str, Any] = {**TOKENS, **({} if text else GRIDS)}
         layout = sequence_layout(self.input_ids, self.attention_mask, **self.layout)
         self.index = layout.camera_index()
-        self.patch_centers = layout.patch_centers()
+        visual = self.input_ids == VIDEO
+        cells = torch.tensor([[x, y] for y in (-0.25, 0.25) for x in (-0.25, 0.25)])  # a view has 2 x 2 tokens
+        self.patch_centers = torch.zeros(*visual.shape, 2)
+        self.patch_centers[visual] = cells.repeat(int(visual.sum()) // 4, 1)
         self.embeddings = torch.randn(*self.input_ids.shape, WIDTH, generator=generator)
         Q, R = torch.linalg.qr(torch.randn(2, 3, 3, 3, generator=generator, dtype=torch.float64))
         Q = Q * R.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
@@ -126,20 +120,20 @@ class Example:
         return self.encoding.encode(self.cameras() if cameras is None else cameras, **SHAPE)
 
     def identities(self) -> Example:
-        """The same with nothing but identity cameras."""
+        """Replace all cameras by identities."""
         self.poses, self.K = torch.eye(4).expand_as(self.poses), torch.eye(3).expand_as(self.K)
         return self
 
     def without_cameras(self) -> Example:
-        """The same views, of which no camera is known."""
+        """Remove the cameras of all tokens."""
         self.index = torch.full_like(self.index, -1)
         return self
 
     def positions(self, stock: bool = False) -> tuple[Tensor, Tensor]:
-        """Position ids (3, B, L), and deltas (B, 1), see `mrope_position_ids`.
+        """Return position ids (3, B, L) and deltas (B, 1), see `mrope_position_ids`.
 
         Args:
-            stock: with the model's own time, if the encoding is another one.
+            stock: whether to use the model's own time instead of the encoding's.
         """
         own = None if stock else self.encoding.time_index
         time: TimeIndex | None = ConstantIndex() if self.encoding.requires_constant_time else own
@@ -155,23 +149,23 @@ class Example:
 
 
 def every_logit(model: nn.Module, example: Example, stock: bool = False) -> Tensor:
-    """(B, L, V), padding included; `stock` is without the encoding."""
+    """Return the logits (B, L, V) of all tokens; `stock` leaves the encoding out."""
     inputs = example.inputs(model, stock)
     return model(**inputs, camera_encoding=None if stock else example.encoded()).logits
 
 
 def logits(model: nn.Module, example: Example, stock: bool = False) -> Tensor:
-    """Of the real tokens."""
+    """Return the logits of all tokens but the padding."""
     return every_logit(model, example, stock)[example.attention_mask.bool()]
 
 
 def moved(model: nn.Module, example: Example) -> float:
-    """How far the cameras move the logits."""
+    """Return the largest change of a logit by the cameras."""
     return float((logits(model, example) - logits(model, example, stock=True)).detach().abs().max())
 
 
 def gradients(model: nn.Module, example: Example, other: Example | None = None) -> dict[str, Tensor]:
-    """Of a loss of all logits; between forward and backward, another forward with other cameras may run."""
+    """Return the gradients of a loss on all logits; `other` runs a forward pass between forward and backward."""
     learned = {f"encoding.{name}": p for name, p in example.encoding.named_parameters()}
     for parameter in (*model.parameters(), *learned.values()):
         parameter.grad = None

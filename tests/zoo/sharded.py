@@ -41,13 +41,11 @@ from zoo import (
     BaselineVLM,
     CameraPrediction,
     Compose,
-    ConcatSplitMLLM,
     DeltaNetLayers,
     DepthPrediction,
     LoRA,
     MaskedViews,
     Objective,
-    PoseAxis,
     PRoPE,
     PRoPEMLLM,
     RayRoPE,
@@ -71,6 +69,7 @@ SHARDED = ("fsdp2", "resumed", "control")
 SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_heads": 1, "vision_hidden_size": 32}
 EVERY = LearningRates(decoder=1e-2, connector=1e-2, vision=1e-2, geometry=1e-2, encoding=1e-2, objective=1e-2)
 STEPS = 2
+OLD, NEW = partial(TinyQwen25VL, **SMALL), partial(TinyQwen3VL, **SMALL)
 OLD, NEW = partial(TinyQwen25VL, **SMALL), partial(TinyQwen3VL, **SMALL)
 HYBRID = partial(TinyQwen35, **SMALL | {"layers": 6})  # two of full attention
 VGGT = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
@@ -132,16 +131,9 @@ def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATas
         "shapes": lambda: SpatialMLLM(backbone=OLD(), geometry=VGGT, **frozen),
         "lora": lambda: BaselineVLM(backbone=OLD(dtype="bfloat16"), objectives=heads(), **mixed),
         "spatial": lambda: SpatialMLLM(backbone=OLD(), geometry=VGGT, **frozen),
-        "spatial, Qwen3-VL": lambda: SpatialMLLM(backbone=NEW(), geometry=VGGT, **every),
-        "concat": lambda: ConcatSplitMLLM(backbone=OLD(), geometry=VGGT, **every),
-        "concat, Qwen3-VL": lambda: ConcatSplitMLLM(backbone=NEW(), geometry=VGGT, **frozen),
-        "prope": lambda: PRoPEMLLM(PRoPE(), backbone=OLD(), **every),
-        "pose axis": lambda: PRoPEMLLM(PoseAxis(), backbone=NEW(), **mixed),
-        "baseline, Qwen3-VL": lambda: BaselineVLM(backbone=NEW(), **every),
         "hybrid": lambda: PRoPEMLLM(
             Compose([RayRoPE(), DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo"))]), backbone=HYBRID(), **every
         ),
-        "released": lambda: SpatialMLLM(backbone=PretrainedSpatialMLLM(str(released), dtype="float32"), **frozen),
         "released, lora": lambda: SpatialMLLM(
             backbone=PretrainedSpatialMLLM(str(released)), objectives=heads()[1:], **mixed
         ),

@@ -1,4 +1,4 @@
-"""--model.camera_source: those given with the data, VGGT's own, or either; and who isn't bothered."""
+"""--model.camera_source: cameras given with the data, VGGT's own, or either; and the unit of their lengths."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from datamodules import Rooms, VideoQADataModule
 from tests.conftest import ROOMS
-from tests.zoo.asking import VGGT, batch, build, inputs_of, logits_of, prompts_of, scene
-from tests.zoo.test_vlm import cameras, sequences, tiny
+from tests.tiny import VGGT, inputs_of, logits_of, prompts_of, tiny_backbone, tiny_batch, tiny_model, tiny_scene
+from tests.zoo.two_videos import cameras, sequences
 from zoo import (
     AddFusion,
     Cameras,
@@ -38,7 +38,7 @@ KINDS = ["PRoPE by VGGT's cameras", "PRoPE on ConcatSplitFusion"]  # without and
 
 def model(kind: str, source: str, **parts: Any) -> VideoQATask:
     """The same weights whatever the source, and a camera head whose fields of view are sound."""
-    ours = build(kind, camera_source=source, **parts)
+    ours = tiny_model(kind, camera_source=source, **parts)
     last = ours.model.geometry.vggt.camera_head.pose_branch.fc2 if ours.model.geometry is not None else None
     if last is not None:
         with torch.no_grad():
@@ -52,17 +52,17 @@ def without_cameras(loaded: LoadedScene) -> LoadedScene:
 
 
 def one() -> LoadedScene:
-    return scene("a")
+    return tiny_scene("a")
 
 
 def other() -> LoadedScene:
-    return scene("b", steps=2, seed=1)
+    return tiny_scene("b", steps=2, seed=1)
 
 
 @torch.no_grad()
 def logits(ours: VideoQATask, *scenes: LoadedScene) -> list[Tensor]:
     """Those of every question, without padding."""
-    asked = batch(ours, *scenes)
+    asked = tiny_batch(ours, *scenes)
     found = logits_of(ours, inputs_of(ours, asked))
     return [row[: len(ids)] for row, ids in zip(found, prompts_of(asked), strict=True)]
 
@@ -103,12 +103,12 @@ def test_requirements_of_each_camera_source() -> None:
         assert ours.model_spec().requires_cameras == needs and ours.model_spec().requires_frames, source
     by_dataset = model("PRoPE on ConcatSplitFusion", "dataset")
     with pytest.raises(InputError, match="no cameras, and this model needs them"):
-        by_dataset.loss(batch(by_dataset, without_cameras(one()), training=True))
-    for record in by_dataset.predict_batch(batch(by_dataset, without_cameras(one()))):
+        by_dataset.loss(tiny_batch(by_dataset, without_cameras(one()), training=True))
+    for record in by_dataset.predict_batch(tiny_batch(by_dataset, without_cameras(one()))):
         assert "no cameras, and this model needs them" in record["error"]
-    ours = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
+    ours = SpatialVLM(backbone=tiny_backbone(), camera_encoding=PRoPE(), camera_source="auto", geometry=DatasetGeometry)
     assert ours.model_spec().requires_cameras  # there is nobody to find them
-    by_depth = SpatialVLM(backbone=tiny(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
+    by_depth = SpatialVLM(backbone=tiny_backbone(), camera_encoding=PointRoPE(), camera_source="auto", **VGGT)
     assert by_depth.model_spec().requires_cameras and by_depth.model_spec().requires_depth  # in one unit
 
 
@@ -135,17 +135,22 @@ def nothing() -> TinyVGGT:
 
 
 def test_models_without_cameras_ignore_the_camera_source() -> None:
-    plain = SpatialVLM(backbone=tiny(), camera_source="auto", geometry=nothing)
+    plain = SpatialVLM(backbone=tiny_backbone(), camera_source="auto", geometry=nothing)
     assert plain.geometry is None and not plain.model_spec().requires_frames and not plain.model_spec().requires_cameras
     for fusion in (AddFusion, ConcatSplitFusion):
         fused = SpatialVLM(
-            backbone=tiny(), fusion=fusion, camera_source="auto", geometry=lambda: Refuses(embed_dim=16, num_heads=2)
+            backbone=tiny_backbone(),
+            fusion=fusion,
+            camera_source="auto",
+            geometry=lambda: Refuses(embed_dim=16, num_heads=2),
         )
         assert not fused.model_spec().requires_cameras and fused.model_spec().requires_frames
-    assert SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), geometry=nothing).geometry is None  # the default: given
+    assert (
+        SpatialVLM(backbone=tiny_backbone(), camera_encoding=PRoPE(), geometry=nothing).geometry is None
+    )  # the default: given
     with pytest.raises(AssertionError, match="geometry in vain"):
         SpatialVLM(
-            backbone=tiny(), time_index=PoseDistanceIndex(), camera_source="auto", geometry=nothing
+            backbone=tiny_backbone(), time_index=PoseDistanceIndex(), camera_source="auto", geometry=nothing
         )  # positions go by cameras
 
 
@@ -160,8 +165,8 @@ def test_models_without_cameras_ignore_the_camera_source() -> None:
 )
 def test_predicted_cameras_need_an_encoder_and_a_reader(parts: dict[str, Any], why: str) -> None:
     with pytest.raises(InputError, match=why):
-        SpatialVLM(backbone=tiny(), camera_source="predicted", **parts)
-    SpatialVLM(backbone=tiny(), camera_source="auto", **parts)  # which asks for less
+        SpatialVLM(backbone=tiny_backbone(), camera_source="predicted", **parts)
+    SpatialVLM(backbone=tiny_backbone(), camera_source="auto", **parts)  # which asks for less
 
 
 def test_in_memory_the_choice_is_the_same() -> None:
@@ -170,7 +175,7 @@ def test_in_memory_the_choice_is_the_same() -> None:
     frames = [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in given["video_grid_thw"]]
     parts: dict[str, Any] = {**VGGT}
     found, either = (
-        SpatialVLM(backbone=tiny(), camera_encoding=PRoPE(), camera_source=source, **parts)
+        SpatialVLM(backbone=tiny_backbone(), camera_encoding=PRoPE(), camera_source=source, **parts)
         for source in ("predicted", "auto")
     )
     for ours in (found, either):
@@ -178,7 +183,7 @@ def test_in_memory_the_choice_is_the_same() -> None:
             ours.geometry.vggt.camera_head.pose_branch.fc2.bias[7:] = 0.25
     with torch.no_grad():
         own: Cameras = cameras()
-        by_data = SpatialVLM(backbone=tiny(), camera_encoding=PRoPE()).logits(**given, cameras=own)
+        by_data = SpatialVLM(backbone=tiny_backbone(), camera_encoding=PRoPE()).logits(**given, cameras=own)
         by_vggt = found.logits(**given, frames=frames, cameras=own)
         per_frame = Cameras(*(each.repeat_interleave(2, 1) for each in (own.world_to_camera, own.K_normalized)))
         with pytest.warns(UserWarning, match="one per temporal patch and not per frame"):
@@ -190,7 +195,7 @@ def test_in_memory_the_choice_is_the_same() -> None:
             either.logits(**given)
 
 
-# ---- meters -----------------------------------------------------------------------------------------------------
+# ---- meters ----------------------------------------------------------------------------------------------------
 
 
 def aligned(source: str = "predicted", **parts: Any) -> VideoQATask:
@@ -214,12 +219,12 @@ def test_predicted_lengths_in_meters_reach_the_decoder() -> None:
     assert equal(logits(plain, far), logits(plain, one()))  # which reads none of it
     assert all(
         "no cameras, and this model needs them" in record["error"]
-        for record in batch(ours, without_cameras(one())).failed
+        for record in tiny_batch(ours, without_cameras(one())).failed
     )
     two = one()
     two.geometry.has_camera = torch.arange(6) < 2
     with pytest.raises(InputError, match="scene 0 of the batch: the scale of poses needs three cameras"):
-        ours.model.encode_scenes(batch(ours, two))
+        ours.model.encode_scenes(tiny_batch(ours, two))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +262,7 @@ def aligned_vggt() -> TinyVGGT:
     ],
 )
 def test_which_models_read_lengths_in_a_unit_of_their_own(parts: dict[str, Any], unit: str | None) -> None:
-    ours = SpatialVLM(backbone=tiny(), **{"camera_source": "predicted", **VGGT, **parts})
+    ours = SpatialVLM(backbone=tiny_backbone(), **{"camera_source": "predicted", **VGGT, **parts})
     assert ours.model_spec().arbitrary_unit == unit
 
 

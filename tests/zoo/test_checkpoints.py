@@ -1,25 +1,46 @@
-"""Official checkpoints in memory: every tensor of the released ones, both ways of naming, configs, errors."""
+"""Official checkpoints: every tensor of the released ones has its place, both ways of naming, configs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from tests.zoo.released import GOLDEN, build, load_case, official_weights, tiny_release
-from zoo import InputError
+from zoo import (
+    Cameras,
+    ConcatSplitMLLM,
+    InputError,
+    PretrainedQwen3VL,
+    PretrainedQwen25VL,
+    PretrainedQwen35,
+    PRoPE,
+    PRoPEMLLM,
+    SpatialMLLM,
+    SpatialVLM,
+)
+from zoo.backbones import PretrainedSpatialStack, PretrainedVGLLM
 from zoo.backbones.official_names import backbone_names
 from zoo.backbones.released_configs import ReleasedConfig
-from zoo.checkpoints import load_qwen25_vl, load_spatial_mllm, official_tensors
-from zoo.checkpoints.export import model_names
+from zoo.checkpoints import (
+    load_qwen3_5,
+    load_qwen3_vl,
+    load_qwen25_vl,
+    load_spatial_mllm,
+    load_spatial_stack,
+    load_vg_llm,
+    official_tensors,
+)
+from zoo.geometry import PretrainedVGGT
+from zoo.tasks import VideoQATask
 
 HERE = Path(__file__).parents[1] / "golden"
-
-
 pytestmark = pytest.mark.usefixtures("tiny_dino")
 
 
@@ -64,23 +85,119 @@ def test_every_tensor_of_a_released_checkpoint_has_its_place(name: str) -> None:
         assert bool(left) == name.startswith("spatial_mllm") and set(written) <= set(tensors)
 
 
-def test_the_composed_manifest_is_the_whole_one() -> None:
-    whole = GOLDEN / "manifests/spatial_mllm_v1_1_qwen2_5_vl_3b.json"
-    if not whole.exists():
-        pytest.skip("ZOO_GOLDEN names no folder with the whole manifests")
-    shapes = {name: tensor["shape"] for name, tensor in json.loads(whole.read_text())["tensors"].items()}
-    assert {name: list(t.shape) for name, t in manifest("spatial_mllm_qwen2_5_vl_3b")[1].items()} == shapes
+@pytest.mark.parametrize("size", ["2b", *(pytest.param(each, marks=pytest.mark.slow) for each in ("8b",))])
+def test_every_tensor_of_qwen3_vl_has_its_place(size: str) -> None:
+    """By manifests of the stock model; the head of 2B and 4B is tied, and may be there all the same."""
+    manifest = json.loads((HERE / f"manifests/qwen3_vl_{size}.json").read_text())
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in manifest["tensors"].items()}
+        model = load_qwen3_vl(manifest["config"], tensors)  # raises for anything missing, unexpected or misshapen
+        written = official_tensors(model)
+        assert {name: t.shape for name, t in written.items()} == {name: t.shape for name, t in tensors.items()}
+        tied = {"lm_head.weight": tensors["model.language_model.embed_tokens.weight"]}
+        assert bool(manifest["tied_not_stored"]) == (size != "8b")
+        load_qwen3_vl(manifest["config"], tensors | tied)
+        del tensors["model.visual.deepstack_merger_list.1.norm.weight"]
+        with pytest.raises(InputError, match="this Qwen3-VL: 1 missing: model.visual.deepstack_merger_list.1.norm"):
+            load_qwen3_vl(manifest["config"], tensors)
 
 
-# ---- names -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("size", ["4b", *(pytest.param(each, marks=pytest.mark.slow) for each in ("0.8b", "27b"))])
+def test_every_tensor_of_qwen3_5_has_its_place(size: str) -> None:
+    """By manifests of the stock model; the tensors of the prediction of several tokens are not read."""
+    manifest = json.loads((HERE / f"manifests/qwen3_5_{size}.json").read_text())
+    with torch.device("meta"):
+        every = manifest["tensors"] | manifest["mtp_not_loaded"]
+        tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in every.items()}
+        model = load_qwen3_5(manifest["config"], tensors)  # raises for anything missing, unexpected or misshapen
+        written = {name: list(tensor.shape) for name, tensor in official_tensors(model).items()}
+        assert written == manifest["tensors"]
+        by_its_name = PretrainedQwen35(f"Qwen/Qwen3.5-{size.upper()}").load()  # of a plan, without a download
+        assert sum(p.numel() for p in by_its_name.vlm.parameters()) == manifest["num_parameters"]
+        # the end of a text by the config, and of a turn, which the tokenizer has and neither of them
+        assert model.backbone.stop_tokens == by_its_name.stop_tokens == [248044, 248046]
+        del tensors["model.language_model.layers.0.linear_attn.A_log"]
+        with pytest.raises(InputError, match="this Qwen3.5: 1 missing: model.language_model.layers.0.linear_attn.A"):
+            load_qwen3_5(manifest["config"], tensors)
+    head = model.backbone.head_layout
+    assert head.dim == 256 and [len(head.frequencies(axis)) for axis in range(3)] == [11, 11, 10]
+    assert head.pairs(head.frequencies(1)) == [*range(1, 32, 3), *range(33, 64, 3)]
 
 
-def test_names_round_trip() -> None:
-    model, backbone = model_names(), backbone_names()
-    for name in manifest("spatial_mllm_qwen2_5_vl_3b")[1]:
-        assert {model.official(part) for part in model.current(name)} == {name}
-        (current,) = backbone.current(name)
-        assert backbone.official(current) == name and backbone.current(current) == (current,)
+@pytest.mark.parametrize(
+    "manifest, load, loader, path",
+    [
+        pytest.param("vg_llm_8b", load_vg_llm, PretrainedVGLLM, "zd11024/vgllm-qa-vggt-8b", marks=pytest.mark.slow),
+        ("spatial_stack_qwen3_5_4b", load_spatial_stack, PretrainedSpatialStack, PretrainedSpatialStack.released),
+    ],
+)
+def test_every_tensor_of_a_fused_model_has_its_place(manifest, load, loader, path) -> None:  # type: ignore[no-untyped-def]
+    known = json.loads((GOLDEN / f"manifests/{manifest}.json").read_text())
+    with torch.device("meta"):
+        shapes = {name: each if isinstance(each, list) else each["shape"] for name, each in known["tensors"].items()}
+        tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+        model = load(known["config"], tensors)  # raises for anything missing, unexpected or misshapen
+        assert {name: list(tensor.shape) for name, tensor in official_tensors(model).items()} == shapes
+        by_its_name = SpatialVLM(**loader.released_parts(path))  # of a plan, without a download
+        assert sum(p.numel() for p in by_its_name.parameters()) == known["num_parameters"]
+
+
+# ---- forward passes at the size of the released weights, on tensors without memory -----------------------------
+
+GRID = torch.tensor([[2, 12, 16]])  # in patches: four frames
+MODE = FakeTensorMode(allow_non_fake_inputs=True)  # token ids, frames and cameras stay real
+
+
+def fake(tensor: Tensor) -> FakeTensor:
+    """A tensor of the CPU without memory, from one of the meta device."""
+    return FakeTensor(MODE, tensor.detach(), torch.device("cpu"))
+
+
+def make_fake(module: nn.Module) -> None:
+    """Turn the tensors of a module on the meta device into fake ones, in place."""
+    for part in module.modules():
+        for name, value in part.named_parameters(recurse=False):
+            part._parameters[name] = nn.Parameter(fake(value), value.requires_grad) if value.is_meta else value
+        part._buffers |= {name: fake(value) for name, value in part.named_buffers(recurse=False) if value.is_meta}
+
+
+FULL_SIZE: dict[str, Callable[[], VideoQATask]] = {
+    "PRoPEMLLM, Qwen2.5-VL-3B": lambda: PRoPEMLLM(
+        PRoPE(), backbone=PretrainedQwen25VL("Qwen/Qwen2.5-VL-3B-Instruct"), geometry=PretrainedVGGT
+    ),
+    "ConcatSplitMLLM, Qwen3-VL-4B": lambda: ConcatSplitMLLM(
+        backbone=PretrainedQwen3VL("Qwen/Qwen3-VL-4B-Instruct"), geometry=PretrainedVGGT
+    ),
+    "SpatialMLLM, Qwen3.5-4B": lambda: SpatialMLLM(
+        backbone=PretrainedQwen35("Qwen/Qwen3.5-4B"), geometry=PretrainedVGGT
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_forward_at_the_size_of_the_released_weights(name: str) -> None:
+    with torch.device("meta"):
+        model = FULL_SIZE[name]().model
+    make_fake(model)
+    config, patch = model.backbone.vlm.config, model.backbone.patch_size
+    spans = int(GRID[0, 0]) if model.backbone.span_per_step else 1
+    span = [7, config.vision_start_token_id, *[config.video_token_id] * int(GRID.prod() // 4 // spans)]
+    tokens = [1, *span * spans, 5, 6]
+    ids, poses = torch.tensor([tokens]), torch.eye(4).repeat(1, 2, 1, 1)
+    with torch.no_grad():
+        logits = model.logits(
+            ids,
+            torch.ones_like(ids),
+            pixel_values_videos=fake(torch.empty(int(GRID.prod()), 6 * patch**2, device="meta")),
+            video_grid_thw=GRID,
+            frames=[torch.zeros(4, 3, 12 * patch, 16 * patch)],
+            cameras=Cameras(poses, torch.eye(3).repeat(1, 2, 1, 1)),
+        )
+    assert logits.shape == (1, len(tokens), config.text_config.vocab_size)
+
+
+# ---- names, configs and errors ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", ["one_video", "one_video_layer0_untied"])
@@ -99,20 +216,6 @@ def test_names_of_transformers_5_and_a_tied_head_that_is_there(case: str) -> Non
         del newer["lm_head.weight"]
         with pytest.raises(InputError, match="1 missing: lm_head.weight;"):
             load_spatial_mllm(meta["config"], newer)
-
-
-def test_weights_keep_their_dtype_and_are_copied() -> None:
-    meta, _ = load_case("one_video")
-    half = {name: tensor.bfloat16() for name, tensor in official_weights(meta["config"], True).items()}
-    model = load_spatial_mllm(meta["config"], half)
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    frequencies = [b for name, b in model.backbone.vlm.named_buffers() if "inv_freq" in name]
-    assert frequencies and all(b.dtype == torch.float32 for b in frequencies)
-    model.fusion.connector.ln_q.weight.data.zero_()
-    assert half["connector.ln_q.weight"].abs().min() > 0
-
-
-# ---- errors ----------------------------------------------------------------------------------------------------
 
 
 def test_an_error_lists_all_kinds_and_ten_of_each() -> None:

@@ -1,4 +1,4 @@
-"""Compiled decoder layers: losses and gradients of the uncompiled ones, with every camera encoding."""
+"""Compiled decoder layers: losses and gradients of the uncompiled ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from docs.symmetries import COMBINATIONS
-from tests.zoo.asking import QUESTIONS, batch, build, replies, scene
+from tests.tiny import QUESTIONS, replies, tiny_batch, tiny_model, tiny_scene
 
-NAMES = ("plain", "prope.yaml", "DeepFusion", *COMBINATIONS)
 HYBRID = "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))"
 TOLERANCE = 1e-5  # relative, in float32
 
@@ -29,17 +27,15 @@ def limit() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "words",
     [
-        ("PRoPE, ChannelRange",),
-        pytest.param(NAMES, marks=pytest.mark.timeout(3600)),
+        ("PRoPE, ChannelRange", "RayRoPE"),
         ("plain", "--gradient_checkpointing"),
         ("plain", HYBRID, "--family", "Qwen3.5"),
-        # a C++ compiler runs for each kernel
-        pytest.param(("plain", "--backend", "inductor"), marks=pytest.mark.timeout(1800)),
     ],
-    ids=["PRoPE", "all", "checkpointed", "hybrid", "with the kernels of a CPU"],
+    ids=["cameras", "checkpointed", "hybrid"],
 )
 def test_losses_and_gradients_of_whole_graphs_are_those_of_uncompiled_layers(words: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "tests.zoo.compiled", *words]
@@ -49,9 +45,10 @@ def test_losses_and_gradients_of_whole_graphs_are_those_of_uncompiled_layers(wor
     assert len(found) >= 2 and all(each < TOLERANCE for each in found.values()), found
 
 
+@pytest.mark.slow
 def test_answers_run_uncompiled() -> None:
     counters.clear()
-    plain, compiled = build("plain"), build("plain", compile_decoder=True)
-    asked = batch(plain, scene("a", QUESTIONS[:2]))
+    plain, compiled = tiny_model("plain"), tiny_model("plain", compile_decoder=True)
+    asked = tiny_batch(plain, tiny_scene("a", QUESTIONS[:2]))
     assert replies(compiled, asked) == replies(plain, asked)
     assert not counters["stats"]["unique_graphs"]

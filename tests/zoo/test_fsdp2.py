@@ -25,35 +25,14 @@ from zoo.tasks.training_cost import gathered_bytes
 from zoo.weights.checkpoint import read_checkpoint
 from zoo.weights.load import shard_like
 
-FAST = ["small"]
-SLOW = [
-    "every part",
-    "every part, bfloat16",
-    "shapes",
-    "lora",
-    "spatial",
-    "spatial, Qwen3-VL",
-    "concat",
-    "concat, Qwen3-VL",
-    "prope",
-    "pose axis",
-]
-SLOW += ["baseline, Qwen3-VL", "hybrid", "released", "released, lora"]
+CASES = ["small", "every part", "every part, bfloat16", "shapes", "lora", "spatial", "hybrid", "released, lora"]
 
 
-def runs_of(chosen: list[str], folder: Path, rooms: Path, limit_s: int) -> Path:
-    run_in_process(sharded.main, folder, str(rooms), chosen, limit_s=limit_s)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    run_in_process(sharded.main, folder, str(rooms_root), CASES, limit_s=1700)
     return folder
-
-
-@pytest.fixture(scope="module")
-def fast(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path) -> Path:
-    return runs_of(FAST, tmp_path_factory.mktemp("fast"), rooms_root, 250)
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, rooms_root: Path) -> Path:
-    return runs_of(SLOW, tmp_path_factory.mktemp("slow"), rooms_root, 1700)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -116,19 +95,21 @@ def check(case: Path) -> None:
         torch.testing.assert_close(exported, official, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", FAST)
-def test_two_processes_with_shards_train_as_one(case: str, fast: Path) -> None:
-    check(fast / case)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("case", CASES)
+def test_all_models_train_with_shards_as_without(case: str, runs: Path) -> None:
+    check(runs / case)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2100)
-def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_step(slow: Path) -> None:
+def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_step(runs: Path) -> None:
     plain, mixed, control = (
-        records(slow / case)[0]
+        records(runs / case)[0]
         for case in ("every part/fsdp2", "every part, bfloat16/fsdp2", "every part, bfloat16/control")
     )
-    (one,) = records(slow / "every part, bfloat16/one")
+    (one,) = records(runs / "every part, bfloat16/one")
     full, half = (("gather", dtype) for dtype in (torch.float32, torch.bfloat16))
     reduced, rounded = (("reduce", dtype) for dtype in (torch.float32, torch.bfloat16))
     # 1. Matrices of blocks in bfloat16; the step has two batches, and in float32 one.
@@ -145,7 +126,7 @@ def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_ste
     assert mixed["bytes"][reduced] == plain["bytes"][reduced] > 0 and not mixed["bytes"][rounded]
     assert mixed["calls"][reduced] == plain["calls"][reduced]
     # 4. What `plan` counts: the units are gathered twice per batch, for the forward and the backward pass.
-    model = cases(slow)["every part, bfloat16"]().model
+    model = cases(runs)["every part, bfloat16"]().model
     held, weights = gathered_bytes(model, "bf16-mixed")
     batches = STEPS * SETTINGS["every part, bfloat16"].accumulate
     measured = (mixed["bytes"][full] + mixed["bytes"][half] / 2) / batches
@@ -158,17 +139,29 @@ def test_bfloat16_halves_what_is_gathered_and_gradients_are_reduced_once_per_ste
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_frozen_geometry_encoder_is_gathered_once_for_any_number_of_shapes(slow: Path) -> None:
-    first, second = (rank["calls"] for rank in records(slow / "shapes/fsdp2"))
+def test_a_frozen_geometry_encoder_is_gathered_once_for_any_number_of_shapes(runs: Path) -> None:
+    first, second = (rank["calls"] for rank in records(runs / "shapes/fsdp2"))
     # root and encoder once, two vision blocks once, two decoder layers twice; in two steps
     assert first["gather", torch.float32] == second["gather", torch.float32] == 2 * (1 + 1 + 2 + 4)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("case", SLOW)
-def test_all_models_train_with_shards_as_without(case: str, slow: Path) -> None:
-    check(slow / case)
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--trainer.strategy", "fsdp"], "--trainer.strategy fsdp: FSDP1 is not supported, take fsdp2"),
+        (["--config", "geometry_tiny.yaml", "--trainer.strategy", "fsdp2"], "not VGGTPretraining: take ddp"),
+    ],
+)
+def test_what_cant_be_sharded_is_refused(
+    words: list[str], error: str, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = [] if "geometry_tiny.yaml" in words else ["--config", "qwen25_vl.yaml"]
+    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *model, *words, "--data.source.root", str(rooms_root)])
+    # Lightning's launcher leaves its port and ranks in the environment, for processes that other tests start
+    with patch.dict(os.environ), pytest.raises(SystemExit) as stop:
+        main.main()
+    assert error in str(stop.value.code)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
@@ -189,25 +182,6 @@ def test_the_command_line_defers_weights_of_what_it_shards(
         main.main()
     _, parts = built[0].model.__dict__["_constructor_arguments"]
     assert parts["defer_weights"] == (strategy == "fsdp2")
-
-
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        (["--trainer.strategy", "fsdp"], "--trainer.strategy fsdp: FSDP1 is not supported, take fsdp2"),
-        (["--config", "geometry_tiny.yaml", "--trainer.strategy", "fsdp2"], "not VGGTPretraining: take ddp"),
-    ],
-)
-def test_what_cant_be_sharded_is_refused(
-    words: list[str], error: str, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    model = [] if "geometry_tiny.yaml" in words else ["--config", "qwen25_vl.yaml"]
-    monkeypatch.setattr(sys, "argv", ["main.py", "fit", *model, *words, "--data.source.root", str(rooms_root)])
-    # Lightning's launcher leaves its port and ranks in the environment, for processes that other tests start
-    with patch.dict(os.environ), pytest.raises(SystemExit) as stop:
-        main.main()
-    assert error in str(stop.value.code)
 
 
 def test_a_tensor_with_its_shard_is_not_sharded_again() -> None:

@@ -1,4 +1,4 @@
-"""Fused models as a whole: samples apart whatever a batch holds, the forms of stills, frozen geometry, positions."""
+"""Fused models as a whole: a batch is its samples, the forms of stills, appended tokens, several layers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.zoo import asking
+from tests.tiny import BACKBONES, RATES, tiny_backbone
 from tests.zoo.released import build as build_case
 from tests.zoo.released import load_case
 from tests.zoo.showing import SAMPLES, batch, logits
@@ -20,26 +21,22 @@ from zoo import (
     ConcatSplitMLLM,
     DeepFusion,
     InputError,
+    LoRA,
     PatchMergerFusion,
-    Qwen25VL,
     SpatialMLLM,
     SpatialStack,
     SpatialVLM,
     StackFusion,
-    TinyQwen25VL,
     TinyVGGT,
 )
-from zoo.media import batch_of_media
-from zoo.sequences.layout import ExtraTokens
+from zoo.media import Media, batch_of_media
+from zoo.scene_encoding import encode_geometry, encode_vision
 from zoo.tasks import VideoQATask
-from zoo.tasks.models import _warn_of_layers
 
 
 def tiny(kind: Callable[..., VideoQATask], **parts: Any) -> SpatialVLM:
     """A small model whose fusion says something."""
-    model = kind(
-        backbone=asking.tiny_backbone(), geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2), **parts
-    ).model
+    model = kind(backbone=tiny_backbone(), geometry=lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2), **parts).model
     with torch.no_grad():
         for i, parameter in enumerate(model.fusion.parameters()):
             parameter.copy_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
@@ -61,32 +58,18 @@ MODELS: dict[str, Callable[[], SpatialVLM]] = {
 }
 
 
-# 3D tokens added to 2D tokens, appended to them, and added after decoder layers: the others are slow tests
-FEW = [
-    pytest.param(name, marks=() if name in ("official", "concat on the token", "stack") else pytest.mark.slow)
-    for name in MODELS
-]
-
-
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> SpatialVLM:
     return MODELS[request.param]()
 
 
-@pytest.mark.parametrize(("depth", "remedy"), [(4, ""), (24, ': set --model.geometry.layers "[11, 17, 23]"')])
-def test_layers_that_an_encoder_lacks_are_not_advised(depth: int, remedy: str) -> None:
-    with pytest.warns(UserWarning, match="reads three layers") as said:
-        _warn_of_layers(TinyVGGT(embed_dim=16, depth=depth, num_heads=2), (11, 17, 23), "it reads three layers")
-    assert str(said[0].message) == f"it reads three layers, this model the last{remedy}"
+# 3D tokens added to 2D tokens, appended to them, and added after decoder layers
+FEW = ["official", "concat on the token", "stack"]
 
 
-# ---- a batch is its samples ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("side", ["left", pytest.param("right", marks=pytest.mark.slow)])
-def test_a_batch_is_its_samples(model: SpatialVLM, side: str) -> None:
+def test_a_batch_is_its_samples(model: SpatialVLM) -> None:
     samples = list(SAMPLES.values())
-    together = logits(model, batch(model, samples, side))
+    together = logits(model, batch(model, samples))
     for i, sample in enumerate(samples):
         (alone,) = logits(model, batch(model, [sample], first_seed=i))
         assert torch.allclose(together[i], alone, atol=3e-5), list(SAMPLES)[i]
@@ -103,7 +86,7 @@ def test_generation_of_a_batch_is_that_of_its_samples(model: SpatialVLM) -> None
 
 
 @pytest.mark.parametrize("model", FEW, indirect=True)
-@pytest.mark.parametrize("sample", [pytest.param("stills", marks=pytest.mark.slow), "stills and videos"])
+@pytest.mark.parametrize("sample", ["stills and videos"])
 def test_stills_may_come_one_by_one_or_as_a_scene_once_or_twice_each(model: SpatialVLM, sample: str) -> None:
     given = batch(model, [SAMPLES[sample]] * 2)
     expected = logits(model, given)
@@ -148,83 +131,95 @@ def test_frames_of_a_wrong_number_size_or_range_are_errors() -> None:
         logits(model, stills)
 
 
-@pytest.mark.parametrize("model", FEW, indirect=True)
-def test_time_may_be_a_list_a_tensor_or_left_out(model: SpatialVLM) -> None:
-    given = batch(model, [SAMPLES["two videos"]])
-    seconds = given["seconds_per_grid"]
-    (expected,) = logits(model, given)
-    assert torch.equal(logits(model, given, seconds_per_grid=torch.tensor(seconds))[0], expected)
-    nominal = logits(model, given, seconds_per_grid=None)[0]
-    assert torch.equal(logits(model, given, seconds_per_grid=[1.0, 1.0])[0], nominal)
-    assert not torch.allclose(nominal, expected, atol=1e-3)
+# ---- several layers --------------------------------------------------------------------------------------------
 
 
-# ---- geometry --------------------------------------------------------------------------------------------------
+def task(family: str, fused: bool = True, dtype: str = "float32", **options: Any) -> VideoQATask:
+    """The 3D tokens of layers 0, 1, 2 go into the decoder's 0, 2, 1; in Qwen3.5 the last of them is full attention."""
+    sizes = dict(layers=6 if family == "Qwen3.5" else 4, hidden_size=64, heads=2, key_value_heads=1)
+    backbone = BACKBONES[family](**sizes, vision_hidden_size=32, seed=0, dtype=dtype)
+    if fused:
+        options["fusion"] = partial(DeepFusion, decoder_layers=[0, 2, 1])
+        options["geometry"] = lambda: TinyVGGT(embed_dim=32, depth=3, num_heads=2, layers=[0, 1, 2], seed=0)
+    torch.manual_seed(0)
+    return VideoQATask(backbone=backbone, learning_rates=RATES, **options)
 
 
-def test_the_geometry_is_frozen_and_in_eval_even_while_training() -> None:
-    fresh = SpatialMLLM(lambda: TinyVGGT(embed_dim=32, depth=4, num_heads=2), backbone=TinyQwen25VL(layers=1))
-    fresh.train()
-    assert not any(part.training for part in fresh.model.geometry.modules())
-    assert fresh.model.fusion.training and fresh.model.backbone.decoder.training
-    assert not any(parameter.requires_grad for parameter in fresh.model.geometry.parameters())
+def train(model: VideoQATask) -> None:
+    """Connectors that say something, each its own."""
+    for i, connector in enumerate(model.model.fusion.connectors):  # type: ignore[union-attr]
+        weight = connector.mlp[2].weight
+        weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(i)).to(weight.dtype)
 
 
-# ---- tokens of their own ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16", "lora": LoRA(r=4)}, {"gradient_checkpointing": True}])
+@pytest.mark.parametrize("family", BACKBONES)
+def test_it_starts_as_the_stock_model_and_learns_by_its_connectors(family: str, options: dict[str, Any]) -> None:
+    plain, deep = task(family, fused=False, **options), task(family, **options)
+    given = batch(deep.model, [SAMPLES[name] for name in ("a video", "stills and videos", "text")])
+    real = given["attention_mask"].bool()
+    reference = plain.model.logits(**given)[real].detach()
+    for each in (plain, deep):  # nothing else learns
+        each.requires_grad_(False)
+    fusion = deep.model.fusion.requires_grad_(True)
+    found = deep.model.logits(**given)[real]
+    assert torch.equal(found, reference)
+    found.float().square().mean().backward()
+    learning = {name for name, p in fusion.named_parameters() if p.grad.any()}
+    assert learning == {f"connectors.{i}.mlp.2.{kind}" for i in range(3) for kind in ("weight", "bias")}
+    train(deep)
+    moved = deep.model.logits(**given)
+    assert (moved[real] - reference).abs().max() > 1e-2
+    text = torch.zeros_like(real)
+    text[2] = real[2]
+    assert torch.equal(moved[text], plain.model.logits(**given)[text])  # a row without visual tokens
+    deep.zero_grad()
+    moved[real].float().square().mean().backward()
+    assert all(p.grad.abs().max() > 0 for p in fusion.parameters())
+    if "gradient_checkpointing" in options:
+        whole = task(family)
+        train(whole)
+        whole.model.logits(**given)[real].float().square().mean().backward()
+        for mine, other in zip(fusion.parameters(), whole.model.fusion.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("appended", [ExtraTokens.ALL, ExtraTokens.ONE])
-def test_appended_tokens_share_positions_and_have_no_camera(appended: ExtraTokens) -> None:
-    """Without them a sequence is as the plain model has it, the text after the video included."""
-    model = MODELS["concat on the token" if appended is ExtraTokens.ALL else "camera token"]()
-    plain = Qwen25VL(backbone=asking.tiny_backbone(layers=1)).model
-    samples = list(SAMPLES.values())
-    layouts = []
-    for each in (model, plain):
-        given = batch(each, samples)
-        media: Any = {name: value for name, value in given.items() if name not in ("input_ids", "attention_mask")}
-        made = batch_of_media(each.sequence_builder, given["input_ids"], given["attention_mask"], media).sequences
-        assert made is not None
-        layouts.append((given, made.position_ids, made.camera_index))
-    (longer, positions, cameras), (shorter, expected, expected_cameras) = layouts
-    config = model.backbone.vlm.config
-    for row, sample in enumerate(samples):
-        own, shared = [], []  # columns of what the plain model has too; (appended, the 2D token it goes with)
-        column = int(longer["attention_mask"][row].argmax())
-        for kind, *what in sample:
-            if kind == "t":
-                own += range(column, column + what[0])
-                column += what[0]
-                continue
-            steps, view = (what[0] if kind == "v" else 1), what[-2] * what[-1] // 4
-            own.append(column)
-            column += 1
-            for _ in range(steps):
-                own += range(column, column + view)
-                extra = range(view if appended is ExtraTokens.ALL else 1)
-                shared += [(column + view + i, column + i) for i in extra]
-                column += view + len(extra)
-            own.append(column)
-            column += 1
-        assert column == longer["input_ids"].shape[1] and len(own) == int(shorter["attention_mask"][row].sum())
-        real = shorter["attention_mask"][row].bool()
-        assert torch.equal(positions[:, row, own], expected[:, row, real])
-        assert torch.equal(cameras[row, own], expected_cameras[row, real])
-        for extra, beside in shared:
-            assert torch.equal(positions[:, row, extra], positions[:, row, beside]) and cameras[row, extra] == -1
-            assert longer["input_ids"][row, extra] in (config.video_token_id, config.image_token_id)
-        assert bool(shared) == (sample != SAMPLES["text"]) and (expected_cameras[row] >= 0).any() == bool(shared)
+@torch.no_grad()
+def walk(model: VideoQATask, given: dict[str, Any], later: int = 0, turned: bool = False) -> Tensor:
+    """Hidden states of one sequence, layer by layer and token by token; the controls move or turn the features."""
+    backbone, decoder = model.model.backbone, model.model.backbone.decoder
+    media: Media = {k: v for k, v in given.items() if k not in ("input_ids", "attention_mask")}  # type: ignore
+    asked = batch_of_media(model.model.sequence_builder, given["input_ids"], given["attention_mask"], media)
+    sequences, ids = asked.sequences, given["input_ids"]
+    assert sequences is not None and sequences.position_ids is not None
+    (encoded,), (seen,) = model.model.encode_scenes(asked), encode_vision(backbone, asked)
+    visual = seen.visual
+    (geometry,) = encode_geometry(model.model.geometry, asked.scenes, backbone.patch_size, tokens=True, cameras=False)
+    own = model.model.fusion.deep_features(geometry, asked.scenes[0].grid_thw, visual.tokens.dtype)  # type: ignore
+    added: dict[int, Tensor] = {}
+    for features in (visual.deepstack, own):
+        for layer, each in enumerate(features.flatten(1, 2)):
+            added[layer + later] = added.get(layer + later, 0) + (each.flip(0) if turned else each)
+    places = (ids[0] == backbone.placeholders.video).nonzero()[:, 0].tolist()
+    hidden = decoder.embed_tokens(ids).clone()
+    for place, token in zip(places, encoded.visual.tokens.flatten(0, 1), strict=True):
+        hidden[0, place] = token
+    rotary = decoder.rotary_emb(hidden, sequences.position_ids)
+    for i, layer in enumerate(decoder.layers):
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary).clone()
+        for n, place in enumerate(places):
+            hidden[0, place] += added[i][n] if i in added else 0
+    return decoder.norm(hidden)
 
 
-@pytest.mark.parametrize("encoding", [None, "PRoPE, ChannelRange"])
-def test_appended_tokens_of_scenes_with_many_questions(encoding: str | None) -> None:
-    """As the DataModule brings them: answers from a shared prefix are those of each question by itself."""
-    parts: dict[str, Any] = {} if encoding is None else {"camera_encoding": encoding}
-    fusion = asking.build("ConcatSplitFusion", fusion=on_the_token, **parts)
-    asked = asking.batch(fusion, asking.scene("a"), asking.scene("b", steps=2, seed=1))
-    assert [reply.ids for reply in asking.replies(fusion, asked)] == asking.one_by_one(fusion, asked)
-    assert fusion.loss(asking.batch(fusion, asking.scene("a"), training=True)).isfinite()
-    (ids, *_), video = asking.prompts_of(asked), fusion.model.backbone.placeholders.video
-    ids[len(ids) - 1 - ids[::-1].index(video)] = 20  # a placeholder too few
-    with pytest.raises(ValueError, match="fewer placeholder tokens"):
-        fusion.model.sequence_builder.prompts([ids], [[0]], asked.scenes)
+@pytest.mark.parametrize("family", BACKBONES)
+def test_features_are_added_behind_their_layers(family: str) -> None:
+    model = task(family).eval()
+    train(model)
+    given = batch(model.model, [SAMPLES["a video"]])
+    with torch.no_grad():
+        lm_head = model.model.backbone.lm_head
+        found = model.model.logits(**given)
+        assert torch.allclose(found, lm_head(walk(model, given)), atol=1e-5)
+        for wrong in ({"later": 1}, {"turned": True}):
+            assert (found - lm_head(walk(model, given, **wrong))).abs().max() > 1e-2

@@ -1,4 +1,4 @@
-"""Fusions: the official connector's numbers, and what each switch leaves of the two branches."""
+"""Fusions: the official connector's numbers, what each switch leaves of the two branches, and fused models."""
 
 from __future__ import annotations
 
@@ -76,9 +76,6 @@ def fuse(fusion: Fusion, visual: Tensor, geometry: SceneGeometry | None) -> Tens
     return torch.cat((tokens, *deep), -1)
 
 
-# ---- the official connector ------------------------------------------------------------------------------------
-
-
 def official_case(case: str, dtype: torch.dtype, eps: float = 1e-6) -> tuple[Tensor, dict[str, Tensor]]:
     """What our connector makes of a golden case, whose merged tokens are checked on the way."""
     meta = json.loads((GOLDEN / f"connector/{case}.json").read_text())
@@ -133,15 +130,6 @@ def test_merging_against_a_slow_reference(temporal: int, spatial: int) -> None:
     assert spatial == 1 or not torch.equal(merged, tokens.reshape(merged.shape))  # negative control: no order at all
 
 
-def test_tokens_that_dont_lie_on_the_grid_are_refused() -> None:
-    for frames, patches, grid in ((5, 24, [3, 4, 6]), (6, 23, [3, 4, 6]), (6, 15, [3, 3, 5])):
-        with pytest.raises(ValueError, match="a grid of 3 x"):
-            merge_spatial(draw(frames, patches, 2), torch.tensor([grid]))
-
-
-# ---- branches --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", FUSIONS)
 def test_each_branch_alone(name: str) -> None:
     both, flat, spatial = (build(name, active_branches=active_branches) for active_branches in ("both", "2d", "3d"))
@@ -173,22 +161,6 @@ def test_the_2d_branch_of_a_sum_is_the_plain_model(name: str) -> None:
     assert learning == last and last  # from which the others follow
 
 
-def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
-    channel = build("concat on the channel")(VISUAL, GRID, scene())
-    assert channel.shape == (3, 6, WIDTH)
-    flat, deep = (build("concat on the channel", active_branches=each)(VISUAL, GRID, scene()) for each in ("2d", "3d"))
-    half = WIDTH // 2
-    assert not flat[..., half:].any() and not deep[..., :half].any()
-    assert torch.equal(channel, torch.cat((flat[..., :half], deep[..., half:]), -1))
-    token = build("concat on the token")(VISUAL, GRID, scene())
-    assert token.shape == (3, 12, WIDTH) and build("concat on the token").appended is ExtraTokens.ALL
-    assert torch.equal(token[:, :6].flatten(0, 1), VISUAL)  # the 2D tokens are as they were
-    appended = build("camera token appended")(VISUAL, GRID, scene())
-    assert appended.shape == (3, 7, WIDTH) and build("camera token appended").appended is ExtraTokens.ONE
-    assert torch.equal(appended[:, :6].flatten(0, 1), VISUAL)
-    assert build("camera token added").appended is build("add").appended is ExtraTokens.NONE
-
-
 @pytest.mark.parametrize("place", ["appended", "added"])
 def test_the_camera_token_alone_is_kept(place: str) -> None:
     fusion = build(f"camera token {place}")
@@ -204,9 +176,6 @@ def test_the_camera_token_alone_is_kept(place: str) -> None:
     without = SceneGeometry(patches=scene().patches)
     with pytest.raises(ValueError, match="needs camera tokens"):
         fusion(VISUAL, GRID, without)
-
-
-# ---- pairs -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -237,17 +206,6 @@ def test_a_view_gets_the_tokens_of_its_own_frames(name: str) -> None:
     other = change(change(scene(), "patches", slice(4, 6)), "camera_tokens", slice(4, 6))
     after = fuse(fusion, VISUAL, other)
     assert torch.equal(after[:2], before[:2]) and not torch.allclose(after[2], before[2], atol=1e-2)
-
-
-@pytest.mark.parametrize("name", FUSIONS)
-def test_what_is_missing_is_said(name: str) -> None:
-    with pytest.raises(ValueError, match="of 6 frames, this geometry has none"):
-        fuse(build(name), VISUAL, SceneGeometry())
-    with pytest.raises(ValueError, match="needs .* tokens of 6 frames, this geometry has 8"):
-        fuse(build(name), VISUAL, scene(8))
-
-
-# ---- attention -------------------------------------------------------------------------------------------------
 
 
 def attend_slowly(fusion: AttentionFusion, visual: Tensor, geometry: SceneGeometry, other_step: int = 0) -> Tensor:
@@ -286,24 +244,6 @@ def test_attention_against_a_slow_reference() -> None:
         AttentionFusion(WIDTH, CHANNELS, head_dim=6)
 
 
-def test_attention_does_not_know_the_order_of_3d_tokens_within_a_view() -> None:
-    fusion, geometry = build("attention"), scene()
-    expected = fusion(VISUAL, GRID, geometry)
-    mixed = geometry.patches.unflatten(0, (3, 2)).flatten(1, 3)[:, torch.randperm(48)].view(6, 4, 6, CHANNELS)
-    turned = SceneGeometry(patches=mixed, camera_tokens=geometry.camera_tokens[[1, 0, 3, 2, 5, 4]])
-    assert torch.allclose(fusion(VISUAL, GRID, turned), expected, atol=1e-6)
-    wide = SceneGeometry(patches=geometry.patches.reshape(6, 3, 8, CHANNELS), camera_tokens=geometry.camera_tokens)
-    assert torch.allclose(fusion(VISUAL, GRID, wide), expected, atol=1e-6)  # a grid of another size
-    of_others = SceneGeometry(patches=geometry.patches.roll(2, 0), camera_tokens=geometry.camera_tokens.roll(2, 0))
-    assert not torch.allclose(fusion(VISUAL, GRID, of_others), expected, atol=1e-2)  # the control
-    order = torch.randperm(6)
-    visual = VISUAL.unflatten(0, (3, 6))[:, order].flatten(0, 1)
-    assert torch.allclose(fusion(visual, GRID, geometry), expected[:, order], atol=1e-6)
-
-
-# ---- several layers --------------------------------------------------------------------------------------------
-
-
 def test_each_decoder_layer_gets_the_tokens_of_its_own_encoder_layer() -> None:
     fusion, geometry = build("deep"), scene()  # decoder layers 2 and 0
     assert isinstance(fusion, DeepFusion)
@@ -314,17 +254,6 @@ def test_each_decoder_layer_gets_the_tokens_of_its_own_encoder_layer() -> None:
         expected[layer] = fusion.connectors[share](merge_spatial(own, GRID[None])).view(3, 6, WIDTH)
     assert torch.allclose(features, expected, atol=1e-6)
     assert not torch.allclose(features.flip(0), expected, atol=1e-2)  # the control: swapped
-
-
-def test_an_encoder_with_one_layer_reaches_all_decoder_layers() -> None:
-    fusion, geometry = DeepFusion(WIDTH, CHANNELS, [0, 1]), scene()
-    fusion.bind(1, 3)
-    for parameter in fusion.parameters():
-        parameter.data.normal_()
-    fusion.connectors[1].load_state_dict(fusion.connectors[0].state_dict())
-    first, second = fusion.deep_features(geometry, GRID, VISUAL.dtype)
-    merged = merge_spatial(geometry.patches.flatten(1, 2), GRID[None])
-    assert torch.equal(first, second) and torch.allclose(first.flatten(0, 1), fusion.connectors[0](merged), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -341,12 +270,29 @@ def test_layers_that_do_not_fit_are_refused(layers: list[int], encoder: int, why
         DeepFusion(WIDTH, CHANNELS, layers).bind(encoder, 4)
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------
+def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
+    channel = build("concat on the channel")(VISUAL, GRID, scene())
+    flat, deep = (build("concat on the channel", active_branches=each)(VISUAL, GRID, scene()) for each in ("2d", "3d"))
+    half = WIDTH // 2
+    assert torch.equal(channel, torch.cat((flat[..., :half], deep[..., half:]), -1))
+    for name, places, appended in (
+        ("concat on the token", 12, ExtraTokens.ALL),
+        ("camera token appended", 7, ExtraTokens.ONE),
+        ("add", 6, ExtraTokens.NONE),
+    ):
+        found = build(name)(VISUAL, GRID, scene())
+        assert found.shape == (3, places, WIDTH) and build(name).appended is appended
+        assert torch.equal(found[:, :6].flatten(0, 1), VISUAL) == (name != "add")  # the 2D tokens are as they were
 
 
-@pytest.mark.parametrize("name", ["add", "concat on the channel", "concat on the token", "deep"])
-def test_frames_of_another_size_are_refused_even_with_as_many_patches(name: str) -> None:
-    fusion, turned = build(name), draw(6, 6, 4, CHANNELS, seed=1)
-    with pytest.raises(InputError, match="3D tokens of 6 x 4 patches a frame under 2D tokens of 4 x 6"):
-        fuse(fusion, VISUAL, SceneGeometry(patches=turned))
-    assert fuse(fusion, VISUAL, scene()).isfinite().all()
+@pytest.mark.parametrize("name", FUSIONS)
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    for geometry, why in (
+        (SceneGeometry(), "of 6 frames, this geometry has none"),
+        (scene(8), "needs .* tokens of 6 frames, this geometry has 8"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            fuse(build(name), VISUAL, geometry)
+    if name in ("add", "concat on the channel", "concat on the token", "deep"):
+        with pytest.raises(InputError, match="3D tokens of 6 x 4 patches a frame under 2D tokens of 4 x 6"):
+            fuse(build(name), VISUAL, SceneGeometry(patches=draw(6, 6, 4, CHANNELS, seed=1)))

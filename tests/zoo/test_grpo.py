@@ -1,4 +1,4 @@
-"""GRPO on models of the zoo: what is sampled is what is scored, from one encoded scene and one prefix."""
+"""GRPO on models of the zoo: what is sampled is what is scored; rewards, advantages and what is refused."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from torch import distributed as dist
 from datamodules import Rooms
 from datamodules.datamodule import check_split
 from datamodules.scenes import RawQuestion, Scene
-from tests.zoo import asking
-from tests.zoo.asking import BACKBONES, HYBRID_MODELS, MODELS, NEW, QUESTIONS, batch, build
+from tests.tiny import NEW, QUESTIONS, tiny_batch, tiny_model, tiny_scene
 from zoo.errors import InputError
 from zoo.generation import Sampling
 from zoo.objectives import DepthPrediction
@@ -36,24 +35,10 @@ from zoo.tasks.rewards import RewardSum
 
 COUNT = 3  # answers per question
 TOLERANCE = 1e-5
-# those that differ in what a sequence depends on; the others are slow tests
-QUICK = {"plain", "prope.yaml"}
-QUICK_ON_QWEN25 = {
-    *("CameraTokenFusion, append", "DeepFusion", "PRoPE by VGGT's cameras", "PathLengthIndex", "PoseALiBi"),
-    *("PatchMergerFusion", "CameraPrediction"),
-}
-MODELS_AND_FAMILIES = [
-    pytest.param(
-        name,
-        family,
-        marks=() if name in QUICK or (family == "Qwen2.5-VL" and name in QUICK_ON_QWEN25) else pytest.mark.slow,
-    )
-    for family in BACKBONES
-    for name in MODELS
-]
-MODELS_AND_FAMILIES += [
-    pytest.param(name, "Qwen3.5", marks=() if name.startswith("Compose(PRoPE Unr") else pytest.mark.slow)
-    for name in HYBRID_MODELS
+MODELS = [  # models that differ in what a sequence depends on
+    *((name, "Qwen2.5-VL") for name in ("prope.yaml", "CameraTokenFusion, append", "PathLengthIndex", "PoseALiBi")),
+    *(("plain", "Qwen2.5-VL"), ("DeepFusion", "Qwen3-VL"), ("CameraPrediction", "Qwen3-VL"), ("plain", "Qwen3.5")),
+    *(("PoseALiBi", "Qwen3.5"), ("Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))", "Qwen3.5")),
 ]
 
 
@@ -76,13 +61,13 @@ class Sampled:
 
 
 def two_scenes(task: VideoQATask, family: str = "Qwen2.5-VL") -> Batch:
-    scene = partial(asking.scene, family=family)
-    return batch(task, scene("a", QUESTIONS[:3]), scene("b", QUESTIONS[1:3], steps=2, seed=1))
+    scene = partial(tiny_scene, family=family)
+    return tiny_batch(task, scene("a", QUESTIONS[:3]), scene("b", QUESTIONS[1:3], steps=2, seed=1))
 
 
-@pytest.mark.parametrize(("name", "family"), MODELS_AND_FAMILIES)
+@pytest.mark.parametrize(("name", "family"), MODELS)
 def test_sampled_log_probabilities_are_those_of_scoring(name: str, family: str, monkeypatch: Any) -> None:
-    task = build(name, family=family)
+    task = tiny_model(name, family=family)
     sampled = Sampled(task, two_scenes(task, family))
     with torch.no_grad():
         found = sampled.score()
@@ -98,34 +83,11 @@ def test_sampled_log_probabilities_are_those_of_scoring(name: str, family: str, 
         assert (sampled.score() - sampled.drawn).abs().max() > 0.01
 
 
-def test_scenes_and_prefixes_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = build("plain")
-    asked = two_scenes(task)
-    encoded: list[int] = []
-    encode = task.model.encode_scenes
-    monkeypatch.setattr(
-        task.model, "encode_scenes", lambda each, *more: encoded.append(len(each.scenes)) or encode(each, *more)
-    )
-    sampled = Sampled(task, asked)
-    assert encoded == [2]
-    assert len(sampled.answers) == 5 * COUNT and len({tuple(answer.reply.ids) for answer in sampled.answers}) > 5
-    assert [answer.record for answer in sampled.answers] == [n for n in range(5) for _ in range(COUNT)]
-    shown = sampled.sequences
-    assert shown.scene_index == [[0], [1]]  # one sequence per scene, with all of its answers
-    assert shown.num_answers == [3 * COUNT, 2 * COUNT]
-    assert shown.visual_counts == [scene.num_steps * scene.tokens_per_step for scene in asked.scenes]
-    torch.testing.assert_close(
-        shown.answer_ids, torch.tensor([token for answer in sampled.answers for token in answer.reply.ids])
-    )
-    sampled.score()
-    assert encoded == [2, 2]
-
-
 def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all answers about a scene in one sequence, or in several; also where logits are computed in parts."""
     found: dict[str, dict[str, Tensor]] = {}
     for name in ("one by one", "packed", "in several"):
-        task = build("prope.yaml")
+        task = tiny_model("prope.yaml")
         sampled, builder, bound = Sampled(task, two_scenes(task)), task.model.sequence_builder, None
         if name == "in several":
             bound = max(sampled.sequences.lengths) - 40
@@ -147,13 +109,13 @@ def test_gradients_are_those_of_one_answer_per_sequence(monkeypatch: pytest.Monk
 def test_other_objectives_are_averaged_as_the_model_says() -> None:
     """A scene counts by its answers, or by its tokens; and so does a batch in its step."""
     for average, of_first in (("questions", 1 / 3), ("micro_batch_tokens", 3 / 5)):
-        task = build("plain", objectives=[DepthPrediction()], average=average)
+        task = tiny_model("plain", objectives=[DepthPrediction()], average=average)
         step = OptimizerStep(num_answers=10, num_batches=1)
-        first, second = asking.scene("a", QUESTIONS[:1]), asking.scene("b", QUESTIONS[1:3], steps=2, seed=1)
+        first, second = tiny_scene("a", QUESTIONS[:1]), tiny_scene("b", QUESTIONS[1:3], steps=2, seed=1)
         first, second = replace(first, step=step), replace(second, step=step)
         losses = []
         for shown in ((first,), (second,), (first, second)):
-            asked = batch(task, *shown)
+            asked = tiny_batch(task, *shown)
             sampled = Sampled(task, asked)
             _, decoded = answer_log_probs(task.model, asked, sampled.sequences, sampled.lengths, 1.0)
             losses.append(float(weighted_losses([task.model.objectives["DepthPrediction"]], decoded)["loss"]))
@@ -181,7 +143,7 @@ def test_advantages_by_the_rewards_of_all_processes(monkeypatch: pytest.MonkeyPa
 
 
 def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
-    task, counted = build("plain"), []
+    task, counted = tiny_model("plain"), []
     asked = two_scenes(task)
 
     def reduce(tokens: Tensor, reduce_op: str) -> Tensor:
@@ -203,48 +165,35 @@ def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
     assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()
 
 
-def test_a_batch_that_only_keeps_in_step_teaches_no_objective() -> None:
-    for average in ("questions", "micro_batch_tokens"):
-        task = build("plain", objectives=[DepthPrediction()], average=average)
-        asked, algorithm = two_scenes(task), GRPO()
-        assert algorithm.objective_weight(task, asked) == 1
-        vars(asked)["num_answers"] = (0, 0)
-        assert algorithm.objective_weight(task, asked) == 0
-
-
 def test_later_turns_of_a_conversation_are_not_asked_and_do_not_count() -> None:
-    task = build("plain")
+    task = tiny_model("plain")
     talk = RawQuestion("talk", "", "How many?", "5", later_turns=(("And then?", "7"),))
-    shown = asking.scene("a", (talk, QUESTIONS[0]))
-    assert batch(task, shown).num_answers == (2,) and batch(task, shown, training=True).num_answers == (3,)
-    assert batch(task, replace(shown, is_supervised=False)).num_answers == (0,)
+    shown = tiny_scene("a", (talk, QUESTIONS[0]))
+    assert tiny_batch(task, shown).num_answers == (2,) and tiny_batch(task, shown, training=True).num_answers == (3,)
+    assert tiny_batch(task, replace(shown, is_supervised=False)).num_answers == (0,)
 
 
-@pytest.mark.parametrize(
-    "options", [{"reward_scale": "batch"}, {"aggregation": "normalize_then_sum"}, {"loss_type": "dapo"}, {"updates": 2}]
-)
-def test_what_is_of_a_whole_step_takes_no_accumulated_batches(options: dict[str, Any]) -> None:
-    for accumulated in (1, 2):
+def test_options_that_do_not_fit_are_refused() -> None:
+    def begin(accumulated: int = 1, penalty: float = 1.0, **options: Any) -> None:
         trainer: Any = SimpleNamespace(accumulate_grad_batches=accumulated)
-        task: Any = SimpleNamespace(trainer=trainer, repetition_penalty=1.0, data_settings=DataSettings())
-        with nullcontext() if accumulated == 1 else pytest.raises(InputError, match=next(iter(options))):
-            GRPO(**options).begin(task)
+        task: Any = SimpleNamespace(trainer=trainer, repetition_penalty=penalty, data_settings=DataSettings())
+        GRPO(**options).begin(task)
+
+    of_a_step: list[dict[str, Any]] = [
+        *({"reward_scale": "batch"}, {"aggregation": "normalize_then_sum"}, {"loss_type": "dapo"}, {"updates": 2})
+    ]
+    for options in of_a_step:  # what is of a whole step takes no accumulated batches
+        begin(**options)
+        with pytest.raises(InputError, match=next(iter(options))):
+            begin(2, **options)
+    with pytest.raises(InputError, match="--model.repetition_penalty"):  # which its samples lack
+        begin(penalty=1.1)
+    for option, value in {"num_generations": 1, "temperature": 0.0, "epsilon_low": -0.1, "delta": 0.0}.items():
+        with pytest.raises(InputError, match=f"--model.algorithm.{option} {value}: "):
+            GRPO(**{option: value})
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [("num_generations", 1), ("temperature", 0.0), ("epsilon_low", -0.1), ("epsilon_high", -0.1), ("delta", 0.0)],
-)
-def test_numbers_out_of_their_range_are_named(option: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"--model.algorithm.{option} {value}: "):
-        GRPO(**{option: value})
-
-
-def test_a_penalty_on_repetitions_that_its_samples_lack_is_refused() -> None:
-    trainer: Any = SimpleNamespace(accumulate_grad_batches=1)
-    task: Any = SimpleNamespace(trainer=trainer, repetition_penalty=1.1, data_settings=DataSettings())
-    with pytest.raises(InputError, match="--model.repetition_penalty"):
-        GRPO().begin(task)
+# ---- rewards ---------------------------------------------------------------------------------------------------
 
 
 def test_a_batch_to_which_no_reward_applies_teaches_nothing() -> None:
@@ -252,13 +201,6 @@ def test_a_batch_to_which_no_reward_applies_teaches_nothing() -> None:
     found = rewards(["4", "9"], [{"question_type": "", "ground_truth": "4"}] * 2)
     assert found.isnan().all() and not group_advantages(found, 2, weights=rewards.weights).any()
     assert rewards.statistics(found, 2) == {"reward_deviation": 0, "groups_without_signal": 1}  # and no NaN
-
-
-def test_no_reward_of_the_benchmark_applies_to_a_type_that_it_lacks() -> None:
-    """As of rows of a mixture."""
-    records = [dict(id=kind, question_type=kind, ground_truth="4") for kind in ("object_counting", "caption")]
-    found = RewardSum([AnswerScore(), ShuffledAnswerScore(), AnswerFormat()])(["4", "4"], records)
-    assert found[0, 0] == found[0, 2] == 1 and found[1].isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -285,7 +227,7 @@ def test_a_run_to_which_no_reward_applies_is_refused() -> None:
         ([AnswerScore()], [untyped, typed]),
         ([AnswerScore(), AnswerFormat(".*")], [untyped]),
     ):
-        needs = build("plain", algorithm=GRPO(rewards=rewards)).model_spec(training=True)
+        needs = tiny_model("plain", algorithm=GRPO(rewards=rewards)).model_spec(training=True)
         is_refused = len(rewards) == len(scenes)
         with pytest.raises(InputError, match="no reward applies") if is_refused else nullcontext():
             check_split(scenes, "train", Rooms(), needs)
@@ -334,3 +276,6 @@ def test_a_group_with_an_answer_without_a_reward_has_a_signal() -> None:
     assert statistics["groups_without_signal"] == 0 and statistics["reward_deviation"] == pytest.approx(0.5**0.5)
     advantages = group_advantages(found, 3, weights=rewards.weights)
     assert advantages[0] == -advantages[1] != 0 and advantages[2] == 0  # it trains on them
+    partly = torch.tensor([[1.0, torch.nan], [0.0, torch.nan]])  # one of two functions applies
+    alone = group_advantages(partly[:, :1], 2, weights=torch.ones(1))
+    assert torch.equal(group_advantages(partly, 2, weights=torch.ones(2)), alone) and alone[0] > 0

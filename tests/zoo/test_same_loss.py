@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from datamodules.collate import KeepInStep, TrainingCollate
 from datamodules.question_sampler import QuestionSampler, TrainingItem, TrainingLoader, TrainingPosition
 from datamodules.scenes import RawQuestion, num_answers
-from tests.zoo.asking import QUESTIONS, build, scene
+from tests.tiny import QUESTIONS, tiny_model, tiny_scene
 from zoo import (
     CameraPrediction,
     DatasetGeometry,
@@ -40,13 +40,15 @@ TALK = RawQuestion("talk", "", "How many?", "12345", later_turns=(("And then?", 
 KINDS = ("object_counting", "room_size_estimation")
 ASKED = tuple(replace(question, question_type=KINDS[i % 2]) for i, question in enumerate(QUESTIONS))
 SCENES = [
-    scene("a", ASKED[1:4]),
-    scene("b", ASKED[:1], steps=2, seed=1),
-    scene("c", (*ASKED[:2], TALK), seed=2),
-    scene("d", ASKED[:4], steps=2, seed=3),
+    tiny_scene("a", ASKED[1:4]),
+    tiny_scene("b", ASKED[:1], steps=2, seed=1),
+    tiny_scene("c", (*ASKED[:2], TALK), seed=2),
+    tiny_scene("d", ASKED[:4], steps=2, seed=3),
 ]
+
 for each in (1, 3):  # half of the scenes have no target of depth
     SCENES[each].geometry.depth = None  # type: ignore[union-attr]
+
 SEQUENCES = 4  # of an optimizer step; an epoch has 7, so its last step is shorter
 
 
@@ -105,10 +107,10 @@ def steps(task: VideoQATask, batch_size: int, processes: int, damaged: str = "",
             step = number // accumulated
             found[step] = found[step] + gradient if step in found else gradient.clone()
             failed[step], planned[step] = failed.get(step, 0) + batch.failed_answers, batch.step
-    return [_updated_by(task, found[step], planned[step], failed[step]) for step in sorted(found)]
+    return [updated_by(task, found[step], planned[step], failed[step]) for step in sorted(found)]
 
 
-def _updated_by(task: VideoQATask, gradient: Tensor, step: OptimizerStep | None, failed: int) -> Tensor:
+def updated_by(task: VideoQATask, gradient: Tensor, step: OptimizerStep | None, failed: int) -> Tensor:
     """The gradient that the optimizer gets, where the other of two processes has all failed answers."""
     strategy = SimpleNamespace(reduce=lambda own, reduce_op: own + failed)
     task._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # type: ignore[assignment]
@@ -127,14 +129,11 @@ def apart(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def model(name: str, average: str = "questions", **more: Any) -> VideoQATask:
-    return build(name, average=average, **more).double().train()
+    return tiny_model(name, average=average, **more).double().train()
 
 
 OBJECTIVES = {
     "answers": lambda: None,
-    "cameras": lambda: [CameraPrediction(layer=0)],
-    "depth": lambda: [DepthPrediction()],
-    "masks": lambda: [MaskedViews(mask_ratio=0.4)],
     "masks by type": lambda: [MaskedViews(0.1, {KINDS[0]: 0.9})],
     "all": lambda: [CameraPrediction(token=False), DepthPrediction(layer=0, weight=0.5), MaskedViews(mask_ratio=0.4)],
     "poses": lambda: [PosePrediction(dim=32, trunk_depth=1)],
@@ -157,9 +156,7 @@ SPLITS: list[tuple[int, int, dict[str, Any]]] = [  # sequences in a batch, proce
     (4, 1, {"pack_scenes": True}),
     (1, 2, {"tokens_per_sequence": 1}),
 ]
-
-
-SLOW = ("all", "cameras", "depth", "masks", "poses", "ray depth", "teacher")
+SLOW = OBJECTIVES.keys() - {"masks by type"}
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,23 @@
-"""What trains: in float32, with a gradient in every batch and process, and beside frozen parts that keep no graph."""
+"""What trains: in float32, in its group of the optimizer, with a gradient in every batch and process."""
 
 from __future__ import annotations
 
-import copy
-from contextlib import nullcontext
+import json
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.zoo.asking import QUESTIONS, RATES, VGGT, batch, scene, tiny_backbone
+from tests.tiny import QUESTIONS, RATES, VGGT, tiny_backbone, tiny_batch, tiny_scene
 from zoo import (
     GTA,
     AddFusion,
-    AttentionFusion,
     CameraPrediction,
     ConcatSplitFusion,
     DeepFusion,
@@ -28,16 +26,20 @@ from zoo import (
     LearningRates,
     MaskedViews,
     PoseALiBi,
+    SpatialVLM,
+    TinyQwen25VL,
     TinyVGGT,
 )
 from zoo.backbones.lora import LoRA
+from zoo.backbones.official_names import backbone_names
 from zoo.encodings import PRoPE, ViewAttention
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt import DINOV2
 from zoo.geometry.vggt import VGGT as VGGTModel
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.sequences.batch import Batch
-from zoo.tasks import VideoQATask, vggt_pretraining, video_qa
+from zoo.tasks import VideoQATask
+from zoo.tasks.base import WarmupCosine, parameter_groups
 
 LAYERS = 2  # of the decoder
 TRAINED_GEOMETRY = LearningRates(decoder=1e-3, connector=1e-3, vision=1e-3, geometry=1e-3)
@@ -50,12 +52,12 @@ def task(dtype: str = "float32", rates: LearningRates = RATES, **parts: Any) -> 
 
 def training_batch(model: VideoQATask, cameras: bool = True) -> Batch:
     """Two questions on a scene; without cameras as a dataset has it whose poses are all invalid."""
-    loaded = scene("a", QUESTIONS[:2])
+    loaded = tiny_scene("a", QUESTIONS[:2])
     if not cameras:
         assert loaded.geometry is not None
         none = torch.zeros(len(loaded.frame_indices), dtype=torch.bool)
         loaded = replace(loaded, geometry=SceneGeometry(**{**loaded.geometry.present(), "has_camera": none}))
-    return batch(model, loaded, training=True)
+    return tiny_batch(model, loaded, training=True)
 
 
 def ask_for_no_cameras(model: VideoQATask) -> None:
@@ -80,9 +82,6 @@ HALF: dict[str, dict[str, Any]] = {
 }
 
 
-# ---- what is frozen stays in eval mode ---------------------------------------------------------------------
-
-
 def modes(model: VideoQATask) -> dict[str, bool]:
     """Whether each module is in training mode, by the slow reference: those whose parameters are all frozen aren't."""
     frozen = model.learning_rates.frozen()
@@ -105,12 +104,8 @@ def test_frozen_parts_stay_in_eval_mode(name: str) -> None:
     assert not any(module.training for module in model.eval().modules())
 
 
-# ---- float32 -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", HALF)
-@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "bf16-mixed"])
-def test_what_trains_is_float32_beside_bfloat16(name: str, autocast: bool) -> None:
+def test_what_trains_is_float32_beside_bfloat16(name: str) -> None:
     model = task("bfloat16", **HALF[name])
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     frozen = [p.dtype for p in model.model.backbone.parameters() if not p.requires_grad]
@@ -120,7 +115,7 @@ def test_what_trains_is_float32_beside_bfloat16(name: str, autocast: bool) -> No
     optimizer = torch.optim.AdamW(trained.values(), lr=7e-6, weight_decay=0.0)
     for _ in range(2):
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        with torch.autocast("cpu", torch.bfloat16):
             loss = model.loss(training_batch(model))
         loss.backward()
         optimizer.step()
@@ -132,9 +127,6 @@ def test_what_trains_is_float32_beside_bfloat16(name: str, autocast: bool) -> No
     weight = next(p for name, p in before.items() if p.ndim == 2 and (p != 0).any())
     half = weight[weight != 0].bfloat16()
     assert ((half - 7e-6).bfloat16() == half).float().mean() > 0.5
-
-
-# ---- frozen parts keep no graph ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -155,62 +147,72 @@ def test_checkpointing_keeps_the_graph_of_a_trained_tower_alone(trained: bool) -
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
 
 
-# ---- casts, and the optimizer -------------------------------------------------------------------------------
+# ---- groups of the optimizer, and the schedule -----------------------------------------------------------------
+
+part_of = SpatialVLM(TinyQwen25VL(layers=1, hidden_size=32, heads=2)).part_of
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/manifests/optimizer_groups_3b.json").read_text())
 
 
-def casts_of_a_test(dtype: str, **parts: Any) -> int:
-    """Casts of weights while an answer of several tokens is decoded, as Lightning's bf16-mixed does it."""
-    model = task(dtype, max_new_tokens=6, allow_untrained=True, **parts).eval()
-    model.model.backbone.stop_tokens = []
-    weights = {tuple(p.shape) for p in model.model.backbone.decoder.layers.parameters() if p.ndim == 2}
-    autocast = torch.autocast("cpu", torch.bfloat16, cache_enabled=False)
-    with torch.profiler.profile(record_shapes=True) as profile, autocast:
-        model.predict_batch(batch(model, scene("a", QUESTIONS[:2])))
-    return sum(
-        event.count
-        for event in profile.key_averages(group_by_input_shape=True)
-        if event.key == "aten::_to_copy" and tuple(event.input_shapes[0]) in weights
+def ours(name: str) -> str:
+    """The name in a SpatialVLM of a parameter of the official model."""
+    if name.startswith("spatial_encoder."):
+        return name.replace("spatial_encoder.", "geometry.", 1)
+    return (
+        name.replace("connector.", "fusion.", 1)
+        if name.startswith("connector.")
+        else f"backbone.vlm.{backbone_names().current(name)[0]}"
     )
 
 
-@pytest.mark.slow
-def test_no_weight_is_cast_again_for_each_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrices = 7 * LAYERS
-    # a few of the casts are of activations in a weight's shape
-    assert casts_of_a_test("float32") < 1.5 * matrices and casts_of_a_test("bfloat16") < 1.5 * matrices  # trained
-    assert casts_of_a_test("bfloat16", rates=LearningRates(decoder=None)) < 0.5 * matrices  # frozen
-    assert casts_of_a_test("float32", rates=LearningRates(decoder=None)) > 5 * matrices  # the control
-    monkeypatch.setattr(video_qa, "answer_precision", lambda *_: nullcontext())
-    assert casts_of_a_test("float32") > 5 * matrices
+def test_groups_and_rates_are_the_official_trainers() -> None:
+    named = {ours(name): nn.Parameter(torch.zeros(1)) for group in GOLDEN["groups"] for name in group["names"]}
+    names = {id(parameter): name for name, parameter in named.items()}
+    groups = parameter_groups(named.items(), LearningRates(), part_of)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.1)
+    made = {
+        frozenset(names[id(p)] for p in group["params"]): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+    }
+    rates = {"base (7e-6)": 7e-6, "2e-05": 2e-5}
+    expected = {
+        frozenset(map(ours, group["names"])): (rates[str(group["lr"])], group["weight_decay"])
+        for group in GOLDEN["groups"]
+    }
+    assert made == expected
 
 
-@pytest.mark.parametrize("has_gpu", [False, True])
-@pytest.mark.parametrize("adamw", [video_qa.adamw, vggt_pretraining.adamw])
-def test_adamw_is_fused_where_there_is_a_gpu_and_can_be_clipped(
-    adamw: Any, has_gpu: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if has_gpu and torch.version.cuda and not torch.cuda.is_available():
-        pytest.skip("a CUDA build of torch asks the driver, which is absent")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
-    parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))]
-    ours, plain = adamw(parameters), torch.optim.AdamW(copy.deepcopy(parameters), weight_decay=0.1)
-    assert bool(ours.defaults["fused"]) is has_gpu
-    for optimizer in (ours, plain):
-        for _ in range(3):
-            for group in optimizer.param_groups:
-                group["weight_decay"] = 0.1
-                for parameter in group["params"]:
-                    parameter.grad = parameter.detach() + 1
-            MixedPrecision("bf16-mixed", "cpu").clip_gradients(optimizer, 1.0)
-            optimizer.step()
-    states = [optimizer.state_dict()["state"] for optimizer in (ours, plain)]
-    for one, other in zip(states[0].values(), states[1].values(), strict=True):
-        assert one.keys() == other.keys()
-        torch.testing.assert_close(one, other)
-    plain.load_state_dict(ours.state_dict())  # a run goes on where there is none
+def test_what_the_official_trainer_freezes_is_frozen() -> None:
+    for prefix in GOLDEN["frozen_prefixes"]:
+        assert getattr(LearningRates(), part_of(ours(prefix.rstrip(".*") + ".0.weight"))) is None, prefix
+    names = ("camera_encoding.layers.0.weight", "view_mixer.encoding.layers.0.weight", "view_mixer.q_proj.weight")
+    assert [part_of(name) for name in names] == ["encoding", "encoding", "connector"]
 
 
-# ---- a gradient for each -------------------------------------------------------------------------------------
+def test_parameters_of_an_encoding_have_their_own_rate_and_no_decay() -> None:
+    encoding = GTA(learn_scale=True)
+    module = nn.ModuleDict({"camera_encoding": encoding, "backbone": nn.Linear(2, 2, bias=False)})
+    decoder, learned = parameter_groups(module.named_parameters(), LearningRates(encoding=1e-2), part_of)[::-1]
+    assert learned["params"] == [encoding.log_scale]
+    assert (learned["lr"], learned["weight_decay"]) == (1e-2, 0.0)
+    assert decoder["lr"] == 7e-6 and "weight_decay" not in decoder
+
+
+@pytest.mark.parametrize(("total", "fraction"), [(100, 0.03), (10, 0.0)])
+def test_the_schedule_warms_up_and_comes_down(total: int, fraction: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = WarmupCosine(optimizer, total, fraction)
+    rates = []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    peak = rates.index(max(rates))
+    assert peak <= -(-total * fraction // 1) and rates[peak] == pytest.approx(2.0)
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+# ---- a gradient for each ---------------------------------------------------------------------------------------
 
 
 def dino_vggt() -> VGGTEncoder:
@@ -234,12 +236,8 @@ REACHED: dict[str, dict[str, Any]] = {
         "geometry": vggt,
         "view_mixer": partial(ViewAttention, head_dim=16),
     },
-    "AddFusion 2d": {"fusion": partial(AddFusion, active_branches="2d"), "geometry": vggt},
-    "AddFusion 3d": {"fusion": partial(AddFusion, active_branches="3d"), "geometry": vggt},
-    "AttentionFusion 3d": {"fusion": partial(AttentionFusion, active_branches="3d"), "geometry": vggt},
     "DeepFusion": {"fusion": partial(DeepFusion, decoder_layers=[0]), "geometry": vggt},
     "ExtraChannels": {"camera_encoding": PRoPE(ExtraChannels())},
-    "GTA(learn_scale)": {"camera_encoding": GTA(learn_scale=True)},
     "PoseALiBi": {"camera_encoding": PoseALiBi(slopes="learned")},
     "ViewAttention": {"view_mixer": lambda width: ViewAttention(width, 16, GTA(learn_scale=True))},
     "objectives": {"objectives": [CameraPrediction(layer=0), DepthPrediction(weight=0.0), MaskedViews()]},

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,9 +25,6 @@ from zoo import (
     MaskedViews,
     MetricScale,
     Objective,
-    PretrainedQwen35,
-    PRoPE,
-    PRoPEMLLM,
     Qwen3VL,
     Qwen25VL,
     Qwen35,
@@ -44,7 +39,7 @@ from zoo import (
 from zoo.backbones.lora import LoRA
 from zoo.tasks import VideoQATask
 from zoo.tasks.base import LearningRates, parameter_groups
-from zoo.tasks.training_cost import BatchSizes, TrainingCost, block_cost, sequence_sizes, total_bytes, training_cost
+from zoo.tasks.training_cost import BatchSizes, TrainingCost, sequence_sizes, total_bytes, training_cost
 
 ALL = LearningRates(vision=1e-5)
 SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}
@@ -52,13 +47,10 @@ WIDE: dict[str, Any] = {"layers": 3, "hidden_size": 256, "heads": 4, "key_value_
 VGGT = partial(TinyVGGT, embed_dim=32, depth=1, num_heads=2)
 CASES: dict[str, tuple[Callable[[], VideoQATask], str]] = {
     "narrow": (lambda: SpatialMLLM(backbone=TinyQwen25VL(**SMALL), geometry=VGGT), "32-true"),
-    "PRoPE": (lambda: PRoPEMLLM(PRoPE(), backbone=TinyQwen3VL()), "32-true"),
     "hybrid": (lambda: Qwen35(backbone=TinyQwen35(**{**SMALL, "layers": 4})), "32-true"),
-    "bfloat16": (lambda: SpatialMLLM(backbone=TinyQwen25VL(**WIDE), geometry=VGGT), "bf16-mixed"),
     "Qwen3-VL, bfloat16": (lambda: Qwen3VL(backbone=TinyQwen3VL(**WIDE)), "bf16-mixed"),
     "adapters": (lambda: Qwen25VL(backbone=TinyQwen25VL(**WIDE, dtype="bfloat16"), lora=LoRA(8)), "bf16-mixed"),
     "vision encoder": (lambda: Qwen3VL(backbone=TinyQwen3VL(**WIDE), learning_rates=ALL), "32-true"),
-    "connector": (lambda: Qwen25VL(backbone=TinyQwen25VL(), learning_rates=LearningRates(decoder=None)), "32-true"),
 }
 SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in list(CASES)[1:]]
 
@@ -103,7 +95,7 @@ def test_the_planned_bytes_are_those_of_live_tensors(name: str) -> None:
         measured[checkpointing] = most_live_bytes(profiled)
     planned = {checkpointing: each.activations for checkpointing, each in cost.steps.items()}
     assert planned == pytest.approx(measured, rel=0.2)
-    assert name == "connector" or planned[False] != pytest.approx(measured[True], rel=0.2)  # the control
+    assert planned[False] != pytest.approx(measured[True], rel=0.2)  # the control
     optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
     optimizer.step()
     states = [value for state in optimizer.state.values() for value in state.values()]
@@ -111,36 +103,7 @@ def test_the_planned_bytes_are_those_of_live_tensors(name: str) -> None:
     assert cost.weights == total_bytes([*task.parameters(), *task.buffers()])
 
 
-@pytest.mark.parametrize("name", [each for each in CASES if each not in ("PRoPE", "connector")])
-def test_a_layer_keeps_what_the_formula_says(name: str) -> None:
-    """The second decoder layer, by the tensors that autograd saves."""
-    build, precision = CASES[name]
-    task = build()
-    sizes, layer = sizes_for(task), task.model.backbone.decoder.layers[1]
-    weights = {parameter.untyped_storage()._cdata for parameter in task.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in weights:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    forward = layer.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        with saved_tensors_hooks(keep, lambda tensor: tensor):
-            return forward(*args, **kwargs)
-
-    layer.forward = watched
-    step(task, sizes, precision)
-    _, rows, length = sequence_sizes(task.model, sizes)
-    planned = block_cost(layer, rows * length, length, precision != "32-true")
-    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert planned.kept + planned.copies == pytest.approx(measured, rel=0.2)
-
-
-@pytest.mark.parametrize("family", [(TinyQwen25VL, 1), (TinyQwen3VL, 3)], ids=lambda each: each[0].__name__)
-@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize(("family", "recomputes"), [((TinyQwen25VL, 1), False), ((TinyQwen3VL, 3), True)])
 def test_the_planned_operations_are_those_of_a_step(family: tuple[Any, int], recomputes: bool) -> None:
     """By PyTorch's own counter, which knows the products of eager attention."""
     loader, questions = family
@@ -156,7 +119,7 @@ def test_the_planned_operations_are_those_of_a_step(family: tuple[Any, int], rec
     assert planned[not recomputes].flops != pytest.approx(counter.get_total_flops(), rel=0.1)  # the control
 
 
-@pytest.mark.parametrize("questions, limit", [(1, None), (4, None), (4, 400), (4, 10)])
+@pytest.mark.parametrize("questions, limit", [(1, None), (4, 400), (4, 10)])
 @pytest.mark.parametrize("loader", [TinyQwen25VL, TinyQwen3VL, TinyQwen35])
 def test_the_planned_tokens_are_those_of_a_batch(loader: Any, questions: int, limit: int | None) -> None:
     task = BaselineVLM(backbone=loader(layers=4))
@@ -204,10 +167,3 @@ def test_a_teacher_is_weights_and_operations(tmp_path: Path) -> None:
     assert [each.rows.get("teacher", 0) for each in rows] == [0, plain.teacher]  # on each GPU the whole
     assert rows[1].evaluation - rows[0].evaluation == plain.teacher
     assert list(parameters_table(plain).columns[0].cells)[-2:] == ["teacher", "total"]
-
-
-@pytest.mark.slow
-def test_released_weights_are_planned_without_a_folder() -> None:
-    task = on_meta(lambda: Qwen35(backbone=PretrainedQwen35("Qwen/Qwen3.5-0.8B")))
-    cost = training_cost(task, BatchSizes(num_frames=2, height=64, width=64), "bf16-mixed")
-    assert cost.steps[False].flops > 6 * 0.4e9 * cost.sequence_tokens  # of a decoder's products

@@ -1,16 +1,20 @@
-"""What 2D tokens learn of their cameras before they are joined with 3D ones: stock at the start, never silently off."""
+"""What 2D tokens learn of their cameras before the fusion; and parts of a wrong shape are named."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from datamodules.samplers import SceneView, UniformSampler
+from datamodules.video import Video
 from tests.cases import each_once
-from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
+from tests.tiny import RATES, tiny_backbone, tiny_batch, tiny_model, tiny_scene
+from tests.zoo.two_videos import GRID, cameras, sequences
 from zoo import (
     AddFusion,
     Cameras,
@@ -18,20 +22,12 @@ from zoo import (
     ConcatSplitMLLM,
     DatasetGeometry,
     InputError,
-    LoRA,
+    LanguageModeling,
     PRoPE,
     PRoPEMLLM,
 )
-from zoo.backbones.base import VisualTokens
-from zoo.cameras.scene_geometry import PatchCameras
-from zoo.encodings import GTA, CaPE, RayAttention, RayEmbedding, ViewAttention
-from zoo.encodings.testing import random_cameras
-from zoo.geometry import SceneGeometry
-from zoo.scene_encoding import EncodedScene, fuse_scenes
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.encodings import GTA, CaPE, EncodedCameras, RayAttention, RayEmbedding, ViewAttention
 from zoo.tasks import VideoQATask
-
-WIDTH = 64  # of `tiny`
 
 GEOMETRY: dict[str, Any] = {"geometry": lambda: DatasetGeometry(depth=False)}
 FRAMES = [torch.zeros(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]
@@ -52,7 +48,7 @@ VIEWS: dict[str, Callable[[int], nn.Module]] = {
 def model(views: Any = None, fusion: str = "channels", dtype: str = "float32", **more: Any) -> VideoQATask:
     torch.manual_seed(0)
     parts = {"view_mixer": views, "fusion": FUSIONS[fusion], **(GEOMETRY if fusion != "none" else {}), **more}
-    return VideoQATask(backbone=tiny(dtype=dtype), learning_rates=RATES, **parts)
+    return VideoQATask(backbone=tiny_backbone(dtype=dtype), learning_rates=RATES, **parts)
 
 
 def woken(ours: VideoQATask) -> VideoQATask:
@@ -86,47 +82,17 @@ def test_it_starts_without_effect_and_then_has_one(views: str, fusion: str) -> N
 
 def test_prope_mllm_is_concat_split_before_training() -> None:
     torch.manual_seed(0)
-    plain = ConcatSplitMLLM(backbone=tiny(), learning_rates=RATES, **GEOMETRY)
+    plain = ConcatSplitMLLM(backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)
     torch.manual_seed(0)
-    ours = PRoPEMLLM(None, backbone=tiny(), learning_rates=RATES, **GEOMETRY)
+    ours = PRoPEMLLM(None, backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)
     given = batch()
     assert torch.equal(ours.model.logits(**given, cameras=cameras()), plain.model.logits(**given, cameras=cameras()))
     state = dict(plain.state_dict())
     assert state.keys() < ours.state_dict().keys() and all("view_mixer." in k for k in ours.state_dict().keys() - state)
-    both = PRoPEMLLM(PRoPE(), backbone=tiny(), learning_rates=RATES, **GEOMETRY)  # in the decoder as well
+    both = PRoPEMLLM(PRoPE(), backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)  # in the decoder as well
     assert not torch.equal(
         both.model.logits(**given, cameras=cameras()), plain.model.logits(**given, cameras=cameras())
     )
-
-
-@pytest.mark.parametrize("variant", [{}, {"lora": LoRA(r=4)}, {"gradient_checkpointing": True}, {"dtype": "bfloat16"}])
-def test_it_learns(variant: dict[str, Any]) -> None:
-    ours, given = model(VIEWS["PRoPE"], **variant), batch()
-    assert isinstance(ours.model.view_mixer, ViewAttention)
-    for _ in range(2):  # the output first, since it is zero; then what is behind it
-        ours.zero_grad()
-        ours.model.logits(**given, cameras=cameras())[given["attention_mask"].bool()].float().square().mean().backward()
-        assert ours.model.view_mixer.o.weight.grad is not None and ours.model.view_mixer.o.weight.grad.abs().max() > 0
-        ours.model.view_mixer.o.weight.data -= ours.model.view_mixer.o.weight.grad
-    assert ours.model.view_mixer.qkv.weight.grad is not None and ours.model.view_mixer.qkv.weight.grad.abs().max() > 0
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("views", VIEWS)
-def test_a_view_that_the_index_leaves_out_is_left_out(views: str) -> None:
-    """Whoever gives an index says with it which views have a camera: the others' poses are placeholders."""
-    ours, given = woken(model(VIEWS[views], "none")), batch("none")
-    every = ours.model.logits(**given, cameras=cameras())
-    shown = given["input_ids"] == ours.model.backbone.vlm.config.video_token_id
-    index = torch.where(shown, (shown.cumsum(1) - 1) // 4, -1)  # the first video has four tokens a view
-    index[1] = torch.where(shown[1], (shown[1].cumsum(0) - 1) // 6, -1)
-    assert torch.equal(ours.model.logits(**given, cameras=cameras().with_index(index)), every)
-    known = cameras().with_index(index.masked_fill(index == 1, -1))
-    poses = known.world_to_camera.clone()
-    poses[:, 1] = cameras(5).world_to_camera[:, 1]
-    without = ours.model.logits(**given, cameras=known)
-    assert torch.equal(ours.model.logits(**given, cameras=known.with_poses(poses)), without)
-    assert (without - every).abs().max() > 1e-3
 
 
 def test_each_video_is_a_scene_of_its_own() -> None:
@@ -167,68 +133,105 @@ def test_two_videos_of_one_sequence_have_their_own_cameras() -> None:
     assert (first[length:] - other[length:]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(("views", "fusion", "ragged"), each_once([*VIEWS], [*FUSIONS], [True, False]))
-def test_scenes_of_one_grid_are_fused_together_as_if_alone(views: str, fusion: str, ragged: bool) -> None:
-    ours = woken(model(VIEWS[views], fusion))
-    generator = torch.Generator().manual_seed(1)
-    grids = torch.tensor([[3, 2, 4], [2, 4, 4], [3, 2, 4], [3, 2, 4]])
-    visual = [torch.randn(int(g.prod()) // 4, WIDTH, generator=generator) for g in grids]
-    poses = Cameras(random_cameras(4, 3)[0].float(), torch.eye(3).expand(4, 3, 3, 3))
-    present = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]).bool() if ragged else torch.ones(4, 3).bool()
-    frames = [torch.zeros(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in grids]
-    of_frames = [
-        SceneGeometry(
-            world_to_camera=poses.world_to_camera[i, : len(f) // 2].repeat_interleave(2, 0),
-            K_normalized=poses.K_normalized[i, : len(f) // 2].repeat_interleave(2, 0),
-        )
-        for i, f in enumerate(frames)
+@torch.no_grad()
+@pytest.mark.parametrize("views", ["PRoPE", "rays", "RayRoPE"])
+def test_scenes_of_one_grid_are_encoded_together_as_if_alone(views: str) -> None:
+    """Two scenes of one grid, one of which has a view without a camera, and a scene of another grid."""
+    ours = woken(model(VIEWS[views]))
+    scenes = [
+        tiny_scene(name, steps=steps, seed=seed) for seed, (name, steps) in enumerate((("a", 3), ("b", 3), ("c", 2)))
     ]
-    parts, geometry = ours.model, ours.model.geometry
-    found = of_frames if geometry is None else geometry(frames, of_frames, cameras=False)
-
-    def fuse(visual: Any, grids: Any, found: Any, poses: Cameras, present: torch.Tensor) -> list[EncodedScene]:
-        shown = []
-        for i, (tokens, grid) in enumerate(zip(visual, grids, strict=True)):
-            steps = int(grid[0])
-            own = tokens.unflatten(0, (steps, -1))
-            patches = (each[i, :steps] for each in (poses.world_to_camera, poses.K_normalized, present))
-            shown.append(
-                EncodedScene(
-                    LoadedScene(grid_thw=tuple(grid.tolist())),
-                    VisualTokens(own, own.new_empty(0, *own.shape)),
-                    PatchCameras(*patches, is_complete=not ragged),
-                )
-            )
-        fused = fuse_scenes(shown, found, parts.fusion, parts.view_mixer)
-        for each, tokens in zip(shown, visual, strict=True):
-            assert torch.equal(each.visual.tokens.flatten(0, 1), tokens)
-        return fused
-
-    with torch.no_grad():
-        together = fuse(visual, grids, found, poses, present)
-        for i, (steps, _, _) in enumerate(grids.tolist()):
-            one = slice(i, i + 1)
-            (alone,) = fuse(visual[one], grids[one], found[one], poses[one].span(0, steps), present[one, :steps])
-            shape = (steps, len(visual[i]) // steps)
-            assert together[i].visual.tokens.shape == alone.visual.tokens.shape == (*shape, WIDTH)
-            torch.testing.assert_close(together[i].visual.tokens, alone.visual.tokens, rtol=0, atol=1e-5)
-            torch.testing.assert_close(together[i].raw_depth, alone.raw_depth, rtol=0, atol=1e-5)
-            assert (alone.raw_depth is not None) == (views == "RayRoPE")
-            assert alone.raw_depth is None or alone.raw_depth.shape == (*shape, 2)
-        # the control: another scene of the same grid is another one
-        others = fuse(visual, grids, found, poses[[2, 1, 0, 3]], present)
+    scenes[1].geometry.has_camera = torch.arange(6) > 1
+    together = ours.model.encode_scenes(tiny_batch(ours, *scenes))
+    for loaded, found in zip(scenes, together, strict=True):
+        (alone,) = ours.model.encode_scenes(tiny_batch(ours, loaded))
+        torch.testing.assert_close(found.visual.tokens, alone.visual.tokens, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.raw_depth, alone.raw_depth, rtol=0, atol=1e-5)
+        assert (alone.raw_depth is not None) == (views == "RayRoPE")
+    scenes[0].geometry.world_to_camera = scenes[0].geometry.world_to_camera.flip(0)  # the control: other cameras
+    others = ours.model.encode_scenes(tiny_batch(ours, *scenes))
     assert (others[0].visual.tokens - together[0].visual.tokens).abs().max() > 1e-3
-    torch.testing.assert_close(others[3].visual.tokens, together[3].visual.tokens, rtol=0, atol=1e-5)
+    torch.testing.assert_close(others[1].visual.tokens, together[1].visual.tokens, rtol=0, atol=1e-5)
 
 
 def test_a_view_mixer_has_no_effect_without_the_2d_branch() -> None:
     only_3d = lambda *widths: ConcatSplitFusion(*widths, active_branches="3d")  # noqa: E731
     torch.manual_seed(0)
-    ours = VideoQATask(backbone=tiny(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY)
+    ours = VideoQATask(
+        backbone=tiny_backbone(), view_mixer=VIEWS["PRoPE"], fusion=only_3d, learning_rates=RATES, **GEOMETRY
+    )
     before = ours.model.logits(**batch(), cameras=cameras())
     assert torch.equal(woken(ours).model.logits(**batch(), cameras=cameras()), before)
 
 
-def test_heads_that_do_not_fit_are_an_error() -> None:
-    with pytest.raises(InputError, match="head_dim=24 does not fit ViewAttention"):
-        model(lambda width: ViewAttention(width, 24))
+# ---- parts of a wrong shape ------------------------------------------------------------------------------------
+
+
+class Mixer(ViewAttention):
+    def forward(self, *args: Any, **options: Any) -> Any:
+        return super().forward(*args, **options)[:-1]
+
+
+class Geometry(DatasetGeometry):
+    def forward(self, *args: Any, **options: Any) -> Any:
+        found = super().forward(*args, **options)
+        for each in found:
+            each.patches = each.patches[:-1]
+        return found
+
+
+class Matrices(PRoPE):
+    def matrices(self, cameras: Any) -> Any:
+        return {term: m[..., :3, :3] for term, m in super().matrices(cameras).items()}
+
+
+class Before(EncodedCameras):
+    def before_rope(self, q: Any, k: Any) -> Any:
+        return q, k[..., :-2]
+
+
+class Hooks(PRoPE):
+    def encode(self, *args: Any, **options: Any) -> Any:
+        return Before()
+
+
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "mixer": (
+        {"view_mixer": partial(Mixer, head_dim=16)},
+        r"Mixer returned 2D tokens \(N, D\) of shape \(11, 32\), expected \(12, 32\)",
+    ),
+    "geometry": (
+        {"geometry": lambda: Geometry(depth=False)},
+        r"Geometry returned 3D tokens \(S, h, w, D\) of shape \(\d,",
+    ),
+    "matrices": ({"camera_encoding": Matrices()}, r"Matrices returned matrices of q \(B, C, 4, 4\) of shape .* 3, 3\)"),
+    "hooks": ({"camera_encoding": Hooks()}, r"Before returned keys before RoPE \(B, L, G, D\) of shape"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_part_and_both_shapes_are_named(name: str) -> None:
+    parts, message = CASES[name]
+    parts = {"fusion": ConcatSplitFusion, **GEOMETRY, **parts}
+    with pytest.raises(InputError, match=message):
+        VideoQATask(backbone=tiny_backbone(), **parts).model.logits(**batch(), cameras=cameras())
+
+
+def test_losses_are_single_numbers() -> None:
+    class Loss(LanguageModeling):
+        def forward(self, decoded: Any) -> Any:
+            return {"own": torch.zeros(3)}
+
+    task = tiny_model("plain", objectives=[Loss()])
+    with pytest.raises(InputError, match=r"Loss returned loss 'own' \(\) of shape \(3,\), expected \(\)"):
+        task.loss(tiny_batch(task, training=True))
+
+
+@pytest.mark.parametrize("places", [[], [0, 0], [0, 99], [0, 1, 2, 3, 4]])
+def test_a_sampler_chooses_different_frames(places: list[int]) -> None:
+    class Sampler(UniformSampler):
+        def choose(self, scene: SceneView, n: int) -> list[int]:
+            return places
+
+    with pytest.raises(InputError, match="Sampler chose .* expected 1 to 4 different places"):
+        Sampler().select(Video(torch.zeros(8, 3, 4, 4, dtype=torch.uint8)), 4)

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.cases import each_once
-from tests.zoo.asking import BACKBONES, FAMILIES
-from tests.zoo.waits import Waits
+from tests.tiny import BACKBONES, FAMILIES
 from zoo.backbones.decoder import replace_classes
 from zoo.backbones.qwen3_5 import Qwen35Backbone
 from zoo.backbones.qwen3_vl import Qwen3VisionRules, Qwen3VLBackbone
 from zoo.backbones.qwen25_vl import Qwen25VisionRules, Qwen25VLBackbone
 from zoo.backbones.vision import PatchEmbedding, SegmentAttention
-from zoo.sequences.loaded_scene import Segments
 
 # one length of window; lengths of every kind, in stills and videos; a frame smaller than a window
 GRIDS = {"equal": [[3, 4, 4]] * 4, "mixed": [[2, 20, 34], [1, 8, 8], [2, 10, 6]], "small": [[1, 2, 2]]}
@@ -100,56 +98,8 @@ def test_patches_and_their_gradient_are_the_convolutions(family: str) -> None:
 
 
 @families
-def test_under_autocast_it_is_stock_and_its_gradient_no_further_from_exact(family: str) -> None:
-    stock, ours = (tower.patch_embed for tower in towers(family))
-    exact = copy.deepcopy(stock)
-    pixels = torch.randn(64, stock.proj.weight[0].numel(), generator=torch.Generator().manual_seed(0))
-    seen_by = []
-    for embedding in (stock, ours, exact):
-        with torch.autocast("cpu", torch.bfloat16, enabled=embedding is not exact):
-            tokens = embedding(pixels)
-        tokens.float().square().sum().backward()
-        seen_by.append((tokens, embedding.proj.weight.grad))
-    (stock_tokens, _), (our_tokens, our_gradient), _ = seen_by
-    assert torch.equal(our_tokens, stock_tokens) and our_tokens.dtype == torch.bfloat16
-    assert our_gradient.dtype == torch.float32
-    of_stock, of_ours = ((gradient - seen_by[2][1]).square().mean().sqrt() for _, gradient in seen_by[:2])
-    assert of_ours < 1.1 * of_stock
-
-
-def test_windows_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The negative control: windows of several lengths taken as they come would be other windows."""
-    stock, ours = towers()
-    tokens, _ = seen(stock, GRIDS["mixed"])
-    assert torch.equal(seen(ours, GRIDS["mixed"], from_rules=True)[0], tokens)
-    sorts = Segments.__init__
-
-    def as_they_come(self: Segments, boundaries: Tensor) -> None:
-        sorts(self, boundaries)
-        self.order = None
-
-    monkeypatch.setattr(Segments, "__init__", as_they_come)
-    assert (seen(ours, GRIDS["mixed"], from_rules=True)[0] - tokens).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("lengths", [[4, 4, 4], [3, 1, 3, 2, 1], [5], [2, 7, 2]], ids=str)
-def test_segments_sort_runs_by_length_and_patches_stay_in_their_order(lengths: list[int]) -> None:
-    segments = Segments(torch.tensor([0, *lengths]).cumsum(0))
-    patches = iter(range(sum(lengths)))
-    runs = [[next(patches) for _ in range(length)] for length in lengths]
-    expected = sorted(runs, key=len)  # stable
-    order = range(sum(lengths)) if segments.order is None else segments.order.tolist()
-    assert list(order) == [patch for run in expected for patch in run]
-    assert (segments.order is None) == (len(set(lengths)) == 1) and segments.longest == max(lengths)
-    assert segments.shapes == [(lengths.count(length), length) for length in sorted(set(lengths))]
-
-
-@families
-@pytest.mark.parametrize("from_rules", [False, True])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-def test_calls_are_by_length(
-    grid: list[list[int]], from_rules: bool, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_are_by_length(grid: list[list[int]], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     stock_sdpa = nn.functional.scaled_dot_product_attention
 
@@ -164,22 +114,9 @@ def test_calls_are_by_length(
         for tower in (stock, ours):
             calls.clear()
             patches = pixels_of(tower, sum(math.prod(each) for each in grid))
-            tower(patches, **inputs_of(tower, grid, from_rules and tower is ours))
+            tower(patches, **inputs_of(tower, grid, tower is ours))
             seen_by.append(list(calls))
     assert sum(seen_by[0]) == sum(seen_by[1]) == len(seen_by[0])  # every window, and stock makes a call for each
     # frames have one length per size of a video; windows of frames of any size have at most six here
     lengths = len({tuple(each[1:]) for each in grid}) if family != "Qwen2.5-VL" else 6
     assert len(seen_by[1]) <= lengths * len(ours.blocks)  # type: ignore[arg-type]
-
-
-@families
-def test_runs_are_sorted_by_workers_and_not_in_the_tower(family: str) -> None:
-    """On a GPU each look at a tensor's numbers waits for all that was started before."""
-    stock, ours = towers(family, layers=8)
-    counts = []
-    for tower, from_rules in ((ours, True), (ours, False), (stock, False)):
-        inputs = inputs_of(tower, [[2, 20, 20]], from_rules)
-        with Waits() as waits, torch.no_grad():
-            assert len(tower(pixels_of(tower, 800), **inputs).pooler_output) == 200
-        counts.append(waits.count)
-    assert counts[0] == 0 and all(count >= 8 for count in counts[1:])  # the controls: by boundaries, in each layer

@@ -1,7 +1,8 @@
-"""Space-aware sampling: the dataset's depth, predicted points, and scenes without usable points."""
+"""Space-aware sampling: voxels, coverage, the dataset's depth, predicted points, and scenes without usable points."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,136 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from datamodules.samplers import PredictedPoints, SceneView, SpaceAwareSampler, maximum_coverage, voxelize
-from datamodules.samplers import space_aware as points_module
 from datamodules.samplers.base import PointMaps, PointSource
-from datamodules.samplers.space_aware import DatasetDepth, encoder_images, fill
+from datamodules.samplers.space_aware import DatasetDepth, encoder_images
 from datamodules.video import Video
 from tests.golden.synth import synth_video
-from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
 from zoo.geometry import (
     VGGT,
     DatasetGeometry,
-    DatasetPoses,
-    GeometryEncoder,
     PretrainedVGGT,
-    SceneGeometry,
     TinyVGGT,
     VGGTEncoder,
-    unproject_depth,
 )
 
-GOLDEN = Path(__file__).parents[2] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden/sa_sampling"
+
+
+def golden(case: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    return load_file(GOLDEN / f"{case}.safetensors"), json.loads((GOLDEN / f"{case}.json").read_text())
+
+
+def golden_points(case: str) -> tuple[torch.Tensor, torch.Tensor]:
+    tensors, _ = golden(case)
+    return tensors["world_points"][0], tensors["world_points_conf"][0]
+
+
+def sets_of_tuples(points: np.ndarray, confidence: np.ndarray) -> list[set[tuple[int, ...]]]:
+    """The rule as it reads, one point at a time."""
+    threshold = np.percentile(confidence, 50)
+    sure = (confidence >= threshold) & (confidence > 0.1) & np.isfinite(points).all(-1)
+    if not sure.any():
+        return [set() for _ in points]
+    low, high = points[sure].min(0), points[sure].max(0)
+    size = np.float32((high - low)[high > low].min()) / np.float32(20)
+    return [{tuple(int(c) for c in np.floor((p - low) / size)) for p in points[f][sure[f]]} for f in range(len(points))]
+
+
+def greedy(sets: list[set], k: int) -> list[int]:
+    """Every frame looked at in every round."""
+    chosen, covered = [], set()
+    while len(chosen) < k:
+        gains = [len(voxels - covered) for voxels in sets]
+        if not gains or max(gains) == 0:
+            break
+        chosen.append(gains.index(max(gains)))
+        covered |= sets[chosen[-1]]
+    return chosen
+
+
+def as_sets(voxel_sets: list[np.ndarray]) -> list[set[tuple[int, ...]]]:
+    return [set(map(tuple, voxels.tolist())) for voxels in voxel_sets]
+
+
+@pytest.mark.parametrize("case", ["walk32", "walk128", "revisit24", "lowconf20"])
+def test_golden_voxels_and_picks(case: str) -> None:
+    tensors, meta = golden(case)
+    points, confidence = golden_points(case)
+    sets, offsets = voxelize(points, confidence), tensors["voxel_offsets"].tolist()
+    for frame, voxels in enumerate(sets):
+        np.testing.assert_array_equal(voxels, tensors["voxels"][offsets[frame] : offsets[frame + 1]].numpy())
+    for k, order in meta["greedy_order"].items():
+        assert maximum_coverage(sets, int(k)) == order
+        assert len(np.unique(np.concatenate([sets[f] for f in order]), axis=0)) == meta["covered"][k]
+    assert as_sets(voxelize(points[..., [1, 0, 2]], confidence)) != as_sets(sets)  # negative control: axes swapped
+    assert as_sets(voxelize(points, torch.ones_like(confidence))) != as_sets(sets)  # and without the median
+
+
+def test_golden_sets() -> None:
+    cases = json.loads((GOLDEN / "greedy_sets.json").read_text())
+    for case in cases:
+        sets = [{tuple(voxel) for voxel in voxels} for voxels in case["voxel_sets"]]
+        arrays = [np.array(sorted(voxels), dtype=np.int32).reshape(-1, 3) for voxels in sets]
+        lists = [[*voxels, *voxels] for voxels in sets]  # a frame sees a voxel once
+        for k, selected in case["selected"].items():
+            for form in (sets, arrays, lists, [torch.from_numpy(array) for array in arrays]):
+                assert maximum_coverage(form, int(k)) == selected, case["case"]
+    assert len(cases) >= 5
+
+
+def test_lazy_is_greedy_ties_included() -> None:
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        spread = int(rng.choice([3, 6, 10**7]))  # few cells tie often; far apart ones don't fit an integer
+        sets = [
+            {tuple(map(int, v)) for v in rng.integers(-spread, spread, (rng.integers(0, 20), 3))}
+            for _ in range(int(rng.integers(1, 25)))
+        ]
+        for k in (0, 1, 3, 40):
+            assert maximum_coverage(sets, k) == greedy(sets, k)
+    assert maximum_coverage([{(0, 0, 0)}, {(1, 0, 0)}, {(0, 0, 0)}], 3) == [0, 1]
+    assert maximum_coverage([], 3) == maximum_coverage([[], []], 3) == []
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_voxels_are_those_of_the_rule_as_it_reads(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frames, height, width = 3 + seed, 5, 7
+    points = rng.normal(size=(frames, height, width, 3)).astype(np.float32)
+    confidence = rng.random((frames, height, width)).astype(np.float32)
+    if seed % 2:
+        points[0, 0, 0] = 10.0 ** (seed + 1)  # an outlier: a grid too large to mark, or to count exactly in float32
+        confidence[0, 0, 0] = 1
+    if seed == 2:
+        confidence = confidence.round(1)  # many equal ones at the threshold
+    if seed == 4:
+        points[1, 2] = np.nan
+        points[2, 3, 4, 1] = np.inf
+    assert as_sets(voxelize(points, confidence)) == sets_of_tuples(points, confidence)
+    assert as_sets(voxelize(torch.from_numpy(points), torch.from_numpy(confidence))) == sets_of_tuples(
+        points, confidence
+    )
+
+
+def test_a_flat_scene_is_cut_along_its_other_sides() -> None:
+    points = np.zeros((2, 3, 4, 3), np.float32)
+    points[..., 0], points[..., 1] = np.arange(4), np.arange(3)[:, None]
+    points[1, ..., 0] += 4
+    sets = as_sets(voxelize(points, np.ones((2, 3, 4), np.float32)))
+    assert len(sets[0]) == len(sets[1]) == 12 and not sets[0] & sets[1]
+    one = voxelize(np.ones((2, 3, 4, 3), np.float32), np.ones((2, 3, 4), np.float32))
+    assert as_sets(one) == [{(0, 0, 0)}] * 2
+
+
+def test_nothing_is_confident() -> None:
+    points = np.random.default_rng(0).normal(size=(3, 4, 5, 3)).astype(np.float32)
+    assert as_sets(voxelize(points, np.full((3, 4, 5), 0.1, np.float32))) == [set()] * 3
+    assert as_sets(voxelize(np.full_like(points, np.nan), np.ones((3, 4, 5), np.float32))) == [set()] * 3
+    unsure = np.full((3, 4, 5), np.nan, np.float32)
+    assert as_sets(voxelize(points, unsure)) == [set()] * 3
+    unsure[0] = 1  # and what isn't a number stands for none
+    assert [len(voxels) > 0 for voxels in voxelize(points, unsure)] == [True, False, False]
 
 
 class Maps(PointSource):
@@ -50,13 +161,8 @@ def clip(num_frames: int, height: int = 6, width: int = 8) -> Video:
     return video
 
 
-def golden(case: str) -> tuple[torch.Tensor, torch.Tensor]:
-    tensors = load_file(GOLDEN / f"sa_sampling/{case}.safetensors")
-    return tensors["world_points"][0], tensors["world_points_conf"][0]
-
-
 def test_golden_frames_with_stop_and_fill() -> None:
-    points, confidence = golden("lowconf20")  # 13 of its 20 frames cover all that can be covered
+    points, confidence = golden_points("lowconf20")  # 13 of its 20 frames cover all that can be covered
     official = maximum_coverage(voxelize(points, confidence), 20)
     assert len(official) == 13
     stop = SpaceAwareSampler(Maps(points, confidence), "stop", cache=None)
@@ -66,31 +172,15 @@ def test_golden_frames_with_stop_and_fill() -> None:
     assert filled(clip(20), 20) == list(range(20)) and set(official) < set(filled(clip(20), 16))
     for n in (2, 8, 12):
         assert filled(clip(20), n) == stop(clip(20), n) == sorted(official[:n])
-
-
-def test_fill_adds_the_frame_farthest_in_time() -> None:
-    assert fill([0, 9], 10, 4) == [0, 9, 4, 2]
-    assert fill([5], 10, 3) == [5, 0, 9]
-    assert sorted(fill([3], 6, 20)) == list(range(6))
-
-
-def test_candidates_limit_the_choice() -> None:
-    points, confidence = golden("walk128")
-    sampler = SpaceAwareSampler(Maps(points, confidence), candidates=16, cache=None)
+    nothing = SpaceAwareSampler(Maps(points, 0.04 * confidence.clamp(max=2)), cache=None)
+    with pytest.raises(ValueError, match="clip.mp4: no frame of 20 has a point of sufficient confidence"):
+        nothing(clip(20), 8)
+    sampler = SpaceAwareSampler(Maps(*golden_points("walk128")), candidates=16, cache=None)
     assert set(sampler(clip(128), 8)) <= set(np.linspace(0, 127, 16, dtype=int).tolist())
     assert len(sampler(clip(128), 64)) == 16
 
 
-def test_low_confidence_everywhere_is_an_error_that_names_the_video() -> None:
-    points, confidence = golden("walk32")
-    sampler = SpaceAwareSampler(Maps(points, 0.04 * confidence.clamp(max=2)), cache=None)
-    with pytest.raises(ValueError, match="clip.mp4: no frame of 32 has a point of sufficient confidence"):
-        sampler(clip(32), 8)
-
-
 # ---- the dataset's depth
-
-
 @pytest.fixture
 def corridor(tmp_path: Path) -> SceneView:
     """Eight frames of a wall 2 m ahead; the camera moves along it by its own view's width every other frame."""
@@ -112,22 +202,14 @@ def test_dataset_depth_covers_the_wall_with_half_of_the_frames(corridor: SceneVi
     maps = DatasetDepth().points(corridor)
     assert maps.confidence.eq(1).all() and maps.points[..., 2].unique().tolist() == [2.0, 2.5]
     assert maps.points[6, ..., 0].min() > maps.points[2, ..., 0].max()
-    assert DatasetDepth(longest_side=4).points(corridor).points.shape == (8, 3, 4, 3)
-
-
-def test_dataset_depth_is_measured_at_pixel_centers(corridor: SceneView) -> None:
-    """The points of a centered camera are symmetric at any resolution of depth."""
-    for side in (8, 4):
+    for side in (8, 4):  # measured at pixel centers: a centered camera's are symmetric at any resolution
         points = DatasetDepth(longest_side=side).points(corridor).points[0]
         assert torch.allclose(points[..., 0], -points[..., 0].flip(1), atol=1e-6)
         assert points[0, -1, 0] == pytest.approx(2.0 * (0.5 - 0.5 / side))  # 2 m ahead
-
-
-def test_frames_without_a_pose_see_nothing(corridor: SceneView) -> None:
     poses = corridor.world_to_camera.clone()
-    poses[[2, 6, 7]] = torch.nan
+    poses[[2, 6, 7]] = torch.nan  # frames without a pose see nothing
     fewer = SceneView(corridor.video, poses, corridor.K_normalized, corridor.depth)
-    assert SpaceAwareSampler(DatasetDepth(), "stop", cache=None).select(fewer, 8) == [0, 3, 4]
+    assert sampler.select(fewer, 8) == [0, 3, 4]
 
 
 def test_missing_depth_or_cameras_are_errors(corridor: SceneView) -> None:
@@ -143,8 +225,6 @@ def test_missing_depth_or_cameras_are_errors(corridor: SceneView) -> None:
 
 
 # ---- a geometry encoder
-
-
 @pytest.mark.parametrize(
     ("case", "sizes", "seeds"),
     [
@@ -154,7 +234,7 @@ def test_missing_depth_or_cameras_are_errors(corridor: SceneView) -> None:
     ],
 )
 def test_golden_images_of_the_encoder(case: str, sizes: list[tuple[int, int]], seeds: list[int]) -> None:
-    tensors = load_file(GOLDEN / f"sa_sampling/{case}.safetensors")
+    tensors = load_file(GOLDEN / f"{case}.safetensors")
     frames = [synth_video(seed, 1, *size)[0] for seed, size in zip(seeds, sizes, strict=True)]
     images = encoder_images(frames)
     assert list(images.shape) == tensors["shape"].tolist()
@@ -185,7 +265,7 @@ def video_of(folder: Path, frames: torch.Tensor) -> Video:
     return Video(folder)
 
 
-@pytest.mark.parametrize(("head", "dtype"), [("point", "float32"), ("point", "bfloat16"), ("depth", "float32")])
+@pytest.mark.parametrize(("head", "dtype"), [("point", "bfloat16"), ("depth", "float32")])
 def test_predicted_points(head: str, dtype: str, tmp_path: Path) -> None:
     source = predicted_points(head, dtype)
     video = video_of(tmp_path / "clip", synth_video(1, 3, 14, 259))
@@ -211,45 +291,6 @@ def test_predicted_cameras_of_portrait_frames_are_upright(tmp_path: Path) -> Non
     assert not torch.equal(upright.world_to_camera, lying.world_to_camera)
 
 
-class Plane(GeometryEncoder):
-    """An encoder of another kind: a plane 1 m ahead of cameras that move sideways, in patches of 16 pixels."""
-
-    patch_size, requires_frames, predicts_cameras, predicts_points = 16, True, True, True
-    files = ()
-
-    def __init__(self, step: float = 4.0) -> None:
-        super().__init__()
-        self.step = torch.nn.Parameter(torch.tensor(step))
-
-    def identity(self) -> dict[str, int]:
-        return {}
-
-    def forward(self, frames, given, *, tokens=True, cameras=True):
-        (images,) = frames
-        poses = torch.eye(4).repeat(len(images), 1, 1)
-        poses[:, 0, 3] = -self.step * (torch.arange(len(images)) // 2)
-        K = torch.eye(3).repeat(len(images), 1, 1)
-        depth = torch.ones(len(images), *images.shape[-2:])
-        depth[..., : images.shape[-1] // 2] = 1.5
-        points = unproject_depth(depth[..., None], poses, intrinsics_in_pixels(K, images.shape[-1], images.shape[-2]))
-        return [SceneGeometry(world_to_camera=poses, K_normalized=K, points=points, confidence=torch.ones_like(depth))]
-
-
-def test_another_encoder_serves_the_sampler(tmp_path: Path) -> None:
-    source = PredictedPoints(Plane, width=32)
-    scene = SceneView(video_of(tmp_path / "clip", synth_video(1, 6, 16, 32)))
-    assert source.points(scene).points.shape == (6, 16, 32, 3)
-    assert SpaceAwareSampler(source, "stop", cache=None).select(scene, 6) == [0, 2, 4]
-    still = SpaceAwareSampler(PredictedPoints(lambda: Plane(0.0), width=32), "stop", cache=None)
-    assert still.select(scene, 6) == [0]
-    for encoder, head in ((Plane, "depth"), (DatasetGeometry, "point")):
-        with pytest.raises(InputError, match=f"encoder {encoder.__name__} does not predict cameras and {head}"):
-            PredictedPoints(encoder, head)
-    with pytest.raises(InputError, match="gets none of the dataset's cameras, .* leave scale_from out"):
-        heads = ("camera", "depth")
-        PredictedPoints(lambda: TinyVGGT(embed_dim=16, num_heads=2, heads=heads, scale_from=DatasetPoses()), "depth")
-
-
 def test_keys_of_selections_depend_on_the_encoder_and_its_weights(tmp_path: Path) -> None:
     weights, sizes = tmp_path / "model.safetensors", dict(embed_dim=16, num_heads=2, heads=("camera", "depth", "point"))
     scene = SceneView(video_of(tmp_path / "clip", synth_video(1, 2, 28, 28)))
@@ -265,14 +306,5 @@ def test_keys_of_selections_depend_on_the_encoder_and_its_weights(tmp_path: Path
     assert first == key()
     write(1)
     assert len({first, other_head, other_width, key()}) == 4
-    in_memory = [PredictedPoints(lambda step=step: Plane(step)).identity() for step in (1.0, 1.0, 2.0)]
-    assert in_memory[0] == in_memory[1] != in_memory[2]
-
-
-def test_predicted_points_on_a_gpu_fail_in_a_data_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = predicted_points()
-    source._device = "cuda"
-    monkeypatch.setattr(points_module, "get_worker_info", lambda: object())
-    Image.new("RGB", (28, 28)).save(tmp_path / "0.png")
-    with pytest.raises(InputError, match="PredictedPoints needs the GPU, which a data worker can't use.*--workers 0"):
-        source.points(SceneView(Video(tmp_path)))
+    with pytest.raises(InputError, match="DatasetGeometry does not predict cameras and point"):
+        PredictedPoints(DatasetGeometry, "point")

@@ -1,20 +1,13 @@
-"""7-Scenes RedKitchen in the format of each dataset of posed scenes, and what is made of it."""
+"""7-Scenes RedKitchen in its own format and in that of ARKitScenes."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.cameras_file import read_cameras
-from datamodules.scenes import Scene
-from datamodules.sources.posed import PosedScenes
-from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, PoseFormat, ScanNet, ScanNetPlusPlus, SevenScenes
-from datamodules.video import Video
 from zoo.cameras.poses import invert_se3, nearest_rotation
 from zoo.geometry.layers import rotation_to_quaternion
 
@@ -59,57 +52,9 @@ def seven_scenes(kitchen: Kitchen, folder: Path) -> None:
         np.savetxt(folder / f"frame-{frame:06d}.pose.txt", kitchen.camera_to_world[frame])
 
 
-def scannet(kitchen: Kitchen, folder: Path) -> None:
-    (folder / "pose").mkdir(parents=True)
-    (folder / "intrinsic").mkdir()
-    for frame in (0, *PICKED):
-        link(folder / f"color/{frame}.jpg", kitchen.rgb(frame))
-        link(folder / f"depth/{frame}.png", kitchen.depth(frame))
-        np.savetxt(folder / f"pose/{frame}.txt", kitchen.camera_to_world[frame])
-    np.savetxt(folder / "pose/0.txt", np.full((4, 4), -np.inf))  # not tracked
-    np.savetxt(folder / "intrinsic/intrinsic_color.txt", K_px_4x4())
-
-
-def K_px_4x4() -> np.ndarray:
-    K = np.diag([FOCAL, FOCAL, 1, 1])
-    K[:2, 2] = CENTER
-    return K
-
-
-def transforms(kitchen: Kitchen, file: Path, images: Path) -> None:
-    opengl = np.diag([1.0, -1, -1, 1])
-    frames = []
-    for frame in PICKED:
-        link(images / f"{frame:06d}.jpg", kitchen.rgb(frame))
-        pose = kitchen.camera_to_world[frame].numpy() @ opengl
-        frames.append({"file_path": f"{frame:06d}.jpg", "transform_matrix": pose.tolist()})
-    camera = {"fl_x": FOCAL, "fl_y": FOCAL, "cx": CENTER[0], "cy": CENTER[1], "w": WIDTH, "h": HEIGHT}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"camera_model": "PINHOLE", **camera, "frames": frames[::-1]}))
-
-
-def nerfstudio(kitchen: Kitchen, folder: Path) -> None:
-    transforms(kitchen, folder / "transforms.json", folder)
-
-
-def scannet_pp(kitchen: Kitchen, folder: Path) -> None:
-    nerfstudio_file = folder / "dslr/nerfstudio/transforms_undistorted.json"
-    transforms(kitchen, nerfstudio_file, folder / "dslr/resized_undistorted_images")
-
-
 def between_frames(kitchen: Kitchen) -> range:
     """Frames whose poses are written: the pictures lie between them, so that they must be interpolated."""
     return range(1, len(kitchen.camera_to_world), 2)
-
-
-def tum(kitchen: Kitchen, folder: Path) -> None:
-    for frame in PICKED:
-        link(folder / f"rgb/{frame}.jpg", kitchen.rgb(frame))
-    (folder / "rgb.txt").write_text("# list\n" + "".join(f"{frame / FPS:.6f} rgb/{frame}.jpg\n" for frame in PICKED))
-    frames = between_frames(kitchen)
-    poses = kitchen.camera_to_world[list(frames)]
-    times_s = torch.tensor([frame / FPS for frame in frames], dtype=torch.float64)
-    np.savetxt(folder / "groundtruth.txt", torch.cat((times_s[:, None], poses[:, :3, 3], quaternions(poses)), 1))
 
 
 def quaternions(poses: torch.Tensor) -> torch.Tensor:
@@ -143,41 +88,3 @@ def arkit(kitchen: Kitchen, folder: Path, held: int = 0) -> None:
             with Image.open(source) as image:
                 small = np.rot90(np.array(image), -held)
                 Image.fromarray(small).save(folder / kind / f"{name}.png", compress_level=0)
-
-
-Write = Callable[[Kitchen, Path], None]
-FORMATS: dict[str, tuple[PoseFormat, Write]] = {
-    "7-Scenes": (SevenScenes(), seven_scenes),
-    "ScanNet": (ScanNet(), scannet),
-    "nerfstudio": (Nerfstudio(), nerfstudio),
-    "ScanNet++": (ScanNetPlusPlus(), scannet_pp),
-    "TUM": (TUM(K_px=(FOCAL, FOCAL, *CENTER)), tum),
-    "ARKitScenes": (ARKitScenes(), arkit),
-}
-
-
-def ask(root: Path, *scenes: str) -> None:
-    rows = [
-        {
-            "id": i,
-            "dataset": "raw",
-            "scene_name": scene,
-            "question_type": "object_counting",
-            "question": "How many chair(s) are in this room?",
-            "ground_truth": "2",
-            "options": None,
-        }
-        for i, scene in enumerate(scenes)
-    ]
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def posed(tmp_path: Path, poses: PoseFormat, **settings) -> PosedScenes:
-    return PosedScenes(str(tmp_path / "raw"), poses, cache=str(tmp_path / "cache"), **settings)
-
-
-def cameras_of(scene: Scene) -> tuple[Video, torch.Tensor, torch.Tensor]:
-    video = Video(scene.video)
-    assert scene.cameras is not None
-    return video, *read_cameras(scene.cameras, video.num_frames, video.height, video.width)

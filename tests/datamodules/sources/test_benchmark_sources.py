@@ -1,4 +1,4 @@
-"""ReVSI, and SQA3D and ScanQA as tests, in the official formats; the prompt's prefix; datasets by hub address."""
+"""Folders in VSI-Bench's layout, ReVSI, and SQA3D and ScanQA as tests: questions are read whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,35 +9,278 @@ from zipfile import ZipFile
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
-from datamodules import SQA3D, Mixture, ReVSI, Rooms, ScanQA, VideoQADataModule, VSIBench
+from datamodules import SQA3D, Duplicate, Mixture, ReVSI, Rooms, ScanQA, SingleVideo, VideoQADataModule, VSIBench
 from datamodules.chat_format import ChatFormat
-from datamodules.samplers import Duplicate
+from datamodules.datamodule import check_split
+from datamodules.dataset import check_scene
+from datamodules.scenes import Question, Scene
 from datamodules.sources import vsibench as hub_dataset
+from datamodules.sources.annotations import read_layout, read_questions
 from datamodules.sources.mixture import Part
 from zoo.backbones import tiny_preprocessor
 from zoo.errors import InputError
+from zoo.model_spec import ModelSpec
+
+NUMBER = {"dataset": "d", "question_type": "object_counting", "question": "How many?", "ground_truth": "4"}
+CHOICE = {
+    "dataset": "d",
+    "question_type": "object_rel_direction_easy",
+    "question": "Left or right?",
+    "ground_truth": "B",
+    "options": ["A. left", "B. right"],
+}
+
+
+def write_questions(path: Path, *rows: dict | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def test_questions_are_grouped_by_scene_in_the_order_of_the_file(tmp_path):
+    file = write_questions(
+        tmp_path / "test.jsonl",
+        NUMBER | {"id": 7, "scene_name": "z", "options": None},
+        CHOICE | {"id": "8", "scene_name": "a"},
+        "",
+        NUMBER | {"id": 3, "scene_name": "z", "ground_truth": 23.5},
+        NUMBER | {"id": 4, "scene_name": "z", "dataset": "other"},
+        NUMBER | {"id": 5, "scene_name": "a..b/c d"},
+    )
+    scenes = read_questions(file)
+    assert list(scenes) == ["d/z", "d/a", "other/z", "d/a..b/c d"]
+    assert scenes["d/z"] == [
+        Question("7", "object_counting", "How many?", "4"),
+        Question("3", "object_counting", "How many?", "23.5"),
+    ]
+    assert scenes["d/a"][0].options == ("A. left", "B. right")
+
+
+GOOD = NUMBER | {"id": 1, "scene_name": "s"}
+BAD_ROWS = {
+    "json": ("{", "not valid JSON"),
+    "not utf-8": (b"\xff\xfe{}".decode("latin-1"), "not valid JSON"),
+    "list": ("[1]", "expected a JSON object"),
+    "missing": ({"id": 2, "scene_name": "s", "question": "?"}, "missing or no text: dataset, question_type, ground"),
+    "type": (GOOD | {"id": 2, "question_type": "color"}, "unknown question_type 'color'; VSIBench has obj"),
+    "duplicate as text": (GOOD | {"id": "1"}, "id 1 repeats line 1"),
+    "no options": (CHOICE | {"id": 2, "scene_name": "s", "options": None}, "options are missing"),
+    "options as text": (CHOICE | {"id": 2, "scene_name": "s", "options": "A. B."}, "options must be a list"),
+    "letter": (CHOICE | {"id": 2, "scene_name": "s", "ground_truth": "C"}, "'C' is none of the options A, B"),
+    "no letters": (CHOICE | {"id": 2, "scene_name": "s", "options": ["left", "right"]}, "none of the opt"),
+    "options of a number": (GOOD | {"id": 2, "options": ["A. 4"]}, "options must be null"),
+    "no number": (GOOD | {"id": 2, "ground_truth": "four"}, "'four' is not a number"),
+    "nan": (GOOD | {"id": 2, "ground_truth": "nan"}, "'nan' is not a number"),
+    "a name that leaves its folder": (GOOD | {"id": 2, "scene_name": "../s"}, "d/../s leaves its folder"),
+    "a dataset that leaves its folder": (GOOD | {"id": 2, "dataset": ".."}, "../s leaves its folder"),
+    "an absolute name": (GOOD | {"id": 2, "scene_name": "/s"}, "d//s leaves its folder"),
+    "no name": (GOOD | {"id": 2, "scene_name": ""}, "d/ leaves its folder"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_named_by_file_and_line(tmp_path, name):
+    row, reason = BAD_ROWS[name]
+    file = write_questions(tmp_path / "test.jsonl", GOOD, row)
+    with pytest.raises(ValueError) as error:
+        read_questions(file)
+    message = str(error.value)
+    assert f"{file}:2: " in message and reason in message and "\n" not in message
+    with pytest.raises(ValueError, match=r"test\.jsonl: no questions"):
+        read_questions(write_questions(file, ""))
+
+
+def test_layout_finds_videos_folders_cameras_and_depth_and_counts_what_is_missing(tmp_path):
+    names = ["file", "folder", "both", "gone", "gone", "3.1", "capital", "scan_2024.05"]
+    rows = [NUMBER | {"id": i, "scene_name": name} for i, name in enumerate(names)]
+    write_questions(tmp_path / "test.jsonl", *rows)
+    for folder in ("folder", "both", "scan_2024.05", "file.depth"):
+        (tmp_path / "d" / folder).mkdir(parents=True)
+    for name in ("file.webm", "both.mov", "3.1.mp4", "capital.MOV"):
+        (tmp_path / "d" / name).touch()
+    for name in ("file", "folder", "3.1", "scan_2024.05"):
+        (tmp_path / "d" / f"{name}.cameras.json").touch()
+    Image.new("I;16", (2, 2)).save(tmp_path / "d/file.depth/0.png")
+
+    scenes, missing = read_layout(tmp_path, "test.jsonl")
+    assert missing == {"d/gone": {"object_counting": 2}}
+    assert [scene.name for scene in scenes if scene.depth] == ["d/file"]
+    found = {scene.name: (scene.video.name, scene.cameras and scene.cameras.name) for scene in scenes}
+    assert found == {
+        "d/file": ("file.webm", "file.cameras.json"),
+        "d/folder": ("folder", "folder.cameras.json"),
+        "d/both": ("both.mov", None),  # a file goes before a folder
+        "d/3.1": ("3.1.mp4", "3.1.cameras.json"),
+        "d/capital": ("capital.MOV", None),
+        "d/scan_2024.05": ("scan_2024.05", "scan_2024.05.cameras.json"),
+    }
+    assert sum(len(scene.questions) for scene in scenes) + 2 == len(rows)
+
+
+def test_a_model_that_needs_cameras_names_the_file_to_add_or_another_remedy(tmp_path):
+    images = Scene("d/0.png", Path("d/0.png"), (), images=(Path("d/0.png"),))
+    video = Scene("d/bare.1", tmp_path, ())
+    for scene, needs, remedy in (
+        (video, ModelSpec(requires_cameras=True), f"put {tmp_path.name}.cameras.json beside it"),
+        (images, ModelSpec(requires_cameras=True), "predict them"),
+        (images, ModelSpec(requires_depth=True), "use a model"),
+    ):
+        with pytest.raises(InputError, match=f"{scene.video}: no .*{remedy}"):
+            check_scene(scene, needs)
+    with pytest.raises(InputError, match="has cameras: predict them"):
+        check_split([images], "test", SingleVideo("d/0.png", "?"), ModelSpec(requires_cameras=True))
+
+
+# ---- VSI-Bench
+
+SCENE = "47334096"
+
+
+@pytest.fixture
+def root(tmp_path: Path, realdata: Path) -> Path:
+    """The layout of the benchmark with one of its scenes, by links to the real files."""
+    (tmp_path / "arkitscenes").mkdir()
+    (tmp_path / "test.jsonl").symlink_to(realdata / "vsibench/test.jsonl")
+    (tmp_path / "arkitscenes" / SCENE).symlink_to(realdata / "scenes/arkitscenes_47334096/frames")
+    return tmp_path
+
+
+def test_room_size_on_all_of_arkitscenes_is_150_questions(tmp_path, realdata):
+    """`--data.datasets [arkitscenes] --data.question_types [room_size_estimation]`."""
+    (tmp_path / "test.jsonl").symlink_to(realdata / "vsibench/test.jsonl")
+    for row in map(json.loads, (tmp_path / "test.jsonl").open()):
+        video = tmp_path / row["dataset"] / f"{row['scene_name']}.mp4"
+        video.parent.mkdir(exist_ok=True)
+        video.touch()
+    source = VSIBench(str(tmp_path))
+    everything = VideoQADataModule(source).scenes("test")
+    assert (len(everything), sum(len(scene.questions) for scene in everything)) == (288, 5130)
+    data = VideoQADataModule(source, datasets=["arkitscenes"], question_types=["room_size_estimation"])
+    scenes = data.scenes("test")
+    assert len(scenes) == sum(len(scene.questions) for scene in scenes) == 150 and data.missing == {}
+    listed = (realdata / "vsibench/arkitscenes_room_size.jsonl").open()
+    assert {scene.questions[0].id for scene in scenes} == {str(json.loads(line)["id"]) for line in listed}
+
+
+ROWS = [
+    {
+        "id": i,
+        "dataset": "scannet",
+        "scene_name": f"scene{i // 2}",
+        "question_type": "object_rel_direction_easy" if i % 2 else "object_counting",
+        "question": f"Question {i}?",
+        "ground_truth": "A" if i % 2 else "4",
+        "options": ["A. left", "B. right"] if i % 2 else None,
+    }
+    for i in range(6)
+]
+PRUNED = ("1", "4", "5")
+
+
+@pytest.fixture
+def generated(tmp_path: Path) -> Path:
+    """The hub's data set in small: the questions as jsonl, the ids that debiasing pruned, three videos."""
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "pruned_ids.txt").write_text("\n".join(PRUNED) + "\n")
+    (tmp_path / "scannet").mkdir()
+    for i in range(3):
+        (tmp_path / f"scannet/scene{i}.mp4").touch()
+    return tmp_path
+
+
+def ids(scenes: list[Scene]) -> list[str]:
+    return [question.id for scene in scenes for question in scene.questions]
+
+
+def test_the_debiased_split(generated, monkeypatch):
+    assert ids(VSIBench(str(generated)).scenes("test")) == ["0", "1", "2", "3", "4", "5"]
+    scenes = VSIBench(str(generated), debiased=True).scenes("test")
+    assert ids(scenes) == ["0", "2", "3"]
+    assert [scene.name for scene in scenes] == ["scannet/scene0", "scannet/scene1"]  # none is left of the third
+    monkeypatch.chdir(generated.parent)  # a relative root
+    assert ids(VSIBench(generated.name, debiased=True).scenes("test")) == ["0", "2", "3"]
+    (generated / "pruned_ids.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"pruned_ids\.txt is absent: download the dataset"):
+        VSIBench(str(generated), debiased=True).prepare()
+
+
+def test_parquet_holds_the_same_questions(generated):
+    table = pa.Table.from_pylist([row | {"pruned": str(row["id"]) in PRUNED} for row in ROWS])
+    parquet.write_table(table, generated / "test-00000-of-00001.parquet")
+    parquet.write_table(table.filter([str(row["id"]) not in PRUNED for row in ROWS]), generated / "debiased.parquet")
+    asked = VSIBench(str(generated)).scenes("test")
+    assert VSIBench(str(generated), annotations="test-00000-of-00001.parquet").scenes("test") == asked
+    debiased = VSIBench(str(generated), annotations="debiased.parquet").scenes("test")
+    assert debiased == VSIBench(str(generated), debiased=True).scenes("test") != asked
+
+    (generated / "cut.parquet").write_bytes((generated / "debiased.parquet").read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"cut\.parquet: not a parquet file, or truncated") as error:
+        VSIBench(str(generated), annotations="cut.parquet").scenes("test")
+    assert "\n" not in str(error.value)
+    parquet.write_table(pa.Table.from_pylist([ROWS[0], ROWS[0]]), generated / "twice.parquet")
+    with pytest.raises(ValueError, match=r"twice\.parquet:2: id 0 repeats line 1"):
+        VSIBench(str(generated), annotations="twice.parquet").scenes("test")
+
+
+def test_absent_data_says_what_to_download_and_where_to_put_it(tmp_path):
+    for act in (VSIBench.prepare, lambda source: source.scenes("test")):
+        with pytest.raises(FileNotFoundError) as error:
+            act(VSIBench(str(tmp_path)))
+        message = str(error.value)
+        assert "nyu-visionx/VSI-Bench" in message and str(tmp_path / "test.jsonl") in message
+        assert "\n" not in message
+    with pytest.raises(ValueError, match="no training split: train on another source"):
+        VSIBench(str(tmp_path)).scenes("train")
+
+
+def test_a_single_video(tmp_path):
+    clip, cameras = tmp_path / "clip.mp4", tmp_path / "clip.cameras.json"
+    with pytest.raises(FileNotFoundError, match="clip.mp4: no such video file or folder of frames"):
+        SingleVideo(str(clip), "?").prepare()
+    clip.touch()
+    (scene,) = SingleVideo(str(clip), "What is the size of this room?").scenes("test")
+    assert (scene.name, scene.video, scene.cameras) == ("clip", clip, None)
+    assert scene.questions[0].question_type == "" and scene.questions[0].options == ()
+    cameras.write_text(json.dumps({}))
+    (scene,) = SingleVideo(str(clip), "Left?").scenes("test")
+    assert scene.cameras == cameras
+    with pytest.raises(FileNotFoundError, match="k.json: no such cameras file"):
+        SingleVideo(str(clip), "?", cameras=str(tmp_path / "k.json")).prepare()
+
+
+def test_missing_questions_are_those_that_would_be_asked(root, caplog):
+    data = VideoQADataModule(
+        VSIBench(str(root)), datasets=["arkitscenes", "scanet"], question_types=["room_size_estimation"]
+    )
+    caplog.set_level("INFO")
+    assert sum(len(scene.questions) for scene in data.scenes("test")) == 1
+    assert len(data.missing) == sum(data.missing.values()) == 149
+    assert "test: no scene meets --data.datasets scanet" in caplog.text
+    VideoQADataModule(VSIBench(str(root)), scene_names=[SCENE, "nosuch", f"arkitscenes/{SCENE}"]).scenes("test")
+    assert caplog.text.rstrip().endswith("test: no scene meets --data.scene_names nosuch")
+
+
+# ---- ReVSI, ScanQA and SQA3D
 
 OPTIONS = ["A. left", "B. right", "C. back"]
 
 
-def row(id: int, budget: str, kind: str, truth: str | None, options: list[str] | None = None) -> dict[str, Any]:
-    """One row of the hub's parquet file."""
-    return {"id": id, "dataset": "scannet", "scene_id": "scene0011_00", "num_frames": budget, "question_type": kind,
-            "question": "How many chair(s)?", "options": options, "ground_truth": truth}  # fmt: skip
-
-
 def revsi(root: Path, truths: dict[str, str | None]) -> Path:
-    """Two questions about one scene, the first with a ground truth per budget."""
+    """Two questions about one scene, the first with a ground truth per budget, as the hub's parquet files have them."""
+    scene: dict[str, Any] = {"dataset": "scannet", "scene_id": "scene0011_00", "question": "How many chair(s)?"}
     for budget, truth in truths.items():
         folder = root / f"{budget}_frame"
         (folder / "scene0011_00").mkdir(parents=True)
         rows = [
-            row(0, budget, "object_counting_single", truth),
-            row(1, budget, "object_rel_direction_forward_easy", "B", OPTIONS),
+            {"id": 0, "question_type": "object_counting_single", "ground_truth": truth, "options": None},
+            {"id": 1, "question_type": "object_rel_direction_forward_easy", "ground_truth": "B", "options": OPTIONS},
         ]
-        parquet.write_table(pa.Table.from_pylist(rows), folder / "test-00000-of-00001.parquet")
+        table = pa.Table.from_pylist([scene | {"num_frames": budget} | row for row in rows])
+        parquet.write_table(table, folder / "test-00000-of-00001.parquet")
     return root
 
 
@@ -64,16 +307,12 @@ def test_whole_videos_and_a_mixture(tmp_path: Path) -> None:
     assert scene.questions[0].ground_truth == "2" and mixture.benchmark.name == "ReVSI"
 
 
-def test_a_missing_truth_is_one_line_that_names_the_remedy(tmp_path: Path) -> None:
+def test_a_missing_truth_names_the_remedy(tmp_path: Path) -> None:
     root = str(revsi(tmp_path / "a", {"16": "2", "64": None, "all": "5"}))
     remedy = r"only for 16, 64, all: choose --data\.num_frames 16 or 64, or ask about the whole videos"
     with pytest.raises(InputError, match=f"no ground truth for 8 frames, {remedy}"):
         VideoQADataModule(ReVSI(root), num_frames=8).scenes("test")
     with pytest.raises(InputError, match=r"parquet:1: question 0 has no ground truth for 64 frames"):
-        VideoQADataModule(ReVSI(root), num_frames=64).scenes("test")
-    file = tmp_path / "a/16_frame/test-00000-of-00001.parquet"
-    file.replace(tmp_path / "a/64_frame/test-00000-of-00001.parquet")  # the file of another budget
-    with pytest.raises(InputError, match="question 0 has no ground truth for 64 frames"):
         VideoQADataModule(ReVSI(root), num_frames=64).scenes("test")
     (tmp_path / "a/64_frame/test-00001-of-00002.parquet").touch()
     with pytest.raises(InputError, match="several files of annotations"):

@@ -1,15 +1,16 @@
-"""Rooms as a dataset: what lies on disk, written once, whole or not at all."""
+"""Rooms as a dataset: what lies on disk, written once, whole or not at all, and asked as the real questions."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
-import signal
 import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from datamodules.sources.rooms import questions as wording
 from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
 from datamodules.sources.rooms.scene import Thing
 from datamodules.video import Video
-from tests.datamodules.sources.rooms_reference import real_boxes, real_questions
 
 SMALL = {"scenes": (3, 1, 1), "workers": 1}
 
@@ -90,7 +90,8 @@ def test_the_video_shows_what_was_rendered(rooms: Rooms) -> None:
         assert np.array_equal(render_depth(description(scene), [40, 3]), depth)
 
 
-def test_every_setting_has_its_folder(tmp_path: Path) -> None:
+def test_every_setting_has_its_folder_of_a_stable_name(tmp_path: Path) -> None:
+    """The folder's name is a digest of the version and all settings: it may not change by itself."""
     root = str(tmp_path)
     variants = [
         Rooms(root=root), Rooms(trajectory="local", root=root), Rooms(dynamic_objects=True, root=root),
@@ -99,37 +100,12 @@ def test_every_setting_has_its_folder(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert len({variant.folder for variant in variants}) == len(variants)
     assert Rooms(root=root, workers=7).folder == variants[0].folder
-
-
-def test_folder_names_are_stable(tmp_path: Path) -> None:
-    """The folder's name is a digest of the version and all settings: these may not change by themselves."""
-    assert Rooms(root=str(tmp_path)).folder.name == "0d5bdb8ce6597589"
-    local = Rooms(root=str(tmp_path), trajectory="local", dynamic_objects=True, scenes=(3, 1, 1))
+    assert variants[0].folder.name == "0d5bdb8ce6597589"
+    local = Rooms(root=root, trajectory="local", dynamic_objects=True, scenes=(3, 1, 1))
     assert local.folder.name == "0093b8520469d8dc"
 
 
-def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rooms = Rooms(root=str(tmp_path), scenes=(2, 0, 0), workers=1)
-    real = Rooms.write_scene
-
-    def fails(self: Rooms, folder: Path, split: str, index: int) -> str:
-        if index == 1:
-            raise OSError("No space left on device")
-        return real(self, folder, split, index)
-
-    monkeypatch.setattr(Rooms, "write_scene", fails)
-    with pytest.raises(OSError, match="No space"):
-        rooms.prepare()
-    assert [path.name for path in tmp_path.iterdir()] == [f".{rooms.folder.name}.lock"]
-    with pytest.raises(FileNotFoundError, match="prepare"):
-        rooms.scenes("train")
-    monkeypatch.undo()
-    rooms.prepare()
-    assert len(rooms.scenes("train")) == 2
-
-
 def prepare(root: Path, scenes: int) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     Rooms(scenes=(scenes, 1, 1), root=str(root), workers=2).prepare()
 
@@ -140,23 +116,18 @@ def start(root: Path, scenes: int) -> BaseProcess:
     return started
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_an_interrupted_process_leaves_nothing(
-    tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_process_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = Rooms(scenes=(200, 1, 1), root=str(tmp_path), workers=2)
     unfinished = tmp_path / f".{rooms.folder.name}.unfinished"
     process = start(tmp_path, 200)
-    deadline = time.monotonic() + 60
     while not list(unfinished.glob("rooms/*.scene.json")):
-        assert process.is_alive() and time.monotonic() < deadline
+        assert process.is_alive()
         time.sleep(0.02)
-    assert process.pid is not None
-    os.kill(process.pid, how)
-    process.join(30)
-    assert not rooms.folder.exists()
-    assert unfinished.exists() == (how == signal.SIGKILL)  # nobody can clean up after that; the next one does
-
+    process.kill()
+    process.join()
+    assert not rooms.folder.exists() and unfinished.exists()
+    with pytest.raises(FileNotFoundError, match="prepare"):
+        rooms.scenes("train")
     monkeypatch.setattr(Rooms, "write_scene", lambda *_: "{}\n")
     rooms.workers = 1
     rooms.prepare()  # gets the lock: the workers ended as well
@@ -167,7 +138,7 @@ def test_an_interrupted_process_leaves_nothing(
 def test_concurrent_processes_render_once(tmp_path: Path) -> None:
     processes = [start(tmp_path, 3) for _ in range(2)]
     for process in processes:
-        process.join(120)
+        process.join()
         assert process.exitcode == 0
     rooms = Rooms(scenes=(3, 1, 1), root=str(tmp_path))
     before = {path: path.stat().st_mtime_ns for path in rooms.folder.rglob("*")}
@@ -179,26 +150,34 @@ def test_concurrent_processes_render_once(tmp_path: Path) -> None:
     assert len(files(rooms.folder)) == 5 * 3 + 4
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *({"scenes": (1, -1, 1)}, {"size": 57}, {"size": 8}, {"frames": 3}, {"seed": -1}, {"workers": -2}),
-        *({"trajectory": "around"}, {"scenes": (1, 2)}),
-    ],
-)
-def test_invalid_settings(wrong: dict, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, TypeError), match="Rooms"):  # TypeError if types are checked at run time
-        Rooms(root=str(tmp_path), **wrong)
-
-
-def test_damaged_scene_files(rooms: Rooms, tmp_path: Path) -> None:
-    path = description(rooms.scenes("train")[0])
+def test_invalid_settings_and_damaged_scene_files(rooms: Rooms, tmp_path: Path) -> None:
+    for wrong in (
+        *({"scenes": (1, -1, 1)}, {"scenes": (1, 2)}, {"size": 57}, {"size": 8}, {"frames": 3}, {"seed": -1}),
+        *({"workers": -2}, {"trajectory": "around"}),
+    ):
+        with pytest.raises((ValueError, TypeError), match="Rooms"):  # TypeError if types are checked at run time
+            Rooms(root=str(tmp_path), **wrong)
+    path, broken = description(rooms.scenes("train")[0]), tmp_path / "a.scene.json"
     with pytest.raises(ValueError, match="scene.json: there is no frame 48"):
         read_scene(path, [0, 48])
-    broken = tmp_path / "a.scene.json"
     broken.write_text(path.read_text()[:1000])
     with pytest.raises(ValueError, match="a.scene.json: not a scene"):
         read_scene(broken)
+
+
+# ---- beside the real questions
+
+
+def real_questions(realdata: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (realdata / "vsibench/test.jsonl").open()]
+
+
+def real_boxes(realdata: Path) -> dict[str, dict[str, Any]]:
+    """Scene name -> category -> its boxes."""
+    scenes: dict[str, dict[str, Any]] = {}
+    for file in sorted((realdata / "meta_info").glob("*.json")):
+        scenes |= {name: scene["object_bbox"] for name, scene in json.loads(file.read_text()).items()}
+    return scenes
 
 
 TEMPLATES = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from datamodules.sources.rooms import layout
-from datamodules.sources.rooms.layout import CATALOG, MOVERS
 from datamodules.sources.rooms.questions import GLIMPSE_SHARE, SEEN_SHARE, ask, direction
 from datamodules.sources.rooms.renderer import SHELL, Rendering, render
 from datamodules.sources.rooms.scene import (
@@ -20,12 +20,82 @@ from datamodules.sources.rooms.scene import (
     point_distance,
     save_scene,
 )
-from tests.cases import each_once
-from tests.datamodules.sources.rooms_reference import closest, look, quadrant
+
+
+def turned(yaw: float) -> np.ndarray:
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    return np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+
+
+def all_boxes(scene: RoomScene, frame: int) -> list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """(thing, center, axes as columns, size) of every part, in the world."""
+    to_world = turned(scene.yaw)
+    boxes = []
+    for number, thing in enumerate(scene.things):
+        center, yaw = np.array(thing.center), thing.yaw
+        if thing.track:
+            x, y, yaw = thing.track[frame]
+            center = np.array([x, y, thing.center[2]])
+        axes = turned(yaw)
+        for part in thing.parts:
+            where = to_world @ (center + axes @ np.array(part.center)) + np.array(scene.origin)
+            boxes.append((number, where, to_world @ axes, np.array(part.size)))
+    return boxes
+
+
+def look(
+    scene: RoomScene, frame: int, world_to_camera: np.ndarray, K_px: np.ndarray, column: int, row: int
+) -> tuple[float, int]:
+    """(depth, thing or -1) through the center of a pixel, by testing all faces of all boxes."""
+    ray = np.linalg.inv(K_px) @ [column + 0.5, row + 0.5, 1]
+    rotation, shift = world_to_camera[:3, :3], world_to_camera[:3, 3]
+    start, along = -rotation.T @ shift, rotation.T @ ray
+    room_axes = turned(scene.yaw)
+    middle = np.array(scene.origin) + [0, 0, scene.size[2] / 2]
+    best, seen = min(faces(start, along, middle, room_axes, np.array(scene.size))), -1
+    for number, center, axes, size in all_boxes(scene, frame):
+        hits = faces(start, along, center, axes, size)
+        if hits and min(hits) < best:
+            best, seen = min(hits), number
+    return best, seen
+
+
+def faces(start: np.ndarray, along: np.ndarray, center: np.ndarray, axes: np.ndarray, size: np.ndarray) -> list[float]:
+    """Where a ray goes through the six faces of a box, ahead of its start."""
+    hits = []
+    for axis in range(3):
+        for sign in (-1, 1):
+            normal = axes[:, axis]
+            on_face = center + sign * size[axis] / 2 * normal
+            length = (on_face - start) @ normal / (along @ normal)
+            point = axes.T @ (start + length * along - center)
+            others = [other for other in range(3) if other != axis]
+            if length > 1e-3 and all(abs(point[other]) <= size[other] / 2 for other in others):
+                hits.append(length)
+    return hits
+
+
+def closest(a: Thing, b: Thing, rounds: int = 3000) -> float:
+    """Distance of two bounding boxes by projecting to and fro between them: converges for convex sets."""
+    point = np.array(a.center)
+    for _ in range(rounds):
+        other = into(b, point)
+        again = into(a, other)
+        if np.abs(again - point).max() < 1e-12:
+            break
+        point = again
+    return float(np.linalg.norm(into(b, point) - point))
+
+
+def into(thing: Thing, point: np.ndarray) -> np.ndarray:
+    """The point of a thing's bounding box nearest to a point."""
+    axes, half = turned(thing.yaw), np.array(thing.size) / 2
+    return np.array(thing.center) + axes @ np.clip(axes.T @ (point - np.array(thing.center)), -half, half)
+
 
 SIZE, FRAMES = 56, 48
 K_PX = np.array([[35.0, 0, 28], [0, 35.0, 28], [0, 0, 1]])
-KINDS = each_once(["loop", "local"], [False, True])  # paths, and whether a thing moves
+KINDS = [("loop", True), ("local", False)]  # paths, and whether a thing moves
 
 
 @cache
@@ -48,13 +118,12 @@ def random_thing(rng: np.random.Generator) -> Thing:
     return Thing("", tuple(rng.uniform(-1.5, 1.5, 3)), tuple(size), float(rng.uniform(-4, 4)), ())
 
 
-def test_box_distance_is_exact() -> None:
+def test_distances_of_boxes_and_points_are_exact() -> None:
     rng = np.random.default_rng(0)
     pairs = [(random_thing(rng), random_thing(rng)) for _ in range(60)]
     arrays = [
-        np.array([getattr(pair[side], name) for pair in pairs])
-        for side in (0, 1) for name in ("center", "size", "yaw")
-    ]  # fmt: skip
+        np.array([getattr(pair[side], name) for pair in pairs]) for side in (0, 1) for name in ("center", "size", "yaw")
+    ]
     fast = box_distance(*arrays)
     slow = np.array([closest(a, b) for a, b in pairs])
     assert (slow < 1e-3).any() and (slow > 0.5).any()
@@ -62,16 +131,9 @@ def test_box_distance_is_exact() -> None:
     assert np.all(fast <= slow + 1e-9) and np.all(slow - fast < 5e-3)
     unturned = box_distance(*arrays[:2], 0 * arrays[2], *arrays[3:])
     assert np.abs(unturned - slow).max() > 0.1  # the control
-
-
-def test_point_distance_is_exact() -> None:
-    rng = np.random.default_rng(1)
-    points = rng.uniform(-2, 2, (50, 3))
-    for _ in range(5):
-        thing = random_thing(rng)
-        fast = point_distance(points, np.array(thing.center), np.array(thing.size), thing.yaw)
-        slow = [closest(Thing("", tuple(point), (0.0, 0.0, 0.0), 0.0, ()), thing) for point in points]
-        np.testing.assert_allclose(fast, slow, atol=1e-9)
+    points, thing = rng.uniform(-2, 2, (50, 3)), random_thing(rng)
+    fast = point_distance(points, np.array(thing.center), np.array(thing.size), thing.yaw)
+    np.testing.assert_allclose(fast, np.linalg.norm([into(thing, point) - point for point in points], axis=1))
 
 
 @pytest.mark.parametrize(("path", "moving"), KINDS)
@@ -88,7 +150,7 @@ def test_rendering_equals_the_slow_reference(path: str, moving: bool) -> None:
     assert disagree <= 1  # a ray may graze an edge
 
 
-def test_frames_can_be_rendered_alone(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_frames_can_be_rendered_alone(tmp_path: Path) -> None:
     scene, poses = drawn("loop", True)
     save_scene(scene, tmp_path / "a.scene.json")
     assert load_scene(tmp_path / "a.scene.json") == scene
@@ -104,42 +166,6 @@ def test_frames_can_be_rendered_alone(tmp_path) -> None:  # type: ignore[no-unty
     for name in ("rgb", "depth", "ids"):
         np.testing.assert_array_equal(getattr(alone, name), getattr(every, name)[picked])
     assert (frozen(picked) != alone.ids).any()  # the control: what moves is elsewhere
-
-
-def consistent(depth: np.ndarray, poses: np.ndarray, step: int = 2) -> float:
-    """Share of a frame's points that a later frame's depth has at the depth that the cameras predict."""
-    rays = np.linalg.inv(K_PX) @ np.stack(
-        [*np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), np.ones((SIZE, SIZE))]
-    ).reshape(3, -1)
-    good = total = 0
-    for first in range(0, FRAMES - step, 3):
-        second = first + step
-        points = np.concatenate([rays * depth[first].ravel(), np.ones((1, SIZE * SIZE))])
-        x, y, z, _ = poses[second] @ np.linalg.inv(poses[first]) @ points
-        ahead = z > 0.05
-        pixel = np.floor(K_PX[:2] @ np.stack([x, y, z])[:, ahead] / z[ahead]).astype(int)
-        inside = ((pixel >= 0) & (pixel < SIZE)).all(0)
-        column, row = pixel[:, inside]
-        expected, found = z[ahead][inside], depth[second][row, column]
-        good += (np.abs(found - expected) < 0.04 * expected).sum()
-        total += SIZE * SIZE
-    return good / total
-
-
-@pytest.mark.parametrize("path", ["loop", "local"])
-def test_depth_reprojects_through_the_cameras(path: str) -> None:
-    scores: dict[str, list[float]] = {"right": [], "inverted": [], "bigger": []}
-    for index in range(4):
-        _, poses = drawn(path, False, index)
-        depth = rendered(path, False, index).depth.astype(float)
-        scores["right"].append(consistent(depth, poses))
-        scores["inverted"].append(consistent(depth, np.linalg.inv(poses)))
-        scores["bigger"].append(consistent(1.5 * depth, poses))
-    right, inverted, bigger = (float(np.mean(scores[name])) for name in ("right", "inverted", "bigger"))
-    # the rest of the points leaves the picture or is hidden
-    assert right > 0.6
-    assert inverted < 0.5 * right  # camera-to-world in place of world-to-camera
-    assert bigger < 0.8 * right  # not meters
 
 
 @pytest.mark.parametrize(("path", "moving"), KINDS)
@@ -165,44 +191,6 @@ def test_no_collisions(path: str, moving: bool) -> None:
                     height = np.full((FRAMES, 1), item.center[2])
                     boxes += [np.hstack([where[:, :2], height]), np.tile(item.size, (FRAMES, 1)), where[:, 2]]
                 assert (box_distance(*boxes) > 0).all()
-
-
-def test_parts_fill_the_bounding_box() -> None:
-    for category in (*CATALOG, *MOVERS):
-        recipe = np.array([part[:6] for part in category.recipe], float)
-        assert (recipe[:, ::2] < recipe[:, 1::2]).all(), category.name
-        assert (recipe[:, ::2].min(0) == 0).all() and (recipe[:, 1::2].max(0) == 1).all(), category.name
-        assert {part[6] for part in category.recipe} == set(range(len(category.colors))), category.name
-
-
-@pytest.mark.parametrize(("path", "low", "high"), [("loop", 0.85, 1.0), ("local", -0.25, 0.25)])
-def test_how_far_the_path_tells_the_size_of_the_room(path: str, low: float, high: float) -> None:
-    areas, extents = [], []
-    for index in range(50):
-        scene, poses = layout.draw_scene(path, False, 24, np.random.default_rng([5, index]))
-        eyes = centers(poses)
-        extent = np.linalg.norm(eyes[:, None] - eyes, axis=-1).max()
-        if path == "local":
-            assert 0.3 - 0.08 < extent / 2 <= 0.8 * 1.01  # the height changes a little
-        areas.append(scene.area)
-        extents.append(extent)
-    assert low < np.corrcoef(np.log(areas), np.log(extents))[0, 1] < high
-    assert min(areas) < 8 and max(areas) > 40
-
-
-def test_paths_are_uneven_and_come_back() -> None:
-    still = back = 0
-    for index in range(20):
-        _, poses = drawn("loop", False, index)
-        eyes = centers(poses)[:, :2]
-        steps = np.linalg.norm(np.diff(eyes, axis=0), axis=1)
-        still += (steps < 0.1 * steps.mean()).sum() >= 2
-        assert steps.max() > 2 * np.median(steps)
-        apart = np.linalg.norm(eyes[:, None] - eyes, axis=-1) + 10 * (
-            np.abs(np.subtract.outer(np.arange(FRAMES), np.arange(FRAMES))) < 6
-        )
-        back += apart.min() < 0.5 * steps.mean()
-    assert still > 15 and back > 15
 
 
 def test_frames_say_nothing_of_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +272,7 @@ def check(kind, text, truth, options, scene, ids) -> None:  # type: ignore[no-un
         expected = {
             "easy": left,
             "medium": "back" if 135 < angle < 225 else left,
-            "hard": quadrant(int(angle)),
+            "hard": ("front-left", "back-left", "back-right", "front-right")[int(angle) % 360 // 90],
         }
         assert answer == expected[level]
 
@@ -298,16 +286,3 @@ def test_directions_near_a_border_are_not_asked() -> None:
     assert direction(np.deg2rad(-110.0), "hard") == "back-right"
     assert direction(np.deg2rad(40.0), "medium") == "left"
     assert direction(np.deg2rad(-150.0), "medium") == "back"
-
-
-def test_moving_things_move_and_are_asked_about() -> None:
-    asked = 0
-    for index in range(6):
-        scene, _ = drawn("local", True, index)
-        tracks = [np.array(thing.track) for thing in scene.things if thing.track]
-        assert tracks and all(np.ptp(track[:, :2], axis=0).max() > 0.2 for track in tracks)
-        names = {category.name for category in MOVERS}
-        questions = ask(scene, "x", rendered("local", True, index).ids, np.random.default_rng(0))
-        asked += any(name in question.question for question in questions for name in names)
-        assert not any(thing.track for thing in drawn("local", False, index)[0].things)
-    assert asked >= 2

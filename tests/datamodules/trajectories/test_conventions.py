@@ -29,6 +29,8 @@ from zoo.cameras.poses import nearest_rotation, rigid_matrix
 
 WIDTH, HEIGHT = 640, 480
 K_PX = torch.tensor([[585.0, 0, 320], [0, 585, 240], [0, 0, 1]], dtype=torch.float64)
+
+
 # how a world-to-camera pose with OpenCV axes is written in each convention
 WRITTEN = dict(
     zip(
@@ -92,7 +94,7 @@ def recognized(video: Video, V: torch.Tensor, K: torch.Tensor, frames: range, nu
 
 
 @pytest.mark.parametrize(
-    ("window", "num_pairs"), [(8, 4), *(pytest.param(n, 12, marks=pytest.mark.slow) for n in range(10))]
+    ("window", "num_pairs"), [(8, 4), *(pytest.param(n, 12, marks=pytest.mark.slow) for n in (2, 5))]
 )
 def test_real_frames_fit_the_right_convention_alone(window: int, num_pairs: int, realdata: Path) -> None:
     folder = realdata / "scenes/7scenes_redkitchen"
@@ -101,10 +103,9 @@ def test_real_frames_fit_the_right_convention_alone(window: int, num_pairs: int,
     recognized(video, V, K, range(100 * window, 100 * window + 100), num_pairs)
 
 
-@pytest.mark.parametrize("trajectory", ["local", pytest.param("loop", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trajectory", ["loop", pytest.param("local", marks=pytest.mark.slow)])
 def test_rooms_fit_the_right_convention_alone(trajectory: str, tmp_path: Path) -> None:
-    count = 1 if trajectory == "local" else 6
-    rooms = Rooms(trajectory, scenes=(count, 0, 0), size=128, frames=48, root=str(tmp_path), workers=1)
+    rooms = Rooms(trajectory, scenes=(1, 0, 0), size=128, frames=48, root=str(tmp_path), workers=1)
     rooms.prepare()
     for scene in rooms.scenes("train"):
         video = Video(scene.video)

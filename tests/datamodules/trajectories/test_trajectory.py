@@ -1,4 +1,4 @@
-"""Poses matched by time, of turned and resized images, and damaged files."""
+"""Poses matched by time, of turned and resized images, rotations, and damaged files of each format."""
 
 from __future__ import annotations
 
@@ -12,10 +12,30 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, SevenScenes, Trajectory
-from datamodules.trajectories.base import from_axis_angle, upright_turns
-from datamodules.trajectories.formats import intrinsics, read_tum
+from datamodules.trajectories import TUM, ARKitScenes, Nerfstudio, ScanNet, ScanNetPlusPlus, SevenScenes, Trajectory
+from datamodules.trajectories.base import from_axis_angle, slerp, upright_turns
+from datamodules.trajectories.formats import intrinsics
 from zoo.cameras.poses import invert_se3, rigid_matrix
+
+
+def test_slerp_turns_at_an_even_rate_about_one_axis_the_shorter_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.nn.functional.normalize(torch.randn(40, 3, generator=generator, dtype=torch.float64), dim=1)
+    start = from_axis_angle(2 * axes.flip(0))
+    for angle in (0.0, 1e-9, 1e-4, 0.3, 1.5, 3.0):
+        end = start @ from_axis_angle(axes * angle)
+        for share in (0.0, 0.25, 0.9, 1.0):
+            between = slerp(start, end, torch.full((40,), share, dtype=torch.float64))
+            assert torch.allclose(between, start @ from_axis_angle(share * angle * axes), atol=1e-9)
+            if 0 < share < 1 and angle > 1:  # negative control: blended matrices are something else
+                assert not torch.allclose(between, torch.lerp(start, end, share), atol=1e-2)
+    quarters = torch.tensor([[0.0, 0.0, turn * math.pi / 4] for turn in (6, -1, 2)], dtype=torch.float64)
+    end, expected, quarter = from_axis_angle(quarters)
+    middle = slerp(torch.eye(3, dtype=torch.float64)[None], end[None], torch.tensor([0.5], dtype=torch.float64))
+    assert torch.allclose(middle[0], expected, atol=1e-12)
+    x, y = torch.eye(3, dtype=torch.float64)[:2]
+    assert torch.allclose(quarter @ x, y, atol=1e-15) and not torch.allclose(quarter.mT @ x, y)  # the right-hand rule
+
 
 WIDTH, HEIGHT = 64, 48
 
@@ -65,7 +85,7 @@ def test_poses_that_are_not_known_are_not_neighbors():
         replace(holed, world_to_camera=poses * math.nan).at([1.0], tolerance_s=1.0)
 
 
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("turns", range(4))
 def test_a_turned_picture_shows_the_same_points(turns):
     """A point's pixel in the turned picture is the turned pixel; numpy says what turning a picture is."""
     upright = replace(trajectory([0.3]), quarter_turns=turns).turned()
@@ -96,27 +116,21 @@ def project(cameras: Trajectory, point: torch.Tensor) -> torch.Tensor:
     return torch.stack((x / z, y / z))
 
 
-def test_resized_cameras_see_the_same():
+def test_resized_cameras_see_the_same_and_upright_is_where_z_points_up():
     small = trajectory([0.3]).resized(WIDTH // 2, HEIGHT // 2)
     point = unproject(trajectory([0.3]), 11.0, 40.0, depth=2.0)
     assert torch.allclose(project(small, point), torch.tensor([20.0, 5.5], dtype=torch.float64))
     with pytest.raises(ValueError, match="48 x 64 pixels, the cameras are for 64 x 48"):
         trajectory([0.3]).resized(HEIGHT, WIDTH)
-
-
-@pytest.mark.parametrize("turns", [0, 1, 2, 3])
-def test_upright_is_where_z_points_up(turns):
-    """A camera that looks along +x in a z-up world, its pictures turned away from upright."""
+    # a camera that looks along +x in a world whose z points up, its pictures turned away from upright
     level = torch.tensor([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]], dtype=torch.float64)
     poses = rigid_matrix(level[None], torch.zeros(1, 3, dtype=torch.float64))
-    K_px = intrinsics(60.0, 58.0, 30.0, 25.0)[None]
-    turned = Trajectory(poses, K_px, WIDTH, HEIGHT, quarter_turns=turns).turned()
-    assert upright_turns(turned.world_to_camera) == (4 - turns) % 4
+    for turns in range(4):
+        turned = replace(trajectory([0.3]), world_to_camera=poses, quarter_turns=turns).turned()
+        assert upright_turns(turned.world_to_camera) == (4 - turns) % 4
 
 
 # ---- files
-
-
 def write_rows(file: Path, rows: list) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("# a comment\n" + "\n".join(" ".join(str(x) for x in row) for row in rows) + "\n")
@@ -125,20 +139,6 @@ def write_rows(file: Path, rows: list) -> None:
 def write_picture(file: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height)).save(file)
-
-
-def test_scannet_leaves_out_what_was_not_tracked(tmp_path):
-    for number in (0, 1, 2, 10):
-        write_picture(tmp_path / f"color/{number}.jpg")
-        write_rows(tmp_path / f"pose/{number}.txt", np.eye(4).tolist())
-    write_rows(tmp_path / "pose/1.txt", np.full((4, 4), -np.inf).tolist())
-    (tmp_path / "pose/2.txt").unlink()
-    write_rows(tmp_path / "intrinsic/intrinsic_color.txt", np.diag([50.0, 51.0, 1, 1]).tolist())
-    read = ScanNet().read(tmp_path)
-    assert [frame.name for frame in read.frames] == ["0.jpg", "1.jpg", "2.jpg", "10.jpg"]
-    assert read.known.tolist() == [True, False, False, True]
-    assert [frame.name for frame in read.only(read.known).frames] == ["0.jpg", "10.jpg"]
-    assert (read.K_px[0, 0, 0], read.width, read.height, read.depth) == (50, WIDTH, HEIGHT, ())
 
 
 def write_transforms(folder: Path, **changes) -> Path:
@@ -150,7 +150,7 @@ def write_transforms(folder: Path, **changes) -> Path:
     return folder
 
 
-def test_nerfstudio(tmp_path):
+def test_nerfstudio_and_scannetpp(tmp_path):
     read = Nerfstudio().read(write_transforms(tmp_path))
     assert [frame.name for frame in read.frames] == ["a_2.png", "a_10.png"]
     # the OpenGL camera at the identity looks along -z with y up
@@ -159,6 +159,12 @@ def test_nerfstudio(tmp_path):
     frames = [{"file_path": "a_2.png", "transform_matrix": np.eye(4).tolist(), "is_bad": True, "fl_x": 40}]
     read = Nerfstudio().read(write_transforms(tmp_path, frames=frames))
     assert not read.known.any() and read.K_px[0, 0, 0] == 40
+    dslr = tmp_path / "scannetpp/dslr"
+    (dslr / "nerfstudio").mkdir(parents=True)
+    write_transforms(dslr / "resized_undistorted_images")
+    (dslr / "resized_undistorted_images/transforms.json").rename(dslr / "nerfstudio/transforms_undistorted.json")
+    read = ScanNetPlusPlus().read(tmp_path / "scannetpp")
+    assert [frame.name for frame in read.frames] == ["a_2.png", "a_10.png"] and read.K_px[0, 1, 1] == 51
 
 
 ARKIT = "41069025"
@@ -198,16 +204,6 @@ def test_tum(tmp_path):
     assert torch.allclose(centers, torch.tensor([[1.0, 2, 3], [1.75, 2, 3]], dtype=torch.float64))
 
 
-def test_tum_files_of_the_benchmark(realdata):
-    """The first camera of fr1_xyz: where it says to be, held level within some degrees."""
-    times_s, poses = read_tum(realdata / "scenes/trajectories/tum_euroc/freiburg1_xyz-groundtruth.txt")
-    assert len(times_s) == len(poses) > 2000 and (times_s.diff() >= 0).all()
-    camera_to_world = invert_se3(poses)
-    assert torch.allclose(camera_to_world[0, :3, 3], torch.tensor([1.3563, 0.6305, 1.6380], dtype=torch.float64))
-    down = camera_to_world[:, :3, 1]  # the camera's y axis in the world, whose z points up
-    assert down[:, 2].mean() < -0.5
-
-
 def spoil_traj(content: str):
     return lambda folder: (folder / "lowres_wide.traj").write_text(content)
 
@@ -228,12 +224,7 @@ BAD = {
     "no pincam": (ARKitScenes(frames="wide"), lambda f: None, NO_FILE, "wide_intrinsics: no .pincam"),
     "no frames": (ScanNet(), lambda f: None, NO_FILE, "color: no frames N.jpg"),
     "no sequence": (SevenScenes(), lambda f: None, NO_FILE, r"no frame-\*.color.png"),
-    "no list of images": (
-        TUM(),
-        lambda f: (f / "rgb.txt").write_text("# none\n"),
-        DAMAGED,
-        "rgb.txt: each line must be",
-    ),
+    "no images": (TUM(), lambda f: (f / "rgb.txt").write_text("# none\n"), DAMAGED, "rgb.txt: each line must be"),
     "no image": (TUM(), lambda f: (f / "rgb.txt").write_text("1.0 a.png\n"), NO_FILE, "a.png is absent, but listed"),
     "json": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{"), DAMAGED, "not valid JSON"),
     "no list": (Nerfstudio(), lambda f: (f / "transforms.json").write_text("{}"), DAMAGED, "no frames in it"),
@@ -241,12 +232,7 @@ BAD = {
     "no focal length": (Nerfstudio(), spoil_transforms(fl_x=None), DAMAGED, "needs file_path"),
     "no 4x4 matrix": (Nerfstudio(), spoil_transforms(frames=ROW_OF_3), DAMAGED, "needs file_path"),
     "no picture": (Nerfstudio(), lambda f: (write_transforms(f) / "a_2.png").unlink(), NO_FILE, "a_2.png is absent"),
-    "no rotation": (
-        Nerfstudio(),
-        spoil_transforms(frames=STRETCHED),
-        DAMAGED,
-        "frame 0: the rotation is off orthonormal",
-    ),
+    "no rotation": (Nerfstudio(), spoil_transforms(frames=STRETCHED), DAMAGED, "the rotation is off orthonormal"),
 }
 
 

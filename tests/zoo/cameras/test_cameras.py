@@ -1,22 +1,27 @@
-"""Cameras: conventions, precision, reference views, scales, and errors."""
+"""Cameras: conventions, precision, reference views, scales; the cameras of merged frames; windows of pictures; rays."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.plugins import HalfPrecision
 from torch import Tensor
 
-from zoo.cameras import Cameras, intrinsics_in_pixels, normalize_intrinsics
+from tests.zoo.geometry.projection import project_points
+from zoo import Cameras
+from zoo.cameras import SceneGeometry, intrinsics_in_pixels, normalize_intrinsics
+from zoo.cameras.rays import ray_directions, token_points
+from zoo.cameras.scene_geometry import PatchCameras, Window, merge_cameras, stack_cameras
+from zoo.encodings.testing import random_cameras
+from zoo.geometry.layers import quaternion_to_rotation
 
 
 def rotation(axis: Tensor, angle: float) -> Tensor:
-    """Computes a rotation by Rodrigues' formula, in float64."""
+    """Compute a rotation by Rodrigues' formula in float64."""
     x, y, z = (axis.double() / axis.double().norm()).tolist()
     K = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
     return torch.eye(3, dtype=torch.float64) + math.sin(angle) * K + (1 - math.cos(angle)) * K @ K
@@ -35,9 +40,6 @@ def random_poses(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 def eye_intrinsics(*shape: int) -> Tensor:
     return torch.eye(3, dtype=torch.float64).expand(*shape, 3, 3)
-
-
-# ---- Cameras ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -85,20 +87,8 @@ def test_index_and_shape_errors() -> None:
         Cameras(poses, K)
 
 
-# ---- canonical cameras ------------------------------------------------------------------------------------
-
-
-def test_canonical_cameras_are_invariant_to_a_change_of_world() -> None:
-    poses, world = random_poses(2, 5), random_poses(1, 1, seed=1)
-    here = Cameras(poses, eye_intrinsics(2, 5)).canonical()
-    there = Cameras(poses @ world, eye_intrinsics(2, 5)).canonical()
-    torch.testing.assert_close(here.world_to_camera, there.world_to_camera, rtol=0, atol=1e-12)
-    assert torch.equal(here.world_to_camera[:, 0], torch.eye(4, dtype=torch.float64).expand(2, 4, 4))
-    assert not torch.allclose(here.world_to_camera, poses, atol=0.1)
-
-
 def test_canonical_float32_far_from_the_origin() -> None:
-    """Composed in float64, so the only error is the rounding of the given poses."""
+    """Poses are composed in float64, so the only error is the rounding of the given poses."""
     world = random_poses(1, 1, seed=3, scale=100.0)
     poses = random_poses(1, 6) @ world
     exact = Cameras(poses.float().double(), eye_intrinsics(1, 6)).canonical().world_to_camera
@@ -124,7 +114,7 @@ def test_every_reference_view_makes_the_world_cancel(reference: Any, views: int)
 
 
 def test_reference_views_are_used_cameras() -> None:
-    """In a ragged batch whose second sample has only views 1, 2 and 4."""
+    """The batch is ragged: the second sample has only views 1, 2 and 4."""
     index = torch.tensor([[0, 1, 2, 3, 4, -1], [1, 2, 2, 4, -1, -1]])
     cameras = Cameras(random_poses(2, 5), eye_intrinsics(2, 5), index)
     assert cameras.used_mask().tolist() == [[True] * 5, [False, True, True, False, True]]
@@ -154,19 +144,6 @@ def test_balanced_reference_view_is_the_given_one() -> None:
     assert cameras[[1]].reference_view("saddle_balanced").tolist() == [1]
     with pytest.raises(ValueError, match="pass balanced_views to with_reference"):
         Cameras(poses, eye_intrinsics(2, 3)).canonical("saddle_balanced")
-
-
-def test_unknown_names_raise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Python; the command line and the tests check types."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    cameras = Cameras(random_poses(2, 3), eye_intrinsics(2, 3))
-    with pytest.raises(ValueError, match="reference is one of first, middle, medoid, saddle_balanced, not 'last'"):
-        cameras.canonical("last")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="scale is one of none, mean, max, rms, median_depth, not 'meters'"):
-        cameras.scaled("meters")  # type: ignore[arg-type]
-
-
-# ---- scale of translations --------------------------------------------------------------------------------
 
 
 def other_unit(poses: Tensor, factor: float) -> Tensor:
@@ -203,9 +180,6 @@ def test_static_camera_has_a_minimal_scale(scale: Any) -> None:
     poses[0, :, :3, 3] += 1e-6 * torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scaled = Cameras(poses, eye_intrinsics(1, 4)).canonical().scaled(scale).world_to_camera
     assert scaled.isfinite().all() and scaled[..., :3, 3].abs().max() < 1e-3
-
-
-# ---- intrinsics -------------------------------------------------------------------------------------------
 
 
 def test_normalized_intrinsics_are_independent_of_resolution() -> None:
@@ -245,3 +219,162 @@ def test_coinciding_centers_leave_the_gradient_of_their_scale_finite() -> None:
     poses = torch.eye(4, dtype=torch.float64).repeat(1, 2, 1, 1).requires_grad_()
     Cameras.trusted(poses, torch.eye(3).expand(1, 2, 3, 3)).scaled("rms").world_to_camera.sum().backward()
     assert poses.grad is not None and poses.grad.isfinite().all()
+
+
+# ---- the camera of merged frames -------------------------------------------------------------------------------------
+
+
+def merged_one_by_one(
+    scene: SceneGeometry, quaternions: Tensor, merged: str
+) -> tuple[list[Tensor], list[Tensor], list[bool]]:
+    """Merge patch by patch, with the midpoint of rotations from the sum of their quaternions: the slow reference."""
+    poses, K, present = scene.cameras()
+    found: list[tuple[Tensor, Tensor] | None] = []
+    for first in range(0, len(poses), 2):
+        frames = [i for i in (first, first + 1) if present[i]]
+        if len(frames) == 2 and merged == "mean":
+            one, other = quaternions[first], quaternions[first + 1]
+            turn = quaternion_to_rotation(one + other if one @ other > 0 else one - other)  # to the world
+            center = sum(-poses[i, :3, :3].T @ poses[i, :3, 3] for i in frames) / 2
+            pose = torch.eye(4, dtype=torch.float64)
+            pose[:3, :3], pose[:3, 3] = turn.T, -turn.T @ center
+            found.append((pose, (K[first] + K[first + 1]) / 2))
+        elif frames:
+            chosen = frames[-1] if merged == "last" else frames[0]
+            found.append((poses[chosen], K[chosen]))
+        else:
+            found.append(None)
+    known = [each is not None for each in found]
+    valid = next((each for each in found if each is not None), None)  # stands in
+    every = [each or valid or (poses[i], K[i]) for i, each in enumerate(found)]
+    return [pose for pose, _ in every], [intrinsics for _, intrinsics in every], known
+
+
+@pytest.mark.parametrize("merged", ["first", "last", "mean"])
+def test_merged_cameras_are_those_of_a_walk_over_the_patches(merged: Any) -> None:
+    """Frames have cameras at random; some scenes have none."""
+    patterns = set()
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        count = 2 * int(torch.randint(1, 6, (), generator=generator))
+        quaternions = torch.nn.functional.normalize(
+            torch.randn(count, 4, generator=generator, dtype=torch.float64), dim=-1
+        )
+        poses = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
+        poses[:, :3, :3] = quaternion_to_rotation(quaternions).mT
+        poses[:, :3, 3] = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+        K = torch.diag_embed(torch.rand(count, 3, generator=generator, dtype=torch.float64) + 0.5)
+        has_camera = torch.rand(count, generator=generator) < (seed % 4) / 3
+        scene = SceneGeometry(world_to_camera=poses, K_normalized=K, has_camera=has_camera)
+        found = merge_cameras(scene, merged)
+        expected_poses, expected_K, known = merged_one_by_one(scene, quaternions, merged)
+        if any(known):
+            torch.testing.assert_close(found.world_to_camera, torch.stack(expected_poses), rtol=0, atol=1e-9)
+            torch.testing.assert_close(found.K_normalized, torch.stack(expected_K), rtol=0, atol=1e-12)
+        assert found.has_camera.tolist() == known and not found.is_complete  # which only a host may say
+        patterns |= {tuple(pair.tolist()) for pair in has_camera.view(-1, 2)} | {any(known)}
+    assert len(patterns) == 6
+
+
+def test_stacked_cameras_are_those_of_each_row_and_identities() -> None:
+    def patches(count: int, seed: int) -> PatchCameras:
+        poses = random_poses(count, seed=seed)
+        return PatchCameras(poses, poses[:, :3, :3].clone(), torch.arange(count) % 2 == 0)
+
+    a, b, c = patches(2, 0), patches(3, 1), patches(1, 2).map(lambda x: x.float() if x.is_floating_point() else x)
+    poses, K, present = stack_cameras([[a, b], [], [c]])
+    assert poses.shape == (3, 5, 4, 4) and poses.dtype == torch.float64
+    assert torch.equal(poses[0], torch.cat((a[0], b[0]))) and torch.equal(K[0], torch.cat((a[1], b[1])))
+    assert torch.equal(poses[2, 0], c[0][0].double()) and torch.equal(
+        poses[2, 1:], torch.eye(4).double().expand(4, 4, 4)
+    )
+    assert torch.equal(poses[1], torch.eye(4).double().expand(5, 4, 4)) and torch.equal(K[1, 0], torch.eye(3).double())
+    assert present.tolist() == [[True, False, True, False, True], [False] * 5, [True, False, False, False, False]]
+
+
+def test_the_midpoint_has_the_gradient_of_its_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    K = torch.eye(3, dtype=torch.float64).expand(2, 3, 3)
+
+    def merged(twists: torch.Tensor) -> torch.Tensor:
+        poses = torch.eye(4, dtype=torch.float64).repeat(2, 1, 1)
+        skew = twists - twists.mT
+        poses = torch.cat((torch.cat((torch.linalg.matrix_exp(skew), twists[..., :1]), -1), poses[:, 3:]), 1)
+        return merge_cameras(SceneGeometry(world_to_camera=poses, K_normalized=K), "mean").world_to_camera
+
+    twists = torch.randn(2, 3, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(merged, (twists,), rtol=1e-5)
+
+
+# ---- a window of pictures --------------------------------------------------------------------------------------------
+
+
+WINDOW = Window(height=20, width=30, top=4, left=0, rows=12, columns=28)
+
+
+def whole() -> SceneGeometry:
+    """Return the geometry of pictures of 20 x 30 pixels."""
+    K_px = torch.tensor([[[40.0, 0.0, 14.0], [0.0, 50.0, 9.0], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    depth = 1 + torch.arange(600.0).view(1, 20, 30)
+    poses = torch.eye(4, dtype=torch.float64)[None]
+    return SceneGeometry(world_to_camera=poses, K_normalized=normalize_intrinsics(K_px, 30, 20), depth=depth)
+
+
+def test_a_part_keeps_its_pixels_and_their_rays() -> None:
+    before, after = whole(), WINDOW.crop(whole())
+    assert before.depth is not None and after.depth is not None and after.K_normalized is not None
+    assert torch.equal(after.depth, before.depth[:, 4:16, :28])
+    expected = torch.tensor([[[40.0, 0.0, 14.0], [0.0, 50.0, 5.0], [0.0, 0.0, 1.0]]], dtype=torch.float64)
+    torch.testing.assert_close(intrinsics_in_pixels(after.K_normalized, 28, 12), expected)
+
+
+def test_the_inverse_restores_what_is_known() -> None:
+    before, after = whole(), WINDOW.inverse.crop(WINDOW.crop(whole()))
+    assert before.depth is not None and after.depth is not None
+    torch.testing.assert_close(after.K_normalized, before.K_normalized)
+    known = torch.zeros_like(before.depth)
+    known[:, 4:16, :28] = 1
+    assert torch.equal(after.depth, before.depth * known)
+
+
+def test_the_inverse_in_another_size() -> None:
+    """At half the size each pixel is one of the four in its place, and pixels outside the window are unknown."""
+    before, after = whole(), WINDOW.inverse.crop(WINDOW.crop(whole()), (10, 15))
+    assert before.depth is not None and after.depth is not None
+    of_four = before.depth.unflatten(2, (15, 2)).unflatten(1, (10, 2))
+    same = (of_four == after.depth[:, :, None, :, None]).any(4).any(2)
+    inside = torch.zeros(1, 10, 15, dtype=torch.bool)
+    inside[:, 2:8, :14] = True
+    assert torch.equal(same, inside) and bool((after.depth[~inside] == 0).all())
+
+
+# ---- rays ------------------------------------------------------------------------------------------------------------
+
+
+def test_directions_invert_the_projection() -> None:
+    K = random_cameras(1)[1][0, 0]
+    K_px = K.clone()
+    K_px[0] *= 640
+    K_px[1] *= 480
+    K_px[0, 2], K_px[1, 2] = (K[0, 2] + 0.5) * 640, (K[1, 2] + 0.5) * 480
+    centers = torch.tensor([[-0.5, -0.5], [0.0, 0.0], [0.31, -0.12]], dtype=torch.float64)
+    directions = ray_directions(K.expand(3, 3, 3), centers)
+    pixels, _ = project_points(7.0 * directions, torch.eye(4, dtype=torch.float64), K_px)
+    expected = (centers + 0.5) * torch.tensor([640.0, 480.0], dtype=torch.float64)
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-10)
+
+
+def test_token_points_lie_on_their_rays_at_median_depth() -> None:
+    poses, K = random_cameras(1, views=2)
+    torch.manual_seed(0)
+    depth = torch.full((2, 56, 84), 3.0)
+    depth[1, :28, 28:56] = 0.0  # a token without depth
+    depth[0, :28, :28] = torch.where(torch.rand(28, 28) < 0.4, 9.0, 2.0)
+    depth[0, 28:, 28:56] = torch.where(torch.rand(28, 28) < 0.7, 0.0, 5.0)
+    points = token_points(depth, poses[0], K[0], 28)
+    assert points.shape == (2, 2, 3, 3) and points[1, 0, 1].isnan().all()
+    assert points.isfinite().all(-1).sum() == 11
+    for step, row, column, expected in ((0, 0, 0, 2.0), (0, 1, 1, 5.0), (1, 1, 2, 3.0)):
+        in_camera = poses[0, step, :3, :3] @ points[step, row, column] + poses[0, step, :3, 3]
+        center = torch.tensor([(column + 0.5) / 3, (row + 0.5) / 2], dtype=torch.float64) - 0.5
+        torch.testing.assert_close(in_camera, expected * ray_directions(K[0, step], center), rtol=0, atol=1e-12)

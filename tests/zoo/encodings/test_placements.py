@@ -1,15 +1,17 @@
-"""Placements, subsets and compositions: their channels, layers and heads, and errors."""
+"""Placements, subsets and compositions: their channels, layers and heads, from configs, and what is refused."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
+from typing import Any
 
 import jaxtyping
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 
-from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_model
+from tests.zoo.decoder import MOVES, Example, gradients, install, layout_of, moved, tiny_qwen
+from zoo import SpatialVLM, TinyQwen25VL, TinyQwen35
 from zoo.backbones import Qwen25VLBackbone
 from zoo.cameras import Cameras
 from zoo.encodings import (
@@ -19,6 +21,7 @@ from zoo.encodings import (
     ChannelPlacement,
     ChannelRange,
     Compose,
+    DeltaNetLayers,
     ExtraChannels,
     HeadSubset,
     HighFrequencies,
@@ -26,76 +29,48 @@ from zoo.encodings import (
     LowFrequencies,
     PointRoPE,
     PoseALiBi,
+    PoseAxis,
     PoseIndex,
     PRoPE,
+    RayEncoding,
     RayRoPE,
     TemporalSection,
+    UnrotatedChannels,
+    URoPE,
+    ValueRoPE,
+    ViewAttention,
 )
 from zoo.encodings.base import HeadLayout
-from zoo.encodings.testing import (
-    EXACT,
-    LAYOUTS,
-    Decoder,
-    apply_rope,
-    random_cameras,
-    random_sequence,
-)
+from zoo.encodings.testing import Decoder, apply_rope, random_cameras, random_sequence
 from zoo.errors import InputError
+from zoo.sequences.time_index import PathLengthIndex
+
+QWEN25, QWEN3 = HeadLayout.in_row(128, (16, 24, 24)), HeadLayout(128, (*[0, 1, 2] * 20, *[0] * 4))
+TIME = [*range(0, 60, 3), *range(60, 64)]  # Qwen3-VL's sections take turns, and t has the rest at the end
 
 
-def test_channel_range_is_a_fraction_of_the_head() -> None:
-    assert ChannelRange().head_channels(HeadLayout.in_row(16, (2, 3, 3))) == list(range(8))
-    assert ChannelRange(0.25, 0.75).head_channels(HeadLayout.in_row(16, (2, 3, 3))) == list(range(4, 12))
-
-
-def test_temporal_section_contains_whole_rope_pairs() -> None:
-    assert TemporalSection().head_channels(HeadLayout.in_row(32, (4, 4, 8))) == [0, 1, 2, 3, 16, 17, 18, 19]
-    channels = TemporalSection().head_channels(HeadLayout.in_row(128, (16, 24, 24)))
-    assert channels == [*range(16), *range(64, 80)]
-
-
-def test_frequencies_are_rope_pairs_of_one_section() -> None:
-    section = (16, 24, 24)
-    assert sorted(LowFrequencies(4, "w").head_channels(HeadLayout.in_row(128, section))) == [
-        *range(60, 64),
-        *range(124, 128),
-    ]
-    assert sorted(HighFrequencies(8, "h").head_channels(HeadLayout.in_row(128, section))) == [
-        *range(16, 24),
-        *range(80, 88),
-    ]
-    channels = LowFrequencies(8, "t").head_channels(HeadLayout.in_row(128, section))
-    assert channels == [*range(8, 12), *range(12, 16), *range(72, 76), *range(76, 80)]
-
-
-def test_sections_follow_the_table_of_axes() -> None:
-    """Qwen3-VL's sections of 24, 20 and 20 frequencies take turns; t has the rest at the end."""
-    head = HeadLayout(128, (*[0, 1, 2] * 20, *[0] * 4))
-    time = [*range(0, 60, 3), *range(60, 64)]
-    assert [len(head.frequencies(axis)) for axis in range(3)] == [24, 20, 20]
-    assert TemporalSection().head_channels(head) == [*time, *(c + 64 for c in time)]
-    assert LowFrequencies(4, "w").head_channels(head) == [50, 53, 56, 59, 114, 117, 120, 123]
-    assert HighFrequencies(4, "h").head_channels(head) == [1, 4, 7, 10, 65, 68, 71, 74]
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_the_table_of_another_model_breaks_the_change_of_world(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels of the T section are without RoPE among the views, where the table is that of the decoder's RoPE."""
-    sequence = random_sequence(0).constant_time()
-    poses, K = random_cameras(2)
-    world = random_cameras(2, 1, seed=5)[0]
-    for other in LAYOUTS:
-        decoder = Decoder(PRoPE(TemporalSection(), reference=None), head=LAYOUTS[name])
-        rope = decoder.rope(sequence.ids)
-        monkeypatch.setattr(decoder, "rope", lambda _, rope=rope: rope)
-        decoder.head = LAYOUTS[other]  # of the encoding
-        before, after = (decoder.attend(sequence, each, K) for each in (poses, poses @ world))
-        assert ((before - after).abs().max() < EXACT) == (other == name)
+@pytest.mark.parametrize(
+    ("placement", "head", "channels"),
+    [
+        (ChannelRange(), HeadLayout.in_row(16, (2, 3, 3)), range(8)),
+        (ChannelRange(0.25, 0.75), HeadLayout.in_row(16, (2, 3, 3)), range(4, 12)),
+        (TemporalSection(), QWEN25, [*range(16), *range(64, 80)]),
+        (LowFrequencies(4, "w"), QWEN25, [*range(60, 64), *range(124, 128)]),
+        (HighFrequencies(8, "h"), QWEN25, [*range(16, 24), *range(80, 88)]),
+        (LowFrequencies(8, "t"), QWEN25, [*range(8, 16), *range(72, 80)]),
+        (TemporalSection(), QWEN3, [*TIME, *(c + 64 for c in TIME)]),
+        (LowFrequencies(4, "w"), QWEN3, [50, 53, 56, 59, 114, 117, 120, 123]),
+        (HighFrequencies(4, "h"), QWEN3, [1, 4, 7, 10, 65, 68, 71, 74]),
+    ],
+)
+def test_channels_of_a_placement(placement: ChannelPlacement, head: HeadLayout, channels: list[int]) -> None:
+    """A placement takes whole pairs of RoPE, which are half a head apart, from the model's table of axes."""
+    assert sorted(placement.head_channels(head)) == list(channels)
 
 
 @pytest.mark.parametrize("lowest", [True, False])
 def test_commutation_error_bounds_the_change_of_world(lowest: bool) -> None:
-    """Of the bilinear form of q and k, for frequencies that are not shared."""
+    """The bound holds for the bilinear form of q and k where frequencies are not shared."""
     placement = (LowFrequencies if lowest else HighFrequencies)(8, "w")
     encoding, section, positions = PRoPE(placement, reference=None), [4, 4, 8], 6
     frequencies = 1e4 ** -(torch.arange(16, dtype=torch.float64) / 16)
@@ -143,7 +118,7 @@ def test_shared_frequency_is_the_geometric_mean_of_four_pairs() -> None:
     ],
 )
 def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None:
-    """Also beside channels that another encoding appended."""
+    """Channels that another encoding appended stay unchanged too."""
     chosen = placement.head_channels(HeadLayout.in_row(32, (4, 6, 6)))
     x = torch.randn(2, 5, 3, 36, generator=torch.Generator().manual_seed(0))
     cameras = Cameras(torch.eye(4).expand(2, 1, 4, 4), torch.eye(3).expand(2, 1, 3, 3), torch.zeros(2, 5).long())
@@ -151,40 +126,6 @@ def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None
     expected = x.clone()
     expected[..., chosen] *= 2
     assert len(chosen) % 4 == 0 and torch.equal(doubled.transform_values(x), expected)
-
-
-def test_placements_that_do_not_fit_raise() -> None:
-    with pytest.raises(ValueError, match="channels 0 to 10 of 20 are not a multiple of four"):
-        ChannelRange().block(HeadLayout.in_row(20, (2, 4, 4)))
-    with pytest.raises(ValueError, match="got 0.5 and 0.5"):
-        ChannelRange(0.5, 0.5)
-    with pytest.raises(ValueError, match="requires a T section with a multiple of four frequencies, got 6"):
-        TemporalSection().block(HeadLayout.in_row(32, (6, 4, 6)))
-    with pytest.raises(ValueError, match="frequencies must be a multiple of four, got 6"):
-        LowFrequencies(6)
-    with pytest.raises(ValueError, match="h section has 6 frequencies, fewer than 8"):
-        HighFrequencies(8, "h").block(HeadLayout.in_row(32, (4, 6, 6)))
-    with pytest.raises(ValueError, match="extra channels must be a multiple of four, got 6"):
-        ExtraChannels(6)
-    with pytest.raises(ValueError, match="at least two placements, got 1"):
-        AlternateAxes([TemporalSection()])
-
-
-def test_subsets_and_compositions_that_do_not_fit_raise() -> None:
-    with pytest.raises(ValueError, match=r"layers 0 to 1, got \[2\]"):
-        Decoder(LayerSubset(PRoPE(), [2]))
-    with pytest.raises(ValueError, match=r"key_value_heads 0 to 1, got \[0, 2\]"):
-        Decoder(HeadSubset(PRoPE(), [0, 2]))
-    with pytest.raises(ValueError, match="PRoPE acts in no layer"):
-        Decoder(LayerSubset(LayerSubset(PRoPE(), "odd"), "even"))
-    with pytest.raises(ValueError, match="ExtraChannels acts in no layer"):
-        Decoder(LayerSubset(PRoPE(AlternateAxes([TemporalSection(), ExtraChannels(8)])), "even"))
-    with pytest.raises(ValueError, match="only the first encoding may use ExtraChannels"):
-        Compose([PRoPE(), GTA(ExtraChannels())])
-    with pytest.raises(ValueError, match="PoseIndex changes position ids"):
-        LayerSubset(PoseIndex(), "odd")
-    with pytest.raises(ValueError, match="positive, got 0"):
-        GTA(translation_scale=0)
 
 
 def test_other_layers_and_heads_are_stock() -> None:
@@ -201,7 +142,7 @@ def test_other_layers_and_heads_are_stock() -> None:
 
 @pytest.mark.parametrize("name", ["PRoPE, ExtraChannels", "GTA, ExtraChannels", "HeadSubset(PRoPE, ExtraChannels)"])
 def test_extra_channels_start_at_stock_and_train(name: str) -> None:
-    model = tiny_model()
+    model = tiny_qwen()
     encoding = install(model, name)
     example = Example(encoding)
     assert moved(model, example) > MOVES
@@ -229,7 +170,7 @@ def test_extra_channels_start_at_stock_and_train(name: str) -> None:
 )
 def test_other_layers_have_no_projections(encoding: CameraEncoding, layers: list[str]) -> None:
     """Parameters without a gradient are an error in distributed training."""
-    model = tiny_model()
+    model = tiny_qwen()
     Qwen25VLBackbone(model, None).install_encoding(encoding)
     (append,) = (module for module in encoding.modules() if isinstance(module, ExtraChannels))
     assert append.layers is not None and list(append.layers) == layers
@@ -242,38 +183,147 @@ def test_other_layers_have_no_projections(encoding: CameraEncoding, layers: list
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in encoding.parameters())
 
 
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: PRoPE(apply_to="kq"), "apply_to is one of qkvo, qk, vo, not 'kq'"),
-        (
-            lambda: PRoPE(pose_component="rotations"),
-            "pose_component is one of both, rotation, translation, not 'rotations'",
-        ),
-        (lambda: PointRoPE("ov"), "apply_to is one of"),
-        (lambda: PoseALiBi(slopes="learn"), "slopes is one of fixed, learned, not 'learn'"),
-        (lambda: LayerSubset(PRoPE(), "all"), "layers is one of even, odd, not 'all'"),
-        (lambda: LowFrequencies(4, "x"), "section is one of t, h, w, not 'x'"),
-        (lambda: GTA(pose_component="rotation", learn_scale=True), "learn_scale has no effect"),
-        (lambda: GTA(pose_component="rotation", translation_scale=3), "translation_scale has no effect"),
-        (lambda: PoseALiBi("rotation", translation_weight=2), "translation_weight has no effect"),
-        (lambda: PoseALiBi("rotation", scale="rms"), "scale has no effect"),
-        (lambda: RayRoPE("inf_pj+0_3d", depth="known"), "depth and predicts_width have no effect"),
-        (lambda: RayRoPE("0_3d", predicts_width=False), "depth and predicts_width have no effect"),
-        (lambda: RayRoPE("d_3d+inf_pj", depth_encoding="inv_d"), "depth_encoding has no effect"),
-        (lambda: RayRoPE("0_3d", rays=1), "rays has no effect"),
-        (lambda: GTA(translation_scale=float("nan")), "translation_scale must be positive, got nan"),
-    ],
-)
-def test_unknown_choices_raise(build: Callable[[], object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In Python; the command line checks types itself."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(InputError, match=re.escape(message)):
-        build()
-
-
 def test_compositions_require_what_their_encodings_require() -> None:
     assert Compose([PoseALiBi(), PRoPE(TemporalSection())]).requires_constant_time
-    assert Compose([PoseIndex(), PRoPE(TemporalSection(), apply_to="vo")]).time_index is not None
+    index = PathLengthIndex()
+    assert Compose([PoseIndex(index), PRoPE(TemporalSection(), apply_to="vo")]).time_index is index
     plain = Compose([HeadSubset(PRoPE(), [0])])
     assert not plain.requires_constant_time and plain.time_index is None
+
+
+# ---- configs ---------------------------------------------------------------------------------------------------------
+
+
+def build(config: dict[str, Any], base: type = CameraEncoding) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--module", type=base)
+    return parser.instantiate(parser.parse_object({"module": config})).module
+
+
+def part(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+def test_nested_encodings_from_a_config() -> None:
+    sections = [part("LowFrequencies", count=4, section=section, shared_frequency=True) for section in "wh"]
+    axes = part("AlternateAxes", placements=sections)
+    index = part("zoo.PathLengthIndex", span=7)
+    encodings = [
+        part("LayerSubset", encoding=part("PRoPE", placement=axes, apply_to="qk", scale="rms"), layers="odd"),
+        part("HeadSubset", encoding=part("GTA", learn_scale=True, reference=None), key_value_heads=[0, 1]),
+        part("PoseIndex", index=index),
+        part("PoseALiBi", slopes="learned"),
+    ]
+    layers, heads, posed, alibi = build(part("Compose", encodings=encodings)).parts
+    (prope,), (gta,) = layers.parts, heads.parts
+    assert [(each.section, each.shared_frequency) for each in prope.placement.each] == [("w", True), ("h", True)]
+    assert (prope.apply_to, prope.scale, layers.layers) == ("qk", "rms", "odd")
+    assert gta.log_scale is not None and gta.reference is None and heads.key_value_heads == [0, 1]
+    assert posed.time_index.span == 7 and alibi.slopes == "learned"
+    for wrong in (part("PRoPE", reference="last"), part("PRoPE", apply_to="q"), part("CaPE", apply_to="qkvo")):
+        with pytest.raises(ArgumentError):
+            build(wrong)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def rotations(**options: Any) -> GTA:
+    return GTA(UnrotatedChannels(), pose_component="rotation", **options)
+
+
+IN_ROW = HeadLayout.in_row(32, (6, 4, 6))
+# by Python, where the types of options are not checked; each with a key word of the message
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (lambda: ChannelRange().block(HeadLayout.in_row(20, (2, 4, 4))), "0 to 10 of 20 .* multiple of four"),
+    (lambda: ChannelRange(0.5, 0.5), "0.5 and 0.5"),
+    (lambda: TemporalSection().block(IN_ROW), "T section .* got 6"),
+    (lambda: LowFrequencies(6), "multiple of four, got 6"),
+    (lambda: LowFrequencies(4, "x"), "section is one of"),
+    (lambda: HighFrequencies(8, "h").block(IN_ROW), "h section has 4 frequencies, fewer than 8"),
+    (lambda: ExtraChannels(6), "multiple of four, got 6"),
+    (lambda: UnrotatedChannels(6), "multiple of four, got 6"),
+    (lambda: AlternateAxes([TemporalSection()]), "at least two"),
+    (lambda: Decoder(LayerSubset(PRoPE(), [2])), "layers 0 to 1"),
+    (lambda: Decoder(HeadSubset(PRoPE(), [0, 2])), "key_value_heads 0 to 1"),
+    (lambda: Decoder(LayerSubset(LayerSubset(PRoPE(), "odd"), "even")), "PRoPE acts in no layer"),
+    (
+        lambda: Decoder(LayerSubset(PRoPE(AlternateAxes([TemporalSection(), ExtraChannels(8)])), "even")),
+        "ExtraChannels acts in no layer",
+    ),
+    (lambda: LayerSubset(PRoPE(), "all"), "layers is one of even, odd"),
+    (lambda: LayerSubset(PoseIndex(), "odd"), "PoseIndex changes position ids"),
+    (lambda: Compose([PRoPE(), GTA(ExtraChannels())]), "only the first encoding may use ExtraChannels"),
+    (lambda: Compose([PoseIndex(), PoseIndex()]), "only one PoseIndex"),
+    (lambda: Compose([PRoPE(TemporalSection()), PoseIndex()]), "one time for all views"),
+    (lambda: Decoder(Compose([PRoPE(TemporalSection()), PoseAxis()])), "PRoPE and PoseAxis share"),
+    (lambda: Decoder(Compose([LayerSubset(PoseAxis()), PRoPE(TemporalSection())])), "share"),
+    (lambda: Decoder(PoseAxis(count=5)), "4 frequencies, fewer than 5"),
+    (lambda: PoseAxis(count=0), "at least 1"),
+    (lambda: PRoPE(apply_to="kq"), "apply_to is one of"),
+    (lambda: PRoPE(pose_component="rotations"), "pose_component is one of"),
+    (lambda: PointRoPE("ov"), "apply_to is one of"),
+    (lambda: PointRoPE(shortest=4, longest=2), "wavelengths 4 and 2"),
+    (lambda: PoseALiBi(slopes="learn"), "slopes is one of"),
+    (lambda: GTA(translation_scale=0), "translation_scale must be positive"),
+    (lambda: GTA(translation_scale=float("nan")), "translation_scale must be positive"),
+    (lambda: GTA(pose_component="rotation", learn_scale=True), "learn_scale has no effect"),
+    (lambda: GTA(pose_component="rotation", translation_scale=3), "translation_scale has no effect"),
+    (lambda: PoseALiBi("rotation", translation_weight=2), "translation_weight has no effect"),
+    (lambda: PoseALiBi("rotation", scale="rms"), "scale has no effect"),
+    (lambda: RayRoPE("inf_pj+0_3d", depth="known"), "depth and predicts_width have no effect"),
+    (lambda: RayRoPE("0_3d", predicts_width=False), "depth and predicts_width have no effect"),
+    (lambda: RayRoPE("d_3d+inf_pj", depth_encoding="inv_d"), "depth_encoding has no effect"),
+    (lambda: RayRoPE("0_3d", rays=1), "rays has no effect"),
+    (lambda: Compose([RayRoPE(), PRoPE()]), "RayRoPE"),
+    (lambda: Compose([PRoPE(apply_to="vo"), LayerSubset(URoPE())]), "leave out PRoPE"),
+    (lambda: Compose([RayRoPE(), URoPE()]), "RayRoPE"),
+    (lambda: HeadSubset(RayRoPE(), [0]), "RayRoPE"),
+    (lambda: ViewAttention(32, 12), "head_dim=12"),
+    (lambda: ViewAttention(36, 16), "head_dim=16"),
+    (lambda: ViewAttention(32, 16, RayEncoding()), "RayEncoding has one per token"),
+    (lambda: DeltaNetLayers(PRoPE(UnrotatedChannels(), pose_component="rotation")), "PRoPE multiplies"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_does_not_fit_is_refused(
+    make: Callable[[], object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises((InputError, ValueError), match=message):
+        make()
+
+
+IN_MODELS: list[tuple[Any, Callable[[], CameraEncoding], str]] = [
+    (TinyQwen25VL(hidden_size=32, heads=2), RayRoPE, "RayRoPE|channels"),
+    (TinyQwen25VL(hidden_size=64, heads=2), lambda: RayRoPE(channels=ChannelRange(0, 1)), "channels"),
+    (TinyQwen25VL(), lambda: DeltaNetLayers(rotations()), "no Gated DeltaNet layers"),
+    (TinyQwen25VL(), lambda: PRoPE(UnrotatedChannels()), "rotates 32 of the 32 channels"),
+    (TinyQwen35(layers=1), lambda: DeltaNetLayers(rotations()), "no Gated DeltaNet layers"),
+    *(
+        (TinyQwen35(), make, message)
+        for make, message in (
+            (lambda: DeltaNetLayers(PoseALiBi()), "PoseALiBi acts on no channels"),
+            (lambda: DeltaNetLayers(ValueRoPE()), "ValueRoPE acts on no channels"),
+            (lambda: DeltaNetLayers(PoseIndex()), "PoseIndex changes position ids"),
+            (lambda: DeltaNetLayers(PRoPE(ExtraChannels(), apply_to="vo")), "PRoPE acts on no channels"),
+            (lambda: DeltaNetLayers(RayRoPE()), "RayRoPE turns keys anew .* beside DeltaNetLayers"),
+            (lambda: DeltaNetLayers(LayerSubset(URoPE())), "URoPE turns keys anew"),
+            (lambda: DeltaNetLayers(PRoPE(TemporalSection(), apply_to="vo")), "a T section .* got 0"),
+            (lambda: DeltaNetLayers(HeadSubset(rotations(), [0])), "leave HeadSubset out"),
+            (lambda: DeltaNetLayers(LayerSubset(rotations(), [3])), "are no layers of linear_attention"),
+            (lambda: LayerSubset(rotations(), [0, 3]), "are no layers of full_attention"),
+            (lambda: LayerSubset(rotations(), "even"), "GTA acts in no layer"),
+            (lambda: LayerSubset(DeltaNetLayers(rotations())), "LayerSubset around DeltaNetLayers"),
+            (lambda: DeltaNetLayers(Compose([DeltaNetLayers(rotations())])), "DeltaNetLayers around DeltaNetLayers"),
+            (lambda: PRoPE(UnrotatedChannels(200)), "32 of the 128 channels .* leaves 96"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("loader", "make", "message"), IN_MODELS, ids=[each[-1] for each in IN_MODELS])
+def test_what_does_not_fit_a_model_is_refused(loader: Any, make: Callable[[], CameraEncoding], message: str) -> None:
+    with pytest.raises(InputError, match=message), torch.device("meta"):
+        SpatialVLM(loader, camera_encoding=make())

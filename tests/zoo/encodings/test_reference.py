@@ -10,22 +10,31 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.zoo.asking import batch, inputs_of, logits_of, prompts_of, scene
-from tests.zoo.test_vlm import GRID, RATES, cameras, sequences, tiny
-from zoo import ConstantIndex, GeometryCache, PRoPE, TemporalSection, TinyVGGT
+from tests.tiny import RATES, inputs_of, logits_of, prompts_of, tiny_backbone, tiny_batch, tiny_scene
+from tests.zoo.two_videos import cameras, sequences
+from zoo import (
+    GTA,
+    CameraEncoding,
+    Cameras,
+    ConstantIndex,
+    GeometryCache,
+    InputError,
+    PointRoPE,
+    PRoPE,
+    TemporalSection,
+    TinyVGGT,
+    VideoQATask,
+    ViewAttention,
+)
 from zoo.backbones.base import VisualTokens
-from zoo.backbones.qwen25_vl import tiny_processor
-from zoo.cameras import Cameras
+from zoo.cameras import SceneGeometry
 from zoo.cameras.cameras import balanced_views, saddle_balanced
-from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, merge_cameras
-from zoo.encodings import GTA, CameraEncoding, PointRoPE, ViewAttention
+from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
 from zoo.encodings.base import HeadLayout
-from zoo.errors import InputError
 from zoo.media import batch_of_media
 from zoo.scene_encoding import EncodedScene, add_scene_statistics, encode_vision, known_depth, scene_points
 from zoo.sequences.batch import Batch
 from zoo.sequences.loaded_scene import LoadedScene
-from zoo.tasks import VideoQATask
 
 
 def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
@@ -35,7 +44,7 @@ def random_views(count: int, seed: int = 0, channels: int = 6) -> Tensor:
 
 
 def by_definition(views: list[list[float]]) -> int:
-    """Computes the rule with Python numbers."""
+    """Compute the rule with Python numbers."""
     norms = [sum(x * x for x in view) ** 0.5 for view in views]
     units = [[x / norm for x in view] for view, norm in zip(views, norms, strict=True)]
     others = range(len(views))
@@ -50,10 +59,7 @@ def by_definition(views: list[list[float]]) -> int:
     return cost.index(min(cost))
 
 
-# ---- the rule ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_matches_definition(seed: int) -> None:
     views = random_views(3 + seed % 5, seed)
     chosen = int(saddle_balanced(views))
@@ -64,30 +70,9 @@ def test_matches_definition(seed: int) -> None:
     assert int(saddle_balanced(views.float())) == int(saddle_balanced(views.float().double()))
 
 
-def test_every_measure_contributes() -> None:
-    """All views are chosen for some tokens, and the norm of a single view changes the choice."""
-    chosen = [int(saddle_balanced(random_views(5, seed))) for seed in range(20)]
-    assert len(set(chosen)) == 5
-    scaled = []
-    for seed in range(20):
-        views = random_views(5, seed)
-        views[0] *= 10
-        scaled.append(int(saddle_balanced(views)))
-    assert scaled != chosen
-
-
-def test_chooses_among_views_with_a_camera() -> None:
-    views, present = random_views(6), torch.tensor([False, True, True, False, True, True])
-    assert int(saddle_balanced(views, present)) == [1, 2, 4, 5][int(saddle_balanced(views[present]))]
-    assert int(saddle_balanced(views, ~present)) == 0  # of two views, the first
-    assert int(saddle_balanced(views[:2])) == 0
-    assert int(saddle_balanced(views, torch.arange(6) == 4)) == 4
-    assert int(saddle_balanced(views, torch.zeros(6, dtype=torch.bool))) == 0
-
-
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_views_without_a_camera_count_for_nothing(seed: int) -> None:
-    """Neither in the similarity to others nor in the range of a measure."""
+    """They enter neither the similarity to other views nor the range of a measure."""
     views = random_views(7, seed)
     present = torch.rand(7, generator=torch.Generator().manual_seed(seed)) < 0.7
     own = present.nonzero()[:, 0].tolist()
@@ -97,8 +82,12 @@ def test_views_without_a_camera_count_for_nothing(seed: int) -> None:
     assert int(saddle_balanced(views, present)) == (own[expected] if own else 0)
 
 
-def test_identical_views_choose_the_first() -> None:
-    assert int(saddle_balanced(torch.ones(4, 8))) == 0
+def test_few_or_identical_views_choose_the_first() -> None:
+    views = random_views(6)
+    assert int(saddle_balanced(views[:2])) == 0 == int(saddle_balanced(torch.ones(4, 8)))
+    assert int(saddle_balanced(views, torch.arange(6) == 4)) == 4
+    assert int(saddle_balanced(views, torch.zeros(6, dtype=torch.bool))) == 0
+    assert len({int(saddle_balanced(random_views(5, seed))) for seed in range(20)}) == 5  # the control
 
 
 def test_scenes_of_a_sample_are_concatenated() -> None:
@@ -110,16 +99,16 @@ def test_scenes_of_a_sample_are_concatenated() -> None:
     assert chosen.tolist() == [int(saddle_balanced(views)), 0, 0]
 
 
-# ---- in a model -------------------------------------------------------------------------------------------
+# ---- in a model ------------------------------------------------------------------------------------------------------
 
 
 def model(**parts: Any) -> VideoQATask:
     torch.manual_seed(0)
-    return VideoQATask(backbone=tiny(), learning_rates=RATES, allow_untrained=True, **parts).eval()
+    return VideoQATask(backbone=tiny_backbone(), learning_rates=RATES, allow_untrained=True, **parts).eval()
 
 
 def videos() -> dict[str, Any]:
-    """Returns two videos: the first one's balanced view is the third, the second one has only two views."""
+    """Return two videos: the balanced view of the first is its third view; the second has only two views."""
     given = sequences()
     pixels = torch.randn(given["pixel_values_videos"].shape, generator=torch.Generator().manual_seed(2))
     return {**given, "pixel_values_videos": pixels}
@@ -154,28 +143,8 @@ def test_model_chooses_from_its_2d_tokens() -> None:
 
 
 @torch.no_grad()
-def test_change_of_world_cancels_and_other_cameras_do_not() -> None:
-    ours, given = model(**balanced()), sequences()
-    real = given["attention_mask"].bool()
-    here = cameras().to(dtype=torch.float64)
-    there = here.with_poses(here.world_to_camera @ cameras(7).world_to_camera[:, :1].double())
-    found, moved, other = (ours.model.logits(**given, cameras=each)[real] for each in (here, there, cameras(2)))
-    torch.testing.assert_close(moved, found, rtol=0, atol=1e-5)
-    assert (other - found).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_text_alone_is_stock() -> None:
-    stock, ours = model(time_index=ConstantIndex()), model(**balanced())
-    words = torch.tensor([tiny_processor().tokenizer("How many chair(s) are in this room?")["input_ids"]])
-    for media in ({}, {"cameras": cameras()[:1]}):
-        given = {"input_ids": words, "attention_mask": torch.ones_like(words), **media}
-        assert torch.equal(ours.model.logits(**given), stock.model.logits(**given))
-
-
-@torch.no_grad()
 def test_view_mixer_uses_the_balanced_view() -> None:
-    """Translations alone depend on the reference view."""
+    """The encoding uses translations alone, since only they depend on the reference view."""
 
     def mixer(width: int) -> ViewAttention:
         return ViewAttention(width, 16, GTA(pose_component="translation", reference="saddle_balanced"))
@@ -191,25 +160,25 @@ def test_view_mixer_uses_the_balanced_view() -> None:
 
 @torch.no_grad()
 def test_scenes_of_a_batch_have_independent_references() -> None:
-    """For scenes of different lengths, as in training."""
+    """The scenes have different lengths, as in training."""
     ours = model(**balanced())
-    scenes = [scene("a", steps=4), scene("b", steps=5, seed=1)]
-    asked = batch(ours, *scenes)
+    scenes = [tiny_scene("a", steps=4), tiny_scene("b", steps=5, seed=1)]
+    asked = tiny_batch(ours, *scenes)
     every = logits_of(ours, inputs_of(ours, asked))
     rows = [0, len(scenes[0].questions)]
     for row, each in enumerate(scenes):
-        alone = batch(ours, each)
+        alone = tiny_batch(ours, each)
         (expected,) = logits_of(ours, inputs_of(ours, alone, slice(0, 1)))
         torch.testing.assert_close(every[rows[row], : len(expected)], expected, rtol=0, atol=2e-5)
 
 
-# ---- depth of the data ------------------------------------------------------------------------------------
+# ---- depth -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", ["PRoPE", "PointRoPE", "views"])
 @torch.no_grad()
 def test_median_depth_makes_the_unit_cancel(part: str) -> None:
-    """The same scene in feet gives the same logits, but not with scale none."""
+    """The same scene in feet gives the same logits, and with scale `none` other logits."""
     for scale in ("median_depth", "none"):
         if part == "views":
             ours = model(view_mixer=lambda width, scale=scale: ViewAttention(width, 16, PRoPE(scale=scale)))
@@ -219,12 +188,12 @@ def test_median_depth_makes_the_unit_cancel(part: str) -> None:
         else:
             ours = model(camera_encoding=PointRoPE(scale=scale))
         assert ours.model_spec().requires_depth == (scale == "median_depth" or part == "PointRoPE")
-        meters, feet = scene("a"), scene("a")
+        meters, feet = tiny_scene("a"), tiny_scene("a")
         feet.geometry.world_to_camera[:, :3, 3] *= 3.28  # type: ignore[union-attr, index]
         feet.geometry.depth *= 3.28  # type: ignore[union-attr, operator]
         logits = []
         for each in (meters, feet):
-            asked = batch(ours, each)
+            asked = tiny_batch(ours, each)
             logits.append(logits_of(ours, inputs_of(ours, asked)))
         apart = (logits[0] - logits[1]).abs().max()
         assert apart < 1e-4 if scale == "median_depth" else apart > 1e-3
@@ -232,14 +201,16 @@ def test_median_depth_makes_the_unit_cancel(part: str) -> None:
 
 def test_median_depth_requires_depth() -> None:
     ours = model(camera_encoding=PRoPE(TemporalSection(), scale="median_depth"), time_index=ConstantIndex())
-    bare = scene("a")
+    bare = tiny_scene("a")
     bare.geometry.depth = None  # type: ignore[union-attr]
+    with pytest.raises(InputError, match="--model.merged_camera first"):  # points are of the first frame
+        scene_points(tiny_scene("a").geometry, 2, "mean")
     with pytest.raises(InputError, match="median_depth needs scenes with depth"):
-        ours.model.encode_scenes(batch(ours, bare))
+        ours.model.encode_scenes(tiny_batch(ours, bare))
 
 
 def test_scenes_of_a_sample_share_one_median_depth() -> None:
-    """As they share one reference view and the other scales, in whatever order they come."""
+    """The order of the scenes does not matter."""
 
     def of(*depth: float) -> EncodedScene:
         cameras = PatchCameras(torch.eye(4)[None], torch.eye(3)[None], torch.ones(1, dtype=torch.bool))
@@ -254,11 +225,8 @@ def test_scenes_of_a_sample_share_one_median_depth() -> None:
     assert found is not None and found.tolist() == [4, 4, 2, 200, 1, 200]
 
 
-# ---- depth of VGGT ----------------------------------------------------------------------------------------
-
-
 def vggt() -> TinyVGGT:
-    """Builds a random VGGT with a field of view of one radian."""
+    """Build a random VGGT with a field of view of one radian."""
     encoder = TinyVGGT(embed_dim=32, depth=2, num_heads=2, features=8, heads=("camera", "depth"))
     last = encoder.vggt.camera_head.pose_branch.fc2  # type: ignore[union-attr]
     if not last.bias.is_meta:
@@ -282,8 +250,8 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
             and not ours.model_spec().requires_cameras
             and ours.model_spec().requires_frames
         )
-        shown = scene("a")
-        asked = batch(ours, shown)
+        shown = tiny_scene("a")
+        asked = tiny_batch(ours, shown)
         assert ours.model.geometry is not None
         (found,) = ours.model.geometry([asked.scenes[0].frames.float() / 255], [None], tokens=False)
         assert found.depth is not None and found.depth.shape == (6, 56, 84) and found.depth.min() > 0
@@ -301,21 +269,3 @@ def test_points_from_predicted_depth(kept: bool, tmp_path: Path) -> None:
             cameras.with_index(index).with_tokens(points=scattered), HeadLayout.in_row(32, [4, 6, 6])
         )
         torch.testing.assert_close(inputs["camera_encoding"].cos, expected.cos, rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-def test_logits_with_predicted_points_and_predicted_median_depth() -> None:
-    frames = {"frames": [torch.rand(2 * int(t), 3, 14 * int(h), 14 * int(w)) for t, h, w in GRID]}
-    for encoding in (PointRoPE(), GTA(scale="median_depth")):
-        ours, given = by_vggt(encoding), sequences()
-        moved = ours.model.logits(**given, **frames) - model().model.logits(**given)
-        assert moved.isfinite().all() and moved[given["attention_mask"].bool()].abs().max() > 1e-3
-
-
-def test_geometry_without_depth_raises() -> None:
-    with pytest.raises(InputError, match="has no depth head: build one"):
-        model(
-            camera_encoding=PointRoPE(),
-            camera_source="predicted",
-            geometry=lambda: TinyVGGT(embed_dim=32, depth=2, num_heads=2),
-        )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.golden.weights import init_
 from tests.zoo.geometry.official import GOLDEN, HERE
+from zoo.cameras.poses import rigid_matrix
 from zoo.geometry.da3 import DA3, DA3Output
 
 HEADS = ("camera", "depth", "ray")
@@ -123,3 +125,48 @@ def errors(output: DA3Output, t: dict[str, Tensor], suffix: str = "", depth: str
             value = value[..., :3, :]
         found[kind] = error(depth if kind == "depth" else kind, value, t[name])
     return found
+
+
+# ---- small configs ---------------------------------------------------------------------------------------------
+
+WIDTH = 32
+
+
+def any_view_config(**net: Any) -> dict[str, Any]:
+    """Six small blocks with all heads."""
+    trunk = {"name": "vits", "embed_dim": WIDTH, "depth": 6, "num_heads": 2, "out_layers": [2, 3, 4, 5]}
+    trunk |= {"alt_start": 2, "qknorm_start": 2, "rope_start": 2, "cat_token": True}
+    return {
+        "net": trunk | net,
+        "head": dense("DualDPT", 2 * WIDTH, 2),
+        "cam_enc": {"dim_out": WIDTH, "num_heads": 4, "trunk_depth": 1},
+        "cam_dec": {"dim_in": 2 * WIDTH},
+    }
+
+
+def metric_config() -> dict[str, Any]:
+    trunk = {"name": "vitl", "embed_dim": WIDTH, "depth": 4, "num_heads": 2, "out_layers": [0, 1, 2, 3]}
+    return {"net": trunk | {"cat_token": False}, "head": dense("DPT", WIDTH, 1)}
+
+
+def nested_config() -> dict[str, Any]:
+    return {"anyview": any_view_config(), "metric": metric_config()}
+
+
+def dense(kind: str, width: int, outputs: int) -> dict[str, Any]:
+    sizes = {"dim_in": width, "output_dim": outputs, "features": 16, "out_channels": [8, 8, 8, 8]}
+    return {"__object__": {"name": kind}, **sizes}
+
+
+def given_cameras(views: int, spread: float = 1.0) -> dict[str, Tensor]:
+    centers = spread * torch.arange(3.0 * views).reshape(1, views, 3).sin()
+    K = torch.tensor([[30.0, 0, 21], [0, 30, 14], [0, 0, 1]]).expand(1, views, 3, 3)
+    return {"world_to_camera": rigid_matrix(torch.eye(3).expand(1, views, 3, 3), centers), "K_px": K}
+
+
+def save(folder: Path, config: dict[str, Any], model: DA3 | None = None) -> str:
+    """A folder as released ones are."""
+    folder.mkdir(exist_ok=True)
+    save_file((model or hash_model(config)).official_state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_name": "da3", "config": config}))
+    return str(folder)

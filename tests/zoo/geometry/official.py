@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.golden.weights import init_
+from zoo.geometry import VGGTEncoder
 from zoo.geometry.vggt import VGGT
 
 HERE = Path(__file__).parents[2] / "golden"
@@ -58,3 +59,18 @@ def tiny_config(**aggregator: Any) -> dict[str, Any]:
 
 def tiny_images(batch: int = 1, frames: int = 2, height: int = 28, width: int = 42, seed: int = 0) -> Tensor:
     return torch.rand(batch, frames, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+def save_vggt(encoder: VGGTEncoder, path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in encoder.vggt.official_state_dict().items()}, path)
+
+
+def alter(path: Path, name: str) -> Path:
+    """Changes one number of a tensor by one unit in the last place; size and time of the file stay."""
+    tensors, status = load_file(path), path.stat()
+    changed = tensors[name].clone()
+    changed.view(-1)[0] = torch.nextafter(changed.view(-1)[0], torch.tensor(torch.inf))
+    save_file(tensors | {name: changed}, path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    return path

@@ -1,51 +1,52 @@
-"""Depth Anything 3: official weights, computation on demand, the order of views, and bad input."""
+"""Depth Anything 3: the official numbers and names, computation on demand, the order of views, bad input."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.zoo.geometry.da3 import HEADS, hash_model, hash_weights, manifest
-from tests.zoo.geometry.official import tiny_images
-from zoo.cameras.poses import rigid_matrix
+from tests.zoo.geometry.da3 import (
+    HEADS,
+    any_view_config,
+    case_model,
+    cases,
+    error,
+    errors,
+    given_cameras,
+    hash_model,
+    hash_weights,
+    load_case,
+    manifest,
+    metric_config,
+    nested_config,
+    run,
+)
+from tests.zoo.geometry.official import HERE, tiny_images
+from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.errors import InputError
-from zoo.geometry.da3 import DA3, normalize_poses, pose_encoding_to_cameras, to_meters
+from zoo.geometry.da3 import (
+    DA3,
+    cameras_to_pose_encoding,
+    choose_reference,
+    normalize_poses,
+    official_size,
+    pose_encoding_to_cameras,
+    pose_scale,
+    rays_to_cameras,
+)
+from zoo.geometry.vggt import pose_encoding_to_cameras as vggt_cameras
 
 RELEASED = (
     *("da3_small", "da3_base", "da3_large", "da3_giant", "da3metric_large", "da3mono_large"),
     "da3nested_giant_large",
 )
-WIDTH = 32
 CLOSE = 3e-5  # ten times what other kernels make of it
-
-
-def any_view_config(**net: Any) -> dict[str, Any]:
-    """Six small blocks with all heads."""
-    trunk = {"name": "vits", "embed_dim": WIDTH, "depth": 6, "num_heads": 2, "out_layers": [2, 3, 4, 5]}
-    trunk |= {"alt_start": 2, "qknorm_start": 2, "rope_start": 2, "cat_token": True}
-    return {
-        "net": trunk | net,
-        "head": dense("DualDPT", 2 * WIDTH, 2),
-        "cam_enc": {"dim_out": WIDTH, "num_heads": 4, "trunk_depth": 1},
-        "cam_dec": {"dim_in": 2 * WIDTH},
-    }
-
-
-def metric_config() -> dict[str, Any]:
-    trunk = {"name": "vitl", "embed_dim": WIDTH, "depth": 4, "num_heads": 2, "out_layers": [0, 1, 2, 3]}
-    return {"net": trunk | {"cat_token": False}, "head": dense("DPT", WIDTH, 1)}
-
-
-def nested_config() -> dict[str, Any]:
-    return {"anyview": any_view_config(), "metric": metric_config()}
-
-
-def dense(kind: str, width: int, outputs: int) -> dict[str, Any]:
-    sizes = {"dim_in": width, "output_dim": outputs, "features": 16, "out_channels": [8, 8, 8, 8]}
-    return {"__object__": {"name": kind}, **sizes}
+SMALL = 1e-5  # a few roundings of float32 at numbers of some units
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,202 @@ def model() -> DA3:
     return hash_model(any_view_config()).requires_grad_(False)
 
 
-# ---- weights ----------------------------------------------------------------------------------------------
+# ---- golden cases ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("any_view"))
+def test_any_view_equals_the_official_code(case: str) -> None:
+    meta, t = load_case("any_view", case)
+    model = case_model(meta)
+    assert set(model.official_state_dict()) == set(meta["param_names"])
+    output = run(model, meta, t)
+    chosen = None if output.reference is None else output.reference.tolist()
+    assert chosen == (meta["reference"] if meta["reference_chosen"] else None)
+    start = meta["config"]["net"]["alt_start"]
+    if start % 2:  # the official code overwrites the camera token of the local half of this layer, in place
+        half = output.tokens[start].shape[-1] // 2
+        kept, theirs = output.tokens[start][:, :, 0, :half], t[f"layer_{start}"][:, :, 0, :half]
+        assert (kept - theirs).abs().max() > 0.1
+        kept.copy_(theirs)
+    found = errors(output, t)
+    assert len(found) == meta["config"]["net"]["depth"] + 7 and max(found.values()) < 1, found
+
+
+@pytest.mark.parametrize("case", cases("metric"))
+def test_metric_equals_the_official_code(case: str) -> None:
+    meta, t = load_case("metric", case)
+    output = run(case_model(meta), meta, t)
+    found = errors(output, t, depth="metric_depth")
+    assert {"depth", "sky"} < found.keys() and max(found.values()) < 1, found
+    assert output.pose_enc is output.rays is output.reference is output.scale is None
+
+
+@pytest.mark.parametrize("case", cases("nested"))
+def test_nested_equals_the_official_code(case: str) -> None:
+    meta, t = load_case("nested", case)
+    found = errors(run(case_model(meta), meta, t), t, depth="metric_depth")
+    assert {"scale", "depth", "depth_conf", "world_to_camera", "sky"} < found.keys() and max(found.values()) < 1, found
+
+
+FLOAT64 = {
+    "giant_s3_42x42": "any_view",
+    "posed_b2_s3_42x56": "any_view",
+    "sky_s2_42x56": "metric",
+    "sky_s3_42x56": "nested",
+}
+
+
+@pytest.mark.parametrize("case", FLOAT64)
+def test_float64_stays_float64(case: str) -> None:
+    group = FLOAT64[case]
+    meta, t = load_case(group, case)
+    output = run(case_model(meta, torch.float64), meta, t, torch.float64)
+    assert output.depth.dtype == torch.float64
+    found = errors(output, t, "_f64", depth="depth" if group == "any_view" else "metric_depth")
+    assert found and max(found.values()) < 0.2, found  # float32 is seen at 0.1
+
+
+def larger_eps(model: DA3) -> None:
+    for block in model.model.trunk.blocks:
+        block.norm1.eps = block.norm2.eps = 1e-5
+
+
+def no_query_norm(model: DA3) -> None:
+    for block in model.model.trunk.blocks:
+        block.attn.q_norm = nn.Identity()
+
+
+def swapped_camera_tokens(model: DA3) -> None:
+    model.model.trunk.camera_token.data = model.model.trunk.camera_token.data.flip(1)
+
+
+def last_norm_left_out(model: DA3) -> None:
+    model.model.trunk.norm = nn.Identity()
+
+
+def norm_of_rays_not_loaded(model: DA3) -> None:
+    model.model.head.scratch.output_conv2_aux[0].get_submodule("2").reset_parameters()
+
+
+MISTAKES: dict[Callable[[DA3], None], tuple[str, ...]] = {  # the outputs in which each shows
+    larger_eps: ("layer_5", "pose_enc", "depth"),
+    no_query_norm: ("layer_5", "pose_enc", "depth", "rays"),
+    swapped_camera_tokens: ("layer_5", "pose_enc", "depth", "rays"),
+    last_norm_left_out: ("layer_5", "depth", "rays"),
+    norm_of_rays_not_loaded: ("rays",),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_a_mistake_is_detected(mistake: Callable[[DA3], None]) -> None:
+    meta, t = load_case("any_view", "saddle_b2_s4_28x42")  # two scenes, whose reference view is not the first
+    model = case_model(meta)
+    mistake(model)
+    found = errors(run(model, meta, t), t)
+    assert all(found[name] > 3 for name in MISTAKES[mistake]), found
+
+
+# ---- cameras, scales, reference views and sizes: golden, or the truth ------------------------------------------
+
+
+@pytest.mark.parametrize("case", cases("poses"))
+def test_pose_encodings_equal_the_official_ones(case: str) -> None:
+    meta, t = load_case("poses", case)
+    size = tuple(meta["image_size_hw"])
+    poses, K = pose_encoding_to_cameras(t["pose_enc"], size)
+    assert error("world_to_camera", poses[..., :3, :], t["world_to_camera"]) < 1
+    assert error("K_px", K, t["intrinsics"]) < 1 and K.isfinite().all()  # with fields of view of 0 and beyond pi
+    encoding = cameras_to_pose_encoding(t["given_world_to_camera"], t["given_K_px"], size)
+    assert torch.allclose(encoding, t["given_pose_enc"], atol=SMALL)
+    # controls: VGGT's encoding is world-to-camera, and its field of view of 0 is an infinite focal length
+    theirs = vggt_cameras(t["pose_enc"], size)[0]
+    assert error("world_to_camera", theirs[..., :3, :], t["world_to_camera"]) > 100
+
+
+@pytest.mark.parametrize("case", cases("poses"))
+def test_given_poses_are_normalized_as_in_the_official_code(case: str) -> None:
+    _, t = load_case("poses", case)
+    given = t["given_world_to_camera"]
+    every = normalize_poses(given)
+    for i in range(len(given)):
+        assert torch.allclose(every[i], t[f"normalised_{i}"], atol=SMALL)
+    for name, count in (("normalised_first_one", 1), ("normalised_first_two", 2)):
+        assert torch.allclose(normalize_poses(given[:1, :count])[0], t[name], atol=SMALL)
+    assert not torch.allclose(every, given, atol=1e-2)
+    moved = given @ rigid_matrix(torch.eye(3), torch.tensor([1.0, 2.0, 3.0]))
+    assert torch.allclose(normalize_poses(moved), every, atol=10 * SMALL)  # whatever the world
+
+
+@pytest.mark.parametrize("case", cases("ray_pose"))
+def test_cameras_from_rays_are_the_true_ones(case: str) -> None:
+    meta, t = load_case("ray_pose", case)
+    poses, K = rays_to_cameras(t["rays"], t["rays_conf"], tuple(meta["image_size_hw"]))
+    assert (poses - t["true_world_to_camera"]).abs().max() < 1e-4
+    assert (K - t["true_K_px"]).abs().max() < 5e-3
+    swapped = rays_to_cameras(t["rays"], t["rays_conf"], tuple(meta["image_size_hw"][::-1]))[1]
+    assert (swapped - t["true_K_px"]).abs().max() > 1  # the control
+    if not meta["centred"]:  # the official code factorizes the homography the other way round
+        assert (t["official_K_px"] - t["true_K_px"]).abs().max() > 1
+
+
+def test_the_scale_of_poses_is_umeyamas() -> None:
+    meta, t = load_case("alignment", "align_a")
+    for each in meta["sets"]:
+        predicted, given = t[f"predicted_world_to_camera_{each['i']}"], t[f"given_world_to_camera_{each['i']}"]
+        bottom = torch.tensor([0.0, 0.0, 0.0, 1.0]).expand(len(predicted), 1, 4)
+        found = pose_scale(torch.cat((predicted, bottom), 1), given)
+        # the official code fits from ten views on to some of them, drawn at random
+        assert found == pytest.approx(each["scale"], rel=1e-3 if each["ransac"] else 1e-6)
+        assert 1 / found != pytest.approx(each["scale"], rel=1e-2)
+
+
+def along_a_line(*places: float) -> Tensor:
+    centers = torch.tensor(places)[:, None] * torch.tensor([1.0, 2.0, -1.0])
+    return invert_se3(rigid_matrix(torch.eye(3).expand(len(places), 3, 3), centers))
+
+
+@pytest.mark.parametrize("poses", [along_a_line(0.0), along_a_line(0.0, 1.0), along_a_line(0.0, 1.0, 3.0, 4.0)])
+def test_no_scale_of_too_few_poses_or_of_poses_on_a_line(poses: Tensor) -> None:
+    with pytest.raises(InputError, match="three cameras or more"):
+        pose_scale(poses, poses)
+
+
+def test_reference_views_are_the_official_ones() -> None:
+    meta, t = load_case("reference", "reference_a")
+    differing = 0
+    for each in meta["sets"]:
+        tokens = t[f"class_tokens_{each['i']}"]
+        for strategy, chosen in each["chosen"].items():
+            margin = each["margin"].get(strategy, [1.0] * len(chosen))
+            found = choose_reference(tokens, strategy).tolist()
+            # without a margin two views tie, and rounding decides
+            assert [a for a, m in zip(found, margin, strict=True) if m > 1e-6] == [
+                b for b, m in zip(chosen, margin, strict=True) if m > 1e-6
+            ]
+            differing += choose_reference(tokens.flip(1), strategy).tolist() != found
+    assert differing > len(meta["sets"])  # the control: they depend on the tokens
+
+
+def test_the_choice_is_made_in_float32() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # as the class tokens of one video: nearly the same, so that half precision would round their differences away
+    tokens = (
+        torch.randn(50, 1, 64, generator=generator) + 0.1 * torch.randn(50, 8, 64, generator=generator)
+    ).bfloat16()
+    exact = choose_reference(tokens.double(), "saddle_balanced")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(choose_reference(tokens, "saddle_balanced"), exact)
+        unit = torch.nn.functional.normalize(tokens.float(), dim=-1)
+        assert (unit @ unit.mT).dtype == torch.bfloat16  # the control: what autocast would do
+
+
+def test_sizes_are_the_official_ones() -> None:
+    table = json.loads((HERE / "da3/preprocess/sizes_a.json").read_text())["table"]
+    assert table and all(list(official_size(*row[:4])) == row[4] for row in table)
+    assert any(list(official_size(*row[:3])) != row[4] for row in table)  # the control: the method matters
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -63,14 +259,6 @@ def test_a_released_model_has_every_official_tensor(name: str) -> None:
     skipped = {each for each in about["tensors"] if ".gs_head." in each or ".gs_adapter." in each}
     assert set(model.official_state_dict()) == set(about["tensors"]) - skipped
     assert bool(skipped) == ("giant" in name)
-
-
-@pytest.mark.slow
-def test_a_released_model_runs_on_the_meta_device() -> None:
-    about = manifest("da3_giant")
-    model = DA3.from_official(about["config"], about["tensors"])
-    output = model(torch.empty(1, 3, 3, 42, 56, device="meta"), (-1,), HEADS)
-    assert output.tokens[-1].shape == (1, 3, 13, 3072) and output.depth.shape == (1, 3, 42, 56)
 
 
 @pytest.mark.parametrize("config", [any_view_config(), metric_config(), nested_config()])
@@ -96,18 +284,6 @@ def test_older_files_hold_copies_of_a_layer_norm(model: DA3) -> None:
         DA3.from_official(model.config, {n: t for n, t in (official | copies).items() if not n.startswith(kept)})
 
 
-def test_an_error_names_the_tensors(model: DA3) -> None:
-    broken = model.official_state_dict()
-    del broken["model.backbone.pretrained.camera_token"]
-    broken["model.extra"] = torch.zeros(1)
-    broken["model.cam_dec.fc_t.bias"] = torch.zeros(5)
-    with pytest.raises(InputError) as error:
-        DA3.from_official(model.config, broken)
-    message = str(error.value)
-    assert "1 missing: model.backbone.pretrained.camera_token" in message and "1 unexpected: model.extra" in message
-    assert "1 misshapen: model.cam_dec.fc_t.bias [5] instead of [3]" in message
-
-
 def test_parts_that_the_config_leaves_out_are_not_loaded(model: DA3) -> None:
     trunk = DA3.from_official({"net": model.config["net"]}, model.official_state_dict())
     assert not trunk.model.heads and trunk(tiny_images()).pose_enc is None
@@ -117,7 +293,7 @@ def test_parts_that_the_config_leaves_out_are_not_loaded(model: DA3) -> None:
         DA3.from_official(model.config, trunk.official_state_dict())
 
 
-# ---- on demand ------------------------------------------------------------------------------------------
+# ---- on demand -------------------------------------------------------------------------------------------------
 
 
 def test_only_what_is_asked_for_is_computed(model: DA3) -> None:
@@ -138,31 +314,17 @@ def test_only_what_is_asked_for_is_computed(model: DA3) -> None:
         hook.remove()
 
 
-def test_requested_outputs_do_not_depend_on_the_others(model: DA3) -> None:
-    images = tiny_images(2, 3)
-    everything, some = model(images, range(6), HEADS), model(images, (-1, 0), ("depth",))
-    assert list(some.tokens) == [-1, 0] and torch.equal(some.depth, everything.depth)
-    assert torch.equal(some.tokens[-1], everything.tokens[5]) and torch.equal(some.tokens[0], everything.tokens[0])
-    assert not torch.equal(some.tokens[-1], everything.tokens[4])
-    poses, K = pose_encoding_to_cameras(everything.pose_enc, (28, 42))
-    assert torch.equal(everything.world_to_camera, poses) and torch.equal(everything.K_px, K)
-    assert everything.rays.shape == (2, 3, 2 * 8, 3 * 8, 6)  # eight rays along each side of a patch
-
-
-def test_scenes_of_a_batch_are_independent(model: DA3) -> None:
-    images = tiny_images(2, 4)
+@pytest.mark.parametrize("views", [1, 4, 9])  # the official head fails for nine views of two scenes
+def test_scenes_of_a_batch_are_independent(views: int, model: DA3) -> None:
+    images = tiny_images(2, views)
     both = model(images, heads=HEADS)
+    assert both.depth.shape == (2, views, 28, 42) and both.depth.isfinite().all() and both.pose_enc.isfinite().all()
     for i in range(2):
         alone = model(images[i : i + 1], heads=HEADS)
         assert torch.allclose(both.tokens[-1][i], alone.tokens[-1][0], atol=CLOSE)
         assert torch.allclose(both.depth[i], alone.depth[0], rtol=1e-4)
-    images[0, 2] = 1 - images[0, 2]  # but the views of a scene attend to each other
+    images[0, -1] = 1 - images[0, -1]  # the control: the views of a scene attend to each other
     assert (model(images).tokens[-1][0, 0] - both.tokens[-1][0, 0]).abs().max() > 1e-3
-
-
-def test_more_than_eight_views_of_two_scenes(model: DA3) -> None:  # the official head crashes
-    output = model(tiny_images(2, 9), heads=HEADS)
-    assert output.depth.shape == (2, 9, 28, 42) and output.depth.isfinite().all()
 
 
 def test_nested_scenes_have_their_own_scales() -> None:
@@ -180,14 +342,7 @@ def test_nested_scenes_have_their_own_scales() -> None:
     assert torch.equal(both.rays[..., :3], own.rays[..., :3])
 
 
-def test_meters_need_the_focal_length() -> None:
-    depth, K = torch.full((1, 2, 2, 2), 3.0), torch.eye(3).repeat(1, 2, 1, 1)
-    K[0, 0, 0, 0], K[0, 0, 1, 1], K[0, 1, 0, 0], K[0, 1, 1, 1] = 300.0, 300.0, 100.0, 500.0
-    assert torch.equal(to_meters(depth, K), depth)  # the mean of fx and fy
-    assert torch.equal(to_meters(depth, 2 * K), 2 * depth)
-
-
-# ---- the order of the views ----------------------------------------------------------------------------------
+# ---- the order of the views ------------------------------------------------------------------------------------
 
 ORDER = [2, 0, 3, 1]
 
@@ -201,12 +356,6 @@ def difference(model: DA3, views: int, **options: Any) -> float:
     pairs = [(permuted.tokens[-1], usual.tokens[-1])]
     pairs += [(getattr(permuted, name), getattr(usual, name)) for name in ("depth", "rays", "pose_enc", "K_px")]
     return max(float((one - other[:, order]).abs().max()) for one, other in pairs)
-
-
-def given_cameras(views: int, spread: float = 1.0) -> dict[str, Tensor]:
-    centers = spread * torch.arange(3.0 * views).reshape(1, views, 3).sin()
-    K = torch.tensor([[30.0, 0, 21], [0, 30, 14], [0, 0, 1]]).expand(1, views, 3, 3)
-    return {"world_to_camera": rigid_matrix(torch.eye(3).expand(1, views, 3, 3), centers), "K_px": K}
 
 
 def test_permuting_the_views_permutes_the_tokens(model: DA3) -> None:
@@ -248,32 +397,19 @@ def test_a_bfloat16_trunk_gives_float32_geometry() -> None:
     assert torch.equal(found.reference, exact.reference)
 
 
-# ---- bad input --------------------------------------------------------------------------------------------
-
-
-def test_bad_input_is_one_line(model: DA3) -> None:
+def test_bad_input_is_an_error(model: DA3) -> None:
     images, cameras = tiny_images(1, 4), given_cameras(4)
     half = {name: tensor[:, :2] for name, tensor in cameras.items()}
     trunk = DA3.from_official({"net": model.config["net"]}, model.official_state_dict())
-    for run, message in (
-        (lambda: model(torch.rand(1, 2, 3, 30, 42)), "42 x 30 pixels: .*multiples of 14; .*42 x 28$"),
-        (
-            lambda: model(255 * images),
-            "Depth Anything 3 needs images in 0..1, .*divide by 255, or undo a normalization$",
-        ),
-        (lambda: model(images, heads=("point",)), "heads point: choose from camera, depth, ray$"),
-        (lambda: trunk(images, heads=("depth",)), "has no depth head: it has no heads$"),
-        (lambda: hash_model(metric_config())(images, heads=("ray",)), "has no ray head: it has depth$"),
-        (lambda: model(images, layers=(6,)), "no layer 6: the model has 6$"),
-        (lambda: model(images, **half), r"world_to_camera of \[1, 2\] .*images of \[1, 4\]: give one camera per view"),
-        (lambda: model(images, K_px=cameras["K_px"]), "K_px alone: give world_to_camera and K_px, or neither$"),
-        (lambda: trunk(images, **cameras), "no camera encoder .*leave the cameras out$"),
+    for call, message in (
+        (lambda: model(torch.rand(1, 2, 3, 30, 42)), "42 x 30 pixels: .*multiples of 14"),
+        (lambda: model(255 * images), "in 0..1, .*divide by 255"),
+        (lambda: model(images, heads=("point",)), "heads point: choose from camera, depth, ray"),
+        (lambda: trunk(images, heads=("depth",)), "has no depth head"),
+        (lambda: model(images, layers=(6,)), "no layer 6"),
+        (lambda: model(images, **half), "give one camera per view"),
+        (lambda: model(images, K_px=cameras["K_px"]), "K_px alone"),
+        (lambda: trunk(images, **cameras), "no camera encoder"),
     ):
-        with pytest.raises(ValueError, match=message) as error:
-            run()
-        assert "\n" not in str(error.value)
-
-
-def test_one_view(model: DA3) -> None:
-    output = model(tiny_images(1, 1), heads=HEADS)
-    assert output.reference is None and output.depth.shape == (1, 1, 28, 42) and output.pose_enc.isfinite().all()
+        with pytest.raises(ValueError, match=message):
+            call()

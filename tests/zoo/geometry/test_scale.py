@@ -11,11 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.zoo.geometry.caching import alter
-from tests.zoo.geometry.da3 import hash_model, manifest
-from tests.zoo.geometry.official import tiny_images
-from tests.zoo.geometry.test_da3 import any_view_config, metric_config
-from tests.zoo.geometry.test_da3_encoder import save
+from tests.zoo.geometry.da3 import any_view_config, hash_model, manifest, metric_config, save
+from tests.zoo.geometry.official import alter, tiny_images
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL
 from zoo.cameras import intrinsics_in_pixels
 from zoo.cameras.poses import invert_se3, rigid_matrix
@@ -54,15 +51,15 @@ def given(count: int = 6, seed: int = 0, focal: float = 0.8, spread: float = 1.0
 def predicted(truth: SceneGeometry, unit: float) -> SceneGeometry:
     """The same cameras in another world, in units of this many meters, with depth, points and tokens."""
     world = given(1, seed=7).world_to_camera
-    count = len(truth.world_to_camera)
+    count, generator = len(truth.world_to_camera), torch.Generator().manual_seed(1)
     return SceneGeometry(
         world_to_camera=truth.scaled(1 / unit).world_to_camera @ world,
         K_normalized=truth.K_normalized,
         has_camera=truth.has_camera.clone(),
-        depth=torch.rand(count, 2, 3).double() + 1,
+        depth=torch.rand(count, 2, 3, generator=generator).double() + 1,
         points=torch.rand(count, 2, 3, 3).double(),
         patches=torch.rand(count, 1, 1, 4),
-        confidence=torch.rand(count, 2, 3),
+        confidence=torch.rand(count, 2, 3, generator=generator),
     )
 
 
@@ -73,9 +70,6 @@ def distances(scene: SceneGeometry) -> Tensor:
 
 def in_meters(source: DatasetPoses | MetricModel, scene: SceneGeometry, truth: SceneGeometry | None) -> SceneGeometry:
     return source.in_meters([scene], [torch.zeros(len(scene.world_to_camera), 3, 2, 3)], [truth])[0]
-
-
-# ---- the dataset's poses -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("unit", [0.02, 1.0, 30.0])
@@ -122,9 +116,6 @@ def test_poses_that_determine_no_scale(known: int | str | None) -> None:
     assert ("complete its cameras.json" in message) == (known != "line")
 
 
-# ---- a metric model -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def metric(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(tmp_path_factory.mktemp("weights") / "metric", metric_config())
@@ -152,7 +143,8 @@ def test_the_ratio_is_a_median_over_confident_pixels(metric: str, monkeypatch: p
 def test_the_fit_is_geovrs_target(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source, scene = FittedMetricModel(metric), predicted(given(), 1.0)
     assert scene.depth is not None and scene.confidence is not None
-    raw, sky = torch.rand(6, 2, 3) + 1, torch.rand(6, 2, 3)
+    generator = torch.Generator().manual_seed(2)
+    raw, sky = torch.rand(6, 2, 3, generator=generator) + 1, torch.rand(6, 2, 3, generator=generator)
     K_px = intrinsics_in_pixels(scene.K_normalized, 3, 2)
     pose = cameras_to_pose_encoding(scene.world_to_camera, K_px, (2, 3))
 
@@ -212,9 +204,6 @@ def test_folders_of_other_models_are_refused(metric: str, tmp_path: Path) -> Non
         MetricModel(str(tmp_path / "absent"))
     with pytest.raises(InputError, match=r"no depth head: .*--model.geometry.heads \[camera,depth\]"):
         TinyVGGT(embed_dim=16, num_heads=2, scale_from=MetricModel(metric))
-
-
-# ---- cached ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def loss_and_gradient(tensors: dict[str, Tensor], variant: dict[str, Any], **changed: Any) -> tuple[float, Tensor]:
-    """The loss of a variant by TRL's names of its settings."""
+    """Compute the loss and gradient of a variant by TRL's names of its settings."""
     settings, call = variant["settings"], variant["call"]
     accumulation = call.get("accumulation", 1) if call.get("training", True) else 1
     count = settings.get("num_items_in_batch")
@@ -53,7 +53,7 @@ LOSSES = ["all_types", "far_from_old", "accumulation", "token_advantages_tool_ma
 
 
 def is_asked(variant: dict[str, Any]) -> bool:
-    """Whether the zoo has what a variant takes: no mask by entropy or by distance from the old policy."""
+    """Return whether the zoo supports a variant; it has no mask by entropy or by distance from the old policy."""
     settings = variant["settings"]
     is_plain = settings["top_entropy_quantile"] == 1.0 and settings["off_policy_mask_threshold"] is None
     return is_plain and settings["loss_type"] in LOSS_TYPES
@@ -71,7 +71,7 @@ def test_losses_and_gradients_equal_trl(name: str) -> None:
 
 
 def test_each_setting_matters() -> None:
-    """A control: with another value, each of them gives another loss or gradient."""
+    """The control: each setting with another value gives another gradient."""
     described, tensors = case("loss/far_from_old")
     changes: list[dict[str, Any]] = [
         {"correct_kl": False},

@@ -17,8 +17,20 @@ from torch.nn.utils.rnn import pad_sequence
 from datamodules import Rooms, VideoQADataModule
 from datamodules.question_sampler import TrainingItem
 from tests.conftest import ROOMS
-from tests.zoo.asking import VGGT, batch, build, prompts_of, rows_of, tiny_backbone
-from tests.zoo.sequences.test_packed_training import a_row_each, difference, learned, packed, scenes_of
+from tests.tiny import (
+    MASKED_FAMILIES,
+    VGGT,
+    Learned,
+    difference,
+    learned,
+    one_per_row,
+    prompts_of,
+    rows_of,
+    tiny_backbone,
+    tiny_batch,
+    tiny_model,
+    two_scenes,
+)
 from zoo import (
     CameraPrediction,
     CameraTokenFusion,
@@ -36,13 +48,11 @@ from zoo import (
 from zoo.backbones.base import VisualTokens
 from zoo.checkpoints import official_tensors, unofficial_parts
 from zoo.configuration import from_config
-from zoo.objectives import Decoded
 from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import IGNORED, pack_questions
 
-SCENES = scenes_of("Qwen2.5-VL")
-FAMILIES = ["Qwen2.5-VL", "Qwen3-VL"]
+SCENES = two_scenes("Qwen2.5-VL")
 
 
 def model(*objectives: Objective, **parts: Any) -> SpatialVLM:
@@ -53,15 +63,12 @@ def without_token(weight: float = 1.0) -> list[Objective]:
     return [CameraPrediction(token=False, weight=weight), DepthPrediction(layer=0, weight=weight)]
 
 
-# ---- what stays the same ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MASKED_FAMILIES)
 def test_the_published_loss_and_that_a_weight_of_zero_is_left_out_bit_for_bit(family: str) -> None:
-    plain = build("plain", family=family, average="micro_batch_tokens").train()
-    shown, backbone = scenes_of(family), plain.model.backbone
+    plain = tiny_model("plain", family=family, average="micro_batch_tokens").train()
+    shown, backbone = two_scenes(family), plain.model.backbone
     asked, packed_rows = (
-        batch(plain, *shown, training=True),
+        tiny_batch(plain, *shown, training=True),
         pack_questions(*rows_of(plain, *shown), backbone.placeholders.visual),
     )
     assert asked.sequences is not None and packed_rows is not None
@@ -78,7 +85,7 @@ def test_the_published_loss_and_that_a_weight_of_zero_is_left_out_bit_for_bit(fa
     silent = [*without_token(0.0), MaskedViews(mask_ratio=0.0)]
     choices: list[tuple[list[Objective] | None, bool]] = [(None, True), ([LanguageModeling()], True), (silent, True)]
     for objectives, is_equal in (*choices, (without_token(1.0), False), ([LanguageModeling(2.0)], False)):
-        task = build("plain", family=family, objectives=objectives, average="micro_batch_tokens").train()
+        task = tiny_model("plain", family=family, objectives=objectives, average="micro_batch_tokens").train()
         found, gradients = learned(task, task.loss(asked))
         assert (found == expected) == is_equal
         assert all(torch.equal(gradients[name], each) for name, each in references.items()) == is_equal
@@ -86,8 +93,8 @@ def test_the_published_loss_and_that_a_weight_of_zero_is_left_out_bit_for_bit(fa
 
 
 def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_objectives() -> None:
-    plain, task = build("plain"), build("plain", objectives=[*without_token(), MaskedViews(mask_ratio=0.9)])
-    asked, usual = batch(task, *SCENES), batch(plain, *SCENES)
+    plain, task = tiny_model("plain"), tiny_model("plain", objectives=[*without_token(), MaskedViews(mask_ratio=0.9)])
+    asked, usual = tiny_batch(task, *SCENES), tiny_batch(plain, *SCENES)
     assert task.model.extra_tokens is ExtraTokens.NONE and prompts_of(asked) == prompts_of(usual)
     records = task.predict_batch(asked)
     errors = [record.pop("objectives") for record in records]
@@ -99,18 +106,18 @@ def test_without_a_token_prompts_and_answers_are_those_of_a_model_without_object
     unlearned = [name.replace("/", "/unlearned/") for name in names]
     assert errors[0].keys() == {*names, *unlearned} and errors[0] == errors[1] != errors[-1]  # of another scene
     # the control: a token is part of the prompt, one per view
-    other = build("plain", objectives=[CameraPrediction()])
-    longer = zip(prompts_of(batch(other, *SCENES)), prompts_of(asked), strict=True)
+    other = tiny_model("plain", objectives=[CameraPrediction()])
+    longer = zip(prompts_of(tiny_batch(other, *SCENES)), prompts_of(asked), strict=True)
     assert other.model.extra_tokens is ExtraTokens.ONE
     assert [len(mine) - len(other) for mine, other in longer] == [3, 3, 3, 2]
 
 
 def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_they_alone(rooms_root: Any) -> None:
-    task = build("plain", objectives=[CameraPrediction(), DepthPrediction()])
+    task = tiny_model("plain", objectives=[CameraPrediction(), DepthPrediction()])
     bare, needs = [replace(each, geometry=None) for each in SCENES], task.model_spec()
     assert not needs.requires_cameras and not needs.requires_depth and needs.targets == ("cameras", "depth")
-    assert all("objectives" not in record for record in task.predict_batch(batch(task, *bare)))
-    losses = task.train().losses(batch(task, *bare, training=True))
+    assert all("objectives" not in record for record in task.predict_batch(tiny_batch(task, *bare)))
+    losses = task.train().losses(tiny_batch(task, *bare, training=True))
     assert losses["CameraPrediction"] == losses["DepthPrediction"] == 0 < losses["LanguageModeling"]
     data = VideoQADataModule(Rooms(scenes=ROOMS, root=str(rooms_root), workers=1))
     data.trainer = SimpleNamespace(lightning_module=task)  # type: ignore[assignment]
@@ -124,32 +131,12 @@ def test_scenes_without_cameras_and_depth_are_answered_and_learned_from_but_not_
         assert data.scenes("val") == lacking
         with pytest.raises(InputError, match=r"no scene of the train split has depth, .*camera_source predicted"):
             data.scenes("train")
-    typo = build("plain", objectives=[MaskedViews(mask_ratio_by_type={"object_countin": 1.0})])
+    typo = tiny_model("plain", objectives=[MaskedViews(mask_ratio_by_type={"object_countin": 1.0})])
     data.trainer = SimpleNamespace(lightning_module=typo)  # type: ignore[assignment]
     data.setup("fit")
     with pytest.raises(InputError, match=r"unknown question_type 'object_countin'.*did you mean object_counting\?"):
         data.scenes("train")
     assert data.scenes("test")  # nothing is masked there
-
-
-def test_errors_are_asked_of_scenes_with_a_target_or_of_all_if_there_is_none() -> None:
-    class Norm(Objective):
-        layers = (0,)
-
-        def forward(self, decoded: Decoded) -> dict[str, Tensor]:
-            return {}
-
-        def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-            ((_, states),) = decoded.views(0)
-            return {"norm": states.norm()}
-
-    bare = [replace(each, geometry=None) for each in SCENES]
-    for targets, scenes, expected in (((), bare, True), (("depth",), bare, False), (("depth",), SCENES, True)):
-        objective = Norm()
-        objective.targets = targets
-        task = build("plain", objectives=[objective])
-        records = task.predict_batch(batch(task, *scenes))
-        assert [set(record.get("objectives", ())) for record in records] == [{"Norm/norm"} if expected else set()] * 4
 
 
 def test_heads_without_a_rate_are_said_to_stay_random() -> None:
@@ -168,9 +155,9 @@ def test_heads_without_a_rate_are_said_to_stay_random() -> None:
 def test_packed_and_checkpointed_sequences_learn_as_a_row_each(family: str) -> None:
     def made(**options: Any) -> VideoQATask:
         objectives = [CameraPrediction(layer=0), DepthPrediction(), MaskedViews(mask_ratio=0.5)]
-        return build("plain", family=family, objectives=objectives, **options).train()
+        return tiny_model("plain", family=family, objectives=objectives, **options).train()
 
-    scenes = scenes_of(family)
+    scenes = two_scenes(family)
     expected = a_row_each(made(), *scenes)
     assert difference(packed(made(), *scenes), expected) < 1e-5
     assert difference(packed(made(gradient_checkpointing=True), *scenes), expected) < 1e-5
@@ -180,17 +167,22 @@ def test_packed_and_checkpointed_sequences_learn_as_a_row_each(family: str) -> N
     assert difference(packed(made(), *other), expected) > 1e-3  # the control: other tokens are masked
 
 
-# ---- gradients -------------------------------------------------------------------------------------------------
+def packed(task: VideoQATask, *scenes: LoadedScene) -> Learned:
+    return learned(task, task.loss(tiny_batch(task, *scenes, training=True)))
+
+
+def a_row_each(task: VideoQATask, *scenes: LoadedScene) -> Learned:
+    return learned(task, task.loss(one_per_row(task, *scenes)))
 
 
 def reached(task: VideoQATask, loss: Tensor, *parts: str) -> set[str]:
-    """Those of the parts in which some parameter has a gradient that is not zero."""
+    """Return the parts in which some parameter has a gradient other than zero."""
     names = [name for name, gradient in learned(task, loss)[1].items() if gradient.any()]
     return {part for part in parts if any(f".{part}." in f"{name}." for name in names)}
 
 
 def test_gradients_reach_what_a_loss_depends_on_and_nothing_else() -> None:
-    task = build("plain", objectives=[CameraPrediction(layer=0), DepthPrediction(layer=1)]).train()
+    task = tiny_model("plain", objectives=[CameraPrediction(layer=0), DepthPrediction(layer=1)]).train()
     camera, depth = "objectives.CameraPrediction.head", "objectives.DepthPrediction.head"
     token, below, above = "objectives.CameraPrediction.token", "language_model.layers.0", "language_model.layers.1"
     expected = {
@@ -200,17 +192,17 @@ def test_gradients_reach_what_a_loss_depends_on_and_nothing_else() -> None:
     }
     parts = set.union(*expected.values())
     for name, wanted in expected.items():
-        losses = task.losses(batch(task, *SCENES, training=True))
+        losses = task.losses(tiny_batch(task, *SCENES, training=True))
         assert reached(task, losses[name], *parts) == wanted
     unsupervised = [replace(each, is_supervised=False) for each in SCENES]  # another process learns from them
-    losses = task.losses(batch(task, *unsupervised, training=True))
+    losses = task.losses(tiny_batch(task, *unsupervised, training=True))
     assert losses["loss"] == 0 and not reached(task, losses["loss"], *parts)
 
 
 def test_masked_2d_tokens_are_not_seen_and_3d_tokens_are() -> None:
     def parts(share: float, shares: dict[str, float] | None = None) -> set[str]:
-        task = build("AddFusion", objectives=[MaskedViews(share, shares)]).train()
-        return reached(task, task.loss(batch(task, *SCENES, training=True)), "visual", "fusion", "mask_token")
+        task = tiny_model("AddFusion", objectives=[MaskedViews(share, shares)]).train()
+        return reached(task, task.loss(tiny_batch(task, *SCENES, training=True)), "visual", "fusion", "mask_token")
 
     assert parts(0.0) == {"visual", "fusion"}
     assert parts(0.5) == {"visual", "fusion", "mask_token"}
@@ -242,9 +234,6 @@ def test_masks_are_drawn_by_seed_scene_and_epoch() -> None:
     draws = [item.draw(name) for item in items for name in ("a", "b")]
     assert len(set(draws)) == 8 and all(0 <= draw < 2**32 for draw in draws)
     assert draws == [item._replace(scene=3, questions=(1,)).draw(name) for item in items for name in ("a", "b")]
-
-
-# ---- saved models, and bad input -------------------------------------------------------------------------------
 
 
 def test_objectives_survive_a_saved_model_and_the_official_layout_leaves_heads_out(tmp_path: Any) -> None:

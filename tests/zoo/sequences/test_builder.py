@@ -1,38 +1,56 @@
-"""Where the visual tokens of scenes stand in sequences, against a walk over the tokens one by one."""
+"""Where the tokens of scenes stand in sequences, against a walk over the tokens one by one; batches at the edges."""
 
 from __future__ import annotations
 
+import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tests.zoo.asking import build
-from zoo import InputError
+from datamodules.scenes import Question, RawQuestion
+from tests.tiny import QUESTIONS, VGGT, replies, tiny_batch, tiny_model, tiny_scene
+from tests.zoo.two_videos import cameras, sequences
+from zoo import (
+    Cameras,
+    ConstantIndex,
+    InputError,
+    PathLengthIndex,
+    PoseDistanceIndex,
+    PRoPE,
+    SpatialVLM,
+    TinyQwen25VL,
+    VideoQATask,
+)
 from zoo.cameras.scene_geometry import PatchCameras
+from zoo.encodings.testing import random_cameras
+from zoo.geometry import SceneGeometry
 from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder, visual_sources
-from zoo.sequences.batch import Sequences
+from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import ExtraTokens, MediaKind, Placeholders
 from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.position_ids import DeferredPositions, layout_position_ids, valid_index
+from zoo.sequences.time_index import PoseTimeIndex
 
 PAD, START, END, VIDEO, IMAGE, TEXT = 0, 1, 2, 3, 4, 9
-SEEDS, QUICK = range(16), 11  # of which every run takes the first
 
 
 @pytest.fixture(scope="module")
 def rules() -> ModelSpec:
-    """Of a model without cameras, which may see videos between images."""
-    return build("plain").model_spec()
+    """Return the spec of a model without cameras, which may see videos between images."""
+    return tiny_model("plain").model_spec()
 
 
 @dataclass
 class Expected:
-    """Of each visual token in turn, or of each on a 2D grid."""
+    """What the walk finds of each visual token, and of each token on a 2D grid."""
 
     places: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
@@ -52,7 +70,7 @@ class Case:
 
 
 def numbered(scenes: list[LoadedScene], extra: ExtraTokens) -> list[list[list[list[tuple[int, int | None]]]]]:
-    """For each scene, medium and temporal patch: the number of each token, and that among the 2D tokens."""
+    """Number the tokens of each scene, medium and temporal patch: among all tokens, and among the 2D tokens."""
     every, flat, found = 0, 0, []
     for scene in scenes:
         media: list[list[list[tuple[int, int | None]]]] = []
@@ -82,7 +100,7 @@ def drawn_scene(draw: random.Random) -> LoadedScene:
 def in_order(
     draw: random.Random, scenes: list[LoadedScene], shown: list[int], mixed: bool
 ) -> Iterator[tuple[int, int]]:
-    """Scene and medium, as a sequence shows them: those of a kind in order, the kinds in any, or scene by scene."""
+    """Yield scene and medium in the order of a sequence: the media of one kind in order, and the kinds mixed or not."""
     queues: dict[str, list[tuple[int, int]]] = {"video": [], "image": []}
     for number in shown:
         media = [(number, i) for i in range(len(scenes[number].media_grids))]
@@ -92,7 +110,7 @@ def in_order(
 
 
 def drawn_case(seed: int, extra: ExtraTokens, in_spans: bool, mixed: bool = True) -> Case:
-    """Several scenes per row, the same scene in several rows, rows of text; in random order, padded on either side."""
+    """Draw rows with several scenes, scenes in several rows, and rows of text, padded on either side."""
     draw = random.Random(seed)
     scenes = [drawn_scene(draw) for _ in range(draw.randint(1, 5))]
     index = [
@@ -144,11 +162,12 @@ def builder(rules: ModelSpec, extra: ExtraTokens, in_spans: bool) -> SequenceBui
 
 @pytest.mark.parametrize("in_spans", [False, True], ids=["a span per video", "a span per temporal patch"])
 @pytest.mark.parametrize("extra", ExtraTokens)
-@pytest.mark.parametrize("seed", [pytest.param(n, marks=() if n < QUICK else pytest.mark.slow) for n in SEEDS])
-def test_each_visual_token_is_where_a_walk_finds_it(
-    seed: int, extra: ExtraTokens, in_spans: bool, rules: ModelSpec
-) -> None:
-    case, makes = drawn_case(seed, extra, in_spans), builder(rules, extra, in_spans)
+def test_each_visual_token_is_where_a_walk_finds_it(extra: ExtraTokens, in_spans: bool, rules: ModelSpec) -> None:
+    for seed in range(11):
+        check_places(drawn_case(seed, extra, in_spans), builder(rules, extra, in_spans), extra)
+
+
+def check_places(case: Case, makes: SequenceBuilder, extra: ExtraTokens) -> None:
     rows = [[case.scenes[i] for i in row] for row in case.scene_index]
     layout = makes.layout(case.ids, case.mask, rows)
     sources, grid_sources = visual_sources(layout, case.scenes, case.scene_index, extra)
@@ -166,7 +185,7 @@ def test_each_visual_token_is_where_a_walk_finds_it(
     assert_at(made.patch_centers(), torch.tensor(expected.centers).view(-1, 2), made, 0.0)
     assert_at(made.camera_index[..., None], torch.tensor(expected.cameras).view(-1, 1), made, -1)
     count = sum(scene.num_steps * scene.tokens_per_step for scene in case.scenes)
-    points = torch.randn(count, 3, generator=torch.Generator().manual_seed(seed))
+    points = torch.randn(count, 3, generator=torch.Generator().manual_seed(0))
     scattered = made.scatter_points(points)
     assert_at(scattered, points[torch.tensor(expected.grid_sources).long()], made, torch.nan)
 
@@ -177,16 +196,6 @@ def assert_at(values: Tensor, expected: Tensor, made: Sequences, fill: float) ->
     torch.testing.assert_close(values.flatten(0, 1), flat, equal_nan=True)
 
 
-def test_cases_are_of_every_kind() -> None:
-    """The control: what the walk has been compared on."""
-    cases = [drawn_case(seed, ExtraTokens.NONE, False) for seed in SEEDS[:QUICK]]
-    kinds = [[[case.scenes[i].kind for i in row] for row in case.scene_index] for case in cases]
-    assert any(row.count("image") > 1 and row.count("video") > 1 for rows in kinds for row in rows)
-    assert any(not row for rows in kinds for row in rows) and any(len(rows) > 2 for rows in kinds)
-    assert any(len({i for row in case.scene_index for i in row}) < sum(map(len, case.scene_index)) for case in cases)
-    assert {bool(case.mask[:, 0].all()) for case in cases} == {True, False}
-
-
 def with_cameras(scene: LoadedScene, has_camera: Tensor) -> LoadedScene:
     count = scene.num_steps
     cameras = PatchCameras(torch.eye(4).repeat(count, 1, 1), torch.eye(3).repeat(count, 1, 1), has_camera)
@@ -194,7 +203,7 @@ def with_cameras(scene: LoadedScene, has_camera: Tensor) -> LoadedScene:
 
 
 def test_tokens_of_invalid_cameras_have_none_and_text_neither(rules: ModelSpec) -> None:
-    """Scene by scene, as rows with cameras show them."""
+    """Rows with cameras show their scenes one after another."""
     makes = builder(replace(rules, uses_cameras=True), ExtraTokens.ONE, False)
     lost = 0
     for seed in range(20):
@@ -250,9 +259,6 @@ def test_cameras_of_some_scenes_alone_or_around_a_video_are_errors(rules: ModelS
         made(between, 0, predicts)
 
 
-# ---- prompts -----------------------------------------------------------------------------------------------------
-
-
 def test_prompts_about_the_same_scenes_share_a_prefix_up_to_their_question(rules: ModelSpec) -> None:
     makes = builder(rules, ExtraTokens.NONE, False)
     scenes = [LoadedScene(pixel_values=torch.empty(0, 0), grid_thw=(steps, 2, 2)) for steps in (2, 1)]
@@ -273,3 +279,179 @@ def test_prompts_about_the_same_scenes_share_a_prefix_up_to_their_question(rules
     assert [prompt.rows for prompt in apart] == [(0,), (1,)]
     with pytest.raises(InputError, match="a prompt that ends with its video"):
         makes.prompts([of_a[:-1]], [[0]], scenes)
+
+
+# ---- batches at the edges --------------------------------------------------------------------------------------------
+
+
+SMALL = {"layers": 2, "hidden_size": 64, "heads": 2, "key_value_heads": 1, "vision_hidden_size": 32}
+BY_CAMERAS: dict[str, dict[str, Any]] = {
+    "auto": {"camera_encoding": PRoPE, "camera_source": "auto", **VGGT},
+    "predicted": {"camera_encoding": PRoPE, "camera_source": "predicted", **VGGT},
+    "pose index": {"time_index": PoseDistanceIndex, "camera_source": "predicted", **VGGT},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BY_CAMERAS)
+def test_text_alone_needs_no_cameras(name: str) -> None:
+    """On text alone the model equals the stock model bit for bit."""
+    parts = {key: part() if isinstance(part, type) else part for key, part in BY_CAMERAS[name].items()}
+    ours, plain = (SpatialVLM(TinyQwen25VL(**SMALL, seed=0), **each).eval() for each in (parts, {}))
+    ids = torch.tensor([[50, 60, 70, 80]])
+    mask = torch.ones_like(ids)
+    assert torch.equal(ours.logits(ids, mask), plain.logits(ids, mask))
+    assert ours.generate_ids(ids, mask, max_new_tokens=3) == plain.generate_ids(ids, mask, max_new_tokens=3)
+
+
+def test_answers_refuse_cameras_that_they_would_ignore() -> None:
+    model, given = SpatialVLM(TinyQwen25VL(**SMALL), camera_encoding=PRoPE()).eval(), sequences()
+    assert len(model.generate_ids(**given, cameras=cameras(1), max_new_tokens=2)) == 2
+    with pytest.raises(ValueError, match="cameras per sample"):
+        model.generate_ids(**given, cameras=cameras(1).span(0, 1), max_new_tokens=2)
+    index = torch.full(given["input_ids"].shape, -1)
+    with pytest.raises(InputError, match="not an index"):
+        model.generate_ids(**given, cameras=cameras(1).with_index(index), max_new_tokens=2)
+
+
+def test_a_refused_question_and_one_that_fails_are_recorded_once_and_spoil_no_other() -> None:
+    task = tiny_model("plain")
+    refused = Question("0", "", "How <|im_end|> many?")
+    broken = RawQuestion("1", "", "<video> and <video>")
+    made = tiny_batch(task, tiny_scene("a", (refused, broken, QUESTIONS[2])))
+    assert [record["id"] for record in made.failed] == ["0", "1"]
+    assert [record["id"] for record in made.records] == [QUESTIONS[2].id]
+
+
+@pytest.mark.parametrize(("name", "training"), [("PRoPE, ChannelRange", False), ("PoseDistanceIndex", True)])
+def test_a_scene_without_a_valid_camera_is_a_record(name: str, training: bool) -> None:
+    task, bad = tiny_model(name), tiny_scene("a", QUESTIONS[:1])
+    assert bad.geometry is not None
+    bad.geometry.has_camera = torch.zeros(6, dtype=torch.bool)
+    sound = replace(tiny_scene("b", QUESTIONS[1:2]))
+    made = tiny_batch(task, bad, sound, training=training)
+    (failed,) = made.failed
+    assert "a: no cameras" in failed["error"] and "cameras.json" in failed["error"]
+    assert [record["scene"] for record in made.records] == ["b"]
+
+
+def test_pickled_sequences_hold_their_tensors_by_value() -> None:
+    """A data worker shares each tensor by a file descriptor, and the tensors of many prompts would exhaust them."""
+    task = tiny_model("prope.yaml")
+    made = tiny_batch(task, tiny_scene("a"), training=True, pack_scenes=True)
+    before, after = made.sequences, pickle.loads(pickle.dumps(made)).sequences
+    assert before is not None and torch.equal(before.input_ids, after.input_ids)
+    assert before.scene_index == after.scene_index and torch.equal(before.packing.places, after.packing.places)
+    assert isinstance(before.__reduce__()[1][0], bytes)
+
+
+# ---- positions by poses: in the worker by the dataset's cameras, in the step by predicted ones -----------------------
+
+
+INDICES = ["PoseDistanceIndex", "PathLengthIndex"]
+SCENES = tiny_scene("a", QUESTIONS[:3]), tiny_scene("b", QUESTIONS[:1], steps=2, seed=1)
+
+
+def with_lost_frames() -> Any:
+    """The first patch and one frame of the second have no camera."""
+    shown = tiny_scene("a", QUESTIONS[:3], steps=4)
+    assert shown.geometry is not None
+    shown.geometry.has_camera = torch.tensor([False, False, False, True, True, True, True, True])
+    return shown
+
+
+def predicting(task: VideoQATask, geometries: Sequence[SceneGeometry | None]) -> VideoQATask:
+    """Let the task's encoder predict these cameras."""
+    assert task.model.geometry is not None
+    task.model.geometry.forward = lambda *_, **__: list(geometries)  # type: ignore[method-assign]
+    return task
+
+
+def sequences_of(made: Batch) -> Sequences:
+    assert made.sequences is not None
+    return made.sequences
+
+
+def positions(task: VideoQATask, made: Batch) -> Tensor:
+    with torch.no_grad():
+        return task.model.decoder_inputs(task.model.encode_scenes(made), sequences_of(made))["position_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "packing", "shown"),
+    [
+        ("PoseDistanceIndex", {}, SCENES),
+        ("PathLengthIndex", {"pack_scenes": True}, (with_lost_frames(), SCENES[1])),
+    ],
+)
+def test_positions_by_predicted_cameras_are_those_by_equal_cameras_of_the_dataset(
+    name: str, packing: dict[str, bool], shown: Any
+) -> None:
+    """The questions share sequences."""
+    by_dataset = tiny_model(name)
+    asked = tiny_batch(by_dataset, *shown, training=True, **packing)
+    known = sequences_of(asked).position_ids
+    assert (
+        known is not None and sequences_of(asked).deferred_positions is None and sequences_of(asked).group is not None
+    )
+    task = predicting(tiny_model(name, camera_source="predicted", **VGGT), [each.geometry for each in shown])
+    bare = tiny_batch(task, *(replace(each, geometry=None) for each in shown), training=True, **packing)
+    assert sequences_of(bare).position_ids is None and sequences_of(bare).deferred_positions is not None
+    assert torch.equal(positions(task, bare), positions(by_dataset, asked))
+    # the control: the time of visual tokens alone follows the cameras
+    others = [tiny_scene("c", steps=len(each.frame_indices) // 2, seed=5).geometry for each in shown]
+    differs = positions(predicting(task, others), bare) != positions(by_dataset, asked)
+    assert differs.any()
+
+
+@pytest.mark.parametrize(
+    ("index", "after", "in_spans"),
+    [(PoseDistanceIndex(span=20), "max_thw", False), (PathLengthIndex(span=20), "max_hw", True)],
+)
+def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: bool) -> None:
+    """The positions of the step equal those of the data worker, for mixed media, padding and views without cameras."""
+    base, shifted = tiny_model("plain").model_spec(), 0
+    for seed, extra in product(range(5), ExtraTokens):
+        case = drawn_case(seed, extra, in_spans)
+        makes = builder(replace(base, time_index=index, text_after_vision=after), extra, in_spans)
+        rows = [[case.scenes[i] for i in row] for row in case.scene_index]
+        layout = makes.layout(case.ids, case.mask, rows)
+        if not layout.media:
+            continue
+        poses, K = random_cameras(len(rows), max(int(layout.camera_index().max()) + 1, 1), seed)
+        known = torch.rand(poses.shape[:2], generator=torch.Generator().manual_seed(seed)) < 0.7
+        offset = torch.randint(3, case.ids.shape, generator=torch.Generator().manual_seed(seed)) * (case.ids == TEXT)
+        cameras = Cameras(poses, K, valid_index(layout.camera_index(), known))
+        expected = layout_position_ids(layout, index, text_after_vision=after, cameras=cameras) - offset
+        at_time_0 = builder(replace(base, time_index=ConstantIndex(), text_after_vision=after), extra, in_spans)
+        still = at_time_0.build(case.ids, case.mask, case.scenes, case.scene_index, position_offset=offset)
+        assert still.position_ids is not None
+        deferred = DeferredPositions(layout, still.position_ids, index, after)
+        found = deferred.compute(poses.requires_grad_(), known)
+        assert torch.equal(found, expected) and not found.requires_grad
+        shifted += not torch.equal(found[1:], deferred.position_ids[1:])
+    assert (shifted > 5) == (after == "max_thw")
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_answers_are_those_by_equal_cameras_of_the_dataset(name: str) -> None:
+    """The step also computes the position behind the prefix."""
+    by_dataset = tiny_model(name)
+    asked = tiny_batch(by_dataset, *SCENES)
+    task = predicting(tiny_model(name, camera_source="predicted", **VGGT), [each.geometry for each in SCENES])
+    bare = tiny_batch(task, *(replace(each, geometry=None) for each in SCENES))
+    assert all(prompt.next_position is not None for prompt in asked.prompts)
+    assert all(prompt.next_position is None for prompt in bare.prompts)
+    assert replies(task, bare) == replies(by_dataset, asked)
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_auto_waits_for_predicted_cameras_where_the_dataset_has_none(name: str) -> None:
+    task, shown = tiny_model(name, camera_source="auto", **VGGT), SCENES
+    assert sequences_of(tiny_batch(task, *shown, training=True)).position_ids is not None
+    bare = replace(shown[1], geometry=None)
+    mixed = tiny_batch(task, shown[0], bare, training=True)
+    assert sequences_of(mixed).position_ids is None and mixed.scenes[0].cameras is not None
+    predicting(task, [tiny_scene("c", seed=5).geometry, shown[1].geometry])  # the first is not taken
+    expected = positions(tiny_model(name), tiny_batch(tiny_model(name), *shown, training=True))
+    assert torch.equal(positions(task, mixed), expected)

@@ -1,4 +1,4 @@
-"""Several questions of a scene in one training sequence: loss and gradients are those of a sequence each."""
+"""Questions and scenes that share a training sequence: loss and gradients are those of a sequence each."""
 
 from __future__ import annotations
 
@@ -15,27 +15,37 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_atten
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from datamodules.scenes import RawQuestion
-from tests.zoo import asking
-from tests.zoo.asking import MODELS_AND_FAMILIES, QUESTIONS, build, one_per_row, scene
+from tests.tiny import (
+    MASKED_FAMILIES,
+    MODELS,
+    MODELS_AND_FAMILIES,
+    NEW,
+    QUESTIONS,
+    Learned,
+    difference,
+    learned,
+    one_by_one,
+    one_per_row,
+    prompts_of,
+    replies,
+    tiny_batch,
+    tiny_model,
+    tiny_scene,
+    two_scenes,
+)
+from zoo import CameraPrediction, InputError, TimestampIndex, VideoQATask
 from zoo import sequence_builder as builder
+from zoo.encodings.per_view import PackedEncoding
+from zoo.positions import TextAfterVision
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import Row, block_mask, pack_questions, prefix_causal_mask
-from zoo.tasks import VideoQATask
 
-Learned = tuple[float, dict[str, Tensor]]  # the loss, and the gradient of every parameter that has one
-
-
-def scenes_of(family: str) -> tuple[LoadedScene, LoadedScene]:
-    """Three questions about one scene, and one about a shorter one."""
-    return scene("a", QUESTIONS[1:4], family=family), scene("b", QUESTIONS[:1], steps=2, seed=1, family=family)
+SCENES = two_scenes()
 
 
-SCENES = scenes_of("Qwen2.5-VL")
-
-
-def batch(model: VideoQATask, *scenes: LoadedScene, **packing: Any) -> Batch:
-    return asking.batch(model, *scenes, training=True, **packing)
+def training_batch(model: VideoQATask, *scenes: LoadedScene, **packing: Any) -> Batch:
+    return tiny_batch(model, *scenes, training=True, **packing)
 
 
 def sequences(asked: Batch) -> Sequences:
@@ -43,15 +53,8 @@ def sequences(asked: Batch) -> Sequences:
     return asked.sequences
 
 
-def learned(model: VideoQATask, loss: Tensor) -> Learned:
-    model.zero_grad()
-    loss.backward()
-    gradients = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
-    return loss.item(), {name: gradient.clone() for name, gradient in gradients.items()}
-
-
 def packed(model: VideoQATask, *scenes: LoadedScene) -> Learned:
-    asked = batch(model, *scenes)
+    asked = training_batch(model, *scenes)
     assert sequences(asked).group is not None and len(sequences(asked)) == len(scenes) < len(asked.records)
     return learned(model, model.loss(asked))
 
@@ -63,27 +66,18 @@ def a_row_each(model: VideoQATask, *scenes: LoadedScene) -> Learned:
 
 
 def alone(model: VideoQATask, *scenes: LoadedScene) -> Learned:
-    """The slow reference: the mean over questions of which each is a batch of its own."""
-    batches = [batch(model, replace(each, questions=(q,))) for each in scenes for q in each.questions]
+    """Return the mean over batches of one question each, the slow reference."""
+    batches = [training_batch(model, replace(each, questions=(q,))) for each in scenes for q in each.questions]
     return learned(model, torch.stack([model.loss(one) for one in batches]).mean())
 
 
-def difference(found: Learned, expected: Learned) -> float:
-    """The greatest relative difference: of the loss, of all gradients, and of each parameter's."""
-    (loss, gradients), (reference, references) = found, expected
-    assert gradients.keys() == references.keys() and len(references) > 20
-    apart = {name: float((gradients[name] - references[name]).norm()) for name in references}
-    norms = {name: float(each.norm()) for name, each in references.items()}
-    total = torch.tensor(list(norms.values())).norm()
-    # a gradient that is zero but for rounding, as of a bias of the keys, has no relative difference of its own
-    each = [apart[name] / norm for name, norm in norms.items() if norm > 1e-4 * total]
-    return max(abs(loss - reference) / reference, float(torch.tensor(list(apart.values())).norm() / total), *each)
+# ---- questions of a scene --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "family"), MODELS_AND_FAMILIES)
 def test_loss_and_gradients_equal_one_question_per_row(name: str, family: str) -> None:
-    """A scene with three questions and one with one, of different lengths; answers of different lengths."""
-    model, scenes = build(name, family=family).train(), scenes_of(family)
+    """Scenes, questions and answers have different lengths."""
+    model, scenes = tiny_model(name, family=family).train(), two_scenes(family)
     bound = 1e-4 if family == "Qwen3.5" else 1e-5  # chunks of the delta rule begin elsewhere
     assert difference(packed(model, *scenes), a_row_each(model, *scenes)) < bound
 
@@ -91,67 +85,55 @@ def test_loss_and_gradients_equal_one_question_per_row(name: str, family: str) -
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["plain", "PRoPE on ConcatSplitFusion"])
 def test_loss_and_gradients_are_those_of_each_question_alone(name: str, implementation: str) -> None:
-    model = build(name, implementation=implementation).train()
+    model = tiny_model(name, implementation=implementation).train()
     assert difference(packed(model, *SCENES), alone(model, *SCENES)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "name", ["plain", "PRoPE on ConcatSplitFusion", pytest.param("RayRoPE", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["PRoPE on ConcatSplitFusion", "URoPE"])
 def test_flex_attention_by_blocks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not compiled, and on the CPU, where torch refuses its gradients though the uncompiled ones are there."""
+    """It runs uncompiled on the CPU, where torch refuses gradients although the uncompiled ones exist."""
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
-    model, reference = build(name, implementation="flex_attention").train(), build(name).train()
-    assert (
-        model.model.backbone.supports_custom_mask
-        and model.model.backbone.vlm.config.vision_config._attn_implementation == "sdpa"
-    )
+    model, reference = tiny_model(name, implementation="flex_attention").train(), tiny_model(name).train()
+    backbone = model.model.backbone
+    assert backbone.supports_custom_mask and backbone.vlm.config.vision_config._attn_implementation == "sdpa"
     with torch.compiler.set_stance("force_eager"):
         expected = alone(reference, *SCENES)
         assert difference(packed(model, *SCENES), expected) < 1e-5
         assert difference(a_row_each(model, *SCENES), expected) < 1e-5
+        assert difference(losses_of(model, pack_scenes=True), losses_of(reference)) < 2e-5
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlexAttention is compiled for a GPU, and there is none")
-def test_flex_attention_on_a_gpu() -> None:
-    model = build("PRoPE on ConcatSplitFusion", implementation="flex_attention").train().cuda()
-    reference = build("PRoPE on ConcatSplitFusion").train().cuda()
-    asked = [batch(each, *SCENES).to("cuda") for each in (model, reference)]
-    found, expected = (learned(m, m.loss(b)) for m, b in zip((model, reference), asked, strict=True))
-    assert difference(found, expected) < 1e-3
+@pytest.mark.parametrize("pack_scenes", [False, True])
+def test_flex_attention_on_a_gpu(pack_scenes: bool) -> None:
+    name = "PRoPE on ConcatSplitFusion"
+    model, reference = (tiny_model(name, implementation=each).train().cuda() for each in ("flex_attention", "sdpa"))
+    assert difference(losses_of(model, pack_scenes=pack_scenes), losses_of(reference)) < 1e-3
 
 
-@pytest.mark.parametrize(
-    "is_gpu",
-    [
-        pytest.param(False, id="on a CPU"),
-        pytest.param(True, id="compiled as on a GPU", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize("queries", [pytest.param(slice(0, None), marks=pytest.mark.slow), slice(-4, None)])
+@pytest.mark.parametrize("is_gpu", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("error:_compile flag:DeprecationWarning")
-def test_block_mask_equals_the_dense_mask(queries: slice, is_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if is_gpu:
+def test_block_mask_equals_the_dense_mask(is_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if is_gpu:  # the path that compiles the mask
         monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
-    groups = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 2, 3, 3, 3]])
-    mask = block_mask(groups[:, queries], groups)
-    seen = create_mask(mask.mask_mod, 2, 1, groups[:, queries].shape[1], 8, device="cpu")[:, 0]
-    assert torch.equal(seen, prefix_causal_mask(groups[:, queries], groups)) and not seen.all()
+    keys = torch.tensor([[0, 0, 0, 1, 1, 2, 2, -1], [0, 1, 1, 1, 2, 3, 3, 3]])
+    for queries in (keys, keys[:, -4:]):
+        mask = block_mask(queries, keys)
+        seen = create_mask(mask.mask_mod, 2, 1, queries.shape[1], 8, device="cpu")[:, 0]
+        assert torch.equal(seen, prefix_causal_mask(queries, keys)) and not seen.all()
 
 
 def test_gradient_checkpointing_keeps_the_mask() -> None:
-    expected = a_row_each(build("PRoPE, ChannelRange").train(), *SCENES)
-    model = build("PRoPE, ChannelRange", gradient_checkpointing=True).train()
+    expected = a_row_each(tiny_model("PRoPE, ChannelRange").train(), *SCENES)
+    model = tiny_model("PRoPE, ChannelRange", gradient_checkpointing=True).train()
     assert difference(packed(model, *SCENES), expected) < 1e-5
-
-
-# ---- the controls: what the mask and the positions are for ---------------------------------------------------
 
 
 @pytest.mark.parametrize("removed", ["mask", "positions"])
 def test_without_mask_or_positions_of_the_questions_they_differ(removed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("plain").train()
+    model = tiny_model("plain").train()
     expected = a_row_each(model, *SCENES)
 
     def run_on(*arguments: Any) -> tuple[list[Row], list[int]]:
@@ -162,19 +144,16 @@ def test_without_mask_or_positions_of_the_questions_they_differ(removed: str, mo
 
     if removed == "positions":
         monkeypatch.setattr(builder, "pack_questions", run_on)
-    asked = batch(model, *SCENES)
+    asked = training_batch(model, *SCENES)
     if removed == "mask":
         prefix = torch.zeros_like(sequences(asked).input_ids)  # all of them are the prefix
         vars(asked)["sequences"] = replace(sequences(asked), group=prefix)
     assert difference(learned(model, model.loss(asked)), expected) > 1e-2
 
 
-# ---- what takes a row each -----------------------------------------------------------------------------------
-
-
 def test_attention_without_custom_masks_gets_one_question_per_row() -> None:
-    """As flash attention: causal, with padding on the right, which needs no mask."""
-    model = build("plain").train()
+    """Like flash attention, the backend is causal and takes no mask, so padding is on the right."""
+    model = tiny_model("plain").train()
     expected, seen = a_row_each(model, *SCENES), []
 
     def causal(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
@@ -185,7 +164,7 @@ def test_attention_without_custom_masks_gets_one_question_per_row() -> None:
     ALL_ATTENTION_FUNCTIONS.register("causal", causal)
     ALL_MASK_ATTENTION_FUNCTIONS.register("causal", flash_attention_mask)
     model.model.backbone.vlm.model.language_model.config._attn_implementation = "causal"
-    asked = batch(model, *SCENES)
+    asked = training_batch(model, *SCENES)
     found = learned(model, model.loss(asked))
     assert len(asked.records) == len(sequences(asked)) and len(set(sequences(asked).lengths)) > 1
     assert set(seen) == {((len(asked.records), max(sequences(asked).lengths)), None)}
@@ -193,11 +172,11 @@ def test_attention_without_custom_masks_gets_one_question_per_row() -> None:
 
 
 def test_a_bound_of_tokens_divides_the_questions_and_changes_no_gradient() -> None:
-    model = build("plain").train()
-    unbounded = batch(model, *SCENES)
+    model = tiny_model("plain").train()
+    unbounded = training_batch(model, *SCENES)
     expected, longest = learned(model, model.loss(unbounded)), max(sequences(unbounded).lengths)
     for bound in (longest, longest - 1, 1):
-        asked = batch(model, *SCENES, tokens_per_sequence=bound)
+        asked = training_batch(model, *SCENES, tokens_per_sequence=bound)
         packed_rows = sequences(asked)
         assert packed_rows.group is not None
         lengths, questions = torch.tensor(packed_rows.lengths), packed_rows.group.amax(1)
@@ -208,32 +187,174 @@ def test_a_bound_of_tokens_divides_the_questions_and_changes_no_gradient() -> No
 
 
 def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
-    """Two answers to one question: only one could learn of the token before it. A question each shares nothing."""
-    model = build("plain").train()
-    apart = scene("a", QUESTIONS[:1]), scene("b", QUESTIONS[1:2])
-    twice = scene("a", (QUESTIONS[0], replace(QUESTIONS[0], id="again", ground_truth="7")))
-    assert sequences(batch(model, *apart)).group is None
-    answers = [sequences(each).answer_ids for each in (batch(model, twice), one_per_row(model, twice))]
-    assert sequences(batch(model, twice)).group is not None and len(answers[0]) == len(answers[1])
+    """Of two answers to one question, only one could learn from the token before it. Single questions share nothing."""
+    model = tiny_model("plain").train()
+    apart = tiny_scene("a", QUESTIONS[:1]), tiny_scene("b", QUESTIONS[1:2])
+    twice = tiny_scene("a", (QUESTIONS[0], replace(QUESTIONS[0], id="again", ground_truth="7")))
+    assert sequences(training_batch(model, *apart)).group is None
+    answers = [sequences(each).answer_ids for each in (training_batch(model, twice), one_per_row(model, twice))]
+    assert sequences(training_batch(model, twice)).group is not None and len(answers[0]) == len(answers[1])
     assert difference(packed(model, twice), a_row_each(model, twice)) < 1e-5
 
 
 @pytest.mark.parametrize(("family", "pack_scenes"), [("Qwen2.5-VL", False), ("Qwen2.5-VL", True), ("Qwen3.5", False)])
 def test_a_scene_whose_questions_share_no_prefix_leaves_others_packed(family: str, pack_scenes: bool) -> None:
-    model, (shared, _) = build("plain", family=family).train(), scenes_of(family)
+    model, (shared, _) = tiny_model("plain", family=family).train(), two_scenes(family)
     later = RawQuestion("later", "", "Look first: <video> What is it?", "a room")
-    unshared = scene("b", (QUESTIONS[0], later), steps=2, seed=1, family=family)
-    asked = batch(model, unshared, shared, pack_scenes=pack_scenes)
+    unshared = tiny_scene("b", (QUESTIONS[0], later), steps=2, seed=1, family=family)
+    asked = training_batch(model, unshared, shared, pack_scenes=pack_scenes)
     assert sequences(asked).scene_index == [[0], [0], [1]] and len(asked.records) == 5
     expected = a_row_each(model, unshared, shared)
     assert difference(learned(model, model.loss(asked)), expected) < (1e-4 if family == "Qwen3.5" else 1e-5)
 
 
 def test_questions_that_another_process_learns_from_give_zero_gradients() -> None:
-    """Every parameter keeps a gradient, which the other processes of DDP wait for."""
-    model = build("plain").train()
-    loss, gradients = learned(model, model.loss(batch(model, *(replace(each, is_supervised=False) for each in SCENES))))
-    reference = learned(model, model.loss(batch(model, *SCENES)))[1]
+    """Every parameter keeps a gradient, because the other processes of DDP wait for it."""
+    model = tiny_model("plain").train()
+    loss, gradients = learned(
+        model, model.loss(training_batch(model, *(replace(each, is_supervised=False) for each in SCENES)))
+    )
+    reference = learned(model, model.loss(training_batch(model, *SCENES)))[1]
     assert loss == 0 and gradients.keys() == reference.keys()
     assert all((gradient == 0).all() for gradient in gradients.values())
     assert any((gradient != 0).any() for gradient in reference.values())
+
+
+# ---- several scenes in one sequence, without padding -----------------------------------------------------------------
+
+
+def asked_of(model: VideoQATask, family: str = "Qwen2.5-VL", questions: int = 2, **packing: Any) -> Batch:
+    """Collate three scenes of different lengths; the first has `questions` questions."""
+    scenes = [tiny_scene("a", QUESTIONS[1 : 1 + questions], family=family)]
+    scenes += [tiny_scene(name, QUESTIONS[n : n + 1], 2, 1, family) for n, name in ((0, "b"), (2, "c"))]
+    return training_batch(model, *scenes, **packing).to(model.device)
+
+
+def losses_of(model: VideoQATask, *what: Any, **packing: Any) -> Learned:
+    return learned(model, model.loss(asked_of(model, *what, **packing)))
+
+
+FAST = {
+    *("plain", "prope.yaml", "DeepFusion", "CameraTokenFusion, append", "PRoPE, ExtraChannels", "PoseALiBi"),
+    *("ValueRoPE", "RayRoPE"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        pytest.param(name, MASKED_FAMILIES[number % 2], marks=() if name in FAST else pytest.mark.slow)
+        for number, name in enumerate(MODELS)
+    ],
+)
+def test_losses_and_gradients_equal_those_of_padded_rows(name: str, family: str) -> None:
+    model = tiny_model(name, family=family).train()
+    expected = losses_of(model, family)
+    assert difference(losses_of(model, family, pack_scenes=True), expected) < 2e-5
+
+
+@pytest.mark.parametrize(("name", "questions"), [("plain", 3), ("PRoPE, ChannelRange", 1)])
+def test_a_bound_of_tokens_divides_the_scenes_and_changes_no_gradient(name: str, questions: int) -> None:
+    model = tiny_model(name).train()
+    expected, shapes = losses_of(model, questions=questions), list[tuple[int, int]]()
+    bounds: list[int | None] = [None]
+    for bound in bounds:
+        asked = asked_of(model, questions=questions, pack_scenes=True, tokens_per_sequence=bound)
+        packing = sequences(asked).packing
+        assert packing is not None
+        shapes.append(packing.shape)
+        assert difference(learned(model, model.loss(asked)), expected) < 2e-5
+        bounds += [shapes[0][1] - 1, 1] if bound is None else []
+    (one, longest), (few, bounded), (many, _) = shapes
+    assert one == 1 < few < many and bounded < longest
+
+
+@pytest.mark.parametrize("removed", ["mask", "cameras"])
+def test_without_mask_or_cameras_of_the_rows_they_differ(removed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The controls."""
+    model = tiny_model("PRoPE, ChannelRange").train()
+    expected = losses_of(model)
+    if removed == "cameras":
+        monkeypatch.setattr(PackedEncoding, "at_layer", lambda *_: None)
+    else:
+        mask = model.model.backbone.question_mask
+        monkeypatch.setattr(model.model.backbone, "question_mask", lambda queries, keys, _: mask(queries * 0, keys * 0))
+    assert difference(losses_of(model, pack_scenes=True), expected) > 1e-3
+
+
+def test_objectives_checkpoints_and_refused_backends_of_packed_scenes() -> None:
+    """Hidden states of inner layers are read per scene."""
+    for name, options in (
+        ("plain", {"objectives": [CameraPrediction(layer=0)]}),
+        ("PRoPE on ConcatSplitFusion", {"gradient_checkpointing": True}),
+    ):
+        model = tiny_model(name, **options).train()
+        assert difference(losses_of(model, pack_scenes=True), losses_of(model)) < 2e-5
+    model.model.backbone.decoder.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(InputError, match="--data.pack_scenes"):
+        losses_of(model, pack_scenes=True)
+
+
+# ---- text behind a video that is long in time, by both rules ---------------------------------------------------------
+
+
+SECONDS = 20  # per temporal patch: T reaches 80 on a grid of 2 x 3 tokens
+
+
+def model_of(rule: TextAfterVision) -> VideoQATask:
+    return tiny_model("plain", time_index=TimestampIndex(SECONDS), text_after_vision=rule)
+
+
+def stock_answers(model: VideoQATask, asked: Batch) -> list[list[int]]:
+    """Answer by `generate` of transformers, which computes the positions itself."""
+    backbone, found = model.model.backbone, []
+    for prompt in prompts_of(asked):
+        ids = torch.tensor([prompt])
+        (shown,) = asked.scenes
+        out = backbone.vlm.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values_videos=model.preprocessor.normalize(shown.pixel_values),
+            video_grid_thw=torch.tensor(shown.media_grids),
+            second_per_grid_ts=torch.tensor([SECONDS]),
+            mm_token_type_ids=2 * (ids == backbone.placeholders.video).int(),
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=backbone.stop_tokens,
+            pad_token_id=0,
+        )
+        found.append(out[0, len(prompt) :].tolist())
+    return found
+
+
+def test_max_hw_answers_as_transformers_does_by_every_path() -> None:
+    model = model_of("max_hw")
+    asked = tiny_batch(model, tiny_scene("a"))
+    expected = stock_answers(model, asked)
+    assert one_by_one(model, asked) == expected
+    assert [reply.ids for reply in replies(model, asked)] == expected
+    other = model_of("max_thw")
+    asked = tiny_batch(other, tiny_scene("a"))
+    assert one_by_one(other, asked) == [reply.ids for reply in replies(other, asked)] != expected  # the control
+
+
+def test_the_highest_position_of_the_prefix_is_not_where_its_text_goes_on() -> None:
+    """The negative control of the cached prefix."""
+    model = model_of("max_hw")
+    asked = tiny_batch(model, tiny_scene("a"))
+    expected = one_by_one(model, asked)
+    (prompt,) = asked.prompts
+    assert prompt.prefix.position_ids is not None and prompt.next_position is not None
+    highest = int(prompt.prefix.position_ids.amax()) + 1
+    assert highest > prompt.next_position
+    prompt.next_position = highest
+    assert [reply.ids for reply in replies(model, asked)] != expected
+
+
+@pytest.mark.parametrize("rule", ["max_thw", "max_hw"])
+def test_packed_questions_follow_the_rule(rule: TextAfterVision) -> None:
+    model = model_of(rule).train()
+    packed = model.loss(training_batch(model, tiny_scene("a")))
+    assert torch.allclose(packed, model.loss(one_per_row(model, tiny_scene("a"))), rtol=1e-5)
+    model.model.text_after_vision = "max_hw" if rule == "max_thw" else "max_thw"
+    assert not torch.allclose(packed, model.loss(one_per_row(model, tiny_scene("a"))), rtol=1e-3)  # the control

@@ -1,0 +1,377 @@
+"""The commands of README.md, docs/, recipes/ and the notebook: they run at the least size, or their options exist.
+
+The tests read code blocks and know nothing of the text. Files that a command names and a reader would have of his own
+(a clip, answers, questions, a benchmark) are made by the role of the option that names them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import lightning
+import pytest
+import yaml
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import loggers
+
+import callbacks
+import datamodules
+import main
+import zoo
+import zoo.benchmarks
+from commands.main import LIGHTNING
+from zoo.configuration import flatten
+from zoo.encodings import CameraEncoding
+
+ROOT = Path(main.__file__).parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "recipes").glob("*.md"))]
+IN_ORDER = [ROOT / "docs/guide/running.md", ROOT / "docs/guide/models.md"]
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+FENCED = re.compile(r"^ *```(\w*)[^\n]*\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """The commands of this project in the code blocks of a page, with the shell variables that the page sets."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = FENCED.sub(lambda block: indent(block[2], "    ") if block[1] in ("sh", "bash", "") else "", text)
+    lines = re.findall(r"^ {4}(\S.*)$", text, re.MULTILINE)
+    for name, meaning in re.findall(r'^ {4}(\w+)="([^"]*)"', text, re.MULTILINE):
+        lines = [line.replace(f"${name}", meaning) for line in lines]
+    lines = [re.sub(r"^sbatch \S+\.sbatch", "python main.py fit", line) for line in lines]
+    return [line.removeprefix("python main.py ") for line in lines if line.startswith("python main.py ")]
+
+
+# ---- Options and links
+
+
+def names_of_options() -> set[str]:
+    """The names of all options of public classes."""
+    packages = (zoo, datamodules, callbacks)
+    parts = [getattr(package, name) for package in packages for name in package.__all__]
+    parts += vars(zoo.benchmarks).values()
+    parts += [lightning.Trainer, *map(vars(lightning_callbacks).get, lightning_callbacks.__all__)]
+    parts += [getattr(loggers, name) for name in loggers.__all__]
+    signatures = [inspect.signature(part) for part in parts if isinstance(part, type)]
+    return {"class_path", "init_args", "help"} | {name for each in signatures for name in each.parameters}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files_and_options_are_named_as_they_are(page: Path) -> None:
+    text, known = page.read_text(encoding="utf-8"), names_of_options()
+    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+    options = re.findall(r"--(?:model|data|trainer)\.([a-z_.]*[a-z_])", text)
+    assert [option for option in options if not {*option.split(".")} <= known] == []
+    assert not {"num_frmes"} <= known and {"num_frames", "camera_encoding", "max_steps"} <= known  # the control
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_options_of_every_command_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings and tests print their config. To others an option without a meaning is given, as the only error."""
+    monkeypatch.chdir(tmp_path)
+    pages = [page for page in PAGES if page not in IN_ORDER and page.parent.name != "tutorials"]  # these are run below
+    found = {command for page in pages for command in commands(page) if not re.search(r"[<>]|\.\.\.", command)}
+    failed = []
+    for command in sorted(found):
+        words = shlex.split(re.sub(r"--[\w.]+ runs/\S+", "", command), comments=True)  # a run that a reader has
+        if words[0] not in LIGHTNING:
+            words += ["--no_such_option", "1"]
+        elif "--print_config" not in words:
+            words += ["--print_config"]
+        if words[0] in LIGHTNING and not re.search(r"--config (?!protocol)", command):
+            words[1:1] = ["--config", "prope.yaml"]  # in place of the newest run
+        monkeypatch.setattr(sys, "argv", ["main.py", *words])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        own = "no_such_option|no such video|can't be imported: there is no"  # a reader has his own clips and modules
+        if end.value.code != 0 and not re.search(own, str(end.value.code)):
+            failed.append(f"{command}\n    {end.value.code}")
+    assert len(found) > 20 and not failed, "\n".join(failed)
+
+
+# ---- The guide, in the order of its commands
+
+
+SIZES = {  # of a training, where it has these options
+    **{"trainer.max_steps": "1", "trainer.limit_val_batches": "0", "data.batch_size": "2", "data.num_frames": "4"},
+    **{"data.source.scenes": "[6,2,3]", "model.max_new_tokens": "2", "model.algorithm.num_generations": "2"},
+    **{"model.backbone.layers": "2", "model.backbone.hidden_size": "64", "model.backbone.heads": "2"},
+    "model.backbone.key_value_heads": "1",
+}
+MORE = {
+    "study": ["--dry_run"],
+    "probe": ["--scenes", "2", "--split", "train"],
+    "cache-frames": ["--data.keep_in_memory", "false"],
+}
+OWN_BENCHMARK = """
+from zoo.benchmarks import OwnQuestions
+
+class {}(OwnQuestions):
+    def __init__(self):
+        super().__init__(types={{"width": "number"}})
+"""
+
+
+class Reader:
+    """Someone who follows a page in an empty folder: has the files that it takes as given, and runs its commands."""
+
+    def __init__(self, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+        (self.room,) = rooms_root.glob("*/rooms/test_00000.mp4")
+        self.patch, self.capsys = monkeypatch, capsys
+        for name in ("studies", "docs", "README.md"):  # a study may write into them
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, name)
+
+    def call(self, *words: str) -> str:
+        self.patch.delenv("ZOO_RUN", raising=False)
+        self.patch.setattr(sys, "argv", ["main.py", *words])
+        main.main()
+        return self.capsys.readouterr().out
+
+    def clip(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in ("", ".cameras.json"):
+            target = path if not suffix else path.with_name(f"{path.stem}{suffix}")
+            shutil.copy(self.room if not suffix else self.room.with_suffix(suffix), target)
+
+    def make_files(self, words: list[str]) -> None:
+        """Make what the command reads and this reader does not have yet."""
+        given = dict(zip(words, words[1:], strict=False))
+        types = re.findall(r"(\w+)[:=]", given.get("--data.source.benchmark.types", given.get("--benchmark", "")))
+        kind = (types or ["room_size_estimation"])[0]
+        own = re.fullmatch(r"(\w+)\.(\w+)", given.get("--data.source.benchmark", ""))
+        if own and own[1] not in ("zoo", "datamodules"):
+            Path(f"{own[1]}.py").write_text(OWN_BENCHMARK.format(own[2]))
+            kind = "width"
+        if (video := Path(given.get("--data.video", "absent.txt"))).suffix == ".mp4" and not video.exists():
+            self.clip(video)
+        if words[0] == "score":
+            rows = [{"id": n, "question_type": kind, "prediction": "20", "ground_truth": "21"} for n in (1, 2)]
+            write_lines(Path(words[1]), rows)
+        if "--verify" in given:
+            rows = {"PRoPEMLLM": {"micro": {"all": 50.0}}}
+            Path(given["--verify"]).write_text(json.dumps({"mine": {"rows": rows}}))
+        if (root := given.get("--data.source.root")) and given.get("--data.source") == "SceneFolder":
+            self.clip(Path(root, "homes/kitchen.mp4"))
+            question = {"id": 1, "dataset": "homes", "scene_name": "kitchen", "question_type": kind}
+            for split in ("train", "test"):
+                row = {**question, "question": "How wide is the door?", "ground_truth": "0.9", "options": None}
+                row["question_type"] = kind if split == "test" else "object_counting"
+                write_lines(Path(root, f"{split}.jsonl"), [row])
+        if path := given.get("--data.source.path"):
+            self.clip(Path("clip.mp4"))
+            turns = [{"from": "human", "value": "<video>\nHow wide is it?"}, {"from": "gpt", "value": "0.9"}]
+            write_lines(Path(path), [{"video": "clip.mp4", "question_type": kind, "conversations": turns}])
+
+    def sizes(self, words: list[str]) -> list[str]:
+        """Options that make a training as small as it gets; none if it is still large, and is only understood then."""
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit):
+            self.call(*words, "--print_config")
+        config = flatten(yaml.safe_load(self.capsys.readouterr().out))
+        lists = [value for name, value in config.items() if name.endswith(".scenes") and name not in SIZES]
+        if any(isinstance(value, list) and max(value) > 10 for value in lists):
+            return []  # the scenes of a list of sources
+        is_tiny = "Tiny" in config.get("model.backbone.class_path", "")
+        own = {name for name in SIZES if name in config and (is_tiny or not name.startswith("model.backbone."))}
+        return [word for name in SIZES if name in own for word in (f"--{name}", SIZES[name])]
+
+    def follow(self, command: str) -> None:
+        words = shlex.split(command, comments=True)
+        newest = max(Path("runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, default=Path("."))
+        words = [re.sub(r"runs/[^/ ]*<[^>]+>", str(newest.parent), word) for word in words]
+        words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+        is_full = any(re.match(r"scale_(?!tiny)", word) for word in words)
+        if words[0] != "plan" and is_full:  # the scale of released weights, of which a tiny one is run
+            words = [re.sub(r"scale_(?!tiny)\w+\.yaml", "scale_tiny.yaml", word) for word in words]
+            words += [] if "--model.geometry" in words else ["--model.geometry", "TinyVGGT"]
+            words += [] if "--data.train_sampler" in words else ["--data.train_sampler", "null"]
+        self.make_files(words)
+        words += MORE.get(words[0], [])
+        words += ["--row", "PRoPEMLLM"] if "--verify" in words else []
+        if words[0] in ("select-frames", "cache-geometry", "cache-frames"):
+            words += [
+                "--data.num_frames",
+                "4",
+                *([] if "--data.source" in words else ["--data.source.scenes", "[6,2,3]"]),
+            ]
+        if words[0] == "fit" and words[-2:] == ["--ckpt_path", "last"]:  # of the newest run, whatever its options were
+            words = ["fit", "--config", f"{newest.parent}/config.yaml", *words[-2:], "--trainer.max_steps", "2"]
+        elif words[0] == "fit" and "--print_config" not in words:
+            sizes = self.sizes(words)
+            words += sizes or ["--print_config"]
+        print("$", *words)
+        try:
+            self.call(*words)
+        except SystemExit as end:  # 1 of a report: the score is not the published one
+            if isinstance(end.code, str):
+                raise
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("page", IN_ORDER, ids=lambda page: page.stem)
+def test_the_commands_of_a_page_run_in_their_order(
+    page: Path, tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    reader, failed = Reader(rooms_root, monkeypatch, capsys), []
+    for command in commands(page):
+        try:
+            reader.follow(command)
+        except SystemExit as end:
+            failed.append(f"{command}\n    {end}")
+    assert len(commands(page)) > 2 and not failed, "\n".join(failed)
+
+
+# ---- The README and the notebook
+
+
+def run_code(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"MPLBACKEND": "agg"}, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_readme_runs_in_a_fresh_clone(tmp_path: Path) -> None:
+    """Its shell and Python blocks in their order."""
+    clone = tmp_path / "zoo"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    (clone / ".venv/bin").mkdir(parents=True)
+    for name in ("bin/python", "bin/activate", "pyvenv.cfg", "lib"):  # this environment in place of a new one
+        (clone / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+    (clone / ".venv/installed").touch()
+    blocks = FENCED.findall(README.read_text(encoding="utf-8"))
+    run = {"sh": ["bash", "-euc"], "bash": ["bash", "-euc"], "python": [sys.executable, "-c"]}
+    for language, block in blocks:
+        if language in run:
+            run_code([*run[language], block], clone)
+    assert {"sh", "python"} & {language for language, _ in blocks}
+    (metrics,) = clone.glob("runs/demo/runs/PRoPE-0/tests/own/metrics.json")
+    assert json.loads(metrics.read_text())["per_question_type"]["panel_turn"]["score"] > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_model_of_the_notebook_owes_its_answers_to_the_cameras(tmp_path: Path) -> None:
+    cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    (tmp_path / "quickstart.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}", encoding="utf-8")
+    printed = run_code([sys.executable, str(tmp_path / "quickstart.py")], ROOT)
+    own, others = map(float, re.findall(r"MRA ([\d.]+), with the cameras of another room ([\d.]+)", printed)[0])
+    assert own > others + 0.1
+
+
+# ---- The tutorials
+
+TINY = "--trainer.max_steps 1 --data.source.scenes [6,2,3] --data.num_frames 4 --data.batch_size 2"
+
+
+@pytest.fixture
+def follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """Writes the files of a tutorial into an empty folder, whose modules Python finds; returns its commands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def call(name: str) -> list[str]:
+        page = ROOT / f"docs/tutorials/{name}.md"
+        titled = re.findall(r'^```\w+ title="([\w.]+)"\n(.*?)^```$', page.read_text(), re.MULTILINE | re.DOTALL)
+        for file, content in titled:
+            Path(file).write_text(content, encoding="utf-8")
+        return commands(page)
+
+    return call
+
+
+def run_main(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZOO_RUN", raising=False)
+    monkeypatch.setattr(sys, "argv", ["main.py", *shlex.split(command, comments=True)])
+    main.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["add_an_encoding", "add_a_geometry_encoder"])
+def test_a_part_of_ones_own_trains_and_is_tested(
+    page: str, follow: Callable[[str], list[str]], rooms_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among the commands of the encoding's page is `check-encoding`, which measures that its symmetries hold."""
+    found = follow(page)
+    assert {"fit", "test"} <= {words.split()[0] for words in found}
+    assert ("check-encoding" in {words.split()[0] for words in found}) == (page == "add_an_encoding")
+    for words in found:
+        words = words.partition(" #")[0]
+        run_main(f"{words} {TINY} --data.source.root {rooms_root}" if words.startswith("fit ") else words, monkeypatch)
+    assert len(list(Path().glob("runs/*/**/metrics.json"))) == sum(words.startswith("test") for words in found)
+
+
+@pytest.mark.slow
+def test_a_wrong_encoding_of_the_tutorial_is_found(follow: Callable[[str], list[str]], monkeypatch) -> None:
+    """The negative control of the page's `check-encoding`: an encoding that states a symmetry too few, or is wrong."""
+    follow("add_an_encoding")
+    (name,) = [words.split()[1] for words in follow("add_an_encoding") if words.startswith("check-encoding ")][:1]
+    module, kind = name.split(".")
+    Path("changed.py").write_text(
+        f"from {module} import {kind}\n"
+        f"class Undeclared({kind}):\n"
+        f"    symmetries = super({kind}, {kind}).symmetries\n"
+        f"class Transposed({kind}):\n"
+        "    def matrices(self, cameras):\n"
+        "        return {**super().matrices(cameras), 'q': super().matrices(cameras)['o']}\n"
+    )
+    for wrong in ("Undeclared", "Transposed"):
+        with pytest.raises(SystemExit, match="declared"):
+            run_main(f"check-encoding changed.{wrong}", monkeypatch)
+    assert issubclass(getattr(sys.modules[module], kind), CameraEncoding)
+
+
+@pytest.mark.slow
+def test_your_own_videos(follow: Callable[[str], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from datamodules.trajectories.base import upright_turns
+    from tests.commands.test_import_dataset import LAYOUTS
+    from tests.datamodules.clips import numbered_frame, write_video
+    from tests.datamodules.trajectories.captures import NAMES, colmap, walk
+
+    found = follow("your_own_videos")
+    colmap(tmp_path / "captures/kitchen", walk())
+    for dataset, (write, scene, _) in LAYOUTS.items():  # a raw scene of each dataset, and a video of it
+        write(raw := tmp_path / "raw" / dataset / scene, walk())
+        is_turned = dataset == "arkitscenes" and upright_turns(torch.from_numpy(walk().world_to_camera())) % 2
+        (tmp_path / "data/videos").mkdir(parents=True, exist_ok=True)
+        frames = [numbered_frame(i, *((64, 48) if is_turned else (48, 64))) for i in range(len(NAMES))]
+        write_video(tmp_path / f"data/videos/{raw.name}.mp4", frames)
+    (tmp_path / "clip.mp4").symlink_to(tmp_path / "captures/kitchen/images")  # a folder of photographs
+    for words in found:
+        words = words.partition(" #")[0]
+        run_main(words + (f" {TINY}" if words.startswith("fit ") else ""), monkeypatch)
+    assert len(list(tmp_path.glob("data/cameras/*/*.cameras.json"))) == len(LAYOUTS)
+    assert list(tmp_path.glob("runs/*/answers.jsonl")) and list(tmp_path.rglob("*.path.png"))
+
+
+@pytest.mark.slow
+def test_the_study_of_the_tutorial_can_be_listed(follow: Callable[[str], list[str]], monkeypatch) -> None:
+    found = [words.partition(" #")[0] for words in follow("study_on_slurm") if words.startswith("study ")]
+    assert found
+    for words in found:
+        run_main(words if "--dry_run" in words else f"{words} --dry_run", monkeypatch)
