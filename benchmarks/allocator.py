@@ -1,4 +1,4 @@
-"""Training steps per second on a CPU, with freed memory kept for the next step and with glibc's own settings.
+"""Training steps per second on a CPU: freed memory is kept for the next step, or handled by glibc's defaults.
 
 python -m benchmarks.allocator [--rounds 5] [--steps 30]
 """
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def train(code: str, steps: int) -> tuple[float, float, float]:
-    """Steps per second, seconds of the system, and gigabytes at the peak of a training in a process of its own."""
+    """Train in a separate process. Return steps per second, seconds of system time, and the peak in gigabytes."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["fit", *CONFIGS, f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={folder}"]
         command = [sys.executable, "-c", code, *words]

@@ -1,16 +1,17 @@
-"""What camera encodings cost beside the attention itself: forward, forward and backward, and a decode step.
+"""The cost of camera encodings in attention: forward, forward and backward, and a decode step.
 
-The layers' projections and RoPE are left out, so the numbers are of attention alone: q, k and v are given, each is
-encoded, plain SDPA runs, and its output is encoded. In the same run, interleaved: SDPA alone; the published layout of
-PRoPE (arXiv 2507.10496) by `prope_attention`; and the same as the paper states it, with einsum over groups of four
-channels and RoPE by concatenation. RayRoPE and URoPE attend view by view, here to all views, as the view mixer does.
-What `encode` computes once for all layers is left out of these tables.
-Then a whole decoder, with all that its layers do: its pass over a prompt of as many visual tokens, `encode` included,
-the same with gradients, and a step after it: stock transformers against `CameraAttention` without an encoding, and with
-each kind of cache.
+The first two tables measure attention alone, without the layers' projections and RoPE: q, k and v are given and
+encoded, plain SDPA runs, and its output is encoded. They exclude what `encode` computes once for all layers.
+Interleaved in the same run are SDPA alone, the published layout of PRoPE (arXiv 2507.10496) by `prope_attention`, and
+the same layout as stated in the paper, with einsum over groups of four channels and RoPE by concatenation. RayRoPE and
+URoPE attend view by view, here to all views, as in the view mixer.
 
-On a CPU most of what is left of the cost is new memory, which the C library gives back to the system and asks for
-again: with MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 in the environment it keeps it.
+The other tables measure a whole decoder with complete layers: a pass over a prompt with the same number of visual
+tokens, including `encode`; the same with gradients; and a step after it. They compare the original transformers decoder
+with `CameraAttention`, without an encoding and with each kind of cache.
+
+On a CPU, most of the remaining cost is new memory, which the C library returns to the system and requests again. Set
+MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=2000000000 in the environment to keep it.
 
     python -m benchmarks.attention [--views 16] [--tokens 64] [--heads 16] [--key-heads 2] [--threads 1]
 """
@@ -36,8 +37,8 @@ from zoo.cameras import normalize_intrinsics
 from zoo.encodings import EncodedCameras, prope_attention
 from zoo.encodings.view_mixers import ROPE_BASE
 
-DECODED = 16  # steps a measurement, each one token longer
-ENCODINGS = (  # of those in the table; others cost as one of these does
+DECODED = 16  # steps per measurement, each one token longer
+ENCODINGS = (  # encodings in the table; the cost of others is similar to one of these
     "PRoPE, TemporalSection",
     f"PRoPE, TemporalSection{TEXT_BETWEEN}",
     "PRoPE, TemporalSection, qk",
@@ -62,11 +63,11 @@ IN_DECODER = ("PRoPE, TemporalSection", "PRoPE, ExtraChannels", "PoseALiBi", "Ra
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--views", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=64, help="a view, a square number")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens per view, a square number")
     parser.add_argument("--heads", type=int, default=16)
-    parser.add_argument("--key-heads", type=int, help="of keys and values, a divisor of --heads; as many without it")
+    parser.add_argument("--key-heads", type=int, help="heads of keys and values, a divisor of --heads (default: equal)")
     parser.add_argument("--head-dim", type=int, choices=MRoPE, default=128)
-    parser.add_argument("--layers", type=int, default=4, help="of the decoder whose steps are timed")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the timed decoder")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -145,7 +146,7 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
     def repeated() -> list[Tensor]:
         return [x.repeat_interleave(arguments.heads // x.shape[1], 1) for x in heads_first]
 
-    copied = torch.Tensor.clone  # what no encoding that leaves its inputs alone can do without
+    copied = torch.Tensor.clone  # the least cost of an encoding that does not change its inputs in place
     work: dict[str, Callable[[], Tensor]] = {
         "SDPA alone": lambda: grouped(*heads_first),
         "SDPA, and a copy of q, k, v and o": lambda: grouped(*map(copied, heads_first)).clone(),
@@ -167,7 +168,7 @@ def attentions(arguments: argparse.Namespace, backward: bool) -> dict[str, Calla
 
 
 def published(q: Tensor, k: Tensor, v: Tensor, V: Tensor, K_px: Tensor, side: int) -> Tensor:
-    """The complete layout as arXiv 2507.10496 states it: equation by equation, out of plain operators."""
+    """Compute the complete layout of arXiv 2507.10496, equation by equation, with plain operators."""
     half, quarter = q.shape[-1] // 2, q.shape[-1] // 4
     P = torch.eye(4, device=q.device).repeat(*V.shape[:2], 1, 1)
     P[..., :3, :3] = normalize_intrinsics(K_px, IMAGE, IMAGE)
@@ -197,7 +198,7 @@ def published(q: Tensor, k: Tensor, v: Tensor, V: Tensor, K_px: Tensor, side: in
 
 
 def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], object]], ...]:
-    """A pass over a prompt, the same with gradients, and some steps after it, for which the cache is cut back."""
+    """Return calls for a pass over a prompt, the same with gradients, and steps after it, which crop the cache."""
     length, dtype = arguments.views * arguments.tokens, getattr(torch, arguments.dtype)
     prompt = torch.randn(1, length, arguments.heads * arguments.head_dim, device=arguments.device, dtype=dtype)
     prompts: dict[str, Callable[[], object]] = {}
@@ -218,7 +219,7 @@ def decoders(arguments: argparse.Namespace) -> tuple[dict[str, Callable[[], obje
 
         def learn(model=model, encode=encode) -> None:
             output = model(inputs_embeds=prompt, use_cache=False, camera_encoding=encode()).last_hidden_state
-            torch.autograd.grad(output.sum(), list(model.parameters()), allow_unused=True)  # no token is embedded
+            torch.autograd.grad(output.sum(), list(model.parameters()), allow_unused=True)  # no embeddings
 
         def decode(model=model, cache=cache, later=later) -> None:
             with torch.no_grad():

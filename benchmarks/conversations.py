@@ -3,8 +3,8 @@
     python -m benchmarks.conversations              # 10,000, 100,000 and 820,000 rows
     python -m benchmarks.conversations 10000        # other sizes
 
-Each start runs in a process of its own. The memory is the process's largest resident set, with that of the imports
-beside it.
+Each start runs in a separate process. The memory is the process's largest resident set. The memory after the imports is
+listed separately.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STARTS = 3
 
 
 def write(folder: Path, rows: int) -> Path:
-    """Writes rows of about 350 bytes about one video per hundred, as VSI-590K has."""
+    """Write rows of about 350 bytes, one hundred per video, as in VSI-590K."""
     draw, words = (
         random.Random(0),
         ["the", "size", "of", "this", "room", "chair", "table", "left", "right", "behind", "closest", "first"],
@@ -46,7 +46,7 @@ def write(folder: Path, rows: int) -> Path:
 
 
 def start(path: str) -> None:
-    """Lists the scenes and deals the first batch; prints seconds of CPU and MB, without and with the imports."""
+    """List the scenes and draw the first batch. Print seconds of CPU, and MB after the imports and at the peak."""
     from datamodules.question_sampler import QuestionSampler
     from datamodules.sources import Conversations
 

@@ -1,7 +1,8 @@
-"""Depth Anything 3's trunk with random weights beside the official one with the same weights, at equal outputs.
+"""Compare Depth Anything 3's trunk with the official one, with the same random weights and equal outputs.
 
-Forward time and peak memory of activations for the four layers that the heads read, and a plain matrix product of the
-same FLOPs; see `benchmarks.trunks`. The official package needs one more, and neither its dependencies:
+The tables list forward time and peak memory of activations for the four layers that the heads read, and the time of a
+plain matrix product of the same FLOPs; see `benchmarks.trunks`. Install the official package and einops, without their
+dependencies:
 
 pip install --no-deps --target official depth-anything-3 einops
 PYTHONPATH=official python -m benchmarks.da3 [--frames 8 16] [--sizes small base] [--dtypes float32] [--threads 2]
@@ -33,9 +34,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 64, "depth": 12, "num_heads": 2},
 }
 WIDTH = "embed_dim"
-OUT_LAYERS, START = (5, 7, 9, 11), 4  # of both released sizes
-REFERENCE = "middle"  # the official choice by similarity is made in the trunk's dtype: another view in bfloat16
-TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}  # of the outputs' RMS
+OUT_LAYERS, START = (5, 7, 9, 11), 4  # as in both released sizes
+REFERENCE = "middle"  # the official choice depends on the trunk's dtype, and is another view in bfloat16
+TOLERANCE = {"float32": 1e-5, "bfloat16": 3e-2}  # relative to the outputs' RMS
 
 
 def main() -> None:
@@ -58,31 +59,31 @@ def build(arguments: argparse.Namespace, names: Collection[str]) -> Mapping[str,
 
 
 def ours(trunk: Trunk, images: Tensor) -> list[Tensor]:
-    """The tokens of the four layers."""
+    """Return the tokens of the four layers."""
     outputs, _ = trunk(normalize(images).to(trunk.dtype), OUT_LAYERS, REFERENCE)
     return [outputs[layer] for layer in OUT_LAYERS]
 
 
 def official(module: nn.Module, images: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The patches and the camera tokens of the four layers."""
+    """Return the patches and the camera tokens of the four layers."""
     images = normalize(images).to(module.cls_token.dtype)
     return module.get_intermediate_layers(images, OUT_LAYERS, ref_view_strategy=REFERENCE)[0]
 
 
 def official_class() -> Any:
-    """The official trunk; of its package, which imports a lot, only this part is loaded."""
+    """Return the official trunk. Only this part of its package is loaded, because the package imports a lot."""
     found = find_spec("depth_anything_3")
     if found is None or not found.submodule_search_locations:
         sys.exit("the official package is not on PYTHONPATH: see python -m benchmarks.da3 --help")
     os.environ["DA3_LOG_LEVEL"] = "ERROR"
-    package = ModuleType("depth_anything_3.model")  # instead of its __init__.py
+    package = ModuleType("depth_anything_3.model")  # replaces its __init__.py
     package.__path__ = [str(Path(folder) / "model") for folder in found.submodule_search_locations]
     sys.modules.setdefault(package.__name__, package)
     return importlib.import_module("depth_anything_3.model.dinov2.vision_transformer").DinoVisionTransformer
 
 
 def check_equal(arguments: argparse.Namespace, ways: Mapping[str, Forward]) -> None:
-    """Exits if the two trunks do not compute the same."""
+    """Exit if the two trunks have different outputs."""
     images = torch.rand(1, 4, 3, 56, 84, device=arguments.device)
     with torch.inference_mode():
         one: Any = torch.stack(ways["ours"](images)).float()

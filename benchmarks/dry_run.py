@@ -1,11 +1,11 @@
-"""A released model's size on a CPU: random weights in its layout, a real video, answers, and one LoRA step.
+"""Run a model of released size on a CPU: random weights in its layout, a real video, answers, and one LoRA step.
 
     python -m benchmarks.dry_run --video clip.mp4 --processor Qwen2.5-VL-3B-Instruct [--model vg_llm] [--folder weights]
 
-Writes the tensors of a Spatial-MLLM v1.1 or a VG-LLM 4B, 5 billion parameters in bfloat16 with random numbers, into a
-temporary folder, with tokenizer and processor files of the given folder, and removes it at the end. Then it loads them
-as a user does, answers questions about four frames, and trains LoRA on the decoder for one step with gradient
-checkpointing, which needs 12 GB of memory. `--tiny` writes a model of a thousandth of the size.
+The command writes the tensors of a Spatial-MLLM v1.1 or a VG-LLM 4B, 5 billion parameters in bfloat16 with random
+numbers, into a temporary folder, with tokenizer and processor files of the given folder. Then it loads them as a user
+does, answers questions about four frames, and trains LoRA on the decoder for one step with gradient checkpointing. This
+needs 12 GB of memory. The folder is removed at the end. `--tiny` writes a model of a thousandth of the size.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Released(NamedTuple):
     """A released model.
 
     Attributes:
-        path: Its hub id.
-        loader: Of its folder.
+        path: Hub id.
+        loader: Loader of the released folder.
         task: The LightningModule.
     """
 
@@ -69,7 +69,7 @@ class Released(NamedTuple):
     task: type[VideoQATask]
 
     def geometry(self, config: dict[str, Any]) -> ReleasedGeometry:
-        """Return its parts beside the backbone."""
+        """Return the model's parts beside the backbone."""
         if self.loader is PretrainedVGLLM:
             parts = vg_llm_geometry(config, ())
             assert parts is not None
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def write_release(released: Released, folder: Path, processor: Path, is_tiny: bool) -> tuple[int, int]:
-    """Writes config, processor and random weights; returns the number of tensors and of parameters."""
+    """Write config, processor and random weights. Return the number of tensors and of parameters."""
     config: dict[str, Any] = dict(known_config(released.path) or {})
     if is_tiny:
         config |= {**TINY, "vision_config": config["vision_config"] | TINY_VISION, "vggt_aggregator": TINY_VGGT}
@@ -126,7 +126,7 @@ def write_release(released: Released, folder: Path, processor: Path, is_tiny: bo
 
 
 def shards(shapes: Mapping[str, torch.Size]) -> Iterator[dict[str, torch.Size]]:
-    """Yields tensors in files of a bounded size."""
+    """Yield tensors grouped into files of limited size."""
     shard: dict[str, torch.Size] = {}
     for name, shape in shapes.items():
         if shard and 2 * (sum(map(math.prod, shard.values())) + math.prod(shape)) > SHARD:
@@ -137,8 +137,8 @@ def shards(shapes: Mapping[str, torch.Size]) -> Iterator[dict[str, torch.Size]]:
 
 
 def run(released: Released, folder: str, video: Path) -> dict[str, Any]:
-    """Answers two questions and trains one step; returns the results, seconds and peak memory."""
-    # 1. The model, as a user loads it; adapters change nothing before they are trained.
+    """Answer two questions and train one step. Return the results, seconds and peak memory."""
+    # 1. Load the model as a user does. Untrained adapters change nothing.
     start = time.perf_counter()
     backbone = released.loader(folder, dtype="bfloat16")
     rates, adapters = LearningRates(decoder=1e-4, connector=None), LoRA(r=16)
@@ -170,7 +170,7 @@ def run(released: Released, folder: str, video: Path) -> dict[str, Any]:
 
 
 def training_batch(task: VideoQATask, video: Path) -> Batch:
-    """A question with its answer."""
+    """Return a batch with one question and its answer."""
     scene = load_video(task.model, data_of(task.model), video, num_frames=FRAMES)
     questions = (Question("0", "object_counting", TEXTS[0], "4"),)
     return TrainingCollate(task.model_spec(training=True))([replace(scene, questions=questions)])

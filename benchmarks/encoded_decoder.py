@@ -1,4 +1,4 @@
-"""Random decoders of any size and the cameras of their visual tokens, for the benchmark of attention."""
+"""Random decoders of any size, and cameras for their visual tokens, for the benchmark of attention."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from zoo.encodings import EncodedCameras
 from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.encodings.per_view import PerViewEncoding
 
-IMAGE = 448  # pixels a side; only the ratio to K matters
-TEXT_BETWEEN = ", text between views"  # as Qwen3-VL writes and as pictures have, here one token
-MRoPE = {128: [16, 24, 24], 64: [8, 12, 12], 32: [4, 4, 8]}  # the released models' quarters of a head, or near
+IMAGE = 448  # side in pixels; only the ratio to K matters
+TEXT_BETWEEN = ", text between views"  # as in Qwen3-VL and for images, here one token
+MRoPE = {128: [16, 24, 24], 64: [8, 12, 12], 32: [4, 4, 8]}  # sections as in the released models, or similar
 
 
 def cameras_of(arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """World-to-camera poses and intrinsics in pixels."""
+    """Return random world-to-camera poses, and intrinsics in pixels."""
     poses = torch.eye(4, dtype=torch.float64).repeat(1, arguments.views, 1, 1)
     turn, _ = torch.linalg.qr(torch.randn(arguments.views, 3, 3, dtype=torch.float64))
     poses[0, :, :3, :3] = turn * torch.linalg.det(turn)[:, None, None]
@@ -52,7 +52,7 @@ def text_model(arguments: argparse.Namespace) -> Qwen2_5_VLTextModel:
 def encoder_in(
     model: Qwen2_5_VLTextModel, name: str, arguments: argparse.Namespace, is_causal: bool = True
 ) -> Callable[[], EncodedCameras]:
-    """What `encode` does in each pass of a decoder, to which the encoding is bound."""
+    """Bind an encoding to a decoder, and return a call of its `encode`, which runs in each pass."""
     encoding = COMBINATIONS[name.removesuffix(TEXT_BETWEEN)]()
     replace_classes(model, Qwen25VLBackbone.hooked_classes)
     head = HeadLayout.in_row(arguments.head_dim, MRoPE[arguments.head_dim])

@@ -1,13 +1,13 @@
-"""Many questions about one video: asked one by one, and from a prefix that is read once; and learned from together.
+"""Many questions about one video: asked one by one, asked with a shared prefix, and learned from together.
 
     python -m benchmarks.evaluate                      # a Qwen2.5-VL of about 100 M parameters with a mid-sized VGGT
-    python -m benchmarks.evaluate --frames 16 --alone 4   # one by one takes as long for each: a few will do
+    python -m benchmarks.evaluate --frames 16 --alone 4   # one by one takes as long for each: a few are enough
     python -m benchmarks.evaluate --frames 8 --device cuda
 
-One by one is what published evaluation code does: the ViT, VGGT and the prefill of the whole prompt for each question,
-then its answer. Random weights, greedy, and as many new tokens each way, since EOS is switched off: the answers must be
-equal, and are compared. Videos are in memory already: decoding is benchmarks/video.py's. Memory is what
-a call adds at its peak, each in a process of its own.
+One by one is how published evaluation code works: the ViT, VGGT and the prefill of the whole prompt run for each
+question, then its answer. Weights are random and decoding is greedy. EOS is switched off, so both ways generate the
+same number of tokens, and their answers must be equal. Videos are already in memory: benchmarks/video.py measures
+decoding. Memory is the growth at the peak of a call, each in a separate process.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ TEXTS = (
     "If I am standing by the bed and facing the lamp, is the door to my left, right, or back?",
     "What will be the first-time appearance order of the following categories in the video: bed, lamp, door, sofa?",
 )
-# as much work as the ViT and the decoder together, at 8 frames
+# about as much work as the ViT and the decoder together at 8 frames
 VGGT_CONFIG = {"aggregator": {"embed_dim": 192, "depth": 4, "num_heads": 3, "patch_embed": "conv"}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--questions", type=int, default=18, help="of a scene; VSI-Bench has 18 on average")
-    parser.add_argument("--alone", type=int, help="questions that are asked one by one; all, if not given")
+    parser.add_argument("--questions", type=int, default=18, help="questions per scene; VSI-Bench has 18 on average")
+    parser.add_argument("--alone", type=int, help="number of questions to ask one by one; all by default")
     parser.add_argument("--learn", type=int, nargs="+", default=[1, 4, 16], help="questions in a training step")
     add_options(parser)
-    parser.add_argument("--small", action="store_true", help="a tiny model, to see that it works")
-    parser.add_argument("--memory-of", choices=("one by one", "shared"), help="print the memory of one call, no more")
+    parser.add_argument("--small", action="store_true", help="a tiny model, as a quick trial")
+    parser.add_argument("--memory-of", choices=("one by one", "shared"), help="print only the memory of one call")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = build(options)
@@ -90,7 +90,7 @@ def build(options: argparse.Namespace) -> SpatialMLLM:
 
 
 def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: int, train: bool = False) -> Batch:
-    """A scene of noise with so many questions."""
+    """Return a batch of a scene of noise with `count` questions."""
     generator = torch.Generator().manual_seed(0)
     shape = (frames, 3, options.height, options.width)
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
@@ -102,7 +102,7 @@ def batch(options: argparse.Namespace, model: SpatialMLLM, frames: int, count: i
 
 
 def one_by_one(model: SpatialMLLM, asked: Batch, count: int | None = None) -> list[list[int]]:
-    """Everything again for each question, or for the first few."""
+    """Answer each question, or the first few, from scratch."""
     (prompt,) = asked.prompts
     shared, answers = prompt.prefix.input_ids[0].tolist(), []
     for question in [question for each in prompt.passes for question in each][:count]:
@@ -120,7 +120,7 @@ WAYS: dict[str, Callable[..., list[list[int]]]] = {"one by one": one_by_one, "sh
 
 
 def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> None:
-    """The table of both ways, and what the shared one spends its time on."""
+    """Print the table of both ways, and the time of each part of the shared way."""
     asked, alone = batch(options, model, frames, options.questions), options.alone or options.questions
     found: dict[str, list[list[int]]] = {}
 
@@ -153,7 +153,7 @@ def answering(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> N
 
 @torch.no_grad()
 def parts(options: argparse.Namespace, model: SpatialMLLM, asked: Batch) -> dict[str, float]:
-    """What the shared way spends its time on."""
+    """Return the seconds of each part of the shared way."""
     (scene,), (prompt,) = asked.scenes, asked.prompts
     taken = {
         "the ViT": timed(lambda: encode_vision(model.model.backbone, asked), options.device),
@@ -168,7 +168,7 @@ def parts(options: argparse.Namespace, model: SpatialMLLM, asked: Batch) -> dict
 
 
 def learning(options: argparse.Namespace, model: SpatialMLLM, frames: int) -> None:
-    """A training step, by how many questions of the scene it learns from."""
+    """Print the time of a training step by the number of questions about the scene."""
     model.train()
     print(f"{frames} frames, a training step\n")
     rows = []
@@ -187,7 +187,7 @@ def memory(options: argparse.Namespace, model: SpatialMLLM) -> int:
     asked = batch(options, model, frames, options.questions)
     options.height, options.width = 56, 56
     run(model, batch(options, model, 2, 1))
-    return peak_growth(lambda: run(model, asked, 2), options.device)  # the second needs as much as the last one
+    return peak_growth(lambda: run(model, asked, 2), options.device)  # the second question is enough to reach the peak
 
 
 def memory_in_a_process(options: argparse.Namespace, frames: int, way: str) -> int:

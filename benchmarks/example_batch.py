@@ -1,4 +1,4 @@
-"""A training batch of given sizes in memory, without data: as `python main.py plan` counts it."""
+"""Build a training batch of given sizes in memory, without data, as `python main.py plan` counts it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zoo.tasks.training_cost import ANSWER, QUESTION, SPAN, SYSTEM, BatchSizes
 def example_batch(
     model: SpatialVLM, sizes: BatchSizes, needs: ModelSpec | None = None, packs_scenes: bool = False
 ) -> Batch:
-    """A training batch of these sizes, see `example_questions`."""
+    """Return a training batch of these sizes, see `example_questions`."""
     builder = SequenceBuilder(model.model_spec(training=True))
     scenes, rows, scene_of = example_questions(model, sizes, needs or builder.spec)
     limits: dict[str, Any] = {"max_tokens": sizes.tokens_per_sequence, "packs_scenes": packs_scenes}
@@ -33,7 +33,7 @@ def example_batch(
 def example_questions(
     model: SpatialVLM, sizes: BatchSizes, needs: ModelSpec
 ) -> tuple[list[LoadedScene], list[Row], list[int]]:
-    """Scenes of these sizes, one row per question, and the scene of each row.
+    """Return scenes of these sizes, one row per question, and the scene of each row.
 
     Pixels are black, and cameras move along a line.
     """
@@ -70,7 +70,7 @@ def example_questions(
     # 2. One row per question.
     marks = backbone.placeholders
     visual = marks.video if sizes.kind == "video" else marks.image
-    prompt, *texts = islice((i for i in count() if i not in marks[:3]), sizes.questions + 1)  # token ids of each
+    prompt, *texts = islice((i for i in count() if i not in marks[:3]), sizes.questions + 1)  # one token id each
     spans = steps if marks.span_per_step or sizes.kind == "image" else 1
     tokens = scenes[0].num_tokens(model.training_tokens)
     span = [*[prompt] * (SPAN if spans > 1 else 0), marks.vision_start, *[visual] * (tokens // spans)]

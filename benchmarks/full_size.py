@@ -1,10 +1,10 @@
-"""Parameters, memory and FLOPs of the released sizes, without memory.
+"""Parameters, memory and FLOPs of the released sizes, computed without allocating the models.
 
     python -m benchmarks.full_size
 
-One scene is 16 frames of 480 x 640 with a prompt of 40 tokens. The memory of training counts weights (2 bytes where
-frozen, else 4), gradients (4) and AdamW's state (8) with decoder and connector trained; activations come on top, see
-`python main.py plan`. FLOPs are by the formulas of `zoo.tasks.training_cost`.
+One scene is 16 frames of 480 x 640 with a prompt of 40 tokens. The memory of training counts weights (2 bytes per
+frozen parameter, else 4), gradients (4) and AdamW's state (8), with decoder and connector trained. Activations are not
+included, see `python main.py plan`. FLOPs follow the formulas of `zoo.tasks.training_cost`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def main() -> None:
 
 
 def load(size: str) -> SpatialVLM:
-    """The baseline of a size, without memory."""
+    """Return the baseline of a size on the meta device."""
     loader = PretrainedQwen3VL if size.startswith("Qwen3") else PretrainedQwen25VL
     with torch.device("meta"):
         return SpatialVLM(loader(f"Qwen/{size}-Instruct"))
 
 
 def row(model: SpatialVLM) -> dict[str, str]:
-    """The cells of a size."""
+    """Return the cells of a size."""
     backbone = model.backbone
     counts = {part: 0 for part in ("vision", "connector", "decoder")}
     for name, parameter in model.named_parameters():

@@ -1,9 +1,9 @@
-"""The geometry cache: what it saves.
+"""The time that the geometry cache saves.
 
     python -m benchmarks.geometry_cache --size small --frames 16 --height 476 --width 644
 
-Times, in turns, VGGT with random weights on noise, writing what it says, and reading that again; medians. What its
-precisions change is in docs/reference/files.md.
+The command times three calls in turns and prints medians: VGGT with random weights on noise, writing its output, and
+reading it again. docs/reference/files.md lists the errors of the cache's precisions.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=476)
     parser.add_argument("--width", type=int, default=644)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of VGGT")
-    parser.add_argument("--folder", help="where entries go: the disk that is meant; a temporary folder without")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of VGGT")
+    parser.add_argument("--folder", help="folder of the entries, on the disk to measure; by default a temporary one")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
@@ -55,7 +55,7 @@ def measure_speed(arguments: argparse.Namespace, folder: str) -> None:
         spent = {"VGGT": timed(lambda: encoder([frames], [None]), arguments.device)}  # noqa: B023
         for dtype, cache in caches.items():
             behind = CachedGeometry(lambda: encoder, cache)
-            behind.keys.of(frames, None, tokens=True, cameras=True)  # its weights are looked at once a run
+            behind.keys.of(frames, None, tokens=True, cameras=True)  # fingerprint the weights, once a run
             made = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023
             spent[f"{dtype}, written, VGGT included"] = made
             spent[f"{dtype}, read"] = timed(lambda: behind([frames], [None]), arguments.device)  # noqa: B023

@@ -1,14 +1,14 @@
-"""One step of GRPO on a scene with many questions: the scene read once, beside once for each answer.
+"""One step of GRPO on a scene with many questions: the scene is read once, or once for each answer.
 
     python -m benchmarks.grpo                        # a tiny model: 18 questions, 8 answers each
     python -m benchmarks.grpo --size 97M --questions 4
     python -m benchmarks.grpo --device cuda --size 97M
 
-Both ways sample the same number of tokens and learn from the same answers, those of the zoo; their gradients are
-compared. "each answer" is how TRL trains on pictures: every answer has its own prompt, whose scene and prefix are read
-for sampling and for scoring; gradients are accumulated answer by answer, so that memory holds one at a time. It is
-timed on `--timed` of the answers, evenly spaced, whose gradients are compared, and its seconds are scaled to all of
-them. Memory is what a step adds at its peak, each in a process of its own.
+Both ways sample the same number of tokens and learn from the same answers, the zoo's. Their gradients are compared.
+"each answer" is how TRL trains on images: every answer has its own prompt, whose scene and prefix are read for sampling
+and for scoring, and gradients are accumulated answer by answer, so that only one is in memory. It is timed on `--timed`
+answers, evenly spaced, and its seconds are scaled to all of them. Gradients are compared on the same answers. Memory is
+the growth at the peak of a step, each in a separate process.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.grpo import SampledAnswer, answer_log_probs, answer_mask, answer_sequences, sample_answers
 
-TOLERANCE = 1e-5  # of equal gradients, relative to the norm
+TOLERANCE = 1e-5  # largest difference of equal gradients, relative to the norm
 NEW_TOKENS = 8
-Step = Callable[[], None]  # samples, and computes the gradients of the given answers
+Step = Callable[[], None]  # sample, and compute the gradients of the given answers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="tiny")
-    parser.add_argument("--questions", type=int, default=18, help="about the scene")
-    parser.add_argument("--answers", type=int, default=8, help="to each question")
-    parser.add_argument("--timed", type=int, default=8, help="answers that the slow way is timed on")
+    parser.add_argument("--questions", type=int, default=18, help="questions about the scene")
+    parser.add_argument("--answers", type=int, default=8, help="answers to each question")
+    parser.add_argument("--timed", type=int, default=8, help="number of answers on which the slow way is timed")
     parser.add_argument("--frames", type=int, default=8)
     add_options(parser)
-    parser.add_argument("--memory-of", choices=tuple(WAYS), help="print the memory of one step, no more")
+    parser.add_argument("--memory-of", choices=tuple(WAYS), help="print only the memory of one step")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:
         small = argparse.Namespace(**{**vars(options), "frames": 2, "height": 56, "width": 84, "questions": 1})
-        WAYS[options.memory_of](small)()  # what is set up once
+        WAYS[options.memory_of](small)()  # warm-up, for what is set up once
         print(json.dumps(peak_growth(WAYS[options.memory_of](options), options.device)))
         return
     error = gradient_error(options)
@@ -86,14 +86,14 @@ def memory(options: argparse.Namespace, way: str) -> int:
 
 
 def questions(options: argparse.Namespace, task: VideoQATask) -> Batch:
-    """All questions about one scene."""
+    """Return a batch with all questions about one scene."""
     return QuestionCollate(task.model_spec(), questions_per_batch=8)([noise(options, options.questions)]).to(
         options.device
     )
 
 
 def prepared(options: argparse.Namespace) -> tuple[VideoQATask, Batch, list[SampledAnswer], Tensor]:
-    """The model, the questions, the answers that are learned from, and their advantages."""
+    """Return the model, the questions, the answers to learn from, and their advantages."""
     torch.manual_seed(0)
     task = task_of(options.size).to(options.device)
     asked = questions(options, task)
@@ -104,13 +104,13 @@ def prepared(options: argparse.Namespace) -> tuple[VideoQATask, Batch, list[Samp
 
 
 def timed_answers(options: argparse.Namespace) -> list[int]:
-    """The numbers of the answers that the slow way is timed on."""
+    """Return the indices of the answers on which the slow way is timed."""
     count = options.questions * options.answers
     return torch.linspace(0, count - 1, min(count, options.timed)).round().long().tolist()
 
 
 def gradient_error(options: argparse.Namespace) -> float:
-    """The largest difference of a parameter's gradients by both ways, relative to their norm."""
+    """Return the largest difference between a parameter's gradients of both ways, relative to their norm."""
     task, asked, answers, advantages = prepared(options)
     chosen = timed_answers(options)
     learn(task, asked, [answers[i] for i in chosen], advantages[chosen], 1.0)
@@ -138,7 +138,7 @@ def gradients(task: VideoQATask) -> dict[str, Tensor]:
 
 
 def once(options: argparse.Namespace) -> Step:
-    """The scene is read once to sample, and once to learn."""
+    """Read the scene once to sample, and once to learn."""
     task, asked, answers, advantages = prepared(options)
 
     def step() -> None:
@@ -151,7 +151,7 @@ def once(options: argparse.Namespace) -> Step:
 
 
 def for_each_answer(options: argparse.Namespace) -> Step:
-    """The scene is read for each of the timed answers, twice."""
+    """Read the scene twice for each of the timed answers."""
     task, asked, answers, advantages = prepared(options)
     scene = noise(options, options.questions)
     alone = [

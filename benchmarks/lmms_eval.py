@@ -1,13 +1,13 @@
-"""The same model, videos, questions and frames in lmms-eval by its own Qwen2.5-VL, and by the zoo, in it and alone.
+"""Compare lmms-eval's own Qwen2.5-VL, the zoo in lmms-eval and the zoo alone, on the same videos and questions.
 
     make lmms-eval
     .venv-lmms/bin/python -m benchmarks.lmms_eval                        # about 100 M parameters, 8 and 16 frames
-    .venv-lmms/bin/python -m benchmarks.lmms_eval --small --scenes 2 --repeats 1 --size 392 280   # to see that it works
+    .venv-lmms/bin/python -m benchmarks.lmms_eval --small --scenes 2 --repeats 1 --size 392 280   # quick trial
 
-The model has random weights, exported in the official layout in bfloat16; each way computes in `--dtype`. The zoo
-counts the time of the frames and the positions of the text as transformers 5 does (docs/positions.md), so the answers
-must be equal, and are compared. Each way has a process of its own, in turn. The model is loaded before the clock
-starts; everything from the request to the answer counts: decoding, vision, prefill and generation.
+The model has random weights, exported in the official layout in bfloat16. Each way computes in `--dtype`. The zoo
+computes frame times and text positions as transformers 5 does (docs/positions.md), so the answers must be equal, and
+are compared. The ways take turns, each in a separate process. The model is loaded before the clock starts. Everything
+from the request to the answer counts: decoding, vision, prefill and generation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from zoo.sequences.time_index import TimestampIndex
 NEW_TOKENS = 8  # VSI-Bench's answers are a number or a letter
 SIZE = dict(layers=12, hidden_size=768, heads=12, key_value_heads=2, vision_layers=12, vision_hidden_size=512)
 PEER, ZOO, ALONE = "lmms-eval, qwen2_5_vl", "lmms-eval, spatial_vlm_zoo", "SpatialVLM.answer"
-Ask = Callable[[int | None], list[str]]  # the answers to all questions, or to the first few
+Ask = Callable[[int | None], list[str]]  # return the answers to all questions, or to the first few
 
 TASK = """task: {name}
 dataset_path: json
@@ -68,7 +68,7 @@ MEDIA = """def of(doc):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+", default=[8, 16])
-    parser.add_argument("--questions", type=int, default=18, help="of a scene; VSI-Bench has 18 on average")
+    parser.add_argument("--questions", type=int, default=18, help="questions per scene; VSI-Bench has 18 on average")
     parser.add_argument("--scenes", type=int, default=6)
     parser.add_argument(
         "--size",
@@ -78,13 +78,13 @@ def main() -> None:
         metavar=("WIDTH", "HEIGHT"),
         help="multiples of 28",
     )
-    parser.add_argument("--seconds", type=float, default=20, help="of a video")
+    parser.add_argument("--seconds", type=float, default=20, help="length of a video")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--small", action="store_true", help="a tiny model, to see that it works")
-    parser.add_argument("--way", choices=(PEER, ZOO, ALONE), help="measure one in this process, no more")
+    parser.add_argument("--small", action="store_true", help="a tiny model, as a quick trial")
+    parser.add_argument("--way", choices=(PEER, ZOO, ALONE), help="measure only this way, in this process")
     parser.add_argument("--folder", type=Path, help="with --way: where the model and the questions are")
     options = parser.parse_args()
     if find_spec("lmms_eval") is None:
@@ -101,11 +101,11 @@ def main() -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    """The model, the videos, and a task about them."""
+    """Write the model, the videos, and a task about them."""
     torch.manual_seed(0)
     model = SpatialVLM(TinyQwen25VL(**({} if options.small else SIZE)))
     for parameter in model.parameters():
-        if parameter.ndim == 2:  # weights with which answers differ from question to question
+        if parameter.ndim == 2:  # weights for which answers differ between questions
             nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
     export_model(model, options.folder / "official", torch.bfloat16)
     zoo = SpatialVLM(
@@ -124,13 +124,13 @@ def prepare(options: argparse.Namespace) -> None:
         video = options.folder / f"{scene}.mp4"
         write_clip(video, 250, options.seconds, *options.size, seed=scene)
         for text in (f"{TEXTS[i % len(TEXTS)]} ({i})" for i in range(options.questions)):
-            prompt = VSIBench().user_text(text)  # as `SpatialVLM.answer` words it
+            prompt = VSIBench().user_text(text)  # as in `SpatialVLM.answer`
             rows.append({"media": [str(video)], "question": text, "prompt": prompt, "ground_truth": ""})
     write_task(options.folder / "task", "scenes", rows, NEW_TOKENS)
 
 
 def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], max_new_tokens: int) -> None:
-    """A local task of lmms-eval: each row has `media` (files), a `prompt` and a `ground_truth`."""
+    """Write a local task of lmms-eval. Each row has `media` (files), a `prompt` and a `ground_truth`."""
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "media.py").write_text(MEDIA)
@@ -139,9 +139,9 @@ def write_task(folder: Path, name: str, rows: Sequence[dict[str, Any]], max_new_
 
 
 def compare(options: argparse.Namespace, frames: int) -> None:
-    """The table of all ways."""
+    """Print the table of all ways."""
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in (PEER, ZOO, ALONE)}
-    for _ in range(options.repeats):  # the ways take turns: a noisy machine is noisy to all
+    for _ in range(options.repeats):  # the ways take turns, so that noise of the machine affects all
         for way in found:
             passed = {name: getattr(options, name) for name in ("folder", "device", "threads", "dtype")}
             found[way].append(in_a_process("benchmarks.lmms_eval", way=way, frames=frames, **passed))
@@ -166,10 +166,10 @@ def compare(options: argparse.Namespace, frames: int) -> None:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Answers, seconds and memory of one way."""
+    """Return answers, seconds and memory of one way."""
     parts: dict[str, float] = {}
     ask = alone(options, parts) if options.way == ALONE else in_lmms_eval(options)
-    ask(1)  # what is set up once
+    ask(1)  # warm-up, for what is set up once
     parts.clear()
     answers: list[str] = []
 
@@ -182,7 +182,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_lmms_eval(options: argparse.Namespace) -> Ask:
-    """lmms-eval with one of two models; the time is that of its `generate_until`."""
+    """Return a call of `generate_until` of one of two models in lmms-eval."""
     from lmms_eval.models import get_model
     from lmms_eval.tasks import TaskManager, get_task_dict
 
@@ -202,7 +202,7 @@ def in_lmms_eval(options: argparse.Namespace) -> Ask:
 
 
 def alone(options: argparse.Namespace, parts: dict[str, float]) -> Ask:
-    """The zoo by itself, and the seconds of each of its parts."""
+    """Return a call of the zoo alone, which adds the seconds of each step to `parts`."""
     model = SpatialVLM.from_pretrained(options.folder / "zoo").to(options.device)
     rows = [json.loads(line) for line in (options.folder / "task/rows.jsonl").read_text().splitlines()]
     questions: dict[str, list[str]] = {}

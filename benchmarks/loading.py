@@ -1,12 +1,13 @@
-"""Loading a scene on one core: `--data.frame_cache` beside decoding, and beside decord and transformers' processor.
+"""Loading a scene on one core: decoding, `--data.frame_cache`, and decord with transformers' processor.
 
     python -m benchmarks.loading                       # clips of 640 x 480 pixels, 16 frames of each
     python -m benchmarks.loading --frames 32 --scenes 8
     python -m benchmarks.loading --videos data/arkitscenes/*.mp4
 
-From the path of a video to the vision tower's patches: what a data worker does for a scene without cameras. "Cold"
-decodes and resizes, "first epoch" also writes the cache, "cached" maps it. Each way reads all scenes in turn; seconds
-are of one scene. The patches of the zoo's ways are equal bit for bit, and are compared. Files are in the page cache.
+The time is from the path of a video to the vision encoder's patches, which is a data worker's work for a scene without
+cameras. "cold" decodes and resizes, "first epoch" also writes the cache, "cached" maps it into memory. Each way reads
+all scenes in turn. Seconds are per scene. The patches of the zoo's ways must be equal bit for bit. Files are in the
+page cache.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ SECOND = 30  # frames
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, nargs="+", help="videos of one's own")
-    parser.add_argument("--scenes", type=int, default=4, help="clips that are made, if no videos are given")
-    parser.add_argument("--seconds", type=float, default=30, help="of each clip")
+    parser.add_argument("--videos", type=Path, nargs="+", help="your own videos")
+    parser.add_argument("--scenes", type=int, default=4, help="number of generated clips, without --videos")
+    parser.add_argument("--seconds", type=float, default=30, help="length of each clip")
     parser.add_argument("--size", type=int, nargs=2, default=[640, 480], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
@@ -87,7 +88,7 @@ def rows(seconds: dict[str, list[float]], count: int) -> Iterator[dict[str, obje
 
 
 def load(scenes: Sequence[Scene], frames: int, cache: FrameCache | None) -> list[Tensor]:
-    """As a data worker reads scenes."""
+    """Load scenes as a data worker does."""
     data = SceneDataset(scenes, UniformSampler(), frames, PixelBounds(), frame_cache=cache)
     preprocessor, patches = tiny_preprocessor(), []
     for number in range(len(scenes)):
@@ -98,13 +99,13 @@ def load(scenes: Sequence[Scene], frames: int, cache: FrameCache | None) -> list
 
 
 def first_epoch(scenes: Sequence[Scene], frames: int, cache: FrameCache) -> list[Tensor]:
-    """With an empty cache."""
+    """Load scenes with an empty cache."""
     shutil.rmtree(cache.folder, ignore_errors=True)
     return load(scenes, frames, cache)
 
 
 def by_decord(scenes: Sequence[Scene], frames: int) -> list[Tensor]:
-    """As the published code reads a video: decord, then the stock processor resizes, normalizes and cuts patches."""
+    """Read videos as published code does: decord, then the original processor resizes, normalizes and cuts patches."""
     import decord
 
     processor, patches = tiny_preprocessor().processor.video_processor, []
@@ -120,7 +121,7 @@ def by_decord(scenes: Sequence[Scene], frames: int) -> list[Tensor]:
 
 
 def parts(scene: Scene, count: int) -> str:
-    """What a cold scene takes, in seconds of one call each."""
+    """Return the seconds of each step of a cold scene, measured once."""
     made: dict[str, object] = {}
 
     def keep(name: str, make: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""How long a call takes, and how much memory beyond what was there before it."""
+"""Measure the time of a call, and the memory that it adds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-# freed blocks go back to the system at once: else the resident set would count them
+# return freed blocks to the system at once, because the resident set would count them
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def timed(run: Callable[[], Any], device: str = "cpu") -> float:
-    """Return the seconds of a call, with all that it started on a GPU."""
+    """Return the seconds of a call, including its work on a GPU."""
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     synchronize()
     start = time.perf_counter()
@@ -34,13 +34,13 @@ def timed(run: Callable[[], Any], device: str = "cpu") -> float:
 def interleaved(
     work: Mapping[str, Callable[[], Any]], repeats: int, device: str = "cpu", *, warm_up: bool = True
 ) -> dict[str, list[float]]:
-    """Return the seconds of each call in each round: calls take turns, so that a noisy machine is noisy to all.
+    """Return the seconds of each call in each round. Calls take turns, so that noise of the machine affects all.
 
     Args:
         work: The calls by name.
         repeats: The number of rounds.
         device: The device of the calls.
-        warm_up: Whether a round that is not counted comes first.
+        warm_up: Whether to run one round first that is not counted.
     """
     if warm_up:
         interleaved(work, 1, device, warm_up=False)
@@ -55,7 +55,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of what is measured on one scene: the video's size, and where it is computed."""
+    """Add the options of benchmarks on one scene: the video's size, repeats, device and threads."""
     parser.add_argument("--height", type=int, default=476)
     parser.add_argument("--width", type=int, default=644)
     parser.add_argument("--repeats", type=int, default=3)
@@ -64,28 +64,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def processor(options: argparse.Namespace) -> str:
-    """Return the name of the GPU, or how many threads of a CPU compute."""
+    """Return the name of the GPU, or the number of CPU threads."""
     return torch.cuda.get_device_name() if options.device.startswith("cuda") else f"{options.threads} CPU threads"
 
 
 def peak_growth(run: Callable[[], Any], device: str) -> int:
-    """Return the bytes at the peak of a call: the allocator's on CUDA, of the resident set on a CPU.
+    """Return the bytes that a call adds at its peak: in CUDA's allocator, or in the resident set on a CPU.
 
-    On a CPU in a process of its own, see `in_a_process`, after a small call that sets up what is set up once.
+    On a CPU, call it in a separate process (see `in_a_process`), after a small call that sets up what is set up once.
     """
     if device.startswith("cuda"):
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        kept = run()  # noqa: F841 - what it returns counts
+        kept = run()  # noqa: F841 - the returned value counts too
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     kept = run()  # noqa: F841
     return resident("VmHWM") - before
 
 
 def resident(field: str) -> int:
-    """Return a line of /proc/self/status, in bytes."""
+    """Return a field of /proc/self/status in bytes."""
     status = Path("/proc/self/status").read_text()
     found = re.search(rf"{field}:\s+(\d+) kB", status)
     assert found is not None
@@ -93,14 +93,15 @@ def resident(field: str) -> int:
 
 
 def in_a_process(module: str, **options: object) -> Any:
-    """Run a benchmark in a process of its own, and return the JSON of the last line that it prints.
+    """Run a benchmark in a separate process, and return the JSON of the last line that it prints.
 
     Args:
         module: The benchmark's module, such as `benchmarks.vggt`.
-        **options: Its options. A list has several values; True is an option without a value, False none.
+        **options: Options of the benchmark. A list has several values, True is an option without a value, and False is
+            left out.
 
     Raises:
-        MemoryError: The machine has too little memory for it.
+        MemoryError: The machine has too little memory.
     """
     command = [sys.executable, "-m", module]
     for name, value in options.items():

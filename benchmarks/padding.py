@@ -1,11 +1,11 @@
-"""Padding in a training step, by the size of a batch and the questions that share a scene; and packed scenes.
+"""Padding in a training step, by batch size and questions per scene, and the effect of packed scenes.
 
     python -m benchmarks.padding --vsibench data/vsibench/test.jsonl --tokenizer Qwen/Qwen2.5-VL-3B-Instruct
 
-The questions of the embedded rooms with the tiny tokenizer, and of VSI-Bench (a jsonl file) with a released one; the
-texts are tokenized, and no video is read. Sequences are packed as in training: the visual tokens of a scene once, then
-its questions and answers. The second table is of `--data.pack_scenes`: as many scenes in a step as fit into a bound of
-tokens, padded to the longest or one behind the other.
+The questions are those of the embedded rooms with the tiny tokenizer, and of VSI-Bench (a jsonl file) with a released
+tokenizer. Texts are tokenized, and no video is read. Sequences are packed as in training: the visual tokens of a scene
+once, then its questions and answers. The second table is about `--data.pack_scenes`: a step has as many scenes as fit
+into a limit of tokens, padded to the longest or concatenated.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from zoo import TinyQwen25VL
 
 BATCHES, PER_SCENE, EPOCHS = (4, 32), (1, 8), 3
 ROOM_TOKENS = 48  # visual tokens of 24 frames of 56 x 56
-VIDEO_TOKENS = 3128  # of 16 frames of 476 x 644
-Batch = list[tuple[int, Sequence[int]]]  # scenes and their questions
+VIDEO_TOKENS = 3128  # visual tokens of 16 frames of 476 x 644
+Batch = list[tuple[int, Sequence[int]]]  # scenes with their questions
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def packed(sets: Mapping[str, tuple[list[Any], Any, int]]) -> Iterator[dict[str, object]]:
-    """Yield the rows of the table of steps within a bound of tokens, of sequences with few to many questions."""
+    """Yield the rows of the table of steps within a limit of tokens, for few and many questions per sequence."""
     for name, (scenes, tokenizer, visual) in sets.items():
         lengths = [[len(ids) for ids in tokenizer([text(q) for q in own])["input_ids"]] for own in scenes]
         for most in PER_SCENE:
@@ -86,7 +86,7 @@ def packed(sets: Mapping[str, tuple[list[Any], Any, int]]) -> Iterator[dict[str,
 
 
 def steps_within(rows: Sequence[int], bound: int, is_packed: bool) -> tuple[float, int]:
-    """Share of padding, and steps, if each step takes the next rows as long as they fit."""
+    """Return the share of padding and the number of steps, if each step takes the next rows that fit."""
     steps: list[list[int]] = [[]]
     for row in rows:
         step = [*steps[-1], row]
@@ -99,7 +99,7 @@ def steps_within(rows: Sequence[int], bound: int, is_packed: bool) -> tuple[floa
 
 
 def vsibench(path: Path) -> list[list[Question]]:
-    """The questions of each video."""
+    """Return the questions of each video."""
     scenes: dict[str, list[Question]] = {}
     for row in map(json.loads, path.read_text().splitlines()):
         question = Question(
@@ -119,7 +119,7 @@ def question_draws(lengths: Sequence[Sequence[int]], batch_size: int, most: int,
 
 
 def measure(lengths: Sequence[Sequence[int]], visual: int, batches: Iterator[Batch]) -> tuple[float, ...]:
-    """Share of padding among the tokens of all steps, tokens per question with padding, and steps."""
+    """Return the share of padding among all tokens, tokens per question with padding, and the number of steps."""
     real = total = steps = asked = 0
     for batch in batches:
         rows = [visual + sum(lengths[scene][q] for q in questions) for scene, questions in batch]

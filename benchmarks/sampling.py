@@ -1,8 +1,8 @@
-"""Space-aware sampling: point maps to voxels to picks, beside the same in sets of tuples, and beside the decoding.
+"""Space-aware sampling from point maps to voxels to picks, compared with sets of tuples and with decoding.
 
-The points are those of a furnished box of a room, seen by a camera that walks through it; voxels and picks are asserted
-to be the same for both. Times are medians of interleaved repeats. The pose sampler's time is that for
-choosing --views of --poses random poses.
+The points are those of a furnished box-shaped room, seen by a camera that walks through it. Voxels and picks of both
+ways must be equal. Times are medians of interleaved repeats. The pose sampler's time is for choosing --views of --poses
+random poses.
 
 python -m benchmarks.sampling [--frames 128] [--height 294] [--width 518] [--views 16] [--threads 2] [--repeats 3]
 """
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def sets_of_tuples(points: torch.Tensor, confidence: torch.Tensor) -> list[set[tuple[int, ...]]]:
-    """The same rule, a set of triples a frame: how the official code holds voxels."""
+    """Compute voxels by the same rule, as one set of triples per frame, like the official code."""
     sure = (confidence >= float(np.percentile(confidence.numpy(), 50))) & (confidence > 0.1)
     low, high = points[sure].min(0).values, points[sure].max(0).values
     size = (high - low).min() / 20
@@ -93,7 +93,7 @@ def sets_of_tuples(points: torch.Tensor, confidence: torch.Tensor) -> list[set[t
 
 
 def greedy(sets: list[set[tuple[int, ...]]], k: int) -> list[int]:
-    """Greedy coverage that looks at every frame in every round."""
+    """Compute greedy coverage by checking every frame in every round."""
     chosen: list[int] = []
     covered: set[tuple[int, ...]] = set()
     left = list(range(len(sets)))
@@ -107,7 +107,7 @@ def greedy(sets: list[set[tuple[int, ...]]], k: int) -> list[int]:
 
 
 def room(frames: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 points (frames, height, width, 3) on the walls of a box, and confidence that falls with distance."""
+    """Return float32 points (frames, height, width, 3) on the walls of a box, and confidence falling with distance."""
     rng = np.random.default_rng(0)
     u, v = np.meshgrid((np.arange(width) + 0.5) / width - 0.5, (np.arange(height) + 0.5) / width - height / width / 2)
     points = np.empty((frames, height, width, 3), np.float32)
@@ -136,7 +136,7 @@ def random_poses(count: int) -> torch.Tensor:
 
 
 def walk(poses: torch.Tensor) -> SceneView:
-    """A scene of which only the poses are looked at."""
+    """Return a scene that has only poses."""
     video = Video.__new__(Video)
     video.num_frames, video.path = len(poses), Path("walk.mp4")
     return SceneView(video, poses)

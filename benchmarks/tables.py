@@ -9,7 +9,7 @@ from tabulate import tabulate
 
 
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return a table with one line per row; a column that a row lacks is empty there."""
+    """Return a table with one line per row. A column that a row lacks is empty."""
     return tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
 
 

@@ -1,10 +1,11 @@
-"""Whether a tiny VGGT learns cameras in minutes on a CPU, by the frames that it is trained on.
+"""Test whether a tiny VGGT learns cameras in minutes on a CPU, for different kinds of training frames.
 
     python -m benchmarks.tiny_vggt [--steps 900] [--settings "12 frames, cameras alone"]
 
-Each setting trains the TinyVGGT of geometry_tiny.yaml, with the camera head alone, for the same number of steps of 72
-frames. It is validated on its own kind of frames, and at the end on 12 frames of the whole path, beside a camera that
-never moves. Writes benchmarks/tiny_vggt.json, and draws benchmarks/tiny_vggt.png of all settings in it.
+Each setting trains the TinyVGGT of geometry_tiny.yaml with only the camera head, for the same number of steps of 72
+frames. It is validated on the same kind of frames, and at the end on 12 frames of the whole path. A camera that never
+moves is the baseline. The command writes benchmarks/tiny_vggt.json, and draws all settings in it to
+benchmarks/tiny_vggt.png.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ RESULTS = Path(__file__).with_suffix(".json")
 
 
 class Neighbors(FrameSampler):
-    """n consecutive frames from a random place, drawn anew in every epoch."""
+    """Choose n consecutive frames from a random start, drawn anew in every epoch."""
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
         start = random.Random(f"{scene.epoch}/{scene.video.path.name}").randrange(len(scene.pool) - n + 1)
@@ -44,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Curve(Callback):
-    """The rotation errors of each validation."""
+    """Record the rotation errors of each validation."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -86,7 +87,7 @@ def data_of(frames: int, sampler: type[FrameSampler], evaluated: type[FrameSampl
 
 
 def train(frames: int, sampler: type[FrameSampler], steps: int) -> dict[str, Any]:
-    """The curve of the setting's own validation, and the errors on whole paths at the end."""
+    """Return the curve of the setting's own validation, and the errors on whole paths at the end."""
     seed_everything(0, verbose=False)
     task, curve = VGGTPretraining(TinyVGGT(heads=("camera",))), Curve()
     trainer = Trainer(
@@ -116,7 +117,7 @@ def train(frames: int, sampler: type[FrameSampler], steps: int) -> dict[str, Any
 
 
 def draw(measured: dict[str, Any]) -> Figure:
-    """One panel per setting: the error over the steps, and that of a camera that never moves."""
+    """Draw one panel per setting: the error over the steps, and the error of a camera that never moves."""
     figure = Figure(figsize=(3.2 * len(measured), 3.2), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(measured), squeeze=False)[0]
     for axes, (name, curve) in zip(panels, measured.items(), strict=True):

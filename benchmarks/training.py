@@ -1,15 +1,15 @@
-"""Fine-tuning on scenes with many questions: the zoo beside stock transformers, with the same weights and rows.
+"""Fine-tune on scenes with many questions: the zoo and original transformers, with the same weights and rows.
 
     python -m benchmarks.training                    # a tiny model, and one of 97 M parameters
     python -m benchmarks.training --size tiny --questions 1 18 --frames 4
     python -m benchmarks.training --device cuda
 
-The peer is transformers' `Trainer` and its Qwen2.5-VL with one question per row, as the published scripts train: the
-rows of a scene are the accumulated batches of one optimizer step, each with the whole video. The zoo learns from all of
-them in one sequence. Both have a frozen vision tower and the same AdamW. The Trainer averages the losses of accumulated
-rows, whatever the lengths of their answers (`accepts_loss_kwargs` is False in transformers' Qwen2.5-VL): that is
-`average: questions`, and `micro_batch_tokens` of one question per batch. The losses of all three are equal, and are
-compared. Batches are in memory already. Memory is what a step adds at its peak, each in a process of its own.
+The peer is transformers' `Trainer` with its Qwen2.5-VL and one question per row, as published scripts train. The rows
+of a scene are the accumulated batches of one optimizer step, each with the whole video. The zoo learns from all of them
+in one sequence. Both freeze the vision encoder and use the same AdamW. The Trainer averages the losses of accumulated
+rows, whatever the lengths of their answers (`accepts_loss_kwargs` is False in transformers' Qwen2.5-VL). This equals
+`average: questions`, and `micro_batch_tokens` with one question per batch. The three losses must be equal. Batches are
+already in memory. Memory is the growth at the peak of a step, each in a separate process.
 """
 
 from __future__ import annotations
@@ -52,17 +52,19 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }
 RATE = 1e-5
-TOLERANCE = 1e-5  # of equal losses
-Step = Callable[[], Tensor]  # of the optimizer; returns the loss
+TOLERANCE = 1e-5  # largest relative difference of equal losses
+Step = Callable[[], Tensor]  # an optimizer step, which returns the loss
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs="+", choices=tuple(SIZES), default=list(SIZES))
-    parser.add_argument("--questions", type=int, nargs="+", default=[1, 8, 18], help="of a scene, which are one step")
+    parser.add_argument(
+        "--questions", type=int, nargs="+", default=[1, 8, 18], help="questions per scene, which form one step"
+    )
     parser.add_argument("--frames", type=int, default=8)
     add_options(parser)
-    parser.add_argument("--memory-of", choices=tuple(STEPS), help="print the memory of one step, no more")
+    parser.add_argument("--memory-of", choices=tuple(STEPS), help="print only the memory of one step")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.memory_of:
@@ -76,10 +78,10 @@ def main() -> None:
 
 
 def rows(options: argparse.Namespace, size: str, count: int) -> list[dict[str, object]]:
-    """The table of both ways, for scenes with so many questions."""
+    """Return the table of both ways for scenes with `count` questions."""
     steps = {way: build(options, size, count) for way, build in STEPS.items()}
     losses = {way: float(step()) for way, step in steps.items()}
-    seconds = interleaved(steps, options.repeats, options.device, warm_up=False)  # the first losses were the warm-up
+    seconds = interleaved(steps, options.repeats, options.device, warm_up=False)  # computing the losses was the warm-up
     middle = {way: statistics.median(each) for way, each in seconds.items()}
     mib = {way: memory_in_a_process(options, size, count, way) / 2**20 for way in STEPS}
     stock, zoo = STEPS
@@ -105,8 +107,8 @@ def backbone(size: str) -> TinyQwen25VL:
 
 
 def task_of(size: str, average: AverageRule = "questions") -> Qwen25VL:
-    """The zoo's baseline, with the positions of transformers 5."""
-    rates = LearningRates(decoder=RATE, connector=None, vision=None)  # as the peer
+    """Return the zoo's baseline with the positions of transformers 5."""
+    rates = LearningRates(decoder=RATE, connector=None, vision=None)  # as the peer's
     return Qwen25VL(
         backbone=backbone(size),
         text_after_vision="max_hw",
@@ -116,12 +118,12 @@ def task_of(size: str, average: AverageRule = "questions") -> Qwen25VL:
 
 
 def batch(options: argparse.Namespace, task: Qwen25VL, count: int, *, is_packed: bool) -> Batch:
-    """A scene of noise with so many questions, in one sequence or in one each."""
+    """Return a scene of noise with `count` questions, in one sequence or in one each."""
     return collate_of(task, is_packed=is_packed)([noise(options, count)]).to(options.device)
 
 
 def noise(options: argparse.Namespace, count: int) -> LoadedScene:
-    """A scene of noise with so many questions, whose answers have different lengths."""
+    """Return a scene of noise with `count` questions, whose answers have different lengths."""
     generator = torch.Generator().manual_seed(0)
     shape = (options.frames, 3, options.height, options.width)
     video = torch.randint(0, 255, shape, dtype=torch.uint8, generator=generator)
@@ -130,12 +132,12 @@ def noise(options: argparse.Namespace, count: int) -> LoadedScene:
 
 
 def collate_of(task: Qwen25VL, *, is_packed: bool) -> TrainingCollate:
-    """Puts the questions of a scene in one sequence, or in one each."""
+    """Return a collate that puts the questions of a scene into one sequence, or into one each."""
     return TrainingCollate(replace(task.model_spec(training=True), packs_questions=is_packed))
 
 
 def zoo_step(options: argparse.Namespace, size: str, count: int) -> Step:
-    """All questions behind the video that they share."""
+    """Return a step on all questions after the video that they share."""
     task = task_of(size).train().to(options.device)
     asked = batch(options, task, count, is_packed=True)
     trained = [each for each in task.parameters() if each.requires_grad]
@@ -152,7 +154,7 @@ def zoo_step(options: argparse.Namespace, size: str, count: int) -> Step:
 
 
 def published_loss(options: argparse.Namespace, size: str, count: int) -> float:
-    """The mean loss of batches of one question each, by the published rule."""
+    """Return the mean loss of batches of one question each, by the published rule."""
     task = task_of(size, "micro_batch_tokens").train().to(options.device)
     scene, collate = noise(options, count), collate_of(task, is_packed=False)
     with torch.no_grad():
@@ -161,17 +163,17 @@ def published_loss(options: argparse.Namespace, size: str, count: int) -> float:
 
 
 def stock_step(options: argparse.Namespace, size: str, count: int) -> Step:
-    """One question per row."""
+    """Return a step on one question per row."""
     examples = stock_rows(batch(options, task_of(size), count, is_packed=False))
     return trainer_step(backbone(size).stock_model(), examples, options.device)
 
 
 def trainer_step(model: Any, examples: Sequence[dict[str, Any]], device: str, **settings: Any) -> Step:
-    """A step of transformers' Trainer on rows that it accumulates, with a frozen vision tower.
+    """Return a step of transformers' Trainer on rows that it accumulates, with a frozen vision encoder.
 
     Args:
         model: Transformers' model.
-        examples: From `stock_rows`.
+        examples: Rows from `stock_rows`.
         device: The device of the model.
         **settings: Further `TrainingArguments`.
     """
@@ -186,11 +188,11 @@ def trainer_step(model: Any, examples: Sequence[dict[str, Any]], device: str, **
         **settings,
     )
     trainer = Trainer(model=model, args=arguments)
-    if arguments.activation_checkpointing:  # `Trainer.train` does so, which this step is a part of
+    if arguments.activation_checkpointing:  # as in `Trainer.train`, of which this step is a part
         model.activation_checkpointing_enable()
     trained = [each for each in model.parameters() if each.requires_grad]
     optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
-    tokens = torch.stack([(each["labels"] != IGNORED).sum() for each in examples]).sum()  # as the Trainer counts them
+    tokens = torch.stack([(each["labels"] != IGNORED).sum() for each in examples]).sum()  # as the Trainer counts
     trainer.current_gradient_accumulation_steps = len(examples)
     model.train()
 
@@ -204,13 +206,13 @@ def trainer_step(model: Any, examples: Sequence[dict[str, Any]], device: str, **
 
 
 def stock_rows(asked: Batch) -> list[dict[str, Any]]:
-    """The inputs of transformers' model for each row of a batch about one scene."""
+    """Return the inputs of transformers' model for each row of a batch about one scene."""
     assert asked.sequences is not None
     sequences, (scene,) = asked.sequences, asked.scenes
     labels = torch.full_like(sequences.input_ids, IGNORED).flatten()
     labels[sequences.answer_places + 1] = sequences.answer_ids
     is_video = torch.zeros_like(labels)
-    is_video[sequences.visual_places] = 2  # transformers' number of the modality
+    is_video[sequences.visual_places] = 2  # transformers' number for videos
     pixels = scene.pixel_values
     shown = {
         "pixel_values_videos": pixels if pixels.is_floating_point() else tiny_preprocessor().normalize(pixels),
@@ -239,7 +241,7 @@ STEPS: dict[str, Callable[[argparse.Namespace, str, int], Step]] = {"transformer
 
 
 def memory(options: argparse.Namespace) -> int:
-    """What the second step adds at its peak: the optimizer has its state then."""
+    """Return the growth at the peak of the second step, when the optimizer has its state."""
     (size,), (count,) = options.size, options.questions
     step = STEPS[options.memory_of](options, size, count)
     step()

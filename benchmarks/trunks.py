@@ -1,7 +1,7 @@
-"""Forward time and peak memory of activations of two trunks, and a matrix product of the same FLOPs as the bound.
+"""Forward time and peak memory of activations of two trunks, bounded below by a matrix product of the same FLOPs.
 
-Times are medians of interleaved repeats; memory is measured in a process of its own, as the growth of the resident set
-(CPU) or of the allocator's peak (CUDA). On CUDA in bfloat16 by flash attention alone.
+Times are medians of interleaved repeats. Memory is measured in a separate process, as the growth of the resident set
+(CPU) or of the allocator's peak (CUDA). On CUDA in bfloat16, only flash attention is used.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Comparison:
     """Two ways to compute a trunk.
 
     Args:
-        module: that is run for the memory of one way, such as `benchmarks.vggt`.
-        names: of the two ways; the first is ours.
-        build: makes the forward passes of those named, with the options of the command line.
-        flops: of one forward pass, two for a multiply-add, given the options and a number of frames.
-        width: channels of the tokens of a size.
+        module: Module that is run to measure the memory of one way, such as `benchmarks.vggt`.
+        names: Names of the two ways. The first is ours.
+        build: Builds the named forward passes, given the command-line options.
+        flops: FLOPs of one forward pass, two per multiply-add, given the options and the number of frames.
+        width: Channels of the tokens of a size.
     """
 
     module: str
@@ -44,25 +44,25 @@ class Comparison:
 
 
 def parse(description: str | None, known: Collection[str], **defaults: object) -> argparse.ArgumentParser:
-    """The options of a benchmark of trunks."""
+    """Return a parser for the options of a benchmark of trunks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, nargs="+")
     parser.add_argument("--sizes", nargs="+", choices=known)
     parser.add_argument("--height", type=int, default=252)
     parser.add_argument("--width", type=int, default=336)
     parser.add_argument(
-        "--dtypes", nargs="+", choices=("float32", "bfloat16"), help="by default what the device is for"
+        "--dtypes", nargs="+", choices=("float32", "bfloat16"), help="by default those that the device computes fast"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3, help="at least 1")
-    parser.add_argument("--memory-of", help="print the memory of one forward, no more")
+    parser.add_argument("--memory-of", help="print only the memory of one forward pass")
     parser.set_defaults(**defaults)
     return parser
 
 
 def compare(comparison: Comparison, arguments: argparse.Namespace) -> None:
-    """Prints a table per size and dtype, or the memory of one forward."""
+    """Print a table per size and dtype, or the memory of one forward pass."""
     torch.set_num_threads(arguments.threads)
     for size in arguments.sizes:
         for dtype in arguments.dtypes or native_dtypes(arguments.device):
@@ -74,7 +74,7 @@ def compare(comparison: Comparison, arguments: argparse.Namespace) -> None:
 
 
 def native_dtypes(device: str) -> list[str]:
-    """The dtypes that a device computes fast."""
+    """Return the dtypes in which a device computes fast."""
     if device == "cuda":
         return ["bfloat16"]
     abilities = torch.cpu.get_capabilities()
@@ -88,7 +88,7 @@ def table(comparison: Comparison, arguments: argparse.Namespace) -> None:
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"{arguments.threads} CPU threads"
     size = f"{arguments.size}, {arguments.height} x {arguments.width}"
     print(f"\n{size}, {arguments.dtype}, {where}, torch {torch.__version__}\n")
-    # memory first: on a small machine the model of the timings would leave too little for a second one
+    # memory first, because the model of the timings would leave a small machine too little for a second one
     memory = {n: [memory_in_a_process(comparison, arguments, n, way) for way in (a, b)] for n in arguments.frames}
     ways = comparison.build(arguments, (a, b))
     rows = []
@@ -115,12 +115,12 @@ def table(comparison: Comparison, arguments: argparse.Namespace) -> None:
 def seconds_of(
     arguments: argparse.Namespace, ways: Sequence[Forward], frames: int, flops: float, width: int
 ) -> list[float]:
-    """Medians of both ways, and of the product."""
+    """Return the medians of both ways and of the product."""
     images = random_images(arguments, frames)
     calls = [*(lambda way=way: way(images) for way in ways), product(arguments, frames, flops, width)]
     work = {str(number): call for number, call in enumerate(calls)}
     with torch.inference_mode(), attention(arguments):
-        for way in ways:  # a processor sets up threads, for which little is enough
+        for way in ways:  # warm-up on a CPU, which sets up threads: a small input is enough
             way(images[:, :3, :, :28, :28])
         # a GPU chooses kernels by shape
         seconds = interleaved(work, arguments.repeats, arguments.device, warm_up=arguments.device == "cuda")
@@ -128,19 +128,19 @@ def seconds_of(
 
 
 def attention(arguments: argparse.Namespace) -> AbstractContextManager:
-    """Flash attention or an error, where there is one; else whatever SDPA takes."""
+    """Require flash attention on CUDA in bfloat16. Elsewhere SDPA chooses."""
     if arguments.device == "cuda" and arguments.dtype == "bfloat16":
         return sdpa_kernel(SDPBackend.FLASH_ATTENTION)
     return nullcontext()
 
 
 def random_images(arguments: argparse.Namespace, frames: int) -> Tensor:
-    """Images of one scene."""
+    """Return random images of one scene."""
     return torch.rand(1, frames, 3, arguments.height, arguments.width, device=arguments.device)
 
 
 def fill(module: nn.Module, arguments: argparse.Namespace) -> nn.Module:
-    """Gives a module, built on the meta device, frozen random weights of the dtype and on the device of a table."""
+    """Give a module on the meta device frozen random weights, in the dtype and on the device of a table."""
     module.to(getattr(torch, arguments.dtype)).to_empty(device=arguments.device)
     torch.manual_seed(0)
     for parameter in module.requires_grad_(False).parameters():
@@ -149,17 +149,17 @@ def fill(module: nn.Module, arguments: argparse.Namespace) -> nn.Module:
 
 
 def block_flops(width: int, tokens: int, context: int) -> float:
-    """Products and attention of a transformer block, which are all but a percent."""
+    """Count the FLOPs of products and attention in a transformer block, about 99 % of the total."""
     return tokens * (24 * width**2 + 4 * context * width)
 
 
 def num_patches(arguments: argparse.Namespace) -> int:
-    """Patches of a frame."""
+    """Return the number of patches of a frame."""
     return (arguments.height // 14) * (arguments.width // 14)
 
 
 def product(arguments: argparse.Namespace, frames: int, flops: float, width: int) -> Callable[[], None]:
-    """The first product of an MLP, on all tokens at once, as often as makes these FLOPs."""
+    """Repeat the first product of an MLP on all tokens until it has as many FLOPs."""
     tokens = frames * (1 + num_patches(arguments))
     options = {"dtype": getattr(torch, arguments.dtype), "device": arguments.device}
     a, b = torch.randn(tokens, width, **options), torch.randn(width, 4 * width, **options)
@@ -174,7 +174,7 @@ def product(arguments: argparse.Namespace, frames: int, flops: float, width: int
 
 
 def memory_in_a_process(comparison: Comparison, arguments: argparse.Namespace, frames: int, way: str) -> int | None:
-    """Return the bytes of activations, or None if there aren't as many."""
+    """Return the bytes of activations, or None if the machine has too little memory."""
     options = {name: getattr(arguments, name) for name in ("height", "width", "device", "threads")}
     options |= {"memory_of": way, "frames": frames, "dtypes": arguments.dtype, "sizes": arguments.size}
     try:
@@ -184,7 +184,7 @@ def memory_in_a_process(comparison: Comparison, arguments: argparse.Namespace, f
 
 
 def memory_of_one_forward(comparison: Comparison, arguments: argparse.Namespace) -> int:
-    """Bytes by which a forward exceeds the model and the images."""
+    """Return the bytes that a forward pass needs beyond the model and the images."""
     forward = comparison.build(arguments, (arguments.memory_of,))[arguments.memory_of]
     images = random_images(arguments, arguments.frames[0])
     with torch.inference_mode(), attention(arguments):

@@ -1,11 +1,12 @@
-"""VGGT's aggregator with random weights: forward time and peak memory of activations, one layer kept.
+"""VGGT's aggregator with random weights: forward time and peak memory of activations, with one layer kept.
 
-Beside it, in the same run, the same module keeping every layer, as the official code does, and a plain matrix product
-of the same FLOPs, dtype and threads; see `benchmarks.trunks`.
+In the same run it is compared with the same module keeping every layer, as the official code does, and with a plain
+matrix product of the same FLOPs, dtype and threads; see `benchmarks.trunks`.
 
 python -m benchmarks.vggt [--frames 1 4 16 32] [--sizes large] [--dtypes float32] [--device cpu] [--threads 2]
 
-A row takes 3 x repeats + 2 forwards, of 0.9, 3.6, 18 and 46 TFLOP. On two cores: --frames 1 4 --repeats 5, then
+A row takes 3 x repeats + 2 forward passes of 0.9, 3.6, 18 and 46 TFLOP. On two cores, use --frames 1 4 --repeats 5,
+then
 --frames 16 32 --repeats 1.
 """
 

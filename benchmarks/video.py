@@ -1,10 +1,10 @@
-"""Reading 16 and 128 frames of a clip: `Video` beside decord and torchcodec, where these are installed.
+"""Read 16 and 128 frames of a clip by `Video`, and by decord and torchcodec if they are installed.
 
-From the path to the frames: open, index, decode, convert to RGB. Two clips of the same pictures, H.264 with B-frames:
-one with x264's default of a key frame every 250 frames, and one with a key frame a second, as telephones write them.
-Times are medians of interleaved repeats, each with a Video of its own. Beside them, how much of the clip ours goes
-through, and the largest mean difference of a frame to ours (another conversion to RGB shows as some tenths of a level,
-a wrong frame as several levels).
+The time is from the path to the frames: open, index, decode, convert to RGB. Two clips show the same images in H.264
+with B-frames: one with x264's default of a key frame every 250 frames, and one with a key frame per second, as phones
+write them. Times are medians of interleaved repeats, each with a new Video. The table also lists the share of the clip
+that our reader decodes, and the largest mean difference between a frame and ours. A difference of some tenths of a
+level is another conversion to RGB, several levels are a wrong frame.
 
 python -m benchmarks.video [--seconds 30] [--size 640 480] [--frames 16 128] [--repeats 5] [--clip file.mp4]
 """
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=[640, 480], metavar=("WIDTH", "HEIGHT"))
     parser.add_argument("--frames", type=int, nargs="+", default=[16, 128])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--clip", type=Path, help="a video of one's own instead")
+    parser.add_argument("--clip", type=Path, help="your own video, in place of generated clips")
     arguments = parser.parse_args()
     readers = available()
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def available() -> dict[str, Read]:
-    """Ours first, then those of the others that can be imported; says which can't."""
+    """Return our reader and the others that can be imported. Print which can't."""
     readers: dict[str, Read] = {"ours": read_ours}
     for name, module, read in (
         ("decord", "decord", read_decord),
@@ -61,7 +61,7 @@ def available() -> dict[str, Read]:
         try:
             importlib.import_module(module)
             readers[name] = read
-        except (ImportError, OSError, RuntimeError) as error:  # the last two: its FFmpeg is missing or another
+        except (ImportError, OSError, RuntimeError) as error:  # the last two: FFmpeg is missing or has another version
             print(f"{name} is left out: {str(error).splitlines()[0]} (pip install {name})")
     return readers
 
@@ -87,7 +87,7 @@ def row(path: Path, count: int, readers: dict[str, Read], repeats: int) -> dict[
 
 
 def share_fed(path: Path, chosen: list[int]) -> float:
-    """The share of the clip's frames that lie between the key frames sought and the frames wanted."""
+    """Return the share of the clip's frames from the key frames that are sought to the requested frames."""
     file = Video(path)._file
     assert file is not None
     if not file._keys:
@@ -108,7 +108,7 @@ def read_decord(path: Path, chosen: list[int]) -> torch.Tensor:
 def read_torchcodec(path: Path, chosen: list[int]) -> torch.Tensor:
     from torchcodec.decoders import VideoDecoder
 
-    return VideoDecoder(str(path), num_ffmpeg_threads=0).get_frames_at(chosen).data  # 0: as many as there are cores
+    return VideoDecoder(str(path), num_ffmpeg_threads=0).get_frames_at(chosen).data  # 0: one thread per core
 
 
 def make_clips(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
@@ -120,7 +120,7 @@ def make_clips(folder: Path, arguments: argparse.Namespace) -> dict[str, Path]:
 
 
 def write_clip(path: Path, keys: int, seconds: float, width: int, height: int, seed: int = 0) -> None:
-    """A camera that pans over a textured wall, with some noise: about the bit rate of a real scan."""
+    """Write a clip of a camera that pans over a textured wall, with noise: about the bit rate of a real scan."""
     rng = np.random.default_rng(seed)
     wall = np.kron(rng.integers(0, 255, (height // 8 + 1, width // 4 + 1, 3)), np.ones((16, 16, 1))).astype(np.int16)
     with av.open(str(path), "w") as container:

@@ -1,6 +1,6 @@
-"""The tables of docs/architecture.md.
+"""Update the tables of docs/architecture.md.
 
-python -m docs.architecture                    # updates docs/architecture.md
+python -m docs.architecture
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ DOCUMENT = ROOT / "docs" / "architecture.md"
 
 
 class Seam(NamedTuple):
-    """One kind of part: where it lives, what it implements, and how a user chooses it."""
+    """One kind of part: its location, the classes that it implements, and the option by which a user chooses it."""
 
     part: str
     files: str  # a folder, or a file

@@ -1,10 +1,9 @@
-"""A picture of what each encoding makes attention prefer: docs/attention_bias.png, of views along a real trajectory.
+"""Draw docs/attention_bias.png: the attention bias that each encoding causes between views of a real trajectory.
 
-For queries and keys that are alike whatever view they are of, q_i = k_j = e, the stock logit is the same between all
-views; what a camera encoding adds to it is its bias. A panel shows that from the view in a row to the view in a
-column: the mean over many random e, or the spread, in units of the panel's largest; blue is attended to less, red is
-more, or more spread. Tokens are those in the middle of their views. The last panel is the distance of the poses.
-
+For queries and keys that are equal in all views, q_i = k_j = e, the original logit is the same between all views. A
+camera encoding adds its bias. Each panel shows the bias from the view in a row to the view in a column: the mean or the
+spread over many random e, in units of the panel's largest value. Blue is less attention, red is more attention or more
+spread. The tokens are in the middle of their views. The last panel is the distance of the poses.
     ZOO_REALDATA=<folder> python -m docs.attention_bias      # 7-Scenes RedKitchen, 40 views of 1,000
 """
 
@@ -44,7 +43,7 @@ MEANS = (
 SPREADS = ("PRoPE, TemporalSection", "GTA, TemporalSection")
 VIEWS, HEADS, HEAD_DIM, SECTION, SAMPLES = 40, 2, 128, [16, 24, 24], 512
 COLUMNS = 4
-NO_DEPTH = 65535  # what 7-Scenes writes where there is none
+NO_DEPTH = 65535  # 7-Scenes' mark of missing depth
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
 
 
 def red_kitchen(folder: Path) -> Cameras:
-    """A token for each of some views, evenly spaced in time, that have depth: every tenth frame has."""
+    """Return one token for each of some views, evenly spaced in time. Every tenth frame has depth."""
     camera_to_world = torch.from_numpy(np.loadtxt(folder / "poses_c2w.txt")[:, 1:]).reshape(-1, 4, 4)
     frames = 10 * torch.linspace(0, len(camera_to_world) // 10 - 1, VIEWS).long()
     camera_to_world = camera_to_world[frames]
@@ -79,7 +78,7 @@ def red_kitchen(folder: Path) -> Cameras:
 
 @torch.no_grad()
 def bias(name: str, cameras: Cameras) -> Tensor:
-    """(views, views, samples): what is added to the logit of tokens of the same content at the same position."""
+    """Return (views, views, samples): the addition to the logit of tokens of the same content and position."""
     encoding, head = COMBINATIONS[name](), HeadLayout.in_row(HEAD_DIM, SECTION)
     frequencies = 1e6 ** (-torch.arange(HEAD_DIM // 2) / (HEAD_DIM // 2))
     encoding.bind_to_decoder(DecoderLayout(HEADS * HEAD_DIM, 1, HEADS, HEADS, head, (frequencies,)), layers=range(1))
@@ -95,7 +94,7 @@ def bias(name: str, cameras: Cameras) -> Tensor:
     content = torch.randn(SAMPLES, HEAD_DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     acting = encoded.at_layer(0, torch.zeros(1, views, 1), rope) or EncodedCameras()
     logits = []
-    for samples in content.split(HEADS):  # each sample a head
+    for samples in content.split(HEADS):  # each sample is one head
         same = samples.expand(1, views, -1, -1)
         q, k = apply_rotary_pos_emb(*(x.transpose(1, 2) for x in acting.before_rope(same, same)), *rope)
         q, k = acting.after_rope(q.transpose(1, 2), k.transpose(1, 2))

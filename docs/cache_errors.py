@@ -1,12 +1,12 @@
-"""The table of docs/reference/files.md: what the two precisions of the geometry cache change.
+"""The table of docs/reference/files.md: errors of the two precisions of the geometry cache.
 
     python -m docs.cache_errors     # updates the document
 
-It compares, on rooms, a fused model that reads 3D tokens from a cache with the same one that works them out: the
-tokens, the cameras, and the logits of the questions' tokens. The connector is random, with outputs as large as the 2D
-tokens, as an untrained one adds nothing. The cache keeps cameras exactly; what they would be if they were found from
-the kept camera tokens is shown beside. The control has the tokens of another room. VGGT is a tiny one that first
-learns these rooms by heart, in two minutes: of random weights the cameras mean nothing.
+On rooms, it compares a fused model that reads 3D tokens from a cache with the same model that computes them: the
+tokens, the cameras, and the logits of the questions' tokens. The connector is random with outputs as large as the 2D
+tokens, because an untrained one adds nothing. The cache keeps cameras exactly. The table also shows the cameras that
+would be computed from the cached camera tokens. The control uses the tokens of another room. A tiny VGGT first learns
+these rooms by heart in two minutes, because cameras from random weights are meaningless.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ DOCUMENT, SECTION = Path(__file__).parent / "reference/files.md", "table: cache 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vggt", help="a run of geometry_tiny.yaml, in place of one that learns the rooms by heart")
-    parser.add_argument("--steps", type=int, default=160, help="of learning")
-    parser.add_argument("--rooms", default="cache/rooms", help="where the rooms are, or are to be made")
+    parser.add_argument("--steps", type=int, default=160, help="training steps")
+    parser.add_argument("--rooms", default="cache/rooms", help="folder of the rooms, which are rendered if missing")
     parser.add_argument("--scenes", type=int, default=4)
     parser.add_argument("--frames", type=int, default=8)
     arguments = parser.parse_args()
@@ -89,7 +89,7 @@ def show_errors(scenes: list[LoadedScene], vggt: str, folder: str) -> None:
 
 
 class Says(GeometryEncoder):
-    """Says the same of every scene."""
+    """A geometry encoder that returns the same output for every scene."""
 
     requires_frames = True
 
@@ -114,7 +114,7 @@ def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
 
 
 def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
-    """The run of a tiny VGGT that learned some scenes by heart."""
+    """Train a tiny VGGT until it knows some scenes by heart, and return its run."""
     torch.manual_seed(0)
     model = VGGTPretraining(TinyVGGT(heads=("camera", "depth", "point")), dense_frames=1)
     seen = SceneCollate()(scenes)
@@ -133,7 +133,7 @@ def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
 
 
 def equal_branches(model: SpatialVLM, batch: Batch) -> None:
-    """A random last layer of the connector, by which 3D tokens are as large as the 2D tokens."""
+    """Randomize the last layer of the connector, so that 3D tokens are as large as 2D tokens."""
     assert isinstance(model.fusion, AddFusion)
     (shown,) = batch.scenes
     last, grid = model.fusion.connector.mlp[2], shown.grid_thw
@@ -149,7 +149,7 @@ def geometry_of(encoder: nn.Module, batch: Batch) -> list[SceneGeometry]:
 
 
 def logits_of(model: SpatialVLM, batch: Batch) -> Tensor:
-    """Those of the tokens after the video: the question's, and the answer's first."""
+    """Return the logits of the tokens after the video: the question's, and the answer's first."""
     (prompt,) = batch.prompts
     ((question,),) = prompt.passes
     ids = torch.cat((prompt.prefix.input_ids, torch.tensor([question])), 1)
@@ -181,7 +181,7 @@ def compare(
 
 
 def cameras_of(vggt: VGGTEncoder, scene: SceneGeometry, size_hw: tuple[int, int]) -> Tensor:
-    """Poses by the camera head, from the scene's camera tokens."""
+    """Return the poses that the camera head computes from the scene's camera tokens."""
     assert scene.camera_tokens is not None and vggt.vggt.camera_head is not None
     return pose_encoding_to_cameras(vggt.vggt.camera_head(scene.camera_tokens.float()[None])[-1], size_hw)[0][0]
 

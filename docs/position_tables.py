@@ -1,4 +1,4 @@
-"""The table of docs/positions.md: the positions of one clip by every rule; each number is computed.
+"""The table of docs/positions.md: the positions of one clip by every rule. Each number is computed.
 
     python -m docs.position_tables                         # updates docs/positions.md
 
@@ -30,7 +30,7 @@ GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "rope_index"
 FPS, NUM_FRAMES, CHOSEN = 30.0, 300, 6
 TIMES_S = [i / FPS for i in range(NUM_FRAMES)]
 FRAMES = np.linspace(0, NUM_FRAMES - 1, CHOSEN).round().astype(int).tolist()
-Row = tuple[str, str, float, Tensor]  # the first two cells, the seconds, and position ids (3, L)
+Row = tuple[str, str, float, Tensor]  # the first two cells, seconds per grid step, and position ids (3, L)
 
 
 def rows() -> Iterator[Row]:
@@ -78,7 +78,7 @@ def this_zoo(seconds: float, rule: TextAfterVision) -> Tensor:
 
 @cache
 def transformers_5(seconds: float) -> Tensor:
-    """Return the position ids (3, L) of the clip by the installed transformers."""
+    """Return the position ids (3, L) of the clip, computed by the installed transformers."""
     ids, grid, tokens = clip()
     with torch.device("meta"):
         model = Qwen2_5_VLModel._from_config(Qwen2_5_VLConfig(vision_config={"tokens_per_second": 2}))

@@ -1,4 +1,4 @@
-"""The table of docs/concepts/other_code.md: right answers to VSI-Bench, written in seven ways, by each scorer.
+"""The table of docs/concepts/other_code.md: right answers to VSI-Bench in seven spellings, scored by each scorer.
 
 python -m docs.scorers --vsibench data/vsibench/test.jsonl     # updates the document
 """
@@ -19,7 +19,7 @@ from zoo.metrics import with_scores
 
 DOCUMENT, SECTION = Path(__file__).parent / "concepts/other_code.md", "table: scorers"
 BENCHMARK = VSIBench()
-Answer = Callable[[str, str], str]  # of the ground truth and the text of the right option
+Answer = Callable[[str, str], str]  # takes the ground truth and the text of the right option
 CHOICES: tuple[Answer, ...] = (
     lambda letter, option: letter,
     lambda letter, option: f"{letter}.",
@@ -66,7 +66,7 @@ def table(rows: list[Mapping[str, Any]]) -> str:
 
 
 def record(row: Mapping[str, Any], form: int) -> dict[str, Any]:
-    """The right answer to a question, in one of the forms."""
+    """Return the right answer to a question, in one of the spellings."""
     truth = str(row["ground_truth"])
     if row["options"]:
         answer = CHOICES[form](truth, next(each for each in row["options"] if each.startswith(f"{truth}.")))
@@ -77,7 +77,7 @@ def record(row: Mapping[str, Any], form: int) -> dict[str, Any]:
 
 
 def in_words(number: int) -> str:
-    """A whole number in English words."""
+    """Return a whole number in English words."""
     if number < 20:
         return ONES.split()[number]
     if number < 100:

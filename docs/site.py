@@ -1,11 +1,12 @@
-"""What the site adds to docs/: the repository's other documents, the reference, and links between all of them.
+"""Hooks of mkdocs: add the repository's other documents and the reference to the site, and adapt links.
 
     make docs
 
-Documents keep their links of the repository: one to a document leads to its page, one to a module or a config to the
-reference, and any other file is named without a link. A link to nothing is left as it is, and mkdocs fails.
+Documents keep the links of the repository. On the site, a link to a document leads to its page, and a link to a module
+or a config leads to the reference. Other files are named without a link. A link to nothing is kept, so that mkdocs
+fails.
 
-The site loads nothing from elsewhere: a build copies Mermaid into it. Without a network, figures are shown as text.
+The site loads nothing from elsewhere: the build copies Mermaid into it. Without a network, figures are shown as text.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ DOCSTRING = re.compile(r"<!-- docstring: ([\w.]+) -->")
 
 
 def on_config(config: Any) -> Any:
-    """Completes the navigation."""
+    """Complete the navigation."""
     sys.path.insert(0, str(ROOT))
     for section in config.nav:
         if "Benchmarks" in section:
@@ -64,7 +65,7 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Adds the pages that are not in docs/."""
+    """Add the pages that are not in docs/."""
     from mkdocs.structure.files import File
 
     outside = [ROOT / name for name in DOCUMENTS]
@@ -82,7 +83,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fills in docstrings and the cells of a notebook, and turns links of the repository into links of the site."""
+    """Fill in docstrings and notebook cells, and turn links of the repository into links of the site."""
     uri = page.file.src_uri
     if (file := file_of(uri)) is None:
         return markdown  # a generated page
@@ -95,7 +96,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
-    """Loads Mermaid on a page with a figure; the theme would load it from elsewhere."""
+    """Load Mermaid on a page with a figure, because the theme would load it from elsewhere."""
     if '<pre class="mermaid">' not in output:
         return output
     source = posixpath.relpath(SCRIPT, posixpath.dirname(page.url))
@@ -103,7 +104,7 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(**_: Any) -> None:
-    """Fails if a public name has no docstring: the reference would not show it."""
+    """Fail if a public name has no docstring, because the reference would not show it."""
     from mkdocs.exceptions import PluginError
 
     if names := [name for module in modules() for name in undocumented(module)]:
@@ -112,7 +113,7 @@ def on_post_build(**_: Any) -> None:
 
 @cache
 def mermaid() -> bytes | None:
-    """Mermaid's script, which draws the figures; None without a network."""
+    """Return Mermaid's script, which draws the figures, or None without a network."""
     try:
         with urlopen(MERMAID, timeout=20) as answer:
             return answer.read()
@@ -121,16 +122,16 @@ def mermaid() -> bytes | None:
 
 
 class Examples(griffe.Extension):
-    """Shows `Example:` of a docstring as code: the parser of Google's style knows the plural."""
+    """Show `Example:` of a docstring as code. The parser of Google's style only knows the plural."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Called by griffe for each class, function and module."""
+        """Rename the section. Griffe calls this for each class, function and module."""
         if obj.docstring:
             obj.docstring.value = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
 
 
 def notebook(content: str) -> str:
-    """The cells of a notebook with their saved outputs, as Markdown."""
+    """Return the cells of a notebook with their saved outputs, as Markdown."""
     shown = []
     for cell in json.loads(content)["cells"]:
         text = "".join(cell["source"])
@@ -148,26 +149,26 @@ def notebook(content: str) -> str:
 
 
 def page_of(path: Path) -> str:
-    """The page of a document of the repository, as mkdocs names it."""
+    """Return the page of a document of the repository, as mkdocs names it."""
     name = path.relative_to(ROOT).as_posix()
     return DOCUMENTS.get(name, name.removeprefix("docs/"))
 
 
 def file_of(uri: str) -> Path | None:
-    """The document of a page; None for a page that is generated."""
+    """Return the document of a page, or None for a generated page."""
     names = [name for name, page in DOCUMENTS.items() if page == uri] or [f"docs/{uri}", uri]
     return next((path for name in names if (path := ROOT / name).is_file()), None)
 
 
 def site_link(file: Path, uri: str, text: str, target: str, anchor: str) -> str:
-    """A link of the site for one of a document; the text alone for a file without a page."""
+    """Return the site's link for a document's link, or only the text for a file without a page."""
     path = Path(os.path.normpath(file.parent / target))
     if path.is_dir() and (path / "README.md").is_file():
         path /= "README.md"
     if path.is_dir() and (path / "__init__.py").is_file():
         path /= "__init__.py"
     if not path.is_relative_to(ROOT) or not path.exists():
-        return f"[{text}]({target}{anchor})"  # mkdocs fails
+        return f"[{text}]({target}{anchor})"  # keep the broken link, so that mkdocs fails
     name = path.relative_to(ROOT)
     if name.parts[0] == "configs":
         page, anchor = CONFIGS_PAGE, f"#{name.stem}" if path.is_file() else ""
@@ -190,25 +191,25 @@ def site_link(file: Path, uri: str, text: str, target: str, anchor: str) -> str:
 
 
 def modules() -> Iterator[str]:
-    """The public modules of the packages by their dotted names, a package before what is in it."""
+    """Yield the dotted names of the packages' public modules, each package before its modules."""
     for package in PACKAGES:
         for path in sorted(
             (ROOT / package).rglob("*.py"), key=lambda path: (path.parent, path.name != "__init__.py", path)
         ):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            # the plugin imports lmms-eval, which has an environment of its own
+            # the plugin imports lmms-eval, which is in another environment
             if not any(part.startswith("_") for part in name.split(".")) and "lmms_eval" not in name:
                 yield name
 
 
 def module_page(module: str) -> str:
-    """The page of a module; that of a package is the index of its folder."""
+    """Return the page of a module. A package's page is the index of its folder."""
     path = ROOT.joinpath(*module.split("."))
     return f"reference/{module.replace('.', '/')}{'/index.md' if path.is_dir() else '.md'}"
 
 
 def navigation(package: str) -> list[Any]:
-    """The pages of a package: its own first, then its modules and packages."""
+    """Return the pages of a package: its own first, then its modules and packages."""
     inside = [name for name in modules() if name.rpartition(".")[0] == package]
     is_package = {name: ROOT.joinpath(*name.split(".")).is_dir() for name in inside}
     entries: list[Any] = [module_page(package)]
@@ -218,14 +219,14 @@ def navigation(package: str) -> list[Any]:
 
 
 def docstring(module: str) -> str:
-    """The docstring of a module, without importing it."""
+    """Return the docstring of a module, without importing it."""
     path = ROOT.joinpath(*module.split("."))
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def undocumented(module: str) -> Iterator[str]:
-    """The public classes, functions and methods of a module without a docstring, inherited ones counted."""
+    """Yield the public classes, functions and methods of a module without own or inherited docstring."""
     found = import_module(module)
     if not found.__doc__ and not hasattr(found, "__path__"):
         yield module
@@ -242,7 +243,7 @@ def undocumented(module: str) -> Iterator[str]:
 
 
 def commands_page() -> str:
-    """The help of every command."""
+    """Return the help of every command."""
     from commands import main
 
     pages = [f"# Commands\n\n```text\n{(main.__doc__ or '').strip()}\n```"]
@@ -255,7 +256,7 @@ def commands_page() -> str:
 
 
 def configs_page() -> str:
-    """Every config of configs/, and the files for sbatch."""
+    """Return every config of configs/, and the files for sbatch."""
     page = [
         "# Configs",
         "`--config NAME.yaml` takes a file of this name in `configs/`, or a path; several compose in any order.",

@@ -1,6 +1,6 @@
-"""The tables of docs/encodings.md: encodings with placements, and their exact symmetries.
+"""Update the tables of docs/encodings.md: encodings with placements, and their exact symmetries.
 
-    python -m docs.symmetries                  # updates docs/encodings.md
+    python -m docs.symmetries
 
 The property tests measure the declared symmetries of the same `COMBINATIONS` and `VIEW_MIXERS`.
 """
@@ -104,7 +104,7 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     ),
 }
 
-HYBRID: dict[str, Callable[[], CameraEncoding]] = {  # of a decoder with both kinds of layers
+HYBRID: dict[str, Callable[[], CameraEncoding]] = {  # for decoders with both kinds of layers
     "PRoPE, UnrotatedChannels": lambda: PRoPE(UnrotatedChannels()),
     "PRoPE, UnrotatedChannels, no reference": lambda: PRoPE(UnrotatedChannels(), reference=None),
     "PRoPE, ChannelRange without RoPE": lambda: PRoPE(ChannelRange(0.75, 1.0)),
@@ -169,13 +169,13 @@ HEADINGS = {
     "order": "order of views",
 }
 
-# the released models' heads, and the base of their RoPE
+# heads of the released models, and the base of their RoPE
 RELEASED = {
     "Qwen2.5-VL": (HeadLayout.in_row(128, (16, 24, 24)), 1e6),
     "Qwen3-VL": (HeadLayout(128, (*(0, 1, 2) * 20, *(0,) * 4)), 5e6),
     "Qwen3.5": (HeadLayout(256, (*(0, 1, 2) * 10, 0, 1)), 1e7),
 }
-APART = 16  # positions between P and T, half of the default span
+APART = 16  # number of positions between P and T, half of the default span
 
 
 def document() -> str:
@@ -195,7 +195,7 @@ def document() -> str:
 
 
 def bound(encoding: CameraEncoding) -> CameraEncoding:
-    """Bind an encoding to a hybrid decoder, whose layout some of its symmetries depend on."""
+    """Bind an encoding to a hybrid decoder, because some symmetries depend on the layout."""
     layout = hybrid_layout()
     encoding.bind_to_decoder(layout, layout.layers)
     return encoding
@@ -248,7 +248,7 @@ def rope(head: HeadLayout, base: float) -> Tensor:
 
 
 def table(title: str, encodings: Mapping[str, Symmetries] | Mapping[str, ViewSymmetries]) -> str:
-    """Return a table with one row for the encodings of equal symmetries, and "yes" for each symmetry."""
+    """Return a table with one row per group of encodings with equal symmetries, and "yes" for each symmetry."""
     groups: dict[Symmetries | ViewSymmetries, list[str]] = {}
     for name, symmetries in encodings.items():
         groups.setdefault(symmetries, []).append(f"`{name}`")
@@ -264,7 +264,7 @@ def columns() -> str:
     """Return a Markdown list that explains the columns, from the docstring of `Symmetries`."""
     assert Symmetries.__doc__ is not None
     lines = Symmetries.__doc__.split("Attributes:\n")[1].strip().splitlines()
-    names = {f"{name}:": f"- *{heading}*:" for name, heading in HEADINGS.items()}
+    names = {f"{name}:": f"- *{heading}* (`{name}`):" for name, heading in HEADINGS.items()}
     return "\n".join(" ".join(names.get(word, word) for word in line.split()) for line in lines)
 
 

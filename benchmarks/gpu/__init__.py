@@ -1,1 +1,1 @@
-"""Every number that needs a GPU, by one command: `make gpu PYTHON=...`, see `benchmarks.gpu.__main__`."""
+"""All benchmarks that need a GPU, run by one command: `make gpu PYTHON=...`, see `benchmarks.gpu.__main__`."""

@@ -1,10 +1,10 @@
-"""Runs every benchmark that needs a GPU in parts, and writes benchmarks/gpu.md.
+"""Run every benchmark that needs a GPU, in parts, and write benchmarks/gpu.md.
 
     make gpu PYTHON=python3.12                 # or: python3.12 -m benchmarks.gpu
-    make gpu PYTHON=python3.12 ARGS=--tiny     # all parts with tiny models, on a CPU: whether they work
+    make gpu PYTHON=python3.12 ARGS=--tiny     # all parts with tiny models on a CPU, to test that they work
 
-Models have random weights of the released sizes. Each part is a process of its own, ends within eight minutes, and is
-skipped when its result exists, so that the command may be broken off and given again.
+Models have random weights of the released sizes. Each part is a separate process and ends within eight minutes. A part
+is skipped if its result exists, so that an interrupted command can be repeated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def missing() -> list[str]:
-    """Return the requirements of pyproject.toml that this Python does not meet, each with what it has."""
+    """Return the requirements of pyproject.toml that this Python does not meet, each with the installed version."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
     for requirement in map(Requirement, project["dependencies"]):
@@ -65,7 +65,7 @@ def missing() -> list[str]:
 
 
 def run(part: str, results: Path, is_tiny: bool) -> bool:
-    """Run a part unless its result exists; return whether it does now."""
+    """Run a part unless its result exists. Return whether the result exists now."""
     path = results / f"{part}.json"
     if path.exists():
         print(f"{part}: done", flush=True)
@@ -82,8 +82,8 @@ def run(part: str, results: Path, is_tiny: bool) -> bool:
 
 
 def document(found: dict[str, dict]) -> str:
-    """Return the tables of all parts, each with the machine that it ran on."""
-    from benchmarks.tables import markdown  # which `missing` has found to have what it needs
+    """Return the tables of all parts, each with the machine on which it ran."""
+    from benchmarks.tables import markdown  # imported after `missing` has checked the requirements
 
     text = ["# On a GPU", "", "    make gpu PYTHON=python3.12", "", "Random weights of the released sizes; medians."]
     for part, result in found.items():

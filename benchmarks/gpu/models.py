@@ -1,4 +1,4 @@
-"""Commands of `python main.py fit`: their models with random weights on a device, and scenes in memory for them."""
+"""Build models of `python main.py fit` commands with random weights on a device, and scenes in memory for them."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ COMMANDS = "Their commands; frames here are random, of 480 x 640 pixels"  # titl
 
 
 class Bench(NamedTuple):
-    """What a part runs on.
+    """The machine and the sizes of a part.
 
     Attributes:
-        device: Of the model.
-        is_tiny: Take the tiny scales and short videos in place of the released sizes.
+        device: Device of the model.
+        is_tiny: Use the tiny scales and short videos in place of the released sizes.
     """
 
     device: torch.device
     is_tiny: bool
 
     def fit(self, family: str, options: str = "", model: str | None = None, is_adapted: bool = True) -> Command:
-        """A training.
+        """Return a training command.
 
         Args:
-            family: Of the backbone, qwen25 or qwen3.
+            family: Family of the backbone, qwen25 or qwen3.
             options: Options of `fit`.
-            model: The model's config; None is that of `FUSED`.
-            is_adapted: With low-rank adapters.
+            model: The model's config. None uses the config in `FUSED`.
+            is_adapted: Whether to train low-rank adapters.
         """
         configs = [model or FUSED[family], (TINY if self.is_tiny else SCALES)[family]]
         configs += [LORA[family]] if is_adapted else []
@@ -67,8 +67,8 @@ class Command:
     """A command line of `fit`.
 
     Args:
-        bench: What it runs on.
-        options: Its options.
+        bench: The machine and the sizes.
+        options: Options of the command.
     """
 
     def __init__(self, bench: Bench, options: list[str]) -> None:
@@ -84,15 +84,15 @@ class Command:
 
     @cached_property
     def plan(self) -> Training:
-        """What a step takes by `python main.py plan`, on one GPU."""
+        """The cost of a step on one GPU, computed by `python main.py plan`."""
         return parsed((*self.words, "--video_size", "[56,84]" if self.bench.is_tiny else "[480,640]"))
 
     def sizes(self, questions: int | None = None) -> BatchSizes:
-        """The sizes of a batch; with a number of questions, that of so many about one scene."""
+        """Return the sizes of a batch, or of a batch with `questions` questions about one scene."""
         return self.plan.batch if questions is None else replace(self.plan.batch, scenes=1, questions=questions)
 
     def task(self) -> VideoQATask:
-        """The model with random weights."""
+        """Build the model with random weights."""
         parser = run_parser("fit", None, ("seed_everything", "data", *OF_RUNS))
         parser.add_subclass_arguments(Task, "model", fail_untyped=False, required=True)
         settings = parse(parser, self.words)
@@ -102,7 +102,7 @@ class Command:
             return task
 
         torch.manual_seed(0)
-        if self.bench.is_tiny:  # to trace is enough: kernels take minutes to build
+        if self.bench.is_tiny:  # tracing is enough, because building kernels takes minutes
             torch.compile = partial(torch.compile, backend="eager")
         task = build() if self.bench.is_tiny else without_weights(build, self.bench.device)
         fill(task, self.bench.device)
@@ -110,12 +110,12 @@ class Command:
         return task.to(self.bench.device)
 
     def inputs(self, task: VideoQATask, sizes: BatchSizes) -> Batch:
-        """A training batch on the device."""
+        """Return a training batch on the device."""
         packs_scenes = "--data.pack_scenes" in self.options
         return self._on_device(example_batch(task.model, sizes, packs_scenes=packs_scenes))
 
     def questions(self, task: VideoQATask, sizes: BatchSizes, are_alone: bool = False) -> list[Batch]:
-        """The questions of a scene on the device: in one batch with a shared prefix, or one batch each."""
+        """Return the questions of a scene on the device, in one batch with a shared prefix or in one batch each."""
         builder = task.model.sequence_builder
         scenes, rows, _ = example_questions(task.model, sizes, task.model.model_spec())
         asked = [row.input_ids.tolist() for row in rows]
@@ -129,7 +129,7 @@ class Command:
 
 
 def without_weights(build: Callable[[], VideoQATask], device: torch.device) -> VideoQATask:
-    """A model of a released size whose parameters have no memory yet; RoPE's frequencies are computed."""
+    """Build a model of a released size on the meta device. Only RoPE's frequencies are computed."""
     with torch.device("meta"):
         task = build()
     compute_buffers(task.model.backbone.vlm, device)
@@ -137,7 +137,7 @@ def without_weights(build: Callable[[], VideoQATask], device: torch.device) -> V
 
 
 def fill(module: nn.Module, device: torch.device) -> None:
-    """Gives parameters without memory random weights on the device, and buffers zeros."""
+    """Give parameters on the meta device random weights on the device, and buffers zeros."""
     made: dict[Tensor, nn.Parameter] = {}
     for part in module.modules():
         for name, found in part._parameters.items():
@@ -152,12 +152,12 @@ def fill(module: nn.Module, device: torch.device) -> None:
 
 
 def autocast(device: torch.device) -> Any:
-    """As --trainer.precision bf16-mixed."""
+    """Return autocast as in --trainer.precision bf16-mixed."""
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def measured(bench: Bench, run: Callable[[], object]) -> tuple[float, int]:
-    """Median seconds after two warm-ups, and bytes at the peak (0 on a CPU)."""
+    """Return median seconds after two warm-ups, and bytes at the peak (0 on a CPU)."""
     for _ in range(1 if bench.is_tiny else 2):
         run()
     if bench.device.type == "cuda":
@@ -167,12 +167,12 @@ def measured(bench: Bench, run: Callable[[], object]) -> tuple[float, int]:
 
 
 def card(bench: Bench) -> str:
-    """The name of the GPU."""
+    """Return the name of the GPU."""
     return torch.cuda.get_device_name() if bench.device.type == "cuda" else ""
 
 
 def release() -> None:
-    """Gives the memory of what is no longer used back."""
+    """Release unused memory."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

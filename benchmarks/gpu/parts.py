@@ -1,4 +1,4 @@
-"""The parts of `python -m benchmarks.gpu`: `python -m benchmarks.gpu.parts training-qwen25 result.json`."""
+"""Run one part of `python -m benchmarks.gpu`: `python -m benchmarks.gpu.parts training-qwen25 result.json`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from zoo.sequences.batch import Batch
 from zoo.tasks import VideoQATask
 from zoo.tasks.base import parameter_groups
 
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 products a second
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "RTX 4090": 165e12}  # dense bfloat16 operations per second
 NEW_TOKENS, QUESTIONS, ALONE = 8, 18, 3
 FOUR_SCENES = "--data.batch_size 4 --data.questions_per_scene 2"
 
@@ -61,7 +61,7 @@ def main() -> None:
 def training(bench: Bench, family: str) -> Tables:
     """One LoRA step with gradient checkpointing: 16 frames per scene, forward, backward and AdamW.
 
-    Planned GB are those of `python main.py plan`. MFU is of the plan's FLOPs without recomputation.
+    "planned GB" is the estimate of `python main.py plan`. MFU is relative to the plan's FLOPs without recomputation.
     """
     flex = " --model.backbone.attn_implementation flex_attention" if bench.device.type == "cuda" else ""
     return step_tables(
@@ -81,17 +81,17 @@ def whole(bench: Bench, family: str) -> Tables:
 
 
 def step_tables(commands: Mapping[str, Command], title: str) -> Tables:
-    """Time, memory and FLOPs per step, or "out of memory", and the commands."""
+    """Return time, memory and FLOPs per step (or "out of memory"), and the commands."""
     return {title: [step_row(name, command) for name, command in commands.items()], COMMANDS: command_rows(commands)}
 
 
 def command_rows(commands: Mapping[str, Command]) -> list[Row]:
-    """What a user types."""
+    """Return the commands that a user types."""
     return [{"": name, "command": str(command)} for name, command in commands.items()]
 
 
 def step_row(title: str, command: Command) -> Row:
-    """Time, memory and FLOPs of a step, or "out of memory"."""
+    """Return time, memory and FLOPs of a step, or "out of memory"."""
     planned, bench = command.plan, command.bench
     row: Row = {"step": title, "planned GB": f"{planned.needed / 1e9:.1f}"}
     try:
@@ -112,7 +112,7 @@ def step_row(title: str, command: Command) -> Row:
 
 
 def stepper(bench: Bench, task: VideoQATask, inputs: Batch) -> Callable[[], None]:
-    """A training step."""
+    """Return a training step."""
     optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
 
     def step() -> None:
@@ -126,7 +126,7 @@ def stepper(bench: Bench, task: VideoQATask, inputs: Batch) -> Callable[[], None
 
 
 def evaluation(bench: Bench, family: str) -> Tables:
-    """Greedy answers of 8 tokens to 18 questions about a scene: from a shared prefix, and one by one.
+    """Greedy answers of 8 tokens to 18 questions about a scene: with a shared prefix, and one by one.
 
     One by one encodes the scene and reads the prompt again for each question, as published evaluation code does.
     """
@@ -152,7 +152,7 @@ def evaluation(bench: Bench, family: str) -> Tables:
 
 
 def attention(bench: Bench) -> Tables:
-    """A LoRA step of 4 scenes with 2 questions each, by attention backend; flash takes one question per row."""
+    """A LoRA step of 4 scenes with 2 questions each, by attention backend. Flash takes one question per row."""
     rows, commands = [], {}
     for name in ("sdpa", "flex_attention", "flash_attention_2"):
         if name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
@@ -169,7 +169,7 @@ def attention(bench: Bench) -> Tables:
 
 
 def precision(bench: Bench) -> Tables:
-    """Logits of an answer's tokens in bfloat16 beside those in float32, of the same weights."""
+    """Logits of an answer's tokens in bfloat16 and in float32, with the same weights."""
     torch.set_float32_matmul_precision("highest")
     rows = []
     for family, title in TITLES.items():
@@ -191,7 +191,7 @@ def precision(bench: Bench) -> Tables:
 
 @torch.no_grad()
 def logits(task: VideoQATask, batch: Batch) -> torch.Tensor:
-    """Of the last 32 tokens of the prompt."""
+    """Return the logits of the last 32 tokens of the prompt."""
     assert batch.sequences is not None
     backbone = task.model.backbone
     built = task.model.decoder_inputs(task.model.encode_scenes(batch), batch.sequences)
@@ -225,7 +225,7 @@ def geometry(bench: Bench) -> Tables:
 
 
 def prope(bench: Bench) -> Tables:
-    """PRoPE's share of a LoRA step of prope.yaml: that of the decoder, with the view mixer's in both rows."""
+    """The share of the decoder's PRoPE in a LoRA step of prope.yaml. Both rows include the view mixer's PRoPE."""
     commands = {
         "none": bench.fit("qwen25", "--model.camera_encoding null", model="prope.yaml"),
         "PRoPE": bench.fit("qwen25", model="prope.yaml"),
@@ -244,7 +244,7 @@ def prope(bench: Bench) -> Tables:
 
 
 def tests(bench: Bench) -> Tables:
-    """The tests that need a GPU, by pytest's last line."""
+    """The tests that need a GPU, with pytest's last line."""
     words = [
         sys.executable,
         "-m",

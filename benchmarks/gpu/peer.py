@@ -1,4 +1,4 @@
-"""Training beside transformers' own Qwen2.5-VL, at the released size."""
+"""Training at the released size, compared with transformers' own Qwen2.5-VL."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from zoo.tasks import VideoQATask
 from zoo.tasks.base import fused_adamw
 from zoo.tasks.training_cost import BatchSizes
 
-OPTIONS = f"--model.backbone.dtype float32 --model.text_after_vision max_hw {CHECKPOINTING}"  # as the stock model
-Step = Callable[[], Tensor]  # of the optimizer; returns the loss
+OPTIONS = f"--model.backbone.dtype float32 --model.text_after_vision max_hw {CHECKPOINTING}"  # as the original model
+Step = Callable[[], Tensor]  # an optimizer step, which returns the loss
 
 
 def peer(bench: Bench, family: str) -> Tables:
-    """Training the whole decoder on the questions of a scene: the zoo, and transformers' Trainer with a row each.
+    """Train the whole decoder on the questions of a scene: the zoo, and transformers' Trainer with one row each.
 
-    The same weights, rows and AdamW, bfloat16 autocast, 16 frames, gradient checkpointing, a frozen vision tower.
+    Both use the same weights, rows and AdamW, bfloat16 autocast, 16 frames, gradient checkpointing and a frozen vision
+    encoder.
     """
     command = bench.fit(family, OPTIONS, model="qwen25_vl.yaml", is_adapted=False)
     rows: list[Row] = []
@@ -38,7 +39,7 @@ def peer(bench: Bench, family: str) -> Tables:
         examples = one_per_row(bench, task, sizes, asked)
         rows.append(row(bench, "the zoo", questions, zoo_step(bench, task, asked)))
         del task, vlm, asked
-        release()  # there is no room for both
+        release()  # there is no memory for both
         stock = empty_qwen(config, torch.float32)
         stock.load_state_dict(state, assign=True)
         stock.tie_weights()
@@ -51,7 +52,7 @@ def peer(bench: Bench, family: str) -> Tables:
 
 
 def zoo_step(bench: Bench, task: VideoQATask, asked: Batch) -> Step:
-    """All questions behind the video that they share."""
+    """Return a step on all questions after the video that they share."""
     trained = [each for each in task.parameters() if each.requires_grad]
     optimizer = fused_adamw([{"params": trained, "lr": RATE}], weight_decay=0.0)
 
@@ -67,7 +68,7 @@ def zoo_step(bench: Bench, task: VideoQATask, asked: Batch) -> Step:
 
 
 def one_per_row(bench: Bench, task: VideoQATask, sizes: BatchSizes, asked: Batch) -> list[dict[str, Any]]:
-    """The inputs of transformers' model for each question."""
+    """Return the inputs of transformers' model for each question."""
     builder = SequenceBuilder(replace(task.model.model_spec(), packs_questions=False))
     scenes, rows, scene_of = example_questions(task.model, sizes, task.model.model_spec())
     scenes[0] = replace(scenes[0], pixel_values=asked.scenes[0].pixel_values.cpu())
@@ -75,7 +76,7 @@ def one_per_row(bench: Bench, task: VideoQATask, sizes: BatchSizes, asked: Batch
 
 
 def row(bench: Bench, way: str, questions: int, step: Step) -> Row:
-    """A row of the table."""
+    """Return a row of the table."""
     losses: list[Tensor] = []
     seconds, memory = measured(bench, lambda: losses.append(step()))
     return {

@@ -1,4 +1,4 @@
-"""The figures of docs/concepts/ that need coordinates: python -m docs.concepts.figures writes them."""
+"""Write the figures of docs/concepts/ that need coordinates: python -m docs.concepts.figures."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLACEMENTS: dict[str, Placement] = {
 
 
 def canvas(columns: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return a figure with empty panels whose units are equal, y down as in an image."""
+    """Return a figure with empty panels of equal units, with y pointing down as in an image."""
     figure = Figure(figsize=(8, height), dpi=100, layout="constrained")
     panels = list(figure.subplots(1, columns, squeeze=False)[0])
     for axes in panels:
@@ -74,7 +74,7 @@ def cameras() -> Figure:
 
 
 def channels() -> Figure:
-    """Draw the channels of a head of Qwen2.5-VL, and those that placements take."""
+    """Draw the channels of a head of Qwen2.5-VL, and the channels of each placement."""
     head = HeadLayout.in_row(128, (16, 24, 24))
     figure = Figure(figsize=(8, 2.2), dpi=100, layout="constrained")
     rope, *rows = figure.subplots(1 + len(PLACEMENTS), 1)
@@ -95,7 +95,7 @@ def channels() -> Figure:
 
 
 def exact() -> Figure:
-    """Draw two cameras in two worlds: the relative pose is the same."""
+    """Draw two cameras in two worlds. The relative pose is the same."""
     figure, panels = canvas(2, 2.8)
     for axes, angle, name in zip(panels, (0.0, 0.6), ("V", "V G"), strict=True):
         world = np.array([-1.5, 1.2])
@@ -115,7 +115,7 @@ def exact() -> Figure:
 
 
 def room_path() -> Image.Image:
-    """Return the picture of `import-cameras`, of a rendered room."""
+    """Return the image that `import-cameras` draws, for a rendered room."""
     with TemporaryDirectory() as root:
         rooms = Rooms(scenes=(1, 1, 1), root=root, workers=1)
         rooms.prepare()
