@@ -1,4 +1,4 @@
-"""python main.py <command> in a checkout: the same as `spatial-vlm-zoo <command>`, see `commands/main.py`."""
+"""Run a command in a checkout: `python main.py` is the same as `spatial-vlm-zoo`, see `commands/main.py`."""
 
 from commands.main import COMMANDS, main, run
 

@@ -1,4 +1,4 @@
-"""Lightning callbacks: checkpoints, answers with scores, the run's config, a gallery, a progress bar."""
+"""Lightning callbacks: checkpoints, scored answers, the run's config, a gallery, a progress bar."""
 
 from zoo.lazy import lazy_exports
 

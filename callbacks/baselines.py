@@ -1,7 +1,7 @@
-"""Blind baselines: what a test's questions score without their videos, beside every score.
+"""Blind baselines: scores of a test's questions without their videos.
 
-They are the best constant, the text alone, and the cameras alone, scored as the test's answers are. They read the
-test's questions and cameras as they are, whatever a perturbation shows to the model.
+They are the best constant, the text alone and the cameras alone, scored in the same way as the test's answers. A
+perturbation does not affect them.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from zoo.progress import progress
 BELOW = "<"
 MEANING = f"{BELOW} below the best blind baseline"
 NAMES = {"constant": "best constant answer", "text": "text alone", "cameras": "cameras alone"}
-SAME = 1e-6  # the same scores, summed in another order or in float32
+SAME = 1e-6  # smaller differences come from the order of a sum or from float32
 
 
 def is_below(score: float | None, blind: Iterable[float | None]) -> bool:
-    """Return whether a score is below that of some baseline; None is no score."""
+    """Return whether a score is below some baseline. None is no score."""
     return score is not None and any(each is not None and score < each - SAME for each in blind)
 
 
-# ---- The best constant answer: of the test's own answers, an upper bound of any constant ----------------------------
+# ---- The best constant answer, chosen on the test's own answers: an upper bound for all constants -------------------
 
-MOST_TEXTS = 10  # of free answers, the most frequent ones that are tried
-ROUNDING = 1e-5  # relative; above the rounding of a written constant, and of scorers in float32
+MOST_TEXTS = 10  # number of the most frequent free answers to try
+ROUNDING = 1e-5  # relative; larger than the rounding of a written constant and of float32 scorers
 
 
 def best_constant(truths: Sequence[str], question_type: str, benchmark: Benchmark, scorer: str) -> str:
-    """Return the answer that scores best if it is given to all questions.
+    """Return the answer that scores best when it is given to all questions.
 
     Args:
         truths: The right answers to questions of one type, at least one.
-        question_type: Their type.
+        question_type: The type.
         benchmark: The benchmark of the questions.
-        scorer: Name of its scorer.
+        scorer: Name of the benchmark's scorer.
 
     Example:
         >>> from zoo.benchmarks import VSIBench
@@ -59,7 +59,7 @@ def best_constant(truths: Sequence[str], question_type: str, benchmark: Benchmar
         >>> best_constant(["2", "2", "9"], min(benchmark.numeric_types), benchmark, "spatial_mllm")
         '2'
     """
-    truths = sorted(truths)  # of equals the same one, whatever the order of the questions
+    truths = sorted(truths)  # so that ties do not depend on the order of the questions
     counts = Counter(truths)
     best, best_score = "", -1.0
     is_numeric = question_type in benchmark.numeric_types
@@ -80,10 +80,10 @@ def _text_candidates(truths: Sequence[str]) -> Iterator[tuple[str, float]]:
 
 
 def _number_candidates(truths: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """Yield numbers by descending bound of their summed mean relative accuracy; of equals, right answers first.
+    """Yield numbers by descending bound of their summed mean relative accuracy. Right answers come first among equals.
 
-    A number scores a tenth for each interval of the width of a threshold about a right answer that it lies in. So the
-    best one is a right answer, an end of an interval, or between two neighboring ends.
+    Each right answer has one interval per threshold, and a number scores a tenth for each interval that contains it.
+    The best number is therefore a right answer, an end of an interval, or between two neighboring ends.
     """
     parsed = np.array([number for truth in truths if (number := to_float(truth)) is not None])
     numbers = parsed[np.isfinite(parsed)]
@@ -97,23 +97,24 @@ def _number_candidates(truths: Sequence[str]) -> Iterator[tuple[str, float]]:
         yield f"{candidates[place]:.6g}", covered[place] / len(THRESHOLDS)
 
 
-# ---- Answers by the text of a question alone, from those of the training questions ----------------------------------
+# ---- Answers from the text of a question alone, learned from the training questions ---------------------------------
 
-LEAST_ANSWERS = 5  # training answers that a question or an object must have to be answered by them
-Key = tuple[str, str]  # a question type; and a text or a word, or "" for all questions of the type
+LEAST_ANSWERS = 5  # smallest number of training answers to a question or about an object that is used
+Key = tuple[str, str]  # a question type, and a text or a word, or "" for all questions of the type
 
 
 class TextAnswers:
-    """Answer a question by what training questions of its type were answered.
+    """Answer a question from the answers to training questions of its type.
 
-    A number or a free text: the best constant of the same question's answers; else, of numbers, the geometric mean of
-    those of the named objects; else that of the type. A choice: the option that was right most often where it was
-    offered, or without options the most frequent letter.
+    For numbers and free texts, this is the best constant among the answers to the same question. If there are too few,
+    it is for numbers the geometric mean of the constants of the named objects, and otherwise the constant of the type.
+    For a choice it is the option that was right most often where it was offered, or without options the most frequent
+    letter.
 
     Args:
-        questions: Of the training; those of other types, and without an answer, are ignored.
+        questions: Training questions. Questions of other types or without an answer are ignored.
         benchmark: The benchmark of the questions.
-        scorer: Name of its scorer.
+        scorer: Name of the benchmark's scorer.
     """
 
     def __init__(self, questions: Iterable[Question], benchmark: Benchmark, scorer: str) -> None:
@@ -132,7 +133,7 @@ class TextAnswers:
         self._constant = cache(lambda key: best_constant(self._answers[key], key[0], benchmark, scorer))
 
     def __call__(self, question: Question) -> str | None:
-        """Return the answer; None for a type without training questions."""
+        """Return the answer, or None for a type without training questions."""
         kind = question.question_type
         if (kind, "") not in self._answers:
             return None
@@ -147,11 +148,11 @@ class TextAnswers:
         return str(self._constant((kind, "")))
 
     def _rate(self, kind: str, option: str, num_options: int) -> float:
-        """Return how often an option was right where it was offered, as if it had been once by chance."""
+        """Return how often an option was right where it was offered, plus one occurrence at chance level."""
         return (self._right[kind, option] + 1) / (self._offered[kind, option] + num_options)
 
     def _names_object(self, kind: str, word: str) -> bool:
-        """Return whether some training questions have a word, but not most, as they have the words of the template."""
+        """Return whether some training questions contain a word, but not most: the template's words occur in most."""
         return LEAST_ANSWERS <= self._count(kind, word) <= self._count(kind, "") / 2
 
     def _count(self, kind: str, part: str) -> int:
@@ -165,7 +166,7 @@ def options_of(question: Question) -> dict[str, str]:
 
 
 def is_answer(question: Question, benchmark: Benchmark) -> bool:
-    """Return whether a question has an answer, which is a number if its type is numeric."""
+    """Return whether a question has an answer. For a numeric type it must be a number."""
     truth = question.ground_truth
     return bool(truth) and (question.question_type not in benchmark.numeric_types or to_float(truth) is not None)
 
@@ -174,28 +175,28 @@ def _words(question: Question) -> set[str]:
     return set(re.findall(r"\w+", question.question.lower()))
 
 
-# ---- Answers by the cameras alone: numbers that describe a path, and regressions on them ----------------------------
+# ---- Answers from the cameras alone: numbers that describe a path, and regressions on them --------------------------
 
-FRAMES = 8  # evenly spread ones, of which each pair is compared
-SMALLEST_M = 1e-3  # of a length whose logarithm is taken
+FRAMES = 8  # number of evenly spread frames that are compared in pairs
+SMALLEST_M = 1e-3  # lower bound of lengths before the logarithm
 PAIRS = tuple(zip(*combinations(range(FRAMES), 2), strict=True))
 
 
 def describe_path(
     world_to_camera: Float[np.ndarray, "T 4 4"], K_normalized: Float[np.ndarray, "T 3 3"]
 ) -> Float64[np.ndarray, " F"] | None:
-    """Return lengths, extents, pairwise distances and angles of a path; lengths as logarithms of meters.
+    """Describe a camera path by lengths, extents, pairwise distances and angles. Lengths are logarithms of meters.
 
-    They are the length of the path, its extents and spreads along its principal axes, of `FRAMES` evenly spread frames
-    the distance and the angle of each pair, and place and viewing direction in the first camera's frame, and of all
-    frames the mean of the focal lengths' logarithms and of the principal points.
+    The features are: the length of the path; its extents and spreads along its principal axes; distance and angle of
+    each pair of `FRAMES` evenly spread frames, and their places and viewing directions in the first camera's frame; the
+    mean of the focal lengths' logarithms and of the principal points over all frames.
 
     Args:
-        world_to_camera: Poses of all frames of the video, OpenCV axes; those that aren't finite are left out.
-        K_normalized: Their intrinsics, see `zoo.cameras.normalize_intrinsics`.
+        world_to_camera: Poses of all frames of the video, OpenCV axes. Poses that aren't finite are left out.
+        K_normalized: Intrinsics of these frames, see `zoo.cameras.normalize_intrinsics`.
 
     Returns:
-        None for a path without a pose.
+        The features, or None for a path without a pose.
     """
     poses = np.asarray(world_to_camera, np.float64)
     valid = np.isfinite(poses).all((1, 2))
@@ -209,7 +210,7 @@ def describe_path(
     spreads, axes = np.linalg.eigh(centered.T @ centered / len(centered))
     steps = np.linalg.norm(np.diff(centers, axis=0), axis=1)
     lengths = [steps.sum(), *np.ptp(centered @ axes, axis=0), *np.sqrt(np.maximum(spreads, 0))]
-    # 2. Some of its frames, seen from the first.
+    # 2. Some of its frames, relative to the first.
     chosen = np.linspace(0, len(poses) - 1, FRAMES).round().astype(int)
     from_first = poses[0] @ camera_to_world[chosen]
     places, directions = from_first[:, :3, 3], from_first[:, :3, 2]
@@ -217,17 +218,17 @@ def describe_path(
     distances = np.linalg.norm(places[list(first)] - places[list(second)], axis=1)
     angles = np.arccos(np.clip((directions[list(first)] * directions[list(second)]).sum(1), -1, 1))
     logarithms = np.log(np.maximum([*lengths, *distances], SMALLEST_M))
-    # 3. What the frames show of the space in front of them.
+    # 3. The field of view.
     intrinsics = [*np.log(K[:, (0, 1), (0, 1)]).mean(0), *K[:, :2, 2].mean(0)]
     return np.concatenate([logarithms, angles, places[1:].ravel(), directions[1:].ravel(), intrinsics])
 
 
-PENALTIES = 10.0 ** np.arange(-2, 7)  # of the squared coefficients of standardized features
+PENALTIES = 10.0 ** np.arange(-2, 7)  # on the squared coefficients of standardized features
 Predict = Callable[[Float[np.ndarray, "M F"]], np.ndarray]
 
 
 def least_squares(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N K"]) -> Predict:
-    """Fit by least squares; the ridge penalty is the one with the least error of leaving out one row each."""
+    """Fit by ridge regression. The penalty has the least leave-one-out error."""
     mean, spread = features.mean(0), np.maximum(features.std(0), 1e-9)
     standardized, offset = (features - mean) / spread, targets.mean(0)
     values, axes = np.linalg.eigh(standardized.T @ standardized)
@@ -237,7 +238,7 @@ def least_squares(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray,
     def error(penalty: float) -> float:
         weights = 1 / (np.maximum(values, 0) + penalty)
         residuals = targets - offset - rotated @ (weights[:, None] * projected)
-        own = 1 / len(features) + (rotated**2) @ weights  # what a row has in its own prediction
+        own = 1 / len(features) + (rotated**2) @ weights  # influence of a row on its own prediction
         return float(np.square(residuals / np.maximum(1 - own, 1e-9)[:, None]).sum())
 
     penalty = min(PENALTIES.tolist(), key=error)
@@ -246,26 +247,26 @@ def least_squares(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray,
 
 
 def has_boosting() -> bool:
-    """Return whether gradient boosting is installed; an environment made before the zoo required it may lack it."""
+    """Return whether gradient boosting is installed. Older environments may lack it."""
     return find_spec("sklearn") is not None
 
 
 def boosted_numbers(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray, " N"]) -> Predict:
     """Fit numbers by gradient boosting."""
-    from sklearn.ensemble import HistGradientBoostingRegressor  # takes a moment, and few commands need it
+    from sklearn.ensemble import HistGradientBoostingRegressor  # slow to import, and few commands need it
 
     return HistGradientBoostingRegressor(random_state=0).fit(features, targets).predict
 
 
 def boosted_classes(features: Float[np.ndarray, "N F"], classes: Int[np.ndarray, " N"]) -> Predict:
-    """Fit the probability of each class, of at least two that all occur, by gradient boosting."""
+    """Fit the probability of each class by gradient boosting. All of at least two classes must occur."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     return HistGradientBoostingClassifier(random_state=0).fit(features, classes).predict_proba
 
 
-LEAST_ROWS = 20  # training questions of a type whose scenes have cameras
-MOST_ROWS = 10_000  # more of them take longer and change little
+LEAST_ROWS = 20  # smallest number of training questions of a type whose scenes have cameras
+MOST_ROWS = 10_000  # more rows take longer and change little
 MOST_CLASSES = 20
 
 
@@ -279,10 +280,10 @@ class Asked(NamedTuple):
 def camera_answers(
     training: Sequence[Asked], tested: Sequence[Asked], kind: str, benchmark: Benchmark
 ) -> dict[str, dict[str, str]]:
-    """Answer questions of a type by the camera paths of their scenes.
+    """Answer questions of a type from the camera paths of their scenes.
 
-    Numbers are fitted in logarithms where all are positive, and kept in the range of the training answers. Of a
-    multiple choice, the probability of each option is fitted, by its text where few options occur, else by its letter.
+    Numbers are fitted as logarithms if all are positive, and clipped to the range of the training answers. For multiple
+    choice, the probability of each option is fitted: by its text if few options occur, otherwise by its letter.
 
     Args:
         training: Training questions of the type.
@@ -291,8 +292,8 @@ def camera_answers(
         benchmark: The benchmark of the questions.
 
     Returns:
-        The answer by the id of each tested question, by the method; empty for free answers, with few training
-        questions, or where all training answers are the same.
+        {method: {id of a tested question: answer}}. Empty for free answers, with few training questions, or if all
+        training answers are the same.
     """
     rows = [row for row in training if is_answer(row.question, benchmark)]
     rows = rows[:: -(-len(rows) // MOST_ROWS)] if rows else []
@@ -342,7 +343,7 @@ def _best_options(
     label: Callable[[Question, str], str],
     probabilities: Float[np.ndarray, "M K"],
 ) -> dict[str, str]:
-    """Return the most probable letter of each question's options; of all letters without options."""
+    """Return the most probable letter among each question's options, or among all letters without options."""
     answers = {}
     for (question, _), own in zip(tested, probabilities.tolist(), strict=True):
         probability: Mapping[str, float] = dict(zip(classes, own, strict=True))
@@ -353,7 +354,7 @@ def _best_options(
 
 
 def _has_few_options(rows: Sequence[Asked]) -> bool:
-    """Return whether few texts of options occur in all questions, such as left and right."""
+    """Return whether few different options occur in all questions, such as left and right."""
     texts = Counter(text for row in rows for text in options_of(row.question).values())
     return all(row.question.options for row in rows) and len(texts) <= MOST_CLASSES
 
@@ -372,9 +373,9 @@ def _stack_paths(rows: Sequence[Asked]) -> Float[np.ndarray, "N F"]:
 
 # ---- All baselines of a test ----------------------------------------------------------------------------------------
 
-MOST_SCENES, MOST_QUESTIONS = 2_000, 50_000  # of the training, evenly spread: more cost time and change little
-Answers = Mapping[str, str]  # by the id of the question
-Record = Mapping[str, Any]  # of a question, see `zoo.metrics.with_scores`
+MOST_SCENES, MOST_QUESTIONS = 2_000, 50_000  # from the training split, evenly spread; more change little
+Answers = Mapping[str, str]  # answers by the questions' ids
+Record = Mapping[str, Any]  # record of a question, see `zoo.metrics.with_scores`
 
 
 @dataclass(frozen=True)
@@ -382,9 +383,9 @@ class BlindBaselines:
     """The baselines of a test.
 
     Attributes:
-        scores: Of each baseline what `Benchmark.aggregate` returns; the `constant` also has its `answers` by type.
-            A baseline that has no answer to some types has no mean that covers them.
-        remarks: Why a baseline is absent or not what it could be.
+        scores: For each baseline, the result of `Benchmark.aggregate`. `constant` also has its `answers` by type. If a
+            baseline has no answer to some types, means that include these types are None.
+        remarks: Why a baseline is missing or limited.
     """
 
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -392,7 +393,7 @@ class BlindBaselines:
 
 
 def constant_baseline(records: Sequence[Record], benchmark: Benchmark, scorer: str) -> BlindBaselines:
-    """Return the best constant per question type, all that the answers alone permit; empty without scored answers."""
+    """Return the best constant per question type, chosen on the test's answers. Empty without scored answers."""
     constants = {}
     for kind in benchmark.question_types:
         if truths := [record["ground_truth"] for record in records if record["question_type"] == kind]:
@@ -434,18 +435,18 @@ def blind_baselines(
                 f"no question type has {LEAST_ROWS} training questions and a test question whose scenes have cameras"
             )
             found.remarks.append(f"no blind baseline of cameras: {needed}")
-    except SCENE_FAULTS as error:  # no reason to lose the scores of a test
+    except SCENE_FAULTS as error:  # keep the scores of the test
         absent = " and ".join(name for name in ("text", "cameras") if name not in found.scores)
         found.remarks.append(f"no blind baselines of {absent}: {describe_fault(error)}")
     return found
 
 
 def training_questions(source: SceneSource, kinds: Iterable[str]) -> Iterator[tuple[Scene, Question]]:
-    """Yield training questions of some types with their scenes, whatever the test's filters leave out."""
+    """Yield training questions of some types with their scenes, without the test's filters."""
     kinds, scenes = set(kinds), source.filtered_split("train", QuestionFilter()).scenes
     scenes = scenes[:: max(1, -(-len(scenes) // MOST_SCENES))]
     step = max(1, -(-sum(len(scene.questions) for scene in scenes) // MOST_QUESTIONS))
-    for place, scene in enumerate(scenes):  # from another question each time: their order may be that of their types
+    for place, scene in enumerate(scenes):  # vary the first question, because questions may be ordered by type
         some = scene.questions[place % step :: step]
         yield from ((scene, question) for question in some if question.question_type in kinds)
 
@@ -457,7 +458,7 @@ def _answer_by_cameras(
     benchmark: Benchmark,
     scorer: str,
 ) -> dict[str, str]:
-    """Return the answers by the cameras alone: of each type those of the method that scores better on the test."""
+    """Return the answers from the cameras alone. For each type the method with the better test score is used."""
     if not all(any(scene.cameras for scene, _ in rows) for rows in (training, tested)):
         return {}
     scenes = {scene.name: scene for scene, _ in (*training, *tested)}
@@ -480,17 +481,17 @@ def _answer_by_cameras(
 
 
 def _describe_cameras(scene: Scene) -> Any:
-    """Return the description of a scene's cameras; None without readable ones."""
+    """Return the description of a scene's cameras, or None without readable cameras."""
     if scene.cameras is None:
         return None
     try:
         return describe_path(*(each.numpy() for each in read_cameras_alone(scene.cameras)))
     except (OSError, ValueError):
-        return None  # as of a scene without cameras
+        return None  # treat it as a scene without cameras
 
 
 def _score(answers: Answers, records: Sequence[Record], benchmark: Benchmark, scorer: str) -> dict[str, Any]:
-    """Aggregate the scores of answers, of the types of which every question has one."""
+    """Aggregate the scores of answers over the types in which every question has an answer."""
     by_type: dict[str, list[float | None]] = {}
     for record in records:
         by_type.setdefault(record["question_type"], []).append(_score_of(answers, record, benchmark, scorer))
@@ -508,5 +509,5 @@ def _score_of(answers: Answers, record: Record, benchmark: Benchmark, scorer: st
 
 
 def _mean(answers: Answers, records: Sequence[Record], benchmark: Benchmark, scorer: str) -> float:
-    """Return the mean score, where a question without an answer scores 0."""
+    """Return the mean score. A question without an answer scores 0."""
     return fsum(_score_of(answers, record, benchmark, scorer) or 0.0 for record in records) / max(1, len(records))

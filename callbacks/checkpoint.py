@@ -1,4 +1,4 @@
-"""checkpoints/ of a run: its newest state, and optionally its best, in files that survive a kill at any moment."""
+"""The checkpoints of a run: the newest state, and optionally the best, in files that survive a kill at any moment."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT
 
 BEST = "best.ckpt"
 
-# ---- When a checkpoint is saved -------------------------------------------------------------------------------------
+# ---- When to save a checkpoint --------------------------------------------------------------------------------------
 
 
 class Checkpoint(callbacks.Checkpoint):
     """Save `checkpoints/last.ckpt` after each validation, at the end of training, and every few steps.
 
-    A run resumes exactly from `last.ckpt`. It is saved only where an optimizer step is complete, because no checkpoint
-    holds accumulated gradients. What falls between two steps waits for the next one: a save after a validation, and the
-    end of a training, as EarlyStopping asks for it.
+    A run resumes exactly from `last.ckpt`. It is saved only when an optimizer step is complete, because checkpoints do
+    not hold accumulated gradients. A save after a validation, or a stop by EarlyStopping, waits for the next complete
+    step.
 
-    Lightning's ModelCheckpoint may save between two steps. It saves either every few steps or at validations.
+    Lightning's ModelCheckpoint may save between two steps, and it saves either every few steps or at validations.
 
     Args:
-        every_n_train_steps: Also save after so many optimizer steps; null saves at validations and at the end only.
-        monitor: A logged score, such as `val/all/macro`, whose best state is also saved, as `best.ckpt`; of a
-            validation between two steps the weights alone.
+        every_n_train_steps: Also save after this many optimizer steps. null saves at validations and at the end only.
+        monitor: A logged score, such as `val/all/macro`. Its best state is also saved, as `best.ckpt`. If the
+            validation was between two steps, only the weights are saved.
         mode: Whether the best score is the highest or the lowest.
     """
 
@@ -47,19 +47,19 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_train_steps, self.monitor, self.mode = every_n_train_steps, monitor, mode
         self.best_score: float | None = None
         self.best_model_path = ""  # for `trainer.test(ckpt_path="best")` in Python
-        self._step = self._saved_step = 0  # optimizer steps that are complete, and those in the newest checkpoint
-        self._is_complete = True  # no gradient is accumulated
+        self._step = self._saved_step = 0  # complete optimizer steps, and those in the newest checkpoint
+        self._is_complete = True  # whether no gradient is accumulated
         self._save_is_due = self._stop_is_due = False
 
     def save_soon(self) -> None:
-        """Save the newest state where the optimizer step is complete."""
+        """Save the newest state as soon as the optimizer step is complete."""
         self._save_is_due = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note where training starts."""
         self._step = self._saved_step = trainer.global_step
-        # Lightning takes the epoch after a checkpoint of an epoch's last batch for the rest of the former epoch. It
-        # would not count its beginning, and the next checkpoint could not be resumed.
+        # If a checkpoint was saved at the last batch of an epoch, Lightning takes the next epoch for the rest of that
+        # one. It would not count the epoch's start, and the next checkpoint could not be resumed.
         loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
         if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
             loop.reset_restart_stage()
@@ -78,9 +78,9 @@ class Checkpoint(callbacks.Checkpoint):
             trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         )
         self._save_is_due |= is_last or bool(self.every_n_train_steps and step % self.every_n_train_steps == 0)
-        # A resumed run leaves out the validation that follows the batch of its checkpoint, so a scheduled validation
-        # comes before the save. Without data it would never come. Before a stop Lightning validates unscheduled; after
-        # such a validation at an epoch's end it could not resume.
+        # A resumed run skips the validation that follows the batch of its checkpoint, so a scheduled validation must
+        # come before the save. Without validation data it never comes. Before a stop, Lightning validates unscheduled.
+        # After such a validation at an epoch's end, it could not resume.
         fetcher: Any = trainer.fit_loop._data_fetcher
         validates = trainer.num_val_batches != [0] and loop._should_check_val_fx(fetcher)
         if (trainer.should_stop and loop.done) or (self._save_is_due and not validates):
@@ -98,19 +98,19 @@ class Checkpoint(callbacks.Checkpoint):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a training end with a saved step: Lightning resumes no state of an epoch's end if it counts steps."""
+        """Let training end with a saved step. Lightning can't resume from an epoch's end if it counts steps."""
         if self._saved_step != self._step:
             self._delay_stop(trainer)
 
     def _delay_stop(self, trainer: Trainer) -> None:
-        """Let a training that is asked to stop do so after the next complete step, which is saved."""
+        """Postpone a requested stop until the next complete step, which is saved."""
         self._stop_is_due |= trainer.should_stop
         trainer.should_stop = False
 
     def _save_last(self, trainer: Trainer) -> None:
         self._save_is_due, self._saved_step = False, trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir, LAST_CHECKPOINT), weights_only=False)
-        for logger in trainer.loggers:  # a resumed run does not log again what came before the checkpoint
+        for logger in trainer.loggers:  # a resumed run does not repeat logs from before the checkpoint
             logger.save()
 
     def _save_best(self, trainer: Trainer) -> None:
@@ -119,7 +119,7 @@ class Checkpoint(callbacks.Checkpoint):
         if self.monitor not in trainer.callback_metrics:
             logged = ", ".join(sorted(trainer.callback_metrics))
             raise InputError(f"--checkpoint.monitor {self.monitor} is not logged; choose from {logged}")
-        # a loss of training differs between ranks, which save together
+        # a training loss differs between ranks, but all ranks must save together
         score = trainer.strategy.broadcast(float(trainer.callback_metrics[self.monitor]))
         sign = 1 if self.mode == "max" else -1
         if self.best_score is None or sign * score > sign * self.best_score:
@@ -136,30 +136,30 @@ class Checkpoint(callbacks.Checkpoint):
         self.best_score, self.best_model_path = state_dict["best_score"], state_dict["best_model_path"]
 
 
-# ---- How its files are written --------------------------------------------------------------------------------------
+# ---- How to write its files -----------------------------------------------------------------------------------------
 
-FILES = "files"  # of a checkpoint: for each state that is stored apart, the names of its files
+FILES = "files"  # key in a checkpoint: for each state in separate files, the names of these files
 OPTIMIZERS = "optimizer_states"  # Lightning's key
 SUFFIX, TOKEN_DIGITS = ".optimizer", 8
 
 
 class CheckpointFiles(CheckpointIO):
-    """Write `last.ckpt` and, in a file of its own that only training reads, the optimizer's state.
+    """Write `last.ckpt`, and the optimizer's state in a separate file, which only training reads.
 
-    `last.ckpt` names that file (`files: {optimizer_states: [last.<token>.optimizer]}`), and each save takes a new name:
-    until `last.ckpt` is replaced, which is a single rename, the former checkpoint is complete. So a kill at any moment
-    leaves a consistent pair, and a checkpoint in shards only needs more names. Lightning's own plugin copies over the
-    only checkpoint where the temporary folder is on another file system.
+    `last.ckpt` names that file (`files: {optimizer_states: [last.<token>.optimizer]}`), and each save uses a new name.
+    Until `last.ckpt` is replaced by a single rename, the former checkpoint is complete. A kill at any moment therefore
+    leaves a consistent pair. Lightning's own plugin overwrites the only checkpoint by a copy if the temporary folder is
+    on another file system.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Replace a checkpoint.
 
         Raises:
-            InputError: It can't be written; the former one is kept.
+            InputError: The checkpoint can't be written. The former one is kept.
         """
         path = Path(path)
-        for partial in path.parent.glob(f".*{PARTIAL}"):  # of saves that were killed
+        for partial in path.parent.glob(f".*{PARTIAL}"):  # left by saves that were killed
             partial.unlink()
         content = dict(checkpoint)
         if OPTIMIZERS in content:
@@ -168,23 +168,23 @@ class CheckpointFiles(CheckpointIO):
             content[FILES] = {OPTIMIZERS: [apart.name]}
         try:
             write_checkpoint(path, content)
-        except InputError:  # on a full disk, the new optimizer's state would keep it full
+        except InputError:  # on a full disk, the optimizer's new state would keep it full
             for name in _files_apart(content):
                 path.with_name(name).unlink()
             raise
         self._remove_optimizers(path, keep=_files_apart(content))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint; the optimizer's state is read when it is iterated over.
+        """Read a checkpoint. The optimizer's state is read when it is iterated over.
 
         Args:
             path: The file.
-            map_location: See `torch.load`; None is the CPU.
-            weights_only: Without effect: nothing but tensors and plain values is ever read.
+            map_location: See `torch.load`. None uses the CPU.
+            weights_only: Ignored, because only tensors and plain values are ever read.
         """
         path = Path(path)
         content = read_checkpoint(path, map_location or "cpu")
-        if OPTIMIZERS not in content:  # it is, in a checkpoint of Lightning's own plugin
+        if OPTIMIZERS not in content:  # checkpoints of Lightning's own plugin have it
             content[OPTIMIZERS] = _read_optimizers(path, _files_apart(content))
             content.pop(FILES, None)
         return content
@@ -213,7 +213,7 @@ def _files_apart(content: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _read_optimizers(path: Path, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the state of each optimizer; read nothing before the first is asked for."""
+    """Yield the state of each optimizer. Nothing is read before the first is requested."""
     if not names:
         raise InputError(f"{path} holds no state of training, only weights: resume from last.ckpt")
     for name in names:

@@ -1,7 +1,7 @@
-"""Config files: found by name, composed of others, and merged in the order in which they are given.
+"""Config files: find them by name, compose them of others, and merge them in the given order.
 
-One rule holds for configs and for the command line: a later value wins, and a part of another class keeps those options
-of the former class that its own class has as well.
+One rule holds for configs and for the command line: a later value wins. If a later value changes the class of a part,
+the options that the new class also has are kept.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from zoo.configuration import DOTTED, check_class_paths, flatten, is_same_class
 from zoo.errors import InputError, add_file_to_errors, did_you_mean
 
 RUNS = Path("runs")
-CONFIGS = Path(__file__).parent.parent / "configs"  # a wheel has them, and recipes/, beside the packages
-BASES = "configs"  # key of a config that is composed of others
-NAMED = RECIPE, SCALE = "recipe", "scale"  # keys by which a config names configs that lie below all given ones
-RECIPES = "recipes"  # a folder of recipes
-PROTOCOLS = "protocol_"  # first part of the name of an evaluation protocol
+CONFIGS = Path(__file__).parent.parent / "configs"  # in a wheel, beside the packages like recipes/
+BASES = "configs"  # key: list of configs of which this one is composed
+NAMED = RECIPE, SCALE = "recipe", "scale"  # keys: names of configs that all given ones override
+RECIPES = "recipes"  # folder of recipes
+PROTOCOLS = "protocol_"  # prefix of evaluation protocols
 DEFAULT_MODEL, DEFAULT_DATA, DEFAULT_SCALE = "model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml"
 PREDICTED_CAMERAS = "cameras_auto.yaml"  # for data without cameras
-BASE_MODELS = ("Task", "VideoQATask")  # the default config names one, but a run needs one of their subclasses
+BASE_MODELS = ("Task", "VideoQATask")  # the default config names one, but a run needs a subclass
 Settings = dict[str, Any]
 
 
@@ -40,12 +40,12 @@ Settings = dict[str, Any]
 
 
 def find_config(name: str, beside: Path | None = None) -> Path:
-    """Return the config of this path, here or in the package, or of this name in `configs/` or `recipes/`.
+    """Return the config at a path, in the current folder or the package, or by name in `configs/` or `recipes/`.
 
-    A config beside another config comes first.
+    With `beside`, a config in the folder of that config comes first.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such config.
     """
     folders = (Path(), CONFIGS, CONFIGS.parent, CONFIGS.parent / RECIPES)
     for folder in folders if beside is None else (beside.parent, *folders):
@@ -58,9 +58,9 @@ def find_config(name: str, beside: Path | None = None) -> Path:
 
 
 def read_config(path: Path, trust_modules: Collection[str] = (), within: Sequence[Path] = ()) -> Settings:
-    """Read a config; those in its list `configs` are merged below it.
+    """Read a config. It overrides the configs in its list `configs`.
 
-    The config of a run names the folder that it lies in, wherever that was moved.
+    For the config of a run, the run's folder becomes the Trainer's, even if the folder was moved.
 
     Args:
         path: The config.
@@ -68,13 +68,12 @@ def read_config(path: Path, trust_modules: Collection[str] = (), within: Sequenc
         within: The configs that are composed of this one.
 
     Returns:
-        The settings, and with the keys `recipe` and `scale` the paths of those that the config or one of its configs
-        names.
+        The settings. The keys `recipe` and `scale` hold the paths of the configs that this config or its bases name.
 
     Raises:
-        InputError: It is absent, damaged or composed of itself, or names a class that is not trusted.
+        InputError: The config is missing, damaged or composed of itself, or names a class that is not trusted.
     """
-    from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG  # which import PyTorch
+    from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG  # imports PyTorch
 
     if path in within:
         raise InputError(f"{path}: it is composed of itself, by {within[-1]}")
@@ -117,10 +116,10 @@ def is_own(run: Path) -> bool:
 
 
 def check_run(config: Path, trust_modules: Collection[str]) -> None:
-    """Check the classes that a run's config names, unless it is one's own: importing a module runs its code.
+    """Check the classes that the config of someone else's run names, because importing a module runs its code.
 
     Raises:
-        InputError: A class of a module that is not trusted, or one that can't be used.
+        InputError: A class is from a module that is not trusted, or can't be used.
     """
     if is_own(config.parent):
         return
@@ -137,8 +136,8 @@ def check_run(config: Path, trust_modules: Collection[str]) -> None:
 
 
 def merge(below: Any, above: Any) -> Any:
-    """Return settings with others over them. A part of another class keeps the options that its class has as well."""
-    # a part may be given by its class alone
+    """Merge settings over others. If a part's class changes, the options that the new class also has are kept."""
+    # a part may be given by its class path alone
     if isinstance(below, Mapping) and isinstance(above, str) and "class_path" in below:
         above = {"class_path": above}
     if isinstance(below, str) and isinstance(above, Mapping) and above.keys() & {"class_path", "init_args"}:
@@ -152,7 +151,7 @@ def merge(below: Any, above: Any) -> Any:
 
 
 def options_of_class(options: Any, kind: str) -> Settings:
-    """Return the options that a class takes; all of them if the class can't be found."""
+    """Return the options that a class accepts, or all of them if the class can't be found."""
     if (found := find_class(kind)) is None:
         return dict(options or {})
     parser = parser_of(found)
@@ -161,13 +160,13 @@ def options_of_class(options: Any, kind: str) -> Settings:
 
 @dataclass(frozen=True)
 class MergedConfig:
-    """Configs in one.
+    """Several configs merged into one.
 
     Attributes:
-        settings: What LightningCLI reads.
-        names_model: Whether one of the given configs names a class of models.
-        origins: The given config that sets an option, by its dotted name without `init_args`.
-        overridden: What a given config overrides in another, a line for each pair.
+        settings: The settings for LightningCLI.
+        names_model: Whether a given config names a class of models.
+        origins: The given config that sets an option, by the option's dotted name without `init_args`.
+        overridden: Text about the options that one given config overrides in another, one line per pair.
     """
 
     settings: Settings
@@ -177,17 +176,17 @@ class MergedConfig:
 
 
 def merge_configs(names: Sequence[str], trust_modules: Collection[str] = ()) -> MergedConfig:
-    """Merge configs in the order given; a later one wins, and protocols come last.
+    """Merge configs in the given order. A later one wins, and protocols come last.
 
-    Below the given ones lie the default model and data, the scale that one of them names, or else the tiny one, the
-    recipe that one of them or the scale names, and predicted cameras where their data has none.
+    The given configs override these defaults: the default model and data, the scale that one of them names (or the tiny
+    one), the recipe that one of them or the scale names, and predicted cameras if their data has no cameras.
 
     Args:
         names: Paths, or names in `configs/` or `recipes/`.
         trust_modules: Modules that the config of someone else's run may import.
 
     Raises:
-        InputError: A config is absent or damaged, or two name different models.
+        InputError: A config is missing or damaged, or two name different models.
     """
     given = [(name, read_config(find_config(name), trust_modules)) for name in names]
     given.sort(key=lambda pair: is_protocol(pair[1]))
@@ -213,7 +212,7 @@ def merge_configs(names: Sequence[str], trust_modules: Collection[str] = ()) -> 
 
 
 def defaults_below(given: Sequence[Settings]) -> list[Settings]:
-    """Return what lies below the given configs, the lowest first."""
+    """Return the default configs that the given ones override, lowest priority first."""
     scale = next((each[SCALE] for each in reversed(given) if SCALE in each), CONFIGS / DEFAULT_SCALE)
     below = [read_config(path) for path in (CONFIGS / DEFAULT_MODEL, CONFIGS / DEFAULT_DATA, Path(scale))]
     recipe = next(each[RECIPE] for each in (*reversed(given), below[-1]) if RECIPE in each)
@@ -224,28 +223,28 @@ def defaults_below(given: Sequence[Settings]) -> list[Settings]:
 
 
 def model_of(config: Mapping[str, Any]) -> str | None:
-    """Return the class of models that a config names; None for none, or the default one."""
+    """Return the class of models that a config names. None if it names none, or the default one."""
     model = config.get("model")
     name = model.get("class_path") if isinstance(model, Mapping) else model
     return name if isinstance(name, str) and name.rpartition(".")[2] not in BASE_MODELS else None
 
 
 def is_protocol(config: Mapping[str, Any]) -> bool:
-    """Return whether a config is an evaluation protocol: it states its name, and holds for any model."""
+    """Return whether a config is an evaluation protocol: it states the protocol's name and no model."""
     metrics = config.get("metrics")
     return isinstance(metrics, Mapping) and metrics.get("protocol") is not None and model_of(config) is None
 
 
 def lacks_cameras(data: Any) -> bool:
-    """Return whether the settings of data name a source without cameras, alone or as a part of a mixture."""
+    """Return whether data settings name a source without cameras, alone or as a part of a mixture."""
     kinds = (find_class(path) for path in class_paths(data))
     return any(not getattr(kind, "has_cameras", True) for kind in kinds)
 
 
 def class_paths(settings: Any) -> Iterator[str]:
-    """Yield the class paths in settings, also of a source that is given by its class path alone.
+    """Yield the class paths in settings, including a source that is given by its class path alone.
 
-    The evaluation of a mixture is left out: a training whose scenes have cameras needs them of each scene.
+    A mixture's evaluation source is skipped: a training whose scenes have cameras needs cameras in each scene.
     """
     if isinstance(settings, list):
         for part in settings:
@@ -263,7 +262,7 @@ def class_paths(settings: Any) -> Iterator[str]:
 
 @cache
 def public_classes() -> dict[str, type]:
-    """Return the classes of `zoo` and `datamodules` that a config may name without their module, by their names."""
+    """Return the classes of `zoo` and `datamodules` that a config may name without their module, by name."""
     found = [getattr(package, name) for package in (zoo, datamodules) for name in package.__all__]
     return {kind.__name__: kind for kind in found if inspect.isclass(kind)}
 
@@ -275,10 +274,10 @@ def buildable_classes(base: type = object) -> list[type]:
 
 
 def find_class(path: str) -> Any:
-    """Return the class or function of a name or an import path; None if there is none."""
+    """Return the class or function with this name or import path, or None if there is none."""
     if "." not in path:
         return zoo.tasks.Task if path == BASE_MODELS[0] else public_classes().get(path)
-    with suppress(Exception):  # whatever the module raises: the parser reports it
+    with suppress(Exception):  # whatever the module raises, because the parser reports it
         return resolve_name(path) if DOTTED.fullmatch(path) else None
     return None
 
@@ -293,16 +292,16 @@ def parser_of(kind: Any) -> ArgumentParser:
 
 
 def find_error(parser: ArgumentParser, options: Mapping[str, Any]) -> Exception | None:
-    """Return why a parser refuses some of its options: the innermost error. That others are missing is none."""
+    """Return the innermost error if a parser refuses some of its options, else None. Missing options are no error."""
     try:
         parser.parse_object(dict(options))
-    except Exception as raised:  # of jsonargparse, or of a module that a class path names
+    except Exception as raised:  # from jsonargparse, or from a module that a class path names
         errors: list[BaseException] = [raised]
         while (cause := errors[-1].__cause__ or errors[-1].__context__) is not None:
             errors.append(cause)
     else:
         return None
-    is_inside = any(isinstance(error, ValueError) for error in errors)  # else the parser itself lacks an option
+    is_inside = any(isinstance(error, ValueError) for error in errors)  # otherwise an option is missing
     return errors[-1] if is_inside or not isinstance(errors[-1], TypeError) else None  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Drawings of a scene: a sheet of its frames, and maps of its camera path and of predicted cameras from above."""
+"""Drawings of a scene: a sheet of its frames, and maps from above of its camera path and of predicted cameras."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import PatchCameras
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
-THUMBNAIL, GAP, LABEL = 176, 8, 22  # pixels: the longer side of a frame, between temporal patches, below a frame
+THUMBNAIL, GAP, LABEL = 176, 8, 22  # pixels: longer side of a frame, gap between patches, label
 PAPER, INK = (255, 255, 255), (40, 44, 52)
 SIDE = 7.6  # inches of 100 pixels
-CANDIDATES = 128  # frames whose voxels count as visible
+CANDIDATES = 128  # number of frames whose voxels count as visible
 FRUSTUM = 0.06  # length of a drawn camera, as a share of the map
-LABEL_PX = np.array([26.0, 16.0])  # a frame number with its margin
-ORDER = LinearSegmentedColormap.from_list("order", ["#3458c0", "#e05c2c"])  # the first and the last view
+LABEL_PX = np.array([26.0, 16.0])  # size of a frame number with its margin
+ORDER = LinearSegmentedColormap.from_list("order", ["#3458c0", "#e05c2c"])  # colors of the first and the last view
 PATH, GUESSED, UNSEEN, SEEN = "#282c34", "#80848c", "#dee0e4", "#4a90a4"
 
 
 def contact_sheet(frames: UInt8[Tensor, "T 3 H W"], indices: Sequence[int], columns: int = 4) -> Image.Image:
-    """Draw the frames in rows with their numbers; the frames of one temporal patch are adjacent.
+    """Draw the frames in rows with their numbers. The frames of one temporal patch are adjacent.
 
     Args:
         frames: The frames.
         indices: Their numbers in the video.
-        columns: Frames per row; four are readable in TensorBoard's cards.
+        columns: Frames per row. Four are readable in TensorBoard's cards.
     """
     height, width = frames.shape[-2:]
     scale = THUMBNAIL / max(height, width)
@@ -73,11 +73,11 @@ def compute_coverage(
     Args:
         scene: A video with its cameras and depth.
         chosen: Frame numbers.
-        geometry: Source of the points; None is the dataset's cameras and depth.
+        geometry: Source of the points. None uses the dataset's cameras and depth.
 
     Returns:
-        The frame numbers and their point maps, or None if points or cameras are absent or unreadable: an image should
-        not stop a run.
+        The frame numbers and their point maps. None if points or cameras are missing or unreadable, because an image
+        should not stop a run.
     """
     if geometry is None and (scene.depth is None or scene.world_to_camera is None or scene.K_normalized is None):
         return None
@@ -90,7 +90,7 @@ def compute_coverage(
 
 
 def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
-    """Return the voxels of the frames at these positions of the maps, and last those of all frames."""
+    """Return the voxels of the frames at these indices of the maps, followed by the voxels of all frames."""
     grid = voxel_grid(maps.points, maps.confidence)
     everything = np.unique(np.concatenate(grid.sets), axis=0)
     return VoxelGrid([*(grid.sets[place] for place in places), everything], grid.origin, grid.size)
@@ -99,16 +99,16 @@ def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
 def camera_map(
     scene: SceneView, chosen: Sequence[int], title: str = "", geometry: PointSource | None = None
 ) -> Image.Image:
-    """Draw the camera path from above with the chosen views' frusta and numbers and the visible voxels.
+    """Draw the camera path from above, with the frusta and numbers of the chosen views and the visible voxels.
 
-    Up is the mean direction of the cameras' tops. A column with more voxels is darker, and bluer the more of them the
-    chosen frames see.
+    Up is the mean up direction of the cameras. A column with more voxels is darker. It is bluer if the chosen frames
+    see more of them.
 
     Args:
         scene: A video with its cameras and depth.
         chosen: Frame numbers.
         title: Start of the caption.
-        geometry: Source of points and cameras, such as a sampler's; None is the dataset's.
+        geometry: Source of points and cameras, such as a sampler's. None uses the dataset's.
 
     Raises:
         ValueError: No frame has a pose.
@@ -123,11 +123,11 @@ def camera_map(
     camera_to_world = invert_se3(poses.double()).numpy()
     known = np.isfinite(camera_to_world).all((1, 2))
     plane = level_axes(-camera_to_world[known, :3, 1].mean(0))  # OpenCV's y points down
-    centers = camera_to_world[:, :3, 3] @ plane.T  # NaN without a pose, which also breaks the line of the path
+    centers = camera_to_world[:, :3, 3] @ plane.T  # NaN without a pose, which interrupts the line of the path
     places = {frame: place for place, frame in enumerate(frames)}
     views = {frame: places[frame] for frame in dict.fromkeys(chosen) if known[places[frame]]}
 
-    # 2. What the cameras see.
+    # 2. The voxels that are visible in the frames.
     figure, axes = _empty_map()
     caption = f"{title}  {len(views)} views of {scene.video.num_frames} frames".strip()
     if maps is not None:
@@ -151,10 +151,10 @@ def camera_map(
 
 
 def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.Image:
-    """Draw true cameras from above, and in gray the predicted ones, each with a line to the true one.
+    """Draw true cameras from above, and predicted ones in gray. A line connects each pair.
 
     Args:
-        cameras: True cameras, one per temporal patch; patches without a camera are left out.
+        cameras: True cameras, one per temporal patch. Patches without a camera are left out.
         predicted: World-to-camera poses in the same frame and unit.
 
     Raises:
@@ -168,7 +168,7 @@ def pose_map(cameras: PatchCameras, predicted: Float[Tensor, "t 4 4"]) -> Image.
     figure, axes = _empty_map()
     axes.set_title(f"{poses.shape[1]} true cameras, and predicted ones in gray", loc="left")
     centers = poses[..., :3, 3] @ plane.T
-    axes.plot(*centers.transpose(2, 0, 1), color=GUESSED, linewidth=0.7)  # from each true camera to the predicted one
+    axes.plot(*centers.transpose(2, 0, 1), color=GUESSED, linewidth=0.7)  # lines from true to predicted cameras
     true, guessed = _frusta(poses, cameras.K_normalized[known].cpu(), FRUSTUM * _span(axes)) @ plane.T
     color = _color_bar(figure, axes, "temporal patch", len(known))
     _draw_cameras(axes, guessed, GUESSED)
@@ -185,7 +185,7 @@ def _empty_map() -> tuple[Figure, Axes]:
 
 
 def _span(axes: Axes) -> float:
-    """Return the longer side of what is drawn, in the unit of the poses."""
+    """Return the longer side of the drawing, in the unit of the poses."""
     axes.autoscale_view()
     return float(max(np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())))
 
@@ -193,7 +193,7 @@ def _span(axes: Axes) -> float:
 def _frusta(
     camera_to_world: Float[np.ndarray, "*B n 4 4"], K: Float[Tensor, "n 3 3"], length: float
 ) -> Float[np.ndarray, "*B n 3 3"]:
-    """Return cameras as triangles: the center, and the ends of the level rays through the left and right edge."""
+    """Return cameras as triangles: the center, and the ends of the horizontal rays at the left and right edge."""
     corners = torch.zeros(len(K), 3, 3, dtype=torch.float64)
     corners[:, 1:, 0] = (torch.tensor([-0.5, 0.5]) - K[:, :1, 2]) / K[:, :1, 0]
     corners[:, 1:, 2] = 1
@@ -220,10 +220,10 @@ def _draw_numbers(
     frames: Sequence[int],
     colors: Float[np.ndarray, "n 4"],
 ) -> None:
-    """Write the frame numbers ahead of their cameras, spread so that none covers another."""
-    figure.draw_without_rendering()  # fixes the layout, and so the pixels of a meter
-    figure.set_layout_engine("none")  # it stays
-    ahead = frusta[:, 0] + 1.4 * (frusta[:, 1:].mean(1) - frusta[:, 0])  # cameras may turn on the spot
+    """Write the frame numbers in front of their cameras, spread so that none covers another."""
+    figure.draw_without_rendering()  # fixes the layout, and thereby the pixels per meter
+    figure.set_layout_engine("none")  # keeps this layout
+    ahead = frusta[:, 0] + 1.4 * (frusta[:, 1:].mean(1) - frusta[:, 0])  # ahead, because cameras may turn on the spot
     places = axes.transData.inverted().transform(spread(axes.transData.transform(ahead), LABEL_PX))
     for frame, tip, place, color in zip(frames, ahead, places, colors, strict=True):
         line = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "shrinkA": 6}
@@ -231,7 +231,7 @@ def _draw_numbers(
 
 
 def _draw_voxels(axes: Axes, grid: VoxelGrid, plane: Float[np.ndarray, "2 3"]) -> float:
-    """Draw one square per column of voxels; return the share of voxels that the chosen frames see."""
+    """Draw one square per column of voxels. Return the share of voxels that the chosen frames see."""
     everything = grid.sets[-1]
     covered = {tuple(cell) for cells in grid.sets[:-1] for cell in cells.tolist()}
     seen = np.array([tuple(cell) in covered for cell in everything.tolist()])
@@ -258,9 +258,9 @@ def _picture(figure: Figure) -> Image.Image:
 
 
 def level_axes(up: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 3"]:
-    """Return two horizontal world axes, right and forward on a map, given the up direction."""
+    """Return two horizontal world axes for a map, right and forward, given the up direction."""
     up = up / max(float(np.linalg.norm(up)), 1e-9)
-    axis = np.eye(3)[np.abs(up).argmin()]  # along an axis of the world if one is horizontal
+    axis = np.eye(3)[np.abs(up).argmin()]  # the most horizontal axis of the world
     right = axis - (axis @ up) * up
     right /= np.linalg.norm(right)
     return np.stack((right, np.cross(up, right)))
@@ -270,7 +270,7 @@ def spread(places: Float[np.ndarray, "n 2"], size: Float[np.ndarray, " 2"]) -> F
     """Move the centers of labels of one size until no two labels overlap, at most 200 times."""
     places = places.copy()
     order = np.arange(len(places))
-    aside = np.sign(order[:, None] - order[None])[..., None]  # where two are at one place
+    aside = np.sign(order[:, None] - order[None])[..., None]  # separates labels at the same place
     for _ in range(200):
         gap = places[:, None] - places[None]
         overlap = size - np.abs(gap)

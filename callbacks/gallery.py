@@ -1,4 +1,4 @@
-"""Logs frames, camera paths, predicted cameras and answers to TensorBoard or W&B."""
+"""Log frames, camera paths, predicted cameras and answers to TensorBoard or W&B."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ ANSWER = ("scene", "question", "prediction", "ground_truth")
 
 
 class GalleryCallback(Callback):
-    """Log one contact sheet per scene, and a map of the camera path if the scene has poses; once per run.
+    """Log one contact sheet per scene, and a map of the camera path if the scene has poses, once per run.
 
-    Each validation logs the answers about the first scenes, and of a model with the objective `CameraPrediction` a map
-    of the predicted and true cameras. A training that samples answers logs those of one question whenever it logs its
-    loss.
+    Each validation logs the answers about the first scenes and, with the objective `CameraPrediction`, a map of the
+    predicted and true cameras. Training that samples answers logs those to one question whenever it logs its loss.
 
     Args:
-        scenes: Number of validation scenes; 0 for none.
+        scenes: Number of validation scenes. 0 logs none.
     """
 
     def __init__(self, scenes: int = 4) -> None:
@@ -37,7 +36,7 @@ class GalleryCallback(Callback):
         self._answers: list[list[str]] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log answers that the training has sampled."""
+        """Log the answers that training has sampled."""
         if trainer._logger_connector.should_update_logs and isinstance(pl_module, VideoQATask):
             columns, rows = pl_module.algorithm.samples()
             if rows:
@@ -51,7 +50,7 @@ class GalleryCallback(Callback):
         self._show(trainer, trainer.val_dataloaders)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the images of a training that ended before its first validation."""
+        """Log the images if training ended before its first validation."""
         if not self._shown and trainer.limit_val_batches and picture_loggers(trainer):
             self._show(trainer, trainer.datamodule.val_dataloader())  # type: ignore[attr-defined]
 
@@ -68,7 +67,7 @@ class GalleryCallback(Callback):
         if batch_idx >= self.scenes or not picture_loggers(trainer) or not isinstance(pl_module, VideoQATask):
             return
         self._answers += [[str(record[key]) for key in ANSWER] for record in outputs]
-        with trainer.precision_plugin.forward_context(), suppress(*SCENE_FAULTS):  # an image stops no run
+        with trainer.precision_plugin.forward_context(), suppress(*SCENE_FAULTS):  # an image must not stop a run
             found = predicted_cameras(pl_module.model, batch)
             log_images(trainer, {f"cameras/{name}": pose_map(*poses) for name, poses in found.items()})
 
@@ -79,7 +78,7 @@ class GalleryCallback(Callback):
 
 
 def scene_images(dataset: Any, index: int) -> dict[str, Image.Image]:
-    """Return the images of one scene in a `SceneDataset` by tag; none if the scene can't be read."""
+    """Return the images of one scene in a `SceneDataset` by tag. Empty if the scene can't be read."""
     loaded = dataset[index]
     if loaded.error is not None:
         return {}
@@ -92,7 +91,7 @@ def scene_images(dataset: Any, index: int) -> dict[str, Image.Image]:
 
 
 def picture_loggers(trainer: Trainer) -> list[TensorBoardLogger | WandbLogger]:
-    """Return the loggers that take images and text: on the main process, outside of the sanity check."""
+    """Return the loggers that accept images and text, on the main process and outside of the sanity check."""
     if trainer.sanity_checking or not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger | WandbLogger)]

@@ -1,6 +1,6 @@
-"""The answers and scores of an evaluation: one table, the loggers, predictions.jsonl and metrics.json.
+"""The answers and scores of an evaluation: a table, the loggers, predictions.jsonl and metrics.json.
 
-A test writes each scene's answers before the next scene starts, so that a killed one is resumed by the same command.
+A test writes each scene's answers before the next scene starts, so that the same command resumes a killed test.
 """
 
 from __future__ import annotations
@@ -50,51 +50,51 @@ from zoo.weights.checkpoint import read_checkpoint
 from zoo.weights.saved_models import LAST, RUN_CONFIG
 
 Stage = Literal["val", "test"]
-ANSWERS = "answers.jsonl"  # of `predict`
+ANSWERS = "answers.jsonl"  # written by `predict`
 
 
 class MetricsCallback(Callback):
-    """Gather the scored records that validation_step and test_step return, by the benchmark of the data.
+    """Gather the scored records that validation_step and test_step return, for the benchmark of the data.
 
-    At the end of an epoch rank zero prints one table, and every rank logs `val/...` or `test/...`: each question type,
-    and `acc`, `mra` and `all` with `/micro` and `/macro`; a checkpoint can monitor `val/all/macro`. The scores are
-    those of a torchmetrics metric, `zoo.metrics.BenchmarkScore`. Errors of what objectives predict (cameras, depth) are
-    logged as well, with those of a null model as `unlearned`.
+    At the end of an epoch, rank zero prints one table. Every rank logs `val/...` or `test/...`: each question type, and
+    `acc`, `mra` and `all` with `/micro` and `/macro`, so that a checkpoint can monitor `val/all/macro`. The scores come
+    from a torchmetrics metric, `zoo.metrics.BenchmarkScore`. Errors of predicted cameras and depth are logged too, and
+    the errors of a null model as `unlearned`.
 
-    A test also writes into its folder, see `callbacks.results_folder`:
-    `predictions.jsonl`, one JSON line per question: its record (id, scene, question_type, question, prompt, prediction,
-    ground_truth, score, frames, error), with the benchmark and the scorer. With several processes each writes
-    `predictions.rank<k>.jsonl`, and rank zero joins them at the end, each id once, in the order of the data.
-    `metrics.json`, written last: the result of `Benchmark.aggregate`, counts, blind baselines (`callbacks.baselines`),
-    and what others need to repeat the test: config and how it differs from the training's, step of the checkpoint,
-    commit, versions, ids of the questions, protocol.
+    A test also writes two files into its folder, see `callbacks.results_folder`.
+    `predictions.jsonl` has one JSON line per question: its record (id, scene, question_type, question, prompt,
+    prediction, ground_truth, score, frames, error), the benchmark and the scorer. With several processes each writes
+    `predictions.rank<k>.jsonl`. At the end rank zero joins them, each id once, in the order of the data.
+    `metrics.json` is written last. It holds the result of `Benchmark.aggregate`, counts, blind baselines
+    (`callbacks.baselines`) and what is needed to repeat the test: config and its differences from the training's, step
+    of the checkpoint, commit, versions, ids of the questions, protocol.
 
-    An interrupted test resumes when it is run again, on any number of processes: answered questions are kept, failed
-    ones are retried. Of two equal tests at once, the second is refused. `predict` prints its answers and appends them
-    to `answers.jsonl`.
+    An interrupted test resumes when it is run again, on any number of processes. Answered questions are kept, failed
+    ones are retried. If the same test is started twice at once, the second is refused. `predict` prints its answers and
+    appends them to `answers.jsonl`.
 
-    Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error; if all
+    Questions of a failed scene (`error` in their records) score 0, are counted, and are listed with the error. If all
     questions failed, the run stops with an `InputError`. Records without a ground truth are not scored. Each id counts
     once.
 
     Args:
         scorer: Name of the benchmark's scorer (VSI-Bench: spatial_mllm, thinking_in_space, lmms_eval_0.7.3,
-            spatial_stack, geovr); null is its first.
-        protocol: Name of the evaluation protocol, which `protocol_<name>.yaml` sets; metrics.json records it with what
-            departs from it.
+            spatial_stack, geovr). null uses its first.
+        protocol: Name of the evaluation protocol that `protocol_<name>.yaml` sets. metrics.json records it with the
+            test's departures from it.
     """
 
     def __init__(self, scorer: str | None = None, protocol: str | None = None) -> None:
         self.scorer, self.protocol = scorer, protocol
-        self.folder: Path | None = None  # of the running test
+        self.folder: Path | None = None  # folder of the running test
         self._benchmark: Benchmark = VSIBench()
-        self._records: list[dict[str, Any]] = []  # of this process
+        self._records: list[dict[str, Any]] = []  # this process's records
         self._identity: dict[str, Any] = {}
         self._file: JSONLines | None = None
-        self._lock: BinaryIO | None = None  # on rank zero
+        self._lock: BinaryIO | None = None  # held on rank zero
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the scorer and hand it to the task, before the run starts; suppress Lightning's own table."""
+        """Check the scorer and hand it to the task before the run starts. Suppress Lightning's own table."""
         data: Any = getattr(trainer, "datamodule", None)
         task: Any = pl_module
         self._benchmark = getattr(getattr(data, "source", None), "benchmark", VSIBench())
@@ -102,14 +102,14 @@ class MetricsCallback(Callback):
         trainer.validate_loop.verbose = trainer.test_loop.verbose = False
         self.folder = None
         if stage == "test" and data is not None:
-            data.find_answered = partial(self._begin, trainer, pl_module)  # once scenes and weights are read
+            data.find_answered = partial(self._begin, trainer, pl_module)  # called once scenes and weights are read
 
-    # ---- An interrupted test, or a new one --------------------------------------------------------------------------
+    # ---- Starting or resuming a test --------------------------------------------------------------------------------
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, *, resumes: bool = True) -> set[str]:
-        """Choose and prepare the test's folder; return the ids of the answered questions."""
+        """Choose and prepare the test's folder. Return the ids of the answered questions."""
         self._records = []
-        self._identity = identify_test(trainer, pl_module)  # on every process: each may have a shard of the weights
+        self._identity = identify_test(trainer, pl_module)  # on all processes: each may hold a shard of the weights
         chosen: Any = None
         if trainer.is_global_zero:
             try:
@@ -138,7 +138,7 @@ class MetricsCallback(Callback):
             rank_zero_info(f"test: resumes with {len(kept)} of {asked} questions answered")
         write_json(folder / TEST_FILE, self._identity)
         write_whole(folder / PREDICTIONS, json_lines(kept))
-        for part in (*rank_files(folder), *folder.glob(".*.partial")):  # the latter of writes that were killed
+        for part in (*rank_files(folder), *folder.glob(".*.partial")):  # the latter from writes that were killed
             part.unlink()
         self._records = kept
         return folder, [record["id"] for record in kept]
@@ -151,8 +151,8 @@ class MetricsCallback(Callback):
         self._metric = BenchmarkScore(self._benchmark, self.scorer).to(pl_module.device)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with the records of the interrupted test that this one resumes; name unfinished weights."""
-        if self.folder is None:  # without a DataModule that asks
+        """Start with the records of an interrupted test that is resumed. Report unfinished weights."""
+        if self.folder is None:  # no `VideoQADataModule` has called `find_answered`
             self._begin(trainer, pl_module, resumes=False)
         assert self.folder is not None
         alone = trainer.world_size == 1
@@ -181,7 +181,7 @@ class MetricsCallback(Callback):
         """Add the records of a batch to the scores, and return them."""
         if not getattr(pl_module, "answers_questions", True):
             return []
-        records = with_scores(outputs, self._benchmark, self.scorer)  # those of a `Task` have their score
+        records = with_scores(outputs, self._benchmark, self.scorer)  # records of a `Task` already have a score
         self._metric.add(records)
         self._records += records
         return records
@@ -233,7 +233,7 @@ class MetricsCallback(Callback):
         title = f"{type(pl_module).__name__}, {stage} split{of_data}"
         chosen_by = data.filter.option if hasattr(data, "filter") else ""
         pl_module.print(render(summary, self._benchmark, title=title, chosen_by=chosen_by, remarks=blind.remarks))
-        # 3. Files: a test is finished when its metrics.json is there.
+        # 3. Files. A test is finished when its metrics.json exists.
         if stage == "test":
             assert self.folder is not None
             write_whole(self.folder / PREDICTIONS, json_lines(records))
@@ -244,14 +244,14 @@ class MetricsCallback(Callback):
             write_json(self.folder / METRICS, content)
 
     def _blind_baselines(self, records: Iterable[Mapping[str, Any]], data: Any) -> BlindBaselines:
-        """Return the blind baselines of a test; the best constant alone without a `VideoQADataModule`."""
+        """Return the blind baselines of a test. Without a `VideoQADataModule`, only the best constant."""
         scored = [record for record in records if record["score"] is not None]
         if scenes := getattr(data, "tested_scenes", ()):
             return blind_baselines(scored, scenes, data.source, self._metric.scorer)
         return constant_baseline(scored, self._benchmark, self._metric.scorer)
 
     def _describe_test(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return the entries of metrics.json that say what was tested."""
+        """Return the entries of metrics.json that describe the test."""
         commit, is_clean = git_state()
         excepted = declared_options("changes_no_answer", pl_module, getattr(trainer, "datamodule", None))
         differing: dict[str, Any] = {}
@@ -265,7 +265,7 @@ class MetricsCallback(Callback):
         if differing:
             rank_zero_info(f"test: differs from the training in {', '.join(differing)}")
         model: Any = getattr(pl_module, "model", None)
-        if hasattr(model, "geometry_name"):  # the class that was built: a config may name one in vain
+        if hasattr(model, "geometry_name"):  # the class that was built, which may differ from the config
             found["geometry"] = model.geometry_name
         return {
             **found,
@@ -279,19 +279,19 @@ class MetricsCallback(Callback):
         }
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Close the file, and let another test have the folder."""
+        """Close the file, and release the lock of the folder."""
         for file in (self._file, self._lock):
             if file is not None:
                 file.close()
         self._file = self._lock = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Do the same: Lightning calls `teardown` only without an error."""
+        """Do the same after an error, for which Lightning does not call `teardown`."""
         self.teardown(trainer, pl_module, "")
 
 
 def gather(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the records of all processes, on each of them."""
+    """Return the records of all processes, on each process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return records
     parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -300,7 +300,7 @@ def gather(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def in_order(records: Iterable[dict[str, Any]], ids: Iterable[str]) -> list[dict[str, Any]]:
-    """Return the first record of each id, in the order of the given ids; records of others come last."""
+    """Return the first record of each id, in the order of the given ids. Records of other ids come last."""
     first: dict[str, dict[str, Any]] = {}
     for record in records:
         first.setdefault(record["id"], record)
@@ -308,18 +308,18 @@ def in_order(records: Iterable[dict[str, Any]], ids: Iterable[str]) -> list[dict
 
 
 def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
-    """Return flat names and scores for the loggers, without groups that have no question."""
+    """Return flat names and scores for the loggers, without groups that have no questions."""
     scores = {f"{stage}/{kind}": entry["score"] for kind, entry in result["per_question_type"].items()}
     for group in ("acc", "mra", "all"):
         scores |= {f"{stage}/{group}/{mean}": score for mean, score in result[group].items() if score is not None}
     return scores
 
 
-# ---- How far the tested weights are trained -------------------------------------------------------------------------
+# ---- Training progress of the tested weights ------------------------------------------------------------------------
 
 
 def step_of(pl_module: LightningModule) -> int | None:
-    """Return the training step of the weights; None of weights without a fit."""
+    """Return the training step of the weights, or None if they were not trained by `fit`."""
     step: int | None = (getattr(pl_module, "trained", None) or {}).get("step")
     return step
 
@@ -328,8 +328,9 @@ def trained_weights(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
     """Return how far the weights are trained.
 
     Returns:
-        "step" of the weights; "run_step", how far their run has come, which of the best checkpoint is more; "max_steps"
-        that the run makes, and "training_versions" of its code. All are None of weights without a fit.
+        "step" of the weights; "run_step", the last step of their run, which is later for the best checkpoint;
+        "max_steps" of the run; "training_versions" of its code. All are None for weights that were not trained by
+        `fit`.
     """
     weights: dict[str, Any] = getattr(pl_module, "trained", None) or {}
     checkpoint, run = Path(trainer.ckpt_path or ""), weights
@@ -340,47 +341,47 @@ def trained_weights(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
 
 
 def describe_unfinished(trained: Mapping[str, Any]) -> str | None:
-    """Return that a training has steps to go, in a few words; None if it is finished or not known."""
+    """Describe in a few words that a training has steps to go. None if it is finished, or not known."""
     step, steps = trained.get("run_step"), trained.get("max_steps")
     if step is None or steps is None or step >= steps:
         return None
     return f"unfinished weights: their training has made {step} of {steps} steps"
 
 
-# ---- The evaluation protocol: how a group evaluates, and what of a test departs from it -----------------------------
+# ---- The evaluation protocol, and the test's departures from it -----------------------------------------------------
 
 
 def protocol_record(trainer: Trainer, name: str | None) -> dict[str, Any]:
-    """Return the name of a test's protocol, and the options in which the test differs from it.
+    """Return the name of a test's protocol, and the options in which the test departs from it.
 
     Args:
-        trainer: Of the test.
-        name: Of `protocol_<name>.yaml`, in the current folder or among the package's configs; None is no protocol.
+        trainer: The Trainer of the test.
+        name: Name of `protocol_<name>.yaml`, in the current folder or among the package's configs. None is no protocol.
 
     Returns:
-        {"name", "departures": {option: {"protocol", "run"}}}; without departures if the file or the command line is not
-        at hand.
+        {"name", "departures": {option: {"protocol", "run"}}}. "departures" is left out if the protocol's file or the
+        command line is not available.
     """
     saved = find_saved_config(trainer)
     if name is None or saved is None:
         return {"name": name}
     try:
         stated = read_settings(find_config(f"{PROTOCOLS}{name}.yaml"))
-    except InputError:  # a protocol of another machine
+    except InputError:  # the protocol's file is on another machine
         return {"name": name}
     found = departures(stated, saved.content())
     return {"name": name, "departures": found | _time_of_encoding(trainer.lightning_module, stated)}
 
 
 def departures(stated: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the options of a protocol that a run's settings differ from; class paths may lack their module.
+    """Return the options in which a run's settings differ from a protocol. Class paths may lack their module.
 
     Args:
         stated: The protocol.
         run: The settings of the run.
 
     Returns:
-        {option: {"protocol", "run"}}; of a part that the protocol leaves out, "run" has all of its options.
+        {option: {"protocol", "run"}}. For a part that the protocol sets to null, "run" holds all of the part's options.
     """
     ours = flatten(run)
     found = {option: {"protocol": value, "run": option_of(ours, option)} for option, value in flatten(stated).items()}
@@ -388,7 +389,7 @@ def departures(stated: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, d
 
 
 def _time_of_encoding(task: Any, stated: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the departure of a model whose camera encoding sets the time index, whatever a protocol says."""
+    """Return the time index as a departure if the camera encoding sets it, whatever the protocol says."""
     model: Any = getattr(task, "model", None)
     encoding = getattr(model, "camera_encoding", None)
     time_index = stated.get("model", {}).get("init_args", {}).get("time_index")

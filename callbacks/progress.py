@@ -13,12 +13,12 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 from zoo.progress import SHARE, Loop
 
-SHOWN = ("loss", "reward")  # of what a training step logs; the loss that it returns is weighted
+SHOWN = ("loss", "reward")  # logged values to show; the loss that a training step returns is weighted
 SECONDS = 2.0  # between two readings
 
 
 def read_shown(trainer: Trainer) -> dict[str, str]:
-    """Return the logged values that are shown, as text; reading them waits for the device."""
+    """Return the logged values to show, as text. Reading them waits for the device."""
     logged = trainer.callback_metrics
     return {name: f"{float(logged[key]):.4g}" for name in SHOWN if (key := f"train/{name}") in logged}
 
@@ -31,14 +31,14 @@ def progress_bar() -> ProgressBar:
 class TerminalProgress(TQDMProgressBar):
     """Lightning's bar with the loss, which is read every two seconds.
 
-    Lightning reads what a step logs with `prog_bar=True` at each step, and so waits for the device.
+    Lightning would read values logged with `prog_bar=True` at each step, and thereby wait for the device.
     """
 
     _shown: dict[str, str] = {}
     _read_at = -math.inf
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Return what the bar shows."""
+        """Return the values for the bar."""
         if (now := time.monotonic()) - self._read_at >= SECONDS:
             self._shown, self._read_at = read_shown(trainer), now
         return {**super().get_metrics(trainer, pl_module), **self._shown}
@@ -49,7 +49,7 @@ class PlainProgress(ProgressBar):
 
     `train 120/600 (20%)  loss 1.234  3.2 it/s  ETA 02:30` counts the optimizer steps of the whole fit, or the batches
     of a validation, test or prediction. Within a fit, validation prints every 30 seconds and at its end. The rate is
-    the mean since the start of the loop; that of a fit includes its validations.
+    the mean since the start of the loop. The rate of a fit includes its validations.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class PlainProgress(ProgressBar):
             self.print(line, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count optimizer steps."""
+        """Start counting optimizer steps."""
         self._fit = Loop("train", trainer.estimated_stepping_batches, begun=trainer.global_step)
 
     def on_train_batch_end(
@@ -84,16 +84,16 @@ class PlainProgress(ProgressBar):
         self._advance(self._fit, trainer.global_step, note)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count batches."""
+        """Start counting batches."""
         share = 1.0 if trainer.state.fn == "fit" else SHARE
         self._evaluation = Loop("validation", sum(trainer.num_val_batches), share=share)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count batches."""
+        """Start counting batches."""
         self._evaluation = Loop("test", sum(trainer.num_test_batches))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start to count batches."""
+        """Start counting batches."""
         self._evaluation = Loop("predict", sum(trainer.num_predict_batches))
 
     def on_test_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:

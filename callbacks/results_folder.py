@@ -1,7 +1,7 @@
 """The folder of a test, and the identity by which an interrupted test is resumed.
 
-A test with the model and data settings of its run writes into the run's folder; another one, or a repeated one, into
-`tests/<short name>/` inside it. A finished test has a metrics.json, and nothing that is finished is overwritten.
+A test with the run's own model and data settings writes into the run's folder. A test with other settings, or a
+repeated one, writes into `tests/<short name>/` inside it. A finished test has a metrics.json and is never overwritten.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ from zoo.versions import ROOT
 from zoo.weights.checkpoint import fingerprints, read_checkpoint, released_sources
 from zoo.weights.saved_models import RUN_CONFIG
 
-TESTS = "tests"  # folder of a run's further tests
-LOCK = ".test.lock"  # of a running test
-PROTOCOL = "metrics.protocol"  # a name, which changes nothing by itself
-OWN_CODE = ("zoo", "datamodules")  # packages that answers depend on
+TESTS = "tests"  # folder for further tests of a run
+LOCK = ".test.lock"  # lock file of a running test
+PROTOCOL = "metrics.protocol"  # a name that has no effect by itself
+OWN_CODE = ("zoo", "datamodules")  # packages on which answers depend
 MAX_NAME = 40
 
 
-# ---- What the answers of a test depend on ---------------------------------------------------------------------------
+# ---- Identity: everything on which the answers of a test depend -----------------------------------------------------
 
 
 def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Return what the answers of a test depend on; its scorer is no part of it.
+    """Return everything on which the answers of a test depend. The scorer is not part of it.
 
-    Call it on every process, when the weights and the test's scenes are read.
+    Call it on every process, after the weights and the test's scenes are read.
 
     Returns:
-        "config": flattened options of model and data without those that change no answer, the Trainer's precision and
-        limit of batches, and the seed; "processes", of a limited test alone; and fingerprints: "weights" of the
+        "config": flattened options of model and data that may change answers, the Trainer's precision and limit of
+        batches, and the seed. "processes": their number, for a limited test only. Fingerprints: "weights" of the
         released files and the checkpoint's tensors (without either, of the tensors in memory), "code" of the zoo's and
         of the user's own classes, and "scenes" of the questions and of size and time of all files.
     """
@@ -98,7 +98,7 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
             scenes.append([*_states(path for path in read if path is not None)])
     found = {
         "config": config,
-        "processes": trainer.world_size if is_limited(trainer.limit_test_batches) else None,  # each has a limit
+        "processes": trainer.world_size if is_limited(trainer.limit_test_batches) else None,  # the limit is per process
         "weights": fingerprint(weights),
         "code": fingerprint(f"{file.name} {file.read_text(encoding='utf-8')}" for file in sorted(files)),
         "scenes": fingerprint(scenes),
@@ -107,7 +107,7 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
 
 
 def _states(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
-    """Yield name, size and time of each file, also of those in a folder; nothing of an absent one."""
+    """Yield name, size and time of each file, also of the files in a folder. Missing files yield nothing."""
     for path in paths:
         if path.exists():
             status = path.stat()
@@ -119,7 +119,7 @@ def _states(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
 
 
 def rank_file(folder: Path, rank: int) -> Path:
-    """Return the file of one of a test's processes, until the answers of all are joined."""
+    """Return the file of one process of a test, which is used until the answers of all are joined."""
     return folder / f"predictions.rank{rank}.jsonl"
 
 
@@ -129,12 +129,12 @@ def rank_files(folder: Path) -> list[Path]:
 
 
 def finished_tests(run: Path) -> list[Path]:
-    """Return the folders of a run's finished tests: its own, and those inside it."""
+    """Return the folders of a run's finished tests: the run's own folder, and those inside it."""
     return [folder for folder in (run, *sorted(run.glob(f"{TESTS}/*"))) if (folder / METRICS).is_file()]
 
 
 def is_interrupted(folder: Path) -> bool:
-    """Return whether a folder holds a test that was begun and not finished."""
+    """Return whether a folder holds a test that was started and not finished."""
     return (folder / TEST_FILE).exists() and not (folder / METRICS).exists()
 
 
@@ -143,8 +143,8 @@ def differences(config: Mapping[str, Any], base: Path, excepted: Sequence[str]) 
 
     Args:
         config: The test's flattened options, see `identify_test`.
-        base: The run's config.yaml; nothing differs if it is absent.
-        excepted: Names of options that change no answer.
+        base: The run's config.yaml. Without it, nothing differs.
+        excepted: Names of options that don't change answers.
     """
     if not base.exists():
         return {}
@@ -158,24 +158,24 @@ def choose_folder(
 ) -> tuple[Path, BinaryIO]:
     """Return the folder of a test, and its lock.
 
-    It is the one that holds this test, interrupted; else the first that holds none.
+    This is the folder that holds the same test, interrupted, or else the first folder without a test.
 
     Args:
-        trainer: Of the test.
+        trainer: The Trainer of the test.
         identity: See `identify_test`.
-        excepted: Names of options that change no answer.
-        step: Of the tested weights.
+        excepted: Names of options that don't change answers.
+        step: Training step of the tested weights.
 
     Raises:
         InputError: Another process runs this test.
     """
     run, config = Path(trainer.default_root_dir), identity["config"]
     while True:
-        # 1. The folder of this test, if it was interrupted, whatever has ended since.
+        # 1. The folder of this test if it was interrupted, even if other tests have finished since.
         begun = (run, *sorted(run.glob(f"{TESTS}/*")))
         same = next((each for each in begun if is_interrupted(each) and _read(each / TEST_FILE) == identity), None)
         folder = same or _free_folder(trainer, run, config, excepted, step)
-        # 2. Unless another test begins or ends there in this moment.
+        # 2. Check that no other test begins or ends there at this moment.
         lock = try_lock(folder / LOCK)
         if lock is None and same is not None:
             raise InputError(f"another test is writing to {folder}: wait until it ends")
@@ -189,10 +189,10 @@ def choose_folder(
 def _free_folder(
     trainer: Trainer, run: Path, config: Mapping[str, Any], excepted: Sequence[str], step: int | None
 ) -> Path:
-    """Return the run's folder for its own first test, else the first free one that is named by what differs."""
+    """Return the run's folder for its own first test, else the first free folder named after the differences."""
     former = _read(run / TEST_FILE).get("config")
     from_former = [] if former is None else changed_options(former, config)
-    # a script has no config: its test is compared with the one that is there
+    # a script has no config, so its test is compared with the present one
     has_config = find_saved_config(trainer) is not None
     differing = list(differences(config, run / RUN_CONFIG, excepted)) if has_config else from_former
     if not differing and not _is_taken(run):
@@ -211,7 +211,7 @@ def _is_taken(folder: Path) -> bool:
 
 
 def _short_name(differing: Sequence[str], config: Mapping[str, Any]) -> str:
-    """Return a protocol's name, else the first option that differs with its value: `num_frames-8`, `OtherCameras`."""
+    """Return the protocol's name, or the first differing option with its value: `num_frames-8`, `OtherCameras`."""
     if not differing:
         return ""
     if PROTOCOL in differing and config.get(PROTOCOL):
@@ -226,7 +226,7 @@ def _short_name(differing: Sequence[str], config: Mapping[str, Any]) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; empty if it is absent or damaged."""
+    """Return the content of a JSON file. Empty if it is missing or damaged."""
     try:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):

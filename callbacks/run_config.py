@@ -1,4 +1,4 @@
-"""The config of a run: written as config.yaml, flattened to dotted names, and compared with another one."""
+"""The config of a run: write it as config.yaml, flatten it to dotted names, compare it with another config."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from zoo.configuration import Configurable, flatten, is_same_class, known_config
 from zoo.files.atomic_io import write_whole
 from zoo.seed import resolve_seed
 
-# the files of a test's folder: what the test is, written at its start; its scores, written last; its answers
+# files in a test's folder: its identity, written at the start; its scores, written last; its answers
 TEST_FILE, METRICS, PREDICTIONS = "test.json", "metrics.json", "predictions.jsonl"
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Write config.yaml when a run is trained; an evaluation keeps that of the evaluated run."""
+    """Write config.yaml when a run is trained. An evaluation keeps the config of the evaluated run."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the config of a folder that has none, on rank zero; a training logs it."""
+        """Write the config on rank zero if the folder has none. Training also logs it."""
         path = Path(trainer.default_root_dir) / self.config_filename
         if trainer.is_global_zero and not path.exists():
             self.save(path)
@@ -33,7 +33,7 @@ class SaveRunConfig(SaveConfigCallback):
                 logger.log_hyperparams(flatten(self.config.as_dict()))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config of the weights from here on, on rank zero."""
+        """Write the config of the weights that are trained from now on, on rank zero."""
         if trainer.is_global_zero and not self.already_saved:
             self.save(Path(trainer.default_root_dir) / self.config_filename)
 
@@ -42,7 +42,7 @@ class SaveRunConfig(SaveConfigCallback):
         write_whole(path, self._text())
 
     def content(self) -> dict[str, Any]:
-        """Return the config as its file holds it."""
+        """Return the config as it is written to the file."""
         return dict(yaml.safe_load(self._text()))
 
     def _text(self) -> str:
@@ -50,13 +50,13 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def find_saved_config(trainer: Trainer) -> SaveRunConfig | None:
-    """Return the callback that has the config of this command; None without a command line."""
+    """Return the callback that has the config of this command, or None without a command line."""
     callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
     return next((each for each in callbacks if isinstance(each, SaveRunConfig)), None)
 
 
 def evaluation_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a test depends on of a config: model, data, seed, precision, limit of batches, protocol."""
+    """Return the part of a config that a test depends on: model, data, seed, precision, limit of batches, protocol."""
     chosen: dict[str, Any] = {name: config.get(name) for name in ("model", "data", "seed_everything")}
     for part, names in {"trainer": ("precision", "limit_test_batches"), "metrics": ("protocol",)}.items():
         chosen[part] = {name: (config.get(part) or {}).get(name) for name in names}
@@ -64,7 +64,7 @@ def evaluation_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of_command(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Return the `evaluation_config` of this command; without a command line, as the Trainer has it."""
+    """Return the `evaluation_config` of this command. Without a command line it is read from the Trainer."""
     if (saved := find_saved_config(trainer)) is not None:
         return evaluation_config(saved.content())
     model, data = type(pl_module), getattr(trainer, "datamodule", None)
@@ -80,11 +80,12 @@ def config_of_command(trainer: Trainer, pl_module: LightningModule) -> dict[str,
 def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> list[str]:
     """Return the dotted names of the options in which two configs differ.
 
-    Of a part with another class, or that one config lacks, it is the part's own name. Class paths may lack a module.
+    If a part has another class, or is missing in one config, only the part's own name is returned. Class paths may lack
+    a module.
 
     Args:
-        before: A config, also a flattened one.
-        now: Another one.
+        before: A config, possibly flattened.
+        now: Another config.
         excepted: Names of options that may differ, with all options below them.
 
     Example:
@@ -106,26 +107,26 @@ def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> li
 
 
 def declared_options(names: str, *owners: Any) -> tuple[str, ...]:
-    """Return the options that tasks and DataModules, or their classes, name in an attribute.
+    """Return the options that tasks and DataModules, or their classes, list in an attribute.
 
     Args:
         names: `changes_no_answer` or `changes_no_training`.
-        owners: An owner without the attribute names none.
+        owners: Tasks and DataModules. One without the attribute lists nothing.
     """
     return tuple(chain.from_iterable(getattr(each, names, ()) for each in owners))
 
 
 def is_covered(name: str, names: Collection[str]) -> bool:
-    """Return whether a dotted name is one of these, or below one."""
+    """Return whether a dotted name is one of these names, or below one."""
     return any(f"{name}.".startswith(f"{each}.") for each in names)
 
 
 def option_of(config: Mapping[str, Any], name: str) -> Any:
-    """Return the value of an option of a flattened config: of a part its class with its options; None if absent."""
+    """Return an option of a flattened config: for a part, its class with its options. None if absent."""
     below = {key.removeprefix(f"{name}."): value for key, value in config.items() if key.startswith(f"{name}.")}
     return below or config.get(name)
 
 
 def is_same_value(name: str, one: Any, other: Any) -> bool:
-    """Return whether two values of an option are equal; class paths may lack their module."""
+    """Return whether two values of an option are equal. Class paths may lack their module."""
     return is_same_class(one, other) if name.endswith("class_path") else bool(one == other)

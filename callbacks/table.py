@@ -1,4 +1,4 @@
-"""What a test's records add up to, and its table of scores for a terminal or a log file."""
+"""Summarize a test's records, and render the table of scores for a terminal or a log file."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from callbacks.baselines import BELOW, MEANING, NAMES, is_below
 from zoo.benchmarks import Benchmark
 from zoo.metrics import BenchmarkScore
 
-SAME = 1e-6  # a float32 mean and a float64 one of the same thresholds
-WIDTH = 150  # enough for the table, also in a terminal of 80 columns: a number is not to be cut off
+SAME = 1e-6  # larger than the difference between float32 and float64 means of the same thresholds
+WIDTH = 150  # wide enough for the table even in a terminal of 80 columns, so that no number is cut off
 GROUPS = {"acc": "accuracy", "mra": "MRA", "all": "all"}
+OWN_GROUPS = {"acc": "choices and texts", "mra": "numbers", "all": "all"}  # whose scores need be no MRA
 MEANS = "micro", "macro"
-Record = Mapping[str, Any]  # of a question, see `zoo.metrics.with_scores`
-Scores = Mapping[str, Any]  # of a test, see `summarize`
+Record = Mapping[str, Any]  # record of a question, see `zoo.metrics.with_scores`
+Scores = Mapping[str, Any]  # scores of a test, see `summarize`
 
 
 def summarize(
     records: Iterable[Record], benchmark: Benchmark, scorer: str, result: Scores | None = None
 ) -> dict[str, Any]:
-    """Return the scores and counts of a whole test, as metrics.json has them.
+    """Return the scores and counts of a whole test, as metrics.json holds them.
 
     Args:
-        records: Of all questions, each once, with their scores.
+        records: The scored records of all questions, each once.
         benchmark: The benchmark of the questions.
         scorer: Name of the scorer that made the scores.
-        result: As `BenchmarkScore.compute` returns it; None computes it from the records.
+        result: Result of `BenchmarkScore.compute`. None computes it from the records.
 
     Returns:
-        The result; "counts" of the scored questions, of the failed and of the unparsable ones; "failed_scenes";
-        "benchmark" and "scorer"; "captions", the measures of a whole test, of a benchmark that has some; "objectives",
-        means over the scenes of the errors of what objectives predict, and "unmeasured_scenes", where there are some.
+        The result; "counts" of scored, failed and unparsable questions; "failed_scenes"; "benchmark" and "scorer";
+        "captions", measures of the whole test, for benchmarks that have some; "objectives", mean errors over scenes of
+        predicted cameras and depth, and "unmeasured_scenes", if there are any.
     """
     records = list(records)
     if result is None:
@@ -79,18 +80,20 @@ def render(
 ) -> str:
     """Return the text of the table and, below it, the failed, filtered and missing questions.
 
-    A score below the best of its blind baselines is marked. Those of a group are micro / macro means.
+    A score below its best blind baseline is marked. The columns of a group are micro / macro means.
 
     Args:
-        metrics: The scores of a test, with its "baselines" if there are some.
+        metrics: The scores of a test, with "baselines" if there are any.
         benchmark: The benchmark of the questions.
         title: The line above the table, such as the model and the split.
-        chosen_by: The option that left questions out.
-        remarks: About the baselines.
-        terminal: Colors and rules if True, a plain Markdown table if False, as stdout is if None.
+        chosen_by: The option that filtered questions.
+        remarks: Remarks about the baselines.
+        terminal: True adds colors and rules, False makes a plain Markdown table, None decides by stdout.
     """
     terminal = sys.stdout.isatty() if terminal is None else terminal
     counts, blind, scorer = metrics["counts"], metrics.get("baselines", {}), metrics["scorer"]
+    is_own = not benchmark.name.isidentifier()  # a class path, or OwnQuestions(...)
+    groups, title = (OWN_GROUPS, f"{title}: {benchmark.name}") if is_own else (GROUPS, title)
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
     for heading in (*MEANS, *blind, "questions"):
@@ -107,7 +110,7 @@ def render(
             continue  # the group is empty, or equal to all
         every = [each[group] for each in blind.values()]
         means = [_marked(metrics[group][mean], [each[mean] for each in every]) for mean in MEANS]
-        table.add_row(GROUPS[group], *means, *map(_both, every), str(questions), scorer, style="bold")
+        table.add_row(groups[group], *means, *map(_both, every), str(questions), scorer, style="bold")
     console = Console(force_terminal=terminal, width=WIDTH)
     with console.capture() as capture:
         console.print(table)
@@ -132,7 +135,7 @@ def _notes(metrics: Scores, chosen_by: str) -> list[str]:
         lines.append(f"{_plural(counts['failed'], 'question')} of {scenes} failed: score 0")
         lines += [f"  {s['scene']} ({_plural(s['questions'], 'question')}): {s['error']}" for s in failed]
     if unmeasured := metrics.get("unmeasured_scenes"):
-        lines.append(f"what objectives predict of {_plural(len(unmeasured), 'scene')} could not be measured")
+        lines.append(f"errors of objectives: {_plural(len(unmeasured), 'scene')} could not be measured")
         lines += [f"  {each['scene']}: {each['error']}" for each in unmeasured]
     if counts.get("filtered"):
         lines.append(f"{_plural(counts['filtered'], 'question')} left out by {chosen_by}")
@@ -149,8 +152,8 @@ def side_by_side(
     """Return a Markdown table of the same answers with several scorers, and the number of answers that differ.
 
     Args:
-        tests: The scores by each scorer with their "baselines", below which a score is marked.
-        scores: Of each answer by its id, by the same scorers.
+        tests: The scores by each scorer, with "baselines". A score below them is marked.
+        scores: For each scorer, the score of each answer by its id.
         benchmark: The benchmark of the questions.
         title: The line above the table.
     """
@@ -180,12 +183,12 @@ def side_by_side(
 
 
 def count_differing(scores: Sequence[Mapping[str, float]]) -> int:
-    """Return the number of answers that get different scores, given those of several scorers by id."""
+    """Return the number of answers that get different scores. The scores of each scorer are given by id."""
     return sum(max(own) - min(own) > SAME for own in zip(*(each.values() for each in scores), strict=True))
 
 
 def _at(result: Any, keys: Iterable[str]) -> float | None:
-    """Return the score that some keys lead to; None where there is none."""
+    """Return the score at a path of keys, or None if there is none."""
     for key in keys:
         result = None if result is None else result.get(key)
     return None if result is None else float(result)
@@ -200,7 +203,7 @@ def _marked(score: float | None, blind: Iterable[float | None]) -> str:
 
 
 def _both(means: Mapping[str, float | None]) -> str:
-    """Return the micro and the macro mean; one number where they are equal."""
+    """Return the micro and the macro mean, or one number if they are equal."""
     return " / ".join(dict.fromkeys(_number(means[mean]) for mean in MEANS))
 
 

@@ -1,6 +1,7 @@
 """The DataModule, its sources, frame samplers and frame sizes.
 
-Each name is also a class path of the command line, such as `datamodules.Rooms`, and is imported when it is first used.
+Each name is also a class path of the command line, such as `datamodules.Rooms`. A module is imported when one of its
+names is first used.
 """
 
 from zoo.lazy import lazy_exports

@@ -1,4 +1,4 @@
-"""Augmentations of training scenes, by what a camera could have seen: frames, intrinsics and depth change together."""
+"""Augmentations of training scenes. Frames, intrinsics and depth change together, as another camera would see them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from zoo.sequences.loaded_scene import LoadedScene
 
 
 class Augmentation(Configurable, ABC):
-    """Change the frames and the geometry of a training scene, and not its questions."""
+    """Change the frames and the geometry of a training scene. Its questions stay the same."""
 
     @abstractmethod
     def __call__(self, scene: LoadedScene) -> LoadedScene:
         """Return the changed scene.
 
         Args:
-            scene: A scene that could be read; its `draw` is the seed of what is random.
+            scene: A scene without an error. Its `draw` seeds the random numbers.
         """
 
 
 class RandomFocalLength(Augmentation):
-    """A focal length that is longer by a random factor, and with it a random principal point.
+    """Lengthen the focal length by a random factor and move the principal point at random.
 
-    A window of the frames, the same in all of a scene, is enlarged to their size. The intrinsics are corrected, so the
-    cameras stay true; poses and lengths are unchanged.
+    A window, the same in all frames of a scene, is enlarged to the size of the frames. Intrinsics and depth change with
+    it and stay correct. Poses and lengths are unchanged.
 
     Args:
-        longest: Largest factor; its logarithm is uniform from 0 on.
+        longest: Largest factor. The logarithm of the factor is uniform from 0 to log(longest).
 
     Raises:
-        InputError: A factor that is not above 1.
+        InputError: `longest` is not above 1.
     """
 
     def __init__(self, longest: float = 1.5) -> None:
@@ -52,21 +52,21 @@ class RandomFocalLength(Augmentation):
 
 
 def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.5, 0.5)) -> LoadedScene:
-    """Return a scene with a window of its frames enlarged to their size, as a lens of longer focal length sees it.
+    """Enlarge a window of a scene's frames to their size, as a lens of longer focal length would show it.
 
-    What the geometry encoder sees of other frames is enlarged about the same point of the pictures.
+    If the geometry encoder has frames of its own, they are enlarged about the same point of the pictures.
 
     Args:
-        scene: A scene that could be read.
-        factor: Of the focal length, at least 1.
-        place: Of the window, from 0 (left, top) to 1 (right, bottom).
+        scene: A scene without an error.
+        factor: Factor of the focal length, at least 1.
+        place: Position of the window, from 0 (left, top) to 1 (right, bottom).
     """
     assert scene.frames is not None
     size = (scene.frames.shape[-2], scene.frames.shape[-1])
     window = _window(size, factor, place)
     others = scene.geometry_frames
     if others is not None:
-        if (seen := scene.vision_window) is not None:  # its point in the encoder's frames, as a share of their sides
+        if (seen := scene.vision_window) is not None:  # the same point, relative to the geometry encoder's frames
             across, down = seen.left + place[0] * seen.columns, seen.top + place[1] * seen.rows
             place = (across / seen.width, down / seen.height)
         others = _enlarged(others, _window((others.shape[-2], others.shape[-1]), factor, place))
@@ -75,14 +75,14 @@ def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.
 
 
 def _window(size: tuple[int, int], factor: float, place: tuple[float, float]) -> Window:
-    """Return the window of frames of this size that is enlarged."""
+    """Return the window that is enlarged in frames of this size."""
     rows, columns = (max(1, round(side / factor)) for side in size)
     left, top = round(place[0] * (size[1] - columns)), round(place[1] * (size[0] - rows))
     return Window(size[0], size[1], top, left, rows, columns)
 
 
 def _enlarged(frames: UInt8[Tensor, "T 3 H W"], window: Window) -> UInt8[Tensor, "T 3 H W"]:
-    """Return a window of frames in the size of the frames."""
+    """Crop a window of the frames and resize it to the size of the frames."""
     shown = frames[(..., *window.place)].float()
     wide = F.interpolate(shown, (window.height, window.width), mode="bilinear", antialias=True)
     return wide.round().clamp(0, 255).to(frames.dtype)

@@ -3,9 +3,9 @@
     {"width": 640, "height": 480, "K_px": [[585, 0, 320], [0, 585, 240], [0, 0, 1]],
      "world_to_camera": [[[...], [...], [...], [0, 0, 0, 1]], ...], "times_s": [0.0, ...]}
 
-World-to-camera, OpenCV axes (x right, y down, z forward), meters; null for a frame without a pose. K_px, in pixels of
-the upright video, is one 3x3 matrix for all frames or one per frame. times_s is optional: the timestamps of a folder
-of frames (video files have their own).
+Poses are world-to-camera with OpenCV axes (x right, y down, z forward) in meters. A frame without a pose is null. K_px
+is in pixels of the upright video: one 3x3 matrix for all frames or one per frame. times_s is optional and holds the
+timestamps of a folder of frames. Video files have timestamps of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from zoo.files.atomic_io import read_json, write_whole
 def read_cameras(
     path: str | Path, num_frames: int, height: int, width: int
 ) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
-    """Read the cameras of all raw frames; rotations are projected to SO(3).
+    """Read the cameras of all raw frames. Rotations are projected to SO(3).
 
     Args:
         path: The cameras file.
@@ -37,11 +37,12 @@ def read_cameras(
         width: Width of the video in pixels.
 
     Returns:
-        world_to_camera, all NaN for a frame without a pose, and K_normalized, see `zoo.cameras.normalize_intrinsics`.
+        world_to_camera, NaN for a frame without a pose, and K_normalized, see `zoo.cameras.normalize_intrinsics`.
 
     Raises:
-        ValueError: One line with the file and, where there is one, the frame: malformed JSON, wrong number of poses,
-            no pose at all, poses that aren't finite or rigid (to 1e-2), K_px of another image size.
+        ValueError: The JSON is malformed, the number of poses is wrong, no frame has a pose, poses are not finite or
+        not rigid (to 1e-2), or K_px is for another image size. The message is one line with the file and, where
+        possible, the frame.
     """
     path = Path(path)
     content = _load(path)
@@ -52,7 +53,7 @@ def read_cameras(
 
 
 def read_cameras_alone(path: str | Path) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
-    """Return what `read_cameras` does, of a video as the file describes it, without a look at the video.
+    """Read the cameras file of a video, as `read_cameras` does, without checking it against the video.
 
     Raises:
         ValueError: See `read_cameras`.
@@ -61,14 +62,14 @@ def read_cameras_alone(path: str | Path) -> tuple[Float64[Tensor, "N 4 4"], Floa
 
 
 def read_times(path: str | Path, num_frames: int) -> list[float] | None:
-    """Timestamps of all raw frames in seconds, or None if the file has none.
+    """Read the timestamps of all raw frames in seconds, or return None if the file has none.
 
     Args:
         path: The cameras file.
         num_frames: Raw frames of the video.
 
     Raises:
-        ValueError: One line with the file: not one finite number per frame, or decreasing timestamps.
+        ValueError: There is not one finite timestamp per frame, or timestamps decrease.
     """
     times_s = _load(Path(path)).get("times_s")
     if times_s is None:
@@ -88,11 +89,11 @@ def write_cameras(
     height: int,
     times_s: Sequence[float] | None = None,
 ) -> None:
-    """Write a cameras file atomically; numbers keep all their digits.
+    """Write a cameras file atomically. Numbers keep all their digits.
 
     Args:
         path: The cameras file.
-        world_to_camera: One pose per raw frame; a pose that isn't finite is written as null.
+        world_to_camera: One pose per raw frame. A pose that isn't finite is written as null.
         K_px: Intrinsics in pixels, one for all frames or one per frame.
         width: Width of the video in pixels.
         height: Height of the video in pixels.
@@ -117,7 +118,7 @@ def _load(path: Path) -> dict[str, Any]:
 def _cameras(
     path: Path, content: dict[str, Any], num_frames: int | None = None
 ) -> tuple[Float64[Tensor, "N 4 4"], Float64[Tensor, "N 3 3"]]:
-    """The checked cameras of a file's content, see `read_cameras`; of as many frames as it has, if None."""
+    """Check the content of a cameras file and return its cameras; num_frames None accepts any number of frames."""
     poses = _rigid_poses(path, content["world_to_camera"])
     num_frames = len(poses) if num_frames is None else num_frames
     if len(poses) != num_frames:
@@ -131,7 +132,7 @@ def _cameras(
 
 
 def _rigid_poses(path: Path, rows: Any) -> Float64[Tensor, "N 4 4"]:
-    """Poses with their rotations projected to SO(3); NaN in place of null."""
+    """Return the poses with rotations projected to SO(3), and NaN in place of null."""
     poses, has_pose = _poses(path, rows)
     if not has_pose.any():
         raise ValueError(f"{path}: no frame has a pose: remove the file, or write it again")
@@ -142,7 +143,7 @@ def _rigid_poses(path: Path, rows: Any) -> Float64[Tensor, "N 4 4"]:
 
 
 def _poses(path: Path, rows: Any) -> tuple[Float64[Tensor, "N 4 4"], Bool[Tensor, " N"]]:
-    """Poses with identities in place of null, and which of them are not null."""
+    """Return the poses with an identity in place of null, and a mask of the poses that are not null."""
     identity = torch.eye(4).tolist()
     filled = [identity if row is None else row for row in rows] if isinstance(rows, list) else rows
     poses = _matrices(path, "world_to_camera", filled, 4)
@@ -150,7 +151,7 @@ def _poses(path: Path, rows: Any) -> tuple[Float64[Tensor, "N 4 4"], Bool[Tensor
 
 
 def _matrices(path: Path, key: str, rows: Any, side: int) -> Float64[Tensor, "N side side"]:
-    """Finite matrices from a list of matrices, or from a single one."""
+    """Parse finite matrices from a list of matrices or from a single matrix."""
     try:
         matrices = torch.tensor(rows, dtype=torch.float64)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The words of a chat about a scene: the benchmark's question, the marks of its media, the answers."""
+"""The chat about a scene: the benchmark's wording of a question, the placeholders of images and videos, the answers."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from zoo.benchmarks import Benchmark, VSIBench
 from zoo.sequences.loaded_scene import FrameLabels, LoadedScene
 
 FramesAs = Literal["video", "image", "labeled_image", "indexed_image"]
-LABELS = {"labeled_image": FrameLabels(1, "\n"), "indexed_image": FrameLabels(0, "")}  # the latter is VG-LLM's
-Content = list[dict[str, str]]  # items of a message
+LABELS = {"labeled_image": FrameLabels(1, "\n"), "indexed_image": FrameLabels(0, "")}  # VG-LLM uses indexed_image
+Content = list[dict[str, str]]  # the items of a chat message
 VIDEO: list[Content] = [[{"type": "video"}]]
 
 
 @dataclass
 class ChatFormat:
-    """Put questions into the words of a benchmark and the chat of a backbone.
+    """Word questions as a benchmark does, and format them with the chat template of a backbone.
 
     Args:
         preprocessor: The backbone's preprocessor.
-        benchmark: Defines the wording of the questions; None is VSI-Bench.
+        benchmark: Defines the wording of the questions. None uses VSI-Bench.
     """
 
     preprocessor: Preprocessor
     benchmark: Benchmark | None = None
 
     def chat(self, question: Question, media: Sequence[Content] = VIDEO, with_answers: bool = False) -> list[str]:
-        """The chat about a video or images as texts: a prompt, and with answers also the answer, the next prompt, etc.
+        """Return the chat as texts: the prompt and, if `with_answers`, the answer, the next prompt and so on.
 
-        The media, see `media_of`, are where the text of a `RawQuestion` has marks, else they precede it.
+        The media (see `media_of`) replace the marks in the text of a `RawQuestion`. Without marks they precede the
+        text.
         """
         text = user_text(question, self.benchmark)
         is_raw = isinstance(question, RawQuestion)
@@ -53,11 +54,11 @@ class ChatFormat:
         return self.preprocessor.texts(messages)
 
     def prompt(self, question: Question) -> str:
-        """The text of the chat up to the answer; the video precedes the question."""
+        """Return the text of the chat up to the answer. The video precedes the question."""
         return self.chat(question)[0]
 
     def refusal(self, question: Question) -> str | None:
-        """The error of a question that contains a special token, or None."""
+        """Return an error message if a question contains a special token, else None."""
         texts = [user_text(question, self.benchmark), question.ground_truth]
         texts += [text for turn in getattr(question, "later_turns", ()) for text in turn]
         token = self.preprocessor.reserved_token("\n".join(texts))
@@ -65,7 +66,7 @@ class ChatFormat:
 
 
 def media_of(scene: LoadedScene) -> Sequence[Content]:
-    """The content of a message for the video, for each image of a scene, or for all frames that are shown as images."""
+    """Return the message content of each medium: the video, each still image, or all frames shown as images."""
     if scene.kind == "video":
         return VIDEO
     images = [{"type": "image"} for _ in range(scene.num_images)]
@@ -81,11 +82,11 @@ def media_of(scene: LoadedScene) -> Sequence[Content]:
 
 
 def user_text(question: Question, benchmark: Benchmark | None = None) -> str:
-    """Return the user's text after the video; a `RawQuestion` keeps its text unchanged.
+    """Return the user's text after the video. A `RawQuestion` keeps its text unchanged.
 
     Args:
         question: The question.
-        benchmark: Defines the wording; None is VSI-Bench.
+        benchmark: Defines the wording. None uses VSI-Bench.
     """
     if isinstance(question, RawQuestion):
         return question.question

@@ -1,4 +1,4 @@
-"""Turns loaded scenes into a batch, in data workers."""
+"""Turn loaded scenes into a batch. This runs in the processes that load data."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from zoo.sequences.packing import IGNORED, Row
 class Collate(ABC):
     """Turn loaded scenes with their questions into a batch.
 
-    A scene or question that can't be used becomes a record of `Batch.failed`: its fault travels as a value.
+    A scene or question that can't be used becomes a record of `Batch.failed` with its error.
 
     Args:
-        spec: What the model needs.
-        benchmark: Words the questions; None is VSI-Bench.
-        requires_targets: Whether a scene whose training targets could not be read is an error.
+        spec: What the model needs from the data.
+        benchmark: Defines the wording of the questions. None uses VSI-Bench.
+        requires_targets: Whether a scene is an error if its training targets could not be read.
     """
 
     def __init__(self, spec: ModelSpec, benchmark: Benchmark | None = None, *, requires_targets: bool = False) -> None:
@@ -88,7 +88,7 @@ class Collate(ABC):
         return Batch(scenes, vision, sequences, prompts, records, failed, counts, failed_answers, step)
 
     def prepare(self, loaded: LoadedScene) -> LoadedScene:
-        """Cut the patches of a scene, merge its cameras, and leave out what the model does not read."""
+        """Cut the frames into patches, merge the cameras per temporal patch, and drop what the model does not read."""
         if self.requires_targets and loaded.target_error is not None:
             raise InputError(loaded.target_error)
         assert loaded.frames is not None
@@ -119,37 +119,37 @@ class Collate(ABC):
         )
 
     def _row(self, scene: LoadedScene, question: Question, prepared: LoadedScene) -> tuple[Row, str]:
-        """The tokens of a question, and its prompt as text."""
+        """Return the tokens of a question, and its prompt as text."""
         texts = self._texts(scene, question)
         tokens = self.preprocessor.tokenize(texts, prepared.media_grids, self.spec.extra_tokens, scene.frame_times)
         labels = tokens.labels if scene.is_supervised else torch.full_like(tokens.labels, IGNORED)
         return Row.of(tokens.input_ids, labels), texts[0]
 
     def _num_answers(self, scene: LoadedScene) -> int:
-        """The answers that are learned from."""
+        """Count the answers about a scene that enter the loss."""
         return _count_answers(scene)
 
     @abstractmethod
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
-        """The chat about a question."""
+        """Return the chat about a question."""
 
     @abstractmethod
     def _build(
         self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]
     ) -> tuple[Sequences | None, list[Prompt]]:
-        """The sequences or the prompts of a batch."""
+        """Build the sequences or the prompts of a batch."""
 
 
 class TrainingCollate(Collate):
-    """Append the answers, which are supervised.
+    """Build training sequences, in which the answers are supervised.
 
     Args:
-        tokens_per_sequence: Most tokens of a sequence with several questions; None is no bound.
+        tokens_per_sequence: Most tokens of a sequence with several questions. None sets no limit.
         pack_scenes: Put several scenes into a sequence.
-        parts: See `Collate`.
+        parts: Arguments of `Collate`.
 
     Raises:
-        InputError: A decoder in which scenes can't share a sequence.
+        InputError: The decoder does not support several scenes in a sequence.
     """
 
     def __init__(
@@ -181,11 +181,11 @@ class TrainingCollate(Collate):
 
 
 class QuestionCollate(Collate):
-    """Ask the questions, those of a scene behind the prefix that they share.
+    """Build prompts. The questions about a scene follow one shared prefix.
 
     Args:
         questions_per_batch: Questions that are answered at once.
-        parts: See `Collate`.
+        parts: Arguments of `Collate`.
     """
 
     def __init__(self, *parts: Any, questions_per_batch: int = 8, **named_parts: Any) -> None:
@@ -193,7 +193,7 @@ class QuestionCollate(Collate):
         self.questions_per_batch = questions_per_batch
 
     def _num_answers(self, scene: LoadedScene) -> int:
-        return len(scene.questions) if scene.is_supervised else 0  # later turns are not asked
+        return len(scene.questions) if scene.is_supervised else 0  # later turns of a conversation are not asked
 
     def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
         return self.chat_format.chat(question, media_of(scene))
@@ -206,7 +206,7 @@ class QuestionCollate(Collate):
 
 
 class SceneCollate:
-    """Scenes alone, for a model without questions: frames, cameras and depth."""
+    """Build batches of scenes without questions (frames, cameras and depth), for a model that reads no text."""
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
         failed = [
@@ -223,19 +223,19 @@ class SceneCollate:
 
 
 def step_of(loaded: Sequence[LoadedScene]) -> OptimizerStep | None:
-    """Return the optimizer step that the scenes of a batch are read for."""
+    """Return the optimizer step to which a batch belongs."""
     return loaded[0].step if loaded else None
 
 
 class KeepInStep:
-    """Collate training batches, so that each process takes each step although scenes can't be read.
+    """Collate training batches so that every process has a batch in every step, even if its scenes can't be read.
 
-    A batch of which nothing can be used shows another scene, which nothing is learned from.
+    A batch without a usable scene gets another scene as padding, which does not enter the loss.
 
     Args:
-        collate: Makes a batch of loaded scenes.
+        collate: Turns loaded scenes into a batch.
         dataset: Scenes by `TrainingItem`.
-        num_spares: Other scenes that are tried.
+        num_spares: Number of other scenes to try.
     """
 
     def __init__(
@@ -254,7 +254,7 @@ class KeepInStep:
 
 
 def record(scene: LoadedScene, question: Question, prompt: str) -> Record:
-    """The record of a question, without its prediction and score; `unmeasured` is why objectives have no error."""
+    """Return a question's record without prediction and score. `unmeasured` says why objectives have no error."""
     return {
         "id": question.id,
         "scene": scene.name,
@@ -269,7 +269,7 @@ def record(scene: LoadedScene, question: Question, prompt: str) -> Record:
 
 
 def _count_answers(scene: LoadedScene) -> int:
-    """Count the answers about a scene that are learned from."""
+    """Count the answers about a scene that enter the loss."""
     return int(num_answers(scene.questions).sum()) if scene.is_supervised else 0
 
 

@@ -1,4 +1,4 @@
-"""The DataModule: scenes of any source with selected frames, and their questions in batches."""
+"""The DataModule: scenes of any source with selected frames, and batches of their questions."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 OnError = Literal["raise", "skip"]
-MAX_SKIPPED = 0.01  # of the training scenes
+MAX_SKIPPED = 0.01  # largest share of skipped training scenes
 SKIPPED_SCENES = "skipped_scenes.jsonl"
 
 
 def skipped_scenes(run: Path) -> dict[str, str]:
-    """Return the error of each scene that the training of a run has left out, on any of its processes."""
+    """Return the error of each scene that a run's training has skipped, on any process."""
     return {record["id"]: record["error"] for record in read_records([run / SKIPPED_SCENES])}
 
 
 @contextmanager
 def as_input_error() -> Iterator[None]:
-    """Turn a source's errors about its files into `InputError`."""
+    """Turn a source's errors about its files into an `InputError`."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -64,66 +64,69 @@ def as_input_error() -> Iterator[None]:
 
 
 def is_limited(batches: int | float) -> bool:
-    """Return whether a `limit_<stage>_batches` of the Trainer leaves batches out: 1 is one batch, 1.0 all of them."""
+    """Return whether a `limit_<stage>_batches` of the Trainer leaves out batches: 1 is one batch, 1.0 is all."""
     return isinstance(batches, int) or batches < 1
 
 
 class VideoQADataModule(Configurable, LightningDataModule):
-    """Videos with questions, scene first: a video is decoded and encoded once for all of its questions.
+    """Load videos with questions. A video is decoded and encoded once for all of its questions.
 
     Args:
-        source: Dataset; null is `Rooms`.
-        num_frames: Frames per video; two frames form one temporal patch.
-        sampler: Frame sampler; null is `UniformSampler`.
-        train_sampler: Frame sampler for training, such as `RandomSampler`; null is `sampler`.
-        frame_pairing: Which two frames are merged into one token; null merges consecutive ones.
-        train_frame_pairing: The same for training, such as `Duplicate`, as GeoVR trains; null is `frame_pairing`.
-        frames_as: Show the frames of a video as a `video`, in which two are merged into a token; each as an `image` of
-            its own, with one camera; or as a `labeled_image`, after its number from 1 ("Frame-1: ") and before a line
-            break, or an `indexed_image`, after its number from 0, as VG-LLM asks ScanRefer. Images have no pairing.
-        system_prompt: Text of a system turn before the user's; null is that of the chat template, if it has one
-            (Qwen2.5-VL's says "You are a helpful assistant.").
-        prompt_prefix: First line of the user's text, such as "These are frames of a video.", which lmms-eval puts
-            there; null is the benchmark's own, and "" none.
-        prompt_wording: Instruction after the question, such as `geovr` of VSI-Bench; null is the benchmark's own.
-        pixels: Bounds of a frame's size in a video.
-        image_pixels: Bounds of a still image's size; null is the model's own.
-        still_resize: How still images are resized in place of `image_pixels`, for a geometry encoder that sees other
-            pictures than the vision encoder (`FixedWidthStills`, `OriginalStills`).
-        batch_size: Sequences per training batch and rank: a scene with some of its questions. An epoch asks each
-            question once.
-        questions_per_scene: Most questions in one training sequence; which ones is drawn anew in each epoch. A scene
-            that is drawn twice for a batch has twice as many.
-        tokens_per_sequence: Most tokens in one training sequence with several questions; what exceeds them is another
-            sequence of the same step. null is no bound.
-        pack_scenes: Put the scenes of a training batch one behind the other, without padding, in sequences of at most
-            `tokens_per_sequence` tokens; each attends to itself alone. For FlexAttention on a GPU.
-        questions_per_batch: Questions answered at once about one scene, which is encoded once.
+        source: Dataset. null uses `Rooms`.
+        num_frames: Frames per video. Two frames form one temporal patch.
+        sampler: Frame sampler. null uses `UniformSampler`.
+        train_sampler: Frame sampler for training, such as `RandomSampler`. null uses `sampler`.
+        frame_pairing: Chooses which two frames are merged into one token. null merges consecutive frames.
+        train_frame_pairing: Frame pairing for training, such as `Duplicate`, with which GeoVR trains. null uses
+            `frame_pairing`.
+        frames_as: How frames of a video are shown. `video`: as a video, in which two frames are merged into a token.
+            `image`: each as an image with one camera. `labeled_image`: each as an image, after its number from 1
+            ("Frame-1: ") and before a line break. `indexed_image`: each as an image, after its number from 0, as VG-LLM
+            does for ScanRefer. Images are not paired.
+        system_prompt: Text of the system turn. null keeps the chat template's own (Qwen2.5-VL's says "You are a helpful
+            assistant.").
+        prompt_prefix: First line of the user's text, such as lmms-eval's "These are frames of a video.". null uses the
+            benchmark's prefix, "" uses none.
+        prompt_wording: Instruction after the question, such as `geovr` of VSI-Bench. null uses the benchmark's own.
+        pixels: Bounds of the size of a video frame.
+        image_pixels: Bounds of the size of a still image. null uses the model's own.
+        still_resize: Resizes still images in place of `image_pixels`, for a geometry encoder whose input differs from
+            the vision encoder's (`FixedWidthStills`, `OriginalStills`).
+        batch_size: Sequences per training batch and rank. A sequence holds a scene with some of its questions. An epoch
+            asks each question once.
+        questions_per_scene: Most questions in one training sequence, drawn anew in each epoch. A scene that is drawn
+            twice for a batch has twice as many.
+        tokens_per_sequence: Most tokens in one training sequence with several questions. Further questions form another
+            sequence of the same step. null sets no limit.
+        pack_scenes: Concatenate the scenes of a training batch without padding, into sequences of at most
+            `tokens_per_sequence` tokens. Each scene attends only to itself. For FlexAttention on a GPU.
+        questions_per_batch: Questions about one scene that are answered at once. The scene is encoded once.
         datasets: Use only these datasets of the source (the first part of a scene's name).
-        question_types: Use only questions of these types; `default` are those of the source, see `SceneSource`.
-        scene_names: Use only these scenes; a list, or a text file with one name per line.
-        subset: Number of questions drawn from those that the other filters keep, whatever the seed; null is all.
-        augmentation: Change training scenes at random, such as `RandomFocalLength`; null shows them as they are.
-        perturbation: For `test`: show the model something wrong, such as `OtherCameras`, to see what it relies on.
+        question_types: Use only questions of these types. `default` uses the source's default types, see `SceneSource`.
+        scene_names: Use only these scenes: a list, or a text file with one name per line.
+        subset: Number of questions, drawn from those that the other filters keep, independent of the seed. null uses
+            all.
+        augmentation: Random change of training scenes, such as `RandomFocalLength`. null changes nothing.
+        perturbation: For `test`: replace a part of the input by a wrong one, such as `OtherCameras`, to see what the
+            model relies on.
         frame_cache: Keeps the selected and resized frames of each scene on disk, so that a video is decoded once for
-            all epochs and runs; null decodes them each time.
-        num_workers: Processes that load data; 0 uses the main process.
-        keep_in_memory: Keep decoded training videos and depth in memory (small data; requires num_workers 0 and no
+            all epochs and runs. null decodes them each time.
+        num_workers: Processes that load data. 0 uses the main process.
+        keep_in_memory: Keep decoded training videos and depth in memory (for small data; requires num_workers 0 and no
             frame_cache).
-        on_error: What a training does about a scene that can't be read: `raise` ends it; `skip` leaves the scene's
-            answers out of the mean of their step, and lists the scene in the run's skipped_scenes.jsonl. Above 1 % of
-            the scenes it ends the training as well. A test records a scene that fails in any case.
-        seed: Seed of the training order and of the questions drawn in training; null is the run's.
+        on_error: How training handles a scene that can't be read. `raise` ends the training. `skip` leaves the scene's
+            answers out of the mean of their step and lists the scene in the run's skipped_scenes.jsonl; above 1 % of
+            the scenes, it ends the training as well. A test always records the failed scene and goes on.
+        seed: Seed of the training order and of the questions drawn in training. null uses the run's seed.
         video: For `predict`: a video file or a folder of frames, in place of the source.
-        question: For `predict`: the question about it.
+        question: For `predict`: the question about the video.
 
     Attributes:
-        changes_no_answer: Dotted names of the options that change no answer, see `zoo.tasks.Task`.
-        changes_no_training: Dotted names of the options that change no step of a training.
-        tested_scenes: The scenes of a test with all of their questions, without a perturbation; empty before its data
-            is read.
-        find_answered: Returns the ids of the questions of a test that are not asked again. It is called once the
-            scenes and the weights are read; a callback sets it in its `setup`.
+        changes_no_answer: Dotted names of the options that don't change answers, see `zoo.tasks.Task`.
+        changes_no_training: Dotted names of the options that don't change a training step.
+        tested_scenes: The scenes of a test with all questions, without perturbation. Empty until they are read.
+        find_answered: Returns the ids of the test questions that are answered already and not asked again. A callback
+            sets it in its `setup`. It is called after the scenes and the weights are read.
     """
 
     changes_no_answer = (
@@ -192,13 +195,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if (video is None) != (question is None):
             raise InputError("predict takes both --data.video and --data.question")
         self.source = source or Rooms()
-        self.filtered = 0  # questions of the last split that the filters leave out
-        self.missing: dict[str, int] = {}  # number of questions of each scene whose video is absent
+        self.filtered = 0  # number of questions of the last split that the filters leave out
+        self.missing: dict[str, int] = {}  # number of questions for each scene whose video is missing
         self.tested_scenes: list[Scene] = []
         self.find_answered: Callable[[], Collection[str]] = tuple
-        self.spec = self.training_spec = ModelSpec()  # of the model, see `setup`
+        self.spec = self.training_spec = ModelSpec()  # `setup` sets the model's
         self.question_sampler: QuestionSampler | None = None
-        self.resumed_settings: dict[str, Any] = {}  # of the checkpoint, see `state_dict`
+        self.resumed_settings: dict[str, Any] = {}  # from the checkpoint, see `state_dict`
         self.asked: SceneSource | None = None
         if video is not None and question is not None:
             self.asked = SingleVideo(video, question)
@@ -245,19 +248,19 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.prepare_splits(splits)
 
     def prepare_splits(self, splits: Collection[Split]) -> None:
-        """Prepare the data of some splits; a command without a Trainer names its own."""
+        """Prepare the data of some splits. Commands without a Trainer call this directly."""
         with as_input_error():
             (self.asked or self.source).prepare_splits(splits)
 
     def setup(self, stage: str) -> None:
-        """Read what the model needs from the data, once, and leave with its task how the data are read."""
+        """Read the model's specification once, and store the data settings in its task."""
         task: Any = None if self.trainer is None else self.trainer.lightning_module
-        if not hasattr(task, "model_spec"):  # a task of another library reads what it likes
+        if not hasattr(task, "model_spec"):  # a LightningModule from elsewhere
             return
         self.spec = task.model_spec()
         config = {name: value for name, value in known_config(self).items() if name != "source"}
         task.data_settings = DataSettings(config, self.source.benchmark, self.tokens_per_sequence)
-        if stage != "fit":  # an evaluation builds no teacher
+        if stage != "fit":  # do not build the teacher for an evaluation
             return
         self.training_spec = task.model_spec(training=True)
         if self.batch_size < (least := self.training_spec.least_batch_size):
@@ -265,7 +268,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError(f"--data.batch_size {self.batch_size}: {exchange} and needs {least} or more")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """The scenes of a split that have a video, with the questions that the filters keep.
+        """Return the scenes of a split that have a video, with the questions that the filters keep.
 
         Raises:
             InputError: No scene is left, or none has the cameras or depth that the model requires or learns to predict.
@@ -280,7 +283,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             missing = f"videos that are missing: {len(self.missing)}, {next(iter(self.missing))} first"
         if unmatched := self.filter.unmatched([*names, *self.source.missing]):
             rank_zero_info(f"{split}: no scene meets {', '.join(unmatched)}")
-        if split == "train":  # other splits have a table of results, which says so
+        if split == "train":  # in other splits, the table of results says so
             if missing:
                 rank_zero_info(f"train: {missing}")
             for left_out in self.filter.left_out(names, self.filtered):
@@ -297,8 +300,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
 
         Args:
             scenes: The scenes.
-            training: Whether they are shown as in a training.
-            spec: What is read of them; None is what the model needs.
+            training: Whether to use the options for training, such as `train_sampler`.
+            spec: What is read from the scenes. None reads what the model needs.
         """
         return SceneDataset(
             scenes,
@@ -320,7 +323,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return (self.asked or self.source).benchmark
 
     def _ask(self, training: bool = False) -> Collate | SceneCollate:
-        """Turn scenes into a batch with prompts."""
+        """Return the collate function that turns scenes into a batch with prompts."""
         spec = self.training_spec if training else self.spec
         if spec.preprocessor is None:
             return SceneCollate()
@@ -333,7 +336,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         assert trainer is not None
         if self.training_spec.asks_in_training and self.pack_scenes:
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
-        asks = self.training_spec.asks_in_training  # then each question has one answer
+        asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
         dataset = self.dataset(self.scenes("train"), training=True)
         sampler = self.question_sampler = QuestionSampler(
             [len(scene.questions) for scene in dataset.scenes],
@@ -368,19 +371,19 @@ class VideoQADataModule(Configurable, LightningDataModule):
         )
 
     def _training_position(self) -> TrainingPosition:
-        """Where an iteration begins; when the first batch is due, every strategy has read the checkpoint."""
+        """Return where an iteration begins. It is called after the checkpoint is restored."""
         trainer = self.trainer
         assert trainer is not None
         if trainer.ckpt_path is not None and self.resumed_settings:
             check_resumed(self.resumed_settings, self.state_dict())
         elif trainer.ckpt_path is None and trainer.global_step == 0:
-            if trainer.is_global_zero:  # another training's
+            if trainer.is_global_zero:  # remove the list of an earlier training
                 Path(trainer.default_root_dir, SKIPPED_SCENES).unlink(missing_ok=True)
-            trainer.strategy.barrier()  # before another process lists a scene
+            trainer.strategy.barrier()  # before another process adds a scene to the list
         return TrainingPosition.of(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings that say which data a step sees; a resumed run must have the same."""
+        """Return the settings that determine the data of each step. A resumed run must have the same."""
         if self.question_sampler is None or self.trainer is None:
             return {}
         return {
@@ -390,11 +393,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the settings of a checkpoint, in case that a training resumes it."""
+        """Keep the settings of a checkpoint. They are compared when training resumes."""
         self.resumed_settings = state_dict
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """End a training at a scene that can't be read, or list the scene."""
+        """Handle training scenes that can't be read: raise, or list them, depending on `on_error`."""
         if isinstance(batch, Batch) and batch.failed and batch.step is not None:
             self._take_failed(batch, {record["scene"]: record["error"] for record in batch.failed})
         return batch
@@ -405,7 +408,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             raise InputError(f"{reason}; --data.on_error skip trains without this scene")
         assert self.trainer is not None and self.question_sampler is not None
         run, num_scenes = Path(self.trainer.default_root_dir), self.question_sampler.num_scenes
-        known = skipped_scenes(run)  # by all processes
+        known = skipped_scenes(run)  # listed by any process
         new = {scene: error for scene, error in failed.items() if scene not in known}
         if (count := len(known) + len(new)) > MAX_SKIPPED * num_scenes or not batch.scenes:
             raise InputError(
@@ -424,7 +427,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
     def _scene_loader(
         self, scenes: list[Scene], dataset: Dataset | None = None, answered: Collection[int] = ()
     ) -> DataLoader:
-        """This rank's scenes, one per batch with all of its questions; the batch of an answered one is empty."""
+        """Return this rank's scenes, one per batch with all questions. The batch of an answered scene is empty."""
         trainer = self.trainer
         assert trainer is not None
         own = balance_across_ranks([len(scene.questions) for scene in scenes], trainer.world_size)[trainer.global_rank]
@@ -438,7 +441,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy a batch from pinned memory without a wait."""
+        """Copy a batch from pinned memory without blocking."""
         if isinstance(batch, Batch):
             return batch.to(device, non_blocking=True)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -452,7 +455,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         answered = set(self.find_answered())
         scenes = [scene for scene in self.tested_scenes if scene.questions]
         rest = [replace(s, questions=tuple(q for q in s.questions if q.id not in answered)) for s in scenes]
-        if not is_limited(self.trainer.limit_test_batches):  # a limit counts the batches of answered scenes as well
+        if not is_limited(self.trainer.limit_test_batches):  # a limit counts batches of answered scenes too
             scenes = rest = [scene for scene in rest if scene.questions]
         dataset, every = self.dataset(rest), self.dataset(self.tested_scenes)
         shown = dataset if self.perturbation is None else PerturbedScenes(dataset, every, self.perturbation)
@@ -467,23 +470,23 @@ class VideoQADataModule(Configurable, LightningDataModule):
         return DataLoader(dataset, collate_fn=collate, num_workers=self.num_workers)  # type: ignore[arg-type]
 
 
-# ---- What is checked of a split -------------------------------------------------------------------------------------
+# ---- Checks of a split ----------------------------------------------------------------------------------------------
 
 
 def check_split(scenes: Sequence[Scene], split: Split, source: SceneSource, spec: ModelSpec) -> None:
-    """Check that some scene has the cameras that a model reads, and in training what its objectives predict.
+    """Check that some scene has the cameras that the model reads and, in training, the targets of its objectives.
 
-    Warns if questions ask for meters and the model's lengths have a unit of each scene's own.
+    Warn if questions ask for meters while the model's lengths have an arbitrary unit in each scene.
 
     Args:
-        scenes: Of the split, with the questions that are asked; at least one.
+        scenes: The scenes of the split, with their selected questions. At least one.
         split: The split.
-        source: Of the scenes.
+        source: The source of the scenes.
         spec: What the model needs.
 
     Raises:
-        InputError: No scene has them, the benchmark lacks a question type that the model's settings name, or no
-            question has a type where only those with one are learned from.
+        InputError: No scene has the cameras or a target, the benchmark lacks a question type that the model's settings
+            name, or no question has a type that a reward can score.
     """
     name = type(source).__name__
     if spec.requires_cameras and all(scene.cameras is None for scene in scenes):
@@ -499,7 +502,7 @@ def check_split(scenes: Sequence[Scene], split: Split, source: SceneSource, spec
                 "--model.camera_source predicted, without DatasetPoses"
             )
     for kind in spec.question_types if split == "train" else ():
-        # a mixture may have other benchmarks
+        # the sources of a mixture may have other benchmarks
         if kind not in source.benchmark.question_types and kind not in _types(scenes):
             source.benchmark.check_question_type(kind)
     scored = source.benchmark.question_types
@@ -516,21 +519,21 @@ def check_split(scenes: Sequence[Scene], split: Split, source: SceneSource, spec
 
 
 def _put_beside(scenes: Sequence[Scene], suffix: str) -> str:
-    """Word the remedy of a file beside the first video; empty for still images, of which none is read."""
+    """Return the hint to put a file beside the first video. It is empty for still images, which have no such file."""
     video = next((scene.video for scene in scenes if not scene.images), None)
     return "" if video is None else f"put {companion_name(video)}.{suffix} beside {video} etc., or "
 
 
 def _types(scenes: Sequence[Scene]) -> Iterator[str]:
-    """Yield the type of each question, as far as the caller reads: a file of conversations has many thousands."""
+    """Yield the type of each question lazily, because a file of conversations has many thousands."""
     return (question.question_type for scene in scenes for question in scene.questions)
 
 
 def check_questions(scenes: Sequence[Scene], split: Split, source: SceneSource) -> None:
-    """Raise an InputError for questions that can't be scored: of an unknown type, or with the id of another one."""
+    """Raise an InputError for questions that can't be scored, because their type is unknown or their id repeats."""
     asked = [question for scene in scenes for question in scene.questions]
     for kind in {question.question_type for question in asked if question.question_type}:
         source.benchmark.check_question_type(kind)
     (id, count), *_ = Counter(question.id for question in asked).most_common(1) or [("", 0)]
-    if count > 1:  # an answer is known by its id
+    if count > 1:  # answers are identified by the id
         raise InputError(f"{count} questions of the {split} split have the id {id!r}: give each its own")

@@ -35,23 +35,24 @@ NO_MODEL = ModelSpec()
 
 
 class SceneDataset(Dataset):
-    """Scenes by index, with all of their questions, or by `TrainingItem`, with those that a training step asks.
+    """Scenes by index with all of their questions, or by `TrainingItem` with the questions of a training step.
 
-    A scene that can't be read is retried once (network storage may stall). After that it is returned with its `error`.
+    If a scene can't be read, reading is retried once, because network storage may stall. Then the scene is returned
+    with its `error`.
 
     Args:
         scenes: Scenes of one split.
         sampler: Frame sampler.
         num_frames: Frames per scene.
         bounds: Pixel bounds of resized frames.
-        spec: What the model needs; depth is read only if required, or learned to be predicted.
+        spec: What the model needs. Depth is read only if the model requires it or learns to predict it.
         keep: Keep decoded videos and depth maps in memory.
-        frame_pairing: Which frames are merged into one token; consecutive ones if None.
+        frame_pairing: Chooses which frames are merged into one token. None merges consecutive frames.
         frames_as: How the frames of a video are shown, see `VideoQADataModule`.
-        image_bounds: Pixel bounds of images; those of the model's own processor if None.
-        frame_cache: Keeps resized frames on disk; None decodes them each time.
-        still_resize: Resizes images in place of `image_bounds`; the frame cache keeps none of them.
-        augmentation: Changes each loaded scene at random, of a training.
+        image_bounds: Pixel bounds of images. None uses those of the model's own processor.
+        frame_cache: Keeps resized frames on disk. None decodes them each time.
+        still_resize: Resizes images in place of `image_bounds`. The frame cache does not keep these images.
+        augmentation: Random change of each loaded training scene.
     """
 
     def __init__(
@@ -74,17 +75,17 @@ class SceneDataset(Dataset):
         self.spec, self.keep = spec, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
         self.still_resize, self.augmentation = still_resize, augmentation
-        self._views: dict[int, SceneView] = {}  # kept in memory, as the depth of a frame is
+        self._views: dict[int, SceneView] = {}  # open scenes, if `keep`; `_depths` holds their depth
         self._depths: dict[tuple[Path, int], Float32[Tensor, "H W"]] = {}
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, key: int | TrainingItem) -> LoadedScene:
-        """Return a scene with all of its questions, or with those that a training step asks."""
+        """Return a scene with all of its questions, or with the questions of a training step."""
         if isinstance(key, TrainingItem):
             item = key
-            seed_draws(item.epoch, item.scene)  # for samplers that draw, whichever process asks which questions
+            seed_draws(item.epoch, item.scene)  # random samplers draw the same frames in every process
         else:
             item = TrainingItem(key, tuple(range(len(self.scenes[key].questions))))
         scene = self.scenes[item.scene]
@@ -108,13 +109,13 @@ class SceneDataset(Dataset):
 
     @property
     def num_views(self) -> int:
-        """The number of frames that the sampler chooses."""
+        """The number of frames that the sampler selects."""
         if self.frames_as == "video":
             return self.frame_pairing.views(self.num_frames, self.sampler)
-        return self.sampler.limited(self.num_frames)  # without the rounding of frames to pairs
+        return self.sampler.limited(self.num_frames)  # not rounded to pairs
 
     def select(self, view: SceneView) -> list[int]:
-        """Choose frames of a video, two per temporal patch; a frame that is shown as an image comes twice."""
+        """Select frames of a video, two per temporal patch. A frame that is shown as an image is repeated."""
         if self.frames_as == "video":
             return self.frame_pairing(self.sampler, view, self.num_frames)
         number = min(self.num_views, view.video.num_frames)  # a shorter video has fewer images
@@ -122,18 +123,18 @@ class SceneDataset(Dataset):
         return Duplicate().pair(views, view)
 
     def pair_all(self, view: SceneView, *, are_images: bool) -> list[int]:
-        """All frames of a scene, two per temporal patch; one that is shown as an image comes twice."""
+        """Return all frames of a scene, two per temporal patch. A frame that is shown as an image is repeated."""
         pairing = Duplicate() if are_images or self.frames_as != "video" else self.frame_pairing
         return pairing.pair(range(view.video.num_frames), view)
 
     def open(self, index: int) -> SceneView:
         """Open the video of a scene and read its cameras.
 
-        Cameras are validated even if the model doesn't use them, so that all models are asked the same questions.
+        Cameras are validated even if the model doesn't use them, so that all models get the same questions.
 
         Raises:
-            OSError: A file is absent, in one line.
-            ValueError: A file is damaged, or required data is missing, in one line.
+            OSError: A file is missing.
+            ValueError: A file is damaged, or required data is missing.
         """
         if index in self._views:
             return self._views[index]
@@ -162,17 +163,17 @@ class SceneDataset(Dataset):
         """Load raw frames of an open scene, two per temporal patch, with their times, cameras and depth.
 
         Args:
-            view: The scene.
-            frames: Raw frames.
-            are_images: Whether they are images of their own, and no frames of a video.
+            view: The open scene.
+            frames: Indices of the raw frames.
+            are_images: Whether the frames are separate images rather than frames of a video.
 
         Raises:
-            OSError: A file is absent, in one line.
-            ValueError: A file is damaged, or required data is missing, in one line.
+            OSError: A file is missing.
+            ValueError: A file is damaged, or required data is missing.
         """
         spec, video = self.spec, view.video
         loaded: dict[str, Any] = {"frame_indices": tuple(frames)}
-        # 1. Frames: images, each as a temporal patch of its own, or those of a video
+        # 1. Frames: images, each as its own temporal patch, or frames of a video
         bounds, is_folder, window = self.bounds, video.is_folder, None
         as_images = are_images or self.frames_as != "video"
         if as_images:
@@ -229,7 +230,7 @@ class SceneDataset(Dataset):
         return self.frame_cache.frames(video, frames, bounds, decode, is_folder=is_folder, token_px=token_px)
 
     def _read_depth(self, view: SceneView, frames: Sequence[int], size_hw: tuple[int, int]) -> Float32[Tensor, "T H W"]:
-        """Read the depth of raw frames, see `datamodules.depth.read_depth`; each once if videos are kept in memory."""
+        """Read the depth of raw frames, see `datamodules.depth.read_depth`. If `keep`, each map is read once."""
         if view.depth_maps is not None:
             return resize_depth(view.depth_maps[list(frames)], size_hw)
         assert view.depth is not None
@@ -243,7 +244,7 @@ class SceneDataset(Dataset):
     def _read_target(
         self, view: SceneView, frames: Sequence[int], size_hw: tuple[int, int]
     ) -> tuple[Float32[Tensor, "T H W"] | None, str | None]:
-        """Read depth that is only predicted, or say why it can't be read; retried once."""
+        """Read depth that the model only predicts, or return the reason why it can't be read. Retries once."""
         reason = None
         for _ in range(MAX_ATTEMPTS):
             try:
@@ -254,13 +255,13 @@ class SceneDataset(Dataset):
 
 
 def format_scene_error(name: str, error: Exception) -> str:
-    """The error of a scene in one line that contains the scene's name."""
+    """Return a scene's error in one line that contains the scene's name."""
     message = describe_fault(error)
     return message if name.rpartition("/")[2] in message else f"{name}: {message}"
 
 
 def check_scene(scene: Scene, spec: ModelSpec) -> None:
-    """Raise an InputError if a scene lacks the cameras or the depth that a model reads."""
+    """Raise an InputError if a scene lacks cameras or depth that the model reads."""
     beside = companion_name(scene.video)
     if spec.requires_cameras and scene.cameras is None:
         put = "" if scene.images else f"put {beside}.cameras.json beside it, "

@@ -1,12 +1,12 @@
-"""Depth maps of raw frames: a folder of depth images, or the description of a rendered scene.
+"""Depth maps of raw frames, from a folder of depth images or from the description of a rendered scene.
 
     <root>/<dataset>/<scene_name>.depth/           one 16-bit PNG in millimeters per raw frame, in natural order;
                                                    0 or 65535 is missing depth, as in 7-Scenes and ScanNet
-    <root>/<dataset>/<scene_name><suffix>          a description, from which the dataset of that suffix renders depth
-                                                   when it is needed, such as .scene.json of the embedded rooms
+    <root>/<dataset>/<scene_name><suffix>          a description from which the dataset of that suffix renders depth
+                                                   on demand, such as .scene.json of the embedded rooms
 
-Depth is measured along the camera's z axis. Depth images may have another resolution than the frames, but must show
-the same field of view.
+Depth is measured along the camera's z axis. Depth images may have another resolution than the frames, but must show the
+same field of view.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from torch.nn import functional
 
 from datamodules.video import UNREADABLE_IMAGE, companion_name, natural_key
 
-MISSING = (0, 65535)  # what depth cameras write without a measurement
+MISSING = (0, 65535)  # depth cameras write these where they have no measurement
 MILLIMETERS = 1000
 
-# Takes a description and raw frames, and returns their depth in meters.
+# Render the depth of raw frames in meters from a description.
 Renderer = Callable[[Path, Sequence[int]], Float32[np.ndarray, "T H W"]]
 _renderers: dict[str, Renderer] = {}
 
 
 def register_renderer(suffix: str, render: Renderer) -> None:
-    """Make the depth of a dataset known that is rendered from a description beside the video.
+    """Register how depth is rendered from a description beside the video.
+
+    Call this in the module that defines `render`, so that every process that imports the dataset knows it.
 
     Args:
-        suffix: End of the description's name after that of the scene, such as ".scene.json".
-        render: Renders the depth of raw frames. Call this in the module that defines it, so that each process that
-            imports the dataset knows it.
+        suffix: End of the description's file name after the scene's name, such as ".scene.json".
+        render: Renders the depth of raw frames.
     """
     _renderers[suffix] = render
 
 
 def find_depth(video: Path) -> Path | None:
-    """The depth beside a video file or a folder of frames, or None."""
+    """Return the path of the depth beside a video file or a folder of frames, or None."""
     name = companion_name(video)
     folder = video.with_name(f"{name}.depth")
     if folder.is_dir():
@@ -55,17 +56,17 @@ def find_depth(video: Path) -> Path | None:
 def read_depth(
     path: str | Path, indices: Sequence[int], *, num_frames: int, size_hw: tuple[int, int]
 ) -> Float32[Tensor, "T H W"]:
-    """Depth in meters of raw frames, 0 where it is missing.
+    """Read the depth of raw frames in meters, 0 where it is missing.
 
     Args:
         path: A folder of depth images or the description of a rendered scene, see `find_depth`.
-        indices: Raw frames, in the order of the result.
+        indices: Indices of the raw frames, in the order of the result.
         num_frames: Raw frames of the video.
         size_hw: Height and width of the result in pixels.
 
     Raises:
-        ValueError: One line that names the file: wrong number of images, an image that is unreadable or not 16 bits
-            deep, images of mixed sizes.
+        ValueError: The number of images is wrong, an image is unreadable or not 16 bits deep, or image sizes differ.
+        The message is one line that names the file.
     """
     path = Path(path)
     render = next((render for suffix, render in _renderers.items() if path.name.endswith(suffix)), None)
@@ -77,7 +78,7 @@ def read_depth(
 
 
 def resize_depth(depth: Float32[Tensor, "T H W"], size_hw: tuple[int, int]) -> Float32[Tensor, "T h w"]:
-    """Resize depth by nearest neighbors: averaging across an edge would give the depth of no surface."""
+    """Resize depth by nearest neighbors. An average across an edge would be the depth of no surface."""
     return functional.interpolate(depth[:, None], size_hw, mode="nearest-exact")[:, 0]
 
 

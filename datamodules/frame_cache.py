@@ -14,31 +14,33 @@ from datamodules.video import Video
 from zoo.files.cache import Cache
 from zoo.files.fingerprint import file_fingerprint
 
-VERSION = 1  # raise it when decoding or resizing gives other pixels, so that no entry is stale
+VERSION = 1  # increase it when decoding or resizing changes pixels, so that no entry is stale
 
 
 @dataclass
 class FrameCache(Cache):
-    """A folder with the resized frames of each scene as bytes, one file per scene and selection.
+    """Folder with the resized frames of each scene, one file per scene and selection.
 
-    The key of an entry is the content of the video (of a folder, of the frames that are shown), the frames' numbers,
-    and how they are resized. Data workers map its file into memory. It is written when its frames are first decoded;
-    `cache-frames` fills the folder ahead of a run. A scene of 16 frames of 476 x 644 pixels takes 15 MB.
+    An entry's key is the content of the video (for a folder, of the selected frames), the frame indices and the options
+    of resizing. Frames are written when they are first decoded. `cache-frames` fills the folder ahead of a run.
+    Processes that load data map the files into memory. A scene of 16 frames of 476 x 644 pixels takes 15 MB.
 
-    Frames drawn anew in each epoch (`RandomSampler`) are never found again: train with `--data.train_sampler null`.
+    Frames that are drawn anew in each epoch (`RandomSampler`) are never found again: train with `--data.train_sampler
+    null`.
 
     Args:
-        folder: Where the entries are kept; other processes and runs may use it at the same time.
-        max_size_gb: Limit on the size of all entries, in 1e9 bytes: the least recently used entry makes room.
+        folder: Folder of the entries. Other processes and runs may use it at the same time.
+        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Above it, the least recently used entries are
+            removed.
 
     Raises:
-        InputError: A limit that is not positive, or below the size of one scene.
+        InputError: The limit is not positive, or below the size of one scene.
     """
 
     folder: str = "cache/frames"
     max_size_gb: float = 200.0
     option: ClassVar[str] = "--data.frame_cache"
-    has_checksums: ClassVar[bool] = False  # a loader would read all pixels twice
+    has_checksums: ClassVar[bool] = False  # checksums would make the loader read all pixels twice
 
     def frames(
         self,
@@ -48,12 +50,12 @@ class FrameCache(Cache):
         decode: Callable[[], UInt8[Tensor, "T 3 h w"]],
         **resizing: int | bool,
     ) -> UInt8[Tensor, "T 3 h w"]:
-        """Read the resized frames of a video or of still images, or decode and keep them.
+        """Return the resized frames of a video or of still images, from the cache or by decoding.
 
         Args:
             video: The video.
-            indices: The frames.
-            bounds: Of the resized frames.
+            indices: Indices of the frames.
+            bounds: Pixel bounds of the resized frames.
             decode: Reads and resizes the frames.
             **resizing: Further arguments of `resize_frames`.
 
@@ -61,7 +63,7 @@ class FrameCache(Cache):
             InputError: One scene exceeds the limit.
         """
         files = video.files(indices)
-        content = {file: file_fingerprint(file) for file in files}  # of images, a file may be shown several times
+        content = {file: file_fingerprint(file) for file in files}  # an image may be shown several times
         key = {
             "files": [content[file] for file in files],
             "size_hw": [video.height, video.width],

@@ -1,4 +1,4 @@
-"""Inference: a video or frames as the model's run reads them, and a batch with the user's questions."""
+"""Inference: prepare a video or frames as in the model's run, and batch them with the user's questions."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from zoo.sequences.loaded_scene import LoadedScene
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-# settings that the model's inputs depend on
+# settings of a run on which the model's inputs depend
 READ_FROM_RUN = (
     *("num_frames", "sampler", "frame_pairing", "frames_as", "system_prompt", "prompt_prefix", "prompt_wording"),
     *("pixels", "image_pixels", "still_resize"),
 )
 STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
-# how released models see frames where no run says so: as in their groups' evaluations; protocols set the rest
+# how released models see frames if there is no run: as in their groups' evaluations (protocols set the rest)
 RELEASED_AS: dict[str, dict[str, Any]] = {
     "PretrainedVGLLM": STILLS,
     "PretrainedSpatialStackQwen25": STILLS,
@@ -63,7 +63,7 @@ def batch_of_questions(
     sampler: FrameSampler | None,
     times_s: Sequence[float] | None = None,
 ) -> Batch:
-    """The batch of a scene with its questions, on the model's device; see `SpatialVLM.answer`.
+    """Build the batch of a scene with its questions on the model's device; see `SpatialVLM.answer`.
 
     Raises:
         InputError: The video can't be read, or lacks data that the model requires.
@@ -72,7 +72,9 @@ def batch_of_questions(
     asked = tuple(Question(str(i), "", text) for i, text in enumerate(questions))
     if isinstance(video, Tensor):
         if num_frames or sampler or isinstance(cameras, (str, Path)):
-            raise InputError("of frames in memory all are shown, and their cameras are a SceneGeometry: give no file")
+            raise InputError(
+                "frames in memory: all are shown, and cameras are a SceneGeometry; give no file, num_frames or sampler"
+            )
         if times_s is None and (seconds := model.model_spec().seconds) != "nominal":
             raise InputError(f"--model.time_index.seconds {seconds} needs the time of each frame: give times_s")
         loaded = load_frames(model, data, video, times_s, as_images=False, geometry=cameras)
@@ -94,7 +96,7 @@ def load_video(
     num_frames: int | None = None,
     sampler: FrameSampler | None = None,
 ) -> LoadedScene:
-    """A video file or a folder of frames, or the error of reading it; see `SpatialVLM.answer`."""
+    """Load a video file or a folder of frames, see `SpatialVLM.answer`. A failure is in the scene's `error`."""
     scenes = SingleVideo(str(video), "", cameras=None if cameras is None else str(cameras)).scenes("test")
     return _dataset(model, data, scenes, sampler, num_frames)[0]
 
@@ -107,21 +109,21 @@ def load_frames(
     as_images: bool,
     geometry: SceneGeometry | None = None,
 ) -> LoadedScene:
-    """Frames (T, 3, H, W) in memory, as bytes or in 0..1: all of a video, or still images.
+    """Load frames (T, 3, H, W) in memory, as bytes or in 0..1: all frames of a video, or still images.
 
-    They are read like those of a video file, with their times, cameras and depth, and paired as in the run.
+    They are handled like the frames of a video file, with their times, cameras and depth, and paired as in the run.
 
     Args:
         model: The model to ask.
-        data: With the settings of its run.
-        frames: All are shown.
-        times_s: Of each frame; None if unknown.
-        as_images: Whether they are still images; else they are the frames of a video, shown as in the run.
+        data: DataModule with the settings of the model's run.
+        frames: The frames. All are shown.
+        times_s: Time of each frame in seconds. None if unknown.
+        as_images: Whether they are still images. Otherwise they are frames of a video, shown as in the run.
         geometry: Cameras and depth of the frames.
 
     Raises:
-        InputError: The model requires cameras or depth that are absent, there is not one time or camera per frame, or
-            the frames are in another range.
+        InputError: The model requires cameras or depth that are missing, there is not one time or camera per frame, or
+            the pixel values are out of range.
     """
     geometry = geometry and geometry.without_invalid_cameras().to("cpu")
     spec, given = model.model_spec(), {} if geometry is None else geometry.present()
@@ -172,7 +174,7 @@ def _dataset(
 
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:
-    """A DataModule with the settings that the model was trained with, and a source that only words the questions."""
+    """Return a DataModule with the settings of the model's training. Its source only words the questions."""
     released = RELEASED_AS.get(type(model.loader).__name__, {}) if model.has_released_fusion else {}
     settings = (model.data_config or {}).get("init_args") or released
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
@@ -180,9 +182,9 @@ def data_of(model: SpatialVLM) -> VideoQADataModule:
     return from_config(VideoQADataModule, {"class_path": "datamodules.VideoQADataModule", "init_args": chosen})
 
 
-# ---- Answers to chats about any videos and pictures, as evaluation harnesses ask them -------------------------------
+# ---- Answers to chats about any videos and images, for evaluation harnesses -----------------------------------------
 
-ShownMedium = Path | Image.Image  # a video file or a folder of frames, or a picture
+ShownMedium = Path | Image.Image  # a video file, a folder of frames, or an image
 
 
 @torch.no_grad()
@@ -194,22 +196,22 @@ def answer_chats(
     max_new_tokens: int = 32,
     repetition_penalty: float = 1.0,
 ) -> list[Reply]:
-    """Greedy answers to chats that show the same media, which are encoded once; or why a chat has none.
+    """Answer chats about the same media, greedily. The media are encoded once. Failed replies hold an error.
 
     Args:
         model: The model to ask.
-        media: Videos, read as `SpatialVLM.answer` does, and pictures, in the order in which the chats show them.
-            Consecutive pictures of one size are views of one scene. Camera encodings relate all views of a chat, so its
-            videos must have cameras in one world frame: ask about unrelated scenes in separate chats.
-        chats: Messages of system, user and assistant, whose content is a list of items of type "text", "video" or
-            "image": one of the latter per medium.
-        num_frames: Frames of each video; None takes the number that the model was trained with.
-        max_new_tokens: The longest answer.
+        media: Videos, read as in `SpatialVLM.answer`, and images, in the order in which the chats show them.
+            Consecutive images of one size are views of one scene. Camera encodings relate all views of a chat, so the
+            cameras of its videos must share a world frame: ask about unrelated scenes in separate chats.
+        chats: Messages of system, user and assistant. The content of a message is a list of items of type "text",
+            "video" or "image", with one "video" or "image" per medium.
+        num_frames: Frames of each video. None uses the number from the model's training.
+        max_new_tokens: Length of the longest answer.
         repetition_penalty: See `CachedPrefix`.
 
     Raises:
-        FileNotFoundError: There is no such video.
-        InputError: A medium can't be read or lacks cameras or depth that the model requires.
+        FileNotFoundError: A video does not exist.
+        InputError: A medium can't be read, or lacks cameras or depth that the model requires.
     """
     # 1. Scenes, in the order of their media.
     shown = list(_scenes(model, media, num_frames))
@@ -238,7 +240,7 @@ def answer_chats(
 def _scenes(
     model: SpatialVLM, media: Sequence[Any], num_frames: int | None
 ) -> Iterator[tuple[LoadedScene, Sequence[Content]]]:
-    """Each scene, and the content of a message for each of its media."""
+    """Yield each scene with the message content of each of its media."""
     data = data_of(model)
     for size, group in groupby(media, lambda medium: None if isinstance(medium, Path) else medium.size):
         if size is None:
@@ -253,7 +255,7 @@ def _scenes(
 
 
 def _with_contents(chat: Sequence[Message], contents: Sequence[Content]) -> list[Message]:
-    """The chat with each medium as the model is shown it: a video may be several images."""
+    """Replace each medium in a chat by the content that the model sees. A video may become several images."""
     left, messages = iter(contents), []
     for message in chat:
         items = [each for item in message["content"] for each in ([item] if item["type"] == "text" else next(left))]

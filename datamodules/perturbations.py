@@ -1,9 +1,9 @@
-"""Perturbations of a test: the loss in score measures what a trained model relies on.
+"""Perturbations of a test. The loss in score shows what a trained model relies on.
 
     python main.py test --data.perturbation OtherCameras
     python main.py test --data.perturbation WrongFocalLength --data.perturbation.relative_error 0.05
 
-Nothing is trained again. A test with a perturbation is written to a folder inside the run's.
+Nothing is trained. The results of a perturbed test are written to a folder inside the run's folder.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from zoo.sequences.loaded_scene import LoadedScene
 
 
 class Perturbation(Configurable, ABC):
-    """Change the video, cameras or 3D tokens of a scene, and not its questions. Subclasses define `__call__`.
+    """Change the video, cameras or 3D tokens of a scene, but not its questions. Subclasses define `__call__`.
 
     Attributes:
-        requires_cameras: It changes nothing in scenes without cameras.
+        requires_cameras: Whether the perturbation only affects scenes with cameras.
     """
 
     requires_cameras: bool = False
@@ -44,16 +44,16 @@ class Perturbation(Configurable, ABC):
         """Return the perturbed scene.
 
         Args:
-            scene: A scene that could be read.
-            read_other: Reads another scene of the test, with cameras if they are required.
+            scene: A scene without an error.
+            read_other: Reads another scene of the test. The scene has cameras if `requires_cameras`.
 
         Raises:
-            InputError: There is no such scene.
+            InputError: There is no other scene.
         """
 
 
 class OtherCameras(Perturbation):
-    """The cameras of another scene. Scenes without cameras are unchanged."""
+    """Use the cameras of another scene. Scenes without cameras are unchanged."""
 
     requires_cameras = True
 
@@ -69,10 +69,10 @@ class OtherCameras(Perturbation):
 
 
 class WrongFocalLength(Perturbation):
-    """Focal lengths that are off.
+    """Multiply the focal lengths by a wrong factor.
 
     Args:
-        relative_error: Share of the focal length; 0.05 is 5 % too long.
+        relative_error: Error relative to the focal length. 0.05 is 5 % too long.
     """
 
     requires_cameras = True
@@ -94,10 +94,10 @@ class WrongFocalLength(Perturbation):
 
 
 class LongerFocalLength(Perturbation):
-    """A field of view that the training may never have shown: the middle of the frames, enlarged; cameras stay true.
+    """Enlarge the middle of the frames, to a field of view that training may never have shown. Cameras stay correct.
 
     Args:
-        factor: Of the focal length.
+        factor: Factor of the focal length.
     """
 
     def __init__(self, factor: float = 1.5) -> None:
@@ -110,9 +110,9 @@ class LongerFocalLength(Perturbation):
 
 
 class FramesOnOtherCameras(Perturbation):
-    """The temporal patches in another order, drawn from the scene's name, while cameras, numbers and times stay.
+    """Permute the temporal patches, while cameras, frame numbers and times stay in place. The scene's name is the seed.
 
-    No temporal patch keeps its camera. Depth stays with its frame.
+    No temporal patch keeps its camera. Depth moves with its frame.
     """
 
     requires_cameras = True
@@ -126,15 +126,15 @@ class FramesOnOtherCameras(Perturbation):
         return replace(scene, **_frames(scene, order), geometry=geometry, has_true_cameras=False)
 
     def _cameras(self, own: SceneGeometry, moved: SceneGeometry) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the cameras of the moved frames, as `SceneGeometry.cameras`."""
+        """Return the cameras of the moved frames, in the form of `SceneGeometry.cameras`."""
         return own.cameras()
 
 
 class FramesAtOtherCenters(FramesOnOtherCameras):
-    """The temporal patches in another order, with their rotations and intrinsics, while camera centers stay.
+    """Permute the temporal patches with their rotations and intrinsics, while the camera centers stay in place.
 
-    No temporal patch keeps its center. The camera's path stays, and so do the directions in which things are seen: what
-    a model loses, it read from where a thing was seen from.
+    No temporal patch keeps its center. The camera's path and the viewing directions of the frames are unchanged. A
+    lower score therefore shows that the model uses the positions from which things are seen.
     """
 
     def _cameras(self, own: SceneGeometry, moved: SceneGeometry) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,21 +145,21 @@ class FramesAtOtherCenters(FramesOnOtherCameras):
 
 
 class ShuffledFrames(Perturbation):
-    """The temporal patches in a random order, drawn from the scene's name; each keeps its camera, number and time."""
+    """Permute the temporal patches. Each keeps its camera, frame number and time. The scene's name is the seed."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         return _in_order(scene, _shuffled(scene))
 
 
 class ReversedFrames(Perturbation):
-    """The frames from the last to the first; each keeps its camera, number and time."""
+    """Show the frames from last to first. Each keeps its camera, frame number and time."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         return _in_order(scene, range(len(scene.frame_indices or ()))[::-1])
 
 
 class ShuffledFrameNumbers(Perturbation):
-    """The frame numbers in a random order, drawn from the scene's name; the frames stay in theirs."""
+    """Permute the frame numbers, while the frames stay in order. The scene's name is the seed."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         numbers = scene.frame_indices or ()
@@ -167,13 +167,13 @@ class ShuffledFrameNumbers(Perturbation):
 
 
 class OtherGeometry(Perturbation):
-    """The 3D tokens of another scene; 2D tokens and cameras are the scene's own."""
+    """Use the 3D tokens of another scene. 2D tokens and cameras remain the scene's own."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         other = read_other()
         assert scene.frames is not None
         order, geometry = _repeated(len(other.frame_indices or ()), scene), other.geometry
-        # one grid of 2D and 3D tokens
+        # the 3D tokens need the grid of the 2D tokens
         shown: dict[str, Any] = {
             name: _in_size_of(getattr(scene, name), each) for name, each in _frames(other, order).items()
         }
@@ -186,22 +186,22 @@ class OtherGeometry(Perturbation):
 
 
 class ZeroGeometry(Perturbation):
-    """3D tokens of zeros."""
+    """Replace the 3D tokens by zeros."""
 
     def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
         return replace(scene, geometry_override="nothing")
 
 
 class PerturbedScenes(Dataset):
-    """Scenes of a test with a perturbation.
+    """Apply a perturbation to the scenes of a test.
 
     Args:
-        scenes: Those that are asked about.
-        every: All scenes of the test, so that a resumed test takes the other scene from the same list.
-        perturbation: It is applied to each scene that can be read.
+        scenes: The scenes with the questions to ask.
+        every: All scenes of the test. A resumed test takes the other scene from the same list.
+        perturbation: Applied to each scene that can be read.
 
     Raises:
-        InputError: The perturbation requires cameras, and no scene has some.
+        InputError: The perturbation requires cameras, and no scene has any.
     """
 
     def __init__(self, scenes: SceneDataset, every: SceneDataset, perturbation: Perturbation) -> None:
@@ -224,7 +224,7 @@ class PerturbedScenes(Dataset):
             return replace(loaded, error=str(error))
 
     def _read_other(self, loaded: LoadedScene) -> LoadedScene:
-        """The first suitable scene, from half the list away: neighbors may show the same room."""
+        """Return the first suitable scene, starting half a list away because neighbors may show the same room."""
         place, count = self._place[loaded.name], len(self.every)
         for step in range(count):
             i = (place + count // 2 + step) % count
@@ -238,7 +238,7 @@ class PerturbedScenes(Dataset):
 
 
 def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
-    """The scene with its frames in another order."""
+    """Return the scene with its frames, cameras and times in another order."""
     numbers = scene.frame_indices or ()
     return replace(
         scene,
@@ -250,13 +250,13 @@ def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
 
 
 def _frames(scene: LoadedScene, order: Sequence[int]) -> dict[str, Any]:
-    """Return the fields of a scene that hold frames, in another order; `geometry_frames` only if it has them."""
+    """Return the fields of a scene that hold frames, reordered. `geometry_frames` is included if the scene has it."""
     shown = {"frames": scene.frames, "geometry_frames": scene.geometry_frames}
     return {name: frames[list(order)] for name, frames in shown.items() if frames is not None}
 
 
 def _in_size_of(own: Tensor | None, frames: Tensor) -> Tensor | None:
-    """Resize frames to the size of a scene's own; None if the scene has none of this kind."""
+    """Resize frames to the size of `own`. Return None if `own` is None."""
     if own is None or frames.shape[-2:] == own.shape[-2:]:
         return None if own is None else frames
     size = (own.shape[-2], own.shape[-1])
@@ -264,7 +264,7 @@ def _in_size_of(own: Tensor | None, frames: Tensor) -> Tensor | None:
 
 
 def _shuffled(scene: LoadedScene, none_stays: bool = False) -> list[int]:
-    """The frames, those of a temporal patch side by side; at least one patch moves, or all of them."""
+    """Return frame indices with the temporal patches shuffled. At least one patch moves, or all if `none_stays`."""
     count = len(scene.frame_indices or ()) // TEMPORAL_PATCH_SIZE
     chance, order = random.Random(scene.name), list(range(count))
     enough = all if none_stays else any
@@ -274,5 +274,5 @@ def _shuffled(scene: LoadedScene, none_stays: bool = False) -> list[int]:
 
 
 def _repeated(count: int, scene: LoadedScene) -> list[int]:
-    """As many frames as the scene has, out of `count`; cycles through them if there are too few."""
+    """Return as many frame indices as the scene has frames, all below `count`, in cycles."""
     return [i % count for i in range(len(scene.frame_indices or ()))]

@@ -1,4 +1,4 @@
-"""Which questions a training step asks, and which scenes a process evaluates: functions of a seed and the step."""
+"""Choose the questions of each training step and the scenes of each process, from a seed and the step alone."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 
 
 class TrainingItem(NamedTuple):
-    """Questions about one scene in one training batch; they share a sequence.
+    """Questions about one scene in one training batch. They share a sequence.
 
     Attributes:
         scene: Index of the scene.
         questions: Indices of its questions.
-        epoch: Part of the seed of random frame samplers.
-        is_padding: Whether nothing is learned from these questions, which only keep this process in step.
+        epoch: Epoch, which is part of the seed of random frame samplers.
+        is_padding: Whether these questions stay out of the loss and only give this process a batch in the step.
         seed: Seed of the training data.
-        step_questions: Indices of all questions about the scene that the optimizer step learns from, in any batch of
-            any process.
-        step: The optimizer step that the batch is a part of.
+        step_questions: Indices of all questions about the scene in this optimizer step, in any batch of any process.
+        step: The optimizer step to which the batch belongs.
     """
 
     scene: int
@@ -42,7 +41,7 @@ class TrainingItem(NamedTuple):
     step: OptimizerStep | None = None
 
     def draw(self, scene_name: str) -> int:
-        """Return a seed of 32 bits for what is drawn about the scene in this epoch, by any process."""
+        """Return a seed of 32 bits for random choices about the scene in this epoch, the same in all processes."""
         return random.Random(f"{self.seed}/{self.epoch}/{scene_name}").getrandbits(32)
 
 
@@ -50,10 +49,10 @@ class TrainingPosition(NamedTuple):
     """The place of an optimizer step in the epochs.
 
     Attributes:
-        epoch: From 0.
-        batch: The first batch of the step, from 0 in each epoch.
+        epoch: Epoch, from 0.
+        batch: First batch of the step, from 0 in each epoch.
         num_batches: Batches of an epoch.
-        accumulated: Batches of an optimizer step, except for the last step of an epoch, which has the rest.
+        accumulated: Batches of an optimizer step. The last step of an epoch may have fewer.
     """
 
     epoch: int
@@ -63,7 +62,7 @@ class TrainingPosition(NamedTuple):
 
     @classmethod
     def of_step(cls, step: int, num_batches: int, accumulated: int) -> TrainingPosition:
-        """Return the position after so many optimizer steps.
+        """Return the position after `step` optimizer steps.
 
         Example:
             >>> TrainingPosition.of_step(4, num_batches=5, accumulated=2)[:2]
@@ -74,10 +73,10 @@ class TrainingPosition(NamedTuple):
 
     @classmethod
     def of(cls, trainer: Trainer) -> TrainingPosition:
-        """Return the position that follows from the `global_step` of a Trainer; to overfit, each epoch is the first.
+        """Return the position that follows from a Trainer's `global_step`. With `overfit_batches` the epoch is 0.
 
         Raises:
-            InputError: The Trainer's own epoch and batch are others.
+            InputError: The Trainer's own epoch and batch differ.
         """
         found = cls.of_step(trainer.global_step, int(trainer.num_training_batches), trainer.accumulate_grad_batches)
         counted = trainer.current_epoch, trainer.fit_loop.batch_idx + 1
@@ -89,21 +88,21 @@ class TrainingPosition(NamedTuple):
         return found._replace(epoch=0) if trainer.overfit_batches else found  # type: ignore[attr-defined]
 
     def batches_of_step(self, batch: int) -> range:
-        """Return the batches of the optimizer step that a batch is a part of."""
+        """Return the batches of the optimizer step to which a batch belongs."""
         first = batch - batch % self.accumulated
         return range(first, min(first + self.accumulated, self.num_batches))
 
 
 @dataclass(frozen=True, eq=False)
 class ShuffledEpoch:
-    """The sequences of an epoch as all processes together train on them.
+    """The sequences of an epoch, over all processes.
 
     Attributes:
-        permutation: The sequences by number, as they are trained on.
+        permutation: Indices of the sequences, in the order of training.
         scenes: Scene of each sequence.
-        starts: Where the questions of each sequence start, and the end of the last.
+        starts: Start of each sequence's questions in `questions`, and the end of the last.
         questions: The questions of all sequences.
-        num_answers: Answers that each sequence learns from.
+        num_answers: Number of answers in each sequence.
     """
 
     permutation: np.ndarray
@@ -113,7 +112,7 @@ class ShuffledEpoch:
     num_answers: np.ndarray
 
     def sequences(self, places: range) -> list[tuple[int, list[int]]]:
-        """Return the scene and the questions of the sequences at some places; those of a step have adjacent places."""
+        """Return the scene and the questions of the sequences at some places. A step has adjacent places."""
         return [
             (int(self.scenes[i]), self.questions[self.starts[i] : self.starts[i + 1]].tolist())
             for i in self.permutation[places.start : places.stop : places.step]
@@ -126,27 +125,27 @@ class ShuffledEpoch:
         return tuple(q for i in own for q in self.questions[self.starts[i] : self.starts[i + 1]].tolist())
 
     def count_answers(self, places: range) -> int:
-        """Count the answers that the sequences at adjacent places learn from."""
+        """Count the answers in the sequences at adjacent places."""
         return int(self.num_answers[self.permutation[places.start : places.stop]].sum())
 
 
 class QuestionSampler(Sampler[list[TrainingItem]]):
-    """Batches in which each question comes exactly once per epoch, reshuffled every epoch.
+    """Sample batches so that each question comes exactly once per epoch, reshuffled every epoch.
 
-    The questions of each scene are shuffled and cut into near-equal sequences, and the sequences of all scenes are
-    shuffled. The last step of an epoch has what remains: fewer sequences, and on processes without any, a repeated
-    question that is not learned from.
+    The questions of each scene are shuffled and cut into sequences of nearly equal length. Then the sequences of all
+    scenes are shuffled. The last step of an epoch may have fewer sequences. A process without any gets a repeated
+    question that stays out of the loss.
 
     Args:
-        num_questions: Questions of each scene.
+        num_questions: Number of questions of each scene.
         batch_size: Sequences per batch on each rank.
         questions_per_scene: Most questions in one sequence.
         seed: Seed of the shuffle, the same on all ranks.
-        rank: This process.
-        world_size: Number of processes; each takes its own sequences of the same shuffle.
+        rank: Rank of this process.
+        world_size: Number of processes. Each takes its own sequences of the same shuffle.
         questions: Fingerprint of the questions.
-        num_answers: Answers of each question, those of a scene after those of another; 1 each if not given.
-        position: Returns where an iteration begins; without it, each is the first epoch, of steps of one batch.
+        num_answers: Number of answers of each question, scene by scene. None counts one each.
+        position: Returns where an iteration begins. None starts each iteration at epoch 0, with steps of one batch.
         skips_failed: See `OptimizerStep`.
 
     Raises:
@@ -192,16 +191,16 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
             yield self._items(position, batch)
 
     def _items(self, position: TrainingPosition, batch: int) -> list[TrainingItem]:
-        """This process's items of a batch."""
+        """Return this process's items of a batch."""
         number, epoch = position.epoch, self.shuffle(position.epoch)
         places, of_step = self._places(range(batch, batch + 1)), self._places(position.batches_of_step(batch))
         num_batches = self.world_size * position.accumulated
         step = OptimizerStep(epoch.count_answers(of_step), num_batches, self.skips_failed)
         own = places[self.rank :: self.world_size]
-        if not own:  # one question: without labels, several are not packed
+        if not own:  # one question is enough: without labels, several can't be packed
             ((scene, questions),) = epoch.sequences(places[:1])
             return [TrainingItem(scene, tuple(questions[:1]), number, is_padding=True, seed=self.seed, step=step)]
-        merged: dict[int, list[int]] = {}  # a scene that comes twice in a batch is read once
+        merged: dict[int, list[int]] = {}  # read a scene once if it occurs twice in a batch
         for scene, questions in epoch.sequences(own):
             merged.setdefault(scene, []).extend(questions)
         return [
@@ -210,12 +209,12 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
         ]
 
     def _places(self, batches: range) -> range:
-        """The places in the epoch of the sequences that all processes have in some batches."""
+        """Return the places in the epoch of all processes' sequences in some batches."""
         size = self.batch_size * self.world_size
         return range(batches.start * size, min(batches.stop * size, self.num_sequences))
 
     def shuffle(self, epoch: int) -> ShuffledEpoch:
-        """Shuffle the questions and sequences of an epoch; the last one is kept."""
+        """Shuffle the questions and sequences of an epoch. The result is kept until another epoch is asked for."""
         if self._shuffled is None or self._shuffled[0] != epoch:
             self._shuffled = epoch, self._shuffle(epoch)
         return self._shuffled[1]
@@ -238,13 +237,13 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the data of a step depends on, beside `TrainingPosition`."""
+        """The settings that determine the data of a step, together with `TrainingPosition`."""
         names = ("num_questions", "batch_size", "questions_per_scene", "seed", "world_size", "questions")
         return {name: getattr(self, name) for name in names}
 
 
 def check_resumed(trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise an InputError if a training was begun with other settings of its data than it is resumed with."""
+    """Raise an InputError if the data settings of a checkpoint differ from those of the resumed training."""
     for name, value in now.items():
         if trained.get(name) == value:
             continue
@@ -260,17 +259,17 @@ def check_resumed(trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 class TrainingLoader(DataLoader):
-    """A DataLoader whose sampler and workers start when the first batch is due.
+    """Start the sampler and the worker processes when the first batch is requested.
 
-    Lightning asks for an iterator to count the batches of an epoch, before it restores the step of a checkpoint. There
-    is no position to save: it follows from the step.
+    Lightning creates the iterator before it restores the step of a checkpoint, only to count the batches of an epoch.
+    The position follows from the step, so there is no state to save.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing; Lightning warns that a loader without a state would begin anew."""
+        """Return an empty state. Lightning warns about a loader without this method."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -281,14 +280,14 @@ class TrainingLoader(DataLoader):
 
 
 def balance_across_ranks(loads: Sequence[int], processes: int) -> list[list[int]]:
-    """Distribute scenes across processes with nearly equal load; every scene is assigned exactly once.
+    """Distribute scenes across processes with nearly equal load. Every scene is assigned exactly once.
 
     Greedy, largest load first: at most 4/3 of the optimal maximum load (Graham 1969, "Bounds on multiprocessing timing
     anomalies", theorem 2).
 
     Args:
         loads: Number of questions of each scene.
-        processes: Number of processes; if there are fewer scenes, some get none.
+        processes: Number of processes. If there are fewer scenes, some processes get none.
 
     Returns:
         Sorted scene indices of each process.

@@ -25,10 +25,10 @@ from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE
 
-TOKEN_PX = 28  # side of Qwen2.5-VL's tokens: two patches of 14 pixels; Qwen3-VL's are of 32
-FOLDER_MIN_TOKENS, FOLDER_MAX_TOKENS = 4, 16384  # of the first of two passes, in tokens of twice the side
+TOKEN_PX = 28  # side of Qwen2.5-VL's tokens: two patches of 14 pixels; Qwen3-VL's are 32
+FOLDER_MIN_TOKENS, FOLDER_MAX_TOKENS = 4, 16384  # bounds of the first of two resizes, in tokens of twice the side
 MAX_ASPECT_RATIO = 200
-CHUNK = 8  # frames resized at once: bounds the memory of float copies
+CHUNK = 8  # frames resized at once, to limit the memory of float copies
 
 
 def smart_resize(
@@ -39,8 +39,8 @@ def smart_resize(
     The aspect ratio is preserved as closely as possible. Source: `smart_resize` of qwen-vl-utils.
 
     Args:
-        height: In pixels.
-        width: In pixels.
+        height: Height in pixels.
+        width: Width in pixels.
         factor: Divisor of both sides.
         min_pixels: Smallest area.
         max_pixels: Largest area.
@@ -70,16 +70,16 @@ def smart_resize(
 
 @dataclass(frozen=True)
 class PixelBounds:
-    """Number of pixels per resized frame; the defaults are those of the official inference.
+    """Bounds on the number of pixels of a resized frame. The defaults are those of the official inference.
 
     Tiny models set their own bounds, so that small frames are not enlarged to the official minimum.
 
     Args:
         min_pixels: Minimum per frame.
         max_pixels: Maximum per frame.
-        total_pixels: Maximum per clip: long clips get smaller frames.
+        total_pixels: Maximum per clip. Long clips get smaller frames.
         legacy_folder_resize: Resize the frames of a folder to multiples of two tokens first, as qwen-vl-utils does.
-        resize_backend: Bicubic filter: "torchvision" (official inference) or "pillow" (official training); single
+        resize_backend: Bicubic filter: "torchvision" (official inference) or "pillow" (official training). Single
             pixels differ by one level.
     """
 
@@ -90,15 +90,15 @@ class PixelBounds:
     resize_backend: Literal["torchvision", "pillow"] = "torchvision"
 
     def frame_size(self, height: int, width: int, num_frames: int, token_px: int = TOKEN_PX) -> tuple[int, int]:
-        """Height and width in pixels of the resized frames of a clip."""
-        # two frames share one temporal patch, hence the 2; 1.05 keeps the maximum above the minimum
+        """Return height and width in pixels of the resized frames of a clip."""
+        # the factor 2: two frames share a temporal patch; the factor 1.05 keeps the maximum above the minimum
         largest = min(self.max_pixels, self.total_pixels / num_frames * 2)
         largest = max(largest, int(self.min_pixels * 1.05))
         return smart_resize(height, width, factor=token_px, min_pixels=self.min_pixels, max_pixels=largest)
 
 
 def bounds_of_images(given: PixelBounds | None, image_pixels: tuple[int, int]) -> PixelBounds:
-    """The bounds of images: given ones, or else the least and most pixels of the model's own processor."""
+    """Return the given bounds of images, or the pixel bounds of the model's own processor."""
     return given or PixelBounds(*image_pixels, total_pixels=sys.maxsize, legacy_folder_resize=False)
 
 
@@ -113,11 +113,11 @@ def resize_frames(
 
     Args:
         frames: Frames of one clip.
-        bounds: The official ones by default.
-        is_folder: Whether the frames come from a folder of images. The official code resizes those twice, first to
+        bounds: Pixel bounds. None uses the official ones.
+        is_folder: Whether the frames come from a folder of images. The official code resizes these twice, first to
             multiples of 56 with Pillow: 480 x 640 becomes 504 x 616 from a folder, and 476 x 644 from a video file.
             `PixelBounds(legacy_folder_resize=False)` treats both alike.
-        token_px: Side of a visual token in pixels; the sides are multiples of it.
+        token_px: Side of a visual token in pixels. Both sides of a frame become multiples of it.
 
     Returns:
         Resized frames.
@@ -137,35 +137,35 @@ def resize_frames(
 
 
 def _resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    # in float: torchvision's uint8 kernel clamps between its two passes and is up to 10 levels off
+    # float, because torchvision's uint8 kernel clamps between its two passes and is up to 10 levels off
     resized = functional.resize(frames.float(), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def resize_pillow(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> UInt8[Tensor, "T 3 h w"]:
-    """Resize frames by Pillow's bicubic filter."""
+    """Resize frames with Pillow's bicubic filter."""
     height, width = size
     images = (Image.fromarray(frame.permute(1, 2, 0).numpy()) for frame in frames)
     resized = [np.array(image.resize((width, height), Image.Resampling.BICUBIC)) for image in images]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
-# ---- Images of VG-LLM and SpatialStack, bit for bit: vision encoder and geometry encoder see two sizes --------------
+# ---- Images of VG-LLM and SpatialStack, bit for bit: two sizes for the vision and the geometry encoder --------------
 
-GEOMETRY_PATCH = 14  # pixels of VGGT's patches
-WIDTH = 518  # of VG-LLM's pictures
+GEOMETRY_PATCH = 14  # side of VGGT's patches in pixels
+WIDTH = 518  # width of VG-LLM's images in pixels
 
 
 class ResizedStills(NamedTuple):
-    """Images as the vision encoder and the geometry encoder see them.
+    """Images in the sizes for the vision encoder and for the geometry encoder.
 
     Attributes:
-        frames: The vision encoder's.
-        geometry_frames: The geometry encoder's. Its patches lie under the vision encoder's, see
+        frames: Input of the vision encoder.
+        geometry_frames: Input of the geometry encoder. Its patches lie under the vision encoder's, see
             `zoo.geometry.base.covers`.
-        window: The part of the pictures that `frames` show, for their cameras and depth; None is everything.
-        tower_window: The part of `geometry_frames` that `frames` show, for predicted cameras and depth; None is
-            everything.
+        window: The part of the images that `frames` show, which crops their cameras and depth. None is the whole image.
+        tower_window: The part of `geometry_frames` that `frames` show, which crops predicted cameras and depth. None is
+            the whole image.
     """
 
     frames: UInt8[Tensor, "S 3 h w"]
@@ -175,37 +175,37 @@ class ResizedStills(NamedTuple):
 
 
 class StillResize(Configurable, ABC):
-    """Resize images for a model whose geometry encoder sees other pictures than its vision encoder.
+    """Resize images for a model whose geometry encoder and vision encoder see different images.
 
     Args:
-        jpeg: Compress each picture as a JPEG of Pillow's default quality first, as published evaluations of pictures
-            do; they don't do so with the frames of a video.
+        jpeg: First compress each image as a JPEG of Pillow's default quality, as published evaluations of images do.
+            They do not compress the frames of a video.
     """
 
     def __init__(self, jpeg: bool = False) -> None:
         self.jpeg = jpeg
 
     def __call__(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> ResizedStills:
-        """Resize pictures of one size.
+        """Resize images of one size.
 
         Args:
-            pictures: Of a scene.
+            pictures: Images of a scene.
             token_px: Side of a visual token in pixels.
         """
         return self.resize(compressed(pictures) if self.jpeg else pictures, token_px)
 
     @abstractmethod
     def resize(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> ResizedStills:
-        """Resize pictures of one size."""
+        """Resize images of one size."""
 
 
 class FixedWidthStills(StillResize):
-    """VG-LLM's pictures, and those of SpatialStack's training: 518 pixels wide, and at most as high.
+    """Resize images to 518 pixels in width and at most 518 in height, as VG-LLM and SpatialStack's training do.
 
-    The height is the nearest multiple of 14 pixels; of taller pictures the middle is kept. The vision encoder sees them
-    without the right and bottom edge that fills no token. The geometry encoder sees them whole. If the patches of the
-    two differ, it sees the original pictures instead, at 14 pixels for each patch of the vision encoder, and so not
-    quite the same part of them.
+    The height is the nearest multiple of 14 pixels. Taller images are cropped to the middle. The vision encoder sees
+    the image without the right and bottom edges that fill no token. The geometry encoder sees the whole image. If the
+    two encoders' patches have different sizes, the geometry encoder instead sees the original image, resized to 14
+    pixels for each patch of the vision encoder. It then shows a slightly different part of the image.
 
     Args:
         jpeg: See `StillResize`.
@@ -229,11 +229,13 @@ class FixedWidthStills(StillResize):
 
 
 class OriginalStills(StillResize):
-    """SpatialStack's pictures in evaluations, by the model's processor; the geometry encoder sees the original ones.
+    """Resize images by the model's processor, as in SpatialStack's evaluations.
+
+    The geometry encoder sees the original images, resized to 14 pixels for each patch of the vision encoder.
 
     Args:
-        min_pixels: Minimum per picture.
-        max_pixels: Maximum per picture.
+        min_pixels: Minimum per image.
+        max_pixels: Maximum per image.
         jpeg: See `StillResize`.
     """
 
@@ -244,7 +246,7 @@ class OriginalStills(StillResize):
     def resize(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> ResizedStills:
         bounds = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         size = smart_resize(pictures.shape[-2], pictures.shape[-1], factor=token_px, **bounds)
-        # on bytes, as the processor of transformers 5
+        # on bytes, as in the processor of transformers 5
         frames = functional.resize(pictures, list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
         return ResizedStills(frames, under_patches(pictures, frames, token_px))
 
@@ -252,14 +254,14 @@ class OriginalStills(StillResize):
 def under_patches(
     pictures: UInt8[Tensor, "S 3 H W"], frames: UInt8[Tensor, "S 3 h w"], token_px: int
 ) -> UInt8[Tensor, "S 3 height width"]:
-    """Resize pictures to 14 pixels for each patch of the vision encoder."""
+    """Resize images to 14 pixels for each patch of the vision encoder."""
     patch = token_px // SPATIAL_MERGE_SIZE
     rows, columns = (side // patch * GEOMETRY_PATCH for side in frames.shape[-2:])
     return resize_pillow(pictures, (rows, columns))
 
 
 def compressed(pictures: UInt8[Tensor, "S 3 H W"]) -> UInt8[Tensor, "S 3 H W"]:
-    """Return pictures after a JPEG of Pillow's default quality."""
+    """Compress images as JPEGs of Pillow's default quality, and decode them."""
     found = []
     for picture in pictures:
         buffer = io.BytesIO()

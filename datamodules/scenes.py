@@ -1,4 +1,4 @@
-"""The unit of data: a scene with its questions."""
+"""Scenes and their questions, the unit of data."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jaxtyping import Int
 
 from zoo.files.fingerprint import fingerprint
 
-MEDIUM_MARK = re.compile("<(?:video|image)>")  # where the text of a `RawQuestion` has its video or images
+MEDIUM_MARK = re.compile("<(?:video|image)>")  # place of a video or an image in the text of a `RawQuestion`
 
-MediaFiles = str | tuple[str, ...]  # the file of a video, or those of still images
+MediaFiles = str | tuple[str, ...]  # the file of a video, or the files of still images
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Question:
 
     Attributes:
         id: Unique in a source.
-        question_type: A question type of the benchmark, or empty for free text, which has no score.
+        question_type: A question type of the benchmark, or empty for free text, which is not scored.
         question: The text without the options.
-        ground_truth: A number, an option's letter or free text; empty if unknown (predict).
-        options: Such as ("A. chair", "B. sofa"); empty unless multiple choice.
+        ground_truth: A number, the letter of an option or free text. Empty if unknown (predict).
+        options: Options of a multiple-choice question, such as ("A. chair", "B. sofa"). Otherwise empty.
     """
 
     id: str
@@ -39,10 +39,10 @@ class Question:
 
 @dataclass(frozen=True)
 class RawQuestion(Question):
-    """A question whose text is the user's whole text: no options or instruction are added.
+    """A question whose text is the user's complete text. No options or instruction are added.
 
     Attributes:
-        later_turns: Further questions and answers of the conversation; each answer is learned from.
+        later_turns: Further questions and answers of the conversation. Each answer is supervised in training.
     """
 
     later_turns: tuple[tuple[str, str], ...] = ()
@@ -54,7 +54,7 @@ class Scene:
 
     Attributes:
         name: "<dataset>/<scene_name>", unique in a source.
-        video: A video file or a folder of frames; of still images, the first.
+        video: A video file or a folder of frames. For still images, the first image.
         questions: All questions about the video.
         cameras: File with one camera per raw frame, see `datamodules.cameras_file`.
         depth: Depth of each raw frame, see `datamodules.depth`.
@@ -70,8 +70,8 @@ class Scene:
 
 
 def num_answers(questions: Sequence[Question]) -> Int[np.ndarray, " Q"]:
-    """Count the answers of each question: those of a conversation are its turns."""
-    counted = getattr(questions, "num_answers", None)  # of packed questions, none of which is built for it
+    """Count the answers of each question. A conversation has one per turn."""
+    counted = getattr(questions, "num_answers", None)  # packed questions know their counts without being unpacked
     if counted is not None:
         return counted
     return np.array([1 + len(getattr(question, "later_turns", ())) for question in questions], dtype=np.int64)
@@ -79,12 +79,12 @@ def num_answers(questions: Sequence[Question]) -> Int[np.ndarray, " Q"]:
 
 def select_questions(scene: Scene, indices: Sequence[int]) -> Scene:
     """Return a scene with some of its questions."""
-    select = getattr(scene.questions, "select", None)  # of packed questions, none of which is built for it
+    select = getattr(scene.questions, "select", None)  # packed questions can be selected without being unpacked
     return replace(scene, questions=select(indices) if select else tuple(scene.questions[i] for i in indices))
 
 
 def questions_fingerprint(scenes: Iterable[Scene]) -> str:
-    """Return the fingerprint of the names of scenes and of all of their questions and answers, in their order."""
+    """Return a fingerprint of the scenes' names, questions and answers, in order."""
 
     def texts() -> Iterator[str]:
         for scene in scenes:

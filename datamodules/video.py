@@ -1,8 +1,8 @@
 """Exact frames of a video file, decoded from the preceding key frame.
 
-A frame's index is the rank of its packet in presentation order, so a frame decoded after a seek is identified by its
-time stamp. Files whose packets don't tell which frames are shown, and frames that a seek doesn't find, are decoded from
-the start: slower, but never another frame. Times are always the time stamps of the frames that are shown.
+A frame's index is its packet's rank in presentation order. A frame that is decoded after a seek is identified by its
+timestamp. If the packets don't tell which frames are shown, or a seek doesn't find a frame, the file is decoded from
+the start, which is slower. Times are the timestamps of the shown frames.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # a packet may hold no visible frame: only decoding counts the frames
-UNORDERED_FORMATS = ("avi",)  # without presentation times: only decoding orders the frames of a codec that reorders
-SKIPPING_CODECS = ("h264", "hevc")  # the header tells frames that no other frame refers to: decoding can skip them
+HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # packets may hold no visible frame: frames must be decoded to be counted
+UNORDERED_FORMATS = ("avi",)  # no presentation times: reordered frames must be decoded to be put in order
+SKIPPING_CODECS = ("h264", "hevc")  # headers mark frames that no other frame refers to: decoding can skip them
 THREADED_PIXELS = 256 * 256  # smaller frames decode faster on one thread
-SEEK_FRAMES = 16  # a seek costs about as much as decoding this many frames: the decoder restarts
+SEEK_FRAMES = 16  # a seek restarts the decoder and costs about as much as decoding this many frames
 TRUNCATION_FRAMES = 2  # a stream may end this many frames before its stated duration, which is rounded
 
 RGB = UInt8[np.ndarray, "H W 3"]
 
 
 class VideoError(ValueError):
-    """A video that is absent, damaged or truncated; one line that names the file."""
+    """A video is missing, damaged or truncated. The message is one line that names the file."""
 
 
 class VideoFile:
-    """A video file, reopened for each `read`.
+    """A video file. Each `read` opens it again.
 
     Attributes:
         num_frames: Exact number of frames.
@@ -52,13 +52,13 @@ class VideoFile:
         times_s: Presentation time of each frame in seconds after the first.
 
     Raises:
-        VideoError: Here or in `read`, see `datamodules.video.Video`.
+        VideoError: Raised here or in `read`, see `datamodules.video.Video`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path, self.num_frames = path, 0
-        self._pts: list[int] = []  # time stamps in presentation order; empty if they don't identify the frames
-        self._keys: list[int] = []  # key frames, and frame 0, which the start of the file serves
+        self._pts: list[int] = []  # timestamps in presentation order; empty if they don't identify the frames
+        self._keys: list[int] = []  # key frames, and frame 0, which is reached from the start of the file
         try:
             with self._open() as container:
                 stream = self._video_stream(container)
@@ -76,7 +76,7 @@ class VideoFile:
         self.height, self.width = first.height, first.width
         if _quarter_turns(first) % 2:
             self.height, self.width = self.width, self.height
-        # sorted: reordered codecs in AVI have the stamps of their packets, which are in decoding order
+        # sorted, because packets of reordered codecs in AVI have timestamps in decoding order
         shown = sorted(pts for pts in stamps if pts is not None)
         if len(shown) == self.num_frames:
             self.times_s = [(pts - shown[0]) * time_base for pts in shown]
@@ -84,7 +84,7 @@ class VideoFile:
             self.times_s = [i / float(rate or 1) for i in range(self.num_frames)]
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, RGB]]:
-        """Decode frames; yield (index, upright frame) in any order.
+        """Decode frames, and yield (index, upright frame) in any order.
 
         Raises:
             VideoError: A frame can't be decoded.
@@ -98,7 +98,7 @@ class VideoFile:
             try:
                 for i, frame in frames:
                     if i in pending:
-                        # one thread: starting several per frame costs more than they save
+                        # one thread, because starting several per frame costs more than they save
                         rgb = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                         yield i, np.ascontiguousarray(np.rot90(rgb, _quarter_turns(frame)))
                         pending.remove(i)
@@ -110,10 +110,10 @@ class VideoFile:
         raise VideoError(f"{self.path}: {which} can't be decoded: copy or download it again") from damage
 
     def plan(self, indices: Sequence[int]) -> list[tuple[int | None, list[int]]]:
-        """Divide frames into runs that are decoded without a seek.
+        """Group frames into runs, each decoded without a seek inside.
 
         Returns:
-            The key frame to seek (None for the start) and the sorted frames of each run.
+            For each run, the key frame to seek to (None for the start of the file) and the sorted frames.
         """
         runs: list[tuple[int | None, list[int]]] = []
         decoded = 0  # next frame without a seek
@@ -131,35 +131,35 @@ class VideoFile:
     # ---- content of the file
 
     def _open(self) -> InputContainer:
-        return av.open(self.path, metadata_errors="replace")  # titles and the like may be in any encoding
+        return av.open(self.path, metadata_errors="replace")  # metadata such as titles may have any encoding
 
     def _video_stream(self, container: InputContainer) -> VideoStream:
-        # cover art of a music file is a video stream as well, and a text file opens as a terminal recording
+        # skip the cover art of a music file, and text files, which FFmpeg opens as terminal recordings ("tty")
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams or container.format.name == "tty":
             content = "only sound in it" if container.streams.audio else "no video in it"
             raise VideoError(f"{self.path}: {content}: give a video file or a folder of frames")
         codec = streams[0].codec_context
-        if codec is None:  # av has no decoder
+        if codec is None:  # PyAV has no decoder
             raise VideoError(f"{self.path}: its codec is unknown, or damaged: export it again as H.264")
         streams[0].thread_type = "AUTO" if codec.width * codec.height >= THREADED_PIXELS else "NONE"
         return streams[0]
 
     def _probe(self, container: InputContainer, stream: VideoStream) -> VideoFrame | None:
-        """Read all packets to count frames and record time stamps; return the first decoded frame.
+        """Read all packets to count frames and record timestamps. Return the first decoded frame.
 
         Raises:
             VideoError: The file is truncated.
         """
-        # mp4: the index respects the edit list, the header's frame count doesn't
+        # mp4: the index respects the edit list, the frame count in the header does not
         stated = len(stream.index_entries) if "mp4" in container.format.name else stream.frames
         first: VideoFrame | None = None
         num_packets, end_s, is_corrupt = 0, 0.0, False
         frame_s = 1 / float(stream.average_rate or 30)
-        stamps: list[tuple[int | None, bool, bool]] = []  # time stamp, is key frame, is shown
+        stamps: list[tuple[int | None, bool, bool]] = []  # timestamp, is key frame, is shown
         for packet in container.demux(stream):
             if first is None:
-                first = next(iter(packet.decode()), None)  # type: ignore[arg-type]  # of a video stream
+                first = next(iter(packet.decode()), None)  # type: ignore[arg-type]  # frames of a video stream
             if packet.size == 0:  # the flush packet at the end
                 continue
             num_packets += 1
@@ -168,7 +168,7 @@ class VideoFile:
             if packet.pts is not None and packet.time_base is not None:
                 packet_s = max(float((packet.duration or 0) * packet.time_base), frame_s)
                 end_s = max(end_s, float(packet.pts * packet.time_base) + packet_s)
-        if num_packets < stated and not is_corrupt and _is_whole_avi(self.path):  # cameras count frames that they drop
+        if num_packets < stated and not is_corrupt and _is_whole_avi(self.path):  # the header counts dropped frames too
             counts = f"its header counts {stated} frames, it holds {num_packets}"
             warnings.warn(f"{self.path}: {counts}, which are read", stacklevel=1)
         elif is_corrupt or num_packets < stated:
@@ -180,7 +180,7 @@ class VideoFile:
         self.num_frames = sum(is_shown for *_, is_shown in stamps)
         ordered = sorted((pts, is_key, is_shown) for pts, is_key, is_shown in stamps if pts is not None)
         is_distinct = len({pts for pts, *_ in ordered}) == len(stamps)
-        # an edit list may hide the first key frame; where the file has none, what follows isn't decoded
+        # an edit list may hide the first key frame; without one at the start, the first frames can't be decoded
         if ordered and ordered[0][1] and is_distinct and not _must_be_decoded(container, stream):
             self._pts = [pts for pts, _, is_shown in ordered if is_shown]
             is_key_frame = [is_key for _, is_key, is_shown in ordered if is_shown]
@@ -190,12 +190,12 @@ class VideoFile:
     # ---- decoding
 
     def _decode_all(self) -> Iterator[tuple[int, VideoFrame]]:
-        """All frames with their indices, in presentation order."""
+        """Yield all frames with their indices, in presentation order."""
         with self._open() as container:
             yield from enumerate(container.decode(self._video_stream(container)))
 
     def _decode_sought(self, indices: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The frames that decoding from their key frames finds."""
+        """Yield the frames that are found by decoding from their key frames."""
         if not self._pts:
             return
         with self._open() as container:
@@ -211,7 +211,7 @@ class VideoFile:
     def _decode_until(
         self, container: InputContainer, stream: VideoStream, wanted: set[int | None]
     ) -> Iterator[VideoFrame]:
-        """Frames up to the last one with a wanted time stamp; unwanted frames may be skipped."""
+        """Yield frames up to the last one with a wanted timestamp. Unwanted frames may be skipped."""
         codec, remaining = stream.codec_context, set(wanted)
         for packet in container.demux(stream):
             if self._skips:
@@ -225,13 +225,13 @@ class VideoFile:
 
 
 def _must_be_decoded(container: InputContainer, stream: VideoStream) -> bool:
-    """Whether only decoding tells which frames are shown, and in which order."""
+    """Return whether frames must be decoded to tell which are shown, and in which order."""
     codec = stream.codec_context
     return codec.name in HIDDEN_FRAME_CODECS or (container.format.name in UNORDERED_FORMATS and codec.codec.reorder)
 
 
 def _is_whole_avi(path: Path) -> bool:
-    """Whether a file is an AVI that ends where its last chunk does."""
+    """Return whether a file is an AVI that ends where its last chunk ends."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         end = 0
@@ -245,12 +245,12 @@ def _is_whole_avi(path: Path) -> bool:
 
 
 def _quarter_turns(frame: VideoFrame) -> int:
-    """Counter-clockwise quarter turns that make the frame upright, from its display matrix."""
+    """Return the counter-clockwise quarter turns that make the frame upright, from its display matrix."""
     return round(frame.rotation / 90) % 4
 
 
 def _stated_duration_s(stream: VideoStream) -> float | None:
-    """The duration in seconds that Matroska and WebM, which state no number of frames, state for a track."""
+    """Return a track's duration in seconds as Matroska and WebM state it. They state no number of frames."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     if match is None:
         return None
@@ -263,30 +263,30 @@ def _stated_duration_s(stream: VideoStream) -> float | None:
 #     frames = video.read([0, 40, 80])  # uint8 (3, 3, H, W)
 #
 # `num_frames` counts the frames in the file, whatever its header states. Rotation metadata is applied: height, width
-# and frames are upright. Only frames that the requested ones depend on are decoded (`datamodules.video`)
+# and frames are upright. Only the requested frames and the frames on which they depend are decoded
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 EXIF_ORIENTATION = 0x0112
-UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow on damaged files
+UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow raises these
 
 
 class Video:
     """A video file, a folder of .jpg/.png frames in natural order (frame 10000 after 9999), images, or a tensor.
 
     Args:
-        path: The file or folder, or the image files, or the frames as bytes.
+        path: The file or folder, the image files, or the frames as bytes.
 
     Attributes:
         num_frames: Exact number of frames.
         height: Height of the upright frames in pixels.
         width: Width of the upright frames in pixels.
-        times_s: Presentation time of each frame in seconds after the first; one frame per second unless it is a file.
+        times_s: Presentation time of each frame in seconds after the first. Without a video file, one frame per second.
         is_folder: Whether the frames are images in a folder.
 
     Raises:
-        VideoError: Here or in `read`: a missing, truncated, zero-frame or audio-only file, a file that is not a video,
-            an unreadable frame, frames of mixed sizes, a folder without frames.
+        VideoError: Raised here or in `read`: the file is missing, truncated, empty, has only sound or is not a video, a
+            frame is unreadable, frame sizes differ, or a folder has no frames.
     """
 
     def __init__(self, path: str | Path | Sequence[Path] | UInt8[Tensor, "N 3 H W"]) -> None:
@@ -313,10 +313,10 @@ class Video:
         """Decode frames.
 
         Args:
-            indices: Frames in the order of the result; they may repeat. Only these are held in memory.
+            indices: Frames in the order of the result, which may repeat. Only these are held in memory.
 
         Raises:
-            IndexError: An index outside 0 to num_frames - 1.
+            IndexError: An index is outside 0 to num_frames - 1.
             VideoError: A frame can't be decoded.
         """
         rows_of: dict[int, list[int]] = {}
@@ -344,7 +344,7 @@ class Video:
         return kept
 
     def files(self, indices: Sequence[int]) -> list[Path]:
-        """The files that hold these frames: the video file, or an image of each."""
+        """Return the files that hold these frames: the video file, or one image per frame."""
         return [self.path] if self._file is not None else [self._images[i] for i in indices]
 
     def _listed_images(self) -> list[Path]:
@@ -364,18 +364,18 @@ class Video:
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """Sort key of natural order: "frame_2", "frame_9999", "frame_10000"."""
+    """Return a sort key for natural order: "frame_2", "frame_9999", "frame_10000"."""
     parts = re.split(r"([0-9]+)", name)
     return [(i % 2 == 1, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
 
 
 def companion_name(video: Path) -> str:
-    """Stem of the files beside a video: its name without the suffix, or the whole name of a folder."""
+    """Return the stem of the files beside a video: its name without suffix, or the whole name of a folder."""
     return video.name if video.is_dir() else video.stem
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the upright image in pixels, from its header.
+    """Return height and width of the upright image in pixels, from its header.
 
     Raises:
         VideoError: The file is not an image.
@@ -395,5 +395,5 @@ def _unreadable(path: Path) -> VideoError:
 
 
 def even_steps(total: int, n: int) -> list[int]:
-    """At most n integers at even steps from 0 to total - 1, rounded down."""
+    """Return at most n integers in even steps from 0 to total - 1, rounded down."""
     return np.unique(np.linspace(0, total - 1, min(total, n), dtype=int)).tolist()

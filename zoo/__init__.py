@@ -1,7 +1,7 @@
 """Spatial video-language models and their parts.
 
-Each name is also a class path of the command line, such as `zoo.PRoPE`. A class is imported when it is first used:
-`import zoo` alone loads no PyTorch.
+Each name is also a class path for the command line, such as `zoo.PRoPE`. A class is imported when it is first used, so
+`import zoo` alone does not load PyTorch.
 """
 
 from zoo.lazy import lazy_exports

@@ -1,8 +1,8 @@
-"""What a configuration says of an object, and which classes it may name.
+"""Converts objects to configurations and back, and checks which classes a configuration may name.
 
-`Configurable` remembers the arguments that an object was built with; `to_config` and `from_config` go to plain values
-and back. Importing a module runs its code, so a configuration of someone else may name the zoo's classes, modules that
-are imported already, and those that the caller trusts.
+`Configurable` remembers an object's constructor arguments. `to_config` and `from_config` convert to plain values and
+back. Importing a module runs its code. A configuration from someone else may therefore only name classes of the zoo,
+modules that are already imported, and modules that the caller trusts.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightnin
 
 
 def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
-    """Check the classes of a configuration, before any of its modules is imported.
+    """Check the classes of a configuration before any of its modules is imported.
 
     Args:
         config: JSON-like content.
-        trust_modules: Modules or packages that it may import.
+        trust_modules: Modules or packages that the configuration may import.
 
     Raises:
-        InputError: A class of another module, or one that can't be imported or is abstract.
+        InputError: A class belongs to a module that is not trusted, can't be imported, or is abstract.
     """
     if isinstance(trust_modules, str):
         raise InputError(f"trust_modules is a list, such as [{trust_modules!r}]")
@@ -58,17 +58,17 @@ def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
 
 
 def named_modules(config: Any) -> list[str]:
-    """Return the modules and packages that a configuration of one's own may import: all that it names."""
+    """Return all modules and packages that a configuration names, to trust the user's own configuration."""
     return sorted({path.partition(".")[0] for path, _ in _dotted_texts(config)})
 
 
 def unusable_class(path: str) -> str | None:
-    """Return why the class of an import path can't be built: it can't be imported, or is abstract. Else None."""
+    """Return why the class of an import path can't be built (import error or abstract class), or None."""
     if not DOTTED.fullmatch(path):
         return None
     try:
         kind = resolve_name(path)
-    except Exception as error:  # whatever the module raises
+    except Exception as error:  # a module may raise anything
         return f"{path} can't be imported: {_import_problem(path, error)}"
     if inspect.isabstract(kind):
         return f"{path} is abstract: it lacks {', '.join(sorted(kind.__abstractmethods__))}"
@@ -76,7 +76,7 @@ def unusable_class(path: str) -> str | None:
 
 
 def _import_problem(path: str, error: Exception) -> str:
-    """Return why an import failed; of a misspelled class or module with what there is, not with a place in the zoo."""
+    """Return why an import failed. For a misspelled name, list what exists instead of showing a place in the zoo."""
     module = path.partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and error.name == module:
         return f"there is no {module}.py in the current folder, and no package {module} is installed"
@@ -87,16 +87,19 @@ def _import_problem(path: str, error: Exception) -> str:
 
 
 def is_same_class(one: Any, other: Any) -> bool:
-    """Return whether two class paths name the same class: by its name alone, or in the same package."""
+    """Return whether two class paths name the same class.
+
+    A bare name matches any package. Two dotted paths also need the same top-level package.
+    """
     paths = [str(each).split(".") for each in (one, other)]
     is_dotted = all(len(path) > 1 for path in paths)
     return paths[0][-1] == paths[1][-1] and (not is_dotted or paths[0][0] == paths[1][0])
 
 
 def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield the texts that may be import paths, a class or a function also without `class_path`; whether it has it.
+    """Yield texts that may be import paths, and whether each is the value of a `class_path`.
 
-    jsonargparse reads a text as YAML, and the name of a file as its content, so their content counts as well.
+    jsonargparse parses a text as YAML and reads the file that a text names, so their contents are searched too.
     """
     if isinstance(config, Mapping):
         for name, value in config.items():
@@ -116,7 +119,7 @@ def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
 
 
 def _content_of_file(name: str) -> str:
-    """Return the text of the file of a name; empty if there is none, or one of bytes, such as weights."""
+    """Return the text of a file. Empty if it does not exist or is binary, such as weights."""
     with suppress(OSError, ValueError), open(os.path.expanduser(name), "rb") as file:
         if b"\0" not in file.read(1024):
             return Path(name).expanduser().read_text(encoding="utf-8")
@@ -124,21 +127,21 @@ def _content_of_file(name: str) -> str:
 
 
 def _is_loaded_class(path: str) -> bool:
-    """Whether a class is there already, so that nothing is imported for it."""
+    """Return whether a class is loaded already, so that nothing is imported for it."""
     module, _, name = path.rpartition(".")
     return isinstance(vars(sys.modules[module]).get(name) if module in sys.modules else None, type)
 
 
-# ---- Parts as configuration and back: `class_path` and `init_args`, the language of the YAML configs ----------------
+# ---- Parts to configuration and back, with `class_path` and `init_args` as in the YAML configs ----------------------
 
 T = TypeVar("T")
 
 
 class Configurable:
-    """Remember the arguments of its constructor, so that `to_config` can write them down.
+    """Remembers its constructor arguments, so that `to_config` can write them.
 
     Attributes:
-        not_configuration: Names of arguments about one process, which no saved configuration has.
+        not_configuration: Names of arguments that concern only the current process and are never saved.
     """
 
     not_configuration: frozenset[str] = frozenset()
@@ -150,21 +153,21 @@ class Configurable:
 
 
 def to_config(value: Any) -> Any:
-    """The configuration of a part, JSON-like: plain values, lists, mappings, and classes with their arguments.
+    """Return the configuration of a part as JSON-like values. A class becomes its path and arguments.
 
     Args:
-        value: A `Configurable`, a dataclass, a class, a `functools.partial` of a class, a function of a
-            module, or a plain value.
+        value: A `Configurable`, a dataclass, a class, a `functools.partial` of a class, a module-level function, or a
+            plain value.
 
     Raises:
-        InputError: A value without a configuration, such as a lambda.
+        InputError: The value has no configuration, for example a lambda.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, partial):
-        kinds = [each for each in (value.func, *value.args) if isinstance(each, type)]  # jsonargparse puts it last
+        kinds = [each for each in (value.func, *value.args) if isinstance(each, type)]  # the class comes last
         if kinds:
             return _class_config(kinds[-1], value.keywords)
     if isinstance(value, type):
@@ -174,9 +177,9 @@ def to_config(value: Any) -> Any:
     if inspect.isfunction(value) and "<" not in value.__qualname__:
         return f"{value.__module__}.{value.__qualname__}"
     if inspect.isfunction(value) and not inspect.signature(value).parameters:
-        import torch  # of which the help of commands does without
+        import torch  # imported late, because the commands' help does not need it
 
-        with torch.device("meta"):  # a factory without arguments stands for what it makes
+        with torch.device("meta"):  # a factory without arguments stands for its result
             return to_config(value())
     if is_dataclass(value):
         return {field.name: to_config(getattr(value, field.name)) for field in fields(value) if field.init}
@@ -190,7 +193,7 @@ def to_config(value: Any) -> Any:
 
 
 def known_config(instance: Configurable) -> dict[str, Any]:
-    """The constructor arguments of a part as configuration, without those that have none, such as arrays."""
+    """Return a part's constructor arguments as configuration, without values that have none, such as arrays."""
     found: dict[str, Any] = {}
     for name, value in _given_arguments(instance).items():
         with suppress(InputError):
@@ -199,7 +202,7 @@ def known_config(instance: Configurable) -> dict[str, Any]:
 
 
 def complete_config(value: Any) -> Any:
-    """The configuration of a part with the defaults of all arguments that it was not given, to compare two parts."""
+    """Return a part's configuration including default arguments, to compare two parts."""
     if not isinstance(value, Configurable):
         return to_config(value)
     signature = inspect.signature(type(value).__init__)
@@ -209,14 +212,14 @@ def complete_config(value: Any) -> Any:
 
 
 def from_config(base: type[T], config: Mapping[str, Any]) -> T:
-    """Build the instance of `base`, or of a subclass, that a configuration describes.
+    """Build the instance of `base` or a subclass that a configuration describes.
 
     Args:
-        base: The class, or a base class of it.
-        config: {"class_path": ..., "init_args": {...}}; a class path may be a bare name in `zoo` or `datamodules`.
+        base: The expected class or a base class of it.
+        config: {"class_path": ..., "init_args": {...}}. A class path may be a bare name in `zoo` or `datamodules`.
 
     Raises:
-        InputError: An unknown class or option.
+        InputError: The class or an option is unknown.
     """
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(base, "part", required=True)
@@ -233,7 +236,7 @@ def from_config(base: type[T], config: Mapping[str, Any]) -> T:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the options of a config by dotted name, without `init_args`; classes in a list by their index.
+    """Return the options of a config by dotted name, without `init_args`. Classes in a list are named by index.
 
     Example:
         >>> flatten({"model": {"class_path": "zoo.PRoPEMLLM", "init_args": {"objectives": [{"weight": 1}], "r": 2}}})
@@ -242,7 +245,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(config, list) and any(isinstance(each, Mapping) for each in config):
         config = {str(index): each for index, each in enumerate(config)}
     if not isinstance(config, Mapping):
-        # a file holds functions as import paths, and tuples as lists
+        # config files store functions as import paths and tuples as lists
         value = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
         return {prefix: list(value) if isinstance(value, tuple) else value}
     flat: dict[str, Any] = {}
@@ -252,7 +255,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a class with other constructor arguments in place of some of its own."""
+    """Return the configuration of a class with some constructor arguments replaced."""
     return {**config, "init_args": {**(config.get("init_args") or {}), **to_config(overrides)}}
 
 

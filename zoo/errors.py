@@ -1,4 +1,4 @@
-"""The error whose message is meant for the user; other errors as one line with the place in the code."""
+"""The error whose message is meant for the user, and one-line descriptions of other errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import get_args
 
-# Errors of one scene, in its files or in the model: they are recorded, and the run continues. Any other error is a bug.
+# Errors in a scene's files or in the model for one scene. They are recorded and the run continues. Any other error is a
+# bug.
 SCENE_FAULTS = (OSError, ValueError, LookupError, RuntimeError, MemoryError)
-MESSAGES = (OSError, ValueError, MemoryError)  # where the zoo's own code raises these, the text is meant for the user
-TRACEBACK = "ZOO_TRACEBACK"  # environment variable that `main.py --traceback` sets; data workers and DDP inherit it
+MESSAGES = (OSError, ValueError, MemoryError)  # if the zoo's own code raises these, the text is meant for the user
+TRACEBACK = "ZOO_TRACEBACK"  # environment variable set by `main.py --traceback`; data workers and DDP inherit it
 
 ROOT = Path(__file__).parents[1]
 ZOO = tuple(f"{ROOT / package}{os.sep}" for package in ("zoo", "datamodules", "callbacks"))
-# Files whose lines tell a user nothing: Python's own, <string> and its like, installed packages (dist-packages on
+# Files whose lines do not help a user: Python's own, <string> and similar, installed packages (dist-packages on
 # Debian), and the commands, which only pass errors on.
 PASSED_ON = re.compile(
     rf"<|{re.escape(sysconfig.get_path('stdlib'))}/|.*/(site|dist)-packages/(?!zoo/|datamodules/|callbacks/)"
@@ -29,39 +30,45 @@ REMOTE = "Traceback (most recent call last)"  # in the text of an error that PyT
 
 
 class InputError(ValueError):
-    """Wrong or missing input that stops the run: one line that names it and the remedy.
+    """Wrong or missing input that stops the run. The message is one line that names the input and the remedy.
 
-    main.py shows the message alone. Any other exception is a bug: that of a user's own part is shown as one line with
-    its place, that of the zoo with its traceback.
+    main.py shows only the message. Any other exception is a bug. An exception from a user's own part is shown as one
+    line with its place, and one from the zoo with its traceback.
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).splitlines()))  # names from a user's file may hold line breaks
+        super().__init__(" ".join(str(message).splitlines()))  # names from a user's file may contain line breaks
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise an InputError for a value that a `Literal` lacks: the command line checks this itself, Python does not."""
+    """Raise an InputError for a value that a `Literal` does not contain.
+
+    The command line checks this itself. Python does not.
+    """
     known = get_args(choices)
     if value not in known:
         raise InputError(f"{name} is one of {', '.join(map(str, known))}, not {value!r}")
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most alike, whatever its case, or an empty text."""
+    """Return the most similar known name, ignoring case, or an empty text."""
     by_lower_case = {each.lower(): each for each in known}
     alike = get_close_matches(name.lower(), by_lower_case, 1)
     return by_lower_case[alike[0]] if alike else ""
 
 
 def did_you_mean(name: str, known: Iterable[str], suffix: str = "") -> str:
-    """The end of a message about an unknown name: the closest one, or nothing."""
+    """Return the end of a message about an unknown name: a suggestion, or nothing."""
     guess = closest(name, known)
     return f"; did you mean {guess}{suffix}?" if guess else ""
 
 
 @contextmanager
 def add_file_to_errors(file: object) -> Iterator[None]:
-    """Names the file in any error of building or filling a model from it: its content decides what is raised."""
+    """Add the file's name to any error of building or filling a model from it.
+
+    The content of the file determines which exceptions are raised.
+    """
     try:
         yield
     except Exception as error:
@@ -70,9 +77,10 @@ def add_file_to_errors(file: object) -> Iterator[None]:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, what it was raised from, and so on.
+    """Yield an error, the error that it was raised from, and so on.
 
-    Not what was being handled meanwhile (`__context__`): a bug in the handling is not the fault that it handled.
+    The error that was being handled meanwhile (`__context__`) is left out, because a bug in the handling is not the
+    handled error.
     """
     while error is not None:
         yield error
@@ -80,12 +88,12 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def input_error(error: BaseException | None) -> InputError | None:
-    """Return the InputError that an error is or was raised from; None if there is none."""
+    """Return the InputError that an error is or was raised from. None if there is none."""
     return next((each for each in causes(error) if isinstance(each, InputError)), None)
 
 
 def unwrapped(error: BaseException) -> BaseException:
-    """Return what a constructor raised: jsonargparse wraps it once for every part around the one that failed."""
+    """Return the error that a constructor raised. jsonargparse wraps it once per part around the one that failed."""
     *_, last = chain = [*causes(error)]
     return next((each for each in chain if not _is_of_jsonargparse(each)), last)
 
@@ -98,19 +106,20 @@ def _is_of_jsonargparse(error: BaseException) -> bool:
 def raised_at(error: BaseException) -> str | None:
     """Return the last line outside of the zoo and the libraries that an error passed, as `file:line`.
 
-    It is in a user's own part, script or callback, which raised the error or called what did. None if there is none.
+    This line is in a user's own part, script or callback, which raised the error or called what raised it. None if
+    there is none.
     """
     return next((f"{file}:{line}" for file, line in _passed(error) if not file.startswith(ZOO)), None)
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line: its message, and its type and place unless the message is meant to stand alone."""
+    """Return an error as one line: its message, with type and place unless the message is meant to stand alone."""
     text, place = str(error), raised_at(error)
     line = " ".join(text.split())
     if isinstance(error, InputError) or (place is None and isinstance(error, MESSAGES)):
         return line or type(error).__name__
     typed = f"{type(error).__name__}: {line}".removesuffix(": ")
-    if isinstance(error, SyntaxError):  # its message has the place
+    if isinstance(error, SyntaxError):  # the message contains the place
         return typed
     if REMOTE in text:
         typed = text.strip().splitlines()[-1]
@@ -119,19 +128,19 @@ def describe(error: BaseException) -> str:
 
 
 def describe_fault(error: BaseException) -> str:
-    """Describe an error that is recorded and stops nothing; print its traceback where tracebacks are asked for."""
+    """Describe an error that is recorded without stopping the run. Print its traceback if tracebacks are enabled."""
     if wants_traceback():
         traceback.print_exception(error)
     return describe(error)
 
 
 def wants_traceback() -> bool:
-    """Whether the command line or the environment asks for whole tracebacks."""
+    """Return whether the command line or the environment asks for whole tracebacks."""
     return os.environ.get(TRACEBACK, "0") != "0"
 
 
 def _passed(error: BaseException) -> list[tuple[str, int]]:
-    """Files and lines that an error passed, the last one first, without those of libraries."""
+    """Return files and lines that an error passed, last one first, without those of libraries."""
     if REMOTE in str(error):
         lines = [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', str(error))]
     else:

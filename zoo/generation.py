@@ -1,7 +1,7 @@
-"""Answers: the prefix that questions share is read once, then each question is answered token by token.
+"""Answer generation: a prefix shared by several questions is decoded once, then the answers token by token.
 
-`answer_batch` is the entrance. `CachedPrefix` answers the questions behind one prefix. `greedy` and `Sampling` choose
-the next token.
+`answer_batch` is the entry point. `CachedPrefix` answers the questions that follow one prefix. `greedy` and `Sampling`
+choose the next token.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from zoo.sequences.packing import PREFIX
 
 # ---- How the next token is chosen ------------------------------------------------------------------------------------
 
-# of logits and a number in [0, 1) per row, if there are some: ids, and their log-probabilities where they are drawn
+# (logits, random numbers in [0, 1) or None) -> (token ids, log-probabilities if the tokens are drawn)
 TokenChoice = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 def greedy(logits: Float[Tensor, "n V"], draws: Float[Tensor, " n"] | None = None) -> tuple[Int[Tensor, " n"], None]:
-    """Choose the token of the largest logit."""
+    """Choose the token with the largest logit."""
     return logits.argmax(-1), None
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draw tokens: among the most likely ones by `top_k`, and among those by `top_p`, as transformers does.
+    """Draw tokens from the `top_k` most likely ones and, among those, from the `top_p` mass, as transformers does.
 
     Args:
         temperature: Divides the logits.
-        top_p: Draw among the most likely tokens that together have this probability.
-        top_k: Draw among this number of the most likely tokens; null is all.
+        top_p: Draw from the most likely tokens that together have this probability.
+        top_k: Draw from this number of most likely tokens. null is all.
         excluded: Ids that are never drawn, such as placeholders of visual tokens.
 
     Raises:
-        InputError: A number out of its range.
+        InputError: A value is out of range.
     """
 
     temperature: float = 1.0
@@ -72,13 +72,13 @@ class Sampling:
         """Return tokens and their log-probabilities at this temperature, among all tokens.
 
         Args:
-            logits: Of the next token of each answer.
-            draws: A number in [0, 1) per answer, of which its token is a function; None draws by torch's generator of
-                the device.
+            logits: Logits of each answer's next token.
+            draws: A number in [0, 1) per answer that determines its token. None draws with torch's generator of the
+                device.
         """
         log_probs = (to_float32(logits) / self.temperature).log_softmax(-1)
-        probs = log_probs.exp().nan_to_num(1.0)  # the caller reports them
-        for excluded in self.excluded:  # a list of them as an index would be copied to a GPU, which waits
+        probs = log_probs.exp().nan_to_num(1.0)  # keeps the draw valid; the caller reports logits that are not finite
+        for excluded in self.excluded:  # indexing by a list would copy it to the GPU and wait
             probs[:, excluded] = 0.0
         if self.top_k is not None and self.top_k < probs.shape[-1]:
             probs = probs.where(probs >= probs.topk(self.top_k).values[:, -1:], 0.0)
@@ -88,7 +88,7 @@ class Sampling:
             kept = before < self.top_p * ordered.sum(-1, keepdim=True)
             probs = torch.zeros_like(probs).scatter(-1, order, ordered * kept)
         if draws is None:
-            # as `torch.multinomial`, without its checks, for which a GPU waits
+            # as `torch.multinomial`, without the checks that make the host wait
             ids = (probs / torch.empty_like(probs).exponential_()).argmax(-1, keepdim=True)
         else:
             bounds = probs.double().cumsum(-1)  # the first token whose bound is above the draw
@@ -96,29 +96,29 @@ class Sampling:
         return ids[:, 0], log_probs.gather(-1, ids)[:, 0]
 
 
-# ---- The states of Gated DeltaNet layers in a KV cache, in place of keys and values: one row per question ------------
+# ---- States of Gated DeltaNet layers in a KV cache, instead of keys and values: one row per question -----------------
 
-# A row of a layer has the last inputs of the convolution and the recurrent state in float32: 2 MiB per layer in
-# Qwen3.5-4B and 48 MiB in all, whatever the length of the video. A layer writes its states in place.
+# A row of a layer holds the last inputs of the convolution and the recurrent state in float32. That is 2 MiB per layer
+# in Qwen3.5-4B and 48 MiB in total, for any length of video. A layer writes its states in place.
 
 States = list[tuple[Tensor, Tensor]]  # (rows, channels, K) and (rows, heads, D, D) of each such layer
 
 
 def read_states(cache: Any) -> States:
-    """Return the states of all Gated DeltaNet layers, none in a decoder without."""
+    """Return the states of all Gated DeltaNet layers. The list is empty for a decoder without such layers."""
     return [(layer.conv_states[0], layer.recurrent_states[0]) for layer in _layers(cache)]
 
 
 def write_states(cache: Any, states: States) -> None:
-    """Let the layers go on from a copy of states."""
+    """Set the layers' states to a copy of the given ones."""
     for layer, (inputs, state) in zip(_layers(cache), states, strict=True):
         layer.conv_states[0], layer.recurrent_states[0] = inputs.clone(), state.clone()
 
 
 def join_states(cache: Any, states: list[States]) -> None:
-    """Let the layers go on from the states of several questions as rows, which are taken out of the lists.
+    """Set the layers' states to the states of several questions, one row per question.
 
-    So memory holds them once, and one layer twice.
+    The states are removed from the lists, so that memory holds them once, except for one layer at a time.
     """
     for layer in _layers(cache):
         inputs, state = zip(*(question.pop(0) for question in states), strict=True)
@@ -126,7 +126,7 @@ def join_states(cache: Any, states: list[States]) -> None:
 
 
 def keep_rows(cache: Any, rows: Int[Tensor, " rows"]) -> None:
-    """Keep the states of some questions."""
+    """Keep the states of some of the questions."""
     for layer in _layers(cache):
         layer.reorder_cache(rows)
 
@@ -135,17 +135,17 @@ def _layers(cache: Any) -> list[Any]:
     return [layer for layer in cache.layers if isinstance(layer, LinearAttentionLayer)]
 
 
-# ---- Answers to the questions behind one prefix, which is read into the KV cache once --------------------------------
+# ---- Answers to the questions after one prefix, which is decoded into the KV cache once ------------------------------
 
-BROKEN = -1  # in place of a token whose logits are not finite
-TOKENS_AT_ONCE = 1024  # of the questions: bounds the mask and the activations, however long they are
+BROKEN = -1  # replaces a token whose logits are not finite
+TOKENS_AT_ONCE = 1024  # question tokens per forward pass, which bounds the mask and the activations
 
 
 class Reply(NamedTuple):
-    """The new tokens of an answer, up to a stop token (included); or why there is none.
+    """The new tokens of an answer, up to and including a stop token, or the reason why there is no answer.
 
     Attributes:
-        log_probs: Of each token, where they are drawn.
+        log_probs: Log-probability of each token, if tokens are drawn.
     """
 
     ids: list[int]
@@ -154,20 +154,19 @@ class Reply(NamedTuple):
 
 
 class CachedPrefix:
-    """The keys and values of a prefix that questions share, from which they are then answered.
+    """The keys and values of a prefix that questions share, and the answering of these questions.
 
-    The questions of a batch follow each other in one sequence, in which each attends to the prefix and to itself: there
-    is one copy of the prefix whatever their number, and no padding between them. In a hybrid decoder each of them goes
-    on from a copy of the prefix's states, which take memory for each question. An attention backend without custom
-    masks gets one question at a time, still from the same cache.
+    The questions of a pass follow each other in one sequence. Each attends to the prefix and to itself, so there is one
+    copy of the prefix and no padding between questions. In a hybrid decoder each question continues from its own copy
+    of the prefix's states. An attention backend without custom masks gets one question at a time, from the same cache.
 
     Args:
         backbone: The model.
-        input_ids: Of the prefix alone.
-        inputs: Of the same sequence, from `SpatialVLM.decoder_inputs`.
-        next_position: Behind the prefix; None reads it from the inputs.
-        repetition_penalty: Divides the positive logits of the tokens of prompt and answer, and multiplies the negative
-            ones, as in transformers; 1 is none.
+        input_ids: Token ids of the prefix.
+        inputs: Decoder inputs of the prefix, from `SpatialVLM.decoder_inputs`.
+        next_position: First position after the prefix. None reads it from the inputs.
+        repetition_penalty: Divides positive logits and multiplies negative logits of tokens that occur in the prompt or
+            answer, as in transformers. 1 is no penalty.
         choose: How the next token is chosen.
     """
 
@@ -186,7 +185,7 @@ class CachedPrefix:
         self.cache = backbone.decode(inputs, use_cache=True).cache
         self.states = read_states(self.cache)
         self.length = input_ids.shape[1]
-        # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
+        # the prefix ends in text, and the video before it may have higher positions, see `text_after_vision`
         self.next_position = inputs["position_ids"][..., -1].amax() + 1 if next_position is None else next_position
         encoding = inputs.get("camera_encoding")
         self.encoding = None if encoding is None else encoding.for_decode_step()
@@ -195,12 +194,13 @@ class CachedPrefix:
     def answer(
         self, questions: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int] | None = None
     ) -> list[Reply]:
-        """Answer questions, each as if it had been alone: in one pass, or in more where memory is short.
+        """Answer questions independently of each other, in one pass or in more where memory is short.
 
         Args:
-            questions: Token ids that follow the prefix, at least one each.
-            max_new_tokens: The longest answer.
-            seeds: Of the draws of each answer, which then depend on no other; None draws by torch's generator.
+            questions: Token ids that follow the prefix, at least one per question.
+            max_new_tokens: Maximum length of an answer in tokens.
+            seeds: Random seed of each answer, which makes answers independent of each other. None draws with torch's
+                generator.
         """
         at_once = max(len(questions), 1) if self.backbone.packs_questions else 1
         replies: list[Reply] = []
@@ -211,14 +211,14 @@ class CachedPrefix:
                 found = self._decode_batch(some, max_new_tokens, own)
             except (RuntimeError, MemoryError) as error:
                 is_out_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-                if not is_out_of_memory and "can't allocate memory" not in str(error):  # torch's, on the CPU
+                if not is_out_of_memory and "can't allocate memory" not in str(error):  # torch's message on the CPU
                     raise
                 if len(some) == 1:
                     replies.append(Reply([], f"no memory for this question alone: {error}"))
                 at_once = max(1, len(some) // 2)
                 continue
             if len(some) > 1 and any(reply.error for reply in found):
-                # zero times NaN is NaN: one question's keys and values spoil those that must not see them
+                # 0 * NaN is NaN, so one question's keys and values spoil questions that are masked from them
                 alone = [(some[n : n + 1], own and own[n : n + 1]) for n in range(len(some))]
                 found = [self._decode_batch(question, max_new_tokens, seed)[0] for question, seed in alone]
             replies += found
@@ -228,16 +228,16 @@ class CachedPrefix:
     def _decode_batch(
         self, questions: Sequence[Sequence[int]], max_new_tokens: int, seeds: Sequence[int] | None
     ) -> list[Reply]:
-        """Answer questions that follow each other in one sequence; on a GPU the host waits once per token."""
+        """Answer questions that follow each other in one sequence. On a GPU the host waits once per token."""
         self._rewind()
         stops, alone, device = self.backbone.stop_tokens, len(questions) == 1, self.groups.device
-        # 1. The questions: id, place after the prefix, and question (from 0) of each token.
+        # 1. Questions. Each token has its id, its place after the prefix, and its question number (from 0).
         tokens = [(token, place, n) for n, question in enumerate(questions) for place, token in enumerate(question)]
         read = _on_device(list(zip(*tokens, strict=True)), device)
         ends = _on_device([end - 1 for end in accumulate(map(len, questions))], device)
         hidden = self._read_questions(read, list(map(len, questions)), alone)[ends]
         last, seen = read[:, ends], self._seen(questions)
-        # 2. The answers, one token of each at a time.
+        # 2. Answers, one token of each at a time.
         answers: list[list[int]] = [[] for _ in questions]
         drawn: list[list[float]] = [[] for _ in questions]
         generators = [random.Random(seed) for seed in seeds or ()]
@@ -250,7 +250,7 @@ class CachedPrefix:
             draws = [generators[n].random() for n in going] if generators else []
             chosen, log_probs = self.choose(logits, _on_device(draws, device, torch.float64) if draws else None)
             found = torch.where(logits.amax(-1).isfinite(), chosen, BROKEN)
-            # both at once, since the host waits for each; float64 holds ids exactly
+            # copied together, because the host waits for each copy; float64 holds ids exactly
             told = found[None] if log_probs is None else torch.stack((found.double(), log_probs.double()))
             for n, token, *log_prob in zip(going, *told.tolist(), strict=True):
                 if token == BROKEN:
@@ -275,7 +275,7 @@ class CachedPrefix:
         ]
 
     def _seen(self, questions: Sequence[Sequence[int]]) -> Int[Tensor, "questions L"]:
-        """The tokens of prefix and question, padded with one that each has seen."""
+        """Return the tokens of prefix and question, padded with a token that all of them contain."""
         longest, first = max(map(len, questions)), self.input_ids[:, :1]
         rows = [[*question, *[BROKEN] * (longest - len(question))] for question in questions]
         padded = _on_device(rows, first.device)
@@ -283,7 +283,7 @@ class CachedPrefix:
         return torch.cat((prefix, torch.where(padded == BROKEN, first, padded)), 1)
 
     def _rewind(self) -> None:
-        """Return the cache to the end of the prefix, also after a pass that ran out of memory between two layers."""
+        """Shorten the cache to the prefix, also after a pass that ran out of memory between two layers."""
         self.groups = self.groups[:, : self.length]
         for layer in self.cache.layers:
             if hasattr(layer, "keys"):
@@ -291,7 +291,7 @@ class CachedPrefix:
         write_states(self.cache, self.states)
 
     def _read_questions(self, tokens: Int[Tensor, "3 T"], lengths: list[int], alone: bool) -> Float[Tensor, "T D"]:
-        """Hidden states of the questions, see `_read`; states of a hybrid decoder, one row per question."""
+        """Compute the hidden states of the questions, see `_read`. Hybrid layers get one row of states per question."""
         mask = None if alone else self.backbone.question_mask
         if alone or not self.states:
             return self._read(tokens, mask)
@@ -304,7 +304,7 @@ class CachedPrefix:
         return torch.cat(hidden)
 
     def _read(self, tokens: Int[Tensor, "3 T"], mask: Callable[..., Any] | None) -> Float[Tensor, "T D"]:
-        """Hidden states of more tokens: each its id, its place after the prefix, and its question (from 0)."""
+        """Compute the hidden states of more tokens, given their id, place after the prefix, and question (from 0)."""
         hidden = []
         for ids, place, question in (part.unbind() for part in tokens.split(TOKENS_AT_ONCE, 1)):
             group = question[None] + PREFIX + 1
@@ -321,17 +321,17 @@ class CachedPrefix:
 
 
 def _on_device(values: list[Any], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy Python values to a device, without a wait for it."""
+    """Copy Python values to a device without waiting for it."""
     tensor = torch.tensor(values, dtype=dtype)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-# ---- Answers to the prompts of a batch, whose scenes are encoded once ------------------------------------------------
+# ---- Answers to the prompts of a batch -------------------------------------------------------------------------------
 
 
 @runtime_checkable
 class Answerer(Protocol):
-    """What answering needs of a model; `SpatialVLM` has all of it."""
+    """The part of a model that answering uses. `SpatialVLM` implements it."""
 
     backbone: Backbone
     precision: str | None
@@ -340,12 +340,12 @@ class Answerer(Protocol):
         """Encode each scene of a batch once."""
 
     def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
-        """Place encoded scenes in sequences."""
+        """Insert encoded scenes into their sequences."""
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode within, as for answers between two steps of a training."""
+    """Put a model in eval mode inside the context, for example to answer between two training steps."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -356,14 +356,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def check_penalty(factor: float) -> None:
-    """Raise an InputError for a repetition penalty that is no factor."""
+    """Raise an InputError for an invalid repetition penalty."""
     if not 0 < factor < math.inf:
         raise InputError(f"--model.repetition_penalty {factor}: a factor above 0; 1 is no penalty")
 
 
 @torch.no_grad()
 def answer_batch(model: Answerer, batch: Batch, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[Reply]:
-    """Answer the prompts of a batch in the model's `precision`, its scenes encoded once; see `answer_prompts`."""
+    """Answer the prompts of a batch in the model's `precision`. Scenes are encoded once, see `answer_prompts`."""
     with answer_precision(model.backbone.device, model.precision):
         return answer_prompts(model, model.encode_scenes(batch), batch.prompts, max_new_tokens, repetition_penalty)
 
@@ -378,16 +378,16 @@ def answer_prompts(
     choose: TokenChoice = greedy,
     seeds: Sequence[int] | None = None,
 ) -> list[Reply]:
-    """Answer prompts about encoded scenes; the prefix that prompts about the same scenes share is read once.
+    """Answer prompts about encoded scenes. A prefix shared by prompts about the same scenes is decoded once.
 
     Args:
         model: The model to ask.
-        scenes: From its `encode_scenes`.
-        prompts: About them.
-        max_new_tokens: The longest answer.
+        scenes: Scenes from the model's `encode_scenes`.
+        prompts: Prompts about these scenes.
+        max_new_tokens: Maximum length of an answer in tokens.
         repetition_penalty: See `CachedPrefix`.
         choose: See `CachedPrefix`.
-        seeds: Of the draws, by the number of the question in the batch; see `CachedPrefix.answer`.
+        seeds: Random seeds by the number of the question in the batch, see `CachedPrefix.answer`.
 
     Returns:
         One reply per question, in the order of their numbers in the batch.
@@ -400,7 +400,8 @@ def answer_prompts(
         fitting: list[list[tuple[int, Sequence[int]]]] = []
         for questions in prompt.passes:
             fitting.append([])
-            for question, number in zip(questions, numbers, strict=False):  # takes no number behind the last question
+            # stops without taking a number after the last question
+            for question, number in zip(questions, numbers, strict=False):
                 if (total := length + len(question)) + max_new_tokens > context:
                     error = f"the prompt has {total} tokens and its answer up to {max_new_tokens}"
                     replies[number] = Reply([], f"{error}, more than the {context} of the model's context")

@@ -1,4 +1,4 @@
-"""Packages whose public classes are imported when they are first used (PEP 562)."""
+"""Lazy imports: a package's public classes are imported when they are first used (PEP 562)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Raw sequences with videos and images, as the processors of transformers give them, made into batches.
+"""Conversion of raw sequences with videos and images, in transformers' processor format, to batches.
 
-`SpatialVLM.logits` and `generate_ids` take them. Trainings and tests do not pass here.
+`SpatialVLM.logits` and `generate_ids` accept them. Training and tests do not use this file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a 
 
 
 class Media(TypedDict, total=False):
-    """What the sequences of a batch show, in the order in which it appears in them.
+    """The videos and images of a batch's sequences, in the order in which they appear.
 
-    pixel_values_videos (patches, channels) and video_grid_thw (V, 3); pixel_values and image_grid_thw likewise for
-    still images; frames: one (T, 3, H, W) tensor in 0..1 per video, for models with a geometry encoder, where the
-    images of a sequence are one scene and each is doubled; seconds_per_grid: one per video, None is 1.0; frame_indices:
-    the raw frames of each video, for a time index that uses them; cameras: of each sequence, one per temporal patch.
+    - pixel_values_videos (patches, channels) and video_grid_thw (V, 3)
+    - pixel_values and image_grid_thw: the same for images
+    - frames: one (T, 3, H, W) tensor in 0..1 per video, for models with a geometry encoder. The images of a sequence
+      are one scene, and each image is doubled.
+    - seconds_per_grid: one value per video. None is 1.0.
+    - frame_indices: raw frames of each video, for a time index that uses them
+    - cameras: cameras of each sequence, one per temporal patch
     """
 
     pixel_values_videos: Tensor | None
@@ -51,12 +54,6 @@ def batch_of_media(
 ) -> Batch:
     """Build a batch for the logits of whole sequences.
 
-    Args:
-        builder: Of the model.
-        input_ids: One placeholder per visual token, extra tokens included.
-        attention_mask: 0 for padding, on either side.
-        media: What the sequences show.
-
     Raises:
         InputError: See `scenes_of_media`.
     """
@@ -73,14 +70,14 @@ def prompts_of_media(
     attention_mask: Shaped[Tensor, "B L"],
     media: Media,
 ) -> Batch:
-    """Build a batch for answers to sequences; arguments as `batch_of_media`, cameras without an index."""
+    """Build a batch for answering sequences. Arguments as in `batch_of_media`, with cameras without an index."""
     ids, mask, layout = _laid_out(builder, input_ids, attention_mask, media)
     if (cameras := media.get("cameras")) is not None:
         if cameras.index is not None:
             raise InputError(
                 "answers take one camera per temporal patch, not an index: leave it out, or ask for logits"
             )
-        cameras.to("cpu").with_index(layout.camera_index())  # raises if they are too few
+        cameras.to("cpu").with_index(layout.camera_index())  # raises if there are too few
     scenes, scene_index = scenes_of_media(layout, media)
     prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
     return Batch(scenes, builder.vision(scenes), prompts=builder.prompts(prompts, scene_index, scenes))
@@ -89,7 +86,7 @@ def prompts_of_media(
 def _laid_out(
     builder: SequenceBuilder, input_ids: Tensor, attention_mask: Tensor, media: Media
 ) -> tuple[Tensor, Tensor, SequenceLayout]:
-    """Return the ids and the mask (bool) of sequences on the CPU, and their layout."""
+    """Return the ids and the boolean mask of sequences on the CPU, and their layout."""
     ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
     layout = SequenceLayout(
         ids,
@@ -103,23 +100,19 @@ def _laid_out(
 
 
 def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[LoadedScene], list[list[int]]]:
-    """The scenes of a batch, and which of them each sequence shows.
+    """Return the scenes of a batch, and which of them each sequence shows.
 
-    Each video is a scene; all still images of a sequence together are one, as in Spatial-MLLM.
-
-    Args:
-        layout: Of the sequences.
-        media: What they show.
+    Each video is a scene. All images of a sequence together are one scene, as in Spatial-MLLM.
 
     Raises:
-        InputError: Frames or cameras of other media than the sequences show, images of several sizes in a sequence, or
-            frames that are not in 0..1.
+        InputError: Frames or cameras do not match the media of the sequences, the images of a sequence differ in size,
+            or frames are not in 0..1.
     """
     cameras = media.get("cameras")
     if cameras is not None and len(cameras) != layout.shape[0]:
         raise InputError(f"expected cameras for {layout.shape[0]} sequences, got {len(cameras)}")
     frame_count = TEMPORAL_PATCH_SIZE * max((medium.steps_before + medium.steps for medium in layout.media), default=0)
-    # a warning only: a row that is cut from a padded batch may have as many cameras
+    # only a warning, because a row of a padded batch may have this number of cameras
     if cameras is not None and cameras.index is None and cameras.world_to_camera.shape[1] == frame_count > 0:
         warnings.warn("cameras: only the first half is used, one per temporal patch and not per frame", stacklevel=2)
     groups: dict[tuple[int, str, int], list[MediaSpan]] = {}
@@ -176,11 +169,7 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[LoadedSc
 def _cameras_of(cameras: Cameras, row: int, first: int, steps: int) -> PatchCameras:
     """Return the cameras of the temporal patches of one scene.
 
-    Args:
-        cameras: Of all sequences.
-        row: The sequence that shows the scene.
-        first: Temporal patches of the sequence before the scene.
-        steps: Temporal patches of the scene.
+    `first` is the number of temporal patches before the scene in the sequence, and `steps` the number in the scene.
     """
     own = cameras[[row]]
     patches, view = own.span(first, steps), own.spanned(first, steps)[1][0]
@@ -190,7 +179,7 @@ def _cameras_of(cameras: Cameras, row: int, first: int, steps: int) -> PatchCame
 
 
 def _split(pixels: Tensor | None, grid_thw: Tensor | None) -> tuple[Sequence[Tensor], Tensor]:
-    """The patches and the grid of each video or image; grids are read on the host."""
+    """Return the patches and the grid of each video or image. Grids are read on the host."""
     if grid_thw is None:
         return (), torch.empty(0, 3, dtype=torch.long)
     grids = grid_thw.cpu()
@@ -202,16 +191,18 @@ def _split(pixels: Tensor | None, grid_thw: Tensor | None) -> tuple[Sequence[Ten
 def _two_per_patch(
     frames: Sequence[Tensor], number: int, scene: Sequence[MediaSpan], media: Sequence[MediaSpan]
 ) -> Float[Tensor, "T 3 H W"]:
-    """Two frames per temporal patch of a scene; still images come twice each, or once and are then doubled.
+    """Return two frames per temporal patch of a scene.
+
+    Images are given twice each, or once and are then doubled.
 
     Args:
-        frames: One entry per video and image, or else one per scene, in the order in which they appear.
-        number: Of the scene.
-        scene: Its videos and images.
+        frames: One entry per video and image, or one per scene, in the order in which they appear.
+        number: Number of the scene.
+        scene: Videos and images of the scene.
         media: All videos and images.
 
     Raises:
-        InputError: A wrong number of frames.
+        InputError: The number of frames is wrong.
     """
     parts = (
         [(frames[media.index(medium)], medium.steps) for medium in scene]

@@ -1,6 +1,6 @@
-"""Scores of a benchmark's answers: of one answer, of prediction records, and a torchmetrics metric of a whole test.
+"""Scores of answers: of one answer, of prediction records, and as a torchmetrics metric of a whole test.
 
-Scorers of VSI-Bench and their rules: `zoo.benchmarks.scorers`.
+The scorers of VSI-Bench and their rules are in `zoo.benchmarks.scorers`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def score_answer(
 
     Args:
         prediction: The model's answer.
-        ground_truth: A number, or an option's letter.
-        question_type: One of VSI-Bench's.
+        ground_truth: A number or an option letter.
+        question_type: A question type of VSI-Bench.
         profile: The official scorer: spatial_mllm, thinking_in_space or lmms_eval_0.7.3.
-        scorer: Another name of `profile`, which it replaces.
+        scorer: Alias of `profile`, which it overrides.
 
     Returns:
-        A score in 0..1; 0.0 if the answer can't be parsed or the official scorer raises.
+        A score in 0..1. 0.0 if the answer can't be parsed or the official scorer raises.
 
     Raises:
         ValueError: The question type or the scorer is unknown.
@@ -50,15 +50,15 @@ def score_answer(
 def with_scores(
     records: Iterable[Mapping[str, Any]], benchmark: Benchmark, scorer: str | None = None
 ) -> list[dict[str, Any]]:
-    """Return the records of questions with their `score`, and the `benchmark` and `scorer` that made it.
+    """Return the records of questions with their `score`, and the `benchmark` and `scorer` that computed it.
 
-    A record that this scorer has scored stays as it is. The score is None without a ground truth or a question type
-    (free text), and 0 for a question that failed.
+    A record that this scorer has already scored is unchanged. The score is None without a ground truth or a question
+    type (free text), and 0 for a question that failed.
 
     Args:
-        records: As the steps of a task return them, or as predictions.jsonl has them.
+        records: Records as returned by a task's steps, or as in predictions.jsonl.
         benchmark: The benchmark of the questions.
-        scorer: One of the benchmark's scorers; None is its default.
+        scorer: One of the benchmark's scorers. None is its default.
 
     Example:
         >>> kind = VSIBench.numeric_types[0]
@@ -84,13 +84,13 @@ def with_scores(
 class BenchmarkScore(Metric):
     """Scores of a benchmark by question type, with micro and macro means.
 
-    Each sample id counts once, by its first row: DistributedSampler repeats samples to fill its last round. Rows
-    without an id all count. A row is the fingerprint of its id, the index of its question type, and its score: the bits
-    of a float64 as an integer, which no change of a module's precision rounds.
+    Each sample id counts once, by its first row, because DistributedSampler repeats samples to fill its last round. All
+    rows without an id count. A row holds the fingerprint of its id, the index of its question type, and its score as
+    the bits of a float64 in an integer, so that no precision change of a module rounds it.
 
     Args:
         benchmark: Defines question types, scores and aggregation.
-        scorer: One of the benchmark's scorers; None is its default.
+        scorer: One of the benchmark's scorers. None is its default.
         kwargs: Options of `torchmetrics.Metric`.
 
     Raises:
@@ -114,14 +114,14 @@ class BenchmarkScore(Metric):
         sample_ids: Sequence[str] | None = None,
         scores: Sequence[float] | None = None,
     ) -> None:
-        """Score answers and add them; the lists are parallel.
+        """Score answers and add them. The lists are parallel.
 
         Args:
             predictions: The model's answers.
             ground_truths: The true answers.
             question_types: The benchmark's type of each question.
-            sample_ids: Ids of the questions; None gives each a new one.
-            scores: Of the answers, where they are known; None scores them.
+            sample_ids: Ids of the questions. None gives each a new id.
+            scores: Known scores of the answers. None computes them.
         """
         answers = list(zip(predictions, ground_truths, question_types, strict=True))
         if scores is None:
@@ -134,19 +134,19 @@ class BenchmarkScore(Metric):
         self.rows.append(torch.tensor(rows, dtype=torch.int64, device=self.device).reshape(-1, 3))
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add the scores of records, see `with_scores`; those without a score do not count."""
+        """Add the scores of records, see `with_scores`. Records without a score do not count."""
         scored = [record for record in records if record["score"] is not None]
         keys = ("prediction", "ground_truth", "question_type", "id", "score")
         self.update(*([record[key] for record in scored] for key in keys))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Gather the rows of all ranks."""
-        if not len(self.rows):  # which torchmetrics would gather as a float tensor
+        if not len(self.rows):  # torchmetrics would gather an empty state as a float tensor
             self.update([], [], [])
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, dict[str, Any]]:
-        """Return the aggregated scores, see `Benchmark.aggregate`. The order and split of the rows have no effect."""
+        """Return the aggregated scores, see `Benchmark.aggregate`. The order and split of rows have no effect."""
         rows = dim_zero_cat(self.rows).cpu() if len(self.rows) else torch.empty(0, 3, dtype=torch.int64)
         scores = rows[:, 2].contiguous().view(torch.float64).tolist()
         first: dict[int, tuple[int, float]] = {}
@@ -163,7 +163,7 @@ class VSIBenchScore(BenchmarkScore):
 
     Args:
         profile: The official scorer: spatial_mllm, thinking_in_space or lmms_eval_0.7.3.
-        scorer: Another name of `profile`, which it replaces.
+        scorer: Alias of `profile`, which it overrides.
         kwargs: Options of `torchmetrics.Metric`.
 
     Example:

@@ -1,4 +1,4 @@
-"""SpatialVLM: one plain PyTorch model that every model of the zoo is a choice of parts for."""
+"""SpatialVLM: the PyTorch model that all models of the zoo are instances of, with different parts."""
 
 from __future__ import annotations
 
@@ -59,52 +59,55 @@ from zoo.weights.saved_models import load_model, save_model
 
 
 class SpatialVLM(Configurable, nn.Module):
-    """A video-language model whose visual tokens may be fused with 3D tokens and may know their cameras.
+    """A video-language model whose visual tokens can be fused with 3D tokens and can carry camera information.
 
-    Training, evaluation, notebooks and `logits` share one path: a `Batch`, made on the CPU by `sequence_builder`, then
-    `encode_scenes`, `decoder_inputs`, and the backbone's `decode`. Setting a part to None leaves that component of the
-    original model unchanged, bit for bit.
+    Training, evaluation, notebooks and `logits` share one path. `sequence_builder` makes a `Batch` on the CPU; then
+    `encode_scenes`, `decoder_inputs` and the backbone's `decode` run. Setting a part to None leaves it as in the
+    original model, bit for bit.
 
     Args:
-        backbone: The video-language model; a tiny random Qwen2.5-VL if not given.
-        geometry: Builds the encoder of 3D tokens and cameras; called only if a fusion or `camera_source` asks for it,
-            and only if the backbone was not released with its own.
-        geometry_cache: Keeps the outputs of a frozen geometry encoder on disk; null computes them each time.
-        fusion: Builds the fusion of 2D and 3D tokens from the decoder's width and the geometry's; null uses the 2D
-            tokens alone.
-        view_mixer: Builds the branch that adds camera information to the 2D tokens before the fusion
-            (`ViewAttention`, `RayEmbedding`); without effect before training.
-        camera_encoding: Camera encoding in the decoder's attention; null is the stock attention.
-        camera_source: Whose cameras the encoding and the view mixer get: those of the `dataset`; those `predicted` by
-            the geometry encoder, usually in a unit of its own; or `auto`, the dataset's where a scene has some, else
-            predicted ones if the encoder predicts cameras. Objectives learn to predict the same ones, and with
-            `predicted` the encoder's depth. Without effect in a model that uses no cameras.
-        merged_camera: The camera of two frames that are merged into one token.
-        time_index: The time component of mRoPE's position ids; null is the backbone's own.
-        text_after_vision: The position of the text after a video: behind its highest position on any axis (`max_thw`,
-            transformers 4.51, with which the released checkpoints were trained), or max(h, w) behind its start
-            (`max_hw`, transformers 5).
+        backbone: The video-language model. The default is a tiny, randomly initialized Qwen2.5-VL.
+        geometry: Builds the encoder that computes 3D tokens and cameras. It is called only if a fusion or
+            `camera_source` needs it, and only if the backbone was not released with its own geometry encoder.
+        geometry_cache: Stores the outputs of a frozen geometry encoder on disk. null computes them each time.
+        fusion: Builds the fusion of 2D and 3D tokens from the widths of the decoder and of the geometry encoder. null
+            uses the 2D tokens alone.
+        view_mixer: Builds the branch that adds camera information to the 2D tokens before the fusion (`ViewAttention`,
+            `RayEmbedding`). It has no effect before training.
+        camera_encoding: Camera encoding in the decoder's attention. null keeps the original attention.
+        camera_source: Which cameras the encoding and the view mixer use. `dataset`: the dataset's cameras. `predicted`:
+            the geometry encoder's predictions, usually in a unit of their own. `auto`: the dataset's cameras where a
+            scene has them, otherwise predictions if the encoder makes them. Objectives learn to predict the same
+            cameras, and with `predicted` also the encoder's depth. The option has no effect if no part uses
+            cameras.
+        merged_camera: The camera of a token that merges two frames.
+        time_index: The time component of mRoPE's position ids. null is the backbone's own.
+        text_after_vision: The position of the text after a video. `max_thw`: after the highest position on any axis, as
+            in transformers 4.51, with which the released checkpoints were trained. `max_hw`: max(h, w) after the
+            video's start, as in transformers 5.
         lora: Low-rank adapters on the decoder.
-        objectives: The losses of a training; `LanguageModeling`, the default, is added to them if it is not listed.
-        average: What a loss is a mean over: the `questions` of an optimizer step, equal for any number of processes
-            and micro-batches; or the `micro_batch_tokens` of each process, as the published scripts train.
-        defer_weights: Leaves released weights of backbone and geometry unread, until `read_weights` of
-            `zoo.weights.load` reads them; a task does so when its run starts.
+        objectives: The training losses. `LanguageModeling` is added if it is not listed.
+        average: What a loss is averaged over. `questions`: the questions of an optimizer step, so that the number of
+            processes and micro-batches makes no difference. `micro_batch_tokens`: the tokens of each process's
+            micro-batch, as the published scripts train.
+        defer_weights: Do not read the released weights of backbone and geometry encoder before `read_weights` of
+            `zoo.weights.load` is called. A task calls it when its run starts.
 
     Attributes:
-        objectives: The losses of a training by class name, in an `nn.ModuleDict`.
-        camera_plan: What the camera parts read, and whose cameras and depth they get.
-        extra_tokens: The tokens that follow the 2D tokens of each view.
-        training_tokens: The same, in training.
-        is_pretrained: Whether the model answers questions without training here.
-        loaded_names: Tensors of a saved model or a checkpoint, or trained: not the released files'.
-        data_config: How the data of the training were read, see `SpatialVLM.answer`.
-        trust_modules: Modules that it may import, see `SpatialVLM.from_pretrained`.
-        precision: Of the training and of answers, as `--trainer.precision`; None is that of the device, see
-            `answer_precision`.
+        objectives: The training losses by class name, in an `nn.ModuleDict`.
+        camera_plan: What the parts that use cameras read, and where cameras and depth come from.
+        extra_tokens: The tokens appended to the 2D tokens of each view.
+        training_tokens: The same during training.
+        is_pretrained: Whether the model can answer questions without being trained here.
+        loaded_names: Names of tensors that were trained or were read from a saved model or a checkpoint, not from
+            released files.
+        data_config: How the training data were read, see `SpatialVLM.answer`.
+        trust_modules: Modules that the model may import, see `SpatialVLM.from_pretrained`.
+        precision: Precision of training and answering, with the values of `--trainer.precision`. None uses the device's
+            default, see `answer_precision`.
 
     Raises:
-        InputError: Parts that do not fit together.
+        InputError: The parts do not fit together.
 
     Example:
         >>> SpatialVLM().model_spec().requires_cameras
@@ -148,7 +151,7 @@ class SpatialVLM(Configurable, nn.Module):
             self.backbone = self.loader.load()
         self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
         self.backbone.install_encoding(camera_encoding)
-        # 2. Geometry, if some part reads it.
+        # 2. Geometry encoder, if some part reads its output.
         uses_cameras = view_mixer is not None or camera_encoding is not None or self.time_index.requires_cameras
         learned = dict.fromkeys(target for each in named.values() if each.weight for target in each.targets)
         plan = CameraPlan(camera_source, uses_cameras, tuple(learned))
@@ -166,7 +169,7 @@ class SpatialVLM(Configurable, nn.Module):
             self.fusion = self._like_backbone(self.fusion)
         flat_width = width if self.fusion is None else self.fusion.flat_width
         self.view_mixer: ViewMixer | None = None if view_mixer is None else self._like_backbone(view_mixer(flat_width))
-        # 4. What the parts need of cameras and depth.
+        # 4. Cameras and depth that the parts need.
         parts = (camera_encoding, self.view_mixer)
         self.camera_plan = CameraPlan.of(camera_source, plan.targets, parts, self.time_index, self.geometry)
         self._enable_heads()
@@ -225,7 +228,7 @@ class SpatialVLM(Configurable, nn.Module):
 
     @property
     def geometry_name(self) -> str | None:
-        """The class of the geometry encoder, also of one behind a cache; None without one."""
+        """The class of the geometry encoder, including one behind a cache. None without one."""
         return None if self.geometry is None else type(self.geometry.meta_encoder).__name__
 
     @property
@@ -240,35 +243,36 @@ class SpatialVLM(Configurable, nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """Compute the losses of a training step.
 
-        On a GPU the host waits for nothing here. There are two exceptions, which check numbers that they compute: a
-        geometry encoder with random weights that is trained, and a source of metric scale.
+        On a GPU the host does not wait here, with two exceptions that check computed values: training a geometry
+        encoder with random weights, and a source of metric scale.
 
         Args:
-            batch: With sequences, on the model's device.
-            teacher_targets: Of each scene, for objectives that learn from a teacher; None without one.
+            batch: A batch with sequences, on the model's device.
+            teacher_targets: One entry per scene, for objectives that learn from a teacher. None without a teacher.
 
         Returns:
-            The weighted sum of the objectives as `loss`, and each by its class name; means over this batch, see
+            Each objective's loss by class name, and the weighted sum as `loss`. They are means over this batch, see
             `Batch.weight`.
         """
         assert batch.sequences is not None
-        # 1. Scenes, once each.
+        # 1. Encode each scene once.
         scenes = self.encode_scenes(batch, teacher_targets)
-        # 2. Sequences through the decoder.
+        # 2. Decode the sequences.
         decoded = self.decode(scenes, batch.sequences)
-        # 3. Objectives.
+        # 3. Compute the losses.
         losses = weighted_losses(self.active_objectives, decoded)
         return {**losses, "loss": losses["loss"] + self.zero_of_unused()}
 
     def zero_of_unused(self) -> Float[Tensor, ""] | int:
-        """Return 0 with a gradient of zero for the parameters of parts that not every batch uses.
+        """Return 0, with zero-valued gradients for parts that some batches do not use.
 
-        A batch without cameras, or with the dataset's, does not use what reads or predicts them: so all DDP processes
-        reduce the same parameters.
+        A batch without cameras does not use the parts that read them, and a batch with the dataset's cameras does
+        not use the ones that predict them. The zero-valued gradients let DDP reduce the same parameters on every
+        process.
         """
         parts = [self.camera_encoding, self.view_mixer, self.geometry, *self.objectives.values()]
         all_parameters = [parameter for part in parts if part is not None for parameter in part.parameters()]
-        # Sharded ones are of blocks that every batch uses.
+        # Sharded parameters belong to blocks that every batch uses.
         return sum(0.0 * p.sum() for p in all_parameters if p.requires_grad and not isinstance(p, DTensor))
 
     def encode_scenes(
@@ -277,15 +281,15 @@ class SpatialVLM(Configurable, nn.Module):
         """Encode each scene of a batch once: vision, geometry, cameras, view mixing, fusion.
 
         Args:
-            batch: On the model's device.
+            batch: A batch on the model's device.
             teacher_targets: See `forward`.
 
         Raises:
-            InputError: A scene without the frames, the cameras or the depth that this model requires.
+            InputError: A scene lacks the frames, cameras or depth that this model requires.
         """
         # 1. Vision: patches to 2D tokens.
         encoded = encode_vision(self.backbone, batch)
-        # 2. Geometry: 3D tokens, and cameras of the scenes that need predicted ones.
+        # 2. Geometry: 3D tokens, and predicted cameras for the scenes that need them.
         needs = [self.camera_plan.needs_prediction(scene, training=self.training) for scene in batch.scenes]
         geometry = encode_geometry(
             self.geometry,
@@ -295,7 +299,7 @@ class SpatialVLM(Configurable, nn.Module):
             cameras=any(needs),
             stills_once=self.stills_once,
         )
-        # 3. Cameras per temporal patch, and what objectives learn to predict.
+        # 3. Cameras per temporal patch, and the targets of objectives.
         taught = teacher_targets or [None] * len(encoded)
         encoded = [
             add_cameras(
@@ -307,7 +311,7 @@ class SpatialVLM(Configurable, nn.Module):
             )
             for each, own, need, teacher in zip(encoded, geometry, needs, taught, strict=True)
         ]
-        # 4. View mixing and fusion; objectives may change the 2D tokens before, and append a token behind.
+        # 4. View mixing and fusion. Objectives may change the 2D tokens before and append a token afterwards.
         if self.training:
             for objective in self.active_objectives:
                 changed = objective.change_tokens([each.visual for each in encoded], batch.scenes)
@@ -323,11 +327,7 @@ class SpatialVLM(Configurable, nn.Module):
         ]
 
     def decoder_inputs(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> dict[str, Any]:
-        """Place encoded scenes in sequences.
-
-        Args:
-            scenes: From `encode_scenes`.
-            sequences: About them, on the same device.
+        """Insert encoded scenes, from `encode_scenes`, into the sequences about them.
 
         Returns:
             The inputs of `Backbone.decode`.
@@ -335,12 +335,12 @@ class SpatialVLM(Configurable, nn.Module):
         rows, packing = [[scenes[i] for i in row] for row in sequences.scene_index], sequences.packing
         # 1. Cameras: one per temporal patch of each sequence, and the camera of each token.
         cameras = sequence_cameras(rows, sequences) if self.camera_plan.uses_cameras else None
-        # 2. Positions: known, but for a pose index on predicted cameras.
+        # 2. Positions. They are known in advance, except for a pose index on predicted cameras.
         position_ids = sequences.position_ids
         if position_ids is None:
             assert cameras is not None and sequences.deferred_positions is not None
             position_ids = sequences.deferred_positions.compute(cameras.world_to_camera, cameras.used_mask())
-        # 3. The camera encoding, shared by all layers.
+        # 3. Camera encoding, computed once for all layers.
         inputs: dict[str, Any] = {}
         if self.camera_encoding is not None and cameras is not None:
             points = [scene.token_points() for scene in scenes] if self.camera_plan.uses_points else []
@@ -352,7 +352,7 @@ class SpatialVLM(Configurable, nn.Module):
             )
             encoded = self.backbone.encode_cameras(self.camera_encoding, located)
             inputs["camera_encoding"] = encoded if packing is None else PackedEncoding(encoded, packing)
-        # 4. Visual tokens in place of the placeholders, and what is added to them in the first layers.
+        # 4. Visual tokens replace the placeholders. DeepStack features are added in the first layers.
         input_ids = sequences.input_ids if packing is None else packing.pack(sequences.input_ids)
         embeddings = self.backbone.embed(input_ids)
         if any(rows):
@@ -364,7 +364,7 @@ class SpatialVLM(Configurable, nn.Module):
             features = torch.cat([each.deepstack for each in visual], 1)
             if len(features):
                 inputs |= self.backbone.deepstack_inputs(places, features[:, sources])
-        # 5. Masks: causal attention alone, or the questions of a scene and the scenes of a sequence apart.
+        # 5. Masks: plain causal attention, or one that separates questions of a scene and scenes of a sequence.
         mask: Any = sequences.padding_mask
         if packing is not None:
             position_ids = torch.stack([packing.pack(axis) for axis in position_ids])
@@ -374,12 +374,7 @@ class SpatialVLM(Configurable, nn.Module):
         return {**inputs, "inputs_embeds": embeddings, "position_ids": position_ids, "attention_mask": mask}
 
     def decode(self, scenes: Sequence[EncodedScene], sequences: Sequences) -> Decoded:
-        """Run the decoder on sequences, and keep the hidden states that objectives read.
-
-        Args:
-            scenes: From `encode_scenes`.
-            sequences: About them, on the same device.
-        """
+        """Run the decoder on sequences about encoded scenes, and keep the hidden states that objectives read."""
         layers = dict.fromkeys(layer for each in self.active_objectives for layer in each.layers)
         inputs = self.decoder_inputs(scenes, sequences)
         return decode(self.backbone, list(layers), inputs, scenes, sequences, AVERAGES[self.average])
@@ -387,17 +382,17 @@ class SpatialVLM(Configurable, nn.Module):
     # ---- parameters -----------------------------------------------------------------------------------------------
 
     def part_of(self, name: str) -> str:
-        """The field of `LearningRates` that governs the parameter of this name."""
+        """Return the field of `LearningRates` that applies to the parameter of this name."""
         part, _, rest = name.partition(".")
         if part == "backbone":
             return self.backbone.part_of(rest)
-        if name.startswith("view_mixer.encoding."):  # the same numbers as in the decoder
+        if name.startswith("view_mixer.encoding."):  # an encoding's learned parameters, as in the decoder
             return "encoding"
         others = {"geometry": "geometry", "camera_encoding": "encoding", "objectives": "objective"}
         return others.get(part, "connector")
 
     def restored_by_files(self, name: str) -> bool:
-        """Whether a tensor of this name, as long as it is frozen, is read from released files again."""
+        """Return whether released files can restore the tensor of this name while it is frozen."""
         if name in self.loaded_names:
             return False
         part = name.partition(".")[0]
@@ -408,11 +403,11 @@ class SpatialVLM(Configurable, nn.Module):
         return part == "fusion" and self.has_released_fusion
 
     def sharded_units(self) -> dict[nn.Module, list[nn.Parameter]]:
-        """Return the matrices that a sharded model gathers for a module's call, for the modules that every batch calls.
+        """Return the matrices that a sharded model gathers for each module's call.
 
-        Every process calls each of them equally often: a decoder layer and a vision block once per batch, and a frozen
-        geometry encoder as a whole, since its blocks run once per shape of videos. Vectors are left out: autocast keeps
-        norms and scales in float32.
+        Only modules that every process calls equally often are included: a decoder layer and a vision block, once per
+        batch, and a frozen geometry encoder as a whole, because its blocks run once per shape of videos. Vectors are
+        left out, because autocast keeps norms and scales in float32.
         """
         blocks: dict[nn.Module, list[nn.Module]] = {block: [block] for block in self.backbone.blocks()}
         encoder = self.geometry
@@ -422,27 +417,27 @@ class SpatialVLM(Configurable, nn.Module):
         every = {unit: [p for block in own for p in block.parameters() if p.ndim > 1] for unit, own in blocks.items()}
         return {unit: matrices for unit, matrices in every.items() if matrices}
 
-    # ---- what the model reads -------------------------------------------------------------------------------------
+    # ---- what the model needs from the data -------------------------------------------------------------------------
 
     def model_spec(self, *, training: bool = False) -> ModelSpec:
-        """Return what the model needs from the data, in a training or an evaluation."""
+        """Return what the model needs from the data, for training or evaluation."""
         plan, backbone, geometry = self.camera_plan, self.backbone, self.geometry
         labels = set(plan.pseudo_labels)
-        # 1. What the geometry encoder shows the decoder, and what objectives learn from it.
+        # 1. Uses of the geometry encoder: tokens or cameras for the decoder, pseudo-labels for objectives.
         fused = geometry if self.uses_geometry_tokens else None
         encoder = geometry if plan.predicts_cameras else fused
-        shown = geometry if plan.pseudo_labels else encoder  # the frames, in training at least
-        # 2. Lengths in a unit of its own.
+        shown = geometry if plan.pseudo_labels else encoder  # needs the frames, at least in training
+        # 2. Whether the model reads lengths in an arbitrary unit.
         learns_lengths = any(each.uses_lengths and labels.intersection(each.targets) for each in self.active_objectives)
         lengths = (plan.predicts_cameras and plan.uses_lengths) or learns_lengths
         has_own_unit = bool(lengths and geometry and not geometry.is_metric)
         has_own_unit = has_own_unit or bool(fused and not fused.has_metric_tokens)
-        # 3. What is learned from the dataset.
+        # 3. Targets that the dataset must provide.
         required_targets = {target for target in plan.targets if target not in labels}
         types = dict.fromkeys(kind for each in self.objectives.values() for kind in each.question_types)
         if plan.pseudo_labels and geometry is not None and geometry.requires_cameras:
             required_targets.add("cameras")
-        # 4. What data workers read of cached geometry.
+        # 4. Cached geometry that data workers read.
         reader = None
         if isinstance(geometry, CachedGeometry):
             reader = GeometryReader(
@@ -455,7 +450,7 @@ class SpatialVLM(Configurable, nn.Module):
                 is_resampled=geometry.is_resampled,
             )
         return ModelSpec(
-            preprocessor=getattr(backbone, "preprocessor", None),  # a model of tensors has no tokenizer
+            preprocessor=getattr(backbone, "preprocessor", None),  # a model built from tensors has no tokenizer
             token_px=backbone.patch_size * backbone.spatial_merge_size,
             image_pixels=backbone.image_pixels,
             requires_frames=bool(shown and shown.requires_frames),
@@ -487,21 +482,21 @@ class SpatialVLM(Configurable, nn.Module):
 
     @property
     def sequence_builder(self) -> SequenceBuilder:
-        """Build the sequences of an evaluation."""
+        """Return the builder of evaluation sequences."""
         return SequenceBuilder(self.model_spec())
 
     @property
     def uses_geometry_tokens(self) -> bool:
-        """Whether 3D tokens reach the decoder; follows `fusion.active_branches`, which may change after training."""
+        """Whether 3D tokens reach the decoder. Follows `fusion.active_branches`, which may change after training."""
         return self.fusion is not None and self.fusion.uses_geometry
 
     @property
     def stills_once(self) -> bool:
-        """Whether the geometry encoder sees a still once, and not as two equal frames."""
+        """Whether the geometry encoder sees an image once instead of as two equal frames."""
         return self.fusion is not None and self.fusion.frames_per_token == 1
 
     def is_unreachable(self, name: str) -> bool:
-        """Whether no loss has a gradient for the parameter of this name: a branch or a head that is not used."""
+        """Return whether no loss has a gradient for this parameter, because its branch or head is unused."""
         part, _, rest = name.partition(".")
         drops_2d = self.fusion is not None and self.fusion.active_branches == "3d"
         if part == "objectives":
@@ -522,7 +517,7 @@ class SpatialVLM(Configurable, nn.Module):
     def logits(
         self, input_ids: Int[Tensor, "B L"], attention_mask: Int[Tensor, "B L"], **media: Unpack[Media]
     ) -> Float[Tensor, "B L vocabulary"]:
-        """Compute the logits of whole sequences; see `Media` for the other arguments."""
+        """Compute the logits of whole sequences. `Media` describes the other arguments."""
         batch = batch_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
         assert batch.sequences is not None
         inputs = self.decoder_inputs(self.encode_scenes(batch), batch.sequences)
@@ -536,7 +531,10 @@ class SpatialVLM(Configurable, nn.Module):
         max_new_tokens: int,
         **media: Unpack[Media],
     ) -> list[list[int]]:
-        """Answer padded sequences greedily: new tokens only, up to a stop token (included); without autocast."""
+        """Answer padded sequences greedily, without autocast.
+
+        Returns the new tokens only, up to and including a stop token.
+        """
         batch = prompts_of_media(self.sequence_builder, input_ids, attention_mask, media).to(self.backbone.device)
         replies = answer_prompts(self, self.encode_scenes(batch), batch.prompts, max_new_tokens)
         for reply in replies:
@@ -548,35 +546,35 @@ class SpatialVLM(Configurable, nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, trust_modules: Collection[str] = (), **overrides: Any) -> SpatialVLM:
-        """A model from a run, an exported folder, a released folder, or a hub id; frozen, in eval mode.
+        """Load a model from a run, an exported folder, a released folder, or a hub id. It is frozen and in eval mode.
 
         Args:
-            path: `runs/<name>`, a folder of `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
-            trust_modules: Modules beside the zoo's that its configuration may import, such as `["my_encoding"]`.
-            overrides: Constructor arguments in place of the stored ones, such as `camera_source="auto"`.
+            path: `runs/<name>`, a folder written by `save_pretrained`, a released Qwen-VL or Spatial-MLLM, or a hub id.
+            trust_modules: Modules outside the zoo that its configuration may import, such as `["my_encoding"]`.
+            overrides: Constructor arguments that replace the stored ones, such as `camera_source="auto"`.
 
         Raises:
-            InputError: Nothing can be loaded from there; naming the remedy.
+            InputError: Nothing can be loaded from there.
         """
         return load_model(cls, path, overrides, released_parts, trust_modules)
 
     def save_pretrained(self, folder: str | Path, *, full: bool = False) -> None:
-        """Write a folder for `from_pretrained`: the parts' configuration, weights, tokenizer files and a model card.
+        """Write a folder for `from_pretrained`: configuration, weights, tokenizer files and a model card.
 
-        Trained weights, and weights that no file restores, are written as safetensors; frozen released ones are named
-        by path or hub id, with a fingerprint.
+        Trained weights, and weights that no file can restore, are written as safetensors. Frozen released weights are
+        referenced by path or hub id, with a fingerprint.
 
         Args:
             folder: A new or empty folder.
-            full: Copy the frozen released weights too.
+            full: Also copy the frozen released weights.
 
         Raises:
-            InputError: The folder is not empty, or a part was built from a function instead of a class.
+            InputError: The folder is not empty, or a part was built by a function instead of a class.
         """
         save_model(self, Path(folder), full, name=Path(folder).name)
 
     def push_to_hub(self, repo_id: str, *, full: bool = False, private: bool = False) -> str:
-        """Upload what `save_pretrained` writes to the Hugging Face hub; return the address."""
+        """Upload the folder that `save_pretrained` writes to the Hugging Face hub, and return its address."""
         with TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             save_model(self, folder, full, name=repo_id)
@@ -597,29 +595,29 @@ class SpatialVLM(Configurable, nn.Module):
         times_s: Sequence[float] | None = None,
         repetition_penalty: float = 1.0,
     ) -> Any:
-        """Greedy answers to one or several questions about a video, which is encoded once; in eval mode.
+        """Answer one or several questions about a video greedily, in eval mode. The video is encoded once.
 
         Args:
             video: A video file, a folder of frames, or frames (T, 3, H, W) as bytes or in 0..1.
             questions: One question, or several.
-            cameras: A cameras.json with one camera per raw frame; None takes the one beside the video, if any. For
-                frames in memory a `SceneGeometry` with the camera of each, and the depth for a model that reads it.
-            num_frames: Frames to sample; None takes the number that the model was trained with. Frames in memory are
-                all shown, paired and resized like those of a video file.
-            sampler: A `FrameSampler`; None takes that of the model's run.
-            max_new_tokens: The longest answer.
-            times_s: Seconds of each of the frames in memory, for a model that reads them.
+            cameras: A cameras.json with one camera per raw frame. None uses the one beside the video, if any. For
+                frames in memory, a `SceneGeometry` with one camera per frame, and the depth if the model reads it.
+            num_frames: Number of frames to sample. None uses the number of the model's training. Frames in memory are
+                all shown, paired and resized like the frames of a video file.
+            sampler: A `FrameSampler`. None uses the sampler of the model's run.
+            max_new_tokens: Maximum length of an answer in tokens.
+            times_s: Time of each frame in memory in seconds, for a model that reads it.
             repetition_penalty: See `VideoQATask`.
 
         Returns:
             One text for one question, a list for several.
 
         Raises:
-            FileNotFoundError: There is no such video.
-            InputError: It can't be read, or lacks the cameras or depth that this model requires.
+            FileNotFoundError: The video does not exist.
+            InputError: The video can't be read, or lacks the cameras or depth that this model requires.
         """
         check_penalty(repetition_penalty)
-        from datamodules.inference import batch_of_questions  # the application layer, at call time only
+        from datamodules.inference import batch_of_questions  # application layer, imported at call time only
 
         asked = [questions] if isinstance(questions, str) else list(questions)
         batch = batch_of_questions(self, video, asked, cameras, num_frames, sampler, times_s)

@@ -1,4 +1,4 @@
-"""What a model needs from the data: one value, which the DataModule reads and data workers hold."""
+"""What a model needs from the data, in one value that the DataModule reads and data workers hold."""
 
 from __future__ import annotations
 
@@ -19,48 +19,49 @@ from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
 
 CameraSource = Literal["dataset", "predicted", "auto"]
-Target = Literal["cameras", "depth"]  # what an objective learns to predict
+Target = Literal["cameras", "depth"]  # targets of objectives
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Everything that a model needs from the data; picklable, without weights.
+    """Everything that a model needs from the data. Picklable, without weights.
 
-    `SpatialVLM.model_spec` and `Task.model_spec` make it, for a training or an evaluation. The DataModule reads it once
-    for each. The defaults are those of a model that reads scenes alone, without questions.
+    `SpatialVLM.model_spec` and `Task.model_spec` create it, for training or evaluation, and the DataModule reads it
+    once for each. The defaults describe a model that reads scenes without questions.
 
     Attributes:
-        preprocessor: Turns frames and chats into patches and tokens; None for a model without questions.
-        token_px: Side of a visual token in pixels; the sides of resized frames are multiples of it.
-        image_pixels: Least and most pixels of an image, those of the model's own processor.
+        preprocessor: Turns frames and chats into patches and tokens. None for a model without questions.
+        token_px: Side of a visual token in pixels. The sides of resized frames are multiples of it.
+        image_pixels: Minimum and maximum number of pixels of an image, from the model's own processor.
         requires_frames: A geometry encoder reads RGB frames in the size that the backbone sees.
         own_frames: The geometry encoder may see other frames than the backbone, in patches of its own size.
-        requires_frame_times: The prompt states the time of each frame of a video; a video without is an error.
-        seconds: Whose seconds per temporal patch a time index uses, see `TimestampIndex`.
-        vision: What the vision encoder computes from sizes alone.
-        requires_cameras: The dataset's pose and intrinsics of each frame; a scene without is an error.
-        requires_depth: The dataset's depth map of each frame; a scene without is an error.
-        merged_camera: The camera of two frames that are merged into one token.
+        requires_frame_times: The prompt states the time of each video frame. A video without times is an error.
+        seconds: Which seconds per temporal patch a time index uses, see `TimestampIndex`.
+        vision: The vision encoder's inputs that depend on sizes alone.
+        requires_cameras: The model needs the dataset's pose and intrinsics of each frame. A scene without them is an
+            error.
+        requires_depth: The model needs the dataset's depth map of each frame. A scene without it is an error.
+        merged_camera: The camera of a token that merges two frames.
         uses_cameras: Some part reads cameras.
-        may_predict_cameras: A scene without cameras of the dataset gets predicted ones.
-        only_predicted_cameras: All scenes do, whatever the dataset has.
-        geometry_reader: Reads cached geometry; None if nothing is cached.
-        arbitrary_unit: The geometry encoder whose lengths, in a unit of each scene's own, the model reads, so that it
-            can't answer in meters; None if it reads no such lengths.
-        targets: What objectives learn to predict: it is read of the scenes that have it.
-        required_targets: Those of them that some scene of the training split must have: all but pseudo-labels.
+        may_predict_cameras: A scene without cameras in the dataset gets predicted cameras.
+        only_predicted_cameras: All scenes get predicted cameras, whether or not the dataset has cameras.
+        geometry_reader: Reads cached geometry. None if nothing is cached.
+        arbitrary_unit: Name of the geometry encoder if the model reads lengths from it in a unit that differs per
+            scene. Such a model can't answer in meters. None if it reads no such lengths.
+        targets: What objectives learn to predict. It is loaded for each scene that has it.
+        required_targets: Targets that at least one training scene must have. Pseudo-labels are not among them.
         placeholders: Token ids that mark visual tokens.
-        extra_tokens: The tokens that follow the 2D tokens of each view.
+        extra_tokens: The tokens appended to the 2D tokens of each view.
         time_index: The time component of the position ids.
         tokens_per_second: Positions per second.
         text_after_vision: The position of the text after a video, see `SpatialVLM`.
-        context_length: Most tokens of a sequence.
+        context_length: Maximum number of tokens of a sequence.
         packs_questions: Several questions may share a sequence.
         is_hybrid: Some layers keep a recurrent state, see `Backbone`.
-        asks_in_training: Training batches have prompts, as those of a test, in place of answers.
-        question_types: Those that the model's settings name, which the benchmark must have.
-        typed_questions: Some question of the training split must have a type of its benchmark.
-        least_batch_size: Fewest sequences of a training batch.
+        asks_in_training: Training batches contain prompts, as in a test, instead of answers.
+        question_types: Question types that the model's settings name. The benchmark must have them.
+        typed_questions: At least one training question must have a type of its benchmark.
+        least_batch_size: Minimum number of sequences of a training batch.
     """
 
     # frames
@@ -107,7 +108,7 @@ class ModelSpec:
         """Check that several scenes may share a sequence.
 
         Raises:
-            InputError: Layers that no mask divides, or an attention that takes none of several scenes.
+            InputError: Some layers ignore masks, or the attention does not accept a mask of several scenes.
         """
         if self.is_hybrid:
             raise InputError(
@@ -123,12 +124,13 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """What the DataModule states about the data of a run; it leaves this with the task, which never sees it itself.
+    """What the DataModule tells the task about the run's data. The task never sees the DataModule itself.
 
     Attributes:
-        config: Its options, without the source: how `SpatialVLM.answer` reads videos after the training.
-        benchmark: Words and scores the questions.
-        tokens_per_sequence: Most tokens in one training sequence; None is no bound.
+        config: The DataModule's options without the source. `SpatialVLM.answer` uses them to read videos after
+            training.
+        benchmark: Phrases and scores the questions.
+        tokens_per_sequence: Maximum number of tokens in a training sequence. None is unlimited.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -136,9 +138,9 @@ class DataSettings:
     tokens_per_sequence: int | None = None
 
 
-# ---- Whose cameras and depth the parts of a model get ---------------------------------------------------------------
+# ---- Sources of cameras and depth -----------------------------------------------------------------------------------
 
-PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # those that the geometry encoder may provide in training
+PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # targets that the geometry encoder may provide in training
     "dataset": (),
     "auto": ("cameras",),
     "predicted": ("cameras", "depth"),
@@ -147,17 +149,17 @@ PSEUDO_LABELS: dict[CameraSource, tuple[Target, ...]] = {  # those that the geom
 
 @dataclass(frozen=True)
 class CameraPlan:
-    """What the parts of a model read of cameras and depth, and whether the geometry encoder predicts them.
+    """Which cameras and depth the parts of a model read, and whether the geometry encoder predicts them.
 
     Attributes:
         source: The option `--model.camera_source`.
-        uses_cameras: Poses reach the 2D tokens, the decoder's attention, or its positions.
+        uses_cameras: Poses affect the 2D tokens, the decoder's attention, or its positions.
         targets: What objectives learn to predict.
         uses_lengths: Some part depends on the unit of lengths.
-        uses_points: The 3D points of tokens reach an encoding.
+        uses_points: An encoding uses the 3D points of tokens.
         uses_median_depth: Lengths are divided by the median depth.
         uses_view_features: The reference view is chosen by the 2D tokens.
-        encoder_predicts: There is a geometry encoder that predicts cameras.
+        encoder_predicts: The model has a geometry encoder that predicts cameras.
     """
 
     source: CameraSource
@@ -178,7 +180,7 @@ class CameraPlan:
         time_index: TimeIndex,
         geometry: GeometryEncoder | None,
     ) -> CameraPlan:
-        """Combine the parts that read cameras."""
+        """Combine the needs of all parts that read cameras."""
         present = [part for part in parts if part is not None]
         return cls(
             source,
@@ -204,18 +206,21 @@ class CameraPlan:
 
     @property
     def predicts_cameras(self) -> bool:
-        """Whether the cameras of some scenes come from the encoder; `auto` has no depth in the unit of these."""
+        """Whether the encoder predicts the cameras of some scenes.
+
+        `auto` never predicts cameras for parts that read depth, because it has no depth in their unit.
+        """
         is_asked = self.source == "predicted" or (self.source == "auto" and not self.uses_depth)
         return self.uses_cameras and is_asked and self.encoder_predicts
 
     @property
     def pseudo_labels(self) -> tuple[Target, ...]:
-        """The targets that the encoder predicts, in training."""
+        """The targets that the encoder predicts in training."""
         return self._possible_labels if self.asks_encoder and self.encoder_predicts else ()
 
     @property
     def predicts_depth(self) -> bool:
-        """Whether the encoder has to predict depth, in the unit of its cameras."""
+        """Whether the encoder must predict depth, in the unit of its cameras."""
         return self.source == "predicted" and (self.uses_depth or "depth" in self.targets)
 
     @property
@@ -223,16 +228,16 @@ class CameraPlan:
         return tuple(target for target in self.targets if target in PSEUDO_LABELS[self.source])
 
     def needs_prediction(self, scene: LoadedScene, *, training: bool) -> bool:
-        """Whether a scene gets the cameras of the geometry encoder."""
+        """Return whether a scene gets the geometry encoder's cameras."""
         may_need = self.predicts_cameras or (bool(self.pseudo_labels) and training)
         return may_need and (self.source == "predicted" or scene.cameras is None)
 
 
 def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, default: TimeIndex) -> TimeIndex:
-    """The encoding's own time index, the given one, or the backbone's default.
+    """Return the encoding's own time index, the given one, or the backbone's default.
 
     Raises:
-        InputError: Both are set, or the encoding needs a constant time and the index is not.
+        InputError: Both are set, or the encoding needs a constant time and the chosen index is not constant.
     """
     own = None if encoding is None else encoding.time_index
     if own is not None and given is not None:
@@ -254,7 +259,7 @@ def choose_time_index(encoding: CameraEncoding | None, given: TimeIndex | None, 
 def check_geometry(
     geometry: GeometryEncoder | None, source: CameraSource, *, uses_cameras: bool, uses_tokens: bool
 ) -> None:
-    """Raise an InputError if the parts ask the geometry encoder for more than it has."""
+    """Raise an InputError if the parts need something that the geometry encoder lacks."""
     if source == "predicted" and not (uses_cameras and geometry and geometry.predicts_cameras):
         raise InputError(
             "--model.camera_source predicted needs a --model.geometry that predicts cameras, such as PretrainedVGGT, "

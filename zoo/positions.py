@@ -1,9 +1,9 @@
-"""Multimodal rotary position ids (mRoPE) of the Qwen-VL models; a `TimeIndex` defines their time component.
+"""Multimodal rotary position ids (mRoPE) of the Qwen-VL models. A `TimeIndex` defines their time component.
 
-A visual token has the position (t, h, w) in its grid, counted from where its video or image starts; a text token has
-three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923; equal to transformers 4.51, with which the released
-checkpoints were trained, or with `text_after_vision="max_hw"` to transformers 5. In Qwen3-VL (arXiv 2511.21631) each
-temporal patch of a video is a span of its own, with text between them.
+A visual token has the position (t, h, w) in its grid, counted from the start of its video or image. A text token has
+three equal positions. Source: Qwen2.5-VL, arXiv 2502.13923. The ids equal those of transformers 4.51, with which the
+released checkpoints were trained, or with `text_after_vision="max_hw"` those of transformers 5. In Qwen3-VL (arXiv
+2511.21631) each temporal patch of a video is a separate span, with text between spans.
 """
 
 from __future__ import annotations
@@ -36,32 +36,33 @@ def mrope_position_ids(
     frame_indices: Sequence[Sequence[int]] | None = None,
     cameras: Cameras | None = None,
 ) -> tuple[Int[Tensor, "3 B L"], Int[Tensor, "B 1"]]:
-    """Position ids (t, h, w) of every token, and the offset of later tokens.
+    """Return position ids (t, h, w) of every token, and the offset of later tokens.
 
     Args:
-        input_ids: One placeholder per visual token; the first of a run follows `vision_start_token_id`.
-        attention_mask: 0 for padding, on either side.
-        image_grid_thw: (t, h, w) in patches before the merge, one row per image in the order of the batch.
+        input_ids: Token ids with one placeholder per visual token. The first of a run follows `vision_start_token_id`.
+        attention_mask: 0 for padding, which may be on either side.
+        image_grid_thw: (t, h, w) in patches before merging, one row per image in the order of the batch.
         video_grid_thw: The same for videos.
-        seconds_per_grid: Seconds per temporal patch, one per video; None takes the time index's nominal value (1.0).
+        seconds_per_grid: Seconds per temporal patch, one per video. None uses the time index's nominal value (1.0).
         tokens_per_second: Positions per second.
         spatial_merge_size: Patches per side in one visual token.
         image_token_id: Placeholder of an image's tokens, see `Placeholders`.
         video_token_id: Placeholder of a video's tokens.
         vision_start_token_id: Precedes each image and video.
-        time_index: Defines the time component; None is `TimestampIndex()`.
-        text_after_vision: Where text continues after a video: after its highest position (`max_thw`, the
-            checkpoints'), or at start + max(h, w) whatever its length in time (`max_hw`, transformers 5).
-        frame_indices: Raw frame indices of each video, for a time index that `requires_frames`; a video whose last
+        time_index: Defines the time component. None is `TimestampIndex()`.
+        text_after_vision: Position of the text after a video. `max_thw`: after its highest position, as for the
+            checkpoints. `max_hw`: at start + max(h, w) for any length in time, as in transformers 5.
+        frame_indices: Raw frame indices of each video, for a time index that `requires_frames`. A video whose last
             frame was doubled to fill its last temporal patch may omit the copy.
-        cameras: Of each sequence, one per temporal patch unless they have an `index`, for one that `requires_cameras`.
+        cameras: Cameras of each sequence, for a time index that `requires_cameras`. One per temporal patch, unless they
+            have an `index`.
 
     Returns:
-        Position ids, 1 in padding; and deltas: the token after a row of length L has position L + delta.
+        Position ids, which are 1 in padding, and deltas: the token after a row of length L has position L + delta.
 
     Raises:
-        ValueError: Grids and placeholders do not match; not one `seconds_per_grid` or list of `frame_indices` per
-            video; too few frames or cameras.
+        ValueError: Grids and placeholders do not match, the number of `seconds_per_grid` or `frame_indices` is not one
+            per video, or there are too few frames or cameras.
     """
     placeholders = Placeholders(video_token_id, image_token_id, vision_start_token_id)
     layout = SequenceLayout(

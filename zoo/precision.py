@@ -1,4 +1,4 @@
-"""Precision of geometry (float32 or better, whatever that of the network around it) and of answers."""
+"""Precision of geometry (float32 or better for any precision of the network) and of answers."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": to
 
 
 def to_float32(tensor: Tensor) -> Tensor:
-    """Cast to float32; float64 is kept."""
+    """Cast to float32. float64 is kept."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
     """Disable autocast, which would compute matrix products of poses in half precision."""
-    # torch has no autocast for the meta device, where there is no data to round either
+    # torch has no autocast for the meta device, and there is no data to round
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def answer_precision(device: torch.device, precision: str | None) -> AbstractContextManager:
-    """Return the autocast under which questions are answered: by `test`, `predict`, `SpatialVLM.answer` and harnesses.
+    """Return the autocast context for answers in `test`, `predict`, `SpatialVLM.answer` and harnesses.
 
-    Autocast that is on already, such as a Trainer's, stays. Within, each trained float32 weight is cast once for all
-    forward passes, which Lightning turns off: an answer of 32 tokens would cast them 32 times, which takes longer than
-    to use them. Frozen weights are never kept: load them in bfloat16.
+    An autocast that is already enabled, such as a Trainer's, is kept. Inside, each trained float32 weight is cast once
+    for all forward passes. Lightning turns this caching off, and an answer of 32 tokens would then cast the weights 32
+    times, which takes longer than using them. Frozen weights are never cached, so load them in bfloat16.
 
     Args:
-        device: Of the model.
-        precision: Of the model's run, as `--trainer.precision`; None is bf16-mixed on a GPU and 32-true elsewhere.
+        device: Device of the model.
+        precision: Precision of the model's run, with the values of `--trainer.precision`. None is bf16-mixed on a GPU
+            and 32-true elsewhere.
     """
     if device.type == "meta":
         return nullcontext()
@@ -47,8 +48,8 @@ def answer_precision(device: torch.device, precision: str | None) -> AbstractCon
 def highest_matmul_precision(device: torch.device) -> Iterator[None]:
     """Disable autocast, and TF32 for float32 matrix products.
 
-    Lightning recommends `torch.set_float32_matmul_precision("high")` on GPUs with TF32. TF32 keeps ten bits of a
-    pose, which is an error of centimeters at ten meters.
+    Lightning recommends `torch.set_float32_matmul_precision("high")` on GPUs with TF32. TF32 keeps ten bits of a pose,
+    an error of centimeters at ten meters.
     """
     allowed = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -60,7 +61,7 @@ def highest_matmul_precision(device: torch.device) -> Iterator[None]:
 
 
 def exact_bmm(a: Float[Tensor, "n rows w"], b: Float[Tensor, "n w columns"]) -> Float[Tensor, "n rows columns"]:
-    """Multiply within `highest_matmul_precision`; in compiled code, which can't enter it, by an operator that does."""
+    """Multiply within `highest_matmul_precision`. Compiled code can't enter it, so it calls an operator that does."""
     return _exact_bmm(a, b) if torch.compiler.is_compiling() else torch.bmm(a, b)
 
 

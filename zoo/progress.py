@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar in a terminal, otherwise occasional lines."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-SHARE, SECONDS = 0.1, 30.0  # a line is due after this share of the loop, or this time
+SHARE, SECONDS = 0.1, 30.0  # a line is printed after this share of the loop or this time
 DELAY = 2.0  # seconds before a bar is shown
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of torchrun, Lightning and SLURM
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # environment variables of torchrun, Lightning and SLURM
 Item = TypeVar("Item")
 
 
 def progress(items: Iterable[Item], description: str, unit: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items and reports progress on stderr: with a bar in a terminal, else with a line every 30 seconds.
+    """Yield the items and report progress on stderr: a bar in a terminal, otherwise a line every 30 seconds.
 
     Args:
         items: The items.
         description: What is done with them.
-        unit: What they are called.
-        total: Their number, if `items` has no length.
+        unit: Name of the items.
+        total: Number of items, if `items` has no length.
     """
     shows = is_first_process()
     if sys.stderr.isatty():
@@ -39,12 +39,12 @@ def progress(items: Iterable[Item], description: str, unit: str, total: int | No
 
 
 def is_first_process() -> bool:
-    """Whether this process reports: the first of a torchrun or SLURM job, or the only one."""
+    """Return whether this process reports: the first of a torchrun or SLURM job, or the only one."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 class Loop:
-    """State of a loop of `total` steps, which may be infinite."""
+    """Progress of a loop of `total` steps, which may be infinite."""
 
     def __init__(self, name: str, total: int | float = math.inf, *, begun: int = 0, share: float = SHARE) -> None:
         self.name, self.total, self.begun, self.share = name, total, begun, share
@@ -56,7 +56,7 @@ class Loop:
         now = time.monotonic()
         is_due = done >= self.total or now - self._printed_at >= SECONDS
         is_due = is_due or done - self._printed >= self.share * (self.total - self.begun)
-        if done == self._printed or not is_due:  # gradient accumulation: a batch without a step
+        if done == self._printed or not is_due:  # gradient accumulation: this batch took no step
             return None
         self._printed, self._printed_at = done, now
         rate = (done - self.begun) / max(now - self._started, 1e-9)

@@ -1,6 +1,6 @@
-"""How scenes are encoded: vision, geometry, cameras, view mixing and fusion, one function each.
+"""How scenes are encoded: one function each for vision, geometry, cameras, view mixing and fusion.
 
-`SpatialVLM.encode_scenes` calls them in this order. Each takes values and returns values; none makes the host wait for
+`SpatialVLM.encode_scenes` calls them in this order. Each takes values and returns values. None makes the host wait for
 a GPU.
 """
 
@@ -35,22 +35,24 @@ from zoo.values import check_count, check_shape
 
 @dataclass(frozen=True, eq=False)
 class EncodedScene:
-    """One encoded scene: its visual tokens, the cameras they belong to, and what objectives learn to predict of it.
+    """One encoded scene: visual tokens, their cameras, and the targets of objectives.
 
     Attributes:
-        scene: What was encoded.
-        visual: (t, n, D) tokens of each temporal patch in the decoder's width, those on the 2D grid and then extra
-            tokens; and what is added to their hidden states in the first decoder layers.
-        cameras: One per temporal patch, for a model that uses cameras; None if the scene has none.
-        points: The 3D point of each 2D token, NaN where unknown; for an encoding that uses points.
-        depth: Of all pixels, NaN where unknown; for an encoding that divides lengths by its median.
-        view_features: The mean 2D token of each temporal patch; for a reference view chosen by them.
-        target_cameras: One per temporal patch, for objectives: the dataset's, or in training the geometry encoder's.
-        target_depth: Beneath each 2D token, 0 where unknown; likewise.
+        scene: The scene that was encoded.
+        visual: (t, n, D) tokens of each temporal patch in the decoder's width, 2D tokens first and then extra tokens,
+            and the DeepStack features added in the first decoder layers.
+        cameras: One per temporal patch, for a model that uses cameras. None if the scene has no cameras.
+        points: 3D point of each 2D token for an encoding that uses points. NaN where unknown.
+        depth: Depth of all pixels for an encoding that divides lengths by its median. NaN where unknown.
+        view_features: Mean 2D token of each temporal patch, for choosing a reference view.
+        target_cameras: Target of objectives, one camera per temporal patch: the dataset's, or in training the geometry
+            encoder's.
+        target_depth: Target of objectives, the depth under each 2D token, 0 where unknown. Same source as
+            `target_cameras`.
         is_target_in_camera_unit: Whether `target_depth` has the unit of `cameras`.
-        teacher_targets: What a teacher says of it in training; None without one.
-        end_token: Behind the tokens of the last view; None without.
-        raw_depth: What the view mixer predicts of the depth of each 2D token, see `ViewMixer.raw_depth`; None without.
+        teacher_targets: The teacher's outputs for this scene in training. None without a teacher.
+        end_token: Token appended after the last view. None without one.
+        raw_depth: The view mixer's depth prediction for each 2D token, see `ViewMixer.raw_depth`. None without one.
     """
 
     scene: LoadedScene
@@ -67,7 +69,7 @@ class EncodedScene:
     raw_depth: Float[Tensor, "t n ends"] | None = None
 
     def in_sequence(self) -> VisualTokens:
-        """Return the visual tokens in the order of a sequence, all views and then the end token."""
+        """Return the visual tokens in sequence order: all views, then the end token."""
         tokens, deepstack = self.visual.tokens.flatten(0, 1), self.visual.deepstack.flatten(1, 2)
         if self.end_token is not None:
             tokens = torch.cat((tokens, self.end_token[None].to(tokens.dtype)))
@@ -75,7 +77,7 @@ class EncodedScene:
         return VisualTokens(tokens, deepstack)
 
     def token_points(self) -> Float[Tensor, "tokens 3"]:
-        """Return the 3D point of each 2D token; NaN where unknown."""
+        """Return the 3D point of each 2D token, NaN where unknown."""
         if self.points is not None:
             return self.points
         count = self.scene.num_steps * self.scene.tokens_per_step
@@ -86,11 +88,9 @@ class EncodedScene:
 
 
 def encode_vision(backbone: Backbone, batch: Batch) -> list[EncodedScene]:
-    """Compute the 2D tokens of each scene by one call of the vision encoder: sharded processes call it equally often.
+    """Compute the 2D tokens of all scenes by one call of the vision encoder.
 
-    Args:
-        backbone: The model.
-        batch: With the scenes and the vision encoder's other inputs.
+    One call per batch keeps sharded processes in step.
     """
     if batch.vision is None:
         return []
@@ -107,12 +107,12 @@ def encode_vision(backbone: Backbone, batch: Batch) -> list[EncodedScene]:
 
 
 class GeometryInputs(NamedTuple):
-    """What a geometry encoder gets of a scene.
+    """The inputs of a geometry encoder for one scene.
 
     Attributes:
-        frames: In 0..1, in the encoder's size; None if the scene has none.
-        geometry: The dataset's, of these frames; None if the scene has none.
-        window: What of these frames the vision encoder sees; None is everything.
+        frames: Frames in 0..1, in the encoder's size. None if the scene has none.
+        geometry: The dataset's geometry of these frames. None if the scene has none.
+        window: The part of these frames that the vision encoder sees. None is all of it.
     """
 
     frames: Float[Tensor, "S 3 H W"] | None
@@ -121,16 +121,12 @@ class GeometryInputs(NamedTuple):
 
 
 def geometry_inputs(encoder: GeometryEncoder, scene: LoadedScene, shown: slice, patch_size: int) -> GeometryInputs:
-    """Return what a geometry encoder gets of a scene, a model's or a teacher's.
+    """Return the inputs of a geometry encoder for a scene. The encoder may be the model's or a teacher's.
 
-    Args:
-        encoder: Which asks.
-        scene: Of the batch.
-        shown: The frames that the encoder sees.
-        patch_size: Of the vision encoder, in pixels.
+    `shown` are the frames that the encoder sees, and `patch_size` is the vision encoder's, in pixels.
 
     Raises:
-        InputError: A cache gets frames with other patches than the vision encoder's.
+        InputError: A cache receives frames whose patches differ from the vision encoder's.
     """
     known = None if scene.geometry is None else scene.geometry[shown]
     if scene.frames is None:
@@ -143,15 +139,12 @@ def geometry_inputs(encoder: GeometryEncoder, scene: LoadedScene, shown: slice, 
 
 
 def window_of_vision(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], patch_size: int) -> Window | None:
-    """Return what a geometry encoder's frames show without patches beyond the vision encoder's, see `covers`.
+    """Return the part of a geometry encoder's frames that the vision encoder's patches cover, see `covers`.
 
-    Args:
-        frames: The encoder's.
-        grid: Rows and columns of the vision encoder's patches.
-        patch_size: Of the encoder, in pixels.
+    `grid` has the rows and columns of the vision encoder's patches. `patch_size` is the geometry encoder's, in pixels.
 
     Returns:
-        None if the frames have no such row or column.
+        The window, or None if the frames have no extra row or column of patches.
     """
     height, width = frames.shape[-2:]
     rows, columns = (side * patch_size for side in grid)
@@ -161,15 +154,10 @@ def window_of_vision(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], pa
 
 
 def seen_by_vision(geometry: SceneGeometry, window: Window, grid: tuple[int, int], patch_size: int) -> SceneGeometry:
-    """Return the geometry of what the vision encoder sees of an encoder's frames.
+    """Crop an encoder's geometry to the part of its frames that the vision encoder sees.
 
-    3D tokens stay under the vision encoder's patches of the same row and column, as the published models place them.
-
-    Args:
-        geometry: By the encoder.
-        window: What of the encoder's frames the vision encoder sees.
-        grid: Rows and columns of the vision encoder's patches.
-        patch_size: Of the encoder, in pixels.
+    A 3D token stays with the vision encoder's patch of the same row and column, as in the published models. `window`
+    and `patch_size` belong to the geometry encoder, `grid` to the vision encoder.
     """
     cropped = window.crop(geometry, (grid[0] * patch_size, grid[1] * patch_size))
     if cropped.patches is None:
@@ -187,15 +175,15 @@ def encode_geometry(
     cameras: bool,
     stills_once: bool = False,
 ) -> list[SceneGeometry | None]:
-    """Compute the geometry of each scene by the encoder, as far as a model reads it; else the dataset's.
+    """Return the geometry of each scene: the encoder's if the model reads it, otherwise the dataset's.
 
     Args:
-        encoder: None in a model without one.
-        scenes: Of the batch.
-        patch_size: Of the vision encoder, in pixels.
-        tokens: Whether 3D tokens are read.
+        encoder: The geometry encoder. None in a model without one.
+        scenes: Scenes of the batch.
+        patch_size: Patch size of the vision encoder in pixels.
+        tokens: Whether the model reads 3D tokens.
         cameras: Whether some scene needs predicted cameras.
-        stills_once: Whether the encoder sees the two equal frames of an image once; its output is that of both.
+        stills_once: Whether the encoder sees the two equal frames of an image once. Its output then serves both.
 
     Raises:
         InputError: The encoder needs frames, and a scene has none.
@@ -203,7 +191,7 @@ def encode_geometry(
     dataset = [scene.geometry for scene in scenes]
     if encoder is None or not (tokens or cameras):
         return dataset
-    # 1. What data workers have read of a cache, and the rest by the encoder.
+    # 1. Use geometry that data workers read from a cache, and compute the rest.
     found = {i: scene.cached_geometry for i, scene in enumerate(scenes) if scene.cached_geometry is not None}
     shown = [shown_frames(scene.kind, stills_once) for scene in scenes]
     windows = {i: scene.vision_window for i, scene in enumerate(scenes)}
@@ -225,7 +213,7 @@ def encode_geometry(
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
             found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
-    # 2. Tokens of other scenes, in a perturbed test.
+    # 2. In a perturbed test, use the tokens of other scenes.
     for i, other in enumerate(scene.geometry_override for scene in scenes):
         if other == "nothing" and tokens:
             found[i] = found[i].with_tokens_of(found[i], scale=0.0)
@@ -254,24 +242,24 @@ def _check_geometry(encoder: GeometryEncoder, geometry: SceneGeometry, frames: i
 def add_cameras(
     encoded: EncodedScene, predicted: SceneGeometry | None, plan: CameraPlan, merged: MergedCamera, *, training: bool
 ) -> EncodedScene:
-    """Add the cameras that the parts read, and what objectives learn to predict.
+    """Add the cameras that the parts read, and the targets of objectives.
 
     Args:
-        encoded: With 2D tokens; its scene has the dataset's cameras.
-        predicted: The geometry encoder's geometry, if its cameras are read instead.
+        encoded: A scene with 2D tokens. Its scene has the dataset's cameras.
+        predicted: The geometry encoder's geometry if its cameras are used, otherwise None.
         plan: What the parts read.
-        merged: The camera of two merged frames.
-        training: Whether objectives may learn from what the encoder predicts.
+        merged: The camera of a token that merges two frames.
+        training: Whether objectives may learn from the encoder's predictions.
 
     Raises:
-        InputError: A part reads depth, and the scene has none; or a wrong number of cameras.
+        InputError: A part reads depth and the scene has none, or the number of cameras is wrong.
     """
     scene, pseudo_labels = encoded.scene, plan.pseudo_labels if training else ()
     geometry, cameras = scene.geometry, scene.cameras
     if predicted is not None:
         geometry = predicted
         cameras = merge_cameras(predicted, merged) if predicted.has_cameras else None
-    # 1. What objectives learn to predict.
+    # 1. Targets of objectives.
     if "cameras" in plan.targets and scene.has_true_cameras:
         encoded = replace(encoded, target_cameras=cameras if "cameras" in pseudo_labels else scene.cameras)
     if "depth" in plan.targets:
@@ -279,7 +267,7 @@ def add_cameras(
         depth = None if source is None else token_depth(source, scene.token_grid[1])
         in_unit = predicted is None or "depth" in pseudo_labels
         encoded = replace(encoded, target_depth=depth, is_target_in_camera_unit=in_unit)
-    # 2. What camera parts read.
+    # 2. Cameras, points and depth that parts read.
     if cameras is None or not plan.uses_cameras:
         return encoded
     if (count := len(cameras.world_to_camera)) != scene.num_steps:
@@ -296,15 +284,12 @@ def add_cameras(
 def scene_points(
     scene: SceneGeometry | None, rows: int, merged_camera: MergedCamera = "first"
 ) -> Float[Tensor, "t h w 3"]:
-    """Compute the 3D point of each 2D token, by the depth of the first frame of its patch; NaN where unknown.
+    """Compute the 3D point of each 2D token from the depth of its first frame, NaN where unknown.
 
-    Args:
-        scene: With depth.
-        rows: Of 2D tokens in a view.
-        merged_camera: See `merge_cameras`.
+    `rows` is the number of rows of 2D tokens in a view.
 
     Raises:
-        InputError: A scene without depth, or another `merged_camera` than "first".
+        InputError: The scene has no depth, or `merged_camera` is not "first".
     """
     if scene is None or scene.depth is None:
         raise InputError("an encoding by 3D points needs scenes with depth, and one has none")
@@ -316,11 +301,9 @@ def scene_points(
 
 
 def token_depth(scene: SceneGeometry, rows: int) -> Float[Tensor, "t n"] | None:
-    """Compute the median depth of each 2D token over the frames that it merges; 0 where unknown, None without depth.
+    """Compute the median depth of each 2D token over the frames that it merges, 0 where unknown.
 
-    Args:
-        scene: Of an even number of frames.
-        rows: Of 2D tokens in a view.
+    Returns None for a scene without depth. `rows` is the number of rows of 2D tokens in a view.
     """
     if scene.depth is None:
         return None
@@ -328,10 +311,10 @@ def token_depth(scene: SceneGeometry, rows: int) -> Float[Tensor, "t n"] | None:
 
 
 def known_depth(scene: SceneGeometry | None) -> Float[Tensor, " pixels"]:
-    """Return the depth of all pixels of all frames, in the unit of the poses; NaN where unknown.
+    """Return the depth of all pixels of all frames in the unit of the poses, NaN where unknown.
 
     Raises:
-        InputError: A scene without depth.
+        InputError: The scene has no depth.
     """
     if scene is None or scene.depth is None:
         raise InputError("scale: median_depth needs scenes with depth, and one has none: choose another scale")
@@ -348,15 +331,10 @@ def fuse_scenes(
     fusion: Fusion | None,
     view_mixer: ViewMixer | None,
 ) -> list[EncodedScene]:
-    """Mix the views of each scene and fuse its 2D and 3D tokens.
+    """Mix the views of each scene, and fuse its 2D and 3D tokens.
 
-    Scenes of one grid are fused as one long scene, since temporal patches are independent in a fusion.
-
-    Args:
-        encoded: With 2D tokens, and cameras for the view mixer.
-        geometry: 3D tokens of each, for a fusion that uses them.
-        fusion: None keeps the 2D tokens.
-        view_mixer: None mixes nothing.
+    Scenes with the same grid are fused as one long scene, because a fusion treats temporal patches independently.
+    Without a fusion the 2D tokens are kept, and without a view mixer they are not mixed.
     """
     fused = list(encoded)
     if fusion is None and view_mixer is None:
@@ -395,14 +373,15 @@ def fuse_scenes(
 
 
 class _Mixing:
-    """The mixing of the views of scenes with one grid, as a fusion calls it.
+    """View mixing for scenes with the same grid, as a callable that a fusion receives.
 
     Args:
         view_mixer: The mixer.
-        scenes: Of one grid, with cameras.
+        scenes: Scenes with the same grid, with cameras.
 
     Attributes:
-        raw_depths: Of each scene, see `ViewMixer.raw_depth`; none before the call, or of a mixer that predicts none.
+        raw_depths: Depth prediction of each scene, see `ViewMixer.raw_depth`. Empty before the call, and for a mixer
+            that predicts none.
     """
 
     def __init__(self, view_mixer: ViewMixer, scenes: Sequence[EncodedScene]) -> None:
@@ -428,11 +407,7 @@ class _Mixing:
 
 
 def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequences) -> Cameras | None:
-    """Return the cameras of each sequence, with the camera of each token; None if there are none.
-
-    Args:
-        rows: The scenes of each sequence, in the order in which they appear.
-        sequences: Of token ids.
+    """Return the cameras of each sequence and the camera of each token. None if there are none.
 
     Raises:
         InputError: Some scenes have cameras and others do not.
@@ -455,14 +430,9 @@ def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequence
 def add_scene_statistics(
     cameras: Cameras, rows: Sequence[Sequence[EncodedScene]], has_camera: Bool[Tensor, "B C"]
 ) -> Cameras:
-    """Add the balanced reference view and the median depth of each row to cameras, where those are known.
+    """Add the balanced reference view and the median depth of each row to its cameras, where known.
 
-    Both are of all scenes of a row, as the other reference views and scales are: its cameras share one unit.
-
-    Args:
-        cameras: Of each row.
-        rows: The scenes of each row.
-        has_camera: The valid cameras.
+    Both are computed over all scenes of a row, because the cameras of a row share one unit.
     """
     features = [[scene.view_features for scene in row if scene.view_features is not None] for row in rows]
     if any(features):

@@ -1,6 +1,6 @@
-"""Builds the sequences of a batch from token ids: for training, logits and answers.
+"""Builds the sequences of a batch from token ids, for training, logits and answers.
 
-It runs on the CPU, in data workers, and needs no model: a `ModelSpec` says what sequences depend on.
+It runs in data workers on the CPU and needs no model. A `ModelSpec` holds everything that sequences depend on.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from zoo.sequences.time_index import ConstantIndex, PoseTimeIndex, TimeIndex
 
 
 class SupervisedTokens(NamedTuple):
-    """The supervised tokens of S sequences, sequence by sequence.
+    """The supervised tokens of S sequences, one sequence after the other.
 
-    An answer is a run of them: the end of its turn is supervised as well, and the next turn's question is not.
+    An answer is a run of supervised tokens. It includes the end of its turn, and the question of the next turn is not
+    supervised.
 
     Attributes:
         places: The place of each supervised token in the flattened batch.
         ids: The id of each supervised token.
         lengths: For each supervised token, the number of supervised tokens in its answer.
-        num_answers: Answers of each sequence.
+        num_answers: Number of answers in each sequence.
     """
 
     places: Int[Tensor, " M"]
@@ -47,11 +48,7 @@ class SupervisedTokens(NamedTuple):
 
     @classmethod
     def of(cls, labels: Int[Tensor, "S L"]) -> SupervisedTokens:
-        """Find the supervised tokens; the first token of a sequence has none in front of it that could predict it.
-
-        Args:
-            labels: The supervised ids, `IGNORED` elsewhere.
-        """
+        """Find the supervised tokens. The first token of a sequence is excluded, because no token precedes it."""
         is_supervised = labels != IGNORED
         is_supervised[:, :1] = False
         starts = is_supervised.clone()
@@ -62,7 +59,7 @@ class SupervisedTokens(NamedTuple):
         return cls(places, labels.flatten()[places], lengths, starts.sum(1).tolist())
 
 
-# ---- Which visual token of which scene stands at each place of a sequence -------------------------------------------
+# ---- Which visual token of which scene is at each place of a sequence -----------------------------------------------
 
 
 def visual_sources(
@@ -71,18 +68,13 @@ def visual_sources(
     scene_index: Sequence[Sequence[int]],
     extra_tokens: ExtraTokens,
 ) -> tuple[Int[Tensor, " N"], Int[Tensor, " K"]]:
-    """Number the visual tokens of sequences among those of all scenes of a batch, scene after scene.
-
-    Args:
-        layout: Of the sequences.
-        scenes: Of the batch.
-        scene_index: The scenes of each sequence, in the order in which they appear.
-        extra_tokens: The tokens that follow the 2D tokens of each view.
+    """Map each visual token of the sequences to its number among the visual tokens of all scenes.
 
     Returns:
-        The number of each visual token; and the numbers of those on a 2D grid among the 2D tokens of all scenes.
+        The number of each visual token, and for tokens on a 2D grid also their numbers among the 2D tokens of all
+        scenes.
     """
-    # 1. The first token of each medium, counted with and without extra tokens. The media of a scene follow each other.
+    # 1. First token of each medium, counted with and without extra tokens. The media of a scene are consecutive.
     first, first_2d = 0, 0
     starts: list[list[tuple[int, int]]] = []
     for scene in scenes:
@@ -93,13 +85,13 @@ def visual_sources(
             first += extra_tokens.at_end if scene.kind == "video" else 0
             first_2d += steps * scene.tokens_per_step
         starts.append(own)
-    # 2. Those that the sequences show: each takes the next medium of its kind from its scenes.
+    # 2. Media that the sequences show. Each takes the next medium of its kind from its scenes.
     shown: dict[tuple[int, MediaKind], list[tuple[int, int]]] = defaultdict(list)
     for row, numbers in enumerate(scene_index):
         for number in numbers:
             shown[row, scenes[number].kind].extend(starts[number])
     of_medium = torch.tensor([shown[each.row, each.kind].pop(0) for each in layout.media], dtype=torch.long).view(-1, 2)
-    # 3. Tokens follow each other within a medium, also over several spans.
+    # 3. Tokens are consecutive within a medium, even across several spans.
     medium = layout.medium[layout.span]
     sources = []
     for start, chosen in ((of_medium[:, 0], torch.ones_like(layout.is_extra)), (of_medium[:, 1], ~layout.is_extra)):
@@ -114,10 +106,10 @@ def visual_sources(
 
 
 class SequenceBuilder:
-    """Build sequences as a model needs them; picklable, for data workers.
+    """Builds sequences as a model needs them. Picklable, for data workers.
 
     Args:
-        spec: The model's.
+        spec: The model's needs.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -126,14 +118,14 @@ class SequenceBuilder:
     # ---- scenes -----------------------------------------------------------------------------------------------
 
     def merge_cameras(self, geometry: SceneGeometry | None) -> PatchCameras | None:
-        """Merge the cameras of the frames of a scene; None without cameras."""
+        """Merge the cameras of a scene's frames. Returns None without cameras."""
         if geometry is None or not geometry.has_cameras:
             return None
         merged = merge_cameras(geometry, self.spec.merged_camera)
         return merged._replace(is_complete=bool(merged.has_camera.all()))
 
     def vision(self, scenes: Sequence[LoadedScene]) -> VisionInputs | None:
-        """Return the vision encoder's inputs for all scenes together; None without scenes."""
+        """Return the vision encoder's inputs for all scenes together. Returns None without scenes."""
         grids = [grid for scene in scenes for grid in scene.media_grids]
         return self.spec.vision.inputs(grids) if grids and self.spec.vision is not None else None
 
@@ -148,17 +140,17 @@ class SequenceBuilder:
         max_tokens: int | None = None,
         packs_scenes: bool = False,
     ) -> Sequences:
-        """Build training sequences: the questions of a scene share one, where the decoder keeps them apart.
+        """Build training sequences. Questions of a scene share one if the decoder can keep them apart.
 
         Args:
             rows: One per question, with its answer.
-            scene_of: The scene of each.
-            scenes: Of the batch.
-            max_tokens: Most tokens of a sequence with several questions, or of one with several scenes.
+            scene_of: The scene of each row.
+            scenes: Scenes of the batch.
+            max_tokens: Maximum number of tokens of a sequence with several questions or several scenes.
             packs_scenes: Whether scenes share sequences.
 
         Raises:
-            InputError: They may not, see `ModelSpec.check_scene_packing`.
+            InputError: Scenes may not share sequences, see `ModelSpec.check_scene_packing`.
         """
         if packs_scenes:
             self.spec.check_scene_packing()
@@ -192,16 +184,16 @@ class SequenceBuilder:
         position_offset: Int[Tensor, "S L"] | None = None,
         cameras: Cameras | None = None,
     ) -> Sequences:
-        """Build any sequences about scenes.
+        """Build sequences about scenes from token ids.
 
         Args:
-            input_ids: One placeholder per visual token, extra tokens included.
-            mask: The tokens that are not padding, which may be on either side.
-            scenes: Of the batch.
+            input_ids: Token ids with one placeholder per visual token, extra tokens included.
+            mask: True for tokens that are not padding. Padding may be on either side.
+            scenes: Scenes of the batch.
             scene_index: The scenes of each sequence, in the order in which they appear.
-            labels: The supervised ids, `IGNORED` elsewhere; None supervises nothing.
+            labels: The supervised ids, and `IGNORED` elsewhere. None supervises nothing.
             position_offset: Subtracted from the positions, see `Row`.
-            cameras: Of each sequence, in place of those of the scenes.
+            cameras: Cameras of each sequence, instead of the scenes' cameras.
 
         Raises:
             InputError: Some scenes have cameras and others do not, or a video stands between the images of a sequence.
@@ -209,12 +201,12 @@ class SequenceBuilder:
         """
         spec, rows = self.spec, [[scenes[i] for i in row] for row in scene_index]
         layout = self.layout(input_ids, mask, rows)
-        # 1. The place of each visual token, and its number among those of all scenes.
+        # 1. Place of each visual token, and its number among the tokens of all scenes.
         places, is_grid = layout.places, ~layout.is_extra
         sources, grid_sources = visual_sources(layout, scenes, scene_index, spec.extra_tokens)
         columns, heights = layout.grid[layout.span, 2], layout.grid[layout.span, 1]
         cells = torch.stack((layout.cell % columns, layout.cell // columns), 1)[is_grid]
-        # 2. Cameras, as far as the dataset has them.
+        # 2. Cameras from the dataset.
         index = layout.camera_index()
         known = self._known_cameras(rows, layout, cameras)
         if known is not None and known.index is not None:
@@ -229,7 +221,7 @@ class SequenceBuilder:
         deferred = None
         if waits and isinstance(index_by_poses, PoseTimeIndex):
             deferred = DeferredPositions(layout, position_ids, index_by_poses, spec.text_after_vision)
-        # 4. Supervised tokens: the one in front of each predicts it.
+        # 4. Supervised tokens. Each is predicted by the token before it.
         answers = SupervisedTokens.of(torch.full_like(input_ids, IGNORED) if labels is None else labels)
         is_right_padded = bool((mask[:, 1:] <= mask[:, :-1]).all())
         return Sequences(
@@ -295,7 +287,7 @@ class SequenceBuilder:
     def _known_cameras(
         self, rows: Sequence[Sequence[LoadedScene]], layout: SequenceLayout, given: Cameras | None
     ) -> Cameras | None:
-        """The cameras of each sequence with their index, if no scene needs predicted ones; None without cameras."""
+        """Return the cameras and camera index of each sequence. None without cameras, or if some are predicted."""
         spec = self.spec
         if not spec.uses_cameras:
             return None
@@ -327,16 +319,16 @@ class SequenceBuilder:
         scenes: Sequence[LoadedScene],
         questions_per_pass: int = 8,
     ) -> list[Prompt]:
-        """Group prompts that share a prefix, which is then read once.
+        """Group prompts that share a prefix, so that the prefix is decoded once.
 
         Args:
             prompts: Token ids without padding.
-            scene_index: The scenes of each, in the order in which they appear; none for text alone.
-            scenes: Of the batch.
-            questions_per_pass: Most questions that are answered together.
+            scene_index: The scenes of each prompt, in the order in which they appear. Empty for text alone.
+            scenes: Scenes of the batch.
+            questions_per_pass: Maximum number of questions that are answered together.
 
         Raises:
-            InputError: A prompt ends with its video, or has one token.
+            InputError: A prompt ends with its video, or has only one token.
         """
         visual = self.spec.placeholders.visual
         rows_of: dict[tuple[int, ...], list[int]] = {}
@@ -358,7 +350,7 @@ class SequenceBuilder:
 
 
 def _families(prompts: Sequence[Sequence[int]], visual: tuple[int, ...]) -> Iterator[tuple[Sequence[int], int]]:
-    """Yield the numbers of prompts that share a prefix, and its length: all of them, or else each by itself."""
+    """Yield groups of prompts that share a prefix, with its length: all prompts together, or each one alone."""
     shared = shared_length(prompts, visual)
     families = [range(len(prompts))] if shared else [range(i, i + 1) for i in range(len(prompts))]
     for family in families:

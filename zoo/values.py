@@ -1,4 +1,4 @@
-"""Base class of values made of tensors, and checks of the shapes that parts return."""
+"""Base class of values that contain tensors, and shape checks for the outputs of parts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Value = TypeVar("Value", bound="Movable")
 
 
 class Movable:
-    """Base class of values whose attributes are tensors, other such values, lists of them, and host data.
+    """Base class of values whose attributes are tensors, other such values, lists of them, and Python values.
 
-    Subclasses that hold floats are plain classes and no dataclasses or mappings, whose tensors Lightning's precision
-    plugins and FSDP would cast: poses in bfloat16 are useless.
+    Subclasses that hold floats must be plain classes. Lightning's precision plugins and FSDP would cast the tensors of
+    dataclasses and mappings, and poses in bfloat16 are useless.
     """
 
     def map(self: Value, change: Change) -> Value:
-        """Return a copy in which each tensor is changed; Python values are kept on the host."""
+        """Return a copy with each tensor changed. Python values are kept on the host."""
         other = object.__new__(type(self))
         vars(other).update({name: _mapped(value, change) for name, value in vars(self).items()})
         return other
@@ -32,12 +32,12 @@ class Movable:
 
         Args:
             device: The device.
-            non_blocking: Don't wait for the copies, which takes pinned memory.
+            non_blocking: Do not wait for the copies. This needs pinned memory.
         """
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self: Value) -> Value:
-        """Copy the tensors to pinned memory, from which a GPU copies without a wait."""
+        """Copy the tensors to pinned memory, from which a GPU can copy without making the host wait."""
         return self.map(Tensor.pin_memory)
 
 
@@ -49,8 +49,8 @@ def _mapped(value: Any, change: Change) -> Any:
     return value.map(change) if hasattr(value, "map") else value
 
 
-# ---- What parts return, checked where they meet: an error names the part and the shape that is expected of it -------
-# Shapes are read on the host: a check makes nothing wait
+# ---- Checks of the outputs of parts: an error names the part and the expected shape ---------------------------------
+# Shapes are known to the host, so a check does not wait for a GPU
 
 
 def check_shape(part: object, what: str, value: Any, *expected: int | None) -> None:
@@ -58,12 +58,12 @@ def check_shape(part: object, what: str, value: Any, *expected: int | None) -> N
 
     Args:
         part: The part, whose class the error names.
-        what: What it returns, with the names of its dimensions, such as "visual tokens (t, n, D)".
-        value: What it has returned.
-        expected: The length of each dimension; None is any.
+        what: Description of the output with the names of its dimensions, such as "visual tokens (t, n, D)".
+        value: The returned value.
+        expected: The length of each dimension. None is any.
 
     Raises:
-        InputError: It is no tensor, or of another shape.
+        InputError: The value is not a tensor, or has another shape.
 
     Example:
         >>> import torch
@@ -83,6 +83,6 @@ def check_shape(part: object, what: str, value: Any, *expected: int | None) -> N
 
 
 def check_count(part: object, what: str, values: Sequence[Any], expected: int) -> None:
-    """Check the number of values that a part returns; raise an InputError that names both."""
+    """Check the number of values that a part returns. The InputError names both numbers."""
     if len(values) != expected:
         raise InputError(f"{type(part).__name__} returned {len(values)} {what}, expected {expected}")

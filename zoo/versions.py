@@ -1,4 +1,4 @@
-"""Versions of the code that computes a result, recorded beside it."""
+"""Versions of the code that computes a result. They are recorded with it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CODE = ("zoo", "datamodules", "callbacks", "commands", "configs")  # what a result depends on
+CODE = ("zoo", "datamodules", "callbacks", "commands", "configs")  # folders that a result depends on
 PACKAGES = ("torch", "transformers", "lightning", "torchvision", "av")  # the last two resize and decode frames
 
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions of this package, see `zoo_version`, and of those that compute answers with it."""
+    """Return the version of this package, see `zoo_version`, and of the packages that compute answers."""
     return {"zoo": zoo_version(), **package_versions()}
 
 
@@ -24,13 +24,13 @@ def package_versions() -> dict[str, str]:
 
 
 def zoo_version(root: Path = ROOT) -> str:
-    """Return the version of this package, in a git clone with its commit, as setuptools-scm and versioneer write it.
+    """Return the version of this package. In a git clone it includes the commit, as setuptools-scm writes it.
 
     Args:
         root: The folder of the code.
 
     Returns:
-        such as `0.1.0+g69d7b8c16e2f`, or `0.1.0+g69d7b8c16e2f.dirty` if code or configs have changed since.
+        A version such as `0.1.0+g69d7b8c16e2f`, or `0.1.0+g69d7b8c16e2f.dirty` if code or configs were changed since.
     """
     version = _version("spatial-vlm-zoo")
     commit, is_clean = git_state(root)
@@ -38,17 +38,18 @@ def zoo_version(root: Path = ROOT) -> str:
 
 
 def git_state(root: Path = ROOT) -> tuple[str | None, bool | None]:
-    """Return the commit of a git clone, and whether code and configs are as it has them; None where that is unknown."""
-    if not (root / ".git").exists():  # an installed package may lie within another project's clone
+    """Return the commit of a git clone, and whether code and configs are unchanged. None where unknown."""
+    if not (root / ".git").exists():  # an installed package may be inside another project's clone
         return None, None
     try:
         return _git(root, "rev-parse", "HEAD"), not _git(root, "status", "--porcelain", "--", *CODE)
-    except (OSError, subprocess.CalledProcessError):  # no git, no commit yet, or a clone that belongs to another user
+    except (OSError, subprocess.CalledProcessError):  # no git, no commit yet, or another user's clone
         return None, None
 
 
 def _git(root: Path, *words: str) -> str:
-    words = ("--no-optional-locks", *words)  # `status` would lock the index, and a commit meanwhile would fail
+    # otherwise `status` would lock the index, and a simultaneous commit would fail
+    words = ("--no-optional-locks", *words)
     return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 

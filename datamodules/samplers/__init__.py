@@ -1,4 +1,4 @@
-"""Frame samplers: which frames of a video a model sees, and which two of them share a token."""
+"""Frame samplers choose the frames of a video that a model sees. Frame pairings choose which two share a token."""
 
 from datamodules.samplers.base import (
     Consecutive,

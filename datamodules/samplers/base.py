@@ -1,8 +1,9 @@
-"""Frame samplers choose the views of a scene that a model sees, and frame pairings the two frames of each visual token.
+"""Base classes of frame samplers and frame pairings.
 
-Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Frames at small even steps show nearly the
-same; views chosen to differ don't, and their token has two cameras. A pairing decides which frames are merged. Cameras
-and times are those of the frames: the first frame of a pair gives the token its camera.
+A sampler chooses the views of a scene that a model sees. A pairing chooses the two frames of each visual token:
+Qwen2.5-VL merges two consecutive *selected* frames (temporal_patch_size 2). Frames at small even steps look almost the
+same. Views that were chosen for their diversity don't, and their token has two cameras. Each frame keeps its camera and
+time, and a token gets the camera of its first frame.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.seed import resolve_seed
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
-# ---- What samplers see: a scene, and the 3D points of its frames ----------------------------------------------------
+# ---- Input of samplers: a scene, and the 3D points of its frames ----------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,17 @@ class SceneView:
 
     Attributes:
         video: The video.
-        world_to_camera: Pose of each raw frame, NaN where unknown; None without cameras.
+        world_to_camera: Pose of each raw frame, NaN where unknown. None without cameras.
         K_normalized: Intrinsics of each raw frame, see `zoo.cameras.normalize_intrinsics`.
         depth: Location of the depth maps, see `datamodules.depth`.
         epoch: Training epoch, part of the seed of random samplers.
-        frames: Sorted raw frames that may be chosen; None is all of them.
-        name: "<dataset>/<scene_name>"; the folder and name of the video if empty.
-        times_s: Seconds of each raw frame; None if unknown.
-        depth_maps: Depth of each raw frame, of frames in memory.
+        frames: Sorted raw frames that may be chosen. None allows all.
+        name: "<dataset>/<scene_name>". If empty, the folder and name of the video.
+        times_s: Time of each raw frame in seconds. None if unknown.
+        depth_maps: Depth of each raw frame, for frames in memory.
 
     Raises:
-        ValueError: The number of poses is not that of the video's frames.
+        ValueError: The number of poses differs from the number of frames.
     """
 
     video: Video
@@ -77,7 +78,7 @@ class SceneView:
         return f"{path.parent.name}/{companion_name(path)}"
 
     def geometry(self, indices: Sequence[int]) -> SceneGeometry | None:
-        """Cameras of raw frames, None if no frame has one; a frame without has the identity and `has_camera` False."""
+        """Return cameras of raw frames, or None if no frame has one. `has_camera` marks frames that have a pose."""
         if self.world_to_camera is None or self.K_normalized is None:
             return None
         poses, K = self.world_to_camera[list(indices)], self.K_normalized[list(indices)]
@@ -87,7 +88,7 @@ class SceneView:
 
     @cached_property
     def pool(self) -> list[int]:
-        """The candidates: raw frames that may be chosen."""
+        """Candidates: raw frames that may be chosen."""
         return list(range(self.video.num_frames) if self.frames is None else self.frames)
 
     @cached_property
@@ -105,18 +106,18 @@ class SceneView:
         raise ValueError(f"{self.video.path}: no frame has a pose: provide cameras, or take a sampler without poses")
 
     def among(self, candidates: int) -> SceneView:
-        """The scene with at most `candidates` candidates at even steps, rounded down (Spatial-MLLM's rule)."""
+        """Return the scene with at most `candidates` candidates at even steps, rounded down as by Spatial-MLLM."""
         return replace(self, frames=[self.pool[i] for i in even_steps(len(self.pool), candidates)])
 
 
 @dataclass(frozen=True, eq=False)
 class PointMaps:
-    """The 3D point of each pixel of the frames of a pool.
+    """The 3D point of each pixel of the candidate frames.
 
     Attributes:
         points: Points in one world frame, in any unit.
-        confidence: 0 where a pixel has no point.
-        world_to_camera: Pose of each frame in that world, NaN where unknown; None for a source without poses.
+        confidence: Confidence of each point; 0 where a pixel has no point.
+        world_to_camera: Pose of each frame in that world, NaN where unknown. None for a source without poses.
         K_normalized: Intrinsics of each frame, see `zoo.cameras.normalize_intrinsics`.
     """
 
@@ -127,18 +128,18 @@ class PointMaps:
 
 
 class PointSource(Configurable, ABC):
-    """Provide the points that the candidate frames of a scene see."""
+    """Provide the 3D points that are visible in the candidate frames of a scene."""
 
     @abstractmethod
     def points(self, scene: SceneView) -> PointMaps:
-        """The points of each frame of `scene.pool`.
+        """Return the points of each frame of `scene.pool`.
 
         Raises:
-            ValueError: The scene lacks what the source needs; the message names it and the remedy.
+            ValueError: The scene lacks data that the source needs. The message names it and the remedy.
         """
 
     def identity(self) -> Any:
-        """What determines the points beside the scene and the public attributes, such as weights; JSON."""
+        """Return what else determines the points, such as weights, as JSON content."""
         return ""
 
 
@@ -152,11 +153,11 @@ class FrameSampler(Configurable, ABC):
     `__init__` are its options in a config.
 
     Attributes:
-        candidates: Number of candidates at even steps; None is all frames.
+        candidates: Number of candidates at even steps. None uses all frames.
         geometry: Source of 3D points, for samplers that use them.
-        stops_early: Whether it may choose fewer frames than asked for.
-        cache: Folder of cached selections, for slow deterministic samplers; None disables caching.
-        version: Increase it when the same settings choose other frames, so that cached selections are invalidated.
+        stops_early: Whether the sampler may choose fewer frames than requested.
+        cache: Folder of cached selections, for slow deterministic samplers. None disables caching.
+        version: Increase it when the same settings choose other frames, so that cached selections become invalid.
     """
 
     candidates: int | None = None
@@ -167,23 +168,23 @@ class FrameSampler(Configurable, ABC):
 
     @property
     def varies_by_epoch(self) -> bool:
-        """Whether other frames are drawn in each epoch."""
+        """Whether the sampler draws other frames in each epoch."""
         return False
 
     def __call__(self, scene: SceneView | Video, n: int) -> list[int]:
         """Choose an even number of frames near n.
 
-        A shorter video repeats its last frame, with a warning.
+        If the video is shorter, its last frame is repeated, with a warning.
 
         Args:
-            scene: A video alone has neither cameras nor depth.
+            scene: The scene, or a video alone, without cameras and depth.
             n: Number of frames.
 
         Returns:
             Sorted raw frames.
 
         Raises:
-            ValueError: Fewer than two frames are asked for, or the scene lacks data that the sampler requires.
+            ValueError: Fewer than two frames are requested, or the scene lacks data that the sampler requires.
         """
         return Consecutive()(self, scene, n)
 
@@ -192,7 +193,7 @@ class FrameSampler(Configurable, ABC):
         return chosen if self.stops_early else chosen + chosen[-1:] * (n - len(chosen))
 
     def select(self, scene: SceneView | Video, n: int) -> list[int]:
-        """Chooses at most n distinct frames, using the cache; returns them sorted."""
+        """Choose at most n distinct frames, or read them from the cache. Return them sorted."""
         scene = SceneView(scene) if isinstance(scene, Video) else scene
         if self.cache is None:
             frames = self._select(scene, n)
@@ -205,7 +206,7 @@ class FrameSampler(Configurable, ABC):
                 write_selection(file, scene.scene_name, frames, key, made_by)
         if len(frames) < n and not self.stops_early:
             missing = f"only {len(frames)} frames to choose from, {n} were asked for"
-            # once per video: Python shows the same text from one place once
+            # Python shows the same warning from the same place once, so once per video
             warnings.warn(f"{scene.scene_name}: {missing}: the last one is repeated", stacklevel=1)
         return frames
 
@@ -220,11 +221,11 @@ class FrameSampler(Configurable, ABC):
         return sorted(scene.pool[i] for i in places)
 
     def among(self, scene: SceneView) -> SceneView:
-        """The scene with the candidates of this sampler."""
+        """Return the scene with the candidates of this sampler."""
         return scene if self.candidates is None else scene.among(self.candidates)
 
     def key(self, scene: SceneView, n: int) -> tuple[str, dict[str, Any]]:
-        """Digest and settings: everything that a selection of n frames depends on."""
+        """Return everything on which a selection of n frames depends: its digest and the settings."""
         made_by: dict[str, Any] = {
             **self.shared_settings(n),
             "frames": scene.video.num_frames if scene.frames is None else list(scene.frames),
@@ -236,32 +237,32 @@ class FrameSampler(Configurable, ABC):
         return fingerprint(made_by), {**made_by, "stops_early": self.stops_early}
 
     def shared_settings(self, n: int) -> dict[str, Any]:
-        """The settings of n frames that the choice depends on, whatever the scene."""
+        """Return the settings of n frames on which the choice depends, in any scene."""
         sampler = settings(self)
-        sampler.pop("cache", None)  # its location changes no frame
+        sampler.pop("cache", None)  # the cache's location does not affect the choice
         return dict(zip(SHARED, (sampler, self.version, n), strict=True))
 
     def reads(self, scene_name: str) -> list[Path]:
-        """Files beside the scene's own that the choice depends on."""
+        """Return further files on which the choice depends, beside the scene's own."""
         return []
 
     def count(self, n: int) -> int:
-        """The number of frames for n; overridden by samplers that round it."""
+        """Return the number of frames for n. Samplers that round it override this."""
         return self.limited(n)
 
     def limited(self, n: int) -> int:
-        """n, or the number of candidates if there are fewer."""
+        """Return n, or the number of candidates if there are fewer."""
         return n if self.candidates is None else min(n, self.candidates)
 
     @abstractmethod
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        """Chooses at least one and at most n distinct places in `scene.pool`, in any order."""
+        """Choose at least one and at most n distinct indices into `scene.pool`, in any order."""
 
 
 def settings(component: Any) -> Any:
-    """The settings of a component as JSON content: its class and public attributes, recursively.
+    """Return the settings of a component as JSON content: its class and public attributes, recursively.
 
-    A component that depends on more than its attributes (a file of weights, say) has a method `identity()`.
+    A component that depends on more than its attributes, such as a file of weights, has a method `identity()`.
 
     Raises:
         TypeError: An attribute, such as a function, has no JSON content: make it private or add `identity()`.
@@ -285,23 +286,23 @@ def _described(component: Any) -> Any:
 
 
 class FramePairing(Configurable, ABC):
-    """Expand the views chosen by a sampler into pairs of frames. Subclasses define `pair` and may override `views`."""
+    """Expand the views of a sampler into pairs of frames. Subclasses define `pair` and may override `views`."""
 
     def __call__(self, sampler: FrameSampler, scene: SceneView | Video, n: int) -> list[int]:
         """Choose about n frames, two per token.
 
-        A shorter video repeats its last view, unless the sampler stops early.
+        If the video is shorter, its last view is repeated, unless the sampler stops early.
 
         Args:
             sampler: Chooses the views.
-            scene: A video alone has neither cameras nor depth.
+            scene: The scene, or a video alone, without cameras and depth.
             n: Number of frames.
 
         Returns:
             Sorted raw frames.
 
         Raises:
-            ValueError: Fewer than two frames are asked for, or the scene lacks data that the sampler requires.
+            ValueError: Fewer than two frames are requested, or the scene lacks data that the sampler requires.
         """
         if n < TEMPORAL_PATCH_SIZE:
             raise ValueError(f"{n} frames of a video are too few: at least {TEMPORAL_PATCH_SIZE} are needed")
@@ -311,8 +312,8 @@ class FramePairing(Configurable, ABC):
         return self.pair(views, sampler.among(scene))
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        """The number of views for n frames."""
-        return sampler.limited(n // TEMPORAL_PATCH_SIZE)  # without the rounding of frames to pairs
+        """Return the number of views for n frames."""
+        return sampler.limited(n // TEMPORAL_PATCH_SIZE)  # not rounded to pairs
 
     @property
     def varies_by_epoch(self) -> bool:
@@ -321,63 +322,63 @@ class FramePairing(Configurable, ABC):
 
     @abstractmethod
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        """The frames of each token, pair after pair; `scene.pool` holds the sampler's candidates."""
+        """Return the frames of each token, pair after pair. `scene.pool` holds the sampler's candidates."""
 
 
 class Consecutive(FramePairing):
-    """Merge consecutive chosen frames, whatever they show, as Qwen2.5-VL and Spatial-MLLM do."""
+    """Merge consecutive chosen frames, as Qwen2.5-VL and Spatial-MLLM do."""
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        """The sampler's own number of frames."""
+        """Return the sampler's own number of frames."""
         return sampler.count(n)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        """The views, with the last one repeated if their number is odd."""
+        """Return the views. The last one is repeated if their number is odd."""
         return [*views, *views[-1:]] if len(views) % TEMPORAL_PATCH_SIZE else list(views)
 
 
 class Neighbor(FramePairing):
-    """Merge each chosen view with the next raw frame: half as many views.
+    """Merge each chosen view with the next raw frame. There are half as many views.
 
     The last frame of the video is merged with itself.
     """
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        """Each view and its next raw frame."""
+        """Return each view and its next raw frame."""
         last = scene.video.num_frames - 1
         return [frame for view in views for frame in (view, min(view + 1, last))]
 
 
 class Duplicate(FramePairing):
-    """Merge each chosen view with itself: one exact camera per token.
+    """Merge each chosen view with itself, so that each token has one exact camera.
 
     Args:
-        keep: Number that stays as asked for: "frames" (half as many views) or "views" (twice as many frames).
+        keep: The number that equals the request: "frames" (half as many views) or "views" (twice as many frames).
     """
 
     def __init__(self, keep: Literal["frames", "views"] = "frames") -> None:
         self.keep = keep
 
     def views(self, n: int, sampler: FrameSampler) -> int:
-        """Half of n or n views."""
+        """Return the number of views: n // 2 or n, limited by the candidates."""
         return super().views(n if self.keep == "frames" else TEMPORAL_PATCH_SIZE * n, sampler)
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        """Each view twice."""
+        """Return each view twice."""
         return [view for view in views for _ in range(TEMPORAL_PATCH_SIZE)]
 
 
 class OffsetNeighbor(FramePairing):
     """Merge each chosen view with a neighbor some steps away, by the rules of the Spatial-MLLM fork's samplers.
 
-    The first view takes a later frame, the last view an earlier one, and the others one on `side`. A view is merged
-    with itself if its neighbor is beyond the end of the video or reaches the adjacent view.
+    The first view takes a later frame, the last view an earlier one, and the others take a frame on `side`. A view is
+    merged with itself if its neighbor is outside the video or reaches the adjacent view.
 
     Args:
-        side: Side of the neighbor; "random" draws it anew for each view and epoch.
+        side: Side of the neighbor. "random" draws it for each view and epoch.
         step: Distance of the neighbor.
         of: Unit of `step`: the sampler's "candidates" (all frames if it has none), or frames of the "video".
-        seed: Seed of random sides, together with the epoch and the video's name; null is the run's.
+        seed: Seed of random sides, together with the epoch and the video's name. null uses the run's seed.
     """
 
     def __init__(
@@ -397,7 +398,7 @@ class OffsetNeighbor(FramePairing):
         return self.side == "random"
 
     def pair(self, views: Sequence[int], scene: SceneView) -> list[int]:
-        """Each view and its neighbor, sorted."""
+        """Return each view and its neighbor, sorted."""
         frames = scene.pool if self.of == "candidates" else list(range(scene.video.num_frames))
         place = {frame: i for i, frame in enumerate(frames)}
         if strange := set(views) - place.keys():
@@ -414,27 +415,29 @@ class OffsetNeighbor(FramePairing):
             reaches_previous = side == "before" and i > 0 and neighbor <= views[i - 1]
             reaches_next = side == "after" and i < len(views) - 1 and neighbor >= views[i + 1]
             pairs += (view, view if reaches_previous or reaches_next else neighbor)
-        return sorted(pairs)  # as in the fork: the neighbors of two views may have crossed
+        return sorted(pairs)  # as in the fork, because the neighbors of two views may have crossed
 
 
 # ---- Time between the chosen frames ---------------------------------------------------------------------------------
 
 
 def sampled_seconds_per_grid(times_s: Sequence[float], num_frames: int) -> float:
-    """Seconds per temporal patch as in qwen-vl-utils: 2 / sampled fps, the mean fps times the share of chosen frames.
+    """Return the seconds per temporal patch as in qwen-vl-utils: 2 / sampled fps.
+
+    The sampled fps is the video's mean fps times the share of chosen frames.
 
     Args:
         times_s: Timestamps of all frames of the video.
-        num_frames: Chosen frames.
+        num_frames: Number of chosen frames.
     """
     interval = (times_s[-1] - times_s[0]) / max(1, len(times_s) - 1)
     return TEMPORAL_PATCH_SIZE * interval * len(times_s) / num_frames
 
 
 def seconds_per_grid(times_s: Sequence[float]) -> float:
-    """Mean time in seconds between the first frames of consecutive tokens.
+    """Return the mean time in seconds between the first frames of consecutive tokens.
 
-    A single token counts twice the time between its two frames, as in a clip at even steps.
+    For a single token this is twice the time between its two frames, as in a clip with even steps.
 
     Args:
         times_s: Timestamps of the chosen frames.

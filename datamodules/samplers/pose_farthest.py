@@ -1,7 +1,7 @@
-"""Frames with distant camera poses: different places, different directions.
+"""Samplers that choose frames with distant camera poses: different places, different directions.
 
-Vectorized versions of the Spatial-MLLM fork's samplers. Where rounding decides between equally distant poses, the
-operations and their order are the fork's, so that the choices are identical.
+These are vectorized versions of the Spatial-MLLM fork's samplers. Where rounding decides between equally distant poses,
+operations are in the fork's order, so that the choices are identical.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from zoo.seed import resolve_seed
 
 Normalize = Literal["max", "std"]
 Translation = Literal["center", "world_to_camera"]
-PREFILTER = 3  # points that the grid of `PosePlaneSampler` keeps per chosen point
-CHUNK_ROWS = 128  # rows of the distance matrix computed at once: bounds the memory
+PREFILTER = 3  # number of points per chosen point that `PosePlaneSampler` keeps of its grid
+CHUNK_ROWS = 128  # rows of the distance matrix that are computed at once, to limit the memory
 
 
 class PoseSampler(FrameSampler):
-    """Base class of samplers that choose among poses; frames without a pose are never chosen.
+    """Base class of samplers that choose among poses. Frames without a pose are never chosen.
 
     Attributes:
         translation: See `PoseFarthestSampler`.
@@ -34,7 +34,7 @@ class PoseSampler(FrameSampler):
     translation: Translation
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        """Places of n distant poses.
+        """Choose n distant poses.
 
         Raises:
             ValueError: No frame has a pose.
@@ -58,10 +58,10 @@ class PoseFarthestSampler(PoseSampler):
     Args:
         normalize: Divisor of distances and angles: their largest value ("max") or their standard deviation ("std").
         start: First view: the "first" frame, the "medoid" (least sum of distances), or a "random" one.
-        translation: "center" compares camera centers; "world_to_camera" compares the translations of world-to-camera
-            poses, which mix position and direction, and reproduces the fork's results with VGGT's poses.
-        seed: Seed of a random start, together with the epoch and the video's name; null is the run's.
-        candidates: Number of candidates at even steps; null is all frames.
+        translation: "center" compares camera centers. "world_to_camera" compares the translations of world-to-camera
+            poses, which mix position and direction. It reproduces the fork's results with VGGT's poses.
+        seed: Seed of a random start, together with the epoch and the video's name. null uses the run's seed.
+        candidates: Number of candidates at even steps. null uses all frames.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PoseFarthestSampler(PoseSampler):
         candidates: int | None = None,
     ) -> None:
         self.normalize, self.start, self.translation = normalize, start, translation
-        # cached selections depend on the run's seed only if they are drawn
+        # without a random start, cached selections must not depend on the run's seed
         self.seed = resolve_seed(seed) if start == "random" else seed
         self.candidates = candidates
 
@@ -92,20 +92,20 @@ class PoseFarthestSampler(PoseSampler):
 
 
 class PosePlaneSampler(PoseSampler):
-    """Views spread over a plane: distance of a camera from the first one, and its rotation relative to it.
+    """Spread views over a plane whose axes are distance and rotation of each camera relative to the first one.
 
-    Cheaper than all pairs of poses, but it ignores the direction of motion. Source: `efficient` sampling of the
-    Spatial-MLLM fork, with identical choices.
+    This is cheaper than comparing all pairs of poses, but ignores the direction of motion. Source: `efficient` sampling
+    of the Spatial-MLLM fork, with identical choices.
 
     Args:
-        mode: "grid" takes one point per cell, distant cells first; "farthest" is farthest-point sampling in the plane;
-            "hybrid" is farthest-point sampling of three times as many points, one per cell.
+        mode: "grid" takes one point per cell, distant cells first. "farthest" is farthest-point sampling in the plane.
+            "hybrid" is farthest-point sampling among three times as many points, one per cell.
         normalize: Divisor of both axes: their largest value ("max") or their standard deviation ("std").
         start: Start of farthest-point sampling: the point "farthest" from the origin, the "medoid", or the "first".
         skip_first: Never choose the first frame, which is the origin.
-        density: Cells per point.
+        density: Number of cells per chosen point.
         translation: See `PoseFarthestSampler`.
-        candidates: Number of candidates at even steps; null is all frames.
+        candidates: Number of candidates at even steps. null uses all frames.
     """
 
     def __init__(
@@ -142,20 +142,20 @@ class PosePlaneSampler(PoseSampler):
             start = points[medoid(pairwise_distances(plane[points]))]
         else:
             start = points[int(np.linalg.norm(plane[points], axis=1).argmax())]
-        points = sorted(points)  # ties go to the lower frame, whatever its cell
+        points = sorted(points)  # ties go to the lower frame, not to the order of cells
         return [points[i] for i in farthest(pairwise_distances(plane[points]), n, points.index(start))]
 
 
-# ---- Distances of poses, and choosing distant ones ------------------------------------------------------------------
+# ---- Distances between poses, and choosing distant ones -------------------------------------------------------------
 
 
 def pose_matrix(camera_to_world: Float[np.ndarray, "N 4 4"], normalize: Normalize = "max") -> Float[np.ndarray, "N N"]:
-    """Pairwise distances of poses: distance of translations plus angle between rotations.
+    """Return pairwise distances of poses: distance of translations plus angle between rotations.
 
     Args:
-        camera_to_world: Poses in float64; their translations are the camera centers.
-        normalize: "max" divides both terms by their largest value; "std" by their standard deviation over all pairs,
-            with weights scaled to mean 1 (both are 1 if one term is constant).
+        camera_to_world: Poses in float64. Their translations are the camera centers.
+        normalize: "max" divides both terms by their largest value. "std" divides them by their standard deviation over
+            all pairs, with weights scaled to mean 1. If one term is constant, both weights are 1.
     """
     translation, rotation = pairwise_distances(camera_to_world[:, :3, 3]), _pairwise_angles(camera_to_world[:, :3, :3])
     if normalize == "max":
@@ -170,11 +170,11 @@ def pose_matrix(camera_to_world: Float[np.ndarray, "N 4 4"], normalize: Normaliz
 
 
 def pose_plane(camera_to_world: Float[np.ndarray, "N 4 4"], normalize: Normalize = "std") -> Float[np.ndarray, "N 2"]:
-    """Distance and angle of each pose from the first.
+    """Return distance and angle of each pose relative to the first.
 
     Args:
-        camera_to_world: Poses in float64; their translations are the camera centers.
-        normalize: Divides both by their largest value ("max") or standard deviation ("std"), unless that is 0.
+        camera_to_world: Poses in float64. Their translations are the camera centers.
+        normalize: Divide both by their largest value ("max") or standard deviation ("std"), unless that is 0.
     """
     offset = camera_to_world[:, :3, 3] - camera_to_world[0, :3, 3]
     rotations = nearest_rotations(camera_to_world[:, :3, :3])
@@ -184,7 +184,7 @@ def pose_plane(camera_to_world: Float[np.ndarray, "N 4 4"], normalize: Normalize
 
 
 def farthest(distances: Float[np.ndarray, "N N"], k: int, start: int) -> list[int]:
-    """Farthest-point sampling of k points from `start`; ties go to the lower index."""
+    """Choose k points by farthest-point sampling from `start`. Ties go to the lower index."""
     nearest = distances[start].copy()
     chosen = [start]
     for _ in range(min(k, len(distances)) - 1):
@@ -195,18 +195,18 @@ def farthest(distances: Float[np.ndarray, "N N"], k: int, start: int) -> list[in
 
 
 def medoid(distances: Float[np.ndarray, "N N"]) -> int:
-    """The point with the least sum of distances, added one by one as in the fork."""
+    """Return the point with the least sum of distances, added one by one as in the fork."""
     return int(np.cumsum(distances, 1)[:, -1].argmin())
 
 
 def one_per_cell(plane: Float[np.ndarray, "N 2"], candidates: Sequence[int], k: int, density: float) -> list[int]:
-    """One point per cell of a square grid, the one nearest to the cell's center; cells far from the origin first.
+    """Choose one point per cell of a square grid, the one nearest to the cell's center. Distant cells come first.
 
     Args:
         plane: All points.
         candidates: Indices of the points to choose from.
-        k: Number of points; if fewer cells are occupied, the points farthest from the origin follow.
-        density: Cells per chosen point.
+        k: Number of points. If fewer cells are occupied, the points farthest from the origin follow.
+        density: Number of cells per chosen point.
 
     Returns:
         Indices of the chosen points.
@@ -230,14 +230,14 @@ def one_per_cell(plane: Float[np.ndarray, "N 2"], candidates: Sequence[int], k: 
 
 
 def nearest_rotations(matrices: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, "N 3 3"]:
-    """The nearest orthonormal matrices of determinant 1, by SVD."""
+    """Return the nearest orthonormal matrices of determinant 1, by SVD."""
     left, _, right = np.linalg.svd(matrices)
     left[..., -1] *= np.sign(np.linalg.det(left @ right))[..., None]
     return left @ right
 
 
 def pairwise_distances(points: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N N"]:
-    """Euclidean distances of all pairs of points."""
+    """Return the Euclidean distances of all pairs of points."""
     distances = np.empty((len(points), len(points)))
     for start in range(0, len(points), CHUNK_ROWS):
         difference = points[start : start + CHUNK_ROWS, None] - points
@@ -246,7 +246,7 @@ def pairwise_distances(points: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N
 
 
 def _pairwise_angles(rotations: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, "N N"]:
-    """Radians between all pairs of rotations, by the trace of R_a^T R_b summed column by column."""
+    """Return the angles in radians between all pairs, from the trace of R_a^T R_b summed column by column."""
     columns = np.ascontiguousarray(np.moveaxis(nearest_rotations(rotations), -1, 0))
     products = columns @ columns.swapaxes(-1, -2)
     angles = np.arccos(np.clip((products[0] + products[1] + products[2] - 1) / 2, -1.0, 1.0))
@@ -255,7 +255,7 @@ def _pairwise_angles(rotations: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray,
 
 
 def _quaternion_angles(rotations: Float[np.ndarray, "N 3 3"]) -> Float[np.ndarray, " N"]:
-    """Radians of rotations, by their quaternions x, y, z, w: accurate near 0 and near pi."""
+    """Return the angles of rotations in radians from their quaternions x, y, z, w, accurate near 0 and near pi."""
     trace = np.trace(rotations, axis1=-2, axis2=-1)
     products = np.empty((len(rotations), 4, 4))  # 4 q_i q_j
     for i, j, k in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):

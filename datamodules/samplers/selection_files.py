@@ -3,9 +3,9 @@
     selected_frames.json   {"scene_name": "41069025", "selected_frames": [0, 118, ...], "num_frames": 16,
                             "key": "5f0c...", "made_by": {...}}
 
-The first three fields are those of Spatial-MLLM's scripts. `made_by` holds everything that the selection depends on,
-and `key` is its digest: a selection made with other settings is never reused. The selections of a folder are made with
-the same settings of a sampler, its version, and the same number of views.
+The first three fields are those of Spatial-MLLM's scripts. `made_by` holds everything on which the selection depends,
+and `key` is its digest, so that a selection made with other settings is never reused. All selections of a folder share
+the settings of the sampler, its version and the number of views.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ SHARED = ("sampler", "version", "views")  # settings of all selections in a fold
 
 
 def read_selection(path: Path) -> dict[str, Any]:
-    """The content of a selection file.
+    """Read a selection file.
 
     Raises:
-        ValueError: One line that names the file: absent, truncated, or not a selection.
+        ValueError: The file is missing, truncated or not a selection. The message is one line that names the file.
     """
     content = read_json(path, "create it with python main.py select-frames")
     frames = content.get("selected_frames") if isinstance(content, dict) else None
@@ -54,7 +54,7 @@ def write_selection(
 
 
 def find_selection(path: Path, key: str) -> list[int] | None:
-    """The frames of a selection file, or None if it is absent, damaged, or was made under another key."""
+    """Return the frames of a selection file, or None if it is missing, damaged or was made under another key."""
     try:
         content = read_selection(path)
     except ValueError:
@@ -63,17 +63,17 @@ def find_selection(path: Path, key: str) -> list[int] | None:
 
 
 def shared_settings(made_by: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings that a selection shares with the others of its folder; empty for official files."""
+    """Return the settings that a selection shares with the others of its folder, empty for official files."""
     return {name: made_by[name] for name in SHARED if name in made_by} if made_by else {}
 
 
 def selections_in(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the sound selection files of a folder and their content, in the order of their names."""
+    """Yield the valid selection files of a folder and their content, sorted by name."""
     for parent, folders, files in os.walk(folder):
         folders.sort()
         if FILE in files:
             path = Path(parent) / FILE
             try:
                 yield path, read_selection(path)
-            except ValueError:  # cut short: it is made again
+            except ValueError:  # truncated; it is created again
                 continue

@@ -25,22 +25,22 @@ from zoo.files.fingerprint import file_fingerprint
 from zoo.geometry import GeometryEncoder, PretrainedVGGT, unproject_depth
 from zoo.geometry.cache import LazyGeometry
 
-OFFICIAL_WIDTH = 518  # pixels, Spatial-MLLM's
+OFFICIAL_WIDTH = 518  # width in pixels of Spatial-MLLM's code
 
 
 class SpaceAwareSampler(FrameSampler):
     """Greedy maximum coverage of the scene's voxels (Spatial-MLLM, arXiv 2505.23747, section 3.3).
 
-    The points that the candidates see fall into voxels of 1/20 of the scene's shortest side; each chosen frame adds the
-    most voxels to those before it. Selections are cached on disk, so that geometry is computed once per video.
+    A voxel's side is 1/20 of the scene's shortest side. Each chosen frame adds the largest number of voxels to those of
+    the frames before it. Selections are cached on disk, so that geometry is computed once per video.
 
     Args:
-        geometry: Source of the points: `PredictedPoints`, by default of VGGT-1B as in the official code, or
+        geometry: Source of the points: `PredictedPoints`, by default from VGGT-1B as in the official code, or
             `DatasetDepth`.
-        when_covered: Once no frame adds a voxel, "stop" with fewer frames than asked for, as the official code does, or
-            "fill" up with the candidates farthest in time from the chosen frames.
-        candidates: Number of candidates at even steps; null is all frames.
-        cache: Folder of cached selections; null disables caching.
+        when_covered: What to do when no frame adds a voxel: "stop" with fewer frames than requested, as the official
+            code does, or "fill" up with the candidates farthest in time from the chosen frames.
+        candidates: Number of candidates at even steps. null uses all frames.
+        cache: Folder of cached selections. null disables caching.
     """
 
     geometry: PointSource
@@ -57,7 +57,7 @@ class SpaceAwareSampler(FrameSampler):
         self.stops_early = when_covered == "stop"
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        """Places that cover the most voxels.
+        """Choose frames that cover the most voxels.
 
         Raises:
             ValueError: No frame has a point of sufficient confidence.
@@ -71,7 +71,7 @@ class SpaceAwareSampler(FrameSampler):
 
 
 def fill(chosen: Sequence[int], total: int, n: int) -> list[int]:
-    """Add to the chosen of `total` frames, up to n, each time the one farthest in time; ties to the lower frame."""
+    """Add frames up to n, each time the one of `total` that is farthest in time. Ties go to the lower frame."""
     filled = list(chosen)
     gaps = [min((abs(frame - other) for other in filled), default=total) for frame in range(total)]
     while len(filled) < min(n, total):
@@ -85,17 +85,17 @@ def fill(chosen: Sequence[int], total: int, n: int) -> list[int]:
 
 
 class DatasetDepth(PointSource):
-    """Unproject the dataset's depth with its cameras; frames without a pose see nothing.
+    """Unproject the dataset's depth with its cameras. Frames without a pose have no points.
 
     Args:
-        longest_side: Longest side of the depth maps in pixels; a voxel is 2 to 5 percent of a room, so this suffices.
+        longest_side: Longest side of the depth maps in pixels. A voxel is 2 to 5 percent of a room, so 256 is enough.
     """
 
     def __init__(self, longest_side: int = 256) -> None:
         self.longest_side = longest_side
 
     def identity(self) -> Any:
-        """Version of the points; raise it when the same depth gives other points."""
+        """Return the version of the points. Increase it when the same depth gives other points."""
         return "2"
 
     def points(self, scene: SceneView) -> PointMaps:
@@ -119,18 +119,18 @@ class DatasetDepth(PointSource):
 
 
 class PredictedPoints(PointSource):
-    """Points predicted by a geometry encoder; the default is Spatial-MLLM's, VGGT-1B: 128 frames need a GPU.
+    """Points predicted by a geometry encoder. The default is Spatial-MLLM's VGGT-1B, which needs a GPU for 128 frames.
 
     Args:
-        encoder: A geometry encoder that predicts points or depth with its cameras; null is `PretrainedVGGT`, with the
+        encoder: A geometry encoder that predicts cameras, and points or depth. null uses `PretrainedVGGT`, with the
             aggregator in bfloat16 on a GPU and in float32 elsewhere.
-        head: "point" is the official choice; "depth" unprojects predicted depth with the predicted cameras, which
+        head: "point" is the official choice. "depth" unprojects predicted depth with the predicted cameras, which
             VGGT's authors find more accurate (arXiv 2503.11651, section 4.3).
-        width: Width of the resized frames in pixels; a multiple of the encoder's patch size.
-        device: Device of the encoder; null is a GPU if available.
+        width: Width of the resized frames in pixels, a multiple of the encoder's patch size.
+        device: Device of the encoder. null uses a GPU if available.
 
     Raises:
-        InputError: The encoder has no weights, or does not predict what `head` asks for.
+        InputError: The encoder has no weights, or does not predict what `head` needs.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class PredictedPoints(PointSource):
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._is_default = encoder is None
         dtype: Literal["float32", "bfloat16"] = "bfloat16" if self._device.startswith("cuda") else "float32"
-        # described now: absent weights stop a run at once, not at each of its scenes
+        # described here, so that missing weights stop a run at once and not in each of its scenes
         self._encoder = LazyGeometry(encoder or partial(PretrainedVGGT, dtype=dtype))
         outline = self._encoder.meta_encoder
         option = f"--data.sampler.geometry.encoder {type(outline).__name__}"
@@ -159,17 +159,17 @@ class PredictedPoints(PointSource):
         self._encoder.enable_head(head)
 
     def identity(self) -> Any:
-        """The encoder's settings and weights."""
+        """Return the encoder's settings and weights."""
         settings = self._encoder.identity()
         if self._is_default:
             del settings["dtype"]  # selections made on a GPU are valid on a CPU
         return {**settings, "weights": self._encoder.weights(file_fingerprint)}
 
     def points(self, scene: SceneView) -> PointMaps:
-        """See `PointSource`; the encoder's reference view is the world.
+        """See `PointSource`. The world frame is the encoder's reference view.
 
         Raises:
-            InputError: It is to run on a GPU, in a worker of a DataLoader.
+            InputError: The encoder should run on a GPU, but this is a worker of a DataLoader.
         """
         if self._device.startswith("cuda") and get_worker_info() is not None:  # a forked process can't use CUDA
             raise InputError(
@@ -188,7 +188,7 @@ class PredictedPoints(PointSource):
             points = unproject_depth(found.depth[..., None], poses, K_px)
         assert points is not None and found.confidence is not None
         confidence = found.confidence
-        if self.head == "depth":  # points of a frame without a camera are in no world
+        if self.head == "depth":  # points of a frame without a camera have no place in the world
             confidence = confidence * valid[:, None, None]
         poses = poses.where(valid[:, None, None], torch.nan)
         turns = int(is_portrait(frames[0]))
@@ -198,7 +198,7 @@ class PredictedPoints(PointSource):
 
 
 def is_portrait(frame: UInt8[Tensor, "3 H W"]) -> bool:
-    """Whether a frame is rotated by 90 degrees for the encoder."""
+    """Return whether a frame must be rotated by 90 degrees for the encoder."""
     return frame.shape[1] > frame.shape[2]
 
 
@@ -207,7 +207,7 @@ def encoder_images(
 ) -> Float[Tensor, "T 3 H W"]:
     """Resize frames as Spatial-MLLM's sampler does for VGGT: RGB in 0..1, 518 px wide, the height in whole patches.
 
-    Portrait frames are first rotated clockwise; frames of different sizes are padded with white to the largest.
+    Portrait frames are first rotated clockwise. Frames of different sizes are padded with white to the largest.
     """
     images = [_resized(frame, width, patch_size) for frame in frames]
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
@@ -229,13 +229,13 @@ def _resized(frame: UInt8[Tensor, "3 H W"], width: int, patch_size: int) -> Floa
 
 
 # ---- Points to voxels, and the frames that cover most of them -------------------------------------------------------
-# The official code holds sets of tuples; here a voxel is one integer, and the voxels of a frame are marks in a table,
-# with the same choices (timed in `benchmarks/sampling.py`)
+# The official code holds sets of tuples. Here a voxel is one integer, and the voxels of a frame are marks in a table.
+# The choices are the same (timed in `benchmarks/sampling.py`)
 
 CELLS = 20  # voxels along the shortest side of the scene
 MINIMUM_CONFIDENCE = 0.1
-TABLE = 1 << 22  # cells up to which marking them is faster than sorting
-EXACT = 1 << 24  # integers up to which float32 counts exactly
+TABLE = 1 << 22  # number of cells up to which marking is faster than sorting
+EXACT = 1 << 24  # float32 represents integers exactly up to this
 
 Voxels = Int[np.ndarray, "_ 3"]
 VoxelSet = Voxels | Int[Tensor, "_ 3"] | Collection[tuple[int, int, int]]
@@ -243,10 +243,10 @@ VoxelSet = Voxels | Int[Tensor, "_ 3"] | Collection[tuple[int, int, int]]
 
 @dataclass(frozen=True, eq=False)
 class VoxelGrid:
-    """The voxels that each frame sees: cell (i, j, k) starts at origin + size * (i, j, k).
+    """The voxels that are visible in each frame. Cell (i, j, k) starts at origin + size * (i, j, k).
 
     Attributes:
-        sets: Sorted unique cells of each frame; may be empty.
+        sets: Sorted unique cells of each frame, possibly empty.
         origin: Minimum of the confident points, in their unit.
         size: Side of a voxel.
     """
@@ -260,7 +260,7 @@ def voxelize(
     points: Float[Tensor, "T H W 3"] | Float[np.ndarray, "T H W 3"],
     confidence: Float[Tensor, "T H W"] | Float[np.ndarray, "T H W"],
 ) -> list[Voxels]:
-    """The voxels that each frame sees, by the official rule; see `voxel_grid`."""
+    """Return the voxels that are visible in each frame, by the official rule; see `voxel_grid`."""
     return voxel_grid(points, confidence).sets
 
 
@@ -268,11 +268,11 @@ def voxel_grid(
     points: Float[Tensor, "T H W 3"] | Float[np.ndarray, "T H W 3"],
     confidence: Float[Tensor, "T H W"] | Float[np.ndarray, "T H W"],
 ) -> VoxelGrid:
-    """Confident points in voxels, in the points' own precision.
+    """Assign confident points to voxels, in the points' own precision.
 
-    A point counts if its confidence is at least the median over all frames, and above 0.1. A voxel is a twentieth of
-    the shortest side of the box around those that count; where that is flat, of the shortest side that isn't. Points
-    and confidences that aren't finite don't count.
+    A point counts if its confidence is at least the median over all frames, and above 0.1. A voxel is 1/20 of the
+    shortest side of the box around these points, or of the shortest side that is not zero. Points and confidences that
+    aren't finite are ignored.
     """
     flat_points = _array(points).reshape(len(points), -1, 3)
     flat_confidence = _array(confidence).reshape(len(points), -1)
@@ -282,9 +282,9 @@ def voxel_grid(
         threshold = _median(flat_confidence)
     seen = []
     for frame, sure in zip(flat_points, flat_confidence, strict=True):
-        # compress and not a mask as an index, which takes five times as long
+        # compress instead of a mask as an index, which takes five times as long
         counted = np.compress((sure >= threshold) & (sure > MINIMUM_CONFIDENCE), frame, axis=0).T.copy()
-        if counted.size and not np.isfinite(counted.sum(1)).all():  # a sum is quicker than a look at each
+        if counted.size and not np.isfinite(counted.sum(1)).all():  # a sum is quicker than checking each value
             counted = counted[:, np.isfinite(counted).all(0)]
         seen.append(counted)
     corners = [(frame.min(1), frame.max(1)) for frame in seen if frame.size]
@@ -302,7 +302,7 @@ def _array(values: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _median(values: np.ndarray) -> np.floating:
-    """`np.percentile(values, 50)` to the bit, in a third of the time: it partitions once, not at both middle values."""
+    """Return `np.percentile(values, 50)` bit for bit in a third of the time, by partitioning once instead of twice."""
     if not values.size:
         return np.float32(np.nan)
     middle = values.size // 2
@@ -314,7 +314,7 @@ def _median(values: np.ndarray) -> np.floating:
 
 
 def _cells(points: np.ndarray, low: np.ndarray, size: np.floating, shape: tuple[int, ...]) -> Voxels:
-    """The sorted unique cells of points, one per column, in a grid of `shape`."""
+    """Return the sorted unique cells of points, one per column, in a grid of `shape`."""
     cells = points - low[:, None]
     cells /= size
     np.floor(cells, out=cells)
@@ -334,12 +334,12 @@ def _cells(points: np.ndarray, low: np.ndarray, size: np.floating, shape: tuple[
 
 
 def maximum_coverage(voxel_sets: Sequence[VoxelSet], k: int) -> list[int]:
-    """Greedy maximum coverage: at most k frames, each the one that adds most voxels to those before it.
+    """Choose at most k frames by greedy maximum coverage: each adds the most voxels to the frames before it.
 
-    Ties go to the lower frame. It stops where no frame adds any, so there may be fewer than k.
+    Ties go to the lower frame. The choice stops when no frame adds a voxel, so there may be fewer than k.
 
     Args:
-        voxel_sets: Voxels of each frame: an (N, 3) integer array, or a list or set of triples; may be empty.
+        voxel_sets: Voxels of each frame: an (N, 3) integer array, or a list or set of triples, possibly empty.
         k: Maximum number of frames.
 
     Returns:
@@ -359,7 +359,7 @@ def maximum_coverage(voxel_sets: Sequence[VoxelSet], k: int) -> list[int]:
 
 
 def _numbered(voxel_sets: Sequence[VoxelSet]) -> list[Int[np.ndarray, " _"]]:
-    """The sets with one number from 0 per voxel, without repetitions."""
+    """Number the voxels from 0, and return the numbers of each set without repetitions."""
     arrays = [np.asarray(s if isinstance(s, (np.ndarray, Tensor)) else list(s)) for s in voxel_sets]
     sets = [array.reshape(-1, 3).astype(np.int64) for array in arrays]
     rows = np.concatenate([np.empty((0, 3), np.int64), *sets])

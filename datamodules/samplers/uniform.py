@@ -1,4 +1,4 @@
-"""Frames at even steps, by the rounding rules of published code."""
+"""Frames at even steps, by the rounding rules of published code, and random frames for training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class UniformSampler(FrameSampler):
             "qwen_vl_utils": n to the nearest even number (odd n to a multiple of four), indices to the nearest frame;
             inference of Qwen2.5-VL and Spatial-MLLM.
             "linspace_floor": indices rounded down; Spatial-MLLM's training script.
-            "floor_128": 128 candidates rounded down, then an even choice of those rounded down, hence at most 128
-            frames; the uniform baseline of Spatial-MLLM's space-aware sampling.
-        candidates: Number of candidates at even steps; null is all frames, or the rule's 128.
+            "floor_128": 128 candidates rounded down, then an even choice of them rounded down, so at most 128 frames;
+            the uniform baseline of Spatial-MLLM's space-aware sampling.
+        candidates: Number of candidates at even steps. null uses all frames, or the rule's 128.
     """
 
     def __init__(self, rule: Rule = "qwen_vl_utils", candidates: int | None = None) -> None:
@@ -35,13 +35,13 @@ class UniformSampler(FrameSampler):
         self.rule, self.candidates = rule, 128 if rule == "floor_128" else candidates
 
     def count(self, n: int) -> int:
-        """The number of frames after the rule's rounding."""
+        """Return the number of frames after the rule's rounding."""
         if self.rule == "qwen_vl_utils":
             n = round(n / TEMPORAL_PATCH_SIZE) * TEMPORAL_PATCH_SIZE
         return self.limited(n)
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        """Places at even steps."""
+        """Choose indices at even steps."""
         total = len(scene.pool)
         if self.rule == "qwen_vl_utils" and total > n:
             return torch.linspace(0, total - 1, n).round().long().tolist()  # float32, as in qwen-vl-utils
@@ -54,11 +54,11 @@ class UniformSampler(FrameSampler):
 class RandomSampler(FrameSampler):
     """One random frame from each of n equal segments of the video, drawn anew in every epoch (TSN, arXiv 1608.00859).
 
-    The draw depends on the seed, the epoch and the video's name only, so a resumed run draws the same frames.
+    The draw depends only on the seed, the epoch and the video's name, so a resumed run draws the same frames.
 
     Args:
-        seed: Seed of the draw; null is the run's.
-        candidates: Number of candidates at even steps; null is all frames.
+        seed: Seed of the draw. null uses the run's seed.
+        candidates: Number of candidates at even steps. null uses all frames.
     """
 
     def __init__(self, seed: int | None = None, candidates: int | None = None) -> None:
@@ -70,7 +70,7 @@ class RandomSampler(FrameSampler):
         return True
 
     def choose(self, scene: SceneView, n: int) -> list[int]:
-        """One place per segment."""
+        """Choose one index per segment."""
         total = len(scene.pool)
         if total <= n:
             return list(range(total))

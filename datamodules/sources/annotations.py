@@ -1,12 +1,12 @@
-"""Annotation files in VSI-Bench's format and their folder layout.
+"""Annotation files in VSI-Bench's format, and the folder layout of their videos.
 
     <root>/<name>.jsonl                         one question per line; or <name>.parquet, one question per row
     <root>/<dataset>/<scene_name>.mp4           or .mov, .avi, .mkv, .webm, or a folder of frames of that name
     <root>/<dataset>/<scene_name>.cameras.json  optional: one camera per raw frame
     <root>/<dataset>/<scene_name>.depth/        optional: one depth image per raw frame, see `datamodules.depth`
 
-The fields of a question are id, dataset, scene_name, question_type, question, ground_truth and options: a list, or
-null for numeric questions.
+A question has the fields id, dataset, scene_name, question_type, question, ground_truth and options. Options are a
+list, or null for numeric questions.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ CAMERAS = ".cameras.json"
 def read_questions(
     path: str | Path, benchmark: Benchmark | None = None, convert: Callable[[Row], Row] = dict
 ) -> dict[str, list[Question]]:
-    """Read the questions of each "<dataset>/<scene_name>"; scenes and questions keep the order of the file.
+    """Read the questions of each "<dataset>/<scene_name>", in the order of the file.
 
     Args:
         path: See `read_rows`.
-        benchmark: Defines the question types; None is VSI-Bench.
-        convert: Gives a row of another format these fields; its ValueError is raised with file and line.
+        benchmark: Defines the question types. None uses VSI-Bench.
+        convert: Converts a row of another format to these fields. Its ValueError is raised again with file and line.
 
     Raises:
         ValueError: Invalid JSON, a missing field, an unknown question type, a repeated id, a name that leaves its
-            folder, options that don't match the type or the ground truth (each with file and line), or a file without
+            folder, options that don't fit the type or the ground truth (each with file and line), or a file without
             questions.
-        FileNotFoundError: The file is absent.
+        FileNotFoundError: The file is missing.
     """
     path = Path(path)
     scenes: dict[str, list[Question]] = {}
@@ -91,7 +91,7 @@ def _question(row: Row, benchmark: Benchmark) -> Question:
 
 
 def is_finite_number(text: str) -> bool:
-    """Whether a text is a finite number."""
+    """Return whether a text is a finite number."""
     try:
         return math.isfinite(float(text))
     except ValueError:
@@ -108,8 +108,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         path: A .json file with a list of objects, a .parquet file, or one object per line.
 
     Raises:
-        FileNotFoundError: The file is absent.
-        ValueError: The file is damaged; names an invalid row.
+        FileNotFoundError: The file is missing.
+        ValueError: The file is damaged. The message names the invalid row.
     """
     rows: Iterable[tuple[int, Any]]
     if path.suffix == ".json":
@@ -136,13 +136,13 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    from pyarrow import ArrowException, parquet  # takes a moment
+    from pyarrow import ArrowException, parquet  # slow to import
 
     try:
         return parquet.read_table(path).to_pylist()
     except FileNotFoundError:
         raise
-    except (ArrowException, OSError, ValueError) as error:  # its own, of reading, and of decoding texts
+    except (ArrowException, OSError, ValueError) as error:  # OSError in reading, ValueError in decoding texts
         raise ValueError(f"{path}: not a parquet file, or truncated: download it again") from error
 
 
@@ -161,8 +161,8 @@ def read_layout(
     Args:
         root: Folder of the videos.
         annotations: A file name in `root`, or an absolute path.
-        left_out: Ids of questions to ignore; a scene without other questions is ignored as well.
-        benchmark: Defines the question types; None is VSI-Bench.
+        left_out: Ids of questions to ignore. A scene without other questions is ignored too.
+        benchmark: Defines the question types. None uses VSI-Bench.
         convert: See `read_questions`.
 
     Returns:
@@ -170,7 +170,7 @@ def read_layout(
 
     Raises:
         ValueError: See `read_questions`.
-        FileNotFoundError: The annotation file is absent.
+        FileNotFoundError: The annotation file is missing.
     """
     root = Path(root)
     scenes: list[Scene] = []
@@ -188,7 +188,7 @@ def read_layout(
 
 
 def find_video(root: Path, name: str) -> Path | None:
-    """Return the video file of the scene "<dataset>/<scene_name>", else its folder of frames, else None."""
+    """Return the video file of the scene "<dataset>/<scene_name>", or its folder of frames, or None."""
     candidates = [root / f"{name}{each}" for suffix in VIDEO_SUFFIXES for each in (suffix, suffix.upper())]
     if video := next(filter(os.path.isfile, candidates), None):  # Path.is_file raises for names that are too long
         return video
@@ -201,27 +201,27 @@ def find_cameras(video: Path) -> Path | None:
     return cameras if cameras.is_file() else None
 
 
-# ---- Files by the scene's name, whatever folders a dataset's questions put before it --------------------------------
-# VSI-590K names scannet/scene0085_00.mp4, VLM-3R scannet/videos/scene0085_00.mp4, others ScanNet/videos/train/...: the
-# scene is scene0085_00 in all of them
+# ---- Files by the scene's name, independent of the folders before it ------------------------------------------------
+# Datasets of questions write the same scene as scannet/scene0085_00.mp4 (VSI-590K),
+# scannet/videos/scene0085_00.mp4 (VLM-3R) or ScanNet/videos/train/...: its name is scene0085_00 in all of them
 
 
 def list_scenes(
     root: Path, questions: dict[MediaFiles, Sequence[Question]], missing: Missing, cameras: Path | None = None
 ) -> list[Scene]:
-    """Build scenes from questions by video or images; add scenes with absent files to `missing`.
+    """Build scenes from questions by video or images. Scenes with missing files are added to `missing`.
 
-    A scene's name is its video's path without the suffix, or the last two parts of an absolute path. Images have the
-    name of the first, and a fingerprint of all names where there are several.
+    A scene's name is its video's path without the suffix, or the last two parts of an absolute path. A scene of images
+    has the name of the first image, and with several images a fingerprint of all names.
 
     Args:
         root: Folder of the videos and images.
         questions: Questions by video or images.
-        missing: Scenes with absent files.
-        cameras: Folder of cameras and depth by scene; None takes what is beside the videos.
+        missing: Scenes with missing files.
+        cameras: Folder of cameras and depth by scene. None uses the files beside the videos.
 
     Raises:
-        InputError: No scene has cameras in their folder.
+        InputError: The folder of cameras has none for any scene.
         ValueError: Two scenes share a name.
     """
     imported = _imported_cameras(cameras) if cameras else None
@@ -238,10 +238,10 @@ def list_scenes(
             continue
         path = Path(named)
         bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
-        parts = [part for part in bare.parts if part != ".."]  # selections are written at the name, below their folder
+        parts = [part for part in bare.parts if part != ".."]  # files are written at this name, inside their folder
         name = "/".join(parts[-2:] if path.is_absolute() else parts)
         file = imported.find(str(bare)) if imported else None
-        found = file and _folder(file, "")  # the frames that the cameras are for, unless they are for a video
+        found = file and _folder(file, "")  # cameras of frames have the frames beside them; cameras of a video do not
         found = found or (root / path if os.path.isfile(root / path) else find_video(root, str(bare)))
         if found is None:
             missing.setdefault(name, Counter()).update(by_type(asked))
@@ -256,7 +256,7 @@ def list_scenes(
 
 
 def _imported_cameras(root: Path) -> SceneIndex:
-    """The cameras that `import-cameras --dataset` has written to <root>/<dataset>/<scene>.cameras.json."""
+    """Return the cameras that `import-cameras --dataset` has written to <root>/<dataset>/<scene>.cameras.json."""
     files = [*root.glob(f"*{CAMERAS}"), *root.glob(f"*/*{CAMERAS}")]
     if not files:
         raise InputError(f"{root}: no <dataset>/<scene>{CAMERAS} there: import-cameras --dataset writes them")
@@ -264,17 +264,17 @@ def _imported_cameras(root: Path) -> SceneIndex:
 
 
 def _folder(cameras: Path, suffix: str) -> Path | None:
-    """The folder beside a cameras file, with the name of the scene and a suffix; None if it is absent."""
+    """Return the folder beside a cameras file with the scene's name and a suffix, or None if it is missing."""
     folder = cameras.with_name(cameras.name.removesuffix(CAMERAS) + suffix)
     return folder if folder.is_dir() else None
 
 
 class SceneIndex:
-    """Finds a file by the name of its scene.
+    """Find files by the names of their scenes.
 
     Args:
-        files: Files named after scenes, in folders named after their datasets.
-        suffix: End of their names after the scene's; empty is the file's suffix.
+        files: Files named after scenes, in folders named after datasets.
+        suffix: End of the file name after the scene's name. If empty, the file's suffix.
     """
 
     def __init__(self, files: Iterable[Path], suffix: str = "") -> None:
@@ -283,13 +283,14 @@ class SceneIndex:
             self._by_scene.setdefault(file.name.removesuffix(suffix) if suffix else file.stem, []).append(file)
 
     def find(self, name: str) -> Path | None:
-        """The file of a scene.
+        """Return the file of a scene.
 
         Args:
-            name: The scene's name after folders; where datasets share it, one of the folders names the dataset.
+            name: The scene's name after its folders. If several datasets have the scene, a folder must name the
+                dataset.
 
         Raises:
-            InputError: Several files fit.
+            InputError: Several files match.
         """
         *folders, scene = Path(name).parts
         files = self._by_scene.get(scene, [])
@@ -302,24 +303,24 @@ class SceneIndex:
 
 
 def _plain(folder: str) -> str:
-    """A dataset's name in one spelling: ScanNet++ is scannetpp."""
+    """Normalize the spelling of a dataset's name: ScanNet++ becomes scannetpp."""
     return "".join(filter(str.isalnum, folder.lower().replace("+", "p")))
 
 
-# ---- Videos of one's own: a folder of scenes with questions, or one video with one question -------------------------
+# ---- The user's own videos: a folder of scenes with questions, or one video with one question -----------------------
 
 
 class SceneFolder(SceneSource):
     """Videos with questions and optional cameras: `<root>/{train,val,test}.jsonl` and the videos.
 
     Args:
-        root: The folder, see `datamodules.sources.annotations`; cameras: see `datamodules.cameras_file`.
-        benchmark: Question types, wording and scorers: a class of `zoo.benchmarks` or of one's own, or `OwnQuestions`,
-            which takes the types as settings; null is VSI-Bench.
+        root: The folder, see `datamodules.sources.annotations`. For cameras, see `datamodules.cameras_file`.
+        benchmark: Defines question types, wording and scorers: a class of `zoo.benchmarks`, a class of your own, or
+            `OwnQuestions`, whose options list the types. null uses VSI-Bench.
 
     Raises:
-        FileNotFoundError: In `scenes`: no questions for the split.
-        ValueError: In `scenes`: malformed questions.
+        FileNotFoundError: Raised in `scenes`: the split has no question file.
+        ValueError: Raised in `scenes`: a question is malformed.
     """
 
     def __init__(self, root: str, benchmark: Benchmark | None = None) -> None:
@@ -327,7 +328,7 @@ class SceneFolder(SceneSource):
         self.root = Path(root).expanduser()
 
     def scenes(self, split: Split) -> list[Scene]:
-        """The scenes whose videos exist; the others are in `missing`."""
+        """Return the scenes whose videos exist. The others are in `missing`."""
         require_file(self.root / f"{split}.jsonl", "--data.source.root is its folder")
         scenes, self.missing = read_layout(self.root, f"{split}.jsonl", benchmark=self.benchmark)
         return scenes
@@ -337,12 +338,12 @@ class SingleVideo(SceneSource):
     """One video with one question and no ground truth.
 
     Args:
-        video: A video file, or a folder of frames; cameras and depth beside it are used.
+        video: A video file or a folder of frames. Cameras and depth beside it are used.
         question: The question.
-        cameras: A cameras file elsewhere; null is the one beside the video.
+        cameras: Path of the cameras file. null uses the one beside the video.
 
     Raises:
-        FileNotFoundError: The video or the cameras file is absent.
+        FileNotFoundError: The video or the cameras file is missing.
     """
 
     def __init__(self, video: str, question: str, cameras: str | None = None) -> None:
@@ -352,7 +353,7 @@ class SingleVideo(SceneSource):
         self.question = Question("0", "", question)
 
     def prepare(self) -> None:
-        """Checks that the files exist."""
+        """Check that the files exist."""
         for path, what in ((self.video, "video file or folder of frames"), (self.cameras, "cameras file")):
             if path is not None and not path.exists():
                 raise FileNotFoundError(f"{path}: no such {what}")

@@ -1,4 +1,4 @@
-"""Base class of datasets, which prepare their files and list their scenes; the choice among their questions."""
+"""Base class of datasets, the filter of their questions, and helpers to prepare their files."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Missing = dict[str, Counter[str]]  # number of questions by scene and type
 
 
 def by_type(questions: Iterable[Question]) -> Counter[str]:
-    """Number of questions of each type."""
+    """Count the questions of each type."""
     return Counter(question.question_type for question in questions)
 
 
 class FilteredSplit(NamedTuple):
-    """Result of a question filter: remaining scenes, number of removed questions, names of all scenes."""
+    """Result of a question filter: kept scenes, number of removed questions, names of all scenes."""
 
     scenes: list[Scene]
     num_removed: int
@@ -42,16 +42,16 @@ class FilteredSplit(NamedTuple):
 
 
 class SceneSource(Configurable, ABC):
-    """A dataset of videos with questions. A new one is a file in this folder with `prepare` and `scenes`.
+    """A dataset of videos with questions. A new dataset is a file in this folder with `prepare` and `scenes`.
 
     Attributes:
-        missing: After `scenes`: scenes without their video or another file, and their number of questions by type.
-            They are counted and listed in the results.
-        benchmark: Defines the question types, the wording of prompts, and the scores of this dataset.
-        default_question_types: The types that `--data.question_types default` asks; None is all.
-        num_frames: Number of frames that the sampler takes, see `for_frames`; None is unknown.
-        has_cameras: False of a dataset that is published without cameras. A command whose config names it takes
-            `--model.camera_source auto` by default: those of the geometry encoder, except for scenes with cameras.
+        missing: Scenes whose video or another file is missing, with their number of questions by type. Set by `scenes`.
+            They are listed in the results.
+        benchmark: Defines the question types, the wording of prompts and the scores.
+        default_question_types: The types that `--data.question_types default` selects. None selects all.
+        num_frames: Number of frames that the sampler selects, see `for_frames`. None if unknown.
+        has_cameras: False if the dataset is published without cameras. A config that names it then defaults to
+            `--model.camera_source auto`: predicted cameras, except for scenes that have a cameras file.
     """
 
     has_cameras: ClassVar[bool] = True
@@ -65,51 +65,51 @@ class SceneSource(Configurable, ABC):
             self.benchmark = benchmark
 
     def for_frames(self, num_frames: int) -> SceneSource:
-        """Return this dataset as it asks about so many frames of each video."""
+        """Return this dataset with the questions for `num_frames` frames per video."""
         made = copy(self)
         made.num_frames = num_frames
         return made
 
     def prepare(self) -> None:  # noqa: B027 - most datasets need none
-        """Create or check the data on disk; run once on rank zero before `scenes`, and is cheap when repeated.
+        """Create or check the data on disk. Runs on rank zero before `scenes`, and is cheap when repeated.
 
         Raises:
-            FileNotFoundError: Data that can't be created is absent, in one line with the remedy.
+            FileNotFoundError: Data that can't be created is missing. The message is one line with the remedy.
         """
 
     def prepare_splits(self, splits: Collection[Split]) -> None:
-        """`prepare`, of a source that can do so for some splits alone."""
+        """Prepare some splits only. By default this calls `prepare`."""
         self.prepare()
 
     @abstractmethod
     def scenes(self, split: Split) -> list[Scene]:
-        """The scenes of a split in a fixed order, the same on every rank.
+        """Return the scenes of a split in a fixed order, the same on every rank.
 
         Raises:
-            FileNotFoundError: The split is absent, in one line.
-            ValueError: The split is malformed, in one line.
+            FileNotFoundError: The split is missing.
+            ValueError: The split is malformed.
         """
 
     def filtered_split(self, split: Split, chosen: QuestionFilter) -> FilteredSplit:
-        """Apply a question filter; overridden by sources that repeat scenes."""
+        """Apply a question filter. Sources that repeat scenes override this."""
         scenes = self.scenes(split)
         return FilteredSplit(*chosen(scenes), [scene.name for scene in scenes])
 
 
 def require_file(file: Path, remedy: str) -> None:
-    """Raise FileNotFoundError, in one line with the remedy, if a file of a dataset is absent."""
+    """Raise FileNotFoundError, in one line with the remedy, if a dataset's file is missing."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is absent: {remedy}")
 
 
 def only_for_tests(source: SceneSource, split: Split) -> None:
-    """Raise ValueError for the training split, which a published benchmark lacks."""
+    """Raise ValueError for the training split, which published benchmarks lack."""
     if split == "train":
         raise ValueError(f"{type(source).__name__} has no training split: train on another source, such as Rooms")
 
 
 def check_split(source: SceneSource, split: Split, evaluation: bool) -> None:
-    """Raise ValueError for the test split of a source to train on, and for the training split of one to test on."""
+    """Raise ValueError if a split does not fit: a test needs `evaluation`, training excludes it."""
     name = type(source).__name__
     if evaluation and split == "train":
         raise ValueError(f"{name}: --data.source.evaluation is for a test: train on another source")
@@ -120,23 +120,23 @@ def check_split(source: SceneSource, split: Split, evaluation: bool) -> None:
         raise ValueError(f"{name} is for training, its free answers have no score: {remedy}")
 
 
-# ---- Selection of a dataset's scenes and questions ------------------------------------------------------------------
+# ---- Filters of a dataset's scenes and questions --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class QuestionFilter:
-    """Keep the questions that meet all conditions; None is no condition.
+    """Keep the questions that meet all conditions. None sets no condition.
 
     Args:
         datasets: First parts of the scenes' names.
         question_types: Question types of the benchmark.
-        scene_names: "<dataset>/<scene_name>" or "<scene_name>"; a string is the path of a text file with one name per
+        scene_names: "<dataset>/<scene_name>" or "<scene_name>". A string is the path of a text file with one name per
             line.
-        subset: Number of questions drawn from those that meet the other conditions; all if there are fewer.
-        seed: Seed of that draw, which depends on it and the questions' ids alone.
+        subset: Number of questions drawn from those that meet the other conditions, or all if there are fewer.
+        seed: Seed of the draw. The draw depends on nothing else but the questions' ids.
 
     Raises:
-        InputError: The subset is below 1, or the file of names is absent.
+        InputError: The subset is below 1, or the file of names is missing.
     """
 
     datasets: Sequence[str] | None = None
@@ -156,23 +156,23 @@ class QuestionFilter:
             object.__setattr__(self, "scene_names", [line.strip() for line in lines if line.strip()])
 
     def described(self) -> str:
-        """Return the conditions as text for an error message; empty without conditions."""
+        """Return the conditions as text for an error message. Empty without conditions."""
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
         return "".join(f", with {name}={value}" for name, value in given.items())
 
     @property
     def option(self) -> str:
-        """The option that chose among the questions of the scenes: `subset`, else `question_types`."""
+        """The option that removed questions of kept scenes: `subset`, else `question_types`."""
         if self.subset is not None:
             return f"--data.subset {self.subset}"
         return f"--data.question_types [{','.join(self.question_types or ())}]"
 
     def left_out(self, names: Sequence[str], num_questions: int) -> Iterator[str]:
-        """Yield what the filter leaves out of a split as lines of text.
+        """Yield lines of text about the scenes and questions that the filter removes from a split.
 
         Args:
             names: All scenes of the split.
-            num_questions: Questions of the others that `option` leaves out.
+            num_questions: Number of questions that `option` removes from the kept scenes.
         """
         if scenes := len({name for name in names if not self.is_chosen(name)}):
             options = [f"--data.{name}" for name in ("datasets", "scene_names") if getattr(self, name)]
@@ -188,7 +188,7 @@ class QuestionFilter:
         return not self.scene_names or scene in self.scene_names or own in self.scene_names
 
     def matching(self, missing: Missing) -> dict[str, int]:
-        """Return the number of matching questions of each missing scene that has any; ignores `subset`."""
+        """Return the number of matching questions of each missing scene with any. `subset` is ignored."""
         chosen = {name: asked for name, asked in missing.items() if self.is_chosen(name)}
         counts = {name: sum(asked[kind] for kind in self.question_types or asked) for name, asked in chosen.items()}
         return {name: count for name, count in counts.items() if count}
@@ -205,7 +205,7 @@ class QuestionFilter:
         """Apply the filter.
 
         Returns:
-            The scenes that keep questions, and the number of questions that `option` left out.
+            The scenes that keep questions, and the number of questions that `option` removed.
         """
         chosen = [scene for scene in scenes if self.is_chosen(scene.name)]
         total = _count(chosen)
@@ -214,7 +214,7 @@ class QuestionFilter:
             chosen = [select_questions(scene, own) for scene, own in zip(chosen, meets, strict=True)]
         if self.subset is not None:
             total = _count(chosen)
-            # by place: a mixture repeats scenes
+            # identify scenes by position, because a mixture repeats scenes
             asked = sorted((s.name, q.id, n, i) for n, s in enumerate(chosen) for i, q in enumerate(s.questions))
             drawn: dict[int, list[int]] = {}
             for _, _, number, i in random.Random(self.seed).sample(asked, min(self.subset, total)):
@@ -227,12 +227,12 @@ def _count(scenes: Sequence[Scene]) -> int:
     return sum(len(scene.questions) for scene in scenes)
 
 
-# ---- Preparation: by one process at a time, whole or not at all, and by several workers -----------------------------
+# ---- Preparation: by one process at a time, completely or not at all, with several workers --------------------------
 
 
 @contextmanager
 def locked(path: Path, waiting_message: str) -> Iterator[None]:
-    """Hold the lock of a file, which the system releases when the process ends; print a message if it must wait."""
+    """Hold a file lock, and print a message if it is taken. The system releases the lock when the process ends."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -243,11 +243,11 @@ def locked(path: Path, waiting_message: str) -> Iterator[None]:
 
 
 def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all, unless it exists; a second process waits for the first.
+    """Write a folder completely or not at all, unless it exists. A second process waits for the first.
 
     Args:
-        folder: The folder. It is written beside its place, and renamed when it is complete.
-        waiting_message: What a waiting process prints.
+        folder: The folder. It is written under another name and renamed when it is complete.
+        waiting_message: Message that a waiting process prints.
         write: Fills a new folder.
     """
     if folder.exists():
@@ -257,7 +257,7 @@ def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]
         if folder.exists():
             return
         unfinished = folder.with_name(f".{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed process, whose lock is released
+        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         unfinished.mkdir()
         try:
             write(unfinished)
@@ -267,7 +267,7 @@ def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]
 
 
 class _Calls(Dataset):
-    """Item i is the result of a function for the i-th arguments."""
+    """Dataset whose item i is the result of a function for the i-th arguments."""
 
     def __init__(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
         self.function, self.arguments = function, arguments
@@ -280,13 +280,13 @@ class _Calls(Dataset):
 
 
 def map_in_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], workers: int) -> Iterator[Any]:
-    """Yield the results of a function in order, computed by the workers of a DataLoader, which end with their parent.
+    """Yield the results of a function in order, computed by DataLoader workers, which end with their parent process.
 
     Args:
-        function: Can be pickled, and returns texts or numbers.
-        arguments: Its arguments by call.
-        workers: Number of processes; 1 computes in this one.
+        function: A function that can be pickled and returns texts or numbers.
+        arguments: The arguments of each call.
+        workers: Number of processes. 1 computes in this process.
     """
     calls = _Calls(function, arguments)
-    own_seeds = torch.Generator()  # the global generator, of which weights are drawn, stays as it is
+    own_seeds = torch.Generator()  # keep the global generator unchanged, because weights are drawn from it
     return iter(DataLoader(calls, batch_size=None, num_workers=workers if workers > 1 else 0, generator=own_seeds))

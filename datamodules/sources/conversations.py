@@ -19,7 +19,7 @@ from zoo.benchmarks import Benchmark
 from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
 
-NO_MEDIUM = "rows without a video or image"  # the name under which rows of plain text count as missing
+NO_MEDIUM = "rows without a video or image"  # rows of plain text count as missing under this name
 ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
 
@@ -31,27 +31,27 @@ class Conversations(SceneSource):
         {"video": "scannet/scene0000_00.mp4", "conversations": [{"from": "human", "value": "<video>\nHow many ...?"},
                                                                  {"from": "gpt", "value": "4"}]}
 
-    One object per line (.jsonl), or a list of objects (.json); the key may also be "conversation", and "image" is a
-    file or a list of files. The texts are used unchanged, with the media where their marks <video> or <image> are
-    (VSI-590K marks videos by <image> as well), or first. Rows of plain text, and rows whose video or images are absent,
-    count as missing.
+    The file holds one object per line (.jsonl) or a list of objects (.json). The key "conversation" is accepted too,
+    and "image" is a file or a list of files. Texts are used unchanged. The media replace the marks <video> or <image>
+    (VSI-590K marks videos by <image> as well), or come first if there are no marks. Rows of plain text and rows with
+    missing files count as missing.
 
     Args:
-        path: The file; `data.jsonl%25` selects a fixed 25 % of its rows.
-        videos: Folder of the videos; null is the file's folder. A folder of frames may replace a video file, and
+        path: The file. `data.jsonl%25` selects a fixed 25 % of its rows.
+        videos: Folder of the videos. null uses the file's folder. A folder of frames may replace a video file.
             `<name>.cameras.json` beside either is used.
-        cameras: Folder of cameras and depth by scene, as `import-cameras --dataset` writes it. Frames that were
-            imported with their cameras replace the video. Null takes what is beside the videos.
-        separate_turns: Make each turn of a conversation a question of its own; else a conversation is one sequence in
-            which every answer is learned from, as in the published training.
+        cameras: Folder of cameras and depth by scene, as written by `import-cameras --dataset`. Frames that were
+            imported with their cameras replace the video. null uses the files beside the videos.
+        separate_turns: Make each turn of a conversation a question of its own. Otherwise a conversation is one sequence
+            in which every answer is supervised, as in the published training.
         seed: Seed of the selection of rows.
-        evaluation: Score the answers instead of training on them, as the test split; each turn is its own question.
-            Rows whose `question_type` is none of the benchmark's are left out.
-        benchmark: Question types and scorers, see `SceneFolder`; null is VSI-Bench.
+        evaluation: Score the answers, as the test split, instead of training on them. Each turn is its own question.
+            Rows whose `question_type` is not in the benchmark are left out.
+        benchmark: Question types and scorers, see `SceneFolder`. null uses VSI-Bench.
 
     Raises:
-        FileNotFoundError: The file is absent.
-        ValueError: The file is invalid; names the line.
+        FileNotFoundError: The file is missing.
+        ValueError: The file is invalid. The message names the line.
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class Conversations(SceneSource):
         self.separate_turns, self.seed, self.evaluation = separate_turns or evaluation, seed, evaluation
 
     def prepare(self) -> None:
-        """Checks that the file exists."""
+        """Check that the file exists."""
         require_file(self.path, "it should hold conversations, one JSON object per line")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """List the scenes of the training split, or of the test split, which also serves validation."""
+        """Return the scenes of the training split, or of the test split, which also serves as validation split."""
         check_split(self, split, self.evaluation)
         self.prepare()
         rows, media = read_conversations(self.path, self.benchmark.question_types)
@@ -117,14 +117,14 @@ class Conversations(SceneSource):
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """The rows of a file in few arrays, which forked data workers share; Python objects they would come to copy.
+    """The rows of a file in a few arrays. Forked data workers share arrays, but would copy Python objects.
 
     Attributes:
         texts: JSON of each row: its line or position in the file, its question type, and question, answer, question...
-        ends: Where the text of each row ends.
-        medium: Number of the video or images of each row; -1 for plain text.
-        num_turns: Questions with an answer of each row.
-        has_type: Whether a row's question type is one that has a score.
+        ends: End of each row's text.
+        medium: Index of each row's video or images; -1 for plain text.
+        num_turns: Number of question-answer pairs in each row.
+        has_type: Whether a row's question type can be scored.
     """
 
     texts: UInt8[np.ndarray, " bytes"]
@@ -137,13 +137,13 @@ class PackedRows:
         return len(self.ends)
 
     def text(self, row: int) -> bytes:
-        """The JSON of a row."""
+        """Return the JSON of a row."""
         return self.texts[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
 
 
 @dataclass(frozen=True, eq=False)
 class PackedQuestions(Sequence[Question]):
-    """Questions of packed rows, built when they are asked for.
+    """Questions of packed rows, built on access.
 
     Attributes:
         packed: The rows of the file.
@@ -177,12 +177,12 @@ class PackedQuestions(Sequence[Question]):
 
     @property
     def num_answers(self) -> Int[np.ndarray, " Q"]:
-        """Answers of each question, see `datamodules.scenes.num_answers`."""
+        """Number of answers of each question, see `datamodules.scenes.num_answers`."""
         return np.where(self.turns < 0, self.packed.num_turns[self.rows], 1)
 
     @property
     def content_fingerprint(self) -> str:
-        """The fingerprint of the questions and answers, without building them."""
+        """Fingerprint of the questions and answers, without building them."""
         texts = b"".join(map(self.packed.text, self.rows.tolist()))
         return fingerprint([self.name, self.turns.tolist(), fingerprint(texts)])
 
@@ -197,13 +197,13 @@ def read_conversations(path: Path, question_types: Collection[str]) -> tuple[Pac
 
     Args:
         path: The file.
-        question_types: Types that have a score; others become free text.
+        question_types: Types that can be scored. Other types become free text.
 
     Returns:
-        The rows, and the video or images by number.
+        The rows, and the video or images by index.
 
     Raises:
-        ValueError: A row is not a conversation; names file and row.
+        ValueError: A row is not a conversation. The message names file and row.
     """
     encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
     texts, ends, num_turns, has_type = bytearray(), [], [], []
@@ -228,7 +228,7 @@ def read_conversations(path: Path, question_types: Collection[str]) -> tuple[Pac
 
 
 def _medium(row: dict[str, Any], where: str) -> MediaFiles | None:
-    """The video or the images of a row; None for plain text."""
+    """Return the video or the images of a row, or None for plain text."""
     video, images = row.get("video"), row.get("image", row.get("images"))
     images = [images] if isinstance(images, str) else images or []
     if not isinstance(video, str | None) or not (isinstance(images, list) and all(isinstance(i, str) for i in images)):
@@ -239,7 +239,7 @@ def _medium(row: dict[str, Any], where: str) -> MediaFiles | None:
 
 
 def _turns(row: dict[str, Any], where: str, medium: MediaFiles | None) -> list[str]:
-    """The texts of a conversation: question, answer, question, ..."""
+    """Return the texts of a conversation: question, answer, question, ..."""
     try:
         turns = row["conversations"] if "conversations" in row else row["conversation"]
         said = [(ROLES[turn["from"]], turn["value"]) for turn in turns]

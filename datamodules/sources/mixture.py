@@ -1,4 +1,4 @@
-"""Training on several datasets with sampling weights."""
+"""Train on several datasets with sampling weights."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Part:
     """One dataset of a mixture: a file of conversations or any other source.
 
     Args:
-        path: File of conversations, see `Conversations`; `data.jsonl%25` takes a fixed quarter of its rows.
-        videos: Folder of their videos.
-        cameras: Folder of their cameras and depth by scene.
+        path: File of conversations, see `Conversations`. `data.jsonl%25` takes a fixed quarter of its rows.
+        videos: Folder of the videos.
+        cameras: Folder of cameras and depth by scene.
         source: Another source, instead of `path`.
-        weight: Relative share of the training questions; null in all parts uses each question once per epoch.
+        weight: Relative share of the training questions. Without weights, each question is used once per epoch.
     """
 
     path: str | None = None
@@ -41,12 +41,12 @@ class Mixture(SceneSource):
     An epoch contains every question of every part. Questions of a part with a larger weight are repeated.
 
     Args:
-        parts: Such as `[{path: a.jsonl, weight: 0.5}, {path: b.jsonl%25, weight: 0.5}]`.
+        parts: List of parts, such as `[{path: a.jsonl, weight: 0.5}, {path: b.jsonl%25, weight: 0.5}]`.
         evaluation: Source of the validation and test splits.
-        seed: Seed of the draw of questions that are repeated once more than others; null is the run's.
+        seed: Seed that decides which questions are repeated once more than others. null uses the run's seed.
 
     Raises:
-        InputError: Contradictory parts.
+        InputError: The parts contradict each other.
     """
 
     def __init__(self, parts: list[Part], evaluation: SceneSource | None = None, seed: int | None = None) -> None:
@@ -71,14 +71,14 @@ class Mixture(SceneSource):
         self.prepare_splits(("train", "test"))
 
     def for_frames(self, num_frames: int) -> Mixture:
-        """Return this mixture; its evaluation source asks about so many frames of each video."""
+        """Return this mixture, with the evaluation source for `num_frames` frames per video."""
         made = copy(self)
         made.num_frames = num_frames
         made.evaluation = self.evaluation and self.evaluation.for_frames(num_frames)
         return made
 
     def prepare_splits(self, splits: Collection[Split]) -> None:
-        """Training needs the parts, and anything else the evaluation source."""
+        """Prepare the parts for training, and the evaluation source for the other splits."""
         if "train" in splits:
             for source in self.sources:
                 source.prepare()
@@ -86,7 +86,7 @@ class Mixture(SceneSource):
             self.evaluation.prepare()
 
     def scenes(self, split: Split) -> list[Scene]:
-        """The weighted scenes for training, or those of the evaluation source."""
+        """Return the weighted scenes for training, or the scenes of the evaluation source."""
         if split != "train":
             if self.evaluation is None:
                 raise ValueError(f"Mixture: no {split} split: set its source as `evaluation`")
@@ -95,7 +95,7 @@ class Mixture(SceneSource):
         return self._weighted([source.scenes("train") for source in self.sources])
 
     def filtered_split(self, split: Split, chosen: QuestionFilter) -> FilteredSplit:
-        """Filter each part, then apply the weights, then draw the filter's `subset`."""
+        """Filter each part, apply the weights, then draw the filter's `subset`."""
         if split != "train":
             return super().filtered_split(split, chosen)
         parts = [source.filtered_split("train", replace(chosen, subset=None)) for source in self.sources]
@@ -104,7 +104,7 @@ class Mixture(SceneSource):
         return FilteredSplit(scenes, num_removed, [name for part in parts for name in part.names])
 
     def _weighted(self, parts: Sequence[list[Scene]], described: str = "") -> list[Scene]:
-        """The scenes of all parts, repeated in proportion to their weights."""
+        """Return the scenes of all parts, repeated in proportion to their weights."""
         self.missing = {}
         for source in self.sources:
             for name, missing in source.missing.items():
@@ -121,12 +121,12 @@ class Mixture(SceneSource):
 
 
 def repeat_questions(scenes: list[Scene], count: int, seed: int) -> list[Scene]:
-    """Repeat the questions of scenes evenly, to `count` in total.
+    """Repeat the questions of scenes evenly until there are `count`.
 
     Args:
         scenes: Scenes with questions.
-        count: At least their number of questions.
-        seed: Seed of the draw of questions that are repeated once more than others.
+        count: Number of questions to reach, at least the present number.
+        seed: Seed that decides which questions are repeated once more than others.
     """
     counts = np.array([len(scene.questions) for scene in scenes])
     repeats, rest = divmod(count, int(counts.sum()))

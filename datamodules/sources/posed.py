@@ -1,4 +1,4 @@
-"""Scenes with poses of their own in the formats of `datamodules.trajectories`, such as ScanNet's."""
+"""Scenes with their dataset's poses, in the formats of `datamodules.trajectories`, such as ScanNet's."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ VERSION = 2  # increase it with every change to the cameras
 class PosedScenes(SceneSource):
     """Raw scenes of a dataset with its own poses, and questions about them.
 
-    The frames are those in the scene's folder that have a pose; or, with `videos`, those of a video of the scene, with
-    poses matched by time. Cameras files and links to frames are written to a cache; the raw data is not modified. A
-    scene with unreadable poses is reported and counted as missing.
+    By default the frames are the images in the scene's folder that have a pose. With `videos`, they are the frames of
+    the scene's video, and poses are matched by time. Cameras files and links to frames are written to a cache. The raw
+    data is not modified. A scene with unreadable poses is reported and counts as missing.
 
     Args:
         root: Folder of the raw scenes, each in `<root>/<scene_name>`.
         poses: Format of the poses, such as ScanNet.
-        questions: Folder with train.jsonl, val.jsonl or test.jsonl in VSI-Bench's format; null is `root`.
-        videos: Use the videos `<videos>/<dataset>/<scene_name>.mp4` instead of the frames in the scenes' folders.
-        clock: How frames of videos are matched with poses.
+        questions: Folder with train.jsonl, val.jsonl or test.jsonl in VSI-Bench's format. null uses `root`.
+        videos: Use the videos `<videos>/<dataset>/<scene_name>.mp4` instead of the images in the scenes' folders.
+        clock: How video frames are matched with poses.
         cache: Folder of cameras files and links.
-        benchmark: Question types, wording and scorers, see `SceneFolder`; null is VSI-Bench.
+        benchmark: Question types, wording and scorers, see `SceneFolder`. null uses VSI-Bench.
 
     Raises:
-        FileNotFoundError: In `scenes`: no questions for the split.
-        ValueError: In `scenes`: malformed questions.
+        FileNotFoundError: Raised in `scenes`: the split has no question file.
+        ValueError: Raised in `scenes`: a question is malformed.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class PosedScenes(SceneSource):
     def prepare(self) -> None:
         """Write the cameras of new and changed scenes."""
         files = [file for split in SPLITS if (file := self.questions / f"{split}.jsonl").is_file()]
-        names = dict.fromkeys(name for file in files for name in read_questions(file, self.benchmark))  # each once
+        names = dict.fromkeys(name for file in files for name in read_questions(file, self.benchmark))  # unique names
         present = [name for name in names if os.path.isdir(self.root / _scene_name(name))]
         if all(self._is_current(name) for name in present):
             return
@@ -80,7 +80,7 @@ class PosedScenes(SceneSource):
                     tqdm.write(f"{name}: skipped, its cameras can't be read: {message}", file=sys.stderr)
 
     def scenes(self, split: Split) -> list[Scene]:
-        """The scenes with a video and cameras; the others are in `missing`."""
+        """Return the scenes with a video and cameras. The others are in `missing`."""
         file = self.questions / f"{split}.jsonl"
         require_file(file, "it holds one question per line; `questions` names its folder")
         scenes = []
@@ -98,12 +98,12 @@ class PosedScenes(SceneSource):
         return self.folder / f"{name}.cameras.json"
 
     def _is_current(self, name: str) -> bool:
-        """Whether the cameras were made from the present raw files."""
+        """Return whether the cameras were made from the present raw files."""
         stamp = self.folder / f"{name}.made_of"
         return self._cameras(name).is_file() and stamp.exists() and stamp.read_text() == self._raw_state(name)
 
     def _raw_state(self, name: str) -> str:
-        """Number, total size and newest modification time of the scene's raw files."""
+        """Return number, total size and newest modification time of the scene's raw files."""
         walk = os.walk(self.root / _scene_name(name), followlinks=True)
         files = [file for folder, _, names in walk for entry in names if (file := Path(folder, entry)).is_file()]
         if self.videos is not None and (video := find_video(self.videos, name)) is not None:
@@ -113,9 +113,9 @@ class PosedScenes(SceneSource):
         return f"{len(stats)} {sum(stat.st_size for stat in stats)} {newest}"
 
     def _make(self, name: str) -> None:
-        """Write the files of a scene, its cameras last: they mark the scene as complete."""
+        """Write the files of a scene. The cameras come last and mark the scene as complete."""
         cameras, raw, state = self._cameras(name), self.root / _scene_name(name), self._raw_state(name)
-        cameras.unlink(missing_ok=True)  # of an earlier state of the raw files
+        cameras.unlink(missing_ok=True)  # made from an earlier state of the raw files
         video = find_video(self.videos, name) if self.videos else None
         if self.videos is not None and video is None:
             return  # `scenes` counts it as missing
@@ -126,5 +126,5 @@ class PosedScenes(SceneSource):
 
 
 def _scene_name(name: str) -> str:
-    """The scene's name without its dataset."""
+    """Return the scene's name without its dataset."""
     return name.split("/", 1)[1]

@@ -15,7 +15,7 @@ from zoo.files.atomic_io import read_json
 
 
 class _ScanNetQA(SceneSource):
-    """Questions about ScanNet's scenes, to train on, or to score as the test split.
+    """Questions about ScanNet's scenes, for training or as a test split.
 
     Attributes:
         scored_by: The dataset's benchmark, which words and scores the questions of a test.
@@ -33,12 +33,12 @@ class _ScanNetQA(SceneSource):
         self.files, self.videos, self.url = [Path(file).expanduser() for file in files], Path(videos).expanduser(), url
 
     def prepare(self) -> None:
-        """Checks that the annotation files exist."""
+        """Check that the annotation files exist."""
         for file in self.files:
             require_file(file, f"download it from {self.url}")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """List the scenes of the training split, or of the test split, which also serves validation."""
+        """Return the scenes of the training split, or of the test split, which also serves as validation split."""
         check_split(self, split, self.evaluation)
         self.prepare()
         questions: dict[MediaFiles, list[Question]] = {}
@@ -58,21 +58,21 @@ class _ScanNetQA(SceneSource):
 
     @abstractmethod
     def _read(self) -> Iterator[tuple[str, int | str, str, str, list[str]]]:
-        """Yield scene, id, situation, question and accepted answers; an error of a lookup means a missing field."""
+        """Yield scene, id, situation, question and accepted answers. A missing field raises a LookupError."""
 
 
 class ScanQA(_ScanNetQA):
-    """ScanQA's questions (arXiv 2112.10482); training takes the first of their annotated answers.
+    """ScanQA's questions (arXiv 2112.10482). Training uses the first annotated answer.
 
     Args:
-        path: ScanQA_v1.0_train.json; ScanQA_v1.0_val.json for a test, since the test splits have no answers.
+        path: ScanQA_v1.0_train.json, or ScanQA_v1.0_val.json for a test, because the test splits have no answers.
         videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
         evaluation: Score the questions instead of training on them.
-        cameras: Folder of cameras and depth by scene, as `import-cameras --dataset` writes it; null is that of the
-            videos.
+        cameras: Folder of cameras and depth by scene, as written by `import-cameras --dataset`. null uses the files
+            beside the videos.
 
     Raises:
-        FileNotFoundError: The file is absent.
+        FileNotFoundError: The file is missing.
         ValueError: The file is invalid.
     """
 
@@ -90,15 +90,15 @@ class SQA3D(_ScanNetQA):
     """SQA3D's questions (arXiv 2210.07474), each preceded by its situation.
 
     Args:
-        questions: V1_balanced_questions_train_scannetv2.json, or that of the test split.
-        answers: V1_balanced_sqa_annotations_train_scannetv2.json, or that of the test split.
+        questions: V1_balanced_questions_train_scannetv2.json, or the file of the test split.
+        answers: V1_balanced_sqa_annotations_train_scannetv2.json, or the file of the test split.
         videos: Folder with `scannet/<scene_id>.mp4`, or folders of frames of that name.
         evaluation: Score the questions instead of training on them.
-        cameras: Folder of cameras and depth by scene, as `import-cameras --dataset` writes it; null is that of the
-            videos.
+        cameras: Folder of cameras and depth by scene, as written by `import-cameras --dataset`. null uses the files
+            beside the videos.
 
     Raises:
-        FileNotFoundError: A file is absent.
+        FileNotFoundError: A file is missing.
         ValueError: A file is invalid, or a question has no answer.
     """
 

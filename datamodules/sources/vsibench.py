@@ -1,4 +1,4 @@
-"""Folders of datasets, local or from the Hugging Face hub."""
+"""VSI-Bench and ReVSI, from a local folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ HUB = "hf://datasets/"
 
 
 def dataset_folder(root: str) -> Path:
-    """Return the folder of a dataset; one of the hub is downloaded, and its zips are unpacked beside them.
+    """Return the folder of a dataset. A dataset on the hub is downloaded, and its zip files are unpacked beside them.
 
     Args:
         root: A folder, or the hub's address of a dataset, such as `hf://datasets/nyu-visionx/VSI-Bench`.
 
     Raises:
-        FileNotFoundError: There is no such dataset, neither in the local cache nor on the hub, or no network.
+        FileNotFoundError: The dataset is neither in the local cache nor on the hub, or there is no network.
     """
     if not root.startswith(HUB):
         return Path(root).expanduser()
@@ -35,7 +35,7 @@ def dataset_folder(root: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         remedy = f"where there is a network, `hf download {name} --repo-type dataset --local-dir data/{name}`"
         raise FileNotFoundError(f"{root} can't be downloaded ({error}): {remedy}") from error
-    # written last: an interrupted run unpacks again
+    # the mark is written last, so that an interrupted run unpacks again
     unpacked = {archive: archive.with_suffix(".unpacked") for archive in sorted(folder.glob("*.zip"))}
     if not all(mark.exists() for mark in unpacked.values()):
         with locked(folder / ".unpacking.lock", f"another process unpacks {name}: waiting for it"):
@@ -51,19 +51,19 @@ def dataset_folder(root: str) -> Path:
 
 
 class VSIBench(SceneSource):
-    """VSI-Bench's questions and videos; its only split, test, also serves validation.
+    """VSI-Bench's questions and videos. Its only split, test, also serves as validation split.
 
     Args:
-        root: Folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that
-            name; a `<scene_name>.cameras.json` beside it is used. See `datamodules.sources.annotations`. Or
-            `hf://datasets/nyu-visionx/VSI-Bench`, which is downloaded.
-        annotations: The annotation file, a name in `root` or an absolute path: test.jsonl, or a parquet file of
-            the hub's dataset: test_debiased.parquet, or test_pruned.parquet, the questions that it leaves out.
-        debiased: Leave out the questions listed in `pruned_ids.txt` beside the annotations, which are answerable
+        root: Folder with the annotations and `<dataset>/<scene_name>.mp4`, or a folder of frames of that name. A
+            `<scene_name>.cameras.json` beside it is used, see `datamodules.sources.annotations`.
+            `hf://datasets/nyu-visionx/VSI-Bench` is downloaded.
+        annotations: The annotation file, as a name in `root` or an absolute path: test.jsonl, or a parquet file of the
+            hub's dataset, such as test_debiased.parquet or its complement test_pruned.parquet.
+        debiased: Leave out the questions listed in `pruned_ids.txt` beside the annotations, which can be answered
             without the video (VSI-Bench-Debiased, arXiv 2511.04655).
 
     Raises:
-        FileNotFoundError: A file is absent.
+        FileNotFoundError: A file is missing.
         ValueError: The annotations are invalid, or the split is train.
     """
 
@@ -84,7 +84,7 @@ class VSIBench(SceneSource):
                 require_file(file, f"{remedy}/<dataset>/<scene_name>.mp4")
 
     def scenes(self, split: Split) -> list[Scene]:
-        """List the scenes of the test split."""
+        """Return the scenes of the test split."""
         only_for_tests(self, split)
         self.prepare()
         left_out = set() if self.pruned is None else set(self.pruned.read_text(encoding="utf-8").split())
@@ -96,18 +96,18 @@ class VSIBench(SceneSource):
 
 
 class ReVSI(SceneSource):
-    """ReVSI's questions and videos; its only split, test, also serves validation.
+    """ReVSI's questions and videos. Its only split, test, also serves as validation split.
 
-    An object that no frame shows can't be counted, so questions and ground truths depend on the frame budget. The
-    number of frames that the sampler takes chooses them: `<root>/16_frame/test-*.parquet` (or .jsonl) and the videos
+    Questions and ground truths depend on the frame budget, because an object that no frame shows can't be counted. The
+    sampler's number of frames selects them: `<root>/16_frame/test-*.parquet` (or .jsonl) and the videos
     `<root>/16_frame/<scene_id>.mp4`, which have these 16 frames. A `<scene_id>.cameras.json` beside a video is used.
 
     Args:
         root: Folder of the budgets, or `hf://datasets/3dlg-hcvc/ReVSI`.
-        whole_videos: Ask about the whole videos, `<root>/all_frame`, whatever the number of frames.
+        whole_videos: Ask about the whole videos in `<root>/all_frame`, for any number of frames.
 
     Raises:
-        FileNotFoundError: The data is absent.
+        FileNotFoundError: The data is missing.
         ValueError: The annotations are invalid, or the split is train.
         InputError: There is no ground truth for the number of frames.
     """
@@ -120,11 +120,11 @@ class ReVSI(SceneSource):
         self.root, self.whole_videos = root, whole_videos
 
     def prepare(self) -> None:
-        """Checks that the budget's annotations exist."""
+        """Check that the budget's annotations exist."""
         self._annotations()
 
     def scenes(self, split: Split) -> list[Scene]:
-        """List the scenes of the test split."""
+        """Return the scenes of the test split."""
         only_for_tests(self, split)
         file = self._annotations()
         scenes, self.missing = read_layout(file.parents[1], file, benchmark=self.benchmark, convert=self._convert)
@@ -156,7 +156,7 @@ class ReVSI(SceneSource):
         return files[0]
 
     def _convert(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with VSI-Bench's field names; scenes have the name of their video, `16_frame/<scene_id>`."""
+        """Rename a row's fields to VSI-Bench's. Scenes are named after their video, `16_frame/<scene_id>`."""
         if row.get("ground_truth") is None or str(row.get("num_frames", self.budget)) != self.budget:
             raise ValueError(
                 f"question {row.get('id')} has no ground truth for {self.budget} frames: download it again"

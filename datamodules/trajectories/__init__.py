@@ -1,4 +1,4 @@
-"""Camera trajectories: `formats.py` reads those of datasets and apps, `scene_files.py` writes them as scenes."""
+"""Camera trajectories: `formats.py` reads poses of datasets and apps, `scene_files.py` writes them as scenes."""
 
 from datamodules.trajectories.base import PoseFormat, Trajectory
 from datamodules.trajectories.formats import (

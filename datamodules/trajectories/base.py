@@ -15,14 +15,14 @@ from torch import Tensor
 
 from zoo.cameras.poses import invert_se3, nearest_rotation, rigid_matrix, so3_log
 
-# what a reader of poses raises on damaged files
+# exceptions that readers of poses raise on damaged files
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 Match = Literal["slerp", "nearest"]
 SAME_TIME_S = 1e-6
-ASPECT_TOLERANCE = 0.02  # relative: image sizes are rounded
-DEPTH_TOLERANCE_S = 0.05  # between a frame and its depth image: a camera that is carried moves by centimeters
+ASPECT_TOLERANCE = 0.02  # relative, because image sizes are rounded
+DEPTH_TOLERANCE_S = 0.05  # between a frame and its depth image, in which a hand-held camera moves by centimeters
 
-# counter-clockwise quarter turn of the image: the right side becomes the top
+# turns an image counter-clockwise by 90 degrees: its right side becomes the top
 QUARTER_TURN = torch.tensor([[0.0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.float64)
 
 
@@ -32,14 +32,15 @@ class Trajectory:
 
     Attributes:
         world_to_camera: Poses, NaN where unknown.
-        K_px: Intrinsics of each pose in pixels of an image of `width` x `height`.
-        width: In pixels.
-        height: In pixels.
-        times_s: Increasing timestamps of the poses in seconds; None if the dataset has none.
-        frames: Image of each pose; empty if poses have timestamps only.
-        depth: Depth image of each frame (16 bits, millimeters), None for a frame without; empty without depth.
-        depth_times_s: Increasing timestamps of the depth images, if they are matched with frames by time as poses are.
-        quarter_turns: Counter-clockwise quarter turns that make the images upright; not yet applied to the poses.
+        K_px: Intrinsics of each pose, in pixels of an image of `width` x `height`.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        times_s: Increasing timestamps of the poses in seconds. None if the dataset has none.
+        frames: Image of each pose. Empty if poses only have timestamps.
+        depth: Depth image of each frame (16 bits, millimeters), None for a frame without. Empty without depth.
+        depth_times_s: Increasing timestamps of the depth images, if they are matched with frames by time like the
+            poses.
+        quarter_turns: Counter-clockwise quarter turns that make the images upright. The poses are not turned yet.
     """
 
     world_to_camera: Float64[Tensor, "N 4 4"]
@@ -57,17 +58,17 @@ class Trajectory:
 
     @property
     def known(self) -> Bool[Tensor, " N"]:
-        """Which poses are known."""
+        """Mask of the known poses."""
         return self.world_to_camera.isfinite().flatten(1).all(1)
 
     def at(self, times_s: Sequence[float], tolerance_s: float, match: Match = "slerp") -> Trajectory:
-        """Cameras at other timestamps; a pose is unknown if none lies within `tolerance_s`.
+        """Return cameras at other timestamps. A pose is unknown if none lies within `tolerance_s`.
 
         Args:
-            times_s: On the clock of `self.times_s`.
+            times_s: Times on the clock of `self.times_s`.
             tolerance_s: Maximum time to the poses that are used.
             match: "slerp" interpolates between the poses before and after: rotations on the shortest arc, camera
-                centers linearly; before the first pose, after the last, and in gaps it takes the nearest. "nearest"
+                centers linearly. Before the first pose, after the last and in gaps it takes the nearest. "nearest"
                 always takes the nearest.
 
         Raises:
@@ -101,7 +102,7 @@ class Trajectory:
         )
 
     def _depth_at(self, times_s: Float64[np.ndarray, " M"]) -> tuple[Path | None, ...]:
-        """The depth images that are nearest in time; none without timestamps of their own, or if all are too far."""
+        """Return the depth images nearest in time. Empty without timestamps of depth, or if all are too far."""
         if self.depth_times_s is None:
             return ()
         known_s = self.depth_times_s.numpy()
@@ -111,13 +112,13 @@ class Trajectory:
         return tuple(found) if is_near.any() else ()
 
     def scaled(self, factor: float) -> Trajectory:
-        """Cameras in another unit of length, such as meters per unit."""
+        """Return the cameras in another unit of length. The factor is, for example, meters per unit."""
         poses = self.world_to_camera.clone()
         poses[:, :3, 3] *= factor
         return replace(self, world_to_camera=poses)
 
     def turned(self) -> Trajectory:
-        """Cameras of the images after their quarter turns."""
+        """Return the cameras of the images after their quarter turns."""
         poses, K_px, width, height = self.world_to_camera, self.K_px, self.width, self.height
         for _ in range(self.quarter_turns % 4):
             poses = QUARTER_TURN @ poses
@@ -128,7 +129,7 @@ class Trajectory:
         return replace(self, world_to_camera=poses, K_px=K_px, width=width, height=height, quarter_turns=0)
 
     def resized(self, width: int, height: int) -> Trajectory:
-        """Cameras of the resized images.
+        """Return the cameras of the resized images.
 
         Raises:
             ValueError: The aspect ratio differs.
@@ -143,10 +144,10 @@ class Trajectory:
         return replace(self, K_px=scale[:, None] * self.K_px, width=width, height=height)
 
     def at_steps(self, num_frames: int) -> Trajectory:
-        """Cameras of a video that shows the same recording: every frame, every k-th, or as many at even steps.
+        """Return the cameras of a video of the same recording: every frame, every k-th frame, or frames at even steps.
 
         Args:
-            num_frames: Frames of the video.
+            num_frames: Number of frames of the video.
 
         Raises:
             ValueError: The video has more frames than there are poses.
@@ -160,11 +161,11 @@ class Trajectory:
         return self.take(torch.linspace(0, len(self) - 1, num_frames, dtype=torch.float64).round().long())
 
     def only(self, mask: Bool[Tensor, " N"]) -> Trajectory:
-        """The poses of a mask, with their frames and depth."""
+        """Return the poses of a mask, with their frames and depth."""
         return self.take(mask.nonzero().flatten())
 
     def take(self, indices: Int64[Tensor, " M"]) -> Trajectory:
-        """The poses of these indices, with their frames and depth."""
+        """Return the poses at these indices, with their frames and depth."""
         rows = indices.tolist()
         return replace(
             self,
@@ -177,10 +178,10 @@ class Trajectory:
 
 
 class PoseFormat(ABC):
-    """How a dataset or an app stores the poses of a scene. A new format is a class with `read`.
+    """A format in which a dataset or an app stores the poses of a scene. A new format is a class with `read`.
 
     Attributes:
-        marker: Pattern of a file in the folder of each scene, by which `import-cameras` detects the format.
+        marker: Glob pattern of a file in the folder of each scene, by which `import-cameras` detects the format.
         is_metric: Whether poses are in meters.
     """
 
@@ -192,16 +193,16 @@ class PoseFormat(ABC):
         """Read the frames of a scene in order, each with its pose.
 
         Raises:
-            FileNotFoundError: A file is absent, in one line with the remedy.
-            ValueError: A file is damaged, in one line with the remedy.
+            FileNotFoundError: A file is missing. The message is one line with the remedy.
+            ValueError: A file is damaged. The message is one line with the remedy.
         """
 
     def read_track(self, folder: Path) -> Trajectory:
-        """Read all poses of a recording, for a video of it: with their timestamps, or one per frame of the recording.
+        """Read all poses of a recording, to match them with its video: with timestamps, or one per recorded frame.
 
         Raises:
-            FileNotFoundError: As `read`.
-            ValueError: As `read`.
+            FileNotFoundError: As in `read`.
+            ValueError: As in `read`.
         """
         return self.read(folder)
 
@@ -209,7 +210,7 @@ class PoseFormat(ABC):
 def neighbors_in_time(
     known_s: Float64[np.ndarray, " N"], query_s: Float64[np.ndarray, " M"]
 ) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-    """Indices of the sorted timestamps before, after and nearest to each query; a tie goes to the later one."""
+    """Return indices of the sorted timestamps before, after and nearest to each query. A tie goes to the later one."""
     after = np.searchsorted(known_s, query_s).clip(0, len(known_s) - 1)
     before = (after - 1).clip(0)
     is_before = np.abs(query_s - known_s[before]) < np.abs(known_s[after] - query_s)
@@ -226,8 +227,8 @@ def interpolate(
 
 
 def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
-    """Counter-clockwise quarter turns after which the world's z axis points up in most images."""
-    right, down = world_to_camera[:, 0, 2].nansum(), world_to_camera[:, 1, 2].nansum()  # of the z axis, in the images
+    """Return the counter-clockwise quarter turns after which the world's z axis points up in most images."""
+    right, down = world_to_camera[:, 0, 2].nansum(), world_to_camera[:, 1, 2].nansum()  # the world's z axis in images
     return int(torch.stack((-down, right, down, -right)).argmax())
 
 
@@ -235,7 +236,7 @@ def upright_turns(world_to_camera: Float64[Tensor, "N 4 4"]) -> int:
 
 
 def from_axis_angle(vectors: Float64[Tensor, "N 3"]) -> Float64[Tensor, "N 3 3"]:
-    """Rotations about the vectors by their lengths in radians (Rodrigues' formula)."""
+    """Return rotations about the vectors by their lengths in radians (Rodrigues' formula)."""
     return torch.linalg.matrix_exp(_skew(vectors))
 
 
@@ -245,7 +246,7 @@ def slerp(
     """Spherical linear interpolation on the shortest arc (Shoemake, 1985).
 
     Args:
-        start: Rotations at fraction 0; like `end`, orthonormal to 1e-2 and projected to SO(3).
+        start: Rotations at fraction 0. Like `end`, they are orthonormal to 1e-2 and are projected to SO(3).
         end: Rotations at fraction 1.
         fraction: Between 0 and 1.
     """
@@ -254,7 +255,7 @@ def slerp(
 
 
 def _skew(vectors: Float64[Tensor, "N 3"]) -> Float64[Tensor, "N 3 3"]:
-    """Matrices of the cross product with the vectors."""
+    """Return the matrices of the cross product with the vectors."""
     zero = torch.zeros_like(vectors[:, 0])
     x, y, z = vectors.unbind(-1)
     return torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).reshape(-1, 3, 3)

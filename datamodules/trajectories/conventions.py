@@ -1,7 +1,7 @@
 """Two-view geometry: how well a pose explains points that were matched between two images.
 
-A point at x in one image lies on a line in the other, which follows from the relative pose up to the length of its
-translation and its sign. The sign follows from the depth: what is seen lies in front of both cameras.
+A point in one image lies on a line in the other. The relative pose determines the line, except for the length of its
+translation and its sign. The sign follows from the depth: what is visible lies in front of both cameras.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def epipolar_error(
     """Compute the Sampson distance of matches to their epipolar lines, in pixels.
 
     Args:
-        relative: Maps points of camera a to camera b, V_b V_a^-1.
+        relative: Maps points of camera a to camera b: V_b V_a^-1.
         K_px_a: Intrinsics of a in pixels.
         K_px_b: Intrinsics of b in pixels.
         points_a: Matched points in the image of a, in pixels.
@@ -62,10 +62,10 @@ def triangulated_depths(
     points_a: Float[Tensor, "N 2"],
     points_b: Float[Tensor, "N 2"],
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-    """Compute the depth of matched points in both cameras; arguments are those of `epipolar_error`.
+    """Compute the depth of matched points in both cameras. The arguments are as in `epipolar_error`.
 
     Returns:
-        Depth along the z axis of a and of b; negative where the rays meet behind the camera, NaN where they are
+        Depth along the z axes of a and b. It is negative where the rays meet behind the camera, and NaN where they are
         parallel.
 
     Example:
@@ -89,15 +89,15 @@ def _homogeneous(points: Float[Tensor, "N 2"]) -> Float[Tensor, "N 3"]:
     return torch.cat((points, torch.ones_like(points[:, :1])), 1)
 
 
-# ---- Points that are seen in two images: by SIFT where OpenCV is installed, else by the patches around corners ------
-# Patches find the same points in frames of a video that are near in time; photographs from other sides need SIFT
+# ---- Matching points of two images: by SIFT if OpenCV is installed, otherwise by the patches around corners ---------
+# Patches match frames of a video that are near in time. Photographs from different sides need SIFT
 # (`pip install opencv-python-headless`)
 
 Matches = tuple[Float64[Tensor, "N 2"], Float64[Tensor, "N 2"]]
 
-MAX_SIDE = 640  # of the images that are matched, in pixels
-MAX_CORNERS, CORNER_DISTANCE, PATCH = 600, 9, 15  # corners of an image; pixels
-MIN_CORRELATION, MAX_RATIO = 0.8, 0.85  # of two patches; of the second best distance to the best
+MAX_SIDE = 640  # of the matched images, in pixels
+MAX_CORNERS, CORNER_DISTANCE, PATCH = 600, 9, 15  # corners per image; pixels; pixels
+MIN_CORRELATION, MAX_RATIO = 0.8, 0.85  # correlation of two patches; best distance over second best distance
 SIFT_FEATURES, SIFT_RATIO = 2000, 0.75  # Lowe 2004, section 7.1
 
 
@@ -105,7 +105,7 @@ def match_features(first: UInt8[Tensor, "3 H W"], second: UInt8[Tensor, "3 H W"]
     """Match points of two images of one size.
 
     Returns:
-        The points in pixels of both images, counted from the corner of the image.
+        The points in pixels of both images, measured from the corner of the image.
     """
     height, width = first.shape[1:]
     scale = min(1.0, MAX_SIDE / max(height, width))
@@ -131,11 +131,11 @@ def _match_sift(first: Float32[Tensor, "H W"], second: Float32[Tensor, "H W"]) -
     kept = [best for best, other in nearest if best.distance < SIFT_RATIO * other.distance]
     a = np.array([points_a[match.queryIdx].pt for match in kept], dtype=np.float64).reshape(-1, 2)
     b = np.array([points_b[match.trainIdx].pt for match in kept], dtype=np.float64).reshape(-1, 2)
-    return torch.from_numpy(a) + 0.5, torch.from_numpy(b) + 0.5  # OpenCV counts from the center of the first pixel
+    return torch.from_numpy(a) + 0.5, torch.from_numpy(b) + 0.5  # OpenCV's origin is the center of the first pixel
 
 
 def _match_corners(first: Float32[Tensor, "H W"], second: Float32[Tensor, "H W"]) -> Matches:
-    """Harris corners whose patches are each other's nearest by normalized correlation."""
+    """Match Harris corners whose patches are mutual nearest neighbors by normalized correlation."""
     (points_a, patches_a), (points_b, patches_b) = _corners(first), _corners(second)
     if min(len(points_a), len(points_b)) < 2:
         return points_a[:0], points_b[:0]
@@ -148,7 +148,7 @@ def _match_corners(first: Float32[Tensor, "H W"], second: Float32[Tensor, "H W"]
 
 
 def _corners(image: Float32[Tensor, "H W"]) -> tuple[Float64[Tensor, "N 2"], Float32[Tensor, "N D"]]:
-    """Points of the strongest corners, and the patches around them with mean 0 and norm 1."""
+    """Return the strongest corners, and the patches around them with mean 0 and norm 1."""
     gray = F.avg_pool2d(image[None, None], 3, 1, 1)
     dy, dx = torch.gradient(gray[0, 0])
     xx, yy, xy = F.avg_pool2d(torch.stack((dx * dx, dy * dy, dx * dy))[:, None], 5, 1, 2)[:, 0]
@@ -166,13 +166,13 @@ def _corners(image: Float32[Tensor, "H W"]) -> tuple[Float64[Tensor, "N 2"], Flo
     return torch.stack((columns, rows), 1).double() + 0.5, patches
 
 
-# ---- Do cameras explain the images? Matches between frames under the four usual conventions of a pose ---------------
-# A dataset's matrices are world-to-camera or camera-to-world, with OpenCV axes (x right, y down, z forward) or OpenGL's
-# (x right, y up, z back). Read by the wrong convention they are valid poses still, of another path
+# ---- Checking cameras against the images: matches under the four usual conventions of a pose ------------------------
+# A dataset's matrices are world-to-camera or camera-to-world, with OpenCV axes (x right, y down, z forward) or OpenGL
+# axes (x right, y up, z back). In the wrong convention they are still valid poses, but of another path
 
 OPENGL = torch.diag(torch.tensor([1.0, -1, -1, 1], dtype=torch.float64))
 GIVEN = "world-to-camera, OpenCV axes"
-# world-to-camera with OpenCV axes of a matrix that was written in each convention
+# convert a matrix of each convention to world-to-camera with OpenCV axes
 CONVENTIONS: dict[str, Callable[[Float64[Tensor, "N 4 4"]], Float64[Tensor, "N 4 4"]]] = {
     GIVEN: lambda M: M,
     "camera-to-world, OpenCV axes": invert_se3,
@@ -181,20 +181,20 @@ CONVENTIONS: dict[str, Callable[[Float64[Tensor, "N 4 4"]], Float64[Tensor, "N 4
 }
 
 NUM_PAIRS = 12
-MIN_MATCHES = 25  # of a pair of frames
-MOTION, MAX_MOTION = 0.03, 0.25  # of the median match of a pair, as shares of the width
-TOLERANCE = 0.005  # of a match, as a share of the width: 3 pixels of 640
-FITS, MARGIN = 0.35, 0.1  # share of the matches that the right convention explains at least, and its lead
+MIN_MATCHES = 25  # per pair of frames
+MOTION, MAX_MOTION = 0.03, 0.25  # bounds of the median motion of a pair's matches, as shares of the width
+TOLERANCE = 0.005  # distance of a match to its line, as a share of the width: 3 pixels of 640
+FITS, MARGIN = 0.35, 0.1  # smallest share of matches that the right convention explains, and its lead
 
 
 @dataclass(frozen=True)
 class PairMatches:
-    """Points that two frames share, in pixels.
+    """Matched points of two frames, in pixels.
 
     Attributes:
         frames: The two frames.
-        points_a: In the first.
-        points_b: In the second.
+        points_a: Points in the first frame.
+        points_b: Points in the second frame.
     """
 
     frames: tuple[int, int]
@@ -204,12 +204,12 @@ class PairMatches:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a convention explains the matches.
+    """How well a convention explains the matches.
 
     Attributes:
         error_px: Median distance of a match to its epipolar line, in pixels.
-        in_front: Share of the matches whose point lies in front of both cameras.
-        explained: Share of the matches that are in front and within 0.5 % of the width of their line.
+        in_front: Share of matches whose point lies in front of both cameras.
+        explained: Share of matches that are in front and within 0.5 % of the width of their line.
     """
 
     error_px: float
@@ -218,15 +218,15 @@ class Fit:
 
 
 def match_frames(video: Video, frames: Sequence[int], num_pairs: int = NUM_PAIRS) -> list[PairMatches]:
-    """Match pairs of frames at even steps, each as far apart that the images have moved.
+    """Match pairs of frames at even steps. The two frames are so far apart that the images have moved.
 
     Args:
         video: The video.
         frames: The sorted frames that may be used.
-        num_pairs: Pairs to try.
+        num_pairs: Number of pairs to try.
 
     Returns:
-        The pairs with enough matches; none of an empty list of frames or without texture.
+        The pairs with enough matches. Empty without frames or without texture.
     """
     pairs = []
     gap = max(1, round(len(frames) / 100))
@@ -257,14 +257,14 @@ def measure_conventions(
     width: int,
     height: int,
 ) -> dict[str, Fit]:
-    """Measure how each convention explains the matches; pairs without a translation say nothing.
+    """Measure how well each convention explains the matches. Pairs without a translation are not informative.
 
     Args:
-        pairs: Matches, at least one.
+        pairs: Matches, at least one pair.
         matrices: The pose of each frame, in an unknown convention.
         K_normalized: See `zoo.cameras.normalize_intrinsics`.
-        width: Of the frames in pixels.
-        height: Of the frames in pixels.
+        width: Width of the frames in pixels.
+        height: Height of the frames in pixels.
     """
     K_px = intrinsics_in_pixels(K_normalized.double(), width, height)
     fits = {}
@@ -284,7 +284,7 @@ def measure_conventions(
 
 
 def fitting_conventions(fits: dict[str, Fit]) -> list[str]:
-    """The conventions that explain the matches, best first: one, several that can't be told apart, or none."""
+    """Return the conventions that explain the matches, best first: one, several indistinguishable ones, or none."""
     order = sorted(fits, key=lambda name: fits[name].explained, reverse=True)
     best = fits[order[0]].explained
     return [name for name in order if fits[name].explained > max(FITS, best - MARGIN)]
@@ -293,7 +293,7 @@ def fitting_conventions(fits: dict[str, Fit]) -> list[str]:
 def find_better_convention(
     video: Video, world_to_camera: Float[Tensor, "N 4 4"], K_normalized: Float[Tensor, "N 3 3"]
 ) -> str:
-    """Describe the convention that explains a video better than the given one; empty if none does.
+    """Describe the convention that explains a video better than the present one. Empty if there is none.
 
     Args:
         video: The video.
@@ -310,7 +310,7 @@ def find_better_convention(
 
 
 def describe_better(fits: dict[str, Fit]) -> str:
-    """Describe the convention that explains the matches best, beside the given one."""
+    """Describe the convention that explains the matches best, compared with the present one."""
     best = max(fits, key=lambda name: fits[name].explained)
     shares = f"{fits[best].explained:.0%} of the matched points, against {fits[GIVEN].explained:.0%} as they are read"
     return f"read as {best}, they explain {shares}"

@@ -33,7 +33,7 @@ from zoo.geometry.layers import quaternion_to_rotation
 
 # ---- COLMAP ---------------------------------------------------------------------------------------------------------
 
-# parameters of the models before the distortion: f, cx, cy or fx, fy, cx, cy
+# parameters of each camera model without distortion: f, cx, cy or fx, fy, cx, cy
 PARAMETERS = {"SIMPLE_PINHOLE": 3, "SIMPLE_RADIAL": 3, "RADIAL": 3, "PINHOLE": 4, "OPENCV": 4, "FULL_OPENCV": 4}
 
 
@@ -44,12 +44,13 @@ class COLMAP(PoseFormat):
         <scene>/sparse/0/images.txt    IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME: world-to-camera; a line of points
         <scene>/images/NAME
 
-    Frames are in natural order of their names; pixels count from the corner of the image, as here. Lens distortion is
-    not modeled: fisheye images must be undistorted first, the slight distortion of other lenses is ignored.
+    Frames are in natural order of their names. Pixels are measured from the corner of the image, as in this project.
+    Lens distortion is not modeled: fisheye images must be undistorted first, and the slight distortion of other lenses
+    is ignored.
 
     Args:
         model: The folder of the two files, relative to the folder of the scene.
-        images: The folder that the names are relative to, in the folder of the scene.
+        images: The folder of the images, relative to the folder of the scene.
     """
 
     marker = "sparse/0/cameras.*"
@@ -59,7 +60,7 @@ class COLMAP(PoseFormat):
         self.model, self.images = model, images
 
     def read(self, folder: Path) -> Trajectory:
-        """Read the images that were registered."""
+        """Read the registered images."""
         model = folder / self.model
         file, listing = model / "cameras.txt", model / "images.txt"
         if not file.is_file() and (model / "cameras.bin").is_file():
@@ -88,7 +89,7 @@ class COLMAP(PoseFormat):
 
 
 def _images(listing: Path) -> Iterator[list[str]]:
-    """The words of each image, the name last; the line of points that follows it is empty where there are none."""
+    """Yield the words of each image, with the name last. The line of points after it may be empty."""
     lines = iter(_lines(listing))
     for line in lines:
         if line.strip():
@@ -97,7 +98,7 @@ def _images(listing: Path) -> Iterator[list[str]]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file that are not comments; empty ones count."""
+    """Return the lines of a file except comments, with empty lines."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -117,16 +118,16 @@ OPENCV_FROM_OPENGL = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch
 class Nerfstudio(PoseFormat):
     """A capture with transforms.json: camera-to-world with OpenGL axes (x right, y up, z back).
 
-    Frames are in natural order of their names; those marked `is_bad` have no pose. Lens distortion is not modeled:
-    fisheye frames must be undistorted first, the slight distortion of other lenses is ignored.
+    Frames are in natural order of their names. Frames marked `is_bad` have no pose. Lens distortion is not modeled:
+    fisheye frames must be undistorted first, and the slight distortion of other lenses is ignored.
 
     Args:
         file: The file of poses, relative to the folder of the scene.
-        images: The folder that `file_path` is relative to, in the folder of the scene; null is the file's folder.
+        images: The folder to which `file_path` is relative, in the folder of the scene. null uses the file's folder.
     """
 
     marker = "transforms.json"
-    is_metric = False  # unless the capture is an app's
+    is_metric = False  # except for captures of phone apps
 
     def __init__(self, file: str = "transforms.json", images: str | None = None) -> None:
         self.file, self.images = file, images
@@ -201,13 +202,14 @@ class ScanNetPlusPlus(Nerfstudio):
 
 
 class Record3D(PoseFormat):
-    """ARKit's poses as Record3D stores them: an unzipped .r3d file, or an export as EXR and JPG.
+    """ARKit's poses as stored by Record3D: an unzipped .r3d file, or an export as EXR and JPG.
 
         <scene>/metadata or metadata.json   JSON: w, h, poses, perFrameIntrinsicCoeffs or K, frameTimestamps or fps
         <scene>/rgbd/N.jpg or rgb/N.jpg
 
-    A pose is qx qy qz qw tx ty tz: camera-to-world in meters, with ARKit's and OpenGL's axes (x right, y up, z back).
-    perFrameIntrinsicCoeffs are fx, fy, cx, cy of each frame; K is a 3x3 matrix by columns. The app's depth is not read.
+    A pose is qx qy qz qw tx ty tz: camera-to-world in meters, with axes as in ARKit and OpenGL (x right, y up, z back).
+    perFrameIntrinsicCoeffs are fx, fy, cx, cy of each frame. K is a 3x3 matrix in column order. The app's depth is not
+    read.
     """
 
     marker = "metadata*"
@@ -251,7 +253,7 @@ class ScanNet(PoseFormat):
         <scene>/intrinsic/intrinsic_color.txt   4x4, in pixels of the color frames
         <scene>/depth/N.png                     optional, millimeters
 
-    A pose is not finite where tracking was lost.
+    Poses are not finite where tracking was lost.
     """
 
     marker = "intrinsic/intrinsic_color.txt"
@@ -276,7 +278,7 @@ class SevenScenes(PoseFormat):
         <scene>/frame-000000.depth.png     optional, millimeters, 65535 where depth is missing
 
     Args:
-        K_px: Fx, fy, cx, cy in pixels; the dataset states one camera for all sequences.
+        K_px: Fx, fy, cx, cy in pixels. The dataset states one camera for all sequences.
     """
 
     marker = "frame-*.pose.txt"
@@ -300,12 +302,12 @@ def posed_images(
 
     Args:
         images: Images of one size, in order.
-        poses: A file of each image with a 4x4 camera-to-world matrix; absent or not finite where the pose is unknown.
-        depth: The depth image of each image; used if all exist.
+        poses: File of each image with a 4x4 camera-to-world matrix. Missing or not finite where the pose is unknown.
+        depth: Depth image of each image. They are used if all exist.
         K_px: Intrinsics of all images.
 
     Raises:
-        ValueError: A file is damaged or holds no rigid transform, or two images have one pose.
+        ValueError: A file is damaged or holds no rigid transform, or two images share a pose.
     """
     if len(set(poses)) < len(poses):
         twice = next(i for i, file in enumerate(poses) if file in poses[:i])
@@ -320,9 +322,9 @@ def posed_images(
     return Trajectory(world_to_camera, K_px, width, height, None, tuple(images), all_or_none(depth))
 
 
-# ---- TUM RGB-D and ARKitScenes: images and poses with timestamps of their own, matched by time ----------------------
+# ---- TUM RGB-D and ARKitScenes: images and poses with separate timestamps, matched by time --------------------------
 
-ARKIT_TOLERANCE_S = 0.2  # poses are recorded at 10 Hz, with some missing
+ARKIT_TOLERANCE_S = 0.2  # poses are recorded at 10 Hz, and some are missing
 
 
 class TUM(PoseFormat):
@@ -332,10 +334,10 @@ class TUM(PoseFormat):
         <scene>/rgb.txt           time filename
 
     Args:
-        K_px: Fx, fy, cx, cy in pixels; the dataset lists them per device, the default is recommended for all.
+        K_px: Fx, fy, cx, cy in pixels. The dataset lists them per device, and recommends the default for all.
         trajectory: The file of poses.
         tolerance_s: Maximum time between an image and its poses, in seconds.
-        match: "slerp" between the poses around an image, or the "nearest".
+        match: "slerp" interpolates between the poses around an image, "nearest" takes the nearest.
     """
 
     marker = "groundtruth.txt"
@@ -351,7 +353,7 @@ class TUM(PoseFormat):
         self.tolerance_s, self.match = tolerance_s, match
 
     def read(self, folder: Path) -> Trajectory:
-        """Read a sequence; poses are matched to images by time."""
+        """Read a sequence. Poses are matched to images by time."""
         listing = folder / "rgb.txt"
         try:
             times, names = load_table(listing, str).T
@@ -382,16 +384,16 @@ class ARKitScenes(PoseFormat):
         <scene>/lowres_wide.traj                              time, axis-angle, translation: world-to-camera
         <scene>/lowres_wide_intrinsics/<scene>_<time>.pincam  width height fx fy cx cy
         <scene>/lowres_wide/<scene>_<time>.png                optional: frames
-        <scene>/lowres_depth/<scene>_<time>.png               optional: depth of the frames, also of a video's
+        <scene>/lowres_depth/<scene>_<time>.png               optional: depth of the frames, also for a video
 
-    Raw frames have the orientation of the device; the videos of VSI-Bench are upright. Frames and cameras are turned
-    upright by the world's z axis, as by the dataset's own tools.
+    Raw frames have the orientation of the device. The videos of VSI-Bench are upright. Frames and cameras are turned
+    upright by the world's z axis, as the dataset's own tools do.
 
     Args:
         frames: Folder of the frames, with `<frames>_intrinsics` beside it: lowres_wide, vga_wide or wide.
-        upright: Turn images upright; false for videos in the device's orientation.
-        video_depth: Give the frames of a video the depth images that are nearest in time. Each is a link, or a file of
-            some 40 KB where images are turned.
+        upright: Turn images upright. Set it to false for videos in the device's orientation.
+        video_depth: Also give each frame of a video the depth image nearest in time. Each is a link, or a file of about
+            40 KB if images are turned.
     """
 
     marker = "lowres_wide.traj"
@@ -400,7 +402,7 @@ class ARKitScenes(PoseFormat):
         self.frames, self.upright, self.video_depth = frames, upright, video_depth
 
     def read_track(self, folder: Path) -> Trajectory:
-        """Read all poses with their timestamps, and where they are asked for the depth images with theirs."""
+        """Read all poses with their timestamps and, with `video_depth`, the depth images with theirs."""
         rows = _read_track(folder / "lowres_wide.traj", 7)
         poses = rigid_matrix(from_axis_angle(rows[:, 1:4]), rows[:, 4:7])
         turns = upright_turns(poses) if self.upright else 0
@@ -414,7 +416,7 @@ class ARKitScenes(PoseFormat):
         return replace(track, depth=tuple(depth), depth_times_s=depth_times_s)
 
     def read(self, folder: Path) -> Trajectory:
-        """Read the frames; poses are matched by time."""
+        """Read the frames. Poses are matched by time."""
         frames = sorted((folder / self.frames).glob("*.png"), key=_time_s)
         require_any(frames, f"{folder / self.frames}: no frames there: download them, or name their `videos`")
         times_s = [_time_s(frame) for frame in frames]
@@ -424,7 +426,7 @@ class ARKitScenes(PoseFormat):
         return replace(track, K_px=K_px, frames=tuple(frames), depth=depth)
 
     def _cameras(self, folder: Path, times_s: Float64[np.ndarray, " N"]) -> tuple[Float64[Tensor, "N 3 3"], int, int]:
-        """Intrinsics nearest in time, width and height."""
+        """Return the intrinsics nearest in time, the width and the height."""
         folder = folder / f"{self.frames}_intrinsics"
         files = sorted(folder.glob("*.pincam"), key=_time_s)
         require_any(files, f"{folder}: no .pincam files: download the scene's {folder.name}")
@@ -437,7 +439,7 @@ class ARKitScenes(PoseFormat):
 
 
 def _read_track(file: Path, columns: int) -> Float64[Tensor, "N columns"]:
-    """Read rows that begin with a timestamp, sorted by time; of several with one timestamp, the first."""
+    """Read rows that begin with a timestamp, sorted by time. Of several rows with one timestamp, the first is kept."""
     rows = read_numbers(file, columns)
     if not np.isfinite(rows[:, 0]).all():
         raise ValueError(f"{file}: a pose without a time, which is the first number of a row: download it again")
@@ -448,20 +450,20 @@ def _read_track(file: Path, columns: int) -> Float64[Tensor, "N columns"]:
 
 
 def _time_s(file: Path) -> float:
-    """The timestamp in a name such as 41069025_1234.567.png."""
+    """Return the timestamp in a name such as 41069025_1234.567.png."""
     try:
         return finite_number(file.stem.rsplit("_", 1)[1])
     except (IndexError, ValueError) as error:
         raise ValueError(f"{file}: no time in its name, such as 41069025_1234.567{file.suffix}") from error
 
 
-# ---- What the readers share -----------------------------------------------------------------------------------------
+# ---- Shared by the readers ------------------------------------------------------------------------------------------
 
-LAST_ROW_TOLERANCE = 1e-3  # of poses in a text file
+LAST_ROW_TOLERANCE = 1e-3  # for poses in text files
 
 
 def all_or_none(depth: Sequence[Path]) -> tuple[Path, ...]:
-    """The depth images if all exist, else none; a partial set is reported."""
+    """Return the depth images if all exist, else none. A partial set is reported."""
     absent = [image for image in depth if not image.is_file()]
     if absent and len(absent) < len(depth):
         message = f"{absent[0]}: absent, as are {len(absent)} of {len(depth)} depth images: the scene has no depth"
@@ -470,42 +472,42 @@ def all_or_none(depth: Sequence[Path]) -> tuple[Path, ...]:
 
 
 def listed_frames(frames: Sequence[Path], listing: Path) -> tuple[Path, ...]:
-    """The frames that a file lists; FileNotFoundError names the first that is absent."""
+    """Check the frames that a file lists. FileNotFoundError names the first that is missing."""
     if absent := next((frame for frame in frames if not frame.is_file()), None):
         raise FileNotFoundError(f"{absent} is absent, but listed in {listing}: copy it there")
     return tuple(frames)
 
 
 def require_any(files: Sequence[Path], message: str) -> None:
-    """Raise FileNotFoundError, in one line with the remedy, if a capture has none of some files."""
+    """Raise FileNotFoundError with this message if there are no files."""
     if not files:
         raise FileNotFoundError(message)
 
 
 def one_size(sizes: Collection[tuple[int, int]], file: Path) -> tuple[int, int]:
-    """The width and height of all frames; ValueError if they differ."""
+    """Return the width and height of all frames. Raise ValueError if they differ."""
     if len(sizes) != 1:
         raise ValueError(f"{file}: frames of {len(sizes)} sizes: all must have the same")
     return next(iter(sizes))
 
 
 def load_table(path: Path, dtype: type = float) -> np.ndarray:
-    """Read rows of words; like numpy's `loadtxt`, but without warnings about comments and empty files."""
+    """Read rows of words, like numpy's `loadtxt` but without warnings about comments and empty files."""
     with warnings.catch_warnings(action="ignore"):
-        return np.loadtxt(path, dtype, ndmin=2, encoding="utf-8-sig")  # some editors write a mark of the encoding
+        return np.loadtxt(path, dtype, ndmin=2, encoding="utf-8-sig")  # some editors write a byte order mark
 
 
 def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[np.ndarray, "N columns"]:
-    """Read a table of numbers separated by white space; # starts a comment.
+    """Read a table of numbers separated by white space. # starts a comment.
 
     Args:
         path: The file.
         columns: Numbers per row.
-        rows: Number of rows; None is at least one.
+        rows: Number of rows. None accepts one or more.
 
     Raises:
-        FileNotFoundError: The file is absent.
-        ValueError: The file holds another table.
+        FileNotFoundError: The file is missing.
+        ValueError: The table has another shape.
     """
     try:
         table = load_table(path)
@@ -518,7 +520,7 @@ def read_numbers(path: Path, columns: int, rows: int | None = None) -> Float64[n
 
 
 def finite_number(text: str) -> float:
-    """The number that a text stands for; ValueError if it is not finite."""
+    """Parse a number. Raise ValueError if it is not finite."""
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text} is not finite")
@@ -526,23 +528,23 @@ def finite_number(text: str) -> float:
 
 
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Float64[Tensor, "3 3"]:
-    """Intrinsic matrix of a pinhole camera in pixels."""
+    """Return the intrinsic matrix of a pinhole camera in pixels."""
     return torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float64)
 
 
 def from_camera_to_world(
     camera_to_world: Float64[Tensor, "N 4 4"], source: str, unit: str = "frame"
 ) -> Float64[Tensor, "N 4 4"]:
-    """World-to-camera poses; a non-finite pose becomes NaN.
+    """Convert to world-to-camera poses. A non-finite pose becomes NaN.
 
     Args:
         camera_to_world: Poses.
-        source: File or folder of the poses, for the error.
-        unit: What one pose belongs to, for the error.
+        source: File or folder of the poses, for the error message.
+        unit: Name of the item that one pose belongs to, for the error message.
 
     Raises:
-        ValueError: With the first pose whose rotation is off orthonormal by more than 1e-2, or whose last row is not
-            0 0 0 1: a matrix that is written by columns would lose its translation.
+        ValueError: A rotation is off orthonormal by more than 1e-2, or a last row is not 0 0 0 1: a matrix in column
+            order would lose its translation. The message names the first such pose.
     """
     is_unknown = ~camera_to_world.isfinite().flatten(1).all(1)
     is_off = (camera_to_world[:, 3] - camera_to_world.new_tensor([0, 0, 0, 1])).abs().amax(1) > LAST_ROW_TOLERANCE

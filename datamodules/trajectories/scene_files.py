@@ -1,4 +1,4 @@
-"""Writes a trajectory in the layout of `datamodules.sources.annotations`: frames or a video, and their cameras.json."""
+"""Write a trajectory in the layout of `datamodules.sources.annotations`: frames or a video, and their cameras.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TURNS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.T
 
 @dataclass(frozen=True)
 class TimestampMatching:
-    """Matching of a video's frames with poses by time; poses without times are matched at even steps.
+    """How video frames are matched with poses by time. Poses without times are matched at even steps.
 
     Args:
         match: "slerp" interpolates between the poses before and after a frame, "nearest" takes the nearest.
@@ -36,22 +36,22 @@ class TimestampMatching:
 def write_scene(
     folder: Path, name: str, trajectory: Trajectory, video: Video | None = None, clock: TimestampMatching | None = None
 ) -> None:
-    """Links the frames that have a pose, or matches those of a video, and writes their cameras.
+    """Write a scene: link the frames that have a pose, or match the frames of a video, and write their cameras.
 
         <folder>/<name>/000000.jpg     links to the frames, or turned copies; none for a video
-        <folder>/<name>.depth/         the same of the depth images, if there are some, of a video's frames too
+        <folder>/<name>.depth/         the same for depth images, if any, also for a video
         <folder>/<name>.cameras.json   written last
 
     Args:
-        folder: Of the scenes.
-        name: Of the scene; it may have folders of its own.
-        trajectory: Frames with their cameras; for a video, poses with times.
+        folder: Folder of the scenes.
+        name: Name of the scene, which may contain folders.
+        trajectory: Frames with their cameras. For a video, poses with times.
         video: Upright video on the clock of the poses.
-        clock: How frames of the video are matched with poses.
+        clock: How video frames are matched with poses.
 
     Raises:
-        ValueError: In one line: no pose, times that decrease, intrinsics of other images, images on their side, of
-            another format or of several sizes, an image with two poses, or a video that does not fit.
+        ValueError: There is no pose, times decrease, intrinsics belong to other images, images are on their side, of
+            another format or of several sizes, an image has two poses, or the video does not fit.
     """
     trajectory = _checked(trajectory)
     if video is not None:
@@ -64,7 +64,7 @@ def write_scene(
         height, width = _checked_size(trajectory.frames)
         trajectory = trajectory.resized(width, height)
     for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
-        shutil.rmtree(folder / f"{name}{suffix}", ignore_errors=True)  # of an earlier or an interrupted run
+        shutil.rmtree(folder / f"{name}{suffix}", ignore_errors=True)  # left by an earlier or interrupted run
         if images:
             _link_images(images, folder / f"{name}{suffix}", trajectory.quarter_turns)
     trajectory = trajectory.turned()
@@ -90,7 +90,7 @@ def _checked(trajectory: Trajectory) -> Trajectory:
 
 
 def _checked_size(images: Sequence[Path]) -> tuple[int, int]:
-    """The height and width of all images, from their headers."""
+    """Return the height and width of all images, from their headers."""
     size, seen = image_size(images[0]), set[Path]()
     for image in images:
         if image in seen:
@@ -110,13 +110,13 @@ def _checked_size(images: Sequence[Path]) -> tuple[int, int]:
 
 
 def _is_turned(image: Path) -> bool:
-    """Whether an image is shown in another orientation than it is stored in, which is the one that cameras are for."""
+    """Return whether an image is shown in another orientation than it is stored in. Cameras refer to the stored one."""
     with Image.open(image) as opened:
         return opened.format == "JPEG" and opened.getexif().get(EXIF_ORIENTATION, 1) != 1
 
 
 def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching) -> Trajectory:
-    """The cameras of a video's frames, which are upright already."""
+    """Return the cameras of a video's frames, which are already upright."""
     if trajectory.times_s is None:
         try:
             matched = replace(trajectory.at_steps(video.num_frames), frames=())
@@ -132,7 +132,7 @@ def _match_video(video: Video, trajectory: Trajectory, clock: TimestampMatching)
 
 
 def _link_images(images: Sequence[Path | None], folder: Path, quarter_turns: int) -> None:
-    """Links to images, numbered in order, or turned copies; a black one, depth that is unknown, in place of None."""
+    """Link images, numbered in order, or write turned copies. A black image, unknown depth, replaces None."""
     folder.mkdir(parents=True)
     first = next(filter(None, images))
     for number, file in enumerate(images):

@@ -1,4 +1,4 @@
-"""Video-language models: their contract (`base.py`), what the Qwen-VL family shares, and a file for each model."""
+"""Video-language models: their interface (`base.py`), the shared code of the Qwen-VL family, and a file per model."""
 
 from zoo.backbones.base import Backbone, BackboneLoader, Preprocessor, released_parts
 from zoo.backbones.pretrained import (
@@ -17,5 +17,5 @@ from zoo.backbones.qwen25_vl import Qwen25VLBackbone, TinyQwen25VL, tiny_preproc
 
 
 def default_loader() -> BackboneLoader:
-    """Return a tiny random model, the default backbone of `SpatialVLM`."""
+    """Return the loader of a tiny random model, the default backbone of `SpatialVLM`."""
     return TinyQwen25VL()

@@ -1,7 +1,7 @@
-"""The contract of a backbone: its preprocessor, the loader of its weights, and the model itself.
+"""The interface of a backbone: its preprocessor, the loader of its weights, and the model itself.
 
-A backbone is a video-language model of transformers. A file of this folder holds all of one: `qwen25_vl.py` is the
-simplest. `qwen_vl.py` holds what the Qwen-VL family shares.
+A backbone is a video-language model of transformers. Each file of this folder holds one backbone. `qwen25_vl.py` is the
+simplest. `qwen_vl.py` holds the shared code of the Qwen-VL family.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from zoo.sequences.loaded_scene import VisionInputs, VisionRules
 from zoo.sequences.packing import block_mask, prefix_causal_mask
 from zoo.sequences.time_index import TimeIndex, TimestampIndex
 
-Message = dict[str, Any]  # a turn of a chat, as transformers' chat templates take it
+Message = dict[str, Any]  # a turn of a chat, in the format of transformers' chat templates
 
 
 class TokenizedPrompt(NamedTuple):
     """A tokenized chat.
 
     Attributes:
-        input_ids: The whole sequence, one placeholder per visual token; with the answer in training.
-        labels: The supervised ids, -100 elsewhere.
+        input_ids: The whole sequence, with one placeholder per visual token. In training it includes the answer.
+        labels: The supervised ids, and -100 elsewhere.
     """
 
     input_ids: Int[Tensor, " L"]
@@ -46,34 +46,34 @@ class TokenizedPrompt(NamedTuple):
 
 
 class Preprocessor(ABC):
-    """Turn frames and text into the backbone's inputs, in data workers; hold no weights."""
+    """Turns frames and text into the backbone's inputs, in data workers. Holds no weights."""
 
     @abstractmethod
     def cut_patches(
         self, frames: UInt8[Tensor, "T 3 H W"]
     ) -> tuple[UInt8[Tensor, "patches channels"], Int[Tensor, " 3"]]:
-        """Return the patches of resized frames as bytes, and their (t, h, w) before the merge."""
+        """Return the patches of resized frames as bytes, and their (t, h, w) before merging."""
 
     @abstractmethod
     def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
-        """Normalize patches as the model's own processor does, on their device: as bytes they get there faster."""
+        """Normalize patches as the model's own processor does.
+
+        This runs on the model's device, because bytes are copied there faster.
+        """
 
     @abstractmethod
     def texts(self, messages: Sequence[Message]) -> list[str]:
-        """Return a chat as texts, in turn a prompt up to the start of the answer, and an answer up to its end.
+        """Return a chat as alternating texts: a prompt up to the start of an answer, then the answer up to its end.
 
         Args:
-            messages: Of system, user and assistant; those between two answers are one prompt.
+            messages: Messages of system, user and assistant. Messages between two answers form one prompt.
         """
 
     @abstractmethod
     def prompt(self, messages: Sequence[Message]) -> str:
         """Return a chat up to the start of its next answer, as the chat template writes it.
 
-        Earlier answers may differ from those of `texts`, which a model learns from: some templates shorten them.
-
-        Args:
-            messages: Of system, user and assistant.
+        Earlier answers may differ from the training answers of `texts`, because some templates shorten them.
         """
 
     @abstractmethod
@@ -84,16 +84,16 @@ class Preprocessor(ABC):
         extra_tokens: ExtraTokens,
         frame_times: Sequence[float] | None = None,
     ) -> TokenizedPrompt:
-        """Return the token ids of a chat; the answers are supervised.
+        """Return the token ids of a chat, with its answers as supervised tokens.
 
         Args:
-            texts: From `texts`.
-            media_grids: (t, h, w) in patches before the merge of each video or image.
-            extra_tokens: Tokens that follow the 2D tokens of each view, and the last view of a video.
-            frame_times: Seconds of each frame of each video; None for images, or if unknown.
+            texts: Texts from `texts`.
+            media_grids: (t, h, w) of each video or image, in patches before merging.
+            extra_tokens: Tokens appended to the 2D tokens of each view, and to the last view of a video.
+            frame_times: Time in seconds of each frame of each video. None for images, or if unknown.
 
         Raises:
-            InputError: Unknown times, for a backbone that writes them.
+            InputError: Times are unknown, and the backbone writes them into the prompt.
         """
 
     @abstractmethod
@@ -102,32 +102,32 @@ class Preprocessor(ABC):
 
     @abstractmethod
     def reserved_token(self, text: str) -> str | None:
-        """Return the first special token in a text, which the tokenizer would not read as text; None if absent."""
+        """Return the first special token in a text, which the tokenizer would not treat as text. None if absent."""
 
     @abstractmethod
     def save_pretrained(self, folder: str) -> None:
         """Write the tokenizer and processor files."""
 
 
-# ---- The loader: where a backbone's weights come from, and what was released with them -------------------------------
+# ---- The loader: source of a backbone's weights, and of parts released with them -------------------------------------
 
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
 
 
 class BackboneLoader(Configurable, ABC):
-    """A recipe for a `Backbone` and the source of its weights; `load` reads them.
+    """Builds a `Backbone` and knows the source of its weights. `load` reads them.
 
     Args:
-        attn_implementation: The attention backend of transformers. `flex_attention` is for the decoder only and needs
-            a GPU to train; it skips blocks that are masked for all questions of a shared sequence.
-        dtype: Dtype of the weights. A task keeps those of parts with a learning rate in float32.
+        attn_implementation: The attention backend of transformers. `flex_attention` applies only to the decoder and
+            needs a GPU for training. It skips blocks that are masked for all questions of a shared sequence.
+        dtype: Dtype of the weights. A task keeps weights of parts with a learning rate in float32.
 
     Attributes:
-        is_pretrained: Whether the weights answer questions without training here.
-        released_path: Folder or hub id of the released weights; None for random ones.
-        layout: Where the released files keep a geometry encoder and a fusion; empty without.
-        released_fusions: Classes of the fusions that may have been released with the weights, the usual one first.
+        is_pretrained: Whether the weights can answer questions without being trained here.
+        released_path: Folder or hub id of the released weights. None for random weights.
+        layout: Names under which the released files keep a geometry encoder and a fusion. Empty without them.
+        released_fusions: Classes of fusions that may have been released with the weights, the usual one first.
     """
 
     is_pretrained: bool = False
@@ -147,7 +147,7 @@ class BackboneLoader(Configurable, ABC):
 
     @property
     def model_attention(self) -> str:
-        """The attention backend of the whole model; FlexAttention is for the decoder only."""
+        """The attention backend of the whole model. FlexAttention is used only in the decoder."""
         return "sdpa" if self.attn_implementation == "flex_attention" else self.attn_implementation
 
     @abstractmethod
@@ -162,14 +162,14 @@ class BackboneLoader(Configurable, ABC):
         return None
 
     def fit_fusion(self, fusion: nn.Module) -> None:
-        """Set the options that a fusion leaves to the release, before it is bound, see `Fusion.bind`.
+        """Set fusion options that depend on the release, before the fusion is bound, see `Fusion.bind`.
 
         Raises:
-            InputError: The released weights are of other decoder layers.
+            InputError: The released weights belong to other decoder layers.
         """
 
     def load_fusion(self, fusion: nn.Module) -> bool:
-        """Load the fusion's weights if they were released with these; return whether they were."""
+        """Load the fusion's weights if they were released with the backbone, and return whether they were."""
         return False
 
     @property
@@ -196,7 +196,7 @@ def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
         config: Its config.json.
 
     Raises:
-        InputError: No class loads it.
+        InputError: No class loads this model.
     """
     known = list(_loaders(BackboneLoader))
     for loader in known:
@@ -215,7 +215,7 @@ def _loaders(base: Any) -> Iterator[type[BackboneLoader]]:
         yield from _loaders(loader)
 
 
-# ---- The backbone: everything that the zoo needs of a video-language model -------------------------------------------
+# ---- The backbone: everything that the zoo needs from a video-language model -----------------------------------------
 
 BackbonePart = Literal["decoder", "vision", "connector"]
 
@@ -224,9 +224,9 @@ class VisualTokens(NamedTuple):
     """Visual tokens in the decoder's width.
 
     Attributes:
-        tokens: Take the places of the placeholders.
-        deepstack: Added to the hidden states at the same places after each of the first decoder layers (DeepStack,
-            arXiv 2406.04334; 3D tokens by `DeepFusion`); of no layer in a model without.
+        tokens: Tokens that replace the placeholders.
+        deepstack: Features added to the hidden states at the same places after each of the first decoder layers
+            (DeepStack, arXiv 2406.04334; 3D tokens by `DeepFusion`). Zero layers in a model without such features.
     """
 
     tokens: Float[Tensor, "*tokens D"]
@@ -234,7 +234,7 @@ class VisualTokens(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """A loaded video-language model; a new one is a subclass of this and of `BackboneLoader`.
+    """A loaded video-language model. A new backbone is a subclass of this and of `BackboneLoader`.
 
     The decoder is the original one of transformers, with hooks for a camera encoding in its attention.
 
@@ -246,10 +246,10 @@ class Backbone(nn.Module, ABC):
         lora_targets: Names of the linear layers of the decoder that LoRA adapts.
         spatial_merge_size: Patches per side in one visual token.
         patch_size: Side of a patch in pixels.
-        image_pixels: Least and most pixels of an image, as its processor resizes them.
-        span_per_step: Whether each temporal patch of a video is a run of placeholders of its own, with its time as text
-            before it.
-        is_hybrid: Whether some decoder layers keep a recurrent state, which no mask divides.
+        image_pixels: Minimum and maximum number of pixels of an image, as its processor resizes them.
+        span_per_step: Whether each temporal patch of a video is a separate run of placeholders, preceded by its time as
+            text.
+        is_hybrid: Whether some decoder layers keep a recurrent state, which masks can't separate.
         tokens_per_second: Steps of mRoPE's time index per second of a video.
         hidden_size: Width of the decoder.
         context_length: Maximum number of tokens in a sequence.
@@ -289,28 +289,28 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def head_layout(self) -> HeadLayout:
-        """The channels of an attention head, known to the host."""
+        """The channels of an attention head, available without reading a tensor from the GPU."""
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """The layers of decoder and vision encoder, which are checkpointed and sharded one by one."""
+        """Return the layers of decoder and vision encoder, which are checkpointed and sharded one by one."""
 
     @property
     def like(self) -> Tensor:
-        """A weight whose dtype new parts take."""
+        """A weight that determines the dtype of new parts."""
         return next(self.decoder.parameters())
 
     @property
     def device(self) -> torch.device:
-        """The device of new parts: that of the weights, or of new tensors where those are read later."""
+        """The device of new parts: the weights' device, or the default device if weights are read later."""
         return torch.get_default_device() if self.like.is_meta else self.like.device
 
     @abstractmethod
     def part_of(self, name: str) -> BackbonePart:
-        """Return the part that a parameter belongs to for its learning rate."""
+        """Return the part that a parameter belongs to, for its learning rate."""
 
     def serves_deepstack(self, name: str) -> bool:
-        """Return whether the parameter of this name has an effect on `VisualTokens.deepstack` alone."""
+        """Return whether the parameter of this name affects only `VisualTokens.deepstack`."""
         return False
 
     def default_time_index(self) -> TimeIndex:
@@ -325,7 +325,7 @@ class Backbone(nn.Module, ABC):
         """Recompute the activations of decoder and vision encoder in the backward pass."""
         self.vlm.activation_checkpointing_enable({"use_reentrant": False})
         # transformers also makes the outputs of the embeddings require gradients, which only reentrant checkpoints
-        # need: a frozen vision encoder would keep its whole graph, some 18 GB at full size
+        # need. A frozen vision encoder would then keep its whole graph, some 18 GB at full size.
         self.vlm.disable_input_require_grads()
 
     def disable_gradient_checkpointing(self) -> None:
@@ -333,12 +333,12 @@ class Backbone(nn.Module, ABC):
         self.vlm.activation_checkpointing_disable()
 
     def compile_layers(self) -> None:
-        """Compile attention, MLP and norms of each decoder layer for training, inside of its gradient checkpoint.
+        """Compile attention, MLP and norms of each decoder layer for training, inside its gradient checkpoint.
 
-        Answers, whose shapes change at each step, run uncompiled.
+        Answers run uncompiled, because their shapes change at each step.
         """
         layers, config = self.decoder.layers, torch._dynamo.config
-        # an encoding that differs between layers, as `LayerSubset` does, is compiled for each of them
+        # an encoding that differs between layers, such as `LayerSubset`, is compiled for each layer
         config.recompile_limit = max(config.recompile_limit, 4 * len(layers))
         for part in (part for layer in layers for part in layer.children()):
             part.forward = _compiled_in_training(part)
@@ -348,19 +348,14 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def vision_rules(self) -> VisionRules:
-        """What the vision encoder computes from grids alone."""
+        """Rules for the vision encoder's inputs that depend on grids alone."""
 
     def encode_vision(self, pixel_values: Shaped[Tensor, "patches channels"], vision: VisionInputs) -> VisualTokens:
-        """Return the 2D tokens of all videos and images of a batch, one after another.
-
-        Args:
-            pixel_values: Patches as bytes, or normalized.
-            vision: The vision encoder's other inputs.
-        """
+        """Return the 2D tokens of all videos and images of a batch, concatenated."""
         encoder = self.vlm.model.visual
         if not pixel_values.is_floating_point():
             pixel_values = self.preprocessor.normalize(pixel_values)
-        # the grids have been read: what follows from them are the vision encoder's other arguments
+        # no grids are passed, because the other arguments were computed from them
         output = encoder(pixel_values.type(encoder.dtype), grid_thw=None, return_dict=True, **vision.arguments())
         tokens = output.pooler_output
         layers = getattr(output, "deepstack_features", None)
@@ -371,21 +366,16 @@ class Backbone(nn.Module, ABC):
         return self.decoder.get_input_embeddings()(input_ids)
 
     def deepstack_inputs(self, places: Int[Tensor, " N"], features: Float[Tensor, "layers N D"]) -> dict[str, Any]:
-        """Return the inputs of `decode` that add features to visual tokens after the first layers.
-
-        Args:
-            places: Of the visual tokens in the flattened batch.
-            features: Of each layer.
-        """
+        """Return the inputs of `decode` that add features to visual tokens after the first layers."""
         return {"deepstack": DeepFeatures(places, features)}
 
     def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
         """Run the decoder.
 
         Args:
-            inputs: `inputs_embeds` (B, L, D) or `input_ids` (B, L), `position_ids` (3, B, L), and where there are some
-                `attention_mask`, `camera_encoding` and those of `deepstack_inputs`.
-            cache: KV cache of former tokens.
+            inputs: `inputs_embeds` (B, L, D) or `input_ids` (B, L), `position_ids` (3, B, L), and optionally
+                `attention_mask`, `camera_encoding` and the inputs of `deepstack_inputs`.
+            cache: KV cache of earlier tokens.
             use_cache: Return a KV cache.
 
         Returns:
@@ -406,7 +396,7 @@ class Backbone(nn.Module, ABC):
 
     @property
     def supports_custom_mask(self) -> bool:
-        """Whether the attention takes any mask; flash attention does not, and a recurrent state ignores it."""
+        """Whether the attention accepts any mask. Flash attention does not, and a recurrent state ignores masks."""
         return not self.is_hybrid and self.attn_implementation in MASKED
 
     @property
@@ -415,25 +405,26 @@ class Backbone(nn.Module, ABC):
         return self.supports_custom_mask
 
     def training_mask(self, sequences: Sequences) -> Any:
-        """Return what keeps the questions of sequences with a `group` apart, as the decoder's `attention_mask`."""
+        """Return the `attention_mask` that separates the questions of sequences with a `group`."""
         assert sequences.group is not None
         return self.question_mask(sequences.group, sequences.group)
 
     def step_mask(self, queries: Int[Tensor, "1 T"], keys: Int[Tensor, "1 K"]) -> Any:
-        """`question_mask` of the next token of each of T answers."""
+        """Return the `question_mask` for the next token of each of T answers."""
         return self.question_mask(queries, keys)
 
     def question_mask(
         self, queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
     ) -> Any:
-        """`prefix_causal_mask` in the form of the attention backend, for a model that `packs_questions`."""
+        """Return `prefix_causal_mask` in the attention backend's format, for a model that `packs_questions`."""
         if self.attn_implementation == "flex_attention":
             return block_mask(queries, keys, prefixes)
         visible = prefix_causal_mask(queries, keys, prefixes)[:, None]
         if self.attn_implementation == GROUPED_SDPA:
             return visible
         dtype = self.like.dtype
-        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)  # is added
+        # this mask is added to scores
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 def _compiled_in_training(part: nn.Module) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""What the zoo adds to a decoder of transformers: camera hooks, DeepStack, and attention of grouped keys and values."""
+"""Extensions of transformers' decoders: camera hooks, DeepStack, and attention with grouped keys and values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# Qwen3-VL's are the same two functions; Qwen3.5's eager attention is the same as well
+# Qwen3-VL's two functions are the same, and so is Qwen3.5's eager attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, eager_attention_forward
 
 from zoo.encodings.base import QK, EncodedCameras
@@ -23,15 +23,15 @@ from zoo.values import check_shape
 
 # ---- Camera hooks: before and after RoPE, on v, around the attention, on the output ----------------------------------
 
-FLASH_CHANNELS = 256  # of a head in FlashAttention 2, at most
+FLASH_CHANNELS = 256  # maximum head width in FlashAttention 2
 
 
 class CameraAttention(nn.Module):
-    """A decoder attention of transformers with a `camera_encoding`; without one, the original forward runs.
+    """A decoder attention of transformers with a `camera_encoding`. Without one, the original forward runs.
 
     A backbone derives a class from this one and its original attention, and installs it by `replace_classes`. The
     encoding is a keyword argument of the model's forward, which passes unknown arguments to the layers, also under
-    gradient checkpointing. Keys and values enter the KV cache encoded, so later steps, which hold text only, need no
+    gradient checkpointing. Keys and values enter the KV cache encoded, so later steps, which contain only text, need no
     encoding.
     """
 
@@ -45,11 +45,11 @@ class CameraAttention(nn.Module):
     apply_rope: Callable[..., QK] = staticmethod(apply_rotary_pos_emb)
 
     def project_queries(self, hidden_states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return queries, and the logits of a gate on the output where the original attention has one."""
+        """Return queries, and the logits of the output gate if the original attention has one."""
         return self.q_proj(hidden_states), None
 
     def normalize_heads(self, q: Tensor, k: Tensor) -> QK:
-        """Normalize queries and keys per head before the hooks, where the original attention does."""
+        """Normalize queries and keys per head before the hooks, if the original attention does."""
         return q, k
 
     def forward(  # type: ignore[override]
@@ -59,12 +59,12 @@ class CameraAttention(nn.Module):
 
         Args:
             hidden_states: (B, L, width).
-            camera_encoding: Encoding of exactly these tokens, from `CameraEncoding.encode`; None changes nothing.
+            camera_encoding: Encoding of exactly these tokens, from `CameraEncoding.encode`. None changes nothing.
             **kwargs: Other arguments of the original forward, all by name as the decoder layer passes them.
 
         Raises:
             ValueError: The encoding has another number of tokens.
-            InputError: It appends more channels than the attention backend takes.
+            InputError: The encoding appends more channels than the attention backend accepts.
         """
         if camera_encoding is not None:
             check_num_tokens(camera_encoding, hidden_states)
@@ -112,7 +112,7 @@ class CameraAttention(nn.Module):
 
 
 def check_num_tokens(encoding: EncodedCameras, hidden_states: Tensor) -> None:
-    """Raise ValueError if an encoding is of another number of tokens than (B, L, width)."""
+    """Raise ValueError if an encoding has another number of tokens than (B, L, width)."""
     if encoding.num_tokens not in (None, hidden_states.shape[1]):
         raise ValueError(
             f"the camera encoding is of {encoding.num_tokens} tokens, not {hidden_states.shape[1]}: "
@@ -130,20 +130,20 @@ def check_head_channels(attention: str, channels: int) -> None:
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:
-    """Give the submodules of these classes another class, in place; names and weights stay."""
+    """Give submodules of these classes another class, in place. Names and weights are unchanged."""
     for each in module.modules():
         each.__class__ = classes.get(type(each), type(each))
 
 
-# ---- DeepStack for a decoder without: features are added behind its first layers -------------------------------------
+# ---- DeepStack for decoders without it: features are added after the first layers ------------------------------------
 
 
 class DeepFeatures(NamedTuple):
-    """What is added to the hidden states of visual tokens behind each of the first decoder layers.
+    """Features added to the hidden states of visual tokens after each of the first decoder layers.
 
     Attributes:
-        places: Of the visual tokens in the flattened batch.
-        features: Of each layer.
+        places: Places of the visual tokens in the flattened batch.
+        features: Features of each layer.
     """
 
     places: Int[Tensor, " N"]
@@ -165,11 +165,11 @@ def add_features(
 
 
 class DeepstackLayer(nn.Module):
-    """A decoder layer of transformers that adds `DeepFeatures`; without any, the original forward runs.
+    """A decoder layer of transformers that adds `DeepFeatures`. Without any, the original forward runs.
 
-    They are a keyword argument of the model's forward, as the camera encoding is (`CameraAttention`), and added in the
-    layer's own forward: gradient checkpointing recomputes the addition, and no state is kept between calls. The steps
-    of an answer hold text only and need none.
+    The features are a keyword argument of the model's forward, like the camera encoding (`CameraAttention`). They are
+    added in the layer's own forward, so gradient checkpointing recomputes the addition and no state is kept between
+    calls. The steps of an answer contain only text and need no features.
     """
 
     self_attn: Any
@@ -185,11 +185,11 @@ class DeepstackLayer(nn.Module):
         return hidden_states if deepstack is None else deepstack.added_to(hidden_states, self.layer_idx)
 
 
-# ---- `scaled_dot_product_attention` of grouped keys and values, by the kernels that take them ------------------------
+# ---- `scaled_dot_product_attention` with grouped keys and values, by the kernels that support them -------------------
 
 GROUPED_SDPA = "grouped_sdpa"  # the name of this backend in transformers
-FEW = 64  # queries: below, masks that are repeated are smaller than keys and values
-MASKED = (GROUPED_SDPA, "eager", "flex_attention")  # backends of attention that take any mask
+FEW = 64  # queries; below that, repeated masks are smaller than repeated keys and values
+MASKED = (GROUPED_SDPA, "eager", "flex_attention")  # attention backends that accept any mask
 
 
 def grouped_sdpa(
@@ -202,22 +202,22 @@ def grouped_sdpa(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "B T H D"], None]:
-    """Attend as transformers' `sdpa`, with other ways for the H/G heads that share keys and values.
+    """Attend as transformers' `sdpa`, but treat the H/G heads that share keys and values differently.
 
-    - Flash kernels take groups: a GPU's in half precision without a mask, a CPU's always, but slowly for one query.
-      With gradients a CPU does as a GPU.
-    - Few queries, of a step of an answer, become the rows of their group: a long prefix is not copied.
-    - Elsewhere keys and values are repeated: with `enable_gqa`, float32 would take the math kernel, whose scores of
-      16,000 tokens are 17 GB.
+    - Flash kernels take groups: on a GPU in half precision without a mask, on a CPU always, although slowly for one
+      query. With gradients a CPU is treated like a GPU.
+    - Few queries, as in a step of an answer, become rows of their group, so a long prefix is not copied.
+    - Otherwise keys and values are repeated. With `enable_gqa`, float32 would use the math kernel, whose scores for
+      16,000 tokens take 17 GB.
 
     Args:
-        module: The attention, for transformers.
+        module: The attention module, for transformers.
         query: Queries.
         key: Keys.
         value: Values.
-        attention_mask: The keys that each query attends to; None is causal attention.
-        dropout: Of the attention weights.
-        scaling: Of the scores; None is D^-1/2.
+        attention_mask: The keys that each query attends to. None is causal attention.
+        dropout: Dropout of the attention weights.
+        scaling: Factor of the scores. None is D^-1/2.
     """
     batch, heads, length = query.shape[:3]
     groups = heads // key.shape[1]

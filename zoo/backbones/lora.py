@@ -14,13 +14,13 @@ from zoo.errors import InputError
 
 @dataclass
 class LoRA:
-    """Low-rank adapters on the decoder (Hu et al. 2021, arXiv 2106.09685); the decoder itself is then frozen.
+    """Low-rank adapters on the decoder (Hu et al. 2021, arXiv 2106.09685). The decoder itself is then frozen.
 
     Args:
-        r: Rank.
-        alpha: Scale; the update is alpha / r · BA.
-        dropout: On the adapter's input.
-        targets: Names of the decoder's linear layers that get an adapter; null takes the backbone's own list.
+        r: Rank of the adapters.
+        alpha: Scale. The update is alpha / r · BA.
+        dropout: Dropout on the adapter's input.
+        targets: Names of the decoder's linear layers that get an adapter. null uses the backbone's list.
     """
 
     r: int = 16
@@ -37,7 +37,7 @@ class LoRA:
             raise InputError(f"--model.lora.dropout {self.dropout}: a fraction of the inputs, at least 0 and below 1")
 
     def apply(self, decoder: nn.Module, default_targets: Sequence[str]) -> None:
-        """Insert the adapters into the decoder in place; only they stay trainable.
+        """Insert the adapters into the decoder in place. Only the adapters remain trainable.
 
         Raises:
             InputError: The decoder has no layers of these names.
@@ -53,8 +53,8 @@ class LoRA:
         except ValueError as error:
             layers = {name.rpartition(".")[2] for name, part in decoder.named_modules() if isinstance(part, nn.Linear)}
             raise InputError(f"--model.lora.targets {targets}: choose from {', '.join(sorted(layers))}") from error
-        # peft moves the adapters it has drawn to the base layers: to the meta device, if these are read later. Then the
-        # same numbers are drawn again: for both linear layers as they are made, and for A once more.
+        # peft moves the adapters to the device of the base layers, which is the meta device if these are read later.
+        # The same numbers are then drawn again: for both linear layers as they are made, and for A once more.
         later: list[Any] = [
             each for each in decoder.modules() if isinstance(each, LoraLayer) and each.get_base_layer().weight.is_meta
         ]

@@ -1,8 +1,7 @@
-"""Official names of the tensors of Qwen-VL models, and of what models with a geometry encoder add to them.
+"""Official tensor names of Qwen-VL models, and of the parts that models with a geometry encoder add.
 
 Released files of Qwen2.5-VL use the names of transformers 4.51, where the vision encoder is beside the decoder. The
-names of transformers 5, where both are inside `model`, are read as well; they are those of Qwen3-VL's and Qwen3.5's
-files.
+names of transformers 5, where both are inside `model`, are also supported. Files of Qwen3-VL and Qwen3.5 use those.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from zoo.weights.load import NameTable, replace_prefix
 
-LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"  # which a tied lm_head equals
+# a tied lm_head equals the embeddings
+LM_HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 QWEN, VGGT_MODEL, FUSION = "backbone.vlm.", "geometry.vggt.", "fusion."  # in a `SpatialVLM`
 QWEN25, QWEN3, QWEN35 = "qwen2_5_vl", "qwen3_vl", "qwen3_5"  # families, by the model_type of their config.json
 
@@ -28,11 +28,11 @@ RENAMED: dict[str, dict[str, str]] = {
     QWEN3: {},
     QWEN35: {},
 }
-NOT_LOADED = ("mtp.",)  # Qwen3.5's prediction of several tokens at once, which transformers has no module for
+NOT_LOADED = ("mtp.",)  # Qwen3.5's multi-token prediction, for which transformers has no module
 
 
 def backbone_names(family: str = QWEN25) -> NameTable:
-    """Return the names of a backbone's tensors, as released, and as in transformers 5; both of the latter are read."""
+    """Return a table between released tensor names and those of transformers 5. Files may use either."""
     renamed = RENAMED[family]
     released = {new: old for old, new in renamed.items()}
     return NameTable(lambda name: (replace_prefix(name, renamed),), lambda name: replace_prefix(name, released))
@@ -43,9 +43,9 @@ def backbone_names(family: str = QWEN25) -> NameTable:
 Layout = Mapping[str, str]
 SPATIAL_MLLM: Layout = {"spatial_encoder.vggt_model.": VGGT_MODEL, "connector.": "fusion.connector."}
 VG_LLM: Layout = {"geometry_encoder.vggt.": VGGT_MODEL, "geometry_merger.": "fusion.merger."}
-VG_LLM_FIRST: Layout = {"vggt.": VGGT_MODEL, "merger.": "fusion.merger."}  # of its first release
-# SpatialStack's connectors, on Qwen3.5 and on Qwen2.5-VL; its class registers some parts twice, and a file may hold
-# either name or both
+VG_LLM_FIRST: Layout = {"vggt.": VGGT_MODEL, "merger.": "fusion.merger."}  # names of the first release
+# SpatialStack's connectors, on Qwen3.5 and on Qwen2.5-VL. Its class registers some parts twice, so a file may hold
+# either name or both.
 STACK_VGGT = "model.geometry_encoder.vggt."
 STACK, STACK_QWEN25 = "model.language_feature_fusion.fusion_layers.", "multi_layer_feature_fusion.fusion_layers."
 STACK_SECOND_NAMES = {
@@ -55,7 +55,7 @@ STACK_SECOND_NAMES = {
 }
 STACK_QWEN25_SECOND_NAMES = {"language_feature_fusion.": "multi_layer_feature_fusion."}
 SECOND_NAMES: dict[str, Layout] = {QWEN25: STACK_QWEN25_SECOND_NAMES, QWEN35: STACK_SECOND_NAMES}
-# GeoVR's heads, tokens and teachers, which its training alone needs
+# GeoVR's heads, tokens and teachers, which only its training needs
 GEOVR_TRAINING = (
     *("model.camera_token.", "model.scale_token.", "camera_head.", "scale_head.", "dpt_head.", "distill_head_list."),
     *("geometry_encoder.", "metric_encoder."),
@@ -63,11 +63,12 @@ GEOVR_TRAINING = (
 
 
 def stack_layout(family: str, decoder_layers: Sequence[int] | None = None) -> Layout:
-    """Return the layout of a SpatialStack, or of a VG-LLM, which has the same names without layers.
+    """Return the layout of a SpatialStack, or of a VG-LLM, which has the same names without decoder layers.
 
     Args:
-        family: Of its backbone.
-        decoder_layers: Of its connectors: the k-th one of a layer is `{layer}.{k}`. None is a model with one merger.
+        family: Family of its backbone.
+        decoder_layers: Decoder layers of its connectors. The k-th connector of a layer is `{layer}.{k}`. None is a
+            model with one merger.
     """
     start, prefix = ("", STACK_QWEN25) if family == QWEN25 else ("model.", STACK)
     layout = {f"{start}geometry_encoder.vggt.": VGGT_MODEL}

@@ -1,4 +1,4 @@
-"""Released folders as backbones: Qwen-VL models, and those that were released with a geometry encoder and a fusion."""
+"""Loaders of released folders: Qwen-VL models, and models released with a geometry encoder and a fusion."""
 
 from __future__ import annotations
 
@@ -73,15 +73,15 @@ from zoo.weights.load import (
 MOE = {"qwen3_vl_moe": "Qwen3-VL-MoE", "qwen3_5_moe": "Qwen3.5-MoE"}
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-V1_CONNECTOR = "vggt_embedding_merger."  # of Spatial-MLLM v1.0
+V1_CONNECTOR = "vggt_embedding_merger."  # prefix of Spatial-MLLM v1.0's connector
 VGGT_DEPTH = 24  # layers of the released aggregator
 
 
-# ---- Models of transformers, empty at first --------------------------------------------------------------------------
+# ---- Models of transformers without weights --------------------------------------------------------------------------
 
 
 class Family(NamedTuple):
-    """A family of released models: its title, transformers' classes, and the backbone around them."""
+    """A family of released models: its title, transformers' classes, and its backbone class."""
 
     title: str
     stock: Any
@@ -97,11 +97,11 @@ FAMILIES = {
 
 
 class EmptyQwenVL(BackboneLoader):
-    """A Qwen-VL without weights and processor; the weights are filled in afterwards.
+    """A Qwen-VL without weights and processor. The weights are filled in afterwards.
 
     Args:
         config: Transformers' config of the model.
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
         layout: See `BackboneLoader`.
     """
 
@@ -116,10 +116,10 @@ class EmptyQwenVL(BackboneLoader):
 
 
 def empty_qwen(config: Any, dtype: torch.dtype) -> Any:
-    """Return the stock model of a config in training mode, with parameters on the meta device."""
+    """Return transformers' model for a config, in training mode, with parameters on the meta device."""
     for part in (config, config.text_config, config.vision_config):
         part.dtype = dtype  # transformers prefers the dtype in a released config to the default
-    # not .to(dtype) afterwards: that would round RoPE's frequencies as well
+    # .to(dtype) afterwards would also round RoPE's frequencies
     with local_torch_dtype(dtype), torch.device("meta"):
         model = FAMILIES[config.model_type].stock(config)
     model.tie_weights()
@@ -129,7 +129,7 @@ def empty_qwen(config: Any, dtype: torch.dtype) -> Any:
 
 
 def compute_buffers(model: Any, device: torch.device) -> None:
-    """Compute the buffers that no file restores, which are RoPE's frequencies."""
+    """Compute the buffers that are not in the files: RoPE's frequencies."""
     for part in model.modules():
         for name in part._non_persistent_buffers_set:
             part._buffers[name] = torch.empty_like(part._buffers[name], device=device)
@@ -138,12 +138,12 @@ def compute_buffers(model: Any, device: torch.device) -> None:
 
 
 def qwen_weights(config: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> ReleasedWeights:
-    """Return what a Qwen-VL of transformers is loaded from; tensors of Spatial-MLLM v1.0 are refused.
+    """Return the weights for a Qwen-VL of transformers. Tensors of Spatial-MLLM v1.0 are rejected.
 
     Args:
-        config: Of the model. If it ties the lm_head, that of the tensors is not read, as in the official code; a
-            warning says if it differs from the embeddings.
-        tensors: By official names.
+        config: Config of the model. If it ties the lm_head, the lm_head's tensor is not read, as in the official code.
+            A warning is given if it differs from the embeddings.
+        tensors: Tensors by official names.
         skip: Prefixes of names to ignore.
     """
     family, is_tied = config.model_type, config.tie_word_embeddings
@@ -159,11 +159,11 @@ def qwen_weights(config: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> R
 
 
 def _check_tied(tensors: Tensors, family: str) -> None:
-    """Raise InputError for an lm_head that can't be tied, and warn of one that differs from the embeddings."""
+    """Raise InputError for an lm_head that can't be tied, and warn if it differs from the embeddings."""
     names = backbone_names(family)
     own = (name for name in tensors if names.current(name) == (EMBEDDINGS,))
     if (embeddings := next(own, None)) is None:
-        return  # the error about missing tensors names it
+        return  # the error about missing tensors will name it
     head, embedding = tensors[LM_HEAD], tensors[embeddings]
     if head.shape != embedding.shape:
         raise InputError(
@@ -179,8 +179,9 @@ def _check_tied(tensors: Tensors, family: str) -> None:
 def refuse_v1(tensors: Tensors) -> None:
     """Raise InputError for Spatial-MLLM v1.0.
 
-    By its published code, v1.0 has VGGT under `vggt.`, and after a connector as v1.1's (with the patches of the second
-    frame behind those of the first) another RMSNorm and MLP. None of its outputs are at hand to check a port against.
+    By its published code, v1.0 has VGGT under `vggt.`. Its connector is like v1.1's (with the patches of the second
+    frame after the first frame's) and is followed by another RMSNorm and MLP. No outputs are available to check a port
+    against.
     """
     if any(name.startswith(V1_CONNECTOR) for name in tensors):
         raise InputError(
@@ -193,12 +194,12 @@ def refuse_v1(tensors: Tensors) -> None:
 
 
 class PretrainedQwenVL(BackboneLoader):
-    """Released weights of a family.
+    """Released weights of a model family.
 
     Attributes:
         family: The model_type of its config.json.
         released: An example of a hub id, for errors.
-        skip: Prefixes of the folder's tensors that belong to other parts.
+        skip: Prefixes of tensors in the folder that belong to other parts.
     """
 
     is_pretrained = True
@@ -212,12 +213,12 @@ class PretrainedQwenVL(BackboneLoader):
 
     @property
     def lacks_folder(self) -> bool:
-        """Whether the model is built by its shapes, without a folder of weights and processor."""
+        """Whether only shapes are built, without a folder of weights and processor."""
         return builds_shapes_only() and not Path(self.path).expanduser().is_dir()
 
     @cached_property
     def known(self) -> dict[str, Any] | None:
-        """The config of a released model that is built by its shapes, unless its folder is there."""
+        """The config of a released model that is built by shapes only. None if its folder exists."""
         return known_config(self.path) if self.lacks_folder else None
 
     @cached_property
@@ -276,7 +277,7 @@ class PretrainedQwenVL(BackboneLoader):
         return backbone
 
     def _refuse_others(self) -> None:
-        """Raise InputError for weights of another kind, with the class that loads them."""
+        """Raise InputError for weights of another kind, and name the class that loads them."""
         kind, own = self.settings.get("model_type"), FAMILIES[self.family].title
         if kind in MOE:
             raise InputError(
@@ -300,7 +301,7 @@ class PretrainedQwen25VL(PretrainedQwenVL):
     Args:
         path: A hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a local folder with config, safetensors and processor.
         attn_implementation: The attention backend of transformers.
-        dtype: The type in which the weights are kept.
+        dtype: Dtype of the weights.
     """
 
     family, released = QWEN25, "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -326,7 +327,7 @@ class PretrainedQwen3VL(PretrainedQwenVL):
     Args:
         path: A hub id (`Qwen/Qwen3-VL-4B-Instruct`) or a local folder with config, safetensors and processor.
         attn_implementation: The attention backend of transformers.
-        dtype: The type in which the weights are kept.
+        dtype: Dtype of the weights.
     """
 
     family, released = QWEN3, "Qwen/Qwen3-VL-4B-Instruct"
@@ -338,7 +339,7 @@ class PretrainedQwen3VL(PretrainedQwenVL):
 
     @classmethod
     def released_parts(cls, path: str) -> dict[str, Any]:
-        """See `BackboneLoader`; the names of the tensors tell a GeoVR, whose config is Qwen3-VL's."""
+        """See `BackboneLoader`. A GeoVR has Qwen3-VL's config and is recognized by its tensor names."""
         loader = cls(path)
         names = () if loader.lacks_folder else loader.tensors
         is_geovr = any(name.startswith(GEOVR_TRAINING) for name in names)
@@ -350,15 +351,15 @@ class PretrainedQwen3VL(PretrainedQwenVL):
 
 
 class PretrainedGeoVR(PretrainedQwen3VL):
-    """Released weights of GeoVR (arXiv 2606.05833): Qwen3-VL, trained with heads that no answer needs.
+    """Released weights of GeoVR (arXiv 2606.05833): a Qwen3-VL that was trained with heads not used for answers.
 
-    The files may hold the heads, their tokens and the frozen teachers; they are not read.
+    The files may contain the heads, their tokens and the frozen teachers. They are not read.
 
     Args:
         path: A folder of the hub repository (`WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B`, `-4B`; `GeoVR-Omega-...`) or a
             local folder with config, safetensors and processor.
         attn_implementation: The attention backend of transformers.
-        dtype: The type in which the weights are kept.
+        dtype: Dtype of the weights.
     """
 
     released = "WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B"
@@ -375,8 +376,8 @@ class PretrainedQwen35(PretrainedQwenVL):
 
     Args:
         path: A hub id (`Qwen/Qwen3.5-4B`) or a local folder with config, safetensors and processor.
-        attn_implementation: The attention backend of transformers, of the layers of full attention.
-        dtype: The type in which the weights are kept.
+        attn_implementation: The attention backend of transformers, for the layers with full attention.
+        dtype: Dtype of the weights.
     """
 
     family, released = QWEN35, "Qwen/Qwen3.5-4B"
@@ -393,7 +394,7 @@ class PretrainedQwen35(PretrainedQwenVL):
 
 @contextmanager
 def config_errors(folder: Path) -> Iterator[None]:
-    """Turn the errors of transformers and VGGT about an invalid config into an InputError that names the file."""
+    """Convert errors of transformers and VGGT about an invalid config into an InputError that names the file."""
     try:
         yield
     except InputError:
@@ -404,10 +405,6 @@ def config_errors(folder: Path) -> Iterator[None]:
 
 def read_processor(folder: Path, kind: Any) -> Any:
     """Return the tokenizer and the image and video processors of a folder.
-
-    Args:
-        folder: With their files.
-        kind: Transformers' class of the processor.
 
     Raises:
         InputError: Files are absent or can't be read.
@@ -426,7 +423,7 @@ def _first_line(error: Exception) -> str:
 
 
 def released_layouts() -> dict[str, DecoderLayout]:
-    """Return the decoder of one released model of each family, by the family's title, with tensors on the CPU."""
+    """Return the decoder layout of one released model per family, by the family's title, with tensors on the CPU."""
     with torch.device("meta"):
         loaders = PretrainedQwen25VL(), PretrainedQwen3VL(), PretrainedQwen35()
         found = {FAMILIES[loader.family].title: loader.load().decoder_layout for loader in loaders}
@@ -441,16 +438,16 @@ def released_layouts() -> dict[str, DecoderLayout]:
 
 
 class PretrainedFused(PretrainedQwenVL):
-    """A released backbone with its geometry encoder and its fusion, for a model that fuses them."""
+    """A released backbone with its geometry encoder and its fusion, for a model that combines them."""
 
     @property
     @abstractmethod
     def released_geometry(self) -> ReleasedGeometry | None:
-        """The parts beside the backbone; None in a model that was saved without."""
+        """The parts besides the backbone. None for a model that was saved without them."""
 
     @property
     def tensor_names(self) -> Collection[str]:
-        """Official names of the tensors; none for a model that is built by its shapes, without its folder."""
+        """Official names of the tensors. Empty for a model that is built by shapes only."""
         return () if self.lacks_folder else self.tensors
 
     @property
@@ -468,11 +465,11 @@ class PretrainedFused(PretrainedQwenVL):
         return {"backbone": loader, **({} if parts is None else {"fusion": parts.fusion})}
 
     def load_geometry(self) -> GeometryEncoder | None:
-        """Return the VGGT that the fusion was trained on, with the layers that it reads."""
+        """Return the VGGT that the fusion was trained with, with the layers that the fusion reads."""
         if (parts := self.released_geometry) is None:
             return None
         with config_errors(self.folder):
-            for layer in parts.layers:  # the encoder's own error blames an option
+            for layer in parts.layers:  # the encoder's own error would blame an option
                 layer_index(layer, int(parts.aggregator.get("depth", VGGT_DEPTH)))
             return parts.load_encoder(self.tensors, self.dtype)
 
@@ -481,19 +478,19 @@ class PretrainedFused(PretrainedQwenVL):
             parts.fit_fusion(fusion)
 
     def load_fusion(self, fusion: nn.Module) -> bool:
-        """Copy the released weights into a fusion of the released class; another fusion keeps its own."""
+        """Copy the released weights into a fusion of the released class. Another fusion keeps its own weights."""
         parts = self.released_geometry
         return parts is not None and parts.load_fusion(fusion, self.tensors)
 
 
 class PretrainedSpatialMLLM(PretrainedFused, PretrainedQwen25VL):
-    """A released Spatial-MLLM v1.1: Qwen2.5-VL, and its VGGT and connector for a model that fuses them.
+    """A released Spatial-MLLM v1.1: Qwen2.5-VL, with its VGGT and connector for a model that combines them.
 
     Args:
         path: A hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
             safetensors and processor.
         attn_implementation: The attention backend of transformers.
-        dtype: The type in which the weights are kept.
+        dtype: Dtype of the weights.
     """
 
     released, released_fusions = "Diankun/Spatial-MLLM-v1.1-Instruct-135K", ("AddFusion",)
@@ -509,13 +506,13 @@ class PretrainedSpatialMLLM(PretrainedFused, PretrainedQwen25VL):
 
 
 class PretrainedVGLLM(PretrainedFused, PretrainedQwen25VL):
-    """A released VG-LLM: Qwen2.5-VL, and its VGGT and merger for a model that fuses them.
+    """A released VG-LLM: Qwen2.5-VL, with its VGGT and merger for a model that combines them.
 
     Args:
         path: A hub id (`zd11024/vgllm-qa-vggt-4b`, `zd11024/vgllm-qa-vggt-8b`) or a local folder with config,
-            safetensors and processor; of the current layout of names, or of the first release's.
+            safetensors and processor. Both the current names and the first release's names are supported.
         attn_implementation: The attention backend of transformers.
-        dtype: The type in which the weights are kept.
+        dtype: Dtype of the weights.
     """
 
     released, released_fusions = "zd11024/vgllm-qa-vggt-4b", ("PatchMergerFusion",)
@@ -531,12 +528,12 @@ class PretrainedVGLLM(PretrainedFused, PretrainedQwen25VL):
 
 
 class PretrainedSpatialStack(PretrainedFused, PretrainedQwen35):
-    """A released SpatialStack: Qwen3.5, and its VGGT and connectors for a model that fuses them.
+    """A released SpatialStack: Qwen3.5, with its VGGT and connectors for a model that combines them.
 
     Args:
         path: A hub id (`Journey9ni/SpatialStack-Qwen3.5-4B`) or a local folder with config, safetensors and processor.
-        attn_implementation: The attention backend of transformers, of the layers of full attention.
-        dtype: The type in which the weights are kept.
+        attn_implementation: The attention backend of transformers, for the layers with full attention.
+        dtype: Dtype of the weights.
     """
 
     released, released_fusions = "Journey9ni/SpatialStack-Qwen3.5-4B", ("StackFusion", "PatchMergerFusion")
@@ -556,12 +553,12 @@ class PretrainedSpatialStack(PretrainedFused, PretrainedQwen35):
 
 
 class PretrainedSpatialStackQwen25(PretrainedFused, PretrainedQwen25VL):
-    """A SpatialStack on Qwen2.5-VL: the backbone, and its VGGT and connectors for a model that fuses them.
+    """A SpatialStack on Qwen2.5-VL, with its VGGT and connectors for a model that combines them.
 
     Args:
         path: A hub id (`Journey9ni/SpatialStack-Qwen2.5-4B`) or a local folder with config, safetensors and processor.
         attn_implementation: The attention backend of transformers.
-        dtype: The type in which the weights are kept.
+        dtype: Dtype of the weights.
     """
 
     released, released_fusions = "Journey9ni/SpatialStack-Qwen2.5-4B", ("StackFusion", "PatchMergerFusion")

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL (arXiv 2502.13923); released folders are read by `zoo.backbones.pretrained`."""
+"""Qwen2.5-VL (arXiv 2502.13923). Released folders are read by `zoo.backbones.pretrained`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from zoo.backbones.qwen_vl import QwenVLBackbone, QwenVLPreprocessor, TinyQwenVL
 from zoo.backbones.vision import PatchEmbedding, SegmentAttention
 from zoo.sequences.loaded_scene import Grid, Segments, VisionInputs, VisionRules
 
-# ---- What the vision encoder computes from grids alone, by transformers' own functions -------------------------------
+# ---- The vision encoder's inputs that depend on grids alone, by transformers' own functions --------------------------
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Qwen25VisionRules(VisionRules):
 
     @classmethod
     def of(cls, config: Any) -> Qwen25VisionRules:
-        """Read the numbers of a vision config."""
+        """Read the values from a vision config."""
         return cls(config.spatial_merge_size, config.window_size, config.patch_size)
 
     def inputs(self, grids: Sequence[Grid]) -> VisionInputs:
@@ -76,11 +76,11 @@ class Qwen25VLAttention(CameraAttention, Qwen2_5_VLAttention):
 
 
 class Qwen25VLLayer(DeepstackLayer, Qwen2_5_VLDecoderLayer):
-    """A layer of the decoder, behind which features may be added to the visual tokens."""
+    """A decoder layer, after which features may be added to the visual tokens."""
 
 
 class WindowAttention(SegmentAttention, Qwen2_5_VLVisionAttention):
-    """The vision encoder's attention, within windows or within frames."""
+    """The vision encoder's attention within windows or within frames."""
 
 
 class Qwen25VLPatchEmbedding(PatchEmbedding, Qwen2_5_VisionPatchEmbed):
@@ -88,7 +88,7 @@ class Qwen25VLPatchEmbedding(PatchEmbedding, Qwen2_5_VisionPatchEmbed):
 
 
 class Qwen25VLBackbone(QwenVLBackbone):
-    """The original model with camera hooks; see `QwenVLBackbone`."""
+    """The original model with camera hooks, see `QwenVLBackbone`."""
 
     hooked_classes = {Qwen2_5_VLAttention: Qwen25VLAttention, Qwen2_5_VLDecoderLayer: Qwen25VLLayer}
     vision_classes = {
@@ -113,7 +113,7 @@ CHAT_TEMPLATE = Path(__file__).with_name("qwen25_vl.jinja")
 
 @cache
 def tiny_processor() -> Qwen2_5_VLProcessor:
-    """Return Qwen2.5-VL's processor with the tiny tokenizer; its chats read as with the released template."""
+    """Return Qwen2.5-VL's processor with the tiny tokenizer. Chats have the released template's format."""
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         video_processor=Qwen2VLVideoProcessor(),
@@ -123,12 +123,15 @@ def tiny_processor() -> Qwen2_5_VLProcessor:
 
 
 def tiny_preprocessor() -> QwenVLPreprocessor:
-    """Return the tiny processor behind the zoo's interface."""
+    """Return the tiny processor with the zoo's interface."""
     return QwenVLPreprocessor(tiny_processor())
 
 
 class TinyQwen25VL(TinyQwenVL):
-    """Random weights, see `TinyQwenVL`; the vision encoder's last layer attends to frames, others to windows."""
+    """A tiny Qwen2.5-VL with random weights, see `TinyQwenVL`.
+
+    The last layer of the vision encoder attends within frames, the others within windows.
+    """
 
     stock_class, backbone_class = Qwen2_5_VLForConditionalGeneration, Qwen25VLBackbone
 

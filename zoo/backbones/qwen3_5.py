@@ -1,4 +1,4 @@
-"""Qwen3.5, a hybrid decoder; released folders are read by `zoo.backbones.pretrained`."""
+"""Qwen3.5, a hybrid decoder. Released folders are read by `zoo.backbones.pretrained`."""
 
 from __future__ import annotations
 
@@ -44,34 +44,34 @@ NO_THOUGHTS = "<think>\n\n</think>\n\n"
 
 
 class Qwen35Preprocessor(Qwen3VLPreprocessor):
-    """See `Preprocessor`; without thinking, at any size of the model."""
+    """See `Preprocessor`. Thinking is switched off for all model sizes."""
 
     title = "Qwen3.5"
     template_options = {"enable_thinking": False}
 
     def texts(self, messages: Sequence[Message]) -> list[str]:
-        """See `Preprocessor`; answers are trimmed, as by the chat template."""
+        """See `Preprocessor`. Answers are stripped, as by the chat template."""
         return super().texts(
             [each | {"content": each["content"].strip()} if each["role"] == "assistant" else each for each in messages]
         )
 
     def history(self, texts: Sequence[str]) -> str:
-        """The chat template leaves the thoughts of earlier answers out."""
+        """See `QwenVLPreprocessor`. The chat template leaves out the thoughts of earlier answers."""
         prompts = [text.removesuffix(NO_THOUGHTS) for text in texts[::2]]
         answers = [text.rpartition("</think>")[2].lstrip("\n") for text in texts[1::2]]
         return "".join(chain.from_iterable(zip(prompts, answers, strict=True)))
 
 
-# ---- Gated DeltaNet with camera hooks, and with several questions behind a prefix whose state they share -------------
+# ---- Gated DeltaNet with camera hooks, and with several questions that share a prefix's state ------------------------
 
-ROW_PER_TOKEN = "row_per_token"  # in place of a mask: tokens of one sequence go on from a row of the states each
+ROW_PER_TOKEN = "row_per_token"  # replaces a mask: each token of a sequence continues from its own row of states
 
 
 class CameraDeltaNet(Qwen3_5GatedDeltaNet):
     """A Gated DeltaNet layer with a `camera_encoding`, and with several questions in a training sequence.
 
-    Without either the original forward runs. The layer's state is written with encoded keys and values, so later steps,
-    which hold text only, need no encoding.
+    Without either, the original forward runs. The layer's state is written with encoded keys and values, so later
+    steps, which contain only text, need no encoding.
     """
 
     def forward(
@@ -86,18 +86,18 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
 
         Args:
             hidden_states: (B, L, width).
-            cache: For answers; without states yet, if there is an encoding.
-            attention_mask: (B, L), of tokens that are not padding; or the places of the questions behind each prefix;
-                or `ROW_PER_TOKEN`.
-            camera_encoding: Encoding of exactly these tokens; None changes nothing.
+            cache: Cache for answers. It has no states yet if there is an encoding.
+            attention_mask: (B, L) mask of tokens that are not padding, or the places of the questions after each
+                prefix, or `ROW_PER_TOKEN`.
+            camera_encoding: Encoding of exactly these tokens. None changes nothing.
             **kwargs: Other arguments of the original forward.
 
         Raises:
-            ValueError: The encoding has another number of tokens, or comes behind the first call with a cache.
+            ValueError: The encoding has another number of tokens, or comes after the first call with a cache.
         """
         if camera_encoding is not None:
             check_num_tokens(camera_encoding, hidden_states)
-            # what acts in full attention alone may have hooks of later steps, which are none of this layer's
+            # an encoding of full attention may have hooks for later steps, which do not apply to this layer
             camera_encoding = camera_encoding.at_linear_layer(self.layer_idx, hidden_states)
         if camera_encoding is not None and cache is not None and cache.has_previous_state(self.layer_idx):
             raise ValueError(
@@ -112,11 +112,11 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
             return output
         encoding = camera_encoding or EncodedCameras()
         hidden_states = apply_mask_to_padding_states(hidden_states, None if questions else attention_mask)
-        # 1. Projections: q, k and v together, decay and step size of each value head.
+        # 1. Projections: q, k and v together; decay and step size of each value head.
         mixed = self.in_proj_qkv(hidden_states)
         decay = -self.A_log.float().exp() * F.softplus(self.in_proj_a(hidden_states).float() + self.dt_bias)
         beta = self.in_proj_b(hidden_states).sigmoid()
-        # 2. The convolution, and the hooks on heads.
+        # 2. The convolution, and the encoding's hooks.
         if cache is not None:
             cache.update_conv_state(mixed.transpose(1, 2), self.layer_idx, conv_kernel_size=self.conv_kernel_size)
         q, k, v = self._heads(mixed)
@@ -125,11 +125,11 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         v = encoding.transform_values(v)
         for name, found, size in zip(("queries", "keys", "values"), (q, k, v), sizes, strict=True):
             check_shape(encoding, f"{name} (B, L, heads, D)", found, *size)
-        # 3. The delta rule, of the prefix and then of each question from the prefix's state.
+        # 3. The delta rule: the prefix first, then each question from the prefix's state.
         if questions is None:
             output, state = self._delta_rule(q, k, v, decay, beta)
         else:
-            prefix = questions.is_prefix[..., None]  # other tokens leave the state as it is
+            prefix = questions.is_prefix[..., None]  # other tokens do not change the state
             output, state = self._delta_rule(q, k, v, decay * prefix, beta * prefix)
             output = self._put_questions(questions, output, state, mixed, decay, beta)
         if cache is not None:
@@ -142,7 +142,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
         return self.out_proj(output.view(*hidden_states.shape[:2], -1))
 
     def _heads(self, mixed: Float[Tensor, "B L C"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return q, k (B, L, key heads, D) and v (B, L, value heads, D) behind the convolution."""
+        """Return q, k (B, L, key heads, D) and v (B, L, value heads, D) after the convolution."""
         weight = self.conv1d.weight.squeeze(1)
         mixed = causal_conv1d_fn(mixed.transpose(1, 2), weight, self.conv1d.bias, activation=self.activation)
         q, k, v = mixed.transpose(1, 2).split((self.key_dim, self.key_dim, self.value_dim), -1)
@@ -152,7 +152,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
     def _delta_rule(
         self, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return outputs and the last state; queries and keys are normalized inside."""
+        """Return outputs and the last state. Queries and keys are normalized inside."""
         outputs, last = torch_chunk_gated_delta_rule(
             q,
             k,
@@ -168,7 +168,7 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
     def _put_questions(
         self, questions: QuestionPlaces, output: Tensor, state: Tensor, mixed: Tensor, decay: Tensor, beta: Tensor
     ) -> Tensor:
-        """Put the outputs of the questions, which are text and have no cameras, in their places.
+        """Insert the outputs of the questions, which are text without cameras, at their places.
 
         Nothing is written in place, so the gradient reaches the prefix through its state and the convolution.
         """
@@ -184,11 +184,11 @@ class CameraDeltaNet(Qwen3_5GatedDeltaNet):
 
 # ---- The model: three of four decoder layers are Gated DeltaNet, every fourth is full attention ----------------------
 
-END_OF_TEXT, END_OF_TURN = 248044, 248046  # in the vocabulary of the released models
+END_OF_TEXT, END_OF_TURN = 248044, 248046  # token ids of the released models
 
 
 class Qwen35Attention(CameraAttention, Qwen3_5Attention):
-    """The full attention with camera hooks: behind the norms of queries and keys, and before the output's gate.
+    """The full attention with camera hooks, after the norms of queries and keys and before the output's gate.
 
     RoPE rotates the first quarter of the channels of a head.
     """
@@ -207,7 +207,7 @@ class Qwen35Attention(CameraAttention, Qwen3_5Attention):
 
 
 class Qwen35Layer(DeepstackLayer, Qwen3_5DecoderLayer):
-    """A layer of the decoder of either kind, behind which features may be added to the visual tokens."""
+    """A decoder layer of either kind, after which features may be added to the visual tokens."""
 
     @property
     def layer_idx(self) -> int:
@@ -224,10 +224,10 @@ class Qwen35PatchEmbedding(PatchEmbedding, Qwen3_5VisionPatchEmbed):
 
 
 class Qwen35Backbone(QwenVLBackbone):
-    """The original model with camera hooks; see `QwenVLBackbone`.
+    """The original model with camera hooks, see `QwenVLBackbone`.
 
-    A video is written as in Qwen3-VL: each temporal patch has the positions of an image, with its time as text in
-    front. The vision encoder has no DeepStack. Gated DeltaNet layers have no positions; their order is that of the
+    A video is written as in Qwen3-VL: each temporal patch has the positions of an image, with its time as text before
+    it. The vision encoder has no DeepStack. Gated DeltaNet layers have no positions. Their order is the order of the
     recurrence.
     """
 
@@ -240,13 +240,13 @@ class Qwen35Backbone(QwenVLBackbone):
     preprocessor_class = Qwen35Preprocessor
     span_per_step = True
     is_hybrid = True
-    tokens_per_second = 2  # Qwen2.5-VL's, for a time index in place of this model's own
-    # of Gated DeltaNet without the decay and the step size, which have no more outputs than heads
+    tokens_per_second = 2  # Qwen2.5-VL's value, for a time index that replaces this model's own
+    # Gated DeltaNet's decay and step size are left out, because they have only one output per head
     lora_targets = (*QwenVLBackbone.lora_targets, "in_proj_qkv", "in_proj_z", "out_proj")
 
     def __init__(self, vlm: Any, processor: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(vlm, processor, *args, **kwargs)
-        # the config stops at the end of a text; a turn ends by the tokenizer's own token
+        # the config stops at the end of a text, but a turn ends with the tokenizer's own token
         if processor is not None:
             end_of_turn = processor.tokenizer.eos_token_id
         else:
@@ -277,12 +277,12 @@ class Qwen35Backbone(QwenVLBackbone):
         return self.attn_implementation in MASKED
 
     def training_mask(self, sequences: Sequences) -> Any:
-        """See `Backbone`; Gated DeltaNet layers, which ignore a mask without an error, get the places of questions."""
+        """See `Backbone`. Gated DeltaNet layers silently ignore masks, so they get the places of questions."""
         assert sequences.questions is not None
         return super().training_mask(sequences) | {"linear_attention": sequences.questions}
 
     def question_mask(self, *groups: Any) -> Any:
-        """See `Backbone`; Gated DeltaNet layers read one question at a time."""
+        """See `Backbone`. Gated DeltaNet layers process one question at a time."""
         return {"full_attention": super().question_mask(*groups), "linear_attention": None}
 
     def step_mask(self, *groups: Any) -> Any:
@@ -296,24 +296,25 @@ class Qwen35Backbone(QwenVLBackbone):
 
 CHAT_TEMPLATE = Path(__file__).with_name("qwen3_5.jinja")
 FULL_ATTENTION_INTERVAL = 4  # every fourth layer, as in the released models
-SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1  # of the decay, at the start of a training
+SHORTEST_STEP, LONGEST_STEP = 1e-3, 1e-1  # range of the decay's step at the start of training
 
 
 def tiny_processor() -> Qwen3VLProcessor:
-    """Return Qwen3-VL's tiny processor, which Qwen3.5 has too, with chats as the released template writes them."""
+    """Return Qwen3-VL's tiny processor, which Qwen3.5 shares, with chats in the released template's format."""
     return tiny_qwen3_vl_processor(CHAT_TEMPLATE)
 
 
 def tiny_preprocessor() -> Qwen35Preprocessor:
-    """Return the tiny processor behind the zoo's interface."""
+    """Return the tiny processor with the zoo's interface."""
     return Qwen35Preprocessor(tiny_processor())
 
 
 class TinyQwen35(TinyQwenVL):
-    """Random weights, see `TinyQwenVL`; the last layer is full attention, and every fourth one before it.
+    """A tiny Qwen3.5 with random weights, see `TinyQwenVL`.
 
-    Heads of full attention have four times hidden_size / heads channels, of which RoPE rotates a quarter. Those of
-    Gated DeltaNet have hidden_size / heads: `heads` of values, and `key_value_heads` of queries and keys.
+    The last layer has full attention, and so has every fourth one before it. Heads of full attention have four times
+    hidden_size / heads channels, of which RoPE rotates one quarter. Heads of Gated DeltaNet have hidden_size / heads
+    channels: `heads` for values, and `key_value_heads` for queries and keys.
     """
 
     stock_class, backbone_class = Qwen3_5ForConditionalGeneration, Qwen35Backbone
@@ -321,7 +322,7 @@ class TinyQwen35(TinyQwenVL):
     def own_settings(
         self, pairs: int, text: Mapping[str, Any], vision_layers: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        # near the released models' split, 11 of 32 time, 11 height, 10 width, in multiples of four
+        # close to the released models' split (11 of 32 time, 11 height, 10 width), in multiples of four
         rope = dict(
             rope_type="default",
             rope_theta=1e7,
@@ -356,9 +357,10 @@ class TinyQwen35(TinyQwenVL):
 
 
 def _decay_bias(bias: Tensor) -> Tensor:
-    """Draw biases of the decay's step, softplus of which is log-uniform, as Mamba and flash-linear-attention do.
+    """Draw biases of the decay's step so that their softplus is log-uniform, as Mamba and flash-linear-attention do.
 
-    transformers starts with 1, made for released weights: a model trained from it forgets a video within few tokens.
+    transformers initializes them with 1, because it expects released weights. A model trained from that forgets a video
+    within a few tokens.
     """
     step = torch.empty(bias.shape).uniform_(math.log(SHORTEST_STEP), math.log(LONGEST_STEP)).exp()
     return step + (-torch.expm1(-step)).log()

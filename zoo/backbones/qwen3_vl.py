@@ -1,4 +1,4 @@
-"""Qwen3-VL, dense (arXiv 2511.21631); released folders are read by `zoo.backbones.pretrained`."""
+"""Dense Qwen3-VL (arXiv 2511.21631). Released folders are read by `zoo.backbones.pretrained`."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import Grid, Segments, VisionInputs, VisionRules
 from zoo.sequences.time_index import SpanIndex, TimeIndex
 
-# ---- What the vision encoder computes from grids alone, by transformers' own functions -------------------------------
+# ---- The vision encoder's inputs that depend on grids alone, by transformers' own functions --------------------------
 
 
 @dataclass(frozen=True)
 class Qwen3VisionRules(VisionRules):
-    """Positions and frames of the patches, and how learned positions are interpolated to a grid.
+    """Positions and frames of the patches, and the interpolation of learned positions to a grid.
 
     Attributes:
         spatial_merge_size: Patches per side in one visual token.
-        side: Of the square of learned positions.
-        mode: Of the interpolation.
-        align_corners: Of the interpolation.
+        side: Side of the square of learned positions.
+        mode: Mode of the interpolation.
+        align_corners: Option of the interpolation.
     """
 
     spatial_merge_size: int
@@ -61,7 +61,7 @@ class Qwen3VisionRules(VisionRules):
 
     @classmethod
     def of(cls, encoder: Any) -> Qwen3VisionRules:
-        """Read the numbers of a vision encoder."""
+        """Read the values from a vision encoder."""
         merge = encoder.config.spatial_merge_size
         return cls(merge, encoder.num_grid_per_side, encoder.interpolation_mode, encoder.interpolation_align_corners)
 
@@ -89,7 +89,7 @@ class Qwen3VisionRules(VisionRules):
 
 # ---- Frames and text to inputs: the time of each temporal patch is text before its visual tokens ---------------------
 
-VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"  # the chat template's
+VIDEO = "<|vision_start|><|video_pad|><|vision_end|>"  # as in the chat template
 MEDIUM = re.compile(r"<\|vision_start\|><\|(?:video|image)_pad\|><\|vision_end\|>")
 
 
@@ -97,7 +97,7 @@ class Qwen3VLPreprocessor(QwenVLPreprocessor):
     """See `Preprocessor`.
 
     Attributes:
-        title: The name of the model, for errors.
+        title: Name of the model, for errors.
     """
 
     title: ClassVar[str] = "Qwen3-VL"
@@ -107,8 +107,9 @@ class Qwen3VLPreprocessor(QwenVLPreprocessor):
     ) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
         """Replace each video of a chat by a block `<1.5 seconds><|vision_start|>...<|vision_end|>` per temporal patch.
 
-        The time is the mean of the patch's first and last frame. The blocks replace the template's markers as well, as
-        in transformers 4.57, with which the model was released; 5.24's processor leaves a second pair around them.
+        The time is the mean of the patch's first and last frame. The blocks also replace the template's own markers, as
+        in transformers 4.57, with which the model was released. The processor of 5.24 leaves a second pair of markers
+        around them.
         """
         grids, times = iter(media_grids), iter(frame_times or ())
         placed: list[Sequence[int]] = []
@@ -131,14 +132,14 @@ class Qwen3VLPreprocessor(QwenVLPreprocessor):
 
     def save_pretrained(self, folder: str) -> None:
         super().save_pretrained(folder)
-        self.processor.video_processor.save_pretrained(folder)  # where transformers 4.57 looks
+        self.processor.video_processor.save_pretrained(folder)  # transformers 4.57 expects it here
 
 
-# ---- The model of transformers with camera hooks; it has DeepStack, and a block of the prompt per temporal patch -----
+# ---- The model of transformers with camera hooks. It has DeepStack, and a prompt block per temporal patch ------------
 
 
 class Qwen3VLAttention(CameraAttention, Qwen3VLTextAttention):
-    """The decoder's attention with camera hooks behind the norms of queries and keys."""
+    """The decoder's attention with camera hooks after the norms of queries and keys."""
 
     q_norm: Any
     k_norm: Any
@@ -148,10 +149,10 @@ class Qwen3VLAttention(CameraAttention, Qwen3VLTextAttention):
 
 
 class Qwen3VLDecoder(Qwen3VLTextModel):
-    """The original decoder, with features added by the places of visual tokens: for a mask a GPU would wait."""
+    """The original decoder, which adds features by the places of visual tokens. A mask would wait for the GPU."""
 
     def _deepstack_process(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
-        if visual_pos_masks.dtype == torch.bool:  # of the original model's own forward
+        if visual_pos_masks.dtype == torch.bool:  # called by the original model's own forward
             added: Tensor = super()._deepstack_process(hidden_states, visual_pos_masks, visual_embeds)
             return added
         return add_features(hidden_states, visual_pos_masks, visual_embeds)
@@ -166,17 +167,17 @@ class Qwen3VLPatchEmbedding(PatchEmbedding, Qwen3VLVisionPatchEmbed):
 
 
 class Qwen3VLBackbone(QwenVLBackbone):
-    """The original model with camera hooks; see `QwenVLBackbone`.
+    """The original model with camera hooks, see `QwenVLBackbone`.
 
-    The features of DeepStack are added to the hidden states of the visual tokens behind each of the first decoder
-    layers. All temporal patches have the positions of images, with their time as text in front.
+    DeepStack features are added to the hidden states of the visual tokens after each of the first decoder layers. All
+    temporal patches have the positions of images, with their time as text before them.
     """
 
     hooked_classes = {Qwen3VLTextAttention: Qwen3VLAttention, Qwen3VLTextModel: Qwen3VLDecoder}
     vision_classes = {Qwen3VLVisionAttention: FrameAttention, Qwen3VLVisionPatchEmbed: Qwen3VLPatchEmbedding}
     preprocessor_class = Qwen3VLPreprocessor
     span_per_step = True
-    tokens_per_second = 2  # Qwen2.5-VL's, for a time index in place of this model's own
+    tokens_per_second = 2  # Qwen2.5-VL's value, for a time index that replaces this model's own
 
     @property
     def vision_rules(self) -> Qwen3VisionRules:
@@ -197,7 +198,7 @@ HALF = [0.5, 0.5, 0.5]  # mean and deviation of the released processors
 
 @cache
 def tiny_processor(chat_template: Path = CHAT_TEMPLATE) -> Qwen3VLProcessor:
-    """Return Qwen3-VL's processor with the tiny tokenizer; its chats read as with the released template."""
+    """Return Qwen3-VL's processor with the tiny tokenizer. Chats have the released template's format."""
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(patch_size=16, image_mean=HALF, image_std=HALF),
         video_processor=Qwen3VLVideoProcessor(image_mean=HALF, image_std=HALF),
@@ -207,19 +208,19 @@ def tiny_processor(chat_template: Path = CHAT_TEMPLATE) -> Qwen3VLProcessor:
 
 
 def tiny_preprocessor() -> Qwen3VLPreprocessor:
-    """Return the tiny processor behind the zoo's interface."""
+    """Return the tiny processor with the zoo's interface."""
     return Qwen3VLPreprocessor(tiny_processor())
 
 
 class TinyQwen3VL(TinyQwenVL):
-    """Random weights, see `TinyQwenVL`; DeepStack takes the features of each layer of the vision encoder."""
+    """A tiny Qwen3-VL with random weights, see `TinyQwenVL`. DeepStack takes features of every vision layer."""
 
     stock_class, backbone_class = Qwen3VLForConditionalGeneration, Qwen3VLBackbone
 
     def own_settings(
         self, pairs: int, text: Mapping[str, Any], vision_layers: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        # near the released models' split of a head, 3/8 time, 5/16 height, 5/16 width, in multiples of four
+        # close to the released models' split of a head (3/8 time, 5/16 height, 5/16 width), in multiples of four
         rope = dict(
             rope_type="default",
             rope_theta=5e6,

@@ -1,4 +1,4 @@
-"""What the Qwen-VL backbones share: preprocessor, camera hooks in the decoder, and tiny models with random weights."""
+"""Shared code of the Qwen-VL backbones: preprocessor, camera hooks in the decoder, and tiny random models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from zoo.sequences.packing import IGNORED
 # ---- Frames and text to inputs, by transformers' own processor -------------------------------------------------------
 
 END_OF_TURN = "<|im_end|>\n"  # follows each answer in the chat template
-# frames are already sampled and resized, and are normalized later: the processor only cuts patches
+# frames are already sampled and resized, and are normalized later, so the processor only cuts patches
 PATCHES_ONLY = dict(
     do_resize=False,
     do_sample_frames=False,
@@ -50,7 +50,7 @@ class QwenVLPreprocessor(Preprocessor):
     """See `Preprocessor`.
 
     Args:
-        processor: Processor of the model.
+        processor: Transformers' processor of the model.
 
     Attributes:
         template_options: Options of the chat template.
@@ -69,19 +69,20 @@ class QwenVLPreprocessor(Preprocessor):
 
     def normalize(self, patches: UInt8[Tensor, "patches channels"]) -> Float[Tensor, "patches channels"]:
         own = self.processor.video_processor
-        # as its `rescale_and_normalize`, of which the check of the deviations would wait for a GPU
+        # as its `rescale_and_normalize`, without the check of the deviations, which would wait for the GPU
         mean, std = (
             (torch.tensor(each) * (1 / own.rescale_factor)).to(patches.device, non_blocking=True)[:, None]
             for each in (own.image_mean, own.image_std)
         )
-        return patches.unflatten(1, (3, -1)).float().sub_(mean).div_(std).flatten(1)  # by the channels of a patch
+        return patches.unflatten(1, (3, -1)).float().sub_(mean).div_(std).flatten(1)  # channels first within a patch
 
     def texts(self, messages: Sequence[Message]) -> list[str]:
         texts: list[str] = []
         for number, message in enumerate(messages, start=1):
             if message["role"] == "assistant":
                 texts.append(f"{message['content']}{END_OF_TURN}")
-            elif number == len(messages) or messages[number]["role"] == "assistant":  # the last before an answer
+            # the last message before an answer
+            elif number == len(messages) or messages[number]["role"] == "assistant":
                 chat = self.prompt(messages[:number])
                 history = self.history(texts)
                 if not chat.startswith(history):
@@ -120,7 +121,7 @@ class QwenVLPreprocessor(Preprocessor):
                 repeats = 1
                 if token in placeholders:
                     run, left = next(placed), left or next(media)[0]
-                    left -= run[0]  # temporal patches of the medium that are still to come
+                    left -= run[0]  # temporal patches of the medium that remain
                     is_end = token == self.processor.video_token_id and not left
                     repeats = self._num_tokens(run, extra_tokens) + (extra_tokens.at_end if is_end else 0)
                 ids += [token] * repeats
@@ -130,17 +131,17 @@ class QwenVLPreprocessor(Preprocessor):
     def place_media(
         self, texts: Sequence[str], media_grids: Sequence[Sequence[int]], frame_times: Sequence[float] | None
     ) -> tuple[Sequence[str], Sequence[Sequence[int]]]:
-        """Return the texts with one placeholder per run of visual tokens, and the (t, h, w) of each run.
+        """Return texts with one placeholder per run of visual tokens, and the (t, h, w) of each run.
 
         Args:
-            texts: With one placeholder per video or image.
-            media_grids: (t, h, w) of each.
+            texts: Texts with one placeholder per video or image.
+            media_grids: (t, h, w) of each video or image.
             frame_times: See `tokenize`.
         """
         return texts, media_grids
 
     def _num_tokens(self, grid_thw: Sequence[int], extra_tokens: ExtraTokens) -> int:
-        """Visual tokens of a run, with the extra tokens of its views."""
+        """Return the number of visual tokens of a run, including extra tokens of its views."""
         steps, height, width = grid_thw
         view = height * width // self.processor.video_processor.merge_size**2
         return steps * (view + extra_tokens.count(view))
@@ -150,7 +151,7 @@ class QwenVLPreprocessor(Preprocessor):
 
     @cached_property
     def _special_tokens(self) -> list[str]:
-        """Special tokens, cached since the tokenizer rebuilds its table at each access."""
+        """Special tokens, cached because the tokenizer rebuilds its table at each access."""
         return [str(token) for token in self.processor.tokenizer.added_tokens_decoder.values() if token.special]
 
     def reserved_token(self, text: str) -> str | None:
@@ -158,26 +159,27 @@ class QwenVLPreprocessor(Preprocessor):
 
     def save_pretrained(self, folder: str) -> None:
         self.processor.save_pretrained(folder)
-        self.processor.image_processor.save_pretrained(folder)  # where transformers 4.51 looks
+        self.processor.image_processor.save_pretrained(folder)  # transformers 4.51 expects it here
 
 
 # ---- The model of transformers with camera hooks ---------------------------------------------------------------------
 
 
 class QwenVLBackbone(Backbone):
-    """A Qwen-VL of transformers, changed in place; its weights and their names stay.
+    """A Qwen-VL of transformers, changed in place. Its weights and their names are unchanged.
 
     Args:
         vlm: The original model.
-        processor: Its processor; None for a model that takes token ids only.
-        attn_implementation: Attention backend of the decoder; None is the model's. transformers supports FlexAttention
-            for the decoder of these models, but not for the whole model.
+        processor: Its processor. None for a model that takes only token ids.
+        attn_implementation: Attention backend of the decoder. None uses the model's. transformers supports
+            FlexAttention for the decoder of these models, but not for the whole model.
         stop_tokens: Token ids that end an answer, in addition to the config's.
 
     Attributes:
-        hooked_classes: The class with hooks in place of each original class of the decoder.
-        vision_classes: The faster class with the same results in place of each original class of the vision encoder.
-        preprocessor_class: Turns frames and text into inputs.
+        hooked_classes: For each original class of the decoder, the class with hooks that replaces it.
+        vision_classes: For each original class of the vision encoder, the faster class that replaces it with the same
+            results.
+        preprocessor_class: Class that turns frames and text into inputs.
     """
 
     lora_targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -218,7 +220,7 @@ class QwenVLBackbone(Backbone):
     def head_layout(self) -> HeadLayout:
         attention = next(layer.self_attn for layer in self.decoder.layers if hasattr(layer, "self_attn"))
         rotary = self.decoder.rotary_emb
-        # the original code selects the axis of each frequency: here it selects among the axes' own numbers
+        # let the original code, which selects the axis of each frequency, select among the numbers of the axes
         count = len(rotary.inv_freq)
         numbers = torch.arange(3, device="cpu")[:, None].repeat(1, count)
         return HeadLayout(attention.head_dim, tuple(rotary.recomposition_frequencies(numbers)[:count].tolist()))
@@ -227,7 +229,7 @@ class QwenVLBackbone(Backbone):
     def decoder_layout(self) -> DecoderLayout:
         text, rotary = self.vlm.config.text_config, self.decoder.rotary_emb
         frequencies: tuple[Tensor, ...] = (rotary.inv_freq, rotary.original_inv_freq)
-        if rotary.inv_freq.is_meta:  # they are no weights: a model without those has them as well
+        if rotary.inv_freq.is_meta:  # frequencies are not weights, so they exist in a model without weights too
             with torch.device("cpu"):
                 frequencies = (type(rotary)(rotary.config).inv_freq,)
         return DecoderLayout(
@@ -241,7 +243,7 @@ class QwenVLBackbone(Backbone):
         )
 
     def part_of(self, name: str) -> BackbonePart:
-        """See `Backbone`; the vision encoder's projections to the decoder's width are connector, as in Spatial-MLLM."""
+        """See `Backbone`. The vision encoder's projections to the decoder's width are connector, as in Spatial-MLLM."""
         if ".visual.merger." in f".{name}" or self.serves_deepstack(name):
             return "connector"
         return "vision" if ".visual." in f".{name}" else "decoder"
@@ -263,15 +265,15 @@ class QwenVLBackbone(Backbone):
             encoding.bind_to_decoder(layout, layout.layers)
 
 
-# ---- Tiny models: random weights, and a tokenizer that is trained when it is first used; no download -----------------
+# ---- Tiny models: random weights, and a tokenizer that is trained at first use; nothing is downloaded ----------------
 
-# Only the sizes differ from the released models: the classes of model, tokenizer and processor are transformers'.
+# Only the sizes differ from the released models. The classes of model, tokenizer and processor are transformers'.
 
 SPECIAL_TOKENS = [
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 ]
-INITIALIZER_RANGE = 0.06  # the released 0.02 suits widths of thousands: here it only delays the start
+INITIALIZER_RANGE = 0.06  # the released 0.02 suits widths of thousands, but only slows the start of training here
 CORPUS = Path(__file__).parent / "tiny_corpus.txt"
 
 
@@ -279,12 +281,12 @@ CORPUS = Path(__file__).parent / "tiny_corpus.txt"
 def tiny_tokenizer() -> Qwen2Tokenizer:
     """Return a byte-level BPE tokenizer of under 800 tokens.
 
-    It is trained on tiny_corpus.txt, the benchmark's wording. A change of that file changes the token ids, and with
-    them the meaning of tiny checkpoints.
+    It is trained on tiny_corpus.txt, the benchmark's wording. Changing that file changes the token ids, and with them
+    the meaning of tiny checkpoints.
     """
     untrained = Qwen2Tokenizer(eos_token="<|im_end|>", pad_token="<|endoftext|>")
     return untrained.train_new_from_iterator(
-        CORPUS.read_text().splitlines(keepends=True) * 3,  # a pair must be seen more than once to be merged
+        CORPUS.read_text().splitlines(keepends=True) * 3,  # a pair must occur more than once to be merged
         vocab_size=1000,
         new_special_tokens=SPECIAL_TOKENS,
         show_progress=False,
@@ -292,22 +294,22 @@ def tiny_tokenizer() -> Qwen2Tokenizer:
 
 
 class TinyQwenVL(BackboneLoader):
-    """Random weights.
+    """A tiny Qwen-VL with random weights.
 
     Args:
-        layers: Decoder layers.
+        layers: Number of decoder layers.
         hidden_size: Width of the decoder.
-        heads: Attention heads of the decoder, of hidden_size / heads channels each.
+        heads: Attention heads of the decoder, with hidden_size / heads channels each.
         key_value_heads: Heads of the decoder's keys and values.
         vision_layers: Layers of the vision encoder.
         vision_hidden_size: Width of the vision encoder.
-        seed: Seed of the weights; null is the run's.
+        seed: Seed of the weights. null is the run's seed.
         attn_implementation: The attention backend of transformers.
-        dtype: The type in which the weights are kept.
+        dtype: Dtype of the weights.
 
     Attributes:
-        stock_class: The model of transformers.
-        backbone_class: The `QwenVLBackbone` around it.
+        stock_class: Transformers' model class.
+        backbone_class: The `QwenVLBackbone` class around it.
     """
 
     stock_class: ClassVar[Any]
@@ -369,12 +371,9 @@ class TinyQwenVL(BackboneLoader):
     def own_settings(
         self, pairs: int, text: Mapping[str, Any], vision_layers: int
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the settings of decoder and vision encoder that other models don't share.
+        """Return settings of decoder and vision encoder that differ between models.
 
-        Args:
-            pairs: RoPE's frequencies.
-            text: The settings of the decoder that all models share.
-            vision_layers: Layers of the vision encoder.
+        `pairs` is the number of RoPE frequencies, and `text` the decoder settings that all models share.
         """
 
     @abstractmethod

@@ -1,7 +1,7 @@
-"""What config.json of a released model describes: the Qwen-VL, its geometry encoder and its fusion.
+"""Reads a released model's config.json: the Qwen-VL, its geometry encoder and its fusion.
 
-A Spatial-MLLM, a VG-LLM, a SpatialStack and a GeoVR are a Qwen-VL with more parts. Their config.json tells which one it
-is, or the names of their tensors where the config does not.
+Spatial-MLLM, VG-LLM, SpatialStack and GeoVR are Qwen-VL models with more parts. The config.json tells which model it
+is, or the tensor names if the config does not.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, load_weight
 Config = Mapping[str, Any]  # content of a config.json
 VGGT_SIZES = {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
 STACK_ADD = "deepstack_language_add"
-# the published scripts write these into config.json
+# keys that the published scripts write into config.json
 STACK_KEYS = (
     *("geometry_encoder_path", "geometry_fusion_layers", "geometry_encoder_layers", "include_camera_token"),
     *("pos_encoding_type", "vision_language_fusion_layers"),
@@ -56,7 +56,7 @@ GEOMETRY_KEYS = (
     *("fusion_dropout", *STACK_KEYS),
     *("use_vggt_feature", "use_dense_supervision", "vggt_merger_hidden_dim"),  # VG-LLM's first release
 )
-SUPPORTED = {  # of what the published code offers
+SUPPORTED = {  # supported values among those of the published code
     "geometry_encoder_type": ("vggt",),
     "geometry_merger_type": ("mlp",),
     "include_camera_token": (False,),
@@ -72,18 +72,18 @@ KNOWN = Path(__file__).parent / "released_configs.yaml"
 
 
 def loader_of(config: Config) -> str | None:
-    """Return the class of `zoo.backbones` that loads a folder with this config.json; None if there is none."""
+    """Return the class of `zoo.backbones` that loads a folder with this config.json. None if there is none."""
     kind, has_encoder = str(config.get("model_type")), bool(config.get("use_geometry_encoder"))
     if "spatial" in kind:
         return "PretrainedSpatialMLLM"
     if kind == QWEN25:
         if "geometry_fusion_layers" in config:
             return "PretrainedSpatialStackQwen25" if has_encoder else "PretrainedQwen25VL"
-        is_vg_llm = has_encoder or config.get("use_vggt_feature")  # the latter in its first release
+        is_vg_llm = has_encoder or config.get("use_vggt_feature")  # the latter key is from its first release
         return "PretrainedVGLLM" if is_vg_llm else "PretrainedQwen25VL"
     if kind == QWEN35 and has_encoder:
         return "PretrainedSpatialStack"
-    # a mixture of experts is refused by its name when it is loaded
+    # a mixture of experts is rejected when it is loaded
     return {QWEN3: "PretrainedQwen3VL", QWEN35: "PretrainedQwen35"}.get(kind.removesuffix("_moe"))
 
 
@@ -91,10 +91,10 @@ class FusedModel(NamedTuple):
     """A released model with more parts than its backbone.
 
     Attributes:
-        title: Its name.
-        loader: The class that loads it.
-        family: Of its backbone.
-        prefixes: Of the official names of its other parts.
+        title: Name of the model.
+        loader: Class that loads it.
+        family: Family of its backbone.
+        prefixes: Prefixes of the official names of its other parts.
     """
 
     title: str
@@ -106,7 +106,7 @@ class FusedModel(NamedTuple):
 STACK_QWEN25_NAMES = (STACK_QWEN25, *STACK_QWEN25_SECOND_NAMES)
 FUSED = (
     FusedModel("Spatial-MLLM", "PretrainedSpatialMLLM", QWEN25, tuple(SPATIAL_MLLM)),
-    # before VG-LLM, whose name of the encoder it shares
+    # before VG-LLM, because both use the same name for the encoder
     FusedModel("SpatialStack", "PretrainedSpatialStackQwen25", QWEN25, STACK_QWEN25_NAMES),
     FusedModel("VG-LLM", "PretrainedVGLLM", QWEN25, (*VG_LLM, *VG_LLM_FIRST)),
     FusedModel("SpatialStack", "PretrainedSpatialStack", QWEN35, (STACK_VGGT, STACK)),
@@ -115,12 +115,9 @@ FUSED = (
 
 
 def find_fused(config: Config, names: Collection[str], family: str) -> FusedModel | None:
-    """Return the fused model that a folder holds: by its config.json, else by the names of its tensors.
+    """Return the fused model that a folder holds, by its config.json or else by its tensor names.
 
-    Args:
-        config: Content of its config.json.
-        names: Of its tensors; none for a model that is built by its shapes.
-        family: Of the backbone, as which its tensors are named.
+    There are no names for a model that is built by shapes only.
     """
     by_config = (fused for fused in FUSED if fused.loader == loader_of(config))
     own = (fused for fused in FUSED if fused.family == family)
@@ -132,7 +129,7 @@ def find_fused(config: Config, names: Collection[str], family: str) -> FusedMode
 
 
 class ReleasedConfig:
-    """The parts described by the config of a Qwen2.5-VL or a Spatial-MLLM.
+    """The parts that the config of a Qwen2.5-VL or a Spatial-MLLM describes.
 
     Args:
         config: A released config.json, or {"qwen": Qwen2.5-VL's config.json, "spatial_config": ..., ...}.
@@ -140,7 +137,7 @@ class ReleasedConfig:
     Attributes:
         qwen: Transformers' config of Qwen2.5-VL.
         aggregator: Arguments of VGGT's `Aggregator`.
-        layer: Layer of the aggregator that the connector reads.
+        layer: Aggregator layer that the connector reads.
 
     Raises:
         InputError: The connector is not the published one.
@@ -166,7 +163,7 @@ def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLC
         source: Where it was read from, for errors.
 
     Raises:
-        InputError: MRoPE's sections do not share out the frequencies of a head.
+        InputError: MRoPE's sections do not add up to the frequencies of a head.
     """
     found = Qwen3VLConfig.from_dict(config)
     _check_sections(found.text_config, source)
@@ -183,7 +180,7 @@ def qwen3_5_config(config: dict[str, Any], source: str = "the config") -> Qwen3_
 def _check_sections(text: Any, source: str) -> None:
     sections, channels = list(text.rope_parameters["mrope_section"]), text.head_dim
     pairs = int(channels * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
-    taken = [len(range(axis, min(3 * count, pairs), 3)) for axis, count in enumerate(sections)]  # h and w take turns
+    taken = [len(range(axis, min(3 * count, pairs), 3)) for axis, count in enumerate(sections)]  # h and w alternate
     if len(sections) != 3 or sum(sections) != pairs or taken[1:] != sections[1:]:
         raise InputError(
             f"{source}: mrope_section {sections} does not share out the {pairs} frequencies of a head of "
@@ -192,7 +189,7 @@ def _check_sections(text: Any, source: str) -> None:
 
 
 def known_config(path: str) -> dict[str, Any] | None:
-    """Return the sizes in the config.json of a released model, by the last part of its hub id or folder; else None."""
+    """Return the sizes in a released model's config.json, by the last part of its hub id or folder, or None."""
     known: dict[str, dict[str, Any]] = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
     return known.get(Path(path).name)
 
@@ -202,13 +199,13 @@ def known_config(path: str) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class ReleasedGeometry:
-    """A released model's parts beside its backbone.
+    """The parts of a released model besides its backbone.
 
     Attributes:
-        layout: Prefixes of official names, and of the same tensors in a `SpatialVLM`.
+        layout: Prefixes of official names, with the prefixes of the same tensors in a `SpatialVLM`.
         aggregator: Arguments of VGGT's `Aggregator`.
-        layers: Of the aggregator whose outputs are the 3D tokens.
-        fusion: Builds the fusion, without its weights, from the decoder's width and the geometry's.
+        layers: Aggregator layers whose outputs are the 3D tokens.
+        fusion: Builds the fusion without weights from the widths of the decoder and of the geometry encoder.
         reference: The frame that is VGGT's world.
     """
 
@@ -219,14 +216,14 @@ class ReleasedGeometry:
     reference: ReferenceFrame = "first"
 
     def load_encoder(self, tensors: Tensors, dtype: torch.dtype) -> VGGTEncoder:
-        """Return the VGGT that the fusion was trained on, without heads."""
+        """Return the VGGT that the fusion was trained with, without heads."""
         prefix = next(theirs for theirs, ours in self.layout.items() if ours == VGGT_MODEL)
         weights = TensorsUnder(tensors, prefix)
         vggt = VGGT.from_official({"aggregator": dict(self.aggregator)}, weights, dtype)
         return VGGTEncoder(vggt, self.layers, weights, reference=self.reference)
 
     def fit_fusion(self, fusion: Any) -> None:
-        """Take the norm of a `StackFusion` from the release where it is open, see `BackboneLoader.fit_fusion`."""
+        """Set the norm of a `StackFusion` to the release's, if it was not set, see `BackboneLoader.fit_fusion`."""
         if type(fusion) is not self.fusion.func or not isinstance(fusion, StackFusion):
             return
         if fusion.decoder_layers != (layers := self.fusion.keywords["decoder_layers"]):
@@ -237,7 +234,7 @@ class ReleasedGeometry:
         fusion.norm = fusion.norm or self.fusion.keywords["norm"]
 
     def load_fusion(self, fusion: nn.Module | None, tensors: Tensors) -> bool:
-        """Copy the weights into a fusion of the released class; return False for another one."""
+        """Copy the weights into a fusion of the released class. Return False for another class."""
         if fusion is None or type(fusion) is not self.fusion.func:
             return False
         for theirs, ours in self.layout.items():
@@ -253,17 +250,17 @@ def spatial_mllm_geometry(aggregator: Mapping[str, Any], layer: int) -> Released
 
 
 def vg_llm_geometry(config: Mapping[str, Any], names: Collection[str]) -> ReleasedGeometry | None:
-    """Return the parts of a VG-LLM; None if it was saved without geometry.
+    """Return the parts of a VG-LLM. None if it was saved without geometry.
 
-    The published code reads the first release's config as one without geometry, and runs a plain Qwen2.5-VL without an
-    error. Here the names of the tensors tell both layouts apart, and the config where there are none of either.
+    The published code misreads the first release's config as one without geometry, and silently runs a plain
+    Qwen2.5-VL. Here the tensor names distinguish both layouts. Without names the config decides.
 
     Args:
-        config: Its config.json, and under `vggt_aggregator` the arguments of an unusual `Aggregator`.
-        names: Official names of its tensors; of a model that is built by its shapes alone, none.
+        config: Its config.json, with the arguments of an unusual `Aggregator` under `vggt_aggregator`.
+        names: Official names of its tensors. Empty for a model that is built by shapes only.
 
     Raises:
-        InputError: Another encoder, merger or fusion than the released models have.
+        InputError: The encoder, merger or fusion differs from the released models'.
     """
     has_first, has_current = (any(name.startswith(tuple(each)) for name in names) for each in (VG_LLM_FIRST, VG_LLM))
     is_first = has_first or (bool(config.get("use_vggt_feature")) and not has_current)
@@ -283,16 +280,16 @@ def vg_llm_geometry(config: Mapping[str, Any], names: Collection[str]) -> Releas
 def spatial_stack_geometry(
     config: Mapping[str, Any], names: Collection[str], *, is_qwen25: bool
 ) -> ReleasedGeometry | None:
-    """Return the parts of a SpatialStack; None if it was saved without geometry.
+    """Return the parts of a SpatialStack. None if it was saved without geometry.
 
     Args:
-        config: Its config.json, and under `vggt_aggregator` the arguments of an unusual `Aggregator`.
-        names: Official names of its tensors, which tell the norm: LayerNorm has a bias. Of a model that is built by its
-            shapes alone, none: then the norm is that of the released model.
+        config: Its config.json, with the arguments of an unusual `Aggregator` under `vggt_aggregator`.
+        names: Official names of its tensors, which determine the norm, because LayerNorm has a bias. Empty for a model
+            that is built by shapes only. The norm is then the released model's.
         is_qwen25: Whether it is the variant on Qwen2.5-VL.
 
     Raises:
-        InputError: Another encoder, merger or fusion than the released models have.
+        InputError: The encoder, merger or fusion differs from the released models'.
     """
     if not config.get("use_geometry_encoder"):
         return None
@@ -302,7 +299,7 @@ def spatial_stack_geometry(
     reference, family = config.get("reference_frame", "first"), QWEN25 if is_qwen25 else QWEN35
     if config["feature_fusion_method"] == "add":
         fusion: Any = partial(PatchMergerFusion, hidden=config.get("geometry_merger_hidden_dim", HIDDEN), norm=norm)
-        layers = config.get("geometry_encoder_layers") or [-2]  # of which the published code takes the last
+        layers = config.get("geometry_encoder_layers") or [-2]  # the published code uses the last one
         return ReleasedGeometry(stack_layout(family), _aggregator(config), (layers[-1],), fusion, reference)
     decoder_layers, encoder_layers = config["geometry_fusion_layers"], config["geometry_encoder_layers"]
     fusion = partial(StackFusion, decoder_layers=list(decoder_layers), norm=norm)

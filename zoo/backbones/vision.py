@@ -1,4 +1,4 @@
-"""Two parts of the Qwen-VL vision encoders made faster; on a CPU with the original results, bit for bit."""
+"""Two faster parts of the Qwen-VL vision encoders. On a CPU their results equal the original ones, bit for bit."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from zoo.sequences.loaded_scene import Segments
 
 
 class PatchEmbedding(nn.Module):
-    """A patch embedding of transformers, whose Conv3d has one kernel position and so is a matrix product.
+    """A patch embedding of transformers. Its Conv3d has one kernel position, so it is a matrix product.
 
-    A backbone derives a class from this one and its original patch embedding. On a GPU PyTorch's Conv3d in bfloat16 is
-    slower than the product by orders of magnitude. On a CPU the convolution stays, whose results are the original ones;
-    its gradient is the product's, which takes a fraction of the time.
+    A backbone derives a class from this one and its original patch embedding. On a GPU, PyTorch's Conv3d in bfloat16 is
+    slower than the matrix product by orders of magnitude. On a CPU the convolution is kept, so that results are the
+    original ones. Its gradient is computed by a matrix product, which takes a fraction of the time.
     """
 
     proj: Any
 
     def forward(self, hidden_states: Float[Tensor, "N pixels"]) -> Float[Tensor, "N D"]:
-        """Embed patches that have been cut."""
+        """Embed cut patches."""
         return self.convolve(hidden_states) if hidden_states.device.type == "cpu" else self.multiply(hidden_states)
 
     def multiply(self, patches: Float[Tensor, "N pixels"]) -> Float[Tensor, "N D"]:
@@ -39,14 +39,14 @@ class PatchEmbedding(nn.Module):
     def convolve(self, patches: Float[Tensor, "N pixels"]) -> Float[Tensor, "N D"]:
         """Embed patches by the convolution, on a CPU."""
         weight, bias = self.proj.weight, self.proj.bias
-        # the dtype of the convolution under autocast, which does not cover the backward pass
+        # the dtype of the convolution under autocast, which does not apply to the backward pass
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight.dtype
         bias = None if bias is None else bias.to(dtype)
         return _PatchConvolution.apply(patches.to(dtype), weight.to(dtype), bias)
 
 
 class _PatchConvolution(torch.autograd.Function):
-    """A convolution on patches of the kernel's size (D, 3, steps, side, side); backward is a matrix product."""
+    """A convolution on patches of the kernel's size (D, 3, steps, side, side), with a matrix product as backward."""
 
     @staticmethod
     def forward(ctx: Any, patches: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -64,17 +64,17 @@ class _PatchConvolution(torch.autograd.Function):
         )
 
 
-# ---- Attention in one batch per length of run ------------------------------------------------------------------------
+# ---- Attention in one batch per length of segment --------------------------------------------------------------------
 
-# The original encoders call attention once per window or frame: hundreds of times per layer for a batch of tiny videos.
-# Qwen3-VL's functions are the same.
+# The original encoders call attention once per window or frame, which is hundreds of times per layer for a batch of
+# tiny videos. Qwen3-VL's functions are the same.
 
 
 class SegmentAttention(nn.Module):
-    """A vision attention of transformers in one batch per length of run; an image has at most four lengths of windows.
+    """A vision attention of transformers with one call per length of segment. An image has at most four window lengths.
 
-    A backbone derives a class from this one and its original attention. FlashAttention handles lengths itself: there
-    the original forward runs.
+    A backbone derives a class from this one and its original attention. FlashAttention handles lengths itself, so the
+    original forward runs for it.
     """
 
     config: Any
@@ -92,15 +92,15 @@ class SegmentAttention(nn.Module):
         max_seqlen: int | None = None,
         **kwargs: Any,
     ) -> Float[Tensor, "N D"]:
-        """Run as the original forward.
+        """Compute the original forward.
 
         Args:
-            hidden_states: Of all patches.
-            cu_seqlens: The runs, by `VisionRules` on the host. As a tensor of boundaries, as the original model passes
-                it, it makes a GPU wait in each layer.
+            hidden_states: Hidden states of all patches.
+            cu_seqlens: The segments, computed by `VisionRules` on the host. A tensor of boundaries, as the original
+                model passes it, makes the host wait for the GPU in each layer.
             position_embeddings: Cosine and sine of each patch.
-            max_seqlen: For FlashAttention.
-            **kwargs: Of the attention backend.
+            max_seqlen: Maximum length, for FlashAttention.
+            **kwargs: Arguments of the attention backend.
         """
         if is_flash_attention_requested(self.config):
             boundaries = cu_seqlens.boundaries if isinstance(cu_seqlens, Segments) else cu_seqlens
@@ -109,7 +109,7 @@ class SegmentAttention(nn.Module):
         runs = cu_seqlens
         if not isinstance(runs, Segments):
             runs = Segments(runs.cpu()).to(runs.device)
-        assert position_embeddings is not None  # the vision encoder gives them
+        assert position_embeddings is not None  # the vision encoder passes them
         cos, sin = position_embeddings
         if runs.order is not None:
             hidden_states, cos, sin = hidden_states[runs.order], cos[runs.order], sin[runs.order]

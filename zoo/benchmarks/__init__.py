@@ -1,4 +1,4 @@
-"""Benchmarks, imported here: those with short answers (`vsibench.py`) and those with free ones (`free_answers.py`)."""
+"""Benchmarks with short answers (`vsibench.py`) and with free answers (`free_answers.py`). All are imported here."""
 
 from zoo.benchmarks.base import Benchmark, OwnQuestions, find_benchmark, registered_benchmarks
 from zoo.benchmarks.free_answers import SQA3D, ScanQA

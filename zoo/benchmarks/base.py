@@ -1,4 +1,4 @@
-"""The contract of a benchmark: question types, prompts, scorers, aggregation and the results table."""
+"""The interface of benchmarks: question types, prompts, scorers, aggregation and the results table."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ from zoo.errors import InputError, check_choice, did_you_mean
 
 
 class Benchmark(Configurable, ABC):
-    """A benchmark of questions with short answers; it is stateless, reads no files and holds no tensors.
+    """A benchmark of questions with short answers. Stateless: it reads no files and holds no tensors.
 
     A subclass sets the class attributes and implements `user_text`, `score` and `is_parsable`.
 
     Attributes:
         numeric_types: Question types answered by a number, scored by mean relative accuracy (MRA).
-        multiple_choice_types: Question types answered by an option's letter, scored by accuracy.
-        text_types: Question types answered freely, scored by exact match; a ground truth has one accepted answer per
-            line.
-        metric_types: Question types whose answers are lengths or areas, in meters or the like.
-        averaged_types: Groups of question types that the macro means count as one type, by the group's name.
-        scorers: Names of the official scorers; the first is the default.
-        pooling_scorers: Those of them whose macro means count a group in `averaged_types` by its questions, not by the
-            means of its types.
-        columns: The results table: title of each column and the question types that it averages, numeric ones first.
-            The question types of a group in `averaged_types` share a column.
-        prefix: First line of the user's text, a setting of a test (`--data.prompt_prefix`); empty for none.
-        system_prompt: Text of a system turn before the user's, a setting of the data (`--data.system_prompt`); None is
-            that of the chat template, if it has one.
-        prompt_wording: Name of the instruction after the question, a setting of a test (`--data.prompt_wording`). None
-            is the benchmark's own.
-        prompt_wordings: Names of those that it knows.
+        multiple_choice_types: Question types answered by an option letter, scored by accuracy.
+        text_types: Free-text question types, scored by exact match. A ground truth has one accepted answer per line.
+        metric_types: Question types whose answers are lengths or areas in metric units.
+        averaged_types: Groups of question types, by name, that macro means count as one type.
+        scorers: Names of the official scorers. The first is the default.
+        pooling_scorers: Scorers whose macro means pool the questions of a group in `averaged_types` instead of
+            averaging the means of its types.
+        columns: The results table: the title of each column and the question types that it averages, numeric ones
+            first. The question types of a group in `averaged_types` share a column.
+        prefix: First line of the user text, set by a test (`--data.prompt_prefix`). Empty for none.
+        system_prompt: Text of a system turn before the user's, set by the data (`--data.system_prompt`). None uses the
+            chat template's, if it has one.
+        prompt_wording: Name of the instruction after the question, set by a test (`--data.prompt_wording`). None uses
+            the benchmark's own.
+        prompt_wordings: Names of the supported wordings.
     """
 
     numeric_types: ClassVar[tuple[str, ...]] = ()
@@ -57,17 +56,17 @@ class Benchmark(Configurable, ABC):
 
     @abstractmethod
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
-        """Return the user's text after the video: prefix, question, options and instruction.
+        """Return the user text after the video: prefix, question, options and instruction.
 
         Args:
-            question: The question without its options; it may also be a user's own.
-            options: Of a multiple-choice question, such as `["A. left", "B. right"]`.
-            prefix: A line in front of the question.
+            question: The question without its options. It may also be a user's own question.
+            options: Options of a multiple-choice question, such as `["A. left", "B. right"]`.
+            prefix: A line before the question.
         """
 
     @abstractmethod
     def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
-        """Return the score of one answer in 0..1; 0.0 if it can't be parsed or the official scorer raises.
+        """Return the score of one answer in 0..1. 0.0 if it can't be parsed or the official scorer raises.
 
         Raises:
             ValueError: The question type or the scorer is unknown.
@@ -75,7 +74,7 @@ class Benchmark(Configurable, ABC):
 
     @abstractmethod
     def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
-        """Return whether the scorer reads the answer as a finite number or a single letter.
+        """Return whether the scorer can parse the answer as a finite number or a single letter.
 
         Raises:
             ValueError: The question type or the scorer is unknown.
@@ -83,7 +82,7 @@ class Benchmark(Configurable, ABC):
 
     @property
     def name(self) -> str:
-        """Name of the class, of one's own its class path: recorded in results, and accepted by `--benchmark`."""
+        """Class name, or the class path for a user's own class. Recorded in results, and accepted by `--benchmark`."""
         kind = type(self)
         return kind.__name__ if kind.__module__.startswith("zoo.") else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -99,7 +98,7 @@ class Benchmark(Configurable, ABC):
         return {"acc": matched, "mra": self.numeric_types, "all": self.question_types}
 
     def check_question_type(self, question_type: str) -> None:
-        """Raise InputError for a question type that the benchmark lacks; names its benchmark, or the nearest type."""
+        """Raise InputError for an unknown question type, with its benchmark or the nearest type."""
         if question_type not in self.question_types:
             others = [name for name, kind in registered_benchmarks().items() if question_type in kind().question_types]
             advice = did_you_mean(question_type, self.question_types)
@@ -109,7 +108,7 @@ class Benchmark(Configurable, ABC):
             raise InputError(f"unknown question_type {question_type!r}; {self.name} has {known}{advice}")
 
     def find_scorer(self, scorer: str | None) -> str:
-        """Return the scorer's name; None selects the default.
+        """Return the scorer's name. None selects the default.
 
         Raises:
             InputError: The benchmark has no scorer of this name.
@@ -121,10 +120,10 @@ class Benchmark(Configurable, ABC):
     def with_prompt(
         self, prefix: str | None = None, prompt_wording: str | None = None, system_prompt: str | None = None
     ) -> Benchmark:
-        """Return this benchmark with another prefix, wording or system turn; None keeps its own.
+        """Return this benchmark with another prefix, wording or system turn. None keeps the current one.
 
         Raises:
-            InputError: It has no such wording.
+            InputError: The benchmark has no such wording.
         """
         if prompt_wording is not None and prompt_wording not in self.prompt_wordings:
             known = ", ".join(self.prompt_wordings) or "its own alone"
@@ -136,7 +135,7 @@ class Benchmark(Configurable, ABC):
         return changed
 
     def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:
-        """Return the measures of a whole test that are no means over its answers; empty without any."""
+        """Return measures of a whole test that are not means over its answers. Empty if there are none."""
         return {}
 
     def aggregate(self, scores: Mapping[str, Sequence[float]], scorer: str | None = None) -> dict[str, dict[str, Any]]:
@@ -144,7 +143,7 @@ class Benchmark(Configurable, ABC):
 
         Args:
             scores: The scores of all questions of each type.
-            scorer: That made them; None is the default.
+            scorer: The scorer that computed them. None is the default.
 
         Returns:
             `{"per_question_type": {type: {"score", "count"}}, "acc": {"micro", "macro"}, "mra": ..., "all": ...}`.
@@ -173,14 +172,14 @@ class Benchmark(Configurable, ABC):
 
 
 def find_benchmark(name: str, trusted: bool = True) -> Benchmark:
-    """Return the benchmark of a `Benchmark.name`.
+    """Return the benchmark with this `Benchmark.name`.
 
     Args:
-        name: Of a benchmark of the zoo, or a class path.
-        trusted: Whether the module of a class path may be imported; else its class must be there already.
+        name: Name of a benchmark of the zoo, or a class path.
+        trusted: Whether the module of a class path may be imported. Otherwise its class must already be imported.
 
     Raises:
-        InputError: There is none, or it can't be imported.
+        InputError: There is no such benchmark, or it can't be imported.
     """
     named = registered_benchmarks() | {f"{kind.__module__}.{kind.__qualname__}": kind for kind in _subclasses()}
     if name not in named and (own := OwnQuestions.from_name(name)) is not None:
@@ -211,15 +210,15 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-# ---- Questions with a number or an option's letter as answer ---------------------------------------------------------
+# ---- Questions answered by a number or an option letter --------------------------------------------------------------
 
 CHOICE_INSTRUCTION = "Answer with the option's letter from the given choices directly."
 SHORT_INSTRUCTION = "Please answer the question using a single word or phrase."
-FRAMES_PREFIX = "These are frames of a video."  # the first line of thinking-in-space's and lmms-eval's prompts
+FRAMES_PREFIX = "These are frames of a video."  # first line of thinking-in-space's and lmms-eval's prompts
 
 
 class PromptWording(NamedTuple):
-    """The lines after a question: a title of the options, and what to answer with."""
+    """The lines after a question: a title of the options, and the answer instructions."""
 
     options_title: str | None
     choice: str
@@ -247,7 +246,10 @@ class SpatialBenchmark(Benchmark):
     prompt_wordings = ("geovr",)
 
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
-        """Return Spatial-MLLM's wording, with `FRAMES_PREFIX` thinking-in-space's; or that of `prompt_wording`."""
+        """Return the text in Spatial-MLLM's wording, or in the one of `prompt_wording`.
+
+        With `FRAMES_PREFIX` Spatial-MLLM's wording becomes thinking-in-space's.
+        """
         own = PromptWording("Options:", CHOICE_INSTRUCTION, self.number_instruction)
         title, choice, number = own if self.prompt_wording is None else GEOVR
         ending = [title, *options, choice] if options else [number]
@@ -261,7 +263,7 @@ class SpatialBenchmark(Benchmark):
         return (rules.score_choice if is_choice else rules.score_number)(prediction, ground_truth)
 
     def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
-        """Return whether a scorer reads the answer as a finite number or a single letter."""
+        """Return whether a scorer can parse the answer as a finite number or a single letter."""
         self.check_question_type(question_type)
         rules = self.rules[self.find_scorer(scorer)]
         if question_type in self.multiple_choice_types:
@@ -270,17 +272,17 @@ class SpatialBenchmark(Benchmark):
         return number is not None and math.isfinite(number)
 
 
-# ---- Question types of one's own, each with one of three scorers -----------------------------------------------------
+# ---- A user's own question types, each scored in one of three ways ---------------------------------------------------
 
 AnswerKind = Literal["number", "choice", "text"]
 
 
 class OwnQuestions(SpatialBenchmark):
-    """Question types without a class of their own, with the wording and the scorers of VSI-Bench.
+    """A user's own question types, without a class, with the wording and the scorers of VSI-Bench.
 
     Args:
-        types: How the answers of each question type are scored: "number" by mean relative accuracy, "choice" by the
-            option's letter, "text" by exact match after LEO's cleaning, with one accepted answer per line.
+        types: How answers of each question type are scored: "number" by mean relative accuracy, "choice" by the option
+            letter, "text" by exact match after LEO's cleaning, with one accepted answer per line.
 
     Example:
         >>> benchmark = OwnQuestions({"door_width": "number", "door_color": "text"})
@@ -309,11 +311,11 @@ class OwnQuestions(SpatialBenchmark):
 
     @property
     def name(self) -> str:
-        """The class with its types, from which `find_benchmark` builds it again."""
+        """The class name with its types, from which `find_benchmark` can rebuild the benchmark."""
         return f"{type(self).__name__}({', '.join(f'{name}={kind}' for name, kind in self.types.items())})"
 
     def score(self, prediction: str, ground_truth: str, question_type: str, scorer: str) -> float:
-        """Score one answer; a text by exact match, whatever the scorer."""
+        """Score one answer. Texts are scored by exact match with every scorer."""
         if question_type not in self.text_types:
             return super().score(prediction, ground_truth, question_type, scorer)
         self.find_scorer(scorer)
@@ -321,14 +323,14 @@ class OwnQuestions(SpatialBenchmark):
         return float(bool(answer) and answer in [clean_answer(truth).strip() for truth in ground_truth.split("\n")])
 
     def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
-        """Return whether a scorer reads the answer; of a text, whether there is one."""
+        """Return whether a scorer can parse the answer. A text only has to be non-empty."""
         if question_type in self.text_types:
             return bool(prediction.strip())
         return super().is_parsable(prediction, question_type, scorer)
 
     @classmethod
     def from_name(cls, name: str) -> OwnQuestions | None:
-        """Build the benchmark of this `name`; None if it is another one's."""
+        """Build the benchmark with this `name`. None if it belongs to another class."""
         inside = re.fullmatch(rf"{cls.__name__}\((.*)\)", name)
         if inside is None:
             return None

@@ -1,13 +1,13 @@
-"""Benchmarks of free answers: ScanQA and SQA3D, scored by exact match and by caption metrics.
+"""Benchmarks with free answers: ScanQA and SQA3D, scored by exact match and by caption metrics.
 
-`exact_match`, `refined_exact_match` (LEO, embodied-generalist: data/data_utils.py, evaluator/scanqa_eval.py). Answer
-and ground truths are cleaned alike, see `clean_answer`. Exact: the answer equals one of the ground truths. Refined:
-without white space, the answer contains one of them or is contained in one. An exact match counts whatever the order
-of the ground truths, as in Video-3D-LLM; LEO's code stops at the first that matches at all. An empty answer scores 0;
-LEO's code finds it in every ground truth.
+`exact_match`, `refined_exact_match` (LEO, embodied-generalist: data/data_utils.py, evaluator/scanqa_eval.py). The
+answer and the ground truths are cleaned by `clean_answer`. Exact: the answer equals one of the ground truths. Refined:
+without white space, the answer contains one of them or is contained in one. An exact match counts for any order of the
+ground truths, as in Video-3D-LLM. LEO's code stops at the first ground truth that matches in either way. An empty
+answer scores 0. LEO's code would find it in every ground truth.
 
 `raw_exact_match` (ScanQA's scripts/score.py; Video-3D-LLM's eval_scanqa.py)
-    The answer, as it is, is one of the ground truths.
+    The unmodified answer is one of the ground truths.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from zoo.benchmarks.scorers import clean_answer
 
 
 class FreeAnswers(Benchmark):
-    """A benchmark of free answers; a subclass sets `text_types`, `scorers`, `columns` and `instruction`.
+    """A benchmark with free answers. A subclass sets `text_types`, `scorers`, `columns` and `instruction`.
 
     Attributes:
-        instruction: Follows the question.
+        instruction: Text after the question.
     """
 
     scorers: ClassVar[tuple[str, ...]] = ("exact_match", "refined_exact_match")
@@ -33,7 +33,7 @@ class FreeAnswers(Benchmark):
 
     @abstractmethod
     def find_type(self, question: str) -> str:
-        """Return the question type of a question."""
+        """Return the type of a question."""
 
     def user_text(self, question: str, options: Sequence[str] = (), *, prefix: str = "") -> str:
         """Return prefix, question and instruction."""
@@ -52,7 +52,7 @@ class FreeAnswers(Benchmark):
         return float(any(bare in other or other in bare for other in others))
 
     def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
-        """Return whether there is an answer."""
+        """Return whether the answer is non-empty."""
         self.check_question_type(question_type)
         return bool(prediction.strip())
 
@@ -63,7 +63,7 @@ class FreeAnswers(Benchmark):
 
 # ---- ScanQA (arXiv 2112.10482): questions about scans of ScanNet, with several accepted answers ----------------------
 
-STARTS = {  # of scripts/score.py, in its order
+STARTS = {  # from scripts/score.py, in the same order
     "place": ("Where",),
     "number": ("How many",),
     "color": ("What color", "What is the color"),
@@ -73,7 +73,7 @@ STARTS = {  # of scripts/score.py, in its order
 
 
 class ScanQA(FreeAnswers):
-    """ScanQA with the wording of Video-3D-LLM's scanqa_val_llava_style.json, which Spatial-MLLM evaluates as well."""
+    """ScanQA with the wording of Video-3D-LLM's scanqa_val_llava_style.json, which Spatial-MLLM also uses."""
 
     text_types = (*STARTS, "other")
     scorers = ("raw_exact_match", *FreeAnswers.scorers)
@@ -82,7 +82,7 @@ class ScanQA(FreeAnswers):
     instruction = "Answer the question simply."
 
     def find_type(self, question: str) -> str:
-        """Return the question type, by the official words anywhere in the question."""
+        """Return the question type by the official words, which may be anywhere in the question."""
         return next((kind for kind, words in STARTS.items() if any(word in question for word in words)), "other")
 
 
@@ -90,7 +90,7 @@ class ScanQA(FreeAnswers):
 
 
 class SQA3D(FreeAnswers):
-    """SQA3D with the wording of Video-3D-LLM's sqa3d_test_llava_style.json, which Spatial-MLLM evaluates as well."""
+    """SQA3D with the wording of Video-3D-LLM's sqa3d_test_llava_style.json, which Spatial-MLLM also uses."""
 
     text_types = ("what", "is", "how", "can", "which", "others")
     columns = {"What": ("what",), "Is": ("is",), "How": ("how",), "Can": ("can",), "Which": ("which",),
@@ -98,31 +98,27 @@ class SQA3D(FreeAnswers):
     instruction = "Answer the question using a single word or phrase."
 
     def find_type(self, question: str) -> str:
-        """Return the question type, by the first letters of the question without its situation (LEO)."""
+        """Return the question type by the start of the question, without its situation (as LEO does)."""
         begin = question.lstrip().lower()
         return next((kind for kind in self.text_types[:-1] if begin.startswith(kind)), "others")
 
 
 # ---- Caption metrics by pycocoevalcap (the optional extra `captions`): BLEU-4, ROUGE-L, CIDEr, METEOR ----------------
 
-# METEOR and the PTB tokenizer, with which ScanQA's scripts/score.py tokenizes answers and ground truths, are Java
-# programs. Without Java the answers are lower-cased and split at white space, as Video-3D-LLM and LEO do, and METEOR is
-# skipped. The result says so, since the tokenizer moves every number.
+# METEOR and the PTB tokenizer, which ScanQA's scripts/score.py applies to answers and ground truths, are Java programs.
+# Without Java the answers are lower-cased and split at white space, as in Video-3D-LLM and LEO, and METEOR is skipped.
+# The result states this, because the tokenizer affects every metric.
 
 INSTALL = "pip install 'spatial-vlm-zoo[captions]'"
 TITLES = {"bleu_4": "BLEU-4", "rouge_l": "ROUGE-L", "cider": "CIDEr", "meteor": "METEOR"}
 
 
 def caption_scores(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Return the caption metrics of a whole test; papers print all of them times 100.
-
-    Args:
-        answers: One per question.
-        truths: The accepted answers of each question.
+    """Return the caption metrics of a whole test. Papers print all of them times 100.
 
     Returns:
-        `{"bleu_4", "rouge_l", "cider", "meteor": float, "tokenizer": name, "skipped": {metric: remedy}}`; a metric
-        that can't be computed is in `skipped` alone.
+        `{"bleu_4", "rouge_l", "cider", "meteor": float, "tokenizer": name, "skipped": {metric: remedy}}`. A metric that
+        can't be computed is only in `skipped`.
     """
     try:
         from pycocoevalcap.bleu.bleu import Bleu
@@ -150,14 +146,15 @@ def caption_scores(answers: Sequence[str], truths: Sequence[Sequence[str]]) -> d
 
 
 def _caption(text: str) -> dict[str, str]:
-    return {"caption": " ".join(text.split())}  # Java reads a line per caption, and ends lines at other characters too
+    # Java reads one caption per line, and also ends lines at other characters
+    return {"caption": " ".join(text.split())}
 
 
 class WhiteSpaceTokenizer:
-    """Take the place of the PTB tokenizer where there is no Java."""
+    """Replaces the PTB tokenizer if there is no Java."""
 
     def tokenize(self, captions: dict[str, list[dict[str, str]]]) -> dict[str, list[str]]:
-        """Lower the case, remove trailing full stops and collapse white space."""
+        """Lower-case, remove trailing full stops and collapse white space."""
         return {
             key: [" ".join(each["caption"].lower().rstrip(". ").split()) for each in own]
             for key, own in captions.items()

@@ -1,33 +1,30 @@
 """The published scorers of VSI-Bench.
 
-A multiple-choice answer scores 1 if it equals the ground truth. A numeric one scores its mean relative accuracy
-(MRA): the share of the ten thresholds θ = 0.50, 0.55 ... 0.95 with |ŷ - y| / y < 1 - θ ("Thinking in Space",
-arXiv 2412.14171, section 3). The implementations differ in how they parse answers and how they round:
+A multiple-choice answer scores 1 if it equals the ground truth. A numeric answer scores its mean relative accuracy
+(MRA): the share of the ten thresholds θ = 0.50, 0.55 ... 0.95 with |ŷ - y| / y < 1 - θ ("Thinking in Space", arXiv
+2412.14171, section 3). The implementations differ in how they parse answers and how they round:
 
-`spatial_mllm` (Spatial-MLLM v1.1, src/evaluation/vsibench)
-    Cleans answer and ground truth alike: the content of the last `<answer>...</answer>` if there is one, white space
-    collapsed, stripped, trailing full stops removed, lower case. A number is the whole cleaned string without commas,
-    parsed by `float()`. The error |ŷ - y| / (|y| + 1e-8) is compared by a strict `<` in float32; the score is a
-    float32 mean.
+`spatial_mllm` (Spatial-MLLM v1.1, src/evaluation/vsibench) Cleans answer and ground truth in the same way: the content
+    of the last `<answer>...</answer>` if there is one, white space collapsed, stripped, trailing full stops removed,
+    lower case. A number is the whole cleaned string without commas, parsed by `float()`. The error |ŷ - y| / (|y| +
+    1e-8) is compared by a strict `<` in float32. The score is a float32 mean.
 
-`thinking_in_space` (thinking-in-space, lmms_eval/tasks/vsibench/utils.py)
-    Takes the answer up to the first space character, removes trailing full stops, then strips; the ground truth is
-    only lower-cased. A number is parsed by `float()`. The error |ŷ - y| / y, negative for a negative y, is compared
-    by `<=` in float64. Raises for y = 0, which scores 0 here.
+`thinking_in_space` (thinking-in-space, lmms_eval/tasks/vsibench/utils.py) Takes the answer up to the first space
+    character, removes trailing full stops, then strips. The ground truth is only lower-cased. A number is parsed by
+    `float()`. The error |ŷ - y| / y, negative for a negative y, is compared by `<=` in float64. Raises for y = 0, which
+    scores 0 here.
 
-`lmms_eval_0.7.3` (lmms-eval 0.7.3, lmms_eval/tasks/vsibench/utils.py; 0.7.2 is `thinking_in_space`)
-    As `thinking_in_space`, but a number is the first one anywhere in the answer, in digits or in English words.
+`lmms_eval_0.7.3` (lmms-eval 0.7.3, lmms_eval/tasks/vsibench/utils.py; 0.7.2 is `thinking_in_space`) As
+    `thinking_in_space`, but a number is the first one anywhere in the answer, in digits or in English words.
 
-`spatial_stack` (SpatialStack, arXiv 2603.27437, its Qwen3.5 adapter of lmms-eval)
-    `thinking_in_space`, on the answer without blocks of thoughts, `<think>...</think>`. A block that the longest answer
-    cuts off stays.
+`spatial_stack` (SpatialStack, arXiv 2603.27437, its Qwen3.5 adapter of lmms-eval) `thinking_in_space` on the answer
+without blocks of thoughts, `<think>...</think>`. A block that was cut off by the maximum length is kept.
 
-`geovr` (GeoVR, arXiv 2606.05833)
-    A choice is the answer's first character, in its own case. A number is the whole answer, parsed by `float()`. The
-    error |ŷ - y| / y is compared by a strict `<` in float64; a ground truth of 0 has to be hit. Its means take the
-    question types of a group together, question by question (`Benchmark.pooling_scorers`).
+`geovr` (GeoVR, arXiv 2606.05833) A choice is the answer's first character, in its own case. A number is the whole
+    answer, parsed by `float()`. The error |ŷ - y| / y is compared by a strict `<` in float64. A ground truth of 0 must
+    be matched exactly. Its means pool the questions of a group of question types (`Benchmark.pooling_scorers`).
 
-An answer that is not a number scores 0 with each of them.
+With all of them, an answer that is not a number scores 0.
 """
 
 from __future__ import annotations
@@ -50,7 +47,7 @@ NUMBER_WORDS |= {"hundred": 100, "thousand": 1000}
 
 
 class Scorer(NamedTuple):
-    """One published scorer: parsing of answers and ground truths, and the relative accuracy of a number."""
+    """A published scorer: parsing of answers and ground truths, and the relative accuracy of a number."""
 
     read_choice: Callable[[str], str]
     read_true_choice: Callable[[str], str]
@@ -63,13 +60,13 @@ class Scorer(NamedTuple):
         return float(self.read_choice(prediction) == self.read_true_choice(ground_truth))
 
     def score_number(self, prediction: str, ground_truth: str) -> float:
-        """Return the mean relative accuracy; 0.0 unless both are numbers."""
+        """Return the mean relative accuracy. 0.0 unless both are numbers."""
         answer, truth = self.read_number(prediction), self.read_true_number(ground_truth)
         return 0.0 if answer is None or truth is None else self.relative_accuracy(answer, truth)
 
 
 def to_float(text: str) -> float | None:
-    """Return the number that `float()` reads, or None."""
+    """Return the number that `float()` parses, or None."""
     try:
         return float(text)
     except ValueError:
@@ -88,7 +85,7 @@ def read_first_word(text: str) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """Return an answer without blocks of thoughts that end."""
+    """Return an answer without completed blocks of thoughts."""
     return re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL).strip()
 
 
@@ -119,7 +116,7 @@ def read_any_number(text: str) -> float | None:
 
 
 def strict_float32_mra(answer: float, truth: float) -> float:
-    """Return Spatial-MLLM's MRA; every step is rounded to float32, since the last bit decides at a threshold."""
+    """Return Spatial-MLLM's MRA. Every step is rounded to float32, because the last bit decides at a threshold."""
     with np.errstate(all="ignore"):  # nan and inf compare as in the official tensors
         y_hat, y = np.float32(answer), np.float32(truth)
         error = abs(y_hat - y) / (abs(y) + np.float32(1e-8))
@@ -128,7 +125,7 @@ def strict_float32_mra(answer: float, truth: float) -> float:
 
 
 def float64_mra(answer: float, truth: float) -> float:
-    """Return thinking-in-space's MRA; 0.0 for a ground truth of 0, where it raises."""
+    """Return thinking-in-space's MRA. 0.0 for a ground truth of 0, for which the official code raises."""
     return 0.0 if truth == 0 else float(np.mean(abs(answer - truth) / truth <= 1 - THRESHOLDS))
 
 
@@ -172,7 +169,7 @@ WORDS |= {"letf": "left", "let": "left", "tehre": "there", "rigth": "right", "rg
 
 
 def clean_answer(text: str) -> str:
-    """Return LEO's cleaned answer: lower case, no punctuation but ,'-: and no articles, frequent typos and numbers."""
+    """Return LEO's cleaned answer: lower case, only ,'-: as punctuation, no articles, typos and digits replaced."""
     text = re.sub(" {2,}", " ", re.sub("^ +| +$", "", text.lower()))
     text = re.sub(r"[^a-zA-Z0-9,'\s\-:]+", "", text)
     text = re.sub(rf"\b({'|'.join(WORDS)})\b", lambda word: WORDS[word[0]], text)

@@ -15,7 +15,7 @@ class VSIBench(SpatialBenchmark):
     metric_types = ("object_abs_distance", "object_size_estimation", "room_size_estimation")
     averaged_types = {"object_rel_direction": direction_types}
     scorers = tuple(SCORERS)
-    columns = {  # of the paper's and Spatial-MLLM's tables, in their order
+    columns = {  # columns of the paper's and Spatial-MLLM's tables, in their order
         "Obj. Count": ("object_counting",),
         "Abs. Dist.": ("object_abs_distance",),
         "Obj. Size": ("object_size_estimation",),
@@ -36,7 +36,7 @@ def read_answer(text: str) -> str:
 
 
 class ReVSI(SpatialBenchmark):
-    """ReVSI with the wording and scorer of lmms-eval 0.7.3 (lmms_eval/tasks/revsi), and those of VSI-Bench."""
+    """ReVSI with the wording and scorer of lmms-eval 0.7.3 (lmms_eval/tasks/revsi), and the scorers of VSI-Bench."""
 
     numeric_types = (
         *("object_counting_single", "object_counting_multiple", "object_abs_distance", "object_size_estimation"),
@@ -77,9 +77,9 @@ class ReVSI(SpatialBenchmark):
 
 
 class PanelBench(SpatialBenchmark):
-    """One question type for each kind of question of `PanelRooms`, with the wording and the scorers of VSI-Bench.
+    """One question type for each kind of question in `PanelRooms`, with VSI-Bench's wording and scorers.
 
-    A task of your own with a new type sets `benchmark` to a subclass with that type.
+    For your own task with a new type, set `benchmark` to a subclass with that type.
     """
 
     numeric_types = ("panel_distance", "panel_width", "panel_turn")

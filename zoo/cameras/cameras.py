@@ -35,17 +35,17 @@ ADDED_BY = {
 class Cameras(Movable):
     """The cameras of a batch, and the camera of each token.
 
-    Tensors are kept in float32 or float64. The checks of the constructor read numbers, for which a GPU has to be
-    waited; `trusted` makes none.
+    Tensors are kept in float32 or float64. The constructor's checks read values, which makes the host wait for a GPU.
+    `trusted` skips them.
 
     Args:
-        world_to_camera: Rigid poses, see the module docstring. Those of a row share one world, so that a sequence with
-            two scenes relates their poses; packed scenes (`pack_scenes`) do not see each other.
+        world_to_camera: Rigid poses, see the module docstring. Poses of a row share one world, so the poses of two
+            scenes in one sequence are related to each other. Packed scenes (`pack_scenes`) do not see each other.
         K_normalized: Intrinsics normalized by the image size, see `normalize_intrinsics`.
-        index: The camera of each token; -1 for tokens without one (text, padding, views without a camera).
+        index: The camera of each token. -1 for tokens without a camera (text, padding, views without a camera).
 
     Raises:
-        ValueError: Inconsistent shapes, non-finite values, or an index out of range.
+        ValueError: Shapes are inconsistent, values are not finite, or an index is out of range.
 
     Example:
         >>> import torch
@@ -79,14 +79,14 @@ class Cameras(Movable):
         index: Int[Tensor, "B L"] | None = None,
         token_runs: CameraRuns | None = None,
     ) -> Cameras:
-        """Make cameras without a check, from what has been checked on the host.
+        """Create cameras without checks, from values that were checked on the host.
 
         Args:
             world_to_camera: See the class.
             K_normalized: See the class.
             index: See the class.
-            token_runs: `camera_runs` of the same index, or of one with more cameras: those that are left out here must
-                be identities.
+            token_runs: `camera_runs` of the same index, or of one with more cameras. Cameras that are left out here
+                must be identities.
         """
         cameras = cls.__new__(cls)
         cameras._set(world_to_camera, K_normalized, index, token_runs)
@@ -116,7 +116,7 @@ class Cameras(Movable):
         return self._replaced(token_runs=None).map(lambda tensor: tensor[samples])
 
     def span(self, first: Int[Tensor, " B"] | int, count: int) -> Cameras:
-        """Select `count` consecutive cameras of each sample, and drops the tensors per token.
+        """Select `count` consecutive cameras of each sample, and drop the tensors per token.
 
         A sample with fewer cameras repeats its last one.
         """
@@ -139,7 +139,7 @@ class Cameras(Movable):
     def to(  # type: ignore[override]
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None, non_blocking: bool = False
     ) -> Cameras:
-        """Move or cast the tensors; half precision is replaced by float32."""
+        """Move or cast the tensors. Half precision is replaced by float32."""
         dtype = None if dtype is None else torch.promote_types(dtype, torch.float32)
         return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=non_blocking))
 
@@ -160,14 +160,14 @@ class Cameras(Movable):
         return index
 
     def with_token_runs(self, index: Int[Tensor, "B L"], token_runs: CameraRuns | None) -> Cameras:
-        """Return the same cameras with the camera of each token, unchecked, see `trusted`."""
+        """Return the same cameras with the camera of each token, without checks, see `trusted`."""
         return self._replaced(index=index, token_runs=token_runs)
 
     def required(self, name: str) -> Tensor:
         """Return a tensor that another method adds.
 
         Raises:
-            ValueError: It was not added; names the method.
+            ValueError: The tensor was not added.
         """
         if (value := getattr(self, name)) is None:
             raise ValueError(f"these cameras have no {name.replace('_', ' ')}: {ADDED_BY[name]}")
@@ -184,7 +184,7 @@ class Cameras(Movable):
 
         Args:
             patch_centers: Center of each token in its view, see `zoo.sequences.batch.Sequences.patch_centers`.
-            points: 3D point of each token, in the world frame and unit of the poses; NaN where unknown.
+            points: 3D point of each token, in the world frame and unit of the poses. NaN where unknown.
             time: Position of each token on mRoPE's T axis.
             patch_sizes: Width and height of each token in its view, see `Sequences.patch_sizes`.
         """
@@ -192,7 +192,7 @@ class Cameras(Movable):
         return self._replaced(**{name: x.to(self.world_to_camera) for name, x in given.items() if x is not None})
 
     def with_poses(self, world_to_camera: Float[Tensor, "B C 4 4"]) -> Cameras:
-        """Return the same cameras with other poses, unchecked."""
+        """Return the same cameras with other poses, without checks."""
         return self._replaced(world_to_camera=world_to_camera)
 
     def with_reference(self, reference: Int[Tensor, " B"]) -> Cameras:
@@ -204,7 +204,7 @@ class Cameras(Movable):
         return self._replaced(median_depth=median_depth.to(self.world_to_camera))
 
     def used_mask(self) -> Bool[Tensor, "B C"]:
-        """Mark the cameras that some token has; all of them without an index."""
+        """Return a mask of the cameras that some token has. Without an index all cameras are used."""
         batch, num_cameras = self.world_to_camera.shape[:2]
         if self.index is None:
             return torch.ones(batch, num_cameras, dtype=torch.bool, device=self.world_to_camera.device)
@@ -215,12 +215,12 @@ class Cameras(Movable):
         """Return the reference view of each sample, one of its used cameras.
 
         Args:
-            reference: The `first` or `middle` used camera; the `medoid`, with the smallest sum of distances to the
-                others, measured as angle (radians) plus center distance (in units of the mean distance);
-                `saddle_balanced`, the `reference` of these cameras; or indices.
+            reference: `first` or `middle` used camera; `medoid`, with the smallest sum of distances to the others,
+                measured as angle (radians) plus center distance (in units of the mean distance); `saddle_balanced`, the
+                `reference` of these cameras; or indices.
 
         Raises:
-            ValueError: An unknown name, or `saddle_balanced` for cameras without a `reference`.
+            ValueError: The name is unknown, or `saddle_balanced` is requested for cameras without a `reference`.
         """
         if isinstance(reference, Tensor):
             return reference
@@ -233,10 +233,10 @@ class Cameras(Movable):
         """Express the cameras in the frame of a reference view: V V_ref^-1, composed in float64 and cast back.
 
         The pose of the reference view becomes exactly the identity. Canonical cameras are invariant to a change of
-        world V -> V G, and so is text, which has no camera and therefore sees the world frame.
+        world V -> V G. So is text, which has no camera and therefore sees the world frame.
 
         Args:
-            reference: See `reference_view`; None keeps the world frame of the data.
+            reference: See `reference_view`. None keeps the world frame.
         """
         if reference is None:
             return self
@@ -252,11 +252,11 @@ class Cameras(Movable):
         """Divide translations and points by a length per sample, at least `SCALE_FLOOR`.
 
         Args:
-            scale: The `mean`, `max` or `rms` distance of the used camera centers from their mean, or the
-                `median_depth` of these cameras. `none` keeps the unit, such as meters.
+            scale: The `mean`, `max` or `rms` distance of the used camera centers from their mean, or the `median_depth`
+                of these cameras. `none` keeps the unit, such as meters.
 
         Raises:
-            ValueError: An unknown name, or `median_depth` for cameras without it.
+            ValueError: The name is unknown, or `median_depth` is requested for cameras without it.
         """
         check_choice("scale", scale, Scale)
         if scale == "none":
@@ -271,11 +271,12 @@ class Cameras(Movable):
         return self._moved(poses, lambda points: points / unit)
 
     def _moved(self, world_to_camera: Tensor, move: Callable[[Tensor], Tensor]) -> Cameras:
-        """Replace the poses and move the points that are known, in the dtypes that they have."""
+        """Replace the poses and move known points, keeping their dtypes."""
         changed = {"world_to_camera": world_to_camera.to(self.world_to_camera.dtype)}
         if self.points is not None:
             known = self.points.isfinite().all(-1, keepdim=True)
-            moved = move(self.points.double().where(known, 0.0))  # not NaN: times 0 it is a gradient of NaN
+            # replaces NaN, because 0 times NaN gives NaN gradients
+            moved = move(self.points.double().where(known, 0.0))
             changed["points"] = moved.where(known, torch.nan).to(self.points.dtype)
         return self._replaced(**changed)
 
@@ -285,11 +286,11 @@ class Cameras(Movable):
         return other
 
 
-# ---- The reference view, whose frame is the world of a clip; and the unit of its translations ------------------------
+# ---- The reference view, whose frame is the world of a clip, and the unit of translations ----------------------------
 
 SCALE_FLOOR = 1e-2  # smallest length to divide by, in the unit of the poses, for a static camera
-FEWEST_VIEWS = 3  # for which a balanced view is chosen; else it is the first
-SMALLEST_RANGE = 1e-8  # added to the range of a number over the views
+FEWEST_VIEWS = 3  # minimum number of views for choosing a balanced view, otherwise the first
+SMALLEST_RANGE = 1e-8  # added to the range of a measure over the views
 
 ReferenceView = Literal["first", "middle", "medoid", "saddle_balanced"]
 Scale = Literal["none", "mean", "max", "rms", "median_depth"]
@@ -311,7 +312,7 @@ def choose_view(
     mean = (distance * pairs).sum((1, 2)) / pairs.sum((1, 2)).clamp(min=1)
     cost = ((angle + distance / mean.clamp(min=SCALE_FLOOR)[:, None, None]) * pairs).sum(2)
     cost = cost.masked_fill(~used, torch.inf)
-    # the tolerance keeps rounding from choosing between two equally good views, such as the only two
+    # the tolerance keeps rounding from deciding between equally good views, such as the only two
     return (cost <= cost.amin(1, keepdim=True) * (1 + 1e-6) + 1e-9).int().argmax(1)
 
 
@@ -321,18 +322,18 @@ def saddle_balanced(
 ) -> Int[Tensor, "*batch"]:
     """Choose the most average view by one token per view, as Depth Anything 3 (arXiv 2511.10647) does.
 
-    Three numbers per view are scaled to 0 ... 1 over the views: its mean cosine similarity to the others, the norm of
+    Three measures per view are scaled to 0 ... 1 over the views: its mean cosine similarity to the others, the norm of
     its token, and the variance of the normalized token over channels. The view with the smallest sum of distances to
     1/2 is chosen. Depth Anything 3 uses DINOv2's class tokens before views attend to each other. Vision encoders
-    without a class token are represented by the mean 2D token of a view.
+    without a class token are represented by a view's mean 2D token.
 
     Args:
         tokens: One per view.
-        present: The views to choose from; None is all. If there are fewer than three, the first is chosen.
+        present: The views to choose from. None is all. With fewer than three, the first is chosen.
     """
     known = torch.ones(tokens.shape[:-1], dtype=torch.bool, device=tokens.device) if present is None else present
     count = known.sum(-1)
-    with full_precision(tokens.device):  # another reference is another world
+    with full_precision(tokens.device):  # the reference view determines the world frame
         tokens = to_float32(tokens)
         unit = F.normalize(tokens, dim=-1)
         similarity = unit @ unit.mT - torch.eye(tokens.shape[-2], dtype=tokens.dtype, device=tokens.device)
@@ -350,12 +351,10 @@ def balanced_views(
 ) -> Int[Tensor, " B"]:
     """Compute the `saddle_balanced` view of each sample from the mean 2D token of each view.
 
-    Args:
-        rows: The mean tokens of the views of each sample's scenes, scene after scene.
-        has_camera: The views to choose from.
+    A row has the mean tokens of the views of a sample's scenes, ordered by scene.
 
     Returns:
-        One view per sample, for `Cameras.with_reference`; 0 for samples without views.
+        One view per sample, for `Cameras.with_reference`. 0 for samples without views.
     """
     none = torch.zeros((), dtype=torch.long, device=has_camera.device)
     views = [torch.cat(list(row)) if row else None for row in rows]
@@ -381,24 +380,24 @@ def spread_of_centers(
         return distance.amax(1)
     if scale == "rms":
         square = distance.square().sum(1) / count[:, 0]
-        return square.clamp(min=SCALE_FLOOR**2).sqrt()  # before the root, whose gradient at 0 is infinite
+        return square.clamp(min=SCALE_FLOOR**2).sqrt()  # clamped before the root, whose gradient at 0 is infinite
     return distance.sum(1) / count[:, 0]
 
 
 # ---- Runs of adjacent tokens with a camera, known to the host --------------------------------------------------------
 
-SHORT = 128  # tokens: a CPU gathers shorter runs, which costs a copy but saves one call per run
+SHORT = 128  # tokens; a CPU gathers shorter runs, which costs a copy but saves a call per run
 
 
 class CameraRuns(Movable):
-    """Where the tokens with a camera are in a flattened batch, in parts of equal length with one camera each.
+    """The places of tokens with a camera in a flattened batch, in parts of equal length with one camera each.
 
     Attributes:
         runs: Runs of adjacent tokens.
-        numbers: The numbers of all tokens with a camera; None if they are one run, or there are none.
-        step: Length of the parts; it divides each run.
-        firsts: The number of the first token of each part, over all runs.
-        is_static: Whether the host knows that no sample has tokens of different poses.
+        numbers: The indices of all tokens with a camera. None if they are one run, or there are none.
+        step: Length of the parts. It divides each run.
+        firsts: Index of the first token of each part, over all runs.
+        is_static: Whether the host knows that no sample has tokens with different poses.
         views: Runs of adjacent tokens with one camera.
     """
 
@@ -415,15 +414,15 @@ class CameraRuns(Movable):
         self.views = views
 
     def with_one_camera_per_token(self) -> CameraRuns:
-        """Return the same runs, each token of which has a camera of its own."""
+        """Return the same runs, with a separate camera for each token."""
         each = [torch.arange(run.start, run.stop, device=self.firsts.device) for run in self.runs]
         return CameraRuns(self.runs, self.numbers, 1, torch.cat([self.firsts[:0], *each]), self.is_static, self.views)
 
     @property
     def places(self) -> list[slice | Tensor]:
-        """The runs as slices; or as one tensor of numbers, where they are short, or several on a GPU.
+        """The runs as slices. Short runs, or several runs on a GPU, are given as one tensor of indices.
 
-        A GPU is kept busy by one call for all runs, whatever their number, but not by many calls.
+        One call for all runs keeps a GPU busy for any number of runs. Many calls do not.
         """
         return list(self.runs) if self._gathered is None else [self._gathered]
 
@@ -442,16 +441,15 @@ class CameraRuns(Movable):
 
 
 def camera_runs(index: Int[Tensor, "B L"], world_to_camera: Float[Tensor, "B C 4 4"] | None = None) -> CameraRuns:
-    """Find the runs of adjacent tokens with a camera; read numbers, so call it on the host.
+    """Find the runs of adjacent tokens with a camera. It reads values, so call it on the host.
 
-    Args:
-        index: The camera of each token, -1 for none.
-        world_to_camera: The poses; None if the host doesn't know them.
+    Without `world_to_camera` the host does not know the poses.
     """
     on_host = index.cpu()
     sample = torch.arange(len(index))[:, None]
-    camera = torch.where(on_host >= 0, (sample << 32) + on_host, -1).flatten()  # distinct for each camera of the batch
-    # 1. Runs, and parts of them.
+    # a distinct number for each camera of the batch
+    camera = torch.where(on_host >= 0, (sample << 32) + on_host, -1).flatten()
+    # 1. Runs and their parts.
     cameras, counts = camera.unique_consecutive(return_counts=True)
     step = math.gcd(*counts[cameras >= 0].tolist())
     tokens = (camera >= 0).nonzero()[:, 0]

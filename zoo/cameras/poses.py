@@ -1,7 +1,7 @@
-"""Rigid poses as 4 x 4 matrices: inverse, five distances, the length of a path, and maps to SO(3).
+"""Rigid poses as 4 x 4 matrices: inverse, five distances, path length, and maps to and from SO(3).
 
-Poses are world-to-camera, as defined in `zoo.cameras`. The distances are invariant to a change of world V -> V G,
-because they only depend on V_a V_b^-1.
+Poses are world-to-camera, as defined in `zoo.cameras`. The distances depend only on V_a V_b^-1, so they are invariant
+to a change of world V -> V G.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from zoo.errors import check_choice
 
 PoseMeasure = Literal["rotation", "center", "euclidean", "sum", "log"]
 
-ROTATION_TOLERANCE = 1e-2  # bound on max |R^T R - I|: recorded poses reach 4e-4, broken ones far more
+ROTATION_TOLERANCE = 1e-2  # bound on max |R^T R - I|; recorded poses reach 4e-4, broken ones far more
 
 
 def invert_se3(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4"]:
@@ -49,7 +49,7 @@ def pose_distance(
 
     Returns:
         The angle of the relative rotation in radians, 0 to pi, and the distance of the camera centers in the unit of
-        the poses. The angle is computed by atan2: acos of the trace loses half of the digits near 0 and pi.
+        the poses. The angle is computed by atan2, because acos of the trace loses half of the digits near 0 and pi.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def pose_distances(
     measure: PoseMeasure = "euclidean",
     translation_weight: int | float = 1.0,
 ) -> Float[Tensor, "*batch"]:
-    """Compute a distance between poses, with broadcasting; exactly 0 for equal poses. In float64; not differentiable.
+    """Compute a distance between poses in float64, with broadcasting. Exactly 0 for equal poses, not differentiable.
 
     With the angle w of the relative rotation (radians), the center distance t, and the weight lambda:
 
@@ -87,11 +87,11 @@ def pose_distances(
     Args:
         world_to_camera_a: Rigid poses.
         world_to_camera_b: Rigid poses.
-        measure: One of the above.
-        translation_weight: Lambda, radians per unit of length (per meter for metric poses).
+        measure: One of the measures above.
+        translation_weight: Lambda, in radians per unit of length (per meter for metric poses).
 
     Raises:
-        ValueError: An unknown measure.
+        ValueError: The measure is unknown.
 
     Example:
         >>> import torch
@@ -112,20 +112,20 @@ def pose_distances(
             distance = torch.hypot(angle, centers)
         else:
             distance = {"rotation": angle, "center": centers, "sum": angle + centers}[measure]
-    # R R^T is the identity up to rounding only, but equal poses must leave the original attention bit for bit
+    # R R^T is the identity only up to rounding, but equal poses must give the original attention bit for bit
     return distance.masked_fill((a == b).all(-1).all(-1), 0.0)
 
 
 def path_length(
     world_to_camera: Float[Tensor, "N 4 4"], measure: PoseMeasure = "euclidean", translation_weight: int | float = 1.0
 ) -> Float[Tensor, " N"]:
-    """Compute the length of the path from the first pose to each, summed over steps; see `pose_distances`."""
+    """Compute the length of the path from the first pose to each pose, see `pose_distances`."""
     steps = pose_distances(world_to_camera[1:], world_to_camera[:-1], measure, translation_weight)
     return torch.cat((steps.new_zeros(1), steps.cumsum(0)))[: len(world_to_camera)]
 
 
 def so3_log(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
-    """Compute the rotation vector omega, |omega| <= pi, with R = exp([omega]x); float64.
+    """Compute the rotation vector omega with R = exp([omega]x) and |omega| <= pi, in float64.
 
     The axis is computed from R - R^T for angles up to pi/2 and from R + R^T beyond, so it is accurate at both ends.
     """
@@ -144,12 +144,12 @@ def so3_log(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
 
 
 def se3_log(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
-    """Compute the twist (omega, u) with M = exp([[[omega]x, u], [0, 0]]), |omega| <= pi; float64."""
+    """Compute the twist (omega, u) with M = exp([[[omega]x, u], [0, 0]]) and |omega| <= pi, in float64."""
     M = M.double()
     omega, t = so3_log(M[..., :3, :3]), M[..., :3, 3]
     square = omega.square().sum(-1, keepdim=True)
     half = square.sqrt() / 2
-    # (1 - x cot x) / (4 x^2) with x = |omega| / 2; its closed form cancels for small x, where the series replaces it
+    # (1 - x cot x) / (4 x^2) with x = |omega| / 2. Its closed form cancels for small x, so a series replaces it there.
     series = 1 / 12 + square / 720 + square.square() / 30240
     closed = (1 - half * half.cos() / half.sin()) / square
     cross = torch.linalg.cross(omega, t)
@@ -165,9 +165,9 @@ def rotation_parts(R: Float[Tensor, "*batch 3 3"]) -> tuple[Float[Tensor, "*batc
 
 
 def rotation_from_6d(numbers: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
-    """Make the first two columns of a rotation of six numbers, by Gram-Schmidt, and the third by their cross product.
+    """Convert six numbers to a rotation: Gram-Schmidt gives two columns, and their cross product the third.
 
-    The map is continuous, unlike those from quaternions or angles (Zhou et al. 2019, arXiv 1812.07035, section 4).
+    The map is continuous, unlike maps from quaternions or angles (Zhou et al. 2019, arXiv 1812.07035, section 4).
 
     Example:
         >>> import torch
@@ -187,11 +187,11 @@ def nearest_rotation(
 
     Args:
         R: Matrices with max |R^T R - I| <= 1e-2.
-        source: Name of their source for the error, such as a file name.
-        item: Name of one matrix for the error.
+        source: Name of the matrices' source for the error message, such as a file name.
+        item: Name of one matrix for the error message.
 
     Raises:
-        ValueError: A matrix is not finite, farther from orthonormal, or a reflection. Names the first one.
+        ValueError: A matrix is not finite, too far from orthonormal, or a reflection.
     """
     matrices = R.double()
     flat = matrices.reshape(-1, 3, 3)
@@ -219,7 +219,7 @@ def nearest_rotation(
 def normalize_intrinsics(
     K_px: Float[Tensor, "*batch 3 3"], width: int | float, height: int | float
 ) -> Float[Tensor, "*batch 3 3"]:
-    """Normalize corner-origin pixel intrinsics by the image size, as in PRoPE (arXiv 2507.10496); drops skew.
+    """Normalize corner-origin pixel intrinsics by the image size, as in PRoPE (arXiv 2507.10496). Skew is dropped.
 
     The identity is then a centered camera with a field of view of 53 degrees in both directions.
 
@@ -249,7 +249,7 @@ def intrinsics_in_pixels(
 
     Args:
         K_normalized: Intrinsics normalized by the image size.
-        width: Of the images in pixels, or in another unit, such as tokens; one, or one per camera.
+        width: Width of the images in pixels or another unit, such as tokens. One value, or one per camera.
         height: See `width`.
     """
     K_px = torch.zeros_like(K_normalized)

@@ -1,7 +1,7 @@
-"""Rays through patches and tokens, 3D points on them, and projection of points; cameras as in `zoo.cameras`.
+"""Rays through patches and tokens, 3D points on them, and unprojection. Cameras as in `zoo.cameras`.
 
-The coordinate of a pixel is its index, as in VGGT (pixel-center origin): the ray of pixel (0, 0) is
-(-cx / fx, -cy / fy, 1), without a half pixel added.
+The coordinate of a pixel is its index, as in VGGT (pixel-center origin). The ray of pixel (0, 0) is (-cx / fx, -cy /
+fy, 1), without a half pixel added.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ def grid_centers(rows: int, columns: int, like: Tensor) -> Float[Tensor, "h w 2"
 
 
 def patch_directions(K_normalized: Float[Tensor, "S 3 3"], rows: int, columns: int) -> Float[Tensor, "S h w 3"]:
-    """Compute the ray directions through the centers of a grid of patches; see `ray_directions`."""
+    """Compute the ray directions through the centers of a grid of patches, see `ray_directions`."""
     return ray_directions(K_normalized[:, None, None], grid_centers(rows, columns, K_normalized)[None])
 
 
 def plucker(direction: Float[Tensor, "*batch 3"], origin: Float[Tensor, "*#batch 3"]) -> Float[Tensor, "*batch 6"]:
-    """Compute Plücker coordinates, the unit direction and the moment, of lines through `origin` along `direction`."""
+    """Compute Plücker coordinates (unit direction and moment) of lines through `origin` along `direction`."""
     unit = direction / direction.norm(dim=-1, keepdim=True)
     return torch.cat((unit, torch.linalg.cross(origin.expand_as(unit), unit)), -1)
 
 
 def patch_depth(depth: Float[Tensor, "S H W"], patch: int, merged: int = 1) -> Float[Tensor, "t h w"]:
-    """Compute the median of the positive depths of each patch of `patch` x `patch` pixels; 0 if there are none.
+    """Compute the median of the positive depths of each patch of `patch` x `patch` pixels. 0 if there are none.
 
     Args:
-        depth: Of S = t `merged` frames.
-        patch: Side in pixels.
-        merged: Consecutive frames with one median for all of their pixels.
+        depth: Depth of S = t `merged` frames.
+        patch: Side of a patch in pixels.
+        merged: Number of consecutive frames that share one median.
     """
     blocks = depth.unflatten(2, (-1, patch)).unflatten(1, (-1, patch)).transpose(2, 3).flatten(3)
     blocks = blocks.unflatten(0, (-1, merged)).movedim(1, -2).flatten(-2)
@@ -67,14 +67,14 @@ def token_points(
     """Unproject the center of each token at the token's median depth, for `Cameras.with_tokens`.
 
     Args:
-        depth: Z-depth per temporal patch, in the unit of the poses; 0 where unknown. If two frames are merged into
-            one temporal patch, the depth of the frame whose camera the patch has.
+        depth: Z-depth per temporal patch, in the unit of the poses. 0 where unknown. If two frames are merged into one
+            temporal patch, use the depth of the frame whose camera the patch has.
         world_to_camera: One pose per temporal patch.
         K_normalized: Intrinsics per temporal patch.
         token_px: Side of a token in pixels.
 
     Returns:
-        World points in float64; NaN for tokens without any depth.
+        World points in float64. NaN for tokens without any depth.
     """
     median = patch_depth(depth.double(), token_px)
     median = median.where(median > 0, torch.nan)
@@ -89,11 +89,11 @@ def unproject_depth(
     world_to_camera: Float[Tensor, "*batch 4 4"],
     K_px: Float[Tensor, "*batch 3 3"],
 ) -> Float[Tensor, "*batch H W 3"]:
-    """Unproject depth maps to points in the world's frame, in the depth's unit; float32 or better.
+    """Unproject depth maps to points in the world frame, in the depth's unit. Float32 or better.
 
     Args:
-        depth: Distance along the camera's z axis. Points are valid where it is positive (at 0 they are the camera's
-            center); with infinite focal lengths they lie on the optical axis.
+        depth: Distance along the camera's z axis. Points are valid where it is positive. At 0 they are the camera's
+            center. With infinite focal lengths they lie on the optical axis.
         world_to_camera: Rigid poses.
         K_px: Intrinsics in pixels of the depth map, pixel-center origin, without skew.
 
@@ -119,7 +119,7 @@ def unproject_depth(
 
 
 def pixel_center_intrinsics(K_px: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """Convert corner-origin intrinsics, those of all datasets here, to pixel-center origin for `unproject_depth`."""
+    """Convert corner-origin intrinsics, as in all datasets here, to pixel-center origin for `unproject_depth`."""
     shifted = K_px.clone()
     shifted[..., :2, 2] -= 0.5
     return shifted

@@ -1,4 +1,4 @@
-"""The geometry of a scene (3D tokens, cameras, depth, points), in one form whatever its source."""
+"""The geometry of a scene (3D tokens, cameras, depth, points) in one format for all sources."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from torch import Tensor
 from zoo.cameras.poses import invert_se3, rigid_matrix, rotation_parts
 from zoo.values import Movable
 
-TOKENS = ("patches", "camera_tokens")  # the 3D tokens of a `SceneGeometry`; a cache rounds them, and nothing else
+# the 3D tokens of a `SceneGeometry`, which are the only fields that a cache rounds
+TOKENS = ("patches", "camera_tokens")
 
 
 class SceneGeometry(Movable):
-    """The geometry of one scene of S frames; fields that the source does not provide are None.
+    """The geometry of one scene of S frames. Fields that the source does not provide are None.
 
     Args:
         patches: 3D tokens on the patch grid of each frame.
-        camera_tokens: One more token per frame, which summarizes its camera.
-        world_to_camera: One pose per frame, OpenCV axes, float32 or better; in meters where the source is metric.
+        camera_tokens: One additional token per frame, which summarizes its camera.
+        world_to_camera: One pose per frame, OpenCV axes, float32 or better. In meters where the source is metric.
         K_normalized: Intrinsics per frame, see `zoo.cameras.normalize_intrinsics`.
-        has_camera: The frames with a valid camera; the others hold an identity. None is all of them.
-        depth: Along the camera's z axis, in the unit of the poses; 0 where unknown.
-        points: The 3D point of each pixel, in the world of the poses and their unit.
-        confidence: Of `points`, or of `depth` where there are no points; in the source's own scale.
+        has_camera: Frames with a valid camera. The others hold an identity. None is all of them.
+        depth: Depth along the camera's z axis, in the unit of the poses. 0 where unknown.
+        points: The 3D point of each pixel, in the world and the unit of the poses.
+        confidence: Confidence of `points`, or of `depth` if there are no points, in the source's own scale.
     """
 
     def __init__(
@@ -47,31 +48,34 @@ class SceneGeometry(Movable):
         self.depth, self.points, self.confidence = depth, points, confidence
 
     def present(self) -> dict[str, Tensor]:
-        """The fields that are not None, by name."""
+        """Return the fields that are not None, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
     def __getitem__(self, frames: slice | list[int]) -> SceneGeometry:
-        """The geometry of some frames."""
+        """Return the geometry of some frames."""
         return SceneGeometry(**{name: value[frames] for name, value in self.present().items()})
 
     def repeated(self, times: int) -> SceneGeometry:
-        """The geometry with each frame several times in a row."""
+        """Return the geometry with each frame repeated."""
         return SceneGeometry(**{name: value.repeat_interleave(times, 0) for name, value in self.present().items()})
 
     @property
     def has_cameras(self) -> bool:
-        """Whether there are poses and intrinsics; `has_camera` marks the frames whose camera is valid."""
+        """Whether there are poses and intrinsics. `has_camera` marks the frames with a valid camera."""
         return self.world_to_camera is not None and self.K_normalized is not None
 
     def without_invalid_cameras(self) -> SceneGeometry:
-        """This geometry, without cameras if no frame has a valid one; reads numbers, so call it on the host."""
+        """Return this geometry, without cameras if no frame has a valid one.
+
+        It reads values, so call it on the host.
+        """
         if self.has_camera is None or self.has_camera.any():
             return self
         cameras = ("world_to_camera", "K_normalized", "has_camera")
         return SceneGeometry(**{name: value for name, value in self.present().items() if name not in cameras})
 
     def cameras(self) -> tuple[Float[Tensor, "S 4 4"], Float[Tensor, "S 3 3"], Bool[Tensor, " S"]]:
-        """Poses, intrinsics, and a mask of the frames with a valid camera.
+        """Return poses, intrinsics, and a mask of the frames with a valid camera.
 
         Raises:
             ValueError: The scene has no cameras.
@@ -83,17 +87,17 @@ class SceneGeometry(Movable):
 
     @classmethod
     def joined(cls, scenes: Sequence[SceneGeometry]) -> SceneGeometry:
-        """Concatenate the frames of scenes of one size; a field that one of them lacks is None."""
+        """Concatenate the frames of scenes of the same size. A field that one of them lacks is None."""
         shared = set.intersection(*(set(scene.present()) for scene in scenes))
         return cls(**{name: torch.cat([getattr(scene, name) for scene in scenes]) for name in shared})
 
     def with_tokens_of(self, other: SceneGeometry, scale: float = 1.0) -> SceneGeometry:
-        """This geometry with the scaled 3D tokens of another."""
+        """Return this geometry with the scaled 3D tokens of another."""
         tokens = {name: value * scale for name, value in other.present().items() if name in TOKENS}
         return SceneGeometry(**{**self.present(), **tokens})
 
     def scaled(self, factor: Float[Tensor, ""] | float) -> SceneGeometry:
-        """This geometry in another unit of length; 3D tokens are unchanged."""
+        """Return this geometry in another unit of length. 3D tokens are unchanged."""
         changed = {name: value * factor for name, value in self.present().items() if name in ("depth", "points")}
         if self.world_to_camera is not None:
             rotation, translation = self.world_to_camera[:, :3, :3], self.world_to_camera[:, :3, 3]
@@ -101,7 +105,7 @@ class SceneGeometry(Movable):
         return SceneGeometry(**{**self.present(), **changed})
 
 
-# ---- A window of images, and the cameras and depth of what it shows --------------------------------------------------
+# ---- A window of images, with its cameras and depth ------------------------------------------------------------------
 
 PER_PIXEL = ("depth", "points", "confidence")
 
@@ -110,12 +114,12 @@ class Window(NamedTuple):
     """A part of images, in pixels.
 
     Attributes:
-        height: Of the whole images.
-        width: Of the whole images.
+        height: Height of the whole images.
+        width: Width of the whole images.
         top: First row of the part.
         left: First column of the part.
-        rows: Of the part.
-        columns: Of the part.
+        rows: Number of rows of the part.
+        columns: Number of columns of the part.
     """
 
     height: int
@@ -132,17 +136,18 @@ class Window(NamedTuple):
 
     @property
     def inverse(self) -> Window:
-        """The whole images as a window of the part, which it exceeds."""
+        """The whole images as a window of the part, which they exceed."""
         return Window(self.rows, self.columns, -self.top, -self.left, self.height, self.width)
 
     def crop(self, geometry: SceneGeometry, size: tuple[int, int] | None = None) -> SceneGeometry:
-        """Return the geometry of the part: its intrinsics, and what the geometry has of each pixel; poses stay.
+        """Return the geometry of the part, with its intrinsics and pixel values. Poses are unchanged.
 
-        What it has of pixels beyond the whole images is zero: an unknown depth.
+        Values of pixels outside of the whole images are zero, an unknown depth.
 
         Args:
-            geometry: Of the whole images, in any size.
-            size: Height and width of what the result has of each pixel, the nearest one's; None is the part's own.
+            geometry: Geometry of the whole images, in any size.
+            size: Height and width of the result's pixel values, taken from the nearest pixels. None is the part's own
+                size.
         """
         fields: dict[str, Any] = geometry.present()
         for name in PER_PIXEL:
@@ -159,7 +164,7 @@ class Window(NamedTuple):
     def _nearest(
         self, pixels: Shaped[Tensor, "S H W *values"], size: tuple[int, int]
     ) -> Shaped[Tensor, "S h w *values"]:
-        """Return the values of the part in this size, each of the nearest pixel."""
+        """Return the values of the part in this size, each from the nearest pixel."""
         sides = ((self.height, self.rows, self.top), (self.width, self.columns, self.left))
         for axis, (count, (side, kept, start)) in enumerate(zip(size, sides, strict=True), 1):
             centers = start + (torch.arange(count, device=pixels.device) + 0.5) * kept / count
@@ -172,8 +177,8 @@ class Window(NamedTuple):
 # ---- Cameras of temporal patches: one for the frames that are merged into one token ----------------------------------
 
 MergedCamera = Literal["first", "last", "mean"]
-FRAMES = 2  # in a temporal patch
-HALF_TURN = 1e-12  # least cosine squared of half the angle; between opposite rotations no midpoint is defined
+FRAMES = 2  # frames in a temporal patch
+HALF_TURN = 1e-12  # minimum squared cosine of half the angle, because opposite rotations have no unique midpoint
 
 
 class PatchCameras(NamedTuple):
@@ -182,8 +187,8 @@ class PatchCameras(NamedTuple):
     Attributes:
         world_to_camera: Poses.
         K_normalized: Intrinsics, see `zoo.cameras.normalize_intrinsics`.
-        has_camera: The temporal patches whose camera is valid.
-        is_complete: Whether the host knows that all of them are valid. False where it would have to wait to find out.
+        has_camera: Temporal patches with a valid camera.
+        is_complete: Whether the host knows that all cameras are valid. False if it would have to wait to find out.
     """
 
     world_to_camera: Float[Tensor, "t 4 4"]
@@ -192,26 +197,26 @@ class PatchCameras(NamedTuple):
     is_complete: bool = False
 
     def map(self, change: Callable[[Tensor], Tensor]) -> PatchCameras:
-        """Change each tensor, for instance moves it to a device."""
+        """Change each tensor, for example move it to a device."""
         return PatchCameras(change(self[0]), change(self[1]), change(self[2]), self.is_complete)
 
 
 def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -> PatchCameras:
-    """Merge the cameras of each two frames into one per temporal patch, without waiting for a GPU.
+    """Merge the cameras of every two frames into one per temporal patch, without waiting for a GPU.
 
     Args:
-        scene: With cameras of an even number of frames.
-        merged_camera: The camera of a temporal patch is that of its `first` or `last` frame, or their `mean`: the mean
-            of centers and intrinsics, and the midpoint of the rotations. Where one frame has no camera it is the
-            other's.
+        scene: A scene with cameras for an even number of frames.
+        merged_camera: The camera of a temporal patch: its `first` or `last` frame's, or the `mean` (mean center and
+            intrinsics, and the midpoint of the rotations). If one frame has no camera, the other frame's is used.
 
     Returns:
-        The first valid camera stands in for those that are not, since a reference view may be chosen among them.
+        The merged cameras. Invalid ones are replaced by the first valid camera, because a reference view may be chosen
+        among them.
 
     Raises:
-        ValueError: A scene without cameras.
+        ValueError: The scene has no cameras.
     """
-    # not unflatten: a sequence of text has no frames
+    # not unflatten, because text alone has no frames
     poses, K, present = (each.reshape(len(each) // FRAMES, FRAMES, *each.shape[1:]) for each in scene.cameras())
     wanted = FRAMES - 1 if merged_camera == "last" else 0
     alone = torch.where(present[:, wanted], wanted, FRAMES - 1 - wanted)
@@ -222,7 +227,7 @@ def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -
         patch_poses = torch.where(both, _midpoint(poses), patch_poses)
         patch_K = torch.where(both, K.mean(1), patch_K)
     if len(poses):
-        stand_in = has_camera.int().argmax(0, keepdim=True)  # itself where no camera is valid
+        stand_in = has_camera.int().argmax(0, keepdim=True)  # index 0 where no camera is valid
         known = has_camera[:, None, None]
         patch_poses = torch.where(known, patch_poses, patch_poses[stand_in])
         patch_K = torch.where(known, patch_K, patch_K[stand_in])
@@ -232,13 +237,13 @@ def merge_cameras(scene: SceneGeometry, merged_camera: MergedCamera = "first") -
 def stack_cameras(
     rows: Sequence[Sequence[PatchCameras]],
 ) -> tuple[Float[Tensor, "B C 4 4"], Float[Tensor, "B C 3 3"], Bool[Tensor, "B C"]]:
-    """Concatenate the cameras of each row's scenes; identities fill shorter rows.
+    """Concatenate the cameras of each row's scenes. Shorter rows are filled with identities.
 
     Args:
-        rows: The cameras of the scenes of each row; at least one.
+        rows: The cameras of the scenes of each row, at least one in total.
 
     Returns:
-        Poses and intrinsics in the widest dtype of all, and a mask of the valid ones.
+        Poses and intrinsics in the widest dtype of all, and a mask of valid cameras.
     """
     some = next(scene for row in rows for scene in row)
     empty = some.map(lambda tensor: tensor[:0])
@@ -255,7 +260,7 @@ def stack_cameras(
 
 
 def _midpoint(poses: Float[Tensor, "N pair 4 4"]) -> Float[Tensor, "N 4 4"]:
-    """Compute the midpoint of the slerp of two rotations, in closed form, and the mean center."""
+    """Compute the midpoint of the slerp between two rotations, in closed form, and the mean center."""
     camera_to_world = invert_se3(poses.double())
     first, second = camera_to_world[:, 0, :3, :3], camera_to_world[:, 1, :3, :3]
     cosine, sine_axis = rotation_parts(first.mT @ second)

@@ -1,4 +1,4 @@
-"""Official checkpoints in and out: Qwen-VL models and those fused with VGGT, in memory or as a released folder."""
+"""Loading and exporting official checkpoints: Qwen-VL models, also with VGGT, in memory or as a released folder."""
 
 from zoo.backbones import (
     PretrainedGeoVR,

@@ -1,7 +1,7 @@
-"""A model as a released folder: weights by official names with LoRA merged, config.json, and processor files.
+"""Export of a model as a released folder: weights by official names with LoRA merged, config.json, processor files.
 
-A Qwen-VL is exported, and one with the geometry encoder and the fusion of a released model: Spatial-MLLM, VG-LLM or
-SpatialStack. The published code reads the folder, and so do the `Pretrained` backbones.
+A Qwen-VL can be exported, also with the geometry encoder and the fusion of a released model: Spatial-MLLM, VG-LLM or
+SpatialStack. The published code and the `Pretrained` backbones can read the folder.
 """
 
 from __future__ import annotations
@@ -56,31 +56,31 @@ from zoo.weights.saved_models import CARD_FILE, model_card
 if TYPE_CHECKING:
     from zoo.model import SpatialVLM
 
-OFFICIAL_TEXT = "max_thw"  # `text_after_vision` of a model that is loaded from official files
+OFFICIAL_TEXT = "max_thw"  # `text_after_vision` of a model loaded from official files
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
 AGGREGATOR = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
 NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transformers 5
-OFFICIAL_NORM = {QWEN25: "rms", QWEN35: "layer"}  # of a patch, by the family: see `PatchMerger`
+OFFICIAL_NORM = {QWEN25: "rms", QWEN35: "layer"}  # norm of a patch by family, see `PatchMerger`
 
 
 # ---- The folder ------------------------------------------------------------------------------------------------------
 
 
 def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a folder for the official code, and for the `Pretrained` backbones.
+    """Write a folder for the official code and the `Pretrained` backbones.
 
-    Other content of the folder that the weights came from is copied: processor files, VGGT's heads and tracker, and
-    Qwen3.5's prediction of several tokens at once.
+    Other content of the weights' source folder is copied: processor files, VGGT's heads and tracker, and Qwen3.5's
+    multi-token prediction.
 
     Args:
-        model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written
-            weights; the model stays as it is. A geometry behind a cache is loaded.
+        model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written weights,
+            and the model is unchanged. A geometry encoder behind a cache is loaded.
         out: A new or empty folder.
-        dtype: Of the weights; None is that of the folder they came from, else the model's.
+        dtype: Dtype of the weights. None uses the source folder's dtype, or the model's if there is no source folder.
 
     Raises:
-        InputError: The folder is not empty or can't be written, the folder of the weights is gone, or the model has
-            weights that no official model has. Files written by then are removed.
+        InputError: The folder is not empty or can't be written, the source folder no longer exists, or the model has
+            weights that no official model has. Files written so far are removed.
     """
     refuse_full(out)
     if isinstance(model.geometry, CachedGeometry):
@@ -97,7 +97,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
         if source is None or dtype is not None:
             written["torch_dtype"] = str(dtype or model.backbone.like.dtype).removeprefix("torch.")
         write_json(folder / CONFIG, written)
-        # of a model from tensors in memory, the backbone has no configuration
+        # the backbone of a model from tensors in memory has no configuration
         parts = {"class_path": "zoo.SpatialVLM", "init_args": known_config(model)}
         write_whole(folder / CARD_FILE, model_card(out.name, parts, dict(released_sources(model).values())))
         if source is not None:
@@ -115,11 +115,9 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
 
 
 def model_names(family: str = QWEN25, layout: Layout = SPATIAL_MLLM) -> NameTable:
-    """Return the names of all tensors of a released model, and of the same tensors in a `SpatialVLM`.
+    """Return a table between official tensor names of a released model and names in a `SpatialVLM`.
 
-    Args:
-        family: Of its backbone.
-        layout: Of its geometry encoder and fusion; empty without.
+    An empty layout is a backbone without geometry encoder and fusion.
     """
     backbone = backbone_names(family)
 
@@ -141,14 +139,14 @@ def model_names(family: str = QWEN25, layout: Layout = SPATIAL_MLLM) -> NameTabl
 
 
 def names_of(model: SpatialVLM) -> NameTable:
-    """Return the table of names of a model that has an official layout."""
+    """Return the name table of a model that has an official layout."""
     return model_names(model.backbone.vlm.config.model_type, official_layout(model) or {})
 
 
 def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     """Return the tensors of a released model by official names, without a tied lm_head.
 
-    Heads of objectives, which no answer needs, are left out.
+    Heads of objectives are left out, because answers do not need them.
 
     Raises:
         InputError: The model has weights that no official model has.
@@ -172,7 +170,7 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
         )
 
     def merged(name: str) -> Tensor:
-        """Return the tensor with the update of its adapters, in float32 or better."""
+        """Return the tensor with the update of its adapters, computed in float32 or better."""
         tensor, layer = state[name], adapted.get(name.removesuffix(".weight"))
         if layer is None or not name.endswith(".weight"):
             return tensor
@@ -189,14 +187,14 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
 
 
 def official_parameters(model: SpatialVLM) -> dict[str, nn.Parameter]:
-    """Return the parameters of a released model by official names, but for joint ones that are several here."""
+    """Return parameters by official names, except official tensors that are split into several here."""
     names = names_of(model)
     named = ((names.official(name), parameter) for name, parameter in model.named_parameters())
     return {official: parameter for official, parameter in named if len(names.current(official)) == 1}
 
 
 def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Return the tensors in the names and dtypes of the folder they came from, and the unread parts from there."""
+    """Return the tensors in the names and dtypes of their source folder, and add the folder's unread tensors."""
     tensors, old, names = official_tensors(model), open_weights(source), names_of(model)
     first_of = SECOND_NAMES.get(model.backbone.vlm.config.model_type, {})
     of_vggt = tuple(theirs for theirs, ours in (official_layout(model) or {}).items() if ours == VGGT_MODEL)
@@ -207,21 +205,21 @@ def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[s
         ours = names.official(names.current(first)[0])
         of_old = partial(Tensor.to, dtype=dtype or old[name].dtype)
         if ours in tensors:
-            is_again = ours not in rest  # the source holds it by both names, so does the copy
+            is_again = ours not in rest  # the source has it under both names, and so does the copy
             rest.pop(ours, None)
             written[ours if name == first else name] = of_old(tensors[ours], copy=is_again)
-        elif name == LM_HEAD:  # tied: the source holds it twice, so does the copy
+        elif name == LM_HEAD:  # tied, but the source has it twice, and so does the copy
             written[name] = of_old(tensors[names.official(QWEN + EMBEDDINGS)], copy=True)
         elif first.startswith((*NOT_LOADED, *of_vggt)):
             written[name] = of_old(old[name])
     return written | {name: tensor.to(dtype or tensor.dtype) for name, tensor in rest.items()}
 
 
-# ---- Which layout a model has, and what of it has none ---------------------------------------------------------------
+# ---- The layout of a model, and its parts that no layout has ---------------------------------------------------------
 
 
 def official_layout(model: SpatialVLM) -> Layout | None:
-    """Return the layout of a model's encoder and fusion, empty without a fusion; None if no released model has them."""
+    """Return the layout of a model's encoder and fusion. Empty without a fusion, None if no released model has them."""
     fusion, encoder = model.fusion, model.geometry
     layout = _layout_of(model)
     if fusion is None or (isinstance(encoder, VGGTEncoder) and type(fusion) is StackFusion):
@@ -230,7 +228,7 @@ def official_layout(model: SpatialVLM) -> Layout | None:
 
 
 def _layout_of(model: SpatialVLM) -> Layout | None:
-    """Return the layout by the fusion alone."""
+    """Return the layout, judged by the fusion alone."""
     fusion, family = model.fusion, model.backbone.vlm.config.model_type
     if fusion is None:
         return {}
@@ -244,13 +242,13 @@ def _layout_of(model: SpatialVLM) -> Layout | None:
 
 
 def unofficial_fusion(model: SpatialVLM) -> list[str]:
-    """Return what of a model's encoder and fusion no released model has."""
+    """Return the parts and settings of a model's encoder and fusion that no released model has."""
     fusion: Any = model.fusion
     family = model.backbone.vlm.config.model_type
     encoder: Any = None if model.geometry is None else model.geometry.meta_encoder
     found = [] if _layout_of(model) is not None else [type(fusion).__name__]
     if encoder is not None and (fusion is None or not isinstance(encoder, VGGTEncoder)):
-        found.append(type(encoder).__name__)  # of cameras alone, or of other 3D tokens
+        found.append(type(encoder).__name__)  # used for cameras alone, or for other 3D tokens
     if fusion is None or not isinstance(encoder, VGGTEncoder):
         return found
     if encoder.num_layers > 1 and type(fusion) is not StackFusion:
@@ -269,7 +267,7 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
     if type(fusion) in (PatchMergerFusion, StackFusion):
         official["norm"] = OFFICIAL_NORM.get(family, fusion.norm)
     if type(fusion) is StackFusion:
-        official["hidden"] = HIDDEN  # config.json has no setting for it
+        official["hidden"] = HIDDEN  # config.json has no setting for this
     values = {name: getattr(fusion, name) for name in official}
     return found + [f"{name}: {value}" for name, value in values.items() if value != official[name]]
 
@@ -281,7 +279,7 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
     found = [type(part).__name__ for part in parts if part is not None] + unofficial_fusion(model)
     if complete_config(model.time_index) != complete_config(model.backbone.default_time_index()):
         found.append(f"time_index: {type(model.time_index).__name__}")
-    # of a video with one span per view both rules are the same
+    # for a video with one span per view both rules give the same
     if model.text_after_vision != OFFICIAL_TEXT and not model.time_index.per_span:
         found.append(f"text_after_vision: {model.text_after_vision}")
     return found
@@ -291,11 +289,9 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the config.json, as the transformers of the release writes it, of a Qwen-VL or one fused with VGGT.
+    """Return config.json, in the release's transformers format, of a Qwen-VL, also with VGGT and a fusion.
 
-    Args:
-        model: The exported model.
-        source: Config.json of the folder that the weights came from; its settings are kept.
+    The settings of `source`, the config.json of the weights' source folder, are kept.
     """
     if model.backbone.vlm.config.model_type == QWEN3:
         return _nested(model.backbone.vlm.config) if source is None else source
@@ -324,7 +320,7 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
 
 
 def fused_settings(model: SpatialVLM, source: dict[str, Any], architecture: str) -> dict[str, Any]:
-    """Return what VG-LLM and SpatialStack write about their encoder and fusion; nothing for a model without."""
+    """Return the settings of encoder and fusion as VG-LLM and SpatialStack write them. Empty without a fusion."""
     if model.fusion is None:
         return {}
     assert isinstance(model.geometry, VGGTEncoder)
@@ -343,7 +339,7 @@ def _aggregator(geometry: VGGTEncoder) -> dict[str, Any]:
 
 
 def _unusual(aggregator: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that differ from VGGT-1B's, for which the published code has no settings."""
+    """Return the arguments that differ from VGGT-1B's. The published code has no settings for them."""
     unusual = {name: value for name, value in aggregator.items() if value != AGGREGATOR[name]}
     return {"vggt_aggregator": unusual} if unusual else {}
 
@@ -358,16 +354,17 @@ def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder, source: dict[str, A
     if isinstance(fusion, PatchMergerFusion):
         added = {**shared, "feature_fusion_method": "add", "geometry_merger_hidden_dim": fusion.hidden}
         if model.backbone.vlm.config.model_type != QWEN35 and "geometry_fusion_layers" not in source:
-            return added  # VG-LLM has no setting of layers
+            return added  # VG-LLM has no setting for layers
         return {**added, "geometry_fusion_layers": None, "geometry_encoder_layers": list(geometry.layers)}
     assert isinstance(fusion, StackFusion)
-    encoder_layers = list(geometry.layers) * (len(fusion.decoder_layers) // geometry.num_layers)  # one each
+    # one for each decoder layer
+    encoder_layers = list(geometry.layers) * (len(fusion.decoder_layers) // geometry.num_layers)
     layers = {"geometry_fusion_layers": fusion.decoder_layers, "geometry_encoder_layers": encoder_layers}
     return {**shared, "feature_fusion_method": STACK_ADD, **layers}
 
 
 def _flat(config: Qwen2_5_VLConfig) -> dict[str, Any]:
-    """Return the decoder's settings beside the others, with the old names of RoPE's."""
+    """Return the decoder's settings at the top level, with the old names of RoPE's settings."""
     nested = config.to_dict()
     rope = nested["text_config"]["rope_parameters"]
     return {
@@ -413,6 +410,6 @@ def _current(config: Qwen3_5Config) -> dict[str, Any]:
 
 
 def _own(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without those that every model has, and without those of transformers 5."""
+    """Return settings without generic ones of every model and without those of transformers 5."""
     generic = NEWER | PreTrainedConfig().to_dict().keys()
     return {name: value for name, value in settings.items() if name not in generic}

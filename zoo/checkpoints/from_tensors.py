@@ -1,4 +1,4 @@
-"""Released models from tensors with official names; the `Pretrained` backbones read folders."""
+"""Released models from tensors with official names. The `Pretrained` backbones read folders instead."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ from zoo.weights.load import FirstNames, Tensors, first_tensor, load_weights
 
 
 def load_qwen25_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
-    """Return the baseline with these weights, in their dtype; all parameters are trainable.
+    """Return a Qwen2.5-VL with these weights, in their dtype. All parameters are trainable.
 
     Args:
         config: {"qwen": the model's config.json, ...}.
-        state_dict: Named as in transformers 4.51 or 5; a tied lm_head may be absent or present. May be read from files
-            tensor by tensor.
+        state_dict: Tensors named as in transformers 4.51 or 5. A tied lm_head may be absent or present. Tensors may be
+            read from files one by one.
 
     Raises:
-        InputError: Lists tensors that are missing, unexpected or of another shape.
+        InputError: Tensors are missing, unexpected or of another shape.
     """
     return _load(ReleasedConfig(config).qwen, None, state_dict)
 
 
 def load_qwen3_vl(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
-    """Return the baseline with these weights, in their dtype; all parameters are trainable.
+    """Return a Qwen3-VL with these weights, in their dtype. All parameters are trainable.
 
     Args:
-        config: Config.json of a dense Qwen3-VL, or `Qwen3VLConfig.to_dict()`.
-        state_dict: By transformers' names; a tied lm_head may be absent or present. May be read from files tensor by
-            tensor.
+        config: The config.json of a dense Qwen3-VL, or `Qwen3VLConfig.to_dict()`.
+        state_dict: Tensors by transformers' names. A tied lm_head may be absent or present. Tensors may be read from
+            files one by one.
 
     Raises:
-        InputError: Lists tensors that are missing, unexpected or of another shape.
+        InputError: Tensors are missing, unexpected or of another shape.
     """
     return _load(qwen3_config(config), None, state_dict)
 
 
 def load_qwen3_5(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
-    """Return the baseline with these weights, in their dtype; all parameters are trainable.
+    """Return a Qwen3.5 with these weights, in their dtype. All parameters are trainable.
 
     Args:
-        config: Config.json of a dense Qwen3.5, or `Qwen3_5Config.to_dict()`.
-        state_dict: By transformers' names; a tied lm_head and `mtp.…` may be absent or present. May be read from files
-            tensor by tensor.
+        config: The config.json of a dense Qwen3.5, or `Qwen3_5Config.to_dict()`.
+        state_dict: Tensors by transformers' names. A tied lm_head and `mtp.…` may be absent or present. Tensors may be
+            read from files one by one.
 
     Raises:
-        InputError: Lists tensors that are missing, unexpected or of another shape.
+        InputError: Tensors are missing, unexpected or of another shape.
     """
     return _load(qwen3_5_config(config), None, state_dict)
 
 
 def load_spatial_mllm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
-    """Return Spatial-MLLM v1.1 with these weights, in their dtype; all parameters are trainable.
+    """Return a Spatial-MLLM v1.1 with these weights, in their dtype. All parameters are trainable.
 
     Args:
         config: {"qwen", "spatial_config", "connector_config", "vggt_aggregator"}, or a released config.json.
-        state_dict: As for `load_qwen25_vl`, with `spatial_encoder.vggt_model.…` and `connector.…`; VGGT's heads, which
-            this model does not use, may be absent or present.
+        state_dict: Tensors as for `load_qwen25_vl`, with `spatial_encoder.vggt_model.…` and `connector.…`. VGGT's
+            heads, which this model does not use, may be absent or present.
 
     Raises:
-        InputError: Lists tensors that are missing, unexpected or of another shape.
+        InputError: Tensors are missing, unexpected or of another shape.
     """
     refuse_v1(state_dict)
     released = ReleasedConfig(config)
@@ -78,30 +78,31 @@ def load_spatial_mllm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM
 
 
 def load_vg_llm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
-    """Return a VG-LLM with these weights, in their dtype; all parameters are trainable.
+    """Return a VG-LLM with these weights, in their dtype. All parameters are trainable.
 
     Args:
-        config: {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator, absent for VGGT-1B's}, or its
-            config.json.
-        state_dict: As for `load_qwen25_vl`, with VGGT and merger in either released layout, which the names tell apart;
-            VGGT's dense heads, which this model does not use, may be absent or present.
+        config: Its config.json, or {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator}. Without
+            "vggt_aggregator" they are VGGT-1B's.
+        state_dict: Tensors as for `load_qwen25_vl`, with VGGT and merger in either released layout, which is recognized
+            by the names. VGGT's dense heads, which this model does not use, may be absent or present.
 
     Raises:
-        InputError: Lists tensors that are missing, unexpected or of another shape; or a fusion of another kind.
+        InputError: Tensors are missing, unexpected or of another shape, or the fusion is of another kind.
     """
     return _load(ReleasedConfig(config).qwen, vg_llm_geometry(_settings(config), state_dict), state_dict)
 
 
 def load_spatial_stack(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
-    """Return a SpatialStack with these weights, in their dtype; all parameters are trainable.
+    """Return a SpatialStack with these weights, in their dtype. All parameters are trainable.
 
     Args:
-        config: {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator, absent for VGGT-1B's}, or its
-            config.json.
-        state_dict: By official names; the parts that the published class registers twice have either name or both.
+        config: Its config.json, or {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator}. Without
+            "vggt_aggregator" they are VGGT-1B's.
+        state_dict: Tensors by official names. Parts that the published class registers twice may have either name or
+            both.
 
     Raises:
-        InputError: Lists tensors that are missing, unexpected or of another shape; or a fusion of another kind.
+        InputError: Tensors are missing, unexpected or of another shape, or the fusion is of another kind.
     """
     settings = _settings(config)
     is_qwen25 = "text_config" not in settings
@@ -115,14 +116,14 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load(qwen: Any, parts: ReleasedGeometry | None, tensors: Tensors) -> SpatialVLM:
-    """Return a model with its geometry encoder and fusion, if it has some."""
+    """Return a model, with its geometry encoder and fusion if it has them."""
     dtype = first_tensor(tensors).dtype
     if parts is None:
         model = SpatialVLM(EmptyQwenVL(qwen, dtype))
         load_backbone(model, tensors)
         return model
     encoder = parts.load_encoder(tensors, dtype)
-    encoder.vggt.source = {}  # a saved model has these weights in it: no loader reads them again
+    encoder.vggt.source = {}  # a saved model contains these weights, so no loader reads them again
     model = SpatialVLM(EmptyQwenVL(qwen, dtype, parts.layout), geometry=lambda: encoder, fusion=parts.fusion)
     load_backbone(model, tensors, skip=tuple(parts.layout))
     parts.load_fusion(model.fusion, tensors)
@@ -130,6 +131,6 @@ def _load(qwen: Any, parts: ReleasedGeometry | None, tensors: Tensors) -> Spatia
 
 
 def load_backbone(model: SpatialVLM, tensors: Tensors, skip: tuple[str, ...] = ()) -> None:
-    """Load the Qwen-VL of a model; tensors of prefixes in `skip` belong to other parts."""
+    """Load the Qwen-VL of a model. Tensors with prefixes in `skip` belong to other parts."""
     vlm = model.backbone.vlm
     load_weights(vlm, qwen_weights(vlm.config, tensors, skip))

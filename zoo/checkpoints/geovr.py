@@ -1,7 +1,7 @@
-"""GeoVR's training (arXiv 2606.05833) on tensors with official names, to compare it with the released code.
+"""GeoVR's training (arXiv 2606.05833) on tensors with official names, for comparison with the released code.
 
-Trainings use `zoo.objectives.teacher`, whose layers, heads and losses are compared here: by themselves, as one module
-with the names of the released files (`GeoVRHeads`), and in a whole training step (`run_official`).
+Training uses `zoo.objectives.teacher`. Its layers, heads and losses are compared here: individually, as one module with
+the names of the released files (`GeoVRHeads`), and in a whole training step (`run_official`).
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from zoo.sequences.packing import IGNORED
 from zoo.sequences.position_ids import layout_position_ids
 from zoo.sequences.time_index import SpanIndex
 
-# ---- GeoVR's sequences in training: a camera token behind each view, and a scale token behind the last view of a video
+# ---- GeoVR's training sequences: a camera token after each view, and a scale token after the last view --------------
 
-TEXT, START, IMAGE, VIDEO = range(4)  # what positions depend on of a token
-VIDEO_TYPE = 2  # of transformers' mm_token_type_ids
-EXTRA_TOKENS = {  # by camera, scale
+TEXT, START, IMAGE, VIDEO = range(4)  # kinds of tokens, which determine positions
+VIDEO_TYPE = 2  # value in transformers' mm_token_type_ids
+EXTRA_TOKENS = {  # by (camera, scale)
     (False, False): ExtraTokens.NONE,
     (True, False): ExtraTokens.LAST,
     (False, True): ExtraTokens.END,
@@ -68,23 +68,23 @@ def expand_tokens(
     camera: bool,
     scale: bool,
 ) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B M"], Int[Tensor, "B M"], Int[Tensor, "B M"]]:
-    """Insert placeholders of GeoVR's tokens into the sequences of a stock processor, padded on the right.
+    """Insert placeholders of GeoVR's tokens into right-padded sequences of the original processor.
 
-    `SequenceBuilder` needs no such step: the zoo's prompts have the placeholders from the start.
+    `SequenceBuilder` does not need this step, because the zoo's prompts contain the placeholders from the start.
 
     Args:
-        input_ids: One placeholder per visual token.
+        input_ids: Token ids with one placeholder per visual token.
         attention_mask: 0 for padding.
         mm_token_type_ids: 2 for videos.
         labels: -100 where nothing is supervised.
         video_grid_thw: (t, h, w) in patches of each video, in the order of the batch.
-        video_token_id: The placeholder.
+        video_token_id: Token id of the placeholder.
         merge_size: Patches per side in one visual token.
-        camera: Insert one behind each view.
-        scale: Insert one behind the last view of each video.
+        camera: Insert a token after each view.
+        scale: Insert a token after the last view of each video.
 
     Returns:
-        The first four arguments, longer.
+        The extended first four arguments.
 
     Raises:
         ValueError: Grids and placeholders do not match.
@@ -98,7 +98,7 @@ def expand_tokens(
     repeats = torch.ones_like(input_ids)
     repeats[is_visual] += int(camera) * ((place + 1) % per_view[video] == 0).long()
     repeats[is_visual] += int(scale) * (place + 1 == counts[video]).long()
-    # what is inserted is a copy of the visual token before it, which nothing is learned from
+    # inserted tokens are copies of the visual token before them, which is not supervised
     source = [torch.arange(input_ids.shape[1]).repeat_interleave(row) for row in repeats]
 
     def inserted(values: Tensor, padding: int) -> Tensor:
@@ -123,16 +123,16 @@ def position_ids(
     camera: bool,
     scale: bool,
 ) -> Int[Tensor, "3 B L"]:
-    """Return the mRoPE positions of Qwen3-VL for sequences with GeoVR's tokens; 0 in padding.
+    """Return Qwen3-VL's mRoPE positions for sequences with GeoVR's tokens. 0 in padding.
 
     Args:
-        input_ids: From `expand_tokens`.
-        mm_token_type_ids: From there as well; positions depend on these and not on ids.
+        input_ids: Token ids from `expand_tokens`.
+        mm_token_type_ids: Token types from `expand_tokens`. Positions depend on these and not on the ids.
         video_grid_thw: (t, h, w) in patches of each video.
-        attention_mask: 0 for padding; None is none.
+        attention_mask: 0 for padding. None means no padding.
         merge_size: Patches per side in one visual token.
         camera: Whether a token follows each view.
-        scale: Whether one follows the last view of each video.
+        scale: Whether a token follows the last view of each video.
     """
     is_video = mm_token_type_ids == VIDEO_TYPE
     is_before = F.pad(is_video, (0, 1))[:, 1:] & ~is_video
@@ -152,17 +152,17 @@ def position_ids(
 
 
 class GeoVRHeads(nn.Module):
-    """The heads of a GeoVR model, as far as its files have them.
+    """The heads of a GeoVR model that its files contain.
 
     Args:
         teacher: `vggt`, `vggt_omega` or `da3`.
-        decoder_layers: Of the decoder.
-        width: Of the decoder.
+        decoder_layers: Number of decoder layers.
+        width: Width of the decoder.
         parts: Names of the heads.
 
     Attributes:
         depth_layers: The hidden states that `depth` reads, see `geovr_layers`.
-        distill_layers: Those that `distill` reads.
+        distill_layers: The hidden states that `distill` reads.
         teacher_layers: The teacher's layers that are distilled.
     """
 
@@ -181,7 +181,7 @@ class GeoVRHeads(nn.Module):
 
     @classmethod
     def from_official(cls, teacher: str, decoder_layers: int, state_dict: Mapping[str, Tensor]) -> GeoVRHeads:
-        """Build the heads of official tensors, in their dtype; all other tensors are ignored."""
+        """Build the heads from official tensors, in their dtype. All other tensors are ignored."""
         norms = ("camera_head.backbone.0", "dpt_head.norm", "scale_head.backbone.0", "distill_head_list.0.norm")
         found = {
             name.partition(".")[0]: state_dict[f"{name}.weight"] for name in norms if f"{name}.weight" in state_dict
@@ -202,7 +202,7 @@ class GeoVRHeads(nn.Module):
     def depth(
         self, hidden: Sequence[Float[Tensor, "T tokens D"]], grid_hw: Sequence[int], target_hw: Sequence[int]
     ) -> Float[Tensor, "T H W"]:
-        """Predict the teacher's depth; see `DepthHead`."""
+        """Predict the teacher's depth, see `DepthHead`."""
         return self.dpt_head(hidden, grid_hw, target_hw)
 
     def distill(self, hidden: Float[Tensor, "T h w D"], i: int, target_hw: Sequence[int]) -> Float[Tensor, "T H W C"]:
@@ -210,11 +210,11 @@ class GeoVRHeads(nn.Module):
         return self.distill_head_list[i](hidden, target_hw)
 
     def scale(self, states: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """Predict meters per unit of the teacher."""
+        """Predict meters per unit of the teacher's lengths."""
         return self.scale_head(states)
 
 
-# ---- Losses and targets, each of one video --------------------------------------------------------------------------
+# ---- Losses and targets, each for one video -------------------------------------------------------------------------
 
 
 def camera_loss(pred: Float[Tensor, "T 9"], target: Float[Tensor, "T 9"]) -> dict[str, Float[Tensor, ""]]:
@@ -255,15 +255,15 @@ def scale_target(
     *,
     teacher: str,
 ) -> float:
-    """Fit meters per unit of the teacher's depth to a metric model's, over confident pixels that are not sky.
+    """Fit meters per unit of the teacher's depth to a metric model's depth, over confident pixels that are not sky.
 
     Args:
-        depth: The teacher's.
-        conf: Its confidence.
-        pose: Its pose encodings, whose fields of view give the focal length.
-        metric_depth: Of the metric model (DA3METRIC), for a focal length of 300 pixels. Its images may have another
-            size: VGGT-Omega's are resized to multiples of 14 pixels.
-        sky: The metric model's sky, 0 where there is none.
+        depth: The teacher's depth.
+        conf: The confidence of the teacher's depth.
+        pose: The teacher's pose encodings. Their fields of view give the focal length.
+        metric_depth: Depth of the metric model (DA3METRIC), for a focal length of 300 pixels. Its images may have
+            another size: VGGT-Omega's are resized to multiples of 14 pixels.
+        sky: The metric model's sky score, 0 where there is no sky.
         teacher: `vggt`, `vggt_omega` or `da3`.
     """
     find_teacher(teacher)
@@ -303,24 +303,24 @@ def run_official(
     scale: bool,
     distill: bool,
 ) -> dict[str, Any]:
-    """Compute losses and gradients of a whole model on a micro-batch of videos, in float32, by the zoo's own step.
+    """Compute losses and gradients of a whole model on a micro-batch of videos, in float32, with the zoo's own step.
 
     Args:
         qwen: `Qwen3VLConfig.to_dict()`.
-        state_dict: By official names; heads that are switched off may be absent or present.
+        state_dict: Tensors by official names. Heads that are switched off may be absent or present.
         inputs: `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels` (before `expand_tokens`),
-            `video_grid_thw`, `pixel_values_videos`; one video per sequence.
-        targets: Of each video, as far as they are learned: `pose`, `depth`, `features` (by layer of the teacher, (T, h,
-            w, C)); for the scale also `conf`, `metric_depth` and `sky`, see `scale_target`.
+            `video_grid_thw`, `pixel_values_videos`. One video per sequence.
+        targets: For each video, the targets that are learned: `pose`, `depth`, `features` (by layer of the teacher, (T,
+            h, w, C)). The scale also needs `conf`, `metric_depth` and `sky`, see `scale_target`.
         teacher: `vggt`, `vggt_omega` or `da3`.
         camera: Learn poses, with a token per view.
         depth: Learn depth.
-        scale: Learn the metric scale, with a token behind the video.
+        scale: Learn the metric scale, with a token after the video.
         distill: Learn the teacher's tokens.
 
     Returns:
-        The losses `lm`, `camera`, `depth`, `distill` and `scale` (0 where switched off), their weighted sum `total`,
-        and `gradient_norms` of it by official name.
+        The losses `lm`, `camera`, `depth`, `distill` and `scale` (0 if switched off), their weighted sum `total`, and
+        its `gradient_norms` by official name.
     """
     layers, layout = geovr_layers(teacher, qwen["text_config"]["num_hidden_layers"]), find_teacher(teacher)
     # 1. The model.

@@ -1,4 +1,4 @@
-"""Parts of VG-LLM and SpatialStack by themselves, for comparisons with the published code."""
+"""Individual parts of VG-LLM and SpatialStack, for comparison with the published code."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ FusedStills = tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]
 
 
 def official_3d_tokens(model: SpatialVLM, frames: Float[Tensor, "S 3 H W"]) -> list[Float[Tensor, "N D"]]:
-    """Return what a model with an encoder and a fusion adds to the visual tokens of stills.
+    """Return the features that a model with an encoder and a fusion adds to the visual tokens of images.
 
-    Args:
-        model: VG-LLM or SpatialStack.
-        frames: RGB in 0..1, each still once.
+    Frames are RGB in 0..1, each image once.
 
     Returns:
-        What is added to the 2D tokens; of a `StackFusion`, what each connector adds, in the order of its layers.
+        The features that are added to the 2D tokens. For a `StackFusion`, the features of each connector, in the order
+        of its layers.
 
     Raises:
-        InputError: A model without them.
+        InputError: The model has no geometry encoder or no fusion.
     """
     if model.geometry is None or model.fusion is None:
         raise InputError("a model without geometry encoder and fusion adds no 3D tokens")
@@ -45,17 +44,17 @@ def official_3d_tokens(model: SpatialVLM, frames: Float[Tensor, "S 3 H W"]) -> l
 def official_fusion(
     config: dict[str, Any], state_dict: Tensors
 ) -> Callable[[Float[Tensor, "S h w C"], Float[Tensor, "N D"]], FusedStills]:
-    """Return VG-LLM's merger and fusion by themselves.
+    """Return VG-LLM's merger and fusion without the rest of the model.
 
     Args:
-        config: `hidden_size` and `geometry_width`, and VG-LLM's keys of the fusion.
-        state_dict: By official names.
+        config: `hidden_size` and `geometry_width`, and VG-LLM's settings of the fusion.
+        state_dict: Tensors by official names.
 
     Returns:
-        A function of the patches of S stills and of their 2D tokens, to the merged 3D tokens and the fused tokens.
+        A function that maps the patches of S images and their 2D tokens to the merged 3D tokens and the fused tokens.
 
     Raises:
-        InputError: Another merger or fusion than the released models have.
+        InputError: The merger or fusion differs from the released models'.
     """
     parts = vg_llm_geometry({**config, "use_geometry_encoder": True}, state_dict)
     assert parts is not None
@@ -72,12 +71,12 @@ def official_fusion(
 def official_pictures(
     model: str, pictures: UInt8[Tensor, "S 3 H W"], training: bool = False
 ) -> tuple[Float[Tensor, "S 3 h w"], Float[Tensor, "patches channels"], Int[Tensor, "S 3"]]:
-    """Return what VG-LLM or SpatialStack sees of pictures of one size, without JPEG.
+    """Return the inputs of VG-LLM or SpatialStack for pictures of one size, without JPEG compression.
 
     Args:
         model: "vg_llm", or "spatial_stack" on Qwen3.5.
-        pictures: Of a scene.
-        training: As in training, which differs for SpatialStack.
+        pictures: Pictures of one scene.
+        training: Process as in training, which differs for SpatialStack.
 
     Returns:
         The geometry encoder's frames in 0..1, and the vision encoder's patches with their grids.
@@ -94,7 +93,7 @@ def official_pictures(
 
 
 def _added(fusion: Fusion, patches: Float[Tensor, "S h w C"]) -> Float[Tensor, "features N D"]:
-    """Return the fusion's features of 3D tokens of stills, without an odd last row and column of patches."""
+    """Return the fusion's features of the 3D tokens of images, without an odd last row and column of patches."""
     rows, columns = (side // SPATIAL_MERGE_SIZE * SPATIAL_MERGE_SIZE for side in patches.shape[1:3])
     both = SceneGeometry(patches=patches[:, :rows, :columns].repeat_interleave(TEMPORAL_PATCH_SIZE, 0))
     found = fusion.branch_3d(both, (len(patches), rows, columns), patches.dtype)

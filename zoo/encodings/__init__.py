@@ -1,7 +1,7 @@
 """Camera encodings in the decoder's attention, and view mixers on the 2D tokens.
 
 Read `base.py` first, then `placements.py` and `prope.py`. The other files hold one family of encodings each.
-`testing.py` is the toolbox for authors of encodings.
+`testing.py` helps authors of encodings.
 """
 
 from zoo.encodings.alibi import PoseALiBi

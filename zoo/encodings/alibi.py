@@ -33,8 +33,8 @@ class PoseALiBi(CameraEncoding):
             `rotation` w, `center` t, `euclidean` sqrt(w^2 + t^2), `sum` w + t, `log` the norm of the logarithm of the
             relative pose.
         translation_weight: Radians per meter (or per unit of `scale`).
-        slopes: `fixed` uses ALiBi's m_h = 2^(-8 h / H), h = 1 ... H. `learned` trains one slope per head, shared by
-            all layers, starting at 0, which is the original model; a slope may become negative.
+        slopes: `fixed` uses ALiBi's m_h = 2^(-8 h / H), h = 1 ... H. `learned` trains one slope per head, shared by all
+            layers. Slopes start at 0, which is the original model, and may become negative.
         scale: The length that distances are divided by, see `CameraEncoding`.
 
     Example:
@@ -81,9 +81,9 @@ class PoseALiBi(CameraEncoding):
             self.learned = nn.Parameter(torch.zeros(decoder.num_heads, device=decoder.device))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        """Compute the appended channels; without two different cameras, the original attention, bit for bit.
+        """Compute the appended channels. Without two different cameras, return the original attention, bit for bit.
 
-        That is for the host to know, see `CameraRuns.is_static`: with poses that only a GPU knows there are channels.
+        The host decides this, see `CameraRuns.is_static`. If only a GPU knows the poses, channels are always appended.
         """
         assert self.num_heads is not None, "bind_to_decoder comes before encode"
         index, poses = cameras.required("index"), cameras.world_to_camera
@@ -92,7 +92,7 @@ class PoseALiBi(CameraEncoding):
             return EncodedCameras()
         used = cameras.used_mask()
         distances = pose_distances(poses[:, :, None], poses[:, None], self.measure, self.translation_weight)
-        # unknown poses may be anything
+        # poses of unused cameras may hold any values
         logits = distances.where(used[:, :, None] & used[:, None], 0.0) * head.dim**0.5  # times head_dim^-1/2
         slopes = alibi_slopes(self.num_heads, index.device) if self.learned is None else self.learned
         padded = F.pad(logits, (0, -(head.dim + logits.shape[-1]) % WIDTH))
@@ -102,13 +102,13 @@ class PoseALiBi(CameraEncoding):
 class DistanceChannels(ZeroChannels):
     """Append one channel per camera: the distances from the token's own camera to q, its one-hot camera to k.
 
-    Their product is one distance, so the bias is part of the attention's own matrix product. The slopes are applied
-    to q; k is the same in all heads, so it can be shared by a group. v gets zeros, to be equally wide. Tokens without
-    a camera get zeros everywhere.
+    The product of q and k is then the distance, so the bias is part of the attention's own matrix product. The slopes
+    are applied to q. k is the same in all heads, so a group can share it. v gets zeros, to have the same width. Tokens
+    without a camera get zeros everywhere.
 
     Args:
         index: The camera of each token, -1 for none.
-        distances: Between cameras, with zero columns as padding.
+        distances: Distances between cameras, with zero columns as padding.
         slopes: One per head.
     """
 

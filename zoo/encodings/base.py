@@ -1,8 +1,8 @@
-"""The contract of camera encodings and view mixers.
+"""The interface of camera encodings and view mixers.
 
-A decoder states its sizes (`DecoderLayout`). A `CameraEncoding` turns the cameras of a batch into hooks of its
-attention (`EncodedCameras`), once per forward pass. A `ViewMixer` acts on the 2D tokens before the decoder. Both
-declare which symmetries they keep exactly (`Symmetries`): tests and `check-encoding` measure them.
+A decoder states its sizes (`DecoderLayout`). A `CameraEncoding` turns the cameras of a batch into hooks of the
+decoder's attention (`EncodedCameras`), once per forward pass. A `ViewMixer` acts on the 2D tokens before the decoder.
+Both declare which symmetries they keep exactly (`Symmetries`). Tests and `check-encoding` measure them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from zoo.sequences.time_index import TimeIndex
 # ---- The sizes of a decoder's attention ------------------------------------------------------------------------------
 
 
-LayerKind = Literal["full_attention", "linear_attention"]  # the latter is Gated DeltaNet
+LayerKind = Literal["full_attention", "linear_attention"]  # linear_attention is Gated DeltaNet
 
 
 class HeadLayout(NamedTuple):
-    """The channels of an attention head: RoPE rotates the first 2F in pairs (c, c + F), each by one axis of mRoPE.
+    """The channels of an attention head. RoPE rotates the first 2F in pairs (c, c + F), each by one axis of mRoPE.
 
     Attributes:
         dim: D, channels per head.
-        axes: The axis of each of the F frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the
-            axes in a row; in Qwen3-VL they take turns. Both have D/2 frequencies, Qwen3.5 has D/8: the other channels
-            have no position. Heads of Gated DeltaNet have no RoPE, and none.
+        axes: The axis of each of the F frequencies, from high to low: 0 is t, 1 is h, 2 is w. Qwen2.5-VL has the axes
+            in blocks, Qwen3-VL interleaves them. Both have D/2 frequencies. Qwen3.5 has D/8, so its other channels
+            carry no position. Heads of Gated DeltaNet have no RoPE and an empty tuple.
     """
 
     dim: int
@@ -43,7 +43,7 @@ class HeadLayout(NamedTuple):
 
     @classmethod
     def in_row(cls, dim: int, sections: Sequence[int]) -> HeadLayout:
-        """Return a layout with all frequencies of t, then those of h, then those of w."""
+        """Return a layout with all frequencies of t, then all of h, then all of w."""
         return cls(dim, tuple(axis for axis, count in enumerate(sections) for _ in range(count)))
 
     def frequencies(self, axis: int) -> list[int]:
@@ -56,11 +56,11 @@ class HeadLayout(NamedTuple):
 
     @property
     def num_rotated(self) -> int:
-        """The number of channels that RoPE rotates, the first ones."""
+        """The number of channels that RoPE rotates. They are the first channels of a head."""
         return 2 * len(self.axes)
 
     def with_axes(self) -> HeadLayout:
-        """Return the pairs for rotations beside RoPE's: the same, or without RoPE all pairs, whose axes take turns."""
+        """Return a layout for rotations besides RoPE's: this one, or without RoPE all pairs with interleaved axes."""
         return self if self.axes else HeadLayout(self.dim, tuple(number % 3 for number in range(self.dim // 2)))
 
 
@@ -74,13 +74,13 @@ class DecoderLayout:
         num_heads: Attention heads of q and o.
         num_key_value_heads: Attention heads of k and v (grouped-query attention); divides `num_heads`.
         head: The channels of a head, and the axis of each of its RoPE frequencies.
-        rope_frequencies: RoPE's inverse frequencies (radians per position, shape (F,)), buffers of the decoder.
-            An encoding with shared frequencies overwrites them in place.
+        rope_frequencies: RoPE's inverse frequencies (radians per position, shape (F,)), which are buffers of the
+            decoder. An encoding with shared frequencies overwrites them in place.
         device: Device of the decoder's weights.
         kinds: The kind of each layer; empty if all are full attention.
-        kind: The kind of layer whose heads these are.
-        linear: The layout of the Gated DeltaNet layers of a hybrid decoder: there q and k have `num_key_value_heads`,
-            v and o have `num_heads`.
+        kind: The kind of layer that these heads belong to.
+        linear: The layout of the Gated DeltaNet layers of a hybrid decoder. There q and k have `num_key_value_heads`
+            heads, v and o have `num_heads`.
     """
 
     hidden_size: int
@@ -101,7 +101,7 @@ class DecoderLayout:
         return [layer for layer, kind in enumerate(kinds) if kind == self.kind]
 
 
-# ---- Symmetries: what an encoding keeps exactly ----------------------------------------------------------------------
+# ---- Symmetries of encodings -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,10 @@ class Symmetries:
     """Exact symmetries of the decoder's attention under an encoding. False means measurably broken.
 
     Attributes:
-        world_views: Between visual tokens another world frame V -> V G changes nothing, without a reference view.
-        world_text: The same with text tokens in the sequence.
-        canonical: The same with text tokens, and with the encoding's own reference view if it has one.
+        world_views: Attention between visual tokens is invariant to a change of world frame V -> V G, without a
+            reference view.
+        world_text: The same holds with text tokens in the sequence.
+        canonical: The same holds with text tokens when the encoding uses its own reference view, if it has one.
         scale: A common factor on all translations changes nothing.
         shift: A common shift of all position ids changes nothing, as in the original decoder.
         intrinsics: The intrinsics have no effect.
@@ -137,11 +138,11 @@ class Symmetries:
 
 @dataclass(frozen=True)
 class ViewSymmetries:
-    """Exact symmetries of a view mixer, which acts before the decoder, without text and without a causal mask.
+    """Exact symmetries of a view mixer, which acts before the decoder, without text or a causal mask.
 
     Attributes:
-        world_views: Another world frame, V -> V G, changes nothing, without a reference view.
-        canonical: The same with the mixer's own reference view, if it has one.
+        world_views: A change of world frame V -> V G changes nothing, without a reference view.
+        canonical: The same holds with the mixer's own reference view, if it has one.
         scale: A common factor on all translations changes nothing.
         intrinsics: The intrinsics have no effect.
         order: A permutation of the views permutes the result, with the reference view fixed.
@@ -161,12 +162,12 @@ HasCamera = Bool[Tensor, "B t"] | None  # temporal patches with a valid camera
 
 
 class CameraModule(Configurable, nn.Module, ABC):
-    """A module that reads cameras, and the tensors of `Cameras` that it needs.
+    """A module that reads cameras. It declares which tensors of `Cameras` it needs.
 
     Attributes:
-        reference: View whose frame is the world of a clip; None keeps the world of the data.
+        reference: The view whose frame is used as the world frame of a clip. None keeps the dataset's world frame.
         scale: Unit of translations, see `Cameras.scaled`.
-        parts: The encodings that this module applies; their needs are its needs.
+        parts: The encodings that this module applies. Their needs are its needs.
     """
 
     reference: ReferenceView | None = None
@@ -175,12 +176,12 @@ class CameraModule(Configurable, nn.Module, ABC):
 
     @property
     def uses_cameras(self) -> bool:
-        """Whether poses or intrinsics are read, and not only which tokens have a camera."""
+        """Whether the module reads poses or intrinsics, and not only which tokens have a camera."""
         return any(part.uses_cameras for part in self.parts) if self.parts else True
 
     @property
     def uses_points(self) -> bool:
-        """Whether the 3D points of the tokens are read."""
+        """Whether the module reads the 3D points of the tokens."""
         return any(part.uses_points for part in self.parts)
 
     @property
@@ -190,24 +191,25 @@ class CameraModule(Configurable, nn.Module, ABC):
 
     @property
     def uses_balanced_reference(self) -> bool:
-        """Whether the reference view is the one that `balanced_views` computes from the 2D tokens."""
+        """Whether the reference view is computed from the 2D tokens by `balanced_views`."""
         return self.reference == "saddle_balanced" or any(part.uses_balanced_reference for part in self.parts)
 
 
 class CameraEncoding(CameraModule):
     """An encoding of cameras in the decoder's attention.
 
-    `encode` is called once per forward pass, and its result is shared by all layers. Encodings transform only q, k,
-    v and o, so they work with every attention backend, and the KV cache holds transformed keys and values. Those that
-    `attends_per_view` transform keys and values behind the cache.
+    `encode` is called once per forward pass, and its result is shared by all layers. Encodings transform only q, k, v
+    and o, so they work with every attention backend, and the KV cache holds transformed keys and values. Encodings with
+    `attends_per_view` transform keys and values after they are read from the cache.
 
     Args:
-        reference: The view whose frame is the world of a clip: the `first` or `middle` one with a camera; the `medoid`,
-            closest to the others in angle and distance; `saddle_balanced`, the most average one by its 2D tokens.
-            null keeps the world of the data, which text then can distinguish because it has no camera.
+        reference: The view whose frame is the world frame of a clip: the `first` or `middle` view with a camera; the
+            `medoid`, closest to the others in angle and distance; or `saddle_balanced`, the most average view by its 2D
+            tokens. null keeps the dataset's world frame, and text tokens can then tell world frames apart, because text
+            has no camera.
         scale: The length that translations are divided by: the `mean`, `rms` or `max` distance of the camera centers
-            from their mean, or the `median_depth` of the views (needs depth). `none` keeps meters; the others lose
-            the size of the scene, which questions about sizes and distances need. The unit of VGGT's poses differs
+            from their mean, or the `median_depth` of the views (needs depth). `none` keeps meters. The other choices
+            lose the size of the scene, which questions about sizes and distances need. The unit of VGGT's poses differs
             from scene to scene.
     """
 
@@ -227,31 +229,31 @@ class CameraEncoding(CameraModule):
 
     @property
     def attends_per_view(self) -> bool:
-        """Whether keys are encoded for each view that looks, which the attention backend needs masks for."""
+        """Whether keys are encoded anew for each view that attends. The attention backend must support masks."""
         return any(part.attends_per_view for part in self.parts)
 
     @property
     def chooses_linear_layers(self) -> bool:
-        """Whether the encoding, or a part of it, acts in Gated DeltaNet layers in place of full attention."""
+        """Whether the encoding or one of its parts acts in Gated DeltaNet layers instead of full attention."""
         return any(part.chooses_linear_layers for part in self.parts)
 
     @property
     def is_orthogonal(self) -> bool:
-        """Whether queries and keys are multiplied by orthogonal matrices alone, if at all."""
+        """Whether queries and keys are only multiplied by orthogonal matrices, if at all."""
         return bool(self.parts) and all(part.is_orthogonal for part in self.parts)
 
     @property
     def time_index(self) -> TimeIndex | None:
-        """A time index that replaces the model's; None keeps the model's."""
+        """A time index that replaces the model's. None keeps the model's."""
         return None
 
     @property
     @abstractmethod
     def symmetries(self) -> Symmetries:
-        """The exact symmetries, measured in both directions by the property tests."""
+        """The exact symmetries. The property tests measure them in both directions."""
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
-        """Return the head channels that are transformed, each with its term (q, k, v or o); not appended ones.
+        """Return the transformed head channels, each with its term (q, k, v or o). Appended channels are not included.
 
         Raises:
             InputError: The encoding does not fit heads of this size.
@@ -259,12 +261,12 @@ class CameraEncoding(CameraModule):
         return {channel for part in self.parts for channel in part.touched_channels(head)}
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
-        """Create the tensors that depend on the decoder's sizes; called once, before training.
+        """Create the tensors that depend on the decoder's sizes. Called once, before training.
 
         Args:
             decoder: Sizes and RoPE frequencies of the decoder.
-            layers: Numbers of the layers in which the encoding acts, of those with the decoder's heads. Parameters of
-                other layers would get no gradient.
+            layers: Numbers of the layers in which the encoding acts, among the layers with the decoder's heads.
+                Parameters of other layers would get no gradient.
 
         Raises:
             InputError: The encoding does not fit the decoder.
@@ -276,37 +278,37 @@ class CameraEncoding(CameraModule):
         """Compute the hooks of one forward pass, shared by all layers.
 
         Args:
-            cameras: With an `index` (B, L), the camera of each token of the sequence.
+            cameras: Cameras with an `index` (B, L), the camera of each token of the sequence.
             head: The channels of an attention head.
-            dtype: Of the matrices; at least float32, whatever the dtype of the hidden states.
+            dtype: Dtype of the matrices. At least float32 is used, for any dtype of the hidden states.
 
         Raises:
-            ValueError: Cameras without an index or without tensors that the encoding reads.
+            ValueError: The cameras lack an index or tensors that the encoding reads.
             InputError: The encoding does not fit heads of this size.
         """
         return self.encode_canonical(self.canonical(cameras), head, torch.promote_types(dtype, torch.float32))
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        """Compute the hooks from canonical cameras, see `encode`; the default is the original attention."""
+        """Compute the hooks from canonical cameras, see `encode`. The default is the original attention."""
         return EncodedCameras()
 
     def canonical(self, cameras: Cameras) -> Cameras:
         """Express cameras in the frame of the reference view and the unit of `scale`, in float64.
 
         Raises:
-            ValueError: Cameras without an index.
+            ValueError: The cameras lack an index.
         """
         cameras.required("index")
         return cameras.to(dtype=torch.float64).canonical(self.reference).scaled(self.scale)
 
 
 class ViewMixer(CameraModule):
-    """A residual branch on the 2D tokens of a scene that reads its cameras; zero before training."""
+    """A residual branch on the 2D tokens of a scene that reads its cameras. It has no effect before training."""
 
     @property
     @abstractmethod
     def symmetries(self) -> ViewSymmetries:
-        """The exact symmetries, measured in both directions by the property tests."""
+        """The exact symmetries. The property tests measure them in both directions."""
 
     @abstractmethod
     def forward(
@@ -316,17 +318,13 @@ class ViewMixer(CameraModule):
 
         Args:
             tokens: 2D tokens, ordered by scene, temporal patch, row and column.
-            cameras: Of each scene, one per temporal patch.
+            cameras: Cameras of each scene, one per temporal patch.
             grid: (t, h, w) of one scene in tokens.
-            has_camera: Temporal patches with a valid camera; the tokens of the others are unchanged, bit for bit.
+            has_camera: Temporal patches with a valid camera. Tokens of the others are unchanged, bit for bit.
         """
 
     def raw_depth(self, tokens: Float[Tensor, "N D"]) -> Float[Tensor, "N ends"] | None:
-        """Return what the mixer predicts of the depth of its tokens, see `EncodedCameras.raw_depths`; None of most.
-
-        Args:
-            tokens: As in `forward`.
-        """
+        """Return the mixer's prediction of its tokens' depth, see `EncodedCameras.raw_depths`. Most return None."""
         return None
 
 
@@ -338,18 +336,19 @@ Rope = tuple[Float[Tensor, "B L D"], Float[Tensor, "B L D"]]  # cosine and sine
 
 
 class EncodedCameras:
-    """The hooks of an encoding into the attention for one batch; this base class is the identity.
+    """The hooks of an encoding into the attention for one batch. This base class is the identity.
 
-    q, k, v and o have shape (B, L, heads, D), in token order; with grouped-query attention k and v have G heads and
-    q and o H heads. `after_rope` may append channels to q and k, and `transform_values` as many to v, which
-    `transform_outputs` removes. The first D channels remain the model's own, so encodings can be composed, and the
-    softmax scale remains D^-1/2. CPU attention has a fast kernel only if q, k and v are equally wide.
+    q, k, v and o have shape (B, L, heads, D), in token order. With grouped-query attention k and v have G heads, q and
+    o have H heads. `after_rope` may append channels to q and k, and `transform_values` may append the same number to v.
+    `transform_outputs` removes them again. The first D channels remain the model's own, so encodings can be composed,
+    and the softmax scale remains D^-1/2. CPU attention has a fast kernel only if q, k and v have the same width.
 
-    A plain class on purpose, see `Cameras`: FSDP would cast the matrices of a dataclass to bfloat16.
+    This is deliberately a plain class, see `Cameras`: FSDP would cast the matrices of a dataclass to bfloat16.
 
     Attributes:
-        num_tokens: L; None if the transformation fits any number of tokens.
-        attends_per_view: Whether `attend` is not the decoder's attention, but that of each view by itself.
+        num_tokens: L. None if the transformation fits any number of tokens.
+        attends_per_view: Whether `attend` computes the attention of each view separately instead of the decoder's
+            attention.
     """
 
     attends_per_view: bool = False
@@ -359,14 +358,14 @@ class EncodedCameras:
 
     @property
     def raw_depths(self) -> Mapping[int, Float[Tensor, "B L ends"]]:
-        """What layers that have run predict of their tokens' depth in the unit of the poses, see `depth_ends`.
+        """Depth of the tokens in the unit of the poses, as predicted by the layers that have run, see `depth_ends`.
 
-        Of no layer without RayRoPE, or where its depths are known or divided by a length of the scene.
+        Empty without RayRoPE, and if RayRoPE's depths are known or divided by a length of the scene.
         """
         return {}
 
     def at_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"], rope: Rope) -> EncodedCameras | None:
-        """Return the hooks of one layer; None is the original attention.
+        """Return the hooks of one layer. None is the original attention.
 
         Args:
             layer: Number of the layer, from 0.
@@ -376,11 +375,11 @@ class EncodedCameras:
         return self
 
     def at_linear_layer(self, layer: int, hidden_states: Float[Tensor, "B L W"]) -> EncodedCameras | None:
-        """Return the hooks of a Gated DeltaNet layer, see `DeltaNetLayers`; None is the original layer."""
+        """Return the hooks of a Gated DeltaNet layer, see `DeltaNetLayers`. None is the original layer."""
         return None
 
     def for_decode_step(self) -> EncodedCameras | None:
-        """Return the hooks of later decode steps, which contain text only; None is the original attention."""
+        """Return the hooks of later decode steps, which contain only text. None is the original attention."""
         return None
 
     def before_rope(self, q: Float[Tensor, "B L H D"], k: Float[Tensor, "B L G D"]) -> QK:
@@ -403,17 +402,17 @@ class EncodedCameras:
         v: Float[Tensor, "B G K D"],
         mask: Any,
     ) -> tuple[Float[Tensor, "B L H D"], Tensor | None]:
-        """Attend, behind the update of the KV cache.
+        """Compute the attention after the KV cache was updated.
 
         Args:
             attention: The decoder's attention.
-            q: Queries, behind `after_rope`.
-            k: Keys as they are in the cache.
-            v: Values as they are in the cache.
-            mask: In the form of the attention backend; None is causal attention.
+            q: Queries after `after_rope`.
+            k: Keys as stored in the cache.
+            v: Values as stored in the cache.
+            mask: A mask in the format of the attention backend. None is causal attention.
 
         Returns:
-            The output, and the attention weights where the backend returns them.
+            The output, and the attention weights if the backend returns them.
         """
         return attention(q, k, v, mask)
 
@@ -423,11 +422,11 @@ class EncodedCameras:
 
 
 class ZeroChannels(EncodedCameras):
-    """Append zeros to q, k and v: decoded text beside cached tokens with more channels.
+    """Append zeros to q, k and v, for decoded text that attends to cached tokens with more channels.
 
     Args:
         channels: Number of appended channels.
-        num_tokens: L; None fits any number of tokens.
+        num_tokens: L. None fits any number of tokens.
     """
 
     def __init__(self, channels: int, num_tokens: int | None = None) -> None:
@@ -445,7 +444,7 @@ class ZeroChannels(EncodedCameras):
 
 
 class EncodedGroup(EncodedCameras):
-    """Base class of encoded cameras that delegate to others, its `members`; None is the original attention."""
+    """Base class of encoded cameras that delegate to others, the `members`. None is the original attention."""
 
     def __init__(self, members: Sequence[EncodedCameras | None]) -> None:
         self.members = members
@@ -470,7 +469,7 @@ class EncodedGroup(EncodedCameras):
 
     @property
     def acting(self) -> list[EncodedCameras]:
-        """The members other than the original attention."""
+        """The members that are not the original attention."""
         return [member for member in self.members if member is not None]
 
     def _map(self, change: Callable[[EncodedCameras], EncodedCameras | None]) -> EncodedGroup:
@@ -483,10 +482,10 @@ class EncodedGroup(EncodedCameras):
 
 
 class EncodedByLayer(EncodedGroup):
-    """One of several hooks in each layer.
+    """Chooses one of several hooks in each layer.
 
     Args:
-        members: The hooks; None is the original attention.
+        members: The hooks. None is the original attention.
         choose: Returns the number of the member that acts in a layer.
     """
 

@@ -1,4 +1,4 @@
-"""Encodings made of others: several together, in some layers or heads, or in Gated DeltaNet layers."""
+"""Encodings made of others: several combined, one in some layers or heads, or one in Gated DeltaNet layers."""
 
 from __future__ import annotations
 
@@ -40,14 +40,16 @@ COMMON_HEAD = HeadLayout.in_row(128, (16, 24, 24))
 class Compose(CameraEncoding):
     """Several encodings applied in sequence, each with its own reference view and scale.
 
-    It has the symmetries that all of them have, except that world invariance is lost if two of them act on the same
-    channels: relative poses cancel for the last one, but not for one around it that uses cameras (`ValueRoPE` does
-    not). Whether channels overlap is decided for the decoder's heads, before it is bound to one for 128 channels with
-    sections of 16, 24 and 24 frequencies, as if all encodings acted in every head and layer of their kind.
+    A composition has the symmetries that all of its encodings have, with one exception. World invariance is lost if two
+    of them act on the same channels: relative poses cancel for the last one, but not for one around it that uses
+    cameras (`ValueRoPE` does not). Whether channels overlap is decided for the decoder's heads. Before binding to a
+    decoder, heads of 128 channels with sections of 16, 24 and 24 frequencies are assumed. All encodings are treated as
+    acting in every head and layer of their kind.
 
     Args:
-        encodings: In the order in which they transform q, k and v; outputs are transformed in reverse order. An
-            encoding on `ExtraChannels` must be the first, so that the others do not transform what it adds to outputs.
+        encodings: Encodings in the order in which they transform q, k and v. Outputs are transformed in reverse order.
+            An encoding on `ExtraChannels` must be the first, so that the others do not transform what it adds to
+            outputs.
     """
 
     def __init__(self, encodings: list[CameraEncoding]) -> None:
@@ -141,7 +143,7 @@ def _overlap(outer: CameraEncoding, inner: CameraEncoding, head: HeadLayout) -> 
 
 
 class EncodingWrapper(CameraEncoding):
-    """Base class of encodings that apply another one partially, with its own reference view and scale."""
+    """Base class of encodings that apply another one partially, with the other's reference view and scale."""
 
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(reference=None)
@@ -160,12 +162,12 @@ Parity = Literal["even", "odd"]
 
 
 class LayerSubset(EncodingWrapper):
-    """An encoding in some layers; the others are original attention.
+    """An encoding in some layers. The other layers keep the original attention.
 
     Args:
-        encoding: The encoding of these layers.
-        layers: Their numbers, from 0, or `even` or `odd`. In a hybrid decoder they count layers of both kinds: Qwen3.5
-            has full attention in layers 3, 7, 11, ..., so `odd` are all of these, and `even` raises InputError.
+        encoding: The encoding in these layers.
+        layers: Layer numbers from 0, or `even` or `odd`. In a hybrid decoder layers of both kinds are counted: Qwen3.5
+            has full attention in layers 3, 7, 11, ..., so `odd` is all of these, and `even` raises InputError.
     """
 
     def __init__(self, encoding: CameraEncoding, layers: list[int] | Parity = "even") -> None:
@@ -187,16 +189,16 @@ class LayerSubset(EncodingWrapper):
         )
 
     def acts_in(self, layer: int) -> bool:
-        """Whether the encoding acts in a layer."""
+        """Return whether the encoding acts in a layer."""
         return layer in self.layers if not isinstance(self.layers, str) else layer % 2 == (self.layers == "odd")
 
 
 class HeadSubset(EncodingWrapper):
-    """An encoding in some heads; the others are original attention.
+    """An encoding in some heads. The other heads keep the original attention.
 
     Args:
-        encoding: The encoding of these heads.
-        key_value_heads: Numbers of the heads of k and v, from 0, with the query heads that share them.
+        encoding: The encoding in these heads.
+        key_value_heads: Numbers of k and v heads, from 0. The query heads that share them are included.
     """
 
     def __init__(self, encoding: CameraEncoding, key_value_heads: list[int]) -> None:
@@ -219,12 +221,12 @@ class HeadSubset(EncodingWrapper):
 
 
 class EncodedHeads(EncodedGroup):
-    """Another encoding's hooks in some heads; channels that it appends are zeros in the others.
+    """Another encoding's hooks in some heads. Channels that it appends are zeros in the other heads.
 
     Args:
         encoded: The hooks of the other encoding.
-        query_mask: Its heads of q and o.
-        kv_mask: Its heads of k and v.
+        query_mask: True for its heads of q and o.
+        kv_mask: True for its heads of k and v.
     """
 
     def __init__(self, encoded: EncodedCameras, query_mask: Bool[Tensor, "H 1"], kv_mask: Bool[Tensor, "G 1"]) -> None:
@@ -248,7 +250,7 @@ class EncodedHeads(EncodedGroup):
 
 
 def _where(mask: Bool[Tensor, "heads 1"], transformed: Tensor, original: Tensor) -> Tensor:
-    """Select heads; original heads are padded with zeros, or cut, to the width of the transformed ones."""
+    """Select heads. Original heads are zero-padded or cut to the width of the transformed ones."""
     appended = transformed.shape[-1] - original.shape[-1]
     return torch.where(mask, transformed, F.pad(original, (0, appended)) if appended else original)
 
@@ -261,26 +263,27 @@ def check_numbers(name: str, chosen: list[int], count: int) -> None:
 
 # ---- One encoding in the Gated DeltaNet layers of a hybrid decoder ---------------------------------------------------
 
-LINEAR = "linear"  # before the terms q, k, v and o of these layers
+LINEAR = "linear"  # prefix of the terms q, k, v and o of these layers
 
 
 class DeltaNetLayers(EncodingWrapper):
-    """An encoding in the Gated DeltaNet layers of a hybrid decoder (Qwen3.5), in place of its full attention.
+    """An encoding in the Gated DeltaNet layers of a hybrid decoder (Qwen3.5), instead of its full attention.
 
-    It transforms q, k and v behind the convolution, and the output before the gated norm. The layer writes
-    S_t = g_t S_(t-1) + b_t k_t (v_t - g_t k_t^T S_(t-1))^T and reads o_t = q_t^T S_t. It is linear in v, so matrices on
-    values and their inverses on outputs are exact whatever they are. But it multiplies keys with keys as well as with
-    queries: only orthogonal matrices keep k_i^T k_j a function of relative poses and keys at length 1. There are no
-    positions to share channels with. Without this class an encoding acts in full attention alone; for both, `Compose`
-    one of each.
+    It transforms q, k and v after the convolution, and the output before the gated norm. The layer writes S_t = g_t
+    S_(t-1) + b_t k_t (v_t - g_t k_t^T S_(t-1))^T and reads o_t = q_t^T S_t. The layer is linear in v, so any matrices
+    on values with their inverses on outputs are exact. But it multiplies keys with keys as well as with queries, so
+    only orthogonal matrices keep k_i^T k_j a function of relative poses and keep keys at length 1. There are no
+    positions to share channels with. Without this class an encoding acts in full attention only. For both kinds of
+    layers, `Compose` one of each.
 
     Args:
         encoding: Acts on values and outputs (`apply_to: vo`), or on q and k by orthogonal matrices: GTA's rotations
-            (`pose_component: rotation`), `PointRoPE`, `PoseAxis`. A `LayerSubset` inside chooses among these layers.
+            (`pose_component: rotation`), `PointRoPE`, `PoseAxis`. A `LayerSubset` inside chooses among the Gated
+            DeltaNet layers.
 
     Raises:
-        InputError: An encoding whose matrices on q and k are not orthogonal or depend on the looking view, or that acts
-            on no channels of a head.
+        InputError: The encoding's matrices on q and k are not orthogonal or depend on the attending view, or it acts on
+            no channels of a head.
 
     Example:
         >>> from zoo import DeltaNetLayers, GTA, PRoPE, UnrotatedChannels
@@ -311,7 +314,7 @@ class DeltaNetLayers(EncodingWrapper):
 
     @property
     def symmetries(self) -> Symmetries:
-        return replace(super().symmetries, shift=True)  # no position reaches these layers
+        return replace(super().symmetries, shift=True)  # these layers have no positions
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
         own = self.head or HeadLayout(head.dim, ())
@@ -334,7 +337,7 @@ class DeltaNetLayers(EncodingWrapper):
 
 
 class EncodedLinearLayers(EncodedGroup):
-    """The hooks of one other encoding in Gated DeltaNet layers; full attention is unchanged."""
+    """Another encoding's hooks in Gated DeltaNet layers. Full attention is unchanged."""
 
     def at_layer(self, layer: int, hidden_states: Tensor, rope: Rope) -> EncodedCameras | None:
         return None

@@ -1,4 +1,4 @@
-"""Attention view by view: keys and values are encoded anew for each view that looks at them (RayRoPE and URoPE)."""
+"""Attention view by view: keys and values are encoded anew for each view that attends to them (RayRoPE and URoPE)."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ from zoo.errors import InputError, check_choice
 from zoo.sequences.packing import ScenePacking
 from zoo.values import Movable
 
-# ---- Encodings whose keys and values depend on the view that looks at them -------------------------------------------
+# ---- Encodings whose keys and values depend on the attending view ----------------------------------------------------
 
 Applied = Literal["qkvo", "qk"]
-PairedChannels = ChannelRange | UnrotatedChannels | None  # without gaps: the second half pairs with the first
+PairedChannels = ChannelRange | UnrotatedChannels | None  # contiguous channels, whose second half pairs with the first
 
 
 class PerViewEncoding(CameraEncoding):
-    """Base class of encodings whose keys and values depend on the view that looks at them.
+    """Base class of encodings whose keys and values depend on the view that attends to them.
 
-    The KV cache holds original keys and values, so decoded text, and whatever else has no camera, is as in the original
-    decoder; text that a view looks at is not rotated. Only relative poses enter, so no reference view is needed.
+    The KV cache holds original keys and values, so decoded text and all other tokens without a camera attend as in the
+    original decoder. Text that a view attends to is not rotated. Only relative poses enter, so no reference view is
+    needed.
 
     Args:
-        apply_to: Queries and keys alone, or values and outputs as well.
-        channels: The rotated channels, whose second half pairs with the first; those that RoPE leaves alone keep the
-            shift of positions exact. None takes RoPE's own pairs, with which the rotations commute, from the first one
-            on, as many as fit.
+        apply_to: `qk` rotates queries and keys. `qkvo` also rotates values and outputs.
+        channels: The rotated channels, whose second half pairs with the first. Channels that RoPE does not rotate keep
+            the invariance to shifts exact. None takes RoPE's own pairs, with which the rotations commute, from the
+            first one on, as many as fit.
         scale: Unit of translations and depths, see `CameraEncoding`.
     """
 
@@ -81,10 +82,10 @@ class PerViewEncoding(CameraEncoding):
         )
 
     def pairs(self, head: HeadLayout, multiple: int) -> Channels:
-        """Return the rotated pairs of channels, a multiple of so many.
+        """Return the rotated pairs of channels. Their number is a multiple of `multiple`.
 
         Raises:
-            InputError: They do not fit heads of this size.
+            InputError: The pairs do not fit heads of this size.
         """
         if self.channels is None:
             count, first, second = len(head.axes) // multiple * multiple, 0, len(head.axes)
@@ -105,7 +106,7 @@ class PerViewEncoding(CameraEncoding):
         runs = camera_runs(index) if cameras.token_runs is None else cameras.token_runs
         if not runs.views:
             return EncodedCameras()
-        used = cameras.used_mask()[..., None, None]  # the other cameras may be anything
+        used = cameras.used_mask()[..., None, None]  # unused cameras may hold any values
         poses, K = (
             x.where(used, torch.eye(x.shape[-1], dtype=x.dtype, device=x.device))
             for x in (cameras.world_to_camera, cameras.K_normalized)
@@ -116,7 +117,7 @@ class PerViewEncoding(CameraEncoding):
 
     @abstractmethod
     def encode_views(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype, is_causal: bool) -> PerViewAttention:
-        """Compute the attention from canonical cameras with `token_runs`, all of them finite; see `encode`."""
+        """Compute the attention from canonical, finite cameras with `token_runs`, see `encode`."""
 
     def touched_channels(self, head: HeadLayout) -> set[tuple[str, int]]:
         pairs = self.pairs(head, 1)
@@ -125,31 +126,32 @@ class PerViewEncoding(CameraEncoding):
 
 
 def token_intrinsics(cameras: Cameras) -> Float[Tensor, "B L 3 3"]:
-    """Return the intrinsics of each token; those of the first camera for tokens without one."""
+    """Return the intrinsics of each token. Tokens without a camera get the first camera's."""
     index = cameras.required("index")
     return cameras.K_normalized[torch.arange(len(cameras), device=index.device)[:, None], index.clamp(min=0)]
 
 
-# ---- The attention of all views of a batch, in few calls -------------------------------------------------------------
+# ---- Attention of all views of a batch in few calls ------------------------------------------------------------------
 
-Queries = tuple[int, int, int]  # adjacent ones: their row, the first of them, and the one behind the last
-MAX_KEYS = 2**16  # of one call, over all of its blocks: bounds the memory of encoded keys
-GROWTH = 1.5  # most keys of a block, by those of the first block of its call: causal order saves the rest
+Queries = tuple[int, int, int]  # adjacent queries: row, start, stop
+MAX_KEYS = 2**16  # keys of one call over all of its blocks, which bounds the memory of encoded keys
+# a block may have this many times the keys of its call's first block, so that causal order still saves work
+GROWTH = 1.5
 CosSin = tuple[Tensor, Tensor]  # (blocks, heads or 1, tokens, pairs)
 
 
 class PerViewAttention(EncodedCameras):
-    """Base class of encoded cameras whose keys depend on the view that looks; the KV cache keeps original keys.
+    """Base class of encoded cameras whose keys depend on the attending view. The KV cache keeps original keys.
 
-    For each view, its queries are rotated by their positions in it, and the keys and values by theirs as seen from it;
-    the output is rotated back. Text attends as in the original decoder, and is seen without a rotation. Views attend in
-    few calls: those with as many tokens share one, as long as memory and the causal order are not wasted.
+    For each view, its queries are rotated by their positions in it, and keys and values by their positions as seen from
+    it. The output is rotated back. Text attends as in the original decoder, and views attend to text without rotation.
+    Views with the same number of tokens share a call, unless that wastes memory or the causal order.
 
     Args:
-        cameras: With `token_runs`; finite, also those that no token has.
+        cameras: Cameras with `token_runs`. All of them are finite, even unused ones.
         channels: The rotated pairs.
         transform_values: Rotate values and outputs as well.
-        is_causal: Whether tokens attend to earlier ones alone.
+        is_causal: Whether tokens attend only to earlier ones.
     """
 
     attends_per_view = True
@@ -165,23 +167,20 @@ class PerViewAttention(EncodedCameras):
         self.looks = {n: Look.of(call, cameras) for n, call in enumerate(self.calls) if call.is_view}
         order = torch.cat([(call.rows[:, None] * length + call.places).flatten() for call in calls]).argsort()
         self.order = order.to(self.index.device, non_blocking=True)
-        self.masks: dict[tuple[int, int], Any] = {}  # block masks, slow to build, are the same in all layers
+        self.masks: dict[tuple[int, int], Any] = {}  # block masks are slow to build and the same in all layers
 
     @abstractmethod
     def rotations(self, number: int) -> tuple[CosSin, CosSin]:
-        """Return cosine and sine of the queries of a call in their own views, and of its keys as seen from there.
+        """Return cosine and sine of a call's queries in their own views, and of its keys as seen from there.
 
-        What they are for tokens without a camera has no effect.
-
-        Args:
-            number: Of the call.
+        `number` is the number of the call. Values for tokens without a camera have no effect.
         """
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Any) -> tuple[Tensor, Tensor | None]:
-        """Attend view by view, see the class.
+        """Compute the attention view by view, see the class.
 
         Raises:
-            InputError: There are keys of earlier passes: chunks of a prompt, or images in a later turn.
+            InputError: The cache holds keys of earlier passes: chunks of a prompt, or images in a later turn.
         """
         if k.shape[2] != q.shape[2]:
             raise InputError(
@@ -213,7 +212,7 @@ class PerViewAttention(EncodedCameras):
     def _mask(self, number: int, mask: Any) -> Any:
         call = self.calls[number]
         if mask is None and (not self.is_causal or call.blocks[0][1] == call.blocks[-1][1] == 0):
-            return None  # of all tokens, or causal attention of the first ones, for which there are faster kernels
+            return None  # faster kernels exist for attention to all tokens and for causal attention of the first ones
         if mask is None or isinstance(mask, Tensor):
             return call.mask(mask)
         if (key := (id(mask), number)) not in self.masks:
@@ -222,12 +221,12 @@ class PerViewAttention(EncodedCameras):
 
 
 class Call(Movable):
-    """Blocks of queries with one camera each, or without any, that attend together.
+    """Blocks of queries that attend together. Each has one camera, or none has a camera.
 
     Args:
-        blocks: Equally many queries each, in the order of their keys.
-        is_view: Whether they have cameras.
-        num_keys: The first keys of each row, which any of the queries may attend to.
+        blocks: Blocks with the same number of queries, ordered by their number of keys.
+        is_view: Whether the queries have cameras.
+        num_keys: Number of first keys of each row that the queries may attend to.
 
     Attributes:
         rows: The row of each block.
@@ -241,15 +240,15 @@ class Call(Movable):
         self.places: Int[Tensor, "blocks T"] = bounds[:, 1:2] + torch.arange(blocks[0][2] - blocks[0][1])
 
     def of_keys(self, x: Tensor) -> Tensor:
-        """Select the keys' part of values (B, L, ...)."""
+        """Select the keys from a tensor (B, L, ...)."""
         return x[:, : self.num_keys].index_select(0, self.rows)
 
     def of_queries(self, x: Tensor) -> Tensor:
-        """Select the queries' part of values (B, L, ...)."""
+        """Select the queries from a tensor (B, L, ...)."""
         return x[self.rows[:, None], self.places]
 
     def mask(self, mask: Any) -> Any:
-        """Return the part of a mask of all queries and keys, None for causal attention, in its form."""
+        """Return the part of a mask for this call, in the format of the given mask. None is causal attention."""
         if mask is None:
             keys = torch.arange(self.num_keys, device=self.rows.device)
             return (keys <= self.places[..., None])[:, None]
@@ -262,13 +261,9 @@ class Call(Movable):
 def attention_calls(views: Sequence[slice], num_rows: int, length: int, is_causal: bool = True) -> list[Call]:
     """Divide all queries of a batch among calls of the attention.
 
-    Args:
-        views: Runs of tokens with one camera, in the flattened batch.
-        num_rows: B.
-        length: L.
-        is_causal: Whether tokens attend to earlier ones alone.
+    `views` are runs of tokens with one camera in the flattened batch.
     """
-    # 1. Blocks: each view, and what is between views in each row.
+    # 1. Blocks: each view, and the tokens between views in each row.
     blocks: list[tuple[bool, Queries]] = []
     for row in range(num_rows):
         at = row * length
@@ -278,7 +273,7 @@ def attention_calls(views: Sequence[slice], num_rows: int, length: int, is_causa
                 if start < stop:
                     blocks.append((is_view, (row, start - row * length, stop - row * length)))
             at = view.stop
-    # 2. Calls of equally many queries.
+    # 2. Calls of blocks with the same number of queries.
     calls: list[Call] = []
 
     def kind(each: tuple[bool, Queries]) -> tuple[bool, int]:
@@ -300,12 +295,12 @@ def attention_calls(views: Sequence[slice], num_rows: int, length: int, is_causa
 
 
 class Look(NamedTuple):
-    """The cameras of a call: of the views that look, and of the keys as seen from them.
+    """The cameras of a call: the attending views, and the keys as seen from them.
 
     Attributes:
-        relative_pose: From the camera of each key to that of the looking view.
-        K_normalized: Of the looking view.
-        seen: The keys with a camera, for views that have one.
+        relative_pose: Pose from each key's camera to the attending view's camera.
+        K_normalized: Intrinsics of the attending view.
+        seen: True for keys with a camera, for views with a camera.
     """
 
     relative_pose: Float[Tensor, "blocks keys 4 4"]
@@ -316,8 +311,8 @@ class Look(NamedTuple):
     def of(cls, call: Call, cameras: Cameras) -> Look:
         """Compute the relative poses of a call, in the dtype of the cameras.
 
-        Translations are those between centers: 0 without rounding for a camera that sees its own, whose direction
-        (`0_pj` of RayRoPE) would else be that of the rounding.
+        Translations are computed between camera centers. They are then exactly 0 for a camera that sees its own tokens.
+        Otherwise rounding would determine a direction (`0_pj` of RayRoPE).
         """
         index = cameras.required("index")
         looking, keys = call.of_queries(index)[:, 0], call.of_keys(index)
@@ -341,7 +336,7 @@ class Channels:
     count: int
 
     def rotate(self, x: Float[Tensor, "*batch L D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*batch L D"]:
-        """Rotate the pairs by minus their angles, in float32 or better."""
+        """Rotate the pairs by their negative angles, in float32 or better."""
         ends = (self.first, self.first + self.count, self.second, self.second + self.count)
         before, a, between, b, behind = x.tensor_split(ends, -1)
         rotated = (a * cos + b * sin).to(x.dtype), (b * cos - a * sin).to(x.dtype)
@@ -351,32 +346,32 @@ class Channels:
 def rotate_pairs(
     x: Float[Tensor, "*batch L D"], cos: Float[Tensor, "*#batch L F"], sin: Float[Tensor, "*#batch L F"]
 ) -> Float[Tensor, "*batch L D"]:
-    """Rotate the pairs (c, c + D/2) by minus their angles; with minus the sine, back."""
+    """Rotate the pairs (c, c + D/2) by their negative angles. With a negative sine, rotate back."""
     a, b = x.chunk(2, -1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin), -1)
 
 
 def _visible(rotation: CosSin, mask: Bool[Tensor, "blocks tokens"]) -> CosSin:
-    """Leave out the tokens that are not visible."""
+    """Set the rotation of tokens outside the mask to the identity."""
     where = mask[:, None, :, None]
     return rotation[0].where(where, 1.0), rotation[1].where(where, 0.0)
 
 
-# ---- An encoding of padded rows, in the attention of packed sequences ------------------------------------------------
+# ---- An encoding of padded rows in the attention of packed sequences -------------------------------------------------
 
 
 class PackedEncoding(EncodedCameras):
     """The hooks of an encoding of padded rows in the attention of packed sequences.
 
     Args:
-        encoding: Of the rows.
-        packing: Of the same rows.
+        encoding: Encoding of the rows.
+        packing: Packing of the same rows.
     """
 
     def __init__(self, encoding: EncodedCameras, packing: ScenePacking) -> None:
         super().__init__(packing.shape[1])
         self.encoding, self.packing = encoding, packing
-        self.block_masks: dict[int, BlockMask] = {}  # of the rows: slow to build, the same in all layers
+        self.block_masks: dict[int, BlockMask] = {}  # masks of the rows; slow to build and the same in all layers
 
     @property
     def raw_depths(self) -> Mapping[int, Tensor]:
@@ -411,30 +406,28 @@ class PackedEncoding(EncodedCameras):
         return self.packing.pack(self.encoding.transform_outputs(self.packing.unpack(o)))
 
     def _unpacked(self, mask: Any) -> Any:
-        """The mask of the rows."""
+        """Return the mask of the rows."""
         if not isinstance(mask, BlockMask):
             return unpack_mask(mask, self.packing)
         if id(mask) not in self.block_masks:
-            self.block_masks[id(mask)] = unpack_mask(mask, self.packing)  # it reads the mask, whose id stays its own
+            # the new mask keeps the old one alive, so its id stays unique
+            self.block_masks[id(mask)] = unpack_mask(mask, self.packing)
         return self.block_masks[id(mask)]
 
     def _packed(self, q: Tensor, k: Tensor) -> QK:
         return self.packing.pack(q), self.packing.pack(k)
 
 
-# ---- Attention masks of some of the queries, in the form of the attention backend ------------------------------------
+# ---- Attention masks of some queries, in the format of the attention backend -----------------------------------------
 
 
 def select_blocks(
     mask: BlockMask, rows: Int[Tensor, " blocks"], places: Int[Tensor, "blocks T"], num_keys: int
 ) -> BlockMask:
-    """Return the mask of blocks of equally many queries, as a batch.
+    """Return the mask of blocks with the same number of queries, as a batch.
 
-    Args:
-        mask: Of all queries and keys.
-        rows: The row of each block.
-        places: The place of each query in its row.
-        num_keys: The first keys of each row; the others are not visible to these queries.
+    `rows` has the row of each block, and `places` the places of its queries in the row. Of each row's keys the first
+    `num_keys` are kept. The queries can't see the others.
     """
     return _block_mask(
         lambda b, head, query, key: mask.mask_mod(rows[b], head, places[b, query], key),
@@ -444,11 +437,9 @@ def select_blocks(
 
 
 def unpack_mask(mask: Any, packing: ScenePacking) -> Any:
-    """Return the mask of padded rows from that of packed sequences; padded queries may attend to all keys of their row.
+    """Return the mask of padded rows from the mask of packed sequences.
 
-    Args:
-        mask: Of the sequences.
-        packing: Of the rows.
+    Padded queries may attend to all keys of their row.
     """
     count, length = packing.shape
     device = packing.places.device

@@ -1,4 +1,4 @@
-"""PRoPE and its relatives: encodings by one 4 x 4 matrix per camera, on queries, keys, values and outputs."""
+"""PRoPE and related encodings: one 4 x 4 matrix per camera acts on queries, keys, values and outputs."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ from zoo.encodings.placements import (
 from zoo.errors import InputError, check_choice
 from zoo.values import check_shape
 
-# ---- What encodings by matrices share --------------------------------------------------------------------------------
+# ---- Base class of matrix encodings ----------------------------------------------------------------------------------
 
 ApplyTo = Literal["qkvo", "qk", "vo"]
 PoseComponent = Literal["both", "rotation", "translation"]
 
 
 class MatrixEncoding(CameraEncoding):
-    """Base class of encodings by one 4 x 4 matrix per camera: subclasses define it, a placement picks the channels.
+    """Base class of encodings by one 4 x 4 matrix per camera. A subclass defines it, a placement picks the channels.
 
     Args:
         placement: The channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
         apply_to: Queries and keys, values and outputs, or both.
-        pose_component: Used part of the poses. Translations alone are not a group: a change of world is then visible.
+        pose_component: The part of the poses that is used. Translations alone are not a group, so a change of world
+            then has an effect.
         world: `reference` and `scale`, see `CameraEncoding`.
 
     Attributes:
@@ -69,16 +70,16 @@ class MatrixEncoding(CameraEncoding):
 
     @abstractmethod
     def matrices(self, cameras: Cameras) -> Matrices:
-        """Compute the matrices for column vectors of four channels, q' = M_q q and so on, in float64.
+        """Compute the matrices in float64, for column vectors of four channels: q' = M_q q and so on.
 
-        `symmetries` assumes that M_q^T M_k and M_o M_v between two views depend on V_i V_j^-1 alone, and that identity
-        cameras give identity matrices: override it otherwise.
+        `symmetries` assumes that M_q^T M_k and M_o M_v between two views depend only on V_i V_j^-1, and that identity
+        cameras give identity matrices. Override it otherwise.
 
         Args:
             cameras: Canonical cameras with the `pose_component` of their poses.
 
         Returns:
-            The matrices of all terms; those not in `apply_to` are ignored.
+            The matrices of all terms. Terms that are not in `apply_to` are ignored.
         """
 
     @property
@@ -136,7 +137,7 @@ class MatrixEncoding(CameraEncoding):
 def projection_matrices(
     world_to_camera: Float[Tensor, "*batch 4 4"], K_normalized: Float[Tensor, "*batch 3 3"] | None = None
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 4 4"]]:
-    """Compute P = lift(K) V and P^-1 = V^-1 lift(K)^-1 in closed form; without K, P = V (GTA).
+    """Compute P = lift(K) V and P^-1 = V^-1 lift(K)^-1 in closed form. Without K, P = V (GTA).
 
     lift(K) is the 4 x 4 identity with K, which has no skew, in its upper left corner.
     """
@@ -158,9 +159,9 @@ class PRoPE(MatrixEncoding):
     """PRoPE (arXiv 2507.10496): q' = P^T q, k' = P^-1 k, v' = P^-1 v, o' = P o with P = lift(K) V.
 
     V is the 4 x 4 world-to-camera pose, and lift(K) the identity with the intrinsics K in its upper left corner. P acts
-    on groups of four channels. Attention between two views depends on P_i P_j^-1 alone, so it is invariant to a change
-    of world V -> V G. Text has no camera (P = I), that is, it sees the world frame: invariant only with a reference
-    view.
+    on groups of four channels. Attention between two views depends only on P_i P_j^-1, so it is invariant to a change
+    of world V -> V G. Text has no camera (P = I), so it sees the world frame. With text the invariance needs a
+    reference view.
 
     Example:
         >>> import torch
@@ -188,16 +189,17 @@ class PRoPE(MatrixEncoding):
 
 
 class GTA(MatrixEncoding):
-    """GTA (arXiv 2310.10375): q' = V^T q, k' = V^-1 k, v' = V^-1 v, o' = V o; PRoPE without intrinsics.
+    """GTA (arXiv 2310.10375): q' = V^T q, k' = V^-1 k, v' = V^-1 v, o' = V o. This is PRoPE without intrinsics.
 
-    Translations are multiplied by a factor s, fixed or learned. It conjugates V by diag(s, s, s, 1), which keeps the
+    Translations are multiplied by a factor s, fixed or learned. This conjugates V by diag(s, s, s, 1), which keeps the
     symmetries.
 
     Args:
         placement: The channels; None is `ChannelRange(0, 0.5)`, the first half of a head.
         apply_to: Queries and keys, values and outputs, or both.
-        pose_component: Used part of the poses. Translations alone are not a group: a change of world is then visible.
-        translation_scale: S; translations are in meters, unless `scale` is set.
+        pose_component: The part of the poses that is used. Translations alone are not a group, so a change of world
+            then has an effect.
+        translation_scale: The factor s. Translations are in meters, unless `scale` is set.
         learn_scale: Learn log s, one parameter for all layers, starting from `translation_scale`.
         world: `reference` and `scale`, see `CameraEncoding`.
 
@@ -233,7 +235,7 @@ class GTA(MatrixEncoding):
             if is_set and pose_component == "rotation":
                 raise InputError(f"{name} has no effect with pose_component=rotation: leave one of them out")
         self.translation_scale = translation_scale
-        # one-dimensional, since a scalar can't be sharded
+        # one-dimensional, because a scalar can't be sharded
         self.log_scale = nn.Parameter(torch.tensor([math.log(translation_scale)])) if learn_scale else None
 
     def matrices(self, cameras: Cameras) -> Matrices:
@@ -248,9 +250,10 @@ class GTA(MatrixEncoding):
 
 
 class CaPE(MatrixEncoding):
-    """CaPE (arXiv 2402.03908): q' = V^-1 q, k' = V^T k with world-to-camera poses V; queries and keys only.
+    """CaPE (arXiv 2402.03908): q' = V^-1 q, k' = V^T k with world-to-camera poses V. Queries and keys only.
 
-    The logit is q^T (V_j V_i^-1)^T k, invariant to a change of world V -> V G. With camera-to-world poses it is not.
+    The logit is q^T (V_j V_i^-1)^T k, invariant to a change of world V -> V G. With camera-to-world poses it would not
+    be.
 
     Args:
         placement: The channels; None is `ChannelRange(0, 0.5)`.
@@ -281,13 +284,13 @@ class CaPE(MatrixEncoding):
 
 
 class RayEncoding(GTA):
-    """GTA with one frame per token, V = [R_ray 0; 0 1] V_camera: at the camera center, z along the token's ray.
+    """GTA with one frame per token, V = [R_ray 0; 0 1] V_camera: at the camera center, with z along the token's ray.
 
-    The relative ray encoding of UCPE (arXiv 2512.07237): x is the camera's y axis (down) cross z, and y is z cross x,
-    so the frame of the central ray is the camera's own. Attention between two tokens depends on the rigid transform
-    from ray to ray, and therefore also on their places in the views and on the intrinsics. UCPE's absolute orientation
-    map (pitch and roll) and its adapter beside the attention are not included, and lenses other than pinholes are not
-    supported. Arguments as `GTA`.
+    This is the relative ray encoding of UCPE (arXiv 2512.07237). x is the camera's y axis (down) cross z, and y is z
+    cross x, so the frame of the central ray is the camera's own. Attention between two tokens depends on the rigid
+    transform from ray to ray, and therefore also on their places in the views and on the intrinsics. UCPE's absolute
+    orientation map (pitch and roll), its adapter beside the attention, and lenses other than pinholes are not included.
+    Arguments as in `GTA`.
     """
 
     uses_intrinsics = True
@@ -304,10 +307,10 @@ class RayEncoding(GTA):
 
 
 def ray_cameras(cameras: Cameras) -> Cameras:
-    """Replace the camera of each token by one at the same center that looks along the token's ray.
+    """Replace the camera of each token by one at the same center whose z axis is the token's ray.
 
     Raises:
-        ValueError: Cameras without an index or without patch centers.
+        ValueError: The cameras lack an index or patch centers.
     """
     index, patch_centers = cameras.required("index"), cameras.required("patch_centers")
     sample = torch.arange(len(cameras), device=index.device)[:, None]

@@ -1,4 +1,4 @@
-"""RayRoPE (arXiv 2601.15275): tokens are rotated by where they could be on their rays, as another view sees them."""
+"""RayRoPE (arXiv 2601.15275): rotate tokens by their possible positions on their rays, as seen from another view."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from zoo.precision import full_precision, highest_matmul_precision, to_float32
 
 # ---- Positions of tokens along their rays, and the rotations by them -------------------------------------------------
 
-Space = Literal["pj", "3d"]  # of the looking view: its image, or the meters of its axes
+Space = Literal["pj", "3d"]  # of the attending view: its image plane, or its camera frame in meters
 DepthEncoding = Literal["d", "inv_d", "asinh_d"]
 KINDS = ("0", "inf", "d")  # in the order of their numbers
 CORNERS = {1: ((0.5, 0.5),), 2: ((0.0, 0.0), (1.0, 1.0)), 3: ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))}
 LARGEST_LOG_DEPTH = 3.0
 DEPTHS = (0.01, 100.0)
-CLOSE = 0.01  # radians between the ends of a segment, below which it is its first end
+CLOSE = 0.01  # radians; a shorter segment is replaced by its first end
 METERS, DIRECTIONS = 4.0, 8.0  # longest periods
-DEPTH_RANGES: dict[DepthEncoding, tuple[float, float, float]] = {  # longest period, least and largest number
+DEPTH_RANGES: dict[DepthEncoding, tuple[float, float, float]] = {  # longest period, smallest and largest value
     "d": (80.0, -10.0, 10.0),
     "inv_d": (80.0, 0.0, 20.0),
     "asinh_d": (8 * math.asinh(10), -math.asinh(10), math.asinh(10)),
@@ -51,12 +51,12 @@ DEPTH_RANGES: dict[DepthEncoding, tuple[float, float, float]] = {  # longest per
 
 
 class SeenTokens(NamedTuple):
-    """Tokens in the space of a looking view: the point of a ray at depth d is (direction + center / d, 1 / d).
+    """Tokens in the space of the attending view. The point at depth d of a ray is (direction + center / d, 1 / d).
 
-    Points are homogeneous, as those at infinity are.
+    Points are homogeneous, so that they can be at infinity.
 
     Attributes:
-        directions: Of the rays of each token, at depth 1.
+        directions: Directions of each token's rays, at depth 1.
         centers: The camera center of each token.
     """
 
@@ -66,18 +66,18 @@ class SeenTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class RayPositions:
-    """The numbers by which RayRoPE (arXiv 2601.15275) rotates a token, and their frequencies.
+    """The values by which RayRoPE (arXiv 2601.15275) rotates a token, and their frequencies.
 
     Attributes:
-        points: Joined by "+": `0` for the camera center, `d` for the rays at the two ends of the token's depth, `inf`
-            for their directions; each in the looking view's image (`_pj`, a direction and a depth) or in meters
-            (`_3d`).
-        rays: Through three corners of a token, two, or its center.
-        depth_encoding: The depth in an image itself, its inverse, or its asinh.
+        points: Kinds of points joined by "+": `0` for the camera center, `d` for the points on the rays at both ends of
+            the token's depth range, `inf` for the directions of the rays. Each is either in the attending view's image
+            (`_pj`, a direction and a depth) or in meters (`_3d`).
+        rays: Number of rays per token: 3 through three corners, 2 through two corners, 1 through the center.
+        depth_encoding: How a depth in the image is encoded: itself, its inverse, or its asinh.
         freq_base: Ratio of consecutive frequencies.
 
     Raises:
-        InputError: Unknown points, depth encoding or number of rays.
+        InputError: Points, depth encoding or number of rays are unknown.
     """
 
     points: str = "d_pj+0_3d"
@@ -99,13 +99,13 @@ class RayPositions:
 
     @cached_property
     def spaces(self) -> dict[str, Space]:
-        """The space of each kind of point, in the order of the numbers."""
+        """The space of each kind of point, in the order of the values."""
         given = dict(each.rpartition("_")[::2] for each in self.points.split("+"))
         return {kind: given[kind] for kind in KINDS if kind in given}  # type: ignore[misc]
 
     @cached_property
     def periods(self) -> list[float]:
-        """The longest period of each number."""
+        """The longest period of each value."""
         depth = DEPTH_RANGES[self.depth_encoding][0]
         of_kind = {
             ("0", "3d"): [METERS] * 3,
@@ -118,10 +118,10 @@ class RayPositions:
         return [period for pair in self.spaces.items() for period in of_kind[pair]]
 
     def frequencies(self, channels: int, dtype: torch.dtype, device: torch.device) -> Float[Tensor, "f n"]:
-        """Compute the frequencies of each number that rotate this many channels, without waiting for a GPU.
+        """Compute the frequencies of each value for this many rotated channels, without waiting for a GPU.
 
         Raises:
-            InputError: The channels are not a multiple of two per number.
+            InputError: The channels are not a multiple of two per value.
         """
         count = 2 * len(self.periods)
         if channels < count or channels % count:
@@ -142,12 +142,12 @@ class RayPositions:
         K_normalized: Float[Tensor, "*batch 3 3"],
         rays: Float[Tensor, "*#batch L R 3"],
     ) -> dict[Space, SeenTokens]:
-        """Express tokens in the spaces of a looking view; nothing of it depends on their depth.
+        """Express tokens in the spaces of an attending view. The result does not depend on their depth.
 
         Args:
-            relative_pose: From the camera of each token to that of the looking view.
-            K_normalized: Of the looking view.
-            rays: Of each token in its own camera, at depth 1, see `ray_directions`.
+            relative_pose: Pose from the camera of each token to the attending view's camera.
+            K_normalized: Intrinsics of the attending view.
+            rays: Rays of each token in its own camera, at depth 1, see `ray_directions`.
         """
         metric = SeenTokens(rays @ relative_pose[..., :3, :3].mT, relative_pose[..., :3, 3])
         seen: dict[Space, SeenTokens] = {"3d": metric}
@@ -167,15 +167,15 @@ class RayPositions:
     ) -> CosSin:
         """Compute the cosine and sine of tokens, averaged over the depths between their two ends.
 
-        A position that is vague shrinks the rotation, which is then not orthogonal.
+        An uncertain position shrinks the rotation, which is then not orthogonal.
 
         Args:
-            seen: From `seen_from`.
+            seen: Tokens from `seen_from`.
             depths: Both ends of the depth of each ray, or one depth.
             frequencies: See `frequencies`.
 
         Returns:
-            Of f times n channel pairs, frequency by frequency.
+            Cosine and sine of f times n channel pairs, ordered by frequency.
         """
         exact: list[Tensor] = []
         ends: list[list[Tensor]] = [[] for _ in range(depths.shape[-1])]
@@ -205,11 +205,11 @@ class RayPositions:
     def _numbers(
         self, points: Float[Tensor, "*batch L R 3"], depth: Float[Tensor, "*#batch L R 1"], space: Space
     ) -> list[Tensor]:
-        """The numbers of points times 1 / depth: coordinates, or directions ray by ray and then depths."""
+        """Return the values of points times 1 / depth: coordinates, or directions by ray and then depths."""
         if space == "3d":
             return [(points * depth).flatten(-2)]
         _, low, high = DEPTH_RANGES[self.depth_encoding]
-        z = (points[..., 2].square() + 1e-9).sqrt().clamp(min=1e-4) * depth[..., 0]  # behind the view as before it
+        z = (points[..., 2].square() + 1e-9).sqrt().clamp(min=1e-4) * depth[..., 0]  # the sign of z is ignored
         if self.depth_encoding == "inv_d":
             z = 1 / z
         elif self.depth_encoding == "asinh_d":
@@ -218,10 +218,10 @@ class RayPositions:
 
 
 def depth_ends(raw_depth: Float[Tensor, "*batch L ends"]) -> Float[Tensor, "*batch L ends"]:
-    """Compute the depths between which tokens are, from (log depth, half width of the log depth), or one depth.
+    """Compute both ends of the tokens' depth range from (log depth, half width of the log depth), or one depth.
 
     Args:
-        raw_depth: As a linear map predicts them. A negative width exchanges the ends.
+        raw_depth: Output of a linear map. A negative width exchanges the ends.
     """
     if raw_depth.shape[-1] == 2:
         middle, half = raw_depth.unbind(-1)
@@ -238,7 +238,7 @@ def _unit(x: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
 
 
 def _mean_rotation(first: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of cosine and sine over the angles between two; where those are close, of the first."""
+    """Return the mean cosine and sine over the angles between two. If they are close, use the first."""
     width = last - first
     is_close = width.abs() <= CLOSE
     width = width.masked_fill(is_close, 1.0)
@@ -275,10 +275,10 @@ def rayrope_attention(
     known_depth: Float[Tensor, "B n height width 1"] | None = None,
     keys: KeyViews | None = None,
 ) -> Float[Tensor, "B H L D"]:
-    """Compute attention between views by the positions of tokens along their rays.
+    """Compute attention between views with RayRoPE.
 
-    For each view all keys and values are rotated by their positions as seen from it, its queries by those in their own
-    view, and the output is rotated back.
+    For each view, all keys and values are rotated by their positions as seen from it, its queries are rotated by their
+    positions in their own view, and the output is rotated back.
 
     Args:
         q: Queries, ordered by camera, patch row and patch column; L = C * patches_y * patches_x.
@@ -286,7 +286,7 @@ def rayrope_attention(
         v: Values in the same order.
         world_to_camera: Rigid poses, OpenCV axes.
         K_px: Intrinsics in pixels of the image, skew ignored.
-        raw_depth: Of each token the log depth and the half width of the log depth; a last axis of 1 has no width.
+        raw_depth: Log depth and half width of the log depth of each token. With a last axis of 1 there is no width.
         patches_x: Patches per row.
         patches_y: Patches per column.
         image_width: In pixels.
@@ -296,8 +296,8 @@ def rayrope_attention(
         depth_encoding: See `RayPositions`.
         freq_base: See `RayPositions`.
         transform_values: Rotate values and outputs as well.
-        known_depth: Depth maps of the first n views of the keys, in place of their predicted depth.
-        keys: Poses, intrinsics and depth of the views of the keys, in cross-attention; None for the queries' own.
+        known_depth: Depth maps of the first n key views, which replace their predicted depth.
+        keys: Poses, intrinsics and depth of the key views in cross-attention. None uses the queries' views.
 
     Returns:
         The output, in the dtype of the inputs.
@@ -362,37 +362,26 @@ def rayrope_coefficients(
     transform_values: bool = True,
     **positions: Any,
 ) -> tuple[CosSin, list[CosSin]]:
-    """Compute the rotations of `rayrope_attention`, by its options.
+    """Compute the rotations of `rayrope_attention`.
 
-    Args:
-        world_to_camera: See there.
-        K_px: See there.
-        raw_depth: See there.
-        head_dim: Channels per head.
-        patches_x: See there.
-        patches_y: See there.
-        image_width: See there.
-        image_height: See there.
-        known_depth: See there.
-        keys: See there.
-        transform_values: See there; they are the same with and without.
-        positions: Of `RayPositions`.
+    The arguments are the same, without q, k and v, and with `head_dim`, the number of channels per head.
+    `transform_values` does not change the result.
 
     Returns:
-        Cosine and sine (B, L, D/2) of the queries in their own views; and for each view, those of all keys.
+        Cosine and sine (B, L, D/2) of the queries in their own views, and for each view those of all keys.
     """
     scheme = RayPositions(**positions)
     frequencies = scheme.frequencies(head_dim, world_to_camera.dtype, world_to_camera.device)
     views = partial(_Views.of, scheme, (patches_x, patches_y), (image_width, image_height))
     queries = views((world_to_camera, K_px, raw_depth), known_depth if keys is None else None)
     of_keys = queries if keys is None else views(keys, known_depth)
-    # 1. Queries, each view by itself.
+    # 1. Queries, each in its own view.
     rays, depths = (x.unflatten(1, (-1, patches_x * patches_y)) for x in (queries.rays, queries.depths))
     same = torch.eye(4, dtype=rays.dtype, device=rays.device).expand(*rays.shape[:3], 4, 4)
     seen = []
     with highest_matmul_precision(raw_depth.device):
         own = scheme.coefficients(scheme.seen_from(same, queries.K, rays), depths, frequencies)
-        # 2. All keys, for each view of the queries.
+        # 2. All keys, as seen from each query view.
         for view in range(world_to_camera.shape[1]):
             relative = queries.poses[:, view, None] @ invert_se3(of_keys.poses)
             relative = relative.repeat_interleave(patches_x * patches_y, 1)
@@ -402,7 +391,7 @@ def rayrope_coefficients(
 
 
 class _Views(NamedTuple):
-    """Views and the rays of their tokens in their own cameras."""
+    """Views, and the rays of their tokens in their own cameras."""
 
     poses: Float[Tensor, "B V 4 4"]
     K: Float[Tensor, "B V 3 3"]
@@ -440,23 +429,23 @@ class _Views(NamedTuple):
 
 DepthSource = Literal["predicted", "known"]
 Seen = dict[Space, SeenTokens]
-INITIAL_DEPTH = (0.0, 3.0)  # of every token: from 0.05 to 20 m
+INITIAL_DEPTH = (0.0, 3.0)  # initial raw depth of every token: from 0.05 to 20 m
 
 
 class RayRoPE(PerViewEncoding):
-    """RayRoPE (arXiv 2601.15275): tokens are rotated by where they could be on their rays, as the looking view sees it.
+    """RayRoPE (arXiv 2601.15275): rotate tokens by where they may be on their rays, as the attending view sees them.
 
-    Each layer predicts the depth of each token and how vague it is; where it is vague, the rotation shrinks.
+    Each layer predicts the depth of each token and its uncertainty. An uncertain depth shrinks the rotation.
 
     Args:
         points: See `RayPositions`.
         rays: See `RayPositions`.
         depth_encoding: See `RayPositions`.
         freq_base: See `RayPositions`.
-        depth: `predicted` by each layer, under supervision with `RayDepthPrediction`; or `known`, the depth of the
-            dataset or, with `--model.camera_source predicted`, of the geometry encoder: the median within the token.
-            Where that is unknown, the predicted one.
-        predicts_width: Predict the half width of the log depth too; without, depths are certain.
+        depth: `predicted`: each layer predicts the depth, supervised by `RayDepthPrediction`. `known`: the median depth
+            within the token, from the dataset or, with `--model.camera_source predicted`, from the geometry encoder.
+            Where it is unknown, the predicted depth is used.
+        predicts_width: Also predict the half width of the log depth. Otherwise depths are certain.
         apply_to: See `PerViewEncoding`.
         channels: See `PerViewEncoding`.
         scale: See `PerViewEncoding`.
@@ -498,12 +487,12 @@ class RayRoPE(PerViewEncoding):
     @property
     def symmetries(self) -> Symmetries:
         base, spaces = super().symmetries, self.positions.spaces
-        are_directions = spaces.keys() == {"inf"}  # which have no length
+        are_directions = spaces.keys() == {"inf"}  # directions have no length
         return replace(base, scale=base.scale or are_directions, intrinsics=spaces == {"0": "3d"})
 
     @property
     def rotates_by_depth(self) -> bool:
-        """Whether a point at a token's depth is among those that it is rotated by."""
+        """Whether the rotation uses a point at the token's depth."""
         return "d" in self.positions.spaces
 
     @property
@@ -527,12 +516,7 @@ class RayRoPE(PerViewEncoding):
         self.layers = nn.ModuleDict(maps)
 
     def raw_depth(self, layer: int, hidden_states: Float[Tensor, "*batch W"]) -> Float[Tensor, "*batch ends"] | None:
-        """Predict the depth of tokens in one layer, see `depth_ends`; None where the encoding does not act.
-
-        Args:
-            layer: Number of the layer, from 0.
-            hidden_states: Input of the layer's projections.
-        """
+        """Predict the depth of tokens in one layer, see `depth_ends`. None where the encoding does not act."""
         assert self.layers is not None, "bind_to_decoder comes first"
         if str(layer) not in self.layers:
             return None
@@ -547,13 +531,13 @@ class RayRoPE(PerViewEncoding):
 
 
 class EncodedRays(PerViewAttention):
-    """The rays of a batch as its views see them, and in `at_layer` their depths.
+    """The rays of a batch as its views see them. `at_layer` adds their depths.
 
     Args:
         cameras: See `PerViewAttention`.
         channels: See `PerViewAttention`.
-        encoding: Its options, and what predicts depth in each layer.
-        dtype: Of the rotations.
+        encoding: The encoding, with its options and each layer's depth prediction.
+        dtype: Dtype of the rotations.
         is_causal: See `PerViewAttention`.
     """
 
@@ -587,7 +571,8 @@ class EncodedRays(PerViewAttention):
         if (raw_depth := self.encoding.raw_depth(layer, hidden_states)) is None:
             return self
         if self.encoding.predicts_depth:
-            self._raw_depths.setdefault(layer, raw_depth)  # a recomputed one has no gradient, and keeps its activations
+            # keeps the first one: a recomputed prediction has no gradient, and would keep its activations
+            self._raw_depths.setdefault(layer, raw_depth)
         depths = depth_ends(raw_depth)
         if self.known_depth is not None:
             known = self.known_depth[..., None].to(depths)
@@ -606,7 +591,7 @@ class EncodedRays(PerViewAttention):
 
 
 def _known_depth(cameras: Cameras) -> Float[Tensor, "B L"]:
-    """The depth of each token's point in its own camera; NaN where it is not known, or behind the camera."""
+    """Return the depth of each token's point in its own camera. NaN where it is unknown or behind the camera."""
     index = cameras.required("index")
     pose = cameras.world_to_camera[torch.arange(len(cameras), device=index.device)[:, None], index.clamp(min=0)]
     depth = (pose[..., 2, :3] * cameras.required("points")).sum(-1) + pose[..., 2, 3]

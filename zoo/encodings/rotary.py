@@ -21,12 +21,12 @@ from zoo.sequences.time_index import PoseDistanceIndex, PoseTimeIndex
 
 
 class ValueRoPE(CameraEncoding):
-    """v' = R v and o' = R^-1 o for visual tokens, with RoPE's rotations R: outputs depend on relative positions too.
+    """v' = R v and o' = R^-1 o for visual tokens, with RoPE's rotations R. Outputs then depend on relative positions.
 
-    From GTA (arXiv 2310.10375): RoPE rotates q and k only, so values carry no position. R is the decoder's own
-    mRoPE rotation relative to the first token with a camera, so text, whose values are not rotated, does not depend on
-    absolute positions. Poses and intrinsics are not read; cameras only mark the visual tokens. In a `Compose` it must
-    precede encodings that transform values on the same channels, or their world invariance is lost.
+    From GTA (arXiv 2310.10375): RoPE rotates only q and k, so values carry no position. R is the decoder's own mRoPE
+    rotation relative to the first token with a camera. Text values are not rotated, so text does not depend on absolute
+    positions. Poses and intrinsics are not read. Cameras only mark the visual tokens. In a `Compose` it must precede
+    encodings that transform values on the same channels, or their world invariance is lost.
     """
 
     uses_cameras = False
@@ -52,7 +52,7 @@ class RelativeRoPE(EncodedCameras):
 
     Args:
         index: The camera of each token, -1 for none.
-        dtype: Of the rotations.
+        dtype: Dtype of the rotations.
     """
 
     def __init__(self, index: Int[Tensor, "B L"], dtype: torch.dtype) -> None:
@@ -65,7 +65,8 @@ class RelativeRoPE(EncodedCameras):
         visual = self.index >= 0
         sample, first = torch.arange(len(visual), device=visual.device), visual.int().argmax(1)
         cos_0, sin_0 = cos[sample, first][:, None], sin[sample, first][:, None]
-        cos, sin = cos * cos_0 + sin * sin_0, sin * cos_0 - cos * sin_0  # of the difference of the angles
+        # cosine and sine of the difference of the angles
+        cos, sin = cos * cos_0 + sin * sin_0, sin * cos_0 - cos * sin_0
         return Rotation(cos.where(visual[..., None], 1.0), sin.where(visual[..., None], 0.0), "vo")
 
 
@@ -73,28 +74,28 @@ class RelativeRoPE(EncodedCameras):
 
 
 class PointRoPE(CameraEncoding):
-    """Rotate visual tokens by their 3D point, as if x, y and z were position ids, beside RoPE; needs depth.
+    """Rotate visual tokens by their 3D point, as if x, y and z were position ids, in addition to RoPE. Needs depth.
 
-    The points are computed from the depth and cameras of the data, or with `--model.camera_source predicted` from
-    those of a geometry encoder with depth.
+    The points are computed from the dataset's depth and cameras, or with `--model.camera_source predicted` from a
+    geometry encoder with depth.
 
-    The angles are 2 pi p / lambda with the point p in the frame of the reference view, added to RoPE's angles on the
-    same pairs of channels: y on mRoPE's H section, x on W, and z, the depth, on T. The wavelengths lambda
-    of a section are spaced logarithmically; mRoPE's own frequencies, made for tens of thousands of tokens, would hardly
-    distinguish meters.
+    The angles are 2 pi p / lambda for the point p in the frame of the reference view. They are added to RoPE's angles
+    on the same pairs of channels: y on mRoPE's H section, x on W, and z, the depth, on T. The wavelengths lambda of a
+    section are spaced logarithmically. mRoPE's own frequencies are made for tens of thousands of tokens and would
+    hardly distinguish meters.
 
-    Logits depend on the difference of two points, so they are invariant to a common translation but not to a rotation;
-    only the reference view makes them invariant to a change of world. Text, and visual tokens without a camera or a
-    point, are at the center of the reference view.
+    Logits depend on the difference of two points, so they are invariant to a common translation but not to a rotation.
+    Only the reference view makes them invariant to a change of world. Text tokens, and visual tokens without a camera
+    or a point, are placed at the center of the reference view.
 
     Args:
-        apply_to: Queries and keys; values, with the inverse on outputs; or both.
+        apply_to: `qk` rotates queries and keys. `vo` rotates values, and outputs by the inverse. `qkvo` rotates all.
         shortest: Shortest wavelength of a section, in meters (or units of `scale`).
         longest: Longest wavelength of a section, in the same unit.
         world: `reference` and `scale`, see `CameraEncoding`.
 
     Raises:
-        InputError: Not 0 < shortest <= longest.
+        InputError: 0 < shortest <= longest does not hold.
     """
 
     uses_points = True
@@ -137,36 +138,37 @@ class PointRoPE(CameraEncoding):
         return Rotation(angle.cos().to(dtype), angle.sin().to(dtype), self.apply_to)
 
 
-# ---- The pose as an axis of mRoPE, or in place of time ---------------------------------------------------------------
+# ---- The pose as an axis of mRoPE, or instead of time ----------------------------------------------------------------
 
 Choice = Literal["lowest", "highest", "alternate"]
-ROPE_BASE = 1e4  # of P's frequencies in heads without RoPE
+ROPE_BASE = 1e4  # base of P's frequencies in heads without RoPE
 
 
 class PoseAxis(CameraEncoding):
-    """An axis P of mRoPE: some of T's frequencies rotate queries and keys by the pose of the view instead of its time.
+    """An axis P of mRoPE: some of T's frequencies rotate queries and keys by the view's pose instead of its time.
 
-    P = T_0 + offset + span d / max d, for the position T_0 of the first token with a camera, and the distance d of the
-    view to a reference view, or with `PathLengthIndex` the length of the camera path up to it. P is not rounded. H and
-    W are as they were. Text has P = T, and so has a view without a camera: those tokens are unchanged, bit for
+    P = T_0 + offset + span d / max d. T_0 is the position of the first token with a camera, and d is the distance of
+    the view to a reference view, or with `PathLengthIndex` the length of the camera path up to the view. P is not
+    rounded. H and W are unchanged. Text and views without a camera have P = T, so their tokens are unchanged, bit for
     bit.
 
     With all of T's frequencies the axes are P, H, W ("PHW"). With some of them they are P, T, H, W ("PTHW"): 8 of 16
     give Qwen2.5-VL the sections 8, 8, 24, 24, and 12 of 24 give Qwen3-VL 12, 12, 20, 20.
 
-    Gated DeltaNet has no T to replace: there P, from 0 at the reference view, rotates by frequencies of its own, and
-    text is at 0.
+    Gated DeltaNet has no T to replace. There P starts from 0 at the reference view and rotates by its own frequencies,
+    and text is at 0.
 
     One number does not identify a pose, see `PoseIndex`, which replaces time in all frequencies and rounds.
 
     Args:
         index: `PoseDistanceIndex` (the default) or `PathLengthIndex`, with its `span` and `measure`.
-        count: Number of T's frequencies that P gets; null is all of them.
-        frequencies: Which of them. The lowest of Qwen3-VL turn too slowly to tell poses apart, see docs/encodings.md.
-        offset: Of P, in positions.
+        count: Number of T's frequencies that P gets. null is all of them.
+        frequencies: Which of T's frequencies P gets. The lowest of Qwen3-VL turn too slowly to tell poses apart, see
+            docs/encodings.md.
+        offset: Offset of P, in positions.
 
     Raises:
-        InputError: A count below 1, or more than T has.
+        InputError: The count is below 1 or exceeds the number of T's frequencies.
 
     Example:
         >>> import torch
@@ -198,7 +200,7 @@ class PoseAxis(CameraEncoding):
         """Return the numbers of P's frequencies, from high to low.
 
         Raises:
-            InputError: T has fewer.
+            InputError: T has fewer frequencies.
         """
         section = head.with_axes().frequencies(0)
         count = len(section) if self.count is None else self.count
@@ -223,7 +225,7 @@ class PoseAxis(CameraEncoding):
 
     @property
     def symmetries(self) -> Symmetries:
-        # identical poses share one position, which differs from the original model's where that has positions
+        # identical poses share one position, which differs from the original model's position, if it has one
         identity_stock = not self.replaces_time and not self.offset
         return Symmetries(scale=not self.index.uses_lengths, identity_stock=identity_stock)
 
@@ -238,7 +240,7 @@ class PoseAxis(CameraEncoding):
         if self.replaces_time:
             time = cameras.required("time")
             ahead = ahead + time.gather(1, visual.int().argmax(1, keepdim=True)) - time
-        # 3. RoPE has rotated by T: the rest of the angle.
+        # 3. RoPE has already rotated by T. Rotate by the rest of the angle.
         chosen = torch.zeros(len(self.rope), dtype=torch.bool)
         chosen[self.chosen(head)] = True
         rope = self.rope.to(ahead.dtype) * chosen.to(ahead.device, non_blocking=True)
@@ -251,12 +253,12 @@ class PoseIndex(CameraEncoding):
 
     With `PathLengthIndex`, d is the length of the camera path up to the view.
 
-    The attention is the original one; the model uses `time_index` instead of its own. Equivalent to `--model.time_index
-    PoseDistanceIndex` or `PathLengthIndex`, as a camera encoding. It applies to the temporal patches of a video; images
-    keep consecutive positions, as in the original model.
+    The attention is the original one. The model uses this class's `time_index` instead of its own, which is equivalent
+    to `--model.time_index PoseDistanceIndex` or `PathLengthIndex`. It applies to the temporal patches of a video.
+    Images keep consecutive positions, as in the original model.
 
-    One number does not identify a pose: with the distance to a reference view, views on opposite sides of it share an
-    index; with the length of the path, a view that is seen twice has two.
+    One number does not identify a pose. With the distance to a reference view, views on opposite sides of it share an
+    index. With the length of the path, a view that is seen twice has two.
 
     Args:
         index: `PoseDistanceIndex` (the default) or `PathLengthIndex`.

@@ -1,13 +1,13 @@
 """A toolbox for authors of encodings: measure in float64 which symmetries an encoding keeps exactly.
 
-Nothing here runs in a model. `check-encoding` prints these numbers for any class, and the tests of the zoo compare them
-with what each class declares.
+Nothing here runs in a model. `check-encoding` prints these numbers for any class. The tests of the zoo compare them
+with the declared symmetries.
 
 1. Random cameras and tokens: `random_cameras`, `random_sequence`.
-2. The reference attention: `Decoder` attends by plain tensor operations, with an encoding's hooks or without. `LAYOUTS`
-   are small heads like those of Qwen2.5-VL, Qwen3-VL and Qwen3.5.
-3. A function per symmetry, in `PROPERTIES`: the largest change of an output where nothing should change. `holds`
-   decides by that number. `effect` and `other_cameras` are controls: an encoding without effect has every symmetry.
+2. The reference attention: `Decoder` uses plain tensor operations, with or without an encoding's hooks. `LAYOUTS` are
+   small versions of the heads of Qwen2.5-VL, Qwen3-VL and Qwen3.5.
+3. A function per symmetry, in `PROPERTIES`, returns the largest change of an output where nothing should change.
+   `holds` judges this number. `effect` and `other_cameras` are controls: an encoding without effect has every symmetry.
 
 Example:
     >>> from zoo import PRoPE
@@ -38,11 +38,11 @@ from zoo.sequences.time_index import TemporalPatches, TimeIndex
 
 HEAD_DIM, MROPE_SECTION, HEADS, KV_HEADS, LAYERS = 32, [4, 4, 8], 4, 2, 2
 VIEWS, TOKENS = 3, 4  # tokens per view
-EXACT = 1e-10  # a symmetry holds below
-NOT_EXACT = 1e-6  # and is broken above; between them nothing was seen
-BROKEN = 1e-3  # what the zoo's own tests expect of a broken one
+EXACT = 1e-10  # a symmetry holds if the change is below
+NOT_EXACT = 1e-6  # a symmetry is broken if the change is above; in between it is undecided
+BROKEN = 1e-3  # the change that the zoo's tests expect of a broken symmetry
 HYBRID_HEAD = HeadLayout(HEAD_DIM, (0, 1, 2) * 4)  # RoPE rotates 24 of 32 channels
-# of Qwen2.5-VL, of Qwen3-VL, and of Qwen3.5, whose decoder has a layer of Gated DeltaNet behind the two others
+# heads of Qwen2.5-VL, Qwen3-VL and Qwen3.5. The decoder for Qwen3.5 has a Gated DeltaNet layer after the two others.
 LAYOUTS = {
     "axes in a row": HeadLayout.in_row(HEAD_DIM, MROPE_SECTION),
     "axes in turns": HeadLayout(HEAD_DIM, (*[0, 1, 2] * 4, *[0] * 4)),
@@ -55,7 +55,7 @@ HEAD = LAYOUTS["axes in a row"]
 
 
 def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Return random poses, with intrinsics that are not the identity, square or centered."""
+    """Return random poses, and intrinsics that are neither the identity, nor square, nor centered."""
     generator = torch.Generator().manual_seed(seed)
     random = torch.randn(batch, views, 3, 4, generator=generator, dtype=torch.float64)
     Q, R = torch.linalg.qr(random[..., :3])
@@ -70,10 +70,10 @@ def random_cameras(batch: int, views: int = VIEWS, seed: int = 0) -> tuple[Tenso
 
 @dataclass
 class Sequence:
-    """Samples of several views, between text or without it.
+    """Samples of several views, with or without text around them.
 
     Attributes:
-        qkv: Q, k and v (B, L, heads, D), float64.
+        qkv: q, k and v (B, L, heads, D), float64.
         hidden_states: Input of the layers' projections (B, L, W).
         index: The camera of each token (B, L), -1 for none.
         ids: Position ids (3, B, L).
@@ -120,7 +120,7 @@ def random_sequence(
     heads: int = HEADS,
     head_dim: int = HEAD_DIM,
 ) -> Sequence:
-    """Return random tokens with `text` tokens before and after the views; the tokens of a view are a square."""
+    """Return random tokens with `text` tokens before and after the views. The tokens of a view form a square."""
     generator = torch.Generator().manual_seed(seed)
     length, side = views * tokens + 2 * text, math.isqrt(tokens)
     qkv = [
@@ -167,14 +167,14 @@ def hybrid_layout(
 
 
 class Decoder:
-    """The attention of a decoder of two layers in float64, with an encoding bound to it.
+    """The attention of a two-layer decoder in float64, with an encoding bound to it.
 
-    With the head of a hybrid decoder, a layer of Gated DeltaNet follows, whose inputs are the same.
+    With the head of a hybrid decoder, a layer of Gated DeltaNet follows, which gets the same inputs.
 
     Args:
-        encoding: Its parameters are replaced by random numbers, as if it had been trained; None is the original
-            attention.
-        kv_heads: Heads of k and v, as in the sequence.
+        encoding: The encoding. Its parameters are replaced by random numbers, as if it had been trained. None is the
+            original attention.
+        kv_heads: Number of k and v heads, as in the sequence.
         head: The axes of the frequencies of a head.
     """
 
@@ -252,13 +252,13 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend(encoded: EncodedCameras | None, layer: int, sequence: Sequence, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Compute causal attention with the hooks of one layer; None is the original attention."""
+    """Compute causal attention with the hooks of one layer. None is the original attention."""
     q, k, v = sequence.qkv
     acting = None if encoded is None else encoded.at_layer(layer, sequence.hidden_states, rope)
     acting = acting or EncodedCameras()
     q, k = acting.before_rope(q, k)
     q, k = acting.after_rope(apply_rope(q, rope), apply_rope(k, rope))
-    attention = partial(_attention, scale=v.shape[-1] ** -0.5)  # whatever channels an encoding appends
+    attention = partial(_attention, scale=v.shape[-1] ** -0.5)  # independent of the channels that an encoding appends
     q, k, v = (x.transpose(1, 2) for x in (q, k, acting.transform_values(v)))
     return acting.transform_outputs(acting.attend(attention, q, k, v, None)[0])
 
@@ -269,9 +269,9 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: f
 
 
 def delta_net(encoded: EncodedCameras | None, layer: int, sequence: Sequence) -> Tensor:
-    """Compute Gated DeltaNet with the hooks of one layer; None is the original layer.
+    """Compute Gated DeltaNet with the hooks of one layer. None is the original layer.
 
-    Its queries and keys are the keys and values of the attention, its values the attention's queries.
+    Its queries and keys are the attention's keys and values, and its values are the attention's queries.
     """
     v, q, k = sequence.qkv
     beta, decay = v.mean(-1).sigmoid(), -F.softplus(v[..., 0]) / 8
@@ -282,7 +282,7 @@ def delta_net(encoded: EncodedCameras | None, layer: int, sequence: Sequence) ->
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> Tensor:
-    """Compute the gated delta rule token by token: q, k (B, L, G, D); v and the output (B, L, H, D)."""
+    """Compute the gated delta rule token by token, with q, k (B, L, G, D), v and the output (B, L, H, D)."""
     group = v.shape[2] // k.shape[2]
     q, k = ((x / (x * x).sum(-1, keepdim=True).sqrt()).repeat_interleave(group, 2) for x in (q, k))
     state, outputs = v.new_zeros(len(v), v.shape[2], v.shape[3], v.shape[3]), []
@@ -294,11 +294,11 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor) -> 
     return torch.stack(outputs, 1)
 
 
-# ---- Measures: how far outputs move where a symmetry says that they don't --------------------------------------------
-# Each function takes a new encoding and the layout of a head, and returns the largest change of an output. What equals
-# the original decoder does so to the last bit.
+# ---- Measures: how much outputs change although a symmetry says that they do not -------------------------------------
+# Each function takes a new encoding and the layout of a head, and returns the largest change of an output. Equality
+# with the original decoder is measured bit for bit.
 
-STOCK = ("identity_stock", "text_stock")  # bit for bit, or not: a change by rounding breaks them
+STOCK = ("identity_stock", "text_stock")  # compared bit for bit: even a change by rounding breaks them
 UNIT = 3.0
 Measure = Callable[[CameraEncoding, HeadLayout], float]
 
@@ -312,7 +312,7 @@ def in_data_world(encoding: CameraEncoding) -> CameraEncoding:
 
 
 def sequence_for(encoding: CameraEncoding, text: int, kv_heads: int = KV_HEADS) -> Sequence:
-    """Return random tokens, at one time where the encoding takes the channels of time."""
+    """Return random tokens, all at one time if the encoding requires constant time."""
     sequence = random_sequence(text, kv_heads=kv_heads)
     return sequence.constant_time() if encoding.requires_constant_time else sequence
 
@@ -325,7 +325,7 @@ def difference(
     unit: float = 1.0,
     kv_heads: int = KV_HEADS,
 ) -> float:
-    """Measure the change of the outputs when the poses, and the unit of the scene, change."""
+    """Measure the change of the outputs when the poses and the unit of the scene change."""
     poses, K = random_cameras(2)
     sequence, decoder = sequence_for(encoding, text, kv_heads), Decoder(encoding, kv_heads, head)
     moved = decoder.attend(sequence, change(poses), K, unit)
@@ -345,27 +345,27 @@ def other_unit(poses: Tensor) -> Tensor:
 
 
 def world_views(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure another world, without text and without a reference view."""
+    """Measure the effect of another world frame, without text and without a reference view."""
     return difference(in_data_world(encoding), 0, other_world, head)
 
 
 def world_text(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure another world, with text and without a reference view."""
+    """Measure the effect of another world frame, with text and without a reference view."""
     return difference(in_data_world(encoding), 3, other_world, head)
 
 
 def canonical(encoding: CameraEncoding, head: HeadLayout = HEAD, kv_heads: int = KV_HEADS) -> float:
-    """Measure another world, as the encoding is configured."""
+    """Measure the effect of another world frame, with text and the encoding's own reference view."""
     return difference(encoding, 3, other_world, head, kv_heads=kv_heads)
 
 
 def scale(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure another unit of length."""
+    """Measure the effect of another unit of length."""
     return difference(encoding, 3, other_unit, head, UNIT)
 
 
 def intrinsics(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure another focal length."""
+    """Measure the effect of another focal length."""
     poses, K = random_cameras(2)
     sequence, decoder = sequence_for(encoding, 3), Decoder(encoding, head=head)
     wrong = K * torch.tensor([1.2, 1.0, 1.0])[:, None]
@@ -373,14 +373,14 @@ def intrinsics(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
 
 
 def shift(encoding: CameraEncoding, head: HeadLayout = HEAD, kv_heads: int = KV_HEADS) -> float:
-    """Measure a shift of all positions."""
+    """Measure the effect of a shift of all positions."""
     poses, K = random_cameras(2)
     sequence, decoder = sequence_for(encoding, 3, kv_heads), Decoder(encoding, kv_heads, head)
     return float((decoder.attend(sequence, poses, K) - decoder.attend(sequence.shifted(7), poses, K)).abs().max())
 
 
 def per_token(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure one camera per token, that of its view."""
+    """Measure the effect of giving each token its view's camera as a camera of its own."""
     poses, K = random_cameras(2)
     sequence, decoder = sequence_for(encoding, 3), Decoder(encoding, head=head)
     per_image = decoder.attend(sequence, poses, K)
@@ -392,14 +392,14 @@ def per_token(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
 
 
 def identity_stock(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure identity cameras against the original attention."""
+    """Measure the difference between identity cameras and the original attention."""
     sequence = sequence_for(encoding, 3)
     eye = torch.eye(4, dtype=torch.float64).expand(2, 3, 4, 4)
     return from_stock(encoding, sequence, eye, eye[..., :3, :3], head)
 
 
 def text_stock(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure tokens without cameras against the original attention."""
+    """Measure the difference between tokens without cameras and the original attention."""
     sequence = sequence_for(encoding, 3)
     sequence.index = torch.full_like(sequence.index, -1)
     return from_stock(encoding, sequence, *random_cameras(2), head)
@@ -408,18 +408,18 @@ def text_stock(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
 def from_stock(
     encoding: CameraEncoding, sequence: Sequence, poses: Tensor, K: Tensor, head: HeadLayout = HEAD
 ) -> float:
-    """Measure the difference from the original attention; 0 only if every bit is equal."""
+    """Measure the difference from the original attention. It is 0 only if every bit is equal."""
     outputs, original = (Decoder(each, head=head).attend(sequence, poses, K) for each in (encoding, None))
     return 0.0 if torch.equal(outputs, original) else max(float((outputs - original).abs().max()), 1e-300)
 
 
 def effect(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure the cameras against the original attention: an encoding without effect has every symmetry."""
+    """Measure the effect of cameras. This is a control: an encoding without effect has every symmetry."""
     return from_stock(encoding, sequence_for(encoding, 3), *random_cameras(2), head)
 
 
 def other_cameras(encoding: CameraEncoding, head: HeadLayout = HEAD) -> float:
-    """Measure the cameras in another order."""
+    """Measure the effect of cameras in another order. This is a control too."""
     return difference(encoding, 3, lambda poses: poses.flip(1), head)
 
 
@@ -430,7 +430,7 @@ PROPERTIES: list[Measure] = [
 
 
 def holds(name: str, change: float) -> bool | None:
-    """Return whether a symmetry holds by the measured change; None where neither was seen."""
+    """Return whether a symmetry holds for the measured change. None if neither can be said."""
     if name in STOCK:
         return change == 0
     if change == 0 if name == "intrinsics" else change < EXACT:

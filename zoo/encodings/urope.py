@@ -1,4 +1,4 @@
-"""URoPE (arXiv 2604.18747): each head puts keys at one depth on their rays, where the looking view sees them."""
+"""URoPE (arXiv 2604.18747): each head places keys at one depth of their rays and rotates by where a view sees them."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from zoo.precision import highest_matmul_precision
 # ---- Positions of tokens at the depths of the heads ------------------------------------------------------------------
 
 ROPE_BASE = 100.0
-CLAMP = (-64.0, 96.0)  # of positions, in tokens
+CLAMP = (-64.0, 96.0)  # range of positions, in tokens
 
 
 def depth_anchors(heads: int, min_depth: float, max_depth: float) -> list[float]:
-    """Return the depth of each head, from the least one on; the largest one is not reached."""
+    """Return the depth of each head, evenly spaced from `min_depth`. `max_depth` is not reached."""
     return [min_depth + head * (max_depth - min_depth) / heads for head in range(heads)]
 
 
@@ -43,14 +43,14 @@ def image_positions(
     rays: Float[Tensor, "*#batch 3"],
     depths: Float[Tensor, " heads"],
 ) -> Float[Tensor, "heads *batch 2"]:
-    """Project the points of rays at the depth of each head to a looking view, in the unit of its intrinsics.
+    """Project the points of rays at each head's depth to the attending view, in the unit of its intrinsics.
 
     Args:
-        relative_pose: From the camera of each ray to the looking view.
-        K: Of the looking view, from the corner of its image: depth counts without its sign, so points behind the
-            view depend on the origin.
-        rays: In their own cameras.
-        depths: Along the ray, not along the camera's axis.
+        relative_pose: Pose from the camera of each ray to the attending view's camera.
+        K: Intrinsics of the attending view, with the image corner as origin. The sign of the depth is ignored, so the
+            result for points behind the view depends on the origin.
+        rays: Rays in their own cameras.
+        depths: Depths along the ray, not along the camera's axis.
     """
     directions = (relative_pose[..., :3, :3] @ (rays / rays.norm(dim=-1, keepdim=True))[..., None])[..., 0]
     anchors = depths.view(-1, *[1] * directions.ndim)
@@ -61,11 +61,9 @@ def image_positions(
 
 
 def image_rope(positions: Float[Tensor, "*batch L 2"], num_frequencies: int) -> CosSin:
-    """Compute cosine and sine of RoPE over x, then of that over y, with base 100.
+    """Compute cosine and sine of RoPE over x, then over y, with base 100.
 
-    Args:
-        positions: In tokens.
-        num_frequencies: Of each axis.
+    Positions are in tokens. Each axis has `num_frequencies` frequencies.
     """
     exponent = torch.arange(num_frequencies, dtype=positions.dtype, device=positions.device) / num_frequencies
     angles = (positions[..., None] * ROPE_BASE**-exponent).flatten(-2)
@@ -80,14 +78,14 @@ def urope_positions(
     width: int,
     depths: Float[Tensor, " heads"],
 ) -> tuple[Float[Tensor, "L 2"], Float[Tensor, "B heads L 2"]]:
-    """Compute where the tokens of view 0 are, and where it sees those of the last view.
+    """Compute the positions of view 0's tokens, and where view 0 sees the last view's tokens.
 
     Args:
         world_to_camera: One view or two.
         K_tokens: Intrinsics of both, in units of tokens, with pixel centers at + 0.5.
         height: Rows of tokens.
         width: Columns of tokens.
-        depths: Of each head.
+        depths: Depth of each head.
     """
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     queries = torch.stack((x, y), -1).flatten(0, 1).to(K_tokens) + 0.5
@@ -117,10 +115,10 @@ def urope_attention(
     mask: Float[Tensor, "windows n n"] | None = None,
     shift: bool = False,
 ) -> Float[Tensor, "B L C"]:
-    """Compute the attention of view 0 to the last view as the published two-view code does.
+    """Compute the attention of view 0 to the last view, as in the published two-view code.
 
-    Values are rotated by the place of the key in its own view, and outputs once more by that of the query: their angles
-    add up, where PRoPE's cancel. `URoPE` in a decoder has values as PRoPE has them.
+    Values are rotated by the key's place in its own view, and outputs once more by the query's place. Their angles add
+    up, whereas PRoPE's cancel. `URoPE` in a decoder treats values as PRoPE does.
 
     Args:
         q: Queries of view 0, ordered by row and column.
@@ -130,13 +128,13 @@ def urope_attention(
         K_tokens: Intrinsics of both, in units of tokens, with pixel centers at + 0.5.
         height: Rows of tokens.
         width: Columns of tokens.
-        num_heads: Heads, each with a depth of its own; their width is a multiple of 4. Self-attention, of one view,
-            has a single head.
+        num_heads: Number of heads, each with its own depth. Their width is a multiple of 4. Self-attention, with one
+            view, uses a single head.
         min_depth: Depth of the first head, along the ray.
-        max_depth: That which one more head would have.
-        num_splits: Windows per side, within which tokens attend.
+        max_depth: Depth that one more head would have.
+        num_splits: Windows per side. Tokens attend within their window.
         mask: Added to the scores of each window.
-        shift: Roll the windows by half of one.
+        shift: Roll the windows by half a window.
 
     Returns:
         The output, in the dtype of the inputs.
@@ -164,7 +162,7 @@ def urope_attention(
 
 
 def _rotate(x: Float[Tensor, "*batch L D"], cos: Tensor, sin: Tensor) -> Float[Tensor, "*batch L D"]:
-    """Rotate the pairs within each half of the channels: those of x, then those of y."""
+    """Rotate the pairs within each half of the channels, first by x, then by y."""
     of_axes = (each.chunk(2, -1) for each in (x, cos, sin))
     return torch.cat([rotate_pairs(*of_axis) for of_axis in zip(*of_axes, strict=True)], -1)
 
@@ -173,21 +171,21 @@ def _rotate(x: Float[Tensor, "*batch L D"], cos: Tensor, sin: Tensor) -> Float[T
 
 
 class URoPE(PerViewEncoding):
-    """URoPE (arXiv 2604.18747): each head rotates keys by where the looking view sees them at one depth of their rays.
+    """URoPE (arXiv 2604.18747): each head rotates keys by where the attending view sees them at a depth of their rays.
 
-    Positions are in tokens of the looking view's image, x on the first half of the rotated pairs and y on the second.
-    Heads that share keys share a depth. As in PRoPE, and unlike the published two-view code, values are rotated as
-    the keys are, and outputs back.
+    Positions are in tokens of the attending view's image, x on the first half of the rotated pairs and y on the second.
+    Heads that share keys share a depth. As in PRoPE, and unlike the published two-view code, values are rotated like
+    keys, and outputs are rotated back.
 
     Args:
         min_depth: Depth of the first key head along the ray, in meters or units of `scale`.
-        max_depth: The depth that one more head would have.
+        max_depth: Depth that one more key head would have.
         apply_to: See `PerViewEncoding`.
         channels: See `PerViewEncoding`.
         scale: See `PerViewEncoding`.
 
     Raises:
-        InputError: Not 0 < min_depth < max_depth.
+        InputError: 0 < min_depth < max_depth does not hold.
     """
 
     def __init__(
@@ -216,14 +214,14 @@ class URoPE(PerViewEncoding):
 
 
 class EncodedAnchors(PerViewAttention):
-    """The positions of a batch's tokens in its views, at the depth of each key head.
+    """The positions of a batch's tokens in its views, at each key head's depth.
 
     Args:
         cameras: See `PerViewAttention`.
         channels: See `PerViewAttention`.
-        encoding: Its options.
+        encoding: The encoding with its options.
         anchors: The depth of each key head.
-        dtype: Of the rotations.
+        dtype: Dtype of the rotations.
         is_causal: See `PerViewAttention`.
     """
 
@@ -245,7 +243,7 @@ class EncodedAnchors(PerViewAttention):
         self.places: dict[int, tuple[Tensor, Tensor]] = {}
         for number, look in self.looks.items():
             call = self.calls[number]
-            # in tokens from the image's corner before points are projected: those behind the view depend on the origin
+            # points are projected in tokens from the image corner, because points behind the view depend on the origin
             width, height = call.of_queries(sizes)[:, 0].reciprocal().unbind(-1)
             K_tokens = intrinsics_in_pixels(look.K_normalized, width, height)
             seen = image_positions(look.relative_pose, K_tokens[:, None], call.of_keys(rays), depths)

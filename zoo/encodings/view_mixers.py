@@ -1,4 +1,4 @@
-"""View mixers: branches on the 2D tokens of a scene that read its cameras, before the decoder."""
+"""View mixers: branches before the decoder that add camera information to the 2D tokens of a scene."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Rays = Literal["plucker", "directions"]
 
 
 class RayEmbedding(ViewMixer):
-    """x + MLP(ray), the baseline of all encodings: an embedding of each token's ray, added to its 2D token.
+    """x + MLP(ray), the baseline of all encodings: an embedding of each token's ray is added to its 2D token.
 
-    The MLP has one hidden layer; its last projection starts at zero, so the untrained model is unchanged.
+    The MLP has one hidden layer. Its last projection starts at zero, so the untrained model is unchanged.
 
     Args:
-        width: Of the tokens and the hidden layer.
-        rays: `plucker` for Plücker coordinates in the frame of the `reference` view; `directions` for
-            K^-1 [u, v, 1], without the pose.
-        reference: See `Cameras.reference_view`; null keeps the world of the data.
+        width: Width of the tokens and of the hidden layer.
+        rays: `plucker`: Plücker coordinates in the frame of the `reference` view. `directions`: K^-1 [u, v, 1], without
+            the pose.
+        reference: See `Cameras.reference_view`. null keeps the dataset's world frame.
     """
 
     def __init__(self, width: int, rays: Rays = "plucker", reference: ReferenceView | None = "first") -> None:
@@ -59,7 +59,7 @@ class RayEmbedding(ViewMixer):
     ) -> Float[Tensor, "N D"]:
         """Add the embedding of the rays, see `ViewMixer.forward`."""
         steps, rows, columns = (int(side) for side in grid)
-        if has_camera is not None:  # the reference is one of the views with a camera
+        if has_camera is not None:  # the reference must be a view with a camera
             views = torch.arange(steps, device=has_camera.device)
             cameras = cameras.with_token_runs(views.where(has_camera, -1), None)
         rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
@@ -88,13 +88,13 @@ class ViewAttention(ViewMixer):
     so the untrained model is unchanged. Temporal patches without a camera are excluded from the attention.
 
     Args:
-        width: D, of the tokens.
+        width: D, the width of the tokens.
         head_dim: Channels per head, a multiple of 8 that divides the width.
         encoding: `PRoPE` (the default), `GTA` or `CaPE`, with their apply_to, pose_component, reference and scale. Its
-            placement is not used: the layout is the published one, see `multiview_attention`.
+            placement is not used, because the layout is the published one, see `multiview_attention`.
 
     Raises:
-        InputError: Head_dim does not fit the width, or the encoding has more than one matrix per camera.
+        InputError: The head_dim does not fit the width, or the encoding has more than one matrix per camera.
 
     Example:
         >>> import torch
@@ -121,7 +121,7 @@ class ViewAttention(ViewMixer):
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.o = nn.Linear(width, width, bias=False)
-        nn.init.zeros_(self.o.weight)  # this one alone, or nothing would get a gradient
+        nn.init.zeros_(self.o.weight)  # only this projection is zero, or nothing would get a gradient
 
     @property
     def symmetries(self) -> ViewSymmetries:
@@ -142,7 +142,7 @@ class ViewAttention(ViewMixer):
         x = tokens.unflatten(0, (len(cameras), steps, rows * columns))
         if has_camera is None:
             return (x + self._attention(x, of_views, rows, columns)).flatten(0, 2)
-        # a scene without any camera attends to all, since a softmax over nothing is NaN; its tokens stay as they are
+        # a scene without any camera attends to all, because a softmax over nothing is NaN; its tokens are not changed
         seen = has_camera | ~has_camera.any(1, keepdim=True)
         keys = seen.repeat_interleave(rows * columns, 1, output_size=steps * rows * columns)[:, None, None]
         mixed = x + self._attention(x, of_views, rows, columns, keys)
@@ -173,11 +173,11 @@ class ViewAttention(ViewMixer):
             q: Queries, ordered by view, row and column.
             k: Keys.
             v: Values.
-            hidden: What they are projected from.
-            cameras: One per view; the `index` of a view without a valid one is -1.
-            rows: Of tokens in a view.
-            columns: Of tokens in a view.
-            keys: The keys that are attended to; None is all.
+            hidden: Hidden states that q, k and v are projected from.
+            cameras: One per view. The `index` of a view without a valid camera is -1.
+            rows: Rows of tokens in a view.
+            columns: Columns of tokens in a view.
+            keys: Mask of the keys. None attends to all.
         """
         dtype = torch.promote_types(q.dtype, torch.float32)
         canonical = self.encoding.canonical(cameras)
@@ -209,15 +209,15 @@ def prope_attention(
         k: Keys in the same order.
         v: Values in the same order.
         world_to_camera: Rigid poses, OpenCV axes.
-        K_px: Intrinsics in pixels of the image, skew ignored; None omits them (GTA).
+        K_px: Intrinsics in pixels of the image, skew ignored. None omits them (GTA).
         patches_x: Patches per row.
         patches_y: Patches per column.
-        image_width: In pixels.
-        image_height: In pixels.
+        image_width: Image width in pixels.
+        image_height: Image height in pixels.
         is_causal: Mask later tokens.
 
     Returns:
-        The output, in the dtype of q; computed in the widest dtype of q and the cameras, at least float32.
+        The output in the dtype of q. It is computed in the widest dtype of q and the cameras, at least float32.
 
     Raises:
         ValueError: D is not a multiple of 8, or N is not C * patches_y * patches_x.
@@ -258,11 +258,11 @@ def multiview_attention(
         q: Queries, see `prope_attention`.
         k: Keys.
         v: Values.
-        matrices: For column vectors, one per camera; a term without matrices keeps its first D/2 channels.
+        matrices: Matrices for column vectors, one per camera. A term without matrices keeps its first D/2 channels.
         patches_x: Patches per row.
         patches_y: Patches per column.
         is_causal: Mask later tokens.
-        keys: The keys that are attended to; None is all.
+        keys: Mask of the keys. None attends to all.
 
     Raises:
         ValueError: See `prope_attention`.
@@ -280,11 +280,11 @@ def multiview_attention(
     layout = PublishedLayout(q, *_image_rope(patches_x, patches_y, q.shape[-1] // 8, dtype, q.device))
 
     def transform(x: Tensor, term: str, layout: PublishedLayout) -> Tensor:
-        rows = [m.mT.to(dtype).flatten(0, 1) for name, m in matrices.items() if name == term]  # of row vectors
+        rows = [m.mT.to(dtype).flatten(0, 1) for name, m in matrices.items() if name == term]  # for row vectors
         diagonal = [block_diagonal(m, layout.parts) for m in rows]
         return map_tokens(x.to(dtype).transpose(1, 2), layout, diagonal).transpose(1, 2).to(q.dtype)
 
-    # no name holds the three, whose memory the transformed output may take
+    # q, k and v get no names here, so that their memory is free for the transformed output
     output = F.scaled_dot_product_attention(
         transform(q, "q", layout), transform(k, "k", layout), transform(v, "v", layout), keys, is_causal=is_causal
     )
@@ -292,12 +292,12 @@ def multiview_attention(
 
 
 class PublishedLayout(CameraProducts):
-    """The published layout's map of all tokens: matrices on the first half of each head, RoPE on the second.
+    """The published layout's map of tokens: matrices on the first half of each head, RoPE on the second.
 
     Args:
-        q: Queries, for their shape.
+        q: Queries, used only for their shape.
         cos: Cosine of the angle of each channel of the second half, by patch.
-        sin: Sine of the same, by which the other channel of the pair is multiplied.
+        sin: Sine of the same angle, by which the other channel of the pair is multiplied.
     """
 
     def __init__(self, q: Float[Tensor, "B H N D"], cos: Float[Tensor, "T 1 F"], sin: Float[Tensor, "T 1 F"]) -> None:
@@ -309,7 +309,7 @@ class PublishedLayout(CameraProducts):
         if matrices:
             super().write(x, out, matrices)
         source, target = (each.unflatten(1, (-1, len(self.cos)))[..., x.shape[-1] // 2 :] for each in (x, out))
-        target.mul_(self.cos)  # as wide as it is, since a CPU is slow on few adjacent channels
+        target.mul_(self.cos)  # all channels at once, because a CPU is slow on few adjacent channels
         given, written, sin = (each.chunk(4, -1) for each in (source, target, self.sin))  # x, x', y, y'
         for own, other in enumerate((1, 0, 3, 2)):
             written[own].addcmul_(given[other], sin[own])
@@ -323,7 +323,7 @@ class PublishedLayout(CameraProducts):
 def _image_rope(
     patches_x: int, patches_y: int, num_frequencies: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[Float[Tensor, "T 1 F"], Float[Tensor, "T 1 F"]]:
-    """Compute the cosine and sine of `PublishedLayout`, of negative angles as in the published code."""
+    """Compute the cosine and sine of `PublishedLayout`, for negative angles as in the published code."""
     exponent = torch.arange(num_frequencies, dtype=torch.float64, device=device) / num_frequencies
     y, x = torch.meshgrid(torch.arange(patches_y, device=device), torch.arange(patches_x, device=device), indexing="ij")
     of_x, of_y = (place.flatten()[:, None, None] * -(ROPE_BASE**-exponent) for place in (x, y))
@@ -335,18 +335,18 @@ def _image_rope(
 
 
 class RayAttention(ViewAttention):
-    """x + o(attention(norm(x))) over all 2D tokens of a scene, each view's keys being where it sees them.
+    """x + o(attention(norm(x))) over all 2D tokens of a scene, with keys encoded for the view that attends to them.
 
-    As `ViewAttention`, but for the encoding. RayRoPE predicts the depth of a token from norm(x), under supervision with
-    `RayDepthPrediction`, or takes the known one.
+    It is `ViewAttention` with another encoding. RayRoPE predicts the depth of a token from norm(x), supervised by
+    `RayDepthPrediction`, or uses the known depth.
 
     Args:
-        width: D, of the tokens.
+        width: D, the width of the tokens.
         head_dim: Channels per head, a multiple of 8 that divides the width.
         encoding: `RayRoPE` (the default, with predicted depth) or `URoPE`.
 
     Raises:
-        InputError: Head_dim does not fit the width or the encoding.
+        InputError: The head_dim does not fit the width or the encoding.
     """
 
     def __init__(self, width: int, head_dim: int = 32, encoding: PerViewEncoding | None = None) -> None:
@@ -381,7 +381,7 @@ class RayAttention(ViewAttention):
     ) -> Float[Tensor, "B H N d"]:
         encoding, views, count = self.encoding, cameras.required("index"), rows * columns
         assert isinstance(encoding, PerViewEncoding)
-        # 1. The camera and the place of each token; the host knows where views are without reading a tensor.
+        # 1. Camera and place of each token. The host knows where views are without reading a tensor.
         numbers = torch.arange(views.shape[1]).repeat_interleave(count).expand(len(views), -1)
         index = views.repeat_interleave(count, 1, output_size=views.shape[1] * count)
         centers = grid_centers(rows, columns, cameras.world_to_camera).flatten(0, 1)

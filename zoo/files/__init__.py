@@ -1,1 +1,1 @@
-"""Files and folders: whole writes, strict JSON, fingerprints."""
+"""Files and folders: atomic writes, strict JSON, fingerprints."""

@@ -1,4 +1,4 @@
-"""Files that survive a crash: written whole or not at all, JSON lines that are durable once appended, and locks."""
+"""Files that survive a crash: written atomically, JSON lines that are durable once appended, and locks."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from safetensors import SafetensorError
 
 from zoo.errors import InputError
 
-MAX_DIGITS = 300  # a float holds 308: a longer integer would overflow wherever it is computed with
-PARTIAL = ".partial"  # the suffix of what is being written
-TAKEN = {errno.EACCES, errno.EAGAIN}  # a lock that another process has, as POSIX allows both
+MAX_DIGITS = 300  # a float holds 308 digits, so a longer integer would overflow in computations
+PARTIAL = ".partial"  # suffix of files and folders that are being written
+TAKEN = {errno.EACCES, errno.EAGAIN}  # another process has the lock; POSIX allows both codes
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse the JSON of a user's file; bytes are UTF-8.
+    """Parse the JSON of a user's file. Bytes are decoded as UTF-8.
 
     Raises:
-        ValueError: Not JSON, not UTF-8, nested too deeply, or an integer of more than 300 digits.
+        ValueError: The text is not JSON, not UTF-8, nested too deeply, or has an integer of more than 300 digits.
     """
     try:
         if isinstance(text, bytes):
-            text = text.decode(json.detect_encoding(text), "surrogatepass")  # as json.loads
+            text = text.decode(json.detect_encoding(text), "surrogatepass")  # as in json.loads
         return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
@@ -52,10 +52,6 @@ _DECODER = json.JSONDecoder(parse_int=_parse_integer)  # json.loads would build 
 def read_json(path: Path, remedy: str = "write or download it again") -> Any:
     """Read a JSON file.
 
-    Args:
-        path: The file.
-        remedy: What the user can do, for the error.
-
     Raises:
         ValueError: The file is absent or damaged.
     """
@@ -71,10 +67,10 @@ def read_json(path: Path, remedy: str = "write or download it again") -> Any:
 
 
 def try_lock(path: Path) -> BinaryIO | None:
-    """Lock a file, which is made with its folder if it is absent.
+    """Lock a file. The file and its folder are created if absent.
 
-    Forked processes do not share the lock: data workers that outlive their run for seconds hold nothing. On a file
-    system without locks each process gets it.
+    Forked processes do not share the lock, so data workers that outlive their run by seconds do not hold it. On a file
+    system without locks every process gets the lock.
 
     Returns:
         The file, locked until it is closed, or None if another process has the lock.
@@ -100,27 +96,27 @@ def try_lock(path: Path) -> BinaryIO | None:
 
 
 class JSONLines:
-    """A file of JSON lines that several processes may append to at once.
+    """A file of JSON lines that several processes may append to at the same time.
 
-    Each append locks the file. An incomplete last line, as a crash leaves it, is cut off first; without the lock that
-    would cut off what another process has just written.
+    Each append locks the file. First it cuts off an incomplete last line, which a crash may leave. Without the lock,
+    this could cut off what another process has just written.
 
     Args:
-        path: The file, which may exist.
+        path: The file. It may exist.
 
     Raises:
-        InputError: The file can't be written, here or in `append`; its content is kept.
+        InputError: The file can't be written, in the constructor or in `append`. Its content is kept.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("a+b", buffering=0)  # a buffer would retry a failed write, and in parts
+            self._file = path.open("a+b", buffering=0)  # a buffer would retry a failed write in parts
         except OSError as error:
             raise write_error(path, error) from error
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append one line per record; they are on disk when this returns."""
+        """Append one line per record. They are on disk when this returns."""
         rest = json_lines(records).encode(errors="backslashreplace")
         try:
             with _locked(self._file):
@@ -146,7 +142,7 @@ class JSONLines:
 
 @contextmanager
 def _locked(file: FileIO) -> Iterator[None]:
-    """Lock a file against other processes, where its file system has locks; some of clusters have none."""
+    """Lock a file against other processes, if its file system supports locks. Some file systems of clusters do not."""
     with suppress(OSError):
         fcntl.flock(file, fcntl.LOCK_EX)
     try:
@@ -162,38 +158,38 @@ def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_records(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Read the records that have an id, the first one of each id.
+    """Read the records that have an id, and keep the first one of each id.
 
-    Skips absent files, and lines that are not valid JSON, as a crash or a full disk leaves them.
+    Absent files are skipped, and so are lines that are not valid JSON, which a crash or a full disk may leave.
     """
     first: dict[str, dict[str, Any]] = {}
     for path in paths:
-        # split at "\n" only: an answer may hold other line separators, which JSON does not escape
+        # split only at "\n", because an answer may contain other line separators, which JSON does not escape
         for line in path.read_bytes().split(b"\n") if path.exists() else ():
             try:
                 record = json.loads(line)
-            except ValueError:  # UnicodeDecodeError is one
+            except ValueError:  # includes UnicodeDecodeError
                 continue
             if isinstance(record, dict) and isinstance(record.get("id"), str):
                 first.setdefault(record["id"], record)
     return list(first.values())
 
 
-# ---- Files and folders that are whole or absent ---------------------------------------------------------------------
+# ---- Atomic writes of files and folders -----------------------------------------------------------------------------
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write a file whole or not at all, however many processes write it; make its folder.
+    """Write a file completely or not at all, even if several processes write it. Its folder is created.
 
-    The new content is written beside the file and renamed: a rename is atomic within one file system only, so a
-    temporary folder is of no use.
+    The new content is written beside the file and then renamed. A rename is atomic only within one file system, so a
+    temporary folder elsewhere can't be used.
 
     Args:
-        path: The file, which may exist.
-        content: Its bytes, or a function that writes them to an open file.
+        path: The file. It may exist.
+        content: Bytes, or a function that writes them to an open file.
 
     Raises:
-        OSError: It can't be written; the former file is kept.
+        OSError: The file can't be written. The former file is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
@@ -211,10 +207,10 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file as `replace_file` does, with an error for the user; text is encoded as UTF-8.
+    """Write a file as `replace_file` does, with an error for the user. Text is encoded as UTF-8.
 
     Raises:
-        InputError: It can't be written.
+        InputError: The file can't be written.
     """
     try:
         replace_file(path, content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
@@ -229,7 +225,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Make a new or empty folder whole or not at all: yield a folder beside it that is renamed at the end.
+    """Create a new or empty folder atomically: yield a folder beside it that is renamed at the end.
 
     Raises:
         InputError: The folder is not empty, or can't be written.
@@ -239,9 +235,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
         yield partial
-        for file in filter(Path.is_file, partial.rglob("*")):  # safetensors lets its writer alone read them
+        for file in filter(Path.is_file, partial.rglob("*")):  # safetensors makes files readable only by their owner
             file.chmod(partial.stat().st_mode & 0o666)
-        refuse_full(folder)  # again: another process may have written it
+        refuse_full(folder)  # checked again, because another process may have written it
         partial.replace(folder.resolve())
     except (OSError, SafetensorError, WriteError) as error:
         cause = error.__cause__ if isinstance(error, WriteError) else error
@@ -257,7 +253,7 @@ def refuse_full(folder: Path) -> None:
 
 
 class WriteError(InputError):
-    """A file can't be written; its cause is the system's error."""
+    """A file can't be written. Its cause is the system's error."""
 
 
 def write_error(path: Path, error: OSError) -> InputError:

@@ -1,4 +1,4 @@
-"""A folder of cached tensors: one file per key, written whole, with a limit on the size of all of them."""
+"""A cache folder of tensors: one atomically written file per key, with a limit on the total size."""
 
 from __future__ import annotations
 
@@ -21,37 +21,36 @@ from zoo.errors import InputError
 from zoo.files.atomic_io import PARTIAL, replace_file
 from zoo.files.fingerprint import fingerprint
 
-Key = Mapping[str, Any]  # everything that an entry depends on, as JSON
+Key = Mapping[str, Any]  # everything that an entry depends on, as JSON-like values
 Tensors = Mapping[str, Tensor]
 
 ENTRY = ".safetensors"
-ABANDONED_S = 3600  # no entry takes an hour to write
-SHARE = 64  # the folder's size is measured again after each 1/64 of the limit was written
+ABANDONED_S = 3600  # an entry takes less than an hour to write
+SHARE = 64  # the folder's size is measured again after writing 1/64 of the limit
 
 
 @dataclass
 class Cache:
-    """A folder of entries, shared by processes, runs and models; the least recently used entry makes room.
+    """A folder of entries, shared by processes, runs and models. The least recently used entries are evicted.
 
-    A file's name is a digest of its key, and the key holds everything that the tensors depend on: no stale entry is
-    ever found. A damaged file counts as absent. Two processes that lack the same entry both compute it; the file of
-    one replaces the equal file of the other.
+    A file's name is a digest of its key, and the key holds everything that the tensors depend on, so stale entries are
+    never found. A damaged file counts as absent. Two processes that lack the same entry both compute it, and one file
+    replaces the other, equal one.
 
     Args:
-        folder: Where the entries are kept; "~" is the user's home.
-        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64, or by
-            one entry.
+        folder: Folder of the entries. "~" is the user's home.
+        max_size_gb: Limit of the total size in 1e9 bytes. Each further process may exceed it by 1/64 or by one entry.
 
     Attributes:
-        option: The option that the cache has on the command line, for errors.
-        has_checksums: Whether an entry is read as a whole to compare its checksum. Without, a file that was cut short
-            is noticed, and other damage is not; the tensors stay mapped files that are read when they are used.
+        option: The cache's option on the command line, for error messages.
+        has_checksums: Whether an entry is read completely to verify its checksum. Without checksums only truncated
+            files are noticed, and tensors stay memory-mapped and are read when they are used.
         path: The folder.
-        num_computed: Number of entries that were absent or damaged, and that this object has written.
+        num_computed: Number of absent or damaged entries that this object has computed and written.
         write_error: The last error in writing an entry.
 
     Raises:
-        InputError: A limit that is not positive.
+        InputError: The limit is not positive.
     """
 
     folder: str
@@ -65,11 +64,11 @@ class Cache:
         self.path = Path(self.folder).expanduser()
         self.num_computed = 0
         self.write_error: OSError | None = None
-        self._first: Path | None = None  # of the entries that this object has read or written
+        self._first: Path | None = None  # first entry that this object has read or written
         self._unmeasured = math.inf  # bytes written since the folder's size was measured
 
     def file(self, key: Key) -> Path:
-        """The file of an entry, which may not exist."""
+        """Return the file of an entry. It may not exist."""
         return self.path / f"{fingerprint(key)}{ENTRY}"
 
     def get(self, key: Key, compute: Callable[[], Tensors]) -> Tensors:
@@ -85,22 +84,22 @@ class Cache:
         return found
 
     def read(self, key: Key) -> Tensors | None:
-        """Read an entry, and mark it as used now; None if there is no sound one."""
+        """Read an entry and mark it as used now. None if there is no intact one."""
         path = self.file(key)
         try:
             with safe_open(path, framework="pt") as file:
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
                 if file.metadata() != self._metadata(key, found):
                     return None
-        except (OSError, SafetensorError, RuntimeError):  # absent, cut short, or evicted before torch opened it too
+        except (OSError, SafetensorError, RuntimeError):  # absent, truncated, or evicted before torch opened it
             return None
-        with suppress(OSError):  # just evicted, or in a folder of another user
+        with suppress(OSError):  # just evicted, or in another user's folder
             os.utime(path)
         self._first = self._first or path
         return found
 
     def write(self, key: Key, tensors: Tensors) -> None:
-        """Write an entry, after making room for it; warn if it can't be written, for it can be computed again.
+        """Write an entry after making room for it. Warn if it can't be written, because it can be computed again.
 
         Raises:
             InputError: The entry alone exceeds the limit.
@@ -119,13 +118,14 @@ class Cache:
 
     @property
     def has_lost_entries(self) -> bool:
-        """Whether the folder is too small: the first entry that this object has read or written is there no more."""
+        """Whether the folder is too small: the first entry that this object has read or written no longer exists."""
         return self._first is not None and not self._first.exists()
 
     def _metadata(self, key: Key, tensors: Tensors) -> dict[str, str]:
-        """The header of a file: what tells a user what it holds, and a checksum."""
+        """Return the header of a file: a description of its content for users, and a checksum."""
         checksum = {"checksum": fingerprint(dict(tensors))} if self.has_checksums else {}
-        return {"entry": json.dumps({**key, **checksum}, sort_keys=True)}  # one field: safetensors shuffles several
+        # one field, because safetensors shuffles several
+        return {"entry": json.dumps({**key, **checksum}, sort_keys=True)}
 
     def _make_room(self, size: int) -> None:
         limit = int(self.max_size_gb * 1e9)
@@ -139,12 +139,12 @@ class Cache:
         self._unmeasured = size
         entries = []
         for path in self.path.glob("*"):
-            with suppress(OSError):  # another process has evicted it
+            with suppress(OSError):  # another process may have evicted it
                 status = path.stat()
                 if path.suffix == ENTRY:
                     entries.append((status.st_mtime_ns, status.st_size, path))
                 elif path.suffix == PARTIAL and status.st_mtime < time.time() - ABANDONED_S:
-                    path.unlink()  # of a process that was killed
+                    path.unlink()  # left by a killed process
         full = sum(size for _, size, _ in entries)
         for _, freed, path in sorted(entries):
             if full <= limit - max(size, limit // SHARE):

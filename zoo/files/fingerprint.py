@@ -1,7 +1,7 @@
-"""Fingerprints of values, tensors and files: equal content, equal text.
+"""Fingerprints of values, tensors and files. Equal content gives equal text.
 
 They are recorded in checkpoints, exported folders, caches, selections of frames and results of studies, so their
-algorithms stay. No other file of the library computes a hash.
+algorithms must not change. No other file of the library computes a hash.
 """
 
 from __future__ import annotations
@@ -13,22 +13,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-DIGITS = 32  # hexadecimal: 128 bits
-SAMPLES, SAMPLE_BYTES = 32, 1 << 15  # of a file
-FOLDER_SAMPLES, FOLDER_SAMPLE_BYTES = 2, 1 << 12  # of each file; a PNG ends in a checksum of all of its pixels
+DIGITS = 32  # hexadecimal digits, 128 bits
+SAMPLES, SAMPLE_BYTES = 32, 1 << 15  # samples of a file
+# samples of each file in a folder; a PNG ends with a checksum of all of its pixels
+FOLDER_SAMPLES, FOLDER_SAMPLE_BYTES = 2, 1 << 12
 
 
 def fingerprint(content: Any) -> str:
-    """Return the SHA-256, cut to 128 bits, of something in memory.
+    """Return the SHA-256 of a value in memory, shortened to 128 bits.
 
     Args:
-        content: One of
-            a tensor, by dtype, shape and values, bit for bit;
-            a module or named tensors, by the same of each and its name: some 4 s for 3 billion parameters in bfloat16.
-            Of a sharded model it is a collective, which every process must call;
-            bytes;
-            an iterator of texts;
-            any other JSON-like value, whatever the order of its keys.
+        content: One of a tensor, by dtype, shape and values, bit for bit; a module or named tensors, by name, dtype,
+            shape and values of each, which takes 4 s for 3 billion parameters in bfloat16. For a sharded model this is
+            a collective, which every process must call; bytes; an iterator of texts; any other JSON-like value, with
+            keys in any order.
     """
     digest = hashlib.sha256()
     for part in _parts(content):
@@ -37,10 +35,10 @@ def fingerprint(content: Any) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the fingerprint of a file by size and even samples; of a folder by name, size and ends of each file.
+    """Return the fingerprint of a file (size and even samples) or of a folder (name, size and ends of each file).
 
-    Reading a whole video would take longer than decoding a few of its frames. The samples have 1 MiB in all, so that a
-    smaller file is read whole. A copy has the fingerprint of its original.
+    Reading a whole video would take longer than decoding a few of its frames. The samples have 1 MiB in total, so a
+    smaller file is read completely. A copy has the same fingerprint as its original.
     """
     is_folder = path.is_dir()
     files = sorted(file for file in path.iterdir() if file.is_file()) if is_folder else [path]
@@ -57,17 +55,18 @@ def file_fingerprint(path: Path) -> str:
 
 
 def content_fingerprint(path: Path) -> str:
-    """Return the fingerprint of a file by all of its bytes: some seconds for 10 GB.
+    """Return the fingerprint of all bytes of a file, which takes some seconds for 10 GB.
 
-    For weights, of which a training may change a few tensors that no sample meets.
+    It is for weights, because a training may change a few tensors that no sample covers.
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
 
 
 def _parts(content: Any) -> Iterator[Any]:
-    """Yield the bytes that stand for something in memory."""
-    torch = sys.modules.get("torch")  # without it there are no tensors, and JSON needs no import of seconds
+    """Yield bytes that represent a value in memory."""
+    # if torch is not imported there are no tensors, and JSON does not need an import that takes seconds
+    torch = sys.modules.get("torch")
     if torch is not None and isinstance(content, torch.nn.Module):
         yield from _parts_of_tensors(content.state_dict())
     elif torch is not None and isinstance(content, torch.Tensor):
@@ -96,7 +95,7 @@ def _parts_of_tensors(tensors: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _bytes_of(tensor: Any) -> Any:
-    """Return the memory of a tensor; of one in shards the whole."""
+    """Return the memory of a tensor. A sharded tensor is gathered."""
     whole = tensor.detach()
     whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
     return whole.cpu().contiguous().reshape(-1).view(sys.modules["torch"].uint8).numpy().data

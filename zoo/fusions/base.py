@@ -1,4 +1,4 @@
-"""Base class of fusions, which join 2D and 3D tokens into one visual sequence of the decoder's width."""
+"""Base class of fusions, which combine 2D and 3D tokens into one visual sequence of the decoder's width."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def merge_spatial(
 ) -> Float[Tensor, "N merged"]:
     """Concatenate the patch tokens under each 2D token: N = t h/2 w/2 rows of C * temporal * spatial^2 channels.
 
-    Within a row the order is (row, column, channel, frame), the frame fastest, as in Spatial-MLLM's connector.
+    Within a row the order is (row, column, channel, frame), with the frame fastest, as in Spatial-MLLM's connector.
 
     Args:
         tokens: Patch tokens of S = temporal_merge * t frames, row by row, without special tokens.
-        grid_thw: Temporal patches, and rows and columns of patches.
+        grid_thw: Number of temporal patches, and rows and columns of patches.
         temporal_merge: Frames per 2D token.
         spatial_merge: Patches per side of a 2D token.
 
@@ -52,7 +52,7 @@ def merge_spatial(
 
 
 class Fusion(Configurable, nn.Module, ABC):
-    """Join the 2D and the 3D branch of a scene. To add one, implement `embed_3d` in a file of this folder.
+    """Combines the 2D and the 3D branch of a scene. To add one, implement `embed_3d` in a file of this folder.
 
     Temporal patches are fused independently, so scenes with the same grid are fused as one long scene. Only `views`
     mixes the views of a scene.
@@ -60,17 +60,17 @@ class Fusion(Configurable, nn.Module, ABC):
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens.
-        active_branches: The branch that reaches the decoder, or both; the tokens of the other are zero. An ablation of
-            trained models, without retraining.
-        temporal_merge: The 3D tokens of the two frames that are merged into one 2D token are concatenated (as
-            published), or replaced by their `mean` or by the `first`. The weights have the same shapes.
-        deepstack: Keep the vision encoder's features for the first decoder layers (DeepStack, in Qwen3-VL), which are
-            those of the 2D branch; without, the fused tokens are all that the decoder sees.
+        active_branches: The branch that reaches the decoder, or `both`. The tokens of the other branch are zero. This
+            is an ablation of trained models without retraining.
+        temporal_merge: How the 3D tokens of the two frames of a 2D token are merged: concatenated (as published), or
+            replaced by their `mean` or the `first`. The weights have the same shapes in all cases.
+        deepstack: Keep the vision encoder's features for the first decoder layers (DeepStack, in Qwen3-VL), which
+            belong to the 2D branch. Otherwise the decoder sees only the fused tokens.
 
     Attributes:
         appended: The tokens appended to the 2D tokens.
-        frames_per_token: Frames whose 3D tokens each 2D token gets: both of its temporal patch, or one. An image is two
-            equal frames; a fusion of one frame has the geometry encoder see it once.
+        frames_per_token: Frames whose 3D tokens each 2D token gets: both frames of its temporal patch, or one. An image
+            is two equal frames. With one frame per token, the geometry encoder sees it once.
         parts_2d: Names of the submodules of the 2D branch.
         parts_3d: Names of the submodules of the 3D branch.
     """
@@ -101,10 +101,10 @@ class Fusion(Configurable, nn.Module, ABC):
         self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 
     def bind(self, num_encoder_layers: int, num_decoder_layers: int) -> None:
-        """Take the numbers of layers that the 3D tokens come from and that the decoder has; most fusions need neither.
+        """Receive the number of layers of the 3D tokens and of the decoder. Most fusions need neither.
 
         Raises:
-            InputError: They do not fit this fusion.
+            InputError: The numbers do not fit this fusion.
         """
 
     @property
@@ -123,12 +123,10 @@ class Fusion(Configurable, nn.Module, ABC):
         tokens: int,
         own: Float[Tensor, "deep t {tokens} D"] | None = None,
     ) -> Float[Tensor, "fitted t {tokens} D"]:
-        """Return what is added behind the first decoder layers, for `tokens` per view.
+        """Return the features to add after the first decoder layers, for `tokens` tokens per view.
 
-        Args:
-            features: Of the 2D branch; of no layer unless they are kept, and zeros for appended tokens.
-            tokens: Per view.
-            own: Of `deep_features`, added to them; where one of both has fewer layers, it is zero.
+        Features of the 2D branch are dropped unless `keeps_deepstack`, and zero for appended tokens. `own`, from
+        `deep_features`, is added to them. The one with fewer layers is padded with zeros.
         """
         kept = F.pad(features if self.keeps_deepstack else features[:0], (0, 0, 0, tokens - features.shape[2]))
         if own is None:
@@ -143,7 +141,7 @@ class Fusion(Configurable, nn.Module, ABC):
 
     @property
     def flat_width(self) -> int:
-        """Channels of the 2D branch before both are joined."""
+        """Channels of the 2D branch before the branches are joined."""
         return self.width
 
     def forward(
@@ -153,13 +151,15 @@ class Fusion(Configurable, nn.Module, ABC):
         geometry: SceneGeometry | None,
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
-        """Return the visual tokens of a scene per temporal patch: those on the 2D grid, then the appended ones.
+        """Return the visual tokens of a scene per temporal patch: the 2D grid first, then appended tokens.
 
         Args:
             visual: 2D tokens, N = t h/2 w/2.
-            grid_thw: Temporal patches, and rows and columns of patches; each image of a scene is a temporal patch.
-            geometry: Geometry of its 2t frames; may be None if `uses_geometry` is false.
-            views: The view mixer, a map of (N, flat_width) to itself, applied to the 2D branch before the join.
+            grid_thw: Number of temporal patches, and rows and columns of patches. Each image of a scene is a temporal
+                patch.
+            geometry: Geometry of the 2t frames. May be None if `uses_geometry` is false.
+            views: The view mixer, a map of (N, flat_width) to itself, applied to the 2D branch before the branches are
+                joined.
 
         Raises:
             ValueError: The geometry has other frames, or lacks tokens that this fusion reads.
@@ -171,13 +171,13 @@ class Fusion(Configurable, nn.Module, ABC):
     def deep_features(
         self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "layers t n D"] | None:
-        """Return features of the 3D branch that are added behind the first decoder layers, if there are any."""
+        """Return features of the 3D branch to add after the first decoder layers. None if there are none."""
         return None
 
     def branch_2d(
         self, visual: Float[Tensor, "N D"], grid_thw: GridTHW, views: Callable[[Tensor], Tensor] | None
     ) -> Float[Tensor, "t n a"]:
-        """Compute the 2D branch with its views mixed; zeros if it is inactive."""
+        """Compute the 2D branch with mixed views. Zeros if it is inactive."""
         flat = self.embed_2d(visual, grid_thw)
         if self.active_branches == "3d":
             return torch.zeros_like(flat)
@@ -186,7 +186,7 @@ class Fusion(Configurable, nn.Module, ABC):
     def branch_3d(
         self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "*layers t m b"] | None:
-        """Compute the 3D branch; None if it is inactive."""
+        """Compute the 3D branch. None if it is inactive."""
         if not self.uses_geometry:
             return None
         assert geometry is not None, f"{type(self).__name__} reads the geometry of the scene"
@@ -201,7 +201,7 @@ class Fusion(Configurable, nn.Module, ABC):
         """Embed the tokens of `merged_3d`."""
 
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t m b"]) -> Float[Tensor, "t tokens D"]:
-        """Join both branches into one sequence, by default as their sum; an inactive 3D branch is a single zero."""
+        """Join both branches into one sequence. The default is their sum. An inactive 3D branch is a single zero."""
         return flat + spatial
 
     def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t n merged"]:
@@ -223,12 +223,9 @@ class Fusion(Configurable, nn.Module, ABC):
     def paired(
         self, tokens: Float[Tensor, "S ..."] | None, kind: str, grid_thw: GridTHW
     ) -> Float[Tensor, "t frames ..."]:
-        """Return the tokens of each temporal patch: of `frames_per_token` frames, after `temporal_merge`.
+        """Return the tokens of each temporal patch: `frames_per_token` frames, after `temporal_merge`.
 
-        Args:
-            tokens: Of each frame.
-            kind: Their name, for errors.
-            grid_thw: Temporal patches, and rows and columns of patches.
+        `kind` names the tokens in errors.
 
         Raises:
             ValueError: The geometry has no such tokens, or other frames.
@@ -248,7 +245,7 @@ class Fusion(Configurable, nn.Module, ABC):
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm in the published connector's order of operations, bit for bit; `nn.RMSNorm` rounds differently.
+    """RMSNorm with the published connector's order of operations, bit for bit. `nn.RMSNorm` rounds differently.
 
     Args:
         channels: Width of the input.
@@ -273,7 +270,7 @@ class Connector(nn.Module):
         inputs: Channels of the input.
         hidden: Channels of the hidden layer.
         outputs: Channels of the output.
-        zero: Initialize the output to zero; only the last layer is zero, or no parameter would get a gradient.
+        zero: Initialize the output to zero. Only the last layer is zero, or no parameter would get a gradient.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int, zero: bool = False) -> None:
@@ -289,19 +286,19 @@ class Connector(nn.Module):
 
 
 PatchNorm = Literal["rms", "layer"]
-HIDDEN = 4096  # of the released models, whatever the decoder's width
-STD = 0.02  # of the published initialization
+HIDDEN = 4096  # hidden width of the released models, for any decoder width
+STD = 0.02  # standard deviation of the published initialization
 
 
 class PatchMerger(nn.Module):
-    """Norm of each patch, then an MLP on the 2 x 2 patches under a token, as Qwen2.5-VL's merger; its official names.
+    """Norm of each patch, then an MLP on the 2 x 2 patches under a token, as Qwen2.5-VL's merger. Official names.
 
     Args:
-        channels: Of a patch.
+        channels: Channels of a patch.
         hidden: Channels of the hidden layer.
         outputs: Channels of the output.
         norm: RMSNorm, or LayerNorm with bias.
-        zero: Initialize the output to zero, in place of the published random weights.
+        zero: Initialize the output to zero instead of the published random weights.
     """
 
     def __init__(self, channels: int, hidden: int, outputs: int, norm: PatchNorm = "rms", zero: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Fusions behind decoder layers: 3D tokens of several layers into several decoder layers (SpatialStack)."""
+"""Fusions after decoder layers: 3D tokens of several layers are added in several decoder layers (SpatialStack)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from zoo.sequences.layout import PATCHES_PER_TOKEN, SPATIAL_MERGE_SIZE, GridTHW
 
 
 class DeepFusion(Fusion):
-    """Add 3D tokens to the visual tokens behind several decoder layers, as SpatialStack (arXiv 2603.27437) does.
+    """Add 3D tokens to the visual tokens after several decoder layers, as SpatialStack (arXiv 2603.27437) does.
 
-    `StackFusion` is SpatialStack's own; this one merges two frames by Spatial-MLLM's connector.
+    `StackFusion` is SpatialStack's own fusion. This one merges two frames by Spatial-MLLM's connector.
 
-    Their features go the way of DeepStack's, and are added to those where the backbone has some. Each decoder layer has
-    a connector of its own; the 2D tokens at the decoder's entrance stay as they are. Before training all features are
-    zero, so the model starts as the plain one.
+    The features are added in the same way as DeepStack features, in addition to those if the backbone has some. Each
+    decoder layer has its own connector. The 2D tokens at the decoder's input are unchanged. Before training all
+    features are zero, so the model starts as the plain one.
 
     Args:
         width: D, width of the decoder.
-        geometry_width: C, width of the 3D tokens, of all their layers together.
-        decoder_layers: Counted from 0. The first one gets the 3D tokens of the first `--model.geometry.layers`, and so
-            on; those of an encoder with one layer reach all of them. One that is named twice gets the sum. The
-            decoder's last layer is none of them, since nothing reads its visual tokens.
+        geometry_width: C, width of the 3D tokens, all layers together.
+        decoder_layers: Layer numbers from 0. The first one gets the 3D tokens of the first of
+            `--model.geometry.layers`, and so on. If the encoder has one layer, its tokens go to all of them. A layer
+            that is named twice gets the sum. The decoder's last layer is not allowed, because no later layer reads its
+            visual tokens.
         options: `active_branches`, `temporal_merge` and `deepstack`, see `Fusion`.
 
     Raises:
-        InputError: No decoder layer, or a negative one.
+        InputError: There is no decoder layer, or a negative one.
     """
 
     parts_3d = ("connectors",)
@@ -66,7 +67,7 @@ class DeepFusion(Fusion):
         self.connectors.extend(self.build_connector(self.geometry_width // self.shares) for _ in range(count))
 
     def build_connector(self, channels: int) -> nn.Module:
-        """Build the connector of one decoder layer, for 3D tokens of `channels`; its output starts at zero."""
+        """Build the connector of one decoder layer for 3D tokens of `channels`. Its output starts at zero."""
         return Connector(PATCHES_PER_TOKEN * channels, self.width, self.width, zero=True)
 
     def forward(
@@ -76,13 +77,13 @@ class DeepFusion(Fusion):
         geometry: SceneGeometry | None,
         views: Callable[[Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "t n D"]:
-        """Return the 2D tokens, see `Fusion`; the geometry is for `deep_features`."""
+        """Return the 2D tokens, see `Fusion`. The geometry is used by `deep_features`."""
         return self.branch_2d(visual, grid_thw, views)
 
     def deep_features(
         self, geometry: SceneGeometry | None, grid_thw: GridTHW, dtype: torch.dtype
     ) -> Float[Tensor, "layers t n D"] | None:
-        """Return the features of the decoder layers up to the last of them; zeros for those that get none."""
+        """Return the features of all decoder layers up to the last one with features. Zeros where there are none."""
         found = self.branch_3d(geometry, grid_thw, dtype)
         if found is None:
             return None
@@ -93,7 +94,7 @@ class DeepFusion(Fusion):
         return torch.stack([of_layer.get(layer, nothing) for layer in range(max(self.decoder_layers) + 1)])
 
     def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "connectors t n D"]:
-        # `merge_spatial` has the frames within a channel, and all channels within a patch
+        # `merge_spatial` orders frames within a channel, and channels within a patch
         shares = merged.unflatten(-1, (SPATIAL_MERGE_SIZE**2, self.shares, -1)).unbind(-2)
         each = list(shares) * (len(self.connectors) // self.shares)
         return torch.stack(
@@ -102,14 +103,15 @@ class DeepFusion(Fusion):
 
 
 class StackFusion(DeepFusion):
-    """SpatialStack's fusion (arXiv 2603.27437): a `PatchMerger` per decoder layer, which sees each image once.
+    """SpatialStack's fusion (arXiv 2603.27437): a `PatchMerger` per decoder layer, in which each image counts once.
 
     Args:
         width: D, width of the decoder.
-        geometry_width: C, width of the 3D tokens, of all their layers together.
+        geometry_width: C, width of the 3D tokens, all layers together.
         decoder_layers: See `DeepFusion`.
         hidden: Channels of the mergers' hidden layer.
-        norm: Of each patch; null is that of released weights, `rms` in the Qwen2.5-VL variant, and else `layer`.
+        norm: Norm of each patch. null uses the norm of released weights, `rms` in the Qwen2.5-VL variant, and otherwise
+            `layer`.
         temporal_merge: See `PatchMergerFusion`.
         options: `active_branches` and `deepstack`, see `Fusion`.
     """
@@ -131,5 +133,5 @@ class StackFusion(DeepFusion):
         self.hidden, self.norm = hidden, norm
 
     def build_connector(self, channels: int) -> nn.Module:
-        self.norm = self.norm or "layer"  # no released weights have set it
+        self.norm = self.norm or "layer"  # not set by released weights
         return PatchMerger(channels, self.hidden, self.width, self.norm, zero=True)

@@ -1,4 +1,4 @@
-"""Fusions at the decoder's entrance: each visual token is made of 2D tokens and 3D tokens before the first layer."""
+"""Fusions at the decoder's input: visual tokens are made from 2D and 3D tokens before the first layer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from zoo.sequences.layout import PATCHES_PER_TOKEN, TEMPORAL_PATCH_SIZE, ExtraTo
 
 
 class AddFusion(Fusion):
-    """Add the connector's output for the 3D tokens under each 2D token to it (arXiv 2505.23747, equation 3).
+    """Add to each 2D token the connector's output for the 3D tokens under it (arXiv 2505.23747, equation 3).
 
-    Before training it adds zero, so the model starts as plain Qwen2.5-VL.
+    Before training the connector adds zero, so the model starts as plain Qwen2.5-VL.
 
     Args:
         width: D, width of the decoder.
@@ -40,17 +40,17 @@ class AddFusion(Fusion):
 
 
 class PatchMergerFusion(Fusion):
-    """Add the merger's output for the 3D tokens under each 2D token to it (VG-LLM, arXiv 2505.24625).
+    """Add to each 2D token the merger's output for the 3D tokens under it (VG-LLM, arXiv 2505.24625).
 
-    As published, the merger starts with random weights, so that the untrained model is not the plain one.
+    As published, the merger starts with random weights, so the untrained model differs from the plain one.
 
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens.
         hidden: Channels of the merger's hidden layer.
-        norm: Of each patch: `rms` in VG-LLM; `layer` in SpatialStack's variant of it.
-        temporal_merge: Of the two frames of a video that are merged into one 2D token, their `mean` or the `first`; the
-            published models show each frame as an image of its own.
+        norm: Norm of each patch: `rms` in VG-LLM, `layer` in SpatialStack's variant of it.
+        temporal_merge: How the two frames of a video's 2D token are merged: their `mean` or the `first`. The published
+            models show each frame as an image.
         options: `active_branches` and `deepstack`, see `Fusion`.
     """
 
@@ -79,13 +79,13 @@ class PatchMergerFusion(Fusion):
 
 
 class AttentionFusion(Fusion):
-    """Add to each 2D token what it finds among the 3D tokens of its view (VLM-3R, arXiv 2505.20279, section 3.2).
+    """Let each 2D token attend to its view's 3D tokens, and add the result (VLM-3R, arXiv 2505.20279, section 3.2).
 
-    2D tokens are queries; keys and values are the patch tokens and camera tokens of the two frames of the temporal
-    patch, without positions: the order of the 3D tokens has no effect, and their grid may have any size. Unlike
-    VLM-3R's, whose queries are the patches of single frames before the projector, these are the merged tokens in the
-    decoder's width; each term has one projection without bias, and the last one is zero before training in place of a
-    norm, so the model starts as the plain one.
+    2D tokens are queries. Keys and values are the patch tokens and camera tokens of the two frames of the temporal
+    patch, without positions, so the order of the 3D tokens has no effect and their grid may have any size. VLM-3R's
+    queries are the patches of single frames before the projector. Here they are the merged tokens in the decoder's
+    width. Each term has one projection without bias. Instead of a norm, the last projection is zero before training, so
+    the model starts as the plain one.
 
     Args:
         width: D, width of the decoder.
@@ -95,7 +95,7 @@ class AttentionFusion(Fusion):
             zero and each token is the mean of the values.
 
     Raises:
-        InputError: Head_dim does not divide the width.
+        InputError: The head_dim does not divide the width.
     """
 
     parts_2d, parts_3d = ("norm_2d", "q"), ("norm_2d", "norm_3d", "q", "k", "v", "o")
@@ -108,10 +108,10 @@ class AttentionFusion(Fusion):
         self.norm_2d, self.norm_3d = RMSNorm(width), RMSNorm(geometry_width)
         self.q, self.o = (nn.Linear(width, width, bias=False) for _ in range(2))
         self.k, self.v = (nn.Linear(geometry_width, width, bias=False) for _ in range(2))
-        nn.init.zeros_(self.o.weight)  # this one alone, or nothing would get a gradient
+        nn.init.zeros_(self.o.weight)  # only this projection is zero, or nothing would get a gradient
 
     def merged_3d(self, geometry: SceneGeometry, grid_thw: GridTHW, dtype: torch.dtype) -> Float[Tensor, "t m C"]:
-        """The 3D tokens of each temporal patch: of both frames the patch tokens, then the camera tokens."""
+        """Return the 3D tokens of each temporal patch: patch tokens of both frames, then camera tokens."""
         patches = self.paired(geometry.patches, "3D tokens", grid_thw)
         cameras = self.paired(geometry.camera_tokens, "camera tokens", grid_thw)
         return torch.cat((patches.flatten(1, 3), cameras), 1).to(dtype)
@@ -133,13 +133,13 @@ Mode = Literal["append", "add"]
 
 
 class CameraTokenFusion(Fusion):
-    """Map the camera tokens of a view's two frames to one token by the connector; patch tokens are not used.
+    """Map the camera tokens of a view's two frames to one token by the connector. Patch tokens are not used.
 
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the camera tokens.
-        mode: `append` it to the 2D tokens of its view, at the position of the first of them; `add` it to each 2D token
-            of its view, zero before training.
+        mode: `append` adds it to the sequence after the 2D tokens of its view, at the position of the first of them.
+            `add` adds it to each 2D token of its view, with a value of zero before training.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
     """
 
@@ -170,18 +170,18 @@ Axis = Literal["channel", "token"]
 
 
 class ConcatSplitFusion(Fusion):
-    """Concatenate both branches.
+    """Concatenate both branches, on the channels or on the sequence.
 
     Args:
         width: D, width of the decoder.
         geometry_width: C, width of the 3D tokens.
-        axis: With `channel` two MLPs map the 2D and the 3D tokens to half of the decoder's width each. With `token` an
-            MLP maps the 3D tokens to the whole width, and they follow the 2D tokens of their view, at the same
-            positions and without a camera, which VGGT's features already contain.
+        axis: With `channel`, two MLPs map the 2D and the 3D tokens to half of the decoder's width each. With `token`,
+            an MLP maps the 3D tokens to the whole width, and they follow the 2D tokens of their view, at the same
+            positions and without a camera, because VGGT's features already contain it.
         options: `active_branches` and `temporal_merge`, see `Fusion`.
 
     Raises:
-        ValueError: An odd width with axis `channel`.
+        ValueError: The width is odd and the axis is `channel`.
     """
 
     parts_2d, parts_3d = ("flat",), ("spatial",)
@@ -191,7 +191,7 @@ class ConcatSplitFusion(Fusion):
         check_choice("axis", axis, Axis)
         self.axis = axis
         self.appended = ExtraTokens.ALL if axis == "token" else ExtraTokens.NONE
-        share = self.flat_width  # the other branch's too
+        share = self.flat_width  # the same for both branches
         self.flat = Connector(width, width, share) if axis == "channel" else None
         self.spatial = Connector(PATCHES_PER_TOKEN * geometry_width, width, share)
 
@@ -207,5 +207,5 @@ class ConcatSplitFusion(Fusion):
         return self.spatial(merged)
 
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t #n b"]) -> Float[Tensor, "t tokens D"]:
-        # of equal width on either axis
+        # both have the same width on either axis
         return torch.cat((flat, spatial.expand_as(flat)), dim=2 if self.axis == "channel" else 1)

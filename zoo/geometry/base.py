@@ -1,4 +1,4 @@
-"""The contract of a geometry encoder: frames, and the dataset's geometry, to 3D tokens, cameras, depth and points."""
+"""The interface of geometry encoders: frames and the dataset's geometry to 3D tokens, cameras, depth and points."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ DatasetGeometries = Sequence[SceneGeometry | None]  # the dataset's geometry of 
 
 
 class GeometryEncoder(Configurable, nn.Module, ABC):
-    """Compute the geometry of scenes from their frames and the dataset's geometry.
+    """Computes the geometry of scenes from their frames and the dataset's geometry.
 
-    To add one: subclass, set the attributes, and implement `forward`. An encoder that predicts cameras serves
-    `--model.camera_source predicted` and `auto`; one that also predicts points or depth serves `PredictedPoints`.
-    With `identity` its outputs can be cached.
+    To add one, subclass, set the attributes, and implement `forward`. An encoder that predicts cameras can be used with
+    `--model.camera_source predicted` and `auto`. One that also predicts points or depth can be used with
+    `PredictedPoints`. An encoder with `identity` can be cached.
 
     Attributes:
-        width: Channels D of its tokens, of all layers together; 0 if it has none.
-        num_layers: Layers whose tokens are concatenated on the channels.
-        patch_size: In pixels; the sides of frames must be multiples of it.
-        takes_vision_patches: It has no size of patches of its own, see `match_patches`.
-        is_metric: The lengths that it predicts are meters.
-        has_metric_tokens: Its 3D tokens hold lengths in meters.
+        width: Channels D of its tokens, all layers together. 0 if it has none.
+        num_layers: Number of layers whose tokens are concatenated on the channels.
+        patch_size: Patch size in pixels. The sides of frames must be multiples of it.
+        takes_vision_patches: The encoder has no patch size of its own, see `match_patches`.
+        is_metric: The predicted lengths are meters.
+        has_metric_tokens: The 3D tokens contain lengths in meters.
         requires_cameras: The dataset must provide a camera for each frame.
         requires_frames: The dataset must provide the frames.
         requires_depth: The dataset must provide depth.
-        predicts_cameras: It predicts cameras, so that the dataset needs none.
-        predicts_depth: It can predict depth with the cameras, in their unit.
-        predicts_points: It can predict the point of each pixel with the cameras, in their world and unit.
-        scale_from: How its lengths become meters; None keeps its own unit.
-        given_fields: The fields of the dataset's geometry that its `tokens` and `cameras` depend on, for cache keys.
-        path: Hub id, folder or file of its weights, as it was given; None if they come from elsewhere.
-        taught_as: The teacher of GeoVR whose published map of layers a decoder follows that learns from it.
+        predicts_cameras: The encoder predicts cameras, so the dataset needs none.
+        predicts_depth: The encoder can predict depth with the cameras, in their unit.
+        predicts_points: The encoder can predict the point of each pixel with the cameras, in their world and unit.
+        scale_from: How its lengths are converted to meters. None keeps its own unit.
+        given_fields: Fields of the dataset's geometry that its `tokens` and `cameras` depend on, for cache keys.
+        path: Hub id, folder or file of its weights, as given. None if they come from elsewhere.
+        taught_as: The GeoVR teacher whose published map of layers is used if a decoder learns from this encoder.
     """
 
     width: int = 0
@@ -73,41 +73,41 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that its weights are read from; empty if they come from elsewhere."""
+        """The files that its weights are read from. Empty if they come from elsewhere."""
         return ()
 
     @property
     def meta_encoder(self) -> GeometryEncoder:
-        """This encoder; of a cache, the one behind it, on the meta device."""
+        """This encoder. For a cache, the cached encoder on the meta device."""
         return self
 
     def identity(self) -> dict[str, Any]:
-        """The settings that determine its outputs beside the weights, as JSON; for cache keys.
+        """Return the settings that determine its outputs besides the weights, as JSON-like values, for cache keys.
 
         Raises:
-            InputError: Its outputs depend on more than frames and weights, or cost nothing to compute.
+            InputError: The outputs depend on more than frames and weights, or cost nothing to compute.
         """
         raise InputError(f"{type(self).__name__} has nothing that a cache would save: leave --model.geometry_cache out")
 
     def blocks(self) -> list[nn.Module]:
-        """Its transformer blocks, whose matrices are sharded."""
+        """Return its transformer blocks, whose matrices are sharded."""
         return []
 
     def match_patches(self, patch_size: int) -> None:
-        """Take the vision encoder's size of patches in pixels, if this encoder has no size of its own."""
+        """Use the vision encoder's patch size in pixels, if this encoder has no patch size of its own."""
 
     def enable_head(self, head: Head) -> None:
         """Load what only this head needs, and add its output to each later prediction of cameras.
 
         Raises:
-            InputError: There is no such head; the message names the remedy.
+            InputError: There is no such head.
         """
 
     def align_lengths(self, source: ScaleSource | None) -> None:
-        """Make all lengths meters by this source; None keeps the encoder's own unit.
+        """Convert all lengths to meters by this source. None keeps the encoder's own unit.
 
         Raises:
-            InputError: The source needs depth, which this encoder does not predict.
+            InputError: The source needs depth, and this encoder does not predict it.
         """
         if source is not None:
             self.scale_from, self.is_metric, self.requires_cameras = source, True, source.requires_cameras
@@ -116,14 +116,14 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
                 self.enable_head("depth")
 
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
-        """Whether the parameter of this name never gets a gradient from the tokens and the cameras that are used."""
+        """Return whether the parameter never gets a gradient from the tokens and cameras that are used."""
         return not (tokens or cameras)
 
     @abstractmethod
     def forward(
         self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """The geometry of each scene; scenes may differ in their number of frames and in size.
+        """Return the geometry of each scene. Scenes may differ in their number of frames and in size.
 
         Args:
             frames: RGB in 0..1 of each scene, in the order of the video.
@@ -132,7 +132,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
             cameras: Whether to compute cameras, with depth and points if their heads are enabled.
 
         Raises:
-            InputError: Frames of a size or a scene that this encoder can't use; the message names the remedy.
+            InputError: The encoder can't use this frame size or scene.
         """
 
 
@@ -140,7 +140,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
 
 
 def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
-    """Group the indices of tensors by shape."""
+    """Return groups of indices of tensors with the same shape."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, scene in enumerate(frames):
         groups.setdefault(tuple(scene.shape), []).append(i)
@@ -150,13 +150,13 @@ def same_shape(frames: Sequence[Tensor]) -> list[list[int]]:
 def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_size: int) -> Float[Tensor, "S 3 h w"]:
     """Resize frames (bicubic) so that patches of another size form the same grid.
 
-    From patches of 16 to patches of 14 a side loses an eighth of its pixels, and a frame 23 % of them; details finer
-    than that reach the 2D tokens alone. In the other direction nothing is lost and nothing gained.
+    From patches of 16 to patches of 14, a side loses one eighth of its pixels and a frame 23 % of them. Finer details
+    then reach only the 2D tokens. In the other direction nothing is lost or gained.
 
     Args:
         frames: RGB in 0..1, sides in multiples of `patch_size`.
-        patch_size: Of the grid, in pixels.
-        wanted_size: Of the patches of the result, in pixels.
+        patch_size: Patch size of the grid in pixels.
+        wanted_size: Patch size of the result in pixels.
     """
     if patch_size == wanted_size:
         return frames
@@ -168,7 +168,7 @@ def check_size(height: int, width: int, patch: int) -> None:
     """Check that frames can be cut into patches.
 
     Raises:
-        InputError: A side that is not a positive multiple of the patch size.
+        InputError: A side is not a positive multiple of the patch size.
     """
     if height % patch or width % patch or not (height and width):
         raise InputError(
@@ -178,20 +178,21 @@ def check_size(height: int, width: int, patch: int) -> None:
 
 
 def covers(grid: tuple[int, int], own: tuple[int, int]) -> bool:
-    """Whether an encoder's rows and columns of patches are the vision encoder's, or at most one more of each."""
+    """Return whether an encoder's grid equals the vision encoder's, or has at most one more row and column."""
     return all(0 <= here - side <= 1 for here, side in zip(own, grid, strict=True))
 
 
 def encoder_frames(
     frames: Shaped[Tensor, "S 3 H W"], vision_patch_size: int, patch_size: int, grid: tuple[int, int] | None = None
 ) -> Float[Tensor, "S 3 h w"]:
-    """Prepare frames for a geometry encoder: in 0..1, with its patches on the grid of the vision encoder's.
+    """Prepare frames for a geometry encoder: values in 0..1, and patches on the vision encoder's grid.
 
     Args:
-        frames: In the vision encoder's size, which are resampled; or in the encoder's own, see `covers`.
-        vision_patch_size: In pixels.
-        patch_size: Of the encoder, in pixels.
-        grid: Rows and columns of the vision encoder's patches; None is that of frames in the vision encoder's size.
+        frames: Frames in the vision encoder's size, which are resampled, or in the encoder's own size, see `covers`.
+        vision_patch_size: Patch size of the vision encoder in pixels.
+        patch_size: Patch size of the geometry encoder in pixels.
+        grid: Rows and columns of the vision encoder's patches. None computes them from frames in the vision encoder's
+            size.
     """
     scaled = frames if frames.is_floating_point() else frames.float() / 255
     height, width = frames.shape[-2:]
@@ -201,19 +202,19 @@ def encoder_frames(
     return resample_frames(scaled, vision_patch_size, patch_size)
 
 
-# ---- Meters for an encoder whose lengths are none: `--model.geometry.scale_from` -------------------------------------
+# ---- Conversion of an encoder's lengths to meters: `--model.geometry.scale_from` -------------------------------------
 
-FLAT = 1e-6  # second singular value of centers on a line, relative to the first
+FLAT = 1e-6  # below it, the second singular value relative to the first means centers on a line
 
 
 class ScaleSource(Configurable, ABC):
-    """Measure the unit of predicted lengths, once per scene.
+    """Measures the unit of predicted lengths, once per scene.
 
     Attributes:
-        reads: The fields of the dataset's geometry that the scale depends on.
+        reads: Fields of the dataset's geometry that the scale depends on.
         requires_cameras: The dataset must provide cameras.
         requires_depth: The encoder must predict depth.
-        path: Hub id or folder of the weights that it uses; None without.
+        path: Hub id or folder of the weights that it uses. None if it uses none.
     """
 
     reads: tuple[str, ...] = ()
@@ -230,24 +231,24 @@ class ScaleSource(Configurable, ABC):
     def meters_per_unit(
         self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
     ) -> Float[Tensor, ""] | float:
-        """The factor from predicted lengths to meters.
+        """Return the factor from predicted lengths to meters.
 
         Args:
-            scene: As predicted.
+            scene: The predicted geometry.
             frames: RGB in 0..1.
             given: The dataset's geometry.
 
         Raises:
-            InputError: The scene does not determine it; the message names the remedy.
+            InputError: The scene does not determine the factor.
         """
 
     def in_meters(
         self, scenes: Sequence[SceneGeometry], frames: Frames, given: DatasetGeometries
     ) -> list[SceneGeometry]:
-        """Scale the poses, depth and points of each scene; 3D tokens stay as they are.
+        """Scale the poses, depth and points of each scene. 3D tokens are unchanged.
 
         Raises:
-            InputError: A scene has no scale; names it by its number in the batch.
+            InputError: A scene has no scale.
         """
         scaled = []
         for number, scene in enumerate(zip(scenes, frames, given, strict=True)):
@@ -259,9 +260,9 @@ class ScaleSource(Configurable, ABC):
 
 
 class DatasetPoses(ScaleSource):
-    """The dataset's camera centers, to which the predicted ones are aligned (Umeyama 1991).
+    """Scale by aligning the predicted camera centers to the dataset's (Umeyama 1991).
 
-    Over the frames with a valid camera on both sides. The scenes need not share a frame of reference.
+    Only frames with a valid camera on both sides are used. The scenes need not share a frame of reference.
     """
 
     reads = ("world_to_camera", "has_camera")
@@ -288,49 +289,45 @@ class DatasetPoses(ScaleSource):
 
 @torch.no_grad()
 def pose_scale(predicted: Float[Tensor, "S 4 4"], given: Float[Tensor, "S 4 4"]) -> float:
-    """The scale of the similarity that maps given camera centers to predicted ones (Umeyama 1991), over all views.
+    """Return the scale of the similarity that maps given camera centers to predicted ones (Umeyama 1991).
 
-    Lengths divided by it are in the unit of the given cameras.
-
-    Args:
-        predicted: World-to-camera poses.
-        given: The same views.
+    Both are world-to-camera poses of the same views. Lengths divided by the scale are in the unit of the given cameras.
 
     Raises:
-        InputError: Fewer than three views, or centers on a line: the similarity is not determined.
+        InputError: There are fewer than three views, or the centers are on a line, so the similarity is not determined.
     """
     target, source = (invert_se3(poses.double())[:, :3, 3] for poses in (predicted, given))
     source, target = source - source.mean(0), target - target.mean(0)
     U, singular, Vh = torch.linalg.svd(target.mT @ source / max(1, len(source)))
     if len(source) < 3 or singular[1] <= FLAT * singular[0]:
         raise InputError("the scale of poses needs three cameras or more whose centers are not on one line")
-    singular[2] *= torch.det(U @ Vh).sign()  # a rotation, no reflection
+    singular[2] *= torch.det(U @ Vh).sign()  # excludes reflections
     return float(singular.sum() / source.square().sum(1).mean())
 
 
-# ---- What VGGT and Depth Anything 3 share: tokens of a trunk's layers, and cameras of its heads ----------------------
+# ---- Base class of VGGT and Depth Anything 3: tokens from a trunk's layers, cameras from its heads -------------------
 
 
 class TrunkEncoder(GeometryEncoder):
-    """A network whose 3D tokens are outputs of some layers of its trunk, and whose heads predict the rest.
+    """A network whose 3D tokens are outputs of some trunk layers. Its heads predict cameras, depth and points.
 
-    Scenes of one shape form a batch; none is padded, since frames attend to each other. Without trainable parameters
-    no activations are kept for a backward pass.
+    Scenes of the same shape form a batch. Scenes are not padded, because frames attend to each other. Without trainable
+    parameters no activations are kept for a backward pass.
 
     Args:
-        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
-            negative.
-        depth: Of the trunk, in layers.
-        channels: Of the tokens of one layer.
+        layers: Trunk layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count from
+            the end.
+        depth: Number of trunk layers.
+        channels: Channels of one layer's tokens.
         to_cameras: Converts pose encodings to world-to-camera poses and intrinsics in pixels.
 
     Attributes:
-        layers: As they were given.
-        layer_numbers: The same, counted from 0.
-        heads: That are enabled.
+        layers: The layers as given.
+        layer_numbers: The layers counted from 0.
+        heads: The enabled heads.
 
     Raises:
-        InputError: There is no such layer, or none is named.
+        InputError: A layer does not exist, or no layer is named.
     """
 
     requires_frames = True
@@ -351,23 +348,23 @@ class TrunkEncoder(GeometryEncoder):
     def predict(
         self, images: Float[Tensor, "B S 3 H W"], given: DatasetGeometries, *, tokens: bool, heads: Sequence[str]
     ) -> tuple[Any, dict[str, Tensor | None]]:
-        """Run the network on scenes of one shape.
+        """Run the network on scenes of the same shape.
 
         Args:
             images: RGB in 0..1.
             given: The dataset's geometry of each scene.
             tokens: Whether to compute the tokens of `layer_numbers`.
-            heads: To compute.
+            heads: Heads to compute.
 
         Returns:
-            The network's output with `tokens` by layer, `patch_start` and `pose_enc`; and depth, points and confidence
+            The network's output with `tokens` by layer, `patch_start` and `pose_enc`, and depth, points and confidence
             by their names in `SceneGeometry`.
         """
 
     def forward(
         self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; VGGT uses `given` for the scale alone."""
+        """See `GeometryEncoder`. VGGT uses `given` only for the scale."""
         has_trainable = any(parameter.requires_grad for parameter in self.parameters())
         found: dict[int, SceneGeometry] = {}
         with torch.set_grad_enabled(has_trainable and torch.is_grad_enabled()):
@@ -388,7 +385,7 @@ class TrunkEncoder(GeometryEncoder):
     ) -> dict[str, Tensor | None]:
         grid = [side // self.patch_size for side in images.shape[-2:]]
         parts = [tokens[layer] for layer in self.layer_numbers]
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)  # those of one layer are not copied
+        joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)  # tokens of a single layer are not copied
         return {"camera_tokens": joined[:, :, 0], "patches": joined[:, :, patch_start:].unflatten(2, grid)}
 
     def _cameras(
@@ -403,14 +400,14 @@ class TrunkEncoder(GeometryEncoder):
 def valid_cameras(
     pose_enc: Float[Tensor, "B S 9"], size_hw: tuple[int, int], to_cameras: Callable[..., tuple[Tensor, Tensor]]
 ) -> tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"], Bool[Tensor, "B S"]]:
-    """Cameras of pose encodings, with identities in place of invalid ones.
+    """Convert pose encodings to cameras, and replace invalid ones by identities.
 
-    Invalid are a field of view of 0, which the head can output and which is an infinite focal length, or of pi and
-    more; a quaternion of length 0; and numbers that are not finite.
+    A camera is invalid if its field of view is 0 (which the head can output, and which is an infinite focal length) or
+    at least pi, if its quaternion has length 0, or if its numbers are not finite.
 
     Args:
         pose_enc: Translation, quaternion, vertical and horizontal field of view.
-        size_hw: Of the images in pixels.
+        size_hw: Image size in pixels.
         to_cameras: Converts pose encodings to world-to-camera poses and intrinsics in pixels.
 
     Returns:
@@ -419,7 +416,7 @@ def valid_cameras(
     fov = pose_enc[..., 7:]
     valid = pose_enc.isfinite().all(-1) & (fov > 0).all(-1) & (fov < torch.pi).all(-1)
     valid = valid & (pose_enc[..., 3:7].square().sum(-1) > 0)
-    # replaced before as well as after the conversion: an infinity that is only masked afterwards gives NaN gradients
+    # replaced both before and after the conversion: infinities that are only masked afterwards give NaN gradients
     harmless = torch.zeros_like(pose_enc)
     harmless[..., 6:] = 1  # a quaternion of length one, and two fields of view
     world_to_camera, K_px = to_cameras(torch.where(valid[..., None], pose_enc, harmless), size_hw)
@@ -431,6 +428,6 @@ def valid_cameras(
 
 @cache  # once per process
 def announce_license(path: str) -> None:
-    """Print that weights are not for commercial use: VGGT-1B's, and the large, giant and nested ones of DA3."""
+    """Print that weights are for non-commercial use only: VGGT-1B, and the large, giant and nested DA3 models."""
     if is_first_process():
         print(f"{path}: these weights are under CC BY-NC 4.0, for non-commercial use only", file=sys.stderr)

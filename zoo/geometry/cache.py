@@ -1,6 +1,6 @@
-"""A folder of computed geometry: one safetensors file per scene and kind, with a limit on its size.
+"""A cache of computed geometry: a folder of limited size with one safetensors file per scene and kind.
 
-`CachedGeometry` is the encoder behind the folder, and `GeometryReader` reads the folder in data workers.
+`CachedGeometry` is the encoder that uses the folder. `GeometryReader` reads the folder in data workers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.weights.load import read_weights
 
 VERSION = 1  # raise it when encoders compute something else from the same weights, so that no entry is stale
-EXACT = 1e-6  # tolerance of bytes / 255 in float32, which devices round differently
+EXACT = 1e-6  # tolerance for bytes / 255 in float32, because devices round differently
 TokenDType = Literal["bfloat16", "float8"]
 
 
@@ -36,23 +36,22 @@ TokenDType = Literal["bfloat16", "float8"]
 
 @dataclass
 class GeometryCache(Cache):
-    """A folder of entries shared by processes, runs and models; evicts the least recently used entry.
+    """A folder of entries shared by processes, runs and models. The least recently used entries are evicted.
 
-    The name of an entry is a digest of everything that it depends on, so that no stale entry is ever found. Files are
-    written whole or not at all, and a damaged file counts as absent: its entry is computed again.
+    The name of an entry is a digest of everything that it depends on, so stale entries are never found. Files are
+    written whole or not at all. A damaged file counts as absent, and its entry is computed again.
 
-    Frames drawn anew in each epoch (`RandomSampler`) are never found again: they fill the folder up to its limit and
-    evict the entries of other runs. Train with a sampler that chooses the same frames, `--data.train_sampler null`.
+    Frames drawn anew in each epoch (`RandomSampler`) are never found again. They fill the folder up to its limit and
+    evict entries of other runs. Train with a sampler that always chooses the same frames, `--data.train_sampler null`.
 
     Args:
-        folder: Where the entries are kept.
-        max_size_gb: Limit on the size of all entries, in 1e9 bytes. Each further process may exceed it by 1/64,
-            or by one entry.
-        dtype: Of 3D tokens; poses and intrinsics are kept exactly. `float8` (e4m3, one scale per token) takes half the
-            space; benchmarks/README.md has its error.
+        folder: Folder of the entries.
+        max_size_gb: Limit of the total size in 1e9 bytes. Each further process may exceed it by 1/64 or by one entry.
+        dtype: Dtype of 3D tokens. Poses and intrinsics are stored exactly. `float8` (e4m3, one scale per token) takes
+            half the space. benchmarks/README.md reports its error.
 
     Raises:
-        InputError: A limit that is not positive, or another dtype.
+        InputError: The limit is not positive, or the dtype is unknown.
     """
 
     folder: str = "cache/geometry"
@@ -65,7 +64,7 @@ class GeometryCache(Cache):
         super().__post_init__()
 
     def weights_fingerprint(self, weights: Path) -> str:
-        """`content_fingerprint` of a file; kept in this folder, so that a file is read again only if it has changed."""
+        """Return `content_fingerprint` of a file. It is stored here, and computed again only if the file changed."""
         status = weights.stat()
         state = [str(weights.resolve()), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self.path / "weights" / fingerprint(state)
@@ -83,13 +82,13 @@ class GeometryCache(Cache):
 FIELDS = {
     "tokens": TOKENS,
     "cameras": ("world_to_camera", "K_normalized", "has_camera", "depth"),
-}  # each kind is an entry of its own
+}  # each kind is a separate entry
 SCALE = ".scale"
 FLOAT8 = torch.float8_e4m3fn
 
 
 def pack(tensors: Mapping[str, Tensor], dtype: TokenDType) -> dict[str, Tensor]:
-    """Round 3D tokens to half precision; return CPU tensors that own their memory."""
+    """Round 3D tokens to half precision, and return CPU tensors that own their memory."""
     packed = {}
     for name, tensor in tensors.items():
         if name in TOKENS and dtype == "float8":
@@ -100,14 +99,14 @@ def pack(tensors: Mapping[str, Tensor], dtype: TokenDType) -> dict[str, Tensor]:
 
 
 def unpack(packed: Tensors) -> dict[str, Tensor]:
-    """The inverse of `pack`; 3D tokens are bfloat16."""
+    """Invert `pack`. 3D tokens are bfloat16."""
     plain = {name: tensor for name, tensor in packed.items() if not name.endswith(SCALE)}
     scaled = {name: (plain[name].float() * packed[name + SCALE]).bfloat16() for name in plain if name + SCALE in packed}
     return plain | scaled
 
 
 def to_float8(tokens: Float[Tensor, "*rest D"]) -> tuple[Shaped[Tensor, "*rest D"], Float[Tensor, "*rest 1"]]:
-    """Round to e4m3 with one scale per token, which maps its largest channel to e4m3's maximum; error at most 6 %."""
+    """Round to e4m3 with one scale per token, which maps its largest channel to e4m3's maximum. Error at most 6 %."""
     tokens = tokens.float()
     largest = tokens.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
     scale = largest / torch.finfo(FLOAT8).max
@@ -115,24 +114,24 @@ def to_float8(tokens: Float[Tensor, "*rest D"]) -> tuple[Shaped[Tensor, "*rest D
 
 
 def scene_of(entries: Sequence[Tensors]) -> SceneGeometry:
-    """The geometry of a scene from its entries."""
+    """Return the geometry of a scene from its entries."""
     return SceneGeometry(**unpack({name: tensor for packed in entries for name, tensor in packed.items()}))
 
 
 @dataclass(frozen=True)
 class GeometryKeys:
-    """The keys of an encoder's outputs; a value that data workers can hold.
+    """The keys of an encoder's outputs, as a value that data workers can hold.
 
-    The key of an entry is made of the frames' pixels, the encoder's settings, its weights, what it reads of the
-    dataset's geometry, and for cameras the source of their scale. The pixels identify scene, frames, order and size at
-    once, and no name has to be trusted. They are those before any resampling, which devices round differently.
+    A key consists of the frames' pixels, the encoder's settings and weights, the fields that it reads of the dataset's
+    geometry, and for cameras the source of their scale. The pixels identify scene, frames, order and size, so no name
+    has to be trusted. They are taken before any resampling, because devices round that differently.
 
     Attributes:
-        shared: What each key holds: the encoder's class, settings and weights, the dtype of 3D tokens, and the size of
-            the frames' patches.
-        fields: What is kept of each kind.
+        shared: Values in every key: the encoder's class, settings and weights, the dtype of 3D tokens, and the patch
+            size of the frames.
+        fields: Stored fields of each kind.
         given_fields: See `GeometryEncoder`.
-        scale: Class and files of the source of scale; None without one.
+        scale: Class and files of the source of scale. None without one.
     """
 
     shared: Mapping[str, Any]
@@ -143,7 +142,7 @@ class GeometryKeys:
     def of(
         self, frames: Shaped[Tensor, "S 3 H W"], given: SceneGeometry | None, *, tokens: bool, cameras: bool
     ) -> dict[str, Key]:
-        """The key of each entry that is asked for, by kind."""
+        """Return the key of each requested entry, by kind."""
         pixels = pixels_fingerprint(frames)
         known = {} if given is None else given.present()
         keys: dict[str, Key] = {}
@@ -160,7 +159,7 @@ class GeometryKeys:
 
 
 def pixels_fingerprint(frames: Shaped[Tensor, "S 3 H W"]) -> str:
-    """Fingerprint of frames; equal for bytes and, on every device, for their quotients by 255, which may differ."""
+    """Return the fingerprint of frames. Bytes and their quotients by 255 give the same one on every device."""
     if frames.is_floating_point():
         counts = (frames * 255).round().clamp(0, 255)
         if bool(((counts / 255 - frames).abs() < EXACT).all()):
@@ -168,13 +167,13 @@ def pixels_fingerprint(frames: Shaped[Tensor, "S 3 H W"]) -> str:
     return fingerprint(frames)
 
 
-# ---- In data workers, so that a step neither waits for a disk nor for a hash ----------------------------------------
+# ---- Reading in data workers, so that a step waits neither for a disk nor for a hash --------------------------------
 
 EVERY_FRAME = slice(None)
 
 
 def shown_frames(kind: MediaKind, stills_once: bool) -> slice:
-    """Return the frames of a scene that the geometry encoder sees; the two equal ones of a still may be one."""
+    """Return the frames of a scene that the geometry encoder sees. The two equal frames of an image may count once."""
     return slice(None, None, TEMPORAL_PATCH_SIZE) if stills_once and kind == "image" else EVERY_FRAME
 
 
@@ -183,10 +182,8 @@ def geometry_of_frames(
 ) -> SceneGeometry | None:
     """Return the dataset's geometry of the frames that the geometry encoder sees.
 
-    Args:
-        geometry: Of what the vision encoder sees of them; None if the dataset has none.
-        frames: The encoder's.
-        window: What of them the tower sees; None is everything.
+    `window` is the part of the frames that the vision encoder sees, or None for all of it. `geometry` belongs to that
+    part.
     """
     if geometry is None or window is None:
         return geometry
@@ -195,16 +192,16 @@ def geometry_of_frames(
 
 @dataclass(frozen=True)
 class GeometryReader:
-    """Read what a model uses of a scene's cached geometry.
+    """Reads the cached geometry of a scene that a model uses.
 
     Attributes:
         cache: The folder.
-        keys: Of the cached encoder.
+        keys: Keys of the cached encoder.
         tokens: Whether the model uses 3D tokens.
-        predicted_cameras: Whether it may use predicted cameras.
-        only_predicted: Whether it uses them for scenes with cameras as well.
+        predicted_cameras: Whether the model may use predicted cameras.
+        only_predicted: Whether the model uses predicted cameras also for scenes with cameras.
         stills_once: See `encode_geometry`.
-        is_resampled: Whether the encoder's patches are not the vision encoder's, see `check_grid`.
+        is_resampled: Whether the encoder's patch size differs from the vision encoder's, see `check_grid`.
     """
 
     cache: GeometryCache
@@ -224,14 +221,14 @@ class GeometryReader:
         has_cameras: bool,
         window: Window | None = None,
     ) -> SceneGeometry | None:
-        """The geometry of a scene; None if it has to be computed, or if nothing is asked of the encoder.
+        """Return the geometry of a scene. None if it must be computed, or if the model needs nothing from the encoder.
 
         Args:
-            frames: As the model gets them.
-            given: The dataset's geometry of what the vision encoder sees.
-            kind: Of the scene.
-            has_cameras: Whether the scene has merged cameras of the dataset.
-            window: What of the frames the tower sees; None is everything.
+            frames: Frames as the model gets them.
+            given: The dataset's geometry of the part that the vision encoder sees.
+            kind: Kind of the scene's media.
+            has_cameras: Whether the scene has merged cameras from the dataset.
+            window: The part of the frames that the vision encoder sees. None is all of it.
         """
         cameras = self.predicted_cameras and (self.only_predicted or not has_cameras)
         if not (self.tokens or cameras):
@@ -247,7 +244,7 @@ class GeometryReader:
         return scene_of(found)
 
 
-# ---- The encoder behind the folder ----------------------------------------------------------------------------------
+# ---- The cached encoder ---------------------------------------------------------------------------------------------
 
 EncoderFactory = Callable[[], GeometryEncoder | None]
 STILLS_OF_ANOTHER_GRID = (
@@ -256,17 +253,17 @@ STILLS_OF_ANOTHER_GRID = (
 
 
 class LazyGeometry:
-    """Build a geometry encoder on the meta device, and again with its weights when it is first needed.
+    """Builds a geometry encoder on the meta device, and again with its weights when it is first needed.
 
     Args:
-        build: Makes the encoder. On the meta device only shapes are made and no weights are read.
+        build: Builds the encoder. On the meta device it only creates shapes and reads no weights.
 
     Attributes:
         meta_encoder: The encoder on the meta device.
         from_files: Whether its weights are read from files.
 
     Raises:
-        InputError: Nothing is built.
+        InputError: No encoder is built.
     """
 
     def __init__(self, build: EncoderFactory) -> None:
@@ -274,7 +271,7 @@ class LazyGeometry:
         self._heads: list[Head] = []
         self._loaded: GeometryEncoder | None = None
         with torch.device("meta"):
-            self.meta_encoder = read_weights(self._built())  # checks names and shapes
+            self.meta_encoder = read_weights(self._built())  # to check names and shapes
         self.from_files = bool(self.meta_encoder.files) and all(
             tensor.is_meta for tensor in self.meta_encoder.parameters()
         )
@@ -286,7 +283,7 @@ class LazyGeometry:
         return encoder
 
     def enable_head(self, head: Head) -> None:
-        """Enable a head of the outline now, and of the encoder when it is loaded.
+        """Enable a head of the meta encoder now, and of the real encoder when it is loaded.
 
         Raises:
             InputError: There is no such head.
@@ -299,9 +296,9 @@ class LazyGeometry:
             read_weights(self.meta_encoder)
 
     def load(self) -> GeometryEncoder:
-        """The encoder itself, frozen; its weights are read at the first call."""
+        """Return the encoder itself, frozen. Its weights are read at the first call."""
         if self._loaded is None:
-            with torch.inference_mode(False):  # it is kept, and may be needed for training later
+            with torch.inference_mode(False):  # kept beyond this call, and may be needed for training later
                 encoder = self._built()
                 for head in self._heads:
                     encoder.enable_head(head)
@@ -309,31 +306,26 @@ class LazyGeometry:
         return self._loaded
 
     def identity(self) -> dict[str, Any]:
-        """The class and the settings of the encoder, as JSON."""
+        """Return the class and the settings of the encoder, as JSON-like values."""
         return {"class": type(self.meta_encoder).__qualname__, **self.meta_encoder.identity()}
 
     def weights(self, fingerprint_of_file: Callable[[Path], str]) -> list[str]:
-        """Fingerprints of the weights: of their files, or of the tensors of an encoder that no file describes."""
+        """Return fingerprints of the weights' files, or of the tensors if the weights do not come from files."""
         if self.from_files:
             return [fingerprint_of_file(file) for file in self.meta_encoder.files]
         return [fingerprint(self.load().state_dict())]
 
 
 def build_first_available(*factories: EncoderFactory | None) -> GeometryEncoder | None:
-    """Build the encoder of the first factory that yields one."""
+    """Build the encoder of the first factory that returns one."""
     return next((encoder for build in factories if build is not None and (encoder := build()) is not None), None)
 
 
 def check_grid(encoder: GeometryEncoder, frames: Shaped[Tensor, "S 3 H W"], grid: tuple[int, int]) -> None:
-    """Check that a cache that resamples gets frames with the patches of the vision encoder.
-
-    Args:
-        encoder: Cached or not.
-        frames: Of a scene.
-        grid: Rows and columns of the tower's patches.
+    """Check that a resampling cache gets frames with the vision encoder's patches.
 
     Raises:
-        InputError: They have the encoder's own patches.
+        InputError: The frames have the geometry encoder's own patches.
     """
     is_resampled = encoder.patch_size != encoder.meta_encoder.patch_size
     if is_resampled and tuple(frames.shape[-2:]) != tuple(side * encoder.patch_size for side in grid):
@@ -341,30 +333,30 @@ def check_grid(encoder: GeometryEncoder, frames: Shaped[Tensor, "S 3 H W"], grid
 
 
 class CachedGeometry(GeometryEncoder):
-    """A frozen encoder that computes only the entries that its cache lacks, and is loaded when that first happens.
+    """A frozen encoder that computes only what its cache lacks. It is loaded when that first happens.
 
-    What data workers have read already (`GeometryReader`) is not asked of it. Poses and intrinsics are kept exactly; 3D
-    tokens are bfloat16, rounded as the cache stores them even when just computed, so that results do not depend on the
-    state of the cache.
+    Entries that data workers have already read (`GeometryReader`) are not requested again. Poses and intrinsics are
+    stored exactly. 3D tokens are bfloat16, rounded as the cache stores them even when they were just computed, so that
+    results do not depend on the state of the cache.
 
-    It takes frames with the patches of the vision encoder, and resamples what the encoder computes: the keys of entries
-    do not depend on the device that resamples.
+    Frames have the vision encoder's patches and are resampled only for the computation. Keys of entries therefore do
+    not depend on the device that resamples.
 
-    The encoder computes without autocast, so that entries do not depend on the precision of the run that made them:
-    load weights in bfloat16 for speed. It is no submodule, so that the model's state does not depend on whether it is
-    loaded; `encoder` gives access to it. Random weights, which no file restores, are part of the model's state.
+    The encoder computes without autocast, so that entries do not depend on the precision of a run. Load the weights in
+    bfloat16 for speed. The encoder is not a submodule, so that the model's state does not depend on whether it is
+    loaded. `encoder` gives access to it. Random weights, which no file can restore, are part of the model's state.
 
     Args:
-        build: Makes the encoder, see `LazyGeometry`.
-        cache: Where entries are kept.
-        keeps_confidence: Keep the confidence of depth as well.
+        build: Builds the encoder, see `LazyGeometry`.
+        cache: The folder of the entries.
+        keeps_confidence: Also store the confidence of depth.
 
     Attributes:
         cache: The same.
         num_computed: Number of scenes that the encoder has computed.
 
     Raises:
-        InputError: Nothing is built, or an encoder whose outputs can't be cached.
+        InputError: No encoder is built, or its outputs can't be cached.
     """
 
     def __init__(self, build: EncoderFactory, cache: GeometryCache, keeps_confidence: bool = False) -> None:
@@ -373,7 +365,7 @@ class CachedGeometry(GeometryEncoder):
         self._lazy, self.cache = LazyGeometry(build), cache
         for name in GeometryEncoder.__annotations__:  # width, requires_frames, ...
             setattr(self, name, getattr(self._lazy.meta_encoder, name))
-        self.predicts_points = False  # they are not kept
+        self.predicts_points = False  # points are not stored
         self._lazy.identity()  # raises for an encoder that can't be cached
         self.num_computed = 0
         if not self._lazy.from_files and torch.get_default_device().type != "meta":
@@ -392,15 +384,15 @@ class CachedGeometry(GeometryEncoder):
 
     @property
     def is_resampled(self) -> bool:
-        """Whether the encoder's patches are not those of the frames that this takes."""
+        """Whether the encoder's patch size differs from the frames' patch size."""
         return self.patch_size != self.meta_encoder.patch_size
 
     def encoder(self) -> GeometryEncoder:
-        """The encoder itself, frozen; it is loaded at the first call."""
+        """Return the encoder itself, frozen. It is loaded at the first call."""
         return self._lazy.load()
 
     def match_patches(self, patch_size: int) -> None:
-        """Take frames with patches of this size, in pixels."""
+        """Accept frames with patches of this size in pixels."""
         self.patch_size = patch_size
 
     def enable_head(self, head: Head) -> None:
@@ -409,7 +401,7 @@ class CachedGeometry(GeometryEncoder):
 
     @cached_property
     def weights(self) -> list[str]:
-        """Fingerprints of the encoder's weights: of their files, or of its tensors."""
+        """Fingerprints of the encoder's weights, from their files or their tensors."""
         return self._lazy.weights(self.cache.weights_fingerprint)
 
     @property

@@ -34,27 +34,28 @@ from zoo.weights.load import CONFIG, Tensors, find_tensors
 
 
 class DA3Encoder(TrunkEncoder):
-    """Tokens of Depth Anything 3, and its cameras if asked for: float32, the reference view's camera as the world.
+    """Tokens and cameras of Depth Anything 3. Float32, with the reference view's camera as the world.
 
-    Lengths are meters for a nested model, and in the scene's own scale for the others. A metric model has neither
-    cameras nor an own focal length, so that only its tokens are used.
+    Lengths are meters for a nested model, and in the scene's own scale for the others. A metric model predicts neither
+    cameras nor a focal length, so only its tokens are used.
 
     Args:
-        da3: With its weights.
-        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
-            negative.
-        reference: How the view whose camera is the world is chosen, see `choose_reference`. `first` makes it frame 0.
-        config: Of the whole model, where `da3` lacks heads that can be loaded.
-        weights: Official tensors from which such a head is loaded when it is enabled.
-        scale_from: How lengths become meters; None keeps the model's own unit.
+        da3: A DA3 with its weights.
+        layers: Trunk layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count from
+            the end.
+        reference: How the view is chosen whose camera is the world, see `choose_reference`. `first` uses frame 0.
+        config: Config of the whole model, if `da3` lacks heads that can be loaded.
+        weights: Official tensors for such heads. A head is loaded when it is enabled.
+        scale_from: How lengths are converted to meters. None keeps the model's own unit.
 
     Raises:
-        InputError: There is no such layer, or no depth head that the scale needs.
+        InputError: A layer does not exist, or the depth head that the scale needs is missing.
     """
 
     patch_size = PATCH_SIZE
     taught_as = "da3"
-    with_heads = "use an any-view or nested model, such as depth-anything/DA3-BASE"  # the remedy for one without
+    # remedy for a model without the head
+    with_heads = "use an any-view or nested model, such as depth-anything/DA3-BASE"
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class DA3Encoder(TrunkEncoder):
     def enable_head(self, head: Head) -> None:
         """See `GeometryEncoder`."""
         if not (self.predicts_cameras if head == "camera" else head == "depth" and self.predicts_depth):
-            missing = head if self.predicts_cameras else "camera"  # depth alone is in no unit
+            missing = head if self.predicts_cameras else "camera"  # depth alone has no unit
             raise InputError(
                 f"this Depth Anything 3 has no {missing} head: {self.with_heads}, or use the dataset's geometry, "
                 "--model.camera_source dataset"
@@ -110,11 +111,11 @@ class DA3Encoder(TrunkEncoder):
             self.da3.load_parts(lacking, self._config, self._weights)
 
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
-        """See `GeometryEncoder`; rays are not used, nor is the camera encoder, except by `PosedDA3`."""
+        """See `GeometryEncoder`. Rays are not used, and the camera encoder is used only by `PosedDA3`."""
         if not (tokens or cameras):
             return True
         name, heads = name.removeprefix("da3.model.").removeprefix("da3."), set(self.heads if cameras else ())
-        if isinstance(self.da3.model, Nested) and heads:  # the scale of everything depends on depth
+        if isinstance(self.da3.model, Nested) and heads:  # the scale depends on depth
             heads |= {"camera", "depth"}
         if name.startswith(("cam_enc.", "cam_dec.")):
             return name.startswith("cam_enc.") or "camera" not in heads
@@ -145,20 +146,21 @@ class DA3Encoder(TrunkEncoder):
         return output, {"depth": output.depth, "confidence": output.depth_conf} if "depth" in heads else {}
 
     def known_cameras(self, given: DatasetGeometries, size_hw: tuple[int, int]) -> dict[str, Tensor]:
-        """The dataset's cameras of some scenes that the model gets, as arguments of `DA3`; none."""
+        """Return the dataset's cameras as arguments of `DA3`. Empty if the model gets none."""
         return {}
 
 
 class PretrainedDA3(DA3Encoder):
-    """Depth Anything 3 with released weights (arXiv 2511.10647); its heads are loaded only when they are enabled.
+    """Depth Anything 3 with released weights (arXiv 2511.10647). A head is loaded only when it is enabled.
 
     Args:
-        path: A hub id, or a folder with config.json and model.safetensors in it.
-        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
-            negative.
-        dtype: Of the trunk; the heads are float32.
-        reference: How the view whose camera is the world is chosen, see `choose_reference`.
-        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
+        path: A hub id, or a folder with config.json and model.safetensors.
+        layers: Trunk layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count from
+            the end.
+        dtype: Dtype of the trunk. The heads are float32.
+        reference: How the view is chosen whose camera is the world, see `choose_reference`.
+        scale_from: How lengths are converted to meters, `DatasetPoses` or `MetricModel`. null keeps the model's own
+            unit.
     """
 
     def __init__(
@@ -184,22 +186,23 @@ class PretrainedDA3(DA3Encoder):
 
 
 class TinyDA3(DA3Encoder):
-    """A Depth Anything 3 of a few million parameters, for small frames, with random weights: they carry no geometry.
+    """A Depth Anything 3 with a few million random weights, for small frames. Its outputs carry no geometry.
 
     Args:
-        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
-            negative.
-        embed_dim: Width of the trunk; its tokens have twice as many channels.
-        depth: Blocks of the trunk, four or more; from a third of them on they alternate.
-        num_heads: Of its attention.
+        layers: Trunk layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count from
+            the end.
+        embed_dim: Width of the trunk. Its tokens have twice as many channels.
+        depth: Number of trunk blocks, at least four. After the first third they alternate.
+        num_heads: Number of attention heads.
         features: Width of the dense head.
-        heads: Those to build.
-        reference: How the view whose camera is the world is chosen, see `choose_reference`.
-        seed: Of the random weights; null is the run's.
-        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the model's own unit.
+        heads: Heads to build.
+        reference: How the view is chosen whose camera is the world, see `choose_reference`.
+        seed: Seed of the random weights. null is the run's seed.
+        scale_from: How lengths are converted to meters, `DatasetPoses` or `MetricModel`. null keeps the model's own
+            unit.
 
     Raises:
-        InputError: Fewer than four blocks, or features that are not a multiple of 8.
+        InputError: There are fewer than four blocks, or features are not a multiple of 8.
     """
 
     with_heads = "build both (--model.geometry.heads [camera,depth])"
@@ -237,25 +240,25 @@ class TinyDA3(DA3Encoder):
         super().__init__(da3, layers, reference, scale_from=scale_from)
 
 
-# ---- Depth Anything 3 that is given the dataset's cameras: `--model.geometry PosedDA3` -------------------------------
+# ---- Depth Anything 3 with the dataset's cameras as input: `--model.geometry PosedDA3` -------------------------------
 
 CAMERA = ("world_to_camera", "K_normalized", "has_camera")
 
 
 class PosedDA3(PretrainedDA3):
-    """Depth Anything 3 with released weights and the dataset's cameras, which pass its camera encoder.
+    """Depth Anything 3 with released weights and the dataset's cameras, which pass through its camera encoder.
 
     As in the official API, the cameras of the result are the given ones, and depth is aligned to them. Principal points
-    are taken for the center of the image.
+    are assumed to be at the center of the image.
 
     Args:
-        path: A hub id, or a folder with config.json and model.safetensors in it, of an any-view model.
-        layers: Of the trunk whose outputs are the 3D tokens, concatenated on the channels; counted from the end where
-            negative.
-        dtype: Of the trunk; the heads are float32.
+        path: A hub id, or a folder with config.json and model.safetensors, of an any-view model.
+        layers: Trunk layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count from
+            the end.
+        dtype: Dtype of the trunk. The heads are float32.
 
     Raises:
-        InputError: A model without a camera encoder, or a nested one.
+        InputError: The model has no camera encoder, or is a nested one.
     """
 
     requires_cameras = True
@@ -274,10 +277,10 @@ class PosedDA3(PretrainedDA3):
         self.is_metric = True
 
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
-        """See `GeometryEncoder`; predicted cameras serve the alignment of depth alone, which has no gradient."""
+        """See `GeometryEncoder`. Predicted cameras serve only to align depth, which has no gradient."""
         used = {"tokens": tokens, "cameras": cameras and "depth" in self.heads}
         learned = name.endswith(".camera_token")
-        if ".cam_enc." in name:  # its tokens stand in for the learned ones
+        if ".cam_enc." in name:  # its tokens replace the learned ones
             name = "da3.model.backbone.pretrained.camera_token"
         return learned or ".cam_dec." in name or super().is_unreachable(name, **used)
 

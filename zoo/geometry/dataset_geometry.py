@@ -19,25 +19,24 @@ Unit = Literal["meters", "scene"]
 
 
 class DatasetGeometry(GeometryEncoder):
-    """Rays and points of the dataset as 3D tokens, without parameters; the first frame with a camera is the world.
+    """Rays and points of the dataset as 3D tokens, without parameters. The first frame with a camera is the world.
 
-    The channels of a patch are the ray through its center as Plücker coordinates, a unit direction d and the moment
-    o x d about the origin (o is the camera's center; as in Cameras as Rays, arXiv 2402.14817). With depth they also
-    hold the 3D point on that ray at the patch's median depth and a 1, or four zeros without depth in the patch. The
-    directions have unit length, so that lengths survive a normalization of the token.
+    The channels of a patch are the ray through its center in Plücker coordinates: a unit direction d and the moment o x
+    d about the origin, where o is the camera's center (as in Cameras as Rays, arXiv 2402.14817). With depth they also
+    hold the 3D point on that ray at the patch's median depth and a 1, or four zeros if the patch has no depth. The
+    directions have unit length, so lengths survive a normalization of the token.
 
-    The camera token of a frame is the same for the optical axis: its ray and, with depth, the camera's center and 1.
-
-    Frames without a camera have tokens of zeros and an identity for a camera.
+    The camera token of a frame holds the same for the optical axis: its ray and, with depth, the camera's center and 1.
+    Frames without a camera have zero tokens and an identity camera.
 
     Args:
         depth: Whether to use the dataset's depth.
-        unit: Of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera, as in
-            VGGT's training targets: such tokens show the shape of a scene and not its size. Cameras stay in the
+        unit: Unit of lengths in the tokens. "scene" is the mean distance of the scene's points from the first camera,
+            as in VGGT's training targets: such tokens show the shape of a scene but not its size. Cameras stay in the
             dataset's unit.
 
     Raises:
-        InputError: The unit "scene" without depth.
+        InputError: The unit is "scene" without depth.
 
     Example:
         >>> import torch
@@ -50,7 +49,7 @@ class DatasetGeometry(GeometryEncoder):
     """
 
     requires_cameras = True
-    requires_frames = True  # for their size
+    requires_frames = True  # only their size is used
     takes_vision_patches = True
 
     def __init__(self, depth: bool = True, unit: Unit = "meters") -> None:
@@ -68,7 +67,7 @@ class DatasetGeometry(GeometryEncoder):
     def forward(
         self, frames: Frames, given: DatasetGeometries, *, tokens: bool = True, cameras: bool = True
     ) -> list[SceneGeometry]:
-        """See `GeometryEncoder`; the dataset's cameras are always part of the result."""
+        """See `GeometryEncoder`. The result always contains the dataset's cameras."""
         return [self._encode(i, *scene, tokens) for i, scene in enumerate(zip(frames, given, strict=True))]
 
     def _encode(self, number: int, frames: Tensor, given: SceneGeometry | None, tokens: bool) -> SceneGeometry:
@@ -125,7 +124,7 @@ class DatasetGeometry(GeometryEncoder):
 
 
 def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1"]) -> Float[Tensor, ""]:
-    """Compute the mean distance of the known points from the origin; data without any are refused when read."""
+    """Compute the mean distance of the known points from the origin. Scenes without any are rejected when read."""
     distance = points.norm(dim=-1) * known[..., 0]
     return distance.sum() / known.sum().clamp(min=1)
 
@@ -133,7 +132,7 @@ def mean_distance(points: Float[Tensor, "S h w 3"], known: Bool[Tensor, "S h w 1
 def first_as_world(
     world_to_camera: Float[Tensor, "S 4 4"], has_camera: Bool[Tensor, " S"] | None
 ) -> Float[Tensor, "S 4 4"]:
-    """Poses relative to the first valid camera, V V_ref^-1, in float64; identities for frames without a camera."""
+    """Return poses relative to the first valid camera, V V_ref^-1, in float64. Identities where there is no camera."""
     poses = world_to_camera.double()
     number = torch.arange(len(poses), device=poses.device)
     valid = torch.ones_like(number, dtype=torch.bool) if has_camera is None else has_camera

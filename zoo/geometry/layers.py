@@ -1,4 +1,4 @@
-"""Layers that VGGT and Depth Anything 3 share; the modules carry the official parameter names of both."""
+"""Layers that VGGT and Depth Anything 3 share. The modules have the official parameter names of both."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def normalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 
 
 
 def check_images(images: Tensor, patch_size: int, model: str) -> None:
-    """Check that images have sides in multiples of the patch size, and are no bytes.
+    """Check that images are floating-point and have sides in multiples of the patch size.
 
     Raises:
-        ValueError: They don't; the message names the model.
+        ValueError: The images do not fit.
     """
     check_size(images.shape[-2], images.shape[-1], patch_size)
     if not images.is_floating_point():
@@ -40,10 +40,10 @@ def check_images(images: Tensor, patch_size: int, model: str) -> None:
 
 
 def check_range(images: Tensor, model: str) -> None:
-    """Check that images have values in 0..1; it waits for a GPU, so it is left out for images that were bytes before.
+    """Check that image values are in 0..1. It waits for the GPU, so it is skipped for images converted from bytes.
 
     Raises:
-        ValueError: They don't; the message names the model.
+        ValueError: Values are out of range.
     """
     if not images.is_meta and ((images < DARKEST) | (images > BRIGHTEST)).any():
         low, high = torch.stack(images.aminmax()).tolist()
@@ -65,7 +65,7 @@ def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tenso
     x, y, z, w = quaternion.unbind(-1)
     zero = torch.zeros_like(w)
     cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    # [v]^2 = v v^T - |v|^2 I, written out: a matrix product would be computed in half precision by autocast
+    # [v]^2 = v v^T - |v|^2 I, written out because autocast would compute a matrix product in half precision
     vector = quaternion[..., :3]
     identity = torch.eye(3, dtype=quaternion.dtype, device=quaternion.device)
     outer = vector[..., :, None] * vector[..., None, :]
@@ -77,7 +77,7 @@ def quaternion_to_rotation(quaternion: Float[Tensor, "*batch 4"]) -> Float[Tenso
 def rotation_to_quaternion(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
     """Convert rotations to unit quaternions (x, y, z, w) with w >= 0.
 
-    The entries of R yield all products 4 q_i q_j; their row of the largest q_i is divided by it (Shepperd 1978).
+    The entries of R yield all products 4 q_i q_j. The row of the largest q_i is divided by that q_i (Shepperd 1978).
     """
     entry = {f"{i}{j}": R[..., i, j] for i in range(3) for j in range(3)}
     xx, yy, zz = entry["00"], entry["11"], entry["22"]
@@ -97,17 +97,17 @@ def rotation_to_quaternion(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*ba
     return torch.where(quaternion[..., 3:] < 0, -quaternion, quaternion)
 
 
-# ---- The patch embedding, whose parameters are those of a Conv2d -----------------------------------------------------
+# ---- The patch embedding, with the parameters of a Conv2d ------------------------------------------------------------
 
 
 class PatchConvolution(nn.Conv2d):
-    """A convolution with the patch as kernel and stride: on a GPU, a matrix product with patches that are cut before.
+    """A convolution with the patch as kernel and stride. On a GPU, a matrix product with patches cut out before.
 
-    cuDNN may be far slower in bfloat16, see `zoo.backbones.vision`. On a CPU the results stay those of the
-    published code bit for bit.
+    cuDNN may be far slower in bfloat16, see `zoo.backbones.vision`. On a CPU the results equal the published code's,
+    bit for bit.
 
     Args:
-        patch_size: In pixels.
+        patch_size: Patch size in pixels.
         embed_dim: Width of the tokens.
     """
 
@@ -117,7 +117,7 @@ class PatchConvolution(nn.Conv2d):
     def forward(  # type: ignore[override]
         self, images: Float[Tensor, "N 3 H W"]
     ) -> Float[Tensor, "N D rows columns"]:
-        """Embed the patches of images; the rest of a side that is no multiple of the patch is left out."""
+        """Embed the patches of images. A remainder of a side that is smaller than a patch is left out."""
         return super().forward(images) if images.device.type == "cpu" else self.multiply(images)
 
     def multiply(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D rows columns"]:
@@ -128,9 +128,9 @@ class PatchConvolution(nn.Conv2d):
 
 
 # ---- The transformer block, and its RoPE -----------------------------------------------------------------------------
-# RoPE rotates the first half of the channels of a head by the row of the patch, the second by its column; within a
-# half, channel i is paired with channel i + quarter. Patches count from 1; the special tokens before them are at 0, the
-# identity. Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT.
+# RoPE rotates the first half of a head's channels by the row of the patch, the second half by its column. Within a
+# half, channel i is paired with channel i + quarter. Patches count from 1. The special tokens before them are at 0,
+# which is the identity. Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT.
 
 
 class Attention(nn.Module):
@@ -154,7 +154,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
     ) -> Float[Tensor, "B N C"]:
-        """Attend over N tokens; `rotations` of `patch_rotations` are applied to queries and keys."""
+        """Attend over N tokens. `rotations` from `patch_rotations` are applied to queries and keys."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotations is not None:
@@ -178,9 +178,9 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """A gated MLP (Shazeer 2020, arXiv 2002.05202) of about as many parameters as `MLP` with the same arguments.
+    """A gated MLP (Shazeer 2020, arXiv 2002.05202) with about as many parameters as `MLP` with the same arguments.
 
-    Two thirds of the hidden width, rounded up to a multiple of 8, as its three matrices replace two.
+    It uses two thirds of the hidden width, rounded up to a multiple of 8, because three matrices replace two.
     """
 
     def __init__(self, dim: int, hidden: int, out: int) -> None:
@@ -214,8 +214,8 @@ class Block(nn.Module):
         dim: Width of the tokens.
         num_heads: A divisor of dim.
         mlp_ratio: Hidden width of the MLP over dim.
-        qk_norm: See `Attention`; its LayerNorms have eps 1e-5, whatever `eps` is.
-        eps: Of the two LayerNorms of the block.
+        qk_norm: See `Attention`. Its LayerNorms have eps 1e-5, independent of `eps`.
+        eps: Epsilon of the block's two LayerNorms.
         mlp: `MLP` or `SwiGLU`.
         causal: Mask later tokens.
     """
@@ -241,7 +241,7 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
     ) -> Float[Tensor, "B N C"]:
-        """Attention, then MLP, each with a residual connection."""
+        """Apply attention, then the MLP, each with a residual connection."""
         x = self.ls1(x, self.attn(self.norm1(x), rotations))
         return self.ls2(x, self.mlp(self.norm2(x)))
 
@@ -249,14 +249,14 @@ class Block(nn.Module):
 def patch_rotations(
     grid: tuple[int, int], num_special: int, head_dim: int, base: float, device: torch.device
 ) -> Float[Tensor, "2 P 2 quarter"]:
-    """Cosines and sines of the tokens of one frame, special tokens first; float32.
+    """Compute the cosines and sines of the tokens of one frame, special tokens first. Float32.
 
     Args:
         grid: Rows and columns of patches.
         num_special: Tokens before the patches.
         head_dim: Channels of a head, a multiple of 4.
-        base: Of the frequencies: base^(-i / quarter), i = 0 ... quarter - 1.
-        device: Of the result.
+        base: Base of the frequencies base^(-i / quarter), i = 0 ... quarter - 1.
+        device: Device of the result.
     """
     rows, columns = (torch.arange(1, side + 1, dtype=torch.float32, device=device) for side in grid)
     position = torch.cat((torch.zeros(num_special, 2, device=device), torch.cartesian_prod(rows, columns)))
@@ -264,7 +264,7 @@ def patch_rotations(
 
 
 def rotations_at(position: Float[Tensor, "N 2"], head_dim: int, base: float) -> Float[Tensor, "2 N 2 quarter"]:
-    """Cosines and sines of tokens at positions (row, column); see `patch_rotations`."""
+    """Compute the cosines and sines of tokens at positions (row, column), see `patch_rotations`."""
     quarter = head_dim // 4
     frequency = base ** (-torch.arange(quarter, dtype=torch.float32, device=position.device) / quarter)
     angle = position[:, :, None] * frequency
@@ -280,7 +280,7 @@ def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quar
 
 
 def layer_index(layer: int, depth: int) -> int:
-    """Convert a layer, counted from the end where negative, to an index from 0.
+    """Convert a layer number, which counts from the end if negative, to an index from 0.
 
     Raises:
         ValueError: There is no such layer.
@@ -296,14 +296,14 @@ POSITION_SCALE = 0.1
 
 
 class DPT(nn.Module):
-    """DPT (arXiv 2103.13413) up to the maps of its four levels; subclasses add `scratch` and the outputs.
+    """DPT (arXiv 2103.13413) up to the maps of its four levels. Subclasses add `scratch` and the outputs.
 
     The tokens of four layers become maps at 4, 2, 1 and 1/2 times the resolution of the patch grid.
 
     Args:
         dim_in: Width of the tokens.
         out_channels: Widths of the four maps.
-        patch_size: In pixels.
+        patch_size: Patch size in pixels.
     """
 
     def __init__(self, dim_in: int, out_channels: Sequence[int], patch_size: int = 14) -> None:
@@ -326,13 +326,13 @@ class DPT(nn.Module):
         return next(self.projects.parameters()).dtype
 
     def embed_positions(self, x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
-        """Add the position embedding of this head to maps; see `add_positions`."""
+        """Add the position embedding of this head to maps, see `add_positions`."""
         return add_positions(x, aspect)
 
     def reassemble(
         self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int
     ) -> list[Float[Tensor, "N _ _ _"]]:
-        """Maps of the four levels, the finest first, from the patch tokens of images of height x width pixels."""
+        """Return maps of the four levels, finest first, from patch tokens of images of height x width pixels."""
         grid = (height // self.patch_size, width // self.patch_size)
         maps = []
         for layer, project, resize in zip(tokens, self.projects, self.resize_layers, strict=True):
@@ -377,7 +377,7 @@ class FusionChain(nn.Module):
     def merge(
         self, levels: Sequence[Float[Tensor, "N features _ _"]], suffix: str = "", upscale: int = 2
     ) -> Float[Tensor, "N features _ _"]:
-        """Merge maps, the finest first, into one of `upscale` times the finest size by the chain of this suffix."""
+        """Merge maps, finest first, into one map of `upscale` times the finest size, by the chain of this suffix."""
         out = None
         for level in range(len(levels), 0, -1):
             lateral = levels[level - 1]
@@ -388,7 +388,7 @@ class FusionChain(nn.Module):
 
 
 class Scratch(FusionChain):
-    """`FusionChain` with the output convolutions; the name is that of the official checkpoints.
+    """`FusionChain` with the output convolutions. The name is the official checkpoints'.
 
     Args:
         features: Width of the merged maps.
@@ -406,7 +406,7 @@ class Scratch(FusionChain):
 
 
 def output_branch(features: int, output_dim: int) -> nn.Sequential:
-    """The last convolutions of a head, at the size of the images."""
+    """Return the last convolutions of a head, in the size of the images."""
     return nn.Sequential(nn.Conv2d(features // 2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, output_dim, 1))
 
 
@@ -426,14 +426,14 @@ class FusionBlock(nn.Module):
         lateral: Float[Tensor, "N features h w"],
         size: tuple[int, int],
     ) -> Float[Tensor, "N features H W"]:
-        """Merge two maps; without a coarser one only the lateral map is refined."""
+        """Merge two maps. Without a coarser map only the lateral map is refined."""
         x = lateral if coarser is None else coarser + self.resConfUnit1(lateral)
         # a pointwise convolution commutes with interpolation, and is cheaper before it
         return upsample(self.out_conv(self.resConfUnit2(x)), size)
 
 
 class ResidualUnit(nn.Module):
-    """Two convolutions, each behind a ReLU, with a skip connection."""
+    """Two convolutions, each after a ReLU, with a skip connection."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -446,16 +446,16 @@ class ResidualUnit(nn.Module):
 
 
 def upsample(x: Float[Tensor, "N C h w"], size: tuple[int, int]) -> Float[Tensor, "N C H W"]:
-    """Bilinear interpolation with aligned corners."""
+    """Interpolate bilinearly with aligned corners."""
     return F.interpolate(x, size, mode="bilinear", align_corners=True)
 
 
 def add_positions(x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
-    """Add 0.1 times a sinusoidal position embedding: of the column on the first half of the channels, then the row.
+    """Add 0.1 times a sinusoidal position embedding: columns on the first half of the channels, rows on the second.
 
     Args:
         x: Maps with a multiple of 4 channels.
-        aspect: Width over height of the image; its half diagonal has length 1.
+        aspect: Width over height of the image. Its half diagonal has length 1.
     """
     channels, height, width = x.shape[1:]
     diagonal = (1 + aspect**2) ** 0.5

@@ -1,4 +1,4 @@
-"""Meters by the depth of a metric model."""
+"""Conversion to meters by the depth of a metric model."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from zoo.geometry.da3.model import SKY, Metric, find_model, fit_scale
 from zoo.weights.load import builds_shapes_only, find_tensors, read_config, read_weights
 
 RELEASED = "depth-anything/DA3METRIC-LARGE"
-RELEASED_CONFIG: dict[str, Any] = {  # of its config.json, for plans
+RELEASED_CONFIG: dict[str, Any] = {  # from its config.json, for `plan`
     "net": {"name": "vitl", "out_layers": [4, 11, 17, 23], "alt_start": -1, "qknorm_start": -1, "rope_start": -1}
     | {"cat_token": False},
     "head": {"__object__": {"name": "DPT"}, "dim_in": 1024, "output_dim": 1, "features": 256}
     | {"out_channels": [256, 512, 1024, 1024]},
 }
-VERSION = 1  # of kept scales
-MEASURED = ("depth", "confidence", "K_normalized", "has_camera")  # what a scale depends on of a prediction
+VERSION = 1  # version of stored scales
+MEASURED = ("depth", "confidence", "K_normalized", "has_camera")  # fields of a prediction that the scale depends on
 NO_PIXEL = (
     "the metric model and the encoder share no pixel with depth: leave the scene out, or take DatasetPoses as the scale"
 )
 
 
 class MetricModel(ScaleSource):
-    """The depth of a metric Depth Anything 3 on the same frames: the median of its ratio to the encoder's depth.
+    """Scale by a metric Depth Anything 3 on the same frames: the median ratio of its depth to the encoder's depth.
 
-    Over the pixels that are not sky and where the encoder's confidence is at least the scene's median, of the frames
-    whose focal length is known: the dataset's, or else the predicted one. The model is float32, frozen, and loaded when
-    it is first needed.
+    The median is over pixels that are not sky and whose confidence by the encoder is at least the scene's median, in
+    frames with a known focal length. The focal length is the dataset's or, if missing, the predicted one. The model is
+    float32, frozen, and loaded when it is first needed.
 
     Args:
-        path: A hub id, or a folder with config.json and model.safetensors in it.
-        cache: Keeps the scale of each scene on disk, of the same depth and frames; null computes it each time.
+        path: A hub id, or a folder with config.json and model.safetensors.
+        cache: Stores the scale of each scene on disk, by depth and frames. null computes it each time.
 
     Attributes:
         cache: The same.
 
     Raises:
-        InputError: There are no such weights, or they are of another model.
+        InputError: The weights do not exist, or belong to another model.
     """
 
     reads: tuple[str, ...] = ("K_normalized", "has_camera")
@@ -70,7 +70,7 @@ class MetricModel(ScaleSource):
 
         if not builds_shapes_only():
             with torch.device("meta"):
-                read_weights(outline)  # checks names and shapes
+                read_weights(outline)  # to check names and shapes
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -82,12 +82,12 @@ class MetricModel(ScaleSource):
 
     @cached_property
     def network(self) -> DA3:
-        """The network, frozen; its weights are read when it is first asked for."""
-        with torch.inference_mode(False):  # it is kept
+        """The network, frozen. Its weights are read at the first access."""
+        with torch.inference_mode(False):  # kept beyond this call
             return self._load().requires_grad_(False).eval()
 
     def depth(self, frames: Float[Tensor, "S 3 H W"], K_normalized: Float[Tensor, "S 3 3"]) -> Float[Tensor, "S H W"]:
-        """Depth in meters; 0 for sky."""
+        """Return the depth in meters, 0 for sky."""
         output = self.network.to(frames.device)(frames[None], layers=(), heads=("depth",))
         K_px = intrinsics_in_pixels(K_normalized, frames.shape[-1], frames.shape[-2])
         return (to_meters(output.depth, K_px[None]) * (output.sky < SKY))[0]
@@ -114,7 +114,7 @@ class MetricModel(ScaleSource):
     def measure(
         self, scene: SceneGeometry, frames: Float[Tensor, "S 3 H W"], given: SceneGeometry | None
     ) -> Float[Tensor, ""]:
-        """Compute what `meters_per_unit` returns."""
+        """Compute the result of `meters_per_unit`."""
         assert scene.depth is not None and scene.confidence is not None  # by `requires_depth`
         _, K, valid = scene.cameras()
         if given is not None and given.has_cameras:
@@ -129,9 +129,9 @@ class MetricModel(ScaleSource):
 
 
 class FittedMetricModel(MetricModel):
-    """The same by a least-squares fit, as in Depth Anything 3's nested model, and by predicted focal lengths alone.
+    """Scale by a least-squares fit, as in Depth Anything 3's nested model, with predicted focal lengths only.
 
-    GeoVR's target (arXiv 2606.05833).
+    This is GeoVR's target (arXiv 2606.05833).
     """
 
     reads = ()

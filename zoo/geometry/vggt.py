@@ -51,8 +51,8 @@ from zoo.weights.load import (
 
 # ---- Official names of VGGT's tensors, and the file of its weights ---------------------------------------------------
 
-# The modules here carry the official names, except for DINOv2, which is transformers' own: its names differ, and the
-# official joint projection of queries, keys and values is three.
+# The modules here have the official names, except for DINOv2, which is transformers' implementation. Its names differ,
+# and it splits the official joint projection of queries, keys and values into three.
 
 DINOV2_PREFIX = "aggregator.patch_embed."
 QKV = (".attention.q_proj.", ".attention.k_proj.", ".attention.v_proj.")
@@ -73,7 +73,7 @@ RENAMED_IN_BLOCK = (
 
 
 def current_names(official: str) -> tuple[str, ...]:
-    """The names here of an official tensor; three names share its rows equally."""
+    """Return the names here of an official tensor. If there are three, each gets a third of its rows."""
     if not official.startswith(DINOV2_PREFIX):
         return (official,)
     name = _translate(official.removeprefix(DINOV2_PREFIX), 0, 1)
@@ -82,7 +82,7 @@ def current_names(official: str) -> tuple[str, ...]:
 
 
 def official_name(current: str) -> str:
-    """The official name of a tensor here, or of the tensor that it is a part of."""
+    """Return the official name of a tensor here, or of the official tensor that it is a part of."""
     if not current.startswith(DINOV2_PREFIX):
         return current
     name = current.removeprefix(DINOV2_PREFIX)
@@ -104,15 +104,15 @@ NAMES = NameTable(current_names, official_name)
 
 
 def official_tensors(path: str) -> StoredTensors:
-    """Return the tensors of a file name, a folder or a hub id, see `find_weights`; they are opened when needed."""
+    """Return the tensors of a file, a folder or a hub id, see `find_weights`. They are opened when needed."""
     return StoredTensors(lambda: find_weights(path))
 
 
 def find_weights(path: str) -> Path:
-    """The safetensors file of a file name, a folder or a hub id, which is downloaded if needed.
+    """Return the safetensors file of a file name, a folder or a hub id, and download it if needed.
 
     Raises:
-        InputError: There is none; pickled weights (.pt, .bin) are never read.
+        InputError: There is no such file. Pickled weights (.pt, .bin) are never read.
     """
     local, cause = Path(path).expanduser(), None
     file = local if local.suffix == ".safetensors" else local / WEIGHTS
@@ -132,7 +132,7 @@ def find_weights(path: str) -> Path:
 
 # ---- The pose encoding: translation (3), quaternion (4), vertical and horizontal field of view in radians ------------
 # Translation and rotation are world-to-camera, x_camera = R x_world + t, in the scene's own scale, with the first frame
-# as the world. The quaternion is (x, y, z, w) of any length but 0; the principal point is the center of the image.
+# as the world. The quaternion is (x, y, z, w) of any length but 0. The principal point is the center of the image.
 # Source: arXiv 2503.11651, section 3
 
 
@@ -141,7 +141,8 @@ def pose_encoding_to_cameras(
 ) -> tuple[Float[Tensor, "*batch 4 4"], Float[Tensor, "*batch 3 3"]]:
     """Convert pose encodings to world-to-camera poses and intrinsics in pixels, float32 or better.
 
-    The camera head can predict a field of view of exactly 0, an infinite focal length, which `zoo.Cameras` rejects.
+    The camera head can predict a field of view of exactly 0, which is an infinite focal length. `zoo.Cameras` rejects
+    it.
     """
     pose_enc = to_float32(pose_enc)
     height, width = image_size_hw
@@ -160,7 +161,7 @@ def cameras_to_pose_encoding(
     K_px: Float[Tensor, "*batch 3 3"],
     image_size_hw: tuple[int, int],
 ) -> Float[Tensor, "*batch 9"]:
-    """The inverse of `pose_encoding_to_cameras`, with unit quaternions, w >= 0; the principal point is dropped."""
+    """Invert `pose_encoding_to_cameras`, with unit quaternions and w >= 0. The principal point is dropped."""
     world_to_camera, K_px = to_float32(world_to_camera), to_float32(K_px)
     height, width = image_size_hw
     fov_h = 2 * torch.atan((height / 2) / K_px[..., 1, 1])
@@ -170,8 +171,9 @@ def cameras_to_pose_encoding(
 
 
 # ---- The trunk: patch embedding, then alternating attention within each frame and over all frames --------------------
-# DINOv2 is transformers' own. It interpolates position embeddings as VGGT does: bicubic, antialiased, no offset, in
-# float32, and not at all for a square image of the embeddings' own size; its LayerNorms have eps 1e-6
+# DINOv2 is transformers' implementation. It interpolates position embeddings as VGGT does: bicubic, antialiased,
+# without offset, in float32, and not at all for a square image of the embeddings' own size. Its LayerNorms have eps
+# 1e-6.
 
 DINOV2 = {  # name: width, layers, heads
     "dinov2_vits14_reg": (384, 12, 6),
@@ -188,12 +190,12 @@ class Aggregator(nn.Module):
 
     Args:
         img_size: Side in pixels of the square image that DINOv2's position embeddings were made for.
-        patch_size: In pixels; the sides of an image must be multiples of it.
-        embed_dim: Width C of the tokens; a layer's output has 2C.
-        depth: Number of layers; each is a frame block and a global block.
-        num_heads: Of the attention; the channels of a head must be a multiple of 4.
+        patch_size: Patch size in pixels. The sides of an image must be multiples of it.
+        embed_dim: Width C of the tokens. A layer's output has width 2C.
+        depth: Number of layers. Each is a frame block and a global block.
+        num_heads: Number of attention heads. The channels of a head must be a multiple of 4.
         mlp_ratio: Hidden width of the MLPs over C.
-        num_register_tokens: Registers per frame; DINOv2 has as many of its own.
+        num_register_tokens: Registers per frame. DINOv2 has the same number of its own.
         patch_embed: `conv` or the name of a DINOv2 model, see `build_patch_embed`.
         rope_freq: Base of RoPE's frequencies.
     """
@@ -227,12 +229,12 @@ class Aggregator(nn.Module):
     def forward(
         self, images: Float[Tensor, "B S 3 H W"], layers: Collection[int]
     ) -> dict[int, Float[Tensor, "B S P D"]]:
-        """Compute the outputs of layers: those of the frame and the global block, concatenated (D = 2C).
+        """Compute layer outputs: the outputs of the frame and the global block, concatenated (D = 2C).
 
         No layer after the last of `layers` is computed, and no other output is kept.
 
         Args:
-            images: RGB in 0..1; normalized here.
+            images: RGB in 0..1. They are normalized here.
             layers: Indices from 0 to depth - 1.
 
         Returns:
@@ -273,7 +275,7 @@ class DINOv2(Dinov2WithRegistersModel):
 
 
 class ConvPatchEmbed(nn.Module):
-    """Convolution with the patch as kernel and stride; the aggregator's RoPE adds the positions."""
+    """Convolution with the patch as kernel and stride. The aggregator's RoPE adds the positions."""
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
@@ -290,12 +292,12 @@ def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int,
     Args:
         name: `conv`, or a DINOv2: `dinov2_vits14_reg`, `dinov2_vitb14_reg`, `dinov2_vitl14_reg`.
         img_size: Side in pixels of the square image that DINOv2's position embeddings were made for.
-        patch_size: In pixels.
+        patch_size: Patch size in pixels.
         embed_dim: Width of the tokens.
-        num_registers: Of DINOv2, which its output leaves out.
+        num_registers: Number of DINOv2's registers, which its output leaves out.
 
     Raises:
-        ValueError: An unknown name, or a width that is not that of the model.
+        ValueError: The name is unknown, or the width does not match the model.
     """
     if name == "conv":
         return ConvPatchEmbed(patch_size, embed_dim)
@@ -329,7 +331,7 @@ class CameraHead(nn.Module):
     Args:
         dim_in: Width of the aggregator's outputs.
         trunk_depth: Number of self-attention blocks over the camera tokens of a scene.
-        num_heads: Of these blocks.
+        num_heads: Number of heads of these blocks.
         mlp_ratio: Hidden width of their MLPs over dim_in.
         causal: Mask later frames.
     """
@@ -353,7 +355,7 @@ class CameraHead(nn.Module):
         self.pose_branch = MLP(dim_in, dim_in // 2, ENCODING)
 
     def forward(self, tokens: Float[Tensor, "B S D"], steps: int = 4) -> Float[Tensor, "steps B S 9"]:
-        """The pose encoding after each step, float32 or better; the last is the prediction.
+        """Return the pose encoding after each step, float32 or better. The last is the prediction.
 
         No gradient flows from a step to the one before it. The field of view is clamped at 0 in the output, and
         unclamped in the input of the next step, as in the official code.
@@ -372,12 +374,9 @@ class CameraHead(nn.Module):
 
     @torch.no_grad()
     def init_identity_pose(self, steps: int = 4) -> None:
-        """Make an untrained head predict about the identity and a field of view of one radian.
+        """Make an untrained head predict roughly the identity and a field of view of one radian.
 
         With random weights the field of view is often below 0, where the ReLU passes no gradient.
-
-        Args:
-            steps: Of the refinement, whose updates add up.
         """
         last = self.pose_branch.fc2
         last.weight.mul_(0.1)
@@ -388,9 +387,9 @@ class CameraHead(nn.Module):
 
 
 class ReluResidualUnit(ResidualUnit):
-    """A residual unit that adds relu(x), not x.
+    """A residual unit that adds relu(x) instead of x.
 
-    The official unit applies its ReLU in place, which overwrites x before it is added; the released weights were
+    The official unit applies its ReLU in place, which overwrites x before it is added. The released weights were
     trained with that.
     """
 
@@ -400,17 +399,17 @@ class ReluResidualUnit(ResidualUnit):
 
 
 class DPTHead(DPT):
-    """DPT head (Ranftl et al. 2021, arXiv 2103.13413) of VGGT, with the official parameter names.
+    """VGGT's DPT head (Ranftl et al. 2021, arXiv 2103.13413), with the official parameter names.
 
     Args:
         dim_in: Width of the tokens.
         output_dim: Channels of the result, plus one for the confidence.
         activation: `exp` (depth), or `inv_log`: sign(x) (e^|x| - 1) (points).
         conf_activation: `expp1`: 1 + e^x.
-        patch_size: In pixels.
+        patch_size: Patch size in pixels.
         features: Width of the merged maps.
         out_channels: Widths of the four maps.
-        intermediate_layer_idx: The layers of the aggregator, counted from the end where negative.
+        intermediate_layer_idx: Aggregator layers that are read. Negative numbers count from the end.
     """
 
     def __init__(
@@ -438,8 +437,8 @@ class DPTHead(DPT):
 
         Args:
             tokens: Patch tokens of the four `layers`.
-            height: Of the images in pixels.
-            width: Of the images in pixels.
+            height: Height of the images in pixels.
+            width: Width of the images in pixels.
 
         Returns:
             Values in the size of the images, and their confidence, above 1.
@@ -459,7 +458,7 @@ class DPTHead(DPT):
 
 HEADS = ("camera", "depth", "point")
 NOT_BUILT = "track_head."  # the point tracker is not part of this project
-VGGT_1B: dict[str, dict[str, Any]] = {  # facebook/VGGT-1B; everything else is a default
+VGGT_1B: dict[str, dict[str, Any]] = {  # facebook/VGGT-1B; all other arguments are defaults
     "aggregator": {"img_size": 518, "patch_size": 14, "embed_dim": 1024},
     "camera_head": {"dim_in": 2048},
     "depth_head": {"dim_in": 2048, "output_dim": 2, "activation": "exp"},
@@ -469,16 +468,16 @@ VGGT_1B: dict[str, dict[str, Any]] = {  # facebook/VGGT-1B; everything else is a
 
 @dataclass(eq=False)
 class VGGTOutput:
-    """The outputs of VGGT for B scenes of S frames; None for heads that were not asked for.
+    """The outputs of VGGT for B scenes of S frames. None for heads that were not requested.
 
     Attributes:
-        tokens: Outputs of the layers, by the index asked for; camera token, registers, patches.
+        tokens: Layer outputs by requested index: camera token, registers, patches.
         patch_start: Number of tokens before the patches.
         pose_enc: Cameras, see `pose_encoding_to_cameras`.
-        pose_enc_list: The same after each refinement step; the last is `pose_enc`.
-        depth: Along the camera's z axis, in the scene's own scale, above 0.
+        pose_enc_list: The same after each refinement step. The last is `pose_enc`.
+        depth: Depth along the camera's z axis, in the scene's own scale, above 0.
         depth_conf: Confidence, above 1.
-        points: In the frame of the first camera, in the same scale.
+        points: Points in the frame of the first camera, in the same scale.
         points_conf: Confidence, above 1.
     """
 
@@ -505,16 +504,16 @@ class VGGT(nn.Module):
 
     Args:
         aggregator: Arguments of `Aggregator`.
-        camera_head: Arguments of `CameraHead`; None builds no such head.
-        depth_head: Arguments of `DPTHead`; None builds no such head.
-        point_head: Arguments of `DPTHead`; None builds no such head.
+        camera_head: Arguments of `CameraHead`. None builds no camera head.
+        depth_head: Arguments of `DPTHead`. None builds no depth head.
+        point_head: Arguments of `DPTHead`. None builds no point head.
 
     Attributes:
         config: The arguments.
         source: The official tensors that the weights are read from.
 
     Raises:
-        ValueError: A dense head that uses a layer which the aggregator does not have.
+        ValueError: A dense head uses a layer that the aggregator does not have.
 
     Example:
         >>> import torch
@@ -561,18 +560,18 @@ class VGGT(nn.Module):
     def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> VGGT:
         """Build the model with official weights, on their device.
 
-        Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
+        Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not read.
 
         Args:
             config: Arguments of the official modules: {"aggregator": {...}, "camera_head": {...}, ...}.
-            state_dict: Tensors by official names. Those of the tracker, and of heads that the config leaves out, are
+            state_dict: Tensors by official names. Tensors of the tracker, and of heads that the config leaves out, are
                 ignored.
-            dtype: Of the result; None is that of the weights.
+            dtype: Dtype of the result. None is the weights' dtype.
 
         Raises:
-            InputError: Tensors that are missing, unexpected or misshapen, by name.
+            InputError: Tensors are missing, unexpected or of another shape.
         """
-        with torch.device("meta"):  # so that loading takes no more memory than the model
+        with torch.device("meta"):  # loading then takes no more memory than the model
             model = cls(**config).to(dtype or first_tensor(state_dict).dtype)
         model.source = state_dict
         unused = (NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None))
@@ -584,7 +583,7 @@ class VGGT(nn.Module):
 
         Args:
             name: "camera", "depth" or "point".
-            tensors: By official names; all others are ignored.
+            tensors: Tensors by official names. All others are ignored.
 
         Raises:
             InputError: The weights have no such head, or it does not fit.
@@ -607,7 +606,7 @@ class VGGT(nn.Module):
         setattr(self, f"{name}_head", head)
 
     def official_state_dict(self) -> dict[str, Tensor]:
-        """The inverse of `from_official`: the tensors by official names."""
+        """Invert `from_official`: return the tensors by official names."""
         state = self.state_dict()
         parts: dict[str, list[Tensor]] = {}
         for name in dict.fromkeys(official_name(name) for name in state):
@@ -621,18 +620,18 @@ class VGGT(nn.Module):
         heads: Collection[str] = ("camera",),
         dense_frames: Int[Tensor, "B dense"] | None = None,
     ) -> VGGTOutput:
-        """Compute only what is asked for.
+        """Compute the requested outputs only.
 
         Args:
-            images: RGB in 0..1, not normalized; sides in multiples of the patch size. The camera of frame 0 is the
+            images: RGB in 0..1, not normalized. Sides are multiples of the patch size. The camera of frame 0 is the
                 world.
-            layers: Of the aggregator, counted from the end where negative.
+            layers: Aggregator layers. Negative numbers count from the end.
             heads: Any of "camera", "depth", "point".
-            dense_frames: The frames of each scene's depth and point maps, in this order; None is all.
+            dense_frames: Frames of each scene's depth and point maps, in this order. None is all.
 
         Raises:
-            ValueError: Image sides that are not multiples of the patch size, integer images, an unknown layer, or a
-                head that the model does not have.
+            ValueError: Image sides are not multiples of the patch size, images are integers, or a layer or a head does
+                not exist.
         """
         check_range(images, "VGGT")
         return self.compute(images, layers, heads, dense_frames)
@@ -644,7 +643,7 @@ class VGGT(nn.Module):
         heads: Collection[str],
         dense_frames: Int[Tensor, "B dense"] | None = None,
     ) -> VGGTOutput:
-        """Compute `forward` of images that are known to be in 0..1."""
+        """Compute `forward` for images that are known to be in 0..1."""
         self._check(images, heads)
         depth = self.aggregator.depth
         indices = {layer: layer_index(layer, depth) for layer in layers}

@@ -25,18 +25,18 @@ ReferenceFrame = Literal["first", "last"]
 
 
 class VGGTEncoder(TrunkEncoder):
-    """VGGT's tokens, and its cameras if asked for: float32, in the scene's own unit, the reference frame as the world.
+    """VGGT's tokens and cameras. Float32, in the scene's own unit, with the reference frame as the world.
 
     Args:
-        vggt: With its weights.
-        layers: Of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
-            where negative.
-        weights: Official tensors from which a head that `vggt` lacks is loaded when it is enabled.
-        scale_from: How lengths become meters; None keeps the scene's own unit.
-        reference: The frame that is the world: with `last`, VGGT sees the frames in reverse.
+        vggt: A VGGT with its weights.
+        layers: Aggregator layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count
+            from the end.
+        weights: Official tensors for heads that `vggt` lacks. Such a head is loaded when it is enabled.
+        scale_from: How lengths are converted to meters. None keeps the scene's own unit.
+        reference: The frame that is the world. With `last`, VGGT sees the frames in reverse order.
 
     Raises:
-        InputError: There is no such layer, or no depth head that the scale needs.
+        InputError: A layer does not exist, or the depth head that the scale needs is missing.
     """
 
     heads: tuple[str, ...] = ("camera",)
@@ -90,7 +90,7 @@ class VGGTEncoder(TrunkEncoder):
         self.vggt.load_head(head, self._weights)
 
     def is_unreachable(self, name: str, *, tokens: bool, cameras: bool) -> bool:
-        """See `GeometryEncoder`; DINOv2's mask token serves its own pretraining alone."""
+        """See `GeometryEncoder`. DINOv2's mask token serves only its own pretraining."""
         if not (tokens or cameras):
             return True
         part, kind, number, *_ = [*name.removeprefix("vggt.").split("."), ""]
@@ -117,14 +117,15 @@ class VGGTEncoder(TrunkEncoder):
 
 
 class PretrainedVGGT(VGGTEncoder):
-    """VGGT-1B with released weights (arXiv 2503.11651); its heads are loaded only when they are enabled.
+    """VGGT-1B with released weights (arXiv 2503.11651). A head is loaded only when it is enabled.
 
     Args:
-        path: A hub id, a folder with model.safetensors in it, or a .safetensors file.
-        layers: Of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
-            where negative.
-        dtype: Of the aggregator; the heads are float32.
-        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
+        path: A hub id, a folder with model.safetensors, or a .safetensors file.
+        layers: Aggregator layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count
+            from the end.
+        dtype: Dtype of the aggregator. The heads are float32.
+        scale_from: How lengths are converted to meters, `DatasetPoses` or `MetricModel`. null keeps the scene's own
+            unit.
         reference: The frame that is the world.
     """
 
@@ -146,24 +147,25 @@ class PretrainedVGGT(VGGTEncoder):
 
 
 class TinyVGGT(VGGTEncoder):
-    """A VGGT of a few million parameters, for small frames: random, or pretrained with geometry_tiny.yaml.
+    """A VGGT with a few million parameters for small frames, random or pretrained with geometry_tiny.yaml.
 
     Args:
-        path: A run of `fit --config geometry_tiny.yaml`, or its model.safetensors; null is random weights, whose
+        path: A run of `fit --config geometry_tiny.yaml`, or its model.safetensors. null is random weights, whose
             outputs carry no geometry.
-        layers: Of the aggregator whose outputs are the 3D tokens, concatenated on the channels; counted from the end
-            where negative.
-        embed_dim: Width of the aggregator; its tokens have twice as many channels.
-        depth: Layers of the aggregator.
-        num_heads: Of its attention.
+        layers: Aggregator layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count
+            from the end.
+        embed_dim: Width of the aggregator. Its tokens have twice as many channels.
+        depth: Number of aggregator layers.
+        num_heads: Number of attention heads.
         features: Width of the dense heads.
-        heads: Those to build; pretraining needs all three.
-        seed: Of the random weights; null is the run's.
-        scale_from: How lengths become meters, `DatasetPoses` or `MetricModel`; null keeps the scene's own unit.
+        heads: Heads to build. Pretraining needs all three.
+        seed: Seed of the random weights. null is the run's seed.
+        scale_from: How lengths are converted to meters, `DatasetPoses` or `MetricModel`. null keeps the scene's own
+            unit.
         reference: The frame that is the world.
 
     Raises:
-        InputError: A path without weights, or with weights of another size.
+        InputError: The path has no weights, or weights of another size.
     """
 
     def __init__(
@@ -201,13 +203,12 @@ class TinyVGGT(VGGTEncoder):
 
 
 def find_run_weights(path: str) -> Path:
-    """Return the file of weights that `fit --config geometry_tiny.yaml` leaves.
+    """Return the weights file that `fit --config geometry_tiny.yaml` writes.
 
-    Args:
-        path: The run, or its model.safetensors.
+    `path` is the run folder or its model.safetensors.
 
     Raises:
-        InputError: There are none.
+        InputError: There is no such file.
     """
     local = Path(path).expanduser()
     file = local if local.is_file() else local / WEIGHTS

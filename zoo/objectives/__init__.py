@@ -1,4 +1,4 @@
-"""Objectives of training: one file each beside `base.py`."""
+"""Training objectives. Each file beside `base.py` holds one kind."""
 
 from zoo.objectives.base import Decoded, LanguageModeling, LayerObjective, Objective
 from zoo.objectives.cambrian_p import PosePrediction

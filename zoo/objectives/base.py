@@ -1,10 +1,10 @@
-"""Objectives compute the losses of a training from what the model computed of a batch.
+"""Objectives compute training losses from the model's outputs for a batch.
 
-A model's forward pass iterates its objectives. Each reads hidden states from `Decoded`, and its targets from
-`EncodedScene`: the dataset's, the geometry encoder's, or a teacher's.
+A model's forward pass iterates over its objectives. Each reads hidden states from `Decoded`, and its targets from
+`EncodedScene`. Targets come from the dataset, the geometry encoder, or a teacher.
 
-The rules of averaging come first. They count questions: one question is one answer that is learned from, so each turn
-of a conversation is one.
+The averaging rules come first. They count questions: one question is one answer that is learned from, so each turn of a
+conversation counts as one.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class SceneLoss(NamedTuple):
     """A loss on the visual tokens of a scene.
 
     Attributes:
-        values: In each sequence that shows the scene; any shape behind the first axis.
-        known: Where the target is known.
-        num_answers: Answers that are learned from in each of these sequences.
+        values: Loss in each sequence that shows the scene, with any shape after the first axis.
+        known: True where the target is known.
+        num_answers: Number of answers that are learned from in each of these sequences.
     """
 
     values: Float[Tensor, "rows ..."]
@@ -52,7 +52,7 @@ class SceneLoss(NamedTuple):
 
 
 class Average(ABC):
-    """A rule of averaging the losses of a batch."""
+    """A rule for averaging the losses of a batch."""
 
     @abstractmethod
     def over_answers(
@@ -60,42 +60,38 @@ class Average(ABC):
     ) -> Float[Tensor, ""]:
         """Average the losses of the supervised tokens.
 
-        Args:
-            losses: Of each token.
-            lengths: The supervised tokens of its answer.
-            num_answers: Of the batch.
+        `lengths` has the number of supervised tokens in each token's answer.
         """
 
     @abstractmethod
     def over_scenes(self, losses: Sequence[SceneLoss], num_answers: int) -> Float[Tensor, ""]:
         """Average the losses on visual tokens.
 
-        Args:
-            losses: Of at least one scene; of a scene without a known target 0.
-            num_answers: Of the batch.
+        There is at least one scene. A scene without a known target contributes 0.
         """
 
 
 class QuestionAverage(Average):
-    """Mean over the questions of a batch, whatever the lengths of their answers.
+    """Mean over the questions of a batch, independent of the lengths of their answers.
 
-    The loss of a question is the mean over the tokens of its answer; on visual tokens, the mean over those of its scene
-    whose target is known, and 0 where none is. So the losses of batches, weighted by their questions, are the loss of
-    all of them together, however questions and scenes are distributed, see `Batch.weight`.
+    The loss of a question is the mean over the tokens of its answer. On visual tokens it is the mean over the scene's
+    tokens with a known target, and 0 if there are none. The mean of batch losses, weighted by their numbers of
+    questions, therefore equals the loss of all batches together, for any distribution of questions and scenes, see
+    `Batch.weight`.
     """
 
     def over_answers(
         self, losses: Float[Tensor, " M"], lengths: Int[Tensor, " M"], num_answers: int
     ) -> Float[Tensor, ""]:
         """See `Average`."""
-        return (losses / lengths).sum() / max(num_answers, 1)  # none where another process learns from them
+        return (losses / lengths).sum() / max(num_answers, 1)  # zero if another process learns from these answers
 
     def over_scenes(self, losses: Sequence[SceneLoss], num_answers: int) -> Float[Tensor, ""]:
         """See `Average`."""
         total = losses[0].values.new_zeros(())
         for values, known, counts in losses:
             mean = _known(values, known).flatten(1).sum(1) / known.sum().clamp(min=1)
-            for row, count in zip(mean, counts, strict=True):  # no tensor of counts: it would be copied to a GPU
+            for row, count in zip(mean, counts, strict=True):  # a tensor of counts would be copied to the GPU
                 total = total + count * row
         return total / max(num_answers, 1)
 
@@ -103,9 +99,9 @@ class QuestionAverage(Average):
 class MicroBatchAverage(Average):
     """Mean over the tokens of one batch in one process, as the published scripts train.
 
-    An answer then counts by its share of the tokens of its batch, so the loss of an optimizer step depends on how its
-    questions are distributed across processes and batches. On visual tokens it is the mean over those with a known
-    target, each scene once.
+    An answer then counts by its share of its batch's tokens, so the loss of an optimizer step depends on how questions
+    are distributed over processes and batches. On visual tokens it is the mean over tokens with a known target, with
+    each scene counted once.
     """
 
     def over_answers(
@@ -120,33 +116,33 @@ class MicroBatchAverage(Average):
         return total / torch.stack([known.sum() for _, known, _ in losses]).sum().clamp(min=1)
 
 
-# How a step is averaged. `QuestionSampler` knows which questions an optimizer step has, over all processes and
-# accumulated batches, and each batch carries their number (`OptimizerStep.num_answers`). An objective returns the mean
-# over the answers of its batch. `Batch.weight` turns that into the batch's part of the mean over the step, so that each
-# answer weighs the same on any number of devices. With `--data.on_error skip` answers may be missing:
-# `Task.on_before_optimizer_step` divides the gradients once more by the share that could be read.
+# How a step is averaged: `QuestionSampler` knows the questions of an optimizer step over all processes and accumulated
+# batches. Each batch carries their number (`OptimizerStep.num_answers`). An objective returns the mean over its batch's
+# answers. `Batch.weight` turns it into the batch's share of the mean over the step, so each answer has the same weight
+# on any number of devices. With `--data.on_error skip` answers may be missing. `Task.on_before_optimizer_step` then
+# divides the gradients by the share that could be read.
 AVERAGES: dict[AverageRule, Average] = {"questions": QuestionAverage(), "micro_batch_tokens": MicroBatchAverage()}
 
 
 def _known(values: Tensor, known: Tensor) -> Tensor:
-    return torch.where(known, values, 0.0)  # an unknown value may be infinite
+    return torch.where(known, values, 0.0)  # values without a known target may be infinite
 
 
-# ---- What objectives read: the hidden states of chosen decoder layers, at the visual tokens of each scene -----------
+# ---- Inputs of objectives: hidden states of chosen decoder layers at the visual tokens of each scene ----------------
 
 
 @dataclass(eq=False)
 class Decoded:
-    """Sequences about scenes after the decoder.
+    """Decoded sequences about scenes.
 
     Attributes:
-        scenes: Encoded scenes of the batch, with what objectives learn to predict.
-        sequences: Which scene each of them shows, where its visual tokens are, and what is supervised.
+        scenes: Encoded scenes of the batch, with the targets of objectives.
+        sequences: The scene that each sequence shows, the places of visual tokens, and the supervised tokens.
         last_hidden_state: After the decoder's last norm.
         layers: Outputs of the decoder layers that some objective reads.
         lm_head: The projection of hidden states to logits.
         average: How losses are averaged.
-        camera_encoding: The hooks of the camera encoding, after all layers; None without cameras.
+        camera_encoding: The hooks of the camera encoding, after all layers. None without cameras.
     """
 
     scenes: Sequence[EncodedScene]
@@ -158,25 +154,26 @@ class Decoded:
     camera_encoding: EncodedCameras | None = None
 
     def views(self, layer: int | None) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
-        """Yield each scene with the outputs of a layer at its visual tokens, or for None those of the last norm.
+        """Yield each scene with a layer's outputs at its visual tokens. None selects the last norm's output.
 
         See `views_of`.
         """
         return self.views_of(self.last_hidden_state if layer is None else self.layers[layer])
 
     def views_of(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows t n D"]]]:
-        """Yield each scene with what the visual tokens of its views have in each of its sequences, in float32.
+        """Yield each scene with the states of its views' tokens in each of its sequences, in float32.
 
-        See `visual_states`; a token behind the last view is left out.
+        See `visual_states`. A token after the last view is left out.
         """
         for scene, own in self.visual_states(states):
             steps, per_step = scene.visual.tokens.shape[:2]
             yield scene, own[:, : steps * per_step].unflatten(1, (steps, per_step))
 
     def raw_depths(self) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"]]]]:
-        """Yield what the view mixer predicts of the depth of its tokens, and each decoder layer, by scene.
+        """Yield the depth predictions of the view mixer and of each decoder layer, by scene.
 
-        See `ViewMixer.raw_depth` and `EncodedCameras.raw_depths`. A view mixer predicts the same in each sequence.
+        See `ViewMixer.raw_depth` and `EncodedCameras.raw_depths`. A view mixer predicts the same depth in each
+        sequence.
         """
         rows = [len(self._rows_of(number)) for number in range(len(self.scenes))]
         mixed = [
@@ -190,13 +187,13 @@ class Decoded:
             yield list(self.views_of(raw))
 
     def visual_states(self, states: Float[Tensor, "S L D"]) -> Iterator[tuple[EncodedScene, Float[Tensor, "rows N D"]]]:
-        """Yield each scene with what its visual tokens have in each of its sequences, in float32.
+        """Yield each scene with the states of its visual tokens in each of its sequences, in float32.
 
-        The questions of a scene may share one sequence or have one each. Sequences from which nothing is learned here,
-        since another process does, are left out.
+        The questions of a scene may share one sequence or have one each. Sequences that only another process learns
+        from are left out.
 
         Args:
-            states: Of all tokens, such as the outputs of a layer.
+            states: States of all tokens, such as the outputs of a layer.
         """
         sequences = self.sequences
         by_row = states.flatten(0, 1)[sequences.visual_places].split(sequences.visual_counts)
@@ -211,10 +208,10 @@ class Decoded:
     def mean_over_scenes(
         self, losses: Iterable[tuple[EncodedScene, Float[Tensor, "rows ..."], Bool[Tensor, " ..."]]]
     ) -> Float[Tensor, ""]:
-        """Average losses on visual tokens, see `Average`; 0 without any.
+        """Average losses on visual tokens, see `Average`. The result is 0 without any loss.
 
         Args:
-            losses: Scenes from `views`, with the loss in each of their sequences and where its target is known.
+            losses: Scenes from `views`, with the loss in each of their sequences and a mask of known targets.
         """
         numbers = {id(scene): number for number, scene in enumerate(self.scenes)}
         counts = self.sequences.num_answers
@@ -227,7 +224,7 @@ class Decoded:
         return self.average.over_scenes(found, sum(counts))
 
     def _rows_of(self, scene: int) -> list[int]:
-        """The sequences that show a scene and that something is learned from."""
+        """Return the sequences that show a scene and are learned from."""
         rows = zip(self.sequences.scene_index, self.sequences.num_answers, strict=True)
         return [row for row, (shown, count) in enumerate(rows) if count and shown[0] == scene]
 
@@ -240,17 +237,9 @@ def decode(
     sequences: Sequences,
     average: Average = AVERAGES["questions"],
 ) -> Decoded:
-    """Run the decoder and keep the outputs of some layers, moved back to rows where scenes share sequences.
+    """Run the decoder and keep the outputs of some layers, unpacked to rows where scenes share sequences.
 
-    The hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
-
-    Args:
-        backbone: The model.
-        layers: The numbers of the layers.
-        inputs: Of the decoder, for these sequences.
-        scenes: Encoded scenes of the batch.
-        sequences: About them.
-        average: How losses are averaged.
+    The forward hooks lie outside of gradient checkpointing, which wraps the forward of a layer.
     """
     kept: dict[int, Tensor] = {}
     with ExitStack() as stack:
@@ -267,31 +256,32 @@ def decode(
     return Decoded(scenes, sequences, hidden, kept, backbone.lm_head, average, inputs.get("camera_encoding"))
 
 
-# ---- Base class of objectives: losses on what a model computed from a batch -----------------------------------------
+# ---- Base class of objectives ---------------------------------------------------------------------------------------
 
 
 class Objective(Configurable, nn.Module, ABC):
-    """A loss on what the model computed from a batch. To add one, implement `forward` in a file of this folder.
+    """A loss on the model's outputs for a batch. To add one, implement `forward` in a file of this folder.
 
     Args:
-        weight: Factor of its loss. With 0 its loss and its head are left out, and a learned token stays in the prompt.
+        weight: Factor of the loss. With 0 its loss and its head are left out, but a learned token stays in the prompt.
 
     Attributes:
-        targets: What of a scene it learns to predict: the dataset's or the geometry encoder's, see `camera_source`.
-        question_types: Those that its settings name, which the benchmark must have.
-        uses_lengths: Whether its targets change with the unit of lengths.
-        layers: The decoder layers (from 0) whose outputs `forward` reads, known after `bind`.
-        adds_token: Whether a learned token follows the 2D tokens of each temporal patch or still, or the last one of a
-            video. It is part of the prompt wherever the model is used, but for `token_in_training_only`. It has no
+        targets: What it learns to predict about a scene, from the dataset or the geometry encoder, see `camera_source`.
+        question_types: Question types that its settings name. The benchmark must have them.
+        uses_lengths: Whether its targets depend on the unit of lengths.
+        layers: Decoder layers (from 0) whose outputs `forward` reads. Set by `bind`.
+        adds_token: Whether a learned token follows the 2D tokens of each temporal patch or image, or the last one of a
+            video. The token is part of every prompt of the model, unless `token_in_training_only` is set. It has no
             camera.
-        extra_tokens: Which of the two (`END`), and whose position it shares.
-        token_in_training_only: Whether that token is in the prompts of a training alone.
-        has_first_token: Whether the first view has a token of its own.
-        token: That token, after `bind`; with one of the first view, two rows, its own first.
-        teacher_target: The field of `TeacherTargets` that it learns, of `--model.teacher`; None without.
+        extra_tokens: Whether the token follows each view or the last one (`END`), and whose position it shares.
+        token_in_training_only: Whether the token is only in training prompts.
+        has_first_token: Whether the first view has its own token.
+        token: The learned token, set by `bind`. With a separate token for the first view it has two rows, and the first
+            view's comes first.
+        teacher_target: The field of `TeacherTargets` that it learns, from `--model.teacher`. None if it learns none.
 
     Raises:
-        InputError: A negative or infinite weight.
+        InputError: The weight is negative or infinite.
     """
 
     targets: tuple[Target, ...] = ()
@@ -313,7 +303,7 @@ class Objective(Configurable, nn.Module, ABC):
         self.register_parameter("token", None)
 
     def bind(self, width: int, num_layers: int) -> None:
-        """Create the parameters, given the decoder's width and number of layers.
+        """Create the parameters for the decoder's width and number of layers.
 
         Raises:
             InputError: The decoder has no such layer.
@@ -322,41 +312,34 @@ class Objective(Configurable, nn.Module, ABC):
             self.token = nn.Parameter(0.02 * torch.randn(*([2] if self.has_first_token else []), width))
 
     def has_token(self, training: bool) -> bool:
-        """Whether its token is in the prompts of a training, or of a test."""
+        """Return whether its token is in training prompts or in test prompts."""
         return self.adds_token and (training or not self.token_in_training_only)
 
     @property
     def changes_training_prompts(self) -> bool:
-        """Whether a training shows other tokens than a test."""
+        """Whether training shows other tokens than a test."""
         changes_tokens = type(self).change_tokens is not Objective.change_tokens
         return (self.adds_token and self.token_in_training_only) or (bool(self.weight) and changes_tokens)
 
     def check_camera_parts(self, parts: Sequence[CameraModule]) -> None:
-        """Raise an InputError if the objective reads none of the model's camera parts.
-
-        Args:
-            parts: The camera encoding and the view mixer, as far as the model has them.
-        """
+        """Raise an InputError if the objective needs a camera part that the model lacks."""
 
     def change_tokens(self, visual: Sequence[VisualTokens], scenes: Sequence[LoadedScene]) -> Sequence[VisualTokens]:
-        """Change the 2D tokens of a training step, before view mixing and fusion; most objectives do not.
+        """Change the 2D tokens of a training step before view mixing and fusion. Most objectives do not.
 
-        Objectives are called in the order of their list.
-
-        Args:
-            visual: (t, n, D) tokens of each scene.
-            scenes: Of the batch.
+        Objectives are called in the order in which they are listed. The tokens of each scene have shape (t, n, D).
         """
         return visual
 
     @abstractmethod
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Return the terms of the loss by name, in float32; their sum is the loss."""
+        """Return the terms of the loss by name, in float32. Their sum is the loss."""
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Return errors of what it predicts of one scene; as `unlearned/<name>`, those of a null model beside them.
+        """Return the errors of its predictions for one scene. A null model's errors are named `unlearned/<name>`.
 
-        It is asked of each scene of a validation or test that has one of its `targets`, or of all if it has none.
+        It is called for each validation or test scene that has one of its `targets`, or for all scenes if it has no
+        targets.
         """
         return {}
 
@@ -364,16 +347,16 @@ class Objective(Configurable, nn.Module, ABC):
 class LayerObjective(Objective):
     """An objective with a head on the hidden states of one decoder layer.
 
-    The predictions start at zero. What is undefined there, such as the angle to a direction, needs an offset, as
-    `CameraPrediction` has.
+    The predictions start at zero. A quantity that is undefined at zero, such as the angle to a direction, needs an
+    offset, as in `CameraPrediction`.
 
     Args:
-        layer: The decoder layer, from 0, or from -1 for the last one.
+        layer: Decoder layer counted from 0, or from the end if negative.
         weight: See `Objective`.
 
     Attributes:
         num_outputs: Outputs of the head for each hidden state, known before `bind`.
-        head: Float32, after `bind`.
+        head: The head in float32, set by `bind`.
     """
 
     num_outputs: int
@@ -398,10 +381,10 @@ class LayerObjective(Objective):
 
 
 class LanguageModeling(Objective):
-    """Cross-entropy (nats) of the supervised tokens, averaged as `average` says; only their logits are computed.
+    """Cross-entropy (nats) of the supervised tokens, averaged by `average`. Only their logits are computed.
 
     Args:
-        weight: Above 0, since every model answers questions.
+        weight: A weight above 0, because every model answers questions.
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -421,10 +404,10 @@ class LanguageModeling(Objective):
 
 
 def objectives_by_name(given: Iterable[Objective] | None) -> dict[str, Objective]:
-    """Return objectives by class name; `LanguageModeling` is the first of them unless it is given.
+    """Return objectives by class name. `LanguageModeling` is added as the first unless it is given.
 
     Raises:
-        InputError: Two of one class.
+        InputError: Two objectives have the same class.
     """
     objectives = list(given or ())
     if not any(isinstance(objective, LanguageModeling) for objective in objectives):
@@ -437,15 +420,10 @@ def objectives_by_name(given: Iterable[Objective] | None) -> dict[str, Objective
 
 
 def resolve_extra_tokens(objectives: Iterable[Objective], appended: ExtraTokens, *, training: bool) -> ExtraTokens:
-    """Return the tokens that follow the 2D tokens: the fusion's, or those of objectives.
-
-    Args:
-        objectives: All of a model.
-        appended: By the fusion.
-        training: In a training, or in a test.
+    """Return the tokens that follow the 2D tokens, from the fusion or from objectives.
 
     Raises:
-        InputError: There are several that do not go together.
+        InputError: Several parts append tokens that can't be combined.
     """
     found = {type(each).__name__: each.extra_tokens for each in objectives if each.has_token(training)}
     if appended is not ExtraTokens.NONE:
@@ -462,11 +440,9 @@ def resolve_extra_tokens(objectives: Iterable[Objective], appended: ExtraTokens,
 
 
 def check_teacher(objectives: Iterable[Objective], given: Collection[str] | None) -> None:
-    """Raise an InputError if an objective learns what no teacher gives.
+    """Raise an InputError if an objective learns something that no teacher provides.
 
-    Args:
-        objectives: Those with a weight.
-        given: The fields of `TeacherTargets` that the teacher gives; None without one.
+    `given` are the fields of `TeacherTargets` that the teacher provides, or None without a teacher.
     """
     for objective in objectives:
         target = objective.teacher_target
@@ -480,11 +456,11 @@ def check_teacher(objectives: Iterable[Objective], given: Collection[str] | None
 
 
 def append_view_token(objectives: Iterable[Objective], visual: VisualTokens, *, training: bool) -> VisualTokens:
-    """Append the learned token, if some objective has one, to the tokens of each temporal patch of a scene."""
+    """Append the objectives' learned token, if any, to the tokens of each temporal patch of a scene."""
     for objective in objectives:
         if not objective.has_token(training) or objective.extra_tokens is ExtraTokens.END:
             continue
-        assert objective.token is not None  # after `bind`
+        assert objective.token is not None  # set by `bind`
         token, count = objective.token.to(visual.tokens.dtype), len(visual.tokens)
         if objective.has_first_token:
             token = torch.cat((token[:1], token[1:].expand(count - 1, -1)))[:, None]
@@ -494,19 +470,14 @@ def append_view_token(objectives: Iterable[Objective], visual: VisualTokens, *, 
 
 
 def end_token(objectives: Iterable[Objective], scene: LoadedScene, *, training: bool) -> Float[Tensor, " D"] | None:
-    """Return the learned token behind the last view of a video; None without, and of still images."""
+    """Return the learned token after the last view of a video. None without one, and for images."""
     own = (each for each in objectives if each.has_token(training) and each.extra_tokens is ExtraTokens.END)
     tokens = [objective.token for objective in own]
     return tokens[0] if tokens and scene.kind == "video" else None
 
 
 def weighted_losses(objectives: Iterable[Objective], decoded: Decoded) -> dict[str, Float[Tensor, ""]]:
-    """Return the weighted sum as `loss`, and unweighted the loss of each objective and its terms, if it has several.
-
-    Args:
-        objectives: Those with a weight.
-        decoded: What the model computed.
-    """
+    """Return the weighted sum as `loss`, and each objective's unweighted loss and, if it has several, its terms."""
     found: dict[str, Tensor] = {}
     total = decoded.last_hidden_state.new_zeros((), dtype=torch.float32)
     for objective in objectives:

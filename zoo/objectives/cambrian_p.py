@@ -1,4 +1,4 @@
-"""Cambrian-P's pose head and camera loss (arXiv 2605.22819), on VGGT's pose encoding and camera head."""
+"""Cambrian-P's pose head and camera loss (arXiv 2605.22819), based on VGGT's pose encoding and camera head."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PoseLoss = Literal["l1", "l2"]
 Rescaled = Literal["target", "prediction"]
 PROJECTOR, HEAD = "projector_list.0.0.", "camera_head."  # prefixes of the official names
 ITERATION_DECAY = 0.6
-MAX_ERROR = 100.0  # of a number of the translation
+MAX_ERROR = 100.0  # bound on the error of a translation component
 SCALE_RANGE = (0.01, 100.0)
 MIN_PATH = 0.1
 
 
 class PoseHead(nn.Module):
-    """VGGT's camera head, across the views of a scene, on a linear projection of the decoder's states.
+    """VGGT's camera head over the views of a scene, applied to a linear projection of the decoder's states.
 
     Args:
-        width: Of the decoder.
-        dim: Of the head, a multiple of `num_heads`.
-        trunk_depth: Blocks over the views.
+        width: Width of the decoder.
+        dim: Width of the head, a multiple of `num_heads`.
+        trunk_depth: Number of blocks over the views.
         causal: Mask later views, for streaming.
-        num_heads: Of the blocks' attention.
+        num_heads: Heads of the blocks' attention.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class PoseHead(nn.Module):
 
     @classmethod
     def from_official(cls, state_dict: Mapping[str, Tensor], *, trunk_depth: int, causal: bool) -> PoseHead:
-        """Build the head of official tensors, in their dtype; all other tensors are ignored."""
+        """Build the head from official tensors, in their dtype. All other tensors are ignored."""
         dim, width = state_dict[f"{PROJECTOR}weight"].shape
         head = cls(width, dim, trunk_depth, causal).to(state_dict[f"{PROJECTOR}weight"].dtype)
         own = {name: state_dict[official] for name, official in head._official_names()}
@@ -84,20 +84,21 @@ def camera_loss(
     Iteration s of n has the weight 0.6^(n - 1 - s), and the sum over iterations is divided by n, as published.
 
     Args:
-        predictions: After each iteration of the head.
-        world_to_camera: In any world, with three or four rows.
+        predictions: Predictions after each iteration of the head.
+        world_to_camera: Poses in any world frame, with three or four rows.
         K_px: Intrinsics in pixels.
-        image_size_hw: Of the images.
-        kind: Mean absolute error of each number, or mean norm of the errors of each part.
-        weights: Of translation, rotation (quaternion), and fields of view.
-        valid: The views that count; None is all.
-        align_scale: The scenes without metric scale: prediction and target are compared up to the scale that fits best,
-            anew for each iteration.
-        rescale: Divide the `target` by that scale, or multiply the `prediction`.
-        balance: Divide the translation by the mean length of the scenes' paths.
+        image_size_hw: Size of the images.
+        kind: `l1`: mean absolute error of all components. `l2`: mean norm of the errors of translation, quaternion and
+            fields of view.
+        weights: Weights of translation, rotation (quaternion), and fields of view.
+        valid: The views that count. None is all.
+        align_scale: Scenes without metric scale. Their prediction and target are compared up to the best-fitting scale,
+            fitted anew for each iteration.
+        rescale: Whether to divide the `target` by that scale or multiply the `prediction` by it.
+        balance: Divide the translation loss by the mean length of the scenes' camera paths.
 
     Returns:
-        `translation`, `rotation` and `focal`, unweighted, and their weighted sum `total`.
+        Unweighted `translation`, `rotation` and `focal`, and their weighted sum `total`.
     """
     check_choice("kind", kind, PoseLoss)
     check_choice("rescale", rescale, Rescaled)
@@ -126,7 +127,7 @@ def camera_loss(
 
 
 def mean_path(world_to_camera: Float[Tensor, "B S _ 4"]) -> Float[Tensor, ""]:
-    """Return the mean length of the camera paths of scenes, of which none counts as shorter than `MIN_PATH`."""
+    """Return the mean length of the scenes' camera paths, each of which is at least `MIN_PATH`."""
     centers = invert_se3(_relative_to_first(world_to_camera))[..., :3, 3]
     return (centers[:, 1:] - centers[:, :-1]).norm(dim=-1).sum(1).clamp(min=MIN_PATH).mean()
 
@@ -148,7 +149,7 @@ def _first_view_encoding(world_to_camera: Tensor, K_px: Tensor, image_size_hw: S
 def best_scale(
     predicted: Float[Tensor, "B S 3"], target: Float[Tensor, "B S 3"], known: Bool[Tensor, "B S"], aligned: Tensor
 ) -> Float[Tensor, "B 1 1"]:
-    """Fit the factor of each aligned scene's predicted translations in the least squares; 1 for other scenes."""
+    """Fit the factor of each aligned scene's predicted translations by least squares. It is 1 for other scenes."""
     own, aimed = predicted * known[..., None], target * known[..., None]
     scale = (own * aimed).sum((1, 2)) / (own.square().sum((1, 2)) + 1e-8)
     is_fitted = aligned & (known.sum(1) >= 2)
@@ -156,42 +157,42 @@ def best_scale(
 
 
 def _mean(values: Float[Tensor, "B S n"], known: Bool[Tensor, "B S"]) -> Float[Tensor, ""]:
-    """Mean over all numbers of the known views; 0 without any."""
+    """Return the mean over all components of the known views. 0 without known views."""
     return torch.where(known[..., None], values, 0.0).sum() / (known.sum() * values.shape[-1]).clamp(min=1)
 
 
-# ---- Cameras as something to predict by one head across all views, as Cambrian-P does (arXiv 2605.22819) ------------
+# ---- Camera prediction by one head across all views, as in Cambrian-P (arXiv 2605.22819) ----------------------------
 
 NUM_HEADS = 16
-UNIT = (1, 1)  # image size: a field of view depends on the intrinsics in units of it
+UNIT = (1, 1)  # image size 1: with normalized intrinsics the field of view is the same
 
 
 class PosePrediction(Objective):
-    """Predict pose and fields of view of each view from a learned token behind its 2D tokens.
+    """Predict pose and fields of view of each view from a learned token after its 2D tokens.
 
-    Unlike `CameraPrediction`, one head with attention across the views refines all cameras of a scene in four
-    iterations, in the frame of the first view; that view has a token of its own. Cambrian-P's loss.
+    Unlike in `CameraPrediction`, one head with attention across the views refines all cameras of a scene in four
+    iterations, in the frame of the first view. The first view has its own token. This is Cambrian-P's loss.
 
-    What differs from the published training: `align_scale` holds for all scenes of a run, not for those without a
-    metric scale among others; a view counts if its camera is known, whatever its depth; tokens start at a deviation of
-    0.02, not 1e-6.
+    Differences from the published training: `align_scale` applies to all scenes of a run, not only to those without
+    metric scale. A view counts if its camera is known, independent of its depth. Tokens are initialized with a standard
+    deviation of 0.02 instead of 1e-6.
 
     Args:
-        kind: See `zoo.objectives.cambrian_p.camera_loss`, as for the options below.
-        translation_weight: Of the translation.
-        rotation_weight: Of the quaternion.
-        focal_weight: Of the fields of view.
-        align_scale: Compare translations up to the scale that fits best: for data without metric scale.
-        rescale: What is rescaled then.
-        balance: Divide the translation by the mean length of the paths in each process's micro-batch, as published; so
-            it depends on the number of devices and of accumulated batches.
+        kind: See `zoo.objectives.cambrian_p.camera_loss`, also for the options below.
+        translation_weight: Weight of the translation.
+        rotation_weight: Weight of the quaternion.
+        focal_weight: Weight of the fields of view.
+        align_scale: Compare translations up to the best-fitting scale, for data without metric scale.
+        rescale: What is rescaled with `align_scale`.
+        balance: Divide the translation loss by the mean path length in each process's micro-batch, as published. The
+            loss then depends on the number of devices and of accumulated batches.
         dim: Width of the head, a multiple of 16.
-        trunk_depth: Blocks of the head.
+        trunk_depth: Number of blocks of the head.
         causal: Mask later views in the head.
         weight: See `Objective`.
 
     Raises:
-        InputError: A width that 16 heads don't divide, or an unknown choice.
+        InputError: The width is not a multiple of 16, or a choice is unknown.
     """
 
     targets = ("cameras",)
@@ -232,7 +233,7 @@ class PosePrediction(Objective):
         terms: dict[str, list[tuple[EncodedScene, Tensor, Tensor]]] = {"translation": [], "rotation": [], "focal": []}
         pairs = list(self._pairs(decoded))
         weights: list[float | Tensor] = list(self.weights)
-        if self.balance and pairs:  # by the mean over the batch: a scene of a long path then counts for more
+        if self.balance and pairs:  # by the mean over the batch, so scenes with long paths still count more
             weights[0] /= torch.stack([mean_path(poses[None]) for _, _, poses, _, _ in pairs]).mean()
         for scene, predicted, poses, K, known in pairs:
             aligned = torch.tensor([self.align_scale]).to(poses.device, non_blocking=True)
@@ -254,9 +255,9 @@ class PosePrediction(Objective):
         return {name: decoded.mean_over_scenes(own) for name, own in terms.items()}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Mean errors of one scene relative to its first view, and those of a camera that never moves.
+        """Return mean errors of one scene relative to its first view, and those of a camera that never moves.
 
-        With `align_scale` the centers are compared after the prediction has the scale that fits best, as in the loss.
+        With `align_scale` the predicted centers are first scaled by the best-fitting factor, as in the loss.
         """
         found: dict[str, Tensor] = {}
         for _, predicted, poses, _, known in self._pairs(decoded):
@@ -289,10 +290,10 @@ class PosePrediction(Objective):
             Bool[Tensor, " t"],
         ]
     ]:
-        """Yield each scene with cameras: the predicted encodings, the true poses and intrinsics, and which are known.
+        """Yield each scene with cameras: predicted encodings, true poses and intrinsics, and which are known.
 
-        A view without a camera repeats the last known pose, so that it adds nothing to the path; those before the first
-        camera have its pose, so that the world is that one's frame.
+        A view without a camera repeats the last known pose, so it adds nothing to the path. Views before the first
+        camera get the first camera's pose, so the world is that camera's frame.
         """
         for scene, states in decoded.views(None):
             if (cameras := scene.target_cameras) is None:

@@ -1,4 +1,4 @@
-"""Cameras as something to predict."""
+"""Camera prediction as a training objective."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoo.scene_encoding import EncodedScene
 Anchor = Literal["reference", "neighbor"]
 Reference = Literal["first", "middle", "medoid"]
 Scale = Literal["none", "mean", "max", "rms"]
-NUMBERS = 9  # of a pose: six of the rotation, three of the center
+NUMBERS = 9  # numbers per pose: six for the rotation, three for the center
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
@@ -28,8 +28,8 @@ class RelativePoses(NamedTuple):
     """Poses of the temporal patches of a scene, each in the frame of its anchor: V_i V_anchor^-1.
 
     Attributes:
-        poses: World-to-camera, where the world is the frame of the anchor.
-        known: The patches behind their anchor, if both cameras are valid: a causal decoder sees no anchor ahead.
+        poses: World-to-camera poses, with the anchor's frame as the world.
+        known: Patches after their anchor with valid cameras on both sides. A causal decoder can't see a later anchor.
     """
 
     poses: Float[Tensor, "t 4 4"]
@@ -37,30 +37,30 @@ class RelativePoses(NamedTuple):
 
 
 class CameraPrediction(LayerObjective):
-    """Predict the camera of each temporal patch or still from a learned token behind its 2D tokens.
+    """Predict the camera of each temporal patch or image from a learned token after its 2D tokens.
 
     A learned token per view with a pose head, trained together with the answers, is the idea of Cambrian-P. A camera
-    encoding does not act on the token, so it has to find its camera in what it attends to.
+    encoding does not act on the token, so the token must infer its camera from the tokens that it attends to.
 
-    The loss is the sum of the mean angle (radians) between predicted and true rotation, and of the weighted mean
-    distance of the predicted and true camera center. A rotation is six numbers, the first two columns of its matrix
+    The loss is the mean angle (radians) between predicted and true rotation plus the weighted mean distance between
+    predicted and true camera centers. A rotation is predicted as six numbers, the first two columns of its matrix
     before Gram-Schmidt (Zhou et al. 2019, arXiv 1812.07035, section 4). Temporal patches without a camera are masked.
 
     Args:
         layer: See `LayerObjective`.
-        token: Add the token. Without, the last 2D token of each view has its place, since it has attended to its whole
-            view; the prompt is then unchanged, and so is inference.
-        anchors: Whose frame a pose is predicted in: that of the `reference` view of the scene, that of the preceding
-            view (`neighbor`), or both by outputs of their own. The gallery draws those of the `reference`.
-        reference: The `first`, the `middle` or the `medoid` view with a camera, see `Cameras.reference_view`; the views
-            before it are masked.
-        scale: The unit of lengths, see `Cameras.scaled`; `none` is meters where the cameras are metric. Other units
-            depend on the whole path, of which the first tokens have seen little.
-        center_weight: Radians per unit of length.
+        token: Add the token. Otherwise the last 2D token of each view is used, because it has attended to the whole
+            view. The prompt and inference are then unchanged.
+        anchors: The frames in which poses are predicted: the scene's `reference` view, the preceding view (`neighbor`),
+            or both with separate outputs. The gallery shows the predictions for `reference`.
+        reference: The `first`, `middle` or `medoid` view with a camera, see `Cameras.reference_view`. Views before it
+            are masked.
+        scale: Unit of lengths, see `Cameras.scaled`. `none` is meters if the cameras are metric. Other units depend on
+            the whole path, of which the first tokens have seen little.
+        center_weight: Weight of the center distance, in radians per unit of length.
         weight: See `Objective`.
 
     Raises:
-        InputError: No anchor, or an unknown choice.
+        InputError: There is no anchor, or a choice is unknown.
 
     Example:
         >>> from zoo import SpatialVLM
@@ -96,7 +96,7 @@ class CameraPrediction(LayerObjective):
         self.center_weight, self.num_outputs = center_weight, NUMBERS * len(self.anchors)
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
-        """See `Objective`: `rotation` and `center`, each the sum over the anchors."""
+        """See `Objective`. Returns `rotation` and `center`, each summed over the anchors."""
         rotation = center = to_float32(decoded.last_hidden_state).new_zeros(())
         pairs = list(self._pairs(decoded))
         for anchor in self.anchors:
@@ -110,10 +110,11 @@ class CameraPrediction(LayerObjective):
         return {"rotation": rotation, "center": self.center_weight * center}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """Mean errors of one scene for each anchor, and those of a camera that never moves.
+        """Return mean errors of one scene for each anchor, and those of a camera that never moves.
 
         Returns:
-            `rotation_deg` and `center`, in meters or the unit of `scale`, with `neighbor_` in front for that anchor.
+            `rotation_deg` and `center`, in meters or the unit of `scale`. Names for the anchor `neighbor` start with
+            `neighbor_`.
         """
         found: dict[str, Tensor] = {}
         for _, anchor, predicted, true in self._pairs(decoded):
@@ -128,7 +129,7 @@ class CameraPrediction(LayerObjective):
         return found
 
     def predicted_cameras(self, decoded: Decoded) -> tuple[PatchCameras, Float[Tensor, "t 4 4"]]:
-        """The true cameras that `errors` is computed from, and the predicted poses, in the reference view's frame."""
+        """Return the true cameras that `errors` uses, and the predicted poses, in the reference frame."""
         pairs = (pair for pair in self._pairs(decoded) if pair[1] == "reference")
         scene, _, predicted, true = next(pairs)
         assert scene.target_cameras is not None
@@ -138,11 +139,11 @@ class CameraPrediction(LayerObjective):
     def _pairs(
         self, decoded: Decoded
     ) -> Iterator[tuple[EncodedScene, Anchor, Float[Tensor, "rows t 4 4"], RelativePoses]]:
-        """Yield the predicted and the true poses of each scene with cameras for each anchor."""
+        """Yield the predicted and the true poses of each scene with cameras, for each anchor."""
         for scene, states in decoded.views(self.layers[0]):
             if scene.target_cameras is None:
                 continue
-            # a fusion may have appended tokens of its own
+            # the fusion may have appended its own tokens
             place = -1 if self.adds_token else scene.scene.tokens_per_step - 1
             with full_precision(states.device):
                 identity = torch.tensor(IDENTITY * len(self.anchors)).to(states.device, non_blocking=True)
@@ -154,7 +155,7 @@ class CameraPrediction(LayerObjective):
 
     @torch.no_grad()
     def true_poses(self, cameras: PatchCameras, anchor: Anchor) -> RelativePoses:
-        """The poses of a scene in the frames of an anchor; composed in float64."""
+        """Return the poses of a scene in an anchor's frames, composed in float64."""
         known, place = cameras.has_camera, torch.arange(len(cameras.has_camera), device=cameras.has_camera.device)
         index = torch.where(known, place, -1)[None]
         every = Cameras.trusted(cameras.world_to_camera[None], cameras.K_normalized[None], index)

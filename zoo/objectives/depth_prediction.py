@@ -1,4 +1,4 @@
-"""Depth as something to predict."""
+"""Depth prediction as a training objective."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from zoo.objectives.base import Decoded, LayerObjective, Objective
 from zoo.precision import full_precision, to_float32
 from zoo.scene_encoding import EncodedScene
 
-Pair = tuple[EncodedScene, Float[Tensor, "rows t n"], Float[Tensor, "t n"]]  # predicted logarithms, and depth
+Pair = tuple[EncodedScene, Float[Tensor, "rows t n"], Float[Tensor, "t n"]]  # scene, predicted log depth, true depth
 
 
 class DepthPrediction(LayerObjective):
-    """Predict the logarithm of the depth beneath each 2D token, from the token's own hidden state.
+    """Predict the log depth under each 2D token from the token's own hidden state.
 
-    The target is the median depth of the token's pixels over the frames that are merged in it, in meters where the
-    depth is metric. The loss is the mean absolute error of the logarithm, an error in proportions; tokens without known
-    depth are masked. The prompt is unchanged, and so is inference.
+    The target is the median depth of the token's pixels over its merged frames, in meters if the depth is metric. The
+    loss is the mean absolute error of the logarithm, which measures relative errors. Tokens without known depth are
+    masked. The prompt and inference are unchanged.
 
     Args:
         layer: See `LayerObjective`.
@@ -43,7 +43,7 @@ class DepthPrediction(LayerObjective):
         return depth_errors(self._pairs(decoded))
 
     def _pairs(self, decoded: Decoded) -> Iterator[Pair]:
-        """Yield each scene with depth, its predicted logarithms, and the depth, 0 where unknown."""
+        """Yield each scene with depth, its predicted log depth, and its true depth, 0 where unknown."""
         for scene, states in decoded.views(self.layers[0]):
             if scene.target_depth is not None:
                 flat = states[:, :, : scene.target_depth.shape[1]]  # without extra tokens
@@ -52,13 +52,10 @@ class DepthPrediction(LayerObjective):
 
 
 def depth_errors(pairs: Iterable[Pair]) -> dict[str, Tensor]:
-    """Compute mean |predicted - true| / true of one scene, and that of its own median depth everywhere.
+    """Compute the mean |predicted - true| / true of one scene, and the same for the scene's median depth everywhere.
 
-    `aligned` is the error after the prediction has the true median (Zhou et al. 2017, arXiv 1704.07813, section 4.1),
-    so that a wrong scale of the scene costs nothing; the null model knows the scale.
-
-    Args:
-        pairs: The scene, if it has depth.
+    `aligned` is the error after scaling the prediction to the true median (Zhou et al. 2017, arXiv 1704.07813, section
+    4.1), so a wrong scale of the scene does not count. The null model knows the scale.
     """
     found: dict[str, Tensor] = {}
     for _, logarithms, depth in pairs:
@@ -73,25 +70,25 @@ def depth_errors(pairs: Iterable[Pair]) -> dict[str, Tensor]:
     return found
 
 
-# ---- Supervision of the depth by which RayRoPE rotates --------------------------------------------------------------
+# ---- Supervision of RayRoPE's depth ---------------------------------------------------------------------------------
 
-LEAST_WIDTH = 0.05  # of a log depth: 5 %; a smooth bound, so that every width has a gradient
+LEAST_WIDTH = 0.05  # minimum width of a log depth, 5 %; a smooth bound, so that every width has a gradient
 
 
 class RayDepthPrediction(Objective):
     """Supervise the depth that `RayRoPE` predicts for its rotations, in the decoder and the view mixer.
 
-    The loss is the negative log likelihood of the logarithm of a token's depth under a Laplace distribution whose scale
-    is the predicted half width: a mean over the decoder layers and the view mixer (`RayAttention`), as far as they
-    predict depth in the unit of the targets. Without a width (`predicts_width: false`) it is the mean absolute error of
-    the logarithm. Targets are those of `DepthPrediction`, but for scenes with the geometry encoder's cameras and the
-    dataset's depth, which is in another unit.
+    The loss is the negative log likelihood of a token's log depth under a Laplace distribution whose scale is the
+    predicted half width. It is averaged over the decoder layers and the view mixer (`RayAttention`) that predict depth
+    in the unit of the targets. Without a width (`predicts_width: false`) it is the mean absolute error of the
+    logarithm. Targets are those of `DepthPrediction`. Scenes with the geometry encoder's cameras and the dataset's
+    depth are left out, because their units differ.
 
     Args:
         weight: See `Objective`.
 
     Raises:
-        InputError: Neither camera encoding nor view mixer predicts depth in the unit of the targets.
+        InputError: Neither the camera encoding nor the view mixer predicts depth in the unit of the targets.
     """
 
     targets, uses_lengths = ("depth",), True
@@ -112,16 +109,17 @@ class RayDepthPrediction(Objective):
             losses = []
             for scene, raw, depth in layer:
                 known = depth > 0
-                error = (raw[..., 0] - depth.where(known, 1.0).log()).abs()  # -inf over a width has a gradient of NaN
+                # avoids log(0), because -inf divided by a width has a NaN gradient
+                error = (raw[..., 0] - depth.where(known, 1.0).log()).abs()
                 if raw.shape[-1] == 2:
-                    width = (raw[..., 1].square() + LEAST_WIDTH**2).sqrt()  # its sign exchanges the ends
+                    width = (raw[..., 1].square() + LEAST_WIDTH**2).sqrt()  # the sign only exchanges the ends
                     error = error / width + width.log()
                 losses.append((scene, error, known))
             found.append(decoded.mean_over_scenes(losses))
         return {"log_depth": torch.stack(found).mean()} if found else {}
 
     def errors(self, decoded: Decoded) -> dict[str, Tensor]:
-        """See `depth_errors`: of the middle of the predicted depths, a mean as that of the loss."""
+        """See `depth_errors`. Errors of the middle of the predicted depth range, averaged like the loss."""
         layers = [
             depth_errors((scene, raw[..., 0], depth) for scene, raw, depth in each) for each in self._layers(decoded)
         ]
@@ -130,7 +128,7 @@ class RayDepthPrediction(Objective):
     def _layers(
         self, decoded: Decoded
     ) -> Iterator[list[tuple[EncodedScene, Float[Tensor, "rows t n ends"], Float[Tensor, "t n"]]]]:
-        """Yield of the view mixer and each layer the scenes with depth, the predictions of their tokens, the depth."""
+        """For the view mixer and each layer, yield scenes with depth, token predictions, and true depth."""
         for predicted in decoded.raw_depths():
             pairs = []
             for scene, own in predicted:

@@ -1,6 +1,7 @@
 """GeoVR's functions under the names that outside checks import.
 
-Trainings use `zoo.objectives.teacher`; what only comparisons with the released code need is in `zoo.checkpoints.geovr`.
+Training uses `zoo.objectives.teacher`. Functions that only comparisons with the released code need are in
+`zoo.checkpoints.geovr`.
 """
 
 from zoo.lazy import lazy_exports

@@ -1,8 +1,8 @@
-"""Group-relative policy optimization as plain functions of tensors: advantages, log-probabilities, and the loss.
+"""Group-relative policy optimization as plain functions of tensors: advantages, log-probabilities, and loss.
 
-GRPO is arXiv 2402.03300, section 4.1. The variants are those of TRL 1.16, by its names: Dr. GRPO (arXiv 2503.20783),
-DAPO (arXiv 2503.14476), BNPO (arXiv 2506.02864), and GSPO's ratio of whole answers (arXiv 2507.18071).
-`zoo.tasks.grpo` samples the answers and trains on them.
+GRPO is arXiv 2402.03300, section 4.1. The variants have TRL 1.16's names: Dr. GRPO (arXiv 2503.20783), DAPO (arXiv
+2503.14476), BNPO (arXiv 2506.02864), and GSPO's ratio of whole answers (arXiv 2507.18071). `zoo.tasks.grpo` samples the
+answers and trains on them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ RewardScale = Literal["group", "batch", "none"]
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 Level = Literal["token", "sequence"]
 LOSS_TYPES: tuple[str, ...] = get_args(LossType)
-HAS_DELTA = HAS_UNSCORABLE = HAS_NORMALIZE_THEN_SUM = True  # what this module has beyond GRPO itself
+HAS_DELTA = HAS_UNSCORABLE = HAS_NORMALIZE_THEN_SUM = True  # extensions of GRPO that this module has
 MIN_DEVIATION = 1e-4  # added to the standard deviation of rewards
 
 
 class PolicyTerms(NamedTuple):
-    """The loss of each token before it is averaged, and what is logged of it.
+    """The loss of each token before averaging, and values for the loggers.
 
     Attributes:
-        losses: Of each token, 0 where masked.
-        kl: The estimate of the divergence from the reference; None without one.
-        clipped_low: Where the ratio is clipped from below, so that a token has no gradient.
-        clipped_high: The same from above.
+        losses: Loss of each token, 0 where masked.
+        kl: Estimated divergence from the reference. None without a reference.
+        clipped_low: True where the ratio is clipped from below, so that the token has no gradient.
+        clipped_high: True where it is clipped from above.
     """
 
     losses: Float[Tensor, "B T"]
@@ -52,16 +52,19 @@ def group_advantages(
     scale: RewardScale = "group",
     aggregation: Aggregation = "sum_then_normalize",
 ) -> Float[Tensor, " N"]:
-    """Compare the reward of each answer with those of the other answers to its question.
+    """Compare the reward of each answer with the rewards of the other answers to the same question.
 
     Args:
-        rewards: Of N answers by R reward functions, those to one question in adjacent rows; NaN where a function does
-            not apply. An answer to which none applies has the advantage 0, and counts in no mean. Equal rewards have 0.
+        rewards: Rewards of N answers by R reward functions, with answers to the same question in adjacent rows. NaN
+            where a function does not apply. An answer without any reward has advantage 0 and does not count in means.
+            Equal rewards have advantage 0.
         num_generations: Answers per question.
-        weights: Of the reward functions.
-        scale: Divide by the standard deviation of the `group` or of the whole `batch`; `none` is Dr. GRPO's.
-        aggregation: Sum the weighted functions, then normalize; or normalize each function in its group, then sum, and
-            normalize over the batch (GDPO, arXiv 2601.05242), whatever `scale` is.
+        weights: Weights of the reward functions.
+        scale: Divide by the standard deviation of the `group` or of the whole `batch`. `none` does not divide, as in
+            Dr. GRPO.
+        aggregation: `sum_then_normalize`: sum the weighted functions, then normalize. `normalize_then_sum`: normalize
+            each function in its group, sum, then normalize over the batch (GDPO, arXiv 2601.05242). `scale` is then
+            ignored.
     """
     check_choice("scale", scale, RewardScale)
     check_choice("aggregation", aggregation, Aggregation)
@@ -83,7 +86,7 @@ def group_advantages(
 
 
 def deviation(values: Tensor, axis: int) -> Tensor:
-    """Return the standard deviation (n - 1 in the denominator) of the values that are not NaN; 0 of equal ones."""
+    """Return the standard deviation (n - 1 in the denominator) of values that are not NaN. 0 if they are equal."""
     count = (~values.isnan()).sum(axis, keepdim=True)
     squares = _centered(values, axis).square().nansum(axis, keepdim=True)
     return (squares / (count - 1).clamp(min=1)).sqrt()
@@ -92,7 +95,7 @@ def deviation(values: Tensor, axis: int) -> Tensor:
 def _centered(values: Tensor, axis: int) -> Tensor:
     """Subtract the mean of the values that are not NaN.
 
-    Equal ones are 0 exactly: what rounding leaves of their difference would be divided by `MIN_DEVIATION`.
+    Equal values become exactly 0, because dividing rounding errors by `MIN_DEVIATION` would amplify them.
     """
     missing = values.isnan()
     least = values.masked_fill(missing, torch.inf).amin(axis, keepdim=True)
@@ -106,13 +109,7 @@ def _centered(values: Tensor, axis: int) -> Tensor:
 def token_log_probs(
     logits: Float[Tensor, "*batch V"], ids: Int[Tensor, "*batch"], *, temperature: float = 1.0
 ) -> Float[Tensor, "*batch"]:
-    """Compute the log-probability of each token, in float32 or better.
-
-    Args:
-        logits: Those that predict each token.
-        ids: The tokens.
-        temperature: That of the sampling.
-    """
+    """Compute the log-probability of each token, in float32 or better."""
     scaled = to_float32(logits) / temperature
     return scaled.gather(-1, ids[..., None])[..., 0] - scaled.logsumexp(-1)
 
@@ -134,9 +131,9 @@ def policy_terms(
     correct_kl: bool = True,
     delta: float | None = None,
 ) -> PolicyTerms:
-    """Compute the clipped loss of each token; see `grpo_loss` for the arguments."""
+    """Compute the clipped loss of each token. `grpo_loss` describes the arguments."""
     check_choice("level", level, Level)
-    # a masked token has no gradient, whatever it holds: times zero, an infinite one would be NaN
+    # masked tokens are replaced, because an infinite value times zero would be NaN
     known = mask.bool()
     logps = torch.where(known, logps, 0.0)
     old = logps.detach() if old_logps is None else torch.where(known, old_logps, 0.0)
@@ -171,7 +168,7 @@ def mean_over_tokens(
     num_tokens: float | None = None,
     accumulation: int = 1,
 ) -> Float[Tensor, ""]:
-    """Average the losses of tokens; see `grpo_loss` for the arguments."""
+    """Average the losses of tokens. `grpo_loss` describes the arguments."""
     check_choice("loss_type", loss_type, LossType)
     lengths = mask.sum(1)
     if loss_type == "dapo":
@@ -210,22 +207,25 @@ def grpo_loss(
 
     Args:
         logps: Log-probabilities of the tokens.
-        old_logps: Those by the policy that sampled them; None takes `logps`, so that the ratio is 1 and has a gradient.
-        advantages: Of each answer, or of each token.
-        mask: The tokens of the answers; others have no gradient, whatever their log-probabilities hold.
+        old_logps: Log-probabilities by the policy that sampled the tokens. None uses `logps`, so that the ratio is 1
+            and has a gradient.
+        advantages: One advantage per answer or per token.
+        mask: The tokens of the answers. Other tokens have no gradient, and their log-probabilities may hold any values.
         ref_logps: Log-probabilities by the reference policy, for `beta`.
         loss_type: `grpo`: mean over answers of the means over their tokens. `bnpo`: mean over all tokens. `dr_grpo`:
-            sum over `max_length` for each answer. `dapo`: sum over `num_tokens`. `luspo`: mean over answers of sums.
+            sum divided by `max_length` for each answer. `dapo`: sum divided by `num_tokens`. `luspo`: mean over answers
+            of sums.
         beta: Weight of the divergence from the reference (the estimator k3).
         epsilon_low: Ratios below 1 - epsilon_low are clipped.
         epsilon_high: Ratios above 1 + epsilon_high are clipped.
-        level: A ratio for each `token`, or their geometric mean for each `sequence` (GSPO).
-        correct_kl: Multiply the divergence by the ratio, as its samples are of the old policy.
-        max_length: The longest answer that is sampled, for `dr_grpo`.
-        num_tokens: What `dapo` divides by: the tokens of all answers of the optimizer step, per process, times
-            `accumulation`; None counts those of `mask`.
-        accumulation: Batches of an optimizer step; each is divided by it, but for `dapo` with `num_tokens`.
-        delta: Upper bound of the ratio before it is clipped (two-sided clipping, arXiv 2505.07291).
+        level: One ratio per `token`, or one geometric mean per `sequence` (GSPO).
+        correct_kl: Multiply the divergence by the ratio, because its samples come from the old policy.
+        max_length: Maximum length of sampled answers, for `dr_grpo`.
+        num_tokens: Divisor for `dapo`: the tokens of all answers of the optimizer step, per process, times
+            `accumulation`. None counts the tokens of `mask`.
+        accumulation: Batches per optimizer step. The loss of each is divided by it, except for `dapo` with
+            `num_tokens`.
+        delta: Upper bound of the ratio before clipping (two-sided clipping, arXiv 2505.07291).
 
     Example:
         >>> logps = torch.tensor([[-1.0, -2.0], [-0.5, -9.0]], requires_grad=True)

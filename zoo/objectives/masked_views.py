@@ -1,4 +1,4 @@
-"""2D tokens that are left out in training, so that 3D tokens are used."""
+"""Masking of 2D tokens in training, so that the model uses 3D tokens."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from zoo.sequences.loaded_scene import LoadedScene
 
 
 class MaskedViews(Objective):
-    """Replace a share of the 2D tokens by a learned one in training, before view mixing and fusion.
+    """Replace a share of the 2D tokens by a learned token in training, before view mixing and fusion.
 
-    A model that can answer by its 2D tokens ignores 3D tokens beside them; masking 2D tokens is GeoSR's remedy. It has
-    no loss of its own and changes nothing at inference. DeepStack's features of a masked token are zero.
+    A model that can answer from its 2D tokens ignores the 3D tokens beside them. Masking 2D tokens is GeoSR's remedy.
+    This objective has no loss and changes nothing at inference. DeepStack features of a masked token are zero.
 
-    A mask depends on `LoadedScene.draw`: on the seed of the data, the scene and the epoch; its ratio depends on the
-    questions of the optimizer step. So a resumed run draws those of one that was never interrupted, and a scene has the
-    same mask on any number of processes.
+    A mask depends on `LoadedScene.draw`, which follows from the data's seed, the scene and the epoch. The mask ratio
+    depends on the questions of the optimizer step. A resumed run therefore draws the same masks as an uninterrupted
+    one, and a scene has the same mask for any number of processes.
 
     Args:
-        mask_ratio: Of the 2D tokens of a scene, from 0 up to 1.
-        mask_ratio_by_type: By question type, in place of `mask_ratio`; a scene with several questions in an optimizer
-            step has the mean of theirs.
+        mask_ratio: Share of a scene's 2D tokens that is masked, from 0 to 1.
+        mask_ratio_by_type: Ratios by question type, which replace `mask_ratio`. A scene with several questions in an
+            optimizer step gets the mean of their ratios.
 
     Raises:
-        InputError: A ratio outside of 0 to 1.
+        InputError: A ratio is not in 0 to 1.
 
     Example:
         >>> MaskedViews(0.2, {"routes": 1.0}).mask_ratio_of(["counts", "routes"])
@@ -65,5 +65,5 @@ class MaskedViews(Objective):
         return changed
 
     def forward(self, decoded: Decoded) -> dict[str, Tensor]:
-        """No loss."""
+        """Return no loss."""
         return {}

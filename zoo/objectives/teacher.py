@@ -1,8 +1,8 @@
-"""Objectives that learn from a teacher (`--model.teacher`), a frozen 3D model, as GeoVR does (arXiv 2606.05833).
+"""Objectives that learn from a teacher (`--model.teacher`), a frozen 3D model, as in GeoVR (arXiv 2606.05833).
 
-From top to bottom: which decoder layers learn from which layers of a teacher, the heads on the decoder's hidden states,
-the losses, and the objectives. `zoo.objectives.teacher_model` computes the targets; `zoo.checkpoints.geovr` compares
-heads and losses with the released code.
+From top to bottom: the map of decoder layers to teacher layers, the heads on the decoder's hidden states, the losses,
+and the objectives. `zoo.objectives.teacher_model` computes the targets. `zoo.checkpoints.geovr` compares heads and
+losses with the released code.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from zoo.scene_encoding import EncodedScene
 from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import TeacherTargets
 
-# ---- Which decoder layers learn from which layers of a teacher ------------------------------------------------------
+# ---- Map of decoder layers to teacher layers ------------------------------------------------------------------------
 
 TeacherName = Literal["vggt", "vggt_omega", "da3"]
 
 
 class TeacherLayout(NamedTuple):
-    """A frozen model of geometry.
+    """The sizes of a frozen geometry model.
 
     Attributes:
-        num_layers: Layers of its trunk.
-        depth: Those, from 0, whose fraction of the trunk gives the decoder layers that the depth head reads.
-        distill: Those whose tokens are distilled.
+        num_layers: Number of layers of its trunk.
+        depth: Trunk layers, from 0. The depth head reads the decoder layers at the same fraction of depth.
+        distill: Trunk layers whose tokens are distilled.
         width: Channels of these tokens.
-        side: Of a double patch, in pixels: one token of the vision encoder sees as much of the image.
-        longest: Pixels of the longer side of its images.
+        side: Side in pixels of 2 x 2 patches, the part of the image that one 2D token sees.
+        longest: Longer side of its images in pixels.
     """
 
     num_layers: int
@@ -58,25 +58,26 @@ TEACHERS: dict[str, TeacherLayout] = {
 
 
 def find_teacher(name: str) -> TeacherLayout:
-    """Return the teacher of this name.
+    """Return the layout of the teacher with this name.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such teacher.
     """
     check_choice("teacher", name, TeacherName)
     return TEACHERS[name]
 
 
 def matching_layers(layers: tuple[int, ...], num_layers: int, decoder_layers: int) -> tuple[int, ...]:
-    """Return the decoder's hidden states at the same fraction of its depth as layers of a teacher.
+    """Return the decoder's hidden states at the same fraction of depth as the teacher's layers.
 
     Args:
-        layers: Of the teacher, from 0.
-        num_layers: Of the teacher.
-        decoder_layers: Of the decoder. Index 0 is its input, i the output of layer i - 1, and the last index, which
-            is `decoder_layers`, the output of the final norm.
+        layers: Teacher layers, from 0.
+        num_layers: Number of teacher layers.
+        decoder_layers: Number of decoder layers. Index 0 is the decoder's input, i the output of layer i - 1, and the
+            last index, `decoder_layers`, the output of the final norm.
     """
-    return tuple(round((layer + 1) / num_layers * decoder_layers) for layer in layers)  # half to even, as published
+    # rounds half to even, as published
+    return tuple(round((layer + 1) / num_layers * decoder_layers) for layer in layers)
 
 
 def geovr_layers(teacher: str, decoder_layers: int) -> dict[str, tuple[int, ...]]:
@@ -101,10 +102,10 @@ TOKEN_CELLS = 4  # cells of the merged map per side of a token
 
 
 class PoseMLP(nn.Module):
-    """State of a camera token to VGGT's pose encoding: translation, quaternion, fields of view.
+    """Predicts VGGT's pose encoding (translation, quaternion, fields of view) from a camera token's state.
 
     Args:
-        width: Of the decoder.
+        width: Width of the decoder.
     """
 
     def __init__(self, width: int) -> None:
@@ -119,7 +120,8 @@ class PoseMLP(nn.Module):
         self.fc_t = nn.Linear(CAMERA_WIDTH, 3)
         self.fc_qvec = nn.Linear(CAMERA_WIDTH, 4)
         fields_of_view = nn.Linear(CAMERA_WIDTH, 2)
-        nn.init.ones_(fields_of_view.bias)  # below 0, where half of them would start, the ReLU passes no gradient
+        # otherwise half of them would start below 0, where the ReLU passes no gradient
+        nn.init.ones_(fields_of_view.bias)
         self.fc_fov = nn.Sequential(fields_of_view, nn.ReLU())
 
     def forward(self, states: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch 9"]:
@@ -129,10 +131,10 @@ class PoseMLP(nn.Module):
 
 
 class ScaleMLP(nn.Module):
-    """State of the scale token to meters per unit of the teacher's lengths.
+    """Predicts meters per unit of the teacher's lengths from the scale token's state.
 
     Args:
-        width: Of the decoder.
+        width: Width of the decoder.
     """
 
     def __init__(self, width: int) -> None:
@@ -147,11 +149,11 @@ class ScaleMLP(nn.Module):
 
 
 class TokenMLP(nn.Module):
-    """Visual tokens to a teacher's tokens: LayerNorm and two linear layers.
+    """Predicts a teacher's tokens from visual tokens, by LayerNorm and two linear layers.
 
     Args:
-        width: Of the decoder.
-        teacher_width: Of the teacher's tokens.
+        width: Width of the decoder.
+        teacher_width: Width of the teacher's tokens.
     """
 
     def __init__(self, width: int, teacher_width: int) -> None:
@@ -161,7 +163,7 @@ class TokenMLP(nn.Module):
         self.fc2 = nn.Linear(teacher_width, teacher_width)
 
     def forward(self, hidden: Float[Tensor, "T h w D"], target_hw: Sequence[int]) -> Float[Tensor, "T H W C"]:
-        """Resample the tokens to the grid of the teacher's pooled tokens, and predict these."""
+        """Resample the tokens to the grid of the teacher's pooled tokens, and predict the pooled tokens."""
         if tuple(hidden.shape[1:3]) != tuple(target_hw):
             maps = F.interpolate(hidden.movedim(-1, 1), tuple(target_hw), mode="bilinear", align_corners=False)
             hidden = maps.movedim(1, -1)
@@ -169,11 +171,11 @@ class TokenMLP(nn.Module):
 
 
 class DepthHead(DPT):
-    """DPT on the visual tokens of four decoder layers: a depth for each pixel of the teacher's image.
+    """DPT on the visual tokens of four decoder layers, which predicts the depth of each pixel of the teacher's image.
 
     Args:
-        width: Of the decoder.
-        side: Pixels of the teacher's image for each token and side.
+        width: Width of the decoder.
+        side: Side in pixels of the part of the teacher's image that one token covers.
         features: Width of the merged maps.
         channels: Widths of the four maps.
     """
@@ -185,7 +187,7 @@ class DepthHead(DPT):
         features: int = DEPTH_FEATURES,
         channels: Sequence[int] = DEPTH_CHANNELS,
     ) -> None:
-        super().__init__(width, channels, patch_size=1)  # images are counted in tokens here
+        super().__init__(width, channels, patch_size=1)  # the unit of image sizes is a token here
         self.side = side
         self.scratch = FusionChain(features, channels, ResidualUnit)
         self.proj = nn.Conv2d(features, (side // TOKEN_CELLS) ** 2, 1)
@@ -198,7 +200,7 @@ class DepthHead(DPT):
         Args:
             hidden: Visual tokens of the four layers.
             grid_hw: Rows and columns of tokens.
-            target_hw: Of the teacher's image in pixels, multiples of `side`.
+            target_hw: Size of the teacher's image in pixels, in multiples of `side`.
         """
         (rows, columns), (height, width) = grid_hw, target_hw
         levels = self.scratch.levels(self.reassemble(hidden, rows, columns))
@@ -211,7 +213,7 @@ class DepthHead(DPT):
 # ---- Losses, each of one video --------------------------------------------------------------------------------------
 
 DepthLoss = Literal["l1", "silog"]
-MAX_ERROR = 100.0  # of a number of the translation, and of a gradient of depth
+MAX_ERROR = 100.0  # bound on the error of a translation component or a depth gradient
 FIELD_OF_VIEW_WEIGHT = 0.5
 STRIDES, FEWEST_PIXELS = (1, 2, 4, 8), 10
 QUANTILE, FEWEST_VALUES, MOST_VALUES = 0.98, 1000, 10**7
@@ -233,9 +235,9 @@ def depth_loss(
 
     Args:
         pred: The prediction.
-        target: The teacher's, in its own unit.
-        kind: `l1`: the mean absolute error `l1` without outliers, plus that of the `gradient` at four resolutions.
-            `silog`: the scale-invariant error of the logarithms (arXiv 1406.2283) alone.
+        target: The teacher's depth, in its own unit.
+        kind: `l1`: the mean absolute error `l1` without outliers, plus the error `gradient` of spatial gradients at
+            four resolutions. `silog`: only the scale-invariant error of the logarithms (arXiv 1406.2283).
     """
     check_choice("kind", kind, DepthLoss)
     if kind == "silog":
@@ -257,9 +259,9 @@ def _gradient_loss(error: Float[Tensor, "T H W"]) -> Float[Tensor, ""]:
 
 
 def without_outliers(values: Float[Tensor, " n"]) -> Float[Tensor, " m"]:
-    """Return the values up to their 98 % quantile, and up to 100; all of them if few would be left.
+    """Return the values up to their 98 % quantile and up to 100, or all values if few would be left.
 
-    The quantile of many values is that of a random million of them, the same in any process.
+    The quantile of many values is estimated from one million random ones, which are the same in every process.
     """
     if len(values) <= FEWEST_VALUES:
         return values
@@ -283,16 +285,16 @@ TokenUse = Literal["training", "always", "none"]
 
 
 class TeacherObjective(Objective):
-    """An objective whose targets are a teacher's; scenes without one are left out.
+    """An objective whose targets come from a teacher. Scenes without teacher targets are left out.
 
     Args:
         weight: See `Objective`.
-        token: Whether its token is part of the prompt in `training` alone, `always`, or there is `none`.
+        token: When its token is part of the prompt: in `training` only, `always`, or `none` if there is no token.
 
     Attributes:
-        indices: The hidden states that are read: i is the output of layer i - 1 (of Qwen3-VL before DeepStack's
-            features are added to it), and the last one that of the final norm.
-        layer_map: The part of `geovr_layers` that they are of where none are given.
+        indices: Hidden states that are read. i is the output of layer i - 1 (in Qwen3-VL before DeepStack features are
+            added), and the last index is the output of the final norm.
+        layer_map: The entry of `geovr_layers` that provides default indices.
     """
 
     indices: tuple[int, ...] = ()
@@ -305,12 +307,12 @@ class TeacherObjective(Objective):
         self.adds_token, self.token_in_training_only = token != "none", token == "training"
 
     def match_teacher(self, name: TeacherName) -> None:
-        """Read the decoder layers that are published for a teacher of this kind, unless others were given."""
+        """Read the decoder layers that are published for this kind of teacher, unless layers were given."""
         if self.layer_map is not None:
             self._bind_layers(self._last, name)
 
     def _bind_layers(self, num_layers: int, teacher: TeacherName = "vggt") -> None:
-        """Bind the given indices, or those of a teacher; of few decoder layers these are from 1."""
+        """Bind the given indices, or the teacher's. A teacher's indices are at least 1, for small decoders."""
         assert self.layer_map is not None
         published = geovr_layers(teacher, num_layers)[self.layer_map]
         self._bind_indices(self._asked or [max(1, index) for index in published], num_layers)
@@ -327,19 +329,19 @@ class TeacherObjective(Objective):
     def _views(
         self, decoded: Decoded, index: int
     ) -> Iterator[tuple[EncodedScene, TeacherTargets, Float[Tensor, "rows t n D"]]]:
-        """Yield each scene with a teacher, and the hidden states of its visual tokens, extra ones last."""
+        """Yield each scene with teacher targets, and the hidden states of its visual tokens, extra tokens last."""
         for scene, states in decoded.views(None if index == self._last else index - 1):
             if scene.teacher_targets is not None:
                 yield scene, scene.teacher_targets, states
 
 
 class Distillation(TeacherObjective):
-    """Predict the teacher's tokens of several layers by heads on as many decoder layers; the loss is their cosine.
+    """Predict several layers of the teacher's tokens by heads on as many decoder layers, with a cosine loss.
 
     Args:
-        teacher_width: Channels of a layer of the teacher's tokens.
-        indices: The hidden state for each layer of the teacher, see `TeacherObjective`; null are those at the depth of
-            layers 18, 26, 32 and 38 of 40 of a Depth Anything 3, of other teachers 4, 11, 17 and 23 of 24.
+        teacher_width: Channels of one layer of the teacher's tokens.
+        indices: The hidden state for each teacher layer, see `TeacherObjective`. null uses the depth of layers 18, 26,
+            32 and 38 of 40 for Depth Anything 3, and of layers 4, 11, 17 and 23 of 24 for other teachers.
         weight: See `Objective`.
     """
 
@@ -386,14 +388,16 @@ class Distillation(TeacherObjective):
 
 
 class TeacherPose(TeacherObjective):
-    """Predict the teacher's pose encodings from a learned token behind the 2D tokens of each view.
+    """Predict the teacher's pose encodings from a learned token after the 2D tokens of each view.
 
-    They are world-to-camera, as published for VGGT; those published for Depth Anything 3 are camera-to-world.
+    The encodings are world-to-camera, as published for VGGT. The published ones for Depth Anything 3 are
+    camera-to-world.
 
     Args:
-        token: The token is part of the prompt in `training` alone, as published, or `always`; or `none` is added, and
-            the last 2D token of a view has its place. The first view has a token of its own.
-        weight: See `Objective`; 2.5 as published.
+        token: `training`: the token is only part of training prompts, as published. `always`: it is part of all
+            prompts. `none`: no token is added, and the last 2D token of a view is used instead. The first view has its
+            own token.
+        weight: See `Objective`. 2.5 as published.
     """
 
     teacher_target = "pose_enc"
@@ -425,13 +429,14 @@ class TeacherPose(TeacherObjective):
 
 
 class TeacherDepth(TeacherObjective):
-    """Predict the teacher's depth of each pixel from the 2D tokens of four layers, by a head of some 32M parameters.
+    """Predict the teacher's depth of each pixel from the 2D tokens of four layers, by a head of about 32M parameters.
 
     Args:
         kind: See `depth_loss`.
-        indices: The four hidden states, see `TeacherObjective`; null are those at the depth of layers 19, 27, 33 and 39
-            of 40 of a Depth Anything 3, of other teachers 4, 11, 17 and 23 of 24.
-        side: Pixels of the teacher's images for each 2D token and side: twice its patch size.
+        indices: The four hidden states, see `TeacherObjective`. null uses the depth of layers 19, 27, 33 and 39 of 40
+            for Depth Anything 3, and of layers 4, 11, 17 and 23 of 24 for other teachers.
+        side: Side in pixels of the part of the teacher's image that one 2D token covers: twice the teacher's patch
+            size.
         features: Width of the head.
         channels: Widths of its four maps.
         weight: See `Objective`.
@@ -468,7 +473,8 @@ class TeacherDepth(TeacherObjective):
             if teacher.depth is None:
                 continue
             target, is_known = teacher.depth.float(), teacher.depth > 0
-            target = torch.where(is_known, target, 1.0)  # an unknown pixel has no error, of its logarithm neither
+            # unknown pixels get no error, neither of depth nor of its logarithm
+            target = torch.where(is_known, target, 1.0)
             _, rows, columns = scene.scene.token_grid
             if any(size % self.side for size in target.shape[1:]):
                 raise InputError(
@@ -486,11 +492,11 @@ class TeacherDepth(TeacherObjective):
 
 
 class MetricScale(TeacherObjective):
-    """Predict the meters per unit of the teacher's lengths from a learned token behind the last view of a video.
+    """Predict meters per unit of the teacher's lengths from a learned token after the last view of a video.
 
     Args:
-        token: The token is part of the prompt in `training` alone, as published, or `always`; or `none` is added, and
-            the last visual token has its place, as for still images.
+        token: `training`: the token is only part of training prompts, as published. `always`: it is part of all
+            prompts. `none`: no token is added, and the last visual token is used instead, as for images.
         weight: See `Objective`.
     """
 
@@ -520,7 +526,7 @@ class MetricScale(TeacherObjective):
 def _scene_mean(
     scene: EncodedScene, values: Float[Tensor, "rows ..."], known: Bool[Tensor, " ..."] | None = None
 ) -> tuple[EncodedScene, Float[Tensor, "rows 1"], Bool[Tensor, " 1"]]:
-    """Average the losses of a scene, which counts once, whatever its number of views."""
+    """Average the losses of a scene, which counts once for any number of views."""
     if known is None:
         known = torch.ones_like(values[0], dtype=torch.bool)
     mean = values.where(known, 0.0).flatten(1).sum(1) / known.sum().clamp(min=1)

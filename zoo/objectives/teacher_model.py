@@ -1,6 +1,6 @@
-"""A teacher: a frozen geometry encoder that objectives learn from in training, and no part of the model.
+"""A teacher: a frozen geometry encoder that objectives learn from in training. It is not part of the model.
 
-`Teacher` computes the targets of a batch, which `SpatialVLM.forward` takes as a value. `zoo.objectives.teacher` has the
+`Teacher` computes the targets of a batch, which are passed to `SpatialVLM.forward`. `zoo.objectives.teacher` has the
 objectives.
 """
 
@@ -35,24 +35,24 @@ from zoo.sequences.loaded_scene import LoadedScene, TeacherTarget, TeacherTarget
 class Teacher(Configurable):
     """A geometry encoder whose tokens, cameras, depth and scale are targets of objectives.
 
-    It is built when a training starts. An evaluation neither builds nor downloads it, and an export does not name it;
-    the settings in config.yaml and in checkpoints do. Lengths stay in its own unit; `scale` measures that.
+    It is built when a training starts. An evaluation neither builds nor downloads it, and an export does not name it.
+    Its settings are in config.yaml and in checkpoints. Lengths stay in its own unit, which `scale` measures.
 
     Args:
-        encoder: Builds the geometry encoder; with several `layers`, each is a target of its own.
-        cache: Keeps its outputs on disk; null computes them each time.
-        scale: Builds what measures how its lengths become meters, for `MetricScale`; null knows no scale but that of a
-            metric encoder. A scene that does not determine it is left out with a warning.
-        token_channels: The share of its tokens' channels that is learned: 0.5 takes VGGT's frame attention alone. A
-            negative one takes the last channels: -0.5 the blocks of Depth Anything 3 without their local half.
-        shuffled: A control, from which nothing of a scene can be learned: exchange the targets of a batch's scenes.
-            A scene whose size and number of views no other one of the batch has is without targets.
+        encoder: Builds the geometry encoder. If it has several `layers`, each is a separate target.
+        cache: Stores the encoder's outputs on disk. null computes them each time.
+        scale: Builds the source that converts its lengths to meters, for `MetricScale`. With null only a metric encoder
+            has a known scale. A scene whose scale can't be determined is left out with a warning.
+        token_channels: Share of the tokens' channels that is learned. 0.5 uses only VGGT's frame attention. A negative
+            share takes the last channels: -0.5 takes Depth Anything 3's blocks without their local half.
+        shuffled: Exchange the targets between a batch's scenes, as a control from which nothing about a scene can be
+            learned. A scene has no targets if no other scene of the batch has the same size and number of views.
 
     Attributes:
-        targets: What objectives learn of it, and so all that is computed.
+        targets: Targets that objectives learn. Only these are computed.
 
     Raises:
-        InputError: A share of 0, or outside of -1 to 1.
+        InputError: The share is 0, or not in -1 to 1.
     """
 
     targets: frozenset[TeacherTarget] = frozenset(get_args(TeacherTarget))
@@ -74,7 +74,7 @@ class Teacher(Configurable):
 
     @cached_property
     def outline(self) -> GeometryEncoder:
-        """The encoder without weights."""
+        """The encoder on the meta device, without weights."""
         with torch.device("meta"):
             return self._build()
 
@@ -92,12 +92,12 @@ class Teacher(Configurable):
 
     @property
     def wanted(self) -> dict[str, bool]:
-        """The outputs of the encoder that the targets are made of, by the arguments of its call."""
+        """The encoder outputs that the targets need, by the names of its call's arguments."""
         cameras = bool(self.targets & {"pose_enc", "depth"}) or self.scale is not None
         return {"tokens": "tokens" in self.targets and bool(self.outline.width), "cameras": cameras}
 
     def enable_heads(self, encoder: GeometryEncoder) -> None:
-        """Enable the heads of an encoder that the targets are made of."""
+        """Enable the heads of an encoder that the targets need."""
         if encoder.predicts_cameras and self.wanted["cameras"]:
             encoder.enable_head("camera")
         if encoder.predicts_depth and ("depth" in self.targets or (self.scale and self.scale.requires_depth)):
@@ -105,13 +105,13 @@ class Teacher(Configurable):
 
     @cached_property
     def scale(self) -> ScaleSource | None:
-        """What measures the unit of its lengths; None as well where nothing learns that."""
+        """The source that measures the unit of its lengths. None if no objective learns the unit."""
         build = self._build_scale if "meters_per_unit" in self.targets else None
         return None if build is None else build()
 
     @property
     def given(self) -> set[str]:
-        """The fields of `TeacherTargets` that it gives, those of the dataset's geometry where a scene has it."""
+        """The fields of `TeacherTargets` that it provides. Fields from the dataset exist where a scene has them."""
         outline = self.outline
         found = {
             "tokens": outline.width > 0,
@@ -133,17 +133,17 @@ class Teacher(Configurable):
 
     @property
     def least_batch_size(self) -> int:
-        """Scenes of a batch that it needs: of a single one `shuffled` has nothing to exchange."""
+        """Minimum number of scenes in a batch. `shuffled` needs two to exchange their targets."""
         return 2 if self.shuffled else 1
 
     def match_layers(self, objectives: Iterable[Objective]) -> None:
-        """Let objectives read the decoder layers that are published for a teacher of its kind."""
+        """Let objectives read the decoder layers that are published for this kind of teacher."""
         for objective in objectives:
             if isinstance(objective, TeacherObjective):
                 objective.match_teacher(self.outline.taught_as)
 
     def added_to(self, spec: ModelSpec) -> ModelSpec:
-        """Return what a training needs from the data, given what the model does."""
+        """Return the needs of a training, given the needs of the model."""
         outline, scale = self.outline, self.scale
         cameras = outline.requires_cameras or (scale is not None and scale.requires_cameras)
         return replace(
@@ -151,20 +151,20 @@ class Teacher(Configurable):
             requires_frames=True,
             requires_cameras=spec.requires_cameras or cameras,
             requires_depth=spec.requires_depth or outline.requires_depth,
-            geometry_reader=None,  # what is read in place of frames would leave the teacher without them
+            geometry_reader=None,  # with a teacher the frames are always loaded, because the teacher needs them
             least_batch_size=max(spec.least_batch_size, self.least_batch_size),
         )
 
     @torch.no_grad()
     def __call__(self, scenes: Sequence[LoadedScene], patch_size: int) -> list[TeacherTargets | None]:
-        """Compute the targets of scenes; see `shuffled` for None.
+        """Compute the targets of scenes. `shuffled` may leave some without targets (None).
 
         Args:
-            scenes: With frames, on the device of the model.
-            patch_size: Of the vision encoder.
+            scenes: Scenes with frames, on the model's device.
+            patch_size: Patch size of the vision encoder.
 
         Raises:
-            InputError: A scene without frames, or with frames whose patches do not lie under the vision encoder's.
+            InputError: A scene has no frames, or the patches of its frames do not match the vision encoder's.
         """
         if any(scene.frames is None for scene in scenes):
             raise InputError("--model.teacher needs the frames of each video")
@@ -174,7 +174,7 @@ class Teacher(Configurable):
         if device != self._device:
             encoder.to(device)
             self._device = device
-        with full_precision(device):  # of a step in mixed precision
+        with full_precision(device):  # also in a mixed-precision step
             targets = self._compute(scenes, patch_size)
         return _exchanged(targets) if self.shuffled else list(targets)
 
@@ -205,11 +205,11 @@ class Teacher(Configurable):
         given: SceneGeometry | None,
         window: Window | None,
     ) -> TeacherTargets:
-        # 1. The scale, of all that the encoder sees; a cache takes frames in the size of the vision encoder.
+        # 1. Scale, from everything that the encoder sees. A cache takes frames in the vision encoder's size.
         patch_size = self.encoder.meta_encoder.patch_size
         frames = resample_frames(frames, self.encoder.patch_size, patch_size)
         scale = self._meters_per_unit(found, frames, given)
-        # 2. What the tower sees of it.
+        # 2. Crop to the part that the vision encoder sees.
         height, width = frames.shape[-2:]
         if window is not None:
             grid = scene.grid_thw[1:]
@@ -226,14 +226,14 @@ class Teacher(Configurable):
         return TeacherTargets(tokens, pose_enc, has_camera, found.depth, None if scale is None else scale.to(frames))
 
     def _meters_per_unit(self, found: SceneGeometry, frames: Tensor, given: SceneGeometry | None) -> Tensor | None:
-        """Measure the unit of its lengths; None where nothing learns it, or the scene does not determine it."""
+        """Measure the unit of its lengths. None if no objective learns it, or if it can't be determined."""
         if "meters_per_unit" not in self.targets:
             return None
         if self.scale is None:
             return torch.ones(()) if self.encoder.is_metric else None
         try:
             return torch.as_tensor(self.scale.meters_per_unit(found, frames, given), dtype=torch.float32)
-        except InputError as error:  # of one scene among many
+        except InputError as error:  # only this scene is left out
             warnings.warn(f"MetricScale leaves a scene out: {error}", stacklevel=2)
             return None
 
@@ -243,7 +243,7 @@ class Teacher(Configurable):
 
 
 def _exchanged(targets: list[TeacherTargets]) -> list[TeacherTargets | None]:
-    """Give each scene the targets of the next one with targets of the same shapes; None where there is no other."""
+    """Give each scene the targets of the next scene with the same shapes. None if there is no other."""
     alike: dict[tuple[torch.Size, ...], list[int]] = {}
     for number, each in enumerate(targets):
         values = (*each.tokens, *each[1:])

@@ -1,1 +1,1 @@
-"""Sequences of token ids about scenes, and all that follows from ids and grids alone; on the CPU, without a model."""
+"""Sequences of token ids about scenes, and everything that depends only on ids and grids, without a model."""

@@ -1,4 +1,4 @@
-"""What passes from data to model: scenes, sequences of token ids about them, and records of their questions."""
+"""The values passed from data to model: scenes, sequences of token ids about them, and records of their questions."""
 
 from __future__ import annotations
 
@@ -18,44 +18,43 @@ from zoo.sequences.packing import QuestionPlaces, ScenePacking
 from zoo.sequences.position_ids import DeferredPositions
 from zoo.values import Movable
 
-Record = dict[str, Any]  # of a question, as predictions.jsonl has it
+Record = dict[str, Any]  # record of a question, as in predictions.jsonl
 
 
 @dataclass(frozen=True, eq=False)
 class Sequences(Movable):
     """S sequences of up to L tokens about scenes of a batch, ready to decode: N visual tokens, M supervised ones.
 
-    All tensors hold integers or booleans, so that no precision plugin changes them. Places count in the flattened
-    batch, S times L.
+    All tensors hold integers or booleans, so precision plugins do not change them. Places are indices into the
+    flattened batch of S times L tokens.
 
     Attributes:
-        input_ids: Token ids, one placeholder per visual token, extra tokens included.
-        position_ids: (t, h, w) of each token; None if they depend on predicted cameras.
-        deferred_positions: Computes `position_ids` in the step, if they depend on predicted cameras; else None.
-        visual_places: The place of each visual token, sequence by sequence.
-        visual_sources: Its number among the visual tokens of all scenes, in the order of the batch.
-        grid_places: The places of the K visual tokens that are on a 2D grid: without extra tokens.
-        grid_sources: Their numbers among the 2D tokens of all scenes.
-        grid_cells: Column and row of each in its view.
+        input_ids: Token ids with one placeholder per visual token, extra tokens included.
+        position_ids: (t, h, w) of each token. None if they depend on predicted cameras.
+        deferred_positions: Computes `position_ids` in the step if they depend on predicted cameras, otherwise None.
+        visual_places: Place of each visual token, ordered by sequence.
+        visual_sources: Number of each visual token among the visual tokens of all scenes, in the order of the batch.
+        grid_places: Places of the K visual tokens that are on a 2D grid, which excludes extra tokens.
+        grid_sources: Numbers of these tokens among the 2D tokens of all scenes.
+        grid_cells: Column and row of each of these tokens in its view.
         grid_sizes: Columns and rows of its view.
-        camera_index: The temporal patch of its sequence that each 2D token belongs to, over all of its scenes; -1 for
-            other tokens, and for those whose camera is known to be invalid.
-        camera_runs: Where the tokens with a camera are; None in a model without cameras.
-        answer_places: The places of the tokens in front of the supervised ones, which predict them.
+        camera_index: For each 2D token, the temporal patch of its sequence, counted over all scenes. -1 for other
+            tokens, and for tokens whose camera is known to be invalid.
+        camera_runs: Runs of tokens with a camera. None in a model without cameras.
+        answer_places: Places of the tokens before the supervised ones, which predict them.
         answer_ids: The supervised ids.
-        answer_lengths: Of each of them, the number of supervised tokens in its answer.
-        padding_mask: Marks the tokens that are not padding, where padding is not on the right; None where causal
-            attention alone is right.
-        group: The group of each token, where several questions share a sequence, see `zoo.sequences.packing`, or
-            None.
-        questions: Where they are, for a hybrid decoder; else None.
-        packing: Where rows are in sequences of several scenes, if they are packed so.
-        cameras: Given cameras of each sequence, in place of those of the scenes.
+        answer_lengths: For each supervised token, the number of supervised tokens in its answer.
+        padding_mask: True for tokens that are not padding, if padding is not on the right. None if causal attention is
+            sufficient.
+        group: Group of each token if several questions share a sequence, see `zoo.sequences.packing`. None otherwise.
+        questions: Places of the questions for a hybrid decoder. None otherwise.
+        packing: Places of rows in sequences of several scenes, if scenes are packed.
+        cameras: Given cameras of each sequence, which replace the scenes' cameras.
         scene_index: The scenes of each sequence, in the order in which they appear.
-        visual_counts: Visual tokens of each sequence.
-        lengths: Tokens of each sequence, without padding.
-        num_answers: Answers that are learned from in each sequence; 0 where another process learns from them. 1 in
-            sequences without labels.
+        visual_counts: Number of visual tokens of each sequence.
+        lengths: Number of tokens of each sequence, without padding.
+        num_answers: Number of answers that are learned from in each sequence. 0 if another process learns from them. 1
+            in sequences without labels.
     """
 
     input_ids: Int[Tensor, "S L"]
@@ -83,7 +82,7 @@ class Sequences(Movable):
     num_answers: list[int] = field(default_factory=list)
 
     def __reduce__(self) -> Any:
-        """Pickle tensors by value: each that a worker shares costs a file descriptor, and prompts may be many."""
+        """Pickle tensors by value, because each shared tensor costs a file descriptor and prompts may be many."""
         return _unpickled, (pickle.dumps(vars(self)),)
 
     def __len__(self) -> int:
@@ -91,21 +90,21 @@ class Sequences(Movable):
         return len(self.input_ids)
 
     def patch_centers(self) -> Float[Tensor, "S L 2"]:
-        """Compute the center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 elsewhere.
+        """Return the center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down. 0 elsewhere.
 
-        In the units of `zoo.cameras.normalize_intrinsics`.
+        The unit is the one of `zoo.cameras.normalize_intrinsics`.
         """
         return self._scatter((self.grid_cells + 0.5) / self.grid_sizes - 0.5, 0.0)
 
     def patch_sizes(self) -> Float[Tensor, "S L 2"]:
-        """Compute the width and height of each 2D token as fractions of its view's; 0 elsewhere."""
+        """Return the width and height of each 2D token as fractions of its view's. 0 elsewhere."""
         return self._scatter(1 / self.grid_sizes, 0.0)
 
     def scatter_points(self, points: Float[Tensor, "tokens 3"]) -> Float[Tensor, "S L 3"]:
-        """Put the 3D point of each 2D token at its place; NaN elsewhere.
+        """Put the 3D point of each 2D token at its place, and NaN elsewhere.
 
         Args:
-            points: Of the 2D tokens of all scenes, in the order of the batch.
+            points: Points of the 2D tokens of all scenes, in the order of the batch.
         """
         return self._scatter(points[self.grid_sources], torch.nan)
 
@@ -115,7 +114,7 @@ class Sequences(Movable):
 
     @property
     def decoder_places(self) -> Int[Tensor, " N"]:
-        """The place of each visual token in what the decoder reads."""
+        """The place of each visual token in the decoder's input."""
         return self.visual_places if self.packing is None else self.packing.visual_places
 
 
@@ -126,22 +125,22 @@ def _unpickled(attributes: bytes) -> Sequences:
 
 
 class Prompt(Movable):
-    """Questions about the same scenes, which are read behind the prefix that they share.
+    """Questions about the same scenes, which follow a shared prefix.
 
     Args:
-        prefix: One sequence: what all questions start with.
-        passes: Token ids behind the prefix of the questions that are answered together, for each pass.
-        rows: The number of each question in the batch, pass by pass.
+        prefix: One sequence with which all questions start.
+        passes: For each pass, the token ids after the prefix of the questions that are answered together.
+        rows: Number of each question in the batch, ordered by pass.
 
     Attributes:
-        next_position: The position behind the prefix; None if it depends on predicted cameras.
+        next_position: The position after the prefix. None if it depends on predicted cameras.
     """
 
     def __init__(self, prefix: Sequences, passes: Sequence[Sequence[Sequence[int]]], rows: Sequence[int]) -> None:
         self.prefix, self.rows = prefix, tuple(rows)
         self.passes = tuple(tuple(tuple(question) for question in each) for each in passes)
         positions = prefix.position_ids
-        # the prefix ends in text; the video before it may reach higher positions, see `text_after_vision`
+        # the prefix ends in text, and the video before it may have higher positions, see `text_after_vision`
         self.next_position = None if positions is None else int(positions[:, 0, -1].amax()) + 1
 
     @property
@@ -151,21 +150,21 @@ class Prompt(Movable):
 
 
 class Batch(Movable):
-    """The scenes of a step with their sequences. It does not change after it is made.
+    """The scenes of a step with their sequences. It is immutable.
 
-    A plain class, into which no precision plugin looks: Lightning would cast the poses in a dataclass.
+    This is a plain class, because Lightning's precision plugins would cast the poses in a dataclass.
 
     Args:
-        scenes: Encoded once each; they may differ in their number of frames and in size.
-        vision: The vision encoder's inputs for all scenes together, beside their patches.
-        sequences: For training or logits; None otherwise.
-        prompts: For answers; empty otherwise.
-        records: One per question, in the order of the numbers in the prompts, without the prediction yet.
-        failed: Complete records of questions that can't be asked: their scene can't be read, or they hold a special
+        scenes: The scenes, each encoded once. They may differ in their number of frames and in size.
+        vision: The vision encoder's inputs for all scenes together, besides their patches.
+        sequences: Sequences for training or logits. None otherwise.
+        prompts: Prompts for answers. Empty otherwise.
+        records: One record per question, in the order of the numbers in the prompts, without predictions.
+        failed: Complete records of questions that can't be asked: their scene can't be read, or they contain a special
             token or too many tokens.
-        num_answers: Answers that are learned from about each scene; 0 where another process learns from them.
-        failed_answers: Answers of `failed` that would have been learned from.
-        step: The optimizer step that a training batch is a part of; None for any other batch.
+        num_answers: Number of answers that are learned from for each scene. 0 if another process learns from them.
+        failed_answers: Number of answers in `failed` that would have been learned from.
+        step: The optimizer step that a training batch belongs to. None for other batches.
     """
 
     scenes: list[LoadedScene]
@@ -199,10 +198,10 @@ class Batch(Movable):
 
     @property
     def weight(self) -> float:
-        """The factor that makes a mean over this batch's questions a part of the mean over an optimizer step's.
+        """The factor that turns a mean over this batch's questions into its share of the mean over an optimizer step.
 
         Lightning divides a loss by the number of accumulated batches, and the strategies average gradients over
-        processes: the factor undoes both, so that each question has the weight 1 / `OptimizerStep.num_answers`. Failed
-        answers are known in all processes only when the step is complete, see `Task.on_before_optimizer_step`.
+        processes. The factor undoes both, so that each question has the weight 1 / `OptimizerStep.num_answers`. The
+        total number of failed answers is known only when the step is complete, see `Task.on_before_optimizer_step`.
         """
         return 1.0 if self.step is None else sum(self.num_answers) * self.step.num_batches / self.step.num_answers

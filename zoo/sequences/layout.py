@@ -1,6 +1,6 @@
-"""Where the visual tokens of sequences are: `SequenceLayout` finds each one's video or image, view and grid cell.
+"""Places of visual tokens in sequences. `SequenceLayout` finds the video or image, view and grid cell of each one.
 
-It begins with how patches are merged into visual tokens, the same for every supported backbone.
+It starts with the merging of patches into visual tokens, which is the same for all supported backbones.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-TEMPORAL_PATCH_SIZE = 2  # consecutive frames in one visual token; `Backbone` checks its checkpoint against both
+# consecutive frames in one visual token; `Backbone` checks this and the next against its checkpoint
+TEMPORAL_PATCH_SIZE = 2
 SPATIAL_MERGE_SIZE = 2  # patches per side in one visual token
 PATCHES_PER_TOKEN = TEMPORAL_PATCH_SIZE * SPATIAL_MERGE_SIZE**2
-IMAGE_PIXELS = (4 * 28**2, 16384 * 28**2)  # least and most of a still image: 4 to 16,384 tokens of Qwen2.5-VL
+IMAGE_PIXELS = (4 * 28**2, 16384 * 28**2)  # minimum and maximum pixels of an image: 4 to 16,384 tokens of Qwen2.5-VL
 
-GridTHW = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w); of a tensor on a GPU the host waits to read it
+GridTHW = tuple[int, int, int] | Int[Tensor, " 3"]  # (t, h, w); reading a tensor on a GPU makes the host wait
 
 
 class ExtraTokens(Enum):
-    """The tokens appended to the 2D tokens of each view, and behind the last view of a video."""
+    """The tokens appended to the 2D tokens of each view, and after the last view of a video."""
 
     NONE = "none"
     ONE = "one per view"
@@ -39,11 +40,11 @@ class ExtraTokens(Enum):
 
     @property
     def at_end(self) -> int:
-        """The number of tokens behind the last view of a video."""
+        """The number of tokens after the last view of a video."""
         return int(self in (ExtraTokens.END, ExtraTokens.LAST_AND_END))
 
 
-# ---- Where the visual tokens stand in a batch of sequences, computed once on the CPU --------------------------------
+# ---- Places of the visual tokens in a batch of sequences, computed once on the CPU ----------------------------------
 
 MediaKind = Literal["video", "image"]
 
@@ -52,10 +53,10 @@ class Placeholders(NamedTuple):
     """Token ids that mark visual tokens in a prompt.
 
     Attributes:
-        video: Stands for one visual token of a video.
-        image: Stands for one visual token of a still image.
+        video: Marks one visual token of a video.
+        image: Marks one visual token of an image.
         vision_start: Precedes the first placeholder of each run.
-        span_per_step: Whether each temporal patch of a video is a run of its own, with text between them.
+        span_per_step: Whether each temporal patch of a video is a separate run, with text between the runs.
     """
 
     video: int
@@ -70,14 +71,14 @@ class Placeholders(NamedTuple):
 
 
 class MediaSpan(NamedTuple):
-    """One video or still image in a batch of sequences: one span of visual tokens, or several.
+    """One video or image in a batch of sequences, as one or several spans of visual tokens.
 
     Attributes:
         row: The sequence that contains it.
         kind: "video" or "image".
         number: Index among the videos, or among the images, of the batch.
-        steps: Temporal patches.
-        steps_before: Temporal patches of the same sequence before it, over all of its videos and images.
+        steps: Number of temporal patches.
+        steps_before: Number of temporal patches before it in the same sequence, over all videos and images.
     """
 
     row: int
@@ -88,21 +89,19 @@ class MediaSpan(NamedTuple):
 
 
 class SequenceLayout:
-    """The spans of visual tokens of a batch, and for each token its span, temporal patch and cell in the grid.
+    """The spans of visual tokens of a batch, and for each token its span, temporal patch and grid cell.
 
-    A span is a run of consecutive placeholders: a still image, a video, or a temporal patch of a video in a prompt with
-    text between those (`Placeholders.span_per_step`).
-
-    All tensors are on the CPU.
+    A span is a run of consecutive placeholders: an image, a video, or one temporal patch of a video in a prompt with
+    text between them (`Placeholders.span_per_step`). All tensors are on the CPU.
 
     Args:
-        input_ids: One placeholder per visual token, extra tokens included.
-        attention_mask: 0 for padding, on either side; None means no padding.
-        video_grid_thw: (t, h, w) in patches before the spatial merge, one row per video in the order of the batch.
-        image_grid_thw: The same for still images.
+        input_ids: Token ids with one placeholder per visual token, extra tokens included.
+        attention_mask: 0 for padding, which may be on either side. None means no padding.
+        video_grid_thw: (t, h, w) in patches before merging, one row per video in the order of the batch.
+        image_grid_thw: The same for images.
         placeholders: Token ids of the backbone.
         spatial_merge_size: Patches per side in one visual token.
-        extra_tokens: Tokens that follow the 2D tokens of each view.
+        extra_tokens: Tokens appended to the 2D tokens of each view.
 
     Attributes:
         media: Videos and images, in the order in which they appear.
@@ -110,11 +109,12 @@ class SequenceLayout:
         row: The sequence of each token that is not padding.
         start: Index of each span's first token, among the tokens that are not padding.
         grid: (t, h, w) of each span in visual tokens.
-        is_video: Whether a span is of a video.
+        is_video: Whether each span belongs to a video.
         span: The span of each visual token.
         step: The temporal patch of each visual token within its span.
-        cell: Its cell in the (h, w) grid, row by row; an extra token has that of the 2D token whose position it shares.
-        is_extra: Whether it is an extra token.
+        cell: Cell of each visual token in the (h, w) grid, row by row. An extra token has the cell of the 2D token
+            whose position it shares.
+        is_extra: Whether each visual token is an extra token.
 
     Raises:
         ValueError: Grids and placeholders do not match.
@@ -138,7 +138,7 @@ class SequenceLayout:
         )
         ids, self.row = host_ids[self.mask], self.mask.nonzero()[:, 0]
 
-        # 1. Spans: placeholders that follow a vision_start token. Those of one video follow each other.
+        # 1. Spans: placeholders that follow a vision_start token. The spans of a video are consecutive.
         follows = torch.zeros_like(ids, dtype=torch.bool)
         follows[1:] = (ids[:-1] == placeholders.vision_start) & (self.row[1:] == self.row[:-1])
         self.start: Int[Tensor, " M"] = (follows & torch.isin(ids, torch.tensor(placeholders.visual))).nonzero()[:, 0]
@@ -170,7 +170,7 @@ class SequenceLayout:
         if len(self.media) != len({(medium.kind, medium.number) for medium in self.media}):
             raise ValueError("the temporal patches of a video do not follow each other in one sequence")
 
-        # 2. Tokens: each view has h * w 2D tokens, then its extra tokens; one more may follow the last view of a video.
+        # 2. Tokens: each view has h * w 2D tokens, then its extra tokens. One more may follow the last view of a video.
         view = self.grid[:, 1] * self.grid[:, 2]
         per_view = view + torch.tensor([extra_tokens.count(size) for size in view.tolist()], dtype=view.dtype)
         is_last = F.pad(self.medium.diff(), (0, 1), value=1) > 0
@@ -201,31 +201,21 @@ class SequenceLayout:
 
     @property
     def steps_before(self) -> Int[Tensor, " M"]:
-        """Temporal patches of the same sequence before each span, over all of its videos and images."""
+        """Number of temporal patches before each span in the same sequence, over all videos and images."""
         steps, row = self.grid[:, 0], self.row[self.start]
         before = steps.cumsum(0) - steps
-        return before - before[torch.searchsorted(row, row)]  # rows ascend: the first span of the same row
+        return before - before[torch.searchsorted(row, row)]  # rows ascend, so this finds the first span of the row
 
     def camera_index(self) -> Int[Tensor, "B L"]:
-        """The temporal patch of its sequence that each 2D token belongs to, counted over all videos and images.
+        """Return the temporal patch of each 2D token, counted over all videos and images of its sequence.
 
         Returns:
-            -1 for text and extra tokens. The `index` of `Cameras` that hold one camera per temporal patch.
+            The `index` for `Cameras` with one camera per temporal patch. -1 for text and extra tokens.
         """
         return self.scatter(torch.where(self.is_extra, -1, self.steps_before[self.span] + self.step), -1)
 
-    def patch_centers(self) -> Float[Tensor, "B L 2"]:
-        """The center of each 2D token in its view: (x, y) from -1/2 to 1/2, right and down; 0 for other tokens.
-
-        In the units of `zoo.cameras.normalize_intrinsics`.
-        """
-        height, width = self.grid[self.span, 1], self.grid[self.span, 2]
-        column, row = self.cell % width, self.cell // width
-        centers = torch.stack(((column + 0.5) / width, (row + 0.5) / height), -1) - 0.5
-        return self.scatter(centers * ~self.is_extra[:, None], 0.0)
-
     def scatter(self, values: Shaped[Tensor, "tokens ..."], fill: int | float | bool) -> Shaped[Tensor, "B L ..."]:
-        """One value per visual token at its place in the batch; `fill` elsewhere."""
+        """Put one value per visual token at its place in the batch, and `fill` elsewhere."""
         every = values.new_full((self.mask.numel(), *values.shape[1:]), fill)
         every[self.places] = values
         return every.unflatten(0, self.shape)
@@ -237,19 +227,20 @@ class SequenceLayout:
 
     @property
     def tokens_per_row(self) -> list[int]:
-        """Visual tokens of each sequence."""
+        """Number of visual tokens of each sequence."""
         return torch.bincount(self.row[self.tokens], minlength=self.shape[0]).tolist()
 
 
 def owners(lengths: Int[Tensor, " M"]) -> tuple[Int[Tensor, " N"], Int[Tensor, " N"]]:
-    """For items laid out in runs of these lengths: the run of each item, and its place in the run."""
+    """For items laid out in runs of these lengths, return the run of each item and its place in the run."""
     ends = lengths.cumsum(0)
     places = torch.arange(int(lengths.sum()))
-    run = torch.searchsorted(ends, places, right=True)  # repeat_interleave starts threads for the smallest input
+    # faster than repeat_interleave, which starts threads even for tiny inputs
+    run = torch.searchsorted(ends, places, right=True)
     return run, places - (ends - lengths)[run]
 
 
 def is_contiguous(media: Sequence[MediaSpan]) -> bool:
-    """Whether no video stands between the still images of a sequence."""
+    """Return whether no video is between the images of a sequence."""
     runs = [row for (row, kind), _ in groupby(media, lambda medium: (medium.row, medium.kind)) if kind == "image"]
     return len(runs) == len(set(runs))

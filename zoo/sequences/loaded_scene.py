@@ -1,4 +1,4 @@
-"""A scene on its way from the dataset to the model, and what the vision encoder needs beside its patches."""
+"""A scene on its way from the dataset to the model, and the vision encoder's inputs besides patches."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, Window
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, MediaKind
 from zoo.values import Movable
 
-Grid = tuple[int, int, int]  # (t, h, w) in patches before the spatial merge
+Grid = tuple[int, int, int]  # (t, h, w) in patches before spatial merging
 
 
 class Segments(Movable):
-    """Runs of patches that attend to each other alone, such as windows or frames.
+    """Runs of patches that attend only to each other, such as windows or frames.
 
     Args:
-        boundaries: The first patch of each run, and the number of patches.
+        boundaries: The first patch of each run, and the total number of patches.
 
     Attributes:
-        boundaries: The same; `cu_seqlens` of FlashAttention.
-        order: The order of patches that sorts the runs by length; None if all have one length.
-        shapes: Number of runs, and patches of each, for each length in this order.
-        longest: Patches of the longest run.
+        boundaries: The same, as `cu_seqlens` of FlashAttention.
+        order: Order of patches that sorts the runs by length. None if all runs have the same length.
+        shapes: Number of runs and patches per run, for each length in this order.
+        longest: Number of patches of the longest run.
     """
 
     def __init__(self, boundaries: Int[Tensor, " runs_and_one"]) -> None:
         lengths = boundaries.diff()
-        sizes, counts = lengths.unique(return_counts=True)  # in ascending order, as the sort below has them
+        sizes, counts = lengths.unique(return_counts=True)  # ascending, as in the sort below
         self.boundaries = boundaries
         self.shapes: list[tuple[int, int]] = list(zip(counts.tolist(), sizes.tolist(), strict=True))
         self.longest = max((length for _, length in self.shapes), default=0)
@@ -41,12 +41,12 @@ class Segments(Movable):
 
 
 class VisionInputs(Movable):
-    """The keyword arguments of a stock vision encoder that follow from grids.
+    """Keyword arguments of an original vision encoder that depend only on grids.
 
     Args:
-        lengths: Visual tokens of each video or image.
-        tensors: Tensors and `Segments` by the names that the vision encoder gives them.
-        numbers: Numbers of the host, likewise.
+        lengths: Number of visual tokens of each video or image.
+        tensors: Tensors and `Segments` by the vision encoder's argument names.
+        numbers: Python numbers by the vision encoder's argument names.
     """
 
     def __init__(self, lengths: list[int], tensors: dict[str, Tensor | Segments], numbers: dict[str, int]) -> None:
@@ -54,37 +54,33 @@ class VisionInputs(Movable):
         self.values = list(tensors.values())
 
     def arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments, in a new dict: the vision encoder takes them out of it."""
+        """Return the keyword arguments in a new dict, because the vision encoder removes them from it."""
         return {**dict(zip(self.names, self.values, strict=True)), **self.numbers}
 
 
 class VisionRules(ABC):
-    """What a vision encoder computes from the sizes of its inputs alone."""
+    """Computes a vision encoder's inputs that depend only on sizes."""
 
     @abstractmethod
     def inputs(self, grids: Sequence[Grid]) -> VisionInputs:
-        """Return the encoder's inputs beside the patches, on the CPU.
-
-        Args:
-            grids: (t, h, w) in patches of each video or image.
-        """
+        """Return the encoder's inputs besides the patches, on the CPU."""
 
 
-# ---- What a frozen teacher says of the views of a scene, for objectives that learn from it --------------------------
+# ---- A frozen teacher's outputs for the views of a scene, for objectives that learn from them -----------------------
 
 TeacherTarget = Literal["tokens", "pose_enc", "depth", "meters_per_unit"]
 
 
 class TeacherTargets(NamedTuple):
-    """What a teacher says of the first frame of each of t temporal patches; None for what it does not predict.
+    """A teacher's outputs for the first frame of each of t temporal patches. None for what it does not predict.
 
     Attributes:
-        tokens: Of each of its layers.
-        pose_enc: VGGT's pose encodings (translation, quaternion, fields of view) in the encoder's world: of VGGT
-            and the dataset the frame of the first view.
+        tokens: Tokens of each of its layers.
+        pose_enc: VGGT's pose encodings (translation, quaternion, fields of view) in the encoder's world. For VGGT and
+            the dataset this is the frame of the first view.
         has_camera: The views with a valid camera.
-        depth: Of each pixel, 0 where unknown.
-        meters_per_unit: Of its lengths.
+        depth: Depth of each pixel, 0 where unknown.
+        meters_per_unit: Meters per unit of its lengths.
     """
 
     tokens: tuple[Float[Tensor, "t h w C"], ...] = ()
@@ -102,25 +98,26 @@ class FrameLabels(NamedTuple):
 
     Attributes:
         first: Number of the first frame.
-        end: What follows an image.
+        end: Text after an image.
     """
 
     first: int
     end: str
 
     def before(self, number: int) -> str:
-        """Return what stands before the image of this number, from 0."""
+        """Return the text before the image of this number, from 0."""
         return f"Frame-{self.first + number}: "
 
 
 class OptimizerStep(NamedTuple):
-    """All batches whose gradients make one step of the optimizer.
+    """All batches whose gradients form one step of the optimizer.
 
     Attributes:
-        num_answers: Answers that it learns from, over all processes and accumulated batches, if all can be read.
-        num_batches: Batches over which gradients are averaged: processes times `accumulate_grad_batches`, also in a
-            shorter last step.
-        skips_failed: Whether it leaves out what can't be read, which else ends the training.
+        num_answers: Number of answers that the step learns from, over all processes and accumulated batches, if all can
+            be read.
+        num_batches: Number of batches over which gradients are averaged: processes times `accumulate_grad_batches`,
+            even in a shorter last step.
+        skips_failed: Whether the step leaves out scenes that can't be read. Otherwise they end the training.
     """
 
     num_answers: int
@@ -132,51 +129,55 @@ class OptimizerStep(NamedTuple):
 class LoadedScene(Movable):
     """One scene, a video or a group of images: read by the dataset, prepared by `Collate`, encoded by the model.
 
-    The dataset reads frames, cameras and depth. Augmentations and perturbations change these. `Collate` then cuts the
-    patches of the vision encoder, merges the cameras of each two frames and drops what the model does not read. What
-    the host reads are Python values, so that no step waits for a GPU to know them.
+    The dataset reads frames, cameras and depth. Augmentations and perturbations change them. `Collate` then cuts the
+    vision encoder's patches, merges the cameras of every two frames and drops what the model does not read. Values that
+    the host needs are Python values, so that no step waits for a GPU to read them.
 
     Attributes:
         name: "<dataset>/<scene_name>".
-        questions: Those to ask; the model does not read them.
-        frames: Bytes, or floats in 0..1, two per temporal patch. As read, in the vision encoder's size. As prepared, in
-            the size of the geometry encoder, for models whose geometry encoder reads frames.
-        geometry_frames: As read, the same frames in the geometry encoder's own size, where it sees others.
-        vision_window: What of the geometry encoder's frames the vision encoder sees; None is everything, but for a row
-            or column of patches that frames in the geometry encoder's own size have beyond the vision encoder's.
-        pixel_values: As prepared, the patches as the backbone's processor cuts them, temporal patch after temporal
-            patch: bytes, or normalized.
-        grid_thw: As prepared, (t, h, w) in patches before the spatial merge; an image is one temporal patch.
+        questions: Questions to ask. The model does not read them.
+        frames: Bytes, or floats in 0..1, two frames per temporal patch. After reading they have the vision encoder's
+            size. After preparation they have the geometry encoder's size, for models whose geometry encoder reads
+            frames.
+        geometry_frames: After reading, the same frames in the geometry encoder's own size, if it differs.
+        vision_window: The part of the geometry encoder's frames that the vision encoder sees. None is all of them,
+            except for a row or column of patches by which frames in the geometry encoder's own size may exceed the
+            vision encoder's.
+        pixel_values: After preparation, the patches cut by the backbone's processor, ordered by temporal patch. Bytes
+            or normalized.
+        grid_thw: After preparation, (t, h, w) in patches before spatial merging. An image is one temporal patch.
         kind: "video" or "image".
-        is_one_medium: The images are frames of a video, shown together where the prompt has the video.
-        labels: Text around these.
-        frame_indices: The raw frames of the video.
-        frame_times: Seconds of each frame; None for images, or if unknown.
-        seconds_per_grid: Seconds between two temporal patches; None takes the time index's nominal value.
+        is_one_medium: The images are frames of a video and are shown together where the prompt has the video.
+        labels: Text around these frames.
+        frame_indices: Indices of the raw video frames.
+        frame_times: Time of each frame in seconds. None for images, or if unknown.
+        seconds_per_grid: Seconds between two temporal patches. None uses the time index's nominal value.
         geometry: The dataset's cameras and depth of each frame.
-        cached_geometry: What data workers have read of the geometry encoder's outputs, in place of frames; None asks
-            the encoder.
-        cameras: As prepared, the dataset's camera of each temporal patch, merged from its frames; None without.
-        geometry_override: Another scene whose 3D tokens it gets, or "nothing" for zeros, in a perturbed test.
-        has_true_cameras: False in a test with the cameras of another scene, which no prediction is compared with.
-        question_types: In training, of all questions about it that the optimizer step learns from, also in other
+        cached_geometry: Outputs of the geometry encoder that data workers read from a cache, instead of frames. None
+            runs the encoder.
+        cameras: After preparation, the dataset's camera of each temporal patch, merged from its frames. None without
+            cameras.
+        geometry_override: In a perturbed test, another scene that provides the 3D tokens, or "nothing" for zeros.
+        has_true_cameras: False in a test with the cameras of another scene. Predictions are then not compared with
+            them.
+        question_types: In training, the types of all questions about the scene in the optimizer step, including other
             batches, for objectives that depend on them.
-        is_supervised: Whether its answers are learned from.
-        step: The optimizer step that it is read for; None in an evaluation.
-        draw: Seed of what a training step draws about it: of the data's seed, the scene and the epoch.
-        error: Why the scene can't be read; None if it can.
-        target_error: Why the depth that the model only learns to predict can't be read: answers do without.
+        is_supervised: Whether the scene's answers are learned from.
+        step: The optimizer step for which the scene is read. None in an evaluation.
+        draw: Seed of a training step's random draws for this scene, from the data's seed, the scene and the epoch.
+        error: Why the scene can't be read. None if it can.
+        target_error: Why the depth that is only a training target can't be read. Answers do not need it.
     """
 
     name: str = ""
     questions: tuple[Any, ...] = ()
-    # what the encoders see
+    # inputs of the encoders
     frames: Shaped[Tensor, "S 3 _H _W"] | None = None
     geometry_frames: Shaped[Tensor, "S 3 _h _w"] | None = None
     vision_window: Window | None = None
     pixel_values: Shaped[Tensor, "patches channels"] | None = None
     grid_thw: Grid = (0, 0, 0)
-    # how the prompt shows it, and when
+    # presentation in the prompt, and time
     kind: MediaKind = "video"
     is_one_medium: bool = False
     labels: FrameLabels | None = None
@@ -200,40 +201,40 @@ class LoadedScene(Movable):
 
     @property
     def seen_by_geometry(self) -> Shaped[Tensor, "S 3 _H _W"]:
-        """The frames of a scene that could be read, as the geometry encoder sees them."""
+        """The frames that the geometry encoder sees, of a scene that could be read."""
         frames = self.frames if self.geometry_frames is None else self.geometry_frames
         assert frames is not None
         return frames
 
     @property
     def num_images(self) -> int:
-        """Images that the frames show, two frames each; 0 for a video."""
+        """Number of images that the frames show, two frames each. 0 for a video."""
         return len(self.frame_indices or ()) // TEMPORAL_PATCH_SIZE if self.kind == "image" else 0
 
     @property
     def num_steps(self) -> int:
-        """Temporal patches."""
+        """Number of temporal patches."""
         return self.grid_thw[0]
 
     @property
     def token_grid(self) -> Grid:
-        """Temporal patches, and rows and columns of 2D tokens in each."""
+        """Number of temporal patches, and rows and columns of 2D tokens in each."""
         steps, height, width = self.grid_thw
         return steps, height // SPATIAL_MERGE_SIZE, width // SPATIAL_MERGE_SIZE
 
     @property
     def tokens_per_step(self) -> int:
-        """2D tokens of a temporal patch."""
+        """Number of 2D tokens of a temporal patch."""
         _, rows, columns = self.token_grid
         return rows * columns
 
     def num_tokens(self, extra_tokens: ExtraTokens) -> int:
-        """Visual tokens, extra tokens included."""
+        """Return the number of visual tokens, extra tokens included."""
         per_step = self.tokens_per_step + extra_tokens.count(self.tokens_per_step)
         return self.num_steps * per_step + (extra_tokens.at_end if self.kind == "video" else 0)
 
     @property
     def media_grids(self) -> list[Grid]:
-        """(t, h, w) of each medium in the prompt: one video, or each image."""
+        """(t, h, w) of each medium in the prompt, which is one video or each image."""
         steps, height, width = self.grid_thw
         return [self.grid_thw] if self.kind == "video" else [(1, height, width)] * steps

@@ -1,7 +1,7 @@
-"""Several questions in one sequence, and several scenes in one: rows, places and attention masks.
+"""Packing several questions, or several scenes, into one sequence: rows, places and attention masks.
 
-Tokens have groups: `PREFIX` for the shared ones, other numbers for the questions. Each question sees the shared prefix
-and itself.
+Tokens have groups: `PREFIX` for the shared tokens, other numbers for the questions. Each question sees the shared
+prefix and itself.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zoo.values import Movable
 
-PREFIX = 0  # the group of the shared tokens; those of the questions count from 1
+PREFIX = 0  # group of the shared tokens; the groups of questions count from 1
 
 
 def prefix_causal_mask(
     queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
 ) -> Bool[Tensor, "B T K"]:
-    """Mask of the tokens that each query attends to: earlier ones of the prefix and of its own group.
+    """Return the mask of tokens that each query attends to: earlier ones of the prefix and of its own group.
 
     Args:
-        queries: The group of each query, `PREFIX` or that of a question; the queries are the last T of the keys.
-        keys: The group of each key.
-        prefixes: The group of each query's prefix, in a sequence of several scenes; None is `PREFIX`.
+        queries: Group of each query, `PREFIX` or a question's group. The queries are the last T of the keys.
+        keys: Group of each key.
+        prefixes: Group of each query's prefix, in a sequence of several scenes. None is `PREFIX`.
     """
     prefixes = torch.full_like(queries, PREFIX) if prefixes is None else prefixes
     place = torch.arange(keys.shape[1], device=keys.device)
@@ -40,11 +40,11 @@ def prefix_causal_mask(
 def block_mask(
     queries: Int[Tensor, "B T"], keys: Int[Tensor, "B K"], prefixes: Int[Tensor, "B T"] | None = None
 ) -> BlockMask:
-    """`prefix_causal_mask` for FlexAttention, block by block; on a GPU no T x K tensor is built."""
+    """Return `prefix_causal_mask` for FlexAttention, by blocks. On a GPU no T x K tensor is built."""
     own = torch.full_like(queries, PREFIX) if prefixes is None else prefixes
     (batch, rows), columns = queries.shape, keys.shape[1]
     skipped = columns - rows
-    # compiled, each block of the mask is reduced as it is computed
+    # compilation reduces each block of the mask as it is computed
     create = torch.compile(create_block_mask) if queries.is_cuda else create_block_mask
     return create(
         lambda b, head, query, key: (
@@ -58,12 +58,12 @@ def block_mask(
     )
 
 
-# ---- Several questions in one sequence, behind the prefix that they share, up to the end of its video ---------------
-# A sequence `[prefix][question 1][question 2]...` lets each question attend to the prefix and to itself, and its
-# positions continue from the prefix, as if it had been alone. With an answer after each question that is a training
-# sequence; read step by step into a KV cache it is a batch of answers, see `zoo.generation`
+# ---- Several questions in one sequence, after a shared prefix that ends with the video ------------------------------
+# In a sequence `[prefix][question 1][question 2]...` each question attends to the prefix and to itself, and its
+# positions continue from the prefix, as if it were alone. With an answer after each question it is a training sequence.
+# Decoded step by step into a KV cache it is a batch of answers, see `zoo.generation`.
 
-IGNORED = -100  # the label of tokens that are not supervised
+IGNORED = -100  # label of tokens that are not supervised
 
 
 class Row(NamedTuple):
@@ -71,8 +71,8 @@ class Row(NamedTuple):
 
     Attributes:
         input_ids: Token ids.
-        labels: The supervised ids, `IGNORED` elsewhere.
-        group: The group of each token, see `zoo.sequences.packing`.
+        labels: The supervised ids, and `IGNORED` elsewhere.
+        group: Group of each token, see `zoo.sequences.packing`.
         position_offset: Difference between a token's position and the one it would have if its question were alone.
     """
 
@@ -83,18 +83,14 @@ class Row(NamedTuple):
 
     @classmethod
     def of(cls, input_ids: Int[Tensor, " L"], labels: Int[Tensor, " L"]) -> Row:
-        """Make the row of one question."""
+        """Return the row of one question."""
         return cls(input_ids, labels, torch.full_like(input_ids, PREFIX), torch.zeros_like(input_ids))
 
 
 def shared_length(prompts: Sequence[Sequence[int]], visual: Collection[int]) -> int:
     """Count the tokens that all prompts start with, at most up to the one after the last visual token.
 
-    At least one token is left to each prompt. 0 if some visual token would not be shared.
-
-    Args:
-        prompts: Token ids without padding.
-        visual: The placeholders of visual tokens.
+    At least one token is left to each prompt. Returns 0 if some visual token would not be shared.
     """
     same = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False)))
     last = max((i for i, token in enumerate(prompts[0]) if token in visual), default=-1)
@@ -105,16 +101,16 @@ def shared_length(prompts: Sequence[Sequence[int]], visual: Collection[int]) -> 
 def pack_questions(
     rows: Sequence[Row], scene_of: Sequence[int], visual: Collection[int], max_tokens: int | None = None
 ) -> tuple[list[Row], list[int]] | None:
-    """Pack the questions of each scene into one row, where they share a prefix; return None if no two do.
+    """Pack questions of a scene that share a prefix into one row. Return None if no two do.
 
     Args:
         rows: One per question.
-        scene_of: The scene of each.
+        scene_of: Scene of each row.
         visual: The placeholders of visual tokens.
-        max_tokens: Most tokens of a packed row; what exceeds them is packed into further rows. None is no bound.
+        max_tokens: Maximum number of tokens of a packed row. Further questions go to further rows. None is unlimited.
 
     Returns:
-        The packed rows, and the scene of each.
+        The packed rows, and the scene of each row.
     """
     scenes: dict[int, list[Row]] = {}
     for scene, row in zip(scene_of, rows, strict=True):
@@ -125,7 +121,7 @@ def pack_questions(
     scene_of_packed: list[int] = []
     is_shared = False
     for scene, members in scenes.items():
-        # neither an answer is shared nor the token before it, or only one question would learn from that token
+        # answers are not shared, nor is the token before them, or only one question would learn from that token
         prompts = [row.input_ids[: int((row.labels != IGNORED).int().argmax())].tolist() for row in members]
         length = shared_length(prompts, visual) if all(prompts) else 0
         made = [_in_one(own, length) for own in _within(members, length, max_tokens)] if length else members
@@ -136,7 +132,7 @@ def pack_questions(
 
 
 def _within(members: Sequence[Row], length: int, bound: int | None) -> list[list[Row]]:
-    """Divide the questions of a scene among rows of at most `bound` tokens; a longer question has its own."""
+    """Divide the questions of a scene among rows of at most `bound` tokens. A longer question gets its own row."""
     divided, used = [[members[0]]], len(members[0].input_ids)
     for row in members[1:]:
         added = len(row.input_ids) - length
@@ -152,7 +148,7 @@ def _in_one(members: Sequence[Row], length: int) -> Row:
     """Pack rows that share their first `length` tokens."""
     lengths = torch.tensor([length, *(len(row.input_ids) - length for row in members)])
     number = torch.arange(len(lengths)).repeat_interleave(lengths)
-    position_offset = (lengths.cumsum(0) - lengths - length).clamp(min=0)[number]  # of the prefix 0
+    position_offset = (lengths.cumsum(0) - lengths - length).clamp(min=0)[number]  # 0 for the prefix
     return Row(
         torch.cat([members[0].input_ids[:length], *(row.input_ids[length:] for row in members)]),
         torch.cat([members[0].labels[:length], *(row.labels[length:] for row in members)]),
@@ -161,25 +157,26 @@ def _in_one(members: Sequence[Row], length: int) -> Row:
     )
 
 
-# ---- Where the questions of packed training sequences are, for layers with a recurrent state ------------------------
+# ---- Places of the questions in packed training sequences, for layers with a recurrent state ------------------------
 
 
 class QuestionPlaces(Movable):
-    """The N questions of S sequences `[prefix][question 1][question 2]...`, each of which goes on from its prefix.
+    """The N questions of S sequences `[prefix][question 1][question 2]...`, each of which continues from its prefix.
 
-    Computed on the host, so that no layer waits for a GPU. Places count in the flattened batch, S times L.
+    They are computed on the host, so that no layer waits for a GPU. Places are indices into the flattened batch of S
+    times L tokens.
 
     Args:
-        group: The group of each token, see `zoo.sequences.packing`; -1 in padding, which is on the right.
+        group: Group of each token, see `zoo.sequences.packing`. -1 in padding, which is on the right.
 
     Attributes:
-        is_prefix: The tokens of the prefixes.
-        row: The sequence of each question.
-        prefix_lengths: The tokens of its prefix.
-        places: The place of each of its tokens; 0 in the padding behind shorter questions.
-        mask: The tokens that are not padding.
-        sources: The questions' M tokens, as numbers in the flattened `places`.
-        targets: Their places.
+        is_prefix: True for tokens of the prefixes.
+        row: Sequence of each question.
+        prefix_lengths: Number of tokens of its prefix.
+        places: Places of its tokens. 0 in the padding after shorter questions.
+        mask: True for tokens that are not padding.
+        sources: Indices of the questions' M tokens in the flattened `places`.
+        targets: Places of these tokens.
     """
 
     def __init__(self, group: Int[Tensor, "S L"]) -> None:
@@ -199,39 +196,36 @@ class QuestionPlaces(Movable):
         self.targets: Int[Tensor, " M"] = torch.cat(places)
 
     def before(self, count: int) -> tuple[Int[Tensor, "N K"], Bool[Tensor, "N K"]]:
-        """Return the places of the last tokens of each question's prefix, and which of them there are.
-
-        Args:
-            count: K, their number.
-        """
+        """Return the places of the last `count` tokens of each question's prefix, and which of them exist."""
         index = self.prefix_lengths[:, None] - count + torch.arange(count, device=self.row.device)
         return index.clamp(min=0) + self.row[:, None] * self.is_prefix.shape[1], index >= 0
 
 
-# ---- Training sequences of several scenes, one behind the other without padding -------------------------------------
-# A row of a batch is a scene with its questions; rows are padded to the longest. The decoder, which takes most of a
-# step, gets them in few sequences instead, in which each token attends to its own row alone. What depends on rows
-# (positions, cameras, losses) is computed from padded rows
+# ---- Training sequences of several scenes without padding -----------------------------------------------------------
+# A row of a batch is a scene with its questions, padded to the longest row. The decoder, which takes most of a step's
+# time, gets few sequences of several rows instead, in which each token attends only to its own row. Everything that
+# depends on rows (positions, cameras, losses) is computed from padded rows.
 
 
 class ScenePacking(Movable):
-    """Where each token of a batch of rows is in sequences of several rows.
+    """The places of a batch of rows in sequences of several rows.
 
-    Rows stay in their order, so that visual tokens do as well.
+    Rows keep their order, and so do visual tokens.
 
     Args:
-        mask: The tokens that are not padding.
-        group: The group of each token of a row, see `zoo.sequences.packing`.
-        visual_places: The place of each visual token in the flattened rows.
-        max_tokens: Most tokens of a sequence; a longer row has one of its own. None packs all rows into one sequence.
+        mask: True for tokens that are not padding.
+        group: Group of each token of a row, see `zoo.sequences.packing`.
+        visual_places: Place of each visual token in the flattened rows.
+        max_tokens: Maximum number of tokens of a sequence. A longer row gets its own. None packs all rows into one
+            sequence.
 
     Attributes:
-        rows: The tokens that are not padding, in the flattened batch.
-        places: The place of each in the flattened sequences.
-        shape: Number of sequences, and tokens of the longest.
-        group: The group of each token of the sequences, of no other row; -1 in padding.
-        prefix_group: The group of the prefix of each token's row.
-        visual_places: The place of each visual token in the flattened sequences.
+        rows: Indices of tokens that are not padding in the flattened batch.
+        places: Place of each of these tokens in the flattened sequences.
+        shape: Number of sequences, and length of the longest.
+        group: Group of each token of the sequences. Rows do not share groups. -1 in padding.
+        prefix_group: Group of the prefix of each token's row.
+        visual_places: Place of each visual token in the flattened sequences.
     """
 
     def __init__(
@@ -241,8 +235,8 @@ class ScenePacking(Movable):
         visual_places: Int[Tensor, " M"],
         max_tokens: int | None = None,
     ) -> None:
-        starts: list[tuple[int, int]] = []  # of each row: its sequence, and its first place there
-        lengths: list[int] = []  # of each sequence
+        starts: list[tuple[int, int]] = []  # sequence and first place of each row
+        lengths: list[int] = []  # length of each sequence
         for length in mask.sum(1).tolist():
             if not lengths or (max_tokens is not None and lengths[-1] + length > max_tokens):
                 lengths.append(0)
@@ -260,11 +254,11 @@ class ScenePacking(Movable):
         self.prefix_group: Int[Tensor, "B T"] = self.pack((own_first + PREFIX).expand_as(group), -1)
 
     def pack(self, values: Shaped[Tensor, "S L ..."], fill: int | float = 0) -> Shaped[Tensor, "B T ..."]:
-        """Move values of the rows to the places of the sequences."""
+        """Move values from the rows to the sequences."""
         return _moved(values, self.rows, self.places, self.shape, fill)
 
     def unpack(self, values: Shaped[Tensor, "B T ..."], fill: int | float = 0) -> Shaped[Tensor, "S L ..."]:
-        """Move values of the sequences to the places of the rows."""
+        """Move values from the sequences to the rows."""
         return _moved(values, self.places, self.rows, self.padded, fill)
 
 

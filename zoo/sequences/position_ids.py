@@ -1,6 +1,6 @@
-"""Position ids (t, h, w) of sequences whose visual tokens have been located by `SequenceLayout`.
+"""Position ids (t, h, w) of sequences whose visual tokens were located by `SequenceLayout`.
 
-A time index by predicted poses is known only in the step: see `DeferredPositions`.
+A time index by predicted poses is only known in the step, see `DeferredPositions`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def layout_position_ids(
     frame_indices: Sequence[Sequence[int]] | None = None,
     cameras: Cameras | None = None,
 ) -> Int[Tensor, "3 B L"]:
-    """The position ids of `mrope_position_ids`, with the same arguments.
+    """Compute the position ids of `mrope_position_ids`, with the same arguments.
 
     An extra token shares the position of a 2D token of its view.
     """
     check_choice("text_after_vision", text_after_vision, TextAfterVision)
-    # 1. The time of each temporal patch; still images have time 0.
+    # 1. Time of each temporal patch. Images have time 0.
     seconds = time_index.seconds_per_grid if seconds_per_grid is None else seconds_per_grid
     steps = _video_steps(layout, seconds, tokens_per_second, frame_indices, cameras)
     span_of_step, _ = owners(layout.grid[:, 0])
@@ -48,7 +48,8 @@ def layout_position_ids(
     check_shape(time_index, "positions (N,)", times, len(steps.step))
     step_time[layout.is_video[span_of_step]] = times.to(step_time)
 
-    # 2. (h, w) of each visual token from the start of its span, t from there or from the first span of its video.
+    # 2. (h, w) of each visual token counts from the start of its span, and t from there or from the first span of its
+    # video.
     first_step = (layout.grid[:, 0].cumsum(0) - layout.grid[:, 0])[layout.span]
     width = layout.grid[layout.span, 2]
     offset = torch.stack((step_time[first_step + layout.step], layout.cell // width, layout.cell % width))
@@ -56,9 +57,9 @@ def layout_position_ids(
     first = spans if time_index.per_span else torch.searchsorted(layout.medium, layout.medium)
     last = torch.searchsorted(layout.medium, torch.arange(len(layout.media)), right=True) - 1
 
-    # 3. Each text token advances the position by one; a visual span does so once, by its extent.
+    # 3. Each text token advances the position by one. A visual span advances it once, by its extent.
     extent = layout.grid[:, 1:].amax(1)
-    if text_after_vision == "max_thw":  # behind the highest t of a medium too
+    if text_after_vision == "max_thw":  # also after the highest t of a medium
         start = _running_positions(layout, extent)[layout.start]
         end = start[first[span_of_step]] + step_time + 1
         end = torch.zeros_like(start).scatter_reduce(0, last[layout.medium[span_of_step]], end, "amax")
@@ -74,7 +75,7 @@ def layout_position_ids(
 
 
 def _running_positions(layout: SequenceLayout, extent: Int[Tensor, " M"]) -> Int[Tensor, " N"]:
-    """The position before each token that is not padding, if every text token takes one and a span its extent."""
+    """Return the position before each token that is not padding, if text advances by one and a span by its extent."""
     advance = torch.ones_like(layout.row)
     advance[layout.tokens] = 0
     advance[layout.start] = extent
@@ -104,7 +105,7 @@ def _video_steps(
 
 
 def _mean_frame_indices(counts: Sequence[int], frame_indices: Sequence[Sequence[int]]) -> Float[Tensor, " N"]:
-    """The mean raw index of the two frames of each temporal patch, of which each video has `counts`."""
+    """Return the mean raw index of the two frames of each temporal patch. Each video has `counts` patches."""
     if len(counts) != len(frame_indices):
         raise ValueError(f"frame_indices needs one list per video ({len(counts)}), got {len(frame_indices)}")
     means: list[float] = []
@@ -112,12 +113,12 @@ def _mean_frame_indices(counts: Sequence[int], frame_indices: Sequence[Sequence[
         merged = torch.tensor(indices, dtype=torch.float64).split(max(1, -(-len(indices) // count)))
         if not indices or len(merged) != count:
             raise ValueError(f"video {video} has {count} temporal patches, but frame_indices has {len(indices)} frames")
-        means += [float(frames.mean()) for frames in merged]  # an odd last frame stands for its copy
+        means += [float(frames.mean()) for frames in merged]  # an odd last frame also represents its copy
     return torch.tensor(means, dtype=torch.float64)
 
 
 def _cameras_of_steps(layout: SequenceLayout, cameras: Cameras) -> tuple[Float[Tensor, "N 4 4"], Bool[Tensor, " N"]]:
-    """The pose of each temporal patch of each video, and whether it has one: those of the patch's first token."""
+    """Return the pose of each temporal patch of each video and whether it exists, from the patch's first token."""
     per_span = torch.bincount(layout.span, minlength=len(layout.start)) // layout.grid[:, 0].clamp(min=1)
     span, step = owners(layout.grid[:, 0])
     token = layout.start[span] + step * per_span[span]
@@ -135,25 +136,25 @@ def _cameras_of_steps(layout: SequenceLayout, cameras: Cameras) -> tuple[Float[T
 
 
 class DeferredPositions(Movable):
-    """Position ids by predicted poses, computed by gathers on the device of the poses, for which the host never waits.
+    """Position ids by predicted poses, computed on the poses' device without making the host wait.
 
-    The host knows the positions but for two things: the time of each temporal patch, which is added to t; and how far
-    a video reaches beyond its highest position on any axis, by which all that follows it is shifted.
+    The host knows the positions except for two things: the time of each temporal patch, which is added to t, and how
+    far a video exceeds its highest position on any axis, which shifts everything after it.
 
     Args:
-        layout: Of the sequences.
-        position_ids: With all temporal patches of a video at time 0.
-        time_index: By poses.
+        layout: Layout of the sequences.
+        position_ids: Position ids with all temporal patches of a video at time 0.
+        time_index: A time index by poses.
         text_after_vision: See `SpatialVLM`.
 
     Attributes:
-        row: The sequence of each of V videos.
-        camera: The cameras of its at most T temporal patches, counted over all of its sequence.
-        is_patch: The temporal patches that there are.
-        patch: The temporal patch of each token, V times T for none.
-        videos_before: The videos that have ended before each token, over all sequences.
-        videos_before_row: Those that have ended before its sequence.
-        room: Positions of the time of each video that shift nothing.
+        row: Sequence of each of V videos.
+        camera: Cameras of the video's up to T temporal patches, counted over its whole sequence.
+        is_patch: True for temporal patches that exist.
+        patch: Temporal patch of each token, and V times T for tokens without one.
+        videos_before: Number of videos that ended before each token, over all sequences.
+        videos_before_row: Number of videos that ended before its sequence.
+        room: Maximum time of each video that shifts nothing.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class DeferredPositions(Movable):
     ) -> None:
         self.position_ids, self.time_index = position_ids, time_index
         self.shifts_text = text_after_vision == "max_thw"
-        # 1. The temporal patches of each video.
+        # 1. Temporal patches of each video.
         is_video = torch.tensor([medium.kind == "video" for medium in layout.media], dtype=torch.bool)
         videos = [medium for medium in layout.media if medium.kind == "video"]
         count = torch.tensor([medium.steps for medium in videos], dtype=torch.long)
@@ -174,7 +175,7 @@ class DeferredPositions(Movable):
         self.row = torch.tensor([medium.row for medium in videos], dtype=torch.long)[:, None]
         self.is_patch = step < count[:, None]
         self.camera = torch.where(self.is_patch, first + step, 0)
-        # 2. The temporal patch of each token.
+        # 2. Temporal patch of each token.
         medium = layout.medium[layout.span]
         chosen = is_video[medium]
         number, place = (is_video.cumsum(0) - 1)[medium[chosen]], layout.places[chosen]
@@ -182,19 +183,19 @@ class DeferredPositions(Movable):
         flat = torch.full((layout.mask.numel(),), self.is_patch.numel())
         flat[place] = number * len(step) + of_row - first[number, 0]
         self.patch = flat.view(layout.shape)
-        # 3. What videos shift: all tokens behind their last one.
+        # 3. Tokens that videos shift: all tokens after a video's last one.
         ids, zero = self.position_ids.flatten(1), torch.zeros(len(videos), dtype=torch.long)
         last = zero.scatter_reduce(0, number, place, "amax")
         ended = torch.zeros(layout.mask.numel() + 1, dtype=torch.long).index_fill(0, last + 1, 1).cumsum(0)
         before = ended[:-1].view(layout.shape)
         self.videos_before_row = before[:, :1].clone()
-        self.videos_before = before.where(layout.mask, self.videos_before_row)  # padding stays where it is
+        self.videos_before = before.where(layout.mask, self.videos_before_row)  # padding is not shifted
         self.room = zero.scatter_reduce(0, number, ids[:, place].amax(0), "amax") - ids[0, last]
 
     def compute(
         self, world_to_camera: Float[Tensor, "S C 4 4"], has_camera: Bool[Tensor, "S C"]
     ) -> Int[Tensor, "3 S L"]:
-        """Compute the position ids by the poses of each sequence's temporal patches, of which some may be invalid."""
+        """Compute the position ids from the poses of each sequence's temporal patches. Some may be invalid."""
         poses = world_to_camera.detach()[self.row, self.camera]
         known = has_camera[self.row, self.camera] & self.is_patch
         time = self.time_index.positions(self.time_index.patch_values(poses, known), self.is_patch)
@@ -208,7 +209,7 @@ class DeferredPositions(Movable):
 
 
 def valid_index(index: Int[Tensor, "S L"], has_camera: Bool[Tensor, "S C"]) -> Int[Tensor, "S L"]:
-    """Return the camera index without tokens whose camera is invalid."""
+    """Return the camera index with -1 for tokens whose camera is invalid."""
     if not has_camera.shape[1]:
         return index
     sample = torch.arange(len(index), device=index.device)[:, None]
@@ -216,6 +217,6 @@ def valid_index(index: Int[Tensor, "S L"], has_camera: Bool[Tensor, "S C"]) -> I
 
 
 def check_all_have_cameras(count: int, total: int) -> None:
-    """Raise an InputError if some of the scenes of a batch have cameras and others do not."""
+    """Raise an InputError if only some of the scenes of a batch have cameras."""
     if count < total:
         raise InputError("a scene without cameras beside others that have some: give cameras to all of a batch")

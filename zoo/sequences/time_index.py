@@ -21,12 +21,12 @@ class TemporalPatches(NamedTuple):
     """The N temporal patches of a batch of videos, concatenated.
 
     Attributes:
-        video: Number of the video of each, from 0.
+        video: Number of each patch's video, from 0.
         step: 0, 1, 2, ... within the video.
         seconds: Seconds per temporal patch of that video.
         tokens_per_second: Positions per second.
-        frame: Index of the raw video frame, the mean of the merged frames; None if unknown.
-        world_to_camera: Poses; None without cameras.
+        frame: Index of the raw video frame, averaged over the merged frames. None if unknown.
+        world_to_camera: Poses. None without cameras.
         has_camera: Which of the poses are valid.
     """
 
@@ -45,17 +45,17 @@ class TemporalPatches(NamedTuple):
 
 
 class TimeIndex(Configurable, ABC):
-    """Map temporal patches to integer positions from 0, relative to the start of each video.
+    """Maps temporal patches to integer positions from 0, relative to the start of each video.
 
     Attributes:
-        seconds_per_grid: Nominal seconds per temporal patch, if the caller passes none.
-        seconds: Whose seconds per temporal patch the model passes, see `TimestampIndex`.
+        seconds_per_grid: Nominal seconds per temporal patch, used if the caller passes none.
+        seconds: Which seconds per temporal patch the model passes, see `TimestampIndex`.
         constant: All views of a video share one position, so RoPE on the T section is the identity between them.
-        per_span: Positions count from the start of each span of visual tokens, not from that of the video; they differ
-            where each temporal patch is a span of its own (Qwen3-VL).
-        requires_frames: Reads the raw frame indices.
-        requires_cameras: Reads the poses.
-        uses_lengths: Depends on the unit of the poses.
+        per_span: Positions count from the start of each span of visual tokens instead of the start of the video. This
+            differs where each temporal patch is a span (Qwen3-VL).
+        requires_frames: The index reads the raw frame indices.
+        requires_cameras: The index reads the poses.
+        uses_lengths: The index depends on the unit of the poses.
     """
 
     seconds_per_grid: int | float = 1.0
@@ -71,23 +71,23 @@ class TimeIndex(Configurable, ABC):
         """Compute the position of each temporal patch.
 
         Raises:
-            ValueError: `steps` lack the frames or poses that this index requires.
+            ValueError: `steps` lacks the frames or poses that this index requires.
         """
 
 
 # ---- Time indices computed from seconds, steps and frame numbers ----------------------------------------------------
 
-MIN_RANGE = 1e-4  # radians, meters or frames: a smaller range of values is rounding error, and is not spread
+MIN_RANGE = 1e-4  # radians, meters or frames; a smaller range of values is rounding error and is not spread
 
 
 class TimestampIndex(TimeIndex):
     """floor(step * tokens_per_second * seconds_per_grid), as in Qwen2.5-VL.
 
     Args:
-        seconds_per_grid: Nominal seconds per temporal patch, whatever the actual rate of the clip. The released
+        seconds_per_grid: Nominal seconds per temporal patch, independent of the clip's actual frame rate. The released
             Spatial-MLLM checkpoints are evaluated with 1.0 and were trained with 0.5.
-        seconds: `nominal`; those of the `clip`, from its frames' times; or by the `sampled_fps`, 2 / (n / N fps) for n
-            of the N frames of a video, as in qwen-vl-utils. docs/positions.md compares them.
+        seconds: `nominal`: `seconds_per_grid`. `clip`: computed from the times of the clip's frames. `sampled_fps`: 2 /
+            (n / N fps) for n of the N frames of a video, as in qwen-vl-utils. docs/positions.md compares them.
 
     Example:
         >>> import torch
@@ -103,27 +103,27 @@ class TimestampIndex(TimeIndex):
         self.seconds = seconds
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
-        # float32 and this order of the products, so that the floor is the one of the released models' training
+        # float32 and this order of products give the same floor as in the released models' training
         return (steps.step * steps.seconds * steps.tokens_per_second).long()
 
 
 class BackboneIndex(TimestampIndex):
-    """The backbone's own time component; these seconds where it counts seconds (Qwen2.5-VL).
+    """The backbone's own time component, with these seconds if it counts seconds (Qwen2.5-VL).
 
-    Qwen3-VL and Qwen3.5 have the time of the frames as text, and keep their `SpanIndex`: an evaluation protocol names
-    seconds for any backbone. Arguments as `TimestampIndex`.
+    Qwen3-VL and Qwen3.5 have the time of frames as text and keep their `SpanIndex`, so an evaluation protocol can name
+    seconds for any backbone. Arguments as in `TimestampIndex`.
     """
 
 
 class StepIndex(TimeIndex):
-    """One position per temporal patch, as in Qwen2-VL; equals `TimestampIndex` at 0.5 seconds per temporal patch."""
+    """One position per temporal patch, as in Qwen2-VL. Equals `TimestampIndex` at 0.5 seconds per temporal patch."""
 
     def __call__(self, steps: TemporalPatches) -> Int[Tensor, " N"]:
         return steps.step
 
 
 class ConstantIndex(TimeIndex):
-    """Position 0 for all views of a video, for static scenes. Consecutive stills start at consecutive positions."""
+    """Position 0 for all views of a video, for static scenes. Consecutive images start at consecutive positions."""
 
     constant = True
 
@@ -141,11 +141,11 @@ class SpanIndex(TimeIndex):
 
 
 class SpreadIndex(TimeIndex):
-    """Scale a value per temporal patch to 0 ... span within each video, and rounds.
+    """Scales a value per temporal patch to 0 ... span within each video, and rounds.
 
     Args:
-        span: Position of the largest value, at least 1; the smallest is at 0. If all values of a video are equal,
-            all positions are 0.
+        span: Position of the largest value, at least 1. The smallest is at 0. If all values of a video are equal, all
+            positions are 0.
     """
 
     def __init__(self, span: int = 32) -> None:
@@ -168,15 +168,15 @@ class SpreadIndex(TimeIndex):
         self, values: Float[Tensor, "*B N"], known: Bool[Tensor, "*B N"] | None = None
     ) -> Int[Tensor, "*B N"]:
         """Spread and round the values of each video, see `spread`."""
-        # 1e-6 rounds halves up despite rounding errors: uniform motion gives exact halves
+        # 1e-6 rounds halves up despite rounding errors, because uniform motion gives exact halves
         return (self.spread(values, known) + 1e-6).round().long()
 
     def spread(self, values: Float[Tensor, "*B N"], known: Bool[Tensor, "*B N"] | None = None) -> Float[Tensor, "*B N"]:
         """Scale the values of each video to 0 ... span, in float64.
 
         Args:
-            values: Of the temporal patches.
-            known: Those that count; the others are 0. None is all.
+            values: Values of the temporal patches.
+            known: The values that count. The others become 0. None is all.
         """
         values = values.double()
         known = torch.ones_like(values, dtype=torch.bool) if known is None else known
@@ -192,7 +192,7 @@ class FrameNumberIndex(SpreadIndex):
     Merged frames are represented by their mean index.
 
     Args:
-        span: Position of the last temporal patch; the first is at 0.
+        span: Position of the last temporal patch. The first is at 0.
 
     Example:
         >>> import torch
@@ -215,10 +215,10 @@ class FrameNumberIndex(SpreadIndex):
 
 
 class PoseTimeIndex(SpreadIndex):
-    """Base class of time indices computed from the poses, see `pose_distances` for the arguments.
+    """Base class of time indices computed from poses. `pose_distances` describes the arguments.
 
-    A temporal patch without a camera takes the value of the last one before it that has a camera, or else of the
-    first one that has.
+    A temporal patch without a camera takes the value of the last one before it with a camera, or of the first one with
+    a camera.
     """
 
     requires_cameras = True
@@ -228,18 +228,14 @@ class PoseTimeIndex(SpreadIndex):
     ) -> None:
         super().__init__(span)
         self.measure, self.translation_weight = measure, translation_weight
-        self.uses_lengths = measure not in ("rotation", "center")  # positions are scaled to the span
+        # with these measures the unit cancels, because positions are scaled to the span
+        self.uses_lengths = measure not in ("rotation", "center")
 
     @abstractmethod
     def pose_values(
         self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S"]:
-        """Compute the value of each pose, without waiting for a GPU; those of invalid cameras are ignored.
-
-        Args:
-            world_to_camera: Of each video.
-            has_camera: The valid ones.
-        """
+        """Compute the value of each pose, without waiting for a GPU. Values of invalid cameras are ignored."""
 
     def values(self, steps: TemporalPatches) -> Float[Tensor, " N"]:
         if steps.world_to_camera is None or steps.has_camera is None:
@@ -249,12 +245,7 @@ class PoseTimeIndex(SpreadIndex):
     def patch_values(
         self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S"]:
-        """Compute the value of each temporal patch, without waiting for a GPU; 0 in a video without any camera.
-
-        Args:
-            world_to_camera: Of each video.
-            has_camera: The valid ones; another patch takes the value of one that has, see the class.
-        """
+        """Compute the value of each temporal patch without waiting for a GPU. 0 in a video without any camera."""
         values = self.pose_values(world_to_camera, has_camera).gather(1, last_valid(has_camera))
         return values.where(has_camera.any(1, keepdim=True), 0.0)
 
@@ -262,8 +253,8 @@ class PoseTimeIndex(SpreadIndex):
 class PoseDistanceIndex(PoseTimeIndex):
     """Pose distance to a reference view, scaled to 0 ... span.
 
-    Not injective: two views at the same distance on either side of the reference share a position, and so do a
-    rotation and a translation of equal size.
+    The index is not injective: two views at the same distance on either side of the reference share a position, and so
+    do a rotation and a translation of equal size.
 
     Args:
         measure: The distance, from the angle w (radians) and the center distance t (meters times
@@ -308,8 +299,8 @@ class PoseDistanceIndex(PoseTimeIndex):
 class PathLengthIndex(PoseTimeIndex):
     """Length of the camera path up to each view, scaled to 0 ... span: time measured by camera motion.
 
-    It never decreases, so a view that is seen twice has two positions. Noise of the poses lengthens the path while
-    the camera stands still.
+    The index never decreases, so a view that is seen twice has two positions. Noise in the poses lengthens the path
+    while the camera stands still.
 
     Args:
         measure: The length of one step of the path, from the angle w (radians) and the center distance t (meters
@@ -322,13 +313,13 @@ class PathLengthIndex(PoseTimeIndex):
     def pose_values(
         self, world_to_camera: Float[Tensor, "B S 4 4"], has_camera: Bool[Tensor, "B S"]
     ) -> Float[Tensor, "B S"]:
-        last = last_valid(has_camera)  # an invalid pose stands there
+        last = last_valid(has_camera)  # an invalid pose repeats the last valid one
         poses = world_to_camera[torch.arange(len(last), device=last.device)[:, None], last]
         return torch.stack([path_length(each, self.measure, self.translation_weight) for each in poses])
 
 
 def last_valid(has_camera: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
-    """Return the number of the last valid pose up to each pose, or else of the first valid one."""
+    """Return the index of the last valid pose up to each pose, or of the first valid one if there is none before."""
     number = torch.arange(has_camera.shape[1], device=has_camera.device).where(has_camera, -1)
     last = number.cummax(1).values
     return torch.where(last < 0, has_camera.int().argmax(1, keepdim=True), last)

@@ -1,4 +1,4 @@
-"""LightningModules: how a model is trained and asked."""
+"""LightningModules that train and evaluate models."""
 
 from zoo.tasks.base import Task
 from zoo.tasks.grpo import GRPO

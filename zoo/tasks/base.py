@@ -1,4 +1,4 @@
-"""The base of the tasks: learning rates by part, optimizer groups, and checkpoints of trained weights only."""
+"""The base class of tasks: learning rates by part, optimizer groups, and checkpoints of trained weights only."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ from zoo.weights.checkpoint import FROZEN, check_frozen, check_loaded, read_chec
 
 @dataclass
 class LearningRates:
-    """One learning rate per part; null or 0 freezes the part, which stays in eval mode.
+    """One learning rate per part. null or 0 freezes the part, which then stays in eval mode.
 
-    The defaults are Spatial-MLLM's published recipe. As there, the vision encoder's last projection
-    (`visual.merger`) belongs to the connector, and trains although the tower is frozen; `vision_merger` changes that.
+    The defaults are Spatial-MLLM's published recipe. As in that recipe, the vision encoder's last projection
+    (`visual.merger`) belongs to the connector and is trained although the vision encoder is frozen. `vision_merger`
+    changes that.
 
     Args:
         decoder: The language model and its embeddings.
         connector: Everything that turns vision or geometry into the decoder's tokens.
         vision: The backbone's vision encoder.
         geometry: The geometry encoder.
-        encoding: Learned numbers of a camera encoding: slopes, a scale, extra channels. They start from scratch, so a
-            rate for pretrained weights would hardly move them; the default is a usual one for LoRA.
-        objective: Heads and learned tokens of objectives, which start from scratch as well.
-        vision_merger: The part that the tower's projections to the decoder's width belong to, `connector` or `vision`:
-            VG-LLM and SpatialStack freeze them with the tower.
-        deepstack_merger: The same of those for DeepStack; null is `vision_merger`. GeoVR freezes these alone.
+        encoding: Learned parameters of a camera encoding: slopes, a scale, extra channels. They are trained from
+            scratch and would hardly move at a rate for pretrained weights. The default is a common rate for LoRA.
+        objective: Heads and learned tokens of objectives, which are also trained from scratch.
+        vision_merger: The part that the vision encoder's projections to the decoder's width belong to, `connector` or
+            `vision`. VG-LLM and SpatialStack freeze them with the vision encoder.
+        deepstack_merger: The same for the projections of DeepStack features. null uses `vision_merger`. GeoVR freezes
+            these projections alone.
     """
 
     decoder: float | None = 7e-6
@@ -56,7 +58,7 @@ class LearningRates:
     deepstack_merger: Literal["connector", "vision"] | None = None
 
     def frozen(self) -> set[str]:
-        """The parts that do not train."""
+        """Return the parts that are not trained."""
         return {part for part, rate in vars(self).items() if not rate}
 
 
@@ -66,15 +68,16 @@ def freeze(
     part_of: Callable[[str], str],
     is_unreachable: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Turn gradients off in every part without a learning rate; what trains becomes float32. In place.
+    """Freeze every part without a learning rate, and convert trained parameters to float32. In place.
 
-    In bfloat16, with its eight significant bits, most updates of a fine-tuning learning rate are rounded away.
+    bfloat16 has eight significant bits, so most updates of a fine-tuning learning rate would be rounded away.
 
     Args:
         module: The whole model.
-        rates: One per part.
-        part_of: The part that a parameter's name belongs to.
-        is_unreachable: Whether no loss has a gradient for the parameter of a name, which DDP would wait for.
+        rates: One learning rate per part.
+        part_of: Returns the part that a parameter's name belongs to.
+        is_unreachable: Returns whether no loss has a gradient for a parameter's name. DDP would wait for such a
+            gradient.
     """
     frozen = rates.frozen()
     for name, parameter in module.named_parameters():
@@ -87,10 +90,10 @@ def freeze(
 def parameter_groups(
     named_parameters: Iterable[tuple[str, nn.Parameter]], rates: LearningRates, part_of: Callable[[str], str]
 ) -> list[dict[str, object]]:
-    """Optimizer groups of the trainable parameters: one per part, with biases in a group of their own.
+    """Return optimizer groups of the trainable parameters: one per part, with a separate group for biases.
 
-    Biases are not decayed; norm weights are, as in the official trainer (Hugging Face's rule for RMSNorm). Learned
-    numbers of an encoding are not decayed either: a scale of 1 or a slope has no reason to be small.
+    Biases are not decayed. Norm weights are, as in the official trainer (Hugging Face's rule for RMSNorm). Learned
+    parameters of an encoding are not decayed either, because a scale of 1 or a slope need not be small.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
@@ -108,10 +111,10 @@ def parameter_groups(
 
 
 def fused_adamw(parameters: Any, weight_decay: float) -> Optimizer:
-    """AdamW, fused where there is a GPU: otherwise each step makes temporary copies as large as the parameters."""
+    """Return AdamW, fused on a GPU. Unfused, each step makes temporary copies as large as the parameters."""
     optimizer = AdamW(parameters, weight_decay=weight_decay, fused=torch.cuda.is_available() or None)
-    # Lightning refuses to clip gradients that a fused optimizer could still have to unscale (float16 alone is scaled,
-    # and then torch's GradScaler unscales before the clipping, as without fusion)
+    # Lightning refuses to clip gradients if a fused optimizer could still have to unscale them. Only float16 is scaled,
+    # and torch's GradScaler then unscales before the clipping, as without fusion.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
 
@@ -119,12 +122,13 @@ def fused_adamw(parameters: Any, weight_decay: float) -> Optimizer:
 class WarmupCosine(LambdaLR):
     """Linear warm-up from zero, then half a cosine down to zero (Loshchilov & Hutter 2017, without restarts).
 
-    A run that is resumed with another number of steps goes on at the rate that the new schedule has there, and says so.
+    A run that is resumed with another number of steps continues at the rate that the new schedule has at that step, and
+    prints this.
 
     Args:
-        optimizer: Its learning rates are scaled, each from its own value.
+        optimizer: The optimizer. The schedule scales the learning rate of each group.
         total_steps: Optimizer steps of the whole run.
-        warmup_fraction: The fraction of them that warms up.
+        warmup_fraction: The fraction of steps that warms up.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_fraction: float = 0.03):
@@ -140,7 +144,7 @@ class WarmupCosine(LambdaLR):
         super().__init__(optimizer, factor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step; the rates are those of this schedule there, and not the last ones of the checkpoint."""
+        """Restore the step. Rates follow this schedule, not the last rates of the checkpoint."""
         total_steps, former = self.total_steps, state_dict.get("total_steps", self.total_steps)
         super().load_state_dict({**state_dict, "total_steps": total_steps})
         for group, rate, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
@@ -153,39 +157,42 @@ class WarmupCosine(LambdaLR):
 
 # ---- Freezing, per-part learning rates, and checkpoints of trained weights only -------------------------------------
 
-CONFIG_KEY = "task"  # of a checkpoint: the task's own configuration
-TRAINED = "trained"  # of a checkpoint: how far it is trained, and by which code
+CONFIG_KEY = "task"  # key in a checkpoint: the task's configuration
+TRAINED = "trained"  # key in a checkpoint: number of steps and code versions of the training
 
 
 class Task(Configurable, LightningModule):
-    """A LightningModule that trains the parts that have a learning rate, and saves only what no file restores.
+    """A LightningModule that trains the parts with a learning rate and saves only what no file can restore.
 
-    A 3B model whose decoder trains by low-rank adapters leaves checkpoints of megabytes. Released frozen weights come
-    from their files again, so a run continues exactly as if it had not stopped.
+    A 3B model whose decoder is trained by low-rank adapters leaves checkpoints of megabytes. Released frozen weights
+    are read from their files again, so a resumed run continues exactly as if it had not stopped.
 
     Args:
-        learning_rates: One per part, null to freeze it.
-        optimizer: Takes the parameter groups.
-        scheduler: Takes the optimizer and the run's number of optimizer steps; stepped once per step.
+        learning_rates: One per part. null freezes the part.
+        optimizer: Builds the optimizer from the parameter groups.
+        scheduler: Builds the scheduler from the optimizer and the number of optimizer steps. It is stepped once per
+            optimizer step.
 
     Attributes:
-        data_settings: Of the run; the DataModule sets them in its `setup`.
-        scorer: Name of the benchmark's scorer of validations and tests; None is its default.
-        changes_no_answer: Dotted names of the options that change no answer of given weights. A name covers all options
-            below it: a test with others of these goes on where an interrupted one ended.
-        changes_no_training: Those that change no step of a training, which is resumed with others.
+        data_settings: Settings of the run's data, which the DataModule sets in its `setup`.
+        scorer: Name of the benchmark's scorer for validation and test. None is the benchmark's default.
+        changes_no_answer: Dotted names of options that do not change the answers of given weights. A name covers all
+            options below it. A test continues an interrupted one even if these options differ.
+        changes_no_training: Dotted names of options that do not change a training step. A training can be resumed with
+            other values of these.
         answers_questions: Whether validation and test steps return prediction records.
-        frozen_weights: Path and fingerprints of the files that frozen parts were read from, by part.
-        averages_over_step: Whether `Batch.weight` makes a loss a part of the mean over an optimizer step's answers.
-        trained: How far the weights are trained: the "step", and of a known fit its "max_steps" and the "versions" of
-            its code; None before a fit.
+        frozen_weights: By part, path and fingerprints of the files that frozen weights were read from.
+        averages_over_step: Whether `Batch.weight` turns a batch's loss into its share of the mean over an optimizer
+            step's answers.
+        trained: How far the weights are trained: the "step", and for a known fit its "max_steps" and the "versions" of
+            its code. None before a fit.
     """
 
     data_settings = DataSettings()
     scorer: str | None = None
     changes_no_answer: tuple[str, ...] = ("model.learning_rates", "model.optimizer", "model.scheduler")
     changes_no_training: tuple[str, ...] = ()
-    strict_loading = False  # Lightning then leaves it to load_state_dict to decide what may be absent
+    strict_loading = False  # lets load_state_dict decide which tensors may be absent
     answers_questions: bool = True
     averages_over_step: bool = True
 
@@ -200,32 +207,32 @@ class Task(Configurable, LightningModule):
         self.frozen_weights: dict[str, dict[str, Any]] = {}
         self.trained: dict[str, Any] | None = None
         self._step: OptimizerStep | None = None
-        self._failed_answers = 0  # in this process, of the batches of the step so far
+        self._failed_answers = 0  # in this process, so far in this optimizer step
 
     def model_spec(self, *, training: bool = False) -> ModelSpec:
-        """Return what the model needs from the data, in a training or an evaluation."""
+        """Return what the model needs from the data, for training or evaluation."""
         raise NotImplementedError
 
     def check(self, batch: Batch) -> None:
-        """Raise an InputError if a scene of a batch can't be used, unless its step leaves such scenes out."""
+        """Raise an InputError if a scene of a batch can't be used, unless the step leaves such scenes out."""
         if batch.failed and not (batch.step is not None and batch.step.skips_failed):
             raise InputError(batch.failed[0]["error"])
 
     def part_of(self, name: str) -> str:
-        """The field of `LearningRates` that governs the parameter of this name."""
+        """Return the field of `LearningRates` that applies to the parameter of this name."""
         raise NotImplementedError
 
     def restored_by_files(self, name: str) -> bool:
-        """Whether a frozen parameter or buffer of this name is read from released files again."""
+        """Return whether released files can restore the frozen parameter or buffer of this name."""
         return False
 
     def train(self, mode: bool = True) -> Task:
-        """As in PyTorch, but parts without a learning rate stay in eval mode."""
+        """Set training mode as in PyTorch, but keep parts without a learning rate in eval mode."""
         super().train(mode)
-        parts: dict[str, set[str]] = {}  # of each module, the parts that its parameters belong to
+        parts: dict[str, set[str]] = {}  # for each module, the parts that its parameters belong to
         for name, _ in self.named_parameters(remove_duplicate=False):
             part, place = self.part_of(name), name.rpartition(".")[0]
-            while place:  # without the task itself: its eval would return here
+            while place:  # excludes the task itself, whose eval() would call this method
                 parts.setdefault(place, set()).add(part)
                 place = place.rpartition(".")[0]
         frozen = self.learning_rates.frozen()
@@ -235,18 +242,24 @@ class Task(Configurable, LightningModule):
         return self
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout and all that a training step draws, see `seed_draws`; each process draws its own."""
+        """Seed dropout and everything else that a training step draws, see `seed_draws`.
+
+        Each process has its own seed.
+        """
         seed_draws(self.global_rank, self.current_epoch, batch_idx)
         is_first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._step = getattr(batch, "step", None)
         self._failed_answers = getattr(batch, "failed_answers", 0) + (0 if is_first else self._failed_answers)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Leave answers that failed in any process out of the mean of a step, which `Batch.weight` has not."""
+        """Leave failed answers of all processes out of the mean of a step.
+
+        `Batch.weight` counts them as planned answers, so the gradients are rescaled here.
+        """
         if self._step is None or not (self._step.skips_failed and self.averages_over_step):
             return
         failed, planned = self._failed_answers, self._step.num_answers
-        if self.trainer.world_size > 1:  # a GPU is waited for once in a step
+        if self.trainer.world_size > 1:  # the host waits for the GPU once per step
             counted = torch.tensor(failed, device=self.device)
             failed = int(self.trainer.strategy.reduce(counted, reduce_op="sum"))
         if 0 < failed < planned:
@@ -255,10 +268,10 @@ class Task(Configurable, LightningModule):
                     parameter.grad.mul_(planned / (planned - failed))
 
     def configure_optimizers(self) -> Any:
-        """One group per part and biases, as in the published recipe.
+        """Build the optimizer with one group per part and separate groups for biases, and the scheduler.
 
         Raises:
-            InputError: The fit has no number of steps.
+            InputError: The fit has no fixed number of steps.
         """
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
@@ -273,12 +286,12 @@ class Task(Configurable, LightningModule):
 
     @property
     def required_files(self) -> dict[str, dict[str, Any]]:
-        """Path and fingerprints of the files that a checkpoint relies on, by what was read from them."""
+        """Path and fingerprints of the files that a checkpoint relies on, by name of the part."""
         return self.frozen_weights
 
     @cached_property
     def configuration(self) -> Any:
-        """The task's configuration; None, with a warning, if one of its parts has none."""
+        """The task's configuration. None, with a warning, if one of its parts has none."""
         try:
             return to_config(self)
         except InputError as error:
@@ -286,7 +299,7 @@ class Task(Configurable, LightningModule):
             return None
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Note how far the weights are trained."""
+        """Record how far the weights are trained."""
         self._note_progress()
 
     def _note_progress(self) -> None:
@@ -296,7 +309,7 @@ class Task(Configurable, LightningModule):
             self.trained = {"step": trainer.global_step, "max_steps": max_steps, "versions": versions()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the tensors of `saved_names`, and add the task's configuration and how far it is trained."""
+        """Keep only the tensors of `saved_names`, and add the task's configuration and training progress."""
         saved = saved_names(self, self.restored_by_files)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint[CONFIG_KEY] = self.configuration
@@ -305,17 +318,17 @@ class Task(Configurable, LightningModule):
         checkpoint[TRAINED] = self.trained
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was trained with other frozen weights."""
-        trainer = self._trainer  # absent where a checkpoint is loaded without one
+        """Reject a checkpoint that was trained with other frozen weights."""
+        trainer = self._trainer  # None if a checkpoint is loaded without a Trainer
         source = (trainer and trainer.ckpt_path) or "the checkpoint"
         check_frozen(checkpoint.get(FROZEN, {}), self.required_files, source)
         self.trained = checkpoint.get(TRAINED) or {"step": checkpoint.get("global_step")}
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load what checkpoints hold; frozen released weights may be absent, any other difference is an error.
+        """Load a checkpoint's tensors. Frozen released weights may be absent. Any other difference is an error.
 
         Raises:
-            InputError: Missing or unexpected tensors, or tensors of other shapes.
+            InputError: Tensors are missing, unexpected, or of other shapes.
         """
         try:
             result = super().load_state_dict(state_dict, strict=False, assign=assign)
@@ -332,16 +345,16 @@ class Task(Configurable, LightningModule):
         trust_modules: Collection[str] = (),
         **overrides: Any,
     ) -> Task:
-        """The task of a checkpoint, rebuilt from the configuration in it.
+        """Rebuild a task from the configuration in its checkpoint, and load the weights.
 
         Args:
             checkpoint_path: A file of `checkpoints/`.
             map_location: See `torch.load`.
-            trust_modules: Modules beside the zoo's that its configuration may import.
-            overrides: Constructor arguments in place of the stored ones.
+            trust_modules: Modules outside the zoo that its configuration may import.
+            overrides: Constructor arguments that replace the stored ones.
 
         Raises:
-            InputError: The file is no checkpoint, or one of another task.
+            InputError: The file is not a checkpoint, or belongs to another task.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location)
         config = checkpoint.get(CONFIG_KEY)

@@ -1,6 +1,6 @@
-"""GRPO: answers that a policy samples, their rewards, and the losses of the policy.
+"""GRPO: sampling answers from a policy, their rewards, and the policy's losses.
 
-Scenes and the prefixes of questions are read once for all samples.
+Scenes and the prefixes of questions are processed once for all samples.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from zoo.tasks.video_qa import Algorithm
 if TYPE_CHECKING:
     from zoo.tasks.video_qa import VideoQATask
 
-LOGITS_AT_ONCE = 4096  # tokens: of a vocabulary of 150,000, some 2.5 GB in float32
+LOGITS_AT_ONCE = 4096  # tokens; with a vocabulary of 150,000 their logits take 2.5 GB in float32
 SAMPLE_COLUMNS = ("scene", "question", "ground_truth", "answer", "reward", "advantage")
 
 
 class SampledAnswer(NamedTuple):
-    """An answer to a question of a batch.
+    """A sampled answer to a question of a batch.
 
     Attributes:
-        record: The number of the question's record.
-        scene: The number of its scene.
-        prompt: Token ids in front of the answer.
+        record: Number of the question's record.
+        scene: Number of the question's scene.
+        prompt: Token ids before the answer.
         reply: The answer.
     """
 
@@ -65,20 +65,20 @@ class SampledAnswer(NamedTuple):
 
 @dataclass(eq=False)
 class Rollout:
-    """The sampled answers of a batch, and what is learned from them.
+    """The sampled answers of a batch, and the values that the policy learns from.
 
     Attributes:
-        sequences: With the answers.
-        lengths: Tokens of each answer.
-        mask: Where answers have tokens.
-        advantages: Of each answer.
-        sampled_logps: Log-probabilities of the sampled tokens, as they were drawn.
-        num_tokens: What `dapo` divides by.
-        teacher_targets: For the other objectives, see `SpatialVLM.forward`.
-        ref_logps: By the reference; None without.
-        old_logps: By the policy before the first update; None until then, and with one update.
-        statistics: Of answers and rewards, for the loggers.
-        samples: Texts of the first question's answers, by `SAMPLE_COLUMNS`.
+        sequences: Sequences with the answers.
+        lengths: Number of tokens of each answer.
+        mask: True where answers have tokens.
+        advantages: Advantage of each answer.
+        sampled_logps: Log-probabilities of the sampled tokens at the time of sampling.
+        num_tokens: Divisor of the loss type `dapo`.
+        teacher_targets: Targets of the other objectives, see `SpatialVLM.forward`.
+        ref_logps: Log-probabilities by the reference policy. None without a reference.
+        old_logps: Log-probabilities by the policy before the first update. None until then, and with a single update.
+        statistics: Statistics of answers and rewards, for the loggers.
+        samples: Texts of the first question's answers, with the columns `SAMPLE_COLUMNS`.
     """
 
     sequences: Sequences
@@ -102,13 +102,13 @@ def sample_answers(
 
     Args:
         model: The policy, in eval mode.
-        batch: With prompts.
+        batch: A batch with prompts.
         sampling: How tokens are drawn.
-        num_answers: Of each question; they follow each other.
-        max_new_tokens: The longest answer.
+        num_answers: Answers per question. They are consecutive in the result.
+        max_new_tokens: Maximum length of an answer in tokens.
 
     Raises:
-        InputError: A prompt that leaves too little room for an answer, or logits that are not finite.
+        InputError: A prompt leaves too little room for an answer, or logits are not finite.
     """
     scenes = model.encode_scenes(batch)
     placeholders = model.backbone.placeholders
@@ -138,13 +138,10 @@ def sample_answers(
 def answer_sequences(
     builder: SequenceBuilder, sampled: Sequence[SampledAnswer], scenes: Sequence[LoadedScene], max_tokens: int | None
 ) -> Sequences:
-    """Build sequences in which the sampled answers are supervised: those about a scene share its prefix.
+    """Build sequences with the sampled answers as supervised tokens. Answers about a scene share its prefix.
 
-    Args:
-        builder: Of the model.
-        sampled: The answers, scene after scene.
-        scenes: Of the batch, on any device.
-        max_tokens: Most tokens of a sequence with several answers; None is no bound.
+    The answers are ordered by scene. The scenes may be on any device. Without `max_tokens` a sequence may have any
+    length.
     """
     rows = []
     for answer in sampled:
@@ -157,7 +154,7 @@ def answer_sequences(
 
 
 def _outline(scene: LoadedScene) -> LoadedScene:
-    """What sequences depend on of a scene, on the CPU: its grid and cameras."""
+    """Return a copy of a scene on the CPU with only what sequences depend on: its grid and cameras."""
     outline = replace(scene, frames=None, geometry=None, cached_geometry=None, pixel_values=None)
     return outline.to("cpu")
 
@@ -173,15 +170,15 @@ def answer_log_probs(
     """Compute the log-probabilities of all answers in one pass through the decoder.
 
     Args:
-        model: The policy, or another model of the same parts.
-        batch: Whose scenes the sequences are about.
-        sequences: From `answer_sequences`, on the model's device.
-        lengths: Tokens of each answer.
-        temperature: That of the sampling.
+        model: The policy, or another model with the same parts.
+        batch: The batch whose scenes the sequences are about.
+        sequences: Sequences from `answer_sequences`, on the model's device.
+        lengths: Number of tokens of each answer.
+        temperature: Temperature of the sampling.
         teacher_targets: See `SpatialVLM.forward`.
 
     Returns:
-        Log-probabilities, padded with 0; and what the decoder computed, for other objectives.
+        Log-probabilities, padded with 0, and the decoder's outputs for the other objectives.
     """
     decoded = model.decode(model.encode_scenes(batch, teacher_targets), sequences)
     hidden = decoded.last_hidden_state.flatten(0, 1)[sequences.answer_places]
@@ -192,7 +189,10 @@ def answer_log_probs(
 def _log_probs(
     lm_head: Callable[[Tensor], Tensor], hidden: Float[Tensor, "M D"], ids: Int[Tensor, " M"], temperature: float
 ) -> Float[Tensor, " M"]:
-    """Log-probabilities of tokens; the logits of many are computed in parts, and again in the backward pass."""
+    """Compute log-probabilities of tokens.
+
+    The logits of many tokens are computed in parts, and again in the backward pass, to save memory.
+    """
 
     def part(some: Tensor, own: Tensor) -> Tensor:
         return token_log_probs(lm_head(some), own, temperature=temperature)
@@ -209,40 +209,41 @@ def answer_mask(lengths: Sequence[int], device: torch.device) -> Bool[Tensor, "N
     return places < torch.tensor(lengths, device=device)[:, None]
 
 
-# ---- GRPO on any model of the zoo: a scene is encoded once per pass (sampling, reference, update) for all answers ---
+# ---- GRPO for any model of the zoo: a scene is encoded once per pass (sampling, reference, update) ------------------
 
 
 class GRPO(Algorithm):
     """Group-relative policy optimization (arXiv 2402.03300): learn from rewards of answers that the model samples.
 
     Several answers are sampled for each question of a batch, from one encoded scene and one prefix. Their
-    log-probabilities are computed in one sequence per scene, or several of `--data.tokens_per_sequence`, with the
-    question repeated for each answer, and the scene once; a decoder without custom masks has one sequence per answer.
-    The other objectives of the model are learned as well; `LanguageModeling` is not.
+    log-probabilities are computed in one sequence per scene, or in several if `--data.tokens_per_sequence` requires it.
+    A sequence contains the scene once and repeats the question for each answer. A decoder without custom masks has one
+    sequence per answer.
 
-    The reference of `beta` has the weights that the training started from: of what is trained a copy is kept.
+    The other objectives of the model are learned as well, except `LanguageModeling`. The reference policy of `beta` has
+    the weights that the training started from. A copy of the trained parameters is kept for it.
 
     Args:
         num_generations: Answers per question.
-        temperature: Of the sampling, and of the log-probabilities.
-        top_p: Sample among the most likely tokens that together have this probability.
-        rewards: Summed with their weights; null is `AnswerScore`.
-        reward_scale: See `group_advantages`; `batch` compares the rewards of all processes, and so takes no accumulated
-            batches.
-        aggregation: See `group_advantages`; `normalize_then_sum` takes none either.
-        loss_type: See `grpo_loss`; `dapo` divides by the tokens of all processes, counted after the sampling, and so
-            takes none either.
-        beta: Weight of the divergence from the reference; with 0 there is none.
-        epsilon_low: See `grpo_loss`. With one of `updates` all ratios are 1, and no `epsilon` has an effect.
+        temperature: Temperature of the sampling and of the log-probabilities.
+        top_p: Sample from the most likely tokens that together have this probability.
+        rewards: Rewards, which are summed with their weights. null is `AnswerScore`.
+        reward_scale: See `group_advantages`. `batch` compares the rewards of all processes, and therefore does not
+            allow accumulated batches.
+        aggregation: See `group_advantages`. `normalize_then_sum` does not allow accumulated batches either.
+        loss_type: See `grpo_loss`. `dapo` divides by the tokens of all processes, counted after the sampling, and does
+            not allow accumulated batches either.
+        beta: Weight of the divergence from the reference. 0 uses no reference.
+        epsilon_low: See `grpo_loss`. With one of `updates` all ratios are 1 and no `epsilon` has an effect.
         epsilon_high: See `grpo_loss`.
-        level: See `grpo_loss`. Ratios of a `sequence` are so near 1 that 0.2 hardly ever clips one: published ranges
-            are about 3e-4.
+        level: See `grpo_loss`. Ratios of a `sequence` are so close to 1 that 0.2 hardly ever clips one. Published
+            ranges are about 3e-4.
         correct_kl: See `grpo_loss`.
-        delta: See `grpo_loss`; from 1 on without effect with one of `updates`.
-        updates: Optimizer steps on each batch of answers.
+        delta: See `grpo_loss`. Values of at least 1 have no effect with one of `updates`.
+        updates: Optimizer steps per batch of answers.
 
     Raises:
-        InputError: An unknown choice, or a number out of its range.
+        InputError: A choice is unknown, or a number is out of range.
     """
 
     asks_questions = True
@@ -318,14 +319,14 @@ class GRPO(Algorithm):
             self.reference = {n: p.detach().clone() for n, p in task.named_parameters() if p.requires_grad}
 
     def averages_over_step(self, task: VideoQATask) -> bool:
-        """Whether the policy's loss is a part of the mean over an optimizer step's answers."""
+        """Return whether the policy's loss is its share of the mean over an optimizer step's answers."""
         return self.loss_type not in ("dapo", "bnpo")
 
     # ---- sampling -----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def prepare(self, task: VideoQATask, batch: Batch) -> None:
-        """Sample answers, and compare their rewards."""
+        """Sample answers and compute their advantages."""
         task.check(batch)
         model, count = task.model, self.num_generations
         teacher_targets = task.compute_teacher_targets(batch)
@@ -341,7 +342,7 @@ class GRPO(Algorithm):
             score = partial(answer_log_probs, model, batch, sequences, lengths, self.sampling.temperature)
             with self._reference_weights(task):
                 ref_logps, _ = task.call_as_in_validation(score)
-        # Rewards, of this process and where they are compared of all.
+        # Rewards of this process, or of all processes if the options compare them.
         texts = task.preprocessor.decode([answer.reply.ids for answer in sampled])
         records = [batch.records[answer.record] for answer in sampled]
         rewards = self.rewards(texts, records)
@@ -371,9 +372,9 @@ class GRPO(Algorithm):
         )
 
     def _advantages(self, rewards: Float[Tensor, "N R"], is_learned: bool = True) -> Float[Tensor, " N"]:
-        """Compare rewards in their groups; by the statistics of all processes where the options ask for them.
+        """Compare rewards within their groups. Options may require the statistics of all processes.
 
-        Those of a batch that nothing is learned from count in no statistic.
+        The rewards of a batch that is not learned from do not count in any statistic.
         """
         rewards = rewards if is_learned else torch.full_like(rewards, torch.nan)
         first, every = 0, [rewards]
@@ -402,7 +403,7 @@ class GRPO(Algorithm):
 
     @contextmanager
     def _reference_weights(self, task: VideoQATask) -> Iterator[None]:
-        """Exchange the trained weights for the reference's; in place, since they may be shards."""
+        """Use the reference's weights inside the context. They are exchanged in place, because they may be shards."""
         trained = {n: p for n, p in task.named_parameters() if n in self.reference}
         own = {name: parameter.detach().clone() for name, parameter in trained.items()}
         try:
@@ -416,9 +417,9 @@ class GRPO(Algorithm):
     # ---- learning -----------------------------------------------------------------------------------------------
 
     def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
-        """Log the loss, rewards, lengths, divergence and clipped shares."""
+        """Return the loss, and log it with rewards, lengths, divergence and clipped shares."""
         rollout = self.rollout
-        assert rollout is not None  # of `prepare`
+        assert rollout is not None  # set by `prepare`
         logps, decoded = answer_log_probs(
             task.model,
             batch,
@@ -440,7 +441,7 @@ class GRPO(Algorithm):
             max_length=task.max_new_tokens,
             num_tokens=rollout.num_tokens,
         )
-        # means over the answers of this process become means over those of the step
+        # turn means over this process's answers into shares of the step's mean
         weight = batch.weight if self.averages_over_step(task) else 1.0
         others = weighted_losses(
             [each for each in task.model.active_objectives if not isinstance(each, LanguageModeling)], decoded
@@ -468,7 +469,7 @@ class GRPO(Algorithm):
             "clipped_low": terms.clipped_low.sum() / tokens,
             "clipped_high": terms.clipped_high.sum() / tokens,
             **({} if terms.kl is None else {"kl": terms.kl.sum() / tokens}),
-            # above rounding, answers are not scored under the conditions in which they were sampled
+            # a gap above rounding means that answers are scored under other conditions than they were sampled
             **({} if gap is None else {"sampling_gap": gap}),
             **{name: value.detach() for name, value in others.items() if name != "loss"},
         }

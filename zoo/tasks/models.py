@@ -1,6 +1,6 @@
-"""The models of the zoo: a choice of one part for each box of `SpatialVLM`.
+"""The models of the zoo. Each chooses the parts of a `SpatialVLM`.
 
-A literal lambda as a default is read by jsonargparse as a class path with its arguments.
+jsonargparse reads a literal lambda as a default as a class path with its arguments.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from zoo.tasks.video_qa import VideoQATask
 
 
 class BaselineVLM(VideoQATask):
-    """The backbone as it is: 2D tokens only, timestamps, no cameras. Arguments as `VideoQATask`.
+    """The unmodified backbone: 2D tokens only, timestamps, no cameras. Arguments as in `VideoQATask`.
 
-    A scale config may name a geometry encoder: the baseline builds none.
+    A scale config may name a geometry encoder. The baseline does not build it.
 
     Attributes:
-        backbone_class: That of the models of this name.
+        backbone_class: Required class of the backbone.
     """
 
     backbone_class: Any = Backbone
@@ -51,16 +51,19 @@ class BaselineVLM(VideoQATask):
 
 
 class Qwen25VL(BaselineVLM):
-    """Qwen2.5-VL (arXiv 2502.13923) as it is: 2D tokens only, timestamps, no cameras. Arguments as `VideoQATask`."""
+    """Unmodified Qwen2.5-VL (arXiv 2502.13923): 2D tokens only, timestamps, no cameras.
+
+    Arguments as in `VideoQATask`.
+    """
 
     backbone_class = Qwen25VLBackbone
 
 
 class Qwen3VL(BaselineVLM):
-    """Qwen3-VL (arXiv 2511.21631) as it is: 2D tokens only, time as text, no cameras.
+    """Unmodified Qwen3-VL (arXiv 2511.21631): 2D tokens only, time as text, no cameras.
 
     Args:
-        backbone: A Qwen3-VL, by default a tiny random one.
+        backbone: A Qwen3-VL. The default is a tiny, randomly initialized one.
         parts: The other arguments of `VideoQATask`.
     """
 
@@ -71,10 +74,10 @@ class Qwen3VL(BaselineVLM):
 
 
 class Qwen35(BaselineVLM):
-    """Qwen3.5 as it is: a hybrid decoder, 2D tokens only, time as text, no cameras, no thinking.
+    """Unmodified Qwen3.5: a hybrid decoder, 2D tokens only, time as text, no cameras, no thinking.
 
     Args:
-        backbone: A Qwen3.5, by default a tiny random one.
+        backbone: A Qwen3.5. The default is a tiny, randomly initialized one.
         parts: The other arguments of `VideoQATask`.
     """
 
@@ -85,10 +88,10 @@ class Qwen35(BaselineVLM):
 
 
 class SpatialMLLM(VideoQATask):
-    """Spatial-MLLM (arXiv 2505.23747): the 3D tokens pass a connector and are added to the 2D tokens.
+    """Spatial-MLLM (arXiv 2505.23747): 3D tokens pass a connector and are added to the 2D tokens.
 
     Args:
-        geometry: Encoder of the 3D tokens, VGGT in the paper; by default the dataset's rays and points.
+        geometry: Encoder of the 3D tokens. VGGT in the paper. The default uses the dataset's rays and points.
         fusion: `AddFusion`, or another one.
         parts: The other arguments of `VideoQATask`.
     """
@@ -103,13 +106,13 @@ class SpatialMLLM(VideoQATask):
 
 
 class VGLLM(VideoQATask):
-    """VG-LLM (arXiv 2505.24625): a merger of each frame's 3D tokens, added to the 2D tokens of stills.
+    """VG-LLM (arXiv 2505.24625): the 3D tokens of each frame are merged and added to the 2D tokens of images.
 
-    vg_llm.yaml shows each frame as a still image, as published.
+    vg_llm.yaml shows each frame as an image, as published.
 
     Args:
-        geometry: Encoder of the 3D tokens, the layer before VGGT's last in the paper; by default the dataset's rays and
-            points.
+        geometry: Encoder of the 3D tokens. The layer before VGGT's last one in the paper. The default uses the
+            dataset's rays and points.
         fusion: `PatchMergerFusion`, or another one.
         parts: The other arguments of `VideoQATask`.
     """
@@ -125,13 +128,13 @@ class VGLLM(VideoQATask):
 
 
 class SpatialStack(VideoQATask):
-    """SpatialStack (arXiv 2603.27437): 3D tokens of several layers, added behind the decoder's first layers.
+    """SpatialStack (arXiv 2603.27437): 3D tokens of several layers are added after the first decoder layers.
 
-    spatial_stack.yaml shows each frame as a still image, as published.
+    spatial_stack.yaml shows each frame as an image, as published.
 
     Args:
-        geometry: Encoder of the 3D tokens, three layers of VGGT in the paper; by default the dataset's rays and points,
-            for all decoder layers.
+        geometry: Encoder of the 3D tokens. Three layers of VGGT in the paper. The default uses the dataset's rays and
+            points, the same for all decoder layers.
         fusion: `StackFusion`, or another one.
         parts: The other arguments of `VideoQATask`.
     """
@@ -147,7 +150,7 @@ class SpatialStack(VideoQATask):
 
 
 def _warn_of_layers(geometry: GeometryEncoder | None, published: tuple[int, ...], what: str) -> None:
-    """Warn of an encoder whose layers nobody has chosen, the default is the last; name those that it has."""
+    """Warn if an encoder's layers are left at the default, the last one, and name the published layers."""
     encoder: Any = None if geometry is None else geometry.meta_encoder
     if getattr(encoder, "layers", published) == (-1,):
         is_there = max(published) <= encoder.layer_numbers[0]
@@ -156,10 +159,10 @@ def _warn_of_layers(geometry: GeometryEncoder | None, published: tuple[int, ...]
 
 
 class ConcatSplitMLLM(VideoQATask):
-    """2D tokens to one half of the decoder's channels and 3D tokens to the other, concatenated.
+    """2D tokens fill one half of the decoder's channels and 3D tokens the other half.
 
     Args:
-        geometry: Encoder of the 3D tokens, by default the dataset's rays and points.
+        geometry: Encoder of the 3D tokens. The default uses the dataset's rays and points.
         fusion: `ConcatSplitFusion`, or another one.
         parts: The other arguments of `VideoQATask`.
     """
@@ -174,16 +177,18 @@ class ConcatSplitMLLM(VideoQATask):
 
 
 class PRoPEMLLM(VideoQATask):
-    """`ConcatSplitMLLM` with PRoPE (arXiv 2507.10496) on the 2D half, and in the decoder.
+    """`ConcatSplitMLLM` with PRoPE (arXiv 2507.10496) in the 2D half and in the decoder.
 
-    The views attend to each other by their cameras before both halves are joined, and in the decoder's attention as
-    well if `camera_encoding` is set. Without both it is `ConcatSplitMLLM` on the rays alone.
+    The views attend to each other by their cameras before both halves are joined. If `camera_encoding` is set, the
+    decoder's attention uses the cameras too. Without both, the model is `ConcatSplitMLLM` on rays alone.
 
     Args:
-        camera_encoding: Of the decoder's attention, `PRoPE` in prope.yaml; null is the stock attention, bit for bit.
-        view_mixer: Of the 2D half, `ViewAttention`, or another one, or null.
-        geometry: Encoder of the 3D tokens, by default the rays of the dataset's cameras; null only with `fusion: null`.
-        fusion: `ConcatSplitFusion`, or another one; null takes the 2D tokens alone.
+        camera_encoding: Encoding in the decoder's attention, `PRoPE` in prope.yaml. null keeps the original attention,
+            bit for bit.
+        view_mixer: View mixer of the 2D half, `ViewAttention` or another one. null uses none.
+        geometry: Encoder of the 3D tokens. The default uses the rays of the dataset's cameras. null is allowed only
+            with `fusion: null`.
+        fusion: `ConcatSplitFusion`, or another one. null uses the 2D tokens alone.
         parts: The other arguments of `VideoQATask`.
     """
 

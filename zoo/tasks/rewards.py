@@ -19,17 +19,17 @@ from zoo.sequences.batch import Record
 
 
 class Reward(Configurable, ABC):
-    """A reward of answers. To add one, implement `__call__` in a class of your own and give its class path.
+    """A reward of answers. To add one, implement `__call__` in your own class and give its class path.
 
     Args:
-        weight: Factor of this reward in the sum of all.
+        weight: Factor of this reward in the sum of all rewards.
 
     Attributes:
-        benchmark: That of the data.
-        requires_type: Whether it applies to no question without a type.
+        benchmark: The data's benchmark.
+        requires_type: Whether the reward does not apply to questions without a type.
 
     Raises:
-        InputError: An infinite weight.
+        InputError: The weight is not finite.
     """
 
     benchmark: Benchmark = VSIBench()
@@ -41,26 +41,27 @@ class Reward(Configurable, ABC):
         self.weight = weight
 
     def bind(self, benchmark: Benchmark) -> None:
-        """Take the benchmark of the data."""
+        """Set the benchmark."""
         self.benchmark = benchmark
 
     @abstractmethod
     def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> list[float | None]:
-        """Return the reward of each answer; None where it does not apply.
+        """Return the reward of each answer. None where the reward does not apply.
 
         Args:
-            answers: The texts.
-            records: Of the question of each answer: `question_type`, `ground_truth`, `question`, `prompt`, `scene`.
+            answers: The texts of the answers.
+            records: The record of each answer's question, with `question_type`, `ground_truth`, `question`, `prompt`,
+                `scene`.
         """
 
 
 class AnswerScore(Reward):
-    """The score of an answer by the benchmark of the data: the MRA of a number, the accuracy of a letter.
+    """The benchmark's score of an answer: MRA for numbers, accuracy for letters.
 
-    A question without a ground truth, or without a type that the benchmark has, has none.
+    It does not apply to questions without a ground truth or without a question type of the benchmark.
 
     Args:
-        scorer: Name of the benchmark's scorer; null is its first.
+        scorer: Name of the benchmark's scorer. null is its first.
         weight: See `Reward`.
     """
 
@@ -71,7 +72,7 @@ class AnswerScore(Reward):
         self.scorer = scorer
 
     def bind(self, benchmark: Benchmark) -> None:
-        """See `Reward`; an unknown scorer is an `InputError`."""
+        """See `Reward`. Raises an `InputError` for an unknown scorer."""
         super().bind(benchmark)
         benchmark.find_scorer(self.scorer)
 
@@ -87,9 +88,9 @@ class AnswerScore(Reward):
 
 
 class ShuffledAnswerScore(AnswerScore):
-    """The score by the ground truth of another question of that type in the batch, a control of `AnswerScore`.
+    """The score by the ground truth of another question of the same type in the batch.
 
-    What a model learns from it is the form of an answer, or a better guess.
+    This is a control of `AnswerScore`. A model can only learn the form of answers or better guessing from it.
 
     Args:
         scorer: See `AnswerScore`.
@@ -97,7 +98,7 @@ class ShuffledAnswerScore(AnswerScore):
     """
 
     def __call__(self, answers: Sequence[str], records: Sequence[Record]) -> list[float | None]:
-        """See `Reward`; None without another question."""
+        """See `Reward`. None if the batch has no other question of the type."""
         asked = {record["id"]: record for record in records}
         other: dict[str, Record] = {}
         for kind in {record["question_type"] for record in asked.values()}:
@@ -111,15 +112,15 @@ class ShuffledAnswerScore(AnswerScore):
 
 
 class AnswerFormat(Reward):
-    """1 for an answer of the right form, else 0.
+    """1 for an answer in the right format, else 0.
 
     Args:
-        pattern: Regular expression of the whole answer; null is what the benchmark's scorer can read, of questions of
-            its types alone.
+        pattern: Regular expression that the whole answer must match. null accepts what the benchmark's scorer can
+            parse, and applies only to questions of the benchmark's types.
         weight: See `Reward`.
 
     Raises:
-        InputError: A pattern that is no regular expression.
+        InputError: The pattern is not a regular expression.
 
     Example:
         >>> reward = AnswerFormat(r"<think>.*</think><answer>.*</answer>")
@@ -149,13 +150,14 @@ class AnswerFormat(Reward):
 
 
 class RewardSum:
-    """The weighted sum of rewards.
+    """A weighted sum of rewards.
 
     Args:
-        rewards: At least one.
+        rewards: One or more rewards.
 
     Attributes:
-        names: Of each, for the loggers: its class; the second one of a class is `<class>_2`.
+        names: Name of each reward for the loggers. It is the class name, and `<class>_2` for the second reward of a
+            class.
     """
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
@@ -170,7 +172,7 @@ class RewardSum:
         return torch.tensor([float(reward.weight) for reward in self.rewards])
 
     def bind(self, benchmark: Benchmark) -> None:
-        """Tell all rewards the benchmark of the data."""
+        """Set the benchmark of all rewards."""
         for reward in self.rewards:
             reward.bind(benchmark)
 
@@ -178,7 +180,7 @@ class RewardSum:
         """Return each reward of each answer, NaN where it does not apply.
 
         Raises:
-            InputError: A reward gives a wrong number of values, or an infinite one.
+            InputError: A reward returns the wrong number of values or an infinite value.
         """
         columns = []
         for name, reward in zip(self.names, self.rewards, strict=True):
@@ -191,13 +193,13 @@ class RewardSum:
         return torch.tensor(columns).mT
 
     def total(self, rewards: Float[Tensor, "N R"]) -> Float[Tensor, " N"]:
-        """Sum the rewards that apply; NaN where none does."""
+        """Return the weighted sum of the rewards that apply, NaN where none does."""
         return torch.where(rewards.isnan().all(1), torch.nan, (rewards * self.weights).nansum(1))
 
     def statistics(self, rewards: Float[Tensor, "N R"], num_generations: int) -> dict[str, float]:
-        """Return the mean reward, in all and of each of `names`, its deviation in a group, and the groups without any.
+        """Return mean rewards (total and by name), mean deviation in a group, and share of groups without signal.
 
-        Answers without a reward count in no mean, and a mean over none is left out.
+        Answers without a reward are left out of means. A mean over no answers is left out of the result.
         """
         total = self.total(rewards)
         groups = total.unflatten(0, (-1, num_generations))

@@ -1,29 +1,31 @@
-"""Parameters, bytes and floating-point operations of a training step, of a model on the meta device.
+"""Parameters, bytes and floating-point operations of a training step, computed on the meta device.
 
-Parameters, gradients, the optimizer's state and what FSDP2 gathers are exact. Activations and operations are formulas
-of the shapes of linear layers. For each token a transformer block with attention of width a (all heads) and an MLP of
-width m keeps from the forward to the backward pass, in the dtype of its matrix products:
+Parameters, gradients, the optimizer's state and what FSDP2 gathers are exact. Activations and operations are estimated
+by formulas from the shapes of linear layers. Consider a transformer block with attention of width a (all heads) and an
+MLP of width m. For each token it keeps the following numbers from the forward to the backward pass, in the dtype of its
+matrix products:
 
-- of attention 4a: queries, keys and values, and the output. Keys and values are repeated for all heads, except where
-  the weights are bfloat16. Norms of queries and keys keep their inputs too, and a gate on the output 3a more;
-- of the MLP 4m: gate, up, the activation and the product. Without a gate it is 2m;
-- of linear layers that train, or have low-rank adapters, the input: one per attention and MLP, under autocast one per
-  linear layer, as each makes its own copy in bfloat16;
-- of both norms the input in float32, and the output if they train.
+- Attention: 4a, for queries, keys, values and the output. Keys and values are repeated for all heads, unless the
+  weights are bfloat16. Norms of queries and keys also keep their inputs. A gate on the output keeps 3a more.
+- MLP: 4m, for gate, up, the activation and the product. Without a gate it is 2m.
+- Linear layers that are trained or have low-rank adapters: the input. Attention and MLP keep one input each. Under
+  autocast every linear layer keeps one, because each makes its own copy in bfloat16.
+- Both norms: the input in float32, and the output if they are trained.
 
 A head of D channels in Gated DeltaNet keeps 20 D + 5 x 64 + 2 D^2 / 64 float32 numbers per token, by PyTorch's rule in
-chunks of 64 tokens; with the kernels of flash-linear-attention it keeps fewer. Under autocast each float32 matrix has a
-copy in bfloat16. With gradient checkpointing a block that trains keeps its input alone, and one block at a time is
-recomputed. Outside of blocks (merger, fusion, heads of objectives) a linear layer keeps input and output of each visual
-token. To this the most of these is added: the gradient of the head; those of one block; at the end of the backward pass
-the three gradients of a matrix that is embedding and head at once. Frozen encoders keep nothing.
+chunks of 64 tokens. The kernels of flash-linear-attention keep fewer. Under autocast each float32 matrix has a copy in
+bfloat16. With gradient checkpointing a trained block keeps only its input, and one block at a time is recomputed.
+Outside of blocks (merger, fusion, heads of objectives) a linear layer keeps the input and output of each visual token.
+The peak adds the largest of three terms: the gradient of the head, the gradients of one block, or, at the end of the
+backward pass, three gradients of a matrix that is both embedding and head. Frozen encoders keep nothing.
 
-A linear layer takes two operations per weight and token, as many for the gradient of its input, and as many for that of
-its weight if it trains. Attention takes 4a for each pair of tokens, and 10a in the backward pass. A third of a geometry
-encoder's blocks attend over all frames of a scene, as in VGGT and Depth Anything 3; other blocks within a frame.
+A linear layer takes two operations per weight and token, the same number for the gradient of its input, and the same
+number for the gradient of its weight if it is trained. Attention takes 4a for each pair of tokens, and 10a in the
+backward pass. One third of a geometry encoder's blocks attend over all frames of a scene, as in VGGT and Depth Anything
+3. Other blocks attend within a frame.
 
 Not counted: convolutions, as in the dense heads of geometry encoders and objectives; camera encodings and view mixers
-beyond their linear layers; several answers to each question, as in GRPO; fragmentation.
+beyond their linear layers; several answers per question, as in GRPO; memory fragmentation.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ from zoo.tasks.base import parameter_groups
 from zoo.tasks.fsdp2 import GATHERED_DTYPES
 from zoo.tasks.video_qa import VideoQATask
 
-SYSTEM, SPAN, QUESTION, ANSWER = 20, 8, 96, 8  # tokens of text: before the video, per temporal patch, per question
-CHUNK = 64  # tokens of Gated DeltaNet's rule
+# text tokens: before the video, per temporal patch, per question, per answer
+SYSTEM, SPAN, QUESTION, ANSWER = 20, 8, 96, 8
+CHUNK = 64  # chunk length of Gated DeltaNet's rule, in tokens
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,13 @@ class BatchSizes:
     """The sizes of a training batch on one GPU.
 
     Attributes:
-        num_frames: Of each video.
-        height: Of a resized frame, in pixels.
-        width: Of a resized frame, in pixels.
-        scenes: Each with questions of its own.
-        questions: About each scene.
-        tokens_per_sequence: Most tokens of a sequence with several questions.
-        kind: Whether frames are shown as a video or each as an image.
+        num_frames: Frames per video.
+        height: Height of a resized frame in pixels.
+        width: Width of a resized frame in pixels.
+        scenes: Number of scenes. Each has its own questions.
+        questions: Questions per scene.
+        tokens_per_sequence: Maximum number of tokens of a sequence with several questions.
+        kind: Whether the frames are shown as a video or each as an image.
     """
 
     num_frames: int
@@ -72,17 +75,17 @@ class BatchSizes:
     kind: MediaKind = "video"
 
     def grid(self, patch_size: int) -> tuple[int, int, int]:
-        """(t, h, w) in patches of each scene."""
+        """Return the grid (t, h, w) of each scene, in patches."""
         steps = self.num_frames // (TEMPORAL_PATCH_SIZE if self.kind == "video" else 1)
         return steps, self.height // patch_size, self.width // patch_size
 
 
 class StepCost(NamedTuple):
-    """What one forward and backward pass takes.
+    """The cost of one forward and backward pass.
 
     Attributes:
-        activations: Most bytes at once beside weights, gradients and the optimizer's state.
-        flops: Floating-point operations; a product and a sum are two.
+        activations: Peak bytes beside weights, gradients and the optimizer's state.
+        flops: Floating-point operations. A product and a sum count as two.
     """
 
     activations: float
@@ -91,21 +94,21 @@ class StepCost(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """What a training step takes on one GPU that holds the whole model.
+    """The cost of a training step on one GPU that holds the whole model.
 
     Attributes:
         trained: Trained parameters of each part.
-        frozen: Frozen parameters of each part, with those of a teacher.
+        frozen: Frozen parameters of each part, including a teacher.
         weights: Bytes of the parameters and buffers.
         gradients: Bytes of the gradients.
         optimizer: Bytes of the optimizer's state.
-        steps: What a batch takes, without and with gradient checkpointing.
-        visual_tokens: Of a scene.
-        sequence_tokens: Of the longest sequence.
-        gathered: Bytes that a sharded model holds beside its shard in a step, of one batch and of several, see
+        steps: Cost of a batch, without and with gradient checkpointing.
+        visual_tokens: Visual tokens of a scene.
+        sequence_tokens: Tokens of the longest sequence.
+        gathered: Bytes that a sharded model holds beside its shard in a step of one batch or of several, see
             `gathered_bytes`.
         gathered_weights: Bytes of the whole weights, which a sharded model gathers for an evaluation.
-        teacher: Bytes of the teacher's weights, of which each process has all.
+        teacher: Bytes of the teacher's weights. Each process holds all of them.
     """
 
     trained: Counter[str]
@@ -122,12 +125,9 @@ class TrainingCost:
 
 
 def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> TrainingCost:
-    """Count parameters, bytes and operations.
+    """Count parameters, bytes and operations of a task that was built on the meta device.
 
-    Args:
-        task: Built on the meta device.
-        batch: Sizes of the batch.
-        precision: Lightning's; bf16-mixed is autocast.
+    `precision` is Lightning's. bf16-mixed is autocast.
     """
     trained, frozen = Counter[str](), Counter[str]()
     for name, parameter in task.named_parameters():
@@ -151,19 +151,19 @@ def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> Train
     )
 
 
-# ---- Exact: bytes of weights, of the optimizer's state, and of what FSDP2 gathers -----------------------------------
+# ---- Exact: bytes of weights, optimizer state, and FSDP2's gathered parameters --------------------------------------
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors."""
+    """Return the total bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def optimizer_bytes(task: VideoQATask) -> int:
-    """Bytes of the optimizer's state after a step, which is taken on the meta device."""
+    """Return the bytes of the optimizer's state after a step, which is taken on the meta device."""
     optimizer = task.optimizer(parameter_groups(task.named_parameters(), task.learning_rates, task.part_of))
     for group in optimizer.param_groups:
-        group["fused"] = False  # the fused kernel has no version for the meta device; its state is the same
+        group["fused"] = False  # the fused kernel does not support the meta device; its state is the same
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -175,9 +175,10 @@ def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], 
     """Count the gathered parameters and gradients that each process holds beside its shard under FSDP2.
 
     Returns:
-        Bytes in a step of one batch and of several, and those of the whole weights. A step holds what lies in no unit,
-        which stays gathered, and two units, of which one is gathered ahead; of what trains, the gradients before they
-        are scattered. With several batches those are the gradients of the whole model.
+        Bytes in a step of one batch (False) and of several (True), and bytes of the whole weights. A step holds
+        everything outside of units, which stays gathered, and two units, because the next one is gathered ahead. For
+        trained parameters it also holds the gradients before they are scattered. With several batches these are the
+        gradients of the whole model.
     """
     units, dtype = model.sharded_units(), GATHERED_DTYPES.get(precision)
     own = {parameter: (dtype or parameter.dtype).itemsize for unit in units.values() for parameter in unit}
@@ -194,7 +195,7 @@ def gathered_bytes(model: SpatialVLM, precision: str) -> tuple[dict[bool, int], 
 
 
 def teacher_networks(teacher: Teacher | None) -> list[Any]:
-    """The frozen networks beside the model, on the meta device; none if a cache has, or will have, their outputs."""
+    """Return the frozen networks beside the model on the meta device. Empty if a cache replaces them."""
     if teacher is None or known_config(teacher).get("cache") is not None:
         return []
     with torch.device("meta"):
@@ -202,11 +203,11 @@ def teacher_networks(teacher: Teacher | None) -> list[Any]:
         return [teacher.outline, *([teacher.scale.network] if isinstance(teacher.scale, MetricModel) else [])]
 
 
-# ---- By formula: tokens, activations and operations -----------------------------------------------------------------
+# ---- Estimated: tokens, activations and operations ------------------------------------------------------------------
 
 
 def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]:
-    """Return the visual tokens of a scene, the number of sequences in a batch, and the tokens of each."""
+    """Return the visual tokens of a scene, the number of sequences in a batch, and the tokens of each sequence."""
     backbone, extra = model.backbone, model.training_tokens
     steps, height, width = batch.grid(backbone.patch_size)
     per_step = height * width // SPATIAL_MERGE_SIZE**2
@@ -220,12 +221,12 @@ def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]
 
 
 class Blocks(NamedTuple):
-    """Transformer blocks that see the same tokens.
+    """Transformer blocks that process the same tokens.
 
     Attributes:
-        blocks: One after another.
-        tokens: Of the batch.
-        length: Tokens that each attends to.
+        blocks: Blocks that are called one after another.
+        tokens: Tokens of the batch.
+        length: Tokens that each token attends to.
         has_gradient: Whether a backward pass reaches them.
         may_recompute: Whether gradient checkpointing acts on them.
     """
@@ -246,7 +247,7 @@ def blocks_of(task: VideoQATask, batch: BatchSizes) -> Iterator[Blocks]:
     layers = set(backbone.decoder.modules())
     decoder = [block for block in backbone.blocks() if block in layers]
     vision = [block for block in backbone.blocks() if block not in layers]
-    # frozen blocks are in eval mode, in which transformers does not recompute
+    # transformers does not recompute frozen blocks, because they are in eval mode
     yield Blocks(decoder, rows * length, length, True, any(map(trains, decoder)))
     yield Blocks(vision, batch.scenes * steps * patches, patches, any(map(trains, vision)), True)
     networks: list[tuple[Any, int, bool]] = [(each, 1, False) for each in teacher_networks(task.teacher)]
@@ -260,14 +261,14 @@ def blocks_of(task: VideoQATask, batch: BatchSizes) -> Iterator[Blocks]:
 
 
 class BlockCost(NamedTuple):
-    """What a transformer block takes.
+    """The cost of a transformer block.
 
     Attributes:
-        kept: Bytes from the forward to the backward pass, of one that has a gradient.
+        kept: Bytes kept from the forward to the backward pass, if the block has a gradient.
         copies: Bytes of its matrices in bfloat16, under autocast.
-        gradients: Most bytes of gradients at once.
+        gradients: Peak bytes of gradients.
         forward: Floating-point operations of the forward pass.
-        backward: Those of the backward pass.
+        backward: Floating-point operations of the backward pass.
     """
 
     kept: float = 0
@@ -278,20 +279,20 @@ class BlockCost(NamedTuple):
 
 
 def block_cost(block: nn.Module, tokens: int, length: int, is_autocast: bool) -> BlockCost:
-    """Count a block by the formulas of this module.
+    """Compute the cost of a block by the formulas of this module.
 
     Args:
-        block: With norms, attention and MLP as its children; of linear layers the last of each is the output.
-        tokens: Of the batch.
-        length: Tokens that each attends to.
-        is_autocast: Whether products are in bfloat16 whatever the weights are.
+        block: A block with norms, attention and MLP as its children. The last linear layer of each child is the output.
+        tokens: Tokens of the batch.
+        length: Tokens that each token attends to.
+        is_autocast: Whether products are computed in bfloat16 for any dtype of the weights.
     """
     layers = linear_layers(block)
     if not layers:
         return BlockCost()
     itemsize = 2 if is_autocast else layers[0].weight.element_size()
     forward, backward = linear_flops(layers, tokens)
-    products = exact = widest = 0.0  # numbers per token in the dtype of products, and in float32
+    products = exact = widest = 0.0  # numbers per token, in the dtype of products and in float32
     children: Iterable[tuple[str, Any]] = block.named_children()
     for name, part in children:
         own = linear_layers(part, with_adapters=False)
@@ -301,11 +302,11 @@ def block_cost(block: nn.Module, tokens: int, length: int, is_autocast: bool) ->
         *first, last = own
         inner, outer = sum(layer.out_features for layer in first), last.in_features
         products += first[0].in_features * (len(first) if is_autocast else 1) * trains(part)
-        reach = 0  # tokens that each attends to
+        reach = 0  # tokens that each token attends to
         if hasattr(part, "head_v_dim"):  # Gated DeltaNet
             per_head = 20 * part.head_v_dim + 5 * CHUNK + 2 * part.head_k_dim * part.head_v_dim / CHUNK
             exact += part.num_v_heads * per_head
-            products += 2 * (2 * part.key_dim + part.value_dim)  # of the convolution
+            products += 2 * (2 * part.key_dim + part.value_dim)  # convolution
             reach = CHUNK + 2 * part.head_k_dim
         elif "att" in name:
             has_own_keys = first[0].weight.element_size() == 2
@@ -315,7 +316,7 @@ def block_cost(block: nn.Module, tokens: int, length: int, is_autocast: bool) ->
                 queries_keys = outer + (first[1].out_features if len(first) > 1 else outer)
                 exact += queries_keys
                 products += queries_keys * any(map(trains, norms))
-            if len(first) > 1 and first[0].out_features > outer:  # with the gate beside the queries
+            if len(first) > 1 and first[0].out_features > outer:  # the queries' layer includes the gate
                 products += 3 * outer
             reach = length
         else:
@@ -333,7 +334,7 @@ def block_cost(block: nn.Module, tokens: int, length: int, is_autocast: bool) ->
 
 
 def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointing: bool) -> StepCost:
-    """Count a forward and a backward pass."""
+    """Compute the cost of a forward and a backward pass."""
     model, backbone, is_autocast = task.model, task.model.backbone, precision.startswith("bf16")
     visual_tokens, rows, length = sequence_sizes(model, batch)
     residual = backbone.like.element_size()
@@ -355,7 +356,7 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
             else:
                 blocks += cost.kept + cost.copies
                 inside = max(inside, cost.gradients)
-    # 2. Linear layers outside of them, on visual tokens; embeddings, the last norm and their gradient.
+    # 2. Linear layers outside of blocks, on visual tokens. Embeddings, the last norm and their gradient.
     head = backbone.lm_head
     for layer in linear_layers(model):
         if layer not in counted and layer is not head:
@@ -365,7 +366,7 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
                 kept += batch.scenes * visual_tokens * (layer.in_features + layer.out_features) * itemsize
                 kept += copy_bytes(layer, is_autocast)
     kept += rows * length * backbone.hidden_size * (8 + 2 * residual)
-    # 3. The head, on supervised tokens alone.
+    # 3. The head, on supervised tokens only.
     flops += sum(linear_flops([head], batch.scenes * batch.questions * ANSWER))
     size = head.weight.numel() * trains(head)
     shared = 4 * size if head.weight is backbone.decoder.get_input_embeddings().weight else 0
@@ -374,22 +375,22 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
 
 
 def trains(module: nn.Module) -> bool:
-    """Whether a module has trained parameters."""
+    """Return whether a module has trained parameters."""
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def linear_layers(module: nn.Module, with_adapters: bool = True) -> list[nn.Linear]:
-    """The linear layers of a module, with low-rank adapters or without."""
+    """Return the linear layers of a module, with or without low-rank adapters."""
     named = module.named_modules()
     return [each for name, each in named if isinstance(each, nn.Linear) and (with_adapters or "lora_" not in name)]
 
 
 def linear_flops(layers: Iterable[nn.Linear], tokens: int) -> tuple[int, int]:
-    """Floating-point operations of the forward and the backward pass of linear layers."""
+    """Return the floating-point operations of linear layers in the forward and the backward pass."""
     sizes = [(2 * tokens * layer.weight.numel(), trains(layer)) for layer in layers]
     return sum(size for size, _ in sizes), sum(size * (1 + is_trained) for size, is_trained in sizes)
 
 
 def copy_bytes(layer: nn.Linear, is_autocast: bool) -> int:
-    """Bytes of the bfloat16 copy of a linear layer's weight under autocast."""
+    """Return the bytes of the bfloat16 copy of a linear layer's weight under autocast."""
     return 2 * layer.weight.numel() if is_autocast and layer.weight.dtype == torch.float32 else 0

@@ -1,7 +1,7 @@
-"""Pretraining of VGGT: its targets, losses and errors (section 3.4 of arXiv 2503.11651, without tracks).
+"""Pretraining of VGGT: targets, losses and errors (section 3.4 of arXiv 2503.11651, without tracks).
 
-Targets are in the frame of the first camera, in units of the mean distance of the scene's points from it. So VGGT
-learns the shape of a scene and not its size: the normalization drops meters on purpose.
+Targets are in the frame of the first camera, in units of the mean distance of the scene's points from it. VGGT
+therefore learns the shape of a scene but not its metric size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ REFINEMENT_DECAY = 0.6  # weight of a refinement step of the camera head relativ
 
 @dataclass(eq=False)
 class Targets:
-    """Ground truth of B scenes of S frames, normalized; see the module."""
+    """Normalized ground truth of B scenes of S frames, see the module."""
 
     pose_enc: Float[Tensor, "B S 9"]
     depth: Float[Tensor, "B dense H W"]
@@ -55,13 +55,13 @@ class Targets:
 
 
 def targets(scenes: Sequence[SceneGeometry]) -> Targets:
-    """Normalize the dataset's geometry of scenes of one shape; float32.
+    """Normalize the dataset's geometry of scenes with the same shape. Returns float32.
 
     Raises:
-        ValueError: A frame without a camera, a scene whose depth is empty.
+        ValueError: A frame has no camera, or a scene has no pixel with known depth.
     """
     for scene in scenes:
-        assert scene.world_to_camera is not None and scene.depth is not None  # by `ModelSpec`
+        assert scene.world_to_camera is not None and scene.depth is not None  # ensured by `ModelSpec`
         if scene.has_camera is not None and not scene.has_camera.all():
             raise ValueError("VGGT learns from a camera for each frame: this scene lacks some")
     depth = torch.stack([scene.depth for scene in scenes if scene.depth is not None]).float()
@@ -87,7 +87,7 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
 
 
 def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]:
-    """The loss of each head with an output, of each scene; their sum is VGGT's loss."""
+    """Return the loss of each head that has an output, for each scene. Their sum is VGGT's loss."""
     found: dict[str, Tensor] = {}
     if output.pose_enc_list is not None:
         found["camera"] = camera_loss(output.pose_enc_list, truth.pose_enc)
@@ -101,7 +101,7 @@ def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
 def camera_loss(steps: Float[Tensor, "steps B S 9"], truth: Float[Tensor, "B S 9"]) -> Float[Tensor, " B"]:
     """Huber loss of the pose encodings, with larger weights for later refinement steps."""
     weights = REFINEMENT_DECAY ** torch.arange(len(steps) - 1, -1, -1, device=steps.device)
-    off = F.huber_loss(steps, truth.expand_as(steps), reduction="none", delta=HUBER) / HUBER  # slope 1 far away
+    off = F.huber_loss(steps, truth.expand_as(steps), reduction="none", delta=HUBER) / HUBER  # slope 1 for large errors
     each = off.sum(-1).mean(2)
     return (weights[:, None] * each).sum(0) / weights.sum()
 
@@ -114,8 +114,8 @@ def dense_loss(
 ) -> Float[Tensor, " B"]:
     """Confidence-weighted distance of values and of their spatial gradients, minus alpha log confidence.
 
-    Each term is a mean over the pixels of a scene with a known value (for gradients: of both neighbors). Confidence
-    models aleatoric uncertainty (Kendall & Gal 2017, arXiv 1703.04977).
+    Each term is a mean over the pixels of a scene with a known value. For gradients both neighbors must be known.
+    Confidence models aleatoric uncertainty (Kendall & Gal 2017, arXiv 1703.04977).
     """
     loss = _mean(confidence * (values - truth).norm(dim=-1) - ALPHA * confidence.log(), known)
     for axis in (2, 3):
@@ -131,11 +131,12 @@ def _mean(values: Tensor, where: Tensor) -> Tensor:
 
 
 def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]:
-    """Errors of each scene, of the heads with an output.
+    """Return the errors of each scene, for the heads that have an output.
 
     Returns:
         rotation_deg: angle between predicted and true rotation relative to the first frame, mean over the others.
-        center: distance of predicted and true camera center, likewise, in units of the points' mean distance.
+        center: distance of predicted and true camera center, mean over the same frames, in units of the points' mean
+        distance.
         depth_relative: |predicted - true| / true, mean over the known pixels.
     """
     found: dict[str, Tensor] = {}
@@ -155,7 +156,7 @@ def errors(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]
 
 
 def constant_baseline(truth: Targets) -> VGGTOutput:
-    """A baseline for `errors` that ignores the frames: a static camera, and the median of the true depth everywhere."""
+    """A baseline for `errors` that ignores the frames: a static camera, and the median true depth everywhere."""
     still = torch.zeros_like(truth.pose_enc)
     still[..., 6] = 1  # w of the quaternion
     still[..., 7:] = truth.pose_enc[..., 7:]
@@ -175,7 +176,7 @@ MEASURED = [f"{who}{name}" for who in ("", "unlearned/") for name in ERRORS]
 
 
 def adamw(parameters: Any) -> Optimizer:
-    """AdamW with the weight decay of a small model on little data."""
+    """Return AdamW with the weight decay for a small model on little data."""
     return fused_adamw(parameters, weight_decay=0.05)
 
 
@@ -183,19 +184,20 @@ class VGGTPretraining(Task):
     """Train a VGGT with its own losses (`zoo.tasks.vggt_pretraining`) on the dataset's cameras and depth.
 
     At the end of `fit` it writes model.safetensors with the official names to the run's folder, for
-    `TinyVGGT(path=<run>)`. The targets are normalized, so that VGGT learns the shape of a scene and not its size; a
+    `TinyVGGT(path=<run>)`. The targets are normalized, so VGGT learns the shape of a scene but not its metric size. A
     model that needs the size uses the dataset's cameras (`DatasetGeometry`, or a camera encoding).
 
-    Logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `errors`, and the same
-    of `constant_baseline` as `val/unlearned/...`.
+    It logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `errors`. The errors of `constant_baseline`
+    are logged as `val/unlearned/...`.
 
     Args:
-        geometry: The encoder to train, with all of its heads; a `TinyVGGT` with all three if not given.
-        dense_frames: Number of frames per scene with dense losses (depth and points), drawn anew in each epoch; the
-            camera loss has all frames. The dense heads cost as much as the rest of the model.
-        learning_rates: Only that of the geometry is used.
-        optimizer: Called with the parameter groups.
-        scheduler: Called with the optimizer and the number of optimizer steps; stepped once per optimizer step.
+        geometry: The encoder to train, with all of its heads. The default is a `TinyVGGT` with all three heads.
+        dense_frames: Number of frames per scene with dense losses (depth and points), drawn anew in each epoch. The
+            camera loss uses all frames. The dense heads cost as much as the rest of the model.
+        learning_rates: Only the rate of the geometry is used.
+        optimizer: Builds the optimizer from the parameter groups.
+        scheduler: Builds the scheduler from the optimizer and the number of optimizer steps. It is stepped once per
+            optimizer step.
     """
 
     answers_questions = False
@@ -227,7 +229,10 @@ class VGGTPretraining(Task):
         return "geometry"
 
     def _outputs(self, batch: Batch, dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets, list[int]]]:
-        """VGGT's outputs and targets for scenes of one shape, with dense maps of some frames, and their numbers."""
+        """Return VGGT's outputs, the targets and the scene numbers, one group per frame shape.
+
+        With `dense_frames`, dense maps cover only that many frames per scene.
+        """
         self.check(batch)
         frames = [scene.frames for scene in batch.scenes if scene.frames is not None]
         pairs = []
@@ -244,7 +249,7 @@ class VGGTPretraining(Task):
         return pairs
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Learn from each scene by the number of its questions, as all objectives do (`QuestionAverage`)."""
+        """Return the loss, in which each scene counts by its number of questions (`QuestionAverage`)."""
         count = sum(batch.num_answers)
         total: dict[str, Tensor] = {}
         for output, truth, members in self._outputs(batch, self.dense_frames):
@@ -252,18 +257,18 @@ class VGGTPretraining(Task):
                 for number, loss in zip(members, each, strict=True):
                     total[name] = total.get(name, 0.0) + loss * batch.num_answers[number] / max(count, 1)
         loss = torch.stack(list(total.values())).sum()
-        if not count:  # a copy, which keeps this process in step
+        if not count:  # a repeated batch that only keeps this process in step
             return loss
         self.log("train/loss", loss, batch_size=count)
         self.log_dict({f"train/{name}": value for name, value in total.items()}, batch_size=count)
         return batch.weight * loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start without errors."""
-        self._sums = torch.zeros(len(MEASURED), 2, device=self.device)  # of each error its sum and number of scenes
+        """Reset the errors."""
+        self._sums = torch.zeros(len(MEASURED), 2, device=self.device)  # sum and number of scenes for each error
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Add errors, and those of `constant_baseline`; return no prediction records."""
+        """Accumulate errors of the model and of `constant_baseline`. Return no prediction records."""
         for output, truth, _ in self._outputs(batch):
             found, unlearned = errors(output, truth), errors(constant_baseline(truth), truth)
             for name, each in (found | {f"unlearned/{name}": unlearned[name] for name in found}).items():
@@ -273,7 +278,7 @@ class VGGTPretraining(Task):
         return []
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over the scenes of all processes, of which some may have none."""
+        """Log the means over the scenes of all processes. Some processes may have no scene."""
         stage = "test" if self.trainer.testing else "val"
         sums: Any = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         means = zip(MEASURED, sums.tolist(), strict=True)
@@ -283,7 +288,7 @@ class VGGTPretraining(Task):
     on_test_epoch_end = on_validation_epoch_end
 
     def on_validation_end(self) -> None:
-        """Print the errors beside those of the baseline."""
+        """Print the errors beside the baseline's errors."""
         logged = self.trainer.callback_metrics
         stage = "test" if self.trainer.testing else "val"
         for who, title in (("", stage), ("unlearned/", "a camera that stays where it is, one depth everywhere")):
@@ -295,12 +300,12 @@ class VGGTPretraining(Task):
 
     @rank_zero_only
     def on_train_end(self) -> None:
-        """Write the weights by official names."""
+        """Write the weights with official names."""
         weights = Path(self.trainer.default_root_dir) / WEIGHTS
         write_whole(weights, save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
         self.print(f"wrote {weights}")
 
 
 def _drawn(seed: int, count: int) -> Int[Tensor, " count"]:
-    """A random order of the frames of a scene."""
+    """Return a random order of a scene's frames."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

@@ -1,6 +1,7 @@
-"""The task: train a `SpatialVLM` on videos with questions, and answer them.
+"""The main task: train a `SpatialVLM` on videos with questions, and answer them.
 
-An `Algorithm` says how it learns from a batch: from the answers of the data, or from rewards of sampled answers.
+An `Algorithm` defines how the model learns from a batch: from the dataset's answers, or from rewards of sampled
+answers.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ from zoo.weights.load import read_weights
 
 
 class Algorithm(Configurable, ABC):
-    """Compute the loss of a training batch. To add one, implement `training_loss` in a file of this folder.
+    """Computes the loss of a training batch. To add one, implement `training_loss` in a file of this folder.
 
     Attributes:
-        asks_questions: Whether a training batch has prompts, as a test has; else it has the answers.
-        updates: Optimizer steps on each batch.
-        needs_start: Whether a resumed training needs the weights that it started from.
-        requires_types: Whether nothing is learned from questions without a type.
+        asks_questions: Whether a training batch has prompts, as in a test, instead of answers.
+        updates: Optimizer steps per batch.
+        needs_start: Whether a resumed training needs the weights that it originally started from.
+        requires_types: Whether questions without a type are useless for training.
     """
 
     asks_questions: bool = False
@@ -56,38 +57,38 @@ class Algorithm(Configurable, ABC):
     requires_types: bool = False
 
     def begin(self, task: VideoQATask) -> None:
-        """Take what the training starts from, before a checkpoint is restored."""
+        """Prepare the training, before a checkpoint is restored."""
 
     def prepare(self, task: VideoQATask, batch: Batch) -> None:
-        """Do what a batch needs before its first update, outside of the strategy's forward pass."""
+        """Prepare a batch before its first update, outside of the strategy's forward pass."""
 
     def objective_weight(self, task: VideoQATask, batch: Batch) -> float:
-        """The factor of what objectives average over a batch: its share of the step's questions, or none.
+        """Return the factor of the objectives' mean over a batch: its share of the step's questions, or 1.
 
-        It is zero of a batch that only keeps this process in step.
+        It is zero for a batch that only keeps this process in step with the others.
         """
         if not sum(batch.num_answers):
             return 0.0
         return batch.weight if task.model.average == "questions" else 1.0
 
     def averages_over_step(self, task: VideoQATask) -> bool:
-        """Whether the loss is a part of the mean over an optimizer step's answers, by `Batch.weight`."""
+        """Return whether `Batch.weight` turns the loss into its share of the mean over a step's answers."""
         return task.model.average == "questions"
 
     @abstractmethod
     def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
-        """Return the loss whose gradient is a part of the optimizer step's, and log it."""
+        """Return and log the batch's share of the optimizer step's loss."""
 
     def samples(self) -> tuple[Sequence[str], list[list[str]]]:
-        """Return a table of texts for the loggers: its columns and rows; no rows for none."""
+        """Return a table of texts for the loggers: columns and rows. No rows means no table."""
         return (), []
 
 
 class SupervisedFineTuning(Algorithm):
-    """Learn from the answers of the data, and from what the other objectives predict."""
+    """Learn from the dataset's answers and from the other objectives."""
 
     def training_loss(self, task: VideoQATask, batch: Batch) -> Float[Tensor, ""]:
-        """Log the loss and that of each objective."""
+        """Return the loss, and log it with each objective's loss."""
         losses = task.losses(batch)
         loss, count = losses.pop("loss"), len(batch.records)
         if not sum(batch.num_answers):
@@ -98,32 +99,32 @@ class SupervisedFineTuning(Algorithm):
         return self.objective_weight(task, batch) * loss
 
 
-# ---- Stops an evaluation whose first scenes all fail alike ----------------------------------------------------------
+# ---- Stopping an evaluation whose first scenes all fail with the same error -----------------------------------------
 
-SCENES = 3  # a fault of one scene, or of two, is recorded with it
+SCENES = 3  # errors in fewer scenes are only recorded with the scene
 
 
 class FirstScenes:
-    """Watch the first scenes that the model is asked about, in each process by itself.
+    """Stops an evaluation if the first scenes that reach the model all fail with the same error.
 
-    Where all of them fail alike, the fault is not theirs but the model's, the machine's or the command's, and every
-    other scene would be scored 0 as well. Scenes that can't be read never reach the model and do not count.
+    Such an error comes from the model, the machine or the command, and would score all other scenes 0 as well. Each
+    process checks its own scenes. Scenes that can't be read never reach the model and do not count.
     """
 
     def __init__(self) -> None:
-        self._failed: dict[str, str] | None = {}  # error of each scene; None once a scene was answered
+        self._failed: dict[str, str] | None = {}  # error of each scene, or None once a scene was answered
 
     def check(self, records: Sequence[Mapping[str, Any]], fault: Exception | None) -> None:
-        """Take the records of a batch.
+        """Check the records of a batch.
 
         Args:
-            records: Of questions that the model was asked.
-            fault: The exception in which the batch ended, if it did.
+            records: Records of the questions that the model was asked.
+            fault: The exception that ended the batch, if any.
 
         Raises:
-            InputError: The first scenes all failed alike, by the user's input or a part of the user's own, or by the
-                answers' own errors.
-            RuntimeError: The first scenes all failed alike, by another exception.
+            InputError: The first scenes all failed with the same error: an InputError, an error in the user's own code,
+                or an error of single answers.
+            RuntimeError: The first scenes all failed with the same other exception.
         """
         if self._failed is None or not records:
             return
@@ -131,7 +132,7 @@ class FirstScenes:
             self._failed = None
             return
         self._failed.update((record["scene"], record["error"]) for record in records)
-        # numbers differ between the scenes: sizes, lengths, free memory, and the line where that ran out
+        # numbers in the messages differ between scenes: sizes, lengths, free memory, and code lines
         if len(self._failed) >= SCENES and len({re.sub(r"\d+|\(/.*:", "", e) for e in self._failed.values()}) == 1:
             self._failed = {}
             text = f"the first {SCENES} scenes all failed alike, so the run stops: {records[0]['error']}"
@@ -140,16 +141,13 @@ class FirstScenes:
             raise RuntimeError(text) from fault
 
 
-# ---- What objectives predict in an evaluation, beside the answers: its errors, and cameras to be drawn --------------
+# ---- Objectives in an evaluation: errors of their predictions, and cameras for plots --------------------------------
 
 
 def prediction_errors(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> list[dict[str, Any]]:
-    """Return what the record of each question gets: the errors of its scene as `objectives`, if it can have some.
+    """Return each question's addition to its record: the scene's prediction errors as `objectives`, if any.
 
-    Args:
-        model: The model.
-        batch: With prompts.
-        scenes: Its encoded scenes; those without what is predicted cost nothing.
+    Scenes without targets cost nothing.
     """
     errors = {
         number: {
@@ -169,7 +167,10 @@ def prediction_errors(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedS
 
 @torch.no_grad()
 def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchCameras, Float[Tensor, "t 4 4"]]]:
-    """Return true and predicted cameras by scene, see `CameraPrediction.predicted_cameras`; of no scene without it."""
+    """Return true and predicted cameras by scene, see `CameraPrediction.predicted_cameras`.
+
+    Returns an empty dict for a model without `CameraPrediction`.
+    """
     objective = next((each for each in model.active_objectives if isinstance(each, CameraPrediction)), None)
     if objective is None or "reference" not in objective.anchors or not batch.records:
         return {}
@@ -185,9 +186,9 @@ def predicted_cameras(model: SpatialVLM, batch: Batch) -> dict[str, tuple[PatchC
 
 @torch.no_grad()
 def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScene]) -> Iterator[tuple[int, Decoded]]:
-    """Yield the number of each scene that some objective has an error of, and what the decoder computes of its prefix.
+    """Yield each scene's number and the decoder's output for its prefix, if some objective has errors for it.
 
-    An objective has errors of the scenes that have one of its targets, or of all if it has no targets.
+    An objective has errors for scenes with one of its targets, or for all scenes if it has no targets.
     """
     measuring = [each for each in model.active_objectives if type(each).errors is not Objective.errors]
     prefixes = {prompt.scenes[0]: prompt.prefix for prompt in reversed(batch.prompts)}
@@ -200,13 +201,13 @@ def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScen
 # ---- Training and evaluation on videos with questions ---------------------------------------------------------------
 
 T = TypeVar("T")
-MAX_ATTEMPTS = 2  # at answering the questions of a scene
-DATA = "data"  # of a checkpoint: `data_config` of its model
-PUBLISHED = LearningRates()  # Spatial-MLLM's
+MAX_ATTEMPTS = 2  # attempts to answer the questions of a scene
+DATA = "data"  # key in a checkpoint: the model's `data_config`
+PUBLISHED = LearningRates()  # Spatial-MLLM's recipe
 
 
 def adamw(parameters: Any) -> Optimizer:
-    """AdamW with the published recipe's weight decay (biases have their own group without)."""
+    """Return AdamW with the published recipe's weight decay. Biases are in a group without weight decay."""
     return fused_adamw(parameters, weight_decay=0.1)
 
 
@@ -214,25 +215,26 @@ class VideoQATask(Task):
     """Train a `SpatialVLM` on scenes and their questions, and answer them.
 
     Args:
-        learning_rates: One per part, null to freeze it.
-        optimizer: Takes the parameter groups.
-        scheduler: Takes the optimizer and the run's number of optimizer steps; stepped once per step.
-        gradient_checkpointing: Trades time for memory in the decoder and the vision encoder.
-        compile_decoder: Compiles the decoder's layers for training (`torch.compile`), which takes minutes at first and
-            is equal up to rounding.
-        max_new_tokens: The longest answer.
-        repetition_penalty: Of tokens in the prompt and the answer so far, as in transformers; 1 is none. Released
-            generation configs have 1.05.
-        sampling: How the tokens of answers are drawn in evaluations, as some publish theirs; null takes the most likely
-            ones. The draws of a question depend on the run's seed and its id alone.
+        learning_rates: One per part. null freezes the part.
+        optimizer: Builds the optimizer from the parameter groups.
+        scheduler: Builds the scheduler from the optimizer and the number of optimizer steps. It is stepped once per
+            optimizer step.
+        gradient_checkpointing: Saves memory in the decoder and the vision encoder at the cost of time.
+        compile_decoder: Compiles the decoder's layers for training (`torch.compile`). The first steps take minutes.
+            Results are equal up to rounding.
+        max_new_tokens: Maximum length of an answer in tokens.
+        repetition_penalty: Penalty for tokens that occur in the prompt or in the answer so far, as in transformers. 1
+            is no penalty. Released generation configs use 1.05.
+        sampling: How tokens are drawn in evaluations, as in some published evaluations. null takes the most likely
+            token. The draws for a question depend only on the run's seed and the question's id.
         allow_untrained: Answer questions even with random weights.
-        algorithm: How it learns from a batch; null is `SupervisedFineTuning`, another one is `GRPO`.
-        teacher: A geometry encoder that objectives learn from in training, such as `Distillation`.
-        initial_weights: A checkpoint from whose weights a new training starts, of a run of this model, of one that
-            lacks some of its parts, or of one with other objectives. `fit --ckpt_path` of a run with another algorithm
-            sets it.
-        parts: See `SpatialVLM`. With `defer_weights` the released ones are read when a run starts: onto its device, or
-            with `FSDP2Strategy` into the shards of each process.
+        algorithm: How the model learns from a batch. null is `SupervisedFineTuning`. `GRPO` is another choice.
+        teacher: A geometry encoder that objectives such as `Distillation` learn from in training.
+        initial_weights: A checkpoint whose weights a new training starts from. It may belong to this model, to one
+            without some of its parts, or to one with other objectives. `fit --ckpt_path` of a run with another
+            algorithm sets it.
+        parts: Arguments of `SpatialVLM`. With `defer_weights`, released weights are read when a run starts: onto its
+            device, or with `FSDP2Strategy` into the shards of each process.
     """
 
     not_configuration = SpatialVLM.not_configuration
@@ -278,7 +280,7 @@ class VideoQATask(Task):
         if teacher is not None:
             learned = (each.teacher_target for each in self.model.active_objectives)
             teacher.targets = frozenset(target for target in learned if target is not None)
-        self.training_files: dict[str, dict[str, Any]] = {}  # as `frozen_weights`, of what a training alone reads
+        self.training_files: dict[str, dict[str, Any]] = {}  # as `frozen_weights`, for files that only training reads
         names = [name for name, each in self.model.objectives.items() if each.changes_training_prompts]
         if self.algorithm.asks_questions and names:
             raise InputError(
@@ -300,7 +302,7 @@ class VideoQATask(Task):
                 "random unless a checkpoint has trained them"
             )
         freeze(self, learning_rates, self.part_of, lambda name: unreachable(name.removeprefix("model.")))
-        self.frozen_weights = frozen_weights(self.model)  # now, since the files may be replaced while this trains
+        self.frozen_weights = frozen_weights(self.model)  # computed now, because files may be replaced during training
         if gradient_checkpointing:
             self.model.backbone.enable_gradient_checkpointing()
         if compile_decoder:
@@ -337,28 +339,28 @@ class VideoQATask(Task):
     # ---- a batch of scenes --------------------------------------------------------------------------------------
 
     def losses(self, batch: Batch) -> dict[str, Float[Tensor, ""]]:
-        """The weighted sum of the objectives as `loss`, and each by its class name.
+        """Return the weighted sum of the objectives as `loss`, and each objective by its class name.
 
         Raises:
-            InputError: A scene or a question of the batch can't be used: training must not continue without it.
+            InputError: A scene or a question of the batch can't be used. Training must not continue without it.
         """
         self.check(batch)
         return self.model(batch, self.compute_teacher_targets(batch))
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
-        """The weighted sum of the objectives, see `losses`."""
+        """Return the weighted sum of the objectives, see `losses`."""
         return self.losses(batch)["loss"]
 
     def compute_teacher_targets(self, batch: Batch) -> list[TeacherTargets | None] | None:
-        """What the teacher says of each scene of a training batch; None without a teacher."""
+        """Return the teacher's outputs for each scene of a training batch. None without a teacher."""
         return None if self.teacher is None else self.teacher(batch.scenes, self.model.backbone.patch_size)
 
     @torch.no_grad()
     def predict_batch(self, batch: Batch) -> list[dict[str, Any]]:
-        """One prediction record per question, including those of failed scenes (see `datamodules.collate`).
+        """Return one prediction record per question, including failed scenes (see `datamodules.collate`).
 
-        The prefix that the questions of a scene share is read once. The record of a question without an answer has its
-        reason in `error`; errors of what objectives predict of its scene are in `objectives`.
+        A prefix shared by a scene's questions is decoded once. A record without an answer has the reason in `error`.
+        The scene's errors of objectives' predictions are in `objectives`.
         """
         if not batch.records:
             return batch.failed
@@ -376,11 +378,11 @@ class VideoQATask(Task):
         return answered + batch.failed
 
     def predict_batch_with_retry(self, batch: Batch) -> list[dict[str, Any]]:
-        """`predict_batch`; retries once, then records the error for every question of the scene.
+        """Call `predict_batch`, retry once, then record the error for every question of the scene.
 
         Raises:
-            InputError: The first scenes all failed alike, see `FirstScenes`.
-            RuntimeError: As above, by an error that is not the user's.
+            InputError: The first scenes all failed with the same error, see `FirstScenes`.
+            RuntimeError: The same, with an error that is not the user's.
         """
         fault: Exception | None = None
         reason = ""
@@ -388,11 +390,12 @@ class VideoQATask(Task):
             try:
                 records = self.predict_batch(batch)
                 break
-            except torch.AcceleratorError:  # a failed GPU answers nothing more: the run continues after a restart
+            # a failed GPU can't answer anymore; the run can be continued after a restart
+            except torch.AcceleratorError:
                 raise
             except SCENE_FAULTS as error:
                 fault, reason = error, describe_fault(error)
-            torch.cuda.empty_cache()  # here the failed pass has released its tensors
+            torch.cuda.empty_cache()  # by now the failed pass has released its tensors
         else:
             records = [{**record, "prediction": "", "error": reason} for record in batch.records] + batch.failed
         self.first_scenes.check(records[: len(batch.records)], fault)
@@ -405,21 +408,21 @@ class VideoQATask(Task):
         return self.algorithm.averages_over_step(self)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let the algorithm prepare the batch, after the seed of what it draws is set."""
+        """Seed the batch's draws, then let the algorithm prepare the batch."""
         super().on_train_batch_start(batch, batch_idx)
         self.algorithm.prepare(self, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the algorithm's loss, and log the learning rates."""
         for group in self.trainer.optimizers[0].param_groups:
-            # a tensor of the host: Lightning copies a number to the GPU, which waits for all that was started before
+            # a CPU tensor, because Lightning would copy a number to the GPU and wait for it
             self.log(f"lr/{group['name']}", torch.tensor(group["lr"]), batch_size=1)
         return self.algorithm.training_loss(self, batch)
 
     def call_as_in_validation(self, compute: Callable[[], T]) -> T:
-        """Call a function on the model between two steps of a training: in eval mode, in the Trainer's precision.
+        """Call a function on the model between two training steps, in eval mode and the Trainer's precision.
 
-        A strategy that shards the model gathers its weights meanwhile.
+        A strategy that shards the model gathers its weights for the call.
         """
         strategy = self.trainer.strategy
         strategy.on_validation_start()
@@ -430,11 +433,11 @@ class VideoQATask(Task):
             strategy.on_validation_end()
 
     def call(self, compute: Callable[[], T]) -> T:
-        """Call a function on the model, as a step that a sharding strategy knows."""
+        """Call a function on the model. Sharding strategies register this method as a step."""
         return compute()
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Update the weights as often as the algorithm says, each time with the gradient at the new weights."""
+        """Update the weights `updates` times, each time with the gradient at the new weights."""
         for _ in range(self.algorithm.updates):
             super().optimizer_step(*args, **kwargs)
 
@@ -445,12 +448,12 @@ class VideoQATask(Task):
     test_step = validation_step
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Any:
-        """Return prediction records, which have no score; a scene that can't be read is an error."""
+        """Return prediction records without scores. A scene that can't be read is an error."""
         self.check(batch)
         return with_scores(self.predict_batch(batch), self.data_settings.benchmark, self.scorer)
 
     def configure_model(self) -> None:
-        """Read the weights that are left unread, and before a checkpoint's those that the algorithm starts from."""
+        """Read weights that were left unread, and the algorithm's initial weights, before a checkpoint is restored."""
         read_weights(self)
         if self._trainer is None or self._trainer.state.fn != "fit":
             return
@@ -463,11 +466,12 @@ class VideoQATask(Task):
             self._read_start()
             start = self.initial_weights
             read["reference"] = ("without --model.initial_weights", ()) if start is None else (start, (Path(start),))
-        self.training_files = fingerprints(read)  # now: they may be replaced before this training is resumed
+        # computed now, because files may be replaced before this training is resumed
+        self.training_files = fingerprints(read)
         self.algorithm.begin(self)
 
     def on_fit_start(self) -> None:
-        """Read the weights that a new training starts from; a resumed one has those of its checkpoint by now."""
+        """Read the initial weights of a new training. A resumed training has the checkpoint's weights by now."""
         if self.trainer.ckpt_path is None and not self.algorithm.needs_start:
             self._read_start()
 
@@ -481,7 +485,7 @@ class VideoQATask(Task):
             rank_zero_info(difference)
 
     def setup(self, stage: str) -> None:
-        """Refuse precisions that round cameras and RoPE; the model keeps the run's for its answers."""
+        """Reject precisions that would round cameras and RoPE, and store the run's precision for answering."""
         if self.trainer.precision in ("bf16-true", "16-true"):
             raise InputError(
                 f"--trainer.precision {self.trainer.precision} would round the cameras' and RoPE's numbers: take "
@@ -499,7 +503,7 @@ class VideoQATask(Task):
     on_test_start = on_predict_start = _reject_untrained
 
     def on_train_start(self) -> None:
-        """A trained model may answer; `SpatialVLM.answer` reads videos as the training does."""
+        """Allow the trained model to answer, and let `SpatialVLM.answer` read videos as the training does."""
         self.can_answer = True
         model = self.model
         if self.data_settings.config:
@@ -507,7 +511,7 @@ class VideoQATask(Task):
         model.loaded_names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how the training reads videos, and which tensors are for it alone."""
+        """Add how the training reads videos, and which tensors only training uses."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[DATA] = self.model.data_config
         checkpoint[TRAINING_ALONE] = sorted(
@@ -518,13 +522,13 @@ class VideoQATask(Task):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A trained checkpoint may answer, and reads videos as its training did."""
+        """Allow a trained checkpoint to answer, and read videos as its training did."""
         super().on_load_checkpoint(checkpoint)
         self.can_answer = self.can_answer or checkpoint["global_step"] > 0
         self.model.data_config = checkpoint.get(DATA) or self.model.data_config
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """See `Task`; what was loaded is saved again, also where it is frozen."""
+        """See `Task`. Loaded tensors are saved again, even if they are frozen."""
         result = super().load_state_dict(state_dict, strict, assign)
         self.model.loaded_names |= {name.removeprefix("model.") for name in state_dict}
         return result

@@ -1,6 +1,7 @@
-"""Weights: released ones into a model, checkpoints of trained ones, and saved models.
+"""Weights: loading released weights, checkpoints of trained weights, and saved models.
 
-The formats of released models are in `zoo.backbones`, `zoo.geometry` and `zoo.checkpoints`, which are built on this.
+The formats of released models are in `zoo.backbones`, `zoo.geometry` and `zoo.checkpoints`, which build on this
+package.
 """
 
 from zoo.weights.load import open_weights

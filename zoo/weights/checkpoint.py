@@ -1,7 +1,7 @@
-"""Checkpoints of trained weights: their files, the frozen weights that they leave out, and the start of a training.
+"""Checkpoints of trained weights: their files, the frozen weights that they omit, and initial weights of a training.
 
-A checkpoint holds what was trained, and what no released file restores. Frozen weights are read from their released
-files again, whose fingerprints the checkpoint records.
+A checkpoint holds what was trained, and what no released file can restore. Frozen weights are read from their released
+files again. The checkpoint records the fingerprints of these files.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from zoo.files.atomic_io import replace_file, write_error
 from zoo.files.fingerprint import file_fingerprint
 from zoo.weights.load import builds_shapes_only
 
-FROZEN = "frozen_weights"  # of a checkpoint: `frozen_weights` of its model
-TRAINING_ALONE = "training_alone"  # of a checkpoint: names of tensors that no answer depends on
+FROZEN = "frozen_weights"  # key in a checkpoint: `frozen_weights` of its model
+TRAINING_ALONE = "training_alone"  # key in a checkpoint: names of tensors that no answer depends on
 
 
-# ---- Files: written whole, and read memory-mapped, without running code that they may hold ---------------------------
+# ---- Files: written atomically, and read memory-mapped without running code in them ----------------------------------
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Replace a checkpoint atomically.
 
-    The new file is read back before it replaces the former one: what `read_checkpoint` refuses is no checkpoint.
+    The new file is read back before it replaces the former one, so a file that `read_checkpoint` rejects is never kept.
 
     Raises:
-        InputError: It can't be written, or holds other types than tensors and plain values; the former file is kept.
+        InputError: The file can't be written, or holds types other than tensors and plain values. The former file is
+            kept.
     """
 
     def write(file: BinaryIO) -> None:
@@ -59,23 +60,23 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def refuse_damaged(path: Path) -> None:
-    """Raise InputError for a file that is no checkpoint, or was not written to its end."""
+    """Raise InputError for a file that is not a checkpoint, or was not completely written."""
     if path.is_file() and not zipfile.is_zipfile(path):
         raise InputError(f"{path} is cut short, or no checkpoint: copy it again, give another one, or train anew")
 
 
 def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str = "state_dict") -> dict[str, Any]:
-    """Read a checkpoint; the tensors stay on disk until they are used.
+    """Read a checkpoint. The tensors stay on disk until they are used.
 
     Only tensors and plain values are unpickled, so a file of unknown origin can't run code.
 
     Args:
         path: The file.
         map_location: See `torch.load`.
-        required: The entry that it must have.
+        required: An entry that the checkpoint must have.
 
     Raises:
-        InputError: It is absent, damaged, holds anything but tensors and plain values, or lacks the entry.
+        InputError: The file is absent, damaged, holds anything but tensors and plain values, or lacks the entry.
     """
     refuse_damaged(Path(path))
     try:
@@ -85,7 +86,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str =
             f"{path} holds {_refused_type(error)}, not only tensors and plain values; loading it could run code of a "
             "stranger, so it is not read: take a checkpoint that this project wrote"
         ) from error
-    except Exception as error:  # a damaged pickle is a program of other instructions
+    except Exception as error:  # a damaged pickle may raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"{path} can't be read as a checkpoint: {reason}") from error
     if not isinstance(content, dict) or required not in content:
@@ -97,19 +98,19 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", required: str =
 
 
 def _refused_type(error: UnpicklingError) -> str:
-    """Return the type that torch's message names; the message itself recommends to load the file regardless."""
+    """Return the type that torch's message names. The message itself recommends loading the file anyway."""
     words = str(error).split()
     after = next((words[i + 1] for i, word in enumerate(words[:-1]) if word == "GLOBAL"), "")
     return after or "an object"
 
 
-# ---- Frozen weights, which released files restore --------------------------------------------------------------------
+# ---- Frozen weights, which can be restored from released files -------------------------------------------------------
 
 
 def saved_names(module: nn.Module, restored_by_files: Callable[[str], bool]) -> set[str]:
-    """Return the names of the trained tensors, and of those that no released file restores.
+    """Return the names of trained tensors, and of tensors that no released file can restore.
 
-    A tied weight has all of its names.
+    A tied weight is included under all of its names.
     """
     trained = {name for name, p in module.named_parameters(remove_duplicate=False) if p.requires_grad}
     return trained | {name for name in module.state_dict() if not restored_by_files(name)}
@@ -119,7 +120,7 @@ def check_loaded(result: Any, wanted: set[str], source: str) -> None:
     """Check the result of `load_state_dict`.
 
     Raises:
-        InputError: A tensor of `wanted` is missing, or one is unexpected.
+        InputError: A tensor of `wanted` is missing, or a tensor is unexpected.
     """
     missing = sorted(wanted.intersection(result.missing_keys))
     if missing or result.unexpected_keys:
@@ -130,7 +131,7 @@ def check_loaded(result: Any, wanted: set[str], source: str) -> None:
 
 
 def released_sources(model: Any) -> dict[str, tuple[str, tuple[Path, ...]]]:
-    """Return hub id or path, and files, of the released weights of each part that has some of its own."""
+    """Return hub id or path, and files, of each part with released weights."""
     sources: dict[str, tuple[str, tuple[Path, ...]]] = {}
     if model.loader.released_path is not None:
         sources["backbone"] = model.loader.released_path, model.loader.files
@@ -143,10 +144,10 @@ def released_sources(model: Any) -> dict[str, tuple[str, tuple[Path, ...]]]:
 
 
 def frozen_weights(model: Any) -> dict[str, dict[str, Any]]:
-    """Return path and fingerprints of the files of each part (`backbone`, `geometry`, `scale`) not saved as a whole.
+    """Return path and file fingerprints of each part (`backbone`, `geometry`, `scale`) that is not saved as a whole.
 
-    The fingerprints are of size, head and tail of each file, see `zoo.files.fingerprint`: some milliseconds. A model
-    that is built by its shapes has none.
+    The fingerprints use the size and samples of each file, see `zoo.files.fingerprint`, which takes milliseconds. A
+    model that is built by shapes only has none.
     """
     if builds_shapes_only():
         return {}
@@ -154,12 +155,12 @@ def frozen_weights(model: Any) -> dict[str, dict[str, Any]]:
     every = {name.partition(".")[0] for name, _ in parameters}
     read = {name.partition(".")[0] for name, p in parameters if not p.requires_grad and model.restored_by_files(name)}
     sources = released_sources(model).items()
-    # a cached geometry has no parameters
+    # a cached geometry encoder has no parameters
     return fingerprints({part: source for part, source in sources if part in read or part not in every})
 
 
 def fingerprints(sources: Mapping[str, tuple[str, Sequence[Path]]]) -> dict[str, dict[str, Any]]:
-    """Return the path of each part with the fingerprints of its files, given path and files."""
+    """Return each part's path and the fingerprints of its files, given paths and files."""
     return {
         part: {"path": path, "files": [file_fingerprint(file) for file in files]}
         for part, (path, files) in sources.items()
@@ -167,15 +168,15 @@ def fingerprints(sources: Mapping[str, tuple[str, Sequence[Path]]]) -> dict[str,
 
 
 def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: str | Path) -> None:
-    """Check that frozen weights are those that a model was trained with, wherever their files lie.
+    """Check that frozen weights equal those that a model was trained with. Their location does not matter.
 
     Args:
         recorded: `frozen_weights` of the model when it was trained.
-        found: `frozen_weights` of the model that its trained weights are loaded into.
-        source: The checkpoint or folder, for the error.
+        found: `frozen_weights` of the model that the trained weights are loaded into.
+        source: The checkpoint or folder, for the error message.
 
     Raises:
-        InputError: The files of a part have other fingerprints; names both.
+        InputError: The files of a part have other fingerprints.
     """
     for part in recorded.keys() & found.keys():
         before, now = recorded[part], found[part]
@@ -186,22 +187,18 @@ def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: 
             )
 
 
-# ---- The weights that a training starts from -------------------------------------------------------------------------
+# ---- Initial weights of a training -----------------------------------------------------------------------------------
 
 
 def read_start(task: Any, path: str) -> tuple[dict[str, Any], list[str]]:
-    """Read the checkpoint that a task starts from, and describe the parts in which the two differ, a line each.
+    """Read the checkpoint that a task starts from, and describe the parts that differ, one line each.
 
-    Parts that the checkpoint lacks have the task's own weights: so a fusion, a view mixer or an objective is added to a
-    trained model. A part with some of its tensors alone is not completed: loading it is an error. Of what the task
-    lacks only tensors that no answer depends on are left behind, such as the heads of other objectives.
-
-    Args:
-        task: A `VideoQATask`.
-        path: The checkpoint.
+    Parts that the checkpoint lacks keep the task's own weights, so a fusion, a view mixer or an objective can be added
+    to a trained model. A part with only some of its tensors is not completed, and loading it is an error. Of tensors
+    that the task lacks, only those that no answer depends on are dropped, such as heads of other objectives.
 
     Raises:
-        InputError: It can't be read, or was trained with other frozen weights.
+        InputError: The checkpoint can't be read, or was trained with other frozen weights.
     """
     checkpoint = read_checkpoint(path)
     check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, path)
@@ -224,6 +221,6 @@ def _parts(names: Iterable[str]) -> set[str]:
 
 
 def _part(name: str) -> str:
-    """The child of the model that a tensor belongs to; of the objectives each is a part of its own."""
+    """Return the part of the model that a tensor belongs to. Each objective is a separate part."""
     part, _, rest = name.removeprefix("model.").partition(".")
     return f"{part}.{rest.partition('.')[0]}" if part == "objectives" else part

@@ -1,13 +1,15 @@
-"""Released weights: the folder they lie in, its tensors by their official names, and the way into a model.
+"""Released weights: finding their folder, reading tensors by official names, and loading them into a model.
 
-1. **Folders.** A path is a local folder, or the id of a Hugging Face repository that is downloaded.
-2. **Tensors.** A mapping from official names; each tensor is read from its safetensors file when it is accessed.
-3. **Into a model.** A part with released weights is built on the meta device, where tensors have a shape and no memory.
-   `load_weights` reads the tensors that a table of names gives it, converts each to the dtype that the part has, and
-   assigns it in place of the empty one.
+1. **Folders.** A path is a local folder, or the id of a Hugging Face repository, which is downloaded.
 
-Under `torch.device("meta")`, which is PyTorch's own way to build a model by its shapes, no file is opened: `plan`
-counts such models. A model that FSDP2 shards is built within `leave_unread`, and `read_weights` reads into its shards.
+2. **Tensors.** A mapping from official names. Each tensor is read from its safetensors file when it is accessed.
+
+3. **Into a model.** A part with released weights is built on the meta device, where tensors have a shape but no memory.
+`load_weights` maps the names by a table, converts each tensor to the part's dtype, and assigns it in place of the empty
+one.
+
+Under `torch.device("meta")`, PyTorch's own way to build a model by shapes only, no file is opened. `plan` computes the
+cost of such models. A model that FSDP2 shards is built within `leave_unread`, and `read_weights` reads into its shards.
 """
 
 from __future__ import annotations
@@ -36,15 +38,15 @@ from zoo.progress import progress
 if TYPE_CHECKING:
     Tensors = Mapping[str, Tensor]
 else:
-    Tensors = Mapping  # a check of its items at run time would open files
+    Tensors = Mapping  # a runtime type check of its items would open files
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickle, no code
+DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # neither pickle nor code
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-LISTED = 10  # names of each kind that an error shows
-MAPPED = 16 * 2**20  # bytes of a file that are read before it is opened anew, or a 64th of a large file
-UNREAD = "_unread_weights"  # attribute of a module whose weights `read_weights` will read
+LISTED = 10  # number of names of each kind that an error shows
+MAPPED = 16 * 2**20  # a file is reopened after this many bytes were read, or after 1/64 of a large file
+UNREAD = "_unread_weights"  # attribute of a module with weights that `read_weights` will read
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -52,17 +54,17 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def find_folder(path: str, released: str, option: str = "--model.backbone.path", *, with_weights: bool = True) -> Path:
-    """Return the folder of a local path or a hub id; the latter is downloaded, without pickle or code.
+    """Return the folder of a local path or a hub id. A hub id is downloaded, without pickle or code.
 
     Args:
-        path: A folder, or a hub id, which may go on with a folder of the repository:
+        path: A folder, or a hub id, which may continue with a folder in the repository:
             `WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B`.
         released: An example of a hub id, for the error message.
-        option: Which names the folder, for the error message.
-        with_weights: Whether more than the JSON files is needed.
+        option: The option that names the folder, for the error message.
+        with_weights: Whether files other than JSON are needed.
 
     Raises:
-        InputError: There is none; the message has the command that downloads it.
+        InputError: There is no such folder.
     """
     local = Path(path).expanduser()
     if local.is_dir():
@@ -86,10 +88,10 @@ def find_folder(path: str, released: str, option: str = "--model.backbone.path",
 
 
 def download(hub_id: str, files: list[str]) -> Path:
-    """Download the files of a hub repository, or of a folder in it, that match `files`, and return their folder.
+    """Download the matching files of a hub repository or of a folder in it, and return their folder.
 
     Raises:
-        FileNotFoundError: No such repository, neither in the local cache nor on the hub, or no network.
+        FileNotFoundError: The repository is neither in the local cache nor on the hub, or there is no network.
     """
     repository, inside = _split_hub_id(hub_id)
     patterns = [f"{inside}/{pattern}" for pattern in files] if inside else files
@@ -100,7 +102,7 @@ def download(hub_id: str, files: list[str]) -> Path:
 
 
 def _split_hub_id(hub_id: str) -> tuple[str, str]:
-    """Return the repository of a hub id, and the folder in it; empty for the repository itself."""
+    """Return the repository of a hub id, and the folder in it, which is empty for the repository itself."""
     parts = hub_id.split("/")
     return "/".join(parts[:2]), "/".join(parts[2:])
 
@@ -124,12 +126,12 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
 
 
 class LazyTensors(Tensors):
-    """Named tensors, each of which is read when it is accessed.
+    """Named tensors that are read when they are accessed.
 
     Attributes:
-        names: Of the tensors, in the order that reads each file once.
-        files: That they are read from.
-        is_stored: Whether they are in files, and not in memory; opens none.
+        names: Names of the tensors, in an order that reads each file once.
+        files: The files that the tensors are read from.
+        is_stored: Whether the tensors are in files instead of in memory. Does not open a file.
     """
 
     names: Mapping[str, object]
@@ -139,7 +141,7 @@ class LazyTensors(Tensors):
     @abstractmethod
     def __getitem__(self, name: str) -> Tensor: ...
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+    def __contains__(self, name: object) -> bool:  # Mapping's own method would read the tensor
         return name in self.names
 
     def __iter__(self) -> Iterator[str]:
@@ -150,14 +152,14 @@ class LazyTensors(Tensors):
 
 
 class StoredTensors(LazyTensors):
-    """The tensors of a safetensors file, or of a folder with one or with several and an index.
+    """The tensors of a safetensors file, or of a folder with one such file or with several and an index.
 
     Args:
-        find: Returns the file or the folder, and is called when a name is first asked for. A model that is built by its
-            shapes needs no files, and downloads none.
+        find: Returns the file or the folder. Called when a name is first requested, so a model built by shapes only
+            needs no files and downloads none.
 
     Raises:
-        InputError: When names or tensors are asked for: the folder has neither file nor index, one of them can't be
+        InputError: When names or tensors are requested: the folder has neither file nor index, one of them can't be
             read, or they differ. Pickled weights (.pt, .bin) are never read.
     """
 
@@ -187,10 +189,10 @@ class StoredTensors(LazyTensors):
         return tuple(dict.fromkeys(self.names.values()))
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return a tensor, which is a part of the mapped file: copy it to keep it."""
+        """Return a tensor, which is part of the memory-mapped file. Copy it to keep it."""
         file = self.names[name]
-        # What was read of a mapped file counts as memory of the process until the file is closed: a model of one file
-        # would take twice its size.
+        # The read part of a memory-mapped file counts as memory of the process until the file is closed, so a model in
+        # one file would take twice its size.
         if self._open is None or self._open[0] is not file or self._left_to_map < 0:
             self._open = None
             self._open, self._left_to_map = (file, _open_file(file)), max(MAPPED, file.stat().st_size // 64)
@@ -238,14 +240,14 @@ def open_weights(folder: Path) -> StoredTensors:
 
 
 def find_tensors(path: str, released: str, option: str = "--model.backbone.path") -> StoredTensors:
-    """Return the tensors of a local path or a hub id, see `find_folder`; they are found when they are needed."""
+    """Return the tensors of a local path or a hub id, see `find_folder`. They are located when they are needed."""
     return StoredTensors(lambda: find_folder(path, released, option))
 
 
 class TensorView(LazyTensors):
-    """Tensors by other names, in files or in memory."""
+    """Tensors under other names, in files or in memory."""
 
-    names: Mapping[str, str]  # the names here, and those of `tensors`
+    names: Mapping[str, str]  # names here -> names in `tensors`
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
@@ -264,12 +266,12 @@ class TensorView(LazyTensors):
         return self.tensors[self.names[name]]
 
     def full_name(self, name: str) -> str:
-        """Return the name in the file, also of a tensor that is missing there."""
+        """Return the name in the file, even for a tensor that is missing there."""
         return full_name(self.tensors, self.names.get(name, name))
 
 
 class TensorsUnder(TensorView):
-    """The tensors under a prefix, by names without it."""
+    """The tensors under a prefix, with the prefix removed from their names."""
 
     def __init__(self, tensors: Tensors, prefix: str) -> None:
         super().__init__(tensors)
@@ -286,11 +288,11 @@ class TensorsUnder(TensorView):
 
 
 class FirstNames(TensorView):
-    """Tensors of which some have a second name, by the first; where a file holds both, the first one counts.
+    """Tensors by their first names, where some have a second name. If a file holds both, the first one counts.
 
     Args:
-        tensors: By either name.
-        first_of: The prefix of the first name for that of the second.
+        tensors: Tensors by either name.
+        first_of: Maps prefixes of second names to prefixes of first names.
     """
 
     def __init__(self, tensors: Tensors, first_of: Mapping[str, str]) -> None:
@@ -304,12 +306,12 @@ class FirstNames(TensorView):
         return first | {name: name for name in self.tensors if self.first(name) == name}
 
     def first(self, name: str) -> str:
-        """Return the first name of a tensor, of either."""
+        """Return the first name of a tensor, given either name."""
         return replace_prefix(name, self.first_of)
 
 
 def replace_prefix(name: str, prefixes: Mapping[str, str]) -> str:
-    """Return a name with the first of these prefixes that it has replaced; another name as it is."""
+    """Replace the first matching prefix of a name. A name without a match is unchanged."""
     return next((new + name.removeprefix(old) for old, new in prefixes.items() if name.startswith(old)), name)
 
 
@@ -324,23 +326,23 @@ def is_stored(tensors: Tensors) -> bool:
 
 
 def first_tensor(tensors: Tensors) -> Tensor:
-    """Return some tensor, whose dtype and device the others share; an empty one where there is none."""
+    """Return a tensor that represents the dtype and device of all. Empty if there is none."""
     return next(iter(tensors.values()), torch.empty(0))
 
 
 def files_of(tensors: Tensors) -> tuple[Path, ...]:
-    """Return the files that tensors are read from; none for tensors in memory."""
+    """Return the files that tensors are read from. Empty for tensors in memory."""
     return getattr(tensors, "files", ())
 
 
 def source_path(tensors: Tensors) -> str:
-    """Return the file that tensors are read from, or the folder of several; for error messages."""
+    """Return the file that tensors are read from, or the folder of several files, for error messages."""
     files = files_of(tensors)
     return str(files[0] if len(files) == 1 else files[0].parent) if files else "the weights"
 
 
 def list_names(names: list[str]) -> str:
-    """Return the first names, and the number of the others; for error messages."""
+    """Return the first names and the number of others, for error messages."""
     rest = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -349,12 +351,12 @@ def list_names(names: list[str]) -> str:
 
 
 class NameTable(NamedTuple):
-    """The names of a module's tensors in a released file, and here.
+    """The names of a module's tensors in a released file and in the module.
 
     Attributes:
-        current: Maps an official name, which may be that of another version, to the names here; several share the
-            tensor's rows equally.
-        official: The inverse.
+        current: Maps an official name, possibly of another version, to the names here. Several names share the tensor's
+            rows equally.
+        official: The inverse map.
     """
 
     current: Callable[[str], tuple[str, ...]]
@@ -366,13 +368,13 @@ SAME_NAMES = NameTable(lambda name: (name,), lambda name: name)
 
 @dataclass(frozen=True)
 class ReleasedWeights:
-    """What a module is loaded from.
+    """The weights that a module is loaded from.
 
     Attributes:
-        tensors: By official names, in files or in memory.
-        what: The model, for error messages.
-        names: Official names, and those of the module.
-        is_skipped: Whether the tensor of an official name is neither read nor required.
+        tensors: Tensors by official names, in files or in memory.
+        what: Name of the model, for error messages.
+        names: Maps between official names and the module's names.
+        is_skipped: Whether an official tensor is neither read nor required.
         check: Raises InputError for tensors of another model.
     """
 
@@ -384,7 +386,7 @@ class ReleasedWeights:
 
 
 def builds_shapes_only() -> bool:
-    """Return whether new tensors are on the meta device, so that no weights are read."""
+    """Return whether new tensors are on the meta device, so no weights are read."""
     return torch.get_default_device().type == "meta"
 
 
@@ -393,7 +395,7 @@ _leaves_unread: ContextVar[bool] = ContextVar("leaves_unread", default=False)
 
 @contextmanager
 def leave_unread(is_left: bool = True) -> Iterator[None]:
-    """Leave the weights in files of the modules that are built within to `read_weights`."""
+    """Defer reading weights from files for modules that are built inside, until `read_weights` is called."""
     token = _leaves_unread.set(is_left)
     try:
         yield
@@ -402,16 +404,16 @@ def leave_unread(is_left: bool = True) -> Iterator[None]:
 
 
 def load_weights(module: nn.Module, weights: ReleasedWeights, device: torch.device | None = None) -> None:
-    """Load a module that was built on the meta device; within `leave_unread`, `read_weights` does so later.
+    """Load a module that was built on the meta device. Within `leave_unread`, `read_weights` does it later.
 
     Args:
-        module: Its parameters keep their dtype, and whether they are trained. Tied weights stay tied.
-        weights: Tensors in memory are copied.
-        device: Of the weights; None is that of new tensors, and for tensors in memory their own. On the meta device
-            files are left to `read_weights`, and of tensors in memory names and shapes are checked.
+        module: The module. Its parameters keep their dtype and whether they are trained. Tied weights stay tied.
+        weights: The weights. Tensors in memory are copied.
+        device: Device of the weights. None is the default device, and for tensors in memory their own device. On the
+            meta device, files are left to `read_weights`, and for tensors in memory only names and shapes are checked.
 
     Raises:
-        InputError: Lists the tensors that are missing, unexpected, duplicated, of another shape, or not floating-point.
+        InputError: Tensors are missing, unexpected, duplicated, of another shape, or not floating-point.
     """
     from_files, own = is_stored(weights.tensors), tuple(module.state_dict())
     if device is None:
@@ -424,12 +426,12 @@ def load_weights(module: nn.Module, weights: ReleasedWeights, device: torch.devi
 
 
 def read_weights(module: M) -> M:
-    """Load the weights that were left unread: onto the device of new tensors, or into the shards that a module has.
+    """Load weights that were left unread, onto the default device or into the shards that a module has.
 
-    On the meta device names and shapes are checked.
+    On the meta device only names and shapes are checked.
 
     Raises:
-        InputError: See `load_weights`; or a tensor that is on the meta device, and in no file.
+        InputError: See `load_weights`, or a tensor on the meta device is in no file.
     """
     device, is_read = torch.get_default_device(), False
     for part in module.modules():
@@ -442,19 +444,15 @@ def read_weights(module: M) -> M:
 
 
 def _assign(module: nn.Module, weights: ReleasedWeights, own: Collection[str], device: torch.device) -> None:
-    """Read the tensors of a module one at a time, and put them in place of its own.
+    """Read the tensors of a module one at a time, and replace its own by them.
 
-    Args:
-        module: Its layers may have got adapters since it was built.
-        weights: What it is loaded from.
-        own: Names of its tensors when it was built.
-        device: Of the weights.
+    `own` are the names of its tensors when it was built. Its layers may have received adapters since.
     """
     if weights.check is not None:
         weights.check()
     tensors, what = weights.tensors, weights.what
     current_names, official_name = weights.names
-    # 1. Where the tensors go. LoRA moves a layer's weight into its `base_layer`; a tied weight has several places.
+    # 1. Targets of the tensors. LoRA moves a layer's weight into its `base_layer`. A tied weight has several places.
     state = module.state_dict(keep_vars=True)
     targets = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
     places: dict[int, list[str]] = {}
@@ -462,7 +460,7 @@ def _assign(module: nn.Module, weights: ReleasedWeights, own: Collection[str], d
         places.setdefault(id(tensor), []).append(name)
     expected = dict.fromkeys(name for name in map(official_name, own) if not weights.is_skipped(name))
     missing = dict(expected)
-    # 2. Each tensor in the dtype of its target.
+    # 2. Convert each tensor to the dtype of its target.
     loaded: dict[str, Tensor] = {}
     problems: dict[str, list[str]] = {
         kind: [] for kind in ("missing", "unexpected", "under two names", "misshapen", "no floating-point numbers")
@@ -482,7 +480,7 @@ def _assign(module: nn.Module, weights: ReleasedWeights, own: Collection[str], d
         if list(tensor.shape) != shape:
             problems["misshapen"].append(f"{full_name(tensors, name)} {list(tensor.shape)} instead of {shape}")
             continue
-        if tensor.dtype not in FLOATS:  # quantized: the numbers alone are not the weights
+        if tensor.dtype not in FLOATS:  # quantized: the values alone are not the weights
             problems["no floating-point numbers"].append(f"{full_name(tensors, name)} {tensor.dtype}")
             continue
         for target, rows in zip(parts, tensor.detach().chunk(len(parts)), strict=True):
@@ -491,12 +489,12 @@ def _assign(module: nn.Module, weights: ReleasedWeights, own: Collection[str], d
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {list_names(names)}" for kind, names in problems.items() if names)
         raise InputError(f"the weights don't fit this {what}: {found}; check the config and {source_path(tensors)}")
-    # 3. Tied weights are one parameter under several names, and stay so.
+    # 3. Assign. Tied weights are one parameter under several names, and stay so.
     module.load_state_dict(loaded, strict=False, assign=True)
 
 
 def _like(target: Tensor, tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a copy of a tensor that can take the place of another one: its dtype, shards and gradients."""
+    """Return a copy of a tensor that can replace another one, with its dtype, shards and requires_grad."""
     copied = tensor.to(device, target.dtype, copy=True, memory_format=torch.contiguous_format)
     if isinstance(target, DTensor):
         copied = distribute_tensor(copied, target.device_mesh, target.placements, src_data_rank=None)
@@ -504,7 +502,7 @@ def _like(target: Tensor, tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _refuse_empty(module: nn.Module, device: torch.device) -> None:
-    """Raise InputError for tensors that were built on the meta device, and that nothing has read."""
+    """Raise InputError for tensors on the meta device that were never read."""
     if device.type == "meta":
         return
     empty = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if tensor.is_meta]
@@ -516,12 +514,12 @@ def _refuse_empty(module: nn.Module, device: torch.device) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor in shards (`DTensor`); a collective, so every process must call it."""
+    """Return the whole tensor of a sharded one (`DTensor`). A collective, so every process must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(tensor: Tensor, target: Tensor) -> Tensor:
-    """Return the part of a whole tensor that this process holds of `target`; no process communicates."""
+    """Return this process's shard of a whole tensor, sharded like `target`. Processes do not communicate."""
     if not isinstance(target, DTensor) or isinstance(tensor, DTensor):
         return tensor
     on_device = tensor.to(target.device).reshape(target.shape)

@@ -1,6 +1,6 @@
-"""Models on disk: the folders of runs and of saved models, with a model card.
+"""Models on disk: run folders and saved models, with a model card.
 
-A saved model has the configuration of its parts and the weights that no released file restores.
+A saved model consists of the configuration of its parts and the weights that no released file can restore.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from zoo.weights.checkpoint import (
 )
 from zoo.weights.load import CONFIG, WEIGHTS, StoredTensors, find_folder, read_config
 
-RUN_CONFIG, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"  # in the folder of a run
+RUN_CONFIG, CHECKPOINTS, LAST = "config.yaml", "checkpoints", "last.ckpt"  # files in a run's folder
 LAST_CHECKPOINT = f"{CHECKPOINTS}/{LAST}"
 ReleasedParts = Callable[[str, Mapping[str, Any]], dict[str, Any]]
 LIBRARY = "spatial-vlm-zoo"
@@ -68,12 +68,12 @@ def config_of(run: Path) -> dict[str, Any]:
     """Read the settings of a run.
 
     Raises:
-        InputError: They can't be read, or have no model.
+        InputError: The settings can't be read, or have no model.
     """
     file = run / RUN_CONFIG
     try:
         config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        json.dumps(config, default=str)  # fails for an alias that leads to itself
+        json.dumps(config, default=str)  # fails for an alias that refers to itself
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
@@ -82,16 +82,16 @@ def config_of(run: Path) -> dict[str, Any]:
 
 
 def latest_run(name: str | None = None, runs: str | Path = "runs") -> Path:
-    """Return the folder of the newest run that has a checkpoint, for `SpatialVLM.from_pretrained(latest_run())`.
+    """Return the folder of the newest run with a checkpoint, for `SpatialVLM.from_pretrained(latest_run())`.
 
-    Runs whose config can't be read are named.
+    A warning names runs whose config can't be read.
 
     Args:
-        name: The class of its model, such as "PRoPEMLLM", or the name that `fit --name` gave it; None is any.
+        name: Class of its model, such as "PRoPEMLLM", or the name given by `fit --name`. None accepts any run.
         runs: The folder of runs.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such run.
     """
     found = {config.parent for config in Path(runs).glob(f"*/{RUN_CONFIG}")}
     for run in sorted((run for run in found if (run / LAST_CHECKPOINT).exists()), key=trained_at, reverse=True):
@@ -105,7 +105,7 @@ def latest_run(name: str | None = None, runs: str | Path = "runs") -> Path:
 
 
 def readable_config(run: Path) -> dict[str, Any] | None:
-    """Return the settings of a run; None, and a warning that says so, if they can't be read."""
+    """Return the settings of a run. None, with a warning, if they can't be read."""
     try:
         return config_of(run)
     except InputError:
@@ -114,7 +114,7 @@ def readable_config(run: Path) -> dict[str, Any] | None:
 
 
 def trained_at(run: Path) -> float:
-    """Return the time of a run's checkpoint, or of its config where it has none."""
+    """Return the time of a run's checkpoint, or of its config if there is no checkpoint."""
     checkpoint = run / LAST_CHECKPOINT
     return (checkpoint if checkpoint.exists() else run / RUN_CONFIG).stat().st_mtime
 
@@ -123,14 +123,7 @@ def trained_at(run: Path) -> float:
 
 
 def save_model(model: Any, folder: Path, full: bool, name: str) -> None:
-    """Write the folder of `SpatialVLM.save_pretrained`.
-
-    Args:
-        model: The model.
-        folder: A new or empty folder.
-        full: Copy the frozen released weights too.
-        name: Of the model, for its card.
-    """
+    """Write the folder of `SpatialVLM.save_pretrained`."""
     parts, sources = to_config(model), dict(released_sources(model).values())
     with new_folder(folder) as partial:
         if full:
@@ -152,14 +145,14 @@ def save_model(model: Any, folder: Path, full: bool, name: str) -> None:
 
 
 def _own_tensors(model: Any) -> dict[str, Tensor]:
-    """Return the tensors of `saved_names`; a tied weight once."""
+    """Return the tensors of `saved_names`. A tied weight is included once."""
     every = dict(model.named_parameters(remove_duplicate=False))
     names = saved_names(model, model.restored_by_files) - (every.keys() - dict(model.named_parameters()).keys())
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
 def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Path) -> Any:
-    """Copy released folders into `released/`, and point the configuration to the copies."""
+    """Copy released folders into `released/`, and change the configuration to use the copies."""
     names = {}
     for number, (path, files) in enumerate(sources.items()):
         target = folder / "released" / f"{number}-{Path(path).name}"
@@ -173,7 +166,7 @@ def _with_copies(parts: Any, sources: Mapping[str, tuple[Path, ...]], folder: Pa
 
 
 def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
-    """Return the configuration with each value of an option in it changed."""
+    """Return the configuration with every value of an option changed."""
     if not isinstance(config, dict):
         return config
     return {
@@ -184,11 +177,7 @@ def _replaced(config: Any, option: str, changed: Callable[[Any], Any]) -> Any:
 def model_card(title: str, parts: Mapping[str, Any], released: Iterable[str], frozen: Iterable[str] = ()) -> str:
     """Return the text of a model card.
 
-    Args:
-        title: Name of the model.
-        parts: Its configuration.
-        released: Where its released weights come from; the first hub id is the base model.
-        frozen: Where those weights are read from that the folder has not.
+    The first hub id in `released` is the base model. `frozen` are sources of weights that are not in the folder.
     """
     hub_ids = [path for path in released if not Path(path).exists()]
     return CARD.format(
@@ -210,12 +199,12 @@ def load_model(
     released_parts: ReleasedParts,
     trust_modules: Collection[str] = (),
 ) -> Any:
-    """Build the model of a run, an exported or released folder, or a hub id; frozen, in eval mode.
+    """Build the model of a run, an exported or released folder, or a hub id. It is frozen and in eval mode.
 
     Args:
-        kind: The class of the model.
-        path: As of `SpatialVLM.from_pretrained`.
-        overrides: Constructor arguments in place of the stored ones.
+        kind: Class of the model.
+        path: See `SpatialVLM.from_pretrained`.
+        overrides: Constructor arguments that replace the stored ones.
         released_parts: Maps path and config.json of a released model to constructor arguments.
         trust_modules: See `check_class_paths`.
 
@@ -247,14 +236,12 @@ def load_model(
 
 
 def initial_model(run: Path, trust_modules: Collection[str] = ()) -> Any:
-    """Build the model of a run with the weights that its training started from; frozen, in eval mode.
+    """Build the model of a run with the weights that its training started from. It is frozen and in eval mode.
 
-    Args:
-        run: Its folder. Random weights are drawn anew, by torch's generator.
-        trust_modules: See `check_class_paths`.
+    Random weights are drawn anew by torch's generator.
 
     Raises:
-        InputError: It can't be read, or names a module that is not trusted.
+        InputError: The run can't be read, or names a module that is not trusted.
     """
     task = _task_of_run(run, {}, trust_modules)
     if (start := getattr(task, "initial_weights", None)) is not None:
@@ -281,14 +268,14 @@ def _task_of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collect
     """Build the task of a run, as its training did."""
     settings = config_of(run)
     with add_file_to_errors(run / RUN_CONFIG):
-        # the task is named by its class path: the model does not import what is built on top of it
+        # the task is found by its class path, because the model layer does not import the task layer
         check_class_paths(settings["model"], trust_modules)
         task: Any = from_config(nn.Module, with_overrides(settings["model"], overrides))
         if not task.answers_questions:
             raise InputError(f"a {type(task).__name__} answers no questions, so there is no SpatialVLM in it")
         model = task.model
         model.trust_modules = tuple(trust_modules)
-        seed = int(settings.get("seed_everything") or 0)  # of the frames that the run draws
+        seed = int(settings.get("seed_everything") or 0)  # seed of the run's random frames
         model.data_config = _replaced(settings.get("data") or {}, "seed", lambda own: seed if own is None else own)
         if isinstance(trainer := settings.get("trainer"), dict):
             model.precision = str(trainer.get("precision") or "32-true")
@@ -298,7 +285,7 @@ def _task_of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collect
 def _load_tensors(model: Any, tensors: Mapping[str, Tensor], source: str, overrides: Mapping[str, Any]) -> Any:
     _frozen(model)
     tensors, wanted = dict(tensors), set(_own_tensors(model))
-    if "objectives" in overrides:  # heads may be dropped, and others start from scratch; a token is part of the prompt
+    if "objectives" in overrides:  # heads may be dropped or start from scratch, but a token is part of the prompt
         own = model.state_dict()
         fitting = {name for name in tensors.keys() & own.keys() if tensors[name].shape == own[name].shape}
         others = {name for name in {*tensors, *own} - fitting if name.startswith("objectives.")}
@@ -308,7 +295,7 @@ def _load_tensors(model: Any, tensors: Mapping[str, Tensor], source: str, overri
         tensors = {name: tensor for name, tensor in tensors.items() if name not in others}
         wanted -= {name for name in others if not name.endswith(".token")}
     for name, parameter in model.named_parameters():
-        if name in tensors:  # what was trained is float32 beside a frozen bfloat16 model
+        if name in tensors:  # trained weights are float32, even in a frozen bfloat16 model
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, tensors[name].dtype))
     check_loaded(model.load_state_dict(tensors, strict=False), wanted, source)
     model.loaded_names = frozenset(tensors)

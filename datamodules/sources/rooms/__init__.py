@@ -1,10 +1,10 @@
-"""Procedurally rendered rooms with exact ground truth: the embedded datasets.
+"""Embedded datasets: procedurally rendered rooms with exact ground truth.
 
 scene.py         data model of a room, distances of boxes
 layout.py        random room: size, camera path, furniture (furniture.json)
 renderer.py      color, depth, object ids
 questions.py     VSI-Bench's questions and answers
-source.py        datasets that are rendered once; `Rooms`
+source.py        base class of rendered datasets; `Rooms`
 real_rooms.py    `RealRooms`: rooms with real sizes and furniture
 panel_tasks.py   empty rooms with panels: questions that need images, cameras, or both
 panel_source.py  `PanelRooms`

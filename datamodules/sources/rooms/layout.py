@@ -1,9 +1,9 @@
-"""Random furnished rooms: a catalog of furniture, the motion of a hand-held camera, and a layout free of collisions.
+"""Random furnished rooms: a catalog of furniture, the motion of a hand-held camera, and a layout without collisions.
 
 A scene is drawn without units and then multiplied by one scale: room, furniture, textures, camera height and the `loop`
-path alike. A `loop` video is therefore equally likely at any scale: metric lengths can't be inferred from its frames,
-only from the cameras. A `local` path has a radius in meters: single frames carry nearly no scale there, but the
-parallax of the video relates the size of the room to that radius.
+path. A `loop` video is therefore equally likely at any scale. Only the cameras reveal metric lengths, its frames do
+not. A `local` path has a radius in meters. Single frames then carry almost no scale, but the parallax of the video
+relates the size of the room to that radius.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from datamodules.sources.rooms.scene import (
     to_vector,
 )
 
-AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; times SCALE squared: 5 to 58 square meters
+AREA_UNITS = (14.0, 26.0)  # before scaling, log-uniform; scaled by SCALE squared: 5 to 58 square meters
 SCALE = (0.62, 1.5)  # meters per unit, log-uniform
 LOCAL_RADIUS_M = (0.3, 0.8)
 
 
 # ---- Furniture: shape and size range of each category, with VSI-Bench's names ---------------------------------------
 
-# boxes x0, x1, y0, y1, z0, z1 as fractions of the bounding box (back at y = 0, front at y = 1), and a color index
+# each box is x0, x1, y0, y1, z0, z1 as fractions of the bounding box (front at y = 1) and a color index
 Recipe = tuple[tuple[float | int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Category:
-    """A category of furniture; lengths are in units (meters before scaling).
+    """A category of furniture. Lengths are in units (meters before scaling).
 
     Attributes:
         name: Name in VSI-Bench.
-        place: On the floor, with its back to a wall, hung on a wall, or at the ceiling.
+        place: On the floor, on the floor with its back to a wall, hung on a wall, or at the ceiling.
         smallest: Smallest length, depth and height.
         largest: Largest length, depth and height.
         colors: Hue, saturation and value of each color of the recipe.
         recipe: Boxes that fill the bounding box.
-        bottom: Range of the lower edge's height of hung things.
+        bottom: For hung things, range of the lower edge's height.
     """
 
     name: str
@@ -65,9 +65,9 @@ class Category:
 
 
 def _read_categories() -> list[tuple[Category, ...]]:
-    """Read the catalog and the moving things of furniture.json.
+    """Read the catalog and the moving things from furniture.json.
 
-    A color is a name or hue, saturation and value; `legs` are the height, thickness and color of a leg in each corner.
+    A color is a name, or hue, saturation and value. `legs` are the height, thickness and color of a leg in each corner.
     """
     content = json.loads(Path(__file__).with_name("furniture.json").read_text(encoding="utf-8"))
     named = content["colors"]
@@ -128,8 +128,8 @@ def _phase(rng: np.random.Generator) -> tuple[float, float]:
 
 
 # ---- Motion of a hand-held camera: around the room near the walls, or around a spot ---------------------------------
-# Both follow a ring for a little more than one turn, at uneven speed, with pauses in which the camera rotates in place,
-# and with a segment that is traversed back and forth
+# Both paths follow a ring for a little more than one turn, at uneven speed. The camera pauses and rotates in place, and
+# it walks one segment back and forth
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ class Ring:
     """A rounded rectangle in the room's frame.
 
     Attributes:
-        center: In meters; z is the mean height of the camera.
-        reach: Half the length and width in meters.
-        squareness: Exponent of the superellipse: 2 is an ellipse, larger is closer to a rectangle.
+        center: Center in meters. z is the mean height of the camera.
+        reach: Half the length and half the width in meters.
+        squareness: Exponent of the superellipse. 2 is an ellipse; larger values approach a rectangle.
     """
 
     center: tuple[float, float, float]
@@ -147,20 +147,20 @@ class Ring:
     squareness: float
 
     def points(self, angle: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, "n 2"]:
-        """Points in plan, in meters, in the directions `angle` of the ring scaled to a square."""
+        """Return points in plan, in meters. `angle` is the direction if the ring were scaled to a square."""
         cos, sin = np.cos(angle), np.sin(angle)
         radius = (np.abs(cos) ** self.squareness + np.abs(sin) ** self.squareness) ** (-1 / self.squareness)
         return np.stack([radius * cos, radius * sin], 1) * self.reach + self.center[:2]
 
     def outward(self, angle: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
-        """Direction of the outward normal at `points(angle)`, in radians."""
+        """Return the direction of the outward normal at `points(angle)`, in radians."""
         cos, sin = np.cos(angle), np.sin(angle)
         power, (x, y) = self.squareness - 1, self.reach
         return np.arctan2(np.sign(sin) * np.abs(sin) ** power / y, np.sign(cos) * np.abs(cos) ** power / x)
 
 
 def ring_along_walls(size: Float64[np.ndarray, " 3"], height: float, inset: float, rng: np.random.Generator) -> Ring:
-    """A ring at a distance from the walls, as far as the room is wide enough.
+    """Return a ring at a distance from the walls, or closer to them in a narrow room.
 
     Args:
         size: Size of the room in meters.
@@ -174,7 +174,7 @@ def ring_along_walls(size: Float64[np.ndarray, " 3"], height: float, inset: floa
 
 
 def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarray, "T 4 4"]:
-    """Poses along a ring, from the room's frame to the camera (OpenCV axes, meters), within `ring.reach`."""
+    """Draw poses along a ring, from the room's frame to the camera (OpenCV axes, meters), inside `ring.reach`."""
     speed = rng.gamma(3.0, size=frames - 1) * (1 + 0.6 * smooth_noise(frames - 1, 6, rng))
     turn = np.zeros(frames - 1)
     for _ in range(rng.integers(1, 3)):  # pause and look around
@@ -196,7 +196,7 @@ def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarra
     bob = 0.04 * min(ring.reach) * smooth_noise(frames, 8, rng)
     eyes = np.stack([reach_x * radius * cos, reach_y * radius * sin, bob], 1) + ring.center
 
-    # look across the ring, with a bias to one side and a slowly varying direction; rotations of pauses decay
+    # look across the ring, with a random offset and a slowly varying direction; the rotations of pauses partly decay
     pauses = np.concatenate([[0.0], np.cumsum(turn)])
     pauses -= np.linspace(0, pauses[-1], frames) * rng.uniform(0.5, 1)
     inward = np.arctan2(-reach_y * sin, -reach_x * cos)
@@ -207,7 +207,7 @@ def walk(ring: Ring, frames: int, rng: np.random.Generator) -> Float64[np.ndarra
 
 
 def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
-    """Smooth interpolation of random knots in -1..1."""
+    """Interpolate random knots in -1..1 smoothly."""
     position = np.linspace(0, knots - 1, length)
     low = np.minimum(position.astype(int), knots - 2)
     blend = position - low
@@ -219,13 +219,13 @@ def smooth_noise(length: int, knots: int, rng: np.random.Generator) -> Float64[n
 def look(
     eyes: Float64[np.ndarray, "T 3"], yaw: np.ndarray, pitch: np.ndarray, roll: np.ndarray
 ) -> Float64[np.ndarray, "T 4 4"]:
-    """Poses from the room's frame to cameras (OpenCV axes, meters).
+    """Return poses from the room's frame to cameras (OpenCV axes, meters).
 
     Args:
         eyes: Camera centers.
         yaw: Viewing directions in plan, in radians.
-        pitch: Their angles above the horizon.
-        roll: Rotations about the viewing directions.
+        pitch: Angles of the viewing directions above the horizon, in radians.
+        roll: Rotations about the viewing directions, in radians.
     """
     forward = np.stack([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), np.sin(pitch)], 1)
     level = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(len(yaw))], 1)
@@ -289,8 +289,8 @@ def _ring(trajectory: str, size: np.ndarray, unit: float, rng: np.random.Generat
 def _furnish(
     lanes: list[Thing], size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
 ) -> list[Thing]:
-    """Place single things and one or two categories with several instances, wherever they fit."""
-    big = unit * _log_uniform(0.75, 1.25, rng)  # scale of all furniture: room and furniture sizes are independent
+    """Place single things, and one or two categories with several instances, where they fit."""
+    big = unit * _log_uniform(0.75, 1.25, rng)  # furniture's scale, independent of the room's
     order = [CATALOG[i] for i in rng.permutation(len(CATALOG))]
     num_repeated = rng.integers(1, 3)
     categories = [category for category in order[:num_repeated] for _ in range(rng.integers(2, 6))]
@@ -307,7 +307,7 @@ def _place(
     category: Category, things: list[Thing], size: np.ndarray, unit: float, big: float, eyes: np.ndarray,
     rng: np.random.Generator,
 ) -> Thing | None:  # fmt: skip
-    """Place a thing free of collisions and away from the camera; None after 12 attempts."""
+    """Place a thing without collisions and away from the camera. Return None after 12 attempts."""
     extent = rng.uniform(category.smallest, category.largest) * big
     extent[2] = min(extent[2], 0.85 * size[2])
     gap = 0.03 * unit
@@ -342,7 +342,7 @@ def _place(
 def _movers(
     size: np.ndarray, unit: float, eyes: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[Thing], list[Thing]]:
-    """Up to two things that move back and forth on a line with pauses, and the lanes to keep free."""
+    """Return up to two things that move back and forth on a line with pauses, and the lanes to keep free."""
     movers: list[Thing] = []
     lanes: list[Thing] = []
     for category in [MOVERS[i] for i in rng.permutation(len(MOVERS))[: rng.integers(1, 3)]]:
@@ -366,7 +366,7 @@ def _movers(
 
 
 def _drive(ends: np.ndarray, heading: float, frames: int, rng: np.random.Generator) -> list[Vector]:
-    """(x, y, yaw) of each frame: back and forth one to three times, with a pause before each leg."""
+    """Return (x, y, yaw) for each frame: back and forth one to three times, with a pause before each leg."""
     legs = rng.integers(2, 5)
     knots = np.sort(rng.uniform(0, frames, 2 * legs))
     goals = np.repeat(np.arange(legs + 1) % 2, 2)[1:-1]
@@ -378,7 +378,7 @@ def _drive(ends: np.ndarray, heading: float, frames: int, rng: np.random.Generat
 
 
 def _is_free(center: np.ndarray, extent: np.ndarray, yaw: float, things: list[Thing], gap: float) -> bool:
-    """Whether a box keeps a gap to all things: to the footprints of those that overlap in height."""
+    """Return whether a box keeps a gap to the footprints of all things that overlap with it in height."""
     if not things:
         return True
     other = np.array([thing.center for thing in things]), np.array([thing.size for thing in things])
@@ -389,7 +389,7 @@ def _is_free(center: np.ndarray, extent: np.ndarray, yaw: float, things: list[Th
 
 
 def is_clear(center: np.ndarray, extent: np.ndarray, yaw: float, eyes: np.ndarray, distance: float) -> bool:
-    """Whether all camera centers are farther than a distance in meters from a box."""
+    """Return whether all camera centers are farther than a distance in meters from a box."""
     return bool(point_distance(eyes, center, extent, yaw).min() > distance)
 
 

@@ -1,4 +1,4 @@
-"""The dataset of rooms with panels, for any of the tasks in `panel_tasks.py`."""
+"""`PanelRooms`, the dataset of rooms with panels, for any task of `panel_tasks.py`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ VERSION = 1  # increase it with every change to the scenes of all tasks
 
 
 class PanelRooms(RenderedScenes):
-    """Empty rooms with panels on their walls, rendered on first use, with one question per room.
+    """Empty rooms with panels on their walls and one question per room. They are rendered on first use.
 
     A scene depends only on the task, the other settings, its split and its index.
 
     Args:
-        task: The question; null is `PanelDistance`.
+        task: The question. null uses `PanelDistance`.
         fov: Range of the horizontal field of view in degrees.
         scenes: Number of training, validation and test scenes.
         size: Width and height of a frame in pixels, even.
-        frames: Raw frames of each video, even: two per station of the camera.
+        frames: Raw frames of each video, even. The camera takes two at each station.
         seed: Seed of all scenes.
         root: Cache folder, with one folder per combination of settings.
-        workers: Rendering processes; null is one per CPU core.
+        workers: Rendering processes. null uses one per CPU core.
 
     Raises:
-        InputError: Invalid settings.
+        InputError: A setting is invalid.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Questions about plain panels in empty rooms, whose answers need images, cameras, or both.
 
-| task | asks | decided by |
+| task | asks | needs |
 |---|---|---|
 | `PanelDistance` | how far a panel is from where the video starts | images and whole poses |
 | `PanelPairs` | the same with one frame per station | the same; merging two frames merges two views |
@@ -13,10 +13,10 @@
 | `PanelOrder` | which panel is seen first | the order of the frames |
 | `PanelMotion` | to which side a panel moves | the order of the frames |
 
-A task draws its answer first, and the room, the camera path and the sizes of the panels independently of it. Then
-neither the text nor the cameras contain anything about the answer. A room's videos have stations: places at which the
-camera takes a temporal patch of frames with nearly the same view. Stations are visited in random order, so that a
-frame's number says nothing about its place. Lengths are in meters.
+A task draws its answer first, and then the room, the camera path and the sizes of the panels independently of it.
+Neither the text nor the cameras therefore contain anything about the answer. The camera visits stations, places where
+it takes a temporal patch of frames with nearly the same view. Stations are visited in random order, so that a frame's
+number tells nothing about its place. Lengths are in meters.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 COLORS: dict[str, Vector] = {"red": (0.9, 0.04, 0.04), "blue": (0.05, 0.1, 0.9)}
 THICKNESS_M = 0.02  # of a panel
 MARGIN_M = 0.05  # between a panel and the ends of its wall
-WALLS = ((0, -1), (0, 1), (1, -1), (1, 1))  # axis and side
+WALLS = ((0, -1), (0, 1), (1, -1), (1, 1))  # axis and side of each wall
 
 ROOM_SIDE_M = (6.0, 7.0)  # length and width of a room
 CEILING_M = (2.4, 3.0)
-HALL_M = 42.0  # sides of a hall: no camera sees an end of its wall
-GRAY = (0.5, 0.9)  # of walls, floor and ceiling
+HALL_M = 42.0  # sides of a hall, so large that no camera sees the end of a wall
+GRAY = (0.5, 0.9)  # brightness of walls, floor and ceiling
 
-INSET_M = (1.0, 1.2)  # of the camera from the walls
+INSET_M = (1.0, 1.2)  # distance of the camera from the walls
 EYE_HEIGHT_M = (1.3, 1.7)
-LOOK_ASIDE_DEG = 10.0  # at most, from the normal of the ring
-LEVEL_M, PITCH_RAD, ROLL_RAD = 0.1, 0.1, 0.05  # at most, of a station
+LOOK_ASIDE_DEG = 10.0  # largest angle between the view and the normal of the ring
+LEVEL_M, PITCH_RAD, ROLL_RAD = 0.1, 0.1, 0.05  # largest deviations of a station
 SHAKE_M, SHAKE_DEG = 0.02, 1.5  # between the frames of a station
-JITTER = 0.5  # of the distance between two stations
+JITTER = 0.5  # relative to the distance between two stations
 PERIMETER_STEPS = 720
 
-MAX_ATTEMPTS = 2000  # rooms that are drawn until one permits every answer
+MAX_ATTEMPTS = 2000  # number of rooms to draw until one permits every answer
 
 
 # ---- Panels: on the walls or free, their places, and the cameras that see them --------------------------------------
@@ -69,7 +69,7 @@ def hang(color: str, center: Float64[np.ndarray, " 3"], wall: int | np.integer, 
 
 
 def stand(color: str, center: Float64[np.ndarray, " 3"], direction: float, width: float, height: float) -> Thing:
-    """Stand a plain panel in the room, upright to a horizontal direction in radians."""
+    """Stand a plain panel upright in the room, perpendicular to a horizontal direction in radians."""
     return _panel(color, center, np.array([THICKNESS_M, width, height]), direction)
 
 
@@ -85,11 +85,11 @@ def places_at(
     """Find the centers of panels at exact distances from a point: up to two on each of the four walls, else NaN.
 
     Args:
-        distances: In meters.
+        distances: Distances in meters.
         eye: The point, in the room's frame.
         room: The room.
-        height: Of the center above the floor.
-        width: Of the panel.
+        height: Height of the center above the floor.
+        width: Width of the panel.
     """
     places = np.full((len(distances), len(WALLS), 2, 3), np.nan)
     for wall, (axis, side) in enumerate(WALLS):
@@ -107,13 +107,13 @@ def places_at(
 def places_towards(
     angles: Float64[np.ndarray, " n"], eyes: Float64[np.ndarray, "n 3"], room: RoomScene, width: float
 ) -> tuple[Float64[np.ndarray, "n 3"], Int[np.ndarray, " n"]]:
-    """Find the centers of panels, and their walls, in horizontal directions from points; NaN beyond the wall's end.
+    """Find the centers of panels in horizontal directions from points, and their walls. NaN beyond the end of a wall.
 
     Args:
         angles: Directions in radians.
-        eyes: The points, in the room's frame; a panel hangs as high.
+        eyes: The points, in the room's frame. A panel hangs at the same height.
         room: The room.
-        width: Of the panels.
+        width: Width of the panels.
     """
     steps = np.stack([np.cos(angles), np.sin(angles)], 1)
     planes = np.copysign((np.array(room.size[:2]) - THICKNESS_M) / 2, steps)
@@ -132,13 +132,13 @@ def seen(
     K_px: Float64[np.ndarray, "3 3"],
     within: float = 0.8,
 ) -> Bool[np.ndarray, "T n"]:
-    """Whether a camera sees the center of a panel, and not at the border of the frame.
+    """Return whether a camera sees the center of a panel away from the border of the frame.
 
     Args:
-        centers: Of the panels, in the room's frame.
-        camera_from_room: Poses.
-        K_px: Intrinsics; the principal point is the center of the frame.
-        within: Share of the frame around its center.
+        centers: Centers of the panels, in the room's frame.
+        camera_from_room: Poses of the cameras.
+        K_px: Intrinsics. The principal point is the center of the frame.
+        within: Central share of the frame in which the center must lie.
     """
     x, y, z = np.moveaxis(camera_from_room[:, :3, :3] @ centers.T + camera_from_room[:, :3, 3:], 1, 0)
     across = [K_px[i, i] / K_px[i, 2] * np.abs(offset) < within * z for i, offset in enumerate((x, y))]
@@ -154,7 +154,7 @@ def draw_room(rng: np.random.Generator) -> RoomScene:
 
 
 def plain_room(size: Float64[np.ndarray, " 3"], rng: np.random.Generator, unit: float = 1.0) -> RoomScene:
-    """Draw the surfaces of a room in faint grays, on which a panel's color stands out.
+    """Draw the surfaces of a room in faint grays, so that a panel's color stands out.
 
     Args:
         size: Length, width and height in meters.
@@ -203,12 +203,12 @@ def look_from(
     plan: Float64[np.ndarray, "n 2"], yaw: Float64[np.ndarray, " n"], eye_height: float, frames_per_station: int,
     rng: np.random.Generator,
 ) -> Float64[np.ndarray, "T 4 4"]:  # fmt: skip
-    """Poses of a shaky camera at stations, from the room's frame (OpenCV axes, meters).
+    """Return the poses of a shaky camera at stations, from the room's frame (OpenCV axes, meters).
 
     Args:
         plan: Places of the stations in plan.
         yaw: Viewing directions in plan, in radians.
-        eye_height: Above the floor.
+        eye_height: Height above the floor.
         frames_per_station: Adjacent frames with nearly the same view.
         rng: Random generator.
     """
@@ -230,8 +230,8 @@ class PanelScene(NamedTuple):
         room: The room and its panels.
         camera_from_room: Poses from the room's frame (OpenCV axes, meters).
         question: The question, without its options.
-        ground_truth: A number or an option's letter.
-        options: Of a multiple-choice question.
+        ground_truth: A number or the letter of an option.
+        options: Options of a multiple-choice question.
     """
 
     room: RoomScene
@@ -247,8 +247,8 @@ class PanelTask(Configurable, ABC):
     Attributes:
         question_type: A type of `benchmark`.
         question: The text.
-        benchmark: Scores the answers; a subclass of `PanelBench` adds question types.
-        version: Increase it with every change to the scenes or the question: rendered rooms are made anew.
+        benchmark: Scores the answers. A subclass of `PanelBench` adds question types.
+        version: Increase it with every change to the scenes or the question, so that rooms are rendered again.
     """
 
     question_type: ClassVar[str]
@@ -262,7 +262,7 @@ class PanelTask(Configurable, ABC):
 
         Args:
             frames: Frames of the video.
-            K_px: Intrinsics; the principal point is the center of a square frame.
+            K_px: Intrinsics. The principal point is the center of a square frame.
             rng: Random generator.
 
         Raises:
@@ -271,7 +271,7 @@ class PanelTask(Configurable, ABC):
 
 
 def hidden_panel(task: PanelTask, frames: int) -> InputError:
-    """Return the error of a task that finds no room in which every answer is seen."""
+    """Return the error of a task that finds no room in which every possible answer is visible."""
     return InputError(
         f"{type(task).__name__}: {MAX_ATTEMPTS} rooms in a row hide a panel: take more --data.source.frames than"
         f" {frames}, or a wider --data.source.fov"
@@ -281,15 +281,16 @@ def hidden_panel(task: PanelTask, frames: int) -> InputError:
 class PanelDistance(PanelTask):
     """The distance from the first camera to the center of a red panel on a wall.
 
-    The images show in which frames the panel is seen, the cameras where these were taken. Only rooms and camera paths
-    that permit *every* answer are taken: the answer is independent of them by construction. The first station looks at
-    the floor, or a panel that it sees would be near whatever the cameras.
+    The images show in which frames the panel is visible. The cameras tell where these frames were taken. Only rooms and
+    camera paths that permit *every* answer are used, so that they are independent of the answer. The first station
+    looks at the floor: a panel that it sees would be near, whatever the cameras say.
 
     Attributes:
         frames_per_station: Adjacent frames with nearly the same view.
-        distances_m: The answers.
+        distances_m: The possible answers.
         size_m: Range of the panel's width and height.
-        center_above_eye_m: Of the panel, at most above or below the first camera.
+        center_above_eye_m: Largest height of the panel's center above or below the first camera.
+        look_down: Rotation that lets the first station look at the floor.
     """
 
     question_type: ClassVar[str] = "panel_distance"
@@ -323,7 +324,7 @@ class PanelDistance(PanelTask):
                 continue
             at, on = np.nonzero(exists)
             visible = seen(places[exists], others[:: self.frames_per_station], K_px).any(0)
-            if len(set(at[visible])) == len(self.distances_m):  # every answer: the room says nothing about this one
+            if len(set(at[visible])) == len(self.distances_m):  # every answer is possible, so the room reveals none
                 place = rng.choice(on[visible & (at == answer)])
                 panel = hang("red", places[answer, place], place // 2, width, height)
                 room = replace(room, things=(panel,))
@@ -334,9 +335,9 @@ class PanelDistance(PanelTask):
 class PanelPairs(PanelDistance):
     """`PanelDistance` with one frame per station: adjacent frames show different walls.
 
-    Merging consecutive frames gives two views one token with the camera of the first. If that costs nothing against
-    `--data.frame_pairing Duplicate`, `keep` views, the token's camera needn't be exact, or the model separates the two
-    views; if it costs, diverse views must not be merged.
+    Merging consecutive frames puts two views into one token, with the camera of the first. Compare with
+    `--data.frame_pairing Duplicate` and `keep` views. If merging does not lower the score, the token's camera needn't
+    be exact, or the model separates the two views. If it does, diverse views must not be merged.
     """
 
     frames_per_station: ClassVar[int] = 1
@@ -347,14 +348,14 @@ class PanelTranslation(PanelDistance):
 
     The video starts at one end of the stations, so that the panel is always on the same side of the first camera.
 
-    If an encoding by rotations alone answers, it is no encoding by rotations alone. If one by translations alone
-    answers as well as one by whole poses, rotations add nothing where cameras don't turn. If it doesn't, the encoding
-    needs the rotation to express the translation.
+    An encoding that claims to use rotations only must fail here. If an encoding of translations answers as well as one
+    of whole poses, rotations add nothing for cameras that don't turn. If it answers worse, the encoding needs the
+    rotation to express the translation.
 
     Attributes:
-        gallery_length_m: Of the room.
+        gallery_length_m: Length of the room.
         gallery_width_m: Range of the room's width.
-        walk_m: Length of the path, in the middle of the wall: no frame shows a corner.
+        walk_m: Length of the path, in the middle of the wall, so that no frame shows a corner.
     """
 
     version: ClassVar[int] = 2
@@ -363,7 +364,7 @@ class PanelTranslation(PanelDistance):
     walk_m: ClassVar[float] = 7.0
 
     def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
-        """Draw a gallery, and stations along its wall: the first at one end, the others in random order."""
+        """Draw a gallery with stations along its wall: the first at one end, the others in random order."""
         size = np.array([self.gallery_length_m, rng.uniform(*self.gallery_width_m), rng.uniform(*CEILING_M)])
         x = (draw_shares(frames // self.frames_per_station, rng) - 0.5) * self.walk_m
         x = np.concatenate([x[[x.argmin()]], np.delete(x, x.argmin())])
@@ -374,20 +375,20 @@ class PanelTranslation(PanelDistance):
 
 
 class PanelRotation(PanelTask):
-    """The direction of a panel from where the video starts to look, in degrees to the left, for a camera that turns.
+    """The direction of a panel relative to the first view, in degrees to the left, for a camera that turns.
 
-    The panel stands in the room, upright to its direction from the camera. Views are spread evenly over all directions.
-    All cameras have nearly the same center: rotations decide, and translations can't. If an encoding by rotations alone
-    is as good as one by whole poses, translations cost nothing where there are none; if one by translations alone is
-    above the images, it contains rotations.
+    The panel stands in the room, perpendicular to its direction from the camera. Views are spread evenly over all
+    directions. All cameras have nearly the same center, so rotations decide and translations can't. If an encoding of
+    rotations is as good as one of whole poses, translations cost nothing where there are none. If an encoding of
+    translations beats the images, it contains rotations.
 
     Attributes:
-        answers: Number of answers.
-        turns_deg: The answers: directions of a panel that the first view does not show.
+        answers: Number of possible answers.
+        turns_deg: The possible answers: directions of a panel that the first view does not show.
         side_m: Range of the room's length and width.
         size_m: Range of the panel's width and height.
         away_m: Horizontal distance of the panel from the camera.
-        center_above_eye_m: Of the panel, at most above or below the camera.
+        center_above_eye_m: Largest height of the panel's center above or below the camera.
     """
 
     question_type: ClassVar[str] = "panel_turn"
@@ -414,7 +415,7 @@ class PanelRotation(PanelTask):
             places = start[:3, 3] + away
             places[:, 2] += rng.uniform(-self.center_above_eye_m, self.center_above_eye_m)
             width, height = rng.uniform(*self.size_m, 2)
-            if seen(places, camera_from_room[::TEMPORAL_PATCH_SIZE], K_px).any(0).all():  # every answer, not this one
+            if seen(places, camera_from_room[::TEMPORAL_PATCH_SIZE], K_px).any(0).all():  # every answer is possible
                 shown, *answered = self.answer_with(answer)
                 things = [stand(color, places[i], directions[i], width, height) for color, i in shown.items()]
                 room = replace(room, things=tuple(things))
@@ -422,11 +423,11 @@ class PanelRotation(PanelTask):
         raise hidden_panel(self, frames)
 
     def draw_directions(self, start: float, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
-        """Return the directions in which a panel may stand, in radians, for a camera that looks in `start` at first."""
+        """Return the directions in which a panel may stand, in radians. `start` is the camera's first direction."""
         return start + np.deg2rad(self.turns_deg)
 
     def answer_with(self, answer: int) -> tuple[Any, ...]:
-        """Return which direction each color's panel has, and the ground truth and options of `PanelScene`."""
+        """Return the direction index of each color's panel, the ground truth, and for multiple choice the options."""
         return {"red": answer}, f"{self.turns_deg[answer]:.0f}"
 
     def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
@@ -441,12 +442,13 @@ class PanelRotation(PanelTask):
 class PanelDirection(PanelRotation):
     """Where a second panel is for someone who faces the first, with a camera that turns at one place.
 
-    Unlike in `PanelRotation`, none of the two is the first view: the rotation *between* two views decides, whatever
-    frame cameras are in. Images alone can't answer, as the views are in random order, nor translations.
+    Unlike in `PanelRotation`, neither panel is in the first view. The rotation *between* two views decides, in any
+    world frame. Images alone can't answer, because the views are in random order. Translations can't either.
 
     Attributes:
-        options: The answers.
-        turn_range_deg: From the first panel to the second, of each option: no view shows both panels whole.
+        options: The possible answers.
+        turn_range_deg: For each option, range of the angle from the first panel to the second, so large that no view
+            shows both panels completely.
     """
 
     question_type: ClassVar[str] = "panel_direction"
@@ -466,25 +468,25 @@ class PanelDirection(PanelRotation):
 
 
 class PanelIntrinsics(PanelTask):
-    """The width of a panel, which cameras of unknown field of view see from a known distance.
+    """The width of a panel that cameras of unknown field of view see from a known distance.
 
-    The camera stands still before a large plain wall and sees the whole panel, so that the width is the angle between
-    two pixels, times the distance: it needs K. The panel's height and place are drawn in pixels, and nothing else is
-    seen: a thing of known size, or a camera that moves by a known amount, would give the field of view away. Only the
-    widths themselves do, since a panel that fills the frame is rather a wide one: their range is much smaller than that
-    of the focal lengths. Take a wide range, `--data.source.fov [35,110]`.
+    The camera stands still before a large plain wall and sees the whole panel. The width is the angle between two
+    pixels, times the distance, so it requires K. The panel's height and place are drawn in pixels, and nothing else is
+    visible: a thing of known size, or a camera that moves by a known amount, would reveal the field of view. Only the
+    widths reveal a little, because a panel that fills the frame is more likely a wide one. Choose a range of focal
+    lengths much wider than the range of widths: `--data.source.fov [35,110]`.
 
-    An encoding without K (GTA) can't be better than images alone: the camera stands still, and relative poses are the
-    identity. If PRoPE is, it uses K; a model trained on one range and tested on another shows whether it has learned
-    the rule; `WrongFocalLength` should shift its answers by as much as the focal length.
+    An encoding without K (GTA) can't be better than images alone, because the camera stands still and relative poses
+    are the identity. If PRoPE is better, it uses K. A model that is trained on one range and tested on another shows
+    whether it has learned the rule. `WrongFocalLength` should shift its answers by as much as the focal length.
 
     Attributes:
-        widths_m: The answers.
+        widths_m: The possible answers.
         to_wall_m: Distance of the camera from the wall.
-        pattern_m: Unit of the wall's pattern: no camera sees any of it.
-        frame_px: Side of the frames for which the next two are.
+        pattern_m: Unit of the wall's pattern, so large that no camera sees the pattern.
+        frame_px: Side of a frame to which the next two attributes refer.
         height_px: Range of the panel's height.
-        off_center_px: Of the panel, at most.
+        off_center_px: Largest distance of the panel from the center of the frame.
     """
 
     question_type: ClassVar[str] = "panel_width"
@@ -500,7 +502,7 @@ class PanelIntrinsics(PanelTask):
     def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
         """Draw the answer, the panel, and a camera before it."""
         width = rng.choice(self.widths_m)
-        meters = self.to_wall_m * 2 * K_px[0, 2] / self.frame_px / K_px[0, 0]  # of a pixel of the wall
+        meters = self.to_wall_m * 2 * K_px[0, 2] / self.frame_px / K_px[0, 0]  # size of a pixel on the wall
         across, up = meters * rng.uniform(-self.off_center_px, self.off_center_px, 2)
         height = meters * rng.uniform(*self.height_px)
         room = plain_room(np.full(3, HALL_M), rng, self.pattern_m)
@@ -512,22 +514,22 @@ class PanelIntrinsics(PanelTask):
 
 
 class PanelParallax(PanelTask):
-    """The distance of a wall, which only two views of its panel and their cameras tell: by triangulation.
+    """The distance of a wall, which requires triangulation: two views of its panel and their cameras.
 
-    Panel, wall and lamp are drawn in units of the distance, so that an image looks alike at any of them; the path is in
-    meters, and independent of it. Each station turns by a random angle, which hides a part of the parallax from images
-    without cameras. The spread of the panel's places in the images still tells something, and with the length of the
-    path more (see `FramesOnOtherCameras`, which keeps both): a model has triangulated if it exceeds what it scores with
-    its own cameras exchanged among the frames.
+    Panel, wall and lamp are drawn in units of the distance, so that an image looks the same at any distance. The path
+    is in meters and independent of the distance. Each station turns by a random angle, which hides a part of the
+    parallax from models without cameras. The spread of the panel's places in the images still reveals a little, and
+    together with the length of the path more. `FramesOnOtherCameras` keeps both, so a model has triangulated if its own
+    score exceeds its score with cameras exchanged among the frames.
 
     Attributes:
-        distances_m: The answers.
+        distances_m: The possible answers.
         path_m: Range of the length of the camera's path.
-        turn_deg: Of a station, at most: more than the panel's parallax between two of them.
+        turn_deg: Largest turn of a station, more than the panel's parallax between two stations.
         relative_size: Range of the panel's width and height, in units of the distance.
-        relative_aside: Of the panel from the middle of the path, at most, in units of the distance.
-        relative_lamp: Ranges of the lamp's place from the wall before the path, in units of the distance.
-        behind_m: From the cameras to the middle of the hall.
+        relative_aside: Largest distance of the panel from the middle of the path, in units of the distance.
+        relative_lamp: Ranges of the lamp's position relative to the wall before the path, in units of the distance.
+        behind_m: Distance from the cameras to the middle of the hall.
     """
 
     question_type: ClassVar[str] = "panel_distance"
@@ -565,15 +567,15 @@ class PanelParallax(PanelTask):
     def draw_lamp(
         self, room: RoomScene, wall: Float64[np.ndarray, " 3"], distance: float, rng: np.random.Generator
     ) -> Float64[np.ndarray, " 3"]:
-        """Draw the place of the lamp: the shading of a wall tells how far its lamp is."""
+        """Draw the lamp's place in units of the distance, because the shading reveals how far it is."""
         return wall + distance * rng.uniform(*np.transpose(self.relative_lamp))
 
 
 class PanelKnownSize(PanelParallax):
-    """`PanelParallax` with panels of one size: how large the panel is in an image tells the distance.
+    """`PanelParallax` with panels of one size, so that a panel's size in an image tells the distance.
 
-    Images alone answer, up to the range of the fields of view. A model that is told of depth in its training alone may
-    learn it sooner; cameras add no more than their focal length.
+    Images alone answer it, up to the range of the fields of view. A model that predicts depth in training may learn it
+    sooner. Cameras add no more than their focal length.
 
     Attributes:
         side_m: Width and height of every panel.
@@ -583,29 +585,29 @@ class PanelKnownSize(PanelParallax):
     side_m: ClassVar[float] = 1.0
 
     def draw_size(self, distance: float, rng: np.random.Generator) -> Float64[np.ndarray, " sides"]:
-        """Return the size that all panels have."""
+        """Return the size of all panels."""
         return np.array([self.side_m, self.side_m])
 
     def draw_lamp(
         self, room: RoomScene, wall: Float64[np.ndarray, " 3"], distance: float, rng: np.random.Generator
     ) -> Float64[np.ndarray, " 3"]:
-        """Return the lamp of the hall: the shading tells the distance as well, which images may tell here."""
+        """Return the lamp of the hall. Its shading reveals the distance, which images may do in this task."""
         return np.array(room.light)
 
 
 class PanelOrder(PanelTask):
-    """Which of two panels is seen first: the order of the frames decides, whatever the cameras.
+    """Which of two panels is seen first. The order of the frames decides, whatever the cameras.
 
-    Images alone answer, so that time can be told apart from cameras. With constant time (`ConstantIndex`) a causal
-    decoder still knows the order of its tokens, and Qwen3-VL reads the times in its prompt: if constant time costs
-    nothing, these suffice; if it costs, the positions of time are what a decoder uses. With `ShuffledFrames` any model
-    must fall to chance.
+    Images alone answer it, so the task separates time from cameras. With constant time (`ConstantIndex`), a causal
+    decoder still knows the order of its tokens, and Qwen3-VL reads the times in its prompt. If constant time does not
+    lower the score, these suffice. If it does, the decoder uses the time positions. With `ShuffledFrames` any model
+    must drop to chance.
 
     Attributes:
-        colors: Of the panels.
+        colors: Colors of the panels.
         size_m: Range of a panel's width and height.
-        clear: Half frames within which a center is seen.
-        glimpse: Half frames beyond which a panel is not seen at all.
+        clear: A panel is seen if its center lies within this many half frames.
+        glimpse: A panel is not seen at all if its center lies beyond this many half frames.
     """
 
     question_type: ClassVar[str] = "panel_order"
@@ -640,18 +642,19 @@ class PanelOrder(PanelTask):
 
 
 class PanelMotion(PanelTask):
-    """To which side a panel moves before a camera that stands still: a thing that moves, and the order of the frames.
+    """To which side a panel moves before a still camera, which depends on a moving thing and the order of the frames.
 
-    The panel rests while a token's two frames are taken, so that no token contains a motion: only the order of the
-    tokens tells. `PanelOrder` says what constant time and `ShuffledFrames` show. Cameras are equal, and say nothing.
+    The panel rests while the two frames of a token are taken, so that no token contains a motion. Only the order of the
+    tokens tells. See `PanelOrder` for what constant time and `ShuffledFrames` show. All cameras are the same and reveal
+    nothing.
 
     Attributes:
-        options: The answers.
+        options: The possible answers.
         to_wall_m: Range of the camera's distance from the wall.
         size_m: Range of the panel's width and height.
-        center_above_eye_m: Of the panel, at most above or below the camera.
+        center_above_eye_m: Largest height of the panel's center above or below the camera.
         in_view: Half frames within which the center stays.
-        way: Range of the panel's way, in units of half of what is in view.
+        way: Range of the distance that the panel moves, in units of half of the visible width.
     """
 
     question_type: ClassVar[str] = "panel_motion"

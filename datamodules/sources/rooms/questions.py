@@ -1,7 +1,8 @@
 """Questions with exact answers in VSI-Bench's types and wording, without route planning.
 
-As in VSI-Bench, questions are unambiguous: about clearly visible things, with a margin to the second-best answer.
-Moving things occur in appearance order only. Sizes, distances and directions are those of the bounding boxes.
+As in VSI-Bench, questions are unambiguous: they ask about clearly visible things, with a margin to the second-best
+answer. Moving things occur only in questions about appearance order. Sizes, distances and directions refer to bounding
+boxes.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from jaxtyping import Int16
 from datamodules.scenes import Question
 from datamodules.sources.rooms.scene import RoomScene, Thing, box_distance
 
-SEEN_SHARE = 0.004  # share of a frame's pixels from which on a thing is seen
-GLIMPSE_SHARE = 0.001  # share up to which a thing is not visible yet
-ORDER_GAP = 2  # minimum of frames between two first appearances
+SEEN_SHARE = 0.004  # a thing is seen if it covers more than this share of a frame's pixels
+GLIMPSE_SHARE = 0.001  # a thing is not visible yet if it covers at most this share
+ORDER_GAP = 2  # minimum number of frames between two first appearances
 MIN_DISTANCE_M = 0.3
-DISTANCE_MARGIN_M, DISTANCE_MARGIN = 0.15, 0.15  # nearest to second nearest: meters and relative
+DISTANCE_MARGIN_M, DISTANCE_MARGIN = 0.15, 0.15  # between nearest and second nearest: meters and relative
 ANGLE_MARGIN = np.deg2rad(12)  # to the border between two directions
 STAND_APART_M = 0.5  # between the centers of things in a question about directions
 
@@ -59,7 +60,7 @@ class _Visible:
     Attributes:
         single: Seen categories with one static thing.
         several: Categories with several things, all seen.
-        first: Frames of the first glimpse and of first being seen, by category, moving ones included.
+        first: Frames of the first glimpse and of first being seen, by category, with moving categories.
         moving: Categories of moving things.
     """
 
@@ -88,14 +89,14 @@ def ask(scene: RoomScene, prefix: str, ids: Int16[np.ndarray, "T H W"], rng: np.
 
 
 def relative_angle(standing: Thing, facing: Thing, asked: Thing) -> float:
-    """Angle in radians from the facing direction to the asked thing, positive to the left, in -pi..pi."""
+    """Return the angle in radians from the facing direction to the asked thing, positive to the left, in -pi..pi."""
     at = np.array(standing.center[:2])
     ahead, there = np.array(facing.center[:2]) - at, np.array(asked.center[:2]) - at
     return float(np.arctan2(ahead[0] * there[1] - ahead[1] * there[0], ahead @ there))
 
 
 def things_distance(a: Thing, b: Thing) -> float:
-    """Distance in meters of the closest points of two bounding boxes."""
+    """Return the distance in meters between the closest points of two bounding boxes."""
     boxes = [np.array([value]) for thing in (a, b) for value in (thing.center, thing.size, thing.yaw)]
     return float(box_distance(*boxes)[0])
 
@@ -163,7 +164,7 @@ def _nearest(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
 
 
 def _directions(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
-    """One question per difficulty; all answers that the room permits are equally likely."""
+    """Yield one question per difficulty. All answers that the room permits are equally likely."""
     triples: dict[str, dict[str, tuple[str, ...]]] = {level: {} for level in DIRECTIONS}
     for names in _shuffled(permutations(visible.single, 3), rng)[:80]:
         standing, facing, asked = (visible.single[name] for name in names)
@@ -182,7 +183,7 @@ def _directions(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
 
 
 def direction(angle: float, level: str) -> str | None:
-    """The answer to a question about directions, or None if the angle is ambiguous.
+    """Return the answer to a question about directions, or None if the angle is ambiguous.
 
     As in VSI-Bench, left and right of "medium" extend from straight ahead to 135 degrees.
 
@@ -200,7 +201,7 @@ def direction(angle: float, level: str) -> str | None:
 
 
 def _orders(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
-    """Four categories, each seen before the first glimpse of the next; with a moving thing if possible."""
+    """Yield questions about four categories, each seen before the first glimpse of the next, moving ones preferred."""
     groups = _shuffled(combinations(sorted(visible.first, key=lambda category: visible.first[category][1]), 4), rng)
     for group in sorted(groups, key=lambda group: not visible.moving & set(group)):
         times = [visible.first[category] for category in group]
@@ -213,12 +214,12 @@ def _orders(visible: _Visible, rng: np.random.Generator) -> Iterator[Parts]:
 
 
 def choice(options: Sequence[str], answer: str) -> tuple[str, tuple[str, ...]]:
-    """Letter of the answer, and lettered options."""
+    """Return the letter of the answer, and the lettered options."""
     return "ABCD"[options.index(answer)], tuple(
         f"{letter}. {option}" for letter, option in zip("ABCD", options, strict=False)
     )
 
 
 def _shuffled(items, rng):  # type: ignore[no-untyped-def]
-    items = sorted(items)  # independent of the hash seed
+    items = sorted(items)  # so that the result does not depend on Python's hash seed
     return [items[i] for i in rng.permutation(len(items))]

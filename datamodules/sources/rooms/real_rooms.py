@@ -1,10 +1,10 @@
-"""Rendered rooms with real sizes and furniture: the room sizes and object boxes behind VSI-Bench's answers.
+"""Rendered rooms with real sizes and furniture, from the room sizes and object boxes behind VSI-Bench's answers.
 
     <folder>/<dataset>_meta_info_val.json   data/meta_info of thinking-in-space: for each scene its `room_size` in
                                             square meters and `object_bbox` {category: [boxes]}, meters, z up
 
-Known of a real room are its area and the boxes of some things; walls, height and camera path are random. Things are
-moved only as far as the rectangle of the walls requires, and those in the camera's path are removed.
+The area of a real room and the boxes of some things are known. Walls, height and camera path are random. Things are
+moved only as far as the rectangle of the walls requires. Things in the camera's path are removed.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ UPRIGHT = 0.9  # cosine of the tilt up to which a box counts as upright
 
 @dataclass(frozen=True)
 class RealRoom:
-    """Upright boxes in a frame whose x and y axes are along most of them; z is up, the origin is arbitrary.
+    """A real room as upright boxes. The x and y axes are along most of them, z is up, and the origin is arbitrary.
 
     Attributes:
         dataset: Name of the dataset.
         name: Name of the scene.
         area: Floor area in square meters.
         categories: Category of each box.
-        centers: In meters.
-        sizes: Along the axes of each box, in meters.
+        centers: Centers of the boxes in meters.
+        sizes: Sizes along the axes of each box, in meters.
         yaws: Rotations about z in radians.
     """
 
@@ -61,7 +61,7 @@ class RealRoom:
     yaws: Float64[np.ndarray, " n"]
 
     def content(self) -> dict[str, Any]:
-        """All fields as JSON-like content."""
+        """Return all fields as JSON-like content."""
         return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(self).items()}
 
 
@@ -69,7 +69,7 @@ def read_rooms(folder: str | Path) -> list[RealRoom]:
     """Read the rooms of all datasets in a folder, in the order of files and scenes.
 
     Raises:
-        InputError: No such files, or a malformed one.
+        InputError: The folder has no such files, or one is malformed.
     """
     folder = Path(folder).expanduser()
     files = sorted(folder.glob("*_meta_info_val.json"))
@@ -99,7 +99,7 @@ def _room(dataset: str, name: str, scene: dict[str, Any]) -> RealRoom:
 
 
 def _upright(box: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
-    """Center, size and yaw, with z along the axis that points up; a tilted box is replaced by its upright hull."""
+    """Return center, size and yaw, with z along the axis that points up. A tilted box becomes its upright hull."""
     axes, lengths = np.array(box["normalizedAxes"], float).reshape(3, 3), np.array(box["axesLengths"], float)
     low, high = np.array(box["min"], float), np.array(box["max"], float)
     up = int(np.abs(axes[:, 2]).argmax())
@@ -111,24 +111,24 @@ def _upright(box: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, float]:
 
 
 def _main_direction(sizes: np.ndarray, yaws: np.ndarray) -> float:
-    """The angle in -45 to 45 degrees to which most boxes, weighted by footprint, are parallel or perpendicular."""
+    """Return the angle in -45 to 45 degrees of most boxes, weighted by footprint, modulo quarter turns."""
     weights = sizes[:, 0] * sizes[:, 1]
     return float(np.angle((weights * np.exp(4j * yaws)).sum()) / 4) if len(yaws) else 0.0
 
 
 def bounds(room: RealRoom) -> tuple[Float64[np.ndarray, " 2"], Float64[np.ndarray, " 2"]]:
-    """Lower and upper x and y of all footprints."""
+    """Return the lower and upper x and y of all footprints."""
     corners = footprint(room.centers, room.sizes, room.yaws).reshape(-1, 2)
     return corners.min(0), corners.max(0)
 
 
-# ---- Layout: a rectangle of the real area with furniture of real sizes near its real places -------------------------
+# ---- Layout: a rectangle of the real area, and furniture of real sizes near its real places -------------------------
 
-MAX_ASPECT = 2.0  # of the rectangle: a few boxes in a row are no corridor
+MAX_ASPECT = 2.0  # of the rectangle, because a few boxes in a row do not make a corridor
 WALL_GAP_M = 0.01
 CEILING_M = (2.3, 2.9)
 CLEARANCE_M = 0.2  # between the camera and things
-INSETS_M = (0.45, 0.7, 0.95, 1.2)  # candidates: distance of the camera path from the walls
+INSETS_M = (0.45, 0.7, 0.95, 1.2)  # candidate distances of the camera path from the walls
 THINNEST_M = 0.02
 
 KNOWN = {category.name: category for category in CATALOG}
@@ -148,7 +148,8 @@ def draw_real_room(
     Args:
         room: The real room.
         frames: Number of frames.
-        varied: Mirror, rotate and scale the room at random by up to 15 %, for training; else the area is the real one.
+        varied: Mirror, rotate and scale the room at random by up to 15 %, for training. Otherwise its area is the real
+            one.
         rng: Random generator.
     """
     if varied:
@@ -178,7 +179,7 @@ def _varied(room: RealRoom, rng: np.random.Generator) -> RealRoom:
 
 
 def _floor(room: RealRoom) -> float:
-    """Height of the floor: the lower edge of the lowest standing thing."""
+    """Return the height of the floor: the lower edge of the lowest standing thing."""
     bottoms = room.centers[:, 2] - room.sizes[:, 2] / 2
     standing = [name in KNOWN and KNOWN[name].place in ("floor", "wall") for name in room.categories]
     return float(bottoms[standing].min() if any(standing) else bottoms.min(initial=0.0))
@@ -187,7 +188,7 @@ def _floor(room: RealRoom) -> float:
 def _furnish(
     room: RealRoom, low: np.ndarray, extent: np.ndarray, floor: float, size: np.ndarray, rng: np.random.Generator
 ) -> list[Thing]:
-    """Place things inside the walls; things larger than the room are removed."""
+    """Place things inside the walls. Things that are larger than the room are removed."""
     shrink = np.minimum(1.0, size[:2] / extent)
     slack = size[:2] - extent * shrink
     shift = rng.uniform(-0.5, 0.5, 2) * slack
@@ -209,7 +210,7 @@ def _furnish(
 
 
 def _template(name: str) -> Category:
-    """The catalog entry of a category; unknown categories are boxes with a front, colored by name."""
+    """Return the catalog entry of a category. Unknown categories are boxes with a front, colored by name."""
     if known := KNOWN.get(SIMILAR.get(name, name)):
         return known
     hue = zlib.crc32(name.encode()) % 360 / 360
@@ -219,7 +220,7 @@ def _template(name: str) -> Category:
 
 
 def _orient(template: Category, box: np.ndarray, yaw: float, plan: np.ndarray) -> tuple[np.ndarray, float]:
-    """The same box with its front +y towards the center of the room, and its longer side as in the catalog."""
+    """Return the same box with its front +y towards the center of the room and its longer side as in the catalog."""
     typical = np.array(template.smallest[:2]) + template.largest[:2]
     if (typical[0] - typical[1]) * (box[0] - box[1]) < 0:
         box, yaw = box[[1, 0, 2]], yaw + np.pi / 2
@@ -230,7 +231,7 @@ def _orient(template: Category, box: np.ndarray, yaw: float, plan: np.ndarray) -
 def _choose_path(
     size: np.ndarray, things: list[Thing], frames: int, rng: np.random.Generator
 ) -> tuple[Float64[np.ndarray, "T 4 4"], list[Thing]]:
-    """The camera path that collides with the fewest things, and the other things."""
+    """Return the camera path that collides with the fewest things, and the things without a collision."""
     height = min(rng.uniform(1.2, 1.75), size[2] - 0.3)
     paths = []
     for inset in INSETS_M:
@@ -244,17 +245,17 @@ def _choose_path(
 # ---- The dataset ----------------------------------------------------------------------------------------------------
 
 VERSION = 2  # increase it with every change to the scenes or the questions
-DATASET = "layouts"  # of the training and validation scenes; test scenes keep their real names
-HOLD_OUT_EVERY = 5  # every fifth real room of the training datasets is for validation
+DATASET = "layouts"  # name of the training and validation scenes; test scenes keep their real names
+HOLD_OUT_EVERY = 5  # every fifth real room of the training datasets is used for validation
 
 
 class RealRooms(RenderedScenes):
     """Rooms with real sizes and furniture: VSI-Bench's scenes as boxes, rendered on first use.
 
-    The test split renders each scene of its datasets once, with its name and its real area. `datasets: [arkitscenes]`
-    with `question_types: [room_size_estimation]` are therefore VSI-Bench's 150 questions about room sizes of
-    ARKitScenes, word for word, without a download. All other questions have the answers of the rendered room, see
-    this module. Training and validation use randomly varied rooms of other datasets.
+    The test split renders each scene of its datasets once, with its real name and area. `datasets: [arkitscenes]` with
+    `question_types: [room_size_estimation]` are therefore exactly VSI-Bench's 150 questions about room sizes of
+    ARKitScenes, without a download. All other questions have the answers of the rendered room. Training and validation
+    use randomly varied rooms of other datasets.
 
     Args:
         meta_info: Folder with <dataset>_meta_info_val.json, data/meta_info of thinking-in-space.
@@ -265,10 +266,10 @@ class RealRooms(RenderedScenes):
         frames: Raw frames of each video.
         seed: Seed of the variations.
         root: Cache folder, with one folder per combination of settings and boxes.
-        workers: Rendering processes; null is one per CPU core.
+        workers: Rendering processes. null uses one per CPU core.
 
     Raises:
-        InputError: Invalid settings, or absent or malformed boxes.
+        InputError: A setting is invalid, or boxes are missing or malformed.
     """
 
     description = "rendering real rooms"
@@ -310,7 +311,7 @@ class RealRooms(RenderedScenes):
         super().__init__(root, key, counts, size, frames, seed, workers)
 
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
-        """Draw a stand-in of a test room, or a variation of a random room of another split."""
+        """Draw a test room with its real area, or a random variation of a room of another split."""
         is_test = split == "test"
         room = self.rooms[split][index if is_test else rng.integers(len(self.rooms[split]))]
         dataset, name = (room.dataset, room.name) if is_test else (DATASET, f"{split}_{index:05d}")

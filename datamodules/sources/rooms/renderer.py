@@ -1,7 +1,7 @@
 """Color, depth and object ids of a room, by one ray through each pixel center.
 
-Surfaces are textured and Lambertian, under one lamp. Nothing in a frame reveals the metric scale: the lamp's light has
-no distance falloff, and every surface draws the period of its pattern.
+Surfaces are textured and Lambertian, under one lamp. Nothing in a frame reveals the metric scale: the lamp's light does
+not fall off with distance, and the period of each surface's pattern is random.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, load_scene
 SIDE = 64
 LEVELS = 7  # 64, 32, ... 1
 LEVEL_START = np.cumsum([0] + [(SIDE >> level) ** 2 for level in range(LEVELS)])
-TEXELS = int(LEVEL_START[-1])  # per pattern
-PLAIN = 3  # the first patterns are faint noise: for furniture
+TEXELS = int(LEVEL_START[-1])  # number of texels of a pattern
+PLAIN = 3  # the first patterns are faint noise, used for furniture
 
 
 @cache
 def atlas() -> Float32[np.ndarray, "patterns texels"]:
-    """Values in 0..1; the texels of a pattern are its mipmap levels, each in row order."""
+    """Return the values of all patterns in 0..1. A pattern's texels are its mipmap levels, each in row order."""
     rng = np.random.default_rng(20)
     v, u = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     noises = [_noise(rng, cells) for cells in (4, 8, 16, 32)]
@@ -60,15 +60,15 @@ def texel(
     u: Float32[np.ndarray, " n"],
     v: Float32[np.ndarray, " n"],
 ) -> Int[np.ndarray, " n"]:
-    """Indices into the flattened atlas of the texels at (u, v) (in periods) on a mipmap level."""
+    """Return the indices into the flattened atlas of the texels at (u, v) (in periods) on a mipmap level."""
     side = SIDE >> level
-    column = ((u - np.floor(u)) * SIDE).astype(np.intp) % SIDE >> level  # %: a fraction may round up to 1
+    column = ((u - np.floor(u)) * SIDE).astype(np.intp) % SIDE >> level  # %, because a fraction may round up to 1
     row = ((v - np.floor(v)) * SIDE).astype(np.intp) % SIDE >> level
     return pattern * TEXELS + LEVEL_START[level] + row * side + column
 
 
 def _noise(rng: np.random.Generator, rows: int, columns: int | None = None) -> np.ndarray:
-    """Smoothly interpolated random values on a coarse periodic grid."""
+    """Interpolate random values on a coarse periodic grid smoothly."""
     columns = columns or rows
     grid = rng.random((rows, columns))
     for axis, cells in ((0, rows), (1, columns)):
@@ -88,7 +88,7 @@ def _mipmaps(pattern: np.ndarray) -> np.ndarray:
 
 
 # ---- Ray casting against upright boxes (slab test), for all frames at once ------------------------------------------
-# A thing is tested only on pixels that its bounding box may cover, its parts only where the bounding box is hit
+# A thing is tested only on pixels that its bounding box may cover, and its parts only where the bounding box is hit
 
 NEAR_M = 1e-3
 TINY = np.float32(1e-30)  # avoids division by zero, and changes no other value
@@ -96,18 +96,18 @@ TINY = np.float32(1e-30)  # avoids division by zero, and changes no other value
 
 @dataclass(frozen=True)
 class Placed:
-    """The n things of a scene in T frames; the room, seen from inside, is the last thing n with the last part m.
+    """The n things of a scene in T frames. The room, seen from inside, is the last thing n with the last part m.
 
-    Lengths are in meters; a thing's frame has its origin at the center of its bounding box.
+    Lengths are in meters. A thing's frame has its origin at the center of its bounding box.
 
     Attributes:
-        center: In the room's frame.
+        center: Center of each thing in the room's frame.
         cos: Cosine of the yaw.
         sin: Sine of the yaw.
-        half: Half the size.
+        half: Half the size of each thing.
         eye: Camera center in the thing's frame.
         thing_of_part: Thing of each part, without the room.
-        part_center: In the thing's frame.
+        part_center: Center of each part in the thing's frame.
         part_half: Half the size of each part.
         room_to_camera: Pose of each frame.
     """
@@ -124,7 +124,7 @@ class Placed:
 
 
 def turn(vectors: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-    """Rotate vectors (3, ...) from the room's frame into frames with this cosine and sine of the yaw."""
+    """Rotate vectors (3, ...) from the room's frame into frames with these cosines and sines of the yaw."""
     x, y, z = vectors
     return np.stack([cos * x + sin * y, cos * y - sin * x, z])
 
@@ -160,7 +160,7 @@ def cast(
     height: int,
     width: int,
 ) -> tuple[Float32[np.ndarray, "T H W"], Int16[np.ndarray, "T H W"]]:
-    """Depth in meters of the nearest hit of every ray, and the part hit (m for the room)."""
+    """Return the depth in meters of the nearest hit of every ray, and the part that is hit (m for the room)."""
     pixels = height * width
     flat = rays.reshape(3, -1)
     walls = placed.part_half[-1][:, None, None, None]
@@ -195,7 +195,7 @@ def cast(
 def bounding_rectangles(
     placed: Placed, K_px: Float64[np.ndarray, "3 3"], height: int, width: int
 ) -> Int32[np.ndarray, "n T 4"]:
-    """Bounding rectangles of the visible things in pixels: left, right, top, bottom, ends excluded."""
+    """Return the bounding rectangles of the visible things in pixels: left, right, top, bottom, ends excluded."""
     signs = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
     corner = (signs * placed.half[:-1, None, :])[:, None]  # (n, 1, 8, 3)
     cos, sin = placed.cos[:-1, :, None], placed.sin[:-1, :, None]
@@ -206,7 +206,7 @@ def bounding_rectangles(
     safe = np.maximum(z, NEAR_M)
     u, v = K_px[0, 0] * x / safe + K_px[0, 2], K_px[1, 1] * y / safe + K_px[1, 2]
     sides = np.stack([np.floor(u.min(-1)), np.ceil(u.max(-1)), np.floor(v.min(-1)), np.ceil(v.max(-1))], -1)
-    # a thing that extends behind the camera has no bounding rectangle: test all pixels
+    # a thing that extends behind the camera has no bounding rectangle, so test all pixels
     sides = np.where((z.min(-1) < NEAR_M)[..., None], [0, width, 0, height], sides)
     sides = np.clip(sides, 0, [width, width, height, height]).astype(np.int32)
     hidden = (z.max(-1) < NEAR_M) | (sides[..., 0] >= sides[..., 1]) | (sides[..., 2] >= sides[..., 3])
@@ -214,7 +214,7 @@ def bounding_rectangles(
 
 
 def _slabs(middle: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depths at which rays enter and leave a box; they miss it if enter > leave."""
+    """Return the depths at which rays enter and leave a box. A ray misses the box if enter > leave."""
     near, far = middle - reach, middle + reach
     return (
         np.maximum(np.maximum(near[0], near[1]), near[2]),
@@ -225,20 +225,20 @@ def _slabs(middle: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarra
 # ---- Shading, and the renderer --------------------------------------------------------------------------------------
 
 SHELL = -1  # object id of walls, floor and ceiling
-AMBIENT = 0.45  # share of light that comes from everywhere
-BLOCK_FRAMES = 8  # frames shaded at once: few enough for the processor's cache
+AMBIENT = 0.45  # share of light that comes from all directions
+BLOCK_FRAMES = 8  # frames that are shaded at once, few enough for the processor's cache
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """Rendered frames; the color is computed on first use.
+    """Rendered frames. The color is computed on first use.
 
     Attributes:
         scene: The scene.
         placed: The things in all frames.
-        rays: Ray directions in the room's frame with unit depth: the length along a ray is the depth.
-        depth: Meters along the optical axis.
-        part: Parts hit, see `cast`.
+        rays: Ray directions in the room's frame with unit depth, so that the length along a ray is the depth.
+        depth: Depth in meters along the optical axis.
+        part: The part that each ray hits, see `cast`.
         focal_px: Focal length in pixels.
     """
 
@@ -261,7 +261,7 @@ class Rendering:
         return np.concatenate([self._shade(slice(start, start + BLOCK_FRAMES)) for start in starts])
 
     def _shade(self, block: slice) -> UInt8[np.ndarray, "t H W 3"]:
-        """The color of a block of frames."""
+        """Compute the color of a block of frames."""
         scene, placed = self.scene, self.placed
         rays, depth = self.rays[:, block], self.depth[block]
         frames = rays.shape[1]
@@ -325,9 +325,9 @@ def render(
         scene: The scene.
         world_to_camera: Poses of these frames (OpenCV axes, meters).
         K_px: Intrinsics in pixels, without skew.
-        height: In pixels.
-        width: In pixels.
-        frames: Raw frame indices, which determine the positions of moving things; 0..T-1 if None.
+        height: Height in pixels.
+        width: Width in pixels.
+        frames: Raw frame indices, which determine the positions of moving things. None uses 0..T-1.
     """
     indices = np.arange(len(world_to_camera)) if frames is None else np.asarray(frames, int)
     camera_to_room = np.linalg.inv(world_to_camera @ np.linalg.inv(scene.room_from_world()))
@@ -356,7 +356,7 @@ def read_scene(
 
     Args:
         scene_json: The file of the scene.
-        frames: Raw frames in any order; all if None.
+        frames: Raw frames in any order. None reads all.
 
     Raises:
         ValueError: A file is malformed, or a frame doesn't exist.

@@ -1,8 +1,8 @@
-"""Data model of a furnished room, and exact distances of its boxes: everything to render it and to know the truth.
+"""Data model of a furnished room, and exact distances between its boxes.
 
 Lengths are in meters, angles in radians. The room's frame has its origin at the center of the floor, x and y along the
-walls and z up; things are placed in that frame. The world frame, in which cameras are given, is the room's frame
-rotated by `yaw` about z and translated by `origin`; both are random, so world coordinates carry no information.
+walls, and z up. Things are placed in this frame. Cameras are given in the world frame, which is the room's frame
+rotated by `yaw` about z and translated by `origin`. Both are random, so world coordinates carry no information.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Thing:
         size: Size of the bounding box along its axes.
         yaw: Rotation about z.
         parts: Boxes of the thing.
-        track: (x, y, yaw) of each frame for a moving thing, whose `center` and `yaw` are those of frame 0; else empty.
+        track: For a moving thing, (x, y, yaw) of each frame; `center` and `yaw` refer to frame 0. Otherwise empty.
     """
 
     category: str
@@ -92,7 +92,7 @@ class RoomScene:
         return self.size[0] * self.size[1]
 
     def room_from_world(self) -> Float64[np.ndarray, "4 4"]:
-        """The rigid transform from world coordinates to the room's frame."""
+        """Return the rigid transform from world coordinates to the room's frame."""
         cos, sin = np.cos(self.yaw), np.sin(self.yaw)
         matrix = np.eye(4)
         matrix[:2, :2] = [[cos, sin], [-sin, cos]]
@@ -101,7 +101,7 @@ class RoomScene:
 
 
 def save_scene(scene: RoomScene, path: Path) -> None:
-    """Write a scene as JSON; number keep all their digits."""
+    """Write a scene as JSON. Numbers keep all their digits."""
     path.write_text(json.dumps(scene, default=vars, separators=(",", ":")))
 
 
@@ -123,7 +123,7 @@ def load_scene(path: Path) -> RoomScene:
 
 
 def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:
-    """Build the class with these fields; lists become tuples."""
+    """Build the class with these fields. Lists become tuples."""
     for kind, field in ((Material, "pattern"), (Part, "material"), (Thing, "category")):
         if field in fields:
             return kind(**to_tuples(fields))
@@ -131,14 +131,14 @@ def _from_json(fields: dict[str, Any]) -> Material | Part | Thing | RoomScene:
 
 
 def to_tuples(value: Any) -> Any:
-    """JSON content with tuples in place of lists."""
+    """Convert lists in JSON content to tuples."""
     if isinstance(value, dict):
         return {key: to_tuples(item) for key, item in value.items()}
     return tuple(to_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def to_vector(values: np.ndarray) -> Vector:
-    """Three Python floats."""
+    """Convert an array to three Python floats."""
     x, y, z = np.asarray(values, float).tolist()
     return x, y, z
 
@@ -150,7 +150,7 @@ def to_vector(values: np.ndarray) -> Vector:
 def footprint(
     center: Float64[np.ndarray, "*b 3"], size: Float64[np.ndarray, "*b 3"], yaw: Float64[np.ndarray, "*b"]
 ) -> Float64[np.ndarray, "*b 4 2"]:
-    """Corners in plan, counter-clockwise."""
+    """Return the corners in plan, counter-clockwise."""
     corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]]) * size[..., None, :2]
     cos, sin = np.cos(yaw)[..., None], np.sin(yaw)[..., None]
     x, y = corners[..., 0], corners[..., 1]
@@ -158,7 +158,7 @@ def footprint(
 
 
 def footprints_overlap(a: Float64[np.ndarray, "*#b 4 2"], b: Float64[np.ndarray, "*#b 4 2"]) -> Bool[np.ndarray, "*#b"]:
-    """Whether two rectangles intersect, by the separating axis theorem."""
+    """Return whether two rectangles intersect, by the separating axis theorem."""
     overlap = np.ones(np.broadcast_shapes(a.shape, b.shape)[:-2], bool)
     for rectangle in (a, b):
         for first, second in ((0, 1), (1, 2)):
@@ -172,9 +172,10 @@ def box_distance(
     center_a: Float64[np.ndarray, "*b 3"], size_a: Float64[np.ndarray, "*b 3"], yaw_a: Float64[np.ndarray, "*b"],
     center_b: Float64[np.ndarray, "*b 3"], size_b: Float64[np.ndarray, "*b 3"], yaw_b: Float64[np.ndarray, "*b"],
 ) -> Float64[np.ndarray, "*b"]:  # fmt: skip
-    """Distance in meters of the closest points of two solid boxes, 0 if they intersect.
+    """Return the distance in meters between the closest points of two solid boxes, 0 if they intersect.
 
-    The closest points in plan and in z are independent; disjoint convex polygons are closest at a corner of one.
+    The closest points in plan and in z are independent. Disjoint convex polygons are closest at a corner of one of
+    them.
     """
     a, b = footprint(center_a, size_a, yaw_a), footprint(center_b, size_b, yaw_b)
     plan = np.minimum(_corners_to_sides(a, b), _corners_to_sides(b, a))
@@ -187,7 +188,7 @@ def box_distance(
 def point_distance(
     points: Float64[np.ndarray, "n 3"], center: Float64[np.ndarray, " 3"], size: Float64[np.ndarray, " 3"], yaw: float
 ) -> Float64[np.ndarray, " n"]:
-    """Distance in meters of points to a solid box, 0 inside."""
+    """Return the distance in meters of points to a solid box, 0 inside."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     offset = points - center
     local = np.stack(

@@ -1,4 +1,4 @@
-"""Datasets that are rendered once and written atomically, with exact ground truth; furnished rooms are one of them."""
+"""Base class of rendered datasets with exact ground truth, and `Rooms`, the dataset of furnished rooms."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class DrawnScene(NamedTuple):
     """A scene with its names and its camera.
 
     Attributes:
-        dataset: Name of the dataset, whose folder has the files.
+        dataset: Name of the dataset and of its folder.
         name: Name of the scene.
         scene: The room.
         world_to_camera: Pose of each frame.
-        K_px: Intrinsics in pixels; the principal point is the center of a square frame.
-        ask: Draw the questions, from the object ids of all frames (see `Rendering`) and a random generator.
+        K_px: Intrinsics in pixels. The principal point is the center of a square frame.
+        ask: Draws the questions from the object ids of all frames (see `Rendering`) and a random generator.
     """
 
     dataset: str
@@ -55,7 +55,7 @@ class DrawnScene(NamedTuple):
 def draw_intrinsics(
     side: int, rng: np.random.Generator, fov_deg: tuple[float, float] = FIELD_OF_VIEW_DEG
 ) -> Float64[np.ndarray, "3 3"]:
-    """Random intrinsics of a camera with frames of side x side pixels."""
+    """Draw the intrinsics of a camera with frames of side x side pixels."""
     focal = side / 2 / np.tan(np.deg2rad(rng.uniform(*fov_deg)) / 2)
     return np.array([[focal, 0, side / 2], [0, focal, side / 2], [0, 0, 1]])
 
@@ -83,7 +83,7 @@ def write_drawn(folder: Path, drawn: DrawnScene, side: int, rng: np.random.Gener
 
 
 def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
-    """Write nearly lossless H.264 with a key frame every 8 frames, so that single frames decode fast."""
+    """Write nearly lossless H.264 with a key frame every 8 frames, so that single frames can be decoded fast."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND)
         stream.height, stream.width = frames.shape[1:3]
@@ -99,19 +99,19 @@ def write_video(path: Path, frames: UInt8[np.ndarray, "T H W 3"]) -> None:
 
 
 class RenderedScenes(SceneSource):
-    """Scenes that are rendered on first use, in a folder for these settings alone.
+    """Scenes that are rendered on first use, into a folder for their settings.
 
     Args:
-        root: Cache folder, in which the scenes have one of their own.
+        root: Cache folder that contains the folder of the scenes.
         key: JSON-like content on which the scenes depend.
         counts: Number of scenes of each split.
         size: Width and height of a frame in pixels.
         frames: Frames of each video.
         seed: Seed of all scenes.
-        workers: Rendering processes; None is one per CPU core.
+        workers: Rendering processes. None uses one per CPU core.
 
     Raises:
-        InputError: Invalid settings.
+        InputError: A setting is invalid.
     """
 
     description = "rendering rooms"
@@ -137,7 +137,7 @@ class RenderedScenes(SceneSource):
 
     @abstractmethod
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
-        """Draw scene `index` of a split; the source must be picklable."""
+        """Draw scene `index` of a split. The source must be picklable."""
 
     def write_scene(self, folder: Path, split: Split, index: int) -> str:
         """Write the files of scene `index` of a split, and return its questions as JSON lines."""
@@ -145,11 +145,11 @@ class RenderedScenes(SceneSource):
         return write_drawn(folder, self.draw(split, index, rng), self.size, rng)
 
     def prepare(self) -> None:
-        """Render the dataset unless it exists; a second process waits for the first."""
+        """Render the dataset unless it exists. A second process waits for the first."""
         build_once(self.folder, "another process renders these rooms: waiting for it", self._write)
 
     def scenes(self, split: Split) -> list[Scene]:
-        """The rendered scenes of a split."""
+        """Return the rendered scenes of a split."""
         if not self.counts[split]:
             return []
         if not self.folder.exists():
@@ -178,10 +178,10 @@ class Rooms(RenderedScenes):
     """Furnished rooms, rendered on first use, with cameras, depth and VSI-Bench's question types.
 
     A scene depends only on the seed, its split and its index. Single frames carry no metric scale, see
-    `datamodules.sources.rooms.layout`. Depth is rendered when it is needed.
+    `datamodules.sources.rooms.layout`. Depth is rendered on demand.
 
     Args:
-        trajectory: Camera motion: "loop" goes around the room as in a scan; "local" circles a spot with a radius of 0.3
+        trajectory: Camera motion. "loop" goes around the room as in a scan. "local" circles a spot with a radius of 0.3
             to 0.8 m, independent of the size of the room.
         dynamic_objects: Add one or two moving things, for questions about time.
         scenes: Number of training, validation and test scenes.
@@ -189,13 +189,13 @@ class Rooms(RenderedScenes):
         frames: Raw frames of each video.
         seed: Seed of all scenes.
         root: Cache folder, with one folder per combination of settings.
-        workers: Rendering processes; null is one per CPU core.
+        workers: Rendering processes. null uses one per CPU core.
 
     Raises:
-        InputError: Invalid settings.
+        InputError: A setting is invalid.
     """
 
-    default_question_types = ("room_size_estimation",)  # which cameras decide, and a tiny model learns in minutes
+    default_question_types = ("room_size_estimation",)  # depends on cameras, and a tiny model learns it in minutes
 
     def __init__(
         self,

@@ -25,12 +25,12 @@ from zoo.geometry.layers import (
 from zoo.precision import full_precision, to_float32
 
 LEVELS = 4
-FINEST = LEVELS - 1  # the auxiliary output that is used; released files hold one per level
+FINEST = LEVELS - 1  # the auxiliary output that is used, although released files hold one per level
 RAY = 6  # direction and center
 
 
 class DualDPT(DPT):
-    """Depth at the size of the images, and a map of rays, from the same four levels by two chains of fusion blocks.
+    """Depth in the size of the images and a map of rays, from the same four levels by two chains of fusion blocks.
 
     Args:
         dim_in: Width of the tokens.
@@ -50,12 +50,12 @@ class DualDPT(DPT):
 
         Args:
             tokens: Patch tokens of the four layers.
-            height: Of the images in pixels.
-            width: Of the images in pixels.
+            height: Height of the images in pixels.
+            width: Width of the images in pixels.
             heads: "depth", "ray" or both.
 
         Returns:
-            depth and depth_conf at the size of the images; rays and rays_conf at 8 / 14 of it.
+            depth and depth_conf in the size of the images; rays and rays_conf at 8 / 14 of it.
         """
         aspect = width / height
 
@@ -94,17 +94,17 @@ class DualScratch(Scratch):
     def rays(
         self, levels: Sequence[Float[Tensor, "N features _ _"]], embed: Callable[[Tensor], Tensor]
     ) -> Float[Tensor, "N 7 _ _"]:
-        """Rays and confidence of the finest level; `embed` adds positions."""
+        """Return rays and confidence of the finest level. `embed` adds positions."""
         x = embed(self.output_conv1_aux[FINEST](self.merge(levels, "_aux")))
         return self.output_conv2_aux[FINEST](x, self.output_conv2_aux[0].get_submodule("2"))
 
 
 class RayBranch(nn.Module):
-    """Convolution, LayerNorm, ReLU and convolution, by the official numbers.
+    """Convolution, LayerNorm, ReLU and convolution, with the official numbers as names.
 
     Args:
-        width: Of the maps.
-        has_norm: Whether it holds the LayerNorm, which is one for all levels.
+        width: Width of the maps.
+        has_norm: Whether the branch holds the LayerNorm, which all levels share.
     """
 
     def __init__(self, width: int, has_norm: bool) -> None:
@@ -115,7 +115,7 @@ class RayBranch(nn.Module):
         self.add_module("5", nn.Conv2d(32, RAY + 1, 1))
 
     def forward(self, x: Float[Tensor, "N C H W"], norm: nn.Module) -> Float[Tensor, "N 7 H W"]:
-        """Rays and confidence."""
+        """Return rays and confidence."""
         return self.get_submodule("5")(F.relu(norm(self.get_submodule("0")(x))))
 
 
@@ -127,11 +127,11 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class SkyDPT(DPT):
-    """Depth, and what is sky, at the size of the images: without LayerNorm and without position embeddings.
+    """Depth and sky in the size of the images, without LayerNorm and position embeddings.
 
     Args:
         dim_in: Width of the tokens.
-        output_dim: Channels of the depth map: depth alone.
+        output_dim: Channels of the depth map, which is depth alone.
         features: Width of the merged maps.
         out_channels: Widths of the four maps.
     """
@@ -143,13 +143,13 @@ class SkyDPT(DPT):
         self.scratch.add_module("sky_output_conv2", output_branch(features, 1))
 
     def embed_positions(self, x: Float[Tensor, "N C H W"], aspect: float) -> Float[Tensor, "N C H W"]:
-        """Add nothing."""
+        """Return the maps unchanged."""
         return x
 
     def forward(
         self, tokens: Sequence[Float[Tensor, "N patches D"]], height: int, width: int
     ) -> dict[str, Float[Tensor, "N H W"]]:
-        """Predict depth and sky of N views, float32 or better; see `DualDPT`."""
+        """Predict depth and sky of N views, float32 or better, see `DualDPT`."""
 
         def predict(chunk: Sequence[Tensor]) -> dict[str, Tensor]:
             levels = self.scratch.levels(self.reassemble(chunk, height, width))
@@ -167,7 +167,7 @@ class SkyDPT(DPT):
 
 ENCODING = 9
 SMALLEST_TANGENT = 1e-6  # a field of view of 0 is a huge focal length, not an infinite one
-SMALLEST_DISTANCE = 0.1  # by which given poses are scaled
+SMALLEST_DISTANCE = 0.1  # minimum distance that given poses are divided by
 
 
 def pose_encoding_to_cameras(
@@ -189,7 +189,7 @@ def cameras_to_pose_encoding(
     K_px: Float[Tensor, "*batch 3 3"],
     image_size_hw: tuple[int, int],
 ) -> Float[Tensor, "*batch 9"]:
-    """The inverse of `pose_encoding_to_cameras`, with unit quaternions, w >= 0; the principal point is dropped."""
+    """Invert `pose_encoding_to_cameras`, with unit quaternions and w >= 0. The principal point is dropped."""
     camera_to_world, K_px = invert_se3(to_float32(world_to_camera)), to_float32(K_px)
     height, width = image_size_hw
     fov_h = 2 * torch.atan((height / 2) / K_px[..., 1, 1])
@@ -202,7 +202,7 @@ def normalize_poses(world_to_camera: Float[Tensor, "B S 4 4"]) -> Float[Tensor, 
     """Make poses relative to the first view, and divide them by the median distance to it, at least 0.1.
 
     The camera encoder expects such poses. The median is the lower one and counts the first view itself, as in the
-    official code: of two views it is 0.
+    official code, so for two views it is 0.
     """
     poses = to_float32(world_to_camera)
     with full_precision(poses.device):
@@ -213,7 +213,7 @@ def normalize_poses(world_to_camera: Float[Tensor, "B S 4 4"]) -> Float[Tensor, 
 
 
 class CameraDecoder(nn.Module):
-    """Camera tokens to pose encodings.
+    """Converts camera tokens to pose encodings.
 
     Args:
         dim_in: Width of the trunk's outputs.
@@ -227,13 +227,13 @@ class CameraDecoder(nn.Module):
         self.fc_fov = nn.Sequential(nn.Linear(dim_in, 2), nn.ReLU())
 
     def forward(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B S 9"]:
-        """The pose encoding of each view, float32 or better; a field of view can be exactly 0."""
+        """Return the pose encoding of each view, float32 or better. A field of view can be exactly 0."""
         x = self.backbone(tokens)
         return to_float32(torch.cat((self.fc_t(x), self.fc_qvec(x), self.fc_fov(x)), -1))
 
     @torch.no_grad()
     def init_identity_pose(self) -> None:
-        """Make an untrained decoder predict about the identity and a field of view of one radian.
+        """Make an untrained decoder predict roughly the identity and a field of view of one radian.
 
         With random weights the field of view is often below 0, where the ReLU passes no gradient.
         """
@@ -244,12 +244,12 @@ class CameraDecoder(nn.Module):
 
 
 class CameraEncoder(nn.Module):
-    """Given cameras to camera tokens, which replace the learned ones.
+    """Converts given cameras to camera tokens, which replace the learned ones.
 
     Args:
         dim_out: Width C of the trunk's tokens.
         trunk_depth: Number of self-attention blocks over the views of a scene.
-        num_heads: Of these blocks.
+        num_heads: Number of heads of these blocks.
     """
 
     def __init__(self, dim_out: int, trunk_depth: int = 4, num_heads: int = 16) -> None:
@@ -265,15 +265,15 @@ class CameraEncoder(nn.Module):
         K_px: Float[Tensor, "B S 3 3"],
         image_size_hw: tuple[int, int],
     ) -> Float[Tensor, "B S C"]:
-        """One token per camera; poses are used as they are, see `normalize_poses`."""
+        """Return one token per camera. Poses are used without normalization, see `normalize_poses`."""
         encoding = cameras_to_pose_encoding(world_to_camera, K_px, image_size_hw)
         tokens = self.pose_branch(encoding.to(self.token_norm.weight.dtype))
         return self.trunk_norm(self.trunk(self.token_norm(tokens)))
 
 
-# ---- Cameras from maps of rays, in closed form but for the weights against outliers ----------------------------------
+# ---- Cameras from maps of rays, in closed form except for the robust weights -----------------------------------------
 
-STEPS = 40  # of the reweighting; each divides the influence of outliers by about 3
+STEPS = 40  # reweighting steps; each divides the influence of outliers by about 3
 SMALLEST_RESIDUAL = 1e-9  # relative to the median length of the directions
 
 
@@ -281,16 +281,16 @@ SMALLEST_RESIDUAL = 1e-9  # relative to the median length of the directions
 def rays_to_cameras(
     rays: Float[Tensor, "B S h w 6"], rays_conf: Float[Tensor, "B S h w"], image_size_hw: tuple[int, int]
 ) -> tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"]]:
-    """World-to-camera poses and intrinsics in pixels, with their principal point, from predicted rays.
+    """Compute world-to-camera poses and intrinsics in pixels, with principal points, from predicted rays.
 
-    A direction R^T K^-1 p is linear in the pixel p. The matrix R^T K^-1 that minimizes the confidence-weighted sum of
-    distances, which outliers hardly move, is a rotation times an upper triangular matrix. The center is the
+    A direction R^T K^-1 p is linear in the pixel p. The matrix R^T K^-1 minimizes the confidence-weighted sum of
+    distances, so outliers hardly move it. It is a rotation times an upper triangular matrix. The center is the
     confidence-weighted mean. Not differentiable.
 
     Args:
         rays: Direction (not unit length) and camera center of each ray, in the world.
-        rays_conf: Their confidence.
-        image_size_hw: Of the images in pixels, which the rays cover evenly.
+        rays_conf: Confidence of the rays.
+        image_size_hw: Size of the images in pixels, which the rays cover evenly.
     """
     rows, columns = rays.shape[2:4]
     height, width = image_size_hw
@@ -302,7 +302,7 @@ def rays_to_cameras(
         pixel = torch.cartesian_prod(y, x).flip(-1)
         pixel = torch.cat((pixel, torch.ones_like(pixel[:, :1])), -1)
 
-        # 1. The linear map from pixels to directions, by iteratively reweighted least squares.
+        # 1. Linear map from pixels to directions, by iteratively reweighted least squares.
         smallest = SMALLEST_RESIDUAL * direction.norm(dim=-1, keepdim=True).median(2, keepdim=True).values
         weight = confidence
         for _ in range(STEPS):

@@ -1,4 +1,4 @@
-"""The three models of Depth Anything 3: any-view, metric and nested, and their released weights."""
+"""The three models of Depth Anything 3 (any-view, metric and nested) and their released weights."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ from zoo.weights.load import (
 
 @dataclass(eq=False)
 class DA3Output:
-    """The outputs for B scenes of S views, in the order of the input; None if not asked for, or if the model has none.
+    """The outputs for B scenes of S views, in the order of the input. None if not requested or not available.
 
     Attributes:
-        tokens: Outputs of the layers, by the index asked for; the camera token, then patches. D is 2C, [last local
-            block | block], or C without `cat_token`. The block's patches are normalized; nothing else is.
+        tokens: Layer outputs by requested index: the camera token, then patches. D is 2C, [last local block | block],
+            or C without `cat_token`. Only the block's patches are normalized.
         patch_start: Number of tokens before the patches.
-        reference: The reference view; None where none is chosen (fewer than three views, or given cameras).
+        reference: The reference view. None where none is chosen (fewer than three views, or given cameras).
         pose_enc: Cameras, see `pose_encoding_to_cameras`.
-        world_to_camera: The same as poses, in the scene's own scale; of a nested model in meters.
+        world_to_camera: The same as poses, in the scene's own scale. In meters for a nested model.
         K_px: Intrinsics in pixels.
-        depth: Along the camera's z axis, in the unit of the poses. Of a metric model for a focal length of 300 pixels,
-            see `to_meters`.
+        depth: Depth along the camera's z axis, in the unit of the poses. A metric model's depth is for a focal length
+            of 300 pixels, see `to_meters`.
         depth_conf: Confidence, at least 1.
         rays: Direction (not unit length) and camera center of each ray, in the world.
         rays_conf: Confidence, at least 1.
-        sky: Of metric and nested models; sky where >= 0.3.
-        scale: Of nested models, by which depth and translations were multiplied.
+        sky: Sky score of metric and nested models. Sky where >= 0.3.
+        scale: Factor by which a nested model has multiplied depth and translations.
     """
 
     tokens: dict[int, Float[Tensor, "B S P D"]]
@@ -72,17 +72,17 @@ class DA3Output:
 # ---- The any-view model: tokens, cameras, depth and rays of views with or without cameras ----------------------------
 
 CamerasPx = tuple[Float[Tensor, "B S 4 4"], Float[Tensor, "B S 3 3"]]  # world_to_camera, K_px
-DENSE = {"depth", "ray"}  # both by the one dense head
+DENSE = {"depth", "ray"}  # one dense head predicts both
 
 
 class AnyView(nn.Module):
-    """The trunk with the heads that a config names, under the official names.
+    """The trunk with the heads that a config names, with the official names.
 
     Args:
         net: Arguments of `Trunk`.
-        head: Arguments of `DualDPT`; None builds no such head.
-        cam_enc: Arguments of `CameraEncoder`; None builds none.
-        cam_dec: Arguments of `CameraDecoder`; None builds none.
+        head: Arguments of `DualDPT`. None builds no dense head.
+        cam_enc: Arguments of `CameraEncoder`. None builds none.
+        cam_dec: Arguments of `CameraDecoder`. None builds none.
     """
 
     parts_of_head = {"camera": ("cam_dec",), "depth": ("head",), "ray": ("head",)}
@@ -109,7 +109,7 @@ class AnyView(nn.Module):
 
     @property
     def heads(self) -> set[str]:
-        """The heads that can be asked for."""
+        """The heads that can be requested."""
         return ({"camera"} if self.cam_dec is not None else set()) | (DENSE if self.head is not None else set())
 
     @property
@@ -125,7 +125,7 @@ class AnyView(nn.Module):
         reference: Strategy,
         cameras: CamerasPx | None,
     ) -> DA3Output:
-        """Compute only what is asked for; see `DA3`."""
+        """Compute the requested outputs only, see `DA3`."""
         batch, _, _, height, width = images.shape
         trunk, dense = self.trunk, DENSE & set(heads)
         indices = {layer: layer_index(layer, trunk.depth) for layer in layers}
@@ -151,16 +151,16 @@ class AnyView(nn.Module):
         return result
 
 
-# ---- The metric model: depth for a known focal length, each view for itself; its rules for sky and meters ------------
+# ---- The metric model: depth of single views for a known focal length, and its rules for sky and meters --------------
 
-FOCAL = 300.0  # in pixels, for which the depth is in meters
+FOCAL = 300.0  # focal length in pixels for which the depth is in meters
 SKY = 0.3
-FEWEST_PIXELS = 10  # of sky, and of anything else, below which no depth is replaced
-FAR = 0.99  # quantile of the depth that sky gets
+FEWEST_PIXELS = 10  # minimum number of pixels of sky, and of the rest, for depth to be replaced
+FAR = 0.99  # quantile of the other depths that sky gets
 
 
 class Metric(nn.Module):
-    """The trunk of the metric model and its head, under the official names.
+    """The trunk of the metric model and its head, with the official names.
 
     Args:
         net: Arguments of `Trunk`.
@@ -191,7 +191,7 @@ class Metric(nn.Module):
         reference: Strategy = "first",
         cameras: CamerasPx | None = None,
     ) -> DA3Output:
-        """Compute only what is asked for; see `DA3`. There is neither a reference view nor a camera."""
+        """Compute the requested outputs only, see `DA3`. The model has no reference view and no camera."""
         trunk = self.trunk
         indices = {layer: layer_index(layer, trunk.depth) for layer in layers}
         needed = {*indices.values(), *(trunk.out_layers if "depth" in heads else ())}
@@ -207,7 +207,7 @@ class Metric(nn.Module):
 
 
 def fill_sky(depth: Float[Tensor, "B S H W"], is_sky: Bool[Tensor, "B S H W"]) -> Float[Tensor, "B S H W"]:
-    """Replace the depth of sky by the 0.99 quantile of all other pixels of the scene, if there are enough of both."""
+    """Replace the depth of sky by the 0.99 quantile of the scene's other pixels, if there are enough of both."""
     far = masked_quantile(depth.flatten(1), ~is_sky.flatten(1), FAR)
     counts = torch.stack((is_sky.flatten(1).sum(1), (~is_sky).flatten(1).sum(1)))
     is_filled = is_sky & (counts > FEWEST_PIXELS).all(0)[:, None, None, None]
@@ -215,7 +215,7 @@ def fill_sky(depth: Float[Tensor, "B S H W"], is_sky: Bool[Tensor, "B S H W"]) -
 
 
 def masked_quantile(values: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], quantile: float) -> Float[Tensor, " B"]:
-    """The quantile of the values under a mask, interpolated linearly; any number of them, unlike `torch.quantile`."""
+    """Return the linearly interpolated quantile of masked values. Unlike `torch.quantile`, any number is allowed."""
     ordered = values.masked_fill(~mask, torch.inf).sort(1).values
     place = (mask.sum(1, keepdim=True) - 1).clamp(min=0).double() * quantile
     low, high = (ordered.gather(1, index.long()) for index in (place.floor(), place.ceil()))
@@ -226,28 +226,28 @@ def to_meters(depth: Float[Tensor, "B S H W"], K_px: Float[Tensor, "B S 3 3"]) -
     """Convert the depth of a metric model to meters.
 
     Args:
-        depth: For a focal length of 300 pixels.
-        K_px: Intrinsics in pixels of the images that the model was given.
+        depth: Depth for a focal length of 300 pixels.
+        K_px: Intrinsics in pixels of the model's input images.
     """
     focal = (K_px[..., 0, 0] + K_px[..., 1, 1]) / 2
     return depth * (focal / FOCAL)[..., None, None]
 
 
-# ---- The nested model: an any-view model whose scale is that of a metric model on the same images --------------------
+# ---- The nested model: an any-view model that takes its scale from a metric model on the same images -----------------
 
-NEAREST_METRIC, NEAREST = 0.01, 0.001  # depths that the scale is computed from are larger
-FARTHEST = 200.0  # meters, of sky
+NEAREST_METRIC, NEAREST = 0.01, 0.001  # smaller depths are not used for the scale
+FARTHEST = 200.0  # meters; maximum depth of sky
 
 
 class Nested(nn.Module):
-    """Depth, poses and rays of the any-view model in meters, under the official names.
+    """Depth, poses and rays of the any-view model in meters, with the official names.
 
-    The metric model's depth is converted to meters with the predicted intrinsics, also where cameras are given. Each
-    scene has one scale: that of the least-squares fit of one depth to the other.
+    The metric model's depth is converted to meters with the predicted intrinsics, even if cameras are given. Each scene
+    has one scale, from a least-squares fit of one depth to the other.
 
     Args:
         anyview: Arguments of `AnyView`.
-        metric: Arguments of `Metric`; None builds none, then there are tokens only.
+        metric: Arguments of `Metric`. With None there are only tokens.
     """
 
     parts_of_head = dict.fromkeys(("camera", "depth", "ray"), ("da3.cam_dec", "da3.head", "da3_metric"))
@@ -264,7 +264,7 @@ class Nested(nn.Module):
 
     @property
     def heads(self) -> set[str]:
-        """The heads that can be asked for; the scale needs cameras, depth and the metric model."""
+        """The heads that can be requested. The scale needs cameras, depth and the metric model."""
         return self.da3.heads if self.da3_metric is not None and {"camera", "depth"} <= self.da3.heads else set()
 
     @property
@@ -280,13 +280,13 @@ class Nested(nn.Module):
         reference: Strategy,
         cameras: CamerasPx | None,
     ) -> DA3Output:
-        """Compute only what is asked for, and what its scale needs; see `DA3`."""
+        """Compute the requested outputs and what their scale needs, see `DA3`."""
         if not heads or self.da3_metric is None:
             return self.da3(images, layers, (), reference, cameras)
         result = self.da3(images, layers, {*heads, "camera", "depth"}, reference, cameras)
         metric = self.da3_metric(images, (), ("depth",))
         is_sky, result.sky = metric.sky >= SKY, metric.sky
-        # a scene of nothing but sky has no other pixels to fit
+        # a scene with only sky has no other pixels to fit
         is_sky = is_sky & ((~is_sky).flatten(1).sum(1) > FEWEST_PIXELS)[:, None, None, None]
         meters = to_meters(metric.depth, result.K_px)
         result.scale = fit_scale(result.depth, result.depth_conf, meters, is_sky)
@@ -311,7 +311,7 @@ def fit_scale(
     meters: Float[Tensor, "B S H W"],
     is_sky: Bool[Tensor, "B S H W"],
 ) -> Float[Tensor, " B"]:
-    """The factor of each scene that fits its depth to meters best, over confident pixels that are not sky."""
+    """Return the factor per scene that best fits its depth to meters, over confident pixels that are not sky."""
     typical = masked_quantile(confidence.flatten(1), ~is_sky.flatten(1), 0.5)
     used = ~is_sky & (confidence >= typical[:, None, None, None]) & (meters > NEAREST_METRIC) & (depth > NEAREST)
     used_depth = depth.masked_fill(~used, 0.0).flatten(1)
@@ -322,10 +322,10 @@ def fit_scale(
 
 
 def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, Any]]:
-    """The folder and the config of a released model; see `find_folder`.
+    """Return the folder and the config of a released model, see `find_folder`.
 
     Raises:
-        InputError: There is none.
+        InputError: There is no such model.
     """
     folder = find_folder(path, released, option, with_weights=not builds_shapes_only())
     config = read_config(folder).get("config")
@@ -334,20 +334,21 @@ def find_model(path: str, released: str, option: str) -> tuple[Path, dict[str, A
     return folder, config
 
 
-# ---- The whole model, whichever of the three, with official weights --------------------------------------------------
+# ---- The whole model, one of the three, with official weights --------------------------------------------------------
 
 HEADS = ("camera", "depth", "ray")
-PARTS = ("head", "cam_enc", "cam_dec")  # of a config, beside its net
+PARTS = ("head", "cam_enc", "cam_dec")  # parts of a config, beside its net
 PREFIX = "model."
 NOT_BUILT = ("gs_head.", "gs_adapter.")  # Gaussians are not part of this project
-COPY = re.compile(r"scratch\.output_conv2_aux\.[123]\.2\.")  # of the LayerNorm of level 0; newer files have none
+# copies of level 0's LayerNorm, which newer files do not have
+COPY = re.compile(r"scratch\.output_conv2_aux\.[123]\.2\.")
 
 
 class DA3(nn.Module):
     """Depth Anything 3 (Lin et al. 2025, arXiv 2511.10647): any-view, metric or nested.
 
     Args:
-        config: The official one: {"net", "head", "cam_enc", "cam_dec"}, or {"anyview", "metric"} for a nested model.
+        config: The official config: {"net", "head", "cam_enc", "cam_dec"}, or {"anyview", "metric"} for a nested model.
             Heads are optional.
 
     Attributes:
@@ -378,30 +379,30 @@ class DA3(nn.Module):
     def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> DA3:
         """Build the model with official weights, on their device.
 
-        Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not looked at.
+        Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not read.
 
         Args:
             config: See `DA3`.
-            state_dict: Tensors by the names of released files. Those of Gaussians, and of parts that the config leaves
-                out, are ignored.
-            dtype: Of the result; None is that of the weights.
+            state_dict: Tensors by the names of released files. Tensors of Gaussians, and of parts that the config
+                leaves out, are ignored.
+            dtype: Dtype of the result. None is the weights' dtype.
 
         Raises:
-            InputError: Tensors that are missing, unexpected or misshapen, by name.
+            InputError: Tensors are missing, unexpected or of another shape.
         """
-        with torch.device("meta"):  # so that loading takes no more memory than the model
+        with torch.device("meta"):  # loading then takes no more memory than the model
             model = cls(config).to(dtype or first_tensor(state_dict).dtype)
         model.source = state_dict
         load_weights(model, _released_weights(state_dict, _left_out(config)))
         return model
 
     def load_parts(self, names: Iterable[str], config: Mapping[str, Any], tensors: Tensors) -> None:
-        """Add parts that the model was built without: heads in float32, trunks in the dtype of its own.
+        """Add parts that the model was built without: heads in float32, trunks in the dtype of the model's trunk.
 
         Args:
-            names: Of modules, such as "cam_dec", or "da3_metric" of a nested model.
+            names: Module names, such as "cam_dec", or "da3_metric" of a nested model.
             config: The whole config.
-            tensors: By official names; all others are ignored.
+            tensors: Tensors by official names. All others are ignored.
 
         Raises:
             InputError: The weights lack a part, or it does not fit.
@@ -417,11 +418,11 @@ class DA3(nn.Module):
             setattr(self.model.get_submodule(parent), attribute, part)
 
     def has_part(self, name: str) -> bool:
-        """Whether the model was built with a part, such as "cam_dec" or "da3.head"."""
+        """Return whether the model has a part, such as "cam_dec" or "da3.head"."""
         return attrgetter(name)(self.model) is not None
 
     def official_state_dict(self) -> dict[str, Tensor]:
-        """The inverse of `from_official`: the tensors by the names of released files."""
+        """Invert `from_official`: return the tensors by the names of released files."""
         return self.state_dict()
 
     def forward(
@@ -434,19 +435,19 @@ class DA3(nn.Module):
         world_to_camera: Float[Tensor, "B _S 4 4"] | None = None,
         K_px: Float[Tensor, "B _S 3 3"] | None = None,
     ) -> DA3Output:
-        """Compute only what is asked for.
+        """Compute the requested outputs only.
 
         Args:
-            images: RGB in 0..1, not normalized; sides in multiples of 14.
-            layers: Of the trunk, counted from the end where negative.
-            heads: Any of "camera", "depth", "ray". A model without cameras gives none.
-            reference: How the view whose camera is the world is chosen, see `choose_reference`.
-            world_to_camera: One pose per view, used as it is: see `normalize_poses`.
-            K_px: Intrinsics per view, in pixels; with `world_to_camera` or not at all.
+            images: RGB in 0..1, not normalized. Sides are multiples of 14.
+            layers: Trunk layers. Negative numbers count from the end.
+            heads: Any of "camera", "depth", "ray". A model that predicts no cameras returns none.
+            reference: How the view is chosen whose camera is the world, see `choose_reference`.
+            world_to_camera: One pose per view, used without normalization, see `normalize_poses`.
+            K_px: Intrinsics per view in pixels. Must be given together with `world_to_camera`.
 
         Raises:
-            InputError: Image sides that are not multiples of 14, a depth or ray head that the model does not have, or
-                cameras that don't fit the images or the model.
+            InputError: Image sides are not multiples of 14, the model has no such depth or ray head, or the cameras do
+                not fit the images or the model.
         """
         check_range(images, "Depth Anything 3")
         return self.compute(images, layers, heads, reference=reference, world_to_camera=world_to_camera, K_px=K_px)
@@ -461,7 +462,7 @@ class DA3(nn.Module):
         world_to_camera: Float[Tensor, "B _S 4 4"] | None = None,
         K_px: Float[Tensor, "B _S 3 3"] | None = None,
     ) -> DA3Output:
-        """Compute `forward` of images that are known to be in 0..1."""
+        """Compute `forward` for images that are known to be in 0..1."""
         check_images(images, PATCH_SIZE, "Depth Anything 3")
         if unknown := set(heads) - set(HEADS):
             raise InputError(f"heads {', '.join(sorted(unknown))}: choose from {', '.join(HEADS)}")
@@ -504,7 +505,7 @@ def _arguments(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Prefixes of the tensors that a config leaves out."""
+    """Return the prefixes of the tensors that a config leaves out."""
     models: dict[str, Any] = {PREFIX: config}
     if "anyview" in config:
         models = {f"{PREFIX}da3.": config["anyview"], f"{PREFIX}da3_metric.": config.get("metric")}
@@ -516,7 +517,7 @@ def _left_out(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _released_weights(tensors: Tensors, skip: tuple[str, ...] = ()) -> ReleasedWeights:
-    """Return what a module is loaded from; tensors of prefixes in `skip` are left out."""
+    """Return the weights that a module is loaded from. Tensors with prefixes in `skip` are ignored."""
 
     def check() -> None:
         if isinstance(tensors, TensorsUnder) and not tensors:

@@ -1,6 +1,6 @@
 """The trunk of Depth Anything 3: a plain DINOv2 in which some blocks attend over all views of a scene.
 
-It sees normalized images, has no register tokens, and keeps DINOv2's official parameter names.
+It expects normalized images, has no register tokens, and keeps DINOv2's official parameter names.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zoo.precision import full_precision, to_float32
 PATCH_SIZE = 14
 ROPE_BASE = 100.0
 BLOCK_EPS = 1e-6  # all other LayerNorms have 1e-5
-OFFSET = 0.1  # DINOv2 without registers scales its position table by (side + 0.1) / 37, not to a size
+OFFSET = 0.1  # DINOv2 without registers scales its position table by (side + 0.1) / 37 instead of to a size
 SIZES = {  # width, blocks, heads, MLP
     "vits": (384, 12, 6, MLP),
     "vitb": (768, 12, 12, MLP),
@@ -33,24 +33,24 @@ SIZES = {  # width, blocks, heads, MLP
 class Trunk(nn.Module):
     """DINOv2 with alternating attention (section 3 of arXiv 2511.10647).
 
-    Blocks are local (each view for itself) or global (all tokens of a scene): global are those of odd index from
-    `alt_start` on. Before block `alt_start` the class token of each view is replaced by a camera token; one block
-    earlier a reference view is chosen, whose camera is the world. A start of -1 is never.
+    Blocks are local (each view alone) or global (all tokens of a scene). Blocks of odd index from `alt_start` on are
+    global. Before block `alt_start` the class token of each view is replaced by a camera token. One block earlier a
+    reference view is chosen, whose camera is the world. A start of -1 means never.
 
     Args:
-        name: `vits`, `vitb`, `vitl` or `vitg`: width, blocks, heads and kind of MLP.
+        name: `vits`, `vitb`, `vitl` or `vitg`, which sets width, blocks, heads and kind of MLP.
         out_layers: Blocks whose outputs the heads use.
         alt_start: The first block after the camera token.
         qknorm_start: The first block with LayerNorm on queries and keys.
         rope_start: The first block with RoPE.
-        cat_token: Whether a layer's output is [last local block | block], 2C channels, or the block's alone.
+        cat_token: Whether a layer's output is [last local block | block] with 2C channels, or the block's output alone.
         embed_dim: Width C, instead of the name's.
         depth: Number of blocks, instead of the name's.
-        num_heads: Of the attention, instead of the name's.
+        num_heads: Number of attention heads, instead of the name's.
         img_size: Side in pixels of the square image that the position table was made for.
 
     Raises:
-        InputError: An unknown name, or a width that does not fit the heads.
+        InputError: The name is unknown, or the width does not fit the heads.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trunk(nn.Module):
 
     @property
     def alternates(self) -> bool:
-        """Whether it has global blocks; without, each view is alone."""
+        """Whether the trunk has global blocks. Otherwise views do not see each other."""
         return self.alt_start < self.depth
 
     @property
@@ -108,20 +108,20 @@ class Trunk(nn.Module):
         strategy: Strategy,
         camera_tokens: Float[Tensor, "B S C"] | None = None,
     ) -> tuple[dict[int, Float[Tensor, "B S P D"]], Int[Tensor, " B"] | None]:
-        """Compute the outputs of layers, in the order of the input.
+        """Compute layer outputs, in the order of the input.
 
         No block after the last of `layers` is computed, and no other output is kept.
 
         Args:
-            images: Normalized.
+            images: Normalized images.
             layers: Indices from 0 to depth - 1.
             strategy: How the reference view is chosen.
-            camera_tokens: Of given cameras; no reference view is chosen then.
+            camera_tokens: Tokens of given cameras. No reference view is chosen then.
 
         Returns:
-            For each of `layers`, tokens in the order camera token, patches (row by row); and the reference view of
-            each scene, or None where none was chosen. The block's patches are normalized, those of the local block
-            and the camera token are not.
+            For each of `layers`, tokens in the order camera token, patches (row by row), and the reference view of each
+            scene, or None where none was chosen. The block's patches are normalized. The local block's patches and the
+            camera token are not.
         """
         views, grid = images.shape[1], (images.shape[-2] // PATCH_SIZE, images.shape[-1] // PATCH_SIZE)
         x = self.embed(images)
@@ -147,7 +147,7 @@ class Trunk(nn.Module):
         return outputs, reference
 
     def embed(self, images: Float[Tensor, "B S 3 H W"]) -> Float[Tensor, "B S P C"]:
-        """The class token and the patches of each view, with their positions."""
+        """Return the class token and the patches of each view, with positions."""
         maps = self.patch_embed["proj"](images.flatten(0, 1).to(self.dtype))
         tokens = torch.cat((self.cls_token.expand(len(maps), -1, -1), maps.flatten(2).mT), 1)
         return (tokens + self._positions(maps.shape[-2], maps.shape[-1])).unflatten(0, images.shape[:2])
@@ -163,7 +163,7 @@ class Trunk(nn.Module):
         return torch.cat((special, resized.flatten(2).mT.to(special.dtype)), 1)
 
     def _rotations(self, grid: tuple[int, int], views: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """RoPE of local blocks, by the place of a patch; and of global ones, where all patches are at (1, 1)."""
+        """Return RoPE of local blocks, by a patch's place, and of global blocks, where all patches are at (1, 1)."""
         local = patch_rotations(grid, 1, self.head_dim, ROPE_BASE, device)
         position = torch.ones(1 + grid[0] * grid[1], 2, device=device)
         position[0] = 0.0
@@ -172,7 +172,7 @@ class Trunk(nn.Module):
     def _camera_tokens(self, x: Tensor, given: Tensor | None) -> Float[Tensor, "B S 1 C"]:
         if given is not None:
             return given.to(x.dtype)[:, :, None]
-        which = (torch.arange(x.shape[1], device=x.device) > 0).long()  # the reference is in front
+        which = (torch.arange(x.shape[1], device=x.device) > 0).long()  # the reference view comes first
         return self.camera_token[:, which, None].expand(len(x), -1, -1, -1)
 
     def _output(self, local: Tensor, x: Tensor) -> Tensor:
@@ -181,13 +181,13 @@ class Trunk(nn.Module):
 
 
 def reference_first(reference: Int[Tensor, " B"], views: int) -> Int[Tensor, "B S"]:
-    """The order of views with the reference in front; the others keep theirs."""
+    """Return an order of views with the reference first. The others keep their order."""
     index = torch.arange(views, device=reference.device).expand(len(reference), -1)
     return torch.where(index == reference[:, None], -1, index).argsort(1)
 
 
 def reorder(x: Float[Tensor, "B S P C"], order: Int[Tensor, "B S"]) -> Float[Tensor, "B S P C"]:
-    """The views of each scene in an order."""
+    """Reorder the views of each scene."""
     return x.gather(1, order[:, :, None, None].expand_as(x))
 
 
@@ -198,19 +198,15 @@ Strategy = Literal["first", "middle", "saddle_balanced", "saddle_sim_range"]
 
 @torch.no_grad()
 def choose_reference(class_tokens: Float[Tensor, "B S C"], strategy: Strategy) -> Int[Tensor, " B"]:
-    """Choose the reference view of each scene in float32 or better: another reference is another world.
+    """Choose the reference view of each scene in float32 or better. It determines the world frame.
 
     - `first`, `middle`: view 0, S // 2
     - `saddle_balanced`: the most average view, see `zoo.cameras.cameras.saddle_balanced`
     - `saddle_sim_range`: the view whose similarities to the others have the widest range. Without a negative cosine the
       two most similar views tie, and rounding decides.
 
-    Args:
-        class_tokens: One per view.
-        strategy: One of the above.
-
     Raises:
-        InputError: An unknown strategy.
+        InputError: The strategy is unknown.
     """
     check_choice("reference", strategy, Strategy)
     scenes, views, _ = class_tokens.shape
@@ -232,23 +228,23 @@ ResizeMethod = Literal["upper_bound_resize", "lower_bound_resize", "upper_bound_
 def official_size(
     height: int, width: int, process_res: int = 504, method: ResizeMethod = "upper_bound_resize"
 ) -> tuple[int, int]:
-    """Height and width after the official processing.
+    """Return height and width after the official processing.
 
     Args:
-        height: Of the image in pixels.
-        width: Of the image in pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
         process_res: The longest side (`upper_bound`) or the shortest (`lower_bound`) before sides become multiples
             of 14.
-        method: `resize` goes to the nearest multiple, `crop` to the next lower one, which can be 0.
+        method: `resize` rounds to the nearest multiple, `crop` to the next lower one, which can be 0.
 
     Raises:
-        InputError: An unknown method.
+        InputError: The method is unknown.
     """
     check_choice("method", method, ResizeMethod)
     side = max(height, width) if method.startswith("upper") else min(height, width)
     scaled = [max(1, round(each * (process_res / side))) for each in (height, width)]
     if method.endswith("crop"):
         rows, columns = (each // PATCH_SIZE * PATCH_SIZE for each in scaled)
-    else:  # ties go up
+    else:  # ties round up
         rows, columns = (max(1, (each + PATCH_SIZE // 2) // PATCH_SIZE) * PATCH_SIZE for each in scaled)
     return rows, columns
