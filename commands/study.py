@@ -10,9 +10,9 @@ interruption the same command goes on. It writes studies/<study>.md and .png, an
 studies/results/<study>.jsonl. Commit that file, and a fresh clone goes on from there. --output FOLDER keeps everything
 apart, so that the study starts anew.
 
-A result belongs to a setting if the options of its training and its test are equal, with all configs merged. If you
-edit a setting, it is trained anew, and its former results are listed as stale. A training that another study in the
-same folder has with all of its tests is not repeated. --again SETTING trains a setting again; the new results count.
+A result belongs to a setting if the options of training and test are equal, with all configs merged. An edited setting
+is trained anew, and its former results are listed as stale. If another study in the same folder has an equal training
+with all of its tests, its results are used. --again SETTING trains a setting again; the new results count.
 
 --executor slurm submits one file for sbatch per training. --print_scripts only writes these files, without a cluster,
 and beside them plan.md: GPUs, memory and hours by `main.py plan`. Each job starts main.py by srun, one process per GPU,

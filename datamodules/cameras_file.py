@@ -41,8 +41,8 @@ def read_cameras(
 
     Raises:
         ValueError: The JSON is malformed, the number of poses is wrong, no frame has a pose, poses are not finite or
-        not rigid (to 1e-2), or K_px is for another image size. The message is one line with the file and, where
-        possible, the frame.
+            not rigid (to 1e-2), or K_px is for another image size. The message is one line with the file and, where
+            possible, the frame.
     """
     path = Path(path)
     content = _load(path)

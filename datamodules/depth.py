@@ -66,7 +66,7 @@ def read_depth(
 
     Raises:
         ValueError: The number of images is wrong, an image is unreadable or not 16 bits deep, or image sizes differ.
-        The message is one line that names the file.
+            The message is one line that names the file.
     """
     path = Path(path)
     render = next((render for suffix, render in _renderers.items() if path.name.endswith(suffix)), None)
