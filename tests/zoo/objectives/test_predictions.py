@@ -271,6 +271,16 @@ def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
     assert {"CameraPrediction/center", "DepthPrediction/depth_relative"} <= errors.keys()
 
 
+def test_errors_are_against_the_dataset_whatever_cameras_the_tokens_have() -> None:
+    parts = {"geometry": with_depth, "camera_source": "predicted", "objectives": [CameraPrediction()]}
+    unlearned = []
+    for encoding in ({}, {"camera_encoding": "PRoPE, ChannelRange"}):
+        task = tiny_model("plain", **parts, **encoding)
+        (errors,) = (record["objectives"] for record in task.predict_batch(tiny_batch(task, SCENES[1])))
+        unlearned.append(errors["CameraPrediction/unlearned/center"])
+    assert unlearned[0] == unlearned[1]
+
+
 @pytest.mark.parametrize("encoding", [{}, {"camera_encoding": "PRoPE, ChannelRange"}], ids=["objective", "PRoPE"])
 def test_auto_learns_the_datasets_cameras_and_predicted_ones_of_scenes_without(encoding: dict[str, Any]) -> None:
     task = tiny_model(
