@@ -15,11 +15,7 @@ import torch
 import yaml
 
 from callbacks.configs import is_own, merge_configs
-from commands.report import report
-from commands.score import score
-from tests.callbacks.toy import record
 from tests.cli import Run, Trained
-from tests.commands.made_runs import CONFIG, answers, make_run
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.configuration import check_class_paths
 from zoo.errors import InputError
@@ -194,24 +190,3 @@ def test_the_config_of_someone_elses_run_imports_nothing(canary: Path, tmp_path:
         merge_configs(["own.yaml"])
     merge_configs(["own.yaml"], ["foo", "canary"])
     assert canary.exists()  # the control: a class that is trusted is imported
-
-
-def test_answers_of_someone_else_import_no_benchmark(
-    canary: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """A line of answers, and the scores of a test, may name a class as their benchmark."""
-    theirs = tmp_path / "downloads/answers.jsonl"
-    theirs.parent.mkdir()
-    line = {**record("1", "object_counting", "2", "2"), "benchmark": "canary.Encoding"}
-    theirs.write_text(json.dumps(line) + "\n")
-    with pytest.raises(InputError, match=r"unknown benchmark 'canary.*if you trust the file, pass --benchmark canary"):
-        score([str(theirs)])
-    run = make_run(tmp_path / "downloads/run", answers(20), CONFIG)
-    scores = json.loads((run / "metrics.json").read_text())
-    (run / "metrics.json").write_text(json.dumps(scores | {"benchmark": "canary.Encoding"}))
-    with pytest.raises(InputError, match="unknown benchmark 'canary"):
-        report([str(run)])
-    assert not canary.exists() and "canary" not in sys.modules
-    with pytest.raises(InputError, match="unknown benchmark"):  # the control: it is imported, and is no benchmark
-        score([str(theirs), "--benchmark", "canary.Encoding"])
-    assert canary.exists()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import QUESTIONS, VGGT, tiny_batch, tiny_model, tiny_scene
-from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
+from zoo import CameraPrediction, CameraTokenFusion, DatasetPoses, DepthPrediction, TinyVGGT
 from zoo.cameras import invert_se3, pose_distance
 from zoo.cameras.poses import rigid_matrix
 from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
@@ -241,6 +241,27 @@ def test_depth_is_the_median_over_the_merged_frames() -> None:
         pixels = depth[2 * step : 2 * step + 2, 28 * row : 28 * row + 28, 28 * column : 28 * column + 28]
         expected = pixels[pixels > 0].median() if (pixels > 0).any() else 0
         assert found[step, 3 * row + column] == expected
+
+
+@torch.no_grad()
+def test_without_a_token_the_last_2d_token_is_read_and_not_one_of_the_fusion() -> None:
+    task = tiny_model("plain", objectives=[CameraPrediction(token=False)], fusion=CameraTokenFusion, **VGGT)
+    objective: Any = task.model.objectives["CameraPrediction"]
+    objective.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    decoded: list[Tensor] = []
+    seen: list[Tensor] = []
+    forward = Decoded.views
+
+    def views(self: Decoded, layer: int) -> Iterator[Any]:
+        for shown, states in forward(self, layer):
+            decoded.append(states)
+            yield shown, states
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoded, "views", views)
+        task.train().losses(tiny_batch(task, tiny_scene("a", QUESTIONS[:1]), training=True))
+    assert decoded[0].shape[2] == 7  # 2 x 3 tokens, and the fusion's
+    assert torch.equal(seen[0], decoded[0][:, :, 5]) and not torch.equal(seen[0], decoded[0][:, :, 6])
 
 
 def with_depth() -> TinyVGGT:
