@@ -25,7 +25,7 @@ from tests.tiny import (
     tiny_scene,
 )
 from tests.zoo import decoder, showing
-from tests.zoo.decoder import Example, logits
+from tests.zoo.decoder import Example, every_logit, logits
 from tests.zoo.showing import SAMPLES
 from tests.zoo.stock import SHOWN, compare_with_stock, greedy_as_stock
 from tests.zoo.two_videos import GRID, cameras, sequences
@@ -191,6 +191,25 @@ def test_stock_attention_would_be_silently_off() -> None:
     assert torch.equal(ignored, logits(model, example, stock=True))
     replace_classes(model, Qwen25VLBackbone.hooked_classes)
     assert not torch.equal(ignored, logits(model, example))
+
+
+@torch.no_grad()
+def test_all_that_follows_a_view_knows_of_the_cameras() -> None:
+    model, example = decoder.tiny_qwen(), Example()
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
+    moved = (every_logit(model, example) - every_logit(model, example, stock=True)).abs().amax(-1)
+    seen = (example.index >= 0).cumsum(1) > 0
+    assert (moved[example.attention_mask.bool() & seen] > 1e-3).all()
+
+
+@torch.no_grad()
+def test_an_encoding_of_other_tokens_is_an_error() -> None:
+    model, example = decoder.tiny_qwen(), Example()
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
+    inputs = example.inputs(model)
+    example.index, example.patch_centers = example.index[:, :-1], example.patch_centers[:, :-1]
+    with pytest.raises(ValueError, match="camera encoding is of 18 tokens, not 19"):
+        model(**inputs, camera_encoding=example.encoded())
 
 
 def test_heads_that_flash_attention_refuses_are_an_error() -> None:
