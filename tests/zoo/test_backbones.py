@@ -55,7 +55,7 @@ from zoo.backbones.base import VisualTokens
 from zoo.backbones.decoder import replace_classes
 from zoo.backbones.qwen_vl import TinyQwenVL
 from zoo.encodings import CameraEncoding, ExtraChannels, HeadSubset
-from zoo.encodings.base import ZeroChannels
+from zoo.encodings.base import EncodedCameras, ZeroChannels
 from zoo.geometry.base import encoder_frames
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
@@ -210,6 +210,26 @@ def test_an_encoding_of_other_tokens_is_an_error() -> None:
     example.index, example.patch_centers = example.index[:, :-1], example.patch_centers[:, :-1]
     with pytest.raises(ValueError, match="camera encoding is of 18 tokens, not 19"):
         model(**inputs, camera_encoding=example.encoded())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Qwen3-VL", "Qwen3.5"])
+def test_cameras_act_behind_the_norms_of_queries_and_keys(family: str) -> None:
+    """The norms would cancel the size of what comes before them."""
+    layer = tiny_model("plain", family=family).model.backbone.decoder.layers[-1].self_attn
+    seen: list[Any] = []
+
+    class Recorded(EncodedCameras):
+        def before_rope(self, q: Tensor, k: Tensor) -> Any:
+            seen.extend((q, k))
+            return q, k
+
+    hidden = 3 * torch.randn(1, 5, layer.q_proj.in_features)
+    heads, rope = (1, 5, -1, layer.head_dim), torch.ones(1, 5, layer.head_dim // (4 if family == "Qwen3.5" else 1))
+    layer(hidden, camera_encoding=Recorded(), position_embeddings=(rope, 0 * rope), attention_mask=None)
+    q, k = layer.project_queries(hidden)[0].view(heads), layer.k_proj(hidden).view(heads)
+    assert torch.equal(seen[0], layer.q_norm(q)) and torch.equal(seen[1], layer.k_norm(k))
+    assert not torch.allclose(seen[0], q, atol=0.1)
 
 
 def test_heads_that_flash_attention_refuses_are_an_error() -> None:

@@ -170,7 +170,10 @@ def test_a_batch_counts_by_its_answers_in_its_step(
     loss_type: Any, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With 5 of the 10 answers of its step. DAPO counts the tokens of the step instead."""
-    task, losses = tiny_model("plain"), []
+    task, losses = tiny_model("plain").train(), []
+    modes: set[bool] = set()
+    layer = task.model.backbone.decoder.layers[0]
+    layer.register_forward_pre_hook(lambda module, _: modes.add(module.training))
     for name in ("log", "log_dict"):
         monkeypatch.setattr(task, name, lambda *_, **__: None)
     strategy = SimpleNamespace(
@@ -184,9 +187,12 @@ def test_a_batch_counts_by_its_answers_in_its_step(
         vars(asked)["step"] = step
         torch.manual_seed(0)
         algorithm.prepare(task, asked)
-        assert algorithm.rollout is not None
+        assert algorithm.rollout is not None and modes == {False}  # answers are sampled in eval mode
         algorithm.rollout = replace(algorithm.rollout, advantages=torch.ones(5 * COUNT))
+        modes.clear()
         losses.append(float(algorithm.training_loss(task, asked).detach()))
+        assert modes == {True}
+        modes.clear()
     assert losses[0] < -0.01 and losses[1] == pytest.approx(share * losses[0], rel=1e-5)
 
 
