@@ -128,6 +128,10 @@ def test_a_benchmark_that_the_file_of_someone_else_names_is_not_imported(tested:
     file.write_text(file.read_text().replace(COLORS, "antigravity.Flight"))
     with pytest.raises(InputError, match="unknown benchmark 'antigravity.Flight'.*pass --benchmark antigravity.Flight"):
         score([str(file)])
+    scores = tested / "metrics.json"
+    scores.write_text(scores.read_text().replace(COLORS, "antigravity.Flight"))
+    with pytest.raises(InputError, match="unknown benchmark 'antigravity.Flight'"):
+        report([str(tested)])
     assert "antigravity" not in sys.modules
 
 

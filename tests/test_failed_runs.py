@@ -106,7 +106,7 @@ def test_a_full_disk_is_one_line(run: Run, caplog: pytest.LogCaptureFixture, mon
 
 
 def test_an_interrupted_fit_names_the_command_that_goes_on(
-    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, interruptible: None
 ) -> None:
     handler, training_step = signal.getsignal(signal.SIGINT), VideoQATask.training_step
 

@@ -11,7 +11,9 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from callbacks.checkpoint import Checkpoint
 from tests.callbacks.resumable import EPOCHS, SCENES, Interrupted, Small, train
+from zoo.errors import InputError
 from zoo.weights.checkpoint import read_checkpoint
 
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -95,6 +97,13 @@ def test_overfitting_trains_on_the_same_batches_in_each_epoch(accumulated: int, 
     assert read_checkpoint(tmp_path / "checkpoints/last.ckpt")["global_step"] == model.expected_steps
 
 
+def test_a_state_between_two_steps_would_not_be_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: accumulated gradients are in no checkpoint, and what is saved between two steps is refused."""
+    monkeypatch.setattr(Checkpoint, "on_train_batch_end", lambda self, trainer, *_: self._save_last(trainer))
+    with pytest.raises(InputError, match="and a checkpoint a complete step"):
+        broken_off(tmp_path, {"accumulate_grad_batches": 2}, [5, 2])
+
+
 class StopAfter(Callback):
     """As a time limit does."""
 
@@ -156,13 +165,15 @@ def test_early_stopping_between_two_steps_waits_for_the_next(tmp_path: Path) -> 
 
 
 class Saved(Callback):
-    """The steps of the checkpoints that are saved."""
+    """The steps of the checkpoints that are saved, and the batches of the epoch so far."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
+        self.batches: list[int] = []
 
     def on_save_checkpoint(self, trainer: Trainer, *_: Any) -> None:
         self.steps.append(trainer.global_step)
+        self.batches.append(trainer.fit_loop.batch_idx + 1)
 
 
 @pytest.mark.parametrize(
@@ -180,6 +191,12 @@ def test_each_step_is_saved_once_however_many_batches_it_takes(
     saved = Saved()
     train(tmp_path, Small(), [saved], max_epochs=1, **settings)
     assert saved.steps == steps
+
+
+def test_a_validation_between_two_steps_saves_the_next(tmp_path: Path) -> None:
+    saved = Saved()
+    train(tmp_path, Small(), [saved], **SCHEDULES["validated between steps"] | {"every": 50, "max_epochs": 1})
+    assert 4 in saved.batches and set(saved.batches) <= {4, 6, 7}  # it is after batch 3, and a step has two
 
 
 def test_a_run_that_is_trained_for_longer_goes_on_with_the_next_scenes(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.tiny import (
     tiny_scene,
 )
 from tests.zoo import decoder, showing
-from tests.zoo.decoder import Example, logits
+from tests.zoo.decoder import Example, every_logit, logits
 from tests.zoo.showing import SAMPLES
 from tests.zoo.stock import SHOWN, compare_with_stock, greedy_as_stock
 from tests.zoo.two_videos import GRID, cameras, sequences
@@ -55,7 +55,7 @@ from zoo.backbones.base import VisualTokens
 from zoo.backbones.decoder import replace_classes
 from zoo.backbones.qwen_vl import TinyQwenVL
 from zoo.encodings import CameraEncoding, ExtraChannels, HeadSubset
-from zoo.encodings.base import ZeroChannels
+from zoo.encodings.base import EncodedCameras, ZeroChannels
 from zoo.geometry.base import encoder_frames
 from zoo.model import SpatialVLM
 from zoo.positions import mrope_position_ids
@@ -191,6 +191,45 @@ def test_stock_attention_would_be_silently_off() -> None:
     assert torch.equal(ignored, logits(model, example, stock=True))
     replace_classes(model, Qwen25VLBackbone.hooked_classes)
     assert not torch.equal(ignored, logits(model, example))
+
+
+@torch.no_grad()
+def test_all_that_follows_a_view_knows_of_the_cameras() -> None:
+    model, example = decoder.tiny_qwen(), Example()
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
+    moved = (every_logit(model, example) - every_logit(model, example, stock=True)).abs().amax(-1)
+    seen = (example.index >= 0).cumsum(1) > 0
+    assert (moved[example.attention_mask.bool() & seen] > 1e-3).all()
+
+
+@torch.no_grad()
+def test_an_encoding_of_other_tokens_is_an_error() -> None:
+    model, example = decoder.tiny_qwen(), Example()
+    replace_classes(model, Qwen25VLBackbone.hooked_classes)
+    inputs = example.inputs(model)
+    example.index, example.patch_centers = example.index[:, :-1], example.patch_centers[:, :-1]
+    with pytest.raises(ValueError, match="camera encoding is of 18 tokens, not 19"):
+        model(**inputs, camera_encoding=example.encoded())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Qwen3-VL", "Qwen3.5"])
+def test_cameras_act_behind_the_norms_of_queries_and_keys(family: str) -> None:
+    """The norms would cancel the size of what comes before them."""
+    layer = tiny_model("plain", family=family).model.backbone.decoder.layers[-1].self_attn
+    seen: list[Any] = []
+
+    class Recorded(EncodedCameras):
+        def before_rope(self, q: Tensor, k: Tensor) -> Any:
+            seen.extend((q, k))
+            return q, k
+
+    hidden = 3 * torch.randn(1, 5, layer.q_proj.in_features)
+    heads, rope = (1, 5, -1, layer.head_dim), torch.ones(1, 5, layer.head_dim // (4 if family == "Qwen3.5" else 1))
+    layer(hidden, camera_encoding=Recorded(), position_embeddings=(rope, 0 * rope), attention_mask=None)
+    q, k = layer.project_queries(hidden)[0].view(heads), layer.k_proj(hidden).view(heads)
+    assert torch.equal(seen[0], layer.q_norm(q)) and torch.equal(seen[1], layer.k_norm(k))
+    assert not torch.allclose(seen[0], q, atol=0.1)
 
 
 def test_heads_that_flash_attention_refuses_are_an_error() -> None:

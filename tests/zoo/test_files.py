@@ -39,6 +39,14 @@ def test_lines_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     assert (tmp_path / "lines.jsonl").read_bytes() == json_lines(RECORDS).encode(errors="backslashreplace")
 
 
+def test_appended_lines_are_synced_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_size))
+    JSONLines(tmp_path / "lines.jsonl").append(RECORDS)
+    write_whole(tmp_path / "whole", "text")
+    assert synced == [(tmp_path / "lines.jsonl").stat().st_size, 4]
+
+
 def test_half_a_line_is_cut_off_before_more_is_added(tmp_path: Path) -> None:
     path, content = tmp_path / "lines.jsonl", json_lines(RECORDS[:2]).encode()
     for cut in range(1, 12):

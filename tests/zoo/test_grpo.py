@@ -165,6 +165,37 @@ def test_dapo_counts_the_tokens_of_all_processes_by_one_reduction() -> None:
     assert not algorithm.rollout.mask.any() and not algorithm.rollout.advantages.any()
 
 
+@pytest.mark.parametrize(("loss_type", "share"), [("grpo", 0.5), ("dr_grpo", 0.5), ("dapo", 1.0)])
+def test_a_batch_counts_by_its_answers_in_its_step(
+    loss_type: Any, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 5 of the 10 answers of its step. DAPO counts the tokens of the step instead."""
+    task, losses = tiny_model("plain").train(), []
+    modes: set[bool] = set()
+    layer = task.model.backbone.decoder.layers[0]
+    layer.register_forward_pre_hook(lambda module, _: modes.add(module.training))
+    for name in ("log", "log_dict"):
+        monkeypatch.setattr(task, name, lambda *_, **__: None)
+    strategy = SimpleNamespace(
+        reduce=lambda tokens, reduce_op: tokens, on_validation_start=lambda: None, on_validation_end=lambda: None
+    )
+    precision = SimpleNamespace(forward_context=nullcontext)
+    task._trainer = SimpleNamespace(strategy=strategy, world_size=1, precision_plugin=precision)  # type: ignore[assignment]
+    algorithm = GRPO(num_generations=COUNT, loss_type=loss_type, rewards=[AnswerFormat(".*")])
+    for step in (None, OptimizerStep(num_answers=10, num_batches=1)):
+        asked = two_scenes(task)
+        vars(asked)["step"] = step
+        torch.manual_seed(0)
+        algorithm.prepare(task, asked)
+        assert algorithm.rollout is not None and modes == {False}  # answers are sampled in eval mode
+        algorithm.rollout = replace(algorithm.rollout, advantages=torch.ones(5 * COUNT))
+        modes.clear()
+        losses.append(float(algorithm.training_loss(task, asked).detach()))
+        assert modes == {True}
+        modes.clear()
+    assert losses[0] < -0.01 and losses[1] == pytest.approx(share * losses[0], rel=1e-5)
+
+
 def test_later_turns_of_a_conversation_are_not_asked_and_do_not_count() -> None:
     task = tiny_model("plain")
     talk = RawQuestion("talk", "", "How many?", "5", later_turns=(("And then?", "7"),))

@@ -52,6 +52,7 @@ from zoo.checkpoints import (
     load_qwen3_vl,
     load_qwen25_vl,
     load_spatial_mllm,
+    official_tensors,
     unofficial_parts,
 )
 from zoo.model import SpatialVLM
@@ -218,6 +219,21 @@ def test_adapters_of_both_kinds_of_layers_are_merged_into_the_folder(tmp_path: P
     found = SpatialVLM(PretrainedQwen35(str(tmp_path), dtype="float32"))
     torch.testing.assert_close(logits(found, given)[0], adapted, rtol=0, atol=1e-4)
     assert (logits(found, given)[0] - before).abs().max() > 1e-3  # the control
+
+
+def test_adapters_are_merged_into_half_precision_by_one_rounding() -> None:
+    torch.manual_seed(0)
+    model = SpatialVLM(TinyQwen25VL(**SIZES), lora=LoRA(r=2))
+    model.backbone.decoder.bfloat16()
+    layer: Any = model.backbone.decoder.layers[0].self_attn.q_proj
+    for adapter in (layer.lora_A, layer.lora_B):
+        adapter.float()  # as they are trained
+        torch.nn.init.normal_(adapter["default"].weight)
+    update = layer.get_delta_weight("default").detach()
+    exact = (layer.base_layer.weight.float() + update).bfloat16()
+    (name,) = (name for name in official_tensors(model) if name.endswith("layers.0.self_attn.q_proj.weight"))
+    assert update.dtype == torch.float32 and torch.equal(official_tensors(model)[name], exact)
+    assert not torch.equal(layer.base_layer.weight + update.bfloat16(), exact)  # by two
 
 
 def test_a_geovr_is_read_past_what_its_training_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

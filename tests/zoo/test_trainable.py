@@ -33,6 +33,7 @@ from zoo import (
 from zoo.backbones.lora import LoRA
 from zoo.backbones.official_names import backbone_names
 from zoo.encodings import PRoPE, ViewAttention
+from zoo.errors import InputError
 from zoo.geometry.base import SceneGeometry
 from zoo.geometry.vggt import DINOV2
 from zoo.geometry.vggt import VGGT as VGGTModel
@@ -195,6 +196,11 @@ def test_parameters_of_an_encoding_have_their_own_rate_and_no_decay() -> None:
     assert learned["params"] == [encoding.log_scale]
     assert (learned["lr"], learned["weight_decay"]) == (1e-2, 0.0)
     assert decoder["lr"] == 7e-6 and "weight_decay" not in decoder
+
+
+def test_adapters_of_a_frozen_decoder_are_refused() -> None:
+    with pytest.raises(InputError, match="--model.lora trains the decoder, but --model.learning_rates.decoder freezes"):
+        task(rates=LearningRates(decoder=None), lora=LoRA(r=2))
 
 
 @pytest.mark.parametrize(("total", "fraction"), [(100, 0.03), (10, 0.0)])

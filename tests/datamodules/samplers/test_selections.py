@@ -70,9 +70,9 @@ def test_a_selection_is_made_once_and_anew_for_whatever_changes_it(video: Video,
     moved[3, 0, 3] = 1e-9
     assert asked_anew(sampler, SceneView(video, moved, scene.K_normalized))
     assert asked_anew(sampler, SceneView(video, poses, 2 * scene.K_normalized))
-    newer = Counting(2, kept)
-    newer.version = 2
-    assert asked_anew(newer, scene)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Counting, "version", 2)
+        assert asked_anew(Counting(2, kept), scene)
     depth = tmp_path / "kitchen.depth"
     depth.mkdir()
     (depth / "0.png").write_bytes(b"one")

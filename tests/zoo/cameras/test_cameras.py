@@ -18,6 +18,7 @@ from zoo.cameras.rays import ray_directions, token_points
 from zoo.cameras.scene_geometry import PatchCameras, Window, merge_cameras, stack_cameras
 from zoo.encodings.testing import random_cameras
 from zoo.geometry.layers import quaternion_to_rotation
+from zoo.scene_encoding import scene_points
 
 
 def rotation(axis: Tensor, angle: float) -> Tensor:
@@ -378,3 +379,11 @@ def test_token_points_lie_on_their_rays_at_median_depth() -> None:
         in_camera = poses[0, step, :3, :3] @ points[step, row, column] + poses[0, step, :3, 3]
         center = torch.tensor([(column + 0.5) / 3, (row + 0.5) / 2], dtype=torch.float64) - 0.5
         torch.testing.assert_close(in_camera, expected * ray_directions(K[0, step], center), rtol=0, atol=1e-12)
+
+
+def test_points_of_a_pair_are_those_of_its_first_frame() -> None:
+    (poses,), (K,) = random_cameras(1, views=4)
+    depth = torch.arange(1.0, 5.0)[:, None, None].expand(4, 28, 28)
+    points = scene_points(SceneGeometry(world_to_camera=poses, K_normalized=K, depth=depth), 1)
+    torch.testing.assert_close(points, token_points(depth[[0, 2]], poses[[0, 2]], K[[0, 2]], 28))
+    assert not torch.allclose(points, token_points(depth[[1, 3]], poses[[1, 3]], K[[1, 3]], 28), atol=0.1)

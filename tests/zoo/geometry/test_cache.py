@@ -218,6 +218,18 @@ def test_weights_modified_in_memory_differ_from_their_file(weights: Path, tmp_pa
     assert encoder.num_computed == 1
 
 
+def test_a_file_of_weights_that_is_overwritten_is_other_weights(tmp_path: Path) -> None:
+    """The same file of the same size: its time tells that it has to be read again."""
+    cache, file = GeometryCache(str(tmp_path / "cache")), tmp_path / "weights"
+    file.write_bytes(b"a" * 100)
+    os.utime(file, (1, 1))
+    before = cache.weights_fingerprint(file)
+    assert cache.weights_fingerprint(file) == before
+    with file.open("r+b") as opened:
+        opened.write(b"b")
+    assert cache.weights_fingerprint(file) != before
+
+
 # ---- files -----------------------------------------------------------------------------------------------------
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

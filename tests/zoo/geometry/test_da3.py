@@ -203,6 +203,17 @@ def test_the_scale_of_poses_is_umeyamas() -> None:
         assert 1 / found != pytest.approx(each["scale"], rel=1e-2)
 
 
+def test_no_scale_fits_a_mirrored_path_as_well() -> None:
+    """Centers on three axes, so that the scale can be computed by hand: rotations alone are fitted."""
+    centers = torch.cat((torch.diag(torch.tensor([3.0, 2.0, 1.0])), -torch.diag(torch.tensor([3.0, 2.0, 1.0]))))
+    poses, mirrored = (
+        invert_se3(rigid_matrix(torch.eye(3).expand(6, 3, 3), centers * torch.tensor([1.0, 1.0, side])))
+        for side in (1.0, -1.0)
+    )
+    assert pose_scale(poses, poses) == pytest.approx(1)
+    assert pose_scale(mirrored, poses) == pytest.approx((9 + 4 - 1) / (9 + 4 + 1))
+
+
 def along_a_line(*places: float) -> Tensor:
     centers = torch.tensor(places)[:, None] * torch.tensor([1.0, 2.0, -1.0])
     return invert_se3(rigid_matrix(torch.eye(3).expand(len(places), 3, 3), centers))

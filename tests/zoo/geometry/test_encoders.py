@@ -32,7 +32,7 @@ from zoo.geometry import (
     VGGTEncoder,
     pose_encoding_to_cameras,
 )
-from zoo.geometry.base import GeometryEncoder, announce_license, valid_cameras
+from zoo.geometry.base import GeometryEncoder, announce_license, encoder_frames, valid_cameras
 from zoo.geometry.da3 import DA3, normalize_poses
 
 OWN_HEADS = ("camera", "depth")
@@ -192,6 +192,22 @@ def test_only_requested_outputs_are_computed(encoder: VGGTEncoder) -> None:
     assert not ran and scene.world_to_camera is scene.K_normalized is scene.has_camera is None
     (scene,) = encode(early, scenes((2, 28, 28)), tokens=False)
     assert ran == {"head", "last"} and scene.patches is scene.camera_tokens is None
+
+
+def test_bytes_are_shares_of_255() -> None:
+    frames = torch.randint(256, (2, 3, 28, 42), dtype=torch.uint8)
+    assert torch.equal(encoder_frames(frames, 14, 14), frames / 255)
+
+
+def test_a_frozen_encoder_keeps_no_graph(encoder: VGGTEncoder) -> None:
+    frames = scenes((2, 28, 28))
+    assert not encode(encoder, frames)[0].patches.requires_grad
+    frozen = [frame.requires_grad_() for frame in scenes((2, 28, 28))]
+    assert not encode(encoder, frozen)[0].patches.requires_grad
+    encoder.vggt.aggregator.camera_token.requires_grad_(True)
+    assert encode(encoder, frames)[0].patches.requires_grad
+    with torch.no_grad():
+        assert not encode(encoder, frames)[0].patches.requires_grad
 
 
 def test_invalid_cameras_are_masked_identities() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import QUESTIONS, VGGT, tiny_batch, tiny_model, tiny_scene
-from zoo import CameraPrediction, DatasetPoses, DepthPrediction, TinyVGGT
+from zoo import CameraPrediction, CameraTokenFusion, DatasetPoses, DepthPrediction, TinyVGGT
 from zoo.cameras import invert_se3, pose_distance
 from zoo.cameras.poses import rigid_matrix
 from zoo.cameras.scene_geometry import PatchCameras, merge_cameras
@@ -243,6 +243,27 @@ def test_depth_is_the_median_over_the_merged_frames() -> None:
         assert found[step, 3 * row + column] == expected
 
 
+@torch.no_grad()
+def test_without_a_token_the_last_2d_token_is_read_and_not_one_of_the_fusion() -> None:
+    task = tiny_model("plain", objectives=[CameraPrediction(token=False)], fusion=CameraTokenFusion, **VGGT)
+    objective: Any = task.model.objectives["CameraPrediction"]
+    objective.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    decoded: list[Tensor] = []
+    seen: list[Tensor] = []
+    forward = Decoded.views
+
+    def views(self: Decoded, layer: int) -> Iterator[Any]:
+        for shown, states in forward(self, layer):
+            decoded.append(states)
+            yield shown, states
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Decoded, "views", views)
+        task.train().losses(tiny_batch(task, tiny_scene("a", QUESTIONS[:1]), training=True))
+    assert decoded[0].shape[2] == 7  # 2 x 3 tokens, and the fusion's
+    assert torch.equal(seen[0], decoded[0][:, :, 5]) and not torch.equal(seen[0], decoded[0][:, :, 6])
+
+
 def with_depth() -> TinyVGGT:
     return TinyVGGT(embed_dim=32, depth=2, heads=("camera", "depth"))
 
@@ -269,6 +290,16 @@ def test_pseudo_labels_are_the_encoders_in_training_alone() -> None:
         assert torch.equal(depth, token_depth(expected, 2))  # type: ignore[arg-type]
     errors = task.eval().predict_batch(tiny_batch(task, shown))[0]["objectives"]  # against the dataset's
     assert {"CameraPrediction/center", "DepthPrediction/depth_relative"} <= errors.keys()
+
+
+def test_errors_are_against_the_dataset_whatever_cameras_the_tokens_have() -> None:
+    parts = {"geometry": with_depth, "camera_source": "predicted", "objectives": [CameraPrediction()]}
+    unlearned = []
+    for encoding in ({}, {"camera_encoding": "PRoPE, ChannelRange"}):
+        task = tiny_model("plain", **parts, **encoding)
+        (errors,) = (record["objectives"] for record in task.predict_batch(tiny_batch(task, SCENES[1])))
+        unlearned.append(errors["CameraPrediction/unlearned/center"])
+    assert unlearned[0] == unlearned[1]
 
 
 @pytest.mark.parametrize("encoding", [{}, {"camera_encoding": "PRoPE, ChannelRange"}], ids=["objective", "PRoPE"])

@@ -433,12 +433,18 @@ def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: 
     assert (shifted > 5) == (after == "max_thw")
 
 
-@pytest.mark.parametrize("name", INDICES)
-def test_answers_are_those_by_equal_cameras_of_the_dataset(name: str) -> None:
+@pytest.mark.parametrize(
+    ("index", "after"),
+    [(PoseDistanceIndex(), "max_thw"), (PathLengthIndex(), "max_hw"), (PathLengthIndex(span=40), "max_hw")],
+)
+def test_answers_are_those_by_equal_cameras_of_the_dataset(index: PoseTimeIndex, after: Any) -> None:
     """The step also computes the position behind the prefix."""
-    by_dataset = tiny_model(name)
+    parts: dict[str, Any] = {"time_index": index, "text_after_vision": after}
+    by_dataset = tiny_model("plain", **parts)
     asked = tiny_batch(by_dataset, *SCENES)
-    task = predicting(tiny_model(name, camera_source="predicted", **VGGT), [each.geometry for each in SCENES])
+    task = predicting(
+        tiny_model("plain", camera_source="predicted", **VGGT, **parts), [each.geometry for each in SCENES]
+    )
     bare = tiny_batch(task, *(replace(each, geometry=None) for each in SCENES))
     assert all(prompt.next_position is not None for prompt in asked.prompts)
     assert all(prompt.next_position is None for prompt in bare.prompts)

@@ -269,6 +269,8 @@ def test_frame_number_index_follows_the_frames() -> None:
     assert single.tolist() == even.tolist()
     odd = times(FrameNumberIndex(span=10), frame_indices=[range(0, 2 * STEPS - 1)])  # the last frame is duplicated
     assert odd[:-1].tolist() == [0, 2, 4, 6, 8] and odd[-1] == 10
+    apart = times(FrameNumberIndex(span=100), frame_indices=[[0, 40, 40, 40, 60, 60, 80, 80, 100, 100, 110, 130]])
+    assert apart.tolist() == [0, 20, 40, 60, 80, 100]  # the mean of the two frames
 
 
 def test_each_video_has_its_own_range() -> None:
