@@ -102,9 +102,7 @@ def study(arguments: list[str]) -> None:
     print("".join(f"{note}\n" for note in results.notes), end="")
     if stale := Counter(result.setting for result in results.stale(plan.runs())):
         named = ", ".join(f"{setting} ({number})" for setting, number in stale.items())
-        print(
-            f"{results.path}: stale results, of settings with other options, which are not shown: {named}", flush=True
-        )
+        print(f"{results.path}: stale results, which are of no planned test and not shown: {named}", flush=True)
 
     # 1. What is missing.
     chosen = plan.runs(asked.settings, asked.columns, asked.seeds)

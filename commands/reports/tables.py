@@ -221,7 +221,7 @@ def write(frame: pd.DataFrame, format: Format, title: str = "") -> str:
     if format == "csv":
         return str(_numbers(frame).to_csv(lineterminator="\n"))
     right = [any(isinstance(cell, Cell | int | float) for cell in column) for _, column in frame.items()]
-    texts = frame.map(_one_line).set_axis(frame.columns.map(str), axis=1)
+    title, texts = _one_line(title), frame.map(_one_line).set_axis(frame.columns.map(_one_line), axis=1)
     texts.insert(0, "", frame.index.map(_one_line))
     if format == "html":
         caption = f"<caption>{escape(title)}</caption>" if title else ""

@@ -279,4 +279,10 @@ class Document:
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    return table.to_markdown(index=False, disable_numparse=True)
+    texts = table.map(_cell_text).set_axis(table.columns.map(_cell_text), axis=1)
+    return texts.to_markdown(index=False, disable_numparse=True)
+
+
+def _cell_text(text: str) -> str:
+    """Return the text of a cell, in which a name's line breaks and bars do not end the cell."""
+    return " ".join(text.split()).replace("|", r"\|")

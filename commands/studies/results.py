@@ -196,7 +196,7 @@ def load(path: Path) -> tuple[list[Tested], list[str]]:
         label = ", ".join(filter(None, (run.setting, run.column)))
         rows += [results.tested(result, label, test) for test, result in found.items()]
         missing += len(run.tests) - len(found)
-    return rows, [f"{path}: {missing} tests have no result yet"] if missing else []
+    return rows, [*results.notes, *([f"{path}: {missing} tests have no result yet"] if missing else [])]
 
 
 # ---- From the folder of a test ---------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from callbacks.run_config import METRICS
 from commands.main import LIGHTNING
 from commands.runs import CONFIG, RESTARTED
 from commands.studies.results import Questions, Result, read_result
-from commands.studies.study_file import RUNS, Run, Study, as_words, folder_name
+from commands.studies.study_file import RUNS, Run, Study, as_words, folder_name, test_folder_name
 from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
@@ -38,7 +38,6 @@ from zoo.versions import ROOT, git_state
 from zoo.weights.saved_models import LAST_CHECKPOINT
 
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
-OWN_TEST = "own"  # the folder of the test that every trained model has
 PROGRESS_S = 60.0  # seconds between two progress lines
 POLL_S = 2.0
 J = TypeVar("J")
@@ -73,18 +72,26 @@ class Training:
         study: The plan.
         run: The training.
         is_recorded: Returns whether the study has the results of the training that ended at a time. Given for a setting
-            that is trained again, whose recorded folders stay as they are.
+            that is trained again, whose recorded folders stay as they are. Else the tests are of the newest training.
     """
 
     def __init__(self, study: Study, run: Run, is_recorded: Callable[[str], bool] | None = None) -> None:
         self.run = run
         claim = {"options": run.resolved, "seed": run.seed, "words": list(run.words)}
+        same = []  # folders of equal trainings
         for folder in _names(study.folder / run.folder_name):
-            trained = _read(folder / TRAINED)
-            if is_recorded is not None and trained is not None and is_recorded(trained["trained"]):
-                continue
-            if not folder.exists() or _is_same(_read(folder / CLAIM), claim):
+            if not folder.exists():
                 break
+            if _is_same(_read(folder / CLAIM), claim):
+                same.append(folder)
+        ended = {each: trained["trained"] for each in same if (trained := _read(each / TRAINED)) is not None}
+        if is_recorded is not None:
+            unrecorded = (each for each in same if each not in ended or not is_recorded(ended[each]))
+            folder = next(unrecorded, folder)
+        elif ended:
+            folder = max(ended, key=lambda each: ended[each])
+        elif same:
+            folder = same[0]
         self.folder, self._claim = folder, claim
 
     @property
@@ -92,7 +99,7 @@ class Training:
         """The folder of each test."""
         found = {}
         for test, options in self.run.tests.items():
-            names = _names(self.folder / TESTS / (folder_name(test) or OWN_TEST))
+            names = _names(self.folder / TESTS / test_folder_name(test))
             claim = {"options": options}
             found[test] = next(each for each in names if not each.exists() or _read(each / CLAIM) == claim)
         return found

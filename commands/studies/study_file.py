@@ -257,6 +257,11 @@ def folder_name(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
+def test_folder_name(test: str) -> str:
+    """Return the name of the folder of a test."""
+    return folder_name(test) or "own"
+
+
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 SPECIAL = {  # keys of a setting or a test that are no options
@@ -366,7 +371,8 @@ def _check(study: Study) -> None:
         except ValueError as error:
             raise InputError(f"requires: {file}: {error}: {command}") from error
     _check_classes(study)
-    for folders in ([run.folder_name for run in study.runs()], [folder_name(test) for test in study.tests]):
+    test_folders = [test_folder_name(test) for test in (OWN, *study.tests)]
+    for folders in ([run.folder_name for run in study.runs()], test_folders):
         if shared := [name for name, count in Counter(folders).items() if count > 1]:
             raise InputError(f"two trainings or tests would share the folder {shared[0]}: rename a setting or a test")
     for each in study.compare:

@@ -169,6 +169,27 @@ def test_a_setting_is_trained_again_when_asked(write: Write) -> None:
     assert f"| PRoPE     | {score:.3f}" in Path("studies/toys.md").read_text().replace("| PRoPE   ", "| PRoPE   ")
 
 
+def test_a_new_test_is_of_the_training_that_was_made_again(write: Write) -> None:
+    run(*ROW)
+    run(*ROW, "--again", "PRoPE")
+    prope = {**STUDY["settings"]["PRoPE"], "tests": ["wrong cameras", "no frames"]}
+    tests = {**STUDY["tests"], "no frames": {"data.perturbation": "None"}}
+    write(settings={**STUDY["settings"], "PRoPE": prope}, tests=tests)
+    run(*ROW)
+    assert calls() == [*OF_ROW, "fit PRoPE-loop-0-2", *OF_ROW[1:], "test no-frames"]
+    assert lines()[-1]["trained"] == lines()[-2]["trained"] != lines()[0]["trained"]
+    [row] = (line for line in Path("studies/toys.md").read_text().splitlines() if line.startswith("| PRoPE     | 0."))
+    assert f"{lines()[2]['scores']['object_counting']:.3f}" in row
+
+
+def test_bars_and_line_breaks_in_names_keep_the_tables(write: Write) -> None:
+    settings = {name.replace("PRoPE", "|q|\n"): content for name, content in STUDY["settings"].items()}
+    write(settings=settings, compare=[{"title": "x", "baseline": "|q|\n", "settings": ["none"]}])
+    run("--settings", "|q|\n", "--seeds", "0")
+    text = Path("studies/toys.md").read_text()
+    assert r"| \|q\| " in text and r"minus *\|q\| *" in text
+
+
 def test_a_training_of_another_study_is_shared_with_all_of_its_tests_or_not(
     write: Write, capsys: pytest.CaptureFixture
 ) -> None:
@@ -366,6 +387,7 @@ def test_files_for_sbatch_run_one_training_each(write: Write, tmp_path: Path, mo
         ({"settings": {"a": {"configs": ["prop.yaml"]}}}, [], "no config prop.yaml.*prope"),
         ({"settings": {"a": {"model.camera_encoding": "Prope"}}, "compare": []}, [], "no class Prope.*PRoPE"),
         ({"settings": {"a b": {}, "a-b": {}}, "compare": []}, [], "share the folder a-b"),
+        ({"tests": {"wrong cameras": {}, "own": {}}}, [], "share the folder own"),
         ({"compare": [{"title": "x", "settings": ["PRoPE"]}]}, [], "compare: x: name a baseline or tests"),
         ({"requires": {"file": "train it"}}, [], "requires: file: give what follows main.py"),
         ({}, ["--settings", "prope"], "no setting prope.*PRoPE"),
