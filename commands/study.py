@@ -16,7 +16,7 @@ with all of its tests, its results are used. --again SETTING trains a setting ag
 
 --executor slurm submits one file for sbatch per training. --print_scripts only writes these files, without a cluster,
 and beside them plan.md: GPUs, memory and hours by `main.py plan`. Each job starts main.py by srun, one process per GPU,
-and adds its own result.
+and adds its own result. Jobs that require the same file wait for the one that makes it.
 
 A study file has the keys
 
@@ -133,7 +133,7 @@ def study(arguments: list[str]) -> None:
         if asked.executor == "slurm":
             return submit(scripts[str(run)])
         is_again = run.setting in asked.again
-        training = Training(plan, run, (lambda ended: results.is_recorded(ended, run.tests)) if is_again else None)
+        training = Training(plan, run, results.is_recorded if is_again else None)
         failure = training.execute(Launch(asked.jobs, launcher))
         for result, questions in training.results():  # also of a training of which one test has failed
             results.add(result, questions)
@@ -149,7 +149,8 @@ def study(arguments: list[str]) -> None:
     try:
         if not asked.write:
             absent: dict[str, str] = {}
-            for job, failure in at_once(required, make, asked.jobs):
+            # jobs of SLURM make required files themselves
+            for job, failure in at_once([] if asked.executor == "slurm" else required, make, asked.jobs):
                 print(f"{job.file}: {failure or 'made'}", flush=True)
                 absent |= {job.file: failure} if failure else {}
             ready = []
@@ -171,6 +172,8 @@ def study(arguments: list[str]) -> None:
             print(f"\n{table.to_string(index=False)}" if len(table) else "", end="\n")
         print(f"written: {', '.join(map(str, written))}")
         if isinstance(sys.exception(), KeyboardInterrupt | SystemExit):  # Ctrl-C, or SIGTERM
+            if asked.executor == "slurm":
+                print("submitted jobs stay in the queue of SLURM: scancel removes them", flush=True)
             print(f"to go on, from the checkpoints: python {shlex.join(sys.orig_argv[1:])}", flush=True)
     if failed:
         sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")

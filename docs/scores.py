@@ -10,14 +10,15 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+from callbacks.baselines import NAMES
 from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
 from commands.studies.study_file import OWN, read_study
 from zoo.errors import InputError
 
-BASELINES = {"best constant answer": "constant", "text alone": "text", "cameras alone": "cameras"}
+BASELINES = {label: name for name, label in NAMES.items()}
 # the document, the first cell of its row, and of the result: study, setting, column and test.
-# A column of None is that of a study without columns. A test of None is the setting's own.
+# A study without columns has the column None. The test None is the setting's own.
 SCORES: list[tuple[str, str, str, str, str | None, str | None]] = [
     ("README.md", "best constant answer", "panels", "best constant answer", None, None),
     ("README.md", "text alone", "panels", "text alone", None, None),

@@ -154,6 +154,7 @@ CHANGES_NO_RESULT = (
     *declared_options("changes_no_training", VideoQATask, VideoQADataModule),
     *("trainer.default_root_dir", "trainer.logger", "trainer.log_every_n_steps", "trainer.profiler"),
     *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.enable_checkpointing"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
     *("trainer.detect_anomaly", "trainer.num_sanity_val_steps", "trainer.barebones", "trainer.inference_mode"),
     *("trainer.limit_test_batches", "trainer.limit_predict_batches", "checkpoint.every_n_train_steps"),
 )

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -42,6 +43,7 @@ PROGRESS_S = 60.0  # seconds between two progress lines
 POLL_S = 2.0
 J = TypeVar("J")
 _running: set[subprocess.Popen[bytes]] = set()
+_interrupted = Event()  # ends the waiting of threads
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class Requirement:
     def execute(self, launch: Launch) -> str | None:
         """Make the file; return the reason if that fails."""
         try:
-            with locked(self._entry.with_suffix(".lock"), f"making {self.file}") as lock:
+            with locked(self._entry.with_suffix(".lock"), f"making {self.file}", waits=True) as lock:
                 if self.is_made():  # by another study, meanwhile
                     return None
                 entry = {"command": self.command, "is_made": False}
@@ -257,11 +259,13 @@ def at_once(jobs: Sequence[J], execute: Callable[[J], str | None], number: int) 
     An interrupt ends the processes of the running jobs. It waits for them: a training saves its next complete step.
     """
     pool = ThreadPoolExecutor(number)
+    _interrupted.clear()
     try:
         waiting = {pool.submit(execute, job): job for job in jobs}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
     except BaseException:
+        _interrupted.set()
         pool.shutdown(wait=False, cancel_futures=True)
         while not all(future.done() for future in waiting):
             while _running:
@@ -285,18 +289,29 @@ def submit(script: Path) -> str | None:
 
 
 @contextmanager
-def locked(path: Path, work: str) -> Iterator[int]:
+def locked(path: Path, work: str, waits: bool = False) -> Iterator[int]:
     """Lock a file against other studies. A main.py that outlives this process keeps the lock.
+
+    Args:
+        path: The file.
+        work: What the lock is for, for messages.
+        waits: Wait for another process that has the lock.
 
     Raises:
         InputError: Another process has the lock; names what that process does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is {work}") from error
+        for attempt in count():
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if not waits or _interrupted.is_set():
+                    raise InputError(f"another process is {work}") from error
+            if not attempt:
+                print(f"waiting for another process that is {work}", flush=True)
+            _interrupted.wait(POLL_S)
         try:
             yield file.fileno()
         finally:  # closing is not enough: a process that another thread is just starting has the file open as well

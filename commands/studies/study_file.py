@@ -17,23 +17,17 @@ import yaml
 from jsonargparse import ArgumentError
 
 from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
-from callbacks.run_config import declared_options, is_covered
+from callbacks.run_config import is_covered
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
-from datamodules import VideoQADataModule
+from commands.reports.scores import CHANGES_NO_RESULT
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import flatten
 from zoo.errors import InputError, closest, did_you_mean
-from zoo.tasks import VideoQATask
 
 RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
 OWN = ""  # the name of the test that every trained model has
-CHANGES_NO_RESULT = (
-    *declared_options("changes_no_training", VideoQATask, VideoQADataModule),
-    *("trainer.default_root_dir", "trainer.logger", "trainer.profiler", "trainer.log_every_n_steps"),
-    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.enable_progress_bar"),
-)
 CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|GTA")  # a value that names a class
 Options = dict[str, Any]  # values by dotted name
 
