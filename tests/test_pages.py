@@ -31,6 +31,7 @@ import main
 import zoo
 import zoo.benchmarks
 from commands.main import LIGHTNING
+from commands.studies.protocols import protocol_study
 from zoo.configuration import flatten
 from zoo.encodings import CameraEncoding
 
@@ -157,6 +158,9 @@ class Reader:
             kind = "width"
         if (video := Path(given.get("--data.video", "absent.txt"))).suffix == ".mp4" and not video.exists():
             self.clip(video)
+        if words[0] == "study" and not Path(words[1]).exists():  # as another command has written it
+            protocols = [f"protocol_{name}.yaml" for name in ("spatial_mllm", "lmms_eval")]
+            Path(words[1]).write_text(yaml.safe_dump(protocol_study(*protocols, {"configs": ["qwen25_vl.yaml"]})))
         if words[0] == "score":
             rows = [{"id": n, "question_type": kind, "prediction": "20", "ground_truth": "21"} for n in (1, 2)]
             write_lines(Path(words[1]), rows)
@@ -192,6 +196,10 @@ class Reader:
         words = shlex.split(command, comments=True)
         newest = max(Path("runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, default=Path("."))
         words = [re.sub(r"runs/[^/ ]*<[^>]+>", str(newest.parent), word) for word in words]
+        is_trained = [
+            not word.endswith(".ckpt") or Path(word).exists() for word in words
+        ]  # else only understood before
+        words = [word if known else str(newest / "last.ckpt") for word, known in zip(words, is_trained, strict=True)]
         words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
         is_full = any(re.match(r"scale_(?!tiny)", word) for word in words)
         if words[0] != "plan" and is_full:  # the scale of released weights, of which a tiny one is run

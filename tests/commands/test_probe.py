@@ -85,11 +85,8 @@ def test_shuffled_targets_are_of_other_scenes_and_as_known_as_before() -> None:
 
 @torch.no_grad()
 def test_cameras_are_in_the_frame_of_the_encodings_reference() -> None:
-    model, loaded, chosen = (
-        tiny_model("PRoPE, TemporalSection, saddle_balanced").model,
-        tiny_scene("a", steps=5, seed=3),
-        [],
-    )
+    model, loaded = tiny_model("PRoPE, TemporalSection, saddle_balanced").model, tiny_scene("a", steps=5, seed=3)
+    chosen = []
     assert model.camera_encoding is not None and loaded.geometry is not None
     for reference in ("first", "middle", "medoid", "saddle_balanced", None):
         model.camera_encoding.reference = reference
@@ -103,9 +100,7 @@ def test_cameras_are_in_the_frame_of_the_encodings_reference() -> None:
     assert chosen[:3] == [0, 2, int(medoid)] and chosen[4] == 0 and len(set(chosen)) > 2
 
 
-@pytest.mark.parametrize(
-    "family", [FAMILIES[0], *(pytest.param(each, marks=pytest.mark.slow) for each in FAMILIES[1:])]
-)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_samples_are_those_of_the_questions_that_can_be_asked(family: str) -> None:
     task, benchmark = tiny_model("plain", family=family), VSIBench()
     refused = Question("refused", "object_counting", "How many <|im_end|>?", "5")
