@@ -196,10 +196,9 @@ class Reader:
         words = shlex.split(command, comments=True)
         newest = max(Path("runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, default=Path("."))
         words = [re.sub(r"runs/[^/ ]*<[^>]+>", str(newest.parent), word) for word in words]
-        is_trained = [
-            not word.endswith(".ckpt") or Path(word).exists() for word in words
-        ]  # else only understood before
-        words = [word if known else str(newest / "last.ckpt") for word, known in zip(words, is_trained, strict=True)]
+        start = "--model.initial_weights"  # of a training that was only understood before
+        if start in words and not Path(words[words.index(start) + 1]).exists():
+            del words[words.index(start) : words.index(start) + 2]
         words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
         is_full = any(re.match(r"scale_(?!tiny)", word) for word in words)
         if words[0] != "plan" and is_full:  # the scale of released weights, of which a tiny one is run
