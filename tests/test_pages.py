@@ -194,11 +194,11 @@ class Reader:
 
     def follow(self, command: str) -> None:
         words = shlex.split(command, comments=True)
-        newest = max(Path("runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, default=Path("."))
-        words = [re.sub(r"runs/[^/ ]*<[^>]+>", str(newest.parent), word) for word in words]
-        start = "--model.initial_weights"  # of a training that was only understood before
+        start = "--model.initial_weights"  # of a model that this reader has not trained
         if start in words and not Path(words[words.index(start) + 1]).exists():
             del words[words.index(start) : words.index(start) + 2]
+        newest = max(Path("runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, default=Path("."))
+        words = [re.sub(r"runs/[^/ ]*<[^>]+>", str(newest.parent), word) for word in words]
         words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
         is_full = any(re.match(r"scale_(?!tiny)", word) for word in words)
         if words[0] != "plan" and is_full:  # the scale of released weights, of which a tiny one is run
