@@ -106,10 +106,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_seed_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command leaves its seed in the environment; no test inherits it from another."""
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # remembered, and restored after the test
-    monkeypatch.delenv("PL_GLOBAL_SEED")
+def nothing_of_another_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command leaves its seed and its folder in the environment; no test inherits them from another."""
+    for name in ("PL_GLOBAL_SEED", "ZOO_RUN"):
+        monkeypatch.setenv(name, "0")  # remembered, and restored after the test
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture
