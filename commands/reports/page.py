@@ -10,7 +10,7 @@ from io import BytesIO
 import pandas as pd
 
 from commands.reports.plot import draw
-from commands.reports.scores import MEANS, Tested, option_table
+from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.tables import baseline_names, baseline_score, by_setting, table_measures, write
 
 STYLE = """
@@ -32,7 +32,7 @@ def page(
     """Return the text of the page.
 
     Args:
-        sets: The tests, those of the same questions together: each has a plot and the tables of its questions.
+        sets: The tests in sets of the same questions. Each set has a plot and the tables of its questions.
         tables: Titles and tables.
         notes: Lines above the tables.
         title: The heading.
@@ -56,11 +56,7 @@ def _plot(tested: Sequence[Tested]) -> str:
     panels: dict[str, dict[str, dict[str, list[float]]]] = {}
     blind: dict[str, dict[str, float]] = {}
     for measure in sorted(table_measures(tested), key=lambda each: each not in MEANS):  # the means first
-        rows = {
-            name: [score for each in own if (score := each.score(measure)) is not None]
-            for name, own in settings.items()
-        }
-        panels[measure] = {name: {measure: scores} for name, scores in rows.items()}
+        panels[measure] = {name: {measure: scores_of(own, measure)} for name, own in settings.items()}
         for name in baseline_names(tested):
             if (score := baseline_score(tested, name, measure)) is not None:
                 blind.setdefault(name, {})[measure] = score

@@ -133,6 +133,11 @@ class Tested:
         return found.assign(weight=1.0 / (size * parts * max(1, found["merged"].nunique())))[["part", "weight"]]
 
 
+def scores_of(tests: Iterable[Tested], measure: str) -> list[float]:
+    """Return the scores of the tests that have a measure."""
+    return [score for each in tests if (score := each.score(measure)) is not None]
+
+
 def flatten_scores(result: Mapping[str, Any]) -> dict[str, float]:
     """Return the scores of a `Benchmark.aggregate`, as metrics.json has them, by measure; without columns."""
     types = {kind: float(entry["score"]) for kind, entry in result["per_question_type"].items()}
@@ -188,7 +193,7 @@ def load(folders: Iterable[Path]) -> tuple[list[Tested], list[str]]:
 
 
 def _test_folders(folders: Iterable[Path]) -> list[Path]:
-    """Return the given folders and those of the tests inside them, each once."""
+    """Return the given folders and the folders of the tests inside them, each once."""
     unique: dict[Path, Path] = {}
     for given in folders:
         inside = sorted(given.glob(f"{TESTS}/*/"))

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import nctdtrinc, stdtrit
 
-from commands.reports.scores import Tested
+from commands.reports.scores import Tested, scores_of
 
 LEVEL, POWER = 0.95, 0.8
 ONE_SEED = "one seed: the interval is over scenes alone and says nothing about other trainings"
@@ -39,7 +39,7 @@ ONE_SEED = "one seed: the interval is over scenes alone and says nothing about o
 
 @dataclass(frozen=True)
 class Difference:
-    """Score of one setting minus that of another, in 0..1.
+    """Score of one setting minus the score of another, in 0..1.
 
     Attributes:
         value: The difference of the means over seeds; NaN where a side has no score in the measure.
@@ -76,7 +76,7 @@ def difference(ours: Sequence[Tested], others: Sequence[Tested], measure: str) -
     """
     ours, others, paired = _pair_by_seed(ours, others)
     seeds = min(len(ours), len(others))
-    scores = [[score for each in side if (score := each.score(measure)) is not None] for side in (ours, others)]
+    scores = [scores_of(side, measure) for side in (ours, others)]
     if not all(scores):
         return Difference(math.nan, note="no score")
     result = Difference(float(np.mean(scores[0]) - np.mean(scores[1])), seeds=seeds, paired=paired)

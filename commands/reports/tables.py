@@ -13,7 +13,7 @@ import pandas as pd
 from tabulate import LATEX_ESCAPE_RULES
 
 from callbacks.baselines import BELOW, MEANING, NAMES, is_below
-from commands.reports.scores import MEANS, Tested, option_table
+from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.statistics import ONE_SEED, Difference, difference
 from zoo.benchmarks import find_benchmark
 
@@ -66,7 +66,7 @@ def by_setting(tested: Iterable[Tested]) -> dict[str, list[Tested]]:
 
 
 def table_measures(tested: Sequence[Tested]) -> list[str]:
-    """Return the columns of a results table: those of the benchmark that were asked, the means, and corpus measures."""
+    """Return the columns of a results table: the benchmark's that were asked, the means, and corpus measures."""
     columns = [name for name in find_benchmark(tested[0].benchmark).columns if any(name in t.measures for t in tested)]
     kinds = list(dict.fromkeys(kind for each in tested for kind in each.questions["question_type"].unique()))
     corpus = dict.fromkeys(name for each in tested for name in each.corpus)
@@ -75,7 +75,7 @@ def table_measures(tested: Sequence[Tested]) -> list[str]:
 
 def score_cell(tests: Sequence[Tested], measure: str, *, short: bool = False) -> Cell:
     """Return the mean over seeds with the least and the greatest, marked if it is below the best blind baseline."""
-    scores = [score for each in tests if (score := each.score(measure)) is not None]
+    scores = scores_of(tests, measure)
     if not scores:
         return Cell(None)
     blind = [score for name in baseline_names(tests) if (score := baseline_score(tests, name, measure)) is not None]
@@ -86,7 +86,7 @@ def score_cell(tests: Sequence[Tested], measure: str, *, short: bool = False) ->
 
 
 def baseline_names(tested: Iterable[Tested]) -> list[str]:
-    """Return the names of the tests' baselines, those of `callbacks.baselines` first."""
+    """Return the names of the tests' baselines, the names in `callbacks.baselines` first."""
     found = dict.fromkeys(name for each in tested for name in each.baselines)
     return [*(name for name in NAMES if name in found), *(name for name in found if name not in NAMES)]
 

@@ -8,7 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ class Run:
         configs = (f"--config={config}" for config in self.configs)
         return (*configs, *as_words(self.options), f"--seed_everything={self.seed}")
 
-    @property
+    @cached_property
     def resolved(self) -> Options:
         """The options of the training with its configs merged, by which results belong to it.
 
