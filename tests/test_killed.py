@@ -68,17 +68,20 @@ def test_a_test_loses_no_answer(
     launch(tmp_path, "test")
     seconds = time.monotonic() - begun
     whole = {name: (folder / name).read_bytes() for name in RESULTS}
-    chance, killed, tests, broken_off = random.Random(0), 0, 0, 0
+    chance, killed, broken_off = random.Random(0), 0, 0
+    names = ("repeat", *(f"repeat-{number}" for number in range(2, 100)))
+    repeats = [folder / "tests" / name for name in names]
 
-    def tested() -> Path:
-        """The folder of the next test: each that is done stays."""
-        return folder / "tests" / ("repeat" if tests == 0 else f"repeat-{tests + 1}")
+    def next_repeat() -> Path:
+        """The folder in which the next test writes. A killed test may have been done already."""
+        return next(path for path in repeats if not (path / "metrics.json").exists())
 
     while killed < kills * TIMES:
-        before, begun = answered(tested()), time.monotonic()
+        tested = next_repeat()
+        before, begun = answered(tested), time.monotonic()
         process = start(tmp_path, other_disk, "test", processes=processes)
         if killed % 2 == 0:  # between two answers
-            while process.poll() is None and answered(tested()) == before:
+            while process.poll() is None and answered(tested) == before:
                 time.sleep(0.002)
         else:
             with suppress(subprocess.TimeoutExpired):
@@ -86,16 +89,19 @@ def test_a_test_loses_no_answer(
         if process.poll() is None:
             kill(process)
             killed += 1
-            assert before <= answered(tested())
-            broken_off += bool(answered(tested()))
+            assert before <= answered(tested)
+            broken_off += bool(answered(tested))
         else:
             assert process.returncode == 0, (tmp_path / "output").read_text()
-            assert {name: (tested() / name).read_bytes() for name in RESULTS} == whole
-            seconds, tests = time.monotonic() - begun, tests + 1  # as fast as the machine is now
+            assert (tested / "metrics.json").exists()
+            seconds = time.monotonic() - begun  # as fast as the machine is now
     assert broken_off
+    last = next_repeat()
     launch(tmp_path, "test")  # goes on with the last one, or begins anew
-    assert {name: (tested() / name).read_bytes() for name in RESULTS} == whole
-    print(f"{processes} process(es): {killed} kills, {broken_off} of them between answers, {tests + 1} tests done")
+    done = [path for path in repeats if (path / "metrics.json").exists()]
+    assert last in done
+    assert all({name: (path / name).read_bytes() for name in RESULTS} == whole for path in done)
+    print(f"{processes} process(es): {killed} kills, {broken_off} of them between answers, {len(done)} tests done")
 
 
 def test_a_training_ends_in_the_same_weights(
