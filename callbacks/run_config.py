@@ -46,7 +46,11 @@ class SaveRunConfig(SaveConfigCallback):
         return dict(yaml.safe_load(self._text()))
 
     def _text(self) -> str:
-        return str(self.parser.dump(self.config, skip_none=False, skip_validation=True))
+        config = self.config.clone()
+        for name, value in self.config.items():
+            if isinstance(value, set):  # in one order, so that equal configs are equal files
+                config[name] = sorted(value, key=str)
+        return str(self.parser.dump(config, skip_none=False, skip_validation=True))
 
 
 def find_saved_config(trainer: Trainer) -> SaveRunConfig | None:
@@ -128,5 +132,7 @@ def option_of(config: Mapping[str, Any], name: str) -> Any:
 
 
 def is_same_value(name: str, one: Any, other: Any) -> bool:
-    """Return whether two values of an option are equal. Class paths may lack their module."""
+    """Return whether two values of an option are equal. Class paths may lack their module, and files list sets."""
+    if isinstance(one, set) or isinstance(other, set):
+        one, other = (set(each) if isinstance(each, list) else each for each in (one, other))
     return is_same_class(one, other) if name.endswith("class_path") else bool(one == other)

@@ -34,7 +34,7 @@ from datamodules.trajectories.conventions import (
     match_frames,
     measure_conventions,
 )
-from datamodules.video import Video, companion_name, even_steps
+from datamodules.video import Video, companion_name, even_steps, media_path
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.errors import InputError
 
@@ -63,7 +63,7 @@ def check_cameras(arguments: list[str]) -> None:
         "--picture", type=str | None, default=None, help="the image file; null uses <video>.path.png beside the cameras"
     )
     settings = parse(parser, arguments)
-    path = Path(settings.video).expanduser()
+    path = media_path(settings.video)
     if not path.exists():
         raise InputError(f"{path}: no such video file or folder of frames")
     file = Path(settings.cameras).expanduser() if settings.cameras else find_cameras(path)
@@ -80,7 +80,10 @@ def check_cameras(arguments: list[str]) -> None:
     known = world_to_camera.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
     picture = Path(settings.picture or file.with_name(f"{companion_name(path)}.path.png"))
     shown = [known[i] for i in even_steps(len(known), SHOWN)]
-    camera_map(SceneView(video, world_to_camera, K), shown, companion_name(path)).save(picture)
+    try:
+        camera_map(SceneView(video, world_to_camera, K), shown, companion_name(path)).save(picture)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--picture {picture}: it can't be written: {error}") from error
     size = f"{video.num_frames} frames of {video.width} x {video.height}"
     print(f"{path}: {size}, {len(known)} with a camera; {picture} shows their path")
     print("\n".join([*describe_path(known, world_to_camera[known], times_s), *describe_intrinsics(K[known])]))

@@ -54,14 +54,18 @@ def report(arguments: list[str]) -> None:
     settings = parse(parser, arguments)
 
     # after the options are read: these import PyTorch and pandas, which the help does without
+    from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE
     from commands.reports.page import page
     from commands.reports.scores import load
     from commands.reports.tables import by_questions, by_setting, names_of, report_tables, write
     from commands.reports.verify import read_published, verify
+    from commands.runs import CONFIG
     from zoo.files.atomic_io import write_whole
 
     output = None if settings.output is None else Path(settings.output).expanduser()
     format: Format = settings.format or SUFFIXES.get(output.suffix if output else "", "text")
+    if output is not None and output.name in (CONFIG, METRICS, PREDICTIONS, TEST_FILE):
+        raise InputError(f"--output {output} is a file of a run, which it would overwrite: name another file")
     paths = [Path(name).expanduser() for name in settings.runs]
     if paths[0].suffix in (".yaml", ".yml"):
         from commands.studies import results

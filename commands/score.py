@@ -71,6 +71,8 @@ def score(arguments: list[str]) -> None:
     named = None if compares else settings.scorer and benchmark.find_scorer(settings.scorer)
     if compares and settings.output:
         raise InputError("--output holds the scores of one scorer: name it in place of --scorer all")
+    if settings.output and Path(settings.output).expanduser().resolve() == path.resolve():
+        raise InputError("--output is the file of the answers, which it would overwrite: name another file")
     parts = rank_files(path.parent) if path.name == PREDICTIONS else []
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} has no answers: its test was interrupted; run the test again, or score {parts[0]}")

@@ -102,7 +102,9 @@ class SceneDataset(Dataset):
                 view = replace(self.open(item.scene), epoch=item.epoch)
                 frames = self.pair_all(view, are_images=True) if scene.images else self.select(view)
                 loaded = replace(self.load(view, frames, are_images=bool(scene.images)), **asked)
-                return loaded if self.augmentation is None else self.augmentation(loaded)
+                if self.augmentation is None:
+                    return loaded
+                return check_depth(self.augmentation(loaded), self.spec, view)
             except SCENE_FAULTS as error:
                 reason = format_scene_error(scene.name, error)
         return LoadedScene(scene.name, **asked, error=reason)
@@ -206,16 +208,13 @@ class SceneDataset(Dataset):
         depth, (height, width) = None, shown.shape[-2:] if window is None else window[:2]
         if spec.requires_depth:
             depth = self._read_depth(view, frames, (height, width))
-            if not (depth > 0).any():
-                where = view.depth or view.scene_name
-                raise InputError(f"{where}: empty, no pixel of frames {frames} has depth: write it again")
         elif "depth" in spec.targets and view.depth is not None:
             depth, loaded["target_error"] = self._read_target(view, frames, (height, width))
         if depth is not None:
             geometry = SceneGeometry(**{**({} if geometry is None else geometry.present()), "depth": depth})
         if window is not None and geometry is not None:
             geometry = window.crop(geometry)
-        return LoadedScene(view.scene_name, frames=shown, geometry=geometry, **loaded)
+        return check_depth(LoadedScene(view.scene_name, frames=shown, geometry=geometry, **loaded), spec, view)
 
     def _resized(
         self, video: Video, frames: Sequence[int], bounds: PixelBounds, is_folder: bool
@@ -258,6 +257,19 @@ def format_scene_error(name: str, error: Exception) -> str:
     """Return a scene's error in one line that contains the scene's name."""
     message = describe_fault(error)
     return message if name.rpartition("/")[2] in message else f"{name}: {message}"
+
+
+def check_depth(loaded: LoadedScene, spec: ModelSpec, view: SceneView) -> LoadedScene:
+    """Return a scene whose depth the model can read: some pixel is known after all crops.
+
+    Raises:
+        InputError: No pixel has depth. A loss on it would be NaN.
+    """
+    depth = None if loaded.geometry is None else loaded.geometry.depth
+    if spec.requires_depth and depth is not None and not (depth > 0).any():
+        where, frames = view.depth or view.scene_name, list(loaded.frame_indices or ())
+        raise InputError(f"{where}: empty, no pixel of frames {frames} has depth in what a crop left: write it again")
+    return loaded
 
 
 def check_scene(scene: Scene, spec: ModelSpec) -> None:

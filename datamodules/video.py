@@ -358,7 +358,7 @@ class Video:
             try:
                 with Image.open(self._images[i]) as image:
                     upright = ImageOps.exif_transpose(image) if image.format == "JPEG" else image
-                    yield i, np.array(upright.convert("RGB"))
+                    yield i, np.array(to_rgb(upright))
             except UNREADABLE_IMAGE as error:
                 raise _unreadable(self._images[i]) from error
 
@@ -367,6 +367,19 @@ def natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Return a sort key for natural order: "frame_2", "frame_9999", "frame_10000"."""
     parts = re.split(r"([0-9]+)", name)
     return [(i % 2 == 1, int(part) if i % 2 else 0, part) for i, part in enumerate(parts)]
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in 8-bit RGB. Grayscale of 16 bits is scaled by its range, which Pillow would clip to white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))  # 65535 / 255
+    return image.convert("RGB")
+
+
+def media_path(text: str | Path) -> Path:
+    """Return the path of a video or folder that has a name: `.` and `..` have none."""
+    path = Path(text).expanduser()
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def companion_name(video: Path) -> str:

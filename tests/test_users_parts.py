@@ -147,3 +147,43 @@ def test_python_gets_the_whole_traceback(place: Path, tmp_path: Path, monkeypatc
     assert re.fullmatch(f"settings.json: {line_of(place, 'FAIL')}", str(raised.value))
     shown = "".join(traceback.format_exception(raised.value))
     assert f'File "{place}", line {LINES["TypeError"]}, in fail' in shown
+
+
+TYPED = """
+from enum import Enum
+from pathlib import Path
+from zoo import PRoPE
+
+class Color(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+class Typed(PRoPE):
+    def __init__(
+        self,
+        folder: Path = Path("x"),
+        pairs: list[tuple[int, int]] = [(1, 2)],
+        color: Color = Color.RED,
+        names: set[str] = {"a", "b", "c"},
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+"""
+
+
+@pytest.mark.slow
+def test_a_part_with_options_of_many_types_is_tested_and_resumed(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files have paths, enums, sets and tuples in other types; another value is still another model."""
+    (tmp_path / "typed_part.py").write_text(TYPED)
+    monkeypatch.syspath_prepend(tmp_path)
+    run("fit", "--config", "prope.yaml", "--model.camera_encoding", "typed_part.Typed")
+    run("test")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "metrics.json").exists()  # its own test, with equal settings
+    resumed = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "3"]
+    run(*resumed, sized=False)
+    for option, value in (("names", "[a,d]"), ("color", "BLUE"), ("folder", "y"), ("pairs", "[[2,1]]")):
+        with pytest.raises(SystemExit, match=f"another model.camera_encoding.{option}"):
+            run(*resumed, f"--model.camera_encoding.{option}", value, sized=False)

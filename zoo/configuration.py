@@ -15,9 +15,10 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
+from pathlib import Path, PurePath
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
@@ -245,13 +246,24 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(config, list) and any(isinstance(each, Mapping) for each in config):
         config = {str(index): each for index, each in enumerate(config)}
     if not isinstance(config, Mapping):
-        # config files store functions as import paths and tuples as lists
-        value = f"{config.__module__}.{config.__qualname__}" if callable(config) else config
-        return {prefix: list(value) if isinstance(value, tuple) else value}
+        return {prefix: _as_stored(config)}
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= flatten(value, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
     return flat
+
+
+def _as_stored(value: Any) -> Any:
+    """Return a value as config files store it; a set stays one, since a file has its members in any order."""
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [_as_stored(each) for each in value]
+    if isinstance(value, (set, frozenset)):
+        return {_as_stored(each) for each in value}
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
 
 
 def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def _answer(record: Any, benchmark: Benchmark) -> Answer:
             found = "" if key in record else f": the line has {', '.join(record)}{did_you_mean(key, record)}"
             raise InputError(f"{key} must be {expected}, got {json.dumps(record.get(key))[:40]}{found}")
     benchmark.check_question_type(record["question_type"])
+    if record["ground_truth"]:
+        benchmark.check_ground_truth(str(record["ground_truth"]), record["question_type"])
     if (asked := record.get("benchmark", benchmark.name)) != benchmark.name:
         raise InputError(f"an answer to {asked}, not to {benchmark.name}: score --benchmark {asked}")
     frames = record.get("frames") or []

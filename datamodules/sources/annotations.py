@@ -11,7 +11,6 @@ list, or null for numeric questions.
 
 from __future__ import annotations
 
-import math
 import os.path
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 from datamodules.depth import find_depth
 from datamodules.scenes import MediaFiles, Question, Scene
 from datamodules.sources.base import Missing, SceneSource, Split, by_type, require_file
-from datamodules.video import VIDEO_SUFFIXES, companion_name
+from datamodules.video import VIDEO_SUFFIXES, companion_name, media_path
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.errors import InputError
 from zoo.files.atomic_io import parse_json, read_json
@@ -85,17 +84,9 @@ def _question(row: Row, benchmark: Benchmark) -> Question:
             raise ValueError(f"ground_truth {truth!r} is none of the options {', '.join(letters)}")
     elif options:
         raise ValueError(f"{kind} is numeric: options must be null")
-    elif kind in benchmark.numeric_types and not is_finite_number(truth):
-        raise ValueError(f"ground_truth {truth!r} is not a number, which {kind} requires")
+    else:
+        benchmark.check_ground_truth(truth, kind)
     return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
-
-
-def is_finite_number(text: str) -> bool:
-    """Return whether a text is a finite number."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 # ---- Rows of .jsonl, .json and .parquet files -----------------------------------------------------------------------
@@ -206,6 +197,12 @@ def find_cameras(video: Path) -> Path | None:
 # scannet/videos/scene0085_00.mp4 (VLM-3R) or ScanNet/videos/train/...: its name is scene0085_00 in all of them
 
 
+def _inside(path: Path) -> str:
+    """Return a scene's name for the path of its file: files are written at this name, inside their folder."""
+    parts = [part for part in path.parts if part != ".."]
+    return "/".join(parts[-2:] if path.is_absolute() else parts)
+
+
 def list_scenes(
     root: Path, questions: dict[MediaFiles, Sequence[Question]], missing: Missing, cameras: Path | None = None
 ) -> list[Scene]:
@@ -230,7 +227,8 @@ def list_scenes(
     for named, asked in questions.items():
         if isinstance(named, tuple):
             files = tuple(root / name for name in named)
-            name = named[0] if len(named) == 1 else f"{named[0]}+{fingerprint(named)[:8]}"
+            first = _inside(Path(named[0]))
+            name = first if len(named) == 1 else f"{first}+{fingerprint(named)[:8]}"
             if all(map(os.path.isfile, files)):
                 scenes.append(Scene(name, files[0], asked, images=files))
             else:
@@ -238,8 +236,7 @@ def list_scenes(
             continue
         path = Path(named)
         bare = path.with_suffix("") if path.suffix.lower() in VIDEO_SUFFIXES else path
-        parts = [part for part in bare.parts if part != ".."]  # files are written at this name, inside their folder
-        name = "/".join(parts[-2:] if path.is_absolute() else parts)
+        name = _inside(bare)
         file = imported.find(str(bare)) if imported else None
         found = file and _folder(file, "")  # cameras of frames have the frames beside them; cameras of a video do not
         found = found or (root / path if os.path.isfile(root / path) else find_video(root, str(bare)))
@@ -348,7 +345,7 @@ class SingleVideo(SceneSource):
 
     def __init__(self, video: str, question: str, cameras: str | None = None) -> None:
         super().__init__()
-        self.video = Path(video).expanduser()
+        self.video = media_path(video)
         self.cameras = Path(cameras).expanduser() if cameras else None
         self.question = Question("0", "", question)
 

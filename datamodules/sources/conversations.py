@@ -102,6 +102,8 @@ class Conversations(SceneSource):
         self.missing = {}
         for medium, own in zip(found.tolist(), np.split(order, starts[1:]), strict=False):
             asked = PackedQuestions(rows, self.path.stem, chosen[own], turns[own])
+            if self.evaluation:
+                self._check(asked)
             if medium < 0:
                 self.missing[NO_MEDIUM] = by_type(asked)
             else:
@@ -110,6 +112,17 @@ class Conversations(SceneSource):
             of_type = f" and a question_type of {self.benchmark.name}" if self.evaluation else ""
             raise ValueError(f"{self.path}: no row has a video or image{of_type}")
         return list_scenes(self.videos, questions, self.missing, self.cameras)
+
+    def _check(self, questions: Sequence[Question]) -> None:
+        """Check the right answers of a test: one that no answer can match would score 0 without a word."""
+        for question in questions:
+            try:
+                if not question.ground_truth.strip():
+                    raise InputError("the right answer is empty")
+                self.benchmark.check_ground_truth(question.ground_truth, question.question_type)
+            except InputError as error:
+                row = question.id.removeprefix(f"{self.path.stem}-").partition(".")[0]
+                raise InputError(f"{self.path}:{row}: {error}") from error
 
 
 # ---- The rows in memory ---------------------------------------------------------------------------------------------

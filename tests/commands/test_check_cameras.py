@@ -16,6 +16,7 @@ from datamodules.cameras_file import read_cameras, write_cameras
 from datamodules.scenes import Scene
 from datamodules.video import Video
 from zoo.cameras import intrinsics_in_pixels, invert_se3
+from zoo.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,23 @@ def test_cameras_that_explain_the_images(room: Scene, tmp_path: Path, capsys: py
     assert "no steps above 10 times the median speed" in printed
     with Image.open(tmp_path / "path.png") as picture:
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_the_current_folder_is_a_scene_and_a_picture_that_can_not_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "kitchen"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (64, 48)).save(folder / f"{number}.png")
+    V, K_px = torch.eye(4).repeat(4, 1, 1), torch.tensor([[50.0, 0, 32], [0, 50, 24], [0, 0, 1]]).repeat(4, 1, 1)
+    write_cameras(tmp_path / "kitchen.cameras.json", V, K_px, width=64, height=48)
+    monkeypatch.chdir(folder)
+    check_cameras(["."])
+    assert (tmp_path / "kitchen.path.png").exists() and "4 with a camera" in capsys.readouterr().out
+    for picture in ("x.txt", "absent/x.png"):
+        with pytest.raises(InputError, match=f"--picture {picture}: it can't be written"):
+            check_cameras([str(folder), "--picture", picture])
 
 
 def test_camera_to_world_given_as_world_to_camera(

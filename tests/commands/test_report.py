@@ -346,3 +346,12 @@ def test_runs_of_one_name_are_labeled_by_what_differs(tmp_path: Path, capsys) ->
     report([str(folders[0]), str(again)])
     said = capsys.readouterr().out  # equal settings
     assert f"\n{folders[0]}  " in said and f"\n{again}  " in said
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "predictions.jsonl"])
+def test_the_files_of_a_run_are_not_overwritten(name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", answers(9))
+    before = (run / name).read_text()
+    with pytest.raises(InputError, match=f"{name} is a file of a run"):
+        report([str(run), "--output", str(run / name)])
+    assert (run / name).read_text() == before

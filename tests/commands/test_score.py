@@ -211,9 +211,24 @@ def test_answers_to_another_benchmark_are_refused(tmp_path: Path, capsys) -> Non
         score([str(file)])
     score([str(file), "--benchmark", "ReVSI"])
     assert "| revsi " in capsys.readouterr().out
-    shared = {**row, "question_type": "route_planning", "benchmark": "ReVSI"}
+    shared = {**row, "question_type": "route_planning", "ground_truth": "A", "benchmark": "ReVSI"}
     score([str(write_lines(file, [shared]))])  # the first line names the benchmark
     assert "| revsi " in capsys.readouterr().out
     with pytest.raises(InputError, match="line 1: an answer to ReVSI, not to VSIBench: score --benchmark ReVSI"):
         score([str(file), "--benchmark", "VSIBench"])
     assert lines(finished_run(tmp_path / "run") / "predictions.jsonl")[0]["benchmark"] == "VSIBench"
+
+
+def test_the_answers_are_not_overwritten(tmp_path: Path) -> None:
+    row = {"id": 1, "question_type": "object_counting", "prediction": "2", "ground_truth": "2"}
+    file = write_lines(tmp_path / "answers.jsonl", [row])
+    with pytest.raises(InputError, match="--output is the file of the answers"):
+        score([str(file), "--output", str(tmp_path / "." / "answers.jsonl")])
+    assert lines(file) == [row]
+
+
+@pytest.mark.parametrize("truth", ["2 m", "two", "(A)"])
+def test_a_ground_truth_that_no_answer_can_match_is_named_by_its_line(truth: str, tmp_path: Path) -> None:
+    row = {"id": 1, "question_type": "object_counting", "prediction": "2", "ground_truth": truth}
+    with pytest.raises(InputError, match="line 2: ground_truth .* is not a number, which object_counting requires"):
+        score([str(write_lines(tmp_path / "answers.jsonl", [{**row, "id": 0, "ground_truth": "2"}, row]))])

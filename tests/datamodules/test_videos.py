@@ -251,6 +251,14 @@ def test_modes_and_exif_orientation_of_pictures(tmp_path: Path) -> None:
     assert (frames[0].int() - frames[1].int()).abs().float().mean() < 4  # JPEG's loss
 
 
+def test_grayscale_of_16_bits_keeps_its_range(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    (tmp_path / "scene").mkdir()
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "scene/0.png")
+    frame = Video(tmp_path / "scene").read([0])[0].double()
+    assert (frame - torch.from_numpy(ramp) / 257).abs().max() <= 0.51  # clipped at 255, nearly all of it is white
+
+
 # ---- what won't do is named in one line
 
 

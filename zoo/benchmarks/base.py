@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.benchmarks.scorers import SCORERS, Scorer, clean_answer
+from zoo.benchmarks.scorers import SCORERS, Scorer, clean_answer, to_float
 from zoo.configuration import Configurable, unusable_class
 from zoo.errors import InputError, check_choice, did_you_mean
 
@@ -106,6 +106,12 @@ class Benchmark(Configurable, ABC):
                 advice = f"; it is one of {' and '.join(others)} (score --benchmark {others[0]})"
             known = ", ".join(self.question_types)
             raise InputError(f"unknown question_type {question_type!r}; {self.name} has {known}{advice}")
+
+    def check_ground_truth(self, ground_truth: str, question_type: str) -> None:
+        """Raise InputError for a right answer that no answer can match, such as a number with its unit."""
+        number = to_float(ground_truth) if question_type in self.numeric_types else 0.0
+        if number is None or not math.isfinite(number):
+            raise InputError(f"ground_truth {ground_truth!r} is not a number, which {question_type} requires")
 
     def find_scorer(self, scorer: str | None) -> str:
         """Return the scorer's name. None selects the default.
@@ -261,6 +267,12 @@ class SpatialBenchmark(Benchmark):
         rules = self.rules[self.find_scorer(scorer)]
         is_choice = question_type in self.multiple_choice_types
         return (rules.score_choice if is_choice else rules.score_number)(prediction, ground_truth)
+
+    def check_ground_truth(self, ground_truth: str, question_type: str) -> None:
+        """Raise InputError for a right answer that is no number, or no single letter of a choice."""
+        super().check_ground_truth(ground_truth, question_type)
+        if question_type in self.multiple_choice_types and not re.fullmatch("[a-zA-Z]", ground_truth):
+            raise InputError(f"ground_truth {ground_truth!r} is not a letter, which {question_type} requires")
 
     def is_parsable(self, prediction: str, question_type: str, scorer: str) -> bool:
         """Return whether a scorer can parse the answer as a finite number or a single letter."""

@@ -128,7 +128,8 @@ def camera_loss(
 
 def mean_path(world_to_camera: Float[Tensor, "B S _ 4"]) -> Float[Tensor, ""]:
     """Return the mean length of the scenes' camera paths, each of which is at least `MIN_PATH`."""
-    centers = invert_se3(_relative_to_first(world_to_camera))[..., :3, 3]
+    with full_precision(world_to_camera.device):
+        centers = invert_se3(_relative_to_first(world_to_camera))[..., :3, 3]
     return (centers[:, 1:] - centers[:, :-1]).norm(dim=-1).sum(1).clamp(min=MIN_PATH).mean()
 
 
@@ -136,7 +137,8 @@ def _relative_to_first(world_to_camera: Tensor) -> Float[Tensor, "B S 4 4"]:
     poses = to_float32(world_to_camera)
     if poses.shape[-2] == 3:
         poses = torch.cat((poses, poses.new_tensor((0.0, 0.0, 0.0, 1.0)).expand(*poses.shape[:-2], 1, 4)), -2)
-    return poses @ invert_se3(poses[:, :1])
+    with full_precision(poses.device):
+        return poses @ invert_se3(poses[:, :1])
 
 
 def _first_view_encoding(world_to_camera: Tensor, K_px: Tensor, image_size_hw: Sequence[int]) -> Float[Tensor, "B S 9"]:

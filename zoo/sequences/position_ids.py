@@ -196,6 +196,8 @@ class DeferredPositions(Movable):
         self, world_to_camera: Float[Tensor, "S C 4 4"], has_camera: Bool[Tensor, "S C"]
     ) -> Int[Tensor, "3 S L"]:
         """Compute the position ids from the poses of each sequence's temporal patches. Some may be invalid."""
+        if not self.is_patch.numel():  # images alone, which have no time
+            return self.position_ids.clone()
         poses = world_to_camera.detach()[self.row, self.camera]
         known = has_camera[self.row, self.camera] & self.is_patch
         time = self.time_index.positions(self.time_index.patch_values(poses, known), self.is_patch)

@@ -204,6 +204,40 @@ def test_other_bad_files(tmp_path):
         Conversations(str(write(tmp_path))).scenes("val")
 
 
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        ("room_size_estimation", ["23.5", "7"], ["23.5 m", "two", "", "nan"]),
+        ("route_planning", ["A", "d"], ["(A)", "A. left", ""]),
+    ],
+)
+def test_a_right_answer_that_no_answer_can_match_is_named_by_file_and_row(
+    kind: str, right: list[str], wrong: list[str], tmp_path: Path
+) -> None:
+    def source(answer: str, **options: bool) -> Conversations:
+        row = says("<video>\nWhich?", answer, video="scannet/scene0000_00.mp4", question_type=kind)
+        return Conversations(str(write(tmp_path, [row])), **options)
+
+    for answer in right:
+        assert len(source(answer, evaluation=True).scenes("test")) == 1
+    for answer in wrong:
+        with pytest.raises(InputError, match=rf"data\.jsonl:1: .*(empty|ground_truth '{re.escape(answer)}' is not)"):
+            source(answer, evaluation=True).scenes("test")
+        assert source(answer).scenes("train")  # a training takes free answers
+
+
+def test_the_name_of_a_scene_of_images_lies_in_its_folder(tmp_path: Path) -> None:
+    """Selections and caches are written at this name."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "outside.png").touch()
+    rows = [says("<image>?", "!", image=name) for name in ("../outside.png", str(tmp_path / "outside.png"))]
+    rows.append(says("<image><image>?", "!", image=["../outside.png", "../outside.png"]))
+    names = [scene.name for scene in Conversations(str(write(tmp_path / "data", rows))).scenes("train")]
+    assert len(names) == 3
+    for name in names:
+        assert (tmp_path / "selections" / name).resolve().is_relative_to(tmp_path / "selections"), name
+
+
 # ---- ScanQA and SQA3D
 def scannet_videos(folder: Path) -> Path:
     (folder / "scannet").mkdir(exist_ok=True)

@@ -237,3 +237,20 @@ def test_views_without_a_camera_and_the_scale_of_a_scene() -> None:
     assert not task(align_scale=True).model.objectives["PosePrediction"].uses_lengths  # type: ignore[union-attr]
     with pytest.raises(InputError, match="a multiple of 16"):
         PosePrediction(dim=40)
+
+
+def test_targets_of_float32_cameras_are_exact_under_autocast() -> None:
+    """Autocast would compose the poses in bfloat16, with errors of 4e-4 in a rotation and 0.009 in a translation."""
+    generator = torch.Generator().manual_seed(0)
+    rotation = torch.linalg.qr(torch.randn(1, 6, 3, 3, generator=generator)).Q
+    poses = torch.eye(4).repeat(1, 6, 1, 1)
+    poses[..., :3, :3] = rotation * torch.linalg.det(rotation)[..., None, None]
+    poses[..., :3, 3] = 3 * torch.randn(1, 6, 3, generator=generator)
+    K_px = torch.tensor([[40.0, 0, 32], [0, 40, 24], [0, 0, 1]]).expand(1, 6, 3, 3)
+    predictions = torch.zeros(4, 1, 6, 9)
+    exact = camera_loss(predictions, poses, K_px, (48, 64), balance=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = camera_loss(predictions, poses, K_px, (48, 64), balance=True)
+        in_bfloat16 = poses @ invert_se3(poses[:, :1])
+    assert all(torch.equal(exact[name], cast[name]) for name in exact)
+    assert (in_bfloat16.float() - poses @ invert_se3(poses[:, :1])).abs().max() > 1e-3  # what autocast would do
