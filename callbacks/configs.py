@@ -25,6 +25,7 @@ from zoo.configuration import DOTTED, check_class_paths, flatten, is_same_class
 from zoo.errors import InputError, add_file_to_errors, did_you_mean
 
 RUNS = Path("runs")
+CHECKPOINT = ".ckpt"  # suffix of files that hold the weights of a training, and its config
 CONFIGS = Path(__file__).parent.parent / "configs"  # in a wheel, beside the packages like recipes/
 BASES = "configs"  # key: list of configs of which this one is composed
 NAMED = RECIPE, SCALE = "recipe", "scale"  # keys: names of configs that all given ones override
@@ -57,15 +58,18 @@ def find_config(name: str, beside: Path | None = None) -> Path:
     raise InputError(f"no config {name}, neither here nor in configs/ or recipes/{meant}")
 
 
-def read_config(path: Path, trust_modules: Collection[str] = (), within: Sequence[Path] = ()) -> Settings:
+def read_config(
+    path: Path, trust_modules: Collection[str] = (), within: Sequence[Path] = (), *, evaluates: bool = False
+) -> Settings:
     """Read a config. It overrides the configs in its list `configs`.
 
     For the config of a run, the run's folder becomes the Trainer's, even if the folder was moved.
 
     Args:
-        path: The config.
+        path: The config, or a checkpoint, which holds the config of its training.
         trust_modules: Modules that the config of someone else's run may import.
         within: The configs that are composed of this one.
+        evaluates: Whether an evaluation asks, see `for_evaluation`.
 
     Returns:
         The settings. The keys `recipe` and `scale` hold the paths of the configs that this config or its bases name.
@@ -73,19 +77,11 @@ def read_config(path: Path, trust_modules: Collection[str] = (), within: Sequenc
     Raises:
         InputError: The config is missing, damaged or composed of itself, or names a class that is not trusted.
     """
-    from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG  # imports PyTorch
-
     if path in within:
         raise InputError(f"{path}: it is composed of itself, by {within[-1]}")
-    is_of_run = path.name == RUN_CONFIG and (path.parent / CHECKPOINTS).is_dir()
-    if is_of_run:
+    if is_of_run(path):
         check_run(path, trust_modules)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: holds no settings")
+    content = read_content(path)
     names = content.pop(BASES, [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: {BASES}: expected a list of configs, not {names}")
@@ -96,12 +92,62 @@ def read_config(path: Path, trust_modules: Collection[str] = (), within: Sequenc
                 raise InputError(f"{key}: expected the name of a config, not {content[key]}")
             content[key] = str(find_config(content[key], path))
         for name in names:
-            settings = merge(settings, read_config(find_config(name, path), trust_modules, [*within, path]))
+            settings = merge(
+                settings, read_config(find_config(name, path), trust_modules, [*within, path], evaluates=evaluates)
+            )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if is_of_run:
+    if evaluates and is_of_run(path):
+        content = for_evaluation(content)
+    if is_of_run(path) and path.suffix != CHECKPOINT:
         content = merge(content, {"trainer": {"default_root_dir": str(path.parent)}})
     return merge(settings, content)
+
+
+def read_content(path: Path) -> Settings:
+    """Return the settings in a file: a config, or a checkpoint of a training.
+
+    Raises:
+        InputError: The file can't be read, or holds no settings.
+    """
+    if path.suffix == CHECKPOINT:
+        from callbacks.run_config import config_of_training  # imports PyTorch
+
+        content: Any = config_of_training(path)
+        advice = ": name the model with --config"
+    else:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
+        advice = ""
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no settings{advice}")
+    return content
+
+
+def is_of_run(path: Path) -> bool:
+    """Return whether a file has the config of a run: its config.yaml, or a checkpoint."""
+    from callbacks.run_config import TEST_FILE  # imports PyTorch
+    from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG
+
+    has_run = (path.parent / CHECKPOINTS).is_dir() or (path.parent / TEST_FILE).exists()
+    return path.suffix == CHECKPOINT or (path.name == RUN_CONFIG and has_run)
+
+
+def for_evaluation(config: Settings) -> Settings:
+    """Return what an evaluation takes from the config of a run: everything that may change its answers and scores.
+
+    Loggers, profilers, callbacks, plugins and folders of a run, which may be someone else's, have no effect. The device
+    is the machine's, and several devices are for the command line.
+    """
+    machine = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+    trainer = {**machine, **_some(config.get("trainer") or {}, "precision", "limit_test_batches")}
+    return {**_some(config, "model", "data", "seed_everything", "metrics", "gallery"), "trainer": trainer}
+
+
+def _some(settings: Settings, *names: str) -> Settings:
+    return {name: settings[name] for name in names if name in settings}
 
 
 def read_settings(path: Path) -> Settings:
@@ -123,9 +169,9 @@ def check_run(config: Path, trust_modules: Collection[str]) -> None:
     """
     if is_own(config.parent):
         return
+    content = read_content(config)
     with add_file_to_errors(config):
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and content.keys() & {BASES, *NAMED}:
+        if content.keys() & {BASES, *NAMED}:
             raise InputError(
                 f"the config of a run is complete, but this one names others ({BASES}, {', '.join(NAMED)})"
             )
@@ -175,7 +221,9 @@ class MergedConfig:
     overridden: Sequence[str] = ()
 
 
-def merge_configs(names: Sequence[str], trust_modules: Collection[str] = ()) -> MergedConfig:
+def merge_configs(
+    names: Sequence[str], trust_modules: Collection[str] = (), *, evaluates: bool = False
+) -> MergedConfig:
     """Merge configs in the given order. A later one wins, and protocols come last.
 
     The given configs override these defaults: the default model and data, the scale that one of them names (or the tiny
@@ -184,11 +232,12 @@ def merge_configs(names: Sequence[str], trust_modules: Collection[str] = ()) -> 
     Args:
         names: Paths, or names in `configs/` or `recipes/`.
         trust_modules: Modules that the config of someone else's run may import.
+        evaluates: Whether the command is an evaluation, which takes less from the config of a run.
 
     Raises:
         InputError: A config is missing or damaged, or two name different models.
     """
-    given = [(name, read_config(find_config(name), trust_modules)) for name in names]
+    given = [(name, read_config(find_config(name), trust_modules, evaluates=evaluates)) for name in names]
     given.sort(key=lambda pair: is_protocol(pair[1]))
     models = {name: model for name, content in given if (model := model_of(content)) is not None}
     for (one, model), (other, another) in zip(models.items(), [*models.items()][1:], strict=False):

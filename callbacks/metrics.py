@@ -32,15 +32,15 @@ from callbacks.run_config import (
     PREDICTIONS,
     TEST_FILE,
     config_of_command,
+    config_of_training,
     declared_options,
     find_saved_config,
-    is_same_value,
     option_of,
 )
 from callbacks.table import render, summarize
 from datamodules.datamodule import skipped_scenes
 from zoo.benchmarks import Benchmark, VSIBench
-from zoo.configuration import flatten, to_config
+from zoo.configuration import flatten, is_same_value, to_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.metrics import BenchmarkScore, with_scores
@@ -258,7 +258,7 @@ class MetricsCallback(Callback):
         found: dict[str, Any] = {"checkpoint": None}
         if trainer.ckpt_path:
             run = Path(trainer.ckpt_path).absolute().parent.parent
-            differing = differences(self._identity["config"], run / RUN_CONFIG, excepted)
+            differing = differences(self._identity["config"], config_of_training(trainer.ckpt_path), excepted)
             found["checkpoint"] = str(trainer.ckpt_path)
             if skipped := skipped_scenes(run):
                 found["skipped_training_scenes"] = len(skipped)

@@ -6,47 +6,43 @@ repeated one, writes into `tests/<short name>/` inside it. A finished test has a
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, BinaryIO
 
-import yaml
 from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.run_config import (
     METRICS,
+    OWN_CODE,
     PREDICTIONS,
     TEST_FILE,
-    changed_options,
     config_of_command,
     declared_options,
     evaluation_config,
     find_saved_config,
-    is_covered,
     option_of,
+    own_files,
 )
 from datamodules.datamodule import is_limited
 from datamodules.scenes import questions_fingerprint
-from zoo.configuration import DOTTED, flatten
+from zoo.configuration import changed_options, flatten, is_covered
 from zoo.errors import InputError
 from zoo.files.atomic_io import try_lock
 from zoo.files.fingerprint import fingerprint
 from zoo.geometry import CachedGeometry
 from zoo.versions import ROOT
 from zoo.weights.checkpoint import fingerprints, read_checkpoint, released_sources
-from zoo.weights.saved_models import RUN_CONFIG
+from zoo.weights.saved_models import RUN_CONFIG, config_of
 
 TESTS = "tests"  # folder for further tests of a run
 LOCK = ".test.lock"  # lock file of a running test
 PROTOCOL = "metrics.protocol"  # a name that has no effect by itself
-OWN_CODE = ("zoo", "datamodules")  # packages on which answers depend
 MAX_NAME = 40
 
 
@@ -84,11 +80,7 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
         weights.append(geometry.weights)
     # 3. Code.
     files = {file for package in OWN_CODE for file in (ROOT / package).rglob("*.py")}
-    paths = [str(value) for name, value in config.items() if name.endswith("class_path")]
-    kinds = [type(pl_module), type(data), *(resolve_name(path) for path in paths if DOTTED.fullmatch(path))]
-    modules = {kind.__module__ for kind in kinds if inspect.isclass(kind)}
-    own = (getattr(sys.modules[name], "__file__", None) for name in modules if name.partition(".")[0] not in OWN_CODE)
-    files |= {Path(file) for file in own if file}
+    files |= own_files(config, pl_module, data)
     # 4. Questions, and the files of scenes.
     scenes: list[Any] = []
     if tested := getattr(data, "tested_scenes", ()):
@@ -138,17 +130,19 @@ def is_interrupted(folder: Path) -> bool:
     return (folder / TEST_FILE).exists() and not (folder / METRICS).exists()
 
 
-def differences(config: Mapping[str, Any], base: Path, excepted: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the options in which a test differs from the config of a run, as {option: {"training", "test"}}.
+def differences(
+    config: Mapping[str, Any], training: Mapping[str, Any] | None, excepted: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Return the options in which a test differs from a training, as {option: {"training", "test"}}.
 
     Args:
         config: The test's flattened options, see `identify_test`.
-        base: The run's config.yaml. Without it, nothing differs.
+        training: The training's config. Without it, nothing differs.
         excepted: Names of options that don't change answers.
     """
-    if not base.exists():
+    if training is None:
         return {}
-    run = flatten(evaluation_config(yaml.safe_load(base.read_text(encoding="utf-8"))))
+    run = flatten(evaluation_config(training))
     names = changed_options(run, config, excepted)
     return {name: {"training": option_of(run, name), "test": option_of(config, name)} for name in names}
 
@@ -181,9 +175,20 @@ def choose_folder(
             raise InputError(f"another test is writing to {folder}: wait until it ends")
         if lock is not None:
             if is_interrupted(folder) if same else not _is_taken(folder):
+                if same is None:
+                    _explain_new_test(filter(is_interrupted, begun), identity)
                 return folder, lock
             lock.close()
         time.sleep(0.05)
+
+
+def _explain_new_test(interrupted: Iterable[Path], identity: Mapping[str, Any]) -> None:
+    """Print why interrupted tests with the same options are not continued, such as changed weights."""
+    for folder in interrupted:
+        before = _read(folder / TEST_FILE)
+        changed = ", ".join(key for key, value in identity.items() if before.get(key) != value)
+        if before.get("config") == identity["config"]:
+            rank_zero_info(f"test: the interrupted one in {folder} does not go on, because it had other {changed}")
 
 
 def _free_folder(
@@ -194,7 +199,8 @@ def _free_folder(
     from_former = [] if former is None else changed_options(former, config)
     # a script has no config, so its test is compared with the present one
     has_config = find_saved_config(trainer) is not None
-    differing = list(differences(config, run / RUN_CONFIG, excepted)) if has_config else from_former
+    of_run = config_of(run) if (run / RUN_CONFIG).exists() else None
+    differing = list(differences(config, of_run, excepted)) if has_config else from_former
     if not differing and not _is_taken(run):
         return run
     finished = _read(run / METRICS)

@@ -1,22 +1,32 @@
-"""The config of a run: write it as config.yaml, flatten it to dotted names, compare it with another config."""
+"""The config of a run: it is written as config.yaml, and into each checkpoint with the user's own code."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from itertools import accumulate, chain
+import inspect
+import json
+import sys
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, cast
 
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_warn
 
-from zoo.configuration import Configurable, flatten, is_same_class, known_config
+from zoo.configuration import DOTTED, Configurable, flatten, known_config
 from zoo.files.atomic_io import write_whole
+from zoo.files.fingerprint import fingerprint
 from zoo.seed import resolve_seed
+from zoo.tasks import Task
+from zoo.weights.checkpoint import RUN, read_checkpoint
+from zoo.weights.saved_models import RUN_CONFIG, config_of
 
 # files in a test's folder: its identity, written at the start; its scores, written last; its answers
 TEST_FILE, METRICS, PREDICTIONS = "test.json", "metrics.json", "predictions.jsonl"
+OWN_CODE = ("zoo", "datamodules")  # packages on which answers depend
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -29,8 +39,18 @@ class SaveRunConfig(SaveConfigCallback):
             self.save(path)
             self.already_saved = True
         if stage == "fit":
+            config = json.loads(json.dumps(self.content(), default=str))
+            config["trainer"]["default_root_dir"] = None  # a checkpoint may be copied anywhere
+            code = {file.name: fingerprint(file.read_text(encoding="utf-8")) for file in own_files(config, pl_module)}
+            cast(Task, pl_module).run = {"config": config, "code": code}
             for logger in trainer.loggers:
                 logger.log_hyperparams(flatten(self.config.as_dict()))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Warn if the user's own code has changed since the checkpoint from which a training resumes."""
+        before, now = ((each or {}).get("code", {}) for each in (checkpoint.get(RUN), cast(Task, pl_module).run))
+        if changed := [name for name in before if name in now and before[name] != now[name]]:
+            rank_zero_warn(f"{', '.join(changed)} has changed since {trainer.ckpt_path} was saved")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the config of the weights that are trained from now on, on rank zero."""
@@ -51,6 +71,24 @@ class SaveRunConfig(SaveConfigCallback):
             if isinstance(value, set):  # in one order, so that equal configs are equal files
                 config[name] = sorted(value, key=str)
         return str(self.parser.dump(config, skip_none=False, skip_validation=True))
+
+
+def own_files(config: Mapping[str, Any], *objects: Any) -> set[Path]:
+    """Return the files of the user's own classes: those of some objects, and those that a config names."""
+    paths = [str(value) for name, value in flatten(config).items() if name.endswith("class_path")]
+    kinds = [*(type(each) for each in objects), *(resolve_name(path) for path in paths if DOTTED.fullmatch(path))]
+    modules = {kind.__module__ for kind in kinds if inspect.isclass(kind)}
+    own = (getattr(sys.modules[name], "__file__", None) for name in modules if name.partition(".")[0] not in OWN_CODE)
+    return {Path(file) for file in own if file}
+
+
+def config_of_training(checkpoint: str | Path) -> dict[str, Any] | None:
+    """Return the config with which a checkpoint was trained: its own, or else that of its run. None without either."""
+    recorded = read_checkpoint(checkpoint).get(RUN)
+    if isinstance(recorded, dict) and isinstance(recorded.get("config"), dict):
+        return dict(recorded["config"])
+    run = Path(checkpoint).absolute().parent.parent
+    return config_of(run) if (run / RUN_CONFIG).exists() else None
 
 
 def find_saved_config(trainer: Trainer) -> SaveRunConfig | None:
@@ -81,35 +119,6 @@ def config_of_command(trainer: Trainer, pl_module: LightningModule) -> dict[str,
     }
 
 
-def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> list[str]:
-    """Return the dotted names of the options in which two configs differ.
-
-    If a part has another class, or is missing in one config, only the part's own name is returned. Class paths may lack
-    a module.
-
-    Args:
-        before: A config, possibly flattened.
-        now: Another config.
-        excepted: Names of options that may differ, with all options below them.
-
-    Example:
-        >>> one = {"model": {"fusion": None, "r": 1}}
-        >>> other = {"model": {"fusion": {"class_path": "AddFusion", "init_args": {"branches": "2d"}}, "r": 2}}
-        >>> changed_options(one, other), changed_options(one, other, ("model.fusion",))
-        (['model.fusion', 'model.r'], ['model.r'])
-    """
-    one, other = flatten(before), flatten(now)
-    differing = [
-        name
-        for name in sorted(one | other)
-        if not is_covered(name, excepted) and not is_same_value(name, one.get(name), other.get(name))
-    ]
-    parts = {name.removesuffix(".class_path") for name in differing if name.endswith(".class_path")}
-    nameable = parts | one.keys() | other.keys()
-    prefixes = (accumulate(name.split("."), "{}.{}".format) for name in differing)
-    return list(dict.fromkeys(next(each for each in own if each in nameable) for own in prefixes))
-
-
 def declared_options(names: str, *owners: Any) -> tuple[str, ...]:
     """Return the options that tasks and DataModules, or their classes, list in an attribute.
 
@@ -120,19 +129,7 @@ def declared_options(names: str, *owners: Any) -> tuple[str, ...]:
     return tuple(chain.from_iterable(getattr(each, names, ()) for each in owners))
 
 
-def is_covered(name: str, names: Collection[str]) -> bool:
-    """Return whether a dotted name is one of these names, or below one."""
-    return any(f"{name}.".startswith(f"{each}.") for each in names)
-
-
 def option_of(config: Mapping[str, Any], name: str) -> Any:
     """Return an option of a flattened config: for a part, its class with its options. None if absent."""
     below = {key.removeprefix(f"{name}."): value for key, value in config.items() if key.startswith(f"{name}.")}
     return below or config.get(name)
-
-
-def is_same_value(name: str, one: Any, other: Any) -> bool:
-    """Return whether two values of an option are equal. Class paths may lack their module, and files list sets."""
-    if isinstance(one, set) or isinstance(other, set):
-        one, other = (set(each) if isinstance(each, list) else each for each in (one, other))
-    return is_same_class(one, other) if name.endswith("class_path") else bool(one == other)

@@ -16,6 +16,7 @@ from commands.faults import CLASS_PATH, INIT_ARGS, KEYS_OF_PART, explained, open
 from zoo.configuration import is_same_class
 from zoo.errors import InputError
 
+EVALUATION = ("validate", "test", "predict", "export")  # commands that evaluate a run
 TRUST = "trust_modules"
 TRUST_HELP = "modules, between commas, that the config of someone else's run may import"
 
@@ -64,7 +65,8 @@ def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentPar
 
     names, options = split_configs(words)
     given, others = split_options(options)
-    config = merge_configs(names, trusted_modules(options))
+    command = [] if main is None else [parser.prog.split()[-1]]
+    config = merge_configs(names, trusted_modules(options), evaluates=bool({*command} & {*EVALUATION}))
     for line in config.overridden:
         rank_zero_info(line)
     named, asked = model_of(config.settings), model_of(with_options({}, given))
@@ -74,7 +76,6 @@ def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentPar
     for part in ("model", "data", "trainer"):
         if settings.get(part, part) is None:
             raise InputError(f"--{part} null: leave the option out")
-    command = [] if main is None else [parser.prog.split()[-1]]
     try:
         return (main or parser).parse_args([*command, "--config", as_json(settings), *others])
     except ArgumentError as error:

@@ -15,25 +15,23 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.checkpoint import optimizer_files
 from callbacks.configs import RUNS, buildable_classes, check_run, find_class, find_config, model_of, read_config
 from callbacks.results_folder import is_interrupted
-from callbacks.run_config import TEST_FILE, changed_options, declared_options
+from callbacks.run_config import TEST_FILE, config_of_training, declared_options
 from commands.new_run import make_folder, shared_folder
-from commands.parser import split_configs, split_options, trusted_modules
+from commands.parser import EVALUATION, split_configs, split_options, trusted_modules
 from zoo.backbones import BackboneLoader
-from zoo.configuration import unusable_class
+from zoo.configuration import changed_options, unusable_class
 from zoo.errors import InputError, add_file_to_errors
 from zoo.weights.checkpoint import refuse_damaged
 from zoo.weights.saved_models import (
     CHECKPOINTS,
     LAST,
     LAST_CHECKPOINT,
-    config_of,
     latest_run,
     readable_config,
     trained_at,
 )
 from zoo.weights.saved_models import RUN_CONFIG as CONFIG
 
-EVALUATION = ("validate", "test", "predict", "export")
 RESTARTED = "ZOO_RESTARTED"  # set to "1" by a study that restarts a training
 RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT", RESTARTED)
 NAME = re.compile(r"[\w.-]+")
@@ -142,8 +140,8 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
     if any(model_of(read_config(find_config(name), trusted)) for name in names):
         return [*words]
     run = run_of(Path(checkpoint)) if checkpoint and checkpoint != "last" else find_run(folder)
-    if run is None:
-        raise InputError(f"{checkpoint} is not in a run with a {CONFIG}: name its model with --config")
+    if run is None:  # its own config
+        return ["--config", str(checkpoint), *words]
     check_run(run / CONFIG, trusted)
     found = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
     return [*found, *([] if checkpoint else ["--ckpt_path", str(run / LAST_CHECKPOINT)]), *words]
@@ -223,14 +221,16 @@ def _check_resumed(checkpoint: Path, settings: Any) -> None:
     """Refuse to resume a training with another model or other data."""
     for file in optimizer_files(checkpoint):
         refuse_damaged(file)
-    if (run := run_of(checkpoint)) is None:
+    if (training := config_of_training(checkpoint)) is None:
         return
     parts = ("model", "data", "seed_everything")
-    trained, asked = ({part: each.get(part) for part in parts} for each in (config_of(run), settings.as_dict()))
+    trained, asked = ({part: each.get(part) for part in parts} for each in (training, settings.as_dict()))
     if changed := changed_options(trained, asked, _declared(settings, "changes_no_training")):
+        run = run_of(checkpoint)
         raise InputError(
-            f"--ckpt_path {checkpoint}: {run} was trained with another {', '.join(changed)}, and a resumed training "
-            f"must keep it: see {run / CONFIG}, or start anew from its weights with --model.initial_weights"
+            f"--ckpt_path {checkpoint}: {run or 'it'} was trained with another {', '.join(changed)}, and a resumed "
+            f"training must keep it: see --config {run / CONFIG if run else checkpoint}, or start anew from its "
+            "weights with --model.initial_weights"
         )
 
 

@@ -159,3 +159,29 @@ def test_a_run_without_a_checkpoint_is_skipped_and_logged(run: Run, trained: Tra
     (folder / "config.yaml").write_text("model: [")
     with pytest.raises(SystemExit, match="no run of this Qwen25VL under runs/ has a checkpoint"):
         run("test", "--config", "qwen25_vl.yaml", "--ckpt_path", "last")
+
+
+def test_a_checkpoint_outside_its_run_has_its_own_config(run: Run, trained: Trained, tmp_path: Path) -> None:
+    """It is the default of a test, what differs is recorded, and a training resumes with the same model only."""
+    shutil.copytree(trained() / "checkpoints", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "runs")
+    checkpoint = ["--ckpt_path", "elsewhere/last.ckpt"]
+    run("test", *checkpoint)
+    (own,) = (tmp_path / "runs").iterdir()
+    assert json.loads((own / "metrics.json").read_text())["differs_from_training"] == {}
+    other = ["--config", "qwen25_vl.yaml", "--model.time_index", "ConstantIndex"]
+    said = run("test", *other, *checkpoint, logged=True)
+    assert "test: differs from the training in model.time_index" in said
+    (changed,) = set((tmp_path / "runs").iterdir()) - {own}
+    recorded = json.loads((changed / "metrics.json").read_text())["differs_from_training"]["model.time_index"]
+    assert recorded == {"training": None, "test": {"class_path": "zoo.ConstantIndex"}}
+    with pytest.raises(SystemExit, match=r"last.ckpt: it was trained with another model.time_index, "):
+        run("fit", *other, *checkpoint)
+    run("fit", "--config", "elsewhere/last.ckpt", *checkpoint, "--trainer.max_steps", "3", sized=False)
+
+
+def test_initial_weights_of_another_model_are_named(run: Run, trained: Trained) -> None:
+    start = ["--model.initial_weights", str(trained() / "checkpoints/last.ckpt")]
+    other = ["--config", "qwen25_vl.yaml", "--model.time_index", "ConstantIndex"]
+    assert f"{start[1]} was trained with another model.time_index" in run("fit", *other, *start, logged=True)
+    assert "was trained with another" not in run("fit", "--config", "qwen25_vl.yaml", *start, logged=True)

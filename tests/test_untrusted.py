@@ -190,3 +190,22 @@ def test_the_config_of_someone_elses_run_imports_nothing(canary: Path, tmp_path:
         merge_configs(["own.yaml"])
     merge_configs(["own.yaml"], ["foo", "canary"])
     assert canary.exists()  # the control: a class that is trusted is imported
+
+
+def test_the_trainer_of_someone_elses_run_writes_nothing(run: Run, trained: Trained, tmp_path: Path) -> None:
+    """An evaluation takes model, data, seed and precision from a run. The machine and the command line do the rest."""
+    folder = trained()
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    there = str(tmp_path / "there")
+    config["trainer"] |= {
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": there}},
+        "profiler": {"class_path": "lightning.pytorch.profilers.SimpleProfiler", "init_args": {"dirpath": there}},
+        "default_root_dir": there,
+        "devices": 7,
+        "precision": "bf16-mixed",
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run("test")
+    tested = json.loads((folder / "metrics.json").read_text())
+    assert tested["config"]["trainer"]["precision"] == "bf16-mixed"
+    assert not Path(there).exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,25 @@ class Typed(PRoPE):
     ):
         super().__init__(**kwargs)
 """
+
+
+def test_a_part_that_changes_between_a_training_and_its_resumption_is_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own_part.py"
+    own.write_text("from zoo import PRoPE\n\nclass Own(PRoPE): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    run("fit", "--config", "prope.yaml", "--model.camera_encoding", "own_part.Own")
+    (folder,) = (tmp_path / "runs").iterdir()
+    resumed = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps"]
+    changed = "own_part.py has changed since"
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        run(*resumed, "3", sized=False)
+        assert not any(changed in str(each.message) for each in warned)
+        own.write_text(own.read_text() + "# edited")
+        run(*resumed, "4", sized=False)
+        assert any(changed in str(each.message) for each in warned)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
 from importlib.util import find_spec
+from itertools import accumulate
 from pathlib import Path, PurePath
 from pkgutil import resolve_name
 from typing import Any, TypeVar
@@ -264,6 +265,47 @@ def _as_stored(value: Any) -> Any:
     if isinstance(value, (set, frozenset)):
         return {_as_stored(each) for each in value}
     return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+
+
+def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> list[str]:
+    """Return the dotted names of the options in which two configs differ.
+
+    If a part has another class, or is missing in one config, only the part's own name is returned. Class paths may lack
+    a module.
+
+    Args:
+        before: A config, possibly flattened.
+        now: Another config.
+        excepted: Names of options that may differ, with all options below them.
+
+    Example:
+        >>> one = {"model": {"fusion": None, "r": 1}}
+        >>> other = {"model": {"fusion": {"class_path": "AddFusion", "init_args": {"branches": "2d"}}, "r": 2}}
+        >>> changed_options(one, other), changed_options(one, other, ("model.fusion",))
+        (['model.fusion', 'model.r'], ['model.r'])
+    """
+    one, other = flatten(before), flatten(now)
+    differing = [
+        name
+        for name in sorted(one | other)
+        if not is_covered(name, excepted) and not is_same_value(name, one.get(name), other.get(name))
+    ]
+    parts = {name.removesuffix(".class_path") for name in differing if name.endswith(".class_path")}
+    nameable = parts | one.keys() | other.keys()
+    prefixes = (accumulate(name.split("."), "{}.{}".format) for name in differing)
+    return list(dict.fromkeys(next(each for each in own if each in nameable) for own in prefixes))
+
+
+def is_covered(name: str, names: Collection[str]) -> bool:
+    """Return whether a dotted name is one of these names, or below one."""
+    return any(f"{name}.".startswith(f"{each}.") for each in names)
+
+
+def is_same_value(name: str, one: Any, other: Any) -> bool:
+    """Return whether two values of an option are equal. Class paths may lack their module, and files list sets."""
+    if isinstance(one, set) or isinstance(other, set):
+        one, other = (set(each) if isinstance(each, list) else each for each in (one, other))
+    return is_same_class(one, other) if name.endswith("class_path") else bool(one == other)
 
 
 def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,12 +28,12 @@ from callbacks.checkpoint import BEST
 from callbacks.configs import is_own
 from callbacks.metrics import describe_unfinished
 from callbacks.results_folder import TESTS, rank_files
-from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE, declared_options, is_covered, is_same_value
+from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE, declared_options
 from commands.reports.predictions import read_predictions
 from commands.runs import CONFIG
 from datamodules import VideoQADataModule
 from zoo.benchmarks import find_benchmark
-from zoo.configuration import flatten
+from zoo.configuration import flatten, is_covered, is_same_value
 from zoo.errors import InputError
 from zoo.tasks import VideoQATask
 from zoo.weights.saved_models import config_of

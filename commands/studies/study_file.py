@@ -17,12 +17,11 @@ import yaml
 from jsonargparse import ArgumentError
 
 from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
-from callbacks.run_config import is_covered
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
 from commands.reports.scores import CHANGES_NO_RESULT
 from zoo.benchmarks import registered_benchmarks
-from zoo.configuration import flatten
+from zoo.configuration import flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
 
 RUNS = Path("runs") / "studies"

@@ -21,12 +21,14 @@ from torch import nn
 
 from callbacks import SaveRunConfig
 from callbacks.results_folder import choose_folder, differences, finished_tests, identify_test
-from callbacks.run_config import METRICS, TEST_FILE, is_covered
+from callbacks.run_config import METRICS, TEST_FILE
 from datamodules import Duplicate, OriginalStills, PixelBounds, UniformSampler, VideoQADataModule
 from tests.callbacks.breakable import Tiny, on_disk, results, run
 from tests.callbacks.toy import trainer
+from zoo.configuration import is_covered
 from zoo.files.fingerprint import fingerprint
 from zoo.tasks import VideoQATask
+from zoo.weights.saved_models import config_of
 
 
 class OtherWeights(Callback):
@@ -206,14 +208,14 @@ def test_released_weights_without_a_training_have_a_place_of_their_own(tmp_path:
 
 def test_what_differs_from_the_training_has_both_values(trained: Path) -> None:
     config = identity(changed(data__num_frames=8, data__num_workers=4, model__camera_encoding=None))["config"]
-    assert differences(config, trained / "config.yaml", EXCEPTED) == {
+    assert differences(config, config_of(trained), EXCEPTED) == {
         "data.num_frames": {"training": 16, "test": 8},
         "model.camera_encoding": {
             "training": {"class_path": "zoo.PRoPE", "layers": "all", "size": [1, 2]},
             "test": None,
         },
     }
-    assert differences(config, trained / "absent.yaml", EXCEPTED) == {}
+    assert differences(config, None, EXCEPTED) == {}
 
 
 # ---- which options count

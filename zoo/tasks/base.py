@@ -23,7 +23,7 @@ from zoo.precision import to_float32
 from zoo.seed import seed_draws
 from zoo.sequences.batch import Batch, OptimizerStep
 from zoo.versions import versions
-from zoo.weights.checkpoint import FROZEN, check_frozen, check_loaded, read_checkpoint, saved_names
+from zoo.weights.checkpoint import CONFIG_KEY, FROZEN, RUN, check_frozen, check_loaded, read_checkpoint, saved_names
 
 
 @dataclass
@@ -157,7 +157,6 @@ class WarmupCosine(LambdaLR):
 
 # ---- Freezing, per-part learning rates, and checkpoints of trained weights only -------------------------------------
 
-CONFIG_KEY = "task"  # key in a checkpoint: the task's configuration
 TRAINED = "trained"  # key in a checkpoint: number of steps and code versions of the training
 
 
@@ -186,6 +185,7 @@ class Task(Configurable, LightningModule):
             step's answers.
         trained: How far the weights are trained: the "step", and for a known fit its "max_steps" and the "versions" of
             its code. None before a fit.
+        run: What the application wants to have in each checkpoint, as plain values.
     """
 
     data_settings = DataSettings()
@@ -206,6 +206,7 @@ class Task(Configurable, LightningModule):
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
         self.frozen_weights: dict[str, dict[str, Any]] = {}
         self.trained: dict[str, Any] | None = None
+        self.run: dict[str, Any] | None = None
         self._step: OptimizerStep | None = None
         self._failed_answers = 0  # in this process, so far in this optimizer step
 
@@ -313,6 +314,7 @@ class Task(Configurable, LightningModule):
         saved = saved_names(self, self.restored_by_files)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint[CONFIG_KEY] = self.configuration
+        checkpoint[RUN] = self.run
         checkpoint[FROZEN] = self.required_files
         self._note_progress()  # callbacks save before `on_train_batch_end`
         checkpoint[TRAINED] = self.trained

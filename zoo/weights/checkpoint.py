@@ -15,11 +15,14 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from zoo.configuration import changed_options
 from zoo.errors import InputError
 from zoo.files.atomic_io import replace_file, write_error
 from zoo.files.fingerprint import file_fingerprint
 from zoo.weights.load import builds_shapes_only
 
+CONFIG_KEY = "task"  # key in a checkpoint: the task's configuration
+RUN = "run"  # key in a checkpoint: what the application records, such as the run's config
 FROZEN = "frozen_weights"  # key in a checkpoint: `frozen_weights` of its model
 TRAINING_ALONE = "training_alone"  # key in a checkpoint: names of tensors that no answer depends on
 
@@ -210,6 +213,10 @@ def read_start(task: Any, path: str) -> tuple[dict[str, Any], list[str]]:
     differences = []
     if new:
         differences.append(f"{path} lacks {', '.join(sorted(new))}, which start from their own weights")
+    parts = {"model": checkpoint.get(CONFIG_KEY)}, {"model": task.configuration}
+    told = (*(f"model.{part}" for part in (*new, *_parts(left))), *task.changes_no_answer)
+    if all(each["model"] for each in parts) and (changed := changed_options(*parts, told)):
+        differences.append(f"{path} was trained with another {', '.join(changed)}")
     if left:
         differences.append(f"{path} has weights for training alone, left behind: {', '.join(sorted(_parts(left)))}")
     kept = {name: tensor for name, tensor in own.items() if _part(name) in new}
