@@ -208,7 +208,11 @@ def optimizer_files(checkpoint: Path) -> Iterator[Path]:
 
 def _files_apart(content: Mapping[str, Any]) -> Sequence[str]:
     """Return the names of the files of the optimizer's state."""
-    names: Sequence[str] = content.get(FILES, {}).get(OPTIMIZERS, ())
+    files = content.get(FILES, {})
+    names: Sequence[str] = files.get(OPTIMIZERS, ()) if isinstance(files, Mapping) else (files,)
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"the checkpoint is damaged: {name!r} is no name of a file beside it")
     return names
 
 

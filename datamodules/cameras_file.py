@@ -112,6 +112,9 @@ def _load(path: Path) -> dict[str, Any]:
     absent = [key for key in keys if key not in content] if isinstance(content, dict) else keys
     if absent:
         raise ValueError(f"{path}: no {', '.join(absent)}: a cameras file needs {', '.join(keys)}")
+    for key in ("width", "height"):
+        if isinstance(content[key], bool) or not isinstance(content[key], (int, float)) or content[key] % 1:
+            raise ValueError(f"{path}: {key} must be a whole number of pixels, not {content[key]!r}")
     return content
 
 

@@ -265,7 +265,7 @@ def _stated_duration_s(stream: VideoStream) -> float | None:
 # `num_frames` counts the frames in the file, whatever its header states. Rotation metadata is applied: height, width
 # and frames are upright. Only the requested frames and the frames on which they depend are decoded
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".gif")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 EXIF_ORIENTATION = 0x0112
 UNREADABLE_IMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # Pillow raises these

@@ -180,7 +180,9 @@ def read_layout(
 
 def find_video(root: Path, name: str) -> Path | None:
     """Return the video file of the scene "<dataset>/<scene_name>", or its folder of frames, or None."""
-    candidates = [root / f"{name}{each}" for suffix in VIDEO_SUFFIXES for each in (suffix, suffix.upper())]
+    candidates = [
+        root / f"{name}{each}" for suffix in VIDEO_SUFFIXES for each in (suffix, suffix.upper(), suffix.title())
+    ]
     if video := next(filter(os.path.isfile, candidates), None):  # Path.is_file raises for names that are too long
         return video
     return root / name if os.path.isdir(root / name) else None

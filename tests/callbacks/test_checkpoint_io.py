@@ -297,6 +297,13 @@ def test_what_could_not_be_read_back_is_not_saved(tmp_path: Path) -> None:
     assert step_of(last, io) == 1
 
 
+@pytest.mark.parametrize("files", [{"optimizer_states": ["../../x.optimizer"]}, {"optimizer_states": [3]}, [3]])
+def test_a_checkpoint_names_files_beside_it_alone(files: Any, tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "files": files}, tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match="is no name of a file beside it"):
+        list(CheckpointFiles().load_checkpoint(tmp_path / "last.ckpt")["optimizer_states"])
+
+
 def test_other_files_are_one_line(tmp_path: Path) -> None:
     for content in (b"", b"text", b"PK\x03\x04", b"\x80\x02}q\x00."):
         (tmp_path / "last.ckpt").write_bytes(content)

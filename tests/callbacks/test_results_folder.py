@@ -198,6 +198,17 @@ def test_the_first_interrupted_test_of_this_identity_goes_on(trained: Path) -> N
     assert place(trained, CONFIG, finish=False) == "." == place(trained, CONFIG, finish=False)
 
 
+def test_why_an_interrupted_test_does_not_go_on_is_printed(
+    trained: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    assert place(trained, CONFIG, finish=False) == place(trained, CONFIG, finish=False) == "."
+    assert "does not go on" not in caplog.text
+    monkeypatch.setattr(Model, "__module__", "pytest")  # a class in another file
+    assert place(trained, CONFIG) == "tests/repeat"
+    assert "the interrupted one in" in caplog.text and "does not go on, because it had other code" in caplog.text
+
+
 def test_released_weights_without_a_training_have_a_place_of_their_own(tmp_path: Path) -> None:
     """The config in the folder is that of its first test, also of a perturbed one."""
     config = changed(data__perturbation=OTHERS)

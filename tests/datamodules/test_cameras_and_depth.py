@@ -91,6 +91,7 @@ BAD = {
     "3x4": ({"world_to_camera": POSES[:, :3].tolist()}, "must hold 4x4 matrices"),
     "null": ({"world_to_camera": None}, "world_to_camera must hold 4x4 matrices"),
     "turned": ({"width": HEIGHT, "height": WIDTH}, "K_px is for 48 x 64 pixels, the video has 64 x 48"),
+    "text": ({"width": "64"}, "width must be a whole number of pixels, not '64'"),
     "focal length": ({"K_px": [[-60, 0, 30], [0, 58, 25], [0, 0, 1]]}, "positive focal lengths"),
     "K of some": ({"K_px": K_PX.repeat(3, 1, 1).tolist()}, "3 intrinsics for 5 frames"),
     "K nan": ({"K_px": [[math.nan, 0, 30], [0, 58, 25], [0, 0, 1]]}, "K_px holds NaN"),

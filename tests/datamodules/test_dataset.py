@@ -20,6 +20,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 
 from datamodules import (
+    Augmentation,
     Consecutive,
     DatasetDepth,
     Duplicate,
@@ -52,6 +53,7 @@ from zoo.backbones import tiny_preprocessor
 from zoo.cameras import SceneGeometry, normalize_intrinsics
 from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch
+from zoo.sequences.loaded_scene import LoadedScene
 
 TINY = PixelBounds(784, 65536, legacy_folder_resize=False)
 NEEDS = ModelSpec(requires_cameras=True, requires_depth=True)
@@ -150,6 +152,26 @@ def test_damaged_depth_that_is_only_predicted_costs_no_answer(rooms_root: Path, 
     assert not answered.failed and {each["unmeasured"] for each in answered.records} == {asked.target_error}
     assert {each["error"] for each in trained.failed} == {asked.target_error} and not trained.records
     assert "0 depth images" in str(SceneDataset([scene], UniformSampler(), 4, TINY, spec=read)[0].error)
+
+
+class Blank(Augmentation):
+    """A crop that keeps no pixel with known depth."""
+
+    def __call__(self, scene: LoadedScene) -> LoadedScene:
+        assert scene.geometry is not None and scene.geometry.depth is not None
+        blank = {**scene.geometry.present(), "depth": scene.geometry.depth * 0}
+        return replace(scene, geometry=SceneGeometry(**blank))
+
+
+def test_a_crop_without_known_depth_is_an_error_of_the_scene(rooms_root: Path) -> None:
+    """A loss on it would be NaN."""
+
+    def load(augmentation: Augmentation | None, spec: ModelSpec) -> LoadedScene:
+        return SceneDataset(rooms(rooms_root), UniformSampler(), 4, TINY, spec=spec, augmentation=augmentation)[0]
+
+    assert "no pixel of frames" in str(load(Blank(), NEEDS).error)
+    assert load(None, NEEDS).error is None
+    assert load(Blank(), ModelSpec(targets=("depth",))).error is None  # unknown depth has no loss
 
 
 # ---- a task that asks no questions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import sys
 from itertools import permutations
@@ -14,7 +15,8 @@ import torch
 
 from zoo.benchmarks import SQA3D, Benchmark, ReVSI, ScanQA, VSIBench, find_benchmark, registered_benchmarks
 from zoo.benchmarks.free_answers import caption_scores
-from zoo.benchmarks.scorers import clean_answer
+from zoo.benchmarks.scorers import SCORERS as ALL_SCORERS
+from zoo.benchmarks.scorers import clean_answer, read_tagged, without_thoughts
 from zoo.errors import InputError
 from zoo.metrics import BenchmarkScore, VSIBenchScore, score_answer, with_scores
 
@@ -117,6 +119,21 @@ def test_lmms_eval_reads_the_first_number_in_digits_or_words(prediction, ground_
     """Expected values are the results of lmms-eval 0.7.3."""
     score = score_answer(prediction, ground_truth, "object_counting", "lmms_eval_0.7.3")
     assert score == pytest.approx(expected, abs=1e-12)
+
+
+def test_tags_without_an_end_take_no_longer_than_other_text():
+    """Each of them once searched the whole answer, which took minutes. The rules themselves are unchanged."""
+    many, pieces = (
+        "<answer>" * 60_000 + "<think>" * 60_000,
+        ["<answer>", "</answer>", "<think>", "</think>", " \n ", "4"],
+    )
+    assert [score_answer(many, "4", "object_counting", scorer) for scorer in ALL_SCORERS] == [0.0] * len(ALL_SCORERS)
+    chance = random.Random(0)
+    for _ in range(2000):
+        text = "".join(chance.choices(pieces, k=chance.randint(1, 12)))
+        tagged = re.findall("<answer>(.*?)</answer>", text, re.DOTALL)
+        assert read_tagged(text) == " ".join((tagged[-1] if tagged else text).split()).rstrip(".").lower().strip()
+        assert without_thoughts(text) == re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL).strip()
 
 
 def test_spatial_stack_scores_what_follows_the_thoughts():

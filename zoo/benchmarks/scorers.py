@@ -75,7 +75,8 @@ def to_float(text: str) -> float | None:
 
 def read_tagged(text: str) -> str:
     """Return the cleaned content of the last answer tag, or the cleaned text."""
-    tagged = re.findall("<answer>(.*?)</answer>", text, re.DOTALL)
+    closed = text[: text.rfind("</answer>") + len("</answer>")]  # tags without an end would each search to the end
+    tagged = re.findall("<answer>(.*?)</answer>", closed, re.DOTALL)
     return " ".join((tagged[-1] if tagged else text).split()).rstrip(".").lower().strip()
 
 
@@ -86,7 +87,9 @@ def read_first_word(text: str) -> str:
 
 def without_thoughts(text: str) -> str:
     """Return an answer without completed blocks of thoughts."""
-    return re.sub(r"<think>.*?</think>\s*", "", text, flags=re.DOTALL).strip()
+    rest = text[text.rfind("</think>") + len("</think>") :].lstrip()  # tags there would each search to the end
+    blocks = text[: len(text) - len(rest)]
+    return (re.sub(r"<think>.*?</think>\s*", "", blocks, flags=re.DOTALL) + rest).strip()
 
 
 def read_any_number(text: str) -> float | None:

@@ -95,12 +95,12 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path, name):
 
 
 def test_layout_finds_videos_folders_cameras_and_depth_and_counts_what_is_missing(tmp_path):
-    names = ["file", "folder", "both", "gone", "gone", "3.1", "capital", "scan_2024.05"]
+    names = ["file", "folder", "both", "gone", "gone", "3.1", "capital", "title", "moving", "scan_2024.05"]
     rows = [NUMBER | {"id": i, "scene_name": name} for i, name in enumerate(names)]
     write_questions(tmp_path / "test.jsonl", *rows)
     for folder in ("folder", "both", "scan_2024.05", "file.depth"):
         (tmp_path / "d" / folder).mkdir(parents=True)
-    for name in ("file.webm", "both.mov", "3.1.mp4", "capital.MOV"):
+    for name in ("file.webm", "both.mov", "3.1.mp4", "capital.MOV", "title.Mp4", "moving.gif"):
         (tmp_path / "d" / name).touch()
     for name in ("file", "folder", "3.1", "scan_2024.05"):
         (tmp_path / "d" / f"{name}.cameras.json").touch()
@@ -116,6 +116,8 @@ def test_layout_finds_videos_folders_cameras_and_depth_and_counts_what_is_missin
         "d/both": ("both.mov", None),  # a file goes before a folder
         "d/3.1": ("3.1.mp4", "3.1.cameras.json"),
         "d/capital": ("capital.MOV", None),
+        "d/title": ("title.Mp4", None),
+        "d/moving": ("moving.gif", None),
         "d/scan_2024.05": ("scan_2024.05", "scan_2024.05.cameras.json"),
     }
     assert sum(len(scene.questions) for scene in scenes) + 2 == len(rows)

@@ -433,6 +433,14 @@ def test_they_are_those_of_the_host(index: PoseTimeIndex, after: Any, in_spans: 
     assert (shifted > 5) == (after == "max_thw")
 
 
+def test_a_batch_of_images_alone_has_no_time_by_predicted_poses() -> None:
+    """A video's positions follow from its poses in the step; images have none, and keep theirs."""
+    parts: dict[str, Any] = {"time_index": PoseDistanceIndex(), "camera_source": "predicted", **VGGT}
+    task = tiny_model("plain", **parts)
+    images = replace(SCENES[0], geometry=None, kind="image", frame_times=None)
+    assert len(predicting(task, [SCENES[0].geometry]).predict_batch(tiny_batch(task, images))) == len(images.questions)
+
+
 @pytest.mark.parametrize(
     ("index", "after"),
     [(PoseDistanceIndex(), "max_thw"), (PathLengthIndex(), "max_hw"), (PathLengthIndex(span=40), "max_hw")],
