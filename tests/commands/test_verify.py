@@ -98,10 +98,17 @@ def write_test(folder: Path, scores: dict[str, float]) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     made_by = {"benchmark": "VSIBench", "scorer": "thinking_in_space"}
+    truths = {kind: "1" if kind in VSIBench().numeric_types else "A" for kind in COUNTS}
     rows = [
-        {"id": f"{kind}{number}", "question_type": kind, "prediction": "", "ground_truth": "1", "score": scores[kind]}
+        {
+            "id": f"{kind}{n}",
+            "question_type": kind,
+            "prediction": "",
+            "ground_truth": truths[kind],
+            "score": scores[kind],
+        }
         for kind, count in COUNTS.items()
-        for number in range(count)
+        for n in range(count)
     ]
     (folder / "predictions.jsonl").write_text("".join(json.dumps(row | made_by) + "\n" for row in rows))
     metrics = VSIBench().aggregate({kind: [scores[kind]] * count for kind, count in COUNTS.items()})
