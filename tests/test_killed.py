@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -43,8 +43,13 @@ def start(folder: Path, temporary: Path, *words: str, processes: int = 1) -> sub
 
 
 def kill(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)  # the readers of videos and torchrun's processes as well
+    """Kill a process with all that it has started: torchrun's processes have groups of their own."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    for each in (process, *started):
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
+    psutil.wait_procs(started)
 
 
 def answered(folder: Path) -> set[str]:
