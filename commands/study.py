@@ -31,8 +31,11 @@ A study file has the keys
     tests         options of further tests of the trained models, for the settings that name them in `tests`, over the
                   options of `test`; `score` is the measure of a test with other questions
     score         the measure of the tables: a question type, or macro, the mean over question types
+    begins        a score above which a training has begun to learn. Where some seeds have and others have not, the
+                  tables list every seed instead of a mean, which would be the score of no training
     compare       sections of the document: a title, settings and a baseline, or settings and tests; and a column. With
-                  tests a baseline is compared under these, else each setting with its own test
+                  tests a baseline is compared under these, else each setting with its own test. With `interest`, the
+                  least effect of interest, the table says what each difference means
     requires      commands by the file that they make, for the settings that name the file in `requires`. They run side
                   by side before the trainings
     parts         anything, for YAML's anchors: `part: &part {...}`, then `setting: {<<: *part, ...}`

@@ -91,3 +91,34 @@ def draw(
         replace_file(output, lambda file: figure.savefig(file, format="png"))
     else:
         figure.savefig(output, format="png")
+
+
+def draw_curves(
+    curves: Mapping[str, Sequence[Sequence[Sequence[float]]]], threshold: float | None, label: str, output: Path
+) -> None:
+    """Draw learning curves: one panel per setting, with a line per seed.
+
+    Args:
+        curves: For each setting, the pairs of a step and a score of each seed.
+        threshold: A score at which to draw a line. None draws none.
+        label: The name of the score.
+        output: The PNG file.
+    """
+    columns = min(4, len(curves))
+    rows = -(-len(curves) // columns)
+    figure = Figure(figsize=(11, 0.5 + 2 * rows), dpi=100, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axis, (name, own) in zip(axes.flat, curves.items(), strict=False):
+        axis.set_title(name, fontsize=9)
+        for curve, color in zip(own, cycle(COLORS), strict=False):
+            steps, scores = zip(*curve, strict=True)
+            axis.plot(steps, scores, color=color, linewidth=1.2)
+        if threshold is not None:
+            axis.axhline(threshold, color="black", linestyle=":", linewidth=1)
+        axis.set(ylim=(0, 1))
+        axis.grid(color="#e1e1e1")
+    for axis in axes.flat[len(curves) :]:
+        axis.set_axis_off()
+    figure.supxlabel("optimizer step", fontsize=9)
+    figure.supylabel(label, fontsize=9)
+    replace_file(output, lambda file: figure.savefig(file, format="png"))

@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.special import nctdtrinc, stdtrit
+from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from commands.reports.scores import Tested, scores_of
 
@@ -45,6 +45,8 @@ class Difference:
         value: The difference of the means over seeds; NaN where a side has no score in the measure.
         low: Lower end of the 95 % interval; None without an interval.
         high: Upper end.
+        p: How probable a distance from 0 of this size is without a true difference, by the same t; None without an
+            interval.
         least: The smallest true difference that four of five repetitions of the experiment would show, as an interval
             without 0; None where it is unknown: with one seed, and without an interval.
         seeds: The number of pairs of trainings; unpaired, the smaller number of trainings.
@@ -55,6 +57,7 @@ class Difference:
     value: float
     low: float | None = None
     high: float | None = None
+    p: float | None = None
     least: float | None = None
     seeds: int = 0
     paired: bool = False
@@ -106,10 +109,41 @@ def difference(ours: Sequence[Tested], others: Sequence[Tested], measure: str) -
     freedom = variance**2 / sum(own**2 / degrees for own, degrees in terms)
     error, quantile = math.sqrt(variance), float(stdtrit(freedom, (1 + LEVEL) / 2))
     low, high = (max(-1.0, result.value - quantile * error), min(1.0, result.value + quantile * error))
+    result = replace(result, low=low, high=high, p=2 * float(stdtr(freedom, -abs(result.value) / error)))
     if seeds == 1:
-        return replace(result, low=low, high=high, note=ONE_SEED)
+        return replace(result, note=ONE_SEED)
     least = float(nctdtrinc(freedom, 1 - POWER, quantile)) * error
-    return replace(result, low=low, high=high, least=least if least < 1 else None)
+    return replace(result, least=least if least < 1 else None)
+
+
+def verdicts(family: Sequence[Difference], interest: float) -> list[str]:
+    """Return what a study says of each difference of a family: "higher", "lower", "equal" or "unknown".
+
+    A difference is shown if it stays below a level of 5 % by Holm's correction (Holm 1979, "A simple sequentially
+    rejective multiple test procedure"), which holds for all differences of the family together. Of the others, the
+    interval says how large they may be. If it lies within the least effect of interest, the settings are equal for the
+    purpose of the study; else nothing is known.
+
+    Args:
+        family: The differences of one comparison.
+        interest: The least effect of interest, fixed before the study, in 0..1.
+    """
+    ranked = sorted((each.p, number) for number, each in enumerate(family) if each.p is not None and each.seeds > 1)
+    shown: set[int] = set()
+    for rank, (p, number) in enumerate(ranked):
+        if p > (1 - LEVEL) / (len(ranked) - rank):
+            break
+        shown.add(number)
+    return [_verdict(each, number in shown, interest) for number, each in enumerate(family)]
+
+
+def _verdict(found: Difference, is_shown: bool, interest: float) -> str:
+    if found.low is None or found.high is None or found.seeds < 2:
+        return ""
+    bound = max(abs(found.low), abs(found.high))
+    if is_shown:
+        return "higher" if found.value > 0 else "lower"
+    return f"{'equal' if bound <= interest else 'unknown'}: within +-{bound:.3f}"
 
 
 def variance_over_scenes(questions: pd.DataFrame, weights: pd.DataFrame) -> tuple[float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,8 +14,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from callbacks.baselines import BELOW, MEANING, NAMES, is_below
-from commands.reports.plot import draw
-from commands.reports.statistics import difference
+from commands.reports.plot import draw, draw_curves
+from commands.reports.statistics import Difference, difference, verdicts
 from commands.studies.results import Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from zoo.files.atomic_io import write_whole
@@ -81,8 +82,16 @@ class Document:
     def text(self, cell: Cell) -> str:
         """Return the mean score of a cell with its range, marked if it is below the best blind baseline."""
         values = self.scores(cell)
+        if self.is_bimodal(cell):
+            begun = sum(value >= self.study.begins for value in values)  # type: ignore[operator]
+            return f"{', '.join(f'{value:.3f}' for value in values)} ({begun} of {len(values)} begin)"
         below = bool(values) and is_below(statistics.mean(values), self.blind(cell).values())
         return f"{self._over_seeds(values)} {BELOW}" if below else self._over_seeds(values)
+
+    def is_bimodal(self, cell: Cell) -> bool:
+        """Return whether some trainings of a cell have begun to learn, and others have not."""
+        threshold = self.study.begins
+        return threshold is not None and len({value >= threshold for value in self.scores(cell)}) > 1
 
     def _over_seeds(self, values: list[float], form: str = ".3f") -> str:
         """Return a mean with the least and the greatest value, and the number of seeds if some are missing."""
@@ -134,17 +143,31 @@ class Document:
         headings = [text for column in self.study.columns for text in (self._heading(column), "null model")]
         return pd.DataFrame(rows, columns=["setting", "error", *headings])
 
+    def begin_table(self) -> pd.DataFrame:
+        """Return the table of how many trainings begin to learn, and after how many steps. Empty without curves."""
+        threshold, rows = self.study.begins, []
+        if threshold is not None:
+            for name, curves in self.curves().items():
+                firsts = [next((step for step, score in curve if score >= threshold), None) for curve in curves]
+                steps = sorted(int(step) for step in firsts if step is not None)
+                after = f"{statistics.median(steps):.0f} ({steps[0]} to {steps[-1]})" if steps else ""
+                rows.append([name, f"{len(steps)} of {len(curves)}", after])
+        return pd.DataFrame(rows, columns=["setting", "begin", "after steps, median (range)"])
+
     def comparison(self, each: Comparison) -> pd.DataFrame:
         """Return the table of a comparison, without rows that have no score."""
         columns, rows = self._columns(each), []
-        for cell, base in self.pairs(each):
+        pairs = [pair for pair in self.pairs(each) if any(self.text(pair[0]._replace(column=name)) for name in columns)]
+        found = [self._difference(*pair) for pair in pairs]
+        said = ["" for _ in pairs] if each.interest is None else verdicts(found, each.interest)
+        for (cell, _), own, verdict in zip(pairs, found, said, strict=True):
             texts = [self.text(cell._replace(column=column)) for column in columns]
-            if any(texts):
-                named = [self.study.label_of(cell.setting), *([cell.test] if each.tests else [])]
-                rows.append([*named, *texts, *self._difference(cell, base)])
+            named = [self.study.label_of(cell.setting), *([cell.test] if each.tests else [])]
+            rows.append([*named, *texts, *_difference_texts(own), *([] if each.interest is None else [verdict])])
         against = f"minus *{each.baseline}*" if each.baseline else "minus the own test"
         headings = [*(["tested with"] if each.tests else []), *map(self._heading, columns)]
         compared = [f"{self._heading(columns[0])}, {against}", "95 % interval", "least effect"]
+        compared += [] if each.interest is None else [f"meaning, for effects of {each.interest:g}"]
         return pd.DataFrame(rows, columns=["setting", *headings, *compared])
 
     def pairs(self, each: Comparison) -> Iterator[tuple[Cell, Cell]]:
@@ -168,17 +191,17 @@ class Document:
     def _heading(self, column: str) -> str:
         return f"`{column}`" if column else self.study.score
 
-    def _difference(self, cell: Cell, base: Cell) -> list[str]:
-        """Return a difference, its interval, and the least effect that the study would show."""
+    def _difference(self, cell: Cell, base: Cell) -> Difference:
+        """Return a difference with its interval. Between trainings of which only some have begun, there is none."""
         if cell == base or not self._change(cell, base):
-            return ["", "", ""]
+            return Difference(math.nan)
+        if self.is_bimodal(cell) or self.is_bimodal(base):
+            return Difference(math.nan, note="not all trainings begin")
         ours, theirs = (
             [self.results.tested(result, f"{each}", each.test) for result in self.found(each).values()]
             for each in (cell, base)
         )
-        found = difference(ours, theirs, self.measure(cell))
-        interval = found.note if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
-        return [f"{found.value:+.3f}", interval, "" if found.least is None else f"{found.least:.3f}"]
+        return difference(ours, theirs, self.measure(cell))
 
     def _change(self, cell: Cell, base: Cell) -> str:
         """Return the score of a cell minus another's, over the seeds that both have; "" without such seeds."""
@@ -200,11 +223,21 @@ class Document:
         """
         plot = self.study.document.with_suffix(".png")
         draw(self._panels(), self.baselines, self.study.score, plot, self._families())
-        write_whole(self.study.document, self.markdown(plot.name))
-        return [self.study.document, plot]
+        drawn = [plot]
+        if curves := self.curves():
+            drawn.append(plot.with_stem(f"{plot.stem}_curves"))
+            draw_curves(curves, self.study.begins, f"{self.study.score} of validation scenes", drawn[-1])
+        write_whole(self.study.document, self.markdown(*(path.name for path in drawn)))
+        return [self.study.document, *drawn]
 
-    def markdown(self, plot: str) -> str:
-        """Return the text of the document, with the name of its plot."""
+    def curves(self) -> dict[str, list[list[list[float]]]]:
+        """Return the learning curves of each setting in each column, one per seed."""
+        cells = [Cell(name, column) for name in self.study.settings for column in self.study.columns]
+        found = {cell: [each.curve for each in self.found(cell).values() if each.curve] for cell in cells}
+        return {", ".join(filter(None, cell)): own for cell, own in found.items() if own}
+
+    def markdown(self, plot: str, curves: str | None = None) -> str:
+        """Return the text of the document, with the names of its plots."""
         study = self.study
         measured = {setting for setting, column, _ in self._found if self.text(Cell(setting, column))}
         missing = [name for name in study.settings if name not in measured]
@@ -212,8 +245,13 @@ class Document:
         parts = [f"# {study.title}", study.text.strip(), self._summary(), _markdown(self.score_table())]
         parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
         parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
+        if curves is not None:
+            parts.append(f"![learning curves: the score of validation scenes by step, a line per seed]({curves})")
         if not (further := self.test_table()).empty:
             parts += ["## Further tests of the trained models", _markdown(further)]
+        if not (begun := self.begin_table()).empty:
+            what = f"A training begins when the score of its validation scenes reaches {study.begins:g}."
+            parts += ["## Which trainings begin to learn", what, _markdown(begun)]
         for each in study.compare:
             table = self.comparison(each)
             parts += [f"## {each.title}", "Not measured yet." if table.empty else _markdown(table)]
@@ -244,6 +282,18 @@ class Document:
                 "Differences are paired by seed and by question. Their 95 % intervals are for other seeds and other"
                 " scenes. The least effect is the smallest difference that four of five repetitions of the study would"
                 " show."
+            )
+        if any(each.interest is not None for each in study.compare):
+            parts.append(
+                "The last column says what a difference means, for the least effect of interest, which was fixed before"
+                " the study: higher or lower (an error of 5 % for all differences of a table together, by Holm's"
+                " correction); equal, if the interval lies within that effect; or unknown, with the largest effect that"
+                " the interval leaves."
+            )
+        if study.begins is not None:
+            parts.append(
+                f"A training has begun to learn at a score of {study.begins:g}. Where only some have, every seed is"
+                " listed in place of a mean."
             )
         return "\n\n".join(filter(None, parts))
 
@@ -276,6 +326,13 @@ class Document:
 
     def _row(self, cell: Cell) -> str:
         return ", ".join(filter(None, [self.study.label_of(cell.setting), cell.test]))
+
+
+def _difference_texts(found: Difference) -> list[str]:
+    """Return a difference, its interval or why it has none, and the least effect that the study would show."""
+    value = "" if math.isnan(found.value) else f"{found.value:+.3f}"
+    interval = found.note if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
+    return [value, interval, "" if found.least is None else f"{found.least:.3f}"]
 
 
 def _markdown(table: pd.DataFrame) -> str:

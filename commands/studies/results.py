@@ -56,6 +56,7 @@ class Result:
         questions: Key of the questions.
         question_scores: The score of each question.
         errors: The errors of what the model's objectives predict. `<objective>/unlearned/<name>` is a null model's.
+        curve: Pairs of a training step and the score of the validation scenes at it, in the measure of the row.
     """
 
     setting: str
@@ -73,6 +74,7 @@ class Result:
     questions: str
     question_scores: list[float]
     errors: dict[str, float] = field(default_factory=dict)
+    curve: list[list[float]] = field(default_factory=list)
 
 
 class Results:
@@ -201,7 +203,9 @@ def load(path: Path) -> tuple[list[Tested], list[str]]:
 # ---- From the folder of a test ---------------------------------------------------------------------------------------
 
 
-def read_result(run: Run, test: str, folder: Path, trained: Mapping[str, Any]) -> tuple[Result, Questions]:
+def read_result(
+    run: Run, test: str, folder: Path, trained: Mapping[str, Any], curve: Sequence[tuple[int, float]] = ()
+) -> tuple[Result, Questions]:
     """Read the result of a finished test from its folder.
 
     Args:
@@ -209,6 +213,7 @@ def read_result(run: Run, test: str, folder: Path, trained: Mapping[str, Any]) -
         test: The name of the test.
         folder: The folder with its metrics.json.
         trained: `commit`, `is_clean`, `trained` and `fit_s` of the training, see `Result`.
+        curve: See `Result`.
 
     Raises:
         InputError: No question has a score.
@@ -238,6 +243,7 @@ def read_result(run: Run, test: str, folder: Path, trained: Mapping[str, Any]) -
         questions=questions.key,
         question_scores=[round(record["score"], DIGITS) for record in records],
         errors={name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
+        curve=[[step, round(score, DIGITS)] for step, score in curve],
     )
     return result, questions
 

@@ -31,7 +31,7 @@ from callbacks.run_config import METRICS
 from commands.main import LIGHTNING
 from commands.runs import CONFIG, RESTARTED
 from commands.studies.results import Questions, Result, read_result
-from commands.studies.study_file import RUNS, Run, Study, as_words, folder_name, test_folder_name
+from commands.studies.study_file import MACRO, OWN, RUNS, Run, Study, as_words, folder_name, test_folder_name
 from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
@@ -155,8 +155,22 @@ class Training:
         for test, folder in self.tests.items():
             if finished := finished_tests(folder):
                 newest = max(finished, key=lambda each: (each / METRICS).stat().st_mtime)
-                found.append(read_result(self.run, test, newest, trained))
+                curve = learning_curve(self.folder, self.run.score) if test == OWN else ()
+                found.append(read_result(self.run, test, newest, trained, curve))
         return found
+
+
+def learning_curve(folder: Path, score: str) -> list[tuple[int, float]]:
+    """Return the steps of a run's validations and their scores, from the files of TensorBoard's logger."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # slow to import
+
+    tag = f"val/all/{MACRO}" if score == MACRO else f"val/{score}"
+    points: dict[int, float] = {}
+    for file in sorted(folder.glob("events.out.tfevents.*")):  # one per start of the training
+        events = EventAccumulator(str(file)).Reload()
+        if tag in events.Tags()["scalars"]:
+            points |= {each.step: each.value for each in events.Scalars(tag)}
+    return sorted(points.items())
 
 
 def _names(folder: Path) -> Iterator[Path]:

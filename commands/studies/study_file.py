@@ -81,6 +81,8 @@ class Comparison:
         baseline: The setting that the others are compared with; None compares tests.
         tests: Further tests. Each row is a setting under one of the tests that it has.
         column: The only column that is shown and compared. None shows all columns and compares in the first.
+        interest: The least effect of interest, in 0..1, by which the table says what a difference means. None says
+            nothing.
     """
 
     title: str
@@ -88,6 +90,7 @@ class Comparison:
     baseline: str | None = None
     tests: list[str] = field(default_factory=list)
     column: str | None = None
+    interest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ class Study:
     options: Options = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     score: str = MACRO
+    begins: float | None = None
     columns: dict[str, Options] = field(default_factory=lambda: {"": {}})
     test: Options = field(default_factory=dict)
     tests: dict[str, Test] = field(default_factory=dict)

@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from commands.reports.statistics import difference
 from commands.studies.protocols import protocol_study
 from commands.studies.results import load
+from commands.studies.running import learning_curve
 from commands.study import study
 from tests.commands import fake_main
 from zoo.errors import InputError
@@ -123,6 +125,48 @@ def test_the_tables_hold_the_means_of_the_results(write: Write) -> None:
     assert len(question_scores) == fake_main.QUESTIONS and statistics.mean(question_scores[::2]) == pytest.approx(
         lines()[0]["scores"]["object_counting"], abs=1e-5
     )
+
+
+def test_trainings_of_which_some_begin_are_listed_and_have_no_mean(write: Write) -> None:
+    compare = [{"title": "Do cameras help?", "baseline": "none", "settings": ["PRoPE"], "interest": 0.05}]
+    write(compare=compare, seeds=[0, 1, 2])
+    run()
+    rows = lines()
+    shown = Path("studies/toys.md").read_text()
+    assert "| higher" in shown and "begin" not in shown
+    scores = dict(zip((0, 1, 2), (0.9, 0.2, 0.8), strict=True))
+    for row in rows:
+        row["curve"] = [[100, 0.1], [200, row["scores"]["object_counting"]], [300, 0.9]]
+        if (row["setting"], row["test"]) == ("PRoPE", ""):
+            row["scores"]["object_counting"] = scores[row["seed"]]
+            row["curve"] = [[100, 0.3], [200, 0.1 * row["seed"]], [300, scores[row["seed"]]]]
+    file = Path("studies/results/toys.jsonl")
+    questions = [line for line in map(json.loads, file.read_text().splitlines()) if "setting" not in line]
+    file.write_text("".join(f"{json.dumps(line)}\n" for line in [*questions, *rows]))
+    write(compare=compare, seeds=[0, 1, 2], begins=0.5)
+    run("--write")
+    shown = Path("studies/toys.md").read_text()
+    assert "0.900, 0.200, 0.800 (2 of 3 begin)" in shown and "not all trainings begin" in shown
+    assert "| higher" not in shown
+    (begun,) = [line for line in shown.splitlines() if line.startswith("| PRoPE, loop")]
+    assert [cell.strip() for cell in begun.split("|")[2:4]] == ["2 of 3", "300 (300 to 300)"]
+    assert Path("studies/toys_curves.png").stat().st_size > 1000
+
+
+def test_the_learning_curve_is_that_of_all_starts_of_a_training(tmp_path: Path) -> None:
+    for steps in ((10, 20), (20, 30)):  # it was killed after step 20, and its last checkpoint was of step 10
+        logger = TensorBoardLogger(tmp_path, name="", version="")
+        for step in steps:
+            logger.log_metrics({"val/object_counting": step / 100, "val/all/macro": step / 50}, step)
+        logger.finalize("success")
+        time.sleep(1.1)  # the files' names have seconds
+    assert learning_curve(tmp_path, "macro") == [
+        (10, pytest.approx(0.2)),
+        (20, pytest.approx(0.4)),
+        (30, pytest.approx(0.6)),
+    ]
+    assert [step for step, _ in learning_curve(tmp_path, "object_counting")] == [10, 20, 30]
+    assert learning_curve(tmp_path, "room_size_estimation") == []
 
 
 def test_an_edited_setting_never_keeps_an_old_number(write: Write, capsys: pytest.CaptureFixture) -> None:

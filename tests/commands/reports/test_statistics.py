@@ -13,7 +13,7 @@ import pytest
 import scipy.stats
 
 from commands.reports.scores import Tested
-from commands.reports.statistics import difference
+from commands.reports.statistics import Difference, difference, verdicts
 from zoo.benchmarks import VSIBench
 
 BENCHMARK = VSIBench()
@@ -114,6 +114,45 @@ def test_at_two_degrees_of_freedom_five_and_a_half_standard_errors_are_shown() -
     error = np.std([0.1, 0.2, 0.4], ddof=1) / math.sqrt(3)
     assert (found.high - found.value) / error == pytest.approx(4.303, abs=1e-3)
     assert found.least / error == pytest.approx(5.65, abs=0.02)
+
+
+# ---- What a difference means ----------------------------------------------------------------------------------------
+
+
+def test_p_is_below_5_percent_where_the_interval_is_without_0() -> None:
+    chance = np.random.default_rng(2)
+    found = [
+        difference(several(chance.normal(shift, 0.1, (3, 20))), several(chance.normal(0, 0.1, (3, 20))), "micro")
+        for shift in np.linspace(-0.15, 0.15, 60)
+    ]
+    is_shown = [each.p < 0.05 for each in found]
+    assert is_shown == [not each.low <= 0 <= each.high for each in found] and 10 < sum(is_shown) < 50
+
+
+def test_differences_of_a_family_are_corrected_by_holm() -> None:
+    """The control: each of the first three alone is below 5 %."""
+
+    def of(p: float | None, value: float = 0.1, half: float = 0.2, seeds: int = 3) -> Difference:
+        return Difference(value, value - half, value + half, p=p, seeds=seeds)
+
+    family = [of(0.01), of(0.04, -0.2, 0.19), of(0.03), of(0.6, 0.01, 0.03), of(1e-9, seeds=1), Difference(math.nan)]
+    assert verdicts(family, 0.05) == ["higher", "unknown: within +-0.390", "unknown: within +-0.300"] + [
+        "equal: within +-0.040",
+        "",
+        "",
+    ]
+    assert verdicts([of(0.01), of(0.016, -0.2), of(0.03)], 0.05) == ["higher", "lower", "higher"]
+    alone = [verdicts([each], 0.05)[0] for each in family[:3]]
+    assert alone == ["higher", "lower", "higher"]
+
+
+def test_of_ten_comparisons_without_an_effect_one_is_shown_in_5_percent_of_studies() -> None:
+    """Without the correction it would be in 40 %."""
+    chance = np.random.default_rng(3)
+    studies = [[Difference(0.01, -0.5, 0.5, p=float(p), seeds=3) for p in chance.uniform(size=10)] for _ in range(2000)]
+    share = np.mean([any(each in ("higher", "lower") for each in verdicts(family, 0.05)) for family in studies])
+    assert 0.035 < share < 0.065
+    assert np.mean([any(each.p < 0.05 for each in family) for family in studies]) > 0.3
 
 
 # ---- How often the interval holds the truth -------------------------------------------------------------------------
