@@ -81,7 +81,7 @@ class Document:
     def text(self, cell: Cell) -> str:
         """Return the mean score of a cell with its range, marked if it is below the best blind baseline."""
         values = self.scores(cell)
-        below = bool(values) and is_below(statistics.mean(values), self.blind(cell).values())
+        below = bool(values) and is_below(statistics.mean(values), self.blind(cell))
         return f"{self._over_seeds(values)} {BELOW}" if below else self._over_seeds(values)
 
     def _over_seeds(self, values: list[float], form: str = ".3f") -> str:
