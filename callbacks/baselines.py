@@ -44,6 +44,11 @@ def is_below(score: float | None, baselines: Mapping[str, float | None]) -> bool
     return score is not None and any(score < own - SAME for own in blind_only(baselines).values())
 
 
+def is_above(score: float, baselines: Mapping[str, float | None]) -> bool:
+    """Return whether a score is above all blind baselines and oracles."""
+    return all(score > own + SAME for own in blind_only(baselines).values())
+
+
 def verdict(score: float | None, baselines: Mapping[str, float | None]) -> str:
     """Return a sentence that says whether a score is above all blind baselines and oracles. "" without oracles.
 
@@ -56,9 +61,9 @@ def verdict(score: float | None, baselines: Mapping[str, float | None]) -> str:
     blind = blind_only(baselines)
     if score is None or not any(name.startswith(ORACLE) for name in blind):
         return ""
-    if above := {name: own for name, own in blind.items() if score <= own + SAME}:
-        named = ", ".join(f"{NAMES.get(name, name)} {own:.3f}" for name, own in above.items())
-        return f"{score:.3f} is not above {named}"
+    if not is_above(score, blind):
+        named = (f"{NAMES.get(name, name)} {own:.3f}" for name, own in blind.items() if score <= own + SAME)
+        return f"{score:.3f} is not above {', '.join(named)}"
     best = max(blind, key=lambda name: blind[name])
     remark = f"of which the best is {NAMES.get(best, best)} {blind[best]:.3f}"
     return f"{score:.3f} is above all blind baselines and oracles, {remark}"
@@ -430,7 +435,6 @@ def _stack_paths(rows: Sequence[Asked]) -> Float[np.ndarray, "N F"]:
 # ---- All baselines of a test ----------------------------------------------------------------------------------------
 
 MOST_SCENES, MOST_QUESTIONS = 2_000, 50_000  # from the training split, evenly spread; more change little
-MOST_ORACLE_ROWS = 1_500  # training questions, evenly spread, from which oracles answer
 Answers = Mapping[str, str]  # answers by the questions' ids
 Record = Mapping[str, Any]  # record of a question, see `zoo.metrics.with_scores`
 
@@ -492,7 +496,6 @@ def blind_baselines(
                 f"no question type has {LEAST_ROWS} training questions and a test question whose scenes have cameras"
             )
             found.remarks.append(f"no blind baseline of cameras: {needed}")
-        training = evenly(training, MOST_ORACLE_ROWS)
         knowledge = {scene.name: source.oracles(scene) for scene, _ in (*training, *tested)}
         found.scores |= oracle_scores(knowledge, training, tested, records, benchmark, scorer)
     except SCENE_FAULTS as error:  # keep the scores of the test

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from callbacks.baselines import BELOW, MEANING, NAMES, is_below
+from callbacks.baselines import BELOW, MEANING, NAMES, is_above, is_below
 from commands.reports.plot import draw
 from commands.reports.statistics import difference
 from commands.studies.results import Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
+from datamodules.sources.base import ORACLE
 from zoo.files.atomic_io import write_whole
 
 UNLEARNED = "unlearned"  # in the name of a null model's error
@@ -102,6 +103,18 @@ class Document:
         for name, own in self.baselines.items():
             table.append([NAMES.get(name, name), *(f"{own[each]:.3f}" if each in own else "" for each in columns)])
         return pd.DataFrame(table, columns=["setting", *map(self._heading, columns)])
+
+    def verdict(self) -> str:
+        """Return which settings are above all blind baselines and oracles. "" without oracles."""
+        cells = [Cell(name, column) for name in self.study.settings for column in self.study.columns_of(name)]
+        judged = [
+            cell for cell in cells if self.scores(cell) and any(name.startswith(ORACLE) for name in self.blind(cell))
+        ]
+        above = [cell for cell in judged if is_above(statistics.mean(self.scores(cell)), self.blind(cell))]
+        named = "; ".join(", ".join(filter(None, (cell.setting, cell.column))) for cell in above)
+        if not judged:
+            return ""
+        return f"Above all blind baselines and oracles, in the mean over seeds: {named or 'no setting'}."
 
     def test_table(self) -> pd.DataFrame:
         """Return the table of further tests: the score of each, and its change against the model's own test."""
@@ -210,8 +223,10 @@ class Document:
         missing = [name for name in study.settings if name not in measured]
         lines = ", and lines at the blind baselines" if self.baselines else ""
         parts = [f"# {study.title}", study.text.strip(), self._summary(), _markdown(self.score_table())]
+        parts.append(self.verdict())
         parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
-        parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
+        picture = f"![the scores as dots, with the range over the seeds{lines}]({plot})"
+        parts.append(picture)
         if not (further := self.test_table()).empty:
             parts += ["## Further tests of the trained models", _markdown(further)]
         for each in study.compare:
@@ -220,7 +235,7 @@ class Document:
         if not (errors := self.error_table()).empty:
             parts += ["## Errors of what the objectives predict", _markdown(errors)]
         if any(f" {BELOW}" in part for part in parts[3:]):
-            parts.insert(5, f"{MEANING}.")
+            parts.insert(parts.index(picture) + 1, f"{MEANING}.")
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def _summary(self) -> str:
