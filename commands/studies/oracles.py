@@ -12,9 +12,9 @@ from dataclasses import asdict, replace
 
 from callbacks.baselines import MOST_SCENES, constant_baseline, evenly, oracle_scores
 from commands.parser import build, command_parser, parse
-from commands.studies.results import Questions, Results, rounded_scores
+from commands.studies.results import Questions, Result, Results, rounded_scores
 from commands.studies.study_file import Options, as_words
-from datamodules.sources import PanelRooms, SceneSource
+from datamodules.sources import PanelRooms
 from datamodules.sources.base import Split
 from zoo.files.atomic_io import json_lines, write_whole
 
@@ -33,7 +33,8 @@ def add_oracles(results: Results) -> Iterator[str]:
     """
     found: dict[tuple[str, str], Scores] = {}
     for number, result in enumerate(results.own):
-        options = {name: value for name, value in {**result.options, **result.test_options}.items() if SOURCE in name}
+        every = {**result.options, **result.test_options}
+        options = {name: value for name, value in every.items() if name.startswith(SOURCE)}
         key = json.dumps(options), result.questions
         if key not in found:
             found[key] = _score(options, results.questions[result.questions])
@@ -42,16 +43,17 @@ def add_oracles(results: Results) -> Iterator[str]:
             if not is_same:
                 found[key] = {}
         results.own[number] = replace(result, baselines={**result.baselines, **found[key]})
-    used = dict.fromkeys(result.questions for result in results.own)
-    lines = [asdict(each) for each in [*(results.questions[key] for key in used), *results.own]]
-    write_whole(results.path, json_lines(lines))
+    lines: dict[object, Questions | Result] = {}
+    for number, result in enumerate(results.own):  # questions come before the first result that names them
+        lines |= {result.questions: results.questions[result.questions], number: result}
+    write_whole(results.path, json_lines(map(asdict, lines.values())))
 
 
 def _score(options: Options, questions: Questions) -> Scores:
     """Return the scores of the oracles and of the best constant, for questions about panel rooms. Otherwise {}."""
-    source = _build(options)
-    if not isinstance(source, PanelRooms):
+    if str(options.get(f"{SOURCE}.class_path")).rpartition(".")[2] != PanelRooms.__name__:
         return {}
+    source = _build(options)
     training = [source.drawn_oracles("train", index) for index in evenly(range(source.counts["train"]), MOST_SCENES)]
     tested = [source.drawn_oracles(*_place(scene)) for scene in dict.fromkeys(questions.scenes)]
     asked, shown = (
@@ -64,13 +66,13 @@ def _score(options: Options, questions: Questions) -> Scores:
     return {name: rounded_scores(each) for name, each in scores.items()}
 
 
-def _build(options: Options) -> SceneSource:
-    """Build the dataset that the options name."""
+def _build(options: Options) -> PanelRooms:
+    """Build the rooms that the options describe."""
     parser = command_parser("study", None)
-    parser.add_argument(f"--{SOURCE}", type=SceneSource)
+    parser.add_argument(f"--{SOURCE}", type=PanelRooms)
     names = {name.removesuffix(".class_path"): value for name, value in options.items()}
     ordered = dict(sorted(names.items(), key=lambda pair: pair[0].count(".")))  # a class comes before its options
-    source: SceneSource = build(parser, parse(parser, as_words(ordered))).data.source
+    source: PanelRooms = build(parser, parse(parser, as_words(ordered))).data.source
     return source
 
 

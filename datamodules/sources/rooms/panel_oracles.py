@@ -60,8 +60,13 @@ class Sight(NamedTuple):
 
     @property
     def ranked(self) -> Int[np.ndarray, " T"]:
-        """All frames: those that show the center come first, the one that shows it nearest to its middle leads."""
+        """All frames, those that show the center nearest to their middle first."""
         return np.argsort(np.where(self.is_seen, np.abs(self.pixel).max(1), np.inf), kind="stable")
+
+    @property
+    def best(self) -> int:
+        """The frame that shows the center nearest to its middle."""
+        return int(self.ranked[0])
 
     @property
     def frames(self) -> Int[np.ndarray, " n"]:
@@ -76,16 +81,15 @@ class Sight(NamedTuple):
     def all_poses(self, frames_per_station: int) -> list[float]:
         """Describe which stations show the panel: their number, and the poses of `MOST_POSES`, the best first."""
         ranked = self.ranked[self.ranked % frames_per_station == 0]
-        poses = [[float(self.is_seen[frame]), *self.pose(frame)] for frame in ranked[:MOST_POSES]]
+        poses = [[float(self.is_seen[frame]), *self.pose(frame)] for frame in ranked[:MOST_POSES].tolist()]
         return [float(self.is_seen[ranked].sum()), *np.ravel(poses)]
 
     def images(self) -> list[float]:
         """Describe the panel in the frames without their cameras: number, place, size, and spread, in half frames."""
         place = self.pixel[self.frames] / self.half_view
-        best = self.ranked[0]
-        apparent = self.size / self.half_view / max(SMALLEST, self.center[best, 2])
+        apparent = self.size / self.half_view / max(SMALLEST, self.center[self.best, 2])
         spreads = [log(np.ptp(place[:, 0])), log(np.ptp(place[:, 1])), *place.std(0)]
-        return [len(place), *self.pixel[best] / self.half_view, *place.mean(0), *np.log(apparent), *spreads]
+        return [float(len(place)), *self.pixel[self.best] / self.half_view, *place.mean(0), *np.log(apparent), *spreads]
 
     def ray(self, frame: int) -> Float64[np.ndarray, " 3"]:
         """Return the direction of the panel in the first camera's frame, of depth 1 in its own camera."""

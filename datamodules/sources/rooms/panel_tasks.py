@@ -352,13 +352,12 @@ class PanelDistance(PanelTask):
     def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
         """Know the pose of the frame that shows the panel best, and with its pixel the panel's place."""
         view = sight(room, camera_from_room, half_view)
-        best = view.ranked[0]
         return {
-            known.WHICH_FRAME: view.pose(best)[:1],
-            known.POSE: view.pose(best),
+            known.WHICH_FRAME: view.pose(view.best)[:1],
+            known.POSE: view.pose(view.best),
             known.POSES: view.all_poses(self.frames_per_station),
             known.IMAGES: view.images(),
-            known.PIXEL: [log(np.linalg.norm(self.locate(view, best)))],
+            known.PIXEL: [log(np.linalg.norm(self.locate(view, view.best)))],
         }
 
     def locate(self, view: Sight, frame: int) -> Float64[np.ndarray, " 3"]:
@@ -413,7 +412,7 @@ class PanelAnywhere(PanelDistance):
 
     In `PanelDistance` and `PanelTranslation` the cameras stand about 1.1 m from the wall, so that the pose of the frame
     that shows the panel nearly is the answer (0.77 and 0.90, where the best constant has 0.40). Here cameras look from
-    farther away and from varying distances, turn by up to 20 degrees, and are so few that seldom two of them show one
+    farther away and from varying distances, turn by up to 15 degrees, and are so few that seldom two of them show one
     place. The panel may be anywhere in a frame, and its size is drawn.
 
     All cameras look at one wall of a hall. The video starts at a fixed distance from this wall, so that poses relative
@@ -431,8 +430,8 @@ class PanelAnywhere(PanelDistance):
     size_m: ClassVar[tuple[float, float]] = (0.8, 1.1)
     center_above_eye_m: ClassVar[float] = 0.1
     start_to_wall_m: ClassVar[float] = 1.2
-    to_wall_m: ClassVar[tuple[float, float]] = (1.2, 2.2)
-    turn_deg: ClassVar[float] = 20.0
+    to_wall_m: ClassVar[tuple[float, float]] = (1.2, 2.0)
+    turn_deg: ClassVar[float] = 15.0
     walk_m: ClassVar[float] = 12.0
 
     def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
@@ -501,12 +500,11 @@ class PanelRotation(PanelTask):
     def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
         """Know how far the camera has turned in the frame that shows the panel best, and with its pixel the answer."""
         view = sight(room, camera_from_room, half_view)
-        best = view.ranked[0]
         return {
-            known.POSE: [view.turn(best, to_panel=False)],
-            known.POSES: [view.turn(best, to_panel=False), *view.all_poses(TEMPORAL_PATCH_SIZE)],
+            known.POSE: [view.turn(view.best, to_panel=False)],
+            known.POSES: [view.turn(view.best, to_panel=False), *view.all_poses(TEMPORAL_PATCH_SIZE)],
             known.IMAGES: view.images(),
-            known.PIXEL: [view.turn(best, to_panel=True)],
+            known.PIXEL: [view.turn(view.best, to_panel=True)],
         }
 
     def draw_directions(self, start: float, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
@@ -558,7 +556,7 @@ class PanelDirection(PanelRotation):
         views = [sight(room, camera_from_room, half_view, color) for color in ("red", "blue")]
 
         def turn_between(*, panels: bool) -> list[float]:
-            red, blue = (view.turn(view.ranked[0], to_panel=panels) for view in views)
+            red, blue = (view.turn(view.best, to_panel=panels) for view in views)
             return [(blue - red) % 360]
 
         return {
@@ -838,7 +836,7 @@ class PanelOrder(PanelTask):
         first, second = (int(view.frames[0]) for view in views)
         return {
             known.IMAGES: [number for view in views for number in view.images()],
-            known.IN_TIME: [first - second],
+            known.IN_TIME: [float(first - second)],
         }
 
 
