@@ -175,8 +175,8 @@ def side_by_side(
     ]
     for name in dict.fromkeys(name for each in blind for name in each):
         for mean in MEANS:
-            scores = (_number(_at(each, (name, "all", mean))) for each in blind)
-            rows.append([f"{NAMES.get(name, name)}: all {mean}", *scores])
+            own = (_number(_at(each, (name, "all", mean))) for each in blind)
+            rows.append([f"{NAMES.get(name, name)}: all {mean}", *own])
     rows.append(["could not be parsed", *(str(each["counts"]["unparsable"]) for each in tests)])
     pairs = [
         f"  {first} and {second}: {sum(abs(one[id] - other[id]) > SAME for id in one)}"

@@ -235,7 +235,7 @@ class Document:
         if not (errors := self.error_table()).empty:
             parts += ["## Errors of what the objectives predict", _markdown(errors)]
         if any(f" {BELOW}" in part for part in parts[3:]):
-            parts.insert(parts.index(picture) + 1, f"{MEANING}.")
+            parts.insert(parts.index(picture), f"{MEANING}.")
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def _summary(self) -> str:
