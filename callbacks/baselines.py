@@ -356,8 +356,7 @@ def camera_answers(
         {method: {id of a tested question: answer}}. Empty for free answers, with few training questions, or if all
         training answers are the same.
     """
-    rows = [row for row in training if is_answer(row.question, benchmark)]
-    rows = evenly(rows, MOST_ROWS)
+    rows = evenly([row for row in training if is_answer(row.question, benchmark)], MOST_ROWS)
     if len(rows) < LEAST_ROWS or not tested or kind in benchmark.text_types:
         return {}
     fit = _fit_numbers if kind in benchmark.numeric_types else _fit_choices

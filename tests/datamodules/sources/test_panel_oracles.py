@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from callbacks.baselines import blind_baselines, constant_baseline, oracle_scores
+from callbacks.baselines import NEIGHBORS, Asked, blind_baselines, camera_answers, constant_baseline, oracle_scores
 from datamodules import (
     PanelAnywhere,
     PanelDirection,
@@ -74,7 +74,9 @@ def test_few_rooms_tell_the_new_tasks_from_the_old() -> None:
 @pytest.mark.slow
 def test_bounds_of_the_new_tasks_which_the_old_ones_exceed() -> None:
     old, new = scores(PanelDistance(), 1200, 500), scores(PanelAnywhere(), 1200, 500)
-    assert old[POSES] > 0.74 and old[POSE] > 0.73  # a model at 0.72 may have learned no more
+    assert (
+        0.69 < old[panel_oracles.WHICH_FRAME] < 0.75 and old[POSE] > 0.73 and old[POSES] > 0.74
+    )  # a model at 0.72 may have learned no more
     assert new[PIXEL] > 0.99 and best_blind(new) < new[PIXEL] - 0.3
     assert new[panel_oracles.IMAGES] < new["constant"] + 0.05
     walk = scores(PanelTranslation(), 1200, 500)
@@ -86,52 +88,56 @@ def test_bounds_of_the_new_tasks_which_the_old_ones_exceed() -> None:
     assert best_blind(new) < new[PIXEL] - 0.25  # also with the order and the centers, but without the pixel
 
 
-def distances_and_answers(rooms: int) -> tuple[np.ndarray, np.ndarray]:
+def distances_and_answers(split: int, rooms: int) -> tuple[np.ndarray, np.ndarray]:
     """How far the frame that shows the panel nearest to its middle is from the first, and the answer, in meters."""
     distances, answers = [], []
     for index in range(rooms):
-        rng = np.random.default_rng([0, 0, index])
+        rng = np.random.default_rng([0, split, index])
         focal = 28 / np.tan(np.deg2rad(rng.uniform(90, 110)) / 2)
         drawn = PanelDistance().draw(16, np.array([[focal, 0, 28], [0, focal, 28], [0, 0, 1.0]]), rng)
-        best, least = 0, np.inf
+        best, least = 0, 28.0  # pixels to the border of the frame
         for frame, pose in enumerate(drawn.camera_from_room):
             x, y, z = pose[:3, :3] @ drawn.room.things[0].center + pose[:3, 3]
             off = max(abs(x), abs(y)) / z * focal if z > 0 else np.inf
-            if off < min(least, 28):
+            if off < least:
                 best, least = frame, off
         eyes = [-pose[:3, :3].T @ pose[:3, 3] for pose in drawn.camera_from_room]
         distances.append(np.linalg.norm(eyes[best] - eyes[0]))
         answers.append(float(drawn.ground_truth))
-    return np.log(distances), np.array(answers)
+    return np.array(distances), np.array(answers)
 
 
-def neighbors_score(known: np.ndarray, answers: np.ndarray, trained: int) -> float:
+def neighbors_score(trained: tuple[np.ndarray, np.ndarray], tested: tuple[np.ndarray, np.ndarray]) -> float:
     """Mean relative accuracy of the median answer of the 20 rooms that are nearest in one number."""
     total = 0.0
-    for number, truth in zip(known[trained:], answers[trained:], strict=True):
-        nearest = np.argsort(np.abs(known[:trained] - number), kind="stable")[:20]
-        answer = np.exp(np.median(np.log(answers[:trained][nearest])))
+    for number, truth in zip(*tested, strict=True):
+        nearest = np.argsort(np.abs(np.log(trained[0]) - np.log(number)), kind="stable")[:20]
+        answer = np.exp(np.median(np.log(trained[1][nearest])))
         total += sum(abs(answer - truth) / truth < 1 - threshold / 100 for threshold in range(50, 100, 5)) / 10
-    return total / (len(known) - trained)
+    return total / len(tested[0])
 
 
-@pytest.mark.parametrize(
-    ("trained", "tested", "least"), [(80, 40, 0.5), pytest.param(1200, 500, 0.7, marks=pytest.mark.slow)]
-)
-def test_an_independent_computation_of_how_far_the_frame_is(trained: int, tested: int, least: float) -> None:
-    """From the rooms' geometry by plain numpy, without the code of oracles and baselines."""
-    known, answers = distances_and_answers(trained + tested)
-    independent = neighbors_score(known, answers, trained)
+def test_an_independent_computation_from_the_rooms_geometry() -> None:
+    """By plain numpy, without the code of oracles and baselines."""
+    trained, tested = distances_and_answers(0, 60), distances_and_answers(2, 30)
     source = PanelRooms()
-    rows = [source.drawn_oracles("train", index) for index in range(trained + tested)]
-    assert [float(scene.questions[0].ground_truth) for scene, _ in rows] == answers.tolist()
-    assert [own[panel_oracles.WHICH_FRAME][0] for _, own in rows] == pytest.approx(known.tolist())
-    asked = [(scene, scene.questions[0]) for scene, _ in rows]
-    knowledge = {scene.name: {POSE: own[panel_oracles.WHICH_FRAME]} for scene, own in rows}
-    records = [vars(question) for _, question in asked[trained:]]
-    found = oracle_scores(knowledge, asked[:trained], asked[trained:], records, source.benchmark, SCORER)[POSE]
-    assert independent > least
-    assert independent - 0.005 < found["all"]["macro"] < independent + 0.06  # the best of three methods
+    training = [source.drawn_oracles("train", index) for index in range(60)]
+    test = [source.drawn_oracles("test", index) for index in range(30)]
+    known = [own[panel_oracles.WHICH_FRAME][0] for _, own in (*training, *test)]
+    assert known == pytest.approx(np.log([*trained[0], *tested[0]]).tolist())
+    asked, shown = (
+        [Asked(scene.questions[0], np.array(own[panel_oracles.WHICH_FRAME])) for scene, own in rows]
+        for rows in (training, test)
+    )
+    found = camera_answers(asked, shown, "panel_distance", source.benchmark, NEIGHBORS)["20 nearest neighbors"]
+    own = [source.benchmark.score(found[q.id], q.ground_truth, "panel_distance", SCORER) for q, _ in shown]
+    assert np.mean(own) == pytest.approx(neighbors_score(trained, tested), abs=0.02)  # answers have four digits
+
+
+@pytest.mark.slow
+def test_how_far_the_frame_is_answers_the_old_distance_as_well_as_trained_models() -> None:
+    """A review had 0.723, and models of studies/encodings.md have 0.66 to 0.75."""
+    assert 0.69 < neighbors_score(distances_and_answers(0, 1200), distances_and_answers(2, 500)) < 0.75
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
