@@ -46,20 +46,12 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     questions = Questions("key", source.benchmark.name, "spatial_mllm", ids, ["panel_turn"] * TESTED, names)
     made = Results(plan.results)
     for run, score in zip(plan.runs(), (0.5, 1.0), strict=True):
-        about: dict[str, Any] = {
-            "test": "",
-            "test_options": {},
-            "commit": "",
-            "is_clean": True,
-            "trained": str(score),
-            "fit_s": None,
-        }
-        about["trained"] = str(score)
+        about: dict[str, Any] = {"test": "", "test_options": {}, "commit": "", "is_clean": True, "fit_s": None}
         scores: dict[str, Any] = {"scores": {"panel_turn": score, "macro": score}, "question_scores": [score] * TESTED}
         baselines = {"constant": rounded_scores(constant)}
         made.add(
             Result(run.setting, run.column, run.seed, options=run.resolved, baselines=baselines, questions="key",
-                   **about, **scores),
+                   trained=str(score), **about, **scores),
             questions,
         )  # fmt: skip
     return made
