@@ -1,7 +1,8 @@
-"""Blind baselines: scores of a test's questions without their videos.
+"""Blind baselines and oracles: scores of a test's questions without their videos.
 
-They are the best constant, the text alone and the cameras alone, scored in the same way as the test's answers. A
-perturbation does not affect them.
+Blind baselines are the best constant, the text alone and the cameras alone. Oracles answer from the exact geometry of
+rendered scenes, see `SceneSource.oracles`: blind ones lack something that a model needs, such as the pixel, others show
+what is possible. All are scored in the same way as the test's answers. A perturbation does not affect them.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from itertools import combinations
 from math import fsum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from datamodules.cameras_file import read_cameras_alone
 from datamodules.scenes import Question, Scene
-from datamodules.sources.base import QuestionFilter, SceneSource
+from datamodules.sources.base import ORACLE, POSSIBLE, QuestionFilter, SceneSource
 from zoo.benchmarks import Benchmark
 from zoo.benchmarks.scorers import THRESHOLDS, to_float
 from zoo.errors import SCENE_FAULTS, describe_fault
@@ -33,9 +34,39 @@ NAMES = {"constant": "best constant answer", "text": "text alone", "cameras": "c
 SAME = 1e-6  # smaller differences come from the order of a sum or from float32
 
 
-def is_below(score: float | None, blind: Iterable[float | None]) -> bool:
-    """Return whether a score is below some baseline. None is no score."""
-    return score is not None and any(each is not None and score < each - SAME for each in blind)
+def blind_only(baselines: Mapping[str, float | None]) -> dict[str, float]:
+    """Return the scores that a model should exceed: without oracles that lack nothing, and without absent scores."""
+    return {name: own for name, own in baselines.items() if own is not None and not name.startswith(POSSIBLE)}
+
+
+def is_below(score: float | None, baselines: Mapping[str, float | None]) -> bool:
+    """Return whether a score is below some blind baseline or oracle. None is no score."""
+    return score is not None and any(score < own - SAME for own in blind_only(baselines).values())
+
+
+def is_above(score: float, baselines: Mapping[str, float | None]) -> bool:
+    """Return whether a score is above all blind baselines and oracles."""
+    return all(score > own + SAME for own in blind_only(baselines).values())
+
+
+def verdict(score: float | None, baselines: Mapping[str, float | None]) -> str:
+    """Return a sentence that says whether a score is above all blind baselines and oracles. "" without oracles.
+
+    Example:
+        >>> verdict(0.7, {"constant": 0.4, "oracle: pose without pixel": 0.75, "possible: pose and pixel": 1.0})
+        '0.700 is not above oracle: pose without pixel 0.750'
+        >>> verdict(0.8, {"constant": 0.4, "oracle: pose without pixel": 0.75})
+        '0.800 is above all blind baselines and oracles, of which the best is oracle: pose without pixel 0.750'
+    """
+    blind = blind_only(baselines)
+    if score is None or not any(name.startswith(ORACLE) for name in blind):
+        return ""
+    if not is_above(score, blind):
+        named = (f"{NAMES.get(name, name)} {own:.3f}" for name, own in blind.items() if score <= own + SAME)
+        return f"{score:.3f} is not above {', '.join(named)}"
+    best = max(blind, key=lambda name: blind[name])
+    remark = f"of which the best is {NAMES.get(best, best)} {blind[best]:.3f}"
+    return f"{score:.3f} is above all blind baselines and oracles, {remark}"
 
 
 # ---- The best constant answer, chosen on the test's own answers: an upper bound for all constants -------------------
@@ -246,6 +277,25 @@ def least_squares(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray,
     return lambda rows: (rows - mean) / spread @ coefficients + offset
 
 
+def nearest_neighbors(features: Float[np.ndarray, "N F"], targets: Float[np.ndarray, "N K"], count: int) -> Predict:
+    """Answer by the median of numbers (K = 1), or the mean of classes, of the rows with the nearest features.
+
+    Args:
+        features: Features of the rows. They are standardized.
+        targets: Numbers, or one column per class.
+        count: Number of neighbors.
+    """
+    mean, spread = features.mean(0), np.maximum(features.std(0), 1e-9)
+    known = (features - mean) / spread
+    combine = np.median if targets.shape[1] == 1 else np.mean
+
+    def predict(rows: Float[np.ndarray, "M F"]) -> np.ndarray:
+        distances = [np.square(known - row).sum(1) for row in (rows - mean) / spread]
+        return np.stack([combine(targets[np.argsort(own, kind="stable")[:count]], axis=0) for own in distances])
+
+    return predict
+
+
 def has_boosting() -> bool:
     """Return whether gradient boosting is installed. Older environments may lack it."""
     return find_spec("sklearn") is not None
@@ -265,22 +315,32 @@ def boosted_classes(features: Float[np.ndarray, "N F"], classes: Int[np.ndarray,
     return HistGradientBoostingClassifier(random_state=0).fit(features, classes).predict_proba
 
 
+Fit = Callable[[Float[np.ndarray, "N F"], Float[np.ndarray, "N K"]], Predict]
+LINEAR: Mapping[str, Fit] = {"least squares": least_squares}
+NEIGHBORS: Mapping[str, Fit] = {
+    f"{count} nearest neighbors": partial(nearest_neighbors, count=count) for count in (5, 20)
+}
+Row = TypeVar("Row")
 LEAST_ROWS = 20  # smallest number of training questions of a type whose scenes have cameras
 MOST_ROWS = 10_000  # more rows take longer and change little
 MOST_CLASSES = 20
 
 
 class Asked(NamedTuple):
-    """A question, and the description of its scene's camera path."""
+    """A question, and the description of its scene's camera path, or what an oracle knows about the scene."""
 
     question: Question
     path: Float[np.ndarray, " F"]
 
 
 def camera_answers(
-    training: Sequence[Asked], tested: Sequence[Asked], kind: str, benchmark: Benchmark
+    training: Sequence[Asked],
+    tested: Sequence[Asked],
+    kind: str,
+    benchmark: Benchmark,
+    fits: Mapping[str, Fit] = LINEAR,
 ) -> dict[str, dict[str, str]]:
-    """Answer questions of a type from the camera paths of their scenes.
+    """Answer questions of a type from numbers that describe their scenes, such as the camera paths.
 
     Numbers are fitted as logarithms if all are positive, and clipped to the range of the training answers. For multiple
     choice, the probability of each option is fitted: by its text if few options occur, otherwise by its letter.
@@ -290,20 +350,20 @@ def camera_answers(
         tested: Test questions of the type.
         kind: The question type.
         benchmark: The benchmark of the questions.
+        fits: Methods beside gradient boosting.
 
     Returns:
         {method: {id of a tested question: answer}}. Empty for free answers, with few training questions, or if all
         training answers are the same.
     """
-    rows = [row for row in training if is_answer(row.question, benchmark)]
-    rows = rows[:: -(-len(rows) // MOST_ROWS)] if rows else []
+    rows = evenly([row for row in training if is_answer(row.question, benchmark)], MOST_ROWS)
     if len(rows) < LEAST_ROWS or not tested or kind in benchmark.text_types:
         return {}
     fit = _fit_numbers if kind in benchmark.numeric_types else _fit_choices
-    return fit(rows, tested)
+    return fit(rows, tested, fits)
 
 
-def _fit_numbers(rows: Sequence[Asked], tested: Sequence[Asked]) -> dict[str, dict[str, str]]:
+def _fit_numbers(rows: Sequence[Asked], tested: Sequence[Asked], fits: Mapping[str, Fit]) -> dict[str, dict[str, str]]:
     truths, (paths, shown) = (
         np.array([float(row.question.ground_truth) for row in rows]),
         map(_stack_paths, (rows, tested)),
@@ -312,7 +372,7 @@ def _fit_numbers(rows: Sequence[Asked], tested: Sequence[Asked]) -> dict[str, di
         return {}
     takes_logarithm = bool((truths > 0).all())
     targets = np.log(truths) if takes_logarithm else truths
-    found = {"least squares": least_squares(paths, targets[:, None])(shown)[:, 0]}
+    found = {name: fit(paths, targets[:, None])(shown)[:, 0] for name, fit in fits.items()}
     if has_boosting():
         found["gradient boosting"] = boosted_numbers(paths, targets)(shown)
     answers = {}
@@ -323,7 +383,7 @@ def _fit_numbers(rows: Sequence[Asked], tested: Sequence[Asked]) -> dict[str, di
     return answers
 
 
-def _fit_choices(rows: Sequence[Asked], tested: Sequence[Asked]) -> dict[str, dict[str, str]]:
+def _fit_choices(rows: Sequence[Asked], tested: Sequence[Asked], fits: Mapping[str, Fit]) -> dict[str, dict[str, str]]:
     label = _option_text if _has_few_options(rows) else _letter
     right = [label(row.question, row.question.ground_truth) for row in rows]
     classes = sorted(set(right))
@@ -331,7 +391,7 @@ def _fit_choices(rows: Sequence[Asked], tested: Sequence[Asked]) -> dict[str, di
         return {}
     numbers = np.array([classes.index(own) for own in right])
     paths, shown = map(_stack_paths, (rows, tested))
-    found = {"least squares": least_squares(paths, np.eye(len(classes))[numbers])(shown)}
+    found = {name: fit(paths, np.eye(len(classes))[numbers])(shown) for name, fit in fits.items()}
     if has_boosting():
         found["gradient boosting"] = boosted_classes(paths, numbers)(shown)
     return {method: _best_options(tested, classes, label, each) for method, each in found.items()}
@@ -435,16 +495,50 @@ def blind_baselines(
                 f"no question type has {LEAST_ROWS} training questions and a test question whose scenes have cameras"
             )
             found.remarks.append(f"no blind baseline of cameras: {needed}")
+        rows = {scene.name: scene for scene, _ in (*training, *tested)}
+        knowledge = {name: source.oracles(scene) for name, scene in progress(rows.items(), "oracles", "scenes")}
+        found.scores.update(oracle_scores(knowledge, training, tested, records, benchmark, scorer))
     except SCENE_FAULTS as error:  # keep the scores of the test
         absent = " and ".join(name for name in ("text", "cameras") if name not in found.scores)
         found.remarks.append(f"no blind baselines of {absent}: {describe_fault(error)}")
     return found
 
 
+def oracle_scores(
+    knowledge: Mapping[str, Mapping[str, Sequence[float]]],
+    training: Sequence[tuple[Scene, Question]],
+    tested: Sequence[tuple[Scene, Question]],
+    records: Sequence[Record],
+    benchmark: Benchmark,
+    scorer: str,
+) -> dict[str, dict[str, Any]]:
+    """Return the score of each oracle, which answers by nearest neighbors or boosting, whichever scores better.
+
+    Args:
+        knowledge: What each oracle knows, by scene and by the oracle's name, see `SceneSource.oracles`.
+        training: Training questions with their scenes.
+        tested: The test's questions with their scenes.
+        records: The test's records, with `id`, `question_type` and `ground_truth`.
+        benchmark: The benchmark of the questions.
+        scorer: Name of the benchmark's scorer.
+    """
+    scores = {}
+    for oracle in dict.fromkeys(name for known in knowledge.values() for name in known):
+        numbers = {scene: np.array(known[oracle]) for scene, known in knowledge.items() if oracle in known}
+        answers = _answer_by(numbers, training, tested, records, benchmark, scorer, NEIGHBORS)
+        if answers:
+            scores[oracle] = _score(answers, records, benchmark, scorer)
+    return scores
+
+
+def evenly(rows: Sequence[Row], most: int) -> Sequence[Row]:
+    """Return at most `most` rows, evenly spread."""
+    return rows[:: max(1, -(-len(rows) // most))]
+
+
 def training_questions(source: SceneSource, kinds: Iterable[str]) -> Iterator[tuple[Scene, Question]]:
     """Yield training questions of some types with their scenes, without the test's filters."""
-    kinds, scenes = set(kinds), source.filtered_split("train", QuestionFilter()).scenes
-    scenes = scenes[:: max(1, -(-len(scenes) // MOST_SCENES))]
+    kinds, scenes = set(kinds), evenly(source.filtered_split("train", QuestionFilter()).scenes, MOST_SCENES)
     step = max(1, -(-sum(len(scene.questions) for scene in scenes) // MOST_QUESTIONS))
     for place, scene in enumerate(scenes):  # vary the first question, because questions may be ordered by type
         some = scene.questions[place % step :: step]
@@ -458,7 +552,7 @@ def _answer_by_cameras(
     benchmark: Benchmark,
     scorer: str,
 ) -> dict[str, str]:
-    """Return the answers from the cameras alone. For each type the method with the better test score is used."""
+    """Return the answers from the cameras alone."""
     if not all(any(scene.cameras for scene, _ in rows) for rows in (training, tested)):
         return {}
     scenes = {scene.name: scene for scene, _ in (*training, *tested)}
@@ -466,14 +560,27 @@ def _answer_by_cameras(
         (name, _describe_cameras(scene)) for name, scene in progress(scenes.items(), "cameras alone", "scenes")
     )
     paths = {name: path for name, path in described if path is not None}
+    return _answer_by(paths, training, tested, records, benchmark, scorer, LINEAR)
+
+
+def _answer_by(
+    known: Mapping[str, Float[np.ndarray, " F"]],
+    training: Sequence[tuple[Scene, Question]],
+    tested: Sequence[tuple[Scene, Question]],
+    records: Sequence[Record],
+    benchmark: Benchmark,
+    scorer: str,
+    fits: Mapping[str, Fit],
+) -> dict[str, str]:
+    """Return the answers from numbers by scene. For each type the method with the best test score is used."""
     answers: dict[str, str] = {}
     for kind in dict.fromkeys(question.question_type for _, question in tested):
         fitted, asked = (
-            [Asked(q, paths[scene.name]) for scene, q in rows if q.question_type == kind and scene.name in paths]
+            [Asked(q, known[scene.name]) for scene, q in rows if q.question_type == kind and scene.name in known]
             for rows in (training, tested)
         )
         own = [record for record in records if record["question_type"] == kind]
-        methods = camera_answers(fitted, asked, kind, benchmark)
+        methods = camera_answers(fitted, asked, kind, benchmark, fits)
         means = {name: _mean(found, own, benchmark, scorer) for name, found in methods.items()}
         if means:
             answers |= methods[max(means, key=lambda name: means[name])]

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from callbacks.baselines import BELOW, MEANING, NAMES, is_below
+from callbacks.baselines import BELOW, MEANING, NAMES, is_below, verdict
 from zoo.benchmarks import Benchmark
 from zoo.metrics import BenchmarkScore
 
@@ -96,27 +96,33 @@ def render(
     groups, title = (OWN_GROUPS, f"{title}: {benchmark.name}") if is_own else (GROUPS, title)
     table = Table(box=box.HORIZONTALS if terminal else box.MARKDOWN)
     table.add_column("question type", no_wrap=True)
-    for heading in (*MEANS, *blind, "questions"):
+    shown = [name for name in blind if name in NAMES]  # oracles have long names and follow below
+    for heading in (*MEANS, *shown, "questions"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("scorer", no_wrap=True)
     types = metrics["per_question_type"]
     for kind, entry in types.items():
-        others = [each["per_question_type"].get(kind, {}).get("score") for each in blind.values()]
-        cells = (kind, _marked(entry["score"], others), "", *map(_number, others), str(entry["count"]), scorer)
+        others = {name: each["per_question_type"].get(kind, {}).get("score") for name, each in blind.items()}
+        beside = (_number(others[name]) for name in shown)
+        cells = (kind, _marked(entry["score"], others), "", *beside, str(entry["count"]), scorer)
         table.add_row(*cells, end_section=kind == list(types)[-1])
     for group, kinds in benchmark.groups.items():
         questions = sum(types[kind]["count"] for kind in kinds if kind in types)
         if group != "all" and questions in (0, counts["questions"]):
             continue  # the group is empty, or equal to all
-        every = [each[group] for each in blind.values()]
-        means = [_marked(metrics[group][mean], [each[mean] for each in every]) for mean in MEANS]
-        table.add_row(groups[group], *means, *map(_both, every), str(questions), scorer, style="bold")
+        every = {name: each[group] for name, each in blind.items()}
+        means = [_marked(metrics[group][mean], {name: each[mean] for name, each in every.items()}) for mean in MEANS]
+        beside = (_both(every[name]) for name in shown)
+        table.add_row(groups[group], *means, *beside, str(questions), scorer, style="bold")
     console = Console(force_terminal=terminal, width=WIDTH)
     with console.capture() as capture:
         console.print(table)
-    shown = capture.get()
-    lines = [title, *(line.rstrip() for line in shown.splitlines() if line.strip())]
-    lines += [MEANING] if f" {BELOW}" in shown else []
+    text = capture.get()
+    lines = [title, *(line.rstrip() for line in text.splitlines() if line.strip())]
+    lines += [MEANING] if f" {BELOW}" in text else []
+    lines += [f"{name} {_both(each['all'])}" for name, each in blind.items() if name not in shown]
+    said = verdict(metrics["all"]["macro"], {name: each["all"]["macro"] for name, each in blind.items()})
+    lines += [said] if said else []
     return "\n".join([*lines, *remarks, *_notes(metrics, chosen_by)])
 
 
@@ -160,7 +166,7 @@ def side_by_side(
     scorers, blind = [each["scorer"] for each in tests], [each["baselines"] for each in tests]
 
     def row(name: str, *keys: str) -> list[str]:
-        others = [[_at(baseline, keys) for baseline in each.values()] for each in blind]
+        others = [{own: _at(baseline, keys) for own, baseline in each.items()} for each in blind]
         return [name, *(_marked(_at(each, keys), own) for each, own in zip(tests, others, strict=True))]
 
     rows = [
@@ -169,7 +175,8 @@ def side_by_side(
     ]
     for name in dict.fromkeys(name for each in blind for name in each):
         for mean in MEANS:
-            rows.append([f"{NAMES[name]}: all {mean}", *(_number(_at(each, (name, "all", mean))) for each in blind)])
+            own = (_number(_at(each, (name, "all", mean))) for each in blind)
+            rows.append([f"{NAMES.get(name, name)}: all {mean}", *own])
     rows.append(["could not be parsed", *(str(each["counts"]["unparsable"]) for each in tests)])
     pairs = [
         f"  {first} and {second}: {sum(abs(one[id] - other[id]) > SAME for id in one)}"
@@ -198,8 +205,8 @@ def _number(score: float | None) -> str:
     return "-" if score is None else f"{score:.3f}"
 
 
-def _marked(score: float | None, blind: Iterable[float | None]) -> str:
-    return f"{_number(score)} {BELOW}" if is_below(score, blind) else _number(score)
+def _marked(score: float | None, baselines: Mapping[str, float | None]) -> str:
+    return f"{_number(score)} {BELOW}" if is_below(score, baselines) else _number(score)
 
 
 def _both(means: Mapping[str, float | None]) -> str:

@@ -112,10 +112,10 @@ def score(arguments: list[str]) -> None:
 
 
 def _recorded_baselines(metrics: Path, test: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the text and camera baselines from the metrics.json of the same test and scorer, {} without one."""
+    """Return the baselines and oracles, but for the constant, from the metrics.json of the same test and scorer."""
     try:
         content = json.loads(metrics.read_text(encoding="utf-8"))
-        found = {name: content["baselines"][name] for name in ("text", "cameras") if name in content["baselines"]}
+        found = {name: each for name, each in content["baselines"].items() if name != "constant"}
         counts, own = (
             {kind: each["count"] for kind, each in result["per_question_type"].items()} for result in (content, test)
         )

@@ -14,6 +14,8 @@ A result belongs to a setting if the options of training and test are equal, wit
 is trained anew, and its former results are listed as stale. If another study in the same folder has an equal training
 with all of its tests, its results are used. --again SETTING trains a setting again; the new results count.
 
+--oracles trains nothing. It adds the scores of oracles to results on panel rooms, which it draws again from their seeds.
+
 --executor slurm submits one file for sbatch per training. --print_scripts only writes these files, without a cluster,
 and beside them plan.md: GPUs, memory and hours by `main.py plan`. Each job starts main.py by srun, one process per GPU,
 and adds its own result. Jobs that require the same file wait for the one that makes it.
@@ -75,6 +77,8 @@ def study(arguments: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time; on one machine they share the cores")
     parser.add_argument("--dry_run", action="store_true", help="only list what would be run")
     parser.add_argument("--write", action="store_true", help="only write the document")
+    oracles_help = "only add the scores of oracles to results on panel rooms, without training, and write the document"
+    parser.add_argument("--oracles", action="store_true", help=oracles_help)
     output_help = "a folder for everything that is written; default: runs/studies/<study>/ and the study file's folder"
     parser.add_argument("--output", type=str, help=output_help)
     parser.add_argument("--executor", type=Executor, default="local", help="this machine, or jobs of SLURM")
@@ -92,6 +96,7 @@ def study(arguments: list[str]) -> None:
 
     # these import PyTorch, which --help does without
     from commands.studies.document import Document
+    from commands.studies.oracles import add_oracles
     from commands.studies.results import open_results
     from commands.studies.running import Launch, Requirement, Training, at_once, missing_requirements, submit
     from commands.studies.scripts import PLAN, write_scripts
@@ -106,6 +111,11 @@ def study(arguments: list[str]) -> None:
     if stale := Counter(result.setting for result in results.stale(plan.runs())):
         named = ", ".join(f"{setting} ({number})" for setting, number in stale.items())
         print(f"{results.path}: stale results, which are of no planned test and not shown: {named}", flush=True)
+
+    if asked.oracles:
+        for remark in add_oracles(results):
+            print(remark, flush=True)
+        asked.write = True
 
     # 1. What is missing.
     chosen = plan.runs(asked.settings, asked.columns, asked.seeds)

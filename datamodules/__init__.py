@@ -21,9 +21,9 @@ __getattr__, __all__ = lazy_exports(
             *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
         ],
         "sources": [
-            *("Conversations", "Mixture", "PanelDirection", "PanelDistance", "PanelIntrinsics", "PanelKnownSize"),
-            *("PanelMotion", "PanelOrder", "PanelPairs", "PanelParallax", "PanelRooms", "PanelRotation", "PanelTask"),
-            *("PanelTranslation", "PosedScenes"),
+            *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelIntrinsics"),
+            *("PanelKnownSize", "PanelMotion", "PanelOrder", "PanelPairs", "PanelParallax", "PanelRooms"),
+            *("PanelRotation", "PanelTask", "PanelTranslation", "PanelTwoViews", "PosedScenes"),
             *("ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo"),
             "VSIBench",
         ],

@@ -17,7 +17,10 @@ from zoo.files.atomic_io import replace_file
 Rows = Mapping[str, Mapping[str, Sequence[float]]]  # by row, then by series: one score per seed
 COLORS = ("#b2182b", "#2166ac", "#1b7837", "#994f00", "#762a83", "#787878", "#008b8b")
 MARKERS = ("o", "s", "^", "D", "v", "P")  # of the series, where colors are of families
-STYLES = ("--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))  # of the blind baselines
+STYLES = (  # of the baselines and oracles
+    *("--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2))),
+    *((0, (8, 2)), (0, (2, 4)), (0, (8, 2, 2, 2)), (0, (12, 3)), (0, (1, 1, 4, 1))),
+)
 ROW, HEAD = 0.27, 0.5  # heights in inches: one row; a panel's title with its margins
 
 

@@ -78,7 +78,7 @@ def score_cell(tests: Sequence[Tested], measure: str, *, short: bool = False) ->
     scores = scores_of(tests, measure)
     if not scores:
         return Cell(None)
-    blind = [score for name in baseline_names(tests) if (score := baseline_score(tests, name, measure)) is not None]
+    blind = {name: baseline_score(tests, name, measure) for name in baseline_names(tests)}
     mean = float(np.mean(scores))
     low, high = (min(scores), max(scores)) if len(scores) > 1 else (None, None)
     mark = BELOW if is_below(mean, blind) else ""

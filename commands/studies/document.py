@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from callbacks.baselines import BELOW, MEANING, NAMES, is_below
+from callbacks.baselines import BELOW, MEANING, NAMES, is_above, is_below
 from commands.reports.plot import draw, draw_curves
 from commands.reports.statistics import Difference, difference, verdicts
 from commands.studies.results import Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
+from datamodules.sources.base import ORACLE
 from zoo.files.atomic_io import write_whole
 
 UNLEARNED = "unlearned"  # in the name of a null model's error
@@ -85,7 +86,7 @@ class Document:
         if self.is_bimodal(cell):
             begun = sum(value >= self.study.begins for value in values)  # type: ignore[operator]
             return f"{', '.join(f'{value:.3f}' for value in values)} ({begun} of {len(values)} begin)"
-        below = bool(values) and is_below(statistics.mean(values), self.blind(cell).values())
+        below = bool(values) and is_below(statistics.mean(values), self.blind(cell))
         return f"{self._over_seeds(values)} {BELOW}" if below else self._over_seeds(values)
 
     def is_bimodal(self, cell: Cell) -> bool:
@@ -111,6 +112,22 @@ class Document:
         for name, own in self.baselines.items():
             table.append([NAMES.get(name, name), *(f"{own[each]:.3f}" if each in own else "" for each in columns)])
         return pd.DataFrame(table, columns=["setting", *map(self._heading, columns)])
+
+    def verdict(self) -> str:
+        """Return which settings are above all blind baselines and oracles. "" without oracles."""
+        cells = [Cell(name, column) for name in self.study.settings for column in self.study.columns_of(name)]
+        judged = [
+            cell for cell in cells if self.scores(cell) and any(name.startswith(ORACLE) for name in self.blind(cell))
+        ]
+        above = [
+            cell
+            for cell in judged
+            if not self.is_bimodal(cell) and is_above(statistics.mean(self.scores(cell)), self.blind(cell))
+        ]
+        named = "; ".join(", ".join(filter(None, (cell.setting, cell.column))) for cell in above)
+        if not judged:
+            return ""
+        return f"Above all blind baselines and oracles, in the mean over seeds: {named or 'no setting'}."
 
     def test_table(self) -> pd.DataFrame:
         """Return the table of further tests: the score of each, and its change against the model's own test."""
@@ -243,8 +260,10 @@ class Document:
         missing = [name for name in study.settings if name not in measured]
         lines = ", and lines at the blind baselines" if self.baselines else ""
         parts = [f"# {study.title}", study.text.strip(), self._summary(), _markdown(self.score_table())]
+        parts.append(self.verdict())
         parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
-        parts.append(f"![the scores as dots, with the range over the seeds{lines}]({plot})")
+        picture = f"![the scores as dots, with the range over the seeds{lines}]({plot})"
+        parts.append(picture)
         if curves is not None:
             parts.append(f"![learning curves: the score of validation scenes by step, a line per seed]({curves})")
         if not (further := self.test_table()).empty:
@@ -258,7 +277,7 @@ class Document:
         if not (errors := self.error_table()).empty:
             parts += ["## Errors of what the objectives predict", _markdown(errors)]
         if any(f" {BELOW}" in part for part in parts[3:]):
-            parts.insert(5, f"{MEANING}.")
+            parts.insert(parts.index(picture), f"{MEANING}.")
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def _summary(self) -> str:

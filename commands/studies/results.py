@@ -238,8 +238,8 @@ def read_result(
         options=run.resolved,
         test_options=run.tests[test],
         **trained,
-        scores=_scores(metrics),
-        baselines={name: _scores(each) for name, each in metrics.get("baselines", {}).items()},
+        scores=rounded_scores(metrics),
+        baselines={name: rounded_scores(each) for name, each in metrics.get("baselines", {}).items()},
         questions=questions.key,
         question_scores=[round(record["score"], DIGITS) for record in records],
         errors={name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
@@ -248,7 +248,7 @@ def read_result(
     return result, questions
 
 
-def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+def rounded_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the score of each question type, and their macro mean if there is one."""
     scores = {kind: entry["score"] for kind, entry in metrics["per_question_type"].items()}
     scores[MACRO] = metrics["all"]["macro"]

@@ -8,6 +8,7 @@ from datamodules.sources.posed import PosedScenes
 from datamodules.sources.rooms import RealRooms, Rooms
 from datamodules.sources.rooms.panel_source import PanelRooms
 from datamodules.sources.rooms.panel_tasks import (
+    PanelAnywhere,
     PanelDirection,
     PanelDistance,
     PanelIntrinsics,
@@ -19,6 +20,7 @@ from datamodules.sources.rooms.panel_tasks import (
     PanelRotation,
     PanelTask,
     PanelTranslation,
+    PanelTwoViews,
 )
 from datamodules.sources.scannet_qa import SQA3D, ScanQA
 from datamodules.sources.vsibench import ReVSI, VSIBench

@@ -8,7 +8,7 @@ import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
@@ -25,6 +25,8 @@ from zoo.errors import InputError
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+ORACLE = "oracle: "  # begins the name of an oracle that lacks something, such as the pixel
+POSSIBLE = "possible: "  # begins the name of an oracle that lacks nothing
 Missing = dict[str, Counter[str]]  # number of questions by scene and type
 
 
@@ -89,6 +91,18 @@ class SceneSource(Configurable, ABC):
             FileNotFoundError: The split is missing.
             ValueError: The split is malformed.
         """
+
+    def oracles(self, scene: Scene) -> Mapping[str, Sequence[float]]:
+        """Return what each oracle knows about a scene, by its name; by default there are none.
+
+        The name begins with `ORACLE` for knowledge that should not suffice for an answer, and with `POSSIBLE` for
+        knowledge that should.
+
+        Raises:
+            OSError: A file of the scene is missing.
+            ValueError: A file of the scene is damaged.
+        """
+        return {}
 
     def filtered_split(self, split: Split, chosen: QuestionFilter) -> FilteredSplit:
         """Apply a question filter. Sources that repeat scenes override this."""

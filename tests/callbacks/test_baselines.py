@@ -27,7 +27,10 @@ from callbacks.baselines import (
     constant_baseline,
     describe_path,
     has_boosting,
+    is_above,
+    is_below,
     least_squares,
+    nearest_neighbors,
 )
 from datamodules.cameras_file import write_cameras
 from datamodules.scenes import Question, Scene
@@ -248,6 +251,23 @@ def test_least_squares_is_the_ridge_solution_with_the_least_error_of_leaving_one
 
     best = min((10.0**power for power in range(-2, 7)), key=error)
     assert np.allclose(predicted, fit(table, targets, best)(table), atol=1e-8)
+
+
+def test_neighbors_answer_by_their_median_number_or_their_most_frequent_class() -> None:
+    features = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [50.0, 9.0]])
+    numbers, classes = np.array([[1.0], [2.0], [9.0], [100.0]]), np.eye(2)[[0, 1, 1, 0]]
+    asked = np.array([[1.1, 0.0], [40.0, 9.0]])
+    assert nearest_neighbors(features, numbers, 3)(asked).ravel().tolist() == [2.0, 9.0]
+    assert nearest_neighbors(features, classes, 3)(asked)[0].tolist() == pytest.approx([1 / 3, 2 / 3])
+    assert nearest_neighbors(features, numbers, 1)(asked).ravel().tolist() == [2.0, 100.0]
+
+
+def test_what_is_possible_is_no_baseline_that_a_score_should_exceed() -> None:
+    baselines = {"constant": 0.4, "text": None, "oracle: pose without pixel": 0.7, "possible: pose and pixel": 1.0}
+    assert is_below(0.6, baselines) and not is_above(0.6, baselines)
+    assert not is_below(0.7, baselines) and not is_above(0.7, baselines)  # equal
+    assert is_above(0.71, baselines) and not is_below(0.71, baselines)
+    assert not is_below(None, baselines)
 
 
 def test_options_are_told_apart_by_their_text() -> None:

@@ -3,12 +3,14 @@
 | task | asks | needs |
 |---|---|---|
 | `PanelDistance` | how far a panel is from where the video starts | images and whole poses |
+| `PanelAnywhere` | the same before one wall, where the panel may be anywhere in a frame | the same, and the pixel |
 | `PanelPairs` | the same with one frame per station | the same; merging two frames merges two views |
 | `PanelTranslation` | the same along one wall that all cameras face | images and translations |
 | `PanelRotation` | the direction of a panel from where the video starts to look | images and rotations |
 | `PanelDirection` | where a second panel is for someone who faces the first | images and rotations between views |
 | `PanelIntrinsics` | how wide a panel is | images and focal lengths |
 | `PanelParallax` | how far a wall is | two views of its panel, by triangulation |
+| `PanelTwoViews` | the same, where only two views show the panel | the same, of these two views |
 | `PanelKnownSize` | the same with panels of one size | images |
 | `PanelOrder` | which panel is seen first | the order of the frames |
 | `PanelMotion` | to which side a panel moves | the order of the frames |
@@ -17,6 +19,10 @@ A task draws its answer first, and then the room, the camera path and the sizes 
 Neither the text nor the cameras therefore contain anything about the answer. The camera visits stations, places where
 it takes a temporal patch of frames with nearly the same view. Stations are visited in random order, so that a frame's
 number tells nothing about its place. Lengths are in meters.
+
+`PanelDistance` and `PanelParallax` remain for studies that were trained on them. A rule that lacks what the task is
+about goes far in them, so new headlines are on `PanelAnywhere` and `PanelTwoViews`. Each task states in `oracles` what
+such rules know, and a test reports their scores beside the model's.
 """
 
 from __future__ import annotations
@@ -28,7 +34,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
+from datamodules.sources.rooms import panel_oracles as known
 from datamodules.sources.rooms.layout import draw_shell, look, ring_along_walls
+from datamodules.sources.rooms.panel_oracles import Oracles, Sight, log, sight
 from datamodules.sources.rooms.questions import choice
 from datamodules.sources.rooms.renderer import PLAIN
 from datamodules.sources.rooms.scene import Material, Part, RoomScene, Thing, Vector, to_vector
@@ -269,6 +277,16 @@ class PanelTask(Configurable, ABC):
             InputError: No room fits the settings.
         """
 
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Return what each oracle knows about a scene, by its name in `panel_oracles`.
+
+        Args:
+            room: The room and its panels.
+            camera_from_room: Poses from the room's frame (OpenCV axes, meters).
+            half_view: Tangent of half the field of view.
+        """
+        return {}
+
 
 def hidden_panel(task: PanelTask, frames: int) -> InputError:
     """Return the error of a task that finds no room in which every possible answer is visible."""
@@ -331,6 +349,21 @@ class PanelDistance(PanelTask):
                 return PanelScene(room, camera_from_room, self.question, f"{self.distances_m[answer]:.1f}")
         raise hidden_panel(self, frames)
 
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Know the pose of the frame that shows the panel best, and with its pixel the panel's place."""
+        view = sight(room, camera_from_room, half_view)
+        return {
+            known.WHICH_FRAME: view.pose(view.best)[:1],
+            known.POSE: view.pose(view.best),
+            known.POSES: view.all_poses(self.frames_per_station),
+            known.IMAGES: view.images(),
+            known.PIXEL: [log(np.linalg.norm(self.locate(view, view.best)))],
+        }
+
+    def locate(self, view: Sight, frame: int) -> Float64[np.ndarray, " 3"]:
+        """Return the panel's place in the first camera's frame, about as far from the frame's camera as the wall is."""
+        return view.start_from_camera[frame, :3, 3] + np.mean(INSET_M) * view.ray(frame)
+
 
 class PanelPairs(PanelDistance):
     """`PanelDistance` with one frame per station: adjacent frames show different walls.
@@ -372,6 +405,48 @@ class PanelTranslation(PanelDistance):
         yaw = np.full_like(x, -np.pi / 2)
         eyes = look_from(np.column_stack([x, y]), yaw, rng.uniform(*EYE_HEIGHT_M), self.frames_per_station, rng)
         return plain_room(size, rng), eyes
+
+
+class PanelAnywhere(PanelDistance):
+    """`PanelDistance` whose answer needs the panel's place in the frame: the pose of the frame alone says little.
+
+    In `PanelDistance` and `PanelTranslation` the cameras stand about 1.1 m from the wall, so that the pose of the frame
+    that shows the panel nearly is the answer (0.77 and 0.90, where the best constant has 0.40). Here cameras look from
+    farther away and from varying distances, turn by up to 15 degrees, and are so few that seldom two of them show one
+    place. The panel may be anywhere in a frame, and its size is drawn.
+
+    All cameras look at one wall of a hall. The video starts at a fixed distance from this wall, so that poses relative
+    to the first camera tell where the wall is. The panel's place is the center of a camera plus its distance from the
+    wall times the direction of the pixel. The stations and the panel lie on both sides of the start.
+
+    Attributes:
+        start_to_wall_m: Distance of the first camera from the wall.
+        to_wall_m: Range of the other cameras' distances from the wall.
+        turn_deg: Largest angle between a view and the normal of the wall.
+        walk_m: Length of the line on which the stations lie. The video starts in its middle.
+    """
+
+    frames_per_station: ClassVar[int] = 4
+    size_m: ClassVar[tuple[float, float]] = (0.8, 1.1)
+    center_above_eye_m: ClassVar[float] = 0.1
+    start_to_wall_m: ClassVar[float] = 1.2
+    to_wall_m: ClassVar[tuple[float, float]] = (1.2, 2.0)
+    turn_deg: ClassVar[float] = 15.0
+    walk_m: ClassVar[float] = 12.0
+
+    def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
+        """Draw a hall with stations before one wall: the first in the middle, the others in random order."""
+        others = frames // self.frames_per_station - 1
+        x = np.append(0.0, (draw_shares(others, rng) - 0.5) * self.walk_m)
+        y = np.append(self.start_to_wall_m, rng.uniform(*self.to_wall_m, others)) - HALL_M / 2
+        yaw = np.append(0.0, np.deg2rad(self.turn_deg) * rng.uniform(-1, 1, others)) - np.pi / 2
+        eyes = look_from(np.column_stack([x, y]), yaw, HALL_M / 2, self.frames_per_station, rng)
+        return plain_room(np.full(3, HALL_M), rng), eyes
+
+    def locate(self, view: Sight, frame: int) -> Float64[np.ndarray, " 3"]:
+        """Return the place where the panel's ray meets the wall, which is above the first camera's downward view."""
+        center, ray = view.start_from_camera[frame, :3, 3], view.ray(frame)
+        return center - (self.start_to_wall_m + center[1]) / ray[1] * ray
 
 
 class PanelRotation(PanelTask):
@@ -422,6 +497,16 @@ class PanelRotation(PanelTask):
                 return PanelScene(room, camera_from_room, self.question, *answered)
         raise hidden_panel(self, frames)
 
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Know how far the camera has turned in the frame that shows the panel best, and with its pixel the answer."""
+        view = sight(room, camera_from_room, half_view)
+        return {
+            known.POSE: [view.turn(view.best, to_panel=False)],
+            known.POSES: [view.turn(view.best, to_panel=False), *view.all_poses(TEMPORAL_PATCH_SIZE)],
+            known.IMAGES: view.images(),
+            known.PIXEL: [view.turn(view.best, to_panel=True)],
+        }
+
     def draw_directions(self, start: float, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
         """Return the directions in which a panel may stand, in radians. `start` is the camera's first direction."""
         return start + np.deg2rad(self.turns_deg)
@@ -465,6 +550,20 @@ class PanelDirection(PanelRotation):
 
     def answer_with(self, answer: int) -> tuple[Any, ...]:
         return {"red": 0, "blue": 1 + answer}, *choice(self.options, self.options[answer])
+
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Know the turn between the frames that show the panels best, and with the pixels between the panels."""
+        views = [sight(room, camera_from_room, half_view, color) for color in ("red", "blue")]
+
+        def turn_between(*, panels: bool) -> list[float]:
+            red, blue = (view.turn(view.best, to_panel=panels) for view in views)
+            return [(blue - red) % 360]
+
+        return {
+            known.POSE: turn_between(panels=False),
+            known.IMAGES: [number for view in views for number in view.images()],
+            known.PIXEL: turn_between(panels=True),
+        }
 
 
 class PanelIntrinsics(PanelTask):
@@ -511,6 +610,12 @@ class PanelIntrinsics(PanelTask):
         center = np.array([across, (THICKNESS_M - HALL_M) / 2, HALL_M / 2 + up])
         room = replace(room, things=(hang("red", center, 2, width, height),))
         return PanelScene(room, camera_from_room, self.question, f"{100 * width:.0f}")
+
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Know the focal length, the panel's width and height in half frames, or the width in focal lengths."""
+        view = sight(room, camera_from_room, half_view)
+        width = log(view.size[0] / view.center[0, 2])
+        return {known.FOCAL_LENGTH: [log(half_view)], known.IMAGES: view.images(), known.PIXEL: [width]}
 
 
 class PanelParallax(PanelTask):
@@ -570,6 +675,29 @@ class PanelParallax(PanelTask):
         """Draw the lamp's place in units of the distance, because the shading reveals how far it is."""
         return wall + distance * rng.uniform(*np.transpose(self.relative_lamp))
 
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Know spreads of centers and of directions, without and with the knowledge which belong together.
+
+        The distance is the spread of the centers of the frames that show the panel, over the spread of its directions.
+        Without order, the directions are known with the cameras' rotations, but not from which center each was seen.
+        """
+        view = sight(room, camera_from_room, half_view)
+        eyes = np.linalg.inv(camera_from_room)[:, :3, 3]
+        stations, shown = np.sort(eyes[::TEMPORAL_PATCH_SIZE, 0]), eyes[view.frames, 0]
+        path = [log(np.ptp(stations)), log(stations.std()), *(stations - eyes[0, 0])]
+        rays = np.einsum("tij,ti->tj", camera_from_room[view.frames, :3, :3], view.center[view.frames])
+        across = np.sort(-rays[:, 0] / rays[:, 1])
+        directions = [log(np.ptp(across)), log(across.std()), across[0], across[-1]]
+        ratios = [path[0] - directions[0], path[1] - directions[1]]
+        return {
+            known.POSE: [log(np.ptp(shown)), shown.min() - eyes[0, 0], shown.max() - eyes[0, 0]],
+            known.IMAGES: view.images(),
+            known.SPREAD_AND_PATH: [log(np.ptp(view.pixel[view.frames, 0])), path[0]],
+            known.WITHOUT_ORDER: ratios,
+            known.ALL_WITHOUT_ORDER: [*ratios, *directions, *path, *view.images()],
+            known.PIXEL: [log(np.ptp(shown)) - directions[0]],
+        }
+
 
 class PanelKnownSize(PanelParallax):
     """`PanelParallax` with panels of one size, so that a panel's size in an image tells the distance.
@@ -593,6 +721,68 @@ class PanelKnownSize(PanelParallax):
     ) -> Float64[np.ndarray, " 3"]:
         """Return the lamp of the hall. Its shading reveals the distance, which images may do in this task."""
         return np.array(room.light)
+
+
+class PanelTwoViews(PanelParallax):
+    """`PanelParallax` with a panel that shows from two stations only: nothing but their two rays tells the distance.
+
+    In `PanelParallax` the spread of the panel's directions over the spread of the camera's path is the answer (0.99),
+    without knowing which direction belongs to which center. The spread in the images with the path's length already
+    answers 0.67, where the best constant has 0.51.
+
+    Here the parallax, the panel's places and sizes in the two images, and the camera's path are drawn independently of
+    the distance. The two stations are then those whose distance from each other is nearest to parallax times distance.
+    The images alone, the cameras alone, and both without knowing which frame is from where therefore tell nothing. At
+    the other stations the panel hangs at the other end of the hall, behind the camera. Cameras do not turn, the wall is
+    plain, and its light is even, so that the panel is all that moves in the images.
+
+    The answer is the distance between the two centers, divided by the difference of the panel's columns in units of the
+    focal length. Centers without columns still answer above the best constant, because a wide baseline is more likely
+    with a far wall. `FramesAtOtherCenters` should lower a model to the constant.
+
+    Attributes:
+        path_length_m: Length of the line on which the stations lie.
+        parallax: Range of the difference of the panel's columns between its two frames, in focal lengths.
+        within: Central share of the frame in which the panel's center lies.
+        pattern_m: Unit of the wall's pattern, so large that no camera sees the pattern.
+        lamp_m: Distance of the lamp from the wall, so large that the wall is evenly lit.
+    """
+
+    version: ClassVar[int] = 1
+    relative_size: ClassVar[tuple[float, float]] = (0.4, 0.6)
+    path_length_m: ClassVar[float] = 7.0
+    parallax: ClassVar[tuple[float, float]] = (0.5, 1.3)
+    within: ClassVar[float] = 0.75
+    pattern_m: ClassVar[float] = 1000.0
+    lamp_m: ClassVar[float] = 1e4
+
+    def draw(self, frames: int, K_px: Float64[np.ndarray, "3 3"], rng: np.random.Generator) -> PanelScene:
+        """Draw the answer, the path, the panel's places in two images, and the stations that have such a parallax."""
+        distance = self.distances_m[rng.integers(len(self.distances_m))]
+        depth = self.behind_m + distance
+        stations, eye = frames // TEMPORAL_PATCH_SIZE, HALL_M / 2
+        x = (draw_shares(stations, rng) - 0.5) * self.path_length_m
+        plan = np.column_stack([x, np.full(stations, -self.behind_m)])
+        camera_from_room = look_from(plan, np.full(stations, -np.pi / 2), eye, TEMPORAL_PATCH_SIZE, rng)
+        parallax = np.exp(rng.uniform(*np.log(self.parallax)))
+        aside, above = rng.uniform(-1, 1, 2)
+        # 1. The two stations, and the panel on the wall before them.
+        first, second = np.triu_indices(stations, 1)
+        baselines = np.abs(x[first] - x[second])
+        chosen = np.argmin(np.abs(np.log(baselines / (parallax * distance))))
+        pair = [first[chosen], second[chosen]]
+        reach = self.within * K_px[0, 2] / K_px[0, 0] - baselines[chosen] / distance / 2  # of the columns' mean
+        place = x[pair].mean() + distance * reach * aside
+        wall = THICKNESS_M / 2 - depth
+        width, height = self.draw_size(distance, rng)
+        up = eye + distance * self.relative_aside * above
+        panel = hang("red", np.array([place, wall, up]), 2, width, height)
+        # 2. At the other stations the panel hangs behind the camera.
+        is_shown = np.isin(np.arange(stations), pair).repeat(TEMPORAL_PATCH_SIZE)
+        panel = replace(panel, track=tuple((place, wall if shown else -wall, 0.0) for shown in is_shown.tolist()))
+        room = plain_room(np.array([HALL_M, 2 * depth, HALL_M]), rng, self.pattern_m)
+        room = replace(room, things=(panel,), light=(0.0, self.lamp_m, eye))
+        return PanelScene(room, camera_from_room, self.question, f"{distance:.1f}")
 
 
 class PanelOrder(PanelTask):
@@ -640,6 +830,15 @@ class PanelOrder(PanelTask):
                 return PanelScene(room, camera_from_room, self.question, *answered)
         raise InputError(f"PanelOrder: {MAX_ATTEMPTS} rooms in a row show no two panels one after the other")
 
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Know the panels in the images without or with the order of the frames."""
+        views = [sight(room, camera_from_room, half_view, color) for color in self.colors]
+        first, second = (int(view.frames[0]) for view in views)
+        return {
+            known.IMAGES: [number for view in views for number in view.images()],
+            known.IN_TIME: [float(first - second)],
+        }
+
 
 class PanelMotion(PanelTask):
     """To which side a panel moves before a still camera, which depends on a moving thing and the order of the frames.
@@ -686,3 +885,8 @@ class PanelMotion(PanelTask):
         panel = replace(panel, track=tuple((place, y, 0.0) for place in x.tolist()))
         answered = choice(self.options, self.options[answer])
         return PanelScene(replace(room, things=(panel,)), camera_from_room, self.question, *answered)
+
+    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+        """Know the panel in the images without or with the order of the frames."""
+        view = sight(room, camera_from_room, half_view)
+        return {known.IMAGES: view.images(), known.IN_TIME: [view.pixel[-1, 0] - view.pixel[0, 0]]}

@@ -139,9 +139,13 @@ class RenderedScenes(SceneSource):
     def draw(self, split: Split, index: int, rng: np.random.Generator) -> DrawnScene:
         """Draw scene `index` of a split. The source must be picklable."""
 
+    def generator(self, split: Split, index: int) -> np.random.Generator:
+        """Return the random generator of scene `index` of a split."""
+        return np.random.default_rng([self.seed, SPLITS.index(split), index])
+
     def write_scene(self, folder: Path, split: Split, index: int) -> str:
         """Write the files of scene `index` of a split, and return its questions as JSON lines."""
-        rng = np.random.default_rng([self.seed, SPLITS.index(split), index])
+        rng = self.generator(split, index)
         return write_drawn(folder, self.draw(split, index, rng), self.size, rng)
 
     def prepare(self) -> None:

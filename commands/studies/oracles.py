@@ -1,0 +1,86 @@
+"""Add the scores of oracles to the results of a study on panel rooms, without training or rendering anything.
+
+The rooms are drawn again from their seeds. The best constant answer must score as the results say. Otherwise the rooms
+have changed since, and nothing is added.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+from callbacks.baselines import MOST_SCENES, constant_baseline, evenly, oracle_scores
+from commands.parser import build, command_parser, parse
+from commands.studies.results import Questions, Result, Results, rounded_scores
+from commands.studies.study_file import Options, as_words
+from datamodules.sources import PanelRooms
+from datamodules.sources.base import Split
+from zoo.files.atomic_io import json_lines, write_whole
+
+SOURCE = "data.source"
+Scores = dict[str, dict[str, float]]  # of each baseline by measure
+
+
+def add_oracles(results: Results) -> Iterator[str]:
+    """Write the oracles' scores into a study's own file of results.
+
+    Args:
+        results: The results of the study. They are changed as well.
+
+    Yields:
+        A remark for each kind of rooms that the results are about.
+    """
+    found: dict[tuple[str, str], Scores] = {}
+    for number, result in enumerate(results.own):
+        every = {**result.options, **result.test_options}
+        options = {name: value for name, value in every.items() if name.startswith(SOURCE)}
+        key = json.dumps(options), result.questions
+        if key not in found:
+            found[key] = _score(options, results.questions[result.questions])
+            is_same = found[key].get("constant") == result.baselines.get("constant")
+            yield f"{key[0]}: {_describe(found[key]) if is_same else 'no panel rooms, or they have changed since'}"
+            if not is_same:
+                found[key] = {}
+        results.own[number] = replace(result, baselines={**result.baselines, **found[key]})
+    lines: dict[object, Questions | Result] = {}
+    for number, result in enumerate(results.own):  # questions come before the first result that names them
+        lines |= {result.questions: results.questions[result.questions], number: result}
+    write_whole(results.path, json_lines(map(asdict, lines.values())))
+
+
+def _score(options: Options, questions: Questions) -> Scores:
+    """Return the scores of the oracles and of the best constant, for questions about panel rooms. Otherwise {}."""
+    if str(options.get(f"{SOURCE}.class_path")).rpartition(".")[2] != PanelRooms.__name__:
+        return {}
+    source = _build(options)
+    training = [source.drawn_oracles("train", index) for index in evenly(range(source.counts["train"]), MOST_SCENES)]
+    tested = [source.drawn_oracles(*_place(scene)) for scene in dict.fromkeys(questions.scenes)]
+    asked, shown = (
+        [(scene, question) for scene, _ in rows for question in scene.questions] for rows in (training, tested)
+    )
+    records = [vars(question) for _, question in shown if question.id in questions.ids]
+    knowledge = {scene.name: known for scene, known in (*training, *tested)}
+    scores = constant_baseline(records, source.benchmark, questions.scorer).scores
+    scores |= oracle_scores(knowledge, asked, shown, records, source.benchmark, questions.scorer)
+    return {name: rounded_scores(each) for name, each in scores.items()}
+
+
+def _build(options: Options) -> PanelRooms:
+    """Build the rooms that the options describe."""
+    parser = command_parser("study", None)
+    parser.add_argument(f"--{SOURCE}", type=PanelRooms)
+    names = {name.removesuffix(".class_path"): value for name, value in options.items()}
+    ordered = dict(sorted(names.items(), key=lambda pair: pair[0].count(".")))  # a class comes before its options
+    source: PanelRooms = build(parser, parse(parser, as_words(ordered))).data.source
+    return source
+
+
+def _place(scene: str) -> tuple[Split, int]:
+    """Return split and index of a rendered scene, such as panels/test_00012."""
+    split, _, index = scene.rpartition("/")[2].rpartition("_")
+    return split, int(index)  # type: ignore[return-value]
+
+
+def _describe(scores: Scores) -> str:
+    return ", ".join(f"{name} {next(iter(each.values())):.3f}" for name, each in scores.items())
