@@ -14,7 +14,8 @@ A result belongs to a setting if the options of training and test are equal, wit
 is trained anew, and its former results are listed as stale. If another study in the same folder has an equal training
 with all of its tests, its results are used. --again SETTING trains a setting again; the new results count.
 
---oracles trains nothing. It adds the scores of oracles to results on panel rooms, which it draws again from their seeds.
+--oracles trains nothing. It adds the scores of oracles to results on panel rooms, whose geometry it draws again
+from the seeds.
 
 --executor slurm submits one file for sbatch per training. --print_scripts only writes these files, without a cluster,
 and beside them plan.md: GPUs, memory and hours by `main.py plan`. Each job starts main.py by srun, one process per GPU,
