@@ -23,7 +23,7 @@ __getattr__, __all__ = lazy_exports(
         "sources": [
             *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelIntrinsics"),
             *("PanelKnownSize", "PanelMotion", "PanelOrder", "PanelPairs", "PanelParallax", "PanelRooms"),
-            *("PanelRotation", "PanelTask", "PanelTranslation", "PanelTwoViews", "PosedScenes"),
+            *("PanelRotation", "PanelTask", "PanelTranslation", "PanelTurn", "PanelTwoViews", "PosedScenes"),
             *("ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo"),
             "VSIBench",
         ],

@@ -20,6 +20,7 @@ from datamodules.sources.rooms.panel_tasks import (
     PanelRotation,
     PanelTask,
     PanelTranslation,
+    PanelTurn,
     PanelTwoViews,
 )
 from datamodules.sources.scannet_qa import SQA3D, ScanQA

@@ -7,6 +7,7 @@
 | `PanelPairs` | the same with one frame per station | the same; merging two frames merges two views |
 | `PanelTranslation` | the same along one wall that all cameras face | images and translations |
 | `PanelRotation` | the direction of a panel from where the video starts to look | images and rotations |
+| `PanelTurn` | the same with four views | the same, and the pixel |
 | `PanelDirection` | where a second panel is for someone who faces the first | images and rotations between views |
 | `PanelIntrinsics` | how wide a panel is | images and focal lengths |
 | `PanelParallax` | how far a wall is | two views of its panel, by triangulation |
@@ -20,9 +21,9 @@ Neither the text nor the cameras therefore contain anything about the answer. Th
 it takes a temporal patch of frames with nearly the same view. Stations are visited in random order, so that a frame's
 number tells nothing about its place. Lengths are in meters.
 
-`PanelDistance` and `PanelParallax` remain for studies that were trained on them. A rule that lacks what the task is
-about goes far in them, so new headlines are on `PanelAnywhere` and `PanelTwoViews`. Each task states in `oracles` what
-such rules know, and a test reports their scores beside the model's.
+`PanelDistance`, `PanelRotation` and `PanelParallax` remain for studies that were trained on them. A rule that lacks
+what the task is about goes far in them, so new headlines are on `PanelAnywhere`, `PanelTurn` and `PanelTwoViews`. Each
+task states in `oracles` what such rules know, and a test reports their scores beside the model's.
 """
 
 from __future__ import annotations
@@ -460,6 +461,7 @@ class PanelRotation(PanelTask):
     Attributes:
         answers: Number of possible answers.
         turns_deg: The possible answers: directions of a panel that the first view does not show.
+        frames_per_station: Adjacent frames with nearly the same view.
         side_m: Range of the room's length and width.
         size_m: Range of the panel's width and height.
         away_m: Horizontal distance of the panel from the camera.
@@ -474,6 +476,7 @@ class PanelRotation(PanelTask):
     version: ClassVar[int] = 3
     turns_deg: ClassVar[np.ndarray] = np.geomspace(75, 285, 16).round()
     answers: ClassVar[int] = len(turns_deg)
+    frames_per_station: ClassVar[int] = TEMPORAL_PATCH_SIZE
     side_m: ClassVar[tuple[float, float]] = (3.5, 4.0)
     size_m: ClassVar[tuple[float, float]] = (0.6, 0.8)
     away_m: ClassVar[float] = 1.2
@@ -490,7 +493,9 @@ class PanelRotation(PanelTask):
             places = start[:3, 3] + away
             places[:, 2] += rng.uniform(-self.center_above_eye_m, self.center_above_eye_m)
             width, height = rng.uniform(*self.size_m, 2)
-            if seen(places, camera_from_room[::TEMPORAL_PATCH_SIZE], K_px).any(0).all():  # every answer is possible
+            if (
+                seen(places, camera_from_room[:: self.frames_per_station], K_px).any(0).all()
+            ):  # every answer is possible
                 shown, *answered = self.answer_with(answer)
                 things = [stand(color, places[i], directions[i], width, height) for color, i in shown.items()]
                 room = replace(room, things=tuple(things))
@@ -502,7 +507,7 @@ class PanelRotation(PanelTask):
         view = sight(room, camera_from_room, half_view)
         return {
             known.POSE: [view.turn(view.best, to_panel=False)],
-            known.POSES: [view.turn(view.best, to_panel=False), *view.all_poses(TEMPORAL_PATCH_SIZE)],
+            known.POSES: [view.turn(view.best, to_panel=False), *view.all_poses(self.frames_per_station)],
             known.IMAGES: view.images(),
             known.PIXEL: [view.turn(view.best, to_panel=True)],
         }
@@ -518,10 +523,24 @@ class PanelRotation(PanelTask):
     def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
         """Draw an empty room and a camera that turns in its middle, from the room's frame."""
         size = np.array([*rng.uniform(*self.side_m, 2), rng.uniform(*CEILING_M)])
-        yaw = 2 * np.pi * (draw_shares(frames // TEMPORAL_PATCH_SIZE, rng) + rng.random())
+        yaw = 2 * np.pi * (draw_shares(frames // self.frames_per_station, rng) + rng.random())
         center = np.tile(rng.uniform(-0.2, 0.2, 2), (len(yaw), 1))
-        eyes = look_from(center, yaw, rng.uniform(*EYE_HEIGHT_M), TEMPORAL_PATCH_SIZE, rng)
+        eyes = look_from(center, yaw, rng.uniform(*EYE_HEIGHT_M), self.frames_per_station, rng)
         return plain_room(size, rng), eyes
+
+
+class PanelTurn(PanelRotation):
+    """`PanelRotation` whose answer needs the panel's place in the frame: the camera looks in four directions only.
+
+    In `PanelRotation` eight views are spread over all directions, so that the turn of the views that show the panel
+    nearly is the answer (0.96, where the best constant has 0.45). Here a view is a quarter turn from the next, and the
+    panel may be anywhere in it. Answers begin at smaller turns, which need a smaller error. Take a wide field of view,
+    such as `fov: [100, 120]`, so that every direction is seen.
+    """
+
+    turns_deg: ClassVar[np.ndarray] = np.geomspace(65, 295, 16).round()
+    answers: ClassVar[int] = len(turns_deg)
+    frames_per_station: ClassVar[int] = 4
 
 
 class PanelDirection(PanelRotation):

@@ -23,6 +23,7 @@ from datamodules import (
     PanelRotation,
     PanelTask,
     PanelTranslation,
+    PanelTurn,
     PanelTwoViews,
 )
 from datamodules.sources.base import ORACLE, POSSIBLE
@@ -31,14 +32,14 @@ from datamodules.sources.rooms.panel_oracles import PIXEL, POSE, POSES, sight
 
 SCORER = "spatial_mllm"
 TASKS = (
-    *(PanelDistance, PanelAnywhere, PanelPairs, PanelTranslation, PanelRotation, PanelDirection, PanelIntrinsics),
-    *(PanelParallax, PanelTwoViews, PanelKnownSize, PanelOrder, PanelMotion),
+    *(PanelDistance, PanelAnywhere, PanelPairs, PanelTranslation, PanelRotation, PanelTurn, PanelDirection),
+    *(PanelIntrinsics, PanelParallax, PanelTwoViews, PanelKnownSize, PanelOrder, PanelMotion),
 )
 
 
 def scores(task: PanelTask, trained: int, tested: int) -> dict[str, float]:
     """The score of each oracle and of the best constant."""
-    source = PanelRooms(task)
+    source = PanelRooms(task, fov=(100.0, 120.0) if isinstance(task, PanelTurn) else (90.0, 110.0))
     training = [source.drawn_oracles("train", index) for index in range(trained)]
     test = [source.drawn_oracles("test", index) for index in range(tested)]
     asked, shown = ([(scene, scene.questions[0]) for scene, _ in rows] for rows in (training, test))
@@ -65,6 +66,9 @@ def test_few_rooms_tell_the_new_tasks_from_the_old() -> None:
     assert new[PIXEL] > 0.97 and old[PIXEL] > 0.97
     assert best_blind(new) < new[PIXEL] - 0.25
     assert best_blind(old) > old[PIXEL] - 0.15  # the control
+    old, new = scores(PanelRotation(), 100, 60), scores(PanelTurn(), 100, 60)
+    assert best_blind(new) < new[PIXEL] - 0.15
+    assert best_blind(old) > old[PIXEL] - 0.15  # the control
     old, new = scores(PanelParallax(), 100, 60), scores(PanelTwoViews(), 100, 60)
     assert new[PIXEL] > 0.97 and old[PIXEL] > 0.97
     assert best_blind(new, *WITHOUT_ORDER_OR_CAMERAS) < new["constant"] + 0.1
@@ -79,6 +83,10 @@ def test_bounds_of_the_new_tasks_which_the_old_ones_exceed() -> None:
     )  # a model at 0.72 may have learned no more
     assert new[PIXEL] > 0.99 and best_blind(new) < new[PIXEL] - 0.3
     assert new[panel_oracles.IMAGES] < new["constant"] + 0.05
+    old, new = scores(PanelRotation(), 1200, 500), scores(PanelTurn(), 1200, 500)
+    assert old[POSES] > 0.95
+    assert new[PIXEL] > 0.99 and best_blind(new) < new[PIXEL] - 0.2
+    assert new[panel_oracles.IMAGES] < new["constant"] + 0.06
     walk = scores(PanelTranslation(), 1200, 500)
     assert best_blind(walk) > walk[PIXEL] - 0.15
     old, new = scores(PanelParallax(), 1200, 500), scores(PanelTwoViews(), 1200, 500)
