@@ -29,7 +29,7 @@ from zoo.errors import SCENE_FAULTS, describe_fault
 from zoo.progress import progress
 
 BELOW = "<"
-MEANING = f"{BELOW} below the best blind baseline"
+MEANING = f"{BELOW} below the best blind baseline or oracle"
 NAMES = {"constant": "best constant answer", "text": "text alone", "cameras": "cameras alone"}
 SAME = 1e-6  # smaller differences come from the order of a sum or from float32
 

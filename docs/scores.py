@@ -14,33 +14,15 @@ from callbacks.baselines import NAMES
 from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
 from commands.studies.study_file import OWN, read_study
+from datamodules.sources.rooms.panel_oracles import POSES
 from zoo.errors import InputError
 
-BASELINES = {label: name for name, label in NAMES.items()}
+BASELINES = {**{label: name for name, label in NAMES.items()}, POSES: POSES}
 # the document, the first cell of its row, and of the result: study, setting, column and test.
 # A study without columns has the column None. The test None is the setting's own.
 SCORES: list[tuple[str, str, str, str, str | None, str | None]] = [
-    ("README.md", "best constant answer", "panels", "best constant answer", None, None),
-    ("README.md", "text alone", "panels", "text alone", None, None),
-    ("README.md", "cameras alone", "panels", "cameras alone", None, None),
-    ("README.md", "images alone", "panels", "images alone", None, None),
-    ("README.md", "PRoPE", "panels", "PRoPE", None, None),
-    (
-        "README.md",
-        "PRoPE, tested with the cameras of another room",
-        "panels",
-        "PRoPE",
-        None,
-        "cameras of another room",
-    ),
-    (
-        "README.md",
-        "PRoPE, tested with its cameras exchanged among the frames",
-        "panels",
-        "PRoPE",
-        None,
-        "frames on other cameras",
-    ),
+    *(("README.md", name, "turn", name, None, None) for name in (*NAMES.values(), POSES, "images alone", "PRoPE")),
+    ("README.md", "PRoPE, tested with the cameras of another room", "turn", "PRoPE", None, "cameras of another room"),
 ]
 
 

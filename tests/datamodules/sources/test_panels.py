@@ -30,7 +30,8 @@ from datamodules import (
 from datamodules.cameras_file import read_cameras
 from datamodules.sources.rooms import Rendering, load_scene, panel_tasks, read_scene, render
 from datamodules.sources.rooms.layout import look
-from datamodules.sources.rooms.panel_tasks import HALL_M, PanelScene
+from datamodules.sources.rooms.panel_layout import HALL_M
+from datamodules.sources.rooms.panel_tasks import PanelScene
 from datamodules.sources.rooms.scene import RoomScene, Thing
 from datamodules.sources.rooms.source import draw_intrinsics
 from datamodules.video import Video
