@@ -12,7 +12,7 @@ import pytest
 
 from tests.cli import Run
 from zoo import CameraEncoding, InputError
-from zoo.configuration import from_config
+from zoo.configuration import from_config, is_same_class
 from zoo.errors import add_file_to_errors, describe, input_error
 
 MINE = """
@@ -207,3 +207,11 @@ def test_a_part_with_options_of_many_types_is_tested_and_resumed(
     for option, value in (("names", "[a,d]"), ("color", "BLUE"), ("folder", "y"), ("pairs", "[[2,1]]")):
         with pytest.raises(SystemExit, match=f"another model.camera_encoding.{option}"):
             run(*resumed, f"--model.camera_encoding.{option}", value, sized=False)
+
+
+def test_classes_of_one_name_in_two_modules_of_a_package_differ() -> None:
+    """A training does not resume with the other one, and a test of the other one is not the run's own."""
+    assert not is_same_class("parts.one.Mine", "parts.two.Mine")
+    for path in ("zoo.PRoPE", "PRoPE"):  # the zoo's names are unique
+        assert is_same_class(path, "zoo.encodings.prope.PRoPE")
+    assert is_same_class("parts.Mine", "parts.one.Mine")  # imported in the package

@@ -91,11 +91,14 @@ def _import_problem(path: str, error: Exception) -> str:
 def is_same_class(one: Any, other: Any) -> bool:
     """Return whether two class paths name the same class.
 
-    A bare name matches any package. Two dotted paths also need the same top-level package.
+    A bare name matches any package. Two dotted paths also need the same top-level package. In a package of the user's,
+    one module must lie inside the other, because two modules may have different classes of one name.
     """
-    paths = [str(each).split(".") for each in (one, other)]
-    is_dotted = all(len(path) > 1 for path in paths)
-    return paths[0][-1] == paths[1][-1] and (not is_dotted or paths[0][0] == paths[1][0])
+    (*module, name), (*other_module, other_name) = (str(each).split(".") for each in (one, other))
+    if not (module and other_module) or name != other_name:
+        return name == other_name
+    length = 1 if module[0] in KNOWN else min(len(module), len(other_module))
+    return module[:length] == other_module[:length]
 
 
 def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
