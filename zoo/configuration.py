@@ -169,8 +169,10 @@ def to_config(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, (PurePath, Enum)):
+        return _as_stored(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(to_config, value), key=str)
     if isinstance(value, partial):
         kinds = [each for each in (value.func, *value.args) if isinstance(each, type)]  # the class comes last
         if kinds:
@@ -267,7 +269,9 @@ def _as_stored(value: Any) -> Any:
         return [_as_stored(each) for each in value]
     if isinstance(value, (set, frozenset)):
         return {_as_stored(each) for each in value}
-    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+    if value is None or isinstance(value, (bool, int, float, str, Mapping)):
+        return value
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)  # such as a range
 
 
 def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> list[str]:
