@@ -151,8 +151,9 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
     run = run_of(Path(checkpoint)) if checkpoint and checkpoint != "last" else find_run(folder)
     if run is None:  # its own config
         return ["--config", str(checkpoint), *words]
-    is_given = checkpoint and checkpoint != "last" and is_checkpoint(Path(checkpoint))
-    config = Path(checkpoint) if is_given else run / CONFIG  # a checkpoint may be copied into the folder of another run
+    config = run / CONFIG
+    if checkpoint and checkpoint != "last" and is_checkpoint(Path(checkpoint)):
+        config = Path(checkpoint)  # it may have been copied into the folder of another run
     check_run(config, trusted)
     found = ["--config", str(config), "--trainer.default_root_dir", str(run)]
     return [*found, *([] if checkpoint else ["--ckpt_path", str(run / LAST_CHECKPOINT)]), *words]

@@ -177,13 +177,14 @@ class Typed(PRoPE):
 def test_a_part_that_changes_between_a_training_and_its_resumption_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = tmp_path / "own_part.py"
-    own.write_text("from zoo import PRoPE\n\nclass Own(PRoPE): pass\n")
+    (tmp_path / "own_part.py").write_text("from own_base import Base\n\nclass Own(Base): pass\n")
+    own = tmp_path / "own_base.py"
+    own.write_text("from zoo import PRoPE\n\nclass Base(PRoPE): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     run("fit", "--config", "prope.yaml", "--model.camera_encoding", "own_part.Own")
     (folder,) = (tmp_path / "runs").iterdir()
     resumed = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps"]
-    changed = "own_part.py has changed since"
+    changed = "own_base.py has changed since"
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         run(*resumed, "3", sized=False)
