@@ -107,7 +107,18 @@ class Checkpoint(callbacks.Checkpoint):
         self._stop_is_due |= trainer.should_stop
         trainer.should_stop = False
 
+    def _check_finite(self, trainer: Trainer) -> None:
+        """Raise InputError on all processes if trained weights are NaN or infinite. The former checkpoint is kept."""
+        trained = [parameter for parameter in trainer.lightning_module.parameters() if parameter.requires_grad]
+        is_finite = all(bool(parameter.isfinite().all()) for parameter in trained)
+        if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):
+            raise InputError(
+                f"the training has diverged: its weights are not finite after step {trainer.global_step}. The last "
+                f"checkpoint is of step {self._saved_step}; try lower learning rates"
+            )
+
     def _save_last(self, trainer: Trainer) -> None:
+        self._check_finite(trainer)
         self._save_is_due, self._saved_step = False, trainer.global_step
         trainer.save_checkpoint(Path(trainer.default_root_dir, LAST_CHECKPOINT), weights_only=False)
         for logger in trainer.loggers:  # a resumed run does not repeat logs from before the checkpoint

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
+from zipfile import is_zipfile
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -99,7 +100,7 @@ def read_config(
         raise InputError(f"{path}: {error}") from error
     if evaluates and is_of_run(path):
         content = for_evaluation(content)
-    if is_of_run(path) and path.suffix != CHECKPOINT:
+    if is_of_run(path) and not is_checkpoint(path):
         content = merge(content, {"trainer": {"default_root_dir": str(path.parent)}})
     return merge(settings, content)
 
@@ -110,7 +111,7 @@ def read_content(path: Path) -> Settings:
     Raises:
         InputError: The file can't be read, or holds no settings.
     """
-    if path.suffix == CHECKPOINT:
+    if is_checkpoint(path):
         from callbacks.run_config import config_of_training  # imports PyTorch
 
         content: Any = config_of_training(path)
@@ -132,7 +133,12 @@ def is_of_run(path: Path) -> bool:
     from zoo.weights.saved_models import CHECKPOINTS, RUN_CONFIG
 
     has_run = (path.parent / CHECKPOINTS).is_dir() or (path.parent / TEST_FILE).exists()
-    return path.suffix == CHECKPOINT or (path.name == RUN_CONFIG and has_run)
+    return is_checkpoint(path) or (path.name == RUN_CONFIG and has_run)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file is a checkpoint, whatever its name is. PyTorch writes zip files."""
+    return path.suffix == CHECKPOINT or is_zipfile(path)
 
 
 def for_evaluation(config: Settings) -> Settings:

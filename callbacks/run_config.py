@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
+import sysconfig
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -74,12 +74,22 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 def own_files(config: Mapping[str, Any], *objects: Any) -> set[Path]:
-    """Return the files of the user's own classes: those of some objects, and those that a config names."""
-    paths = [str(value) for name, value in flatten(config).items() if name.endswith("class_path")]
-    kinds = [*(type(each) for each in objects), *(resolve_name(path) for path in paths if DOTTED.fullmatch(path))]
-    modules = {kind.__module__ for kind in kinds if inspect.isclass(kind)}
-    own = (getattr(sys.modules[name], "__file__", None) for name in modules if name.partition(".")[0] not in OWN_CODE)
-    return {Path(file) for file in own if file}
+    """Return the files of the user's own classes and functions: those of some objects, and those that a config names.
+
+    The files of their base classes are included, and installed libraries are not.
+    """
+    values = {name: str(value) for name, value in flatten(config).items() if DOTTED.fullmatch(str(value))}
+    named = [resolve_name(path) for name, path in values.items() if name.endswith("class_path")]
+    functions = (path.rpartition(".") for path in values.values())
+    named += [getattr(sys.modules[module], name, None) for module, _, name in functions if module in sys.modules]
+    kinds = [kind for each in (*map(type, objects), *named) for kind in getattr(each, "__mro__", (each,))]
+    modules = {str(getattr(kind, "__module__", "")) for kind in kinds}
+    own = (
+        getattr(sys.modules.get(name), "__file__", None) for name in modules if name.partition(".")[0] not in OWN_CODE
+    )
+    libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
+    files = (Path(file) for file in own if file)
+    return {file for file in files if not any(file.is_relative_to(library) for library in libraries)}
 
 
 def config_of_training(checkpoint: str | Path) -> dict[str, Any] | None:

@@ -13,7 +13,16 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import optimizer_files
-from callbacks.configs import RUNS, buildable_classes, check_run, find_class, find_config, model_of, read_config
+from callbacks.configs import (
+    RUNS,
+    buildable_classes,
+    check_run,
+    find_class,
+    find_config,
+    is_checkpoint,
+    model_of,
+    read_config,
+)
 from callbacks.results_folder import is_interrupted
 from callbacks.run_config import TEST_FILE, config_of_training, declared_options
 from commands.new_run import make_folder, shared_folder
@@ -142,8 +151,11 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
     run = run_of(Path(checkpoint)) if checkpoint and checkpoint != "last" else find_run(folder)
     if run is None:  # its own config
         return ["--config", str(checkpoint), *words]
-    check_run(run / CONFIG, trusted)
-    found = ["--config", str(run / CONFIG), "--trainer.default_root_dir", str(run)]
+    config = run / CONFIG
+    if checkpoint and checkpoint != "last" and is_checkpoint(Path(checkpoint)):
+        config = Path(checkpoint)  # it may have been copied into the folder of another run
+    check_run(config, trusted)
+    found = ["--config", str(config), "--trainer.default_root_dir", str(run)]
     return [*found, *([] if checkpoint else ["--ckpt_path", str(run / LAST_CHECKPOINT)]), *words]
 
 

@@ -180,6 +180,21 @@ def test_a_checkpoint_outside_its_run_has_its_own_config(run: Run, trained: Trai
     run("fit", "--config", "elsewhere/last.ckpt", *checkpoint, "--trainer.max_steps", "3", sized=False)
 
 
+def test_a_checkpoint_in_the_folder_of_another_run_has_its_own_config(run: Run, trained: Trained) -> None:
+    """Under any file name. It is no test of that run's own model, so it gets a folder inside the run's."""
+    other = trained().rename("runs/other")
+    (other / "checkpoints/last.ckpt").rename(other / "checkpoints/copied.pt")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("time_index: null", "time_index: {class_path: ConstantIndex}"))
+    assert config != (other / "config.yaml").read_text()
+    run("test", "--ckpt_path", str(other / "checkpoints/copied.pt"))
+    recorded = json.loads((other / "tests/no-time_index/metrics.json").read_text())
+    assert recorded["differs_from_training"] == {}
+    assert recorded["config"]["model"]["init_args"]["time_index"] is None
+    (other / "checkpoints/copied.pt").rename("copied.pt")
+    run("test", "--ckpt_path", "copied.pt")
+
+
 def test_initial_weights_of_another_model_are_named(run: Run, trained: Trained) -> None:
     start = ["--model.initial_weights", str(trained() / "checkpoints/last.ckpt")]
     other = ["--config", "qwen25_vl.yaml", "--model.time_index", "ConstantIndex"]

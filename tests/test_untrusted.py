@@ -152,6 +152,8 @@ def test_the_run_of_someone_else(run: Run, trained: Trained, canary: Path, tmp_p
     config["model"]["init_args"]["camera_encoding"] = {"class_path": "canary.Encoding"}
     (theirs / "config.yaml").write_text(yaml.safe_dump(config))
     checkpoint = str(theirs / "checkpoints/last.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "run": {**content["run"], "config": config}}, checkpoint)
     video = str(next(rooms_root.glob("*/rooms/test_*.mp4")))
     for words in (
         ["test", "--ckpt_path", checkpoint],

@@ -6,13 +6,15 @@ import re
 import sys
 import traceback
 import warnings
+from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 
 import pytest
 
 from tests.cli import Run
 from zoo import CameraEncoding, InputError
-from zoo.configuration import from_config
+from zoo.configuration import changed_options, from_config, is_same_class, to_config
 from zoo.errors import add_file_to_errors, describe, input_error
 
 MINE = """
@@ -175,13 +177,14 @@ class Typed(PRoPE):
 def test_a_part_that_changes_between_a_training_and_its_resumption_is_named(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = tmp_path / "own_part.py"
-    own.write_text("from zoo import PRoPE\n\nclass Own(PRoPE): pass\n")
+    (tmp_path / "own_part.py").write_text("from own_base import Base\n\nclass Own(Base): pass\n")
+    own = tmp_path / "own_base.py"
+    own.write_text("from zoo import PRoPE\n\nclass Base(PRoPE): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     run("fit", "--config", "prope.yaml", "--model.camera_encoding", "own_part.Own")
     (folder,) = (tmp_path / "runs").iterdir()
     resumed = ["fit", "--config", str(folder / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps"]
-    changed = "own_part.py has changed since"
+    changed = "own_base.py has changed since"
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         run(*resumed, "3", sized=False)
@@ -207,3 +210,23 @@ def test_a_part_with_options_of_many_types_is_tested_and_resumed(
     for option, value in (("names", "[a,d]"), ("color", "BLUE"), ("folder", "y"), ("pairs", "[[2,1]]")):
         with pytest.raises(SystemExit, match=f"another model.camera_encoding.{option}"):
             run(*resumed, f"--model.camera_encoding.{option}", value, sized=False)
+
+
+def test_classes_of_one_name_in_two_modules_of_a_package_differ() -> None:
+    """A training does not resume with the other one, and a test of the other one is not the run's own."""
+    assert not is_same_class("parts.one.Mine", "parts.two.Mine")
+    for path in ("zoo.PRoPE", "PRoPE"):  # the zoo's names are unique
+        assert is_same_class(path, "zoo.encodings.prope.PRoPE")
+    assert is_same_class("parts.Mine", "parts.one.Mine")  # imported in the package
+
+
+class Color(Enum):
+    RED = "red"
+
+
+def test_options_of_many_types_are_as_files_store_them() -> None:
+    """An export writes them, and a run that was trained with their defaults resumes."""
+    assert to_config([Path("x"), Color.RED, {"b", "a"}]) == ["x", "RED", ["a", "b"]]
+    given = {"wait": timedelta(hours=1), "color": Color.RED, "names": {"a"}, "of": complex(1)}
+    assert changed_options({"wait": "1:00:00", "color": "RED", "names": ["a"], "of": "(1+0j)"}, given) == []
+    assert changed_options({"wait": "2:00:00"}, {"wait": given["wait"]}) == ["wait"]

@@ -91,11 +91,14 @@ def _import_problem(path: str, error: Exception) -> str:
 def is_same_class(one: Any, other: Any) -> bool:
     """Return whether two class paths name the same class.
 
-    A bare name matches any package. Two dotted paths also need the same top-level package.
+    A bare name matches any package. Two dotted paths also need the same top-level package. In a package of the user's,
+    one module must lie inside the other, because two modules may have different classes of one name.
     """
-    paths = [str(each).split(".") for each in (one, other)]
-    is_dotted = all(len(path) > 1 for path in paths)
-    return paths[0][-1] == paths[1][-1] and (not is_dotted or paths[0][0] == paths[1][0])
+    (*module, name), (*other_module, other_name) = (str(each).split(".") for each in (one, other))
+    if not (module and other_module) or name != other_name:
+        return name == other_name
+    length = 1 if module[0] in KNOWN else min(len(module), len(other_module))
+    return module[:length] == other_module[:length]
 
 
 def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
@@ -166,8 +169,10 @@ def to_config(value: Any) -> Any:
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, Path):
-        return str(value)
+    if isinstance(value, (PurePath, Enum)):
+        return _as_stored(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(to_config, value), key=str)
     if isinstance(value, partial):
         kinds = [each for each in (value.func, *value.args) if isinstance(each, type)]  # the class comes last
         if kinds:
@@ -264,7 +269,9 @@ def _as_stored(value: Any) -> Any:
         return [_as_stored(each) for each in value]
     if isinstance(value, (set, frozenset)):
         return {_as_stored(each) for each in value}
-    return f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+    if value is None or isinstance(value, (bool, int, float, str, Mapping)):
+        return value
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)  # such as a range
 
 
 def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> list[str]:

@@ -102,7 +102,7 @@ def _answer(record: Any, benchmark: Benchmark) -> Answer:
     benchmark.check_question_type(record["question_type"])
     if record["ground_truth"]:
         benchmark.check_ground_truth(str(record["ground_truth"]), record["question_type"])
-    if (asked := record.get("benchmark", benchmark.name)) != benchmark.name:
+    if (asked := record.get("benchmark") or benchmark.name) != benchmark.name:
         raise InputError(f"an answer to {asked}, not to {benchmark.name}: score --benchmark {asked}")
     frames = record.get("frames") or []
     if not (isinstance(frames, list) and all(isinstance(frame, int) for frame in frames)):

@@ -230,7 +230,8 @@ def list_scenes(
         if isinstance(named, tuple):
             files = tuple(root / name for name in named)
             first = _inside(Path(named[0]))
-            name = first if len(named) == 1 else f"{first}+{fingerprint(named)[:8]}"
+            is_whole = len(named) == 1 and first == named[0]  # otherwise other images may have the same name
+            name = first if is_whole else f"{first}+{fingerprint(named)[:8]}"
             if all(map(os.path.isfile, files)):
                 scenes.append(Scene(name, files[0], asked, images=files))
             else:

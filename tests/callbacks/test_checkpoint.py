@@ -15,6 +15,7 @@ from callbacks.checkpoint import Checkpoint
 from tests.callbacks.resumable import EPOCHS, SCENES, Interrupted, Small, train
 from zoo.errors import InputError
 from zoo.weights.checkpoint import read_checkpoint
+from zoo.weights.saved_models import LAST_CHECKPOINT
 
 SCHEDULES: dict[str, dict[str, Any]] = {
     "each step": {},
@@ -128,6 +129,21 @@ def test_a_run_that_is_told_to_stop_ends_with_a_whole_step_and_resumes_exactly(t
         assert len(models[1].losses) == SCENES * EPOCHS - seen  # nothing was trained again
         found = result(folder, models)
         assert all(found[part] == expected[part] for part in ("losses", "weight", "optimizer")), batches
+
+
+class Diverge(Callback):
+    """A weight becomes infinite in the third step."""
+
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step == 3:
+            next(pl_module.parameters()).data.fill_(float("inf"))
+
+
+def test_a_training_that_diverges_ends_and_keeps_its_last_finite_weights(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its weights are not finite after step 4. The last checkpoint is of step 3"):
+        train(tmp_path, Small(), [Diverge()], max_steps=6)
+    saved = torch.load(tmp_path / LAST_CHECKPOINT, weights_only=True)
+    assert saved["global_step"] == 3 and all(each.isfinite().all() for each in saved["state_dict"].values())
 
 
 class StopAtEpochEnd(Callback):

@@ -216,6 +216,7 @@ def test_answers_to_another_benchmark_are_refused(tmp_path: Path, capsys) -> Non
     assert "| revsi " in capsys.readouterr().out
     with pytest.raises(InputError, match="line 1: an answer to ReVSI, not to VSIBench: score --benchmark ReVSI"):
         score([str(file), "--benchmark", "VSIBench"])
+    score([str(write_lines(file, [{**shared, "benchmark": None}]))])  # null is none
     assert lines(finished_run(tmp_path / "run") / "predictions.jsonl")[0]["benchmark"] == "VSIBench"
 
 

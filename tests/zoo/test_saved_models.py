@@ -185,6 +185,9 @@ def test_an_unknown_folder_names_what_is_known(tmp_path: Path) -> None:
         SpatialVLM.from_pretrained(tmp_path)
     with pytest.raises(InputError, match="hf download"):
         SpatialVLM.from_pretrained("weights/nothing")
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(InputError, match=r"last.ckpt is a file: .* export --ckpt_path"):
+        SpatialVLM.from_pretrained(tmp_path / "last.ckpt")
 
 
 def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch: pytest.MonkeyPatch) -> None:

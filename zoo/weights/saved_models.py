@@ -215,6 +215,8 @@ def load_model(
     local = Path(path).expanduser()
     if (local / RUN_CONFIG).is_file():
         return _of_run(local, overrides, trust_modules)
+    if local.is_file():
+        raise InputError(f"{path} is a file: give its run's folder, or one of python main.py export --ckpt_path {path}")
     folder = find_folder(name, "Qwen/Qwen2.5-VL-3B-Instruct")
     config = read_config(folder)
     if config.get("library_name") != LIBRARY:
