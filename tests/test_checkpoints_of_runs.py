@@ -200,3 +200,17 @@ def test_initial_weights_of_another_model_are_named(run: Run, trained: Trained) 
     other = ["--config", "qwen25_vl.yaml", "--model.time_index", "ConstantIndex"]
     assert f"{start[1]} was trained with another model.time_index" in run("fit", *other, *start, logged=True)
     assert "was trained with another" not in run("fit", "--config", "qwen25_vl.yaml", *start, logged=True)
+
+
+def test_a_copied_run_is_trained_and_tested_where_its_files_are(run: Run, trained: Trained, tmp_path: Path) -> None:
+    original = trained()
+    shutil.copytree(original, copy := original.with_name("copy"))
+    before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    run("fit", "--config", str(copy / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "3", sized=False)
+    run("test", "--trainer.default_root_dir", str(copy))
+    assert torch.load(copy / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert (copy / "metrics.json").exists()
+    assert before == {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
+    shutil.move(copy, moved := tmp_path / "elsewhere" / "moved")
+    run("test", "--trainer.default_root_dir", str(moved))
+    assert (moved / "tests/repeat/metrics.json").exists() and not copy.exists()

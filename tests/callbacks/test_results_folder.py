@@ -10,6 +10,7 @@ import shutil
 import sys
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ import torch
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
 from torch import nn
 
 from callbacks import SaveRunConfig
 from callbacks.results_folder import choose_folder, differences, finished_tests, identify_test
 from callbacks.run_config import METRICS, TEST_FILE
 from datamodules import Duplicate, OriginalStills, PixelBounds, UniformSampler, VideoQADataModule
+from datamodules.scenes import Scene
 from tests.callbacks.breakable import Tiny, on_disk, results, run
 from tests.callbacks.toy import trainer
 from zoo.configuration import is_covered
@@ -292,6 +295,20 @@ def test_the_content_of_a_checkpoint_counts_and_its_path_does_not(tmp_path: Path
 
     assert identity(CONFIG, 2, 2)["weights"] == identity(CONFIG, 2, 2)["weights"] != identity(CONFIG, 2, 3)["weights"]
     assert identity_of("a.ckpt", 1.0) == identity_of("b.ckpt", 1.0) != identity_of("a.ckpt", 2.0)
+
+
+def test_every_picture_of_a_question_counts(tmp_path: Path) -> None:
+    pictures = [tmp_path / f"{number}.png" for number in range(3)]
+    for number, picture in enumerate(pictures):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(picture)
+    scene = Scene("kitchen", pictures[0], (), images=tuple(pictures))
+    tested = trainer_with(tmp_path, CONFIG)
+    tested.datamodule = SimpleNamespace(tested_scenes=[scene], sampler=UniformSampler())  # type: ignore[attr-defined]
+    before = identify_test(tested, Model())["scenes"]
+    assert before == identify_test(tested, Model())["scenes"]
+    for picture in pictures[1:]:
+        Image.new("RGB", (9, 9)).save(picture)
+        assert before != (before := identify_test(tested, Model())["scenes"])
 
 
 def test_the_code_of_ones_own_classes_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodules import Conversations, PixelBounds, UniformSampler
+from datamodules.dataset import SceneDataset
 from datamodules.inference import answer_chats, data_of, load_video
 from tests import tiny
+from tests.datamodules.batches import question_batch
 from zoo import InputError, SpatialVLM
+from zoo.backbones import tiny_preprocessor
 from zoo.benchmarks import VSIBench
 from zoo.geometry import DatasetGeometry
 
@@ -166,3 +171,23 @@ def test_errors_name_the_remedy(videos: list[Path], tmp_path: Path) -> None:
         answer_chats(model_of("prope.yaml"), [alone], [chat("video", "Which?")])
     refused, answered = answer_chats(model_of("plain"), [], [chat("<|image_pad|> Which?"), chat("Which?")])
     assert "holds <|image_pad|>, a special token" in str(refused.error) and answered.ids and answered.error is None
+
+
+def test_several_images_with_marks_are_asked_in_an_evaluation(tmp_path: Path) -> None:
+    """Each image stands where its mark is, as in a training with the same row."""
+    for number in range(3):
+        Image.new("RGB", (84, 56), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    turns = [
+        {"from": "human", "value": "Look: <image> then <image> and <image>\nHow many?"},
+        {"from": "gpt", "value": "4"},
+    ]
+    row = {"image": ["0.png", "1.png", "2.png"], "question_type": "object_counting", "conversations": turns}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row))
+    source = Conversations(str(tmp_path / "data.jsonl"), evaluation=True)
+    (loaded,) = SceneDataset(source.scenes("test"), UniformSampler(), 4, PixelBounds(784, 65536))
+    batch = question_batch(tiny_preprocessor(), loaded)
+    assert not batch.failed, batch.failed[0]["error"]
+    (record,) = batch.records
+    assert record["error"] is None and record["prompt"].count("<|image_pad|>") == 3
+    first, then, last = (record["prompt"].index(word) for word in ("Look: ", " then ", " and "))
+    assert first < record["prompt"].index("<|image_pad|>") < then < last
