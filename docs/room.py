@@ -35,7 +35,7 @@ CAMERA_M, HALF_FOV_RAD, ARC_M = 0.75, np.pi / 4, 1.05  # a drawn view and the ar
 def main() -> None:
     """Render the room and write the picture."""
     with TemporaryDirectory() as folder:
-        rooms = PanelRooms(PanelTurn(), (100.0, 120.0), scenes=(0, 0, 1), size=FRAME_PX, root=folder, workers=1)
+        rooms = PanelRooms(PanelTurn(), scenes=(0, 0, 1), size=FRAME_PX, root=folder, workers=1)
         rooms.prepare()
         (scene,) = rooms.scenes("test")
         video = Video(scene.video)

@@ -84,15 +84,16 @@ class Document:
         """Return the mean score of a cell with its range, marked if it is below the best blind baseline."""
         values = self.scores(cell)
         if self.is_bimodal(cell):
-            begun = sum(value >= self.study.begins for value in values)  # type: ignore[operator]
-            return f"{', '.join(f'{value:.3f}' for value in values)} ({begun} of {len(values)} begin)"
+            own = self.scores(cell._replace(test=OWN))
+            begun = sum(value >= self.study.begins for value in own)  # type: ignore[operator]
+            return f"{', '.join(f'{value:.3f}' for value in values)} ({begun} of {len(own)} begin)"
         below = bool(values) and is_below(statistics.mean(values), self.blind(cell))
         return f"{self._over_seeds(values)} {BELOW}" if below else self._over_seeds(values)
 
     def is_bimodal(self, cell: Cell) -> bool:
-        """Return whether some trainings of a cell have begun to learn, and others have not."""
+        """Return whether some trainings of a cell have begun to learn by their own test, and others have not."""
         threshold = self.study.begins
-        return threshold is not None and len({value >= threshold for value in self.scores(cell)}) > 1
+        return threshold is not None and len({each >= threshold for each in self.scores(cell._replace(test=OWN))}) > 1
 
     def _over_seeds(self, values: list[float], form: str = ".3f") -> str:
         """Return a mean with the least and the greatest value, and the number of seeds if some are missing."""

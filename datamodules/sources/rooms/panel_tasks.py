@@ -366,14 +366,14 @@ class PanelTurn(PanelRotation):
     """`PanelRotation` whose answer needs the panel's place in the frame: the camera looks in four directions only.
 
     In `PanelRotation` eight views are spread over all directions, so that the turn of the views that show the panel
-    nearly is the answer (0.96, where the best constant has 0.45). Here a view is a quarter turn from the next, and the
-    panel may be anywhere in it. Answers begin at smaller turns, which need a smaller error. Take a wide field of view,
-    such as `fov: [100, 120]`, so that every direction is seen.
+    nearly is the answer (0.96, where the best constant has 0.45). Here a view is about a quarter turn from the next,
+    and the panel may be anywhere in it. The panel is smaller, so that no part of it is in the first view.
     """
 
-    turns_deg: ClassVar[np.ndarray] = np.geomspace(65, 295, 16).round()
+    turns_deg: ClassVar[np.ndarray] = np.geomspace(72, 288, 16).round()
     answers: ClassVar[int] = len(turns_deg)
     frames_per_station: ClassVar[int] = 4
+    size_m: ClassVar[tuple[float, float]] = (0.45, 0.6)
 
 
 class PanelDirection(PanelRotation):

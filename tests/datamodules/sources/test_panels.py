@@ -250,6 +250,15 @@ def test_the_camera_path_says_nothing_about_the_answer(task: type[PanelTask]) ->
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
 
 
+def test_the_first_view_shows_no_part_of_the_panel_to_which_a_camera_must_turn() -> None:
+    """Else the images alone would tell some of the answers."""
+    for seed in range(3):
+        for answer in (0, 15):
+            scene, K_px = draw_with(PanelTurn(), answer, seed)
+            ids = rendered(scene, K_px).ids
+            assert not (ids[:4] == 0).any() and (ids[4:] == 0).any()
+
+
 def test_the_rays_of_two_stations_meet_on_the_wall_and_a_single_one_tells_nothing() -> None:
     for seed in range(4):
         paths, sizes = [], []
