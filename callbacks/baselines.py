@@ -495,12 +495,16 @@ def blind_baselines(
                 f"no question type has {LEAST_ROWS} training questions and a test question whose scenes have cameras"
             )
             found.remarks.append(f"no blind baseline of cameras: {needed}")
-        rows = {scene.name: scene for scene, _ in (*training, *tested)}
-        knowledge = {name: source.oracles(scene) for name, scene in progress(rows.items(), "oracles", "scenes")}
-        found.scores.update(oracle_scores(knowledge, training, tested, records, benchmark, scorer))
     except SCENE_FAULTS as error:  # keep the scores of the test
         absent = " and ".join(name for name in ("text", "cameras") if name not in found.scores)
         found.remarks.append(f"no blind baselines of {absent}: {describe_fault(error)}")
+        return found
+    try:
+        rows = {scene.name: scene for scene, _ in (*training, *tested)}
+        knowledge = {name: source.oracles(scene) for name, scene in progress(rows.items(), "oracles", "scenes")}
+        found.scores.update(oracle_scores(knowledge, training, tested, records, benchmark, scorer))
+    except SCENE_FAULTS as error:
+        found.remarks.append(f"no oracles: {describe_fault(error)}")
     return found
 
 

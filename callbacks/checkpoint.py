@@ -110,11 +110,11 @@ class Checkpoint(callbacks.Checkpoint):
     def _check_finite(self, trainer: Trainer) -> None:
         """Raise InputError on all processes if trained weights are NaN or infinite. The former checkpoint is kept."""
         trained = [parameter for parameter in trainer.lightning_module.parameters() if parameter.requires_grad]
-        is_finite = all(bool(parameter.isfinite().all()) for parameter in trained)
+        is_finite = all(bool(parameter.isfinite().all()) for parameter in trained)  # of this process's shards alone
         if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):
             raise InputError(
-                f"the training has diverged: its weights are not finite after step {trainer.global_step}. The last "
-                f"checkpoint is of step {self._saved_step}; try lower learning rates"
+                f"the training has diverged: its weights are not finite after step {trainer.global_step}. Its last "
+                f"checkpoint has the weights after step {self._saved_step}; try lower learning rates"
             )
 
     def _save_last(self, trainer: Trainer) -> None:

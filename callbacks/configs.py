@@ -70,7 +70,7 @@ def read_config(
         path: The config, or a checkpoint, which holds the config of its training.
         trust_modules: Modules that the config of someone else's run may import.
         within: The configs that are composed of this one.
-        evaluates: Whether an evaluation asks, see `for_evaluation`.
+        evaluates: Whether the command is an evaluation, see `for_evaluation`.
 
     Returns:
         The settings. The keys `recipe` and `scale` hold the paths of the configs that this config or its bases name.

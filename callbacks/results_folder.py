@@ -28,6 +28,7 @@ from callbacks.run_config import (
     find_saved_config,
     option_of,
     own_files,
+    read_code,
 )
 from datamodules.datamodule import is_limited
 from datamodules.scenes import questions_fingerprint
@@ -92,7 +93,7 @@ def identify_test(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any
         "config": config,
         "processes": trainer.world_size if is_limited(trainer.limit_test_batches) else None,  # the limit is per process
         "weights": fingerprint(weights),
-        "code": fingerprint(f"{file.name} {file.read_text(encoding='utf-8')}" for file in sorted(files)),
+        "code": fingerprint(f"{file.name} {read_code(file)}" for file in sorted(files)),
         "scenes": fingerprint(scenes),
     }
     return dict(json.loads(json.dumps(found, default=str)))
@@ -188,7 +189,7 @@ def _explain_new_test(interrupted: Iterable[Path], identity: Mapping[str, Any]) 
         before = _read(folder / TEST_FILE)
         changed = ", ".join(key for key, value in identity.items() if before.get(key) != value)
         if before.get("config") == identity["config"]:
-            rank_zero_info(f"test: the interrupted one in {folder} does not go on, because it had other {changed}")
+            rank_zero_info(f"test: starts anew, because the interrupted test in {folder} had other {changed}")
 
 
 def _free_folder(

@@ -40,8 +40,7 @@ class SaveRunConfig(SaveConfigCallback):
             self.already_saved = True
         if stage == "fit":
             config = json.loads(json.dumps(self.content(), default=str))
-            config["trainer"]["default_root_dir"] = None  # a checkpoint may be copied anywhere
-            code = {file.name: fingerprint(file.read_text(encoding="utf-8")) for file in own_files(config, pl_module)}
+            code = {"/".join(file.parts[-2:]): fingerprint(read_code(file)) for file in own_files(config, pl_module)}
             cast(Task, pl_module).run = {"config": config, "code": code}
             for logger in trainer.loggers:
                 logger.log_hyperparams(flatten(self.config.as_dict()))
@@ -70,6 +69,8 @@ class SaveRunConfig(SaveConfigCallback):
         for name, value in self.config.items():
             if isinstance(value, set):  # in one order, so that equal configs are equal files
                 config[name] = sorted(value, key=str)
+        if config.get("trainer"):
+            config.trainer.default_root_dir = None  # a run is where its files are, and may be copied anywhere
         return str(self.parser.dump(config, skip_none=False, skip_validation=True))
 
 
@@ -78,9 +79,10 @@ def own_files(config: Mapping[str, Any], *objects: Any) -> set[Path]:
 
     The files of their base classes are included, and installed libraries are not.
     """
-    values = {name: str(value) for name, value in flatten(config).items() if DOTTED.fullmatch(str(value))}
-    named = [resolve_name(path) for name, path in values.items() if name.endswith("class_path")]
-    functions = (path.rpartition(".") for path in values.values())
+    flat = flatten(config)
+    named = [resolve_name(value) for name, value in flat.items() if name.endswith("class_path") and "." in value]
+    leaves = chain.from_iterable(value if isinstance(value, list) else [value] for value in flat.values())
+    functions = (str(value).rpartition(".") for value in leaves if DOTTED.fullmatch(str(value)))
     named += [getattr(sys.modules[module], name, None) for module, _, name in functions if module in sys.modules]
     kinds = [kind for each in (*map(type, objects), *named) for kind in getattr(each, "__mro__", (each,))]
     modules = {str(getattr(kind, "__module__", "")) for kind in kinds}
@@ -90,6 +92,11 @@ def own_files(config: Mapping[str, Any], *objects: Any) -> set[Path]:
     libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")]
     files = (Path(file) for file in own if file)
     return {file for file in files if not any(file.is_relative_to(library) for library in libraries)}
+
+
+def read_code(file: Path) -> str:
+    """Return the text of a module's file, which may be a compiled one."""
+    return file.read_text(encoding="utf-8", errors="replace")
 
 
 def config_of_training(checkpoint: str | Path) -> dict[str, Any] | None:

@@ -268,7 +268,7 @@ def check_depth(loaded: LoadedScene, spec: ModelSpec, view: SceneView) -> Loaded
     depth = None if loaded.geometry is None else loaded.geometry.depth
     if spec.requires_depth and depth is not None and not (depth > 0).any():
         where, frames = view.depth or view.scene_name, list(loaded.frame_indices or ())
-        raise InputError(f"{where}: empty, no pixel of frames {frames} has depth in what a crop left: write it again")
+        raise InputError(f"{where}: empty, no pixel of frames {frames} has depth: write it again, or crop less")
     return loaded
 
 

@@ -260,7 +260,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _as_stored(value: Any) -> Any:
-    """Return a value as config files store it; a set stays one, since a file has its members in any order."""
+    """Return a value as config files store it. Sets stay sets, because files don't keep their order."""
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, PurePath):
@@ -268,10 +268,11 @@ def _as_stored(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_as_stored(each) for each in value]
     if isinstance(value, (set, frozenset)):
-        return {_as_stored(each) for each in value}
+        return {repr(_as_stored(each)) for each in value}
     if value is None or isinstance(value, (bool, int, float, str, Mapping)):
         return value
-    return f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)  # such as a range
+    named = value if hasattr(value, "__qualname__") else getattr(value, "func", None)  # of a partial
+    return str(value) if named is None else f"{named.__module__}.{named.__qualname__}"  # str for a range
 
 
 def changed_options(before: Any, now: Any, excepted: Collection[str] = ()) -> list[str]:
@@ -311,7 +312,7 @@ def is_covered(name: str, names: Collection[str]) -> bool:
 def is_same_value(name: str, one: Any, other: Any) -> bool:
     """Return whether two values of an option are equal. Class paths may lack their module, and files list sets."""
     if isinstance(one, set) or isinstance(other, set):
-        one, other = (set(each) if isinstance(each, list) else each for each in (one, other))
+        one, other = (set(map(repr, each)) if isinstance(each, list) else each for each in (one, other))
     return is_same_class(one, other) if name.endswith("class_path") else bool(one == other)
 
 

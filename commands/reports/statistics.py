@@ -45,8 +45,7 @@ class Difference:
         value: The difference of the means over seeds; NaN where a side has no score in the measure.
         low: Lower end of the 95 % interval; None without an interval.
         high: Upper end.
-        p: How probable a distance from 0 of this size is without a true difference, by the same t; None without an
-            interval.
+        p: Two-sided p-value of the same t-test; None without an interval.
         least: The smallest true difference that four of five repetitions of the experiment would show, as an interval
             without 0; None where it is unknown: with one seed, and without an interval.
         seeds: The number of pairs of trainings; unpaired, the smaller number of trainings.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from callbacks.baselines import BELOW, MEANING, NAMES, is_above, is_below
+from callbacks.baselines import BELOW, MEANING, NAMES, blind_only, is_below
 from commands.reports.plot import draw, draw_curves
 from commands.reports.statistics import Difference, difference, verdicts
 from commands.studies.results import Result, Results
@@ -115,20 +115,22 @@ class Document:
         return pd.DataFrame(table, columns=["setting", *map(self._heading, columns)])
 
     def verdict(self) -> str:
-        """Return which settings are above all blind baselines and oracles. "" without oracles."""
-        cells = [Cell(name, column) for name in self.study.settings for column in self.study.columns_of(name)]
-        judged = [
-            cell for cell in cells if self.scores(cell) and any(name.startswith(ORACLE) for name in self.blind(cell))
-        ]
-        above = [
-            cell
-            for cell in judged
-            if not self.is_bimodal(cell) and is_above(statistics.mean(self.scores(cell)), self.blind(cell))
-        ]
-        named = "; ".join(", ".join(filter(None, (cell.setting, cell.column))) for cell in above)
-        if not judged:
+        """Return which settings are above all blind baselines and oracles, and by how much. "" without oracles."""
+        above, unjudged, has_oracles = [], [], False
+        for cell in (Cell(name, column) for name in self.study.settings for column in self.study.columns_of(name)):
+            scores, blind = self.scores(cell), blind_only(self.blind(cell))
+            if not scores or not any(name.startswith(ORACLE) for name in blind):
+                continue
+            has_oracles, label = True, ", ".join(filter(None, (self.study.label_of(cell.setting), cell.column)))
+            if self.is_bimodal(cell):
+                unjudged.append(label)
+            elif (margin := statistics.mean(scores) - max(blind.values())) > 0:
+                above.append(f"{label} (by {margin:.3f})")
+        if not has_oracles:
             return ""
-        return f"Above all blind baselines and oracles, in the mean over seeds: {named or 'no setting'}."
+        rest = f" Not judged, because not all of their seeds begin: {'; '.join(unjudged)}." if unjudged else ""
+        named = "; ".join(above) or "no setting"
+        return f"Above all blind baselines and oracles, in the mean over seeds: {named}.{rest}"
 
     def test_table(self) -> pd.DataFrame:
         """Return the table of further tests: the score of each, and its change against the model's own test."""

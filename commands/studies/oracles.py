@@ -1,7 +1,8 @@
 """Add the scores of oracles to the results of a study on panel rooms, without training or rendering anything.
 
-The rooms are drawn again from their seeds. The best constant answer must score as the results say. Otherwise the rooms
-have changed since, and nothing is added.
+The rooms are drawn again from their seeds. The best constant answer must score as the results say. Otherwise the
+questions have changed since, and nothing is added. A task whose cameras or panels change has a new `version`, and its
+former results can't be completed this way.
 """
 
 from __future__ import annotations

@@ -206,10 +206,10 @@ def test_why_an_interrupted_test_does_not_go_on_is_printed(
 ) -> None:
     caplog.set_level("INFO")
     assert place(trained, CONFIG, finish=False) == place(trained, CONFIG, finish=False) == "."
-    assert "does not go on" not in caplog.text
+    assert "starts anew" not in caplog.text
     monkeypatch.setattr(Model, "__module__", "pytest")  # a class in another file
     assert place(trained, CONFIG) == "tests/repeat"
-    assert "the interrupted one in" in caplog.text and "does not go on, because it had other code" in caplog.text
+    assert "starts anew, because the interrupted test in" in caplog.text and "had other code" in caplog.text
 
 
 def test_released_weights_without_a_training_have_a_place_of_their_own(tmp_path: Path) -> None:

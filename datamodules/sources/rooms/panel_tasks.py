@@ -246,8 +246,8 @@ class PanelAnywhere(PanelDistance):
 
     In `PanelDistance` and `PanelTranslation` the cameras stand about 1.1 m from the wall, so that the pose of the frame
     that shows the panel nearly is the answer (0.77 and 0.90, where the best constant has 0.40). Here cameras look from
-    farther away and from varying distances, turn by up to 15 degrees, and are so few that seldom two of them show one
-    place. The panel may be anywhere in a frame, and its size is drawn.
+    farther away and from varying distances, and turn by up to 15 degrees. There are few cameras, so two rarely see the
+    same place. The panel may be anywhere in a frame, and its size is drawn.
 
     All cameras look at one wall of a hall. The video starts at a fixed distance from this wall, so that poses relative
     to the first camera tell where the wall is. The panel's place is the center of a camera plus its distance from the
