@@ -97,7 +97,7 @@ def draw(
 
 
 def draw_curves(
-    curves: Mapping[str, Sequence[Sequence[Sequence[float]]]], threshold: float | None, label: str, output: Path
+    curves: Mapping[str, Sequence[Sequence[Sequence[int | float]]]], threshold: float | None, label: str, output: Path
 ) -> None:
     """Draw learning curves: one panel per setting, with a line per seed.
 

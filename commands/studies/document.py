@@ -250,7 +250,7 @@ class Document:
         write_whole(self.study.document, self.markdown(*(path.name for path in drawn)))
         return [self.study.document, *drawn]
 
-    def curves(self) -> dict[str, list[list[list[float]]]]:
+    def curves(self) -> dict[str, list[list[list[int | float]]]]:
         """Return the learning curves of each setting in each column, one per seed."""
         cells = [Cell(name, column) for name in self.study.settings for column in self.study.columns]
         found = {cell: [each.curve for each in self.found(cell).values() if each.curve] for cell in cells}

@@ -74,7 +74,7 @@ class Result:
     questions: str
     question_scores: list[float]
     errors: dict[str, float] = field(default_factory=dict)
-    curve: list[list[float]] = field(default_factory=list)
+    curve: list[list[int | float]] = field(default_factory=list)
 
 
 class Results:
