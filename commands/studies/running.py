@@ -169,7 +169,7 @@ def learning_curve(folder: Path, score: str) -> list[tuple[int, float]]:
     for file in sorted(folder.glob("events.out.tfevents.*")):  # one per start of the training
         events = EventAccumulator(str(file)).Reload()
         if tag in events.Tags()["scalars"]:
-            points |= {each.step: each.value for each in events.Scalars(tag)}
+            points |= {each.step + 1: each.value for each in events.Scalars(tag)}  # Lightning counts from 0
     return sorted(points.items())
 
 
