@@ -20,7 +20,7 @@ from datamodules.dataset import SceneDataset
 from datamodules.samplers import FrameSampler, SceneView
 from datamodules.scenes import Question, Scene
 from datamodules.sources import SingleVideo
-from datamodules.video import Video
+from datamodules.video import Video, to_rgb
 from zoo.backbones.base import Message
 from zoo.cameras import SceneGeometry
 from zoo.configuration import check_class_paths, from_config
@@ -250,7 +250,7 @@ def _scenes(
                     raise InputError(loaded.error)
                 yield loaded, media_of(loaded)
         else:
-            views = [torch.from_numpy(np.array(view.convert("RGB"))).permute(2, 0, 1) for view in group]
+            views = [torch.from_numpy(np.array(to_rgb(view))).permute(2, 0, 1) for view in group]
             yield load_frames(model, data, torch.stack(views), None, as_images=True), [[{"type": "image"}]] * len(views)
 
 

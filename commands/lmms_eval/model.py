@@ -15,6 +15,7 @@ from PIL import Image, ImageFile
 from tqdm import tqdm
 
 from datamodules.inference import ShownMedium, answer_chats
+from datamodules.video import to_rgb
 from zoo import InputError, SpatialVLM
 from zoo.backbones.base import Message
 from zoo.errors import SCENE_FAULTS, describe_fault
@@ -146,4 +147,4 @@ def medium_fingerprint(medium: ShownMedium) -> str:
     """Return a fingerprint that is equal for the same video file, or for equal pixels (RGB)."""
     if isinstance(medium, Path):
         return str(medium)
-    return fingerprint(f"{medium.size}".encode() + medium.convert("RGB").tobytes())
+    return fingerprint(f"{medium.size}".encode() + to_rgb(medium).tobytes())

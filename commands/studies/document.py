@@ -84,16 +84,19 @@ class Document:
         """Return the mean score of a cell with its range, marked if it is below the best blind baseline."""
         values = self.scores(cell)
         if self.is_bimodal(cell):
-            own = self.scores(cell._replace(test=OWN))
-            begun = sum(value >= self.study.begins for value in own)  # type: ignore[operator]
-            return f"{', '.join(f'{value:.3f}' for value in values)} ({begun} of {len(own)} begin)"
+            begun = self._begun(cell)
+            return f"{', '.join(f'{value:.3f}' for value in values)} ({sum(begun)} of {len(begun)} begin)"
         below = bool(values) and is_below(statistics.mean(values), self.blind(cell))
         return f"{self._over_seeds(values)} {BELOW}" if below else self._over_seeds(values)
 
     def is_bimodal(self, cell: Cell) -> bool:
         """Return whether some trainings of a cell have begun to learn by their own test, and others have not."""
-        threshold = self.study.begins
-        return threshold is not None and len({each >= threshold for each in self.scores(cell._replace(test=OWN))}) > 1
+        return len({*self._begun(cell)}) > 1
+
+    def _begun(self, cell: Cell) -> list[bool]:
+        """Return which trainings of a cell have begun to learn by their own test. Empty without a threshold."""
+        threshold, own = self.study.begins, self.scores(cell._replace(test=OWN))
+        return [] if threshold is None else [score >= threshold for score in own]
 
     def _over_seeds(self, values: list[float], form: str = ".3f") -> str:
         """Return a mean with the least and the greatest value, and the number of seeds if some are missing."""
@@ -167,7 +170,7 @@ class Document:
         """Return the table of how many trainings begin to learn, and after how many steps. Empty without curves."""
         threshold, rows = self.study.begins, []
         if threshold is not None:
-            for name, curves in self.curves().items():
+            for name, curves in self.curves.items():
                 firsts = [next((step for step, score in curve if score >= threshold), None) for curve in curves]
                 steps = sorted(int(step) for step in firsts if step is not None)
                 after = f"{statistics.median(steps):.0f} ({steps[0]} to {steps[-1]})" if steps else ""
@@ -244,20 +247,21 @@ class Document:
         plot = self.study.document.with_suffix(".png")
         draw(self._panels(), self.baselines, self.study.score, plot, self._families())
         drawn = [plot]
-        if curves := self.curves():
-            drawn.append(plot.with_stem(f"{plot.stem}_curves"))
-            draw_curves(curves, self.study.begins, f"{self.study.score} of validation scenes", drawn[-1])
-        write_whole(self.study.document, self.markdown(*(path.name for path in drawn)))
+        if self.curves:
+            drawn.append(plot.with_name(_curves_of(plot.name)))
+            draw_curves(self.curves, self.study.begins, f"{self.study.score} of validation scenes", drawn[-1])
+        write_whole(self.study.document, self.markdown(plot.name))
         return [self.study.document, *drawn]
 
+    @cached_property
     def curves(self) -> dict[str, list[list[list[int | float]]]]:
-        """Return the learning curves of each setting in each column, one per seed."""
+        """The learning curves of each setting in each column, one per seed."""
         cells = [Cell(name, column) for name in self.study.settings for column in self.study.columns]
         found = {cell: [each.curve for each in self.found(cell).values() if each.curve] for cell in cells}
         return {", ".join(filter(None, cell)): own for cell, own in found.items() if own}
 
-    def markdown(self, plot: str, curves: str | None = None) -> str:
-        """Return the text of the document, with the names of its plots."""
+    def markdown(self, plot: str) -> str:
+        """Return the text of the document, with the name of its plot."""
         study = self.study
         measured = {setting for setting, column, _ in self._found if self.text(Cell(setting, column))}
         missing = [name for name in study.settings if name not in measured]
@@ -267,8 +271,9 @@ class Document:
         parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
         picture = f"![the scores as dots, with the range over the seeds{lines}]({plot})"
         parts.append(picture)
-        if curves is not None:
-            parts.append(f"![learning curves: the score of validation scenes by step, a line per seed]({curves})")
+        if self.curves:
+            shown = "learning curves: the score of validation scenes by step, a line per seed"
+            parts.append(f"![{shown}]({_curves_of(plot)})")
         if not (further := self.test_table()).empty:
             parts += ["## Further tests of the trained models", _markdown(further)]
         if not (begun := self.begin_table()).empty:
@@ -348,6 +353,11 @@ class Document:
 
     def _row(self, cell: Cell) -> str:
         return ", ".join(filter(None, [self.study.label_of(cell.setting), cell.test]))
+
+
+def _curves_of(plot: str) -> str:
+    """Return the name of the plot of learning curves beside a study's plot."""
+    return f"{Path(plot).stem}_curves.png"
 
 
 def _difference_texts(found: Difference) -> list[str]:

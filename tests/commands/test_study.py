@@ -489,9 +489,7 @@ def test_the_studies_of_the_repository_are_read_and_have_their_tables(file: Path
     monkeypatch.chdir(ROOT)
     plan = read_study(file.relative_to(ROOT))
     if plan.document.exists():
-        document = Document(plan, open_results(plan))
-        curves = [f"{file.stem}_curves.png"] if document.curves() else []
-        assert document.markdown(f"{file.stem}.png", *curves) == plan.document.read_text()
+        assert Document(plan, open_results(plan)).markdown(f"{file.stem}.png") == plan.document.read_text()
 
 
 @pytest.mark.parametrize(

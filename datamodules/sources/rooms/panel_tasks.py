@@ -326,9 +326,8 @@ class PanelRotation(PanelTask):
             places = start[:3, 3] + away
             places[:, 2] += rng.uniform(-self.center_above_eye_m, self.center_above_eye_m)
             width, height = rng.uniform(*self.size_m, 2)
-            if (
-                seen(places, camera_from_room[:: self.frames_per_station], K_px).any(0).all()
-            ):  # every answer is possible
+            views = camera_from_room[:: self.frames_per_station]
+            if seen(places, views, K_px).any(0).all():  # every answer is possible
                 shown, *answered = self.answer_with(answer)
                 things = [stand(color, places[i], directions[i], width, height) for color, i in shown.items()]
                 room = replace(room, things=tuple(things))
