@@ -80,7 +80,8 @@ def read_config(
     """
     if path in within:
         raise InputError(f"{path}: it is composed of itself, by {within[-1]}")
-    if is_of_run(path):
+    of_run = is_of_run(path)
+    if of_run:
         check_run(path, trust_modules)
     content = read_content(path)
     names = content.pop(BASES, [])
@@ -98,9 +99,9 @@ def read_config(
             )
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    if evaluates and is_of_run(path):
+    if evaluates and of_run:
         content = for_evaluation(content)
-    if is_of_run(path) and not is_checkpoint(path):
+    if of_run and not is_checkpoint(path):
         content = merge(content, {"trainer": {"default_root_dir": str(path.parent)}})
     return merge(settings, content)
 

@@ -66,7 +66,8 @@ def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentPar
     names, options = split_configs(words)
     given, others = split_options(options)
     command = [] if main is None else [parser.prog.split()[-1]]
-    config = merge_configs(names, trusted_modules(options), evaluates=bool({*command} & {*EVALUATION}))
+    evaluates = any(name in EVALUATION for name in command)
+    config = merge_configs(names, trusted_modules(options), evaluates=evaluates)
     for line in config.overridden:
         rank_zero_info(line)
     named, asked = model_of(config.settings), model_of(with_options({}, given))

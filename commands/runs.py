@@ -19,7 +19,6 @@ from callbacks.configs import (
     check_run,
     find_class,
     find_config,
-    is_checkpoint,
     model_of,
     read_config,
 )
@@ -152,7 +151,7 @@ def with_run(command: str, words: Sequence[str]) -> list[str]:
     if run is None:  # its own config
         return ["--config", str(checkpoint), *words]
     config = run / CONFIG
-    if checkpoint and checkpoint != "last" and is_checkpoint(Path(checkpoint)):
+    if checkpoint and checkpoint != "last":
         config = Path(checkpoint)  # it may have been copied into the folder of another run
     check_run(config, trusted)
     found = ["--config", str(config), "--trainer.default_root_dir", str(run)]
