@@ -8,7 +8,9 @@ import statistics
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
@@ -65,6 +67,46 @@ def test_a_model_triangulates_after_3200_steps_and_not_after_400(setting: str, s
     for test in ("cameras of another room", "frames at other centers"):
         without.append(mean(study, setting, "parallax", test))
     assert (mean(study, setting, "parallax") >= max(without) + 0.15) == holds
+
+
+def interval(pairs: np.ndarray, others: np.ndarray | None = None) -> str:
+    """The 95 % interval of a mean over seeds and scenes, as in the documents. `others` are not paired by seed."""
+    sides = [pairs] if others is None else [pairs, -others]
+    terms = [(side.mean(1).var(ddof=1) / len(side), len(side) - 1) for side in sides]
+    over_scenes = sum(side.mean(0) for side in sides)
+    terms.append((over_scenes.var(ddof=1) / over_scenes.size, over_scenes.size - 1))
+    variance = sum(own for own, _ in terms)
+    freedom = variance**2 / sum(own**2 / degrees for own, degrees in terms)
+    half = scipy.stats.t.ppf(0.975, freedom) * variance**0.5
+    value = sum(side.mean() for side in sides)
+    return f"{value - half:+.3f} to {value + half:+.3f}"
+
+
+@pytest.mark.parametrize(
+    ("study", "ours", "others"),
+    [
+        ("turn", ("PRoPE", ""), ("images alone", "")),
+        ("turn", ("PRoPE", "cameras of another room"), ("PRoPE", "")),
+        ("encodings", ("PRoPE, unit of mean distance", ""), ("PRoPE", "")),
+    ],
+)
+def test_intervals_are_those_of_numpy(study: str, ours: tuple[str, str], others: tuple[str, str]) -> None:
+    """From the answers' scores in the results, without the code of reports and studies. Each room has one question."""
+    lines = [json.loads(line) for line in Path(f"studies/results/{study}.jsonl").read_text().splitlines()]
+    (rooms,) = [each for each in lines if "ids" in each]
+    assert len(set(rooms["scenes"])) == len(rooms["ids"]) == 500
+    scores: dict[tuple[str, str], dict[int, list[float]]] = {ours: {}, others: {}}
+    for line in lines:
+        if "ids" not in line and (side := (line["setting"], line["test"])) in scores:
+            scores[side][line["seed"]] = line["question_scores"]
+    assert scores[ours].keys() == scores[others].keys()
+    first, second = (np.array([scores[side][seed] for seed in scores[ours]]) for side in (ours, others))
+    document = Path(f"studies/{study}.md").read_text()
+    found = [
+        line for line in document.splitlines() if line.startswith(f"| {ours[0]} ") and interval(first - second) in line
+    ]
+    assert len(found) == 1
+    assert interval(first, second) not in document  # the control: seeds that are not paired
 
 
 @pytest.mark.skipif("ZOO_GOLDEN" not in os.environ, reason="ZOO_GOLDEN is unset: no published numbers")
