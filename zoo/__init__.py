@@ -26,7 +26,7 @@ __getattr__, __all__ = lazy_exports(
         "errors": ["InputError"],
         "fusions": [
             *("AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"),
-            *("PatchMergerFusion", "StackFusion"),
+            *("PatchMergerFusion", "StackFusion", "SubspaceFusion"),
         ],
         "objectives.teacher_model": ["Teacher"],
         "geometry": [

@@ -2,4 +2,11 @@
 
 from zoo.fusions.base import Fusion, merge_spatial
 from zoo.fusions.deep import DeepFusion, StackFusion
-from zoo.fusions.entrance import AddFusion, AttentionFusion, CameraTokenFusion, ConcatSplitFusion, PatchMergerFusion
+from zoo.fusions.entrance import (
+    AddFusion,
+    AttentionFusion,
+    CameraTokenFusion,
+    ConcatSplitFusion,
+    PatchMergerFusion,
+    SubspaceFusion,
+)

@@ -108,6 +108,14 @@ class Fusion(Configurable, nn.Module, ABC):
         """
 
     @property
+    def requires_tokens(self) -> bool:
+        """Whether `fit_to_tokens` must be called before training."""
+        return False
+
+    def fit_to_tokens(self, second_moment: Float[Tensor, "D D"]) -> None:
+        """Set what depends on the model's 2D tokens x, given the sum of x x^T over some training scenes."""
+
+    @property
     def uses_geometry(self) -> bool:
         """Whether `forward` reads the geometry."""
         return self.active_branches != "2d"

@@ -209,3 +209,59 @@ class ConcatSplitFusion(Fusion):
     def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t #n b"]) -> Float[Tensor, "t tokens D"]:
         # both have the same width on either axis
         return torch.cat((flat, spatial.expand_as(flat)), dim=2 if self.axis == "channel" else 1)
+
+
+class SubspaceFusion(Fusion):
+    """Keep the 2D tokens in their principal subspace, and put the 3D tokens into its orthogonal complement.
+
+    Each branch gets half of the decoder's dimensions, as in `ConcatSplitFusion`. There, new random projections replace
+    the 2D tokens that a pretrained decoder knows. Here the 2D tokens are only projected onto the subspace of half the
+    dimensions in which most of their energy lies, and the 3D tokens start at zero. So an untrained model is nearly the
+    plain one.
+
+    When a training begins, the subspace is computed from the 2D tokens of some training scenes. It stays fixed, and
+    checkpoints hold it. Before, it is the first half of the channels.
+
+    Args:
+        width: D, width of the decoder.
+        geometry_width: C, width of the 3D tokens.
+        options: `active_branches` and `temporal_merge`, see `Fusion`.
+
+    Raises:
+        InputError: The width is odd.
+    """
+
+    parts_3d = ("connector",)
+
+    def __init__(self, width: int, geometry_width: int, **options: Any) -> None:
+        super().__init__(width, geometry_width, **options)
+        if width % 2:
+            raise InputError(f"SubspaceFusion splits the decoder's channels into halves, and {width} is odd")
+        self.connector = Connector(PATCHES_PER_TOKEN * geometry_width, width, width // 2, zero=True)
+        # columns: an orthonormal basis of the 2D subspace, then of its complement
+        self.basis = nn.Buffer(torch.eye(width))
+        self.is_fitted = nn.Buffer(torch.zeros(1, dtype=torch.bool))
+
+    @property
+    def flat_width(self) -> int:
+        return self.width // 2
+
+    @property
+    def requires_tokens(self) -> bool:
+        return not bool(self.is_fitted)
+
+    def fit_to_tokens(self, second_moment: Float[Tensor, "D D"]) -> None:
+        """Set the basis to the eigenvectors of the second moment, the largest eigenvalue first. See `Fusion`."""
+        eigenvectors = torch.linalg.eigh(second_moment.double()).eigenvectors.flip(-1)
+        self.basis.copy_(eigenvectors)
+        self.is_fitted.fill_(True)
+
+    def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: GridTHW) -> Float[Tensor, "t n a"]:
+        return super().embed_2d(visual, grid_thw) @ self.basis[:, : self.flat_width].to(visual.dtype)
+
+    def embed_3d(self, merged: Float[Tensor, "t n merged"]) -> Float[Tensor, "t n b"]:
+        return self.connector(merged)
+
+    def join(self, flat: Float[Tensor, "t n a"], spatial: Float[Tensor, "#t #n b"]) -> Float[Tensor, "t n D"]:
+        both = torch.cat((flat, spatial.expand_as(flat)), dim=2)
+        return both @ self.basis.T.to(both.dtype)

@@ -32,7 +32,7 @@ from zoo.objectives.base import Decoded, Objective, check_teacher
 from zoo.objectives.camera_prediction import CameraPrediction
 from zoo.objectives.teacher_model import Teacher
 from zoo.precision import answer_precision
-from zoo.scene_encoding import EncodedScene
+from zoo.scene_encoding import EncodedScene, encode_vision
 from zoo.seed import seed_of
 from zoo.sequences.batch import Batch
 from zoo.sequences.loaded_scene import TeacherTargets
@@ -201,6 +201,7 @@ def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScen
 # ---- Training and evaluation on videos with questions ---------------------------------------------------------------
 
 T = TypeVar("T")
+FITTED_SCENES = 16  # training scenes, at least, whose 2D tokens a fusion is fitted to
 MAX_ATTEMPTS = 2  # attempts to answer the questions of a scene
 DATA = "data"  # key in a checkpoint: the model's `data_config`
 PUBLISHED = LearningRates()  # Spatial-MLLM's recipe
@@ -506,9 +507,25 @@ class VideoQATask(Task):
         """Allow the trained model to answer, and let `SpatialVLM.answer` read videos as the training does."""
         self.can_answer = True
         model = self.model
+        if model.fusion is not None and model.fusion.requires_tokens:
+            model.fusion.fit_to_tokens(self.call_as_in_validation(self._second_moment))
         if self.data_settings.config:
             model.data_config = {"init_args": dict(self.data_settings.config)}
         model.loaded_names |= {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+    @torch.no_grad()
+    def _second_moment(self) -> Float[Tensor, "D D"]:
+        """Return the sum of x x^T over the 2D tokens x of the first training scenes, of all processes together."""
+        width, strategy, seen = self.model.backbone.hidden_size, self.trainer.strategy, 0
+        total = torch.zeros(width, width, dtype=torch.float64)
+        for batch in self.trainer.train_dataloader:
+            for scene in encode_vision(self.model.backbone, strategy.batch_to_device(batch)):
+                tokens = scene.visual.tokens.flatten(0, 1).double().cpu()
+                total += tokens.mT @ tokens
+            seen += len(batch.scenes) * self.trainer.world_size
+            if seen >= FITTED_SCENES:
+                break
+        return strategy.reduce(total.to(self.device), reduce_op="sum")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add how the training reads videos, and which tensors only training uses."""
