@@ -13,6 +13,7 @@ import torch
 from tests.cli import Run, Trained, the_run, weights
 from zoo import VideoQATask
 from zoo.versions import versions
+from zoo.weights.saved_models import initial_model
 
 
 def test_resuming_with_other_settings_is_an_error(run: Run, trained: Trained) -> None:
@@ -75,6 +76,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert all(torch.equal(resumed[name], reference[name]) for name in reference)
     decoder = {name for name in reference if ".language_model." in name}
     assert decoder and any("lora" in name for name in decoder) == (extra != MASKS)
+
+
+def test_a_fusion_is_fitted_when_a_training_begins_and_only_then(run: Run, tmp_path: Path) -> None:
+    words = ["--config", "concat_split.yaml", "--model.fusion", "SubspaceFusion", "--trainer.limit_val_batches", "0"]
+    run("fit", *words, "--seed_everything", "1")
+    folder = the_run(tmp_path)
+
+    def basis() -> torch.Tensor:
+        return weights(folder)["model.fusion.basis"]
+
+    fitted = basis()
+    assert torch.allclose(fitted.mT @ fitted, torch.eye(64), atol=1e-5)
+    assert not torch.allclose(fitted, torch.eye(64), atol=0.1)  # the control: an untrained one
+    assert torch.equal(initial_model(folder).fusion.basis, fitted)  # `probe` compares models with the same basis
+    run("fit", *words, "--seed_everything", "1", "--trainer.max_steps", "3", "--ckpt_path", "last")
+    assert torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    assert torch.equal(basis(), fitted)
+    start = str(folder / "checkpoints/last.ckpt")
+    for more, equal in ((["--model.initial_weights", start], True), ([], False)):
+        run(
+            "fit",
+            *words,
+            "--seed_everything",
+            "2",
+            "--trainer.default_root_dir",
+            str(tmp_path / f"other-{equal}"),
+            *more,
+        )
+        other = weights(tmp_path / f"other-{equal}")["model.fusion.basis"]
+        assert torch.equal(other, fitted) == equal
 
 
 @pytest.mark.slow

@@ -59,9 +59,12 @@ def results(folder: Path) -> list[bytes]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["ConcatSplitFusion", "SubspaceFusion"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_train_and_score_as_one(strategy: str, run: Run, tmp_path: Path, rooms_root: Path) -> None:
-    data = ["--data.source.root", str(rooms_root)]
+def test_two_processes_train_and_score_as_one(
+    strategy: str, fusion: str, run: Run, tmp_path: Path, rooms_root: Path
+) -> None:
+    data = ["--data.source.root", str(rooms_root), "--model.fusion", fusion]
     two = ["--trainer.devices", "2", "--trainer.strategy", strategy]
     launch(tmp_path, "fit", "--config", "prope.yaml", *SMALL, *data, *two, "--trainer.max_steps", "2")
     (folder,) = (tmp_path / "runs").iterdir()  # both processes wrote into the same one

@@ -33,6 +33,7 @@ from zoo import (
     LearningRates,
     PatchMergerFusion,
     StackFusion,
+    SubspaceFusion,
     TinyDA3,
     TinyQwen3VL,
     TinyQwen25VL,
@@ -79,6 +80,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "fusion": partial(StackFusion, decoder_layers=[1, 1], hidden=16),
         "geometry": lambda: TinyVGGT(embed_dim=32, depth=2, layers=[0, 1], reference="last"),
     },
+    "SubspaceFusion": {"fusion": SubspaceFusion, **VGGT},
     "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "camera_encoding": "PRoPE, ChannelRange", **VGGT},
     "prope.yaml": {
         "geometry": lambda: DatasetGeometry(depth=False),

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from tests.golden.weights import init_
 from tests.zoo.released import GOLDEN
-from zoo import AddFusion, AttentionFusion, CameraTokenFusion, ConcatSplitFusion, DeepFusion, Fusion, InputError
+from zoo import (
+    AddFusion,
+    AttentionFusion,
+    CameraTokenFusion,
+    ConcatSplitFusion,
+    DeepFusion,
+    Fusion,
+    InputError,
+    SubspaceFusion,
+)
 from zoo.fusions import merge_spatial
 from zoo.geometry import SceneGeometry
 from zoo.sequences.layout import ExtraTokens
@@ -28,6 +37,7 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "camera token added": (CameraTokenFusion, {"mode": "add"}),
     "attention": (AttentionFusion, {"head_dim": 8}),
     "deep": (DeepFusion, {"decoder_layers": [2, 0]}),
+    "subspaces": (SubspaceFusion, {}),
 }
 SUMS = ["add", "camera token added", "attention", "deep"]
 
@@ -283,6 +293,28 @@ def test_halves_of_the_channels_and_places_in_the_sequence() -> None:
         found = build(name)(VISUAL, GRID, scene())
         assert found.shape == (3, places, WIDTH) and build(name).appended is appended
         assert torch.equal(found[:, :6].flatten(0, 1), VISUAL) == (name != "add")  # the 2D tokens are as they were
+
+
+def test_2d_tokens_stay_in_their_subspace_and_3d_tokens_in_its_complement() -> None:
+    half = WIDTH // 2
+    visual = (draw(18, half, seed=3) @ draw(half, WIDTH, seed=4)).double()  # of half the dimensions, in all channels
+    fresh = untrained("subspaces").double()
+    assert fresh.requires_tokens
+    assert not torch.allclose(fresh(visual, GRID, scene()).flatten(0, 1), visual, atol=1e-1)  # other channels are lost
+    fresh.fit_to_tokens(visual.mT @ visual)
+    assert not fresh.requires_tokens
+    assert torch.allclose(fresh(visual, GRID, scene()).flatten(0, 1), visual, atol=1e-10)  # 3D tokens start at zero
+
+    trained = build("subspaces").double()
+    trained.fit_to_tokens(visual.mT @ visual)
+    flat, complement = trained.basis[:, :half], trained.basis[:, half:]
+    fused = trained(visual, GRID, scene()).flatten(0, 1)
+    assert torch.allclose(fused @ flat @ flat.T, visual, atol=1e-10)  # whatever the 3D tokens are
+    spatial = fused @ complement
+    assert torch.allclose(spatial, build("subspaces").double().branch_3d(scene(), GRID, fused.dtype).flatten(0, 1))
+    assert spatial.abs().max() > 0.1
+    with pytest.raises(InputError, match="splits the decoder's channels into halves, and 15 is odd"):
+        SubspaceFusion(15, CHANNELS)
 
 
 @pytest.mark.parametrize("name", FUSIONS)
