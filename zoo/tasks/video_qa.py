@@ -518,7 +518,7 @@ class VideoQATask(Task):
         """Return the sum of x x^T over the 2D tokens x of the first training scenes, of all processes together."""
         width, strategy, seen = self.model.backbone.hidden_size, self.trainer.strategy, 0
         total = torch.zeros(width, width, dtype=torch.float64)
-        for batch in self.trainer.train_dataloader:
+        for batch in self.trainer.train_dataloader or ():
             for scene in encode_vision(self.model.backbone, strategy.batch_to_device(batch)):
                 tokens = scene.visual.tokens.flatten(0, 1).double().cpu()
                 total += tokens.mT @ tokens
