@@ -26,6 +26,9 @@ from zoo.versions import versions
 from zoo.weights.checkpoint import CONFIG_KEY, FROZEN, RUN, check_frozen, check_loaded, read_checkpoint, saved_names
 
 
+Part = Literal["decoder", "connector", "vision", "geometry", "encoding", "objective"]  # of `LearningRates`
+
+
 @dataclass
 class LearningRates:
     """One learning rate per part. null or 0 freezes the part, which then stays in eval mode.
