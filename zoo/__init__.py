@@ -19,7 +19,7 @@ __getattr__, __all__ = lazy_exports(
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("DeltaNetLayers", "ExtraChannels", "FrequencyRange", "HeadSubset", "HighFrequencies", "LayerSubset"),
-            "LowFrequencies",
+            *("LearnedStrength", "LowFrequencies"),
             *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayAttention", "RayEmbedding"),
             *("RayEncoding", "RayRoPE", "TemporalSection", "URoPE", "UnrotatedChannels", "ValueRoPE", "ViewAttention"),
             "ViewMixer",
