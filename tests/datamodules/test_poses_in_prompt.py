@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import Qwen2Tokenizer
 
 from datamodules import FramesOnOtherCameras, OtherCameras, SceneFolder, VideoQADataModule, WrongFocalLength
 from datamodules.chat_format import poses_text
@@ -24,6 +26,7 @@ from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry, merge_cameras
 from zoo.errors import InputError
 from zoo.sequences.loaded_scene import LoadedScene
+from zoo.tasks.training_cost import BatchSizes, sequence_sizes
 
 A, B = tiny_scene("a", steps=4), tiny_scene("b", steps=4, seed=1)
 HEAD = "Cameras relative to view {}: right, up, forward (meters); yaw right, pitch up, roll clockwise (degrees)"
@@ -76,6 +79,16 @@ def test_a_change_of_world_changes_nothing() -> None:
     poses = given.world_to_camera.clone()
     poses[2] = poses[2] @ moved
     assert poses_text(given._replace(world_to_camera=poses)) != poses_text(given)
+
+
+def test_plan_counts_their_tokens(realdata: Path) -> None:
+    tokenizer = Qwen2Tokenizer.from_pretrained(realdata / "qwen2.5-vl")
+    model = tiny_model().model
+    for steps in (4, 16):
+        text = poses_text(merge_cameras(tiny_scene("a", steps=steps).geometry))
+        sizes = [BatchSizes(2 * steps, 56, 84, poses_in_prompt=is_written) for is_written in (True, False)]
+        (*_, longer), (*_, shorter) = (sequence_sizes(model, each) for each in sizes)
+        assert longer - shorter == pytest.approx(len(tokenizer(text)["input_ids"]), rel=0.1)
 
 
 def test_a_view_without_a_camera_is_unknown() -> None:
@@ -177,6 +190,8 @@ def test_a_run_of_the_baseline_reads_poses(run: Run, tmp_path: Path) -> None:
     run("test", "--data.perturbation", "OtherCameras")
     run("test", "--data.poses_in_prompt", "false")
     folder = the_run(tmp_path)
+    metrics = [json.loads(path.read_text()) for path in folder.rglob("metrics.json")]
+    assert len({json.dumps(each["baselines"], sort_keys=True) for each in metrics}) == 1  # blind to the prompt
     texts = {path.parent.name: path.read_text() for path in folder.rglob("predictions.jsonl")}
     own = texts.pop(folder.name)
     assert len(texts) == 2
