@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import torch.distributed
 from lightning import LightningModule, Trainer
@@ -44,7 +44,7 @@ from zoo.configuration import flatten, is_same_value, to_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.metrics import BenchmarkScore, with_scores
-from zoo.tasks.base import TRAINED
+from zoo.tasks.base import TRAINED, Task
 from zoo.versions import git_state, versions
 from zoo.weights.checkpoint import read_checkpoint
 from zoo.weights.saved_models import LAST, RUN_CONFIG
@@ -66,8 +66,9 @@ class MetricsCallback(Callback):
     prediction, ground_truth, score, frames, error), the benchmark and the scorer. With several processes each writes
     `predictions.rank<k>.jsonl`. At the end rank zero joins them, each id once, in the order of the data.
     `metrics.json` is written last. It holds the result of `Benchmark.aggregate`, counts, blind baselines
-    (`callbacks.baselines`) and what is needed to repeat the test: config and its differences from the training's, step
-    of the checkpoint, commit, versions, ids of the questions, protocol.
+    (`callbacks.baselines`), where small parameters such as gates began and ended, and what is needed to repeat the
+    test: config and its differences from the training's, step of the checkpoint, commit, versions, ids of the
+    questions, protocol.
 
     An interrupted test resumes when it is run again, on any number of processes. Answered questions are kept, failed
     ones are retried. If the same test is started twice at once, the second is refused. `predict` prints its answers and
@@ -217,6 +218,7 @@ class MetricsCallback(Callback):
             reason = records[0]["error"]
             raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {reason}")
         summary = summarize(records, self._benchmark, self._metric.scorer, self._metric.compute())
+        small = small_parameters(pl_module) if stage == "test" else {}  # on all processes, which may hold shards
         # 2. Loggers and table.
         objectives = {f"{stage}/{name}": error for name, error in summary.get("objectives", {}).items()}
         pl_module.log_dict(_scalars(summary, stage) | objectives, sync_dist=True)
@@ -240,6 +242,7 @@ class MetricsCallback(Callback):
             for part in rank_files(self.folder):
                 part.unlink()
             ids = [record["id"] for record in records]
+            summary |= {"small_parameters": small} if small else {}
             content = {**summary, **self._describe_test(trainer, pl_module), "question_ids": ids}
             write_json(self.folder / METRICS, content)
 
@@ -338,6 +341,13 @@ def trained_weights(trainer: Trainer, pl_module: LightningModule) -> dict[str, A
         run = read_checkpoint(checkpoint.with_name(LAST)).get(TRAINED) or weights
     found = {"step": weights.get("step"), "run_step": run.get("step"), "max_steps": run.get("max_steps")}
     return {**found, "training_versions": run.get("versions")}
+
+
+def small_parameters(pl_module: LightningModule) -> dict[str, list[list[float]]]:
+    """Return all values of each small parameter before and after the training, see `Task.small_parameters`."""
+    began: dict[str, list[float]] = getattr(pl_module, "began", {})
+    ended = cast(Task, pl_module).small_parameters() if began else {}
+    return {name: [began[name], values.flatten().tolist()] for name, values in ended.items() if name in began}
 
 
 def describe_unfinished(trained: Mapping[str, Any]) -> str | None:

@@ -257,7 +257,7 @@ def parsed(arguments: tuple[str, ...]) -> Training:
     kind: MediaKind = "video" if module.frames_as == "video" else "image"
     frames = module.num_frames // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE
     asked = (module.batch_size, module.questions_per_scene, module.tokens_per_sequence)
-    batch = BatchSizes(frames, height, width, *asked, kind)
+    batch = BatchSizes(frames, height, width, *asked, kind, module.poses_in_prompt)
     parts = (task.model.loader, task.model.geometry, task.model.fusion, task.model.camera_encoding)
     named = ", ".join(type(part).__name__ for part in parts if part is not None)
     named += f", learning from {type(task.teacher.outline).__name__}" if task.teacher is not None else ""

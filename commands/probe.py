@@ -109,4 +109,4 @@ def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     dataset.spec = probe_spec(model)
     model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = progress((dataset[n] for n in range(len(dataset))), f"probe {name}", "scenes", len(dataset))
-    return list(scene_states(model, data.source.benchmark, loaded, settings.tokens))
+    return list(scene_states(model, data.source.benchmark, loaded, settings.tokens, data.poses_in_prompt))

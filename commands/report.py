@@ -7,9 +7,10 @@
 Rows are settings: runs that differ in the seed alone are one row, with the mean and the range over seeds. Columns are
 the benchmark's question types, their means over types (macro) and over questions (micro), and the difference from the
 first setting with its 95 % interval over seeds and scenes. Scores below the best blind baseline are marked `<`; the
-baselines stand below. Further tables have the differences by question type and the options in which the settings
-differ. All tests in a run's folder are shown. Tests of other questions have tables of their own. The HTML page is one
-file without scripts; it also has a plot and all questions with their answers.
+baselines stand below. Further tables have the differences by question type, where small parameters such as gates began
+and ended, and the options in which the settings differ. All tests in a run's folder are shown. Tests of other questions
+have tables of their own. The HTML page is one file without scripts; it also has a plot and all questions with their
+answers.
 
     python main.py report runs/mine-<time> --verify published.json
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.chat_format import ChatFormat, media_of
+from datamodules.chat_format import ChatFormat, Content, media_of
 from datamodules.question_sampler import TrainingItem
 from datamodules.scenes import Question, num_answers
 from zoo.benchmarks import Benchmark
@@ -33,14 +33,22 @@ class Collate(ABC):
         spec: What the model needs from the data.
         benchmark: Defines the wording of the questions. None uses VSI-Bench.
         requires_targets: Whether a scene is an error if its training targets could not be read.
+        poses_in_prompt: Whether the prompt has the cameras as text. A scene without cameras is an error.
     """
 
-    def __init__(self, spec: ModelSpec, benchmark: Benchmark | None = None, *, requires_targets: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        benchmark: Benchmark | None = None,
+        *,
+        requires_targets: bool = False,
+        poses_in_prompt: bool = False,
+    ) -> None:
         assert spec.preprocessor is not None, "a model that reads scenes alone takes `SceneCollate`"
         self.spec, self.builder = spec, SequenceBuilder(spec)
         self.preprocessor = spec.preprocessor
         self.chat_format = ChatFormat(self.preprocessor, benchmark)
-        self.requires_targets = requires_targets
+        self.requires_targets, self.poses_in_prompt = requires_targets, poses_in_prompt
 
     def __call__(self, loaded: Sequence[LoadedScene]) -> Batch:
         scenes: list[LoadedScene] = []
@@ -61,6 +69,7 @@ class Collate(ABC):
                 # 2. The scene.
                 prepared = self.prepare(scene)
                 self.spec.check_cameras(prepared)
+                media = self.media(prepared)
             except SCENE_FAULTS as error:
                 reason = describe_fault(error)
                 failed += [_failure(scene, question, reason) for question in asked]
@@ -69,7 +78,7 @@ class Collate(ABC):
             usable = []
             for question in asked:
                 try:
-                    row, prompt = self._row(scene, question, prepared)
+                    row, prompt = self._row(scene, question, prepared, media)
                 except SCENE_FAULTS as error:
                     failed.append(_failure(scene, question, describe_fault(error)))
                     continue
@@ -118,9 +127,20 @@ class Collate(ABC):
             geometry_override=self.prepare(other) if isinstance(other, LoadedScene) else other,
         )
 
-    def _row(self, scene: LoadedScene, question: Question, prepared: LoadedScene) -> tuple[Row, str]:
+    def media(self, prepared: LoadedScene) -> Sequence[Content]:
+        """Return the message content of each medium of a prepared scene, the cameras included if prompts have them."""
+        if self.poses_in_prompt and prepared.cameras is None:
+            raise InputError(
+                f"{prepared.name}: no poses of its frames for --data.poses_in_prompt: give it a cameras.json, or take "
+                "a sampler that selects by poses"
+            )
+        return media_of(prepared, prepared.cameras if self.poses_in_prompt else None)
+
+    def _row(
+        self, scene: LoadedScene, question: Question, prepared: LoadedScene, media: Sequence[Content]
+    ) -> tuple[Row, str]:
         """Return the tokens of a question, and its prompt as text."""
-        texts = self._texts(scene, question)
+        texts = self._texts(question, media)
         tokens = self.preprocessor.tokenize(texts, prepared.media_grids, self.spec.extra_tokens, scene.frame_times)
         labels = tokens.labels if scene.is_supervised else torch.full_like(tokens.labels, IGNORED)
         return Row.of(tokens.input_ids, labels), texts[0]
@@ -130,7 +150,7 @@ class Collate(ABC):
         return _count_answers(scene)
 
     @abstractmethod
-    def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
+    def _texts(self, question: Question, media: Sequence[Content]) -> list[str]:
         """Return the chat about a question."""
 
     @abstractmethod
@@ -160,11 +180,13 @@ class TrainingCollate(Collate):
         if pack_scenes:
             self.spec.check_scene_packing()
 
-    def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
-        return self.chat_format.chat(question, media_of(scene), with_answers=True)
+    def _texts(self, question: Question, media: Sequence[Content]) -> list[str]:
+        return self.chat_format.chat(question, media, with_answers=True)
 
-    def _row(self, scene: LoadedScene, question: Question, prepared: LoadedScene) -> tuple[Row, str]:
-        row, prompt = super()._row(scene, question, prepared)
+    def _row(
+        self, scene: LoadedScene, question: Question, prepared: LoadedScene, media: Sequence[Content]
+    ) -> tuple[Row, str]:
+        row, prompt = super()._row(scene, question, prepared, media)
         if len(row.input_ids) > (limit := self.spec.context_length):
             raise InputError(
                 f"question {question.id} has {len(row.input_ids)} tokens, more than the {limit} of the model's "
@@ -195,8 +217,8 @@ class QuestionCollate(Collate):
     def _num_answers(self, scene: LoadedScene) -> int:
         return len(scene.questions) if scene.is_supervised else 0  # later turns of a conversation are not asked
 
-    def _texts(self, scene: LoadedScene, question: Question) -> list[str]:
-        return self.chat_format.chat(question, media_of(scene))
+    def _texts(self, question: Question, media: Sequence[Content]) -> list[str]:
+        return self.chat_format.chat(question, media)
 
     def _build(
         self, rows: list[Row], scene_of: list[int], scenes: list[LoadedScene]

@@ -88,6 +88,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         prompt_prefix: First line of the user's text, such as lmms-eval's "These are frames of a video.". null uses the
             benchmark's prefix, "" uses none.
         prompt_wording: Instruction after the question, such as `geovr` of VSI-Bench. null uses the benchmark's own.
+        poses_in_prompt: Write the dataset's cameras as text before the question, for any model: poses relative to the
+            first view, and the field of view. One line per temporal patch, of the camera that the model gives to it.
         pixels: Bounds of the size of a video frame.
         image_pixels: Bounds of the size of a still image. null uses the model's own.
         still_resize: Resizes still images in place of `image_pixels`, for a geometry encoder whose input differs from
@@ -152,6 +154,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         system_prompt: str | None = None,
         prompt_prefix: str | None = None,
         prompt_wording: str | None = None,
+        poses_in_prompt: bool = False,
         pixels: PixelBounds | None = None,
         image_pixels: PixelBounds | None = None,
         still_resize: StillResize | None = None,
@@ -211,7 +214,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.train_frame_pairing = train_frame_pairing or self.frame_pairing
         check_choice("frames_as", frames_as, FramesAs)
         self.frames_as, self.pixels, self.image_pixels = frames_as, pixels or PixelBounds(), image_pixels
-        self.still_resize = still_resize
+        self.still_resize, self.poses_in_prompt = still_resize, poses_in_prompt
         self.batch_size, self.questions_per_scene = batch_size, questions_per_scene
         self.questions_per_batch, self.tokens_per_sequence = questions_per_batch, tokens_per_sequence
         self.pack_scenes, self.frame_cache = pack_scenes, frame_cache
@@ -293,6 +296,9 @@ class VideoQADataModule(Configurable, LightningDataModule):
             found = f"{source}: the {split} split has no scene that can be read{self.filter.described()}"
             raise InputError(f"{found}; {missing}" if missing else found)
         check_split(kept, split, self.source, self.training_spec if split == "train" else self.spec)
+        if self.poses_in_prompt and all(scene.cameras is None for scene in kept):
+            put = _put_beside(kept, "cameras.json")
+            raise InputError(f"--data.poses_in_prompt: {source} has no cameras in the {split} split: {put}leave it out")
         return kept
 
     def dataset(self, scenes: list[Scene], training: bool = False, spec: ModelSpec | None = None) -> SceneDataset:
@@ -328,7 +334,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if spec.preprocessor is None:
             return SceneCollate()
         return QuestionCollate(
-            spec, self._benchmark, questions_per_batch=self.questions_per_batch, requires_targets=training
+            spec,
+            self._benchmark,
+            questions_per_batch=self.questions_per_batch,
+            requires_targets=training,
+            poses_in_prompt=self.poses_in_prompt,
         )
 
     def train_dataloader(self) -> TrainingLoader:
@@ -359,6 +369,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
                 self._benchmark,
                 tokens_per_sequence=self.tokens_per_sequence,
                 pack_scenes=self.pack_scenes,
+                poses_in_prompt=self.poses_in_prompt,
             )
         if self.on_error == "skip":
             collate = KeepInStep(collate, dataset, num_spares=min(len(dataset), 1 + int(MAX_SKIPPED * len(dataset))))

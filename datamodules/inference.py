@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datamodules.chat_format import Content, media_of
+from datamodules.chat_format import Content
 from datamodules.collate import QuestionCollate
 from datamodules.datamodule import VideoQADataModule
 from datamodules.dataset import SceneDataset
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # settings of a run on which the model's inputs depend
 READ_FROM_RUN = (
     *("num_frames", "sampler", "frame_pairing", "frames_as", "system_prompt", "prompt_prefix", "prompt_wording"),
-    *("pixels", "image_pixels", "still_resize"),
+    *("pixels", "image_pixels", "still_resize", "poses_in_prompt"),
 )
 STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
 # how released models see frames if there is no run: as in their groups' evaluations (protocols set the rest)
@@ -82,7 +82,8 @@ def batch_of_questions(
         if times_s is not None or isinstance(cameras, SceneGeometry):
             raise InputError("times_s and a SceneGeometry are for frames in memory: a video has files of its own")
         loaded = load_video(model, data, video, cameras, num_frames, sampler)
-    batch = QuestionCollate(model.model_spec(), data.source.benchmark)([replace(loaded, questions=asked)])
+    collate = QuestionCollate(model.model_spec(), data.source.benchmark, poses_in_prompt=data.poses_in_prompt)
+    batch = collate([replace(loaded, questions=asked)])
     if batch.failed:
         raise InputError(batch.failed[0]["error"])
     return batch.to(model.backbone.device)
@@ -214,12 +215,13 @@ def answer_chats(
         InputError: A medium can't be read, or lacks cameras or depth that the model requires.
     """
     # 1. Scenes, in the order of their media.
-    shown = list(_scenes(model, media, num_frames))
-    contents = [content for _, own in shown for content in own]
-    collate = QuestionCollate(model.model_spec())
-    scenes = [collate.prepare(loaded) for loaded, _ in shown]
+    data = data_of(model)
+    shown = list(_scenes(model, data, media, num_frames))
+    collate = QuestionCollate(model.model_spec(), poses_in_prompt=data.poses_in_prompt)
+    scenes = [collate.prepare(loaded) for loaded in shown]
+    contents = [content for scene in scenes for content in collate.media(scene)]
     grids = [grid for scene in scenes for grid in scene.media_grids]
-    times = [time for loaded, _ in shown for time in loaded.frame_times or ()]
+    times = [time for loaded in shown for time in loaded.frame_times or ()]
     # 2. Prompts.
     preprocessor, builder = collate.preprocessor, collate.builder
     prompts, replies = list[list[int]](), dict[int, Reply]()
@@ -238,20 +240,19 @@ def answer_chats(
 
 
 def _scenes(
-    model: SpatialVLM, media: Sequence[Any], num_frames: int | None
-) -> Iterator[tuple[LoadedScene, Sequence[Content]]]:
-    """Yield each scene with the message content of each of its media."""
-    data = data_of(model)
+    model: SpatialVLM, data: VideoQADataModule, media: Sequence[Any], num_frames: int | None
+) -> Iterator[LoadedScene]:
+    """Yield the scenes of media: each video, and the images that are views of one scene."""
     for size, group in groupby(media, lambda medium: None if isinstance(medium, Path) else medium.size):
         if size is None:
             for video in group:
                 loaded = load_video(model, data, video, num_frames=num_frames)
                 if loaded.error is not None:
                     raise InputError(loaded.error)
-                yield loaded, media_of(loaded)
+                yield loaded
         else:
             views = [torch.from_numpy(np.array(to_rgb(view))).permute(2, 0, 1) for view in group]
-            yield load_frames(model, data, torch.stack(views), None, as_images=True), [[{"type": "image"}]] * len(views)
+            yield load_frames(model, data, torch.stack(views), None, as_images=True)
 
 
 def _with_contents(chat: Sequence[Message], contents: Sequence[Content]) -> list[Message]:

@@ -54,8 +54,12 @@ from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import TeacherTargets
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import TimeIndex
-from zoo.weights.load import leave_unread
+from zoo.weights.load import leave_unread, whole
 from zoo.weights.saved_models import load_model, save_model
+
+# parts with small parameters, and their numbers: in a parameter of a part's own, in one of a layer
+ENCODING_PARTS = ("camera_encoding", "view_mixer", "fusion")
+FEW, FEWEST = 64, 4
 
 
 class SpatialVLM(Configurable, nn.Module):
@@ -391,6 +395,19 @@ class SpatialVLM(Configurable, nn.Module):
             return "encoding"
         others = {"geometry": "geometry", "camera_encoding": "encoding", "objectives": "objective"}
         return others.get(part, "connector")
+
+    def small_parameters(self) -> dict[str, Tensor]:
+        """Return trained strengths, gates, frequencies and scales of the parts by name, whole on every process.
+
+        These are the parameters of the camera encoding, the view mixer and the fusion with at most 64 numbers, such as
+        one per head. A `weight` or `bias` is seldom one of them, so at most 4 numbers count: the bias of a gate.
+        """
+        parts = nn.ModuleDict({name: part for name in ENCODING_PARTS if (part := getattr(self, name)) is not None})
+        return {
+            name: whole(parameter.detach())
+            for name, parameter in parts.named_parameters()
+            if parameter.requires_grad and parameter.numel() <= (FEWEST if name.endswith((".weight", ".bias")) else FEW)
+        }
 
     def restored_by_files(self, name: str) -> bool:
         """Return whether released files can restore the tensor of this name while it is frozen."""

@@ -50,7 +50,11 @@ def probe_spec(model: SpatialVLM) -> ModelSpec:
 
 @torch.no_grad()
 def scene_states(
-    model: SpatialVLM, benchmark: Benchmark, loaded: Iterable[LoadedScene], tokens: int
+    model: SpatialVLM,
+    benchmark: Benchmark,
+    loaded: Iterable[LoadedScene],
+    tokens: int,
+    poses_in_prompt: bool = False,
 ) -> Iterator[SceneStates]:
     """Yield the samples of each scene. Its questions and answers are read as in training.
 
@@ -59,9 +63,10 @@ def scene_states(
         benchmark: Benchmark of the questions.
         loaded: The scenes. Scenes that can't be read are left out.
         tokens: Largest number of visual tokens per scene, evenly spaced.
+        poses_in_prompt: See `VideoQADataModule`.
     """
     device = model.backbone.device
-    collate = TrainingCollate(probe_spec(model), benchmark)
+    collate = TrainingCollate(probe_spec(model), benchmark, poses_in_prompt=poses_in_prompt)
     for scene in loaded:
         batch = collate([scene])
         if batch.sequences is not None:

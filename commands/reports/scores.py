@@ -57,6 +57,7 @@ class Tested:
         group: What repetitions share: tests of one group differ in the seed alone.
         corpus: Measures of the whole test that are no means over questions, such as CIDEr, by name.
         options: The flattened options of training and test, to show what differs.
+        small_parameters: All values of each small parameter before and after the training, see `Task`, by its name.
         folder: The folder of the test.
     """
 
@@ -70,6 +71,7 @@ class Tested:
     group: str = ""
     corpus: Mapping[str, float] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    small_parameters: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     folder: Path | None = None
     __test__: ClassVar[bool] = False  # its name is that of a class of tests, for pytest
 
@@ -235,6 +237,7 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
         group=json.dumps([benchmark.name, options], sort_keys=True, default=str),
         corpus={name: each for name, each in (metrics.get("captions") or {}).items() if isinstance(each, float)},
         options=options,
+        small_parameters=metrics.get("small_parameters") or {},
         folder=folder,
     )
     recorded = flatten_scores(metrics)

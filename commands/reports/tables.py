@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 from tabulate import LATEX_ESCAPE_RULES
 
 from callbacks.baselines import BELOW, MEANING, NAMES, is_below
@@ -19,6 +20,7 @@ from zoo.benchmarks import find_benchmark
 
 Format = Literal["text", "markdown", "latex", "csv", "html"]
 ALONE = "*"  # marks an interval over scenes alone
+LAYER = re.compile(r"\.\d+(?=\.|$)")  # the number of a layer in a parameter's name
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def by_questions(tested: Iterable[Tested]) -> list[list[Tested]]:
 
 
 def report_tables(tested: Sequence[Tested], baseline: str | None = None) -> list[tuple[str, pd.DataFrame]]:
-    """Return the tables of tests of the same questions, with their titles: scores, differences, options that differ.
+    """Return titles and tables of tests of the same questions: scores, differences, small parameters, options.
 
     Args:
         tested: The tests.
@@ -180,10 +182,44 @@ def report_tables(tested: Sequence[Tested], baseline: str | None = None) -> list
     if len(settings) > 1 and len(measures) > 1:
         title = f"Differences from {base} in points, with 95 % intervals over seeds and scenes"
         tables.append((title, difference_table(tested, base, measures)))
+    small = parameter_table(settings.values())
+    if not small.empty:
+        tables.append(("Small parameters: mean (least to greatest) over their numbers, layers and seeds", small))
     options = option_table({name: own[0].options for name, own in settings.items()})
     if not options.empty:
         tables.append(("Options that differ", options))
     return [("; ".join(filter(None, (title, legend(table)))), table) for title, table in tables]
+
+
+def parameter_table(settings: Iterable[Sequence[Tested]]) -> pd.DataFrame:
+    """Return where small parameters, such as gates, began and ended in training: a row per setting and parameter.
+
+    Parameters of several layers have one row. The largest change is that of a single number.
+
+    Args:
+        settings: The tests of each row of the results, one per seed. Further tests of the same weights add nothing.
+    """
+    values: dict[tuple[str, str], list[Sequence[Sequence[float]]]] = {}
+    shown = set[str]()
+    for tests in settings:
+        if tests[0].label not in shown:
+            shown.add(tests[0].label)
+            for name, both in (pair for each in tests for pair in each.small_parameters.items()):
+                values.setdefault((tests[0].label, LAYER.sub(".*", name)), []).append(both)
+    rows = []
+    for (label, name), pairs in values.items():
+        began, ended = (np.concatenate([pair[end] for pair in pairs]) for end in (0, 1))
+        change = ended - began
+        largest = f"{change[np.abs(change).argmax()]:+.2g}"
+        rows.append((label, name, _spread(began), _spread(ended), largest))
+    columns = ["setting", "parameter", "began", "ended", "largest change"]
+    return pd.DataFrame(rows, columns=columns, dtype=object).set_index("setting")
+
+
+def _spread(values: Float64[np.ndarray, " N"]) -> str:
+    """Return the mean, and the least and the greatest if they differ."""
+    mean, low, high = (f"{value:.4g}" for value in (values.mean(), values.min(), values.max()))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def names_of(row: str, tests: Iterable[Tested]) -> set[str]:

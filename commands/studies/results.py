@@ -56,6 +56,7 @@ class Result:
         questions: Key of the questions.
         question_scores: The score of each question.
         errors: The errors of what the model's objectives predict. `<objective>/unlearned/<name>` is a null model's.
+        small_parameters: Values of each small parameter before and after the training, see `Task`.
         curve: Pairs of a training step and the score of the validation scenes at it, in the measure of the row.
     """
 
@@ -74,6 +75,7 @@ class Result:
     questions: str
     question_scores: list[float]
     errors: dict[str, float] = field(default_factory=dict)
+    small_parameters: dict[str, list[list[float]]] = field(default_factory=dict)
     curve: list[list[int | float]] = field(default_factory=list)
 
 
@@ -175,6 +177,7 @@ class Results:
             baselines=result.baselines,
             group=label,
             options={**result.options, **{f"test.{name}": value for name, value in result.test_options.items()}},
+            small_parameters=result.small_parameters,
         )
 
 
@@ -243,6 +246,10 @@ def read_result(
         questions=questions.key,
         question_scores=[round(record["score"], DIGITS) for record in records],
         errors={name: round(error, DIGITS) for name, error in metrics.get("objectives", {}).items()},
+        small_parameters={
+            name: [[float(f"{value:.6g}") for value in values] for values in both]
+            for name, both in metrics.get("small_parameters", {}).items()
+        },
         curve=[[step, round(score, DIGITS)] for step, score in curve],
     )
     return result, questions

@@ -108,6 +108,20 @@ def test_chats_about_a_video_are_answered_as_by_answer(
     assert [reply.ids for reply in other] != [reply.ids for reply in replies]  # the control
 
 
+def test_chats_have_the_poses_as_text_if_the_training_had_them(videos: list[Path]) -> None:
+    model, chats = model_of("plain"), [chat("video", VSIBench().user_text(tiny.TEXTS[0], ()))]
+
+    def answer() -> str:
+        (reply,) = answer_chats(model, videos[:1], chats, max_new_tokens=NEW)
+        (found,) = model.backbone.preprocessor.decode([reply.ids])
+        assert found == model.answer(videos[0], tiny.TEXTS[0], max_new_tokens=NEW)
+        return found
+
+    without = answer()
+    model.data_config["init_args"]["poses_in_prompt"] = True
+    assert answer() != without
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_several_videos_and_pictures_in_any_order(family: str, videos: list[Path]) -> None:
     model = model_of("plain", family)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -161,6 +161,7 @@ class WarmupCosine(LambdaLR):
 # ---- Freezing, per-part learning rates, and checkpoints of trained weights only -------------------------------------
 
 TRAINED = "trained"  # key in a checkpoint: number of steps and code versions of the training
+BEGAN = "began"  # key in a checkpoint: values of the small parameters before the training
 
 
 class Task(Configurable, LightningModule):
@@ -188,6 +189,7 @@ class Task(Configurable, LightningModule):
             step's answers.
         trained: How far the weights are trained: the "step", and for a known fit its "max_steps" and the "versions" of
             its code. None before a fit.
+        began: The values of the `small_parameters` before the training. Empty before a fit.
         run: What the application wants to have in each checkpoint, as plain values.
     """
 
@@ -209,6 +211,7 @@ class Task(Configurable, LightningModule):
         self.learning_rates, self.optimizer, self.scheduler = learning_rates, optimizer, scheduler
         self.frozen_weights: dict[str, dict[str, Any]] = {}
         self.trained: dict[str, Any] | None = None
+        self.began: dict[str, list[float]] = {}
         self.run: dict[str, Any] | None = None
         self._step: OptimizerStep | None = None
         self._failed_answers = 0  # in this process, so far in this optimizer step
@@ -244,6 +247,15 @@ class Task(Configurable, LightningModule):
             if own <= frozen:
                 self.get_submodule(place).eval()
         return self
+
+    def small_parameters(self) -> dict[str, Tensor]:
+        """Return trained parameters of few numbers by name, such as gates. They are logged, and reports show them."""
+        return {}
+
+    def on_train_start(self) -> None:
+        """Note where the small parameters begin. A resumed training has noted it before."""
+        if self.trainer.ckpt_path is None:
+            self.began = {name: values.flatten().tolist() for name, values in self.small_parameters().items()}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed dropout and everything else that a training step draws, see `seed_draws`.
@@ -303,8 +315,15 @@ class Task(Configurable, LightningModule):
             return None
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Record how far the weights are trained."""
+        """Record how far the weights are trained, and log the small parameters."""
         self._note_progress()
+        if self.trainer._logger_connector.should_update_logs:
+            for name, values in self.small_parameters().items():
+                if values.numel() == 1:
+                    self.log(f"small/{name}", values.squeeze(), batch_size=1)
+                else:
+                    shown = {"mean": values.mean(), "least": values.min(), "greatest": values.max()}
+                    self.log_dict({f"small/{name}/{each}": value for each, value in shown.items()}, batch_size=1)
 
     def _note_progress(self) -> None:
         trainer = self._trainer
@@ -320,7 +339,7 @@ class Task(Configurable, LightningModule):
         checkpoint[RUN] = self.run
         checkpoint[FROZEN] = self.required_files
         self._note_progress()  # callbacks save before `on_train_batch_end`
-        checkpoint[TRAINED] = self.trained
+        checkpoint[TRAINED], checkpoint[BEGAN] = self.trained, self.began
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Reject a checkpoint that was trained with other frozen weights."""
@@ -328,6 +347,7 @@ class Task(Configurable, LightningModule):
         source = (trainer and trainer.ckpt_path) or "the checkpoint"
         check_frozen(checkpoint.get(FROZEN, {}), self.required_files, source)
         self.trained = checkpoint.get(TRAINED) or {"step": checkpoint.get("global_step")}
+        self.began = checkpoint.get(BEGAN, {})
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint's tensors. Frozen released weights may be absent. Any other difference is an error.

@@ -49,6 +49,7 @@ from zoo.tasks.video_qa import VideoQATask
 
 # text tokens: before the video, per temporal patch, per question, per answer
 SYSTEM, SPAN, QUESTION, ANSWER = 20, 8, 96, 8
+CAMERAS, POSE = 38, 35  # text tokens of `--data.poses_in_prompt`: once, and per temporal patch
 CHUNK = 64  # chunk length of Gated DeltaNet's rule, in tokens
 
 
@@ -64,6 +65,7 @@ class BatchSizes:
         questions: Questions per scene.
         tokens_per_sequence: Maximum number of tokens of a sequence with several questions.
         kind: Whether the frames are shown as a video or each as an image.
+        poses_in_prompt: Whether the prompt has the cameras as text.
     """
 
     num_frames: int
@@ -73,6 +75,7 @@ class BatchSizes:
     questions: int = 1
     tokens_per_sequence: int | None = None
     kind: MediaKind = "video"
+    poses_in_prompt: bool = False
 
     def grid(self, patch_size: int) -> tuple[int, int, int]:
         """Return the grid (t, h, w) of each scene, in patches."""
@@ -214,6 +217,7 @@ def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]
     visual = steps * (per_step + extra.count(per_step)) + (extra.at_end if batch.kind == "video" else 0)
     spans = steps if backbone.span_per_step or batch.kind == "image" else 1
     prefix = SYSTEM + visual + spans * (1 if spans == 1 else 1 + SPAN)
+    prefix += CAMERAS + steps * POSE if batch.poses_in_prompt else 0
     together = batch.questions if backbone.packs_questions else 1
     if batch.tokens_per_sequence is not None:
         together = max(1, min(together, (batch.tokens_per_sequence - prefix) // QUESTION))

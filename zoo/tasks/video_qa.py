@@ -340,6 +340,9 @@ class VideoQATask(Task):
     def restored_by_files(self, name: str) -> bool:
         return self.model.restored_by_files(name.removeprefix("model."))
 
+    def small_parameters(self) -> dict[str, Tensor]:
+        return self.model.small_parameters()
+
     @property
     def required_files(self) -> dict[str, dict[str, Any]]:
         return self.frozen_weights | self.training_files
@@ -512,6 +515,7 @@ class VideoQATask(Task):
 
     def on_train_start(self) -> None:
         """Allow the trained model to answer, and let `SpatialVLM.answer` read videos as the training does."""
+        super().on_train_start()
         self.can_answer = True
         model = self.model
         if model.fusion is not None and model.fusion.requires_tokens:
