@@ -12,7 +12,7 @@ __getattr__, __all__ = lazy_exports(
         "backbones": [
             *("Backbone", "BackboneLoader", "PretrainedGeoVR", "PretrainedQwen25VL", "PretrainedQwen3VL"),
             *("PretrainedQwen35", "PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedSpatialStackQwen25"),
-            "PretrainedVGLLM",
+            "PretrainedSmolLM2", "PretrainedVGLLM",
             *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],

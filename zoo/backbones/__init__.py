@@ -14,6 +14,7 @@ from zoo.backbones.pretrained import (
 from zoo.backbones.qwen3_5 import Qwen35Backbone, TinyQwen35
 from zoo.backbones.qwen3_vl import Qwen3VLBackbone, TinyQwen3VL
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone, TinyQwen25VL, tiny_preprocessor
+from zoo.backbones.smollm2 import PretrainedSmolLM2
 
 
 def default_loader() -> BackboneLoader:

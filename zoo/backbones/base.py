@@ -111,6 +111,7 @@ class Preprocessor(ABC):
 
 # ---- The loader: source of a backbone's weights, and of parts released with them -------------------------------------
 
+BackbonePart = Literal["decoder", "vision", "connector"]
 AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
 DType = Literal["float32", "bfloat16"]
 
@@ -124,13 +125,16 @@ class BackboneLoader(Configurable, ABC):
         dtype: Dtype of the weights. A task keeps weights of parts with a learning rate in float32.
 
     Attributes:
-        is_pretrained: Whether the weights can answer questions without being trained here.
+        is_pretrained: Whether the decoder's weights are pretrained.
+        pretrained_parts: The parts that released weights hold. With all of them, the weights can answer questions
+            without being trained here. The others are random.
         released_path: Folder or hub id of the released weights. None for random weights.
         layout: Names under which the released files keep a geometry encoder and a fusion. Empty without them.
         released_fusions: Classes of fusions that may have been released with the weights, the usual one first.
     """
 
     is_pretrained: bool = False
+    pretrained_parts: tuple[BackbonePart, ...] = ("decoder", "vision", "connector")
     released_path: str | None = None
     layout: Layout = {}
     released_fusions: tuple[str, ...] = ()
@@ -216,8 +220,6 @@ def _loaders(base: Any) -> Iterator[type[BackboneLoader]]:
 
 
 # ---- The backbone: everything that the zoo needs from a video-language model -----------------------------------------
-
-BackbonePart = Literal["decoder", "vision", "connector"]
 
 
 class VisualTokens(NamedTuple):

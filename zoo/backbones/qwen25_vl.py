@@ -111,15 +111,20 @@ class Qwen25VLBackbone(QwenVLBackbone):
 CHAT_TEMPLATE = Path(__file__).with_name("qwen25_vl.jinja")
 
 
-@cache
-def tiny_processor() -> Qwen2_5_VLProcessor:
-    """Return Qwen2.5-VL's processor with the tiny tokenizer. Chats have the released template's format."""
+def qwen25_processor(tokenizer: Any) -> Qwen2_5_VLProcessor:
+    """Return Qwen2.5-VL's processor with another tokenizer. Chats have the released template's format."""
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         video_processor=Qwen2VLVideoProcessor(),
-        tokenizer=tiny_tokenizer(),
+        tokenizer=tokenizer,
         chat_template=CHAT_TEMPLATE.read_text().rstrip("\n"),
     )
+
+
+@cache
+def tiny_processor() -> Qwen2_5_VLProcessor:
+    """Return Qwen2.5-VL's processor with the tiny tokenizer."""
+    return qwen25_processor(tiny_tokenizer())
 
 
 def tiny_preprocessor() -> QwenVLPreprocessor:
