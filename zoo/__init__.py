@@ -18,7 +18,8 @@ __getattr__, __all__ = lazy_exports(
         "cameras": ["Cameras"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
-            *("DeltaNetLayers", "ExtraChannels", "HeadSubset", "HighFrequencies", "LayerSubset", "LowFrequencies"),
+            *("DeltaNetLayers", "ExtraChannels", "FrequencyRange", "HeadSubset", "HighFrequencies", "LayerSubset"),
+            "LowFrequencies",
             *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayAttention", "RayEmbedding"),
             *("RayEncoding", "RayRoPE", "TemporalSection", "URoPE", "UnrotatedChannels", "ValueRoPE", "ViewAttention"),
             "ViewMixer",

@@ -12,6 +12,7 @@ from zoo.encodings.placements import (
     ChannelPlacement,
     ChannelRange,
     ExtraChannels,
+    FrequencyRange,
     HighFrequencies,
     LowFrequencies,
     Placement,

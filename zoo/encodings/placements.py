@@ -121,8 +121,7 @@ class ChannelRange(ChannelPlacement):
 
     def __init__(self, start: int | float = 0.0, stop: int | float = 0.5) -> None:
         super().__init__()
-        if not 0.0 <= start < stop <= 1.0:
-            raise InputError(f"ChannelRange requires 0 <= start < stop <= 1, got {start} and {stop}")
+        check_fractions(self, start, stop)
         self.start, self.stop = start, stop
 
     def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
@@ -134,6 +133,12 @@ class ChannelRange(ChannelPlacement):
         if stop == start or (stop - start) % 4:
             raise InputError(f"channels {start} to {stop} of {head.dim} are not a multiple of four: change the range")
         return ChannelBlock(range(start, stop))
+
+
+def check_fractions(placement: Placement, start: int | float, stop: int | float) -> None:
+    """Raise InputError unless 0 <= start < stop <= 1."""
+    if not 0.0 <= start < stop <= 1.0:
+        raise InputError(f"{type(placement).__name__} requires 0 <= start < stop <= 1, got {start} and {stop}")
 
 
 class UnrotatedChannels(ChannelPlacement):
@@ -257,6 +262,38 @@ class HighFrequencies(Frequencies):
 
     def choose(self, section: list[int]) -> list[int]:
         return section[: self.count]
+
+
+class FrequencyRange(ChannelPlacement):
+    """A range of all RoPE frequencies, from high to low, as RoPE pairs (c, c + F), before RoPE: P x I_2 on four pairs.
+
+    The range does not depend on mRoPE's sections. In Qwen2.5-VL, whose sections are in a row, 0 to 0.25 is the T
+    section. In Qwen3-VL and Qwen3.5, which interleave them, each range has pairs of all axes.
+
+    Matrices on the highest frequencies disturb a pretrained decoder far less than on the lowest. The invariance to a shift of all positions is exact. The invariance to a change of
+    world holds only approximately, as for `Frequencies`.
+
+    Args:
+        start: First frequency, as a fraction of all frequencies: 0 is the highest.
+        stop: End of the range, as a fraction. Both ends are rounded to multiples of four frequencies.
+    """
+
+    before_rope = True
+    keeps_world = False
+
+    def __init__(self, start: int | float = 0.0, stop: int | float = 0.25) -> None:
+        super().__init__()
+        check_fractions(self, start, stop)
+        self.start, self.stop = start, stop
+
+    def block(self, head: HeadLayout) -> ChannelBlock:
+        start, stop = (GROUP * round(end * len(head.axes) / GROUP) for end in (self.start, self.stop))
+        if start == stop:
+            raise InputError(
+                f"FrequencyRange: {self.start} to {self.stop} of {len(head.axes)} frequencies is less than four: take "
+                "a wider range"
+            )
+        return ChannelBlock(head.pairs(range(start, stop)))
 
 
 class AlternateAxes(Placement):

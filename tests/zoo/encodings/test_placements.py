@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import jaxtyping
@@ -23,6 +24,7 @@ from zoo.encodings import (
     Compose,
     DeltaNetLayers,
     ExtraChannels,
+    FrequencyRange,
     HeadSubset,
     HighFrequencies,
     LayerSubset,
@@ -61,11 +63,28 @@ TIME = [*range(0, 60, 3), *range(60, 64)]  # Qwen3-VL's sections take turns, and
         (TemporalSection(), QWEN3, [*TIME, *(c + 64 for c in TIME)]),
         (LowFrequencies(4, "w"), QWEN3, [50, 53, 56, 59, 114, 117, 120, 123]),
         (HighFrequencies(4, "h"), QWEN3, [1, 4, 7, 10, 65, 68, 71, 74]),
+        (FrequencyRange(), QWEN25, TemporalSection().head_channels(QWEN25)),
+        (FrequencyRange(), QWEN3, [*range(16), *range(64, 80)]),
+        (FrequencyRange(0.5, 0.6), QWEN3, [*range(32, 40), *range(96, 104)]),  # 38.4 is rounded to 40
+        (FrequencyRange(0.75, 1.0), HeadLayout(256, (0, 1) * 16), [*range(24, 32), *range(56, 64)]),
     ],
 )
 def test_channels_of_a_placement(placement: ChannelPlacement, head: HeadLayout, channels: list[int]) -> None:
     """A placement takes whole pairs of RoPE, which are half a head apart, from the model's table of axes."""
     assert sorted(placement.head_channels(head)) == list(channels)
+
+
+def test_ranges_of_frequencies_turn_ever_slower_and_share_no_channel() -> None:
+    """In Qwen3-VL a range has pairs of all axes, which the T section, the control, has not."""
+    frequencies = 5e6 ** -(torch.arange(64) / 64)
+    ends = [0.0, 0.1, 0.25, 0.7, 1.0]
+    ranges = [FrequencyRange(*each).head_channels(QWEN3) for each in pairwise(ends)]
+    assert sorted(sum(ranges, [])) == list(range(128))
+    turned = [frequencies[torch.tensor(each) % 64] for each in ranges]
+    assert all(above.min() > below.max() for above, below in pairwise(turned))
+    placements = (FrequencyRange(), TemporalSection())
+    axes = [{QWEN3.axes[channel % 64] for channel in each.head_channels(QWEN3)} for each in placements]
+    assert axes == [{0, 1, 2}, {0}]
 
 
 @pytest.mark.parametrize("lowest", [True, False])
@@ -115,6 +134,7 @@ def test_shared_frequency_is_the_geometric_mean_of_four_pairs() -> None:
         TemporalSection(),
         LowFrequencies(4, "h"),
         HighFrequencies(4, "w"),
+        FrequencyRange(0.25, 0.75),
     ],
 )
 def test_matrices_act_only_on_the_placement(placement: ChannelPlacement) -> None:
@@ -237,6 +257,8 @@ IN_ROW = HeadLayout.in_row(32, (6, 4, 6))
 REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: ChannelRange().block(HeadLayout.in_row(20, (2, 4, 4))), "0 to 10 of 20 .* multiple of four"),
     (lambda: ChannelRange(0.5, 0.5), "0.5 and 0.5"),
+    (lambda: FrequencyRange(0.5, 0.5), "FrequencyRange requires .* 0.5 and 0.5"),
+    (lambda: FrequencyRange(0, 0.1).block(IN_ROW), "0 to 0.1 of 16 frequencies .* wider range"),
     (lambda: TemporalSection().block(IN_ROW), "T section .* got 6"),
     (lambda: LowFrequencies(6), "multiple of four, got 6"),
     (lambda: LowFrequencies(4, "x"), "section is one of"),

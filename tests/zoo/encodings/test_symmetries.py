@@ -76,8 +76,8 @@ from zoo.errors import InputError
 MOVES = 1e-3
 # encodings whose channels follow the table of axes, or that treat each view in its own way: in every layout of heads
 IN_EVERY_LAYOUT = (
-    *("PRoPE, TemporalSection", "PRoPE, LowFrequencies", "PRoPE, AlternateAxes x and y", "PoseALiBi", "PoseAxis"),
-    *("ValueRoPE", "PointRoPE", "RayRoPE", "URoPE"),
+    *("PRoPE, TemporalSection", "PRoPE, LowFrequencies", "PRoPE, FrequencyRange", "PRoPE, AlternateAxes x and y"),
+    *("PoseALiBi", "PoseAxis", "ValueRoPE", "PointRoPE", "RayRoPE", "URoPE"),
 )
 CASES = [
     *(pytest.param(make, HEAD, id=name) for name, make in COMBINATIONS.items()),
