@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,12 +28,20 @@ from commands.runs import LoadedRun
 from datamodules.collate import TrainingCollate
 from datamodules.perturbations import OtherCameras
 from datamodules.sources.rooms.layout import ring_along_walls, walk
+from datamodules.trajectories.base import from_axis_angle
 from zoo.cameras import Cameras
-from zoo.cameras.poses import invert_se3, rigid_matrix, rotation_power, so3_log
+from zoo.cameras.poses import invert_se3, rigid_matrix, so3_log
 from zoo.cameras.rays import grid_centers, ray_directions
 from zoo.configuration import from_config, to_config, with_overrides
-from zoo.encodings import CameraEncoding, ChannelRange, FrequencyRange, LayerSubset, TemporalSection
-from zoo.encodings.prope import ApplyTo
+from zoo.encodings import (
+    CameraEncoding,
+    ChannelRange,
+    ExtraChannels,
+    FrequencyRange,
+    LayerSubset,
+    TemporalSection,
+    UnrotatedChannels,
+)
 from zoo.errors import InputError
 from zoo.model import SpatialVLM
 from zoo.model_spec import CameraPlan
@@ -42,6 +50,7 @@ from zoo.progress import progress
 from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.time_index import ConstantIndex, TemporalPatches, TimeIndex
+from zoo.weights.saved_models import LAST_CHECKPOINT, config_of
 
 Make = Callable[[], CameraEncoding]
 Change = Callable[[Cameras], Cameras]  # of cameras relative to their first view
@@ -72,6 +81,21 @@ def installed(model: SpatialVLM, encoding: CameraEncoding | None) -> Iterator[No
             setattr(model, part, value)
         for changed, own in zip(frequencies, pretrained, strict=True):
             changed.copy_(own)
+
+
+def without_encoding(run: Path, trust_modules: Collection[str]) -> SpatialVLM:
+    """Load the model of a run without an encoding, and without its objectives besides the answers.
+
+    Raises:
+        InputError: The run can't be read, or was trained with an encoding.
+    """
+    trained = config_of(run)["model"].get("init_args", {}).get("camera_encoding")
+    if trained is not None and (run / LAST_CHECKPOINT).exists():
+        raise InputError(
+            f"{run} was trained with an encoding, and the disturbance is that of a model without one: give a run with "
+            "--model.camera_encoding null"
+        )
+    return SpatialVLM.from_pretrained(run, trust_modules=trust_modules, camera_encoding=None, objectives=None)
 
 
 def own_time_index(encoding: CameraEncoding) -> TimeIndex | None:
@@ -262,8 +286,10 @@ def random_axes(cameras: Cameras) -> Cameras:
     """Turn each rotation's axis into a random one, and keep its angle."""
     poses = cameras.world_to_camera.double()
     angle = so3_log(poses[..., :3, :3]).norm(dim=-1, keepdim=True)
-    axis = F.normalize(torch.randn(poses[..., 0, :3].shape, generator=torch.Generator().manual_seed(0)), dim=-1)
-    return cameras.with_poses(rigid_matrix(rotation_of(angle * axis), poses[..., :3, 3]).to(cameras.world_to_camera))
+    generator = torch.Generator().manual_seed(0)
+    axis = F.normalize(torch.randn(poses[..., 0, :3].shape, dtype=poses.dtype, generator=generator), dim=-1)
+    rotations = from_axis_angle((angle * axis).flatten(0, 1)).view_as(poses[..., :3, :3])
+    return cameras.with_poses(rigid_matrix(rotations, poses[..., :3, 3]).to(cameras.world_to_camera))
 
 
 def same(cameras: Cameras) -> Cameras:
@@ -396,9 +422,9 @@ def measure(reading: Reading, variants: dict[str, list[Row]]) -> tuple[float, di
     return float(without.mean()), found
 
 
-def disturbance_table(reading: Reading, variants: dict[str, list[Row]]) -> Table:
+def disturbance_table(reading: Reading, make: Make) -> Table:
     """Measure the variants of an encoding and return a table."""
-    loss, found = measure(reading, variants)
+    loss, found = measure(reading, rows(make, reading.model.backbone.decoder_layout.layers))
     title = f"rise of the loss over {loss:.2f} nats, {reading.title}"
     table = Table(title, "mean", "standard error", "least", "most", box=None, pad_edge=False)
     for group, rises in found.items():
