@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.cameras.poses import intrinsics_power, invert_se3, pose_distance, rigid_matrix, rotation_power
 from zoo.errors import check_choice
 from zoo.precision import full_precision, to_float32
 from zoo.values import Movable
@@ -269,6 +269,33 @@ class Cameras(Movable):
         poses = self.world_to_camera.to(torch.float64, copy=True)
         poses[..., :3, 3] /= unit
         return self._moved(poses, lambda points: points / unit)
+
+    def powers(
+        self,
+        rotations: Float[Tensor, "*#cameras"],
+        translations: Float[Tensor, "*#cameras"],
+        intrinsics: Float[Tensor, "*#cameras"],
+    ) -> Cameras:
+        """Return cameras between identities, at exponents 0, and these, at 1: R^a, a t and K^a, computed in float64.
+
+        They depend on the world frame, so make the cameras `canonical` first. Cameras that no token has become
+        identities, because their invalid values would give NaN gradients. Tensors per token are unchanged.
+
+        Args:
+            rotations: Exponent a of the rotations, see `rotation_power`. It is broadcast to the cameras (B, C).
+            translations: Factor of the translations.
+            intrinsics: Exponent of the intrinsics, see `intrinsics_power`.
+        """
+        used = self.used_mask()[..., None, None]
+        poses, K = (
+            x.double().where(used, torch.eye(x.shape[-1], dtype=torch.float64, device=x.device))
+            for x in (self.world_to_camera, self.K_normalized)
+        )
+        R, t = rotation_power(poses[..., :3, :3], rotations), translations.double()[..., None] * poses[..., :3, 3]
+        return self._replaced(
+            world_to_camera=rigid_matrix(R, t).to(self.world_to_camera.dtype),
+            K_normalized=intrinsics_power(K, intrinsics).to(self.K_normalized.dtype),
+        )
 
     def _moved(self, world_to_camera: Tensor, move: Callable[[Tensor], Tensor]) -> Cameras:
         """Replace the poses and move known points, keeping their dtypes."""

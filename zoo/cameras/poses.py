@@ -157,6 +157,28 @@ def se3_log(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
     return torch.cat((omega, u), -1)
 
 
+def rotation_power(R: Float[Tensor, "*#batch 3 3"], exponent: Float[Tensor, "*#batch"]) -> Float[Tensor, "*batch 3 3"]:
+    """Compute R^a = exp(a log R) in float64: the rotation about the same axis by a times the angle, with broadcasting.
+
+    R^0 is the identity bit for bit. The derivative with respect to a is exact everywhere, and does not vanish at 0. A
+    rotation by pi has two logarithms, of which one is taken.
+
+    Example:
+        >>> import torch
+        >>> quarter = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # 90 degrees about z
+        >>> rotation_power(quarter, torch.tensor(2.0))[:2, :2].round(decimals=6).tolist()
+        [[-1.0, -0.0], [0.0, -1.0]]
+    """
+    omega = exponent.double()[..., None] * so3_log(R)
+    angle = omega.norm(dim=-1)[..., None, None]
+    x, y, z = omega.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    sine = torch.sinc(angle / torch.pi)  # sin(angle) / angle, 1 at 0
+    versine = torch.sinc(angle / (2 * torch.pi)).square() / 2  # (1 - cos(angle)) / angle^2
+    return torch.eye(3, dtype=omega.dtype, device=omega.device) + sine * cross + versine * (cross @ cross)
+
+
 def rotation_parts(R: Float[Tensor, "*batch 3 3"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch 3"]]:
     """Return cos(angle) and sin(angle) * axis of rotations."""
     skew = R - R.mT
@@ -240,6 +262,23 @@ def normalize_intrinsics(
         normalized[..., axis, 2] = K_px[..., axis, 2] / size - 0.5
     normalized[..., 2, 2] = 1.0
     return normalized
+
+
+def intrinsics_power(
+    K_normalized: Float[Tensor, "*#batch 3 3"], exponent: Float[Tensor, "*#batch"]
+) -> Float[Tensor, "*batch 3 3"]:
+    """Compute the matrix power K^a in float64, with broadcasting: K^a K^b = K^(a + b), K^0 = I and K^1 = K.
+
+    The focal lengths are f^a, the principal points c (f^a - 1) / (f - 1), which is a c for f = 1.
+    """
+    K, exponent = K_normalized.double(), exponent.double()[..., None]
+    focal, center = K.diagonal(dim1=-2, dim2=-1)[..., :2], K[..., :2, 2]
+    log = focal.log()
+    is_one = log == 0
+    ratio = torch.expm1(exponent * log) / torch.expm1(log.masked_fill(is_one, 1.0))  # expm1 does not cancel near 1
+    power = torch.diag_embed(F.pad(focal**exponent, (0, 1), value=1.0))
+    power[..., :2, 2] = center * torch.where(is_one, exponent, ratio)
+    return power
 
 
 def intrinsics_in_pixels(

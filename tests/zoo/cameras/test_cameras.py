@@ -387,3 +387,38 @@ def test_points_of_a_pair_are_those_of_its_first_frame() -> None:
     points = scene_points(SceneGeometry(world_to_camera=poses, K_normalized=K, depth=depth), 1)
     torch.testing.assert_close(points, token_points(depth[[0, 2]], poses[[0, 2]], K[[0, 2]], 28))
     assert not torch.allclose(points, token_points(depth[[1, 3]], poses[[1, 3]], K[[1, 3]], 28), atol=0.1)
+
+
+# ---- powers ----------------------------------------------------------------------------------------------------------
+
+
+def test_powers_lead_from_identities_to_the_cameras() -> None:
+    cameras = Cameras(*random_cameras(2, 4), torch.tensor([[0, 1, 2, 3, -1]] * 2)).canonical()
+    zero, half, one = torch.tensor(0.0), torch.tensor(0.5), torch.tensor(1.0)
+    start, end, middle = (cameras.powers(a, a, a) for a in (zero, one, half))
+    assert torch.equal(start.world_to_camera, torch.eye(4, dtype=torch.float64).expand(2, 4, 4, 4))
+    assert torch.equal(start.K_normalized, eye_intrinsics(2, 4))
+    torch.testing.assert_close(end.world_to_camera, cameras.world_to_camera, rtol=0, atol=1e-14)
+    torch.testing.assert_close(end.K_normalized, cameras.K_normalized, rtol=0, atol=1e-14)
+    for given, part in ((middle.world_to_camera[..., :3, :3], cameras.world_to_camera[..., :3, :3]),
+                        (middle.K_normalized, cameras.K_normalized)):  # fmt: skip
+        torch.testing.assert_close(given @ given, part, rtol=0, atol=1e-13)
+        assert (given - part).abs().max() > 1e-2  # the control
+    assert torch.equal(middle.world_to_camera[..., :3, 3], cameras.world_to_camera[..., :3, 3] / 2)
+    # each part has an exponent of its own, and each sample may have one
+    mixed = cameras.powers(torch.tensor([[1.0], [0.0]]), zero, one)
+    torch.testing.assert_close(mixed.world_to_camera[0, :, :3, :3], cameras.world_to_camera[0, :, :3, :3])
+    assert torch.equal(mixed.world_to_camera[1], start.world_to_camera[1])
+    assert not mixed.world_to_camera[..., :3, 3].any()
+    assert mixed.index is cameras.index
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_the_values_of_unused_cameras_do_not_reach_the_gradient(is_used: bool) -> None:
+    """With tokens that have the invalid camera, the control, they do."""
+    poses, K = random_cameras(1, 2)
+    poses[:, 1], K[:, 1] = torch.nan, torch.nan
+    exponent = torch.tensor(0.3, requires_grad=True)
+    powers = Cameras.trusted(poses, K, torch.tensor([[0, int(is_used)]])).powers(exponent, exponent, exponent)
+    (powers.world_to_camera.sum() + powers.K_normalized.sum()).backward()
+    assert exponent.grad is not None and exponent.grad.isfinite() == (not is_used)

@@ -1,4 +1,4 @@
-"""Rigid poses: inverse, distances (also near 0 and pi), logarithm and projection to SO(3); precision under autocast."""
+"""Rigid poses: inverse, distances (also near 0 and pi), logarithm, powers, projection to SO(3); autocast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from torch import Tensor
 from tests.zoo.cameras.test_cameras import eye_intrinsics, random_poses, rotation
 from zoo import Cameras
 from zoo.cameras import invert_se3, pose_distance
-from zoo.cameras.poses import PoseMeasure, nearest_rotation, path_length, pose_distances, se3_log, so3_log
+from zoo.cameras.poses import (
+    PoseMeasure,
+    intrinsics_power,
+    nearest_rotation,
+    path_length,
+    pose_distances,
+    rotation_power,
+    se3_log,
+    so3_log,
+)
 
 
 def test_invert_se3_is_the_inverse() -> None:
@@ -150,3 +159,60 @@ def test_path_length_sums_the_steps() -> None:
     expected = torch.tensor([sum(steps[:k]) for k in range(6)], dtype=torch.float64)
     torch.testing.assert_close(path_length(poses, "sum", 2.0), expected, rtol=0, atol=1e-12)
     assert path_length(poses[:1]).tolist() == [0.0]
+
+
+# ---- powers ----------------------------------------------------------------------------------------------------------
+
+ENDS = [0.0, 1e-12, 1e-6, 0.5, math.pi / 2, 3.0, math.pi - 1e-8, math.pi]
+
+
+def exponents(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("angle", ENDS)
+def test_the_power_of_a_rotation_turns_about_the_same_axis(angle: float) -> None:
+    R, a = rotation(AXIS, angle), exponents(0.0, 0.3, 1.0, -2.0)
+    expected = torch.stack([rotation(AXIS, each * angle) for each in a.tolist()])
+    given = rotation_power(R, a)
+    # half a turn has two logarithms
+    errors = [(given - other).abs().max() for other in (expected, *([expected.mT] if angle > 3.1 else []))]
+    assert min(errors) < 1e-12
+    assert torch.equal(given[0], torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(given[2], R, rtol=0, atol=1e-12)
+    if angle > 0.1:  # the control: a mean of entries is no rotation
+        mixed = 0.7 * torch.eye(3, dtype=torch.float64) + 0.3 * R
+        assert (mixed - given[1]).abs().max() > 1e-3
+
+
+def test_powers_of_a_rotation_add_up() -> None:
+    R, a, b = random_poses(5)[:, :3, :3], exponents(0.4), exponents(0.3)
+    product = rotation_power(R, a) @ rotation_power(R, b)
+    torch.testing.assert_close(rotation_power(R, a + b), product, rtol=0, atol=1e-14)
+    assert (rotation_power(R, a * b) - product).abs().max() > 1e-3  # the control
+
+
+@pytest.mark.parametrize("angle", ENDS)
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_the_derivative_with_respect_to_the_exponent(exponent: float, angle: float) -> None:
+    """It is log(R) at 0, so training can leave the identity, and finite at half a turn."""
+    R, a = rotation(AXIS, angle), torch.tensor(exponent, dtype=torch.float64, requires_grad=True)
+    derivative = torch.autograd.functional.jacobian(lambda x: rotation_power(R, x), a)
+    x, y, z = so3_log(R).tolist()
+    generator = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+    torch.testing.assert_close(derivative, generator @ rotation_power(R, a).detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("focal", [0.3, 1 - 1e-9, 1.0, 1 + 1e-14, 2.5])
+def test_powers_of_intrinsics_are_matrix_powers(focal: float) -> None:
+    K = torch.tensor([[focal, 0, 0.05], [0, 1.1, -0.02], [0, 0, 1]], dtype=torch.float64)
+    zero, half, one, two = intrinsics_power(K, exponents(0.0, 0.5, 1.0, 2.0))
+    assert torch.equal(zero, torch.eye(3, dtype=torch.float64))
+    for given, expected in ((one, K), (two, K @ K), (half @ half, K)):
+        torch.testing.assert_close(given, expected, rtol=0, atol=1e-14)
+    mean = (zero + K) / 2  # the control: a mean of entries is no root
+    assert (mean @ mean - K).abs().max() > 1e-3
+    a = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    derivative = torch.autograd.functional.jacobian(lambda x: intrinsics_power(K, x), a)
+    near = (intrinsics_power(K, exponents(1e-6)) - intrinsics_power(K, exponents(-1e-6)))[0] / 2e-6
+    torch.testing.assert_close(derivative, near, rtol=0, atol=1e-8)
