@@ -277,7 +277,7 @@ def changed(scene: LoadedScene, change: Change) -> LoadedScene:
 # ---- Variants of an encoding -----------------------------------------------------------------------------------------
 
 
-def powers(rotations: float, translations: float, intrinsics: float, cameras: Cameras) -> Cameras:
+def powers(rotations: int | float, translations: int | float, intrinsics: int | float, cameras: Cameras) -> Cameras:
     """Return the cameras to these powers, see `Cameras.powers`."""
     return cameras.powers(*(torch.tensor(power) for power in (rotations, translations, intrinsics)))
 
