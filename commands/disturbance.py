@@ -1,7 +1,7 @@
-"""The disturbance of a pretrained decoder: how much its loss rises when a camera encoding is installed, before training.
+"""The disturbance of a pretrained decoder: the rise of its loss by a camera encoding, before any training.
 
-`PosedText` and `VideoAnswers` are what the model reads. `rows` lists variants of an encoding, and `measure` compares the
-loss with each of them and without an encoding.
+`PosedText` and `VideoAnswers` are what the model reads. `rows` lists variants of an encoding, and `measure` compares
+the loss with each of them and without an encoding.
 """
 
 from __future__ import annotations
@@ -279,7 +279,7 @@ def changed(scene: LoadedScene, change: Change) -> LoadedScene:
 
 def powers(rotations: int | float, translations: int | float, intrinsics: int | float, cameras: Cameras) -> Cameras:
     """Return the cameras to these powers, see `Cameras.powers`."""
-    return cameras.powers(*(torch.tensor(power) for power in (rotations, translations, intrinsics)))
+    return cameras.powers(*(torch.tensor(float(power)) for power in (rotations, translations, intrinsics)))
 
 
 def random_axes(cameras: Cameras) -> Cameras:
@@ -432,5 +432,7 @@ def disturbance_table(reading: Reading, make: Make) -> Table:
             table.add_row(f"[b]{group}[/b]")
         for name, rise in rises.items():
             numbers = rise.of_each
-            table.add_row(name, str(rise), f"{rise.standard_error:.2f}", f"{numbers.min():+.2f}", f"{numbers.max():+.2f}")
+            table.add_row(
+                name, str(rise), f"{rise.standard_error:.2f}", f"{numbers.min():+.2f}", f"{numbers.max():+.2f}"
+            )
     return table
