@@ -129,8 +129,8 @@ class Reading(ABC):
 class PosedText(Reading):
     """Passages of English text, of which the first blocks of tokens stand for the views of a walk through a room.
 
-    Each of eight blocks is a grid of 4 x 6 text tokens, 2 m away, with the camera of one frame of the walk. The 64
-    tokens after them have no camera. The loss is theirs. Each passage has a walk of its own.
+    Each of eight blocks is a grid of 4 x 6 text tokens, 2 m away, with the camera of one frame of the walk. The loss is
+    that of the 64 tokens after them, which have no camera. Each passage has a walk of its own.
 
     Raises:
         InputError: The model has no pretrained weights.
@@ -174,8 +174,9 @@ class PosedText(Reading):
             if encoding is not None:
                 located = self._located(cameras, ids[0]).to(backbone.device)
                 inputs["camera_encoding"] = backbone.encode_cameras(encoding, located)
-            states = backbone.decode(inputs).last_hidden_state[:, -self.AFTER - 1 : -1]
-            logits = to_float32(backbone.lm_head(states))
+            with answer_precision(backbone.device, self.model.precision):
+                states = backbone.decode(inputs).last_hidden_state[:, -self.AFTER - 1 : -1]
+                logits = to_float32(backbone.lm_head(states))
             return F.cross_entropy(logits.mT, self.ids[:, -self.AFTER :], reduction="none").mean(1).cpu()
 
     def _position_ids(self, encoding: CameraEncoding | None, cameras: Cameras) -> Int[Tensor, "3 N L"]:
@@ -225,7 +226,7 @@ class VideoAnswers(Reading):
         make: The encoding. It says what is read from the scenes.
 
     Raises:
-        InputError: No scene has what the encoding reads, or its answers can't be learned from.
+        InputError: Fewer than two scenes have cameras and answers.
     """
 
     def __init__(self, run: LoadedRun, make: Make) -> None:
@@ -238,8 +239,11 @@ class VideoAnswers(Reading):
         loaded = progress((run.dataset[n] for n in range(count)), "read", "scenes", count)
         usable = ((relative_to_first(scene), collate([scene])) for scene in loaded)
         self.scenes = [scene for scene, batch in usable if scene is not None and batch.sequences is not None]
-        if not self.scenes:
-            raise InputError(f"{run.folder}: no scene has cameras and answers: take a dataset that has some")
+        if len(self.scenes) < 2:
+            raise InputError(
+                f"{run.folder}: {len(self.scenes)} of {count} scenes have cameras and answers, at least 2 are needed: "
+                "take --split or --scenes with more, or the run of another dataset"
+            )
         self.title = f"answers about {len(self.scenes)} scenes"
 
     @torch.no_grad()
