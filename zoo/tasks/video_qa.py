@@ -277,7 +277,9 @@ class VideoQATask(Task):
         if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
         if initial_parts is not None and initial_weights is None:
-            raise InputError(f"--model.initial_parts {initial_parts} needs the checkpoint: --model.initial_weights FILE")
+            raise InputError(
+                f"--model.initial_parts {initial_parts} needs the checkpoint: --model.initial_weights FILE"
+            )
         check_penalty(repetition_penalty)
         self.model = SpatialVLM(**parts)
         self.max_new_tokens, self.repetition_penalty, self.sampling = max_new_tokens, repetition_penalty, sampling
