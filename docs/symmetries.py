@@ -20,7 +20,7 @@ from benchmarks.tables import filled, markdown
 from zoo.encodings import GTA, CaPE, PRoPE
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, HeadLayout, Symmetries, ViewMixer, ViewSymmetries
-from zoo.encodings.compose import Compose, DeltaNetLayers, HeadSubset, LayerSubset
+from zoo.encodings.compose import Compose, DeltaNetLayers, HeadSubset, LayerSubset, LearnedStrength
 from zoo.encodings.placements import (
     AlternateAxes,
     ChannelRange,
@@ -89,6 +89,11 @@ COMBINATIONS: dict[str, Callable[[], CameraEncoding]] = {
     "LayerSubset(PRoPE, TemporalSection)": lambda: LayerSubset(PRoPE(TemporalSection()), "odd"),
     "HeadSubset(PRoPE, TemporalSection)": lambda: HeadSubset(PRoPE(TemporalSection()), [1]),
     "HeadSubset(PRoPE, ExtraChannels)": lambda: HeadSubset(PRoPE(ExtraChannels(8)), [0]),
+    "LearnedStrength(PRoPE, FrequencyRange)": lambda: LearnedStrength(PRoPE(FrequencyRange())),
+    "LearnedStrength(RayEncoding, TemporalSection)": lambda: LearnedStrength(RayEncoding(TemporalSection())),
+    "LearnedStrength(GTA, TemporalSection, rotation)": lambda: LearnedStrength(
+        GTA(TemporalSection(), pose_component="rotation")
+    ),
     "Compose(GTA ExtraChannels, PRoPE TemporalSection)": lambda: Compose(
         [GTA(ExtraChannels(8)), PRoPE(TemporalSection())]
     ),
@@ -128,6 +133,10 @@ HYBRID: dict[str, Callable[[], CameraEncoding]] = {  # for decoders with both ki
     "DeltaNetLayers(PoseAxis)": lambda: DeltaNetLayers(PoseAxis()),
     "DeltaNetLayers(LayerSubset(PRoPE vo))": lambda: DeltaNetLayers(
         LayerSubset(PRoPE(UnrotatedChannels(), apply_to="vo"), "even")
+    ),
+    "LearnedStrength(PRoPE, UnrotatedChannels)": lambda: LearnedStrength(PRoPE(UnrotatedChannels())),
+    "DeltaNetLayers(LearnedStrength(GTA rotation))": lambda: DeltaNetLayers(
+        LearnedStrength(GTA(UnrotatedChannels(), pose_component="rotation"))
     ),
     "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))": lambda: Compose(
         [PRoPE(UnrotatedChannels()), DeltaNetLayers(PRoPE(UnrotatedChannels(), apply_to="vo"))]

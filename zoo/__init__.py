@@ -11,15 +11,15 @@ __getattr__, __all__ = lazy_exports(
     {
         "backbones": [
             *("Backbone", "BackboneLoader", "PretrainedGeoVR", "PretrainedQwen25VL", "PretrainedQwen3VL"),
-            *("PretrainedQwen35", "PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedSpatialStackQwen25"),
-            "PretrainedSmolLM2", "PretrainedVGLLM",
+            *("PretrainedQwen35", "PretrainedSmolLM2", "PretrainedSpatialMLLM", "PretrainedSpatialStack"),
+            *("PretrainedSpatialStackQwen25", "PretrainedVGLLM"),
             *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],
         "encodings": [
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("DeltaNetLayers", "ExtraChannels", "FrequencyRange", "HeadSubset", "HighFrequencies", "LayerSubset"),
-            "LowFrequencies",
+            *("LearnedStrength", "LowFrequencies"),
             *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayAttention", "RayEmbedding"),
             *("RayEncoding", "RayRoPE", "TemporalSection", "URoPE", "UnrotatedChannels", "ValueRoPE", "ViewAttention"),
             "ViewMixer",

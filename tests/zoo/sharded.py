@@ -43,6 +43,7 @@ from zoo import (
     Compose,
     DeltaNetLayers,
     DepthPrediction,
+    LearnedStrength,
     LoRA,
     MaskedViews,
     Objective,
@@ -120,7 +121,10 @@ def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATas
     mixed = {**frozen, "lora": LoRA(r=4)}
     return {
         "small": lambda: PRoPEMLLM(
-            GTA(learn_scale=True), backbone=OLD(layers=1, vision_layers=1), objectives=heads()[:1], **every
+            LearnedStrength(GTA(learn_scale=True)),
+            backbone=OLD(layers=1, vision_layers=1),
+            objectives=heads()[:1],
+            **every,
         ),
         "every part": lambda: PRoPEMLLM(
             GTA(learn_scale=True), backbone=NEW(), geometry=VGGT, objectives=heads(), **every

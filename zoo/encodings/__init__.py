@@ -6,7 +6,7 @@ Read `base.py` first, then `placements.py` and `prope.py`. The other files hold 
 
 from zoo.encodings.alibi import PoseALiBi
 from zoo.encodings.base import CameraEncoding, EncodedCameras, ViewMixer
-from zoo.encodings.compose import Compose, DeltaNetLayers, HeadSubset, LayerSubset
+from zoo.encodings.compose import Compose, DeltaNetLayers, HeadSubset, LayerSubset, LearnedStrength
 from zoo.encodings.placements import (
     AlternateAxes,
     ChannelPlacement,

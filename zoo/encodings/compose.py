@@ -1,4 +1,4 @@
-"""Encodings made of others: several combined, one in some layers or heads, or one in Gated DeltaNet layers."""
+"""Encodings made of others: several combined, one in some layers or heads, in Gated DeltaNet, or of a strength."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from zoo.encodings.base import (
     Symmetries,
 )
 from zoo.encodings.placements import ExtraChannels, check_not_empty
+from zoo.encodings.prope import MatrixEncoding
 from zoo.encodings.rotary import PoseIndex
 from zoo.errors import InputError, check_choice
 from zoo.sequences.time_index import TimeIndex
@@ -259,6 +260,70 @@ def check_numbers(name: str, chosen: list[int], count: int) -> None:
     """Raise InputError unless all chosen numbers are in 0 ... count - 1."""
     if not chosen or min(chosen) < 0 or max(chosen) >= count:
         raise InputError(f"the decoder has {name} 0 to {count - 1}, got {chosen}")
+
+
+# ---- One encoding between the original attention and its own ---------------------------------------------------------
+
+
+class LearnedStrength(EncodingWrapper):
+    """A matrix encoding with a learned strength a per layer: its cameras are R^a, a t and K^a, see `Cameras.powers`.
+
+    At a = 0 all matrices are the identity, so the training starts with the original model, bit for bit. The gradient of
+    a does not vanish there. At a = 1 the encoding is the one inside. The powers are of its canonical cameras: relative
+    to its reference view, in its unit of translations, and for `RayEncoding` of the frames of rays.
+
+    At a = 1 all symmetries of the encoding inside hold. In between, R_i^a (R_j^a)^-1 is no function of the relative
+    pose, so a change of world cancels only with a reference view. The other symmetries hold at every strength.
+
+    Adam moves a strength by about the learning rate per step. `learning_rates.encoding` of 1e-2 moves it within some
+    hundred steps. A decoder's rate, such as 1e-5, leaves it at its start.
+
+    Args:
+        encoding: An encoding by matrices: PRoPE, GTA, CaPE or RayEncoding. Subsets of layers and heads go around this
+            class, not inside.
+        start: The strength of every layer before training.
+
+    Example:
+        >>> from zoo import LayerSubset, LearnedStrength, PRoPE
+        >>> encoding = LayerSubset(LearnedStrength(PRoPE()), "odd")
+        >>> encoding.symmetries.world_views, encoding.symmetries.canonical
+        (False, True)
+    """
+
+    encoding: MatrixEncoding
+
+    def __init__(self, encoding: CameraEncoding, start: int | float = 0.0) -> None:
+        if not isinstance(encoding, MatrixEncoding):
+            raise InputError(
+                f"LearnedStrength takes an encoding by matrices (PRoPE, GTA, CaPE, RayEncoding), not "
+                f"{type(encoding).__name__}: put subsets and compositions around LearnedStrength"
+            )
+        super().__init__(encoding)
+        self.start, self.layers = start, list[int]()
+        self.strengths: nn.Parameter | None = None
+
+    @property
+    def symmetries(self) -> Symmetries:
+        has_reference = self.encoding.reference is not None
+        return replace(super().symmetries, world_views=False, world_text=False, canonical=has_reference)
+
+    def bind_to_decoder(self, decoder: DecoderLayout, layers: Collection[int]) -> None:
+        super().bind_to_decoder(decoder, layers)
+        self.layers = list(layers)
+        self.strengths = nn.Parameter(torch.full((len(layers),), float(self.start), device=decoder.device))
+
+    def encode(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype = torch.float32) -> EncodedCameras:
+        assert self.strengths is not None, "bind_to_decoder comes before encode"
+        canonical, samples, layers = self.encoding.canonical(cameras), len(cameras), len(self.layers)
+        # the samples of all layers in one batch, because a call per layer launches many small kernels
+        sample = torch.arange(samples, device=canonical.world_to_camera.device).repeat(layers)
+        a = self.strengths.double().repeat_interleave(samples)[:, None]
+        every = self.encoding.row_matrices(canonical[sample].powers(a, a, a), torch.promote_types(dtype, torch.float32))
+        of_layers = zip(*(matrices.chunk(layers) for matrices in every.values()), strict=True)
+        placed = [
+            self.encoding.placement.place(canonical, dict(zip(every, own, strict=True)), head) for own in of_layers
+        ]
+        return EncodedByLayer(placed, self.layers.index)
 
 
 # ---- One encoding in the Gated DeltaNet layers of a hybrid decoder ---------------------------------------------------

@@ -270,8 +270,8 @@ class FrequencyRange(ChannelPlacement):
     The range does not depend on mRoPE's sections. In Qwen2.5-VL, whose sections are in a row, 0 to 0.25 is the T
     section. In Qwen3-VL and Qwen3.5, which interleave them, each range has pairs of all axes.
 
-    Matrices on the highest frequencies disturb a pretrained decoder far less than on the lowest. The invariance to a shift of all positions is exact. The invariance to a change of
-    world holds only approximately, as for `Frequencies`.
+    Matrices on the highest frequencies disturb a pretrained decoder far less than on the lowest. The invariance to a
+    shift of all positions is exact. The invariance to a change of world holds only approximately, as for `Frequencies`.
 
     Args:
         start: First frequency, as a fraction of all frequencies: 0 is the highest.

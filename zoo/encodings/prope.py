@@ -113,9 +113,11 @@ class MatrixEncoding(CameraEncoding):
         self.placement.bind_to_decoder(decoder, layers)
 
     def encode_canonical(self, cameras: Cameras, head: HeadLayout, dtype: torch.dtype) -> EncodedCameras:
-        # M x for a column vector is x^T M^T for a row vector
-        rows = {term: m.mT.to(dtype) for term, m in self.active_matrices(cameras).items()}
-        return self.placement.place(cameras, rows, head)
+        return self.placement.place(cameras, self.row_matrices(cameras, dtype), head)
+
+    def row_matrices(self, cameras: Cameras, dtype: torch.dtype) -> Matrices:
+        """Compute the active matrices for row vectors, as a placement takes them: M x is x^T M^T for the row x^T."""
+        return {term: m.mT.to(dtype) for term, m in self.active_matrices(cameras).items()}
 
     def active_matrices(self, cameras: Cameras) -> Matrices:
         """Compute the matrices of `apply_to` and `pose_component` from canonical cameras, see `matrices`."""

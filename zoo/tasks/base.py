@@ -25,6 +25,8 @@ from zoo.sequences.batch import Batch, OptimizerStep
 from zoo.versions import versions
 from zoo.weights.checkpoint import CONFIG_KEY, FROZEN, RUN, check_frozen, check_loaded, read_checkpoint, saved_names
 
+Part = Literal["decoder", "connector", "vision", "geometry", "encoding", "objective"]  # of `LearningRates`
+
 
 @dataclass
 class LearningRates:

@@ -36,7 +36,7 @@ from zoo.scene_encoding import EncodedScene
 from zoo.seed import seed_of
 from zoo.sequences.batch import Batch
 from zoo.sequences.loaded_scene import TeacherTargets
-from zoo.tasks.base import LearningRates, Task, WarmupCosine, freeze, fused_adamw
+from zoo.tasks.base import LearningRates, Part, Task, WarmupCosine, freeze, fused_adamw
 from zoo.weights.checkpoint import TRAINING_ALONE, fingerprints, frozen_weights, read_start
 from zoo.weights.load import read_weights
 
@@ -233,6 +233,9 @@ class VideoQATask(Task):
         initial_weights: A checkpoint whose weights a new training starts from. It may belong to this model, to one
             without some of its parts, or to one with other objectives. `fit --ckpt_path` of a run with another
             algorithm sets it.
+        initial_parts: Names of parts, as in `learning_rates`, that alone are read from `initial_weights`. The other
+            parts may be of another model. For instance, `[vision]` reads the vision encoder for a larger decoder. null
+            reads all.
         parts: Arguments of `SpatialVLM`. With `defer_weights`, released weights are read when a run starts: onto its
             device, or with `FSDP2Strategy` into the shards of each process.
     """
@@ -242,7 +245,7 @@ class VideoQATask(Task):
         *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
         *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb"),
         *("model.learning_rates", "model.optimizer", "model.scheduler", "model.average", "model.lora.dropout"),
-        *("model.algorithm", "model.teacher", "model.initial_weights"),
+        *("model.algorithm", "model.teacher", "model.initial_weights", "model.initial_parts"),
     )
     changes_no_training = (
         *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
@@ -265,6 +268,7 @@ class VideoQATask(Task):
         algorithm: Algorithm | None = None,
         teacher: Teacher | None = None,
         initial_weights: str | None = None,
+        initial_parts: list[Part] | None = None,
         **parts: Any,
     ) -> None:
         super().__init__(learning_rates, optimizer, scheduler)
@@ -272,10 +276,15 @@ class VideoQATask(Task):
             raise InputError("--model.learning_rates.geometry trains what --model.geometry_cache keeps: leave one out")
         if parts.get("lora") is not None and "decoder" in learning_rates.frozen():
             raise InputError("--model.lora trains the decoder, but --model.learning_rates.decoder freezes it")
+        if initial_parts is not None and initial_weights is None:
+            raise InputError(
+                f"--model.initial_parts {initial_parts} needs the checkpoint: --model.initial_weights FILE"
+            )
         check_penalty(repetition_penalty)
         self.model = SpatialVLM(**parts)
         self.max_new_tokens, self.repetition_penalty, self.sampling = max_new_tokens, repetition_penalty, sampling
-        self.algorithm, self.initial_weights = algorithm or SupervisedFineTuning(), initial_weights
+        self.algorithm = algorithm or SupervisedFineTuning()
+        self.initial_weights, self.initial_parts = initial_weights, initial_parts
         self.teacher = teacher
         if teacher is not None:
             learned = (each.teacher_target for each in self.model.active_objectives)
@@ -478,7 +487,7 @@ class VideoQATask(Task):
     def _read_start(self) -> None:
         if self.initial_weights is None:
             return
-        checkpoint, differences = read_start(self, self.initial_weights)
+        checkpoint, differences = read_start(self, self.initial_weights, self.initial_parts)
         with add_file_to_errors(self.initial_weights):
             self.trainer.strategy.load_model_state_dict(checkpoint)
         for difference in differences:

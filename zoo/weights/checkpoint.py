@@ -7,7 +7,7 @@ files again. The checkpoint records the fingerprints of these files.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
@@ -193,19 +193,27 @@ def check_frozen(recorded: Mapping[str, Any], found: Mapping[str, Any], source: 
 # ---- Initial weights of a training -----------------------------------------------------------------------------------
 
 
-def read_start(task: Any, path: str) -> tuple[dict[str, Any], list[str]]:
+def read_start(task: Any, path: str, parts: Collection[str] | None = None) -> tuple[dict[str, Any], list[str]]:
     """Read the checkpoint that a task starts from, and describe the parts that differ, one line each.
 
     Parts that the checkpoint lacks keep the task's own weights, so a fusion, a view mixer or an objective can be added
     to a trained model. A part with only some of its tensors is not completed, and loading it is an error. Of tensors
     that the task lacks, only those that no answer depends on are dropped, such as heads of other objectives.
 
+    Args:
+        task: The task, which keeps its own weights elsewhere.
+        path: The checkpoint.
+        parts: Fields of `LearningRates`. Only tensors of these parts are read, and the model may differ in all others.
+            None reads all tensors.
+
     Raises:
-        InputError: The checkpoint can't be read, or was trained with other frozen weights.
+        InputError: The checkpoint can't be read, lacks one of `parts`, or was trained with other frozen weights.
     """
     checkpoint = read_checkpoint(path)
-    check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, path)
     saved, state = saved_names(task, task.restored_by_files), task.state_dict()
+    if parts is not None:
+        return _only(checkpoint, {name: state[name] for name in saved}, task.part_of, path, parts)
+    check_frozen(checkpoint.get(FROZEN, {}), task.frozen_weights, path)
     left = set(checkpoint.get(TRAINING_ALONE, ())) & checkpoint["state_dict"].keys() - state.keys()
     given = {name: tensor for name, tensor in checkpoint["state_dict"].items() if name not in left}
     own = {name: tensor for name, tensor in state.items() if name in saved}
@@ -213,14 +221,30 @@ def read_start(task: Any, path: str) -> tuple[dict[str, Any], list[str]]:
     differences = []
     if new:
         differences.append(f"{path} lacks {', '.join(sorted(new))}, which start from their own weights")
-    parts = {"model": checkpoint.get(CONFIG_KEY)}, {"model": task.configuration}
+    configs = {"model": checkpoint.get(CONFIG_KEY)}, {"model": task.configuration}
     told = (*(f"model.{part}" for part in (*new, *_parts(left))), *task.changes_no_answer)
-    if all(each["model"] for each in parts) and (changed := changed_options(*parts, told)):
+    if all(each["model"] for each in configs) and (changed := changed_options(*configs, told)):
         differences.append(f"{path} was trained with another {', '.join(changed)}")
     if left:
         differences.append(f"{path} has weights for training alone, left behind: {', '.join(sorted(_parts(left)))}")
     kept = {name: tensor for name, tensor in own.items() if _part(name) in new}
     return {**checkpoint, "state_dict": {**given, **kept}}, differences
+
+
+def _only(
+    checkpoint: dict[str, Any],
+    own: Mapping[str, Tensor],
+    part_of: Callable[[str], str],
+    path: str,
+    parts: Collection[str],
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a checkpoint with a task's own tensors, of which those of some parts are replaced, see `read_start`."""
+    given = {name: tensor for name, tensor in checkpoint["state_dict"].items() if part_of(name) in parts}
+    if lacking := sorted(set(parts).difference(map(part_of, given))):
+        found = ", ".join(sorted(set(map(part_of, checkpoint["state_dict"]))))
+        raise InputError(f"--model.initial_parts {lacking}: {path} has no weights of these parts, but of {found}")
+    kept = {name: tensor for name, tensor in own.items() if part_of(name) not in parts}
+    return {**checkpoint, "state_dict": {**given, **kept}}, [f"{path} gives only its {', '.join(sorted(parts))}"]
 
 
 def _parts(names: Iterable[str]) -> set[str]:

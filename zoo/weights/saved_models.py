@@ -248,7 +248,7 @@ def initial_model(run: Path, trust_modules: Collection[str] = ()) -> Any:
     task = _task_of_run(run, {}, trust_modules)
     if (start := getattr(task, "initial_weights", None)) is not None:
         with add_file_to_errors(start):
-            task.load_state_dict(read_start(task, start)[0]["state_dict"])
+            task.load_state_dict(read_start(task, start, task.initial_parts)[0]["state_dict"])
     return _frozen(task.model)
 
 
