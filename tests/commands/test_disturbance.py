@@ -147,10 +147,12 @@ def test_the_answers_of_a_run(trained: Trained, capsys: pytest.CaptureFixture) -
     given, turned, other = (reading.losses(Row("", PRoPE, *options)) for options in ((), (random_axes,), (same, True)))
     assert len({tuple(each.tolist()) for each in (stock, given, turned, other)}) == 4
     assert (reading.losses(Row("", PoseIndex)) != stock).any()
-    check_encoding(["PRoPE", "--run", str(folder), "--split", "train", "--scenes", "2"])
+    check_encoding(["PoseALiBi", "--run", str(folder), "--split", "train", "--scenes", "2"])
     printed = capsys.readouterr().out
     assert "answers about 2 scenes" in printed and "text" not in printed  # its decoder was random
     assert re.search(r"cameras of another scene +[+-]\d", printed)
+    with pytest.raises(InputError, match="1 of 1 scenes have cameras and answers, at least 2"):
+        check_encoding(["PoseALiBi", "--run", str(folder), "--split", "train", "--scenes", "1"])
     config = yaml.safe_load((folder / "config.yaml").read_text())
     config["model"]["init_args"]["camera_encoding"] = {"class_path": "zoo.PRoPE"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
