@@ -1,7 +1,9 @@
-"""python main.py check-encoding: measure the symmetries of a camera encoding, its channels and its cost.
+"""python main.py check-encoding: measure an encoding's symmetries, channels and cost, or how it disturbs a model.
 
     python main.py check-encoding my_encoding.MyEncoding
     python main.py check-encoding PRoPE --encoding.placement TemporalSection --encoding.apply_to qk
+    python main.py check-encoding PRoPE --backbone PretrainedSmolLM2
+    python main.py check-encoding PRoPE --run runs/Qwen25VL-20261125-012048
 
 The encoding is a class of the zoo or of a module in the current folder. The command runs a reference attention in
 float64 for each model that the encoding fits: with small heads like those of Qwen2.5-VL, of Qwen3-VL, and of Qwen3.5
@@ -14,6 +16,12 @@ A table per model then lists which channels of a head hold time (t), height (h),
 the channels c and c + F of a head as a pair, at one of F frequencies. Each frequency belongs to one axis of mRoPE. A
 wavelength is the number of positions in a full turn. The Gated DeltaNet layers of Qwen3.5 have separate heads, without
 RoPE.
+
+With --backbone or --run the command measures the disturbance instead: how much the loss of a pretrained decoder rises,
+before any training, when the encoding is installed. --backbone measures it on text, of which eight blocks have the
+cameras of a walk through a room. --run measures it on the answers of a run's data, with the run's weights, and on text
+if the decoder's weights were released. The run must be without an encoding, such as a test of the released weights. The
+table varies the encoding: its terms, layers, strength and channels. docs/encodings.md says how to read it.
 """
 
 from __future__ import annotations
@@ -26,10 +34,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from rich.table import Table
 
+from commands.disturbance import PosedText, Reading, VideoAnswers, disturbance_table, without_encoding
 from commands.parser import build, command_parser, parse
+from commands.runs import find_run, load_run
+from datamodules.sources.base import Split
+from zoo.backbones import BackboneLoader
 from zoo.backbones.pretrained import released_layouts
 from zoo.cameras import Cameras
 from zoo.cameras.poses import invert_se3
@@ -51,6 +64,7 @@ from zoo.encodings.testing import (
     world_views,
 )
 from zoo.errors import InputError
+from zoo.model import SpatialVLM
 
 MOVES = 1e-3  # smallest change of the outputs that cameras must cause
 MODELS = {"Qwen2.5-VL": "axes in a row", "Qwen3-VL": "axes in turns", "Qwen3.5": "part of the channels"}  # in LAYOUTS
@@ -115,6 +129,13 @@ def check_encoding(arguments: list[str]) -> None:
     """
     parser = command_parser("check-encoding", __doc__)
     parser.add_subclass_arguments(CameraEncoding, "encoding", required=True)
+    parser.add_subclass_arguments(BackboneLoader, "backbone", required=False, help="disturb these weights, on text")
+    parser.add_argument("--run", type=str | None, default=None, help="disturb this run's model, on its answers")
+    parser.add_argument("--split", type=Split, default="test", help="which scenes of the run's data")
+    parser.add_argument("--scenes", type=int, default=20, help="largest number of scenes, from the start of the split")
+    parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
+    trust_help = "modules that someone else's run may import"
+    parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--encoding", *arguments]
     settings = parse(parser, arguments)
@@ -123,6 +144,9 @@ def check_encoding(arguments: list[str]) -> None:
         encoding: CameraEncoding = build(parser, settings).encoding
         return encoding
 
+    if settings.backbone is not None or settings.run is not None:
+        print_disturbance(make, build(parser, settings).get("backbone"), settings)
+        return
     name, fits = type(make()).__name__, find_fits(make)
     table = Table("symmetry", "declared", *MODELS, "", box=None, pad_edge=False)
     wrong = []
@@ -158,6 +182,35 @@ def check_encoding(arguments: list[str]) -> None:
     console.print(describe_cost(make, model, fit.decoder))
     if wrong:
         raise InputError(f"{name}: {'; '.join(wrong)}: mend the encoding, or its `symmetries`")
+
+
+def print_disturbance(make: Make, loader: BackboneLoader | None, settings: Namespace) -> None:
+    """Print how much the variants of an encoding raise the loss of a pretrained model, see `commands.disturbance`.
+
+    Args:
+        make: Builds the encoding as given.
+        loader: The weights. None are those of the run.
+        settings: The settings of the command.
+
+    Raises:
+        InputError: The model or the run can't be read or disturbed, or the encoding does not fit.
+    """
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    readings: list[Reading] = []
+    if loader is not None and settings.run is not None:
+        raise InputError("--backbone and --run each name a model: leave one of them out")
+    if loader is not None:
+        readings.append(PosedText(SpatialVLM(loader).to(device).requires_grad_(False).eval()))
+    else:
+        run = load_run(
+            find_run(settings.run), without_encoding, settings.split, settings.scenes, device, settings.trust_modules
+        )
+        readings.append(VideoAnswers(run, make))
+        if run.model.loader.is_pretrained:
+            readings.append(PosedText(run.model))
+    console = Console(highlight=False, width=120)
+    for reading in readings:
+        console.print(disturbance_table(reading, make))
 
 
 def print_channels(console: Console, encoding: CameraEncoding, model: str, decoder: DecoderLayout) -> None:

@@ -14,7 +14,7 @@ Commands:
     cache-geometry  compute 3D tokens and cameras beforehand
     cache-frames    decode and resize the frames of videos beforehand
     plan            print what a training needs: GPUs, memory, hours, and the command that starts it
-    check-encoding  measure the symmetries of a camera encoding (also your own), its channels and its cost
+    check-encoding  measure a camera encoding (also your own): symmetries, channels, cost, and how it disturbs a model
     score           score a file of answers, without a model
     report          compare runs, as tables or as a page
     probe           measure what the hidden states of a run contain, before and after training

@@ -251,7 +251,7 @@ def parsed(arguments: tuple[str, ...]) -> Training:
     with torch.device("meta"):
         built: Any = build(parser, settings)
     task, module = built.model, built.data
-    of_rooms = [rendered] * 2 if rendered and not task.model.loader.is_pretrained else VIDEO
+    of_rooms = [rendered] * 2 if rendered and not task.model.loader.is_whole else VIDEO
     size = settings.video_size or of_rooms
     height, width = resized(module, task, size)
     kind: MediaKind = "video" if module.frames_as == "video" else "image"
@@ -274,7 +274,7 @@ def parsed(arguments: tuple[str, ...]) -> Training:
         max_steps=int(trainer.max_steps or -1),
         epoch=settings.questions,
         utilization=settings.utilization,
-        is_pretrained=task.model.loader.is_pretrained,
+        is_pretrained=task.model.loader.is_whole,
         title=f"{type(task).__name__}: {named}",
         video=tuple(size),
         uncounted=type(task.algorithm).__name__ if task.algorithm.asks_questions else None,

@@ -86,27 +86,15 @@ def probe(arguments: list[str]) -> None:
 
 def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:
     """Return the hidden states of the run's scenes, computed by one of its models."""
-    import torch
-    from lightning import seed_everything
-
-    from callbacks.configs import is_own
     from commands.probes.hidden_states import probe_spec, scene_states
-    from datamodules import VideoQADataModule
-    from zoo.configuration import check_class_paths, from_config, named_modules
+    from commands.runs import load_run
     from zoo.model import SpatialVLM
     from zoo.progress import progress
-    from zoo.weights.saved_models import config_of, initial_model
+    from zoo.weights.saved_models import initial_model
 
-    config = config_of(run)
-    trusted = named_modules(config) if is_own(run) else settings.trust_modules
-    seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # the same random weights as in training
-    model = (initial_model if name == "before" else SpatialVLM.from_pretrained)(run, trust_modules=trusted)
-    check_class_paths(config["data"], trusted)
-    data = from_config(VideoQADataModule, config["data"])
-    data.prepare_splits((settings.split,))
-    scenes = data.scenes(settings.split)[: settings.scenes]
-    dataset = data.dataset(scenes)
+    build = initial_model if name == "before" else SpatialVLM.from_pretrained
+    options = settings.split, settings.scenes, settings.device, settings.trust_modules
+    _, model, data, dataset = load_run(run, build, *options)
     dataset.spec = probe_spec(model)
-    model.to(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     loaded = progress((dataset[n] for n in range(len(dataset))), f"probe {name}", "scenes", len(dataset))
     return list(scene_states(model, data.source.benchmark, loaded, settings.tokens, data.poses_in_prompt))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 import yaml
+from lightning import seed_everything
 from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import optimizer_files
@@ -19,6 +21,7 @@ from callbacks.configs import (
     check_run,
     find_class,
     find_config,
+    is_own,
     model_of,
     read_config,
 )
@@ -26,14 +29,19 @@ from callbacks.results_folder import is_interrupted
 from callbacks.run_config import TEST_FILE, config_of_training, declared_options
 from commands.new_run import make_folder, shared_folder
 from commands.parser import EVALUATION, split_configs, split_options, trusted_modules
+from datamodules import VideoQADataModule
+from datamodules.dataset import SceneDataset
+from datamodules.sources.base import Split
 from zoo.backbones import BackboneLoader
-from zoo.configuration import changed_options, unusable_class
+from zoo.configuration import changed_options, check_class_paths, from_config, named_modules, unusable_class
 from zoo.errors import InputError, add_file_to_errors
+from zoo.model import SpatialVLM
 from zoo.weights.checkpoint import refuse_damaged
 from zoo.weights.saved_models import (
     CHECKPOINTS,
     LAST,
     LAST_CHECKPOINT,
+    config_of,
     latest_run,
     readable_config,
     trained_at,
@@ -94,6 +102,56 @@ def find_run(folder: str | None) -> Path:
     if not (run / CONFIG).exists():
         raise InputError(f"{run} is no folder of a run: it has no {CONFIG}")
     return run
+
+
+class LoadedRun(NamedTuple):
+    """A run's model and some scenes of its data.
+
+    Attributes:
+        folder: The run's folder.
+        model: The model, frozen and in eval mode.
+        data: Its data.
+        dataset: The scenes. Its `spec` says what is read from them.
+    """
+
+    folder: Path
+    model: SpatialVLM
+    data: VideoQADataModule
+    dataset: SceneDataset
+
+
+def load_run(
+    run: Path,
+    build: Callable[..., SpatialVLM],
+    split: Split,
+    num_scenes: int,
+    device: str | None,
+    trust_modules: Collection[str],
+) -> LoadedRun:
+    """Load the model of a run, and the first scenes of a split.
+
+    Args:
+        run: The run's folder.
+        build: Builds the model from the folder and the modules that it may import, such as
+            `SpatialVLM.from_pretrained`.
+        split: Which scenes.
+        num_scenes: Largest number of scenes.
+        device: Device of the model. None is a GPU if there is one, else the CPU.
+        trust_modules: Modules that a run of someone else may import.
+
+    Raises:
+        InputError: The run or its data can't be read.
+    """
+    config = config_of(run)
+    trusted = named_modules(config) if is_own(run) else trust_modules
+    seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # the same random weights as in training
+    model = build(run, trust_modules=trusted)
+    check_class_paths(config["data"], trusted)
+    data = from_config(VideoQADataModule, config["data"])
+    data.prepare_splits((split,))
+    dataset = data.dataset(data.scenes(split)[:num_scenes])
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return LoadedRun(run, model, data, dataset)
 
 
 def check_readable(checkpoint: Path) -> None:

@@ -49,6 +49,7 @@ PAIRS = {  # each model and each scale once
     ("spatial_stack.yaml", "spatial_stack_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "spatial_stack_qwen25_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "scale_spatial_stack_4b.yaml"): "SpatialStack",
+    ("prope.yaml", "scale_smollm2.yaml"): "PRoPEMLLM",
 }
 FAST = [("concat_split.yaml", "scale_3b.yaml"), ("spatial_stack.yaml", "spatial_stack_released.yaml")]
 Parsed = Callable[..., dict]
@@ -88,7 +89,9 @@ def test_models_and_scales_compose(pair: tuple[str, str], parsed: Parsed) -> Non
     }
     assert stated.items() <= config.items() or "tiny" in scale
     is_tiny = config["model.backbone.class_path"].startswith("zoo.Tiny")
-    assert is_tiny == ("tiny" in scale) != config["data.pixels.legacy_folder_resize"]
+    assert is_tiny == ("tiny" in scale)
+    is_on_cpu = is_tiny or "smollm2" in scale
+    assert is_on_cpu != config["data.pixels.legacy_folder_resize"]
     if is_tiny:  # below a model lies the tiny scale of its family
         assert config == flatten(parsed("fit", model))
 

@@ -11,8 +11,8 @@ __getattr__, __all__ = lazy_exports(
     {
         "backbones": [
             *("Backbone", "BackboneLoader", "PretrainedGeoVR", "PretrainedQwen25VL", "PretrainedQwen3VL"),
-            *("PretrainedQwen35", "PretrainedSpatialMLLM", "PretrainedSpatialStack", "PretrainedSpatialStackQwen25"),
-            "PretrainedSmolLM2", "PretrainedVGLLM",
+            *("PretrainedQwen35", "PretrainedSmolLM2", "PretrainedSpatialMLLM", "PretrainedSpatialStack"),
+            *("PretrainedSpatialStackQwen25", "PretrainedVGLLM"),
             *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],

@@ -181,8 +181,7 @@ class SpatialVLM(Configurable, nn.Module):
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
         has_new_token = any(each.has_token(training=False) for each in named.values())
-        is_whole = self.loader.is_pretrained and self.loader.pretrained_parts == BackboneLoader.pretrained_parts
-        self.is_pretrained = is_whole and is_fused and not has_new_token
+        self.is_pretrained = self.loader.is_whole and is_fused and not has_new_token
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
@@ -415,8 +414,8 @@ class SpatialVLM(Configurable, nn.Module):
             return False
         part = name.partition(".")[0]
         if part == "backbone":
-            is_released = self.loader.released_path is not None and self.part_of(name) in self.loader.pretrained_parts
-            return is_released and ".lora_" not in name
+            in_files = self.loader.released_path is not None and self.part_of(name) in self.loader.pretrained_parts
+            return in_files and ".lora_" not in name
         if part == "geometry":
             return self.geometry is not None and bool(self.geometry.files)
         return part == "fusion" and self.has_released_fusion

@@ -246,6 +246,49 @@ def test_a_resumed_run_reads_the_start_for_a_reference_alone(beta: float | None,
         fit(4)
 
 
+def wider(**options: Any) -> VideoQATask:
+    """A model with the vision encoder of `built`, but a wider decoder."""
+    backbone = TinyQwen25VL(**SIZES | {"hidden_size": 2 * SIZES["hidden_size"], "seed": 2})
+    return Qwen25VL(backbone=backbone, initial_weights="a.ckpt", **options)
+
+
+def test_a_part_alone_is_read_from_a_model_of_another_width(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    former, task = built(Qwen25VL, 1), wider(initial_parts=["vision"])
+    own = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    with caplog.at_level("INFO"):
+        start(task, former, tmp_path / "a.ckpt")
+    given = former.state_dict()
+    parts = {name: task.part_of(name) for name in own}
+    assert {"decoder", "connector", "vision"} == set(parts.values())
+    for name, tensor in task.state_dict().items():
+        assert torch.equal(tensor, given[name] if parts[name] == "vision" else own[name])
+        assert parts[name] != "vision" or not torch.equal(tensor, own[name]) or "norm" in name or "bias" in name
+    assert "a.ckpt gives only its vision" in caplog.text
+    with pytest.raises(InputError, match="a.ckpt: the checkpoint is of another model"):  # the control
+        start(wider(), None, tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("parts", "error"),
+    [
+        (
+            ["vision", "geometry"],
+            r"--model.initial_parts \['geometry'\]: .*a.ckpt has no weights of these parts, but of",
+        ),
+        (["connector"], "a.ckpt: the checkpoint is of another model: .*merger.mlp.2.weight"),
+    ],
+)
+def test_parts_that_cannot_be_read_are_named(parts: list[Any], error: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=error):
+        start(wider(initial_parts=parts), built(Qwen25VL, 1), tmp_path / "a.ckpt")
+
+
+def test_parts_need_a_checkpoint() -> None:
+    with pytest.raises(InputError, match=r"--model.initial_parts \['vision'\] needs the checkpoint: --model.initial_w"):
+        built(Qwen25VL, 1, initial_parts=["vision"])
+    assert "model.initial_parts" in VideoQATask.changes_no_answer
+
+
 def test_parts_that_the_start_lacks_keep_their_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     former, task = built(Qwen25VL, 1), built(SpatialMLLM, 2)
     own = {name: tensor.clone() for name, tensor in task.state_dict().items()}

@@ -126,8 +126,7 @@ class BackboneLoader(Configurable, ABC):
 
     Attributes:
         is_pretrained: Whether the decoder's weights are pretrained.
-        pretrained_parts: The parts that released weights hold. With all of them, the weights can answer questions
-            without being trained here. The others are random.
+        pretrained_parts: The parts that released weights hold. The others are random.
         released_path: Folder or hub id of the released weights. None for random weights.
         layout: Names under which the released files keep a geometry encoder and a fusion. Empty without them.
         released_fusions: Classes of fusions that may have been released with the weights, the usual one first.
@@ -148,6 +147,11 @@ class BackboneLoader(Configurable, ABC):
             )
         self.attn_implementation: AttentionImplementation = attn_implementation
         self.dtype = getattr(torch, dtype)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the weights can answer questions about videos without being trained here."""
+        return self.is_pretrained and "vision" in self.pretrained_parts
 
     @property
     def model_attention(self) -> str:

@@ -76,8 +76,8 @@ def to_half_split(weight: Float[Tensor, "D N"], heads: int) -> Float[Tensor, "D 
 class DecoderTensors(LazyTensors):
     """The tensors of a Qwen2.5-VL decoder, read from the GGUF file of a Llama.
 
-    SmolLM2 has no biases, so those of Qwen2.5-VL are zero. Embeddings of new tokens are the mean of all others. A new
-    token is then neither likely nor unlikely as an answer, and the embeddings do not depend on a seed.
+    SmolLM2 has no biases, so those of Qwen2.5-VL are zero. Each new token has the mean of all embeddings. Its logit is
+    the mean logit, so it is never the most likely answer, and no seed decides on it.
 
     Args:
         reader: The open file.
@@ -140,9 +140,9 @@ def build_tokenizer(metadata: Mapping[str, Any]) -> PreTrainedTokenizerFast:
 class PretrainedSmolLM2(BackboneLoader):
     """SmolLM2-135M-Instruct as the decoder of a Qwen2.5-VL, with the vision encoder of `TinyQwen25VL`.
 
-    The decoder has pretrained weights, with four bits each. Vision encoder and connector are random. A vision encoder
-    that `TinyQwen25VL` has trained is loaded by `--model.initial_weights` with `--model.initial_parts`. On text the
-    decoder is SmolLM2, because mRoPE is RoPE for tokens whose three positions are equal.
+    Only the decoder has pretrained weights. On text it is SmolLM2, because mRoPE is RoPE for tokens whose three
+    positions are equal. Vision encoder and connector are random. A vision encoder that was trained in a `TinyQwen25VL`
+    is loaded by `--model.initial_weights FILE --model.initial_parts [vision]`.
 
     Args:
         layers: Use only the first layers of the decoder. null uses all 30.
@@ -193,14 +193,16 @@ class PretrainedSmolLM2(BackboneLoader):
         def read(name: str) -> Any:
             return self.reader.fields[f"llama.{name}"].contents()
 
-        width, heads = read("embedding_length"), read("attention.head_count")
+        width, heads, depth = (read(name) for name in ("embedding_length", "attention.head_count", "block_count"))
+        if self.layers is not None and not 1 <= self.layers <= depth:
+            raise InputError(f"--model.backbone.layers {self.layers}: SmolLM2-135M has {depth} layers")
         pairs = width // heads // 2
         ids = self.processor.tokenizer.convert_tokens_to_ids
         text = dict(
             vocab_size=len(self.processor.tokenizer),
             hidden_size=width,
             intermediate_size=read("feed_forward_length"),
-            num_hidden_layers=min(self.layers or read("block_count"), read("block_count")),
+            num_hidden_layers=self.layers or depth,
             num_attention_heads=heads,
             num_key_value_heads=read("attention.head_count_kv"),
             max_position_embeddings=read("context_length"),
