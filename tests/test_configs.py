@@ -357,7 +357,9 @@ def test_options_composed_configs_and_merged_configs_follow_one_rule(tmp_path: P
     config = parsed("fit", "own.yaml")
     assert config == parsed("fit", "prope.yaml", "scale_3b.yaml", options=(*options, "--trainer.max_steps=7"))
     encoding = config["model"]["init_args"]["camera_encoding"]
-    assert encoding["class_path"] == "zoo.GTA" and encoding["init_args"]["placement"]["init_args"]["stop"] == 0.5
+    below = parsed("fit", "prope.yaml")["model"]["init_args"]["camera_encoding"]
+    assert encoding["class_path"] == "zoo.GTA" and below["class_path"] == "zoo.PRoPE"
+    assert encoding["init_args"]["placement"] == below["init_args"]["placement"]
     options = ("--data.num_frames", "6", "--config", "recipe_full.yaml")  # an option wins over a later config
     assert parsed("fit", "prope.yaml", options=options)["data"]["init_args"]["num_frames"] == 6
 
