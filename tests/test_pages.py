@@ -196,7 +196,9 @@ class Reader:
         words = shlex.split(command, comments=True)
         start = "--model.initial_weights"  # of a model that this reader has not trained
         if start in words and not Path(words[words.index(start) + 1]).exists():
-            del words[words.index(start) : words.index(start) + 2]
+            for option in (start, "--model.initial_parts"):
+                if option in words:
+                    del words[words.index(option) : words.index(option) + 2]
         newest = max(Path("runs").glob("*/checkpoints"), key=lambda path: path.stat().st_mtime, default=Path("."))
         words = [re.sub(r"runs/[^/ ]*<[^>]+>", str(newest.parent), word) for word in words]
         words = [name for word in words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]

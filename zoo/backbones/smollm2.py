@@ -90,7 +90,7 @@ class DecoderTensors(LazyTensors):
     def __init__(self, reader: GGUFReader, file: Path, text: Any) -> None:
         self.files, self.text = (file,), text
         self._stored = {tensor.name: tensor for tensor in reader.tensors}
-        self.names = {f"{DECODER}{ours}.weight": f"{theirs}.weight" for ours, theirs in NAMES.items()}
+        self.names: dict[str, str] = {f"{DECODER}{ours}.weight": f"{theirs}.weight" for ours, theirs in NAMES.items()}
         for layer in range(text.num_hidden_layers):
             for ours, theirs in LAYER_NAMES.items():
                 self.names[f"{DECODER}layers.{layer}.{ours}.weight"] = f"blk.{layer}.{theirs}.weight"
