@@ -21,7 +21,7 @@ from zoo.backbones import (
 )
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
-from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion, PatchMergerFusion, StackFusion
+from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion, PatchMergerFusion, StackFusion, SubspaceFusion
 from zoo.geometry import DatasetGeometry, GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 
@@ -177,10 +177,11 @@ class ConcatSplitMLLM(VideoQATask):
 
 
 class PRoPEMLLM(VideoQATask):
-    """`ConcatSplitMLLM` with PRoPE (arXiv 2507.10496) in the 2D half and in the decoder.
+    """2D and 3D tokens in one half of a visual token each, with PRoPE (arXiv 2507.10496) in the 2D half and the decoder.
 
     The views attend to each other by their cameras before both halves are joined. If `camera_encoding` is set, the
-    decoder's attention uses the cameras too. Without both, the model is `ConcatSplitMLLM` on rays alone.
+    decoder's attention uses the cameras too. Without both, the 3D half, the rays, is all that the model knows of
+    cameras.
 
     Args:
         camera_encoding: Encoding in the decoder's attention, `PRoPE` in prope.yaml. null keeps the original attention,
@@ -188,7 +189,7 @@ class PRoPEMLLM(VideoQATask):
         view_mixer: View mixer of the 2D half, `ViewAttention` or another one. null uses none.
         geometry: Encoder of the 3D tokens. The default uses the rays of the dataset's cameras. null is allowed only
             with `fusion: null`.
-        fusion: `ConcatSplitFusion`, or another one. null uses the 2D tokens alone.
+        fusion: `SubspaceFusion`, or another one. null uses the 2D tokens alone.
         parts: The other arguments of `VideoQATask`.
     """
 
@@ -197,7 +198,7 @@ class PRoPEMLLM(VideoQATask):
         camera_encoding: CameraEncoding | None,
         view_mixer: Callable[[int], ViewMixer] | None = ViewAttention,
         geometry: Callable[[], GeometryEncoder] | None = lambda: DatasetGeometry(depth=False),
-        fusion: Callable[[int, int], Fusion] | None = ConcatSplitFusion,
+        fusion: Callable[[int, int], Fusion] | None = SubspaceFusion,
         **parts: Any,
     ) -> None:
         super().__init__(
