@@ -166,8 +166,8 @@ class PosedText(Reading):
             own = self.cameras.with_poses(self.cameras.world_to_camera.roll(int(row.other_scene), 0))
             cameras = row.change(own)
             ids = self._position_ids(encoding, cameras)
-            inputs = {
-                "inputs_embeds": backbone.embed(self.ids),
+            inputs: dict[str, Any] = {
+                "inputs_embeds": self.embeddings(),
                 "position_ids": ids.to(backbone.device),
                 "attention_mask": None,
             }
@@ -178,6 +178,10 @@ class PosedText(Reading):
                 states = backbone.decode(inputs).last_hidden_state[:, -self.AFTER - 1 : -1]
                 logits = to_float32(backbone.lm_head(states))
             return F.cross_entropy(logits.mT, self.ids[:, -self.AFTER :], reduction="none").mean(1).cpu()
+
+    def embeddings(self) -> Float[Tensor, "N L D"]:
+        """Return the embeddings that the decoder reads."""
+        return self.model.backbone.embed(self.ids)
 
     def _position_ids(self, encoding: CameraEncoding | None, cameras: Cameras) -> Int[Tensor, "3 N L"]:
         """Return positions as of text. The blocks are temporal patches for an encoding that changes their time."""
@@ -333,7 +337,10 @@ def rows(make: Make, layers: Sequence[int]) -> dict[str, list[Row]]:
     options, config = inspect.signature(type(encoding).__init__).parameters, to_config(encoding)
 
     def variant(**changes: Any) -> Make:
-        return partial(from_config, CameraEncoding, with_overrides(config, changes))
+        return lambda: from_config(CameraEncoding, with_overrides(config, changes))  # type: ignore[type-abstract]
+
+    def in_layers(own: list[int]) -> CameraEncoding:
+        return LayerSubset(make(), own)
 
     ends = [round(part * len(layers) / 3) for part in range(4)]
     thirds = zip(("first", "middle", "last"), (layers[start:stop] for start, stop in pairwise(ends)), strict=True)
@@ -341,7 +348,7 @@ def rows(make: Make, layers: Sequence[int]) -> dict[str, list[Row]]:
     found = {
         "": [Row("as given", make)],
         "by terms": [Row("q and k alone", variant(apply_to="qk")), Row("v and o alone", variant(apply_to="vo"))],
-        "by layers": [Row(f"{name} third", lambda own=own: LayerSubset(make(), own)) for name, own in thirds],
+        "by layers": [Row(f"{name} third", partial(in_layers, [*own])) for name, own in thirds],
         "by strength": [
             Row("half of each camera: R^0.5, 0.5 t, K^0.5", make, partial(powers, 0.5, 0.5, 0.5)),
             Row("rotations alone", make, partial(powers, 1, 0, 1)),
