@@ -177,7 +177,7 @@ class ConcatSplitMLLM(VideoQATask):
 
 
 class PRoPEMLLM(VideoQATask):
-    """2D and 3D tokens in one half of a visual token each, with PRoPE (arXiv 2507.10496) in the 2D half and the decoder.
+    """2D and 3D tokens in one half of each visual token, PRoPE (arXiv 2507.10496) in the 2D half and the decoder.
 
     The views attend to each other by their cameras before both halves are joined. If `camera_encoding` is set, the
     decoder's attention uses the cameras too. Without both, the 3D half, the rays, is all that the model knows of
