@@ -131,8 +131,8 @@ def check_encoding(arguments: list[str]) -> None:
     parser.add_subclass_arguments(CameraEncoding, "encoding", required=True)
     parser.add_subclass_arguments(BackboneLoader, "backbone", required=False, help="disturb these weights, on text")
     parser.add_argument("--run", type=str | None, default=None, help="disturb this run's model, on its answers")
-    parser.add_argument("--split", type=Split, default="test", help="which scenes of the run's data")
-    parser.add_argument("--scenes", type=int, default=20, help="largest number of scenes, from the start of the split")
+    parser.add_argument("--split", type=Split, default="test", help="which scenes of the run's data, with --run")
+    parser.add_argument("--scenes", type=int, default=20, help="largest number of scenes, with --run")
     parser.add_argument("--device", type=str | None, default=None, help="null uses a GPU if there is one, else the CPU")
     trust_help = "modules that someone else's run may import"
     parser.add_argument("--trust_modules", type=str, nargs="+", default=[], help=trust_help)

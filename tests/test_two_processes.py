@@ -12,11 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import main
 from tests.callbacks.breakable import LAUNCHERS
 from tests.cli import Run
 from tests.processes import free_port
+from zoo.weights.checkpoint import read_checkpoint
+from zoo.weights.saved_models import LAST_CHECKPOINT
 
 REPOSITORY = Path(main.__file__).parent
 SMALL = [
@@ -76,6 +79,27 @@ def test_two_processes_train_and_score_as_one(
     assert len(set(ids)) == len(ids) > 10
     run("export", "--out", "exported", sized=False)
     assert (tmp_path / "exported" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_fit_the_subspace_of_one(tmp_path: Path, rooms_root: Path) -> None:
+    """Also where a batch has as many scenes as a fit reads at least."""
+    words = [*SMALL, "--data.source.root", str(rooms_root), "--data.source.scenes", "[48,2,3]", "--data.batch_size"]
+    words += ["16", "--model.fusion", "SubspaceFusion", "--trainer.max_steps", "1"]
+
+    def basis(name: str, *own: str) -> torch.Tensor:
+        launch(tmp_path, "fit", "--config", "prope.yaml", *words, *own, "--trainer.default_root_dir", name)
+        return read_checkpoint(tmp_path / name / LAST_CHECKPOINT)["state_dict"]["model.fusion.basis"]
+
+    two = basis("two", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    one, other = (basis(f"one{steps}", "--trainer.accumulate_grad_batches", steps) for steps in ("2", "1"))
+
+    def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
+        half = len(a) // 2
+        return float((a[:, :half].T @ b[:, :half]).square().sum() / half)
+
+    assert overlap(two, one) > 1 - 1e-5
+    assert overlap(two, other) < 1 - 1e-3  # the control: of fewer scenes
 
 
 def start_endless(folder: Path, rooms: Path, processes: int) -> list[subprocess.Popen]:

@@ -84,9 +84,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "camera_encoding": "PRoPE, ChannelRange", **VGGT},
     "prope.yaml": {
         "geometry": lambda: DatasetGeometry(depth=False),
-        "fusion": ConcatSplitFusion,
+        "fusion": SubspaceFusion,
         "view_mixer": lambda width: ViewAttention(width, 16),
-        "camera_encoding": "PRoPE, ChannelRange",
+        "camera_encoding": "PRoPE, FrequencyRange",
     },
     "DA3's tokens, points and cameras": {
         "fusion": AddFusion,

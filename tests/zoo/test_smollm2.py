@@ -110,7 +110,7 @@ def test_layers_are_the_first_ones(loader: PretrainedSmolLM2, whole: Backbone) -
     assert len(fewer.decoder.layers) == 2
     for name, tensor in fewer.decoder.layers.state_dict().items():
         assert torch.equal(tensor, whole.decoder.layers.state_dict()[name])
-    with pytest.raises(InputError, match="--model.backbone.layers 31: SmolLM2-135M has 30 layers"):
+    with pytest.raises(InputError, match="PretrainedSmolLM2: layers 31, but SmolLM2-135M has 30"):
         with_layers(loader, 31).load()
 
 

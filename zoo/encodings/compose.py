@@ -268,9 +268,10 @@ def check_numbers(name: str, chosen: list[int], count: int) -> None:
 class LearnedStrength(EncodingWrapper):
     """A matrix encoding with a learned strength a per layer: its cameras are R^a, a t and K^a, see `Cameras.powers`.
 
-    At a = 0 all matrices are the identity, so the training starts with the original model, bit for bit. The gradient of
-    a does not vanish there. At a = 1 the encoding is the one inside. The powers are of its canonical cameras: relative
-    to its reference view, in its unit of translations, and for `RayEncoding` of the frames of rays.
+    At a = 0 all matrices are the identity, so the training starts with the original model, bit for bit, unless the
+    placement demands a constant time (`TemporalSection`). The gradient of a does not vanish there. At a = 1 the
+    encoding is the one inside. The powers are of its canonical cameras: relative to its reference view, in its unit of
+    translations, and for `RayEncoding` of the frames of rays.
 
     At a = 1 all symmetries of the encoding inside hold. In between, R_i^a (R_j^a)^-1 is no function of the relative
     pose, so a change of world cancels only with a reference view. The other symmetries hold at every strength.

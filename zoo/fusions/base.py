@@ -113,7 +113,7 @@ class Fusion(Configurable, nn.Module, ABC):
         return False
 
     def fit_to_tokens(self, second_moment: Float[Tensor, "D D"]) -> None:
-        """Set what depends on the model's 2D tokens x, given the sum of x x^T over some training scenes."""
+        """Set what depends on the model's 2D tokens x, given the sum of x x^T over some training questions."""
 
     @property
     def uses_geometry(self) -> bool:

@@ -219,8 +219,8 @@ class SubspaceFusion(Fusion):
     dimensions in which most of their energy lies, and the 3D tokens start at zero. So an untrained model is nearly the
     plain one.
 
-    When a training begins, the subspace is computed from the 2D tokens of some training scenes. It stays fixed, and
-    checkpoints hold it. Before, it is the first half of the channels.
+    When a training begins, the subspace is computed from the 2D tokens of the first training questions. It stays fixed,
+    and checkpoints hold it. Before, it is the first half of the channels.
 
     Args:
         width: D, width of the decoder.

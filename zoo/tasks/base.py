@@ -316,7 +316,8 @@ class Task(Configurable, LightningModule):
     def on_train_batch_end(self, *_: Any) -> None:
         """Record how far the weights are trained, and log the small parameters."""
         self._note_progress()
-        if self.trainer._logger_connector.should_update_logs:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.trainer.global_step % every == 0:
             for name, values in self.small_parameters().items():
                 if values.numel() == 1:
                     self.log(f"small/{name}", values.squeeze(), batch_size=1)

@@ -201,7 +201,7 @@ def _decode_scenes(model: SpatialVLM, batch: Batch, scenes: Sequence[EncodedScen
 # ---- Training and evaluation on videos with questions ---------------------------------------------------------------
 
 T = TypeVar("T")
-FITTED_SCENES = 16  # training scenes, at least, whose 2D tokens a fusion is fitted to
+FITTED_QUESTIONS = 16  # training questions, at least, to whose 2D tokens a fusion is fitted
 MAX_ATTEMPTS = 2  # attempts to answer the questions of a scene
 DATA = "data"  # key in a checkpoint: the model's `data_config`
 PUBLISHED = LearningRates()  # Spatial-MLLM's recipe
@@ -526,15 +526,21 @@ class VideoQATask(Task):
 
     @torch.no_grad()
     def _second_moment(self) -> Float[Tensor, "D D"]:
-        """Return the sum of x x^T over the 2D tokens x of the first training scenes, of all processes together."""
+        """Return the sum of x x^T over the 2D tokens x of the first training questions, over all processes.
+
+        Whole optimizer steps are read, and a scene counts once per question, as in the training. So the sum does not
+        depend on the number of processes.
+        """
         width, strategy, seen = self.model.backbone.hidden_size, self.trainer.strategy, 0
         total = torch.zeros(width, width, dtype=torch.float64)
-        for batch in self.trainer.train_dataloader or ():
-            for scene in encode_vision(self.model.backbone, strategy.batch_to_device(batch)):
+        for number, batch in enumerate(self.trainer.train_dataloader or (), 1):
+            scenes = encode_vision(self.model.backbone, strategy.batch_to_device(batch))
+            for scene, answers in zip(scenes, batch.num_answers, strict=False):  # none of a batch of text alone
                 tokens = scene.visual.tokens.flatten(0, 1).double().cpu()
-                total += tokens.mT @ tokens
-            seen += len(batch.scenes) * self.trainer.world_size
-            if seen >= FITTED_SCENES:
+                total += answers * (tokens.mT @ tokens)
+            if number % self.trainer.accumulate_grad_batches == 0:
+                seen += FITTED_QUESTIONS if batch.step is None else batch.step.num_answers
+            if seen >= FITTED_QUESTIONS:
                 break
         return strategy.reduce(total.to(self.device), reduce_op="sum")
 

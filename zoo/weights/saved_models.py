@@ -249,11 +249,11 @@ def initial_model(run: Path, trust_modules: Collection[str] = ()) -> Any:
     if (start := getattr(task, "initial_weights", None)) is not None:
         with add_file_to_errors(start):
             task.load_state_dict(read_start(task, start, task.initial_parts)[0]["state_dict"])
-    if (checkpoint := run / LAST_CHECKPOINT).is_file():  # buffers hold what was computed when the training began
+    fusion, checkpoint = getattr(task.model, "fusion", None), run / LAST_CHECKPOINT
+    if fusion is not None and fusion.requires_tokens and checkpoint.is_file():  # it was fitted when the training began
         saved = read_checkpoint(checkpoint)["state_dict"]
-        for name, buffer in task.named_buffers():
-            if name in saved:
-                buffer.copy_(saved[name])
+        for name, buffer in fusion.named_buffers():
+            buffer.copy_(saved[f"model.fusion.{name}"])
     return _frozen(task.model)
 
 
