@@ -80,16 +80,16 @@ def test_it_starts_without_effect_and_then_has_one(views: str, fusion: str) -> N
         assert (other - seen)[real].abs().max() > 1e-3
 
 
-def test_prope_mllm_is_concat_split_before_training() -> None:
+def test_prope_mllm_with_its_fusion_is_concat_split_before_training() -> None:
     torch.manual_seed(0)
     plain = ConcatSplitMLLM(backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)
     torch.manual_seed(0)
-    ours = PRoPEMLLM(None, backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)
+    ours = PRoPEMLLM(None, fusion=ConcatSplitFusion, backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)
     given = batch()
     assert torch.equal(ours.model.logits(**given, cameras=cameras()), plain.model.logits(**given, cameras=cameras()))
     state = dict(plain.state_dict())
     assert state.keys() < ours.state_dict().keys() and all("view_mixer." in k for k in ours.state_dict().keys() - state)
-    both = PRoPEMLLM(PRoPE(), backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)  # in the decoder as well
+    both = PRoPEMLLM(PRoPE(), fusion=ConcatSplitFusion, backbone=tiny_backbone(), learning_rates=RATES, **GEOMETRY)
     assert not torch.equal(
         both.model.logits(**given, cameras=cameras()), plain.model.logits(**given, cameras=cameras())
     )
