@@ -9,7 +9,7 @@ from zoo.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "augmentations": ["Augmentation", "RandomFocalLength"],
+        "augmentations": ["Augmentation", "RandomCameraErrors", "RandomFocalLength"],
         "perturbations": [
             *("CameraErrors", "DriftingCameras", "FramesAtOtherCenters", "FramesOnOtherCameras", "LongerFocalLength"),
             *("MissingCameras", "NoisyCameras", "OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames"),

@@ -54,6 +54,32 @@ class RandomFocalLength(Augmentation):
         return enlarged(scene, self.longest**factor, (place[0], place[1]))
 
 
+class RandomCameraErrors(Augmentation):
+    """Turn and move the camera of each view at random, as `NoisyCameras` does in a test, anew for each sample.
+
+    The sizes of a sample's errors are uniform from 0 to `degrees` and from 0 to `translation`, the same for all of its
+    views. Scenes without cameras are unchanged. Objectives do not learn to predict the wrong cameras.
+
+    Args:
+        degrees: Largest angle by which a camera turns about its center.
+        translation: Largest distance by which a camera moves, relative to the mean distance between the cameras.
+
+    Raises:
+        InputError: An error is negative, or both are zero.
+    """
+
+    def __init__(self, degrees: float = 0.0, translation: float = 0.0) -> None:
+        check_errors("--data.augmentation", degrees, translation)
+        self.degrees, self.translation = degrees, translation
+
+    def __call__(self, scene: LoadedScene) -> LoadedScene:
+        if scene.geometry is None or not scene.geometry.has_cameras:
+            return scene
+        draws = torch.Generator().manual_seed(scene.draw)
+        turn, move = torch.rand(2, generator=draws).tolist()
+        return with_poses(scene, with_errors(told_poses(scene), turn * self.degrees, move * self.translation, draws))
+
+
 def check_errors(option: str, degrees: float, translation: float) -> None:
     """Raise an InputError unless some error is positive and none is negative."""
     if min(degrees, translation) < 0 or degrees == translation == 0:

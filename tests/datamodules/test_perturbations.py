@@ -26,6 +26,7 @@ from datamodules import (
     OtherCameras,
     OtherGeometry,
     PixelBounds,
+    RandomCameraErrors,
     RandomFocalLength,
     ReversedFrames,
     Rooms,
@@ -222,11 +223,11 @@ def test_views_without_a_camera_keep_none() -> None:
         assert geometry.world_to_camera[:3].equal(torch.eye(4).repeat(3, 1, 1))
         assert geometry.world_to_camera.isfinite().all()
     without = replace(A, geometry=None)
-    assert NoisyCameras(5.0)(without, lambda: B) is without
+    assert NoisyCameras(5.0)(without, lambda: B) is without and RandomCameraErrors(5.0)(without) is without
 
 
 def test_errors_that_do_nothing_or_are_negative_are_refused() -> None:
-    for kind in (NoisyCameras, DriftingCameras):
+    for kind in (NoisyCameras, DriftingCameras, RandomCameraErrors):
         with pytest.raises(InputError, match="degrees 0.0 and translation 0.0, give a positive number"):
             kind()
         with pytest.raises(InputError, match="degrees -1"):
@@ -247,6 +248,23 @@ def test_a_model_answers_from_the_wrong_cameras() -> None:
         return encoded.visual.tokens
 
     assert all((tokens(each(A, lambda: B)) - tokens(A)).abs().max() > 1e-4 for each in errors)
+
+
+def test_training_draws_new_errors_for_each_sample() -> None:
+    augmentation = RandomCameraErrors(degrees=20.0, translation=0.4)
+    sizes = []
+    for draw in range(200):
+        found = augmentation(replace(A, draw=draw))
+        angles, moves = errors_of(A, found)
+        assert angles.max() - angles.min() < 0.05 and moves.max() - moves.min() < EXACT  # one size for all views
+        sizes.append((angles[0], moves[0]))
+        assert not found.has_true_cameras and found.frames is A.frames and found.geometry.depth is A.geometry.depth
+    degrees, shares = torch.tensor(sizes).T
+    assert degrees.max() < 20.1 and shares.max() < 0.401
+    assert degrees.mean() == pytest.approx(10, abs=1.5) and shares.mean() == pytest.approx(0.2, abs=0.03)
+    again = augmentation(replace(A, draw=3))
+    assert poses_of(again).equal(poses_of(augmentation(replace(A, draw=3))))
+    assert not poses_of(again).equal(poses_of(augmentation(replace(A, draw=4))))
 
 
 # ---- 3D tokens -------------------------------------------------------------------------------------------------------
