@@ -18,7 +18,7 @@ from benchmarks.tables import markdown
 
 KEPT = "import commands.main as main; main.main()"
 GIVEN_BACK = "import commands.main as main; main.keep_freed_memory = lambda: None; main.main()"
-CONFIGS = ("--config=prope.yaml", "--data.num_frames=16", "--trainer.limit_val_batches=0")
+CONFIGS = ("--config=prope.yaml", "--config=data_rooms.yaml", "--data.num_frames=16", "--trainer.limit_val_batches=0")
 
 
 def main() -> None:

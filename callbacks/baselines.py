@@ -2,7 +2,8 @@
 
 Blind baselines are the best constant, the text alone and the cameras alone. Oracles answer from the exact geometry of
 rendered scenes, see `SceneSource.oracles`: blind ones lack something that a model needs, such as the pixel, others show
-what is possible. All are scored in the same way as the test's answers. A perturbation does not affect them.
+what is possible. All are scored in the same way as the test's answers. Of the perturbations, only `CameraErrors` affect
+them: oracles are then fitted on true cameras and answer from the wrong ones of the test.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxtyping import Float, Float64, Int
 
 from datamodules.cameras_file import read_cameras_alone
 from datamodules.scenes import Question, Scene
-from datamodules.sources.base import ORACLE, POSSIBLE, QuestionFilter, SceneSource
+from datamodules.sources.base import ORACLE, POSSIBLE, ChangePoses, QuestionFilter, SceneSource
 from zoo.benchmarks import Benchmark
 from zoo.benchmarks.scorers import THRESHOLDS, to_float
 from zoo.errors import SCENE_FAULTS, describe_fault
@@ -347,7 +348,7 @@ def camera_answers(
 
     Args:
         training: Training questions of the type.
-        tested: Test questions of the type.
+        tested: Test questions of the type. Numbers that are unknown (NaN) are replaced by their mean in training.
         kind: The question type.
         benchmark: The benchmark of the questions.
         fits: Methods beside gradient boosting.
@@ -359,8 +360,10 @@ def camera_answers(
     rows = evenly([row for row in training if is_answer(row.question, benchmark)], MOST_ROWS)
     if len(rows) < LEAST_ROWS or not tested or kind in benchmark.text_types:
         return {}
+    typical = _stack_paths(rows).mean(0)
+    known = [Asked(question, np.where(np.isnan(path), typical, path)) for question, path in tested]
     fit = _fit_numbers if kind in benchmark.numeric_types else _fit_choices
-    return fit(rows, tested, fits)
+    return fit(rows, known, fits)
 
 
 def _fit_numbers(rows: Sequence[Asked], tested: Sequence[Asked], fits: Mapping[str, Fit]) -> dict[str, dict[str, str]]:
@@ -464,7 +467,11 @@ def constant_baseline(records: Sequence[Record], benchmark: Benchmark, scorer: s
 
 
 def blind_baselines(
-    records: Sequence[Record], scenes: Sequence[Scene], source: SceneSource, scorer: str
+    records: Sequence[Record],
+    scenes: Sequence[Scene],
+    source: SceneSource,
+    scorer: str,
+    change_poses: ChangePoses | None = None,
 ) -> BlindBaselines:
     """Return all baselines of a test.
 
@@ -473,6 +480,7 @@ def blind_baselines(
         scenes: The test's scenes with all questions.
         source: Lists the training scenes.
         scorer: Name of the benchmark's scorer.
+        change_poses: Makes the test's wrong poses, from which its oracles answer. None keeps the true ones.
     """
     benchmark, scored = source.benchmark, {record["id"] for record in records}
     found = constant_baseline(records, benchmark, scorer)
@@ -500,8 +508,9 @@ def blind_baselines(
         found.remarks.append(f"no blind baselines of {absent}: {describe_fault(error)}")
         return found
     try:
-        rows = {scene.name: scene for scene, _ in (*training, *tested)}
-        knowledge = {name: source.oracles(scene) for name, scene in progress(rows.items(), "oracles", "scenes")}
+        rows = {scene.name: (scene, None) for scene, _ in training} | {s.name: (s, change_poses) for s, _ in tested}
+        known = ((name, source.oracles(*row)) for name, row in progress(rows.items(), "oracles", "scenes"))
+        knowledge = dict(known)
         found.scores.update(oracle_scores(knowledge, training, tested, records, benchmark, scorer))
     except SCENE_FAULTS as error:
         found.remarks.append(f"no oracles: {describe_fault(error)}")

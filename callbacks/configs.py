@@ -29,7 +29,7 @@ RUNS = Path("runs")
 CHECKPOINT = ".ckpt"  # suffix of files that hold the weights of a training, and its config
 CONFIGS = Path(__file__).parent.parent / "configs"  # in a wheel, beside the packages like recipes/
 BASES = "configs"  # key: list of configs of which this one is composed
-NAMED = RECIPE, SCALE = "recipe", "scale"  # keys: names of configs that all given ones override
+NAMED = RECIPE, SCALE, DATA = "recipe", "scale", "default_data"  # keys: names of configs that all given ones override
 RECIPES = "recipes"  # folder of recipes
 PROTOCOLS = "protocol_"  # prefix of evaluation protocols
 DEFAULT_MODEL, DEFAULT_DATA, DEFAULT_SCALE = "model_default.yaml", "data_rooms.yaml", "scale_tiny.yaml"
@@ -73,7 +73,7 @@ def read_config(
         evaluates: Whether the command is an evaluation, see `for_evaluation`.
 
     Returns:
-        The settings. The keys `recipe` and `scale` hold the paths of the configs that this config or its bases name.
+        The settings. The keys in `NAMED` hold the paths of the configs that this config or its bases name.
 
     Raises:
         InputError: The config is missing, damaged or composed of itself, or names a class that is not trusted.
@@ -158,7 +158,7 @@ def _some(settings: Settings, *names: str) -> Settings:
 
 
 def read_settings(path: Path) -> Settings:
-    """Read a config without the recipe and the scale that it names."""
+    """Read a config without the recipe, the scale and the default data that it names."""
     return {key: value for key, value in read_config(path).items() if key not in NAMED}
 
 
@@ -233,8 +233,9 @@ def merge_configs(
 ) -> MergedConfig:
     """Merge configs in the given order. A later one wins, and protocols come last.
 
-    The given configs override these defaults: the default model and data, the scale that one of them names (or the tiny
-    one), the recipe that one of them or the scale names, and predicted cameras if their data has no cameras.
+    The given configs override these defaults: the default model; the rooms, or if no given config names a source the
+    default data of one of them; the scale that one of them names (or the tiny one); the recipe that one of them, the
+    data or the scale names; and predicted cameras if their data has no cameras.
 
     Args:
         names: Paths, or names in `configs/` or `recipes/`.
@@ -270,9 +271,12 @@ def merge_configs(
 def defaults_below(given: Sequence[Settings]) -> list[Settings]:
     """Return the default configs that the given ones override, lowest priority first."""
     scale = next((each[SCALE] for each in reversed(given) if SCALE in each), CONFIGS / DEFAULT_SCALE)
-    below = [read_config(path) for path in (CONFIGS / DEFAULT_MODEL, CONFIGS / DEFAULT_DATA, Path(scale))]
-    recipe = next(each[RECIPE] for each in (*reversed(given), below[-1]) if RECIPE in each)
-    below.append(read_config(Path(recipe)))
+    data = next((each[DATA] for each in reversed(given) if DATA in each), CONFIGS / DEFAULT_DATA)
+    if any(names_source(content.get("data")) for content in given):
+        data = CONFIGS / DEFAULT_DATA
+    named = [read_config(Path(path)) for path in (data, scale)]
+    recipe = next(each[RECIPE] for each in (*reversed(given), *named) if RECIPE in each)
+    below = [read_config(Path(path)) for path in (CONFIGS / DEFAULT_MODEL, scale, recipe, data)]
     if any(lacks_cameras(content.get("data")) for content in given):
         below.append(read_config(CONFIGS / PREDICTED_CAMERAS))
     return below
@@ -289,6 +293,13 @@ def is_protocol(config: Mapping[str, Any]) -> bool:
     """Return whether a config is an evaluation protocol: it states the protocol's name and no model."""
     metrics = config.get("metrics")
     return isinstance(metrics, Mapping) and metrics.get("protocol") is not None and model_of(config) is None
+
+
+def names_source(data: Any) -> bool:
+    """Return whether data settings name a source."""
+    options = data.get("init_args", data) if isinstance(data, Mapping) else {}
+    source = options.get("source")
+    return isinstance(source, str) or (isinstance(source, Mapping) and "class_path" in source)
 
 
 def lacks_cameras(data: Any) -> bool:

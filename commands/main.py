@@ -26,11 +26,11 @@ Defaults for --config <file of configs/ or recipes/>; of several configs, a late
     model           none: name one, such as prope.yaml or qwen25_vl.yaml
     scale           scale_tiny.yaml: 2 million parameters from random weights
     recipe          the scale's recipe; recipe_tiny.yaml for the default scale: minutes on a CPU
-    data            data_rooms.yaml: rendered rooms
+    data            data_rooms.yaml: rendered rooms; of prope.yaml data_turn.yaml: rooms with a panel
 
 Examples:
     python main.py fit --config prope.yaml
-    python main.py fit --config prope.yaml --config scale_3b.yaml --data.source.root data/rooms
+    python main.py fit --config prope.yaml --config scale_3b.yaml --data.source SceneFolder --data.source.root data/mine
     python main.py test
     python main.py predict --data.video clip.mp4 --data.question "How large is this room?"
     python main.py export --out folder

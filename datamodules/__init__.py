@@ -9,11 +9,11 @@ from zoo.lazy import lazy_exports
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
-        "augmentations": ["Augmentation", "RandomFocalLength"],
+        "augmentations": ["Augmentation", "RandomCameraErrors", "RandomFocalLength"],
         "perturbations": [
-            *("FramesAtOtherCenters", "FramesOnOtherCameras", "LongerFocalLength", "OtherCameras", "OtherGeometry"),
-            *("Perturbation", "ReversedFrames", "ShuffledFrameNumbers", "ShuffledFrames"),
-            *("WrongFocalLength", "ZeroGeometry"),
+            *("CameraErrors", "DriftingCameras", "FramesAtOtherCenters", "FramesOnOtherCameras", "LongerFocalLength"),
+            *("MissingCameras", "NoisyCameras", "OtherCameras", "OtherGeometry", "Perturbation", "ReversedFrames"),
+            *("ScaledCameras", "ShuffledFrameNumbers", "ShuffledFrames", "WrongFocalLength", "ZeroGeometry"),
         ],
         "samplers": [
             *("Consecutive", "DatasetDepth", "Duplicate", "FramePairing", "FrameSampler", "Neighbor", "OffsetNeighbor"),

@@ -1,18 +1,21 @@
-"""Augmentations of training scenes. Frames, intrinsics and depth change together, as another camera would see them."""
+"""Augmentations of training scenes: other lenses, whose intrinsics and depth stay correct, and errors of poses."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import copy
 from dataclasses import replace
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
+from zoo.cameras.poses import invert_se3, rigid_matrix, so3_exp
 from zoo.cameras.scene_geometry import Window
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import LoadedScene
 
 
@@ -49,6 +52,94 @@ class RandomFocalLength(Augmentation):
     def __call__(self, scene: LoadedScene) -> LoadedScene:
         factor, *place = torch.rand(3, generator=torch.Generator().manual_seed(scene.draw)).tolist()
         return enlarged(scene, self.longest**factor, (place[0], place[1]))
+
+
+class RandomCameraErrors(Augmentation):
+    """Turn and move the camera of each view at random, as `NoisyCameras` does in a test, anew for each sample.
+
+    The sizes of a sample's errors are uniform from 0 to `degrees` and from 0 to `translation`, the same for all of its
+    views. Scenes without cameras are unchanged. Objectives do not learn to predict the wrong cameras.
+
+    Args:
+        degrees: Largest angle by which a camera turns about its center.
+        translation: Largest distance by which a camera moves, relative to the mean distance between the cameras.
+
+    Raises:
+        InputError: An error is negative, or both are zero.
+    """
+
+    def __init__(self, degrees: float = 0.0, translation: float = 0.0) -> None:
+        check_errors("--data.augmentation", degrees, translation)
+        self.degrees, self.translation = degrees, translation
+
+    def __call__(self, scene: LoadedScene) -> LoadedScene:
+        if scene.geometry is None or not scene.geometry.has_cameras:
+            return scene
+        draws = torch.Generator().manual_seed(scene.draw)
+        turn, move = torch.rand(2, generator=draws).tolist()
+        return with_poses(scene, with_errors(told_poses(scene), turn * self.degrees, move * self.translation, draws))
+
+
+def check_errors(option: str, degrees: float, translation: float) -> None:
+    """Raise an InputError unless some error is positive and none is negative."""
+    if min(degrees, translation) < 0 or degrees == translation == 0:
+        raise InputError(f"{option}: degrees {degrees} and translation {translation}, give a positive number to one")
+
+
+def told_poses(scene: LoadedScene) -> Float64[Tensor, "S 4 4"]:
+    """Return the world-to-camera poses that a scene states, NaN for a frame without a camera."""
+    assert scene.geometry is not None
+    poses, _, has_camera = scene.geometry.cameras()
+    return poses.double().masked_fill(~has_camera[:, None, None], torch.nan)
+
+
+def with_poses(scene: LoadedScene, world_to_camera: Float64[Tensor, "S 4 4"]) -> LoadedScene:
+    """Return a scene that states wrong poses, the inverse of `told_poses`. Its intrinsics and depth are unchanged."""
+    assert scene.geometry is not None
+    geometry, (poses, _, _) = copy(scene.geometry), scene.geometry.cameras()
+    geometry.has_camera = world_to_camera.isfinite().all((1, 2))
+    identity = torch.eye(4, dtype=torch.float64)
+    known = torch.where(geometry.has_camera[:, None, None], world_to_camera, identity)
+    geometry.world_to_camera = known.to(poses.dtype)
+    return replace(scene, geometry=geometry, has_true_cameras=False)
+
+
+def with_errors(
+    world_to_camera: Float64[Tensor, "S 4 4"],
+    degrees: float,
+    translation: float,
+    draws: torch.Generator,
+    *,
+    accumulate: bool = False,
+) -> Float64[Tensor, "S 4 4"]:
+    """Turn each view's camera about its center and move it, about random axes and in random directions.
+
+    The two frames of a view have the same error.
+
+    Args:
+        world_to_camera: True poses, two per view. NaN for a frame without a camera.
+        degrees: Angle of each turn.
+        translation: Length of each move, relative to the mean distance between the cameras of two views.
+        draws: Random generator.
+        accumulate: The errors are those of the steps from one view to the next, so that they add up as in odometry. The
+            first view with a camera is correct.
+    """
+    views = world_to_camera.split(TEMPORAL_PATCH_SIZE)
+    axes, directions = F.normalize(torch.randn(2, len(views), 3, generator=draws, dtype=torch.float64), dim=-1)
+    own = [poses[poses.isfinite().all((1, 2))][:1] for poses in views]  # one camera of each view that has some
+    centers = invert_se3(torch.cat(own))[:, :3, 3]
+    length = torch.pdist(centers).mean() if len(centers) > 1 else 0.0
+    errors = rigid_matrix(so3_exp(torch.pi / 180 * degrees * axes), translation * length * directions)
+    if not accumulate:
+        return torch.cat([error @ poses for error, poses in zip(errors, views, strict=True)])
+    drift: Tensor | None = None  # of the world, so far
+    drifted = []
+    for error, camera, poses in zip(errors, own, views, strict=True):
+        if len(camera):
+            eye = torch.eye(4, dtype=torch.float64)
+            drift = eye if drift is None else invert_se3(camera[0]) @ error @ camera[0] @ drift
+        drifted.append(poses if drift is None else poses @ drift)
+    return torch.cat(drifted)
 
 
 def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.5, 0.5)) -> LoadedScene:

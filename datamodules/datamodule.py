@@ -108,7 +108,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         scene_names: Use only these scenes: a list, or a text file with one name per line.
         subset: Number of questions, drawn from those that the other filters keep, independent of the seed. null uses
             all.
-        augmentation: Random change of training scenes, such as `RandomFocalLength`. null changes nothing.
+        augmentation: Random change of training scenes, such as `RandomFocalLength` or `RandomCameraErrors`. null is
+            none.
         perturbation: For `test`: replace a part of the input by a wrong one, such as `OtherCameras`, to see what the
             model relies on.
         frame_cache: Keeps the selected and resized frames of each scene on disk, so that a video is decoded once for

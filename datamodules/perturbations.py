@@ -2,6 +2,7 @@
 
     python main.py test --data.perturbation OtherCameras
     python main.py test --data.perturbation WrongFocalLength --data.perturbation.relative_error 0.05
+    python main.py test --data.perturbation NoisyCameras --data.perturbation.degrees 10
 
 Nothing is trained. The results of a perturbed test are written to a folder inside the run's folder.
 """
@@ -15,14 +16,16 @@ from copy import copy
 from dataclasses import replace
 from typing import Any
 
+import torch
+from jaxtyping import Float64
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from datamodules.augmentations import enlarged
+from datamodules.augmentations import check_errors, enlarged, told_poses, with_errors, with_poses
 from datamodules.dataset import SceneDataset
 from datamodules.depth import resize_depth
-from zoo.cameras.poses import invert_se3
+from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError
@@ -91,6 +94,132 @@ class WrongFocalLength(Perturbation):
         geometry.K_normalized = scene.geometry.K_normalized.clone()
         geometry.K_normalized[:, [0, 1], [0, 1]] *= 1 + self.relative_error
         return replace(scene, geometry=geometry)
+
+
+class CameraErrors(Perturbation):
+    """State wrong poses, or none, for the views of a scene. Subclasses define `change`.
+
+    The errors depend on the scene's name and on `seed` alone, so that all models and settings are tested with the same
+    ones. The two frames of a view have the same error. Scenes without cameras are unchanged. Oracles answer from the
+    same wrong poses, so that their scores show what must be lost, see `callbacks.baselines`.
+
+    Args:
+        seed: Seed of the errors.
+    """
+
+    requires_cameras = True
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def __call__(self, scene: LoadedScene, read_other: Callable[[], LoadedScene]) -> LoadedScene:
+        if scene.geometry is None or not scene.geometry.has_cameras:
+            return scene
+        return with_poses(scene, self.poses(scene.name, told_poses(scene)))
+
+    def poses(self, scene: str, world_to_camera: Float64[Tensor, "S 4 4"]) -> Float64[Tensor, "S 4 4"]:
+        """Return the wrong poses of a scene, NaN for a frame without a camera.
+
+        Args:
+            scene: Name of the scene.
+            world_to_camera: True poses, two per view. NaN for a frame without a camera.
+        """
+        seed = random.Random(f"{self.seed}/{scene}").getrandbits(32)
+        return self.change(world_to_camera, torch.Generator().manual_seed(seed))
+
+    @abstractmethod
+    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
+        """Return the wrong poses, see `poses`.
+
+        Args:
+            world_to_camera: True poses, two per view. NaN for a frame without a camera.
+            draws: Random generator.
+        """
+
+
+class NoisyCameras(CameraErrors):
+    """Turn each view's camera about its center, about a random axis, and move it in a random direction.
+
+    Args:
+        degrees: Angle by which a camera turns.
+        translation: Distance by which a camera moves, relative to the mean distance between the cameras of two views.
+            0.5 is 50 %.
+        seed: Seed of the errors.
+
+    Raises:
+        InputError: An error is negative, or both are zero.
+    """
+
+    def __init__(self, degrees: float = 0.0, translation: float = 0.0, seed: int = 0) -> None:
+        super().__init__(seed)
+        check_errors("--data.perturbation", degrees, translation)
+        self.degrees, self.translation = degrees, translation
+
+    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
+        return with_errors(world_to_camera, self.degrees, self.translation, draws)
+
+
+class DriftingCameras(NoisyCameras):
+    """Accumulate errors along the path, as odometry does. The first view with a camera is correct.
+
+    Args:
+        degrees: Angle of the error in the step from one view to the next.
+        translation: Length of the error in this step, relative to the mean distance between the cameras of two views.
+        seed: Seed of the errors.
+
+    Raises:
+        InputError: An error is negative, or both are zero.
+    """
+
+    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
+        return with_errors(world_to_camera, self.degrees, self.translation, draws, accumulate=True)
+
+
+class ScaledCameras(CameraErrors):
+    """Multiply all translations by a factor, as if the cameras were in another unit. Depth keeps its unit.
+
+    Args:
+        factor: The factor.
+
+    Raises:
+        InputError: The factor is not positive.
+    """
+
+    def __init__(self, factor: float = 2.0) -> None:
+        super().__init__()
+        if not factor > 0:
+            raise InputError(f"--data.perturbation.factor {factor}: a positive factor of all translations")
+        self.factor = factor
+
+    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
+        return rigid_matrix(world_to_camera[:, :3, :3], self.factor * world_to_camera[:, :3, 3])
+
+
+class MissingCameras(CameraErrors):
+    """Remove the cameras of some views, drawn at random. With a larger number, the same views and others lose theirs.
+
+    Args:
+        views: Number of views that lose their camera.
+        seed: Seed of the draw.
+
+    Raises:
+        InputError: The number is not positive, or no view of a scene keeps its camera.
+    """
+
+    def __init__(self, views: int = 1, seed: int = 0) -> None:
+        super().__init__(seed)
+        if views < 1:
+            raise InputError(f"--data.perturbation.views {views}: at least 1 view loses its camera")
+        self.views = views
+
+    def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
+        poses = [*world_to_camera.split(TEMPORAL_PATCH_SIZE)]
+        known = [view for view, own in enumerate(poses) if own.isfinite().all((1, 2)).any()]
+        if self.views >= len(known):
+            raise InputError(f"--data.perturbation.views {self.views}: a scene has {len(known)} views with a camera")
+        for drawn in torch.randperm(len(known), generator=draws)[: self.views].tolist():
+            poses[known[drawn]] = torch.full_like(poses[known[drawn]], torch.nan)
+        return torch.cat(poses)
 
 
 class LongerFocalLength(Perturbation):

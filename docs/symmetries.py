@@ -37,7 +37,7 @@ from zoo.encodings.rayrope import RayRoPE
 from zoo.encodings.rotary import Choice, PointRoPE, PoseAxis, PoseIndex, ValueRoPE
 from zoo.encodings.testing import hybrid_layout
 from zoo.encodings.urope import URoPE
-from zoo.encodings.view_mixers import RayAttention, RayEmbedding, ViewAttention
+from zoo.encodings.view_mixers import PoseEmbedding, RayAttention, RayEmbedding, ViewAttention
 from zoo.sequences.time_index import PathLengthIndex, PoseDistanceIndex
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "encodings.md"
@@ -165,6 +165,9 @@ VIEW_MIXERS: dict[str, Callable[[int], ViewMixer]] = {
     "RayEmbedding": lambda width: RayEmbedding(width),
     "RayEmbedding, no reference": lambda width: RayEmbedding(width, reference=None),
     "RayEmbedding, directions": lambda width: RayEmbedding(width, "directions"),
+    "PoseEmbedding": lambda width: PoseEmbedding(width),
+    "PoseEmbedding, no intrinsics": lambda width: PoseEmbedding(width, intrinsics=False),
+    "PoseEmbedding, no reference": lambda width: PoseEmbedding(width, reference=None),
 }
 
 HEADINGS = {

@@ -30,7 +30,7 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, capsy
         *("--model.backbone.key_value_heads", "1", "--model.backbone.vision_hidden_size", "32"),
         *("--data.num_frames", "4", "--trainer.accelerator", "cpu"),
         *("--gallery.scenes", "0"),  # drawing takes a second
-        *("--config", str(tmp_path / "small_vggt.yaml")),
+        *("--config", "data_rooms.yaml", "--config", str(tmp_path / "small_vggt.yaml")),
     ]
     random = {"class_path": "TinyVGGT", "init_args": {"path": None, "embed_dim": 16, "depth": 4, "num_heads": 2}}
     (tmp_path / "small_vggt.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"geometry": random}}}))

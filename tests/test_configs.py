@@ -237,7 +237,12 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
 @pytest.mark.parametrize(
     ("names", "recipe"),
     [
-        (("prope.yaml",), "recipe_tiny"),
+        (("qwen25_vl.yaml",), "recipe_tiny"),
+        (("prope.yaml",), "recipe_turn"),
+        (("prope.yaml", "data_rooms.yaml"), "recipe_tiny"),
+        (("prope.yaml", "data_panels.yaml"), "recipe_tiny"),
+        (("qwen25_vl.yaml", "data_turn.yaml"), "recipe_turn"),
+        (("prope.yaml", "scale_tiny_qwen3.yaml"), "recipe_tiny_qwen3"),
         (("qwen3_vl.yaml",), "recipe_tiny_qwen3"),
         (("prope.yaml", "scale_3b.yaml"), "recipe_full"),
         (("scale_7b.yaml",), "recipe_lora"),
@@ -250,6 +255,30 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
 def test_a_scale_names_its_default_recipe(names: tuple[str, ...], recipe: str) -> None:
     below = defaults_below([read_config(find_config(name)) for name in names])
     assert [path.stem for path in CONFIGS.glob("recipe_*.yaml") if read_config(path) in below] == [recipe]
+
+
+def test_a_model_names_its_default_data_which_a_source_replaces(tmp_path: Path) -> None:
+    def settings(*names: str) -> dict[str, Any]:
+        return flatten(merge_configs(names).settings)
+
+    default = settings("prope.yaml")
+    assert default["data.source.task"] == "PanelTurn" and default["data.source.scenes"][0] == 1600
+    assert (default["data.num_frames"], default["data.batch_size"], default["trainer.max_steps"]) == (16, 8, 300)
+    (tmp_path / "frames.yaml").write_text("data: {init_args: {num_frames: 8}}")  # names no source
+    fewer = settings("prope.yaml", str(tmp_path / "frames.yaml"))
+    assert fewer == {**default, "data.num_frames": 8}
+    (tmp_path / "all.yaml").write_text("configs: [prope.yaml, data_rooms.yaml]")
+    for names in (("prope.yaml", "data_rooms.yaml"), ("data_rooms.yaml", "prope.yaml"), (str(tmp_path / "all.yaml"),)):
+        rooms = settings(*names)
+        assert rooms["data.source.class_path"] == "Rooms" and "data.source.task" not in rooms
+        assert (rooms["data.num_frames"], rooms["data.batch_size"], rooms["trainer.max_steps"]) == (24, 32, 360)
+    (tmp_path / "short.yaml").write_text("data: {init_args: {source: Rooms}}")
+    assert settings("prope.yaml", str(tmp_path / "short.yaml"))["data.source.class_path"] == "Rooms"
+    full = settings("prope.yaml", "scale_3b.yaml")  # the scale's recipe
+    assert full["trainer.max_steps"] == 5000 and full["data.source.task"] == "PanelTurn"
+    (tmp_path / "absent.yaml").write_text("configs: [prope.yaml]\ndefault_data: data_absent.yaml")
+    with pytest.raises(InputError, match="absent.yaml: no config data_absent.yaml"):
+        settings(str(tmp_path / "absent.yaml"))
 
 
 def test_given_recipes_strategies_and_own_settings_win(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from zoo.weights.saved_models import LAST_CHECKPOINT
 
 REPOSITORY = Path(main.__file__).parent
 SMALL = [
+    *("--config", "data_rooms.yaml"),
     *("--data.source.scenes", "[6,2,3]", "--data.question_types", "null", "--data.num_frames", "4"),
     *("--data.batch_size", "2", "--model.backbone.layers", "2", "--model.backbone.hidden_size", "64"),
     *("--model.backbone.heads", "2", "--model.backbone.key_value_heads", "1", "--trainer.accelerator", "cpu"),

@@ -20,9 +20,9 @@ __getattr__, __all__ = lazy_exports(
             *("GTA", "AlternateAxes", "CaPE", "CameraEncoding", "ChannelPlacement", "ChannelRange", "Compose"),
             *("DeltaNetLayers", "ExtraChannels", "FrequencyRange", "HeadSubset", "HighFrequencies", "LayerSubset"),
             *("LearnedStrength", "LowFrequencies"),
-            *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseIndex", "RayAttention", "RayEmbedding"),
-            *("RayEncoding", "RayRoPE", "TemporalSection", "URoPE", "UnrotatedChannels", "ValueRoPE", "ViewAttention"),
-            "ViewMixer",
+            *("PRoPE", "Placement", "PointRoPE", "PoseALiBi", "PoseAxis", "PoseEmbedding", "PoseIndex"),
+            *("RayAttention", "RayEmbedding", "RayEncoding", "RayRoPE", "TemporalSection", "URoPE"),
+            *("UnrotatedChannels", "ValueRoPE", "ViewAttention", "ViewMixer"),
         ],
         "errors": ["InputError"],
         "fusions": [

@@ -77,7 +77,7 @@ class SpatialVLM(Configurable, nn.Module):
         fusion: Builds the fusion of 2D and 3D tokens from the widths of the decoder and of the geometry encoder. null
             uses the 2D tokens alone.
         view_mixer: Builds the branch that adds camera information to the 2D tokens before the fusion (`ViewAttention`,
-            `RayEmbedding`). It has no effect before training.
+            `RayEmbedding`, `PoseEmbedding`). It has no effect before training.
         camera_encoding: Camera encoding in the decoder's attention. null keeps the original attention.
         camera_source: Which cameras the encoding and the view mixer use. `dataset`: the dataset's cameras. `predicted`:
             the geometry encoder's predictions, usually in a unit of their own. `auto`: the dataset's cameras where a

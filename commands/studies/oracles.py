@@ -15,11 +15,12 @@ from callbacks.baselines import MOST_SCENES, constant_baseline, evenly, oracle_s
 from commands.parser import build, command_parser, parse
 from commands.studies.results import Questions, Result, Results, rounded_scores
 from commands.studies.study_file import Options, as_words
+from datamodules.perturbations import CameraErrors, Perturbation
 from datamodules.sources import PanelRooms
-from datamodules.sources.base import Split
+from datamodules.sources.base import ChangePoses, Split
 from zoo.files.atomic_io import json_lines, write_whole
 
-SOURCE = "data.source"
+SOURCE, PERTURBATION = "data.source", "data.perturbation"
 Scores = dict[str, dict[str, float]]  # of each baseline by measure
 
 
@@ -35,7 +36,7 @@ def add_oracles(results: Results) -> Iterator[str]:
     found: dict[tuple[str, str], Scores] = {}
     for number, result in enumerate(results.own):
         every = {**result.options, **result.test_options}
-        options = {name: value for name, value in every.items() if name.startswith(SOURCE)}
+        options = {name: value for name, value in every.items() if name.startswith((SOURCE, PERTURBATION))}
         key = json.dumps(options), result.questions
         if key not in found:
             found[key] = _score(options, results.questions[result.questions])
@@ -54,9 +55,9 @@ def _score(options: Options, questions: Questions) -> Scores:
     """Return the scores of the oracles and of the best constant, for questions about panel rooms. Otherwise {}."""
     if str(options.get(f"{SOURCE}.class_path")).rpartition(".")[2] != PanelRooms.__name__:
         return {}
-    source = _build(options)
+    source, change_poses = _build(options)
     training = [source.drawn_oracles("train", index) for index in evenly(range(source.counts["train"]), MOST_SCENES)]
-    tested = [source.drawn_oracles(*_place(scene)) for scene in dict.fromkeys(questions.scenes)]
+    tested = [source.drawn_oracles(*_place(scene), change_poses) for scene in dict.fromkeys(questions.scenes)]
     asked, shown = (
         [(scene, question) for scene, _ in rows for question in scene.questions] for rows in (training, tested)
     )
@@ -67,14 +68,15 @@ def _score(options: Options, questions: Questions) -> Scores:
     return {name: rounded_scores(each) for name, each in scores.items()}
 
 
-def _build(options: Options) -> PanelRooms:
-    """Build the rooms that the options describe."""
+def _build(options: Options) -> tuple[PanelRooms, ChangePoses | None]:
+    """Build the rooms that the options describe, and what makes the wrong poses of a test with camera errors."""
     parser = command_parser("study", None)
     parser.add_argument(f"--{SOURCE}", type=PanelRooms)
+    parser.add_argument(f"--{PERTURBATION}", type=Perturbation | None, default=None)
     names = {name.removesuffix(".class_path"): value for name, value in options.items()}
     ordered = dict(sorted(names.items(), key=lambda pair: pair[0].count(".")))  # a class comes before its options
-    source: PanelRooms = build(parser, parse(parser, as_words(ordered))).data.source
-    return source
+    data = build(parser, parse(parser, as_words(ordered))).data
+    return data.source, data.perturbation.poses if isinstance(data.perturbation, CameraErrors) else None
 
 
 def _place(scene: str) -> tuple[Split, int]:

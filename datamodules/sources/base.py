@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.scenes import Question, Scene, select_questions
@@ -27,6 +29,8 @@ Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 ORACLE = "oracle: "  # begins the name of an oracle that lacks something, such as the pixel
 POSSIBLE = "possible: "  # begins the name of an oracle that lacks nothing
+Poses = Float64[Tensor, "S 4 4"]  # world-to-camera, NaN for a frame without a camera
+ChangePoses = Callable[[str, Poses], Poses]  # (name of a scene, its true poses) -> the poses that a model is given
 Missing = dict[str, Counter[str]]  # number of questions by scene and type
 
 
@@ -92,11 +96,15 @@ class SceneSource(Configurable, ABC):
             ValueError: The split is malformed.
         """
 
-    def oracles(self, scene: Scene) -> Mapping[str, Sequence[float]]:
+    def oracles(self, scene: Scene, change_poses: ChangePoses | None = None) -> Mapping[str, Sequence[float]]:
         """Return what each oracle knows about a scene, by its name; by default there are none.
 
         The name begins with `ORACLE` for knowledge that should not suffice for an answer, and with `POSSIBLE` for
-        knowledge that should.
+        knowledge that should. A number that an oracle lacks, because a view has no camera, is NaN.
+
+        Args:
+            scene: The scene.
+            change_poses: Makes the poses from which the oracles answer, such as `CameraErrors.poses`. None keeps them.
 
         Raises:
             OSError: A file of the scene is missing.

@@ -249,7 +249,8 @@ def test_options_are_read_as_they_are_written(printed: Printed) -> None:
         **dict.fromkeys(NULLS, "null"),
     }
     words = [word for name, value in given.items() for word in (f"--{name}", value)]
-    found = printed("--config", "prope.yaml", "--data.num_frames=4", "--data.num_frames", "6", *words)
+    configs = ("--config", "prope.yaml", "--config", "data_rooms.yaml")
+    found = printed(*configs, "--data.num_frames=4", "--data.num_frames", "6", *words)
     expected = {
         "data.prompt_prefix": given["data.prompt_prefix"],
         "model.fusion.class_path": "zoo.AddFusion",

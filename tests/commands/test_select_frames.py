@@ -46,7 +46,8 @@ def test_one_file_per_scene_and_an_interrupted_command_resumes(run) -> None:
     one, two, _ = sorted(Path(folder).glob("*/*/selected_frames.json"))
     one.unlink()
     two.write_text(two.read_text()[:30])  # cut short
-    assert "2 made, 1 kept" in run("--config", "prope.yaml", *SPACE_AWARE)  # the config of a run serves as well
+    configs = ("--config", "prope.yaml", "--config", "data_rooms.yaml")  # the config of a run serves as well
+    assert "2 made, 1 kept" in run(*configs, *SPACE_AWARE)
     assert chosen(folder) == first
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from callbacks.baselines import constant_baseline
+from commands.studies.oracles import add_oracles
 from commands.studies.results import Questions, Result, Results, rounded_scores
 from commands.studies.study_file import read_study
 from commands.study import study
@@ -76,6 +77,19 @@ def test_results_keep_everything_else_and_the_table_says_which_settings_are_abov
     written = results.path.read_bytes()
     study(["studies/turns.yaml", "--oracles"])
     assert results.path.read_bytes() == written
+
+
+def test_a_test_with_camera_errors_gets_oracles_that_answer_from_its_wrong_cameras(results: Results) -> None:
+    other, wrong = ({"data.perturbation": name} for name in ("OtherCameras", "NoisyCameras"))
+    wrong["data.perturbation.degrees"] = "60"
+    results.own += [
+        replace(results.own[0], test=name, test_options=each) for name, each in zip("ab", (other, wrong), strict=True)
+    ]
+    assert all("possible" in remark for remark in add_oracles(results))
+    true, _, same, noisy = (each.baselines for each in results.own)
+    possible = f"{POSSIBLE}pose and pixel"
+    assert same == true and noisy["constant"] == true["constant"]
+    assert noisy[possible]["panel_turn"] < true[possible]["panel_turn"] - 0.1
 
 
 def test_rooms_that_have_changed_since_get_no_oracles(

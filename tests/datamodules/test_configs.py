@@ -19,6 +19,7 @@ SOURCES = {
     "data_real_rooms": "RealRooms",
     "data_revsi": "ReVSI",
     "data_rooms": "Rooms",
+    "data_turn": "PanelRooms",
     "data_scanqa": "ScanQA",
     "data_sqa3d": "SQA3D",
     "data_vsibench": "VSIBench",

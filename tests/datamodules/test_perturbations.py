@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,15 +16,21 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from datamodules import (
+    CameraErrors,
+    DriftingCameras,
     FramesAtOtherCenters,
     FramesOnOtherCameras,
     LongerFocalLength,
+    MissingCameras,
+    NoisyCameras,
     OtherCameras,
     OtherGeometry,
     PixelBounds,
+    RandomCameraErrors,
     RandomFocalLength,
     ReversedFrames,
     Rooms,
+    ScaledCameras,
     ShuffledFrameNumbers,
     ShuffledFrames,
     UniformSampler,
@@ -35,6 +44,7 @@ from datamodules.perturbations import Perturbation, PerturbedScenes
 from datamodules.question_sampler import TrainingItem
 from tests.conftest import ROOMS
 from tests.tiny import tiny_batch, tiny_model, tiny_scene
+from zoo.cameras.poses import pose_distance
 from zoo.cameras.rays import patch_directions
 from zoo.cameras.scene_geometry import Window
 from zoo.errors import InputError
@@ -51,6 +61,10 @@ PERTURBATIONS: dict[str, tuple[Perturbation, set[str]]] = {
     "frames on other cameras": (FramesOnOtherCameras(), {"frames", "depth"}),
     "frames at other centers": (FramesAtOtherCenters(), {"frames", "depth", "world_to_camera"}),
     "intrinsics": (WrongFocalLength(0.2), {"K_normalized"}),
+    "noise": (NoisyCameras(degrees=5.0, translation=0.1), {"world_to_camera"}),
+    "drift": (DriftingCameras(degrees=5.0), {"world_to_camera"}),
+    "scale": (ScaledCameras(0.5), {"world_to_camera"}),
+    "missing cameras": (MissingCameras(2), {"world_to_camera", "has_camera"}),
     "field of view": (LongerFocalLength(1.4), {"K_normalized", "frames", "depth"}),
     "shuffled": (ShuffledFrames(), {"world_to_camera", "depth", "frames", "frame_indices"}),
     "reversed": (ReversedFrames(), {"world_to_camera", "depth", "frames", "frame_indices"}),
@@ -62,6 +76,8 @@ PERTURBATIONS: dict[str, tuple[Perturbation, set[str]]] = {
 
 def content(loaded: LoadedScene) -> dict[str, Tensor]:
     geometry = loaded.geometry or SceneGeometry()
+    if geometry.has_cameras:
+        geometry = SceneGeometry(**{**geometry.present(), "has_camera": geometry.cameras()[2]})
     return {
         **geometry.present(),
         "frames": loaded.frames,
@@ -116,6 +132,142 @@ def test_frames_at_other_centers_look_in_the_same_directions() -> None:
     assert found[:, :3, :3].equal(given[order, :3, :3]) and not found[:, :3, :3].equal(given[:, :3, :3])
     centers = [torch.linalg.inv(poses)[:, :3, 3] for poses in (given, found)]
     assert torch.allclose(*centers, atol=1e-5)
+
+
+# ---- errors of poses -------------------------------------------------------------------------------------------------
+
+EXACT = 1e-4  # of float32 poses
+
+
+def poses_of(loaded: LoadedScene) -> Tensor:
+    assert loaded.geometry is not None and loaded.geometry.world_to_camera is not None
+    return loaded.geometry.world_to_camera
+
+
+def errors_of(before: LoadedScene, after: LoadedScene) -> tuple[Tensor, Tensor]:
+    """The angle in degrees by which each camera has turned, and the share of the mean distance by which it moved."""
+    angles, moves = pose_distance(poses_of(before).double(), poses_of(after).double())
+    views = poses_of(before)[::2].double()
+    distances = [pose_distance(views[i], views[j])[1] for i, j in combinations(range(len(views)), 2)]
+    return angles.rad2deg(), moves / torch.stack(distances).mean()
+
+
+@pytest.mark.parametrize(("degrees", "translation"), [(20.0, 0.0), (0.0, 0.5), (3.0, 0.2)])
+def test_each_view_has_an_error_of_the_given_size_in_its_own_direction(degrees: float, translation: float) -> None:
+    found = NoisyCameras(degrees, translation)(A, lambda: B)
+    angles, moves = errors_of(A, found)
+    torch.testing.assert_close(angles, torch.full_like(angles, degrees), rtol=0, atol=0.05)
+    torch.testing.assert_close(moves, torch.full_like(moves, translation), rtol=0, atol=EXACT)
+    own = poses_of(found) @ torch.linalg.inv(poses_of(A))
+    first, second = own[::2], own[1::2]
+    assert torch.allclose(first, second, atol=EXACT)  # the frames of a view
+    assert all((first[i] - first[j]).abs().max() > 1e-2 for i, j in combinations(range(len(first)), 2))
+    assert not found.has_true_cameras
+
+
+def test_drift_is_the_sum_of_steps_of_the_given_size() -> None:
+    long = tiny_scene("long", steps=12)
+    found = DriftingCameras(degrees=3.0, translation=0.1)(long, lambda: B)
+    angles, moves = errors_of(long, found)
+    assert angles[:2].max() < 0.05 and moves[:2].max() < EXACT  # the first view is correct
+    before, after = (poses_of(each).double() for each in (long, found))
+    steps = [poses[2::2] @ torch.linalg.inv(poses[:-2:2]) for poses in (before, after)]
+    turned, _ = pose_distance(*steps)
+    torch.testing.assert_close(turned.rad2deg(), torch.full_like(turned, 3.0), rtol=0, atol=0.05)
+    pairs = [poses[1::2] @ torch.linalg.inv(poses[::2]) for poses in (before, after)]
+    assert torch.allclose(*pairs, atol=EXACT)  # a view moves as a whole
+    grown = [DriftingCameras(3.0, seed=seed)(long, lambda: B) for seed in range(20)]
+    ends = torch.stack([errors_of(long, each)[0] for each in grown]).mean(0)
+    assert ends[-1] > 2 * ends[2] and ends[2] == pytest.approx(3, abs=0.05)
+    noisy = errors_of(long, NoisyCameras(3.0)(long, lambda: B))[0]  # the control: independent errors do not grow
+    assert noisy[-1] == pytest.approx(3, abs=0.05)
+
+
+def test_scale_multiplies_all_distances_and_turns_nothing() -> None:
+    found = ScaledCameras(0.5)(A, lambda: B)
+    before, after = (pose_distance(poses_of(each)[:1], poses_of(each)) for each in (A, found))
+    assert torch.allclose(after[1], before[1] / 2, atol=EXACT) and torch.allclose(after[0], before[0], atol=EXACT)
+    assert before[1].max() > 0.1
+
+
+def test_more_missing_cameras_contain_the_fewer() -> None:
+    missing = []
+    for count in (1, 2, 3):
+        geometry = MissingCameras(count)(A, lambda: B).geometry
+        gone = ~geometry.has_camera
+        assert gone.sum() == 2 * count and gone[::2].equal(gone[1::2])
+        assert geometry.world_to_camera[~gone].equal(poses_of(A)[~gone])
+        missing.append(set(gone.nonzero().flatten().tolist()))
+    assert missing[0] < missing[1] < missing[2]
+    with pytest.raises(InputError, match="views 4: a scene has 4 views with a camera"):
+        MissingCameras(4)(A, lambda: B)
+
+
+@pytest.mark.parametrize("kind", [partial(NoisyCameras, 5.0, 0.1), partial(DriftingCameras, 5.0, 0.1), MissingCameras])
+def test_errors_depend_on_the_scene_and_the_seed_alone(kind: Any) -> None:
+    perturbation = kind(seed=1)
+    found = content(perturbation(A, lambda: B))
+    torch.rand(3)
+    assert all(value.equal(found[name]) for name, value in content(perturbation(A, lambda: A)).items())
+    others = [poses_of(kind(seed=seed)(A, lambda: B)) for seed in range(8)]
+    others += [poses_of(perturbation(replace(A, name=f"a/{n}"), lambda: B)) for n in range(8)]
+    assert sum(not each.equal(found["world_to_camera"]) for each in others) >= 8
+
+
+def test_views_without_a_camera_keep_none() -> None:
+    gaps = replace(A, geometry=copy(A.geometry))
+    gaps.geometry.has_camera = torch.arange(8) >= 3  # the first view, and the first frame of the second
+    for perturbation in (NoisyCameras(5.0, 0.1), DriftingCameras(5.0, 0.1), ScaledCameras()):
+        geometry = perturbation(gaps, lambda: B).geometry
+        assert geometry.has_camera.equal(gaps.geometry.has_camera)
+        assert geometry.world_to_camera[:3].equal(torch.eye(4).repeat(3, 1, 1))
+        assert geometry.world_to_camera.isfinite().all()
+    without = replace(A, geometry=None)
+    assert NoisyCameras(5.0)(without, lambda: B) is without and RandomCameraErrors(5.0)(without) is without
+
+
+def test_errors_that_do_nothing_or_are_negative_are_refused() -> None:
+    for kind in (NoisyCameras, DriftingCameras, RandomCameraErrors):
+        with pytest.raises(InputError, match="degrees 0.0 and translation 0.0, give a positive number"):
+            kind()
+        with pytest.raises(InputError, match="degrees -1"):
+            kind(degrees=-1.0)
+    with pytest.raises(InputError, match="perturbation.factor 0"):
+        ScaledCameras(0.0)
+    with pytest.raises(InputError, match="perturbation.views 0"):
+        MissingCameras(0)
+
+
+def test_a_model_answers_from_the_wrong_cameras() -> None:
+    task = tiny_model("prope.yaml")
+    errors: tuple[CameraErrors, ...] = (NoisyCameras(10.0), DriftingCameras(10.0), ScaledCameras(), MissingCameras())
+
+    def tokens(loaded: LoadedScene) -> Tensor:
+        with torch.no_grad():
+            (encoded,) = task.model.encode_scenes(tiny_batch(task, loaded))
+        return encoded.visual.tokens
+
+    assert all((tokens(each(A, lambda: B)) - tokens(A)).abs().max() > 1e-4 for each in errors)
+
+
+def test_training_draws_new_errors_for_each_sample() -> None:
+    augmentation = RandomCameraErrors(degrees=20.0, translation=0.4)
+    sizes = []
+    for draw in range(200):
+        found = augmentation(replace(A, draw=draw))
+        angles, moves = errors_of(A, found)
+        assert angles.max() - angles.min() < 0.05 and moves.max() - moves.min() < EXACT  # one size for all views
+        sizes.append((angles[0], moves[0]))
+        assert not found.has_true_cameras and found.frames is A.frames and found.geometry.depth is A.geometry.depth
+    degrees, shares = torch.tensor(sizes).T
+    assert degrees.max() < 20.1 and shares.max() < 0.401
+    assert degrees.mean() == pytest.approx(10, abs=1.5) and shares.mean() == pytest.approx(0.2, abs=0.03)
+    again = augmentation(replace(A, draw=3))
+    assert poses_of(again).equal(poses_of(augmentation(replace(A, draw=3))))
+    assert not poses_of(again).equal(poses_of(augmentation(replace(A, draw=4))))
+
+
+# ---- 3D tokens -------------------------------------------------------------------------------------------------------
 
 
 def test_3d_tokens_of_another_scene_are_those_that_it_would_have() -> None:

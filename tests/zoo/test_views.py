@@ -26,7 +26,7 @@ from zoo import (
     PRoPE,
     PRoPEMLLM,
 )
-from zoo.encodings import GTA, CaPE, EncodedCameras, RayAttention, RayEmbedding, ViewAttention
+from zoo.encodings import GTA, CaPE, EncodedCameras, PoseEmbedding, RayAttention, RayEmbedding, ViewAttention
 from zoo.tasks import VideoQATask
 
 GEOMETRY: dict[str, Any] = {"geometry": lambda: DatasetGeometry(depth=False)}
@@ -41,6 +41,7 @@ VIEWS: dict[str, Callable[[int], nn.Module]] = {
     "GTA": lambda width: ViewAttention(width, 16, GTA(apply_to="vo")),
     "CaPE": lambda width: ViewAttention(width, 16, CaPE()),
     "rays": RayEmbedding,
+    "poses": PoseEmbedding,
     "RayRoPE": RayAttention,
 }
 
@@ -134,7 +135,7 @@ def test_two_videos_of_one_sequence_have_their_own_cameras() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("views", ["PRoPE", "rays", "RayRoPE"])
+@pytest.mark.parametrize("views", ["PRoPE", "rays", "poses", "RayRoPE"])
 def test_scenes_of_one_grid_are_encoded_together_as_if_alone(views: str) -> None:
     """Two scenes of one grid, one of which has a view without a camera, and a scene of another grid."""
     ours = woken(model(VIEWS[views]))

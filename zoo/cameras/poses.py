@@ -143,6 +143,24 @@ def so3_log(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     return torch.where(cosine[..., None] > 0, near, sign * angle * axis)
 
 
+def so3_exp(omega: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """Compute the rotation exp([omega]x) about omega by |omega| radians, in float64. It is the identity for zeros.
+
+    Example:
+        >>> import torch
+        >>> so3_exp(torch.tensor([0.0, 0.0, 0.1]))[0].round(decimals=3).tolist()
+        [0.995, -0.1, 0.0]
+    """
+    omega = omega.double()
+    angle = omega.norm(dim=-1)[..., None, None]
+    x, y, z = omega.unbind(-1)
+    zero = torch.zeros_like(x)
+    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
+    sine = torch.sinc(angle / torch.pi)  # sin(angle) / angle, 1 at 0
+    versine = torch.sinc(angle / (2 * torch.pi)).square() / 2  # (1 - cos(angle)) / angle^2
+    return torch.eye(3, dtype=omega.dtype, device=omega.device) + sine * cross + versine * (cross @ cross)
+
+
 def se3_log(M: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 6"]:
     """Compute the twist (omega, u) with M = exp([[[omega]x, u], [0, 0]]) and |omega| <= pi, in float64."""
     M = M.double()
@@ -169,14 +187,7 @@ def rotation_power(R: Float[Tensor, "*#batch 3 3"], exponent: Float[Tensor, "*#b
         >>> rotation_power(quarter, torch.tensor(2.0))[:2, :2].round(decimals=6).tolist()
         [[-1.0, -0.0], [0.0, -1.0]]
     """
-    omega = exponent.double()[..., None] * so3_log(R)
-    angle = omega.norm(dim=-1)[..., None, None]
-    x, y, z = omega.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack((zero, -z, y, z, zero, -x, -y, x, zero), -1).unflatten(-1, (3, 3))
-    sine = torch.sinc(angle / torch.pi)  # sin(angle) / angle, 1 at 0
-    versine = torch.sinc(angle / (2 * torch.pi)).square() / 2  # (1 - cos(angle)) / angle^2
-    return torch.eye(3, dtype=omega.dtype, device=omega.device) + sine * cross + versine * (cross @ cross)
+    return so3_exp(exponent.double()[..., None] * so3_log(R))
 
 
 def rotation_parts(R: Float[Tensor, "*batch 3 3"]) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch 3"]]:

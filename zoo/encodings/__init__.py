@@ -23,4 +23,4 @@ from zoo.encodings.prope import GTA, CaPE, MatrixEncoding, PRoPE, RayEncoding, p
 from zoo.encodings.rayrope import RayRoPE, rayrope_attention
 from zoo.encodings.rotary import PointRoPE, PoseAxis, PoseIndex, ValueRoPE
 from zoo.encodings.urope import URoPE, urope_attention
-from zoo.encodings.view_mixers import RayAttention, RayEmbedding, ViewAttention, prope_attention
+from zoo.encodings.view_mixers import PoseEmbedding, RayAttention, RayEmbedding, ViewAttention, prope_attention

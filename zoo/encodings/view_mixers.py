@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.cameras import Cameras, ReferenceView, normalize_intrinsics
 from zoo.cameras.cameras import camera_runs
-from zoo.cameras.poses import invert_se3
+from zoo.cameras.poses import invert_se3, so3_log
 from zoo.cameras.rays import grid_centers, patch_directions, plucker
 from zoo.encodings.base import DecoderLayout, Grid, HasCamera, HeadLayout, ViewMixer, ViewSymmetries
 from zoo.encodings.per_view import PerViewEncoding
@@ -23,7 +23,7 @@ from zoo.encodings.rayrope import RayRoPE
 from zoo.errors import InputError, check_choice
 from zoo.precision import highest_matmul_precision
 
-# ---- Rays as an additive embedding -----------------------------------------------------------------------------------
+# ---- Rays or poses as an additive embedding --------------------------------------------------------------------------
 
 Rays = Literal["plucker", "directions"]
 
@@ -44,10 +44,7 @@ class RayEmbedding(ViewMixer):
         super().__init__()
         check_choice("rays", rays, Rays)
         self.rays, self.reference = rays, reference
-        first, last = nn.Linear(6 if rays == "plucker" else 3, width), nn.Linear(width, width)
-        self.embed = nn.Sequential(first, nn.GELU(), last)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        self.embed = embedding(6 if rays == "plucker" else 3, width)
 
     @property
     def symmetries(self) -> ViewSymmetries:
@@ -58,10 +55,8 @@ class RayEmbedding(ViewMixer):
         self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
     ) -> Float[Tensor, "N D"]:
         """Add the embedding of the rays, see `ViewMixer.forward`."""
-        steps, rows, columns = (int(side) for side in grid)
-        if has_camera is not None:  # the reference must be a view with a camera
-            views = torch.arange(steps, device=has_camera.device)
-            cameras = cameras.with_token_runs(views.where(has_camera, -1), None)
+        _, rows, columns = (int(side) for side in grid)
+        cameras = among_known(cameras, has_camera)
         rays = patch_directions(cameras.K_normalized.flatten(0, 1).double(), rows, columns)
         if self.rays == "plucker":
             poses = cameras.to(dtype=torch.float64).canonical(self.reference).world_to_camera
@@ -72,6 +67,60 @@ class RayEmbedding(ViewMixer):
         if has_camera is not None:
             embedding = embedding * has_camera.flatten()[:, None, None, None]
         return tokens + embedding.flatten(0, 2).to(tokens.dtype)
+
+
+class PoseEmbedding(ViewMixer):
+    """x + MLP(pose), a learned embedding of each view's camera: the same for all 2D tokens of a view.
+
+    The MLP reads the rotation vector and the translation from the camera to the reference view, and with `intrinsics`
+    the logarithms of the focal lengths and the principal point. It has one hidden layer. Its last projection starts at
+    zero, so the untrained model is unchanged.
+
+    Args:
+        width: Width of the tokens and of the hidden layer.
+        intrinsics: Whether the MLP also reads the intrinsics.
+        reference: See `Cameras.reference_view`. null keeps the dataset's world frame.
+    """
+
+    def __init__(self, width: int, intrinsics: bool = True, reference: ReferenceView | None = "first") -> None:
+        super().__init__()
+        self.intrinsics, self.reference = intrinsics, reference
+        self.embed = embedding(10 if intrinsics else 6, width)
+
+    @property
+    def symmetries(self) -> ViewSymmetries:
+        return ViewSymmetries(False, self.reference is not None, scale=False, intrinsics=not self.intrinsics)
+
+    def forward(
+        self, tokens: Float[Tensor, "N D"], cameras: Cameras, grid: Grid, has_camera: HasCamera = None
+    ) -> Float[Tensor, "N D"]:
+        """Add the embedding of the poses, see `ViewMixer.forward`."""
+        _, rows, columns = (int(side) for side in grid)
+        cameras = among_known(cameras, has_camera).to(dtype=torch.float64).canonical(self.reference)
+        camera_to_reference, K = invert_se3(cameras.world_to_camera), cameras.K_normalized
+        numbers = [so3_log(camera_to_reference[..., :3, :3]), camera_to_reference[..., :3, 3]]
+        if self.intrinsics:
+            numbers += [K.diagonal(dim1=-2, dim2=-1)[..., :2].log(), K[..., :2, 2]]
+        added = self.embed(torch.cat(numbers, -1).to(next(self.parameters()).dtype))
+        if has_camera is not None:
+            added = added * has_camera[..., None]
+        return (tokens.unflatten(0, (-1, rows * columns)) + added.flatten(0, 1)[:, None].to(tokens.dtype)).flatten(0, 1)
+
+
+def embedding(inputs: int, width: int) -> nn.Sequential:
+    """Return an MLP with one hidden layer whose last projection is zero."""
+    first, last = nn.Linear(inputs, width), nn.Linear(width, width)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(first, nn.GELU(), last)
+
+
+def among_known(cameras: Cameras, has_camera: HasCamera) -> Cameras:
+    """Return cameras whose reference view is chosen among the views with a camera."""
+    if has_camera is None:
+        return cameras
+    views = torch.arange(has_camera.shape[1], device=has_camera.device)
+    return cameras.with_token_runs(views.where(has_camera, -1), None)
 
 
 # ---- Attention between views, in PRoPE's complete published layout (arXiv 2507.10496) --------------------------------

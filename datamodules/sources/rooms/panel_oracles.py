@@ -2,7 +2,8 @@
 
 An oracle answers by nearest neighbors or boosting on its numbers, see `callbacks.baselines`. Oracles whose names begin
 with `ORACLE` lack something that the task is meant to require. A score above all of them needs it. Oracles whose names
-begin with `POSSIBLE` know poses and pixels, so they show that the task can be solved.
+begin with `POSSIBLE` know poses and pixels, so they show that the task can be solved. In a test with camera errors, an
+oracle knows the wrong poses, or none, as a model does, and the true pixels.
 """
 
 from __future__ import annotations
@@ -33,17 +34,39 @@ Numbers = Sequence[float]
 Oracles = dict[str, Numbers]
 
 
+class RoomVideo(NamedTuple):
+    """What the frames of a video show, and what a model is told about their cameras.
+
+    Attributes:
+        camera_from_room: True poses from the room's frame (OpenCV axes, meters).
+        half_view: Tangent of half the field of view.
+        given_from_room: The poses that a model is given, NaN for a frame without a camera. None is the true ones.
+    """
+
+    camera_from_room: Float64[np.ndarray, "T 4 4"]
+    half_view: float
+    given_from_room: Float64[np.ndarray, "T 4 4"] | None = None
+
+    @property
+    def given(self) -> Float64[np.ndarray, "T 4 4"]:
+        """The poses from the room's frame that a model is given."""
+        return self.camera_from_room if self.given_from_room is None else self.given_from_room
+
+
 class Sight(NamedTuple):
     """Where a panel is in each frame of a video.
 
     Attributes:
-        start_from_camera: Poses relative to the first camera (OpenCV axes, meters).
+        start_from_camera: Given poses relative to the first given one (OpenCV axes, meters). NaN where none is given,
+            and in all frames without a pose of the start.
+        has_camera: Whether the pose of a frame is given.
         center: Panel's center in each camera's frame.
         size: Width and height of the panel.
         half_view: Tangent of half the field of view.
     """
 
     start_from_camera: Float64[np.ndarray, "T 4 4"]
+    has_camera: Bool[np.ndarray, " T"]
     center: Float64[np.ndarray, "T 3"]
     size: Float64[np.ndarray, " 2"]
     half_view: float
@@ -64,9 +87,16 @@ class Sight(NamedTuple):
         return np.argsort(np.where(self.is_seen, np.abs(self.pixel).max(1), np.inf), kind="stable")
 
     @property
+    def posed(self) -> Int[np.ndarray, " n"]:
+        """The frames that show the center and whose pose is given, the best first. Without any, those that show it."""
+        shown = self.ranked[: len(self.frames)]
+        known = shown[self.has_camera[shown]]
+        return known if len(known) else shown
+
+    @property
     def best(self) -> int:
-        """The frame that shows the center nearest to its middle."""
-        return int(self.ranked[0])
+        """The frame that shows the center nearest to its middle, among `posed`."""
+        return int(self.posed[0])
 
     @property
     def frames(self) -> Int[np.ndarray, " n"]:
@@ -86,10 +116,10 @@ class Sight(NamedTuple):
 
     def images(self) -> list[float]:
         """Describe the panel in the frames without their cameras: number, place, size, and spread, in half frames."""
-        place = self.pixel[self.frames] / self.half_view
-        apparent = self.size / self.half_view / max(SMALLEST, self.center[self.best, 2])
+        place, best = self.pixel[self.frames] / self.half_view, self.ranked[0]
+        apparent = self.size / self.half_view / max(SMALLEST, self.center[best, 2])
         spreads = [log(np.ptp(place[:, 0])), log(np.ptp(place[:, 1])), *place.std(0)]
-        return [float(len(place)), *self.pixel[self.best] / self.half_view, *place.mean(0), *np.log(apparent), *spreads]
+        return [float(len(place)), *self.pixel[best] / self.half_view, *place.mean(0), *np.log(apparent), *spreads]
 
     def ray(self, frame: int) -> Float64[np.ndarray, " 3"]:
         """Return the direction of the panel in the first camera's frame, of depth 1 in its own camera."""
@@ -101,26 +131,27 @@ class Sight(NamedTuple):
         return float(np.rad2deg(np.arctan2(-direction[0], direction[2])) % 360)
 
 
-def sight(
-    room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float, color: str = "red"
-) -> Sight:
+def sight(room: RoomScene, video: RoomVideo, color: str = "red", start_frames: int | None = None) -> Sight:
     """Return where the panel of a color is in each frame.
 
     Args:
         room: The room and its panels.
-        camera_from_room: Poses from the room's frame (OpenCV axes, meters).
-        half_view: Tangent of half the field of view.
+        video: The video. True poses decide where the panel is in a frame.
         color: Color of the panel.
+        start_frames: Number of frames at the start of the video, if the answer is about the start. None: of all frames.
     """
     (panel,) = (thing for thing in room.things if thing.category == f"{color} panel")
+    camera_from_room, given = video.camera_from_room, video.given
     places = np.tile(panel.center, (len(camera_from_room), 1))
     if panel.track:
         places[:, :2] = np.array(panel.track)[:, :2]
     center = np.einsum("tij,tj->ti", camera_from_room[:, :3, :3], places) + camera_from_room[:, :3, 3]
-    start_from_camera = camera_from_room[0] @ np.linalg.inv(camera_from_room)
-    return Sight(start_from_camera, center, np.array([max(panel.size[:2]), panel.size[2]]), half_view)
+    has_camera = np.isfinite(given).all((1, 2))
+    start = given[int(has_camera[:start_frames].argmax())]  # the first frame's NaN, if none is given
+    size = np.array([max(panel.size[:2]), panel.size[2]])
+    return Sight(start @ np.linalg.inv(given), has_camera, center, size, video.half_view)
 
 
 def log(number: float | np.floating) -> float:
-    """Return the logarithm of a positive number, or of the smallest that counts."""
-    return float(np.log(max(float(number), SMALLEST)))
+    """Return the logarithm of a positive number, or of the smallest that counts. It is NaN for NaN."""
+    return float(np.log(np.maximum(number, SMALLEST)))

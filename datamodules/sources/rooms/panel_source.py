@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int16
 
 from datamodules.cameras_file import read_cameras_alone
 from datamodules.scenes import Question, Scene
-from datamodules.sources.base import SPLITS, Split
-from datamodules.sources.rooms.panel_oracles import Oracles
+from datamodules.sources.base import SPLITS, ChangePoses, Split
+from datamodules.sources.rooms.panel_oracles import Oracles, RoomVideo
 from datamodules.sources.rooms.panel_tasks import PanelDistance, PanelTask
 from datamodules.sources.rooms.scene import RoomScene, load_scene
 from datamodules.sources.rooms.source import DrawnScene, RenderedScenes, draw_intrinsics
@@ -75,19 +76,33 @@ class PanelRooms(RenderedScenes):
         world_to_camera = drawn.camera_from_room @ drawn.room.room_from_world()
         return DrawnScene("panels", name, drawn.room, world_to_camera, K_px, ask)
 
-    def oracles(self, scene: Scene) -> Oracles:
+    def oracles(self, scene: Scene, change_poses: ChangePoses | None = None) -> Oracles:
         """Return what each oracle of the task knows about a scene, from the scene's files."""
         assert scene.depth is not None and scene.cameras is not None  # `write_drawn` writes both
         world_to_camera, K_normalized = (each.numpy() for each in read_cameras_alone(scene.cameras))
-        return self._oracles(load_scene(scene.depth), world_to_camera, 0.5 / float(K_normalized[0, 0, 0]))
+        half_view = 0.5 / float(K_normalized[0, 0, 0])
+        return self._oracles(scene.name, load_scene(scene.depth), world_to_camera, half_view, change_poses)
 
-    def drawn_oracles(self, split: Split, index: int) -> tuple[Scene, Oracles]:
+    def drawn_oracles(self, split: Split, index: int, change_poses: ChangePoses | None = None) -> tuple[Scene, Oracles]:
         """Draw scene `index` of a split with its questions, and return what each oracle knows, without rendering."""
         rng = self.generator(split, index)
         dataset, name, room, world_to_camera, K_px, ask = self.draw(split, index, rng)
         no_ids = np.zeros((0, 0, 0), np.int16)
         scene = Scene(f"{dataset}/{name}", self.folder / dataset / f"{name}.mp4", ask(no_ids, rng))
-        return scene, self._oracles(room, world_to_camera, K_px[0, 2] / K_px[0, 0])
+        half_view = K_px[0, 2] / K_px[0, 0]
+        return scene, self._oracles(scene.name, room, world_to_camera, half_view, change_poses)
 
-    def _oracles(self, room: RoomScene, world_to_camera: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
-        return self.task.oracles(room, world_to_camera @ np.linalg.inv(room.room_from_world()), half_view)
+    def _oracles(
+        self,
+        name: str,
+        room: RoomScene,
+        world_to_camera: Float64[np.ndarray, "T 4 4"],
+        half_view: float,
+        change_poses: ChangePoses | None,
+    ) -> Oracles:
+        world_from_room = np.linalg.inv(room.room_from_world())
+        given = world_to_camera
+        if change_poses is not None:
+            given = change_poses(name, torch.from_numpy(world_to_camera)).numpy()
+        video = RoomVideo(world_to_camera @ world_from_room, half_view, given @ world_from_room)
+        return self.task.oracles(room, video)

@@ -54,7 +54,7 @@ from datamodules.sources.rooms.panel_layout import (
     seen,
     stand,
 )
-from datamodules.sources.rooms.panel_oracles import Oracles, Sight, log, sight
+from datamodules.sources.rooms.panel_oracles import Oracles, RoomVideo, Sight, log, sight
 from datamodules.sources.rooms.questions import choice
 from datamodules.sources.rooms.scene import RoomScene, to_vector
 from zoo.benchmarks import Benchmark, PanelBench
@@ -111,13 +111,12 @@ class PanelTask(Configurable, ABC):
             InputError: No room fits the settings.
         """
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Return what each oracle knows about a scene, by its name in `panel_oracles`.
 
         Args:
             room: The room and its panels.
-            camera_from_room: Poses from the room's frame (OpenCV axes, meters).
-            half_view: Tangent of half the field of view.
+            video: The video. Its `given` poses are wrong, or missing, in a test with camera errors.
         """
         return {}
 
@@ -183,9 +182,9 @@ class PanelDistance(PanelTask):
                 return PanelScene(room, camera_from_room, self.question, f"{self.distances_m[answer]:.1f}")
         raise hidden_panel(self, frames)
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Know the pose of the frame that shows the panel best, and with its pixel the panel's place."""
-        view = sight(room, camera_from_room, half_view)
+        view = sight(room, video, start_frames=self.frames_per_station)
         return {
             known.WHICH_FRAME: view.pose(view.best)[:1],
             known.POSE: view.pose(view.best),
@@ -334,9 +333,9 @@ class PanelRotation(PanelTask):
                 return PanelScene(room, camera_from_room, self.question, *answered)
         raise hidden_panel(self, frames)
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Know how far the camera has turned in the frame that shows the panel best, and with its pixel the answer."""
-        view = sight(room, camera_from_room, half_view)
+        view = sight(room, video, start_frames=self.frames_per_station)
         return {
             known.POSE: [view.turn(view.best, to_panel=False)],
             known.POSES: [view.turn(view.best, to_panel=False), *view.all_poses(self.frames_per_station)],
@@ -402,9 +401,9 @@ class PanelDirection(PanelRotation):
     def answer_with(self, answer: int) -> tuple[Any, ...]:
         return {"red": 0, "blue": 1 + answer}, *choice(self.options, self.options[answer])
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Know the turn between the frames that show the panels best, and with the pixels between the panels."""
-        views = [sight(room, camera_from_room, half_view, color) for color in ("red", "blue")]
+        views = [sight(room, video, color) for color in ("red", "blue")]
 
         def turn_between(*, panels: bool) -> list[float]:
             red, blue = (view.turn(view.best, to_panel=panels) for view in views)
@@ -462,11 +461,11 @@ class PanelIntrinsics(PanelTask):
         room = replace(room, things=(hang("red", center, 2, width, height),))
         return PanelScene(room, camera_from_room, self.question, f"{100 * width:.0f}")
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Know the focal length, the panel's width and height in half frames, or the width in focal lengths."""
-        view = sight(room, camera_from_room, half_view)
+        view = sight(room, video)
         width = log(view.size[0] / view.center[0, 2])
-        return {known.FOCAL_LENGTH: [log(half_view)], known.IMAGES: view.images(), known.PIXEL: [width]}
+        return {known.FOCAL_LENGTH: [log(video.half_view)], known.IMAGES: view.images(), known.PIXEL: [width]}
 
 
 class PanelParallax(PanelTask):
@@ -526,22 +525,25 @@ class PanelParallax(PanelTask):
         """Draw the lamp's place in units of the distance, because the shading reveals how far it is."""
         return wall + distance * rng.uniform(*np.transpose(self.relative_lamp))
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Know spreads of centers and of directions, without and with the knowledge which belong together.
 
         The distance is the spread of the centers of the frames that show the panel, over the spread of its directions.
         Without order, the directions are known with the cameras' rotations, but not from which center each was seen.
         """
-        view = sight(room, camera_from_room, half_view)
-        eyes = np.linalg.inv(camera_from_room)[:, :3, 3]
-        stations, shown = np.sort(eyes[::TEMPORAL_PATCH_SIZE, 0]), eyes[view.frames, 0]
-        path = [log(np.ptp(stations)), log(stations.std()), *(stations - eyes[0, 0])]
-        rays = np.einsum("tij,ti->tj", camera_from_room[view.frames, :3, :3], view.center[view.frames])
+        view = sight(room, video)
+        eyes = np.linalg.inv(video.given)[:, :3, 3]
+        frames = np.sort(view.posed)
+        start, shown = eyes[view.has_camera][0, 0], eyes[frames, 0]
+        stations = np.sort(eyes[::TEMPORAL_PATCH_SIZE, 0])  # NaN come last
+        known_stations = stations[np.isfinite(stations)]
+        path = [log(np.ptp(known_stations)), log(known_stations.std()), *(stations - start)]
+        rays = np.einsum("tij,ti->tj", video.given[frames, :3, :3], view.center[frames])
         across = np.sort(-rays[:, 0] / rays[:, 1])
         directions = [log(np.ptp(across)), log(across.std()), across[0], across[-1]]
         ratios = [path[0] - directions[0], path[1] - directions[1]]
         return {
-            known.POSE: [log(np.ptp(shown)), shown.min() - eyes[0, 0], shown.max() - eyes[0, 0]],
+            known.POSE: [log(np.ptp(shown)), shown.min() - start, shown.max() - start],
             known.IMAGES: view.images(),
             known.SPREAD_AND_PATH: [log(np.ptp(view.pixel[view.frames, 0])), path[0]],
             known.WITHOUT_ORDER: ratios,
@@ -681,9 +683,9 @@ class PanelOrder(PanelTask):
                 return PanelScene(room, camera_from_room, self.question, *answered)
         raise InputError(f"PanelOrder: {MAX_ATTEMPTS} rooms in a row show no two panels one after the other")
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Know the panels in the images without or with the order of the frames."""
-        views = [sight(room, camera_from_room, half_view, color) for color in self.colors]
+        views = [sight(room, video, color) for color in self.colors]
         first, second = (int(view.frames[0]) for view in views)
         return {
             known.IMAGES: [number for view in views for number in view.images()],
@@ -737,7 +739,7 @@ class PanelMotion(PanelTask):
         answered = choice(self.options, self.options[answer])
         return PanelScene(replace(room, things=(panel,)), camera_from_room, self.question, *answered)
 
-    def oracles(self, room: RoomScene, camera_from_room: Float64[np.ndarray, "T 4 4"], half_view: float) -> Oracles:
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
         """Know the panel in the images without or with the order of the frames."""
-        view = sight(room, camera_from_room, half_view)
+        view = sight(room, video)
         return {known.IMAGES: view.images(), known.IN_TIME: [view.pixel[-1, 0] - view.pixel[0, 0]]}

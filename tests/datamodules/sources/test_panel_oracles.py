@@ -10,6 +10,9 @@ import pytest
 
 from callbacks.baselines import NEIGHBORS, Asked, blind_baselines, camera_answers, constant_baseline, oracle_scores
 from datamodules import (
+    CameraErrors,
+    MissingCameras,
+    NoisyCameras,
     PanelAnywhere,
     PanelDirection,
     PanelDistance,
@@ -25,10 +28,11 @@ from datamodules import (
     PanelTranslation,
     PanelTurn,
     PanelTwoViews,
+    ScaledCameras,
 )
 from datamodules.sources.base import ORACLE, POSSIBLE
 from datamodules.sources.rooms import panel_oracles, render
-from datamodules.sources.rooms.panel_oracles import PIXEL, POSE, POSES, sight
+from datamodules.sources.rooms.panel_oracles import PIXEL, POSE, POSES, RoomVideo, sight
 
 SCORER = "spatial_mllm"
 TASKS = (
@@ -37,11 +41,12 @@ TASKS = (
 )
 
 
-def scores(task: PanelTask, trained: int, tested: int) -> dict[str, float]:
+def scores(task: PanelTask, trained: int, tested: int, errors: CameraErrors | None = None) -> dict[str, float]:
     """The score of each oracle and of the best constant."""
+    change_poses = None if errors is None else errors.poses
     source = PanelRooms(task)
     training = [source.drawn_oracles("train", index) for index in range(trained)]
-    test = [source.drawn_oracles("test", index) for index in range(tested)]
+    test = [source.drawn_oracles("test", index, change_poses) for index in range(tested)]
     asked, shown = ([(scene, scene.questions[0]) for scene, _ in rows] for rows in (training, test))
     records = [vars(question) for _, question in shown]
     knowledge = {scene.name: known for scene, known in (*training, *test)}
@@ -173,6 +178,36 @@ def test_files_tell_the_oracles_the_same_as_the_drawn_rooms_and_a_test_reports_t
     found = blind_baselines([vars(scene.questions[0]) for scene in tested], tested, source, SCORER)
     assert set(known) <= set(found.scores) and list(found.scores)[:3] == ["constant", "text", "cameras"]
     assert found.remarks == []
+    wrong = blind_baselines(
+        [vars(scene.questions[0]) for scene in tested], tested, source, SCORER, ScaledCameras(4.0).poses
+    )
+    assert wrong.scores[PIXEL] != found.scores[PIXEL] and wrong.scores["cameras"] == found.scores["cameras"]
+
+
+def test_oracles_answer_from_the_wrong_cameras_of_a_test() -> None:
+    """They lose what depends on the poses. Turns lose nothing by a scale, and images nothing at all."""
+    turn, walk = PanelTurn(), PanelTwoViews()
+    true, noisy, scaled = (scores(turn, 100, 60, each) for each in (None, NoisyCameras(20.0), ScaledCameras(2.0)))
+    assert true[PIXEL] > 0.97 and scaled[PIXEL] == true[PIXEL]
+    assert noisy[PIXEL] < true[PIXEL] - 0.08 and noisy["constant"] == true["constant"]
+    assert noisy[panel_oracles.IMAGES] == true[panel_oracles.IMAGES]
+    lost = [scores(turn, 100, 60, MissingCameras(count)) for count in (2, 5, 7)]
+    assert true[PIXEL] > lost[0][PIXEL] > lost[1][PIXEL] > lost[2][PIXEL]
+    assert lost[2][PIXEL] < lost[2]["constant"] + 0.1
+    true, scaled = (scores(walk, 100, 60, each) for each in (None, ScaledCameras(2.0)))
+    assert scaled[PIXEL] < 0.4 < 0.97 < true[PIXEL]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_an_oracle_without_cameras_knows_no_number_of_them_and_all_of_the_images(task: type[PanelTask]) -> None:
+    source = PanelRooms(task())
+    for index in range(4):
+        true, lost = (source.drawn_oracles("test", index, each)[1] for each in (None, MissingCameras(7).poses))
+        assert {name: len(own) for name, own in true.items()} == {name: len(own) for name, own in lost.items()}
+        assert lost[panel_oracles.IMAGES] == true[panel_oracles.IMAGES]
+        assert np.isfinite([number for own in true.values() for number in own]).all()
+        unknown = np.isnan([number for own in lost.values() for number in own])
+        assert unknown.any() == (task not in (PanelIntrinsics, PanelOrder, PanelMotion))
 
 
 def test_two_views_show_the_panel_alike_at_any_distance() -> None:
@@ -185,7 +220,7 @@ def test_two_views_show_the_panel_alike_at_any_distance() -> None:
         frames = np.flatnonzero((ids == 0).any((1, 2)))
         assert len(frames) == 4 and all(b - a == 1 for a, b in list(pairwise(frames))[::2])
         camera_from_room = drawn.world_to_camera @ np.linalg.inv(drawn.scene.room_from_world())
-        view = sight(drawn.scene, camera_from_room, drawn.K_px[0, 2] / drawn.K_px[0, 0])
+        view = sight(drawn.scene, RoomVideo(camera_from_room, drawn.K_px[0, 2] / drawn.K_px[0, 0]))
         assert view.frames.tolist() == frames.tolist()
         shown.append([np.ptp(view.pixel[frames, 0]), float(view.center[frames, 2].mean())])
     spread, distance = np.log(np.array(shown)).T
@@ -203,7 +238,7 @@ def test_the_start_of_the_new_distance_shows_no_panel_and_a_token_of_another_fra
         assert not is_red[: task.frames_per_station].any()
         camera_from_room = drawn.world_to_camera @ np.linalg.inv(drawn.scene.room_from_world())
         half_view = drawn.K_px[0, 2] / drawn.K_px[0, 0]
-        view = sight(drawn.scene, camera_from_room, half_view)
+        view = sight(drawn.scene, RoomVideo(camera_from_room, half_view))
         best = view.best
         rows, columns = np.nonzero(is_red[best])
         assert len(rows) > 47  # as in `PanelDistance`; a patch of the tiny models has 196 pixels

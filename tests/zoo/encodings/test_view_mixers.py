@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from zoo import GTA, Cameras, CaPE, PRoPE, RayEmbedding, ViewAttention
+from zoo import GTA, Cameras, CaPE, PoseEmbedding, PRoPE, RayEmbedding, ViewAttention
 from zoo.cameras.rays import ray_directions
 from zoo.encodings import MatrixEncoding
 from zoo.encodings.testing import EXACT, random_cameras
@@ -171,3 +174,47 @@ def test_embedding_matches_definition(rays: str) -> None:
             direction = torch.cat((unit, torch.linalg.cross(to_world[:3, 3], unit)))
         expected = module.embed(direction)
         torch.testing.assert_close(out[(step * 2 + row) * 4 + column], expected, rtol=0, atol=1e-12)
+
+
+# ---- embedded poses --------------------------------------------------------------------------------------------------
+
+
+def pose_embedding(**options: Any) -> PoseEmbedding:
+    torch.manual_seed(0)
+    module = PoseEmbedding(16, **options).double()
+    torch.nn.init.normal_(module.embed[-1].weight)  # type: ignore[arg-type]
+    return module
+
+
+def pose_tokens(module: PoseEmbedding, cameras: Cameras, *present: Tensor) -> Tensor:
+    """The sum of zero tokens and the embedding, (views, tokens of a view, width)."""
+    tokens = torch.zeros(VIEWS * ROWS * COLUMNS, 16, dtype=torch.float64)
+    return module(tokens, cameras, GRID, *(each[None] for each in present)).unflatten(0, (VIEWS, -1))
+
+
+@pytest.mark.parametrize("intrinsics", [True, False])
+def test_embedded_poses_match_their_definition(intrinsics: bool) -> None:
+    module, cameras = pose_embedding(intrinsics=intrinsics), scene()
+    out = pose_tokens(module, cameras)
+    first = cameras.world_to_camera[0, 0]
+    for view in range(VIEWS):
+        to_first = first @ torch.linalg.inv(cameras.world_to_camera[0, view])
+        twist = torch.from_numpy(np.asarray(Rotation.from_matrix(to_first[:3, :3].numpy()).as_rotvec()))
+        K = cameras.K_normalized[0, view]
+        numbers = [twist, to_first[:3, 3]]
+        if intrinsics:
+            numbers += [torch.stack((K[0, 0].log(), K[1, 1].log(), K[0, 2], K[1, 2]))]
+        expected = module.embed(torch.cat(numbers))
+        torch.testing.assert_close(out[view], expected.expand_as(out[view]), rtol=0, atol=EXACT)
+    assert (out[0] - out[1]).abs().max() > MOVES
+
+
+def test_embedded_poses_are_relative_to_the_first_view_with_a_camera() -> None:
+    module, cameras, present = pose_embedding(), scene(), torch.tensor([False, True, False, True])
+    out = pose_tokens(module, cameras, present)
+    assert not out[~present].any()
+    alone = Cameras(cameras.world_to_camera[:, present], cameras.K_normalized[:, present])
+    tokens = torch.zeros(2 * ROWS * COLUMNS, 16, dtype=torch.float64)
+    expected = module(tokens, alone, (2, *GRID[1:])).unflatten(0, (2, -1))
+    torch.testing.assert_close(out[present], expected, rtol=0, atol=EXACT)
+    assert (out[3] - pose_tokens(module, cameras)[3]).abs().max() > MOVES  # the control: another reference view
