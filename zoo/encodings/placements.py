@@ -281,7 +281,7 @@ class FrequencyRange(ChannelPlacement):
     before_rope = True
     keeps_world = False
 
-    def __init__(self, start: int | float = 0.0, stop: int | float = 0.25) -> None:
+    def __init__(self, start: int | float = 0.0, stop: int | float = 0.5) -> None:
         super().__init__()
         check_fractions(self, start, stop)
         self.start, self.stop = start, stop

@@ -63,8 +63,8 @@ TIME = [*range(0, 60, 3), *range(60, 64)]  # Qwen3-VL's sections take turns, and
         (TemporalSection(), QWEN3, [*TIME, *(c + 64 for c in TIME)]),
         (LowFrequencies(4, "w"), QWEN3, [50, 53, 56, 59, 114, 117, 120, 123]),
         (HighFrequencies(4, "h"), QWEN3, [1, 4, 7, 10, 65, 68, 71, 74]),
-        (FrequencyRange(), QWEN25, TemporalSection().head_channels(QWEN25)),
-        (FrequencyRange(), QWEN3, [*range(16), *range(64, 80)]),
+        (FrequencyRange(0, 0.25), QWEN25, TemporalSection().head_channels(QWEN25)),
+        (FrequencyRange(), QWEN3, [*range(32), *range(64, 96)]),
         (FrequencyRange(0.5, 0.6), QWEN3, [*range(32, 40), *range(96, 104)]),  # 38.4 is rounded to 40
         (FrequencyRange(0.75, 1.0), HeadLayout(256, (0, 1) * 16), [*range(24, 32), *range(56, 64)]),
     ],
@@ -82,7 +82,7 @@ def test_ranges_of_frequencies_turn_ever_slower_and_share_no_channel() -> None:
     assert sorted(sum(ranges, [])) == list(range(128))
     turned = [frequencies[torch.tensor(each) % 64] for each in ranges]
     assert all(above.min() > below.max() for above, below in pairwise(turned))
-    placements = (FrequencyRange(), TemporalSection())
+    placements = (FrequencyRange(0, 0.25), TemporalSection())
     axes = [{QWEN3.axes[channel % 64] for channel in each.head_channels(QWEN3)} for each in placements]
     assert axes == [{0, 1, 2}, {0}]
 
