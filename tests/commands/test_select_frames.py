@@ -85,7 +85,7 @@ def test_a_pairing_halves_the_views_and_the_frames_are_read_back(run, rooms_root
     views = chosen("views")
     assert len(views) == 2 and all(len(each["selected_frames"]) == 3 for each in views.values())
     name, content = next(iter(views.items()))
-    (clip,) = rooms_root.rglob(f"{name}.mp4")
+    (clip,) = rooms_root.rglob(f"rooms/{name}.mp4")  # not those of panels
     assert SelectedFrames("views").select(Video(clip), 3) == content["selected_frames"]
 
 
@@ -114,7 +114,7 @@ def test_failed_scenes_are_listed_and_skipped(run, capsys: pytest.CaptureFixture
 
 
 def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (layout,) = (file.parent for file in rooms_root.rglob("test.jsonl"))
+    (layout,) = (file.parent for file in rooms_root.rglob("test.jsonl") if (file.parent / "rooms").exists())
     shutil.copytree(layout, tmp_path / "rooms")
     first = sorted((tmp_path / "rooms").rglob("*.mp4"))[0]
     gone = [json.loads(line) for line in (tmp_path / "rooms/test.jsonl").read_text().splitlines()][0]

@@ -167,7 +167,7 @@ def test_trained_weights_are_saved_though_they_are_frozen_by_then(qwen: Path, tm
         return PretrainedQwen25VL(str(qwen), dtype="float32")
 
     task = VideoQATask(backbone=stock(), learning_rates=LearningRates(decoder=1e-3, connector=None, vision=None))
-    task._trainer = SimpleNamespace(datamodule=None)  # type: ignore[assignment]
+    task._trainer = SimpleNamespace(datamodule=None, ckpt_path=None)  # type: ignore[assignment]
     task.on_train_start()
     randomized(task.model).requires_grad_(False).save_pretrained(tmp_path / "saved")
     loaded, released = SpatialVLM.from_pretrained(tmp_path / "saved"), SpatialVLM(stock()).backbone
@@ -284,7 +284,7 @@ def test_parts_that_cannot_be_read_are_named(parts: list[Any], error: str, tmp_p
 
 
 def test_parts_need_a_checkpoint() -> None:
-    with pytest.raises(InputError, match=r"--model.initial_parts \['vision'\] needs the checkpoint: --model.initial_w"):
+    with pytest.raises(InputError, match=r"--model.initial_parts \['vision'\] needs --model.initial_weights FILE"):
         built(Qwen25VL, 1, initial_parts=["vision"])
     assert "model.initial_parts" in VideoQATask.changes_no_answer
 
