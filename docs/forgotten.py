@@ -35,10 +35,12 @@ def text_loss(model: SpatialVLM) -> float:
 
 def table(runs: list[Path]) -> list[dict[str, str]]:
     """Return a row for the decoder before training, and one per run."""
-    models = [SpatialVLM.from_pretrained(run) for run in progress(runs, "read", "runs", len(runs))]
-    before = text_loss(SpatialVLM(models[0].loader))
-    rows = [{"run": "before training", "loss in nats": f"{before:.2f}", "rise": ""}]
-    for run, model in zip(runs, models, strict=True):
+    rows: list[dict[str, str]] = []
+    for run in progress(runs, "read", "runs", len(runs)):
+        model = SpatialVLM.from_pretrained(run)
+        if not rows:
+            before = text_loss(SpatialVLM(model.loader))
+            rows.append({"run": "before training", "loss in nats": f"{before:.2f}", "rise": ""})
         loss = text_loss(model)
         rows.append({"run": run.name, "loss in nats": f"{loss:.2f}", "rise": f"{loss - before:+.2f}"})
     return rows
