@@ -39,7 +39,7 @@ from callbacks.run_config import (
 )
 from callbacks.table import render, summarize
 from datamodules.datamodule import skipped_scenes
-from datamodules.perturbations import CameraErrors
+from datamodules.perturbations import wrong_poses
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import flatten, is_same_value, to_config
 from zoo.errors import InputError
@@ -251,9 +251,7 @@ class MetricsCallback(Callback):
         """Return the blind baselines of a test. Without a `VideoQADataModule`, only the best constant."""
         scored = [record for record in records if record["score"] is not None]
         if scenes := getattr(data, "tested_scenes", ()):
-            perturbation = data.perturbation
-            change = perturbation.poses if isinstance(perturbation, CameraErrors) else None
-            return blind_baselines(scored, scenes, data.source, self._metric.scorer, change)
+            return blind_baselines(scored, scenes, data.source, self._metric.scorer, wrong_poses(data.perturbation))
         return constant_baseline(scored, self._benchmark, self._metric.scorer)
 
     def _describe_test(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 from datamodules.augmentations import check_errors, enlarged, told_poses, with_errors, with_poses
 from datamodules.dataset import SceneDataset
 from datamodules.depth import resize_depth
+from datamodules.sources.base import ChangePoses
 from zoo.cameras.poses import invert_se3, rigid_matrix
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
@@ -135,6 +136,11 @@ class CameraErrors(Perturbation):
             world_to_camera: True poses, two per view. NaN for a frame without a camera.
             draws: Random generator.
         """
+
+
+def wrong_poses(perturbation: Perturbation | None) -> ChangePoses | None:
+    """Return what makes the wrong poses of a test, or None if its poses are true or another scene's."""
+    return perturbation.poses if isinstance(perturbation, CameraErrors) else None
 
 
 class NoisyCameras(CameraErrors):

@@ -15,7 +15,7 @@ from callbacks.baselines import MOST_SCENES, constant_baseline, evenly, oracle_s
 from commands.parser import build, command_parser, parse
 from commands.studies.results import Questions, Result, Results, rounded_scores
 from commands.studies.study_file import Options, as_words
-from datamodules.perturbations import CameraErrors, Perturbation
+from datamodules.perturbations import Perturbation, wrong_poses
 from datamodules.sources import PanelRooms
 from datamodules.sources.base import ChangePoses, Split
 from zoo.files.atomic_io import json_lines, write_whole
@@ -76,7 +76,7 @@ def _build(options: Options) -> tuple[PanelRooms, ChangePoses | None]:
     names = {name.removesuffix(".class_path"): value for name, value in options.items()}
     ordered = dict(sorted(names.items(), key=lambda pair: pair[0].count(".")))  # a class comes before its options
     data = build(parser, parse(parser, as_words(ordered))).data
-    return data.source, data.perturbation.poses if isinstance(data.perturbation, CameraErrors) else None
+    return data.source, wrong_poses(data.perturbation)
 
 
 def _place(scene: str) -> tuple[Split, int]:

@@ -247,17 +247,8 @@ class Broken(PRoPE):
 def words_of(rooms_root: Path, folder: Path, processes: int) -> list[str]:
     """Of a test of three scenes."""
     return [
-        *(
-            "test",
-            "--config",
-            "prope.yaml",
-            "--config",
-            "data_rooms.yaml",
-            "--model.allow_untrained",
-            "true",
-            "--trainer.accelerator",
-            "cpu",
-        ),
+        *("test", "--config", "prope.yaml", "--config", "data_rooms.yaml"),
+        *("--model.allow_untrained", "true", "--trainer.accelerator", "cpu"),
         *("--model.camera_encoding", "broken.Broken", "--data.source.scenes", "[6,2,3]", "--data.num_frames", "4"),
         *("--data.source.root", str(rooms_root), "--data.batch_size", "1", "--data.question_types", "null"),
         *("--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto"),
