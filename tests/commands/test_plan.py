@@ -66,7 +66,7 @@ class SecondStep(Callback):
 @pytest.mark.parametrize(
     "more",
     [
-        ("prope.yaml", "--model.lora.r", "8", "--model.gradient_checkpointing", "true"),
+        ("prope.yaml", "--config", "data_rooms.yaml", "--model.lora.r", "8", "--model.gradient_checkpointing", "true"),
         ("qwen25_vl.yaml", "--data.questions_per_scene", "4", "--trainer.precision", "bf16-mixed"),
     ],
     ids=["lora, checkpointing", "questions, bf16"],

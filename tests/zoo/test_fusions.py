@@ -313,6 +313,14 @@ def test_2d_tokens_stay_in_their_subspace_and_3d_tokens_in_its_complement() -> N
     spatial = fused @ complement
     assert torch.allclose(spatial, build("subspaces").double().branch_3d(scene(), GRID, fused.dtype).flatten(0, 1))
     assert spatial.abs().max() > 0.1
+
+    # the tokens leave directions of the complement open, where rounding decides on eigenvectors, not on the basis
+    rounded = visual + 1e-9 * draw(*visual.shape, seed=5)
+    other = build("subspaces").double()
+    other.fit_to_tokens(rounded.mT @ rounded)
+    assert torch.allclose(other.basis, trained.basis, atol=1e-6)
+    one, two = (torch.linalg.eigh(tokens.mT @ tokens).eigenvectors.abs() for tokens in (visual, rounded))
+    assert not torch.allclose(one, two, atol=1e-2)  # the control
     with pytest.raises(InputError, match="splits the decoder's channels into halves, and 15 is odd"):
         SubspaceFusion(15, CHANNELS)
 

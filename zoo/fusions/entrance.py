@@ -211,6 +211,12 @@ class ConcatSplitFusion(Fusion):
         return torch.cat((flat, spatial.expand_as(flat)), dim=2 if self.axis == "channel" else 1)
 
 
+def nearest_basis(basis: Float[Tensor, "D d"], wanted: Float[Tensor, "D d"]) -> Float[Tensor, "D d"]:
+    """Rotate an orthonormal basis within its subspace until it is nearest to another (orthogonal Procrustes)."""
+    left, _, right = torch.linalg.svd(basis.T @ wanted)
+    return basis @ left @ right
+
+
 class SubspaceFusion(Fusion):
     """Keep the 2D tokens in their principal subspace, and put the 3D tokens into its orthogonal complement.
 
@@ -251,9 +257,14 @@ class SubspaceFusion(Fusion):
         return not bool(self.is_fitted)
 
     def fit_to_tokens(self, second_moment: Float[Tensor, "D D"]) -> None:
-        """Set the basis to the eigenvectors of the second moment, the largest eigenvalue first. See `Fusion`."""
+        """Set the basis from the eigenvectors of the second moment, the largest eigenvalues first. See `Fusion`.
+
+        Where eigenvalues are nearly equal, rounding decides on their eigenvectors. So each half of the basis is the one
+        of its subspace that lies nearest to the basis before: it depends on the subspace alone.
+        """
         eigenvectors = torch.linalg.eigh(second_moment.double()).eigenvectors.flip(-1)
-        self.basis.copy_(eigenvectors)
+        halves = eigenvectors.tensor_split([self.flat_width], dim=1), self.basis.tensor_split([self.flat_width], dim=1)
+        self.basis.copy_(torch.cat([nearest_basis(new, old.to(new)) for new, old in zip(*halves, strict=True)], dim=1))
         self.is_fitted.fill_(True)
 
     def embed_2d(self, visual: Float[Tensor, "N D"], grid_thw: GridTHW) -> Float[Tensor, "t n a"]:
