@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -68,12 +69,19 @@ def names_of_options() -> set[str]:
     return {"class_path", "init_args", "help"} | {name for each in signatures for name in each.parameters}
 
 
+@cache
+def names_of_tests() -> set[str]:
+    """The names of all tests."""
+    return {name for file in (ROOT / "tests").rglob("*.py") for name in re.findall(r"def (test_\w+)", file.read_text())}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_options_are_named_as_they_are(page: Path) -> None:
     text, known = page.read_text(encoding="utf-8"), names_of_options()
     assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
     options = re.findall(r"--(?:model|data|trainer)\.([a-z_.]*[a-z_])", text)
     assert [option for option in options if not {*option.split(".")} <= known] == []
+    assert [test for test in re.findall(r"`(test_\w+)`", text) if test not in names_of_tests()] == []
     assert not {"num_frmes"} <= known and {"num_frames", "camera_encoding", "max_steps"} <= known  # the control
 
 
