@@ -21,8 +21,16 @@ __getattr__, __all__ = lazy_exports(
             *("SpaceAwareSampler", "UniformSampler", "PredictedPoints"),
         ],
         "sources": [
-            *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelIntrinsics"),
-            *("PanelKnownSize", "PanelMotion", "PanelOrder", "PanelPairs", "PanelParallax", "PanelRooms"),
+            *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelDwelling"),
+            *(
+                "PanelIntrinsics",
+                "PanelKnownSize",
+                "PanelMotion",
+                "PanelOrder",
+                "PanelPairs",
+                "PanelParallax",
+                "PanelRooms",
+            ),
             *("PanelRotation", "PanelTask", "PanelTranslation", "PanelTurn", "PanelTwoViews", "PosedScenes"),
             *("ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource", "SingleVideo"),
             "VSIBench",
