@@ -36,7 +36,8 @@ The runs of [sampling.md](sampling.md) answer about a panel that few frames of a
 - *Panel* is the share of test videos with a part of the panel in the selected frames.
 - *And start* is the share whose first selected frame is also of the view to which the question refers.
 - *Angle* is between the two frames of a token, the mean over tokens.
-- The scores are means over seeds and videos: of the videos that show both, and of the others.
+- The scores are means over seeds and videos: of the videos that show both, and of the others. Frames without the
+  panel still tell where it is not, so the others need not fall to the constant.
 
 `python -m docs.shown runs/studies/sampling` makes this file from the runs.
 
