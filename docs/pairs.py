@@ -59,8 +59,8 @@ minute, the samplers hardly differ. So the risk is that of few frames, and unifo
 - The overlap of two views is the share of one's points that lie in the other's field of view, the mean of both
   directions. Nothing hides a point.
 - *Coverage* is the share of all frames' voxels that the selected frames show, the mean over scenes.
-- The five scenes of VSI-Bench have 90 poses each, 0.6 to 2.1 seconds apart, and RedKitchen has 100. Of 32
-  frames each sampler takes every third.
+- The five scenes of VSI-Bench have 90 poses each, 0.6 to 2.1 seconds apart, and RedKitchen has 100. With
+  32 frames each sampler takes about every third.
 - VSI-Bench's scenes come without depth. There each pixel shows a point at a depth of {DEPTH_M:g} m. Space-aware
   sampling covers the voxels of these points. The published method covers those of VGGT's points. The last rows have
   RedKitchen's measured depth.
