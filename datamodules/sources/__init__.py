@@ -11,6 +11,7 @@ from datamodules.sources.rooms.panel_tasks import (
     PanelAnywhere,
     PanelDirection,
     PanelDistance,
+    PanelDwelling,
     PanelIntrinsics,
     PanelKnownSize,
     PanelMotion,

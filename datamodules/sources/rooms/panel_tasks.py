@@ -8,6 +8,8 @@
 | `PanelTranslation` | the same along one wall that all cameras face | images and translations |
 | `PanelRotation` | the direction of a panel from where the video starts to look | images and rotations |
 | `PanelTurn` | the same with four views | the same, and the pixel |
+| `PanelDwelling` | the same in a long video that shows the panel briefly | the same, and a sampler that finds it |
+| `PanelDwelling` | the same in a long video that shows the panel briefly | the same, and frames that show the panel |
 | `PanelDirection` | where a second panel is for someone who faces the first | images and rotations between views |
 | `PanelIntrinsics` | how wide a panel is | images and focal lengths |
 | `PanelParallax` | how far a wall is | two views of its panel, by triangulation |
@@ -372,6 +374,35 @@ class PanelTurn(PanelRotation):
     answers: ClassVar[int] = len(turns_deg)
     frames_per_station: ClassVar[int] = 4
     size_m: ClassVar[tuple[float, float]] = (0.45, 0.6)
+
+
+class PanelDwelling(PanelTurn):
+    """`PanelTurn` in a longer video that shows the panel briefly: with few frames the sampler decides what is seen.
+
+    The camera dwells on its first view. In one short sweep it looks in seven other directions, in random order and for
+    two frames each. About four of 64 frames show the panel's center. Eight frames at even steps miss them in half of
+    the videos. Eight frames of distant poses are all eight directions, so that each token merges two of them.
+
+    The question refers to the start of the video, but a sampler need not keep a frame of the first view. The sweep ends
+    in the last quarter of the video, so that most frames of that view come before it.
+
+    Attributes:
+        views: Number of directions.
+    """
+
+    frames_per_station: ClassVar[int] = TEMPORAL_PATCH_SIZE
+    views: ClassVar[int] = 8
+
+    def draw_path(self, frames: int, rng: np.random.Generator) -> tuple[RoomScene, Float64[np.ndarray, "T 4 4"]]:
+        """Draw an empty room and a camera in its middle that dwells on one view, from the room's frame."""
+        room, turning = super().draw_path(self.views * self.frames_per_station, rng)
+        if frames < len(turning):
+            raise InputError(f"PanelDwelling: --data.source.frames {frames}: at least {len(turning)}")
+        first, sweep = np.split(turning, [self.frames_per_station])
+        dwelling = first[np.arange(frames - len(sweep)) % len(first)]
+        earliest = max(len(first), len(dwelling) - frames // 4)
+        before, after = np.split(dwelling, [rng.integers(earliest, len(dwelling) + 1)])
+        return room, np.concatenate([before, sweep, after])
 
 
 class PanelDirection(PanelRotation):

@@ -16,6 +16,7 @@ from datamodules import (
     PanelAnywhere,
     PanelDirection,
     PanelDistance,
+    PanelDwelling,
     PanelIntrinsics,
     PanelKnownSize,
     PanelMotion,
@@ -37,7 +38,7 @@ from datamodules.sources.rooms.panel_oracles import PIXEL, POSE, POSES, RoomVide
 SCORER = "spatial_mllm"
 TASKS = (
     *(PanelDistance, PanelAnywhere, PanelPairs, PanelTranslation, PanelRotation, PanelTurn, PanelDirection),
-    *(PanelIntrinsics, PanelParallax, PanelTwoViews, PanelKnownSize, PanelOrder, PanelMotion),
+    *(PanelDwelling, PanelIntrinsics, PanelParallax, PanelTwoViews, PanelKnownSize, PanelOrder, PanelMotion),
 )
 
 

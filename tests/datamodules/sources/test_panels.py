@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from datamodules import (
+    FrameSampler,
     PanelAnywhere,
     PanelDirection,
     PanelDistance,
+    PanelDwelling,
     PanelIntrinsics,
     PanelKnownSize,
     PanelMotion,
@@ -25,6 +28,9 @@ from datamodules import (
     PanelTranslation,
     PanelTurn,
     PanelTwoViews,
+    PoseFarthestSampler,
+    SceneView,
+    UniformSampler,
     VideoQADataModule,
 )
 from datamodules.cameras_file import read_cameras
@@ -41,7 +47,7 @@ from zoo.errors import InputError
 FRAMES = 16
 TASKS = (
     *(PanelDistance, PanelTranslation, PanelPairs, PanelRotation, PanelTurn, PanelDirection, PanelMotion),
-    *(PanelIntrinsics, PanelOrder, PanelParallax, PanelKnownSize, PanelAnywhere, PanelTwoViews),
+    *(PanelDwelling, PanelIntrinsics, PanelOrder, PanelParallax, PanelKnownSize, PanelAnywhere, PanelTwoViews),
 )
 
 
@@ -232,7 +238,9 @@ def draw_with(task: PanelTask, answer: int, seed: int) -> tuple[PanelScene, np.n
     return task.draw(FRAMES, K_px, rng), K_px
 
 
-@pytest.mark.parametrize("task", [PanelDistance, PanelAnywhere, PanelTranslation, PanelPairs, PanelRotation, PanelTurn])
+@pytest.mark.parametrize(
+    "task", [PanelDistance, PanelAnywhere, PanelTranslation, PanelPairs, PanelRotation, PanelTurn, PanelDwelling]
+)
 def test_the_camera_path_says_nothing_about_the_answer(task: type[PanelTask]) -> None:
     """By construction: every answer is drawn for the same rooms and paths."""
     for seed in range(3):
@@ -250,13 +258,56 @@ def test_the_camera_path_says_nothing_about_the_answer(task: type[PanelTask]) ->
         assert all((path[0] == paths[0][0]).all() and path[1:] == paths[0][1:] for path in paths)
 
 
-def test_the_first_view_shows_no_part_of_the_panel_to_which_a_camera_must_turn() -> None:
+@pytest.mark.parametrize("task", [PanelTurn, PanelDwelling])
+def test_the_first_view_shows_no_part_of_the_panel_to_which_a_camera_must_turn(task: type[PanelTurn]) -> None:
     """Else the images alone would tell some of the answers."""
     for seed in range(3):
         for answer in (0, 15):
-            scene, K_px = draw_with(PanelTurn(), answer, seed)
-            ids = rendered(scene, K_px).ids
-            assert not (ids[:4] == 0).any() and (ids[4:] == 0).any()
+            scene, K_px = draw_with(task(), answer, seed)
+            ids, first = rendered(scene, K_px).ids, task.frames_per_station
+            assert not (ids[:first] == 0).any() and (ids[first:] == 0).any()
+
+
+def draw_long(task: PanelTask, seed: int) -> tuple[PanelScene, np.ndarray, np.ndarray]:
+    """A scene of 64 frames, its intrinsics in pixels, and whether the panel is in a frame."""
+    rng = np.random.default_rng(seed)
+    K_px = draw_intrinsics(28, rng, (90.0, 110.0))
+    scene = task.draw(64, K_px, rng)
+    return scene, K_px, (rendered(scene, K_px, 28).ids == 0).any((1, 2))
+
+
+def test_a_dwelling_camera_shows_the_panel_in_few_frames_of_a_short_sweep_and_a_turning_one_in_more() -> None:
+    ends = set()
+    for seed in range(6):
+        scene, _, is_shown = draw_long(PanelDwelling(), seed)
+        forward = scene.camera_from_room[:, 2, :3]
+        is_swept = forward @ forward[0] < np.cos(np.deg2rad(20))
+        (swept,) = np.nonzero(is_swept)
+        assert len(swept) == 14 == np.ptp(swept) + 1 and swept[-1] >= 47  # one sweep, in the last quarter
+        assert is_swept[is_shown].all() and 2 <= is_shown.sum() <= 8
+        others = np.abs(forward[swept[::2], None] - forward[swept[::2]]).max(-1) + np.eye(7)
+        assert others.min() > 0.2  # seven directions
+        ends.add(int(swept[-1]))
+        *_, is_shown = draw_long(PanelTurn(), seed)
+        assert is_shown.sum() > 12  # the control
+    assert len(ends) > 2
+    with pytest.raises(InputError, match="PanelDwelling: --data.source.frames 14: at least 16"):
+        PanelDwelling().draw(14, np.eye(3), np.random.default_rng(0))
+
+
+def test_eight_distant_poses_show_a_dwelling_cameras_panel_and_even_steps_often_miss_it() -> None:
+    def found(task: PanelTask, sampler: FrameSampler) -> float:
+        hits = []
+        for seed in range(16):
+            scene, _, is_shown = draw_long(task, seed)
+            view = SceneView(
+                Video(torch.zeros(64, 3, 28, 28, dtype=torch.uint8)), torch.from_numpy(scene.camera_from_room)
+            )
+            hits.append(is_shown[sampler(view, 8)].any())
+        return float(np.mean(hits))
+
+    assert found(PanelDwelling(), PoseFarthestSampler()) == 1.0 > 0.8 > found(PanelDwelling(), UniformSampler())
+    assert found(PanelTurn(), UniformSampler()) > 0.8  # the control
 
 
 def test_the_rays_of_two_stations_meet_on_the_wall_and_a_single_one_tells_nothing() -> None:
