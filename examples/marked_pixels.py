@@ -104,30 +104,31 @@ class MarkedPixels(SceneFolder):
         assert scene.cameras is not None and scene.depth is not None  # `write_clip` writes both
         poses, K = read_cameras_alone(scene.cameras)
         poses = poses if change_poses is None else change_poses(scene.name, poses)
-        depth = read_depth(scene.depth, range(VIEWS), num_frames=VIEWS, size_hw=(HEIGHT, WIDTH)).double()
         marks = read_json(scene.video.with_name(f"{scene.video.name}.marks.json"))
         views, pixels = marks["views"], torch.tensor(marks["pixels"])
+        marked, K = poses[views], K[views]
+        depth = read_depth(scene.depth, views, num_frames=VIEWS, size_hw=(HEIGHT, WIDTH)).double()
 
-        def marked(maps: Tensor, side: int = 1) -> Tensor:
-            return torch.stack(
-                [maps[view, y, x] for view, (y, x) in zip(views, (pixels // side).tolist(), strict=True)]
-            )
+        def points(poses: Tensor, depth: Tensor = depth, side: int = 1) -> Tensor:
+            y, x = (pixels // side).T
+            return token_points(depth, poses, K, side)[torch.arange(len(COLORS)), y, x]
 
-        def log_distance(side: int) -> float:
-            return float(torch.dist(*marked(token_points(depth, poses, K, side), side)).log())
+        def log_distance(side: int = 1) -> float:
+            return log(torch.dist(*points(marked, side=side)))
 
-        own = poses[views[0]]  # all in the frame of the red disc's camera
-        centers = invert_se3(poses @ invert_se3(own))[:, :3, 3]
-        z, rays = marked(depth), marked(token_points(torch.ones_like(depth), poses @ invert_se3(own), K, 1))
-        places = [log(centers[views[1]].norm()), log(torch.pdist(centers).mean()), *centers[views[1]], *rays.flatten()]
-        depths = [*z.log(), *(pixels / HEIGHT).flatten()]
+        from_red = invert_se3(marked[0])  # the frame of the red disc's camera
+        centers = invert_se3(poses @ from_red)[:, :3, 3]
+        baseline, rays = centers[views[1]], points(marked @ from_red, torch.ones_like(depth))
+        z = depth[torch.arange(len(COLORS)), *pixels.T]
         known = {
-            f"{ORACLE}distance without the factor": [log_distance(1) - np.log(marks["factor"])],
-            f"{ORACLE}poses and pixels without depth": places,
-            f"{ORACLE}depth and pixels without poses": depths,
+            f"{ORACLE}distance without the factor": [log_distance() - np.log(marks["factor"])],
+            f"{ORACLE}poses and pixels without depth": [
+                *(log(baseline.norm()), log(torch.pdist(centers).mean()), *baseline, *rays.flatten())
+            ],
+            f"{ORACLE}depth and pixels without poses": [*z.log(), *(pixels / HEIGHT).flatten()],
             f"{POSSIBLE}points of tokens": [log_distance(TOKEN)],
             f"{POSSIBLE}points of patches": [log_distance(PATCH)],
-            f"{POSSIBLE}depth, poses and pixels": [log_distance(1)],
+            f"{POSSIBLE}depth, poses and pixels": [log_distance()],
         }
         return {name: [float(number) for number in numbers] for name, numbers in known.items()}
 
@@ -142,9 +143,7 @@ def read_views(recording: Path, K_px: Float64[Tensor, "3 3"]) -> list[View]:
     poses = torch.from_numpy(np.loadtxt(recording / "poses_c2w.txt")[::STEP, 1:].reshape(-1, 4, 4))
     poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3], str(recording / "poses_c2w.txt"), "frame")
     K_normalized, (rows, columns) = normalize_intrinsics(K_px, WIDTH, HEIGHT)[None], np.mgrid[:HEIGHT, :WIDTH]
-    is_inside = (np.abs(rows - (HEIGHT - 1) / 2) < HEIGHT / 2 - RADIUS - 1) & (
-        np.abs(columns - (WIDTH - 1) / 2) < WIDTH / 2 - RADIUS - 1
-    )
+    to_border = np.minimum(np.minimum(rows, HEIGHT - 1 - rows), np.minimum(columns, WIDTH - 1 - columns))
     views = []
     for number, world_to_camera in enumerate(invert_se3(poses)):
         name = f"{number * STEP:06d}"
@@ -156,7 +155,7 @@ def read_views(recording: Path, K_px: Float64[Tensor, "3 3"]) -> list[View]:
         meters = torch.from_numpy(depth / MILLIMETERS)[None]
         typical = patch_depth(meters, PATCH)[0].numpy().repeat(PATCH, 0).repeat(PATCH, 1)
         is_flat = (depth > 0) & (np.abs(meters[0].numpy() - typical) < FLAT * typical)
-        pixels = np.argwhere(is_inside & is_flat)
+        pixels = np.argwhere((to_border > RADIUS) & is_flat)
         points = token_points(meters, world_to_camera[None], K_normalized, 1)[0].numpy()[tuple(pixels.T)]
         views.append(View(small, depth, world_to_camera, pixels, points))
     return views
