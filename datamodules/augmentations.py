@@ -55,29 +55,39 @@ class RandomFocalLength(Augmentation):
 
 
 class RandomCameraErrors(Augmentation):
-    """Turn and move the camera of each view at random, as `NoisyCameras` does in a test, anew for each sample.
+    """Turn and move the camera of each view at random, and remove cameras, anew for each sample.
 
-    The sizes of a sample's errors are uniform from 0 to `degrees` and from 0 to `translation`, the same for all of its
-    views. Scenes without cameras are unchanged. Objectives do not learn to predict the wrong cameras.
+    The errors are those of `NoisyCameras` and `MissingCameras` in a test. Their sizes are uniform from 0 to `degrees`,
+    `translation` and `missing`, the same for all views of a sample. Scenes without cameras are unchanged. Objectives do
+    not learn to predict the wrong cameras.
 
     Args:
         degrees: Largest angle by which a camera turns about its center.
         translation: Largest distance by which a camera moves, relative to the mean distance between the cameras.
+        missing: Largest share of the views that lose their camera. One view keeps its camera.
 
     Raises:
-        InputError: An error is negative, or both are zero.
+        InputError: An error is negative, all are zero, or more than all views lose their camera.
     """
 
-    def __init__(self, degrees: float = 0.0, translation: float = 0.0) -> None:
-        check_errors("--data.augmentation", degrees, translation)
-        self.degrees, self.translation = degrees, translation
+    def __init__(self, degrees: float = 0.0, translation: float = 0.0, missing: float = 0.0) -> None:
+        if not 0 <= missing <= 1:
+            raise InputError(f"--data.augmentation.missing {missing}: a share of the views, from 0 to 1")
+        if not missing:
+            check_errors("--data.augmentation", degrees, translation)
+        self.degrees, self.translation, self.missing = degrees, translation, missing
 
     def __call__(self, scene: LoadedScene) -> LoadedScene:
         if scene.geometry is None or not scene.geometry.has_cameras:
             return scene
         draws = torch.Generator().manual_seed(scene.draw)
         turn, move = torch.rand(2, generator=draws).tolist()
-        return with_poses(scene, with_errors(told_poses(scene), turn * self.degrees, move * self.translation, draws))
+        poses = with_errors(told_poses(scene), turn * self.degrees, move * self.translation, draws)
+        if self.missing:
+            known = len(views_with_camera(poses))
+            views = int(torch.rand(1, generator=draws).item() * (self.missing * known + 1))
+            poses = without_cameras(poses, min(views, known - 1), draws)
+        return with_poses(scene, poses)
 
 
 def check_errors(option: str, degrees: float, translation: float) -> None:
@@ -102,6 +112,32 @@ def with_poses(scene: LoadedScene, world_to_camera: Float64[Tensor, "S 4 4"]) ->
     known = torch.where(geometry.has_camera[:, None, None], world_to_camera, identity)
     geometry.world_to_camera = known.to(poses.dtype)
     return replace(scene, geometry=geometry, has_true_cameras=False)
+
+
+def without_cameras(
+    world_to_camera: Float64[Tensor, "S 4 4"], views: int, draws: torch.Generator
+) -> Float64[Tensor, "S 4 4"]:
+    """Return the poses with NaN in some views, drawn from those with a camera. With more, the same and others lose it.
+
+    Args:
+        world_to_camera: True poses, two per view. NaN for a frame without a camera.
+        views: Number of views that lose their camera, fewer than have one.
+        draws: Random generator.
+    """
+    poses, known = [*world_to_camera.split(TEMPORAL_PATCH_SIZE)], views_with_camera(world_to_camera)
+    for drawn in torch.randperm(len(known), generator=draws)[:views].tolist():
+        poses[known[drawn]] = torch.full_like(poses[known[drawn]], torch.nan)
+    return torch.cat(poses)
+
+
+def views_with_camera(world_to_camera: Float64[Tensor, "S 4 4"]) -> list[int]:
+    """Return the views of which some frame has a camera.
+
+    Args:
+        world_to_camera: Poses, two per view. NaN for a frame without a camera.
+    """
+    views = world_to_camera.split(TEMPORAL_PATCH_SIZE)
+    return [view for view, own in enumerate(views) if own.isfinite().all((1, 2)).any()]
 
 
 def with_errors(

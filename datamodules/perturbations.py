@@ -22,7 +22,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from datamodules.augmentations import check_errors, enlarged, told_poses, with_errors, with_poses
+from datamodules.augmentations import (
+    check_errors,
+    enlarged,
+    told_poses,
+    views_with_camera,
+    with_errors,
+    with_poses,
+    without_cameras,
+)
 from datamodules.dataset import SceneDataset
 from datamodules.depth import resize_depth
 from datamodules.sources.base import ChangePoses
@@ -219,13 +227,9 @@ class MissingCameras(CameraErrors):
         self.views = views
 
     def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
-        poses = [*world_to_camera.split(TEMPORAL_PATCH_SIZE)]
-        known = [view for view, own in enumerate(poses) if own.isfinite().all((1, 2)).any()]
-        if self.views >= len(known):
-            raise InputError(f"--data.perturbation.views {self.views}: a scene has {len(known)} views with a camera")
-        for drawn in torch.randperm(len(known), generator=draws)[: self.views].tolist():
-            poses[known[drawn]] = torch.full_like(poses[known[drawn]], torch.nan)
-        return torch.cat(poses)
+        if self.views >= (known := len(views_with_camera(world_to_camera))):
+            raise InputError(f"--data.perturbation.views {self.views}: a scene has {known} views with a camera")
+        return without_cameras(world_to_camera, self.views, draws)
 
 
 class LongerFocalLength(Perturbation):

@@ -267,6 +267,24 @@ def test_training_draws_new_errors_for_each_sample() -> None:
     assert not poses_of(again).equal(poses_of(augmentation(replace(A, draw=4))))
 
 
+def test_training_removes_cameras_of_up_to_a_share_of_the_views() -> None:
+    def kept(missing: float, draw: int) -> Tensor:
+        return RandomCameraErrors(missing=missing)(replace(A, draw=draw)).geometry.has_camera.reshape(-1, 2)
+
+    views = len(A.frame_indices) // 2
+    for missing, most in ((0.5, views // 2), (1.0, views - 1)):
+        found = [kept(missing, draw) for draw in range(200)]
+        assert all(each[:, 0].equal(each[:, 1]) for each in found)  # both frames of a view
+        lost = [views - int(each[:, 0].sum()) for each in found]
+        assert {*lost} == {*range(most + 1)}
+    whole = RandomCameraErrors(degrees=20.0)(replace(A, draw=3))
+    assert whole.geometry.has_camera.all()  # the control
+    fewer = RandomCameraErrors(degrees=20.0, missing=0.5)(replace(A, draw=3))
+    assert poses_of(fewer)[fewer.geometry.has_camera].equal(poses_of(whole)[fewer.geometry.has_camera])
+    with pytest.raises(InputError, match="augmentation.missing 1.5: a share"):
+        RandomCameraErrors(missing=1.5)
+
+
 # ---- 3D tokens -------------------------------------------------------------------------------------------------------
 
 
