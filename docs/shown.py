@@ -89,6 +89,11 @@ def facts(rooms: PanelRooms, record: dict[str, Any]) -> dict[str, float | bool]:
     }
 
 
+def mean(scores: pd.Series) -> str:
+    """Return a mean as a cell, empty if there are no scores."""
+    return f"{scores.mean():.3f}" if len(scores) else ""
+
+
 def table(rooms: PanelRooms, study: Path) -> list[dict[str, str]]:
     """Return a row per setting, from the folders <setting>-<seed> of a study's runs."""
     rows = []
@@ -102,8 +107,8 @@ def table(rooms: PanelRooms, study: Path) -> list[dict[str, str]]:
             "panel": f"{own['panel'].mean():.2f}",
             "and start": f"{own['both'].mean():.2f}",
             "angle": f"{own['angle'].mean():.0f}°",
-            "score, both shown": f"{own['score'][own['both']].mean():.3f}",
-            "score, others": f"{own['score'][~own['both']].mean():.3f}",
+            "score, both shown": mean(own["score"][own["both"]]),
+            "score, others": mean(own["score"][~own["both"]]),
         }
         for setting, own in pd.DataFrame(rows).groupby("setting")
     ]
