@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from benchmarks.gpu.checks import answers, deltanet
 from benchmarks.gpu.models import (
     CHECKPOINTING,
     COMMANDS,
@@ -265,7 +266,8 @@ def tests(bench: Bench) -> Tables:
 
 
 RUNS: dict[str, Callable[..., Tables]] = {
-    run.__name__: run for run in (training, whole, peer, evaluation, attention, precision, geometry, prope, tests)
+    run.__name__: run
+    for run in (answers, deltanet, training, whole, peer, evaluation, attention, precision, geometry, prope, tests)
 }
 
 if __name__ == "__main__":

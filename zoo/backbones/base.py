@@ -25,7 +25,7 @@ from zoo.backbones.official_names import Layout
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout
-from zoo.errors import InputError, describe, did_you_mean
+from zoo.errors import InputError, did_you_mean
 from zoo.geometry.base import GeometryEncoder
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens, Placeholders
@@ -220,8 +220,8 @@ def load_attention(name: str) -> None:
         lazy_import_flash_attention(name)
     except Exception as error:  # of importing compiled code, or of the hub
         raise InputError(
-            f"{option}: {describe(error)}. On a CUDA machine pip install kernels, which loads kernels of the hub, or "
-            "pip install flash-attn --no-build-isolation; otherwise choose sdpa"
+            f"{option}: {error}. On a CUDA machine pip install kernels, which loads kernels of the hub, or pip install "
+            "flash-attn --no-build-isolation; otherwise choose sdpa"
         ) from error
 
 
