@@ -8,16 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch.optim import Optimizer
 
 from zoo.errors import InputError
 from zoo.files.atomic_io import PARTIAL
 from zoo.weights.checkpoint import read_checkpoint, write_checkpoint
+from zoo.weights.load import whole
 from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT
 
 BEST = "best.ckpt"
+NAMED = 20  # questions that an error lists
 
 # ---- When to save a checkpoint --------------------------------------------------------------------------------------
 
@@ -30,6 +34,9 @@ class Checkpoint(callbacks.Checkpoint):
     step.
 
     Lightning's ModelCheckpoint may save between two steps, and it saves either every few steps or at validations.
+
+    A training that diverges is stopped before its step changes the weights. For this the host waits for the device once
+    per optimizer step.
 
     Args:
         every_n_train_steps: Also save after this many optimizer steps. null saves at validations and at the end only.
@@ -50,6 +57,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._step = self._saved_step = 0  # complete optimizer steps, and those in the newest checkpoint
         self._is_complete = True  # whether no gradient is accumulated
         self._save_is_due = self._stop_is_due = False
+        self._questions: list[str] = []  # ids of the step's questions in this process, so far
 
     def save_soon(self) -> None:
         """Save the newest state as soon as the optimizer step is complete."""
@@ -63,6 +71,27 @@ class Checkpoint(callbacks.Checkpoint):
         loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
         if loop.restarted_mid_epoch and epochs.completed == epochs.ready:
             loop.reset_restart_stage()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the batch's questions."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._questions = []
+        self._questions += [str(record["id"]) for record in getattr(batch, "records", ())]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Raise InputError on all processes if the norm of the gradients is NaN or infinite."""
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return  # in float16 single steps overflow, and the scaler leaves them out
+        gradients = [each.grad for each in pl_module.parameters() if each.grad is not None]
+        if not whole(torch.nn.utils.get_total_norm(gradients)).isfinite():
+            shown = ", ".join(self._questions_of_all(trainer)[:NAMED]) or "without ids"
+            raise self._diverged(f"its gradients are not finite in step {trainer.global_step + 1} (questions {shown})")
+
+    def _questions_of_all(self, trainer: Trainer) -> list[str]:
+        every: list[list[str]] = [self._questions] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(every, self._questions)
+        return [question for questions in every for question in questions]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save the newest state every few steps, and before training stops."""
@@ -112,10 +141,13 @@ class Checkpoint(callbacks.Checkpoint):
         trained = [parameter for parameter in trainer.lightning_module.parameters() if parameter.requires_grad]
         is_finite = all(bool(parameter.isfinite().all()) for parameter in trained)  # of this process's shards alone
         if not trainer.strategy.reduce_boolean_decision(is_finite, all=True):
-            raise InputError(
-                f"the training has diverged: its weights are not finite after step {trainer.global_step}. Its last "
-                f"checkpoint has the weights after step {self._saved_step}; try lower learning rates"
-            )
+            raise self._diverged(f"its weights are not finite after step {trainer.global_step}")
+
+    def _diverged(self, what: str) -> InputError:
+        return InputError(
+            f"the training has diverged: {what}. Its last checkpoint has the weights after step {self._saved_step}; "
+            "try lower learning rates or --trainer.precision 32-true, and look at the data of this step"
+        )
 
     def _save_last(self, trainer: Trainer) -> None:
         self._check_finite(trainer)

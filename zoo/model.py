@@ -22,6 +22,7 @@ from zoo.configuration import Configurable
 from zoo.encodings import CameraEncoding, ViewMixer
 from zoo.encodings.per_view import PackedEncoding
 from zoo.errors import InputError, check_choice
+from zoo.faulty_kernels import avoid_faulty_cudnn
 from zoo.fusions import Fusion
 from zoo.generation import answer_batch, answer_prompts, check_penalty, eval_mode
 from zoo.geometry.base import GeometryEncoder
@@ -146,6 +147,7 @@ class SpatialVLM(Configurable, nn.Module):
             ("average", average, AverageRule),
         ):
             check_choice(name, value, choices)
+        avoid_faulty_cudnn()
         self.loader = backbone or default_loader()
         self.camera_encoding, self.merged_camera = camera_encoding, merged_camera
         self.text_after_vision, self.average = text_after_vision, average

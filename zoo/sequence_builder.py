@@ -23,7 +23,7 @@ from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Prompt, Sequences
 from zoo.sequences.layout import ExtraTokens, MediaKind, SequenceLayout, is_contiguous
 from zoo.sequences.loaded_scene import LoadedScene, VisionInputs
-from zoo.sequences.packing import IGNORED, QuestionPlaces, Row, ScenePacking, pack_questions, shared_length
+from zoo.sequences.packing import IGNORED, PREFIX, QuestionPlaces, Row, ScenePacking, pack_questions, shared_length
 from zoo.sequences.position_ids import DeferredPositions, check_all_have_cameras, layout_position_ids, valid_index
 from zoo.sequences.time_index import ConstantIndex, PoseTimeIndex, TimeIndex
 
@@ -159,7 +159,9 @@ class SequenceBuilder:
             packed = pack_questions(rows, scene_of, self.spec.placeholders.visual, max_tokens)
             if packed is not None:
                 rows, scene_of = packed
-                group = pad_sequence([row.group for row in rows], batch_first=True, padding_value=-1)
+                # rows of one question each are plainly causal: without a mask faster kernels exist
+                if any(int(row.group[-1]) > PREFIX + 1 for row in rows):
+                    group = pad_sequence([row.group for row in rows], batch_first=True, padding_value=-1)
         ids = pad_sequence([row.input_ids for row in rows], batch_first=True)
         labels = pad_sequence([row.labels for row in rows], batch_first=True, padding_value=IGNORED)
         offset = pad_sequence([row.position_offset for row in rows], batch_first=True)
@@ -170,6 +172,7 @@ class SequenceBuilder:
         if packs_scenes:
             groups = torch.zeros_like(ids) if group is None else group
             packing = ScenePacking(mask, groups, made.visual_places, max_tokens)
+            packing = None if packing.shape[0] == len(rows) else packing  # each row alone needs no mask of rows
         questions = QuestionPlaces(group) if group is not None and self.spec.is_hybrid else None
         return replace(made, group=group, questions=questions, packing=packing)
 

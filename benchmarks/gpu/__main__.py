@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 PARTS = (
+    *("deltanet", "answers-qwen25", "answers-qwen3", "answers-qwen35"),  # checks, before anything is measured
     *("training-qwen25", "training-qwen3", "whole-qwen25", "whole-qwen3", "peer-qwen25"),
     *("evaluation-qwen25", "evaluation-qwen3", "attention", "precision", "geometry", "prope", "tests"),
 )

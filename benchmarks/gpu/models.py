@@ -28,10 +28,10 @@ from zoo.tasks.training_cost import BatchSizes
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
 REPEATS = 5
-TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B"}
-FUSED = {"qwen25": "spatial_mllm.yaml", "qwen3": "qwen3_vl.yaml"}
-SCALES = {"qwen25": "scale_3b.yaml", "qwen3": "scale_qwen3vl_4b.yaml"}
-TINY = {"qwen25": "scale_tiny.yaml", "qwen3": "scale_tiny_qwen3.yaml"}
+TITLES = {"qwen25": "Qwen2.5-VL-3B + VGGT", "qwen3": "Qwen3-VL-4B", "qwen35": "Qwen3.5-4B"}
+FUSED = {"qwen25": "spatial_mllm.yaml", "qwen3": "qwen3_vl.yaml", "qwen35": "qwen3_5.yaml"}
+SCALES = {"qwen25": "scale_3b.yaml", "qwen3": "scale_qwen3vl_4b.yaml", "qwen35": "scale_qwen3_5_4b.yaml"}
+TINY = {"qwen25": "scale_tiny.yaml", "qwen3": "scale_tiny_qwen3.yaml", "qwen35": "scale_tiny_qwen3_5.yaml"}
 LORA = {"qwen25": "recipe_lora.yaml", "qwen3": "recipe_lora_qwen3vl.yaml"}
 CHECKPOINTING = "--model.gradient_checkpointing true"
 COMMANDS = "Their commands; frames here are random, of 480 x 640 pixels"  # title of a table
@@ -52,7 +52,7 @@ class Bench(NamedTuple):
         """Return a training command.
 
         Args:
-            family: Family of the backbone, qwen25 or qwen3.
+            family: Family of the backbone, one of `TITLES`.
             options: Options of `fit`.
             model: The model's config. None uses the config in `FUSED`.
             is_adapted: Whether to train low-rank adapters.

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import transformers
 
+from benchmarks.gpu.checks import answers, deltanet
 from benchmarks.gpu.models import (
     CHECKPOINTING,
     COMMANDS,
@@ -155,8 +156,8 @@ def attention(bench: Bench) -> Tables:
     """A LoRA step of 4 scenes with 2 questions each, by attention backend. Flash takes one question per row."""
     rows, commands = [], {}
     for name in ("sdpa", "flex_attention", "flash_attention_2"):
-        if name == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            rows.append({"step": f"{name}: flash-attn is not installed"})
+        if name == "flash_attention_2" and not find_spec("flash_attn") and not find_spec("kernels"):
+            rows.append({"step": f"{name}: neither flash-attn nor kernels is installed"})
         elif name != "sdpa" and bench.device.type == "cpu":
             rows.append({"step": f"{name}: needs a GPU"})
         else:
@@ -265,7 +266,8 @@ def tests(bench: Bench) -> Tables:
 
 
 RUNS: dict[str, Callable[..., Tables]] = {
-    run.__name__: run for run in (training, whole, peer, evaluation, attention, precision, geometry, prope, tests)
+    run.__name__: run
+    for run in (answers, deltanet, training, whole, peer, evaluation, attention, precision, geometry, prope, tests)
 }
 
 if __name__ == "__main__":

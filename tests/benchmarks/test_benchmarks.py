@@ -19,12 +19,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import attention, da3, evaluate, grpo, lmms_eval, loading, training, trunks
 from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import checks
 from benchmarks.measure import in_a_process
 from zoo.geometry.da3.trunk import Trunk
 
@@ -200,6 +202,24 @@ def test_make_gpu_runs_all_parts_with_tiny_models_on_a_cpu(tmp_path: Path) -> No
     assert all(f"## {part}\n" in text for part in gpu.PARTS) and "MFU" in text and "questions/s" in text
     again = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert again.stdout.count(": done") == len(gpu.PARTS) and "up to" not in again.stdout
+
+
+def test_checks_of_fast_kernels_end_a_part_that_computes_something_else() -> None:
+    """Rounding is no fault; another mask, other positions or a wrong gradient are."""
+    generator = torch.Generator().manual_seed(0)
+    logits, other = torch.randn(2, 32, 100, generator=generator)
+    answers = [[1, 2, 3, 4], [5, 6, 7, 8]]
+    expected = (logits, answers)
+    row = checks.compare_answers("flash", (logits + 0.03 * other, [[1, 2, 3, 4], [5, 6, 0, 8]]), expected)
+    assert row["same tokens"] == "75%"
+    for found in ((other, answers), (logits * float("nan"), answers), (logits, [[0, 2, 3, 4], [0, 6, 7, 8]])):
+        with pytest.raises(SystemExit, match="flash differs from sdpa"):
+            checks.compare_answers("flash", found, expected)
+    exact = list(torch.randn(5, 8, 8, generator=generator))
+    assert checks.gradient_errors("fast", [each.bfloat16() for each in exact], exact)["q"] != "0.0000"
+    wrong = [*exact[:4], exact[4] * 1.5]
+    with pytest.raises(SystemExit, match="fast has wrong gradients of Gated DeltaNet: beta 0.500"):
+        checks.gradient_errors("fast", wrong, exact)
 
 
 def test_make_gpu_names_what_is_missing_and_a_failed_part_has_no_result(

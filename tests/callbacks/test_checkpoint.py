@@ -148,6 +148,47 @@ def test_a_training_that_diverges_ends_and_keeps_its_last_finite_weights(tmp_pat
     assert saved["global_step"] == 3 and all(each.isfinite().all() for each in saved["state_dict"].values())
 
 
+class Asked(list):
+    """A batch of one scene, about which a question is asked."""
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        return [{"id": f"question-{scene}"} for scene, _ in self]
+
+
+class Asking(Small):
+    """The gradient of one scene is NaN."""
+
+    def __init__(self, broken: int | None = None) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def train_dataloader(self) -> Any:
+        loader = super().train_dataloader()
+        loader.collate_fn = Asked
+        return loader
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if batch[0][0] == self.broken else loss
+
+
+@pytest.mark.parametrize("accumulated", [1, 3])
+def test_a_gradient_that_is_not_finite_stops_before_its_step_and_names_the_questions(
+    accumulated: int, tmp_path: Path
+) -> None:
+    settings = {"accumulate_grad_batches": accumulated, "max_epochs": 1, "every": 50}
+    whole = train(tmp_path / "whole", Asking(), **settings)  # the control, in which nothing is broken
+    order = [scene for _, scene in whole.losses]
+    place = 4
+    window = order[place - place % accumulated :][:accumulated]
+    named, model = ", ".join(f"question-{scene}" for scene in window), Asking(order[place])
+    step = place // accumulated + 1
+    with pytest.raises(InputError, match=rf"not finite in step {step} \(questions {named}\).*after step 0; try lower"):
+        train(tmp_path / "broken", model, **settings)
+    assert model.weight.isfinite().all()
+
+
 class StopAtEpochEnd(Callback):
     """As EarlyStopping with `check_on_train_epoch_end`."""
 

@@ -6,7 +6,6 @@ simplest. `qwen_vl.py` holds the shared code of the Qwen-VL family.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,13 +15,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
+from transformers.integrations.hub_kernels import is_kernel
+from transformers.modeling_flash_attention_utils import lazy_import_flash_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import is_flash_attention_requested
 
 from zoo.backbones.decoder import GROUPED_SDPA, MASKED, DeepFeatures
 from zoo.backbones.official_names import Layout
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
 from zoo.encodings.base import CameraEncoding, DecoderLayout, EncodedCameras, HeadLayout
-from zoo.errors import InputError
+from zoo.errors import InputError, did_you_mean
 from zoo.geometry.base import GeometryEncoder
 from zoo.sequences.batch import Sequences
 from zoo.sequences.layout import ExtraTokens, Placeholders
@@ -112,7 +115,7 @@ class Preprocessor(ABC):
 # ---- The loader: source of a backbone's weights, and of parts released with them -------------------------------------
 
 BackbonePart = Literal["decoder", "vision", "connector"]
-AttentionImplementation = Literal["sdpa", "eager", "flex_attention", "flash_attention_2"]
+AttentionImplementation = dict[Literal["decoder", "vision"], str] | str
 DType = Literal["float32", "bfloat16"]
 
 
@@ -120,8 +123,11 @@ class BackboneLoader(Configurable, ABC):
     """Builds a `Backbone` and knows the source of its weights. `load` reads them.
 
     Args:
-        attn_implementation: The attention backend of transformers. `flex_attention` applies only to the decoder and
-            needs a GPU for training. It skips blocks that are masked for all questions of a shared sequence.
+        attn_implementation: The attention backend: any name that transformers takes, such as sdpa, eager,
+            flex_attention, flash_attention_2, or a kernel of the hub (`kernels-community/flash-attn2`, with the package
+            kernels). A dict names the backends of `decoder` and `vision` separately; sdpa is the default of both.
+            `flex_attention` applies only to the decoder and needs a GPU for training. It skips blocks that are masked
+            for all questions of a shared sequence.
         dtype: Dtype of the weights. A task keeps weights of parts with a learning rate in float32.
 
     Attributes:
@@ -139,13 +145,12 @@ class BackboneLoader(Configurable, ABC):
     released_fusions: tuple[str, ...] = ()
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
-        if attn_implementation == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
-            raise InputError(
-                "attn_implementation=flash_attention_2 needs flash-attn, which is not installed: "
-                "pip install flash-attn --no-build-isolation on a CUDA machine, or choose sdpa (RayRoPE and URoPE need "
-                "masks, which flash_attention_2 lacks)"
-            )
-        self.attn_implementation: AttentionImplementation = attn_implementation
+        is_one = isinstance(attn_implementation, str)
+        named: Any = dict.fromkeys(("decoder", "vision"), attn_implementation) if is_one else attn_implementation
+        self.attn_implementation: str = named.get("decoder", "sdpa")
+        self.vision_attention: str = named.get("vision", "sdpa")
+        for name in dict.fromkeys((self.attn_implementation, self.vision_attention)):
+            load_attention(name)
         self.dtype = getattr(torch, dtype)
 
     @property
@@ -154,9 +159,10 @@ class BackboneLoader(Configurable, ABC):
         return self.is_pretrained and "vision" in self.pretrained_parts
 
     @property
-    def model_attention(self) -> str:
-        """The attention backend of the whole model. FlexAttention is used only in the decoder."""
-        return "sdpa" if self.attn_implementation == "flex_attention" else self.attn_implementation
+    def model_attention(self) -> dict[str, str]:
+        """The attention backends that transformers builds the model with. FlexAttention is set in the decoder later."""
+        named = {"text_config": self.attn_implementation, "vision_config": self.vision_attention}
+        return {part: "sdpa" if name == "flex_attention" else name for part, name in named.items()}
 
     @abstractmethod
     def load(self) -> Backbone:
@@ -194,6 +200,29 @@ class BackboneLoader(Configurable, ABC):
     def released_parts(cls, path: str) -> dict[str, Any]:
         """Return the arguments of `SpatialVLM` for the released model in a folder or hub repository."""
         return {"backbone": cls(path)}  # type: ignore[arg-type]
+
+
+def load_attention(name: str) -> None:
+    """Load the kernels of an attention backend of transformers.
+
+    Raises:
+        InputError: The name is unknown, or its package is not installed, or the hub has no kernel for this machine.
+    """
+    option, known = f"--model.backbone.attn_implementation {name}", ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+    if not is_kernel(name) and name not in known:
+        raise InputError(
+            f"{option} is unknown: known are {', '.join(known)}, and kernels of the hub such as "
+            f"kernels-community/flash-attn2{did_you_mean(name, known)}"
+        )
+    if not is_kernel(name) and not is_flash_attention_requested(requested_attention_implementation=name):
+        return
+    try:
+        lazy_import_flash_attention(name)
+    except Exception as error:  # of importing compiled code, or of the hub
+        raise InputError(
+            f"{option}: {error}. On a CUDA machine pip install kernels, which loads kernels of the hub, or pip install "
+            "flash-attn --no-build-isolation; otherwise choose sdpa"
+        ) from error
 
 
 def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:

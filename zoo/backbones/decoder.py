@@ -16,9 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Qwen3-VL's two functions are the same, and so is Qwen3.5's eager attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb, eager_attention_forward
+from transformers.utils.generic import is_flash_attention_requested
 
 from zoo.encodings.base import QK, EncodedCameras
 from zoo.errors import InputError
+from zoo.faulty_kernels import check_flex_channels
 from zoo.values import check_shape
 
 # ---- Camera hooks: before and after RoPE, on v, around the attention, on the output ----------------------------------
@@ -121,12 +123,14 @@ def check_num_tokens(encoding: EncodedCameras, hidden_states: Tensor) -> None:
 
 
 def check_head_channels(attention: str, channels: int) -> None:
-    """Raise InputError if heads, with the channels that an encoding appends, are too wide for FlashAttention 2."""
-    if attention == "flash_attention_2" and channels > FLASH_CHANNELS:
+    """Raise InputError if heads, with the channels that an encoding appends, are too wide for the attention backend."""
+    if is_flash_attention_requested(requested_attention_implementation=attention) and channels > FLASH_CHANNELS:
         raise InputError(
-            f"the camera encoding makes heads of {channels} channels, and flash_attention_2 takes {FLASH_CHANNELS} at "
-            "most: set --model.backbone.attn_implementation sdpa"
+            f"the camera encoding makes heads of {channels} channels, and {attention} takes {FLASH_CHANNELS} at most: "
+            "set --model.backbone.attn_implementation sdpa"
         )
+    if attention == "flex_attention":
+        check_flex_channels(channels)
 
 
 def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:

@@ -33,6 +33,7 @@ from zoo.backbones.qwen3_vl import tiny_processor as tiny_qwen3_vl_processor
 from zoo.backbones.qwen_vl import QwenVLBackbone, TinyQwenVL
 from zoo.backbones.vision import PatchEmbedding, SegmentAttention
 from zoo.encodings.base import QK, DecoderLayout, EncodedCameras, HeadLayout
+from zoo.faulty_kernels import check_delta_rule
 from zoo.sequences.batch import Sequences
 from zoo.sequences.packing import QuestionPlaces
 from zoo.sequences.time_index import SpanIndex, TimeIndex
@@ -271,6 +272,11 @@ class Qwen35Backbone(QwenVLBackbone):
     @property
     def vision_rules(self) -> Qwen3VisionRules:
         return Qwen3VisionRules.of(self.vlm.model.visual)
+
+    def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
+        if torch.is_grad_enabled():
+            check_delta_rule()
+        return super().decode(inputs, cache=cache, use_cache=use_cache)
 
     @property
     def packs_questions(self) -> bool:

@@ -253,6 +253,9 @@ class QwenVLBackbone(Backbone):
 
     def install_encoding(self, encoding: CameraEncoding | None) -> None:
         replace_classes(self.decoder, self.hooked_classes)
+        parts = () if encoding is None else encoding.modules()
+        appended = max((each.channels for each in parts if isinstance(each, ExtraChannels)), default=0)
+        check_head_channels(self.attn_implementation, self.head_layout.dim + appended)
         if encoding is not None:
             if encoding.attends_per_view and self.attn_implementation not in MASKED:
                 raise InputError(
@@ -260,8 +263,6 @@ class QwenVLBackbone(Backbone):
                     "not take: set --model.backbone.attn_implementation sdpa, eager or flex_attention"
                 )
             layout = self.decoder_layout
-            appended = [each.channels for each in encoding.modules() if isinstance(each, ExtraChannels)]
-            check_head_channels(self.attn_implementation, layout.head.dim + max(appended, default=0))
             encoding.bind_to_decoder(layout, layout.layers)
 
 

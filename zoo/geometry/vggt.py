@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -557,7 +558,13 @@ class VGGT(nn.Module):
         return files_of(self.source)
 
     @classmethod
-    def from_official(cls, config: dict[str, Any], state_dict: Tensors, dtype: torch.dtype | None = None) -> VGGT:
+    def from_official(
+        cls,
+        config: dict[str, Any],
+        state_dict: Tensors,
+        dtype: torch.dtype | None = None,
+        matrix_dtype: torch.dtype | None = None,
+    ) -> VGGT:
         """Build the model with official weights, on their device.
 
         Under `torch.device("meta")` only names and shapes are checked, and tensors in files are not read.
@@ -567,12 +574,18 @@ class VGGT(nn.Module):
             state_dict: Tensors by official names. Tensors of the tracker, and of heads that the config leaves out, are
                 ignored.
             dtype: Dtype of the result. None is the weights' dtype.
+            matrix_dtype: Dtype of the aggregator's matrices, in which it then computes products. With bfloat16 and
+                otherwise float32, tokens equal those of float32 weights under autocast, as the group runs VGGT. None is
+                `dtype`.
 
         Raises:
             InputError: Tensors are missing, unexpected or of another shape.
         """
         with torch.device("meta"):  # loading then takes no more memory than the model
             model = cls(**config).to(dtype or first_tensor(state_dict).dtype)
+            for part in model.aggregator.modules():
+                if matrix_dtype is not None and isinstance(part, nn.Linear | nn.Conv2d):
+                    part.to(matrix_dtype)
         model.source = state_dict
         unused = (NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None))
         load_weights(model, ReleasedWeights(state_dict, "VGGT", NAMES, lambda name: name.startswith(unused)))
@@ -652,7 +665,8 @@ class VGGT(nn.Module):
             needed.add(depth - 1)
         for head in {"depth", "point"} & set(heads):
             needed.update(getattr(self, f"{head}_head").layers)
-        outputs = self.aggregator(images, needed)
+        with self._products(images.device):
+            outputs = self.aggregator(images, needed)
 
         result = VGGTOutput({layer: outputs[i] for layer, i in indices.items()}, self.aggregator.patch_start)
         with full_precision(images.device):
@@ -665,6 +679,18 @@ class VGGT(nn.Module):
             if "point" in heads and self.point_head is not None:
                 result.points, result.points_conf = self._dense(self.point_head, outputs, images, dense_frames)
         return result
+
+    @property
+    def matrix_dtype(self) -> torch.dtype:
+        """Dtype of the aggregator's matrices."""
+        weight: Tensor = self.aggregator.get_submodule("frame_blocks.0.attn.qkv").weight  # type: ignore[assignment]
+        return weight.dtype
+
+    def _products(self, device: torch.device) -> AbstractContextManager:
+        """Return autocast to the matrices' dtype, if the rest of the aggregator has another one."""
+        if self.matrix_dtype == self.aggregator.camera_token.dtype or device.type == "meta":
+            return nullcontext()
+        return torch.autocast(device.type, self.matrix_dtype)
 
     def _dense(
         self, head: DPTHead, outputs: dict[int, Tensor], images: Tensor, dense_frames: Int[Tensor, "B dense"] | None

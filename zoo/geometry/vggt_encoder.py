@@ -68,7 +68,9 @@ class VGGTEncoder(TrunkEncoder):
         trunk = self.vggt.aggregator
         config = {name: self.vggt.config[name] for name in ("aggregator", *(f"{head}_head" for head in self.heads))}
         reference = {} if self.reference == "first" else {"reference": self.reference}
-        return {**config, "layers": self.layer_numbers, "dtype": str(trunk.camera_token.dtype), **reference}
+        dtype, matrices = trunk.camera_token.dtype, self.vggt.matrix_dtype
+        dtypes = {"dtype": str(dtype)} | ({} if matrices == dtype else {"matrices": str(matrices)})
+        return {**config, "layers": self.layer_numbers, **dtypes, **reference}
 
     def blocks(self) -> list[nn.Module]:
         """See `GeometryEncoder`."""
@@ -123,7 +125,8 @@ class PretrainedVGGT(VGGTEncoder):
         path: A hub id, a folder with model.safetensors, or a .safetensors file.
         layers: Aggregator layers whose outputs are the 3D tokens, concatenated on the channels. Negative numbers count
             from the end.
-        dtype: Dtype of the aggregator. The heads are float32.
+        dtype: Dtype of the aggregator's matrices and products. The rest and the heads are float32, as in the group's
+            runs under autocast. With norms and the residual stream in bfloat16, errors would be several times as large.
         scale_from: How lengths are converted to meters, `DatasetPoses` or `MetricModel`. null keeps the scene's own
             unit.
         reference: The frame that is the world.
@@ -139,7 +142,7 @@ class PretrainedVGGT(VGGTEncoder):
     ) -> None:
         weights = official_tensors(path)
         trunk = {"aggregator": vggt_1b.VGGT_1B["aggregator"]}
-        vggt = VGGT.from_official(trunk, weights, getattr(torch, dtype))
+        vggt = VGGT.from_official(trunk, weights, torch.float32, getattr(torch, dtype))
         if not path.rstrip("/").lower().endswith("-commercial"):  # facebook/VGGT-1B-Commercial
             announce_license(path)
         super().__init__(vggt, layers, weights, scale_from, reference)

@@ -240,8 +240,9 @@ def test_released_weights_and_their_heads_are_loaded_when_enabled(
     half = PretrainedVGGT(str(tmp_path), dtype="bfloat16")
     half.enable_head("camera")
     (scene,) = encode(half, frames)
-    assert scene.patches.dtype == torch.bfloat16 and scene.world_to_camera.dtype == torch.float32
+    assert scene.patches.dtype == scene.world_to_camera.dtype == torch.float32
     encoder = PretrainedVGGT(str(tmp_path))
+    assert half.vggt.matrix_dtype == torch.bfloat16 and half.identity() != encoder.identity()
     assert encoder.vggt.camera_head is None
     (found,) = encode(encoder, frames, cameras=False)
     assert torch.equal(found.patches, encode(VGGTEncoder(whole), frames)[0].patches)

@@ -320,6 +320,33 @@ def test_bfloat16_trunk_with_geometry_in_float32(model: VGGT) -> None:
     assert world_to_camera.dtype == K_px.dtype == torch.float32
 
 
+def test_bfloat16_matrices_are_float32_weights_under_autocast() -> None:
+    """Bit for bit, as the group runs VGGT, at its depth. The residual stream in bfloat16 is far less exact."""
+    config = tiny_config(embed_dim=64, depth=24) | {"depth_head": None, "point_head": None}
+    config["camera_head"] = config["camera_head"] | {"dim_in": 128}
+    images, exact = tiny_images(1, 4, 56, 84), hash_model(config).requires_grad_(False)
+    weights = hash_weights(config)
+    ours = VGGT.from_official(config, weights, torch.float32, torch.bfloat16).requires_grad_(False)
+    all_rounded = hash_model(config).requires_grad_(False)
+    all_rounded.aggregator.to(torch.bfloat16)
+    expected = exact(images, [-1])
+    found, rounded = ours(images, [-1]), all_rounded(images, [-1])
+    with torch.autocast("cpu", torch.bfloat16):
+        published = exact(images, [-1])
+        within = ours(images, [-1])  # in a run with --trainer.precision bf16-mixed
+
+    def error(output: VGGTOutput) -> tuple[float, float]:
+        pairs = ((output.tokens[-1], expected.tokens[-1]), (output.pose_enc, expected.pose_enc))
+        tokens, poses = (float((one.float() - other).norm() / other.norm()) for one, other in pairs)
+        return tokens, poses
+
+    for output in (found, within):
+        assert torch.equal(output.tokens[-1], published.tokens[-1]) and output.tokens[-1].dtype == torch.float32
+        assert torch.equal(output.pose_enc, published.pose_enc)
+    assert 0 < 2 * error(found)[0] < error(rounded)[0] < 0.05
+    assert 0 < error(found)[1] < error(rounded)[1]
+
+
 def autocast(model: VGGT, images: Tensor):
     with torch.autocast("cpu", torch.bfloat16):
         return model(images, heads=HEADS)

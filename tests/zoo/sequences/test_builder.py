@@ -338,7 +338,7 @@ def test_a_scene_without_a_valid_camera_is_a_record(name: str, training: bool) -
 def test_pickled_sequences_hold_their_tensors_by_value() -> None:
     """A data worker shares each tensor by a file descriptor, and the tensors of many prompts would exhaust them."""
     task = tiny_model("prope.yaml")
-    made = tiny_batch(task, tiny_scene("a"), training=True, pack_scenes=True)
+    made = tiny_batch(task, tiny_scene("a"), tiny_scene("b"), training=True, pack_scenes=True)
     before, after = made.sequences, pickle.loads(pickle.dumps(made)).sequences
     assert before is not None and torch.equal(before.input_ids, after.input_ids)
     assert before.scene_index == after.scene_index and torch.equal(before.packing.places, after.packing.places)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention
-from torch.nn.attention.flex_attention import create_mask
+from torch.nn.attention.flex_attention import create_block_mask, create_mask
+from transformers import masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -35,8 +36,10 @@ from tests.tiny import (
 )
 from zoo import CameraPrediction, InputError, TimestampIndex, VideoQATask
 from zoo import sequence_builder as builder
+from zoo.backbones.decoder import GROUPED_SDPA
 from zoo.encodings.per_view import PackedEncoding
 from zoo.positions import TextAfterVision
+from zoo.sequences import packing as packing_module
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.sequences.packing import Row, block_mask, pack_questions, prefix_causal_mask
@@ -178,12 +181,56 @@ def test_a_bound_of_tokens_divides_the_questions_and_changes_no_gradient() -> No
     for bound in (longest, longest - 1, 1):
         asked = training_batch(model, *SCENES, tokens_per_sequence=bound)
         packed_rows = sequences(asked)
-        assert packed_rows.group is not None
-        lengths, questions = torch.tensor(packed_rows.lengths), packed_rows.group.amax(1)
+        assert (packed_rows.group is None) == (bound == 1)  # a row each
+        lengths = torch.tensor(packed_rows.lengths)
+        questions = torch.ones_like(lengths) if packed_rows.group is None else packed_rows.group.amax(1)
         assert ((lengths <= bound) | (questions == 1)).all()  # one question alone may be longer
         assert questions.sum() == len(asked.records)
         assert (len(packed_rows) == len(SCENES)) == (bound == longest)
         assert difference(learned(model, model.loss(asked)), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["plain", "PRoPE, ChannelRange"])
+@pytest.mark.parametrize(
+    ("packing", "has_mask"),
+    [
+        ({}, True),
+        ({"pack_scenes": True}, True),
+        ({"tokens_per_sequence": 1}, False),
+        ({"tokens_per_sequence": 1, "pack_scenes": True}, False),
+    ],
+)
+def test_a_mask_that_is_plainly_causal_is_left_out(
+    name: str, packing: dict[str, Any], has_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flash kernels take none. Masks of several questions or scenes stay."""
+    model, masks = tiny_model(name).train(), []
+    attend = ALL_ATTENTION_FUNCTIONS[GROUPED_SDPA]
+
+    def spy(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, **options: Any) -> Any:
+        masks.append(mask)
+        return attend(module, q, k, v, mask, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, GROUPED_SDPA, spy)
+    model.loss(training_batch(model, *SCENES, **packing))
+    assert len(masks) == 2 and [mask is not None for mask in masks] == [has_mask] * 2
+    assert all(mask is masks[0] for mask in masks)  # one for all layers
+
+
+@pytest.mark.parametrize("packing", [{}, {"pack_scenes": True}, {"tokens_per_sequence": 1}])
+def test_a_block_mask_is_built_once_for_all_layers(packing: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    model, built = tiny_model("plain", implementation="flex_attention").train(), []
+
+    def counted(*args: Any, **options: Any) -> Any:
+        built.append(create_block_mask(*args, **options))
+        return built[-1]
+
+    for module in (packing_module, masking_utils):
+        monkeypatch.setattr(module, "create_block_mask", counted)
+    with torch.compiler.set_stance("force_eager"):
+        model.loss(training_batch(model, *SCENES, **packing))
+    assert len(built) == 1 < len(model.model.backbone.decoder.layers)
 
 
 def test_prompts_without_a_question_of_their_own_are_not_packed() -> None:
@@ -261,8 +308,8 @@ def test_a_bound_of_tokens_divides_the_scenes_and_changes_no_gradient(name: str,
     for bound in bounds:
         asked = asked_of(model, questions=questions, pack_scenes=True, tokens_per_sequence=bound)
         packing = sequences(asked).packing
-        assert packing is not None
-        shapes.append(packing.shape)
+        assert (packing is None) == (bound == 1)  # a sequence each
+        shapes.append((len(sequences(asked)), shapes[0][1]) if packing is None else packing.shape)
         assert difference(learned(model, model.loss(asked)), expected) < 2e-5
         bounds += [shapes[0][1] - 1, 1] if bound is None else []
     (one, longest), (few, bounded), (many, _) = shapes
