@@ -16,7 +16,7 @@ import main
 
 ROOT = Path(main.__file__).parent
 PYPROJECT, PINS = (ROOT / "pyproject.toml").read_text(), (ROOT / "constraints.txt").read_text()
-EXTRAS = ("dev", "docs")  # what the Makefile installs
+EXTRAS = ("dev", "docs", "qlora")  # what the Makefile installs, and what the tests need
 
 
 def problems(pyproject: str, constraints: str) -> list[str]:
