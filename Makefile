@@ -10,16 +10,20 @@ ifneq ($(wildcard ../shared/golden),)
 export ZOO_GOLDEN ?= $(abspath ../shared/golden)
 endif
 
+# The versions that the tests passed with. PINNED=0 installs the newest ones that pyproject.toml admits.
+PINNED ?= 1
+PINS := $(if $(filter 0,$(PINNED)),,--constraint constraints.txt)
+
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: install demo lint test tests test-slow test-all test-lowest test-wheel lmms-eval gpu docs clean
+.PHONY: install demo lint test tests test-slow test-all test-lowest test-newest pin test-wheel lmms-eval gpu docs clean
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml $(if $(PINS),constraints.txt)
 	@echo "installing the zoo and what it needs into .venv, which takes some minutes"
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv/bin/python -m pip install --quiet $(PINS) --editable '.[dev]'
 	touch $@
 
 demo: install  ## train a model with and one without cameras on rendered rooms, test both, print the scores
@@ -51,6 +55,19 @@ test-lowest: .venv-lowest/installed  ## the tests with the lowest versions that 
 	.venv-lowest/bin/python -m pip install --quiet --constraint .venv-lowest/constraints.txt --editable '.[dev]'
 	touch $@
 
+test-newest: .venv-newest/installed  ## the tests with the newest versions that pyproject.toml admits
+	.venv-newest/bin/python $(PYTEST)
+
+.venv-newest/installed: pyproject.toml
+	@echo "installing the newest versions into .venv-newest, which takes some minutes"
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	touch $@
+
+pin: test-newest  ## pin the versions that test-newest has just passed with; make clean first for today's newest
+	{ grep '^#' constraints.txt; .venv-newest/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > .venv-newest/pins
+	mv .venv-newest/pins constraints.txt
+
 lmms-eval: .venv-lmms/installed  ## an environment with lmms-eval and the zoo
 
 # lmms-eval requires av<16, which can't read mp4 here, and breaks with filelock 4: the second line fixes both
@@ -70,8 +87,8 @@ docs: .venv/docs-installed  ## the documentation as a site in site/; a broken li
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 .venv/docs-installed: .venv/installed
-	.venv/bin/python -m pip install --quiet --editable '.[dev,docs]'
+	.venv/bin/python -m pip install --quiet $(PINS) --editable '.[dev,docs]'
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-lmms cache runs site
+	rm -rf .venv .venv-lowest .venv-newest .venv-lmms cache runs site

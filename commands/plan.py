@@ -38,6 +38,7 @@ from commands.run_options import OF_RUNS, run_parser
 from commands.runs import require_model
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
+from zoo.backbones.lora import is_quantized
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.tasks import Task, VideoQATask
@@ -109,6 +110,7 @@ class Training(NamedTuple):
         is_pretrained: Whether the model has released weights (a full scale).
         title: Model and parts.
         video: Height and width of the raw frames.
+        can_shard: Whether FSDP2 may shard the weights, which it does not in four bits.
         uncounted: Algorithm of the training if it is not supervised. Steps are counted as in supervised training.
         changes: Options that are added to the command line.
     """
@@ -127,6 +129,7 @@ class Training(NamedTuple):
     is_pretrained: bool = False
     title: str = ""
     video: tuple[int, ...] = tuple(VIDEO)
+    can_shard: bool = True
     uncounted: str | None = None
     changes: tuple[str, ...] = ()
 
@@ -277,6 +280,7 @@ def parsed(arguments: tuple[str, ...]) -> Training:
         is_pretrained=task.model.loader.is_whole,
         title=f"{type(task).__name__}: {named}",
         video=tuple(size),
+        can_shard=not any(map(is_quantized, task.parameters())),
         uncounted=type(task.algorithm).__name__ if task.algorithm.asks_questions else None,
     )
 
@@ -326,7 +330,7 @@ def alternatives(training: Training, arguments: list[str]) -> list[Training]:
     def with_options(words: tuple[str, ...]) -> Training:
         return parsed((*arguments, *words))._replace(changes=words) if words else training
 
-    strategy = "fsdp2" if training.gpus > 1 else training.strategy
+    strategy = "fsdp2" if training.gpus > 1 and training.can_shard else training.strategy
     several = [
         training.variant(training.strategy, True),
         *map(with_options, options),
@@ -346,7 +350,7 @@ def choose(training: Training, arguments: list[str]) -> Training:
     for smaller in (lambda: training, lambda: alternatives(training, arguments)[-1]):
         other, gpus = smaller(), training.gpus
         tried += [other, other.variant(other.strategy, True)]
-        while gpus <= MOST_GPUS:
+        while gpus <= MOST_GPUS and training.can_shard:
             tried += [other.variant("fsdp2", recomputes, gpus) for recomputes in (other.checkpointing, True)]
             gpus *= 2
         if found := [each for each in tried if each.needed <= each.memory]:
@@ -393,7 +397,8 @@ def parameters_table(cost: TrainingCost) -> Table:
 
 def memory_table(training: Training) -> Table:
     """Return the bytes on each GPU, for each strategy without and with checkpointing."""
-    setups = [(strategy, checkpointing) for strategy in ("ddp", "fsdp2") for checkpointing in (False, True)]
+    strategies = ("ddp", "fsdp2") if training.can_shard else ("ddp",)
+    setups = [(strategy, checkpointing) for strategy in strategies for checkpointing in (False, True)]
     titles = (strategy + ", checkpointing" * checkpointing for strategy, checkpointing in setups)
     columns = [training.variant(*setup) for setup in setups]
     rows = {name: [each.rows[name] for each in columns] for name in training.rows}

@@ -55,7 +55,7 @@ from zoo.sequences.layout import ExtraTokens
 from zoo.sequences.loaded_scene import TeacherTargets
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import TimeIndex
-from zoo.weights.load import leave_unread, whole
+from zoo.weights.load import builds_shapes_only, leave_unread, read_weights, whole
 from zoo.weights.saved_models import load_model, save_model
 
 # parts with small parameters, and their numbers: in a parameter of a part's own, in one of a layer
@@ -152,8 +152,9 @@ class SpatialVLM(Configurable, nn.Module):
         self.camera_encoding, self.merged_camera = camera_encoding, merged_camera
         self.text_after_vision, self.average = text_after_vision, average
         named = objectives_by_name(objectives)
-        # 1. Backbone, with the camera hooks in its attention.
-        with leave_unread(defer_weights):
+        # 1. Backbone, with the camera hooks in its attention. Weights are quantized when they are read.
+        is_quantized = lora is not None and lora.quantization is not None
+        with leave_unread(defer_weights or is_quantized):
             self.backbone = self.loader.load()
         self.time_index = choose_time_index(camera_encoding, time_index, self.backbone.default_time_index())
         self.backbone.install_encoding(camera_encoding)
@@ -187,6 +188,8 @@ class SpatialVLM(Configurable, nn.Module):
         if lora is not None:
             lora.apply(self.backbone.decoder, self.backbone.lora_targets)
             self.backbone.lm_head.requires_grad_(False)
+        if is_quantized and not defer_weights and not builds_shapes_only():
+            read_weights(self.backbone)
         # 6. Objectives, in float32.
         appended = ExtraTokens.NONE if self.fusion is None else self.fusion.appended
         self.training_tokens = resolve_extra_tokens(named.values(), appended, training=True)

@@ -17,6 +17,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
+from zoo.backbones.lora import is_quantized
 from zoo.backbones.official_names import (
     EMBEDDINGS,
     LM_HEAD,
@@ -153,6 +154,11 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     """
     from peft.tuners.lora import LoraLayer  # slow to import
 
+    if any(map(is_quantized, model.parameters())):
+        raise InputError(
+            "--model.lora.quantization nf4: adapters are merged into the released weights, not into their four bits; "
+            "export with --model.lora.quantization null, or with --layout zoo"
+        )
     adapted: dict[str, Any] = {name: each for name, each in model.named_modules() if isinstance(each, LoraLayer)}
     state = {
         name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
+from zoo.backbones.lora import is_quantized
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
@@ -53,11 +54,16 @@ class FSDP2Strategy(DDPStrategy):
         """Attach the task before processes are connected.
 
         Raises:
-            InputError: The task has no blocks to shard.
+            InputError: The task has no blocks to shard, or has weights in four bits.
         """
         if not isinstance(model, VideoQATask):
             raise InputError(
                 f"--trainer.strategy fsdp2 is for video-language models, not {type(model).__name__}: take ddp"
+            )
+        if any(map(is_quantized, model.parameters())):
+            raise InputError(
+                "--trainer.strategy fsdp2 does not shard weights in four bits: leave --model.lora.quantization out, or "
+                "take ddp"
             )
         super().connect(model)
 

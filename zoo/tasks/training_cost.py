@@ -38,6 +38,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from zoo.backbones.lora import stored_bytes
 from zoo.configuration import known_config
 from zoo.geometry.metric_model import MetricModel
 from zoo.model import SpatialVLM
@@ -159,7 +160,7 @@ def training_cost(task: VideoQATask, batch: BatchSizes, precision: str) -> Train
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the total bytes of tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(map(stored_bytes, tensors))
 
 
 def optimizer_bytes(task: VideoQATask) -> int:

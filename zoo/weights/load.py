@@ -494,13 +494,18 @@ def _assign(module: nn.Module, weights: ReleasedWeights, own: Collection[str], d
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {list_names(names)}" for kind, names in problems.items() if names)
         raise InputError(f"the weights don't fit this {what}: {found}; check the config and {source_path(tensors)}")
-    # 3. Assign. Tied weights are one parameter under several names, and stay so.
-    module.load_state_dict(loaded, strict=False, assign=True)
+    # 3. Assign. Tied weights are one parameter under several names, and stay so. `load_state_dict` would compare
+    # shapes, and four bits have others.
+    for name, read in loaded.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, read)
 
 
 def _like(target: Tensor, tensor: Tensor, device: torch.device) -> Tensor:
     """Return a copy of a tensor that can replace another one, with its dtype, shards and requires_grad."""
     copied = tensor.to(device, target.dtype, copy=True, memory_format=torch.contiguous_format)
+    if hasattr(target, "quant_state"):  # of bitsandbytes, which quantizes a weight that is moved to its device
+        return type(target)(copied, **target.__dict__).to(device)
     if isinstance(target, DTensor):
         copied = distribute_tensor(copied, target.device_mesh, target.placements, src_data_rank=None)
     return nn.Parameter(copied, target.requires_grad) if isinstance(target, nn.Parameter) else copied
