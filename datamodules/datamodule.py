@@ -120,6 +120,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         on_error: How training handles a scene that can't be read. `raise` ends the training. `skip` leaves the scene's
             answers out of the mean of their step and lists the scene in the run's skipped_scenes.jsonl; above 1 % of
             the scenes, it ends the training as well. A test always records the failed scene and goes on.
+        timeout_s: Seconds after which a scene that is still being read counts as one that can't be read, such as a
+            video on storage that no longer answers. null waits forever.
         seed: Seed of the training order and of the questions drawn in training. null uses the run's seed.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about the video.
@@ -134,13 +136,13 @@ class VideoQADataModule(Configurable, LightningDataModule):
 
     changes_no_answer = (
         *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
-        *("data.source.workers", "data.video", "data.question", "data.seed", "data.augmentation"),
+        *("data.source.workers", "data.video", "data.question", "data.seed", "data.augmentation", "data.timeout_s"),
         *("data.batch_size", "data.questions_per_scene", "data.tokens_per_sequence", "data.pack_scenes"),
         *("data.train_sampler", "data.train_frame_pairing"),
     )
     changes_no_training = (
         *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
-        *("data.source.workers", "data.video", "data.question"),
+        *("data.source.workers", "data.video", "data.question", "data.timeout_s"),
     )
 
     def __init__(
@@ -174,6 +176,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         num_workers: int = 1,
         keep_in_memory: bool = False,
         on_error: OnError = "raise",
+        timeout_s: float | None = 600.0,
         seed: int | None = None,
         video: str | None = None,
         question: str | None = None,
@@ -190,6 +193,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         ):
             if count is not None and count < least:
                 raise InputError(f"--data.{name} {count}: at least {least}")
+        if timeout_s is not None and not timeout_s > 0:
+            raise InputError(f"--data.timeout_s {timeout_s:g}: above 0, or null to wait forever")
         if keep_in_memory and num_workers:
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
         if keep_in_memory and frame_cache is not None:
@@ -226,7 +231,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.augmentation, self.perturbation = augmentation, perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
         check_choice("--data.on_error", on_error, OnError)
-        self.on_error = on_error
+        self.on_error, self.timeout_s = on_error, timeout_s
         self.source = self.source.for_frames(self.dataset([]).num_views)
         for each in (self.source, self.asked):
             if each is not None and any(text is not None for text in (system_prompt, prompt_prefix, prompt_wording)):
@@ -323,6 +328,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             frame_cache=self.frame_cache,
             still_resize=self.still_resize,
             augmentation=self.augmentation if training else None,
+            timeout_s=self.timeout_s,
         )
 
     @property
