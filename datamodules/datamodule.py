@@ -364,6 +364,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             trainer.world_size,
             questions_fingerprint(dataset.scenes),
             None if asks else np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
+            np.array([dataset.num_patches(scene) for scene in dataset.scenes]),
             self._training_position,
             skips_failed=self.on_error == "skip",
         )

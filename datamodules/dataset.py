@@ -130,6 +130,12 @@ class SceneDataset(Dataset):
             return self.frame_pairing.views(self.num_frames, self.sampler)
         return self.sampler.limited(self.num_frames)  # not rounded to pairs
 
+    def num_patches(self, scene: Scene) -> int:
+        """Return the number of temporal patches of a scene, as far as it is known before the scene is read."""
+        if scene.images:
+            return len(scene.images)
+        return self.num_frames // TEMPORAL_PATCH_SIZE if self.frames_as == "video" else self.num_views
+
     def select(self, view: SceneView) -> list[int]:
         """Select frames of a video, two per temporal patch. A frame that is shown as an image is repeated."""
         if self.frames_as == "video":
