@@ -78,12 +78,22 @@ class Mixture(SceneSource):
         return made
 
     def prepare_splits(self, splits: Collection[Split]) -> None:
-        """Prepare the parts for training, and the evaluation source for the other splits."""
-        if "train" in splits:
-            for source in self.sources:
-                source.prepare()
+        """Prepare the parts for training, and the evaluation source for the other splits.
+
+        Raises:
+            FileNotFoundError: Files are missing. The message names those of all sources.
+        """
+        sources = [*self.sources] if "train" in splits else []
         if self.evaluation is not None and set(splits) - {"train"}:
-            self.evaluation.prepare()
+            sources.append(self.evaluation)
+        absent = []
+        for source in sources:
+            try:
+                source.prepare()
+            except FileNotFoundError as error:
+                absent.append(str(error))
+        if absent:
+            raise FileNotFoundError("; ".join(absent))
 
     def scenes(self, split: Split) -> list[Scene]:
         """Return the weighted scenes for training, or the scenes of the evaluation source."""
