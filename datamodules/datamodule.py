@@ -135,6 +135,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
     Attributes:
         changes_no_answer: Dotted names of the options that don't change answers, see `zoo.tasks.Task`.
         changes_no_training: Dotted names of the options that don't change a training step.
+        trained_scenes: The scenes of a training. Empty until they are read.
         tested_scenes: The scenes of a test with all questions, without perturbation. Empty until they are read.
         find_answered: Returns the ids of the test questions that are answered already and not asked again. A callback
             sets it in its `setup`. It is called after the scenes and the weights are read.
@@ -214,6 +215,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.source = source or Rooms()
         self.filtered = 0  # number of questions of the last split that the filters leave out
         self.missing: dict[str, int] = {}  # number of questions for each scene whose video is missing
+        self.trained_scenes: list[Scene] = []
         self.tested_scenes: list[Scene] = []
         self.find_answered: Callable[[], Collection[str]] = tuple
         self.spec = self.training_spec = ModelSpec()  # `setup` sets the model's
@@ -362,7 +364,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         assert trainer is not None
         if self.training_spec.asks_in_training and self.pack_scenes:
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
-        scenes = self.scenes("train")
+        scenes = self.trained_scenes = self.scenes("train")
         if self.on_missing == "raise":
             self._refuse_missing(len(scenes))
         asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
