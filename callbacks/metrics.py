@@ -5,7 +5,7 @@ A test writes each scene's answers before the next scene starts, so that the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -31,6 +31,7 @@ from callbacks.run_config import (
     METRICS,
     PREDICTIONS,
     TEST_FILE,
+    TRAIN_SCENES,
     config_of_command,
     config_of_training,
     declared_options,
@@ -40,6 +41,7 @@ from callbacks.run_config import (
 from callbacks.table import render, summarize
 from datamodules.datamodule import skipped_scenes
 from datamodules.perturbations import wrong_poses
+from datamodules.scenes import shared_scenes
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import flatten, is_same_value, to_config
 from zoo.errors import InputError
@@ -259,13 +261,15 @@ class MetricsCallback(Callback):
         commit, is_clean = git_state()
         excepted = declared_options("changes_no_answer", pl_module, getattr(trainer, "datamodule", None))
         differing: dict[str, Any] = {}
-        found: dict[str, Any] = {"checkpoint": None}
+        tested = getattr(getattr(trainer, "datamodule", None), "tested_scenes", ())
+        found: dict[str, Any] = {"checkpoint": None, "training_overlap": None}
         if trainer.ckpt_path:
             run = Path(trainer.ckpt_path).absolute().parent.parent
             differing = differences(self._identity["config"], config_of_training(trainer.ckpt_path), excepted)
             found["checkpoint"] = str(trainer.ckpt_path)
             if skipped := skipped_scenes(run):
                 found["skipped_training_scenes"] = len(skipped)
+            found["training_overlap"] = training_overlap(run, [scene.name for scene in tested])
         if differing:
             rank_zero_info(f"test: differs from the training in {', '.join(differing)}")
         model: Any = getattr(pl_module, "model", None)
@@ -317,6 +321,24 @@ def _scalars(result: Mapping[str, Any], stage: Stage) -> dict[str, float]:
     for group in ("acc", "mra", "all"):
         scores |= {f"{stage}/{group}/{mean}": score for mean, score in result[group].items() if score is not None}
     return scores
+
+
+def training_overlap(run: Path, tested: Sequence[str]) -> dict[str, Any] | None:
+    """Return which test scenes were training scenes of a run, by their names. Report them.
+
+    Returns:
+        {"training_scenes": number, "test_scenes": number, "shared": [names]}, or None if the training's are not known.
+    """
+    try:
+        trained = (run / TRAIN_SCENES).read_text(encoding="utf-8").splitlines()
+    except OSError:  # a training of an earlier version, or a checkpoint without its run
+        return None
+    shared = sorted(shared_scenes(tested, trained))
+    if shared:
+        rank_zero_info(
+            f"test: {len(shared)} of {len(tested)} scenes are training scenes by their name, first {shared[0]}"
+        )
+    return {"training_scenes": len(trained), "test_scenes": len(tested), "shared": shared}
 
 
 # ---- Training progress of the tested weights ------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from zoo.weights.saved_models import RUN_CONFIG, config_of
 
 # files in a test's folder: its identity, written at the start; its scores, written last; its answers
 TEST_FILE, METRICS, PREDICTIONS = "test.json", "metrics.json", "predictions.jsonl"
+TRAIN_SCENES = "train_scenes.txt"  # in a run's folder: the names of its training scenes
 OWN_CODE = ("zoo", "datamodules")  # packages on which answers depend
 
 
@@ -52,9 +53,13 @@ class SaveRunConfig(SaveConfigCallback):
             rank_zero_warn(f"{', '.join(changed)} has changed since {trainer.ckpt_path} was saved")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the config of the weights that are trained from now on, on rank zero."""
-        if trainer.is_global_zero and not self.already_saved:
-            self.save(Path(trainer.default_root_dir) / self.config_filename)
+        """Write the config of the weights that are trained from now on, and their scenes, on rank zero."""
+        if not trainer.is_global_zero:
+            return
+        run, scenes = Path(trainer.default_root_dir), getattr(trainer.datamodule, "trained_scenes", ())  # type: ignore[attr-defined]
+        if not self.already_saved:
+            self.save(run / self.config_filename)
+        write_whole(run / TRAIN_SCENES, "".join(f"{name}\n" for name in sorted({scene.name for scene in scenes})))
 
     def save(self, path: Path) -> None:
         """Write the config."""

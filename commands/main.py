@@ -20,6 +20,7 @@ Commands:
     probe           measure what the hidden states of a run contain, before and after training
     import-cameras  make a scene of a capture (COLMAP, Record3D, ScanNet and others), or of each scene of a dataset
     check-cameras   check cameras against the images of a video: convention, speed, jumps, intrinsics
+    check-overlap   find test scenes that are also training scenes, by name and by content
     study           run the experiments of a YAML file, and write their tables
 
 Defaults for --config <file of configs/ or recipes/>; of several configs, a later one wins:
@@ -73,6 +74,7 @@ OTHERS = {
     "study": "commands.study:study",
     "import-cameras": "commands.import_cameras:import_cameras",
     "check-cameras": "commands.check_cameras:check_cameras",
+    "check-overlap": "commands.check_overlap:check_overlap",
     "check-encoding": "commands.check_encoding:check_encoding",
 }
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h

@@ -34,11 +34,12 @@ from datamodules.samplers import Consecutive, FramePairing, FrameSampler, Unifor
 from datamodules.scenes import Scene, num_answers, questions_fingerprint
 from datamodules.sources import Rooms, SceneSource, SingleVideo
 from datamodules.sources.base import QuestionFilter, Split
+from datamodules.sources.conversations import NO_MEDIUM
 from datamodules.video import companion_name
 from zoo.benchmarks import Benchmark
 from zoo.configuration import Configurable, known_config
 from zoo.errors import InputError, check_choice, describe
-from zoo.files.atomic_io import JSONLines, read_records
+from zoo.files.atomic_io import JSONLines, read_records, write_whole
 from zoo.model_spec import DataSettings, ModelSpec
 from zoo.seed import resolve_seed
 from zoo.sequences.batch import Batch
@@ -47,6 +48,8 @@ from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 OnError = Literal["raise", "skip"]
 MAX_SKIPPED = 0.01  # largest share of skipped training scenes
 SKIPPED_SCENES = "skipped_scenes.jsonl"
+MISSING_SCENES = "missing_scenes.txt"
+FIRST = 5  # number of missing scenes and of their folders in an error
 
 
 def skipped_scenes(run: Path) -> dict[str, str]:
@@ -120,6 +123,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
         on_error: How training handles a scene that can't be read. `raise` ends the training. `skip` leaves the scene's
             answers out of the mean of their step and lists the scene in the run's skipped_scenes.jsonl; above 1 % of
             the scenes, it ends the training as well. A test always records the failed scene and goes on.
+        on_missing: What a training does if videos of its questions are missing. `raise` ends it before its first step
+            and lists them in missing_scenes.txt, in the current folder. `skip` trains without them. A test goes on, and
+            its results count them.
+        timeout_s: Seconds after which a scene that is still being read counts as one that can't be read, such as a
+            video on storage that no longer answers. null waits forever.
         seed: Seed of the training order and of the questions drawn in training. null uses the run's seed.
         video: For `predict`: a video file or a folder of frames, in place of the source.
         question: For `predict`: the question about the video.
@@ -127,6 +135,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
     Attributes:
         changes_no_answer: Dotted names of the options that don't change answers, see `zoo.tasks.Task`.
         changes_no_training: Dotted names of the options that don't change a training step.
+        trained_scenes: The scenes of a training. Empty until they are read.
         tested_scenes: The scenes of a test with all questions, without perturbation. Empty until they are read.
         find_answered: Returns the ids of the test questions that are answered already and not asked again. A callback
             sets it in its `setup`. It is called after the scenes and the weights are read.
@@ -134,13 +143,14 @@ class VideoQADataModule(Configurable, LightningDataModule):
 
     changes_no_answer = (
         *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
-        *("data.source.workers", "data.video", "data.question", "data.seed", "data.augmentation"),
+        *("data.source.workers", "data.video", "data.question", "data.seed", "data.augmentation", "data.timeout_s"),
+        "data.on_missing",
         *("data.batch_size", "data.questions_per_scene", "data.tokens_per_sequence", "data.pack_scenes"),
         *("data.train_sampler", "data.train_frame_pairing"),
     )
     changes_no_training = (
         *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
-        *("data.source.workers", "data.video", "data.question"),
+        *("data.source.workers", "data.video", "data.question", "data.timeout_s", "data.on_missing"),
     )
 
     def __init__(
@@ -174,6 +184,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         num_workers: int = 1,
         keep_in_memory: bool = False,
         on_error: OnError = "raise",
+        on_missing: OnError = "raise",
+        timeout_s: float | None = 600.0,
         seed: int | None = None,
         video: str | None = None,
         question: str | None = None,
@@ -190,6 +202,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         ):
             if count is not None and count < least:
                 raise InputError(f"--data.{name} {count}: at least {least}")
+        if timeout_s is not None and not timeout_s > 0:
+            raise InputError(f"--data.timeout_s {timeout_s:g}: above 0, or null to wait forever")
         if keep_in_memory and num_workers:
             raise InputError("keep_in_memory needs --data.num_workers 0: each worker would keep a copy of its own")
         if keep_in_memory and frame_cache is not None:
@@ -201,6 +215,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.source = source or Rooms()
         self.filtered = 0  # number of questions of the last split that the filters leave out
         self.missing: dict[str, int] = {}  # number of questions for each scene whose video is missing
+        self.trained_scenes: list[Scene] = []
         self.tested_scenes: list[Scene] = []
         self.find_answered: Callable[[], Collection[str]] = tuple
         self.spec = self.training_spec = ModelSpec()  # `setup` sets the model's
@@ -226,7 +241,8 @@ class VideoQADataModule(Configurable, LightningDataModule):
         self.augmentation, self.perturbation = augmentation, perturbation
         self.num_workers, self.keep_in_memory, self.seed = num_workers, keep_in_memory, resolve_seed(seed)
         check_choice("--data.on_error", on_error, OnError)
-        self.on_error = on_error
+        check_choice("--data.on_missing", on_missing, OnError)
+        self.on_error, self.on_missing, self.timeout_s = on_error, on_missing, timeout_s
         self.source = self.source.for_frames(self.dataset([]).num_views)
         for each in (self.source, self.asked):
             if each is not None and any(text is not None for text in (system_prompt, prompt_prefix, prompt_wording)):
@@ -323,6 +339,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             frame_cache=self.frame_cache,
             still_resize=self.still_resize,
             augmentation=self.augmentation if training else None,
+            timeout_s=self.timeout_s,
         )
 
     @property
@@ -347,8 +364,11 @@ class VideoQADataModule(Configurable, LightningDataModule):
         assert trainer is not None
         if self.training_spec.asks_in_training and self.pack_scenes:
             raise InputError("--data.pack_scenes: GRPO has sequences of its own for each scene, leave it out")
+        scenes = self.trained_scenes = self.scenes("train")
+        if self.on_missing == "raise":
+            self._refuse_missing(len(scenes))
         asks = self.training_spec.asks_in_training  # the model then generates answers, and each question counts once
-        dataset = self.dataset(self.scenes("train"), training=True)
+        dataset = self.dataset(scenes, training=True)
         sampler = self.question_sampler = QuestionSampler(
             [len(scene.questions) for scene in dataset.scenes],
             self.batch_size,
@@ -358,6 +378,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             trainer.world_size,
             questions_fingerprint(dataset.scenes),
             None if asks else np.concatenate([num_answers(scene.questions) for scene in dataset.scenes]),
+            np.array([dataset.num_patches(scene) for scene in dataset.scenes]),
             self._training_position,
             skips_failed=self.on_error == "skip",
         )
@@ -380,6 +401,22 @@ class VideoQADataModule(Configurable, LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
+        )
+
+    def _refuse_missing(self, num_scenes: int) -> None:
+        """Raise an InputError if files of the training's scenes are missing, and list all of these scenes in a file."""
+        absent = [name for name in self.missing if name != NO_MEDIUM]
+        if not absent:
+            return
+        if self.trainer is None or self.trainer.is_global_zero:
+            write_whole(Path(MISSING_SCENES), "".join(f"{name}\n" for name in absent))
+        folders = Counter(name.rpartition("/")[0] or "." for name in absent).most_common()
+        counts = ", ".join(f"{count} in {folder}" for folder, count in folders[:FIRST])
+        more = f", {len(folders) - FIRST} more folders" if len(folders) > FIRST else ""
+        raise InputError(
+            f"the videos or images of {len(absent)} training scenes are missing, and {num_scenes} scenes are there: "
+            f"{counts}{more}; first {', '.join(absent[:FIRST])}; {MISSING_SCENES} lists all: fetch them, or train "
+            "without them: --data.on_missing skip"
         )
 
     def _training_position(self) -> TrainingPosition:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -38,7 +40,7 @@ class SceneDataset(Dataset):
     """Scenes by index with all of their questions, or by `TrainingItem` with the questions of a training step.
 
     If a scene can't be read, reading is retried once, because network storage may stall. Then the scene is returned
-    with its `error`.
+    with its `error`. So is a scene that is not read in time.
 
     Args:
         scenes: Scenes of one split.
@@ -53,6 +55,7 @@ class SceneDataset(Dataset):
         frame_cache: Keeps resized frames on disk. None decodes them each time.
         still_resize: Resizes images in place of `image_bounds`. The frame cache does not keep these images.
         augmentation: Random change of each loaded training scene.
+        timeout_s: Seconds for reading a scene. None waits forever.
     """
 
     def __init__(
@@ -69,12 +72,13 @@ class SceneDataset(Dataset):
         frame_cache: FrameCache | None = None,
         still_resize: StillResize | None = None,
         augmentation: Augmentation | None = None,
+        timeout_s: float | None = None,
     ):
         self.scenes, self.sampler, self.num_frames, self.bounds = scenes, sampler, num_frames, bounds
         self.frame_pairing = frame_pairing or Consecutive()
         self.spec, self.keep = spec, keep
         self.frames_as, self.image_bounds, self.frame_cache = frames_as, image_bounds, frame_cache
-        self.still_resize, self.augmentation = still_resize, augmentation
+        self.still_resize, self.augmentation, self.timeout_s = still_resize, augmentation, timeout_s
         self._views: dict[int, SceneView] = {}  # open scenes, if `keep`; `_depths` holds their depth
         self._depths: dict[tuple[Path, int], Float32[Tensor, "H W"]] = {}
 
@@ -96,18 +100,28 @@ class SceneDataset(Dataset):
             "draw": item.draw(scene.name),
             "step": item.step,
         }
-        reason = ""
-        for _ in range(MAX_ATTEMPTS):
-            try:
-                view = replace(self.open(item.scene), epoch=item.epoch)
-                frames = self.pair_all(view, are_images=True) if scene.images else self.select(view)
-                loaded = replace(self.load(view, frames, are_images=bool(scene.images)), **asked)
-                if self.augmentation is None:
-                    return loaded
-                return check_depth(self.augmentation(loaded), self.spec, view)
-            except SCENE_FAULTS as error:
-                reason = format_scene_error(scene.name, error)
-        return LoadedScene(scene.name, **asked, error=reason)
+
+        def read() -> LoadedScene:
+            reason = ""
+            for _ in range(MAX_ATTEMPTS):
+                try:
+                    view = replace(self.open(item.scene), epoch=item.epoch)
+                    frames = self.pair_all(view, are_images=True) if scene.images else self.select(view)
+                    loaded = replace(self.load(view, frames, are_images=bool(scene.images)), **asked)
+                    if self.augmentation is None:
+                        return loaded
+                    return check_depth(self.augmentation(loaded), self.spec, view)
+                except SCENE_FAULTS as error:
+                    reason = format_scene_error(scene.name, error)
+            return LoadedScene(scene.name, **asked, error=reason)
+
+        if (loaded := in_time(read, self.timeout_s)) is not None:
+            return loaded
+        slow = InputError(
+            f"{scene.video}: not read within {self.timeout_s:g} s: copy or export it again, see that its storage "
+            "answers, or raise --data.timeout_s"
+        )
+        return LoadedScene(scene.name, **asked, error=format_scene_error(scene.name, slow))
 
     @property
     def num_views(self) -> int:
@@ -115,6 +129,12 @@ class SceneDataset(Dataset):
         if self.frames_as == "video":
             return self.frame_pairing.views(self.num_frames, self.sampler)
         return self.sampler.limited(self.num_frames)  # not rounded to pairs
+
+    def num_patches(self, scene: Scene) -> int:
+        """Return the number of temporal patches of a scene, as far as it is known before the scene is read."""
+        if scene.images:
+            return len(scene.images)
+        return self.num_frames // TEMPORAL_PATCH_SIZE if self.frames_as == "video" else self.num_views
 
     def select(self, view: SceneView) -> list[int]:
         """Select frames of a video, two per temporal patch. A frame that is shown as an image is repeated."""
@@ -251,6 +271,30 @@ class SceneDataset(Dataset):
             except SCENE_FAULTS as error:
                 reason = format_scene_error(view.scene_name, error)
         return None, reason
+
+
+def in_time(read: Callable[[], LoadedScene], limit_s: float | None) -> LoadedScene | None:
+    """Return what a function returns, or None if it takes longer than a limit in seconds.
+
+    The function runs in a thread. A thread that waits in FFmpeg or for storage can't be ended, so it is left alone.
+    """
+    if limit_s is None:
+        return read()
+    result: Future[LoadedScene] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(read())
+        except BaseException as error:  # raised again by `result`
+            result.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    try:
+        return result.result(limit_s)
+    except TimeoutError:
+        if result.done():  # the function's own error
+            raise
+        return None
 
 
 def format_scene_error(name: str, error: Exception) -> str:

@@ -18,6 +18,8 @@ from zoo.sequences.loaded_scene import OptimizerStep
 if TYPE_CHECKING:
     from lightning import Trainer
 
+ANSWERS_PER_PATCH = 5  # two frames of 640 x 480 pixels are 391 tokens, a question with its answer is some 80
+
 
 class TrainingItem(NamedTuple):
     """Questions about one scene in one training batch. They share a sequence.
@@ -111,11 +113,11 @@ class ShuffledEpoch:
     questions: np.ndarray
     num_answers: np.ndarray
 
-    def sequences(self, places: range) -> list[tuple[int, list[int]]]:
+    def sequences(self, places: Sequence[int]) -> list[tuple[int, list[int]]]:
         """Return the scene and the questions of the sequences at some places. A step has adjacent places."""
         return [
             (int(self.scenes[i]), self.questions[self.starts[i] : self.starts[i + 1]].tolist())
-            for i in self.permutation[places.start : places.stop : places.step]
+            for i in self.permutation[list(places)]
         ]
 
     def questions_about(self, scene: int, places: range) -> tuple[int, ...]:
@@ -136,6 +138,9 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
     scenes are shuffled. The last step of an epoch may have fewer sequences. A process without any gets a repeated
     question that stays out of the loss.
 
+    Several processes share the sequences of an optimizer step by their cost, because each waits for the slowest. Which
+    sequences a step has does not depend on the cost.
+
     Args:
         num_questions: Number of questions of each scene.
         batch_size: Sequences per batch on each rank.
@@ -145,6 +150,7 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
         world_size: Number of processes. Each takes its own sequences of the same shuffle.
         questions: Fingerprint of the questions.
         num_answers: Number of answers of each question, scene by scene. None counts one each.
+        num_patches: Number of temporal patches of each scene. None counts them as equal.
         position: Returns where an iteration begins. None starts each iteration at epoch 0, with steps of one batch.
         skips_failed: See `OptimizerStep`.
 
@@ -167,6 +173,7 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
         world_size: int = 1,
         questions: str = "",
         num_answers: Int[np.ndarray, " questions"] | None = None,
+        num_patches: Int[np.ndarray, " scenes"] | None = None,
         position: Callable[[], TrainingPosition] | None = None,
         skips_failed: bool = False,
     ):
@@ -178,6 +185,7 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
         self.rank, self.world_size, self.questions = rank, world_size, questions
         self.num_sequences = int((-(-self.counts // questions_per_scene)).sum())
         self.num_answers = np.ones(self.num_questions, dtype=np.int64) if num_answers is None else num_answers
+        self.num_patches = np.zeros_like(self.counts) if num_patches is None else num_patches
         self.skips_failed = skips_failed
         self.position = position or (lambda: TrainingPosition(0, 0, len(self), 1))
         self._shuffled: tuple[int, ShuffledEpoch] | None = None
@@ -193,12 +201,14 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
     def _items(self, position: TrainingPosition, batch: int) -> list[TrainingItem]:
         """Return this process's items of a batch."""
         number, epoch = position.epoch, self.shuffle(position.epoch)
-        places, of_step = self._places(range(batch, batch + 1)), self._places(position.batches_of_step(batch))
+        batches = position.batches_of_step(batch)
+        of_step = self._places(batches)
         num_batches = self.world_size * position.accumulated
         step = OptimizerStep(epoch.count_answers(of_step), num_batches, self.skips_failed)
-        own = places[self.rank :: self.world_size]
+        dealt = self._deal(epoch, of_step)
+        own = dealt[batches.index(batch) * self.batch_size :][: self.batch_size]
         if not own:  # one question is enough: without labels, several can't be packed
-            ((scene, questions),) = epoch.sequences(places[:1])
+            ((scene, questions),) = epoch.sequences(of_step[:1])
             return [TrainingItem(scene, tuple(questions[:1]), number, is_padding=True, seed=self.seed, step=step)]
         merged: dict[int, list[int]] = {}  # read a scene once if it occurs twice in a batch
         for scene, questions in epoch.sequences(own):
@@ -207,6 +217,23 @@ class QuestionSampler(Sampler[list[TrainingItem]]):
             TrainingItem(scene, tuple(questions), number, False, self.seed, epoch.questions_about(scene, of_step), step)
             for scene, questions in merged.items()
         ]
+
+    def _deal(self, epoch: ShuffledEpoch, places: range) -> Sequence[int]:
+        """Return this process's share of the places of a step.
+
+        Sequences are dealt out from the costliest to the cheapest, one to each process in turn, and every second time
+        from the last process to the first. So the sums are nearly equal, and those of each batch as well.
+        """
+        if self.world_size == 1:
+            return places
+        sequences = epoch.permutation[places.start : places.stop]
+        cost = ANSWERS_PER_PATCH * self.num_patches[epoch.scenes[sequences]] + epoch.num_answers[sequences]
+        order = (places.start + np.argsort(-cost, kind="stable")).tolist()
+        share: list[int] = []
+        for turn, start in enumerate(range(0, len(order), self.world_size)):
+            mine = self.rank if turn % 2 == 0 else self.world_size - 1 - self.rank
+            share += order[start : start + self.world_size][mine : mine + 1]
+        return share
 
     def _places(self, batches: range) -> range:
         """Return the places in the epoch of all processes' sequences in some batches."""

@@ -15,6 +15,8 @@ from zoo.files.fingerprint import fingerprint
 
 MEDIUM_MARK = re.compile("<(?:video|image)>")  # place of a video or an image in the text of a `RawQuestion`
 
+SCAN = re.compile(r"(scene\d{4})_\d{2}")  # a room of ScanNet, and the number of its scan
+
 MediaFiles = str | tuple[str, ...]  # the file of a video, or the files of still images
 
 
@@ -93,3 +95,21 @@ def questions_fingerprint(scenes: Iterable[Scene]) -> str:
             yield packed or json.dumps([list(vars(question).values()) for question in scene.questions])
 
     return fingerprint(texts())
+
+
+def shared_scenes(tested: Iterable[str], trained: Iterable[str]) -> dict[str, str]:
+    """Return the test scenes that are training scenes as far as names tell, each with the training scene's name.
+
+    Datasets of questions name the same scene after different folders, so only the last part of a test scene's name
+    counts, and any part of a training scene's. Scans of one ScanNet room are one scene.
+
+    Example:
+        >>> shared_scenes(["scannet/scene0011_01", "scannet/scene0015_00"], ["ScanNet/videos/scene0011_00"])
+        {'scannet/scene0011_01': 'ScanNet/videos/scene0011_00'}
+    """
+    known: dict[str, str] = {}
+    for name in trained:
+        for part in name.split("/"):
+            known.setdefault(SCAN.sub(r"\1", part), name)
+    own = {name: SCAN.sub(r"\1", name.rpartition("/")[2]) for name in tested}
+    return {name: known[part] for name, part in own.items() if part in known}

@@ -31,7 +31,6 @@ from torch import Tensor
 HIDDEN_FRAME_CODECS = ("vp8", "mpeg4")  # packets may hold no visible frame: frames must be decoded to be counted
 UNORDERED_FORMATS = ("avi",)  # no presentation times: reordered frames must be decoded to be put in order
 SKIPPING_CODECS = ("h264", "hevc")  # headers mark frames that no other frame refers to: decoding can skip them
-THREADED_PIXELS = 256 * 256  # smaller frames decode faster on one thread
 SEEK_FRAMES = 16  # a seek restarts the decoder and costs about as much as decoding this many frames
 TRUNCATION_FRAMES = 2  # a stream may end this many frames before its stated duration, which is rounded
 
@@ -142,7 +141,9 @@ class VideoFile:
         codec = streams[0].codec_context
         if codec is None:  # PyAV has no decoder
             raise VideoError(f"{self.path}: its codec is unknown, or damaged: export it again as H.264")
-        streams[0].thread_type = "AUTO" if codec.width * codec.height >= THREADED_PIXELS else "NONE"
+        # One thread: FFmpeg's own threads can wait for each other forever in a data worker, when decoding ends before
+        # the end of the file or the cores are busy (PyAV #1861, #1962). Several videos are decoded by several workers
+        codec.thread_type, codec.thread_count = "NONE", 1
         return streams[0]
 
     def _probe(self, container: InputContainer, stream: VideoStream) -> VideoFrame | None:

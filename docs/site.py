@@ -11,7 +11,6 @@ The site loads nothing from elsewhere: the build copies Mermaid into it. Without
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
@@ -43,7 +42,6 @@ SHOWN = ("docs", *FOLDERS.values())
 COMMANDS_PAGE, CONFIGS_PAGE = "reference/commands.md", "reference/configs.md"
 LINK = re.compile(r"\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\((?!\w+:|#|/)([^)\s#]+)(#[^)\s]*)?\)")
 MERMAID, SCRIPT = "https://unpkg.com/mermaid@11/dist/mermaid.min.js", "assets/mermaid.min.js"
-DOCSTRING = re.compile(r"<!-- docstring: ([\w.]+) -->")
 
 
 # ---- called by mkdocs
@@ -83,16 +81,15 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill in docstrings and notebook cells, and turn links of the repository into links of the site."""
+    """Fill in notebook cells, and turn links of the repository into links of the site."""
     uri = page.file.src_uri
     if (file := file_of(uri)) is None:
         return markdown  # a generated page
     if file.suffix == ".ipynb":
         markdown = notebook(markdown)
-    filled = DOCSTRING.sub(lambda found: docstring(found[1]), markdown)
     if mermaid() is None:
-        filled = filled.replace("```mermaid\n", "```text\n")
-    return LINK.sub(lambda found: site_link(file, uri, found[1], found[2], found[3] or ""), filled)
+        markdown = markdown.replace("```mermaid\n", "```text\n")
+    return LINK.sub(lambda found: site_link(file, uri, found[1], found[2], found[3] or ""), markdown)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
@@ -216,13 +213,6 @@ def navigation(package: str) -> list[Any]:
     for name in sorted(inside, key=lambda name: (is_package[name], name)):
         entries.append({name.rpartition(".")[2]: navigation(name) if is_package[name] else module_page(name)})
     return entries
-
-
-def docstring(module: str) -> str:
-    """Return the docstring of a module, without importing it."""
-    path = ROOT.joinpath(*module.split("."))
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
 
 
 def undocumented(module: str) -> Iterator[str]:

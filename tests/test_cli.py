@@ -60,6 +60,7 @@ def test_fit_test_predict(configs: tuple[str, ...], run: Run, tmp_path: Path, ro
     assert metrics["config"]["data"]["init_args"]["num_frames"] == 4
     assert (metrics["step"], metrics["run_step"], metrics["max_steps"], metrics["is_clean"] is None) == (2, 2, 2, False)
     assert metrics["question_ids"] == [line["id"] for line in lines] and not metrics["differs_from_training"]
+    assert metrics["training_overlap"] == {"training_scenes": 6, "test_scenes": 3, "shared": []}
     if has_objectives:
         errors = metrics["objectives"]
         assert errors.keys() == lines[0]["objectives"].keys() and "DepthPrediction/unlearned/depth_relative" in errors

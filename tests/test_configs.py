@@ -205,10 +205,10 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
         (tmp_path / f"recipes/spatial_mllm_{size}.yaml").write_text(text.replace("recipe_full", "recipe_tiny"))
     visuals = tmp_path / "data/visuals"
     rows = {
-        "spatial-mllm-mix-203k": [{"video": "a.mp4"}, {"video": "b.mp4"}],
-        "routeplan-4k": [{"video": "a.mp4"}],
-        "vsi_590k": [{"image": "c.png"}],
-        "mindcube": [{"image": ["c.png", "d.png"]}],
+        "spatial-mllm-mix-203k.jsonl": [{"video": "a.mp4"}, {"video": "b.mp4"}],
+        "merged_qa_route_plan_train.json": [{"video": "a.mp4"}],
+        "vsi_590k.jsonl": [{"image": "c.png"}],
+        "mindcube.jsonl": [{"image": ["c.png", "d.png"]}],
     }
     for folder in ("vsi-590k", "mindcube"):
         (visuals / folder).mkdir(parents=True)
@@ -219,8 +219,9 @@ def test_a_recipe_trains_an_epoch_on_videos_and_images(tmp_path: Path, rooms_roo
     (tmp_path / "data/annotations").mkdir()
     for name, media in rows.items():
         turns = [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "4"}]
-        lines = [json.dumps({**medium, "conversations": turns}) + "\n" for medium in media]
-        (tmp_path / f"data/annotations/{name}.jsonl").write_text("".join(lines))
+        lines = [json.dumps({**medium, "conversations": turns}) for medium in media]
+        text = "\n".join(lines) if name.endswith("l") else f"[{', '.join(lines)}]"
+        (tmp_path / f"data/annotations/{name}").write_text(text)
     options = [
         *("--model.geometry=TinyVGGT", "--model.geometry.path=null", "--data.num_workers=0", "--data.batch_size=1"),
         *("--data.pixels.min_pixels=784", "--data.pixels.max_pixels=3136", "--data.image_pixels=null"),

@@ -6,6 +6,7 @@ The tests read code blocks and know nothing of the text. Files that a command na
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -83,6 +84,15 @@ def test_links_lead_to_files_and_options_are_named_as_they_are(page: Path) -> No
     assert [option for option in options if not {*option.split(".")} <= known] == []
     assert [test for test in re.findall(r"`(test_\w+)`", text) if test not in names_of_tests()] == []
     assert not {"num_frmes"} <= known and {"num_frames", "camera_encoding", "max_steps"} <= known  # the control
+
+
+def test_the_page_of_files_shows_the_docstrings_that_describe_them() -> None:
+    text = (ROOT / "docs/reference/files.md").read_text(encoding="utf-8")
+    described = re.findall(r"^From the docstring of \[(.*?)\]", text, re.MULTILINE)
+    assert len(described) == 7
+    for file in described:
+        docstring = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        assert f"[{file}](../../{file}):\n\n{docstring}\n" in text, f"docs/reference/files.md: {file} says\n{docstring}"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
 
 NO_MEDIUM = "rows without a video or image"  # rows of plain text count as missing under this name
+MOST_LISTED = 20  # datasets or question types in an error
 ROLES = {"human": "question", "user": "question", "gpt": "answer", "assistant": "answer"}
 
 
@@ -37,7 +38,8 @@ class Conversations(SceneSource):
     missing files count as missing.
 
     Args:
-        path: The file. `data.jsonl%25` selects a fixed 25 % of its rows.
+        path: The file. `data.jsonl%25` selects a fixed 25 % of its rows, or of those that `datasets` and
+            `question_types` leave.
         videos: Folder of the videos. null uses the file's folder. A folder of frames may replace a video file.
             `<name>.cameras.json` beside either is used.
         cameras: Folder of cameras and depth by scene, as written by `import-cameras --dataset`. Frames that were
@@ -48,6 +50,9 @@ class Conversations(SceneSource):
         evaluation: Score the answers, as the test split, instead of training on them. Each turn is its own question.
             Rows whose `question_type` is not in the benchmark are left out.
         benchmark: Question types and scorers, see `SceneFolder`. null uses VSI-Bench.
+        datasets: Use only the rows of these datasets: the first folder in the path of their video or image, such as
+            `scannet`.
+        question_types: Use only the rows whose `question_type` is one of these. They may be names of the file's own.
 
     Raises:
         FileNotFoundError: The file is missing.
@@ -63,8 +68,11 @@ class Conversations(SceneSource):
         seed: int = 0,
         evaluation: bool = False,
         benchmark: Benchmark | None = None,
+        datasets: list[str] | None = None,
+        question_types: list[str] | None = None,
     ) -> None:
         super().__init__(benchmark)
+        self.datasets, self.question_types = datasets, question_types
         file, percent, share = path.rpartition("%")
         if percent and not (share.replace(".", "", 1).isdecimal() and 0 < float(share) <= 100):
             raise InputError(f"{path}: after % give the percentage of rows to use, above 0 and up to 100")
@@ -82,7 +90,7 @@ class Conversations(SceneSource):
         """Return the scenes of the training split, or of the test split, which also serves as validation split."""
         check_split(self, split, self.evaluation)
         self.prepare()
-        rows, media = read_conversations(self.path, self.benchmark.question_types)
+        rows, media = read_conversations(self.path, self.benchmark.question_types, self.datasets, self.question_types)
         # 1. The selected rows, and the turns that are questions of their own.
         chosen = np.arange(len(rows))
         if self.share < 1 and len(rows):
@@ -205,19 +213,27 @@ class PackedQuestions(Sequence[Question]):
         return PackedQuestions(self.packed, self.name, self.rows[chosen], self.turns[chosen])
 
 
-def read_conversations(path: Path, question_types: Collection[str]) -> tuple[PackedRows, list[MediaFiles]]:
+def read_conversations(
+    path: Path,
+    question_types: Collection[str],
+    only_datasets: Collection[str] | None = None,
+    only_types: Collection[str] | None = None,
+) -> tuple[PackedRows, list[MediaFiles]]:
     """Read a file of conversations.
 
     Args:
         path: The file.
         question_types: Types that can be scored. Other types become free text.
+        only_datasets: Read only the rows of these datasets. None reads all.
+        only_types: Read only the rows of these types. None reads all.
 
     Returns:
         The rows, and the video or images by index.
 
     Raises:
-        ValueError: A row is not a conversation. The message names file and row.
+        ValueError: A row is not a conversation, or none is of a dataset or type. The message names the file.
     """
+    found: dict[str, set[str]] = {"datasets": set(), "question_types": set()}
     encoder = json.JSONEncoder(ensure_ascii=False, check_circular=False)
     texts, ends, num_turns, has_type = bytearray(), [], [], []
     medium_of: list[int] = []
@@ -227,6 +243,11 @@ def read_conversations(path: Path, question_types: Collection[str]) -> tuple[Pac
         medium = _medium(row, where)
         turns = _turns(row, where, medium)
         kind = row.get("question_type")
+        dataset = _dataset(medium)
+        found["datasets"].add(dataset)
+        found["question_types"].add(str(kind))
+        if (only_datasets and dataset not in only_datasets) or (only_types and kind not in only_types):
+            continue
         has_type.append(isinstance(kind, str) and kind in question_types)
         try:
             texts += encoder.encode([number, kind if has_type[-1] else "", *turns]).encode()
@@ -235,6 +256,13 @@ def read_conversations(path: Path, question_types: Collection[str]) -> tuple[Pac
         ends.append(len(texts))
         num_turns.append(len(turns) // 2)
         medium_of.append(-1 if medium is None else media.setdefault(medium, len(media)))
+    for name, asked in (("datasets", only_datasets), ("question_types", only_types)):
+        if absent := [each for each in asked or () if each not in found[name]]:
+            known = sorted(found[name])
+            more = f" and {len(known) - MOST_LISTED} others" if len(known) > MOST_LISTED else ""
+            raise ValueError(
+                f"{path}: no row of {name} {', '.join(absent)}, only of {', '.join(known[:MOST_LISTED])}{more}"
+            )
     ended, medium_by_row, turns_by_row = (np.array(column, int) for column in (ends, medium_of, num_turns))
     packed = np.frombuffer(texts, np.uint8)
     return PackedRows(packed, ended, medium_by_row, turns_by_row, np.array(has_type, bool)), list(media)
@@ -249,6 +277,12 @@ def _medium(row: dict[str, Any], where: str) -> MediaFiles | None:
     if video and images:
         raise ValueError(f"{where}: a video and images: expected one of them")
     return video or tuple(images) or None
+
+
+def _dataset(medium: MediaFiles | None) -> str:
+    """Return the first folder in the path of a video or of the first image. Empty for plain text."""
+    first = medium if isinstance(medium, str) else "".join((medium or ())[:1])
+    return first.partition("/")[0]
 
 
 def _turns(row: dict[str, Any], where: str, medium: MediaFiles | None) -> list[str]:

@@ -25,6 +25,8 @@ class Part:
         videos: Folder of the videos.
         cameras: Folder of cameras and depth by scene.
         source: Another source, instead of `path`.
+        datasets: Use only these datasets of the file, see `Conversations`.
+        question_types: Use only these question types of the file.
         weight: Relative share of the training questions. Without weights, each question is used once per epoch.
     """
 
@@ -32,6 +34,8 @@ class Part:
     videos: str | None = None
     cameras: str | None = None
     source: SceneSource | None = None
+    datasets: list[str] | None = None
+    question_types: list[str] | None = None
     weight: float | None = None
 
 
@@ -54,15 +58,26 @@ class Mixture(SceneSource):
         if not parts:
             raise InputError("Mixture: no parts: list at least one, such as {path: a.jsonl, weight: 0.5}")
         for part in parts:
-            if (part.path is None) == (part.source is None) or ((part.videos or part.cameras) and part.source):
-                raise InputError(f"Mixture: a part has either a path (and `videos`, `cameras`) or a source, not {part}")
+            of_path = part.videos or part.cameras or part.datasets or part.question_types
+            if (part.path is None) == (part.source is None) or (of_path and part.source):
+                raise InputError(f"Mixture: a part has either a path (and `videos` etc.) or a source, not {part}")
             if part.weight is not None and not part.weight > 0:
                 raise InputError(f"Mixture: a weight must be above 0, not {part.weight}: leave the part out")
         weights = [part.weight for part in parts if part.weight is not None]
         if weights and len(weights) < len(parts):
             raise InputError(f"Mixture: {len(weights)} of {len(parts)} parts have a weight: set all weights, or none")
         self.weights = weights or None
-        self.sources = [part.source or Conversations(str(part.path), part.videos, part.cameras) for part in parts]
+        self.sources = [
+            part.source
+            or Conversations(
+                str(part.path),
+                part.videos,
+                part.cameras,
+                datasets=part.datasets,
+                question_types=part.question_types,
+            )
+            for part in parts
+        ]
         self.evaluation, self.seed = evaluation, resolve_seed(seed)
         self.benchmark = (evaluation or self.sources[0]).benchmark
 
@@ -78,12 +93,22 @@ class Mixture(SceneSource):
         return made
 
     def prepare_splits(self, splits: Collection[Split]) -> None:
-        """Prepare the parts for training, and the evaluation source for the other splits."""
-        if "train" in splits:
-            for source in self.sources:
-                source.prepare()
+        """Prepare the parts for training, and the evaluation source for the other splits.
+
+        Raises:
+            FileNotFoundError: Files are missing. The message names those of all sources.
+        """
+        sources = [*self.sources] if "train" in splits else []
         if self.evaluation is not None and set(splits) - {"train"}:
-            self.evaluation.prepare()
+            sources.append(self.evaluation)
+        absent = []
+        for source in sources:
+            try:
+                source.prepare()
+            except FileNotFoundError as error:
+                absent.append(str(error))
+        if absent:
+            raise FileNotFoundError("; ".join(absent))
 
     def scenes(self, split: Split) -> list[Scene]:
         """Return the weighted scenes for training, or the scenes of the evaluation source."""

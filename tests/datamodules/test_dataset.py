@@ -5,9 +5,13 @@ Frames in memory, kept frames and cached frames are the same as those of a file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -401,3 +405,31 @@ def test_the_least_recently_used_entry_makes_room(scenes: list[Scene], tmp_path:
         FrameCache(max_size_gb=0.0)
     with pytest.raises(InputError, match="--data.keep_in_memory false"):
         VideoQADataModule(frame_cache=FrameCache(), keep_in_memory=True, num_workers=0)
+
+
+def feed(path: Path, content: bytes) -> None:
+    """Writes the content into a named pipe again and again, until nobody reads it."""
+    with suppress(BrokenPipeError), path.open("wb") as pipe:
+        for each in repeat(content):
+            pipe.write(each)
+
+
+@pytest.mark.parametrize("is_silent", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stream_that_never_ends_is_a_named_error(num_workers: int, is_silent: bool, tmp_path: Path) -> None:
+    whole = write_video(tmp_path / "whole.ts", [numbered_frame(i) for i in range(8)])
+    stuck = tmp_path / "stuck.ts"
+    os.mkfifo(stuck)
+    if not is_silent:
+        Thread(target=feed, args=(stuck, whole.read_bytes()), daemon=True).start()
+    scenes = [Scene(f"mine/{video.stem}", video, (QUESTION,)) for video in (stuck, whole)]
+    shown = SceneDataset(scenes, UniformSampler(), 4, TINY, timeout_s=3.0)
+    guard = {"timeout": 60} if num_workers else {}  # it fails if a worker hangs
+    loaded, other = DataLoader(shown, batch_size=None, num_workers=num_workers, **guard)
+    assert loaded.error is not None and loaded.frames is None and loaded.questions == (QUESTION,)
+    assert loaded.error.startswith(f"{stuck}: not read within 3 s: ") and "--data.timeout_s" in loaded.error
+    assert "\n" not in loaded.error
+    assert other.error is None and other.frames is not None  # the same worker goes on
+    os.close(os.open(stuck, os.O_RDWR | os.O_NONBLOCK))  # let go of a waiting thread
+    with pytest.raises(InputError, match="--data.timeout_s 0: above 0, or null"):
+        VideoQADataModule(timeout_s=0.0)

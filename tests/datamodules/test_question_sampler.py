@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import islice, product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -92,6 +93,37 @@ def test_ranks_share_an_epoch_and_take_equally_many_steps(world_size: int, batch
         items = [item for batch in batches for item in batch]
         assert {item.step.num_answers for item in items} == {asked(list(batches)).total()}
     assert all(len(item.questions) == 1 for item in repeated)  # nothing is learned from more, and they are not packed
+
+
+PATCHES = np.array([1, 8] * 24 + [2, 8] * 24)  # images and videos, one question each
+PER_STEP = 12
+
+
+def costs_of_steps(world_size: int, batch_size: int, num_patches: np.ndarray | None = PATCHES) -> np.ndarray:
+    """(steps, processes): the temporal patches of each process in each step. Each step has the same scenes."""
+    accumulated = PER_STEP // (world_size * batch_size)
+    position = TrainingPosition(0, 0, len(PATCHES) // (world_size * batch_size), accumulated)
+    costs, scenes = [], []
+    for rank in range(world_size):
+        sampler = QuestionSampler([1] * len(PATCHES), batch_size, 1, 5, rank, world_size, num_patches=num_patches)
+        sampler.position = lambda: position
+        items = [[item.scene for item in batch] for batch in sampler]
+        steps = [sum(items[start : start + accumulated], []) for start in range(0, len(items), accumulated)]
+        costs.append([PATCHES[step].sum() for step in steps])
+        scenes.append(steps)
+    of_one = QuestionSampler([1] * len(PATCHES), PER_STEP, 1, 5)
+    assert [sorted(sum(step, [])) for step in zip(*scenes, strict=True)] == [sorted(i.scene for i in b) for b in of_one]
+    return np.array(costs).T
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 1), (2, 3), (3, 1), (4, 3), (6, 2)])
+def test_processes_share_the_cost_of_a_step(world_size: int, batch_size: int) -> None:
+    def slowest(costs: np.ndarray) -> float:
+        """Of the slowest process, relative to the mean of all."""
+        return float((costs.max(1) / costs.mean(1)).mean())
+
+    balanced, by_chance = (slowest(costs_of_steps(world_size, batch_size, each)) for each in (PATCHES, None))
+    assert balanced - 1 < 0.5 * (by_chance - 1) and by_chance > 1.1
 
 
 def test_a_scene_is_read_once_in_a_batch_and_its_sequences_are_of_nearly_equal_length() -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from datamodules.question_sampler import TrainingItem
 from datamodules.samplers import SceneView
 from datamodules.scenes import RawQuestion, Scene
 from datamodules.sources.base import Split
+from datamodules.sources.conversations import NO_MEDIUM
 from tests import signatures
 from tests.callbacks.breakable import BROKEN, LAUNCHERS, PIXELS, Tiny
 from tests.datamodules.batches import spec_for
@@ -365,3 +367,34 @@ def test_a_training_from_its_start_forgets_the_scenes_of_another(root: Path, tmp
     (tmp_path / "skipped_scenes.jsonl").write_text('{"id": "tiny/former", "error": ""}\n')
     fit(tmp_path, Hundred(root, 1), max_steps=10, on_error="skip")  # which resumes
     assert {"tiny/former"} & skipped_scenes(tmp_path).keys()
+
+
+# ---- scenes whose files are missing -------------------------------------------------------------------------------
+
+
+class Incomplete(Readable):
+    """Some videos of two folders are missing, and a row has none."""
+
+    def scenes(self, split: Split) -> list[Scene]:
+        names = [*(f"far/{i}" for i in range(7)), "near/videos/0", NO_MEDIUM]
+        self.missing = {name: Counter({"": 1}) for name in names[: None if split == "train" else 0]}
+        return super().scenes(split)
+
+
+def test_missing_videos_end_a_training_before_its_first_step_unless_they_are_skipped(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    says = (
+        "^the videos or images of 8 training scenes are missing, and 9 scenes are there: 7 in far, 1 in near/videos; "
+        "first far/0, far/1, .*; missing_scenes.txt lists all: .* --data.on_missing skip$"
+    )
+    learner = Learner()
+    with pytest.raises(InputError, match=says):
+        fit(tmp_path / "run", Incomplete(root), learner, max_epochs=1)
+    assert Path("missing_scenes.txt").read_text().splitlines() == [*(f"far/{i}" for i in range(7)), "near/videos/0"]
+    assert not learner.asked
+    assert fit(tmp_path / "run", Incomplete(root), max_epochs=1, on_missing="skip").asked
+    Path("missing_scenes.txt").unlink()
+    monkeypatch.setattr(Incomplete, "scenes", Readable.scenes)  # negative control: nothing is missing
+    assert fit(tmp_path / "whole", Incomplete(root), max_epochs=1).asked and not Path("missing_scenes.txt").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable
 from functools import cache
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.video import Video, VideoError
+from datamodules.video import Video, VideoError, VideoFile
 from tests.datamodules.clips import HEIGHT, WIDTH, number_of, numbered_frame, write_folder, write_video
 
 COUNT = 240
@@ -88,10 +89,23 @@ def test_frames_and_times_are_those_of_decoding_everything(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize(("height", "width", "pixels"), [(288, 320, "yuv420p"), (35, 57, "yuv444p")])
-def test_large_frames_on_several_threads_and_odd_sizes(height: int, width: int, pixels: str, tmp_path: Path) -> None:
+def test_large_frames_and_odd_sizes(height: int, width: int, pixels: str, tmp_path: Path) -> None:
     frames = [numbered_frame(i, height, width) for i in range(70)]
     path = write_video(tmp_path / "a.mp4", frames, pix_fmt=pixels, options=SECOND)
     assert torch.equal(Video(path).read([0, 7, 45, 69]), decode_everything(path)[[0, 7, 45, 69]])
+
+
+def test_decoding_starts_no_threads(tmp_path: Path) -> None:
+    """Threads of FFmpeg can wait for each other forever in a data worker."""
+    path = write_video(tmp_path / "a.mp4", [numbered_frame(i, 288, 320) for i in range(70)], options=SECOND)
+    tasks = "/proc/self/task"
+    threads = len(os.listdir(tasks))
+    for _ in VideoFile(path).read([0, 45]):
+        assert len(os.listdir(tasks)) == threads
+    with av.open(str(path)) as container:  # negative control
+        container.streams.video[0].thread_type = "AUTO"
+        next(container.decode(video=0))
+        assert len(os.listdir(tasks)) > threads
 
 
 def test_no_indices_and_indices_outside(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from transformers import AutoProcessor
 
 from datamodules.chat_format import user_text
 from datamodules.scenes import RawQuestion, Scene, questions_fingerprint
-from datamodules.sources import SQA3D, Conversations, ScanQA
+from datamodules.sources import SQA3D, Conversations, Mixture, ScanQA
 from datamodules.sources.conversations import NO_MEDIUM
+from datamodules.sources.mixture import Part
 from tests.datamodules.batches import labels_of, sequences_of, training_batch
 from tests.datamodules.sources.listing import totals
 from zoo.backbones.qwen_vl import QwenVLPreprocessor
@@ -288,3 +289,24 @@ def test_sqa3d(tmp_path):
             SQA3D(*write_sqa3d(tmp_path, **{field: None})).scenes("train")
     with pytest.raises(ValueError, match="SQA3D is for training"):
         source.scenes("test")
+
+
+def test_rows_of_datasets_and_of_question_types_of_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path)
+
+    def ids(source: Conversations) -> list[str]:
+        return sorted(question.id for scene in source.scenes("train") for question in scene.questions)
+
+    scannet = Conversations(str(path), datasets=["scannet"])
+    assert ids(scannet) == ["data-1", "data-3", "data-9"] and list(scannet.missing) == ["scannet/gone"]
+    assert ids(Conversations(str(path), question_types=["where"])) == ["data-3"]  # VSI-Bench has no such type
+    both = Part(
+        path=f"{path}%50", datasets=["scannet", "arkitscenes"], question_types=["where", "room_size_estimation"]
+    )
+    (half,) = Mixture([both]).sources
+    assert isinstance(half, Conversations) and len(ids(half)) == 1  # the share is of the two rows that are left
+    assert len(ids(Conversations(str(path)))) > 5  # negative control
+    with pytest.raises(ValueError, match="no row of question_types size, only of None, room_size_estimation, where$"):
+        ids(Conversations(str(path), question_types=["where", "size"]))
+    with pytest.raises(ValueError, match="no row of datasets scannetpp, only of , arkitscenes, pictures, scannet$"):
+        ids(Conversations(str(path), datasets=["scannetpp"]))

@@ -102,6 +102,14 @@ def test_evaluation_is_another_source():
         Mixture([Part(source=Made("a", 5))]).scenes("test")
 
 
+def test_all_absent_files_are_named_at_once(tmp_path):
+    (tmp_path / "b.jsonl").touch()
+    parts = [Part(path=str(tmp_path / f"{name}.jsonl%50")) for name in "abc"]
+    with pytest.raises(FileNotFoundError, match=r"a\.jsonl is absent: .*; .*c\.jsonl is absent: ") as error:
+        Mixture(parts).prepare_splits(["train"])
+    assert "b.jsonl" not in str(error.value) and "\n" not in str(error.value)
+
+
 def test_from_a_config(tmp_path):
     row = {"video": "s/a.mp4", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}
     for name in ("a", "b"):
