@@ -57,9 +57,9 @@ class RandomFocalLength(Augmentation):
 class RandomCameraErrors(Augmentation):
     """Turn and move the camera of each view at random, and remove cameras, anew for each sample.
 
-    The errors are those of `NoisyCameras` and `MissingCameras` in a test. Their sizes are uniform from 0 to `degrees`,
-    `translation` and `missing`, the same for all views of a sample. Scenes without cameras are unchanged. Objectives do
-    not learn to predict the wrong cameras.
+    The errors are those of `NoisyCameras` and `MissingCameras` in a test. The angle, the distance and the number of
+    missing cameras of a sample are uniform from 0 to their largest values. Scenes without cameras are unchanged.
+    Objectives do not learn to predict the wrong cameras.
 
     Args:
         degrees: Largest angle by which a camera turns about its center.
@@ -73,7 +73,7 @@ class RandomCameraErrors(Augmentation):
     def __init__(self, degrees: float = 0.0, translation: float = 0.0, missing: float = 0.0) -> None:
         if not 0 <= missing <= 1:
             raise InputError(f"--data.augmentation.missing {missing}: a share of the views, from 0 to 1")
-        if not missing:
+        if not missing or min(degrees, translation) < 0:
             check_errors("--data.augmentation", degrees, translation)
         self.degrees, self.translation, self.missing = degrees, translation, missing
 
@@ -85,8 +85,8 @@ class RandomCameraErrors(Augmentation):
         poses = with_errors(told_poses(scene), turn * self.degrees, move * self.translation, draws)
         if self.missing:
             known = len(views_with_camera(poses))
-            views = int(torch.rand(1, generator=draws).item() * (self.missing * known + 1))
-            poses = without_cameras(poses, min(views, known - 1), draws)
+            most = min(int(self.missing * known), known - 1)
+            poses = without_cameras(poses, int(torch.randint(most + 1, (), generator=draws)), draws)
         return with_poses(scene, poses)
 
 
@@ -117,7 +117,9 @@ def with_poses(scene: LoadedScene, world_to_camera: Float64[Tensor, "S 4 4"]) ->
 def without_cameras(
     world_to_camera: Float64[Tensor, "S 4 4"], views: int, draws: torch.Generator
 ) -> Float64[Tensor, "S 4 4"]:
-    """Return the poses with NaN in some views, drawn from those with a camera. With more, the same and others lose it.
+    """Return the poses with NaN in some views, drawn from those with a camera.
+
+    From equal generators, a larger number removes the same cameras and more.
 
     Args:
         world_to_camera: True poses, two per view. NaN for a frame without a camera.

@@ -33,6 +33,8 @@ TEXT = """# Do the selected frames show the panel?
 
 The runs of [sampling.md](sampling.md) answer about a panel that few frames of a video show.
 
+Even where their frames show the panel, models that are trained on uniform frames score lower than on diverse ones.
+
 - *Panel* is the share of test videos with a part of the panel in the selected frames.
 - *And start* is the share whose first selected frame is also of the view to which the question refers.
 - *Angle* is between the two frames of a token, the mean over tokens.

@@ -15,6 +15,7 @@ import scipy.stats
 from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
 from commands.studies.study_file import OWN, read_study
+from datamodules import PanelRooms, PanelTurn
 from docs.scores import SCORES, filled
 
 ROOT = Path(__file__).parents[1]
@@ -114,3 +115,28 @@ def test_a_users_scores_are_as_reported() -> None:
     published = json.loads((Path(os.environ["ZOO_GOLDEN"]) / "published.json").read_text(encoding="utf-8"))
     rows = published["room_size_arkitscenes_150"]["rows"]
     assert {model: f"{rows[model]['micro']:.4f}" for model in USERS} == USERS
+
+
+def test_a_quarter_turn_and_the_pixel_nearly_answer_the_headline() -> None:
+    """studies/turn.md and docs/trust.md quote 0.89. Without the pixel the quarter says little."""
+    rooms = PanelRooms(PanelTurn(), seed=1)
+    exact, quarter, blind = [], [], []
+    for index in range(500):
+        rng = rooms.generator("test", index)
+        drawn = rooms.draw("test", index, rng)
+        (question,) = drawn.ask(np.empty((0, 0, 0), np.int16), rng)
+        (panel,) = drawn.scene.things
+        center = np.linalg.inv(drawn.scene.room_from_world()) @ [*panel.center, 1.0]
+        in_view = drawn.world_to_camera @ center
+        pixel = np.rad2deg(np.arctan2(-in_view[:, 0], in_view[:, 2]))  # to the left of the view's middle
+        best = int(np.abs(pixel).argmin())
+        ahead = (drawn.world_to_camera[0] @ np.linalg.inv(drawn.world_to_camera[best]))[:3, 2]
+        turn = float(np.rad2deg(np.arctan2(-ahead[0], ahead[2])))
+        nearest = 90 * round(turn / 90)
+        truth = float(question.ground_truth)
+        for scores, answer in ((exact, turn + pixel[best]), (quarter, nearest + pixel[best]), (blind, nearest)):
+            possible = PanelTurn.turns_deg[np.abs(PanelTurn.turns_deg - answer % 360).argmin()]
+            scores.append(np.mean(abs(possible - truth) / truth <= 1 - np.linspace(0.5, 0.95, 10)))
+    assert np.mean(exact) == pytest.approx(1.0, abs=0.01)
+    assert np.mean(quarter) == pytest.approx(0.89, abs=0.005)
+    assert np.mean(blind) < 0.75  # the control

@@ -304,13 +304,18 @@ class Document:
         seeds = ", ".join(map(str, study.seeds))
         spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
         parts.append(f"A cell is {spread} ({seeds}). The score is {study.score} unless the row says otherwise.")
-        if study.compare:
+        if study.compare and len(study.seeds) == 1:
+            parts.append(
+                "Differences are paired by question. Their 95 % intervals are for other scenes alone. One seed says"
+                " nothing about other trainings."
+            )
+        elif study.compare:
             parts.append(
                 "Differences are paired by seed and by question. Their 95 % intervals are for other seeds and other"
                 " scenes. The least effect is the smallest difference that four of five repetitions of the study would"
                 " show."
             )
-        if any(each.interest is not None for each in study.compare):
+        if len(study.seeds) > 1 and any(each.interest is not None for each in study.compare):
             parts.append(
                 "The last column says what a difference means, for the least effect of interest, which was fixed before"
                 " the study: higher or lower (an error of 5 % for all differences of a table together, by Holm's"

@@ -283,6 +283,8 @@ def test_training_removes_cameras_of_up_to_a_share_of_the_views() -> None:
     assert poses_of(fewer)[fewer.geometry.has_camera].equal(poses_of(whole)[fewer.geometry.has_camera])
     with pytest.raises(InputError, match="augmentation.missing 1.5: a share"):
         RandomCameraErrors(missing=1.5)
+    with pytest.raises(InputError, match="degrees -5"):
+        RandomCameraErrors(degrees=-5.0, missing=0.5)
 
 
 # ---- 3D tokens -------------------------------------------------------------------------------------------------------

@@ -260,7 +260,8 @@ class SubspaceFusion(Fusion):
         """Set the basis from the eigenvectors of the second moment, the largest eigenvalues first. See `Fusion`.
 
         Where eigenvalues are nearly equal, rounding decides on their eigenvectors. So each half of the basis is the one
-        of its subspace that lies nearest to the basis before: it depends on the subspace alone.
+        of its subspace that lies nearest to the basis before. Only at the boundary of the halves rounding could still
+        decide.
         """
         eigenvectors = torch.linalg.eigh(second_moment.double()).eigenvectors.flip(-1)
         halves = eigenvectors.tensor_split([self.flat_width], dim=1), self.basis.tensor_split([self.flat_width], dim=1)
