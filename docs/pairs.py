@@ -53,7 +53,8 @@ sampling views that differ? Nothing is trained here.
 With few frames both merge views that differ. Of 16 uniform frames of VSI-Bench's scenes, the two of a token are 44
 degrees and 0.69 m apart in the median, and a fifth of what one shows lies in the other's field of view. Pose-farthest
 sampling merges views that are 58 degrees apart and share as much. With 32 frames, and in RedKitchen, a scan of half a
-minute, pairs are nearer, and those of space-aware sampling the nearest. So the risk is that of few frames, and uniform sampling does not avoid it.
+minute, pairs are nearer, and those of space-aware sampling the nearest. So the risk is that of few frames, and
+uniform sampling does not avoid it.
 
 - *Angle*, *distance* and *overlap* are medians over the merged pairs of all scenes of a row.
 - The overlap of two views is the share of one's points that lie in the other's field of view, the mean of both
