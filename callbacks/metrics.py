@@ -259,9 +259,9 @@ class MetricsCallback(Callback):
     def _describe_test(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the entries of metrics.json that describe the test."""
         commit, is_clean = git_state()
-        excepted = declared_options("changes_no_answer", pl_module, getattr(trainer, "datamodule", None))
+        data = getattr(trainer, "datamodule", None)
+        excepted = declared_options("changes_no_answer", pl_module, data)
         differing: dict[str, Any] = {}
-        tested = getattr(getattr(trainer, "datamodule", None), "tested_scenes", ())
         found: dict[str, Any] = {"checkpoint": None, "training_overlap": None}
         if trainer.ckpt_path:
             run = Path(trainer.ckpt_path).absolute().parent.parent
@@ -269,7 +269,9 @@ class MetricsCallback(Callback):
             found["checkpoint"] = str(trainer.ckpt_path)
             if skipped := skipped_scenes(run):
                 found["skipped_training_scenes"] = len(skipped)
-            found["training_overlap"] = training_overlap(run, [scene.name for scene in tested])
+            found["training_overlap"] = training_overlap(
+                run, [scene.name for scene in getattr(data, "tested_scenes", ())]
+            )
         if differing:
             rank_zero_info(f"test: differs from the training in {', '.join(differing)}")
         model: Any = getattr(pl_module, "model", None)

@@ -38,12 +38,12 @@ from commands.run_options import OF_RUNS, run_parser
 from commands.runs import require_model
 from datamodules import VideoQADataModule
 from datamodules.resize import bounds_of_images
-from zoo.backbones.lora import is_quantized
 from zoo.errors import InputError
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.base import LearningRates
 from zoo.tasks.training_cost import BatchSizes, TrainingCost, training_cost
+from zoo.weights.load import is_quantized
 
 WIDTH = 120  # of tables, so that a narrow terminal breaks lines instead of cells
 VIDEO = [480, 640]  # default height and width of a raw frame, always used for full scales

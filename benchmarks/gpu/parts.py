@@ -9,13 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import transformers
 
-from benchmarks.gpu.checks import answers, deltanet
+from benchmarks.gpu.checks import BACKENDS, answers, deltanet, missing_attention
 from benchmarks.gpu.models import (
     CHECKPOINTING,
     COMMANDS,
@@ -155,11 +154,11 @@ def evaluation(bench: Bench, family: str) -> Tables:
 def attention(bench: Bench) -> Tables:
     """A LoRA step of 4 scenes with 2 questions each, by attention backend. Flash takes one question per row."""
     rows, commands = [], {}
-    for name in ("sdpa", "flex_attention", "flash_attention_2"):
-        if name == "flash_attention_2" and not find_spec("flash_attn") and not find_spec("kernels"):
-            rows.append({"step": f"{name}: neither flash-attn nor kernels is installed"})
-        elif name != "sdpa" and bench.device.type == "cpu":
+    for name in BACKENDS:
+        if name != "sdpa" and bench.device.type == "cpu":
             rows.append({"step": f"{name}: needs a GPU"})
+        elif missing := missing_attention(name):
+            rows.append({"step": missing})
         else:
             for packs in (False, True)[: 1 if name == "flash_attention_2" else 2]:
                 title = f"{name}, {'packed' if packs else 'padded'}"

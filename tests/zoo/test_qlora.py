@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tests.cli import Run, weights
 from tests.tiny import tiny_batch
 from zoo import InputError, LearningRates, LoRA, PRoPE, RayEmbedding, SpatialVLM, TinyQwen25VL, VideoQATask
-from zoo.backbones.lora import is_quantized, stored_bytes
+from zoo.backbones.lora import stored_bytes
 from zoo.checkpoints import PretrainedQwen25VL
 from zoo.checkpoints.export import export_model
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.tasks.training_cost import total_bytes
+from zoo.weights.load import is_quantized
 
 bnb = pytest.importorskip("bitsandbytes")
 QLORA = LoRA(r=4, quantization="nf4")

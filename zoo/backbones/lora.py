@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.errors import InputError
+from zoo.weights.load import is_quantized
 
 
 @dataclass
@@ -105,11 +106,6 @@ def quantize(decoder: nn.Module, names: Sequence[str]) -> None:
         new.support_avx512bf16_for_cpu = False  # a layout for evaluations on CPUs, which has no gradient afterwards
         decoder.set_submodule(name, new)
     decoder.is_loaded_in_4bit = True  # type: ignore[assignment]  # peft asks for it
-
-
-def is_quantized(weight: Tensor) -> bool:
-    """Return whether a weight is kept in four bits, or will be when it is read."""
-    return hasattr(weight, "quant_state")
 
 
 def stored_bytes(tensor: Tensor) -> int:

@@ -17,7 +17,6 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
-from zoo.backbones.lora import is_quantized
 from zoo.backbones.official_names import (
     EMBEDDINGS,
     LM_HEAD,
@@ -51,7 +50,16 @@ from zoo.geometry import CachedGeometry, vggt
 from zoo.geometry.vggt import Aggregator
 from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.weights.checkpoint import released_sources
-from zoo.weights.load import CONFIG, INDEX, NameTable, find_folder, open_weights, read_config, replace_prefix
+from zoo.weights.load import (
+    CONFIG,
+    INDEX,
+    NameTable,
+    find_folder,
+    is_quantized,
+    open_weights,
+    read_config,
+    replace_prefix,
+)
 from zoo.weights.saved_models import CARD_FILE, model_card
 
 if TYPE_CHECKING:

@@ -18,12 +18,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
-from zoo.backbones.lora import is_quantized
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 from zoo.weights.checkpoint import saved_names
-from zoo.weights.load import shard_like, whole
+from zoo.weights.load import is_quantized, shard_like, whole
 
 STEPS = ("training_step", "validation_step", "test_step", "predict_step", "call")
 # dtype of gathered units, by the Trainer's precision

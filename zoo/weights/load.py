@@ -501,10 +501,15 @@ def _assign(module: nn.Module, weights: ReleasedWeights, own: Collection[str], d
         setattr(module.get_submodule(owner), attribute, read)
 
 
+def is_quantized(weight: Tensor) -> bool:
+    """Return whether bitsandbytes keeps a weight in four bits, or will when it is read."""
+    return hasattr(weight, "quant_state")
+
+
 def _like(target: Tensor, tensor: Tensor, device: torch.device) -> Tensor:
     """Return a copy of a tensor that can replace another one, with its dtype, shards and requires_grad."""
     copied = tensor.to(device, target.dtype, copy=True, memory_format=torch.contiguous_format)
-    if hasattr(target, "quant_state"):  # of bitsandbytes, which quantizes a weight that is moved to its device
+    if is_quantized(target):  # bitsandbytes quantizes a weight that is moved to its device
         return type(target)(copied, **target.__dict__).to(device)
     if isinstance(target, DTensor):
         copied = distribute_tensor(copied, target.device_mesh, target.placements, src_data_rank=None)
