@@ -22,8 +22,9 @@ __getattr__, __all__ = lazy_exports(
         ],
         "sources": [
             *("Conversations", "Mixture", "PanelAnywhere", "PanelDirection", "PanelDistance", "PanelDwelling"),
-            *("PanelIntrinsics", "PanelKnownSize", "PanelMotion", "PanelOrder", "PanelPairs", "PanelParallax"),
-            *("PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PanelTurn", "PanelTwoViews"),
+            *("PanelFreeTurn", "PanelIntrinsics", "PanelKnownSize", "PanelMotion", "PanelOrder", "PanelPairs"),
+            *("PanelParallax", "PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PanelTurn"),
+            "PanelTwoViews",
             *("PosedScenes", "ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource"),
             *("SingleVideo", "VSIBench"),
         ],

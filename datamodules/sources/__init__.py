@@ -12,6 +12,7 @@ from datamodules.sources.rooms.panel_tasks import (
     PanelDirection,
     PanelDistance,
     PanelDwelling,
+    PanelFreeTurn,
     PanelIntrinsics,
     PanelKnownSize,
     PanelMotion,

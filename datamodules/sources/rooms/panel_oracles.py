@@ -20,6 +20,7 @@ from datamodules.sources.rooms.scene import RoomScene
 WHICH_FRAME = f"{ORACLE}how far the frame is"
 FOCAL_LENGTH = f"{ORACLE}focal length without pixel"
 POSE = f"{ORACLE}pose without pixel"
+QUARTER = f"{ORACLE}pixel and nearest quarter turn"
 POSES = f"{ORACLE}all poses without pixel"
 IMAGES = f"{ORACLE}image statistics"
 SPREAD_AND_PATH = f"{ORACLE}image spread and path length"
@@ -129,6 +130,11 @@ class Sight(NamedTuple):
         """Return the turn to the left, 0 to 360 degrees, from the first view to a view or to the panel in it."""
         direction = self.ray(frame) if to_panel else self.start_from_camera[frame, :3, 2]
         return float(np.rad2deg(np.arctan2(-direction[0], direction[2])) % 360)
+
+    def quarter_and_bearing(self, frame: int) -> float:
+        """Return the turn to the panel, 0 to 360 degrees, where the turn to the view is rounded to a quarter."""
+        bearing = np.rad2deg(np.arctan2(-self.center[frame, 0], self.center[frame, 2]))
+        return float((90 * np.round(self.turn(frame, to_panel=False) / 90) + bearing) % 360)
 
 
 def sight(room: RoomScene, video: RoomVideo, color: str = "red", start_frames: int | None = None) -> Sight:
