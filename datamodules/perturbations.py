@@ -214,22 +214,24 @@ class MissingCameras(CameraErrors):
 
     Args:
         views: Number of views that lose their camera.
+        keep_first: The first view with a camera keeps it. Without it the poses have another reference.
         seed: Seed of the draw.
 
     Raises:
         InputError: The number is not positive, or no view of a scene keeps its camera.
     """
 
-    def __init__(self, views: int = 1, seed: int = 0) -> None:
+    def __init__(self, views: int = 1, keep_first: bool = False, seed: int = 0) -> None:
         super().__init__(seed)
         if views < 1:
             raise InputError(f"--data.perturbation.views {views}: at least 1 view loses its camera")
-        self.views = views
+        self.views, self.keep_first = views, keep_first
 
     def change(self, world_to_camera: Float64[Tensor, "S 4 4"], draws: torch.Generator) -> Float64[Tensor, "S 4 4"]:
-        if self.views >= (known := len(views_with_camera(world_to_camera))):
-            raise InputError(f"--data.perturbation.views {self.views}: a scene has {known} views with a camera")
-        return without_cameras(world_to_camera, self.views, draws)
+        if self.views >= len(known := views_with_camera(world_to_camera)):
+            raise InputError(f"--data.perturbation.views {self.views}: a scene has {len(known)} views with a camera")
+        kept = TEMPORAL_PATCH_SIZE * (known[0] + 1) if self.keep_first else 0
+        return torch.cat([world_to_camera[:kept], without_cameras(world_to_camera[kept:], self.views, draws)])
 
 
 class LongerFocalLength(Perturbation):

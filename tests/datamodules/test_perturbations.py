@@ -203,6 +203,14 @@ def test_more_missing_cameras_contain_the_fewer() -> None:
         MissingCameras(4)(A, lambda: B)
 
 
+def test_the_first_view_with_a_camera_may_keep_it() -> None:
+    scenes = [replace(A, name=f"a/{n}") for n in range(16)]
+    kept = [MissingCameras(2, keep_first=True)(each, lambda: B).geometry.has_camera for each in scenes]
+    assert all(each[:2].all() and each.sum() == 4 for each in kept)
+    others = [MissingCameras(2)(each, lambda: B).geometry.has_camera for each in scenes]
+    assert not all(each[0] for each in others)  # the control
+
+
 @pytest.mark.parametrize("kind", [partial(NoisyCameras, 5.0, 0.1), partial(DriftingCameras, 5.0, 0.1), MissingCameras])
 def test_errors_depend_on_the_scene_and_the_seed_alone(kind: Any) -> None:
     perturbation = kind(seed=1)

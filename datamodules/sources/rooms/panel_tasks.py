@@ -24,8 +24,8 @@ it takes a temporal patch of frames with nearly the same view. Stations are visi
 number tells nothing about its place. Lengths are in meters.
 
 `PanelDistance`, `PanelRotation` and `PanelParallax` remain for studies that were trained on them. A rule that lacks
-what the task is about goes far in them, so new headlines are on `PanelAnywhere`, `PanelTurn` and `PanelTwoViews`. Each
-task states in `oracles` what such rules know, and a test reports their scores beside the model's.
+what the task is about goes far in them, so new headlines are on `PanelAnywhere`, `PanelTurn`, `PanelFreeTurn` and
+`PanelTwoViews`. Each task states in `oracles` what such rules know, and a test reports their scores beside the model's.
 """
 
 from __future__ import annotations
@@ -342,7 +342,6 @@ class PanelRotation(PanelTask):
             known.POSE: [view.turn(view.best, to_panel=False)],
             known.POSES: [view.turn(view.best, to_panel=False), *view.all_poses(self.frames_per_station)],
             known.IMAGES: view.images(),
-            known.QUARTER: [view.quarter_and_bearing(view.best)],
             known.PIXEL: [view.turn(view.best, to_panel=True)],
         }
 
@@ -394,6 +393,11 @@ class PanelFreeTurn(PanelTurn):
     def draw_yaw(self, stations: int, rng: np.random.Generator) -> Float64[np.ndarray, " n"]:
         """Draw the direction of each station in plan, in radians, independently of the others."""
         return rng.uniform(0, 2 * np.pi, stations)
+
+    def oracles(self, room: RoomScene, video: RoomVideo) -> Oracles:
+        """Know what they know in `PanelTurn`, or the pixel and the quarter of the turn."""
+        view = sight(room, video, start_frames=self.frames_per_station)
+        return {**super().oracles(room, video), known.QUARTER: [view.quarter_and_bearing(view.best)]}
 
 
 class PanelDwelling(PanelTurn):

@@ -85,8 +85,8 @@ def test_few_rooms_tell_the_new_tasks_from_the_old() -> None:
     assert best_blind(new) < new[PIXEL] - 0.25
     assert best_blind(old) > old[PIXEL] - 0.15  # the control
     old, new = scores(PanelRotation(), 100, 60), scores(PanelTurn(), 100, 60)
-    assert best_blind(new, POSE, POSES) < new[PIXEL] - 0.15
-    assert best_blind(old, POSE, POSES) > old[PIXEL] - 0.15  # the control
+    assert best_blind(new) < new[PIXEL] - 0.15
+    assert best_blind(old) > old[PIXEL] - 0.15  # the control
     old, new = scores(PanelParallax(), 100, 60), scores(PanelTwoViews(), 100, 60)
     assert new[PIXEL] > 0.97 and old[PIXEL] > 0.97
     assert best_blind(new, *WITHOUT_ORDER_OR_CAMERAS) < new["constant"] + 0.1
@@ -103,11 +103,11 @@ def test_bounds_of_the_new_tasks_which_the_old_ones_exceed() -> None:
     assert new[panel_oracles.IMAGES] < new["constant"] + 0.05
     old, new = scores(PanelRotation(), 1200, 500), scores(PanelTurn(), 1200, 500)
     assert old[POSES] > 0.95
-    assert new[PIXEL] > 0.99 and best_blind(new, POSE, POSES) < new[PIXEL] - 0.17
+    assert new[PIXEL] > 0.99 and best_blind(new) < new[PIXEL] - 0.17
     assert new[panel_oracles.IMAGES] < new["constant"] + 0.08
     free = scores(PanelFreeTurn(), 1200, 500, frames=12)
     assert free[PIXEL] > 0.99 and best_blind(free) < free[PIXEL] - 0.13
-    assert free[panel_oracles.QUARTER] < 0.8 and new[panel_oracles.QUARTER] > 0.89  # a quarter turn is no longer enough
+    assert free[panel_oracles.QUARTER] < 0.8  # tests/test_claims.py has that of PanelTurn
     walk = scores(PanelTranslation(), 1200, 500)
     assert best_blind(walk) > walk[PIXEL] - 0.15
     old, new = scores(PanelParallax(), 1200, 500), scores(PanelTwoViews(), 1200, 500)
