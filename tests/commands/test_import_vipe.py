@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import main
 from commands.import_cameras import import_cameras
 from datamodules.cameras_file import read_cameras
 from datamodules.sources import Conversations
@@ -22,6 +26,7 @@ from tests.datamodules.clips import numbered_frame, write_video
 from zoo.cameras import intrinsics_in_pixels
 from zoo.errors import InputError
 
+REPOSITORY = Path(main.__file__).parent
 GOLDEN = Path(os.environ.get("ZOO_GOLDEN", Path(__file__).parents[1] / "golden")) / "vipe"
 FILES = {each["video"]: each for each in json.loads((GOLDEN / "expected.json").read_text())["files"]}
 GAPS = "Ego4d/0a1b2c3d-example.mp4"
@@ -152,3 +157,39 @@ def test_all_clips_of_a_release_are_found_by_their_conversations(tmp_path: Path,
     assert "name it with --video" in (tmp_path / "none/vipe.failed.txt").read_text()
     with pytest.raises(InputError, match="no intrinsics"):
         import_cameras(["--dataset", "vipe", str(GOLDEN / "results"), "--output", str(tmp_path / "none")])
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_on_imported_poses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the tiny scale: two clips once each, with a pose loss for both."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ZOO_RUN", raising=False)
+    visuals, text = tmp_path / "data/visuals/cambrian-s-3m", (REPOSITORY / "recipes/vipe_poses.yaml").read_text()
+    text = re.sub(r"datasets: \[.*\]", "datasets: [Ego4d, ssv2]", text.replace("recipe_full", "recipe_tiny"))
+    (tmp_path / "vipe_poses.yaml").write_text(text.replace("focal_weight: 0.0", "focal_weight: 0.0\n          dim: 32"))
+    for name, given in FILES.items():
+        write(visuals / name, given["video_frames"], given["video_height_width"])
+    for part in ("results", "restart/results"):
+        words = ["--dataset", "vipe", str(GOLDEN / part), "--output", "data/cameras", "--videos", str(visuals), *FOCAL]
+        import_cameras([*words, "--check", "0", "--workers", "1"])
+    turns = [{"from": "human", "value": "<video>\nWhat?"}, {"from": "gpt", "value": "A car."}]
+    rows = [json.dumps({"video": name, "conversations": turns}) for name in FILES]
+    (tmp_path / "data/annotations").mkdir()
+    (tmp_path / "data/annotations/cambrian_s_3m_vqa.jsonl").write_text("\n".join(rows))
+    options = [
+        *("--data.num_workers=0", "--data.batch_size=1", "--data.num_frames=4", "--data.pixels.max_pixels=3136"),
+        *("--trainer.accumulate_grad_batches=1", "--trainer.devices=1", "--trainer.log_every_n_steps=1"),
+        "--gallery.scenes=0",
+    ]
+    words = ["fit", "--config", "qwen25_vl.yaml", "--config", "vipe_poses.yaml", *options]
+    monkeypatch.setattr(sys, "argv", ["main.py", *words])
+    main.main()
+    (run,) = tmp_path.glob("runs/*")
+    (file,) = run.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file))
+    events.Reload()
+    rotation, focal = (
+        [event.value for event in events.Scalars(f"train/PosePrediction/{name}")] for name in ("rotation", "focal")
+    )
+    assert len(rotation) == 2 and all(value > 0 for value in rotation)
+    assert focal == [0.0, 0.0]  # the intrinsics are assumed, so nothing is learned from them
