@@ -1,9 +1,11 @@
 """Blind baselines and oracles: scores of a test's questions without their videos.
 
-Blind baselines are the best constant, the text alone and the cameras alone. Oracles answer from the exact geometry of
-rendered scenes, see `SceneSource.oracles`: blind ones lack something that a model needs, such as the pixel, others show
-what is possible. All are scored in the same way as the test's answers. Of the perturbations, only `CameraErrors` affect
-them: oracles are then fitted on true cameras and answer from the wrong ones of the test.
+Blind baselines are the best constant, the text alone and the cameras alone. Text and cameras answer as learned from the
+training questions. Questions about the camera's own motion need no training (`Benchmark.answers_from_cameras`). Oracles
+answer from the exact geometry of rendered scenes, see `SceneSource.oracles`: blind ones lack something that a model
+needs, such as the pixel, others show what is possible. All are scored in the same way as the test's answers. Of the
+perturbations, only `CameraErrors` affect them: oracles are then fitted on true cameras and answer from the wrong ones
+of the test.
 """
 
 from __future__ import annotations
@@ -485,27 +487,31 @@ def blind_baselines(
     benchmark, scored = source.benchmark, {record["id"] for record in records}
     found = constant_baseline(records, benchmark, scorer)
     tested = [(scene, question) for scene in scenes for question in scene.questions if question.id in scored]
+    training, reason = [], "no training question of the test's types"
     try:
         training = list(training_questions(source, {question.question_type for _, question in tested}))
-        if not training:
-            found.remarks.append("no blind baselines of text and cameras: no training question of the test's types")
-            return found
-        by_text = TextAnswers((question for _, question in training), benchmark, scorer)
-        answers = {question.id: answer for _, question in tested if (answer := by_text(question)) is not None}
-        found.scores["text"] = _score(answers, records, benchmark, scorer)
+    except SCENE_FAULTS as error:  # such as a benchmark without a training split
+        reason = describe_fault(error)
+    try:
+        if training:
+            by_text = TextAnswers((question for _, question in training), benchmark, scorer)
+            answers = {question.id: answer for _, question in tested if (answer := by_text(question)) is not None}
+            found.scores["text"] = _score(answers, records, benchmark, scorer)
         cameras = _score(_answer_by_cameras(training, tested, records, benchmark, scorer), records, benchmark, scorer)
         if cameras["per_question_type"]:
             found.scores["cameras"] = cameras
-            if not has_boosting():
-                found.remarks.append("cameras alone by least squares: pip install scikit-learn for gradient boosting")
-        else:
+        if not training:
+            found.remarks.append(f"no blind baselines of {_absent(found)}: {reason}")
+            return found
+        if "cameras" not in found.scores:
             needed = (
                 f"no question type has {LEAST_ROWS} training questions and a test question whose scenes have cameras"
             )
             found.remarks.append(f"no blind baseline of cameras: {needed}")
+        elif not has_boosting():
+            found.remarks.append("cameras alone by least squares: pip install scikit-learn for gradient boosting")
     except SCENE_FAULTS as error:  # keep the scores of the test
-        absent = " and ".join(name for name in ("text", "cameras") if name not in found.scores)
-        found.remarks.append(f"no blind baselines of {absent}: {describe_fault(error)}")
+        found.remarks.append(f"no blind baselines of {_absent(found)}: {describe_fault(error)}")
         return found
     try:
         rows = {scene.name: (scene, None) for scene, _ in training} | {s.name: (s, change_poses) for s, _ in tested}
@@ -515,6 +521,10 @@ def blind_baselines(
     except SCENE_FAULTS as error:
         found.remarks.append(f"no oracles: {describe_fault(error)}")
     return found
+
+
+def _absent(found: BlindBaselines) -> str:
+    return " and ".join(name for name in ("text", "cameras") if name not in found.scores)
 
 
 def oracle_scores(
@@ -565,15 +575,35 @@ def _answer_by_cameras(
     benchmark: Benchmark,
     scorer: str,
 ) -> dict[str, str]:
-    """Return the answers from the cameras alone."""
-    if not all(any(scene.cameras for scene, _ in rows) for rows in (training, tested)):
+    """Return the answers from the cameras alone, computed or learned, whichever scores better."""
+    computes = any(question.question_type in benchmark.camera_types for _, question in tested)
+    if not computes and not all(any(scene.cameras for scene, _ in rows) for rows in (training, tested)):
         return {}
-    scenes = {scene.name: scene for scene, _ in (*training, *tested)}
+    computed = _compute_from_cameras(tested, benchmark) if computes else {}
+    scenes = {scene.name: scene for scene, _ in (*training, *tested)} if training else {}
     described = (
         (name, _describe_cameras(scene)) for name, scene in progress(scenes.items(), "cameras alone", "scenes")
     )
     paths = {name: path for name, path in described if path is not None}
-    return _answer_by(paths, training, tested, records, benchmark, scorer, LINEAR)
+    return _answer_by(paths, training, tested, records, benchmark, scorer, LINEAR, computed)
+
+
+def _compute_from_cameras(tested: Sequence[tuple[Scene, Question]], benchmark: Benchmark) -> dict[str, dict[str, str]]:
+    """Return the answers of each method of `Benchmark.answers_from_cameras`, by the questions' ids."""
+    answers: dict[str, dict[str, str]] = defaultdict(dict)
+    poses: dict[str, Any] = {}
+    for scene, question in tested:
+        kind = question.question_type
+        if scene.cameras is None or kind not in benchmark.camera_types:
+            continue
+        if scene.name not in poses:
+            read = _read_cameras(scene)
+            poses[scene.name] = None if read is None else read[0]
+        if poses[scene.name] is not None:
+            asked = (kind, question.question, question.options, poses[scene.name])
+            for method, answer in benchmark.answers_from_cameras(*asked).items():
+                answers[method][question.id] = answer
+    return answers
 
 
 def _answer_by(
@@ -584,8 +614,12 @@ def _answer_by(
     benchmark: Benchmark,
     scorer: str,
     fits: Mapping[str, Fit],
+    computed: Mapping[str, Answers] | None = None,
 ) -> dict[str, str]:
-    """Return the answers from numbers by scene. For each type the method with the best test score is used."""
+    """Return the answers from numbers by scene. For each type the method with the best test score is used.
+
+    `computed` holds the answers of further methods.
+    """
     answers: dict[str, str] = {}
     for kind in dict.fromkeys(question.question_type for _, question in tested):
         fitted, asked = (
@@ -594,6 +628,8 @@ def _answer_by(
         )
         own = [record for record in records if record["question_type"] == kind]
         methods = camera_answers(fitted, asked, kind, benchmark, fits)
+        ids = {record["id"] for record in own}
+        methods |= {name: {id: found[id] for id in found if id in ids} for name, found in (computed or {}).items()}
         means = {name: _mean(found, own, benchmark, scorer) for name, found in methods.items()}
         if means:
             answers |= methods[max(means, key=lambda name: means[name])]
@@ -602,12 +638,19 @@ def _answer_by(
 
 def _describe_cameras(scene: Scene) -> Any:
     """Return the description of a scene's cameras, or None without readable cameras."""
+    cameras = _read_cameras(scene)
+    return None if cameras is None else describe_path(*cameras)
+
+
+def _read_cameras(scene: Scene) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return poses and intrinsics of all frames of a scene, or None without readable cameras."""
     if scene.cameras is None:
         return None
     try:
-        return describe_path(*(each.numpy() for each in read_cameras_alone(scene.cameras)))
+        world_to_camera, K = read_cameras_alone(scene.cameras)
     except (OSError, ValueError):
         return None  # treat it as a scene without cameras
+    return world_to_camera.numpy(), K.numpy()
 
 
 def _score(answers: Answers, records: Sequence[Record], benchmark: Benchmark, scorer: str) -> dict[str, Any]:

@@ -38,8 +38,9 @@ def summarize(
 
     Returns:
         The result; "counts" of scored, failed and unparsable questions; "failed_scenes"; "benchmark" and "scorer";
-        "captions", measures of the whole test, for benchmarks that have some; "objectives", mean errors over scenes of
-        predicted cameras and depth, and "unmeasured_scenes", if there are any.
+        "grouped_types", which its macro means count as one type; "captions", measures of the whole test, for benchmarks
+        that have some; "objectives", mean errors over scenes of predicted cameras and depth, and "unmeasured_scenes",
+        if there are any.
     """
     records = list(records)
     if result is None:
@@ -64,6 +65,7 @@ def summarize(
         **({"unmeasured_scenes": [{"scene": s, "error": e} for s, e in unmeasured]} if unmeasured else {}),
         "benchmark": benchmark.name,
         "scorer": scorer,
+        "grouped_types": {name: list(kinds) for name, kinds in benchmark.grouped_types(scorer).items()},
         **({"captions": captions} if captions else {}),
         **({"objectives": {name: sum(each) / len(each) for name, each in by_name.items()}} if by_name else {}),
     }

@@ -16,6 +16,7 @@ The format is detected by its files:
     Record3D         an unzipped .r3d recording of an iPhone or iPad, or an export as EXR and JPG
     ScanNet          color/, pose/, intrinsic/, as exported by SensReader
     ScanNetPlusPlus, ARKitScenes, SevenScenes, TUM    as the datasets are distributed
+    ViPE             pose/*.npz of a video, as in Cambrian-P-Data; needs --video and --poses.focal
 
 For all scenes of a dataset, see import-cameras --dataset arkitscenes --help.
 
@@ -41,7 +42,7 @@ from datamodules.cameras_file import read_cameras
 from datamodules.samplers import SceneView
 from datamodules.sources.annotations import CAMERAS, SceneIndex
 from datamodules.sources.base import map_in_processes
-from datamodules.trajectories import FORMATS, ARKitScenes, PoseFormat, ScanNet, ScanNetPlusPlus
+from datamodules.trajectories import FORMATS, ARKitScenes, PoseFormat, ScanNet, ScanNetPlusPlus, ViPE
 from datamodules.trajectories.base import UNREADABLE
 from datamodules.trajectories.conventions import find_better_convention
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
@@ -145,19 +146,23 @@ The command reads the raw scenes in a folder, at most three folders deep. For ea
 
 With --videos, the cameras belong to the frames of `<videos>/**/<scene>.mp4`. For ARKitScenes they are matched by time,
 and --poses ARKitScenes --poses.video_depth true also matches depth. For ScanNet and for ScanNet++'s iPhone videos they
-are matched frame by frame (or every k-th frame). Training and tests find the cameras by --data.source.cameras <output>,
-whatever folders a file of conversations writes before a scene's name. Cameras beside the videos are found too.
+are matched frame by frame (or every k-th frame). ViPE's poses name their frames, and the other frames get no camera.
+Their unit of length differs from video to video. They lack intrinsics: --poses ViPE --poses.focal 1.2 assumes some.
+
+Training and tests find the cameras by --data.source.cameras <output>, whatever folders a file of conversations writes
+before a scene's name. Cameras beside the videos are found too.
 
 The cameras of some scenes are checked against their images, see check-cameras. Complete scenes are kept, so that an
 interrupted command resumes. Scenes that fail are skipped, printed, and listed in <output>/<dataset>.failed.txt. The
 next call tries them again.
 """
 
-Dataset = Literal["arkitscenes", "scannet", "scannetpp"]
+Dataset = Literal["arkitscenes", "scannet", "scannetpp", "vipe"]
 DATASETS: dict[str, type[PoseFormat]] = {
     "arkitscenes": ARKitScenes,
     "scannet": ScanNet,
     "scannetpp": ScanNetPlusPlus,
+    "vipe": ViPE,
 }
 DEPTH = 3  # most folders from the root to a scene, as in raw/Training/41069025
 NO_VIDEO = "without a video"
@@ -197,7 +202,9 @@ def import_dataset(arguments: list[str]) -> None:
     videos = find_videos(Path(settings.videos).expanduser()) if settings.videos else None
     (output / settings.dataset).mkdir(parents=True, exist_ok=True)
     make = partial(import_scene, poses=poses, output=output / settings.dataset, clock=settings.clock)
-    paths = [videos.find(f"{settings.dataset}/{raw.name}") for raw in scenes] if videos else repeat(None)
+    paths = (
+        [videos.find(f"{settings.dataset}/{raw.parent.name}/{raw.name}") for raw in scenes] if videos else repeat(None)
+    )
     known = [(raw, path) for raw, path in zip(scenes, paths, strict=False) if path or not videos]
 
     # The scenes, several at once.

@@ -26,7 +26,7 @@ __getattr__, __all__ = lazy_exports(
             *("PanelParallax", "PanelRooms", "PanelRotation", "PanelTask", "PanelTranslation", "PanelTurn"),
             "PanelTwoViews",
             *("PosedScenes", "ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource"),
-            *("SingleVideo", "VSIBench"),
+            *("SingleVideo", "VSIBench", "VSTIBench"),
         ],
         "resize": ["FixedWidthStills", "OriginalStills", "PixelBounds", "StillResize"],
         "datamodule": ["VideoQADataModule"],

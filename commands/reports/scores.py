@@ -5,7 +5,7 @@ Every measure of a test is a weighted sum of the scores of its questions. The we
 - a question type: its mean over questions
 - a column of the benchmark's table, such as "Rel. Dir.": the mean over its question types
 - "micro": the mean over all questions
-- "macro": the mean over question types, where types that belong together count once (`Benchmark.averaged_types`)
+- "macro": the mean over question types, where types that belong together count once (`Benchmark.grouped_types`)
 - "acc/micro", "acc/macro", "mra/micro", "mra/macro": the means of multiple-choice and of numeric questions alone
 """
 
@@ -123,7 +123,7 @@ class Tested:
             if mean == "micro":
                 part = merged = pd.Series("all", kinds.index)
             else:
-                names = {kind: name for name, own in benchmark.averaged_types.items() for kind in own}
+                names = {kind: name for name, own in benchmark.grouped_types(self.scorer).items() for kind in own}
                 merged = kinds.map(lambda kind: names.get(kind, kind))
                 part = merged if self.scorer in benchmark.pooling_scorers else kinds
         elif measure not in benchmark.question_types:

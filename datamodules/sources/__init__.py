@@ -26,4 +26,4 @@ from datamodules.sources.rooms.panel_tasks import (
     PanelTwoViews,
 )
 from datamodules.sources.scannet_qa import SQA3D, ScanQA
-from datamodules.sources.vsibench import ReVSI, VSIBench
+from datamodules.sources.vsibench import ReVSI, VSIBench, VSTIBench

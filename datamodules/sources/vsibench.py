@@ -1,18 +1,20 @@
-"""VSI-Bench and ReVSI, from a local folder or from the Hugging Face hub."""
+"""VSI-Bench, ReVSI and VSTI-Bench, from a local folder or from the Hugging Face hub."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZipFile
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from datamodules.scenes import Scene
-from datamodules.sources.annotations import read_layout
+from datamodules.scenes import MediaFiles, Question, Scene
+from datamodules.sources.annotations import list_scenes, read_layout, read_questions
 from datamodules.sources.base import SceneSource, Split, locked, only_for_tests, require_file
 from zoo.benchmarks import ReVSI as ReVSIBenchmark
+from zoo.benchmarks import VSTIBench as VSTIBenchmark
 from zoo.errors import InputError
 
 HUB = "hf://datasets/"
@@ -162,3 +164,58 @@ class ReVSI(SceneSource):
                 f"question {row.get('id')} has no ground truth for {self.budget} frames: download it again"
             )
         return {**row, "dataset": f"{self.budget}_frame", "scene_name": row.get("scene_id")}
+
+
+# ---- VSTI-Bench (arXiv 2505.20279) ----------------------------------------------------------------------------------
+
+
+class VSTIBench(SceneSource):
+    """VSTI-Bench's questions on videos of ScanNet. Its only split, test, also serves as validation split.
+
+    The truth of a multiple-choice question is the letter `mc_answer`. Options of numeric questions are not shown.
+    For the two releases of the labels see `zoo.benchmarks.vstibench`.
+
+    Args:
+        root: Folder with the annotations and the videos at the paths that they name, such as
+            `ScanNet/videos/val/scene0011_00.mp4`, or folders of frames of that name. A `<scene>.cameras.json` beside a
+            video is used. `hf://datasets/Journey9ni/vstibench` is downloaded.
+        annotations: The annotation file, as a name in `root` or an absolute path.
+        cameras: Folder of cameras and depth by scene, as written by `import-cameras --dataset`. null uses the files
+            beside the videos.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The annotations are invalid, or the split is train.
+    """
+
+    has_cameras = False
+    benchmark = VSTIBenchmark()
+
+    def __init__(self, root: str, annotations: str = "test.json", cameras: str | None = None) -> None:
+        super().__init__()
+        self.address, self.file_name = root, annotations
+        self.cameras = Path(cameras).expanduser() if cameras else None
+
+    def prepare(self) -> None:
+        """Find the files."""
+        self.root = dataset_folder(self.address)
+        self.annotations = (self.root / self.file_name).absolute()
+        require_file(self.annotations, f"download the dataset Journey9ni/vstibench from the hub to {self.root}")
+
+    def scenes(self, split: Split) -> list[Scene]:
+        """Return the scenes of the test split."""
+        only_for_tests(self, split)
+        self.prepare()
+        questions = read_questions(self.annotations, self.benchmark, self._convert)
+        asked: dict[MediaFiles, Sequence[Question]] = {name: own for name, own in questions.items()}
+        self.missing = {}
+        return list_scenes(self.root, asked, self.missing, self.cameras)
+
+    def _convert(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Rename a row's fields to VSI-Bench's. A scene has its video's name, a question without an id its text."""
+        scene = PurePosixPath(str(row.get("video_path"))).with_suffix("")
+        id = row.get("id", f"{scene.name}: {row.get('question')}")
+        row = {**row, "id": id, "dataset": str(scene.parent), "scene_name": scene.name}
+        if row.get("question_type") in self.benchmark.multiple_choice_types:
+            return {**row, "ground_truth": row.get("mc_answer")}
+        return {**row, "options": None}

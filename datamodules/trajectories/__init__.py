@@ -10,9 +10,10 @@ from datamodules.trajectories.formats import (
     ScanNet,
     ScanNetPlusPlus,
     SevenScenes,
+    ViPE,
 )
 
 FORMATS: tuple[type[PoseFormat], ...] = (
     *(COLMAP, Nerfstudio, Record3D, ScanNet, ScanNetPlusPlus),
-    *(ARKitScenes, SevenScenes, TUM),
+    *(ARKitScenes, SevenScenes, TUM, ViPE),
 )

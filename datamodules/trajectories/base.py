@@ -177,6 +177,34 @@ class Trajectory:
         )
 
 
+class FrameTrajectory(Trajectory):
+    """Poses of one video's frames, by the numbers of the frames, with an assumed camera of centered square pixels.
+
+    Until `resized` tells the video's size, `K_px` is for an image whose longer side is 1.
+    """
+
+    def at_steps(self, num_frames: int) -> Trajectory:
+        """Return the cameras of the video's frames. Frames after the last pose have none.
+
+        Args:
+            num_frames: Number of frames of the video.
+
+        Raises:
+            ValueError: A pose is of a frame that the video lacks.
+        """
+        if num_frames < len(self):
+            raise ValueError(f"{num_frames} frames, but frame {len(self) - 1} has a pose: it is another video")
+        poses = torch.full((num_frames, 4, 4), torch.nan, dtype=torch.float64)
+        poses[: len(self)] = self.world_to_camera
+        return replace(self, world_to_camera=poses, K_px=self.K_px[:1].expand(num_frames, 3, 3))
+
+    def resized(self, width: int, height: int) -> Trajectory:
+        """Return the cameras for the video's size."""
+        K_px = max(width, height) * self.K_px
+        K_px[:, :, 2] = K_px.new_tensor([width / 2, height / 2, 1])
+        return replace(self, K_px=K_px, width=width, height=height)
+
+
 class PoseFormat(ABC):
     """A format in which a dataset or an app stores the poses of a scene. A new format is a class with `read`.
 

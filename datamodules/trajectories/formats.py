@@ -1,4 +1,4 @@
-"""Readers of camera poses: COLMAP, nerfstudio and its apps, Record3D, ScanNet(++), 7-Scenes, TUM RGB-D, ARKitScenes.
+"""Readers of camera poses: COLMAP, nerfstudio, Record3D, ScanNet(++), 7-Scenes, TUM RGB-D, ARKitScenes, ViPE.
 
 Each returns a `Trajectory`: world-to-camera poses with OpenCV axes.
 """
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.trajectories.base import (
+    UNREADABLE,
+    FrameTrajectory,
     Match,
     PoseFormat,
     Trajectory,
@@ -28,6 +31,7 @@ from datamodules.trajectories.base import (
 )
 from datamodules.video import IMAGE_SUFFIXES, image_size, natural_key
 from zoo.cameras.poses import invert_se3, nearest_rotation, rigid_matrix
+from zoo.errors import InputError
 from zoo.files.atomic_io import read_json
 from zoo.geometry.layers import quaternion_to_rotation
 
@@ -455,6 +459,58 @@ def _time_s(file: Path) -> float:
         return finite_number(file.stem.rsplit("_", 1)[1])
     except (IndexError, ValueError) as error:
         raise ValueError(f"{file}: no time in its name, such as 41069025_1234.567{file.suffix}") from error
+
+
+# ---- ViPE -----------------------------------------------------------------------------------------------------------
+
+
+class ViPE(PoseFormat):
+    """Poses of a video by ViPE (arXiv 2508.10934), as in Cambrian-P-Data, in an arbitrary unit of length.
+
+        <scene>/pose/<scene>.npz   data (N, 4, 4): camera-to-world with OpenCV axes; inds (N,): the frame of each pose
+
+    Frames that are not in `inds` have no pose. The files hold no intrinsics.
+
+    Args:
+        focal: Focal length to assume, in longer sides of the video. Cambrian-P's loader assumes 1.2.
+
+    Raises:
+        InputError: No focal length is given.
+    """
+
+    marker = "pose/*.npz"
+    is_metric = False
+
+    def __init__(self, focal: float | None = None) -> None:
+        if focal is None or not 0 < focal < math.inf:
+            remedy = "give a focal length to assume, in longer sides of the video: --poses ViPE --poses.focal 1.2"
+            raise InputError(f"ViPE's poses have no intrinsics: {remedy}")
+        self.focal = focal
+
+    def read(self, folder: Path) -> Trajectory:
+        """Raise ValueError, because the poses have no images."""
+        raise ValueError(f"{folder}: ViPE's poses are of a video's frames: name it with --video, or --videos")
+
+    def read_track(self, folder: Path) -> FrameTrajectory:
+        """Read the poses of a video's frames."""
+        file, *others = sorted(folder.glob(self.marker)) or [folder / "pose"]
+        if others or not file.is_file():
+            raise ValueError(f"{folder / 'pose'}: a scene has one file .npz there: unpack it again")
+        try:
+            with np.load(file) as content:
+                poses, frames = np.asarray(content["data"], np.float64), content["inds"]
+        except (*UNREADABLE, EOFError, BadZipFile) as error:
+            raise ValueError(f"{file}: no arrays `data` and `inds` ({error!r}): download it again") from error
+        if frames.ndim != 1 or not len(frames) or poses.shape != (len(frames), 4, 4):
+            shapes = f"`data` {poses.shape} and `inds` {frames.shape}"
+            raise ValueError(f"{file}: {shapes}, expected (N, 4, 4) and (N,): download it again")
+        if frames.dtype.kind not in "iu" or frames[0] < 0 or (np.diff(frames) <= 0).any():
+            raise ValueError(f"{file}: `inds` are not increasing numbers of frames, from 0: download it again")
+        world_to_camera = torch.full((int(frames[-1]) + 1, 4, 4), torch.nan, dtype=torch.float64)
+        known = from_camera_to_world(torch.from_numpy(poses), str(file), "row")
+        world_to_camera[torch.from_numpy(frames.astype(np.int64))] = known
+        K = intrinsics(self.focal, self.focal, 0.5, 0.5).expand(len(world_to_camera), 3, 3)
+        return FrameTrajectory(world_to_camera, K, 1, 1)
 
 
 # ---- Shared by the readers ------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from datamodules.scenes import Question, Scene
 from datamodules.sources.base import SceneSource, Split
 from datamodules.sources.rooms import layout
 from tests.poses import random_poses
-from zoo.benchmarks import SQA3D, VSIBench
+from zoo.benchmarks import SQA3D, VSIBench, VSTIBench
 from zoo.cameras import invert_se3
 
 NUMERIC, CHOICE = "room_size_estimation", "route_planning"
@@ -342,3 +342,43 @@ def test_what_is_absent_is_said_and_costs_a_test_nothing(tmp_path: Path) -> None
     source.counts["train"] = range(0)
     assert "no training question" in baselines(source).remarks[0]
     assert constant_baseline([], VSIBench(), SCORER).scores == {}
+
+
+class Moved(SceneSource):
+    """A camera that moves two meters to the right, with the released label of the displacement or a wrong one."""
+
+    benchmark = VSTIBench()
+
+    def __init__(self, root: Path, truth: str) -> None:
+        super().__init__()
+        camera_to_world = torch.eye(4, dtype=torch.float64).repeat(3, 1, 1)
+        camera_to_world[:, 0, 3] = torch.tensor([0.0, 1.0, 2.0])
+        write_cameras(root / "moved.json", invert_se3(camera_to_world), torch.eye(3), width=56, height=56)
+        words = "between frame 1 and frame 3 of 3?"
+        asked = (
+            Question("how far", "camera_displacement", f"How far {words}", truth),
+            Question("where", "camera_movement_direction", f"Where {words}", "B", ("A. Left", "B. Right")),
+            Question("door", "camera_obj_abs_dist", "How far is the door in frame 1 of 3?", "1.5"),
+        )
+        self.scene = Scene("moved", root / "moved.mp4", asked, root / "moved.json")
+
+    def scenes(self, split: Split) -> list[Scene]:
+        if split == "train":
+            raise ValueError("no train split")
+        return [self.scene]
+
+
+@pytest.mark.parametrize(("truth", "score"), [("2.0", 1.0), ("9.0", 0.0)])
+def test_the_motion_of_the_camera_needs_no_training(tmp_path: Path, truth: str, score: float) -> None:
+    source = Moved(tmp_path, truth)
+    rows = [vars(question) for question in source.scene.questions]
+    found = blind_baselines(rows, [source.scene], source, "vlm_3r")
+    cameras = found.scores["cameras"]["per_question_type"]
+    assert {kind: own["score"] for kind, own in cameras.items()} == {
+        "camera_displacement": score, "camera_movement_direction": 1.0,
+    }  # fmt: skip
+    assert found.scores["cameras"]["all"]["macro"] is None  # cameras don't tell where the door is
+    (remark,) = found.remarks
+    assert remark.startswith("no blind baselines of text: ValueError: no train split")
+    (tmp_path / "moved.json").unlink()
+    assert "cameras" not in blind_baselines(rows, [source.scene], source, "vlm_3r").scores

@@ -23,6 +23,7 @@ SOURCES = {
     "data_scanqa": "ScanQA",
     "data_sqa3d": "SQA3D",
     "data_vsibench": "VSIBench",
+    "data_vstibench": "VSTIBench",
 }
 QUICK = {"data_conversations", "data_scanqa"}  # a mixture, and a download
 
@@ -58,6 +59,7 @@ ABSENT = {
     "data_arkitscenes": "test.jsonl is absent",
     "data_revsi": "no folder such as 16_frame: download the dataset 3dlg-hcvc/ReVSI",
     "data_scanqa": "ScanQA_v1.0_val.json is absent: download it from",
+    "data_vstibench": "test.json is absent: download the dataset Journey9ni/vstibench",
 }
 
 

@@ -11,6 +11,7 @@ from pkgutil import resolve_name
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
+from jaxtyping import Float64
 
 from zoo.benchmarks.scorers import SCORERS, Scorer, clean_answer, to_float
 from zoo.configuration import Configurable, unusable_class
@@ -31,6 +32,8 @@ class Benchmark(Configurable, ABC):
         scorers: Names of the official scorers. The first is the default.
         pooling_scorers: Scorers whose macro means pool the questions of a group in `averaged_types` instead of
             averaging the means of its types.
+        ungrouped_scorers: Scorers whose macro means ignore `averaged_types`.
+        camera_types: Question types that cameras alone answer, see `answers_from_cameras`.
         columns: The results table: the title of each column and the question types that it averages, numeric ones
             first. The question types of a group in `averaged_types` share a column.
         prefix: First line of the user text, set by a test (`--data.prompt_prefix`). Empty for none.
@@ -48,6 +51,8 @@ class Benchmark(Configurable, ABC):
     averaged_types: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     scorers: ClassVar[tuple[str, ...]]
     pooling_scorers: ClassVar[tuple[str, ...]] = ()
+    ungrouped_scorers: ClassVar[tuple[str, ...]] = ()
+    camera_types: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[Mapping[str, tuple[str, ...]]]
     prefix: str = ""
     system_prompt: str | None = None
@@ -140,6 +145,23 @@ class Benchmark(Configurable, ABC):
         changed.system_prompt = self.system_prompt if system_prompt is None else system_prompt
         return changed
 
+    def grouped_types(self, scorer: str | None) -> Mapping[str, tuple[str, ...]]:
+        """Return the groups of question types that the macro means of a scorer count as one type."""
+        return {} if scorer in self.ungrouped_scorers else self.averaged_types
+
+    def answers_from_cameras(
+        self, question_type: str, question: str, options: Sequence[str], world_to_camera: Float64[np.ndarray, "T 4 4"]
+    ) -> Mapping[str, str]:
+        """Return the answers that need cameras alone, by the name of the method. Empty if there are none.
+
+        Args:
+            question_type: One of `camera_types`.
+            question: The question without its options.
+            options: Options of a multiple-choice question.
+            world_to_camera: Poses of all frames of the video, NaN for a frame without a camera.
+        """
+        return {}
+
     def corpus_scores(self, predictions: Sequence[str], ground_truths: Sequence[str]) -> dict[str, Any]:
         """Return measures of a whole test that are not means over its answers. Empty if there are none."""
         return {}
@@ -153,9 +175,10 @@ class Benchmark(Configurable, ABC):
 
         Returns:
             `{"per_question_type": {type: {"score", "count"}}, "acc": {"micro", "macro"}, "mra": ..., "all": ...}`.
-            Micro is the mean over questions, macro the mean over question types, where each group in
-            `averaged_types` counts as one type. None for a group without questions.
+            Micro is the mean over questions, macro the mean over question types, where each group of `grouped_types`
+            counts as one type. None for a group without questions.
         """
+        scorer = self.find_scorer(scorer)
         scores = {kind: scores[kind] for kind in self.question_types if scores.get(kind)}
         types = {kind: {"score": _mean(values), "count": len(values)} for kind, values in scores.items()}
         groups = {
@@ -168,7 +191,7 @@ class Benchmark(Configurable, ABC):
         if not scores:
             return {"micro": None, "macro": None}
         means = {kind: _mean(values) for kind, values in scores.items()}
-        for name, kinds in self.averaged_types.items():
+        for name, kinds in self.grouped_types(scorer).items():
             if merged := {kind: means.pop(kind) for kind in sorted(kinds) if kind in means}:
                 pooled = [score for kind in merged for score in scores[kind]]
                 means[name] = _mean(pooled) if scorer in self.pooling_scorers else float(np.mean([*merged.values()]))

@@ -73,11 +73,16 @@ def to_float(text: str) -> float | None:
         return None
 
 
+def last_tagged(text: str) -> str:
+    """Return the content of the last answer tag, or the text."""
+    closed = text[: text.rfind("</answer>") + len("</answer>")]  # tags without an end would each search to the end
+    tagged: list[str] = re.findall("<answer>(.*?)</answer>", closed, re.DOTALL)
+    return tagged[-1] if tagged else text
+
+
 def read_tagged(text: str) -> str:
     """Return the cleaned content of the last answer tag, or the cleaned text."""
-    closed = text[: text.rfind("</answer>") + len("</answer>")]  # tags without an end would each search to the end
-    tagged = re.findall("<answer>(.*?)</answer>", closed, re.DOTALL)
-    return " ".join((tagged[-1] if tagged else text).split()).rstrip(".").lower().strip()
+    return " ".join(last_tagged(text).split()).rstrip(".").lower().strip()
 
 
 def read_first_word(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Folders in VSI-Bench's layout, ReVSI, and SQA3D and ScanQA as tests: questions are read whole or not at all."""
+"""VSI-Bench's layout, ReVSI, VSTI-Bench, and SQA3D and ScanQA as tests: questions are read whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from datamodules import SQA3D, Duplicate, Mixture, ReVSI, Rooms, ScanQA, SingleVideo, VideoQADataModule, VSIBench
+from datamodules import (
+    SQA3D,
+    Duplicate,
+    Mixture,
+    ReVSI,
+    Rooms,
+    ScanQA,
+    SingleVideo,
+    VideoQADataModule,
+    VSIBench,
+    VSTIBench,
+)
 from datamodules.chat_format import ChatFormat
 from datamodules.datamodule import check_split
 from datamodules.dataset import check_scene
@@ -266,7 +277,7 @@ def test_missing_questions_are_those_that_would_be_asked(root, caplog):
     assert caplog.text.rstrip().endswith("test: no scene meets --data.scene_names nosuch")
 
 
-# ---- ReVSI, ScanQA and SQA3D
+# ---- ReVSI, VSTI-Bench, ScanQA and SQA3D
 
 OPTIONS = ["A. left", "B. right", "C. back"]
 
@@ -323,6 +334,49 @@ def test_a_missing_truth_names_the_remedy(tmp_path: Path) -> None:
         ReVSI(str(tmp_path)).prepare()
     with pytest.raises(ValueError, match="no training split"):
         ReVSI(root).scenes("train")
+
+
+def vstibench(root: Path, **changes: Any) -> VSTIBench:
+    """A displacement with options, as the generator writes them, and a direction; and a scene without its video."""
+    video = {"video_path": "ScanNet/videos/val/scene0011_00.mp4", "frame_indices": [3, 9]}
+    (root / "ScanNet/videos/val/scene0011_00").mkdir(parents=True, exist_ok=True)
+    moved = {"question_type": "camera_displacement", "question": "How far between frame 2 and frame 5 of 5?",
+             "options": ["A. 1.0", "B. 9.0"], "ground_truth": 1.0, "mc_answer": "A"}  # fmt: skip
+    turned = {"question_type": "camera_movement_direction", "question": "Which way between frame 1 and frame 5 of 5?",
+              "options": ["A. Left", "B. Right"], "ground_truth": "Right", "mc_answer": "B"}  # fmt: skip
+    rows = [video | moved, video | turned | changes, {**video, **moved, "video_path": "ScanNet/videos/val/gone.mp4"}]
+    (root / "test.json").write_text(json.dumps(rows))
+    return VSTIBench(str(root))
+
+
+def test_vstibench_takes_the_letter_as_the_truth_and_shows_numbers_no_options(tmp_path: Path) -> None:
+    source = vstibench(tmp_path)
+    (scene,) = source.scenes("test")
+    assert scene.name == "ScanNet/videos/val/scene0011_00" and dict(source.missing) == {
+        "ScanNet/videos/val/gone": {"camera_displacement": 1}
+    }
+    assert [(q.ground_truth, q.options) for q in scene.questions] == [("1.0", ()), ("B", ("A. Left", "B. Right"))]
+    assert len({question.id for question in scene.questions}) == 2
+    prompt = ChatFormat(tiny_preprocessor(), source.benchmark).prompt(scene.questions[0])
+    assert "These are frames of a video.\nHow far" in prompt and "9.0" not in prompt
+    (scene,) = vstibench(tmp_path, id=7).scenes("test")
+    assert scene.questions[1].id == "7"
+    with pytest.raises(ValueError, match=r"test\.json:2: .*ground_truth"):
+        vstibench(tmp_path, mc_answer=None).scenes("test")
+    with pytest.raises(ValueError, match=r"test\.json:2: ground_truth 'C' is none of the options A, B"):
+        vstibench(tmp_path, mc_answer="C").scenes("test")
+    with pytest.raises(ValueError, match="no training split"):
+        source.scenes("train")
+    with pytest.raises(FileNotFoundError, match=r"other\.json is absent: download the dataset Journey9ni/vstibench"):
+        VSTIBench(str(tmp_path), "other.json").scenes("test")
+
+
+def test_vstibench_takes_imported_cameras(tmp_path: Path) -> None:
+    cameras = tmp_path / "cameras/scannet/scene0011_00.cameras.json"
+    cameras.parent.mkdir(parents=True)
+    cameras.write_text("{}")
+    assert vstibench(tmp_path).scenes("test")[0].cameras is None
+    assert VSTIBench(str(tmp_path), cameras=str(tmp_path / "cameras")).scenes("test")[0].cameras == cameras
 
 
 def scannet_files(folder: Path) -> tuple[ScanQA, SQA3D]:
