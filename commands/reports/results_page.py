@@ -63,8 +63,13 @@ def fill(text: str, tests: Sequence[Tested]) -> tuple[str, list[str]]:
 
 
 def row_of(tested: Tested) -> tuple[tuple[str, ...], str]:
-    """Return the row of a test, and why it belongs to none, or ""."""
-    assert tested.folder is not None
+    """Return the row of a test, and why it belongs to none, or "".
+
+    Raises:
+        InputError: The test is a line of a study.
+    """
+    if tested.folder is None:
+        raise InputError("--results takes folders of runs, not a study")
     protocol = read_metrics(tested.folder / METRICS).get("protocol") or {}
     weights = str(tested.options.get("model.backbone.path") or "").rpartition("/")[2]
     model = str(tested.options.get("model.class_path")).rpartition(".")[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from itertools import takewhile
@@ -105,3 +106,18 @@ def test_each_number_of_the_page_has_a_source() -> None:
     assert named == set(re.findall(r"^- \((\w)\) ", text, re.MULTILINE))
     numbers = [row[column] for row in rows() for column in ("published", "by others") if row[column]]
     assert all(re.fullmatch(r"[\d.]+( / [\d.]+)? \(\w\)", number) for number in numbers)
+
+
+@pytest.mark.skipif("ZOO_GOLDEN" not in os.environ, reason="ZOO_GOLDEN is unset: no published numbers")
+def test_spatial_mllms_numbers_are_the_published_ones() -> None:
+    published = json.loads((Path(os.environ["ZOO_GOLDEN"]) / "published.json").read_text())
+    table, checked = published["vsibench_16_frames"]["rows"], 0
+    for row in rows():
+        if "(a)" in row["published"]:
+            own = table[row["weights"]]
+            numbers = [float(each) for each in row["published"].removesuffix(" (a)").split(" / ")]
+            expected = [own["macro_new"]["all"], own["micro"]["all"]]
+            assert numbers == pytest.approx(expected, abs=0.0501)
+            assert numbers != pytest.approx(expected[::-1], abs=0.0501)  # the control: macro comes first
+            checked += 1
+    assert checked == 3
