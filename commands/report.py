@@ -17,6 +17,12 @@ answers.
 compares runs with published numbers instead, within their rounding, and exits with 1 if any differs. The file holds
 groups of rows, {"vsibench_16_frames": {"rows": {"Spatial-MLLM-v1.1": {"micro": {"all": 51.13}}}}}: means (micro,
 macro), question types, in percent. See commands/reports/verify.py.
+
+    python main.py report runs/* --results docs/results.md
+
+writes the scores of runs into the rows of a page that name their model, weights, benchmark and protocol. Runs that were
+trained, that depart from their protocol, or that were asked fewer questions are left out. See
+commands/reports/results_page.py.
 """
 
 from __future__ import annotations
@@ -52,11 +58,14 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--verify", type=str | None, default=None, help="a JSON file of published numbers")
     help = "the row of --verify to compare with; null is the one with the name of the run's weights"
     parser.add_argument("--row", type=str | None, default=None, help=help)
+    help = "a page whose column `zoo` is filled from the runs, such as docs/results.md"
+    parser.add_argument("--results", type=str | None, default=None, help=help)
     settings = parse(parser, arguments)
 
     # after the options are read: these import PyTorch and pandas, which the help does without
     from callbacks.run_config import METRICS, PREDICTIONS, TEST_FILE
     from commands.reports.page import page
+    from commands.reports.results_page import fill
     from commands.reports.scores import load
     from commands.reports.tables import by_questions, by_setting, names_of, report_tables, write
     from commands.reports.verify import read_published, verify
@@ -78,6 +87,14 @@ def report(arguments: list[str]) -> None:
         tested, notes = load(paths)
     if not tested:
         raise InputError(f"nothing to report: {'; '.join(notes) or 'no result yet'}")
+    if settings.results:
+        file = Path(settings.results).expanduser()
+        if not file.is_file():
+            raise InputError(f"--results {file}: no such page")
+        text, left_out = fill(file.read_text(encoding="utf-8"), tested)
+        write_whole(file, text)
+        print("".join(f"{note}\n" for note in notes + left_out), end="", file=sys.stderr)
+        return
     if settings.verify:
         published = read_published(Path(settings.verify).expanduser())
         verified = [verify(each, published, settings.row) for each in tested]

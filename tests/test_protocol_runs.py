@@ -51,7 +51,7 @@ def test_any_protocol_is_put_over_a_run(run: Run, tmp_path: Path) -> None:
 def test_a_model_is_tested_by_its_groups_protocol(
     run: Run, tmp_path: Path, model: str, protocol: str, options: tuple[str, ...]
 ) -> None:
-    """The rows of docs/guide/published_models.md at the tiny scale, of random weights."""
+    """The rows of docs/results.md at the tiny scale, of random weights."""
     shorter = [f"--{option}={value}" for option, value in FEWER.items()]
     configs = ("--config", f"{model}.yaml", "--config", f"protocol_{protocol}.yaml")
     run("test", *configs, *options, *shorter, "--model.allow_untrained", "true")

@@ -36,14 +36,22 @@ def start(file: Path, folder: Path, commands: dict[str, str], *words: str, tasks
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_it_trains_and_tests_in_one_folder(file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [None, "", "--config protocol_vg_llm.yaml"])
+def test_it_trains_and_tests_in_one_folder(
+    file: Path, protocol: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test is by a protocol, or if the variable is empty with the settings of the training."""
+    monkeypatch.delenv("PROTOCOL", raising=False)
+    if protocol is not None:
+        monkeypatch.setenv("PROTOCOL", protocol)
+    by = "--config protocol_spatial_mllm.yaml" if protocol is None else protocol
     srun = 'printf "%s " "$@" >> called; echo >> called'
     words = ("--data.datasets", "[a b]", "--config", "prope.yaml")
     assert start(file, tmp_path, {"srun": srun}, *words).wait(60) == 0
     root = "--trainer.devices 2 --trainer.num_nodes 1 --trainer.default_root_dir runs/mine-17 "
     assert (tmp_path / "called").read_text().splitlines() == [
         f"python main.py fit {' '.join(words)} {root}",
-        f"python main.py test {root}",
+        f"python main.py test {by} {root}".replace("  ", " "),
     ]
 
 
@@ -75,7 +83,10 @@ def test_a_job_is_queued_again_at_its_time_limit_alone(status: int, step: str, c
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_test_as_srun_starts_them(tmp_path: Path, rooms_root: Path) -> None:
+def test_two_processes_train_and_test_as_srun_starts_them(
+    tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROTOCOL", "")  # a protocol has more frames, and answers of 1,024 tokens
     port = free_port()
     ranks = [LAUNCHERS["SLURM"](rank, 2, port) for rank in range(2)]
     started = [" ".join(f"{key}={value}" for key, value in rank.items()) + ' "$@" &' for rank in ranks]

@@ -83,7 +83,7 @@ def real_questions(file: Path) -> list[dict[str, Any]]:
 
 
 def test_constants_answer_more_of_vsibench_than_a_published_baseline(realdata: Path) -> None:
-    """docs/guide/published_models.md: Qwen2.5-VL-3B has 27.3."""
+    """docs/results.md: Qwen2.5-VL-3B has 27.3."""
     rows = real_questions(realdata / "vsibench/test.jsonl")
     found = constant_baseline(rows, VSIBench(), "thinking_in_space").scores["constant"]
     assert len(rows) == 5130 and found["all"]["macro"] == pytest.approx(0.343, abs=5e-4)

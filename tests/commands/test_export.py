@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import main
-from commands.export import unofficial_reading
+from commands.export import ExportingTrainer, unofficial_reading
 from datamodules import UniformSampler, VideoQADataModule
-from datamodules.inference import data_of
+from datamodules.inference import answer_chats, data_of
+from tests import tiny
+from tests.datamodules.test_chats import chat, model_of, picture
 from tests.zoo.released import TINY_DINO, read_release, tiny_release, write_release
 from zoo import (
     LearningRates,
@@ -30,6 +34,7 @@ from zoo import (
 )
 from zoo.checkpoints import export_model, unofficial_parts
 from zoo.geometry.vggt import DINOV2
+from zoo.objectives import Distillation
 
 SIZES = dict(layers=2, hidden_size=64, heads=2, key_value_heads=1, vision_hidden_size=32)
 RULE = "linspace_floor"
@@ -55,7 +60,7 @@ def run(tmp_path: Path, rooms_root: Path, monkeypatch: pytest.MonkeyPatch, caplo
     return call
 
 
-def tiny(*more: str) -> list[str]:
+def small(*more: str) -> list[str]:
     return [word for name, value in SIZES.items() for word in (f"--model.backbone.{name}", str(value))] + list(more)
 
 
@@ -78,7 +83,7 @@ def exported() -> SpatialVLM:
 
 @pytest.mark.slow
 def test_the_newest_run_is_exported(run: Run) -> None:
-    run("fit", "--config", "qwen25_vl.yaml", *tiny("--trainer.precision", "bf16-mixed"))
+    run("fit", "--config", "qwen25_vl.yaml", *small("--trainer.precision", "bf16-mixed"))
     run("export", "--out", "out", *OFFICIAL)
     model = trained(Qwen25VL(backbone=TinyQwen25VL(**SIZES)))
     assert torch.equal(logits(exported()), logits(model))
@@ -94,7 +99,7 @@ def test_the_newest_run_is_exported(run: Run) -> None:
 def test_adapters_are_merged(run: Run) -> None:
     rates = [word for part in ("vision", "connector") for word in (f"--model.learning_rates.{part}", "0")]
     attention = ["--config", "prope.yaml", "--model.fusion", "null", "--model.view_mixer", "null"]  # it has no weights
-    run("fit", *attention, *tiny(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
+    run("fit", *attention, *small(*rates, "--model.lora.r", "4", "--model.learning_rates.decoder", "0.1"))
     assert "which has no PRoPE" in run("export", "--out", "out", *OFFICIAL)
     frozen = LearningRates(decoder=0.1, connector=0.0, vision=0.0)
     backbone = TinyQwen25VL(**SIZES)
@@ -121,7 +126,7 @@ def test_a_fused_model_answers_the_same_as_released_weights(run: Run) -> None:
     geometry = "{class_path: TinyVGGT, init_args: {path: null, embed_dim: 32, num_heads: 2}}"
     Path("random.yaml").write_text(f"model: {{init_args: {{geometry: {geometry}}}}}")
     configs = ["--config", "spatial_mllm.yaml", "--config", "random.yaml"]
-    run("fit", *configs, *tiny("--model.learning_rates.connector", "0.1"))
+    run("fit", *configs, *small("--model.learning_rates.connector", "0.1"))
     one = ["--trainer.limit_test_batches", "1"]
     run("test", *one)
     run("export", "--out", "out", *OFFICIAL)
@@ -140,7 +145,7 @@ def test_errors_of_models_without_a_run_or_layout(run: Run) -> None:
     with pytest.raises(SystemExit, match="no finished run under runs/"):
         run("export", "--out", "out")
     Path("random.yaml").write_text("model: {init_args: {geometry: {class_path: TinyVGGT, init_args: {path: null}}}}")
-    words = ["--config", "concat_split.yaml", "--config", "random.yaml", *tiny()]
+    words = ["--config", "concat_split.yaml", "--config", "random.yaml", *small()]
     with pytest.raises(SystemExit, match="SpatialVLM can't be exported"):
         run("export", *words, "--model.allow_untrained", "true", "--out", "out", *OFFICIAL)
     assert not Path("out").exists()
@@ -150,7 +155,7 @@ def test_errors_of_models_without_a_run_or_layout(run: Run) -> None:
 def test_settings_that_no_official_layout_has_take_the_zoos_own(run: Run) -> None:
     """By default an exported model is the model: its positions, and how it reads videos."""
     words = ["--model.time_index", "ConstantIndex", "--data.sampler", "UniformSampler", "--data.sampler.rule", RULE]
-    run("fit", "--config", "qwen25_vl.yaml", *tiny(*words))
+    run("fit", "--config", "qwen25_vl.yaml", *small(*words))
     lost = "time_index: ConstantIndex, --data.num_frames, --data.sampler"
     said = run("export", "--out", "own")
     assert f"for SpatialVLM.from_pretrained: the official layout has no {lost}, --data.pixels" in said
@@ -176,3 +181,44 @@ def test_every_layout_has_a_card_and_files_that_others_may_read(tmp_path: Path) 
         card = (folder / "README.md").read_text()
         assert card.startswith("---\nlibrary_name: spatial-vlm-zoo\n") and "TinyQwen25VL" in card
         assert f"# {folder.name}\n" in card
+
+
+def served(folder: Path, pictures: list[Any], texts: Sequence[str]) -> list[str]:
+    """Answers of the stock classes of transformers, which know nothing of the zoo."""
+    stock, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    found = []
+    for text in texts:
+        (message,) = chat(*["image"] * len(pictures), text)
+        for item, shown in zip(message["content"], pictures, strict=False):
+            item["image"] = shown
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        given = processor.apply_chat_template([message], **options)
+        ids = stock.generate(**given, max_new_tokens=tiny.NEW, do_sample=False)[:, given["input_ids"].shape[1] :]
+        found += processor.batch_decode(ids, skip_special_tokens=True)
+    return found
+
+
+@pytest.mark.parametrize("family", tiny.MASKED_FAMILIES)
+def test_stock_transformers_answers_as_a_model_with_stock_inference(family: str, tmp_path: Path) -> None:
+    """Adapters are merged, and heads of a training are left out. A model with cameras is not exported like this."""
+    trainer = ExportingTrainer(accelerator="cpu", logger=False)
+    task = tiny.tiny_model("plain", family=family, lora=LoRA(r=2), objectives=[Distillation(10, [1])])
+    trainer.export(task, str(tmp_path / "out"))
+    model = task.model
+    model.data_config = model_of("plain", family).data_config
+    pictures = [picture(seed, *tiny.SIZES[family]) for seed in range(2)]
+
+    def own() -> list[str]:
+        asked = [chat("image", "image", text) for text in tiny.TEXTS]
+        replies = answer_chats(model, pictures, asked, max_new_tokens=tiny.NEW)
+        return model.backbone.preprocessor.decode([reply.ids for reply in replies])
+
+    expected = own()
+    assert served(tmp_path / "out", pictures, tiny.TEXTS) == expected and len(set(expected)) > 2
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.zeros_(parameter)
+    assert own() != expected  # the control: the adapters matter
+    trainer.export(tiny.tiny_model("plain", family=family, camera_encoding=PRoPE()), str(tmp_path / "cameras"))
+    with pytest.raises(ValueError, match="model_type"):
+        served(tmp_path / "cameras", pictures, tiny.TEXTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +14,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import yaml
 from lightning import Callback, Trainer
 from PIL import Image
 
@@ -126,6 +128,49 @@ def test_videos_pictures_several_of_each_and_text_alone(family: str, folder: Pat
         expected += model.backbone.preprocessor.decode([reply.ids])
     assert answers(evaluate(folder, tmp_path / "mixed", family, "mixed")) == expected
     assert len(set(expected)) > 5  # the control
+
+
+LETTER = "\nAnswer with the option's letter from the given choices directly. Enclose the option's letter within ``."
+# file of the task, text before the pictures, and what the task adds to a question
+EASI = {
+    "mindcube_tiny": ("mindcube/mindcube_tiny.yaml", ["Look:"], ""),
+    "mmsi_bench": ("mmsi_bench/msr_bench.yaml", [], LETTER),
+}
+
+
+@pytest.mark.parametrize("task", EASI)
+def test_easis_tasks_about_several_pictures_are_answered_by_lmms_evals_own_code(
+    task: str, folder: Path, tmp_path: Path
+) -> None:
+    """Made rows take the place of the downloaded ones; messages, answers and scores are those of the task."""
+    import datasets
+    import lmms_eval
+
+    model, first, second = SpatialVLM.from_pretrained(folder / "Qwen2.5-VL"), folder / "0.png", folder / "1.png"
+    file, words, added = EASI[task]
+    made = folder / f"made_{task}"
+    made.mkdir()
+    rows, expected = [], []
+    for text in tiny.TEXTS[:3]:
+        for shown in ([first, second], [second, first], [first]):
+            pictures = [Image.open(path).convert("RGB") for path in shown]
+            asked = chat(*words, *["image"] * len(pictures), text + added)
+            (reply,) = answer_chats(model, pictures, [asked], max_new_tokens=tiny.NEW)
+            expected += model.backbone.preprocessor.decode([reply.ids])
+            prompt = "".join([*words, *["<image>"] * len(pictures), text])
+            row = {"id": f"among_{len(rows)}", "images": pictures, "input_prompt": prompt, "question": text}
+            rows.append(row | {"gt_answer": "A", "grounded_output": "A", "answer": "A", "question_type": "MSR"})
+    kinds = datasets.Dataset.from_list(rows).features | {"images": datasets.Sequence(datasets.Image())}
+    datasets.Dataset.from_list(rows, features=datasets.Features(kinds)).to_parquet(made / "rows.parquet")
+    official = Path(lmms_eval.__file__).parent / "tasks" / file
+    (split,) = re.findall(r"test_split: (\w+)", official.read_text())
+    local = {"dataset_path": "parquet", "dataset_kwargs": {"data_files": {split: str(made / "rows.parquet")}}}
+    (made / "made.yaml").write_text(yaml.safe_dump({"include": str(official), "task": made.name, **local}))
+    few = ("--gen_kwargs", f"max_new_tokens={tiny.NEW}")
+    samples = evaluate(folder, tmp_path / "out", "Qwen2.5-VL", made.name, *few)
+    assert answers(samples) == expected and len(set(expected)) > 3  # the control: pictures and their order matter
+    (results,) = (tmp_path / "out").rglob("*results.json")
+    assert json.loads(results.read_text())["results"][made.name].keys() & {"overall_accuracy,none", "average,none"}
 
 
 def ask(model: SpatialVLMZoo, *asked: tuple[list[Any], str], **options: Any) -> list[str]:
