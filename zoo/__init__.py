@@ -46,17 +46,8 @@ __getattr__, __all__ = lazy_exports(
         "tasks.base": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "GeoThinker"),
-            *(
-                "PRoPEMLLM",
-                "Qwen25VL",
-                "Qwen3VL",
-                "Qwen35",
-                "Reward",
-                "ShuffledAnswerScore",
-                "SpatialMLLM",
-                "SpatialStack",
-            ),
-            *("SupervisedFineTuning", "Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
+            *("PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore", "SpatialMLLM"),
+            *("SpatialStack", "SupervisedFineTuning", "Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -182,6 +182,12 @@ class SpatialVLM(Configurable, nn.Module):
         parts = (camera_encoding, self.view_mixer)
         self.camera_plan = CameraPlan.of(camera_source, plan.targets, parts, self.time_index, self.geometry)
         self._enable_heads()
+        beneath = self.camera_plan.uses_points or "depth" in plan.targets
+        if beneath and self.fusion is not None and (beyond := self.fusion.compress_beyond) is not None:
+            raise InputError(
+                f"--model.fusion.compress_beyond {beyond}: an encoding or an objective reads the depth under each "
+                "token, which compressed tokens do not have: set it to null"
+            )
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
@@ -433,9 +439,9 @@ class SpatialVLM(Configurable, nn.Module):
     def sharded_units(self) -> dict[nn.Module, list[nn.Parameter]]:
         """Return the matrices that a sharded model gathers for each module's call.
 
-        Only modules that every process calls equally often are included: a decoder layer, a fusion's module in it and a
-        vision block, once per batch, and a frozen geometry encoder as a whole, because its blocks run once per shape of videos. Vectors are
-        left out, because autocast keeps norms and scales in float32.
+        Only modules that every process calls equally often are included: a decoder layer, a fusion's interaction in it
+        and a vision block, once per batch, and a frozen geometry encoder as a whole, because its blocks run once per
+        shape of videos. Vectors are left out, because autocast keeps norms and scales in float32.
         """
         blocks: dict[nn.Module, list[nn.Module]] = {block: [block] for block in self.backbone.blocks()}
         encoder = self.geometry

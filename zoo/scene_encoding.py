@@ -6,6 +6,7 @@ a GPU.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -31,7 +32,7 @@ from zoo.geometry.cache import EVERY_FRAME, check_grid, geometry_of_frames, show
 from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import Grid, LoadedScene, Segments, TeacherTargets
+from zoo.sequences.loaded_scene import Grid, LoadedScene, TeacherTargets
 from zoo.sequences.position_ids import check_all_have_cameras, valid_index
 from zoo.values import check_count, check_shape
 
@@ -466,11 +467,14 @@ def interactions_of(fusion: Fusion, scenes: Sequence[EncodedScene], sequences: S
             count, size = scene.num_steps * scene.tokens_per_step, fusion.group_size(scene.grid_thw, scene.token_side)
             lengths += [size] * (count // size)
     # 3. Groups of one length follow each other.
-    groups = Segments(torch.tensor([0, *accumulate(lengths)]))
-    if groups.order is not None:
-        order = order[groups.order.to(order.device, non_blocking=True)]
+    groups = sorted(Counter(lengths).items())
+    if len(groups) > 1:
+        starts = list(accumulate(lengths, initial=0))
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        own = [token for group in by_length for token in range(starts[group], starts[group + 1])]
+        order = order[torch.tensor(own).to(order.device, non_blocking=True)]
     places = sequences.in_decoder(sequences.grid_places[order])
-    return Interactions(fusion.interactions, places, joined[sources[order]], groups.shapes)
+    return Interactions(fusion.interactions, places, joined[sources[order]], [(n, length) for length, n in groups])
 
 
 # ---- 6. Cameras of whole sequences ----------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Reads a released model's config.json: the Qwen-VL, its geometry encoder and its fusion.
 
-Spatial-MLLM, VG-LLM, SpatialStack, GeoThinker and GeoVR are Qwen-VL models with more parts. The config.json tells which model it
-is, or the tensor names if the config does not.
+Spatial-MLLM, VG-LLM, SpatialStack, GeoThinker and GeoVR are Qwen-VL models with more parts. The config.json tells
+which model it is, or the tensor names if the config does not.
 """
 
 from __future__ import annotations

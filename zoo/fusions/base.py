@@ -198,8 +198,7 @@ class Fusion(Configurable, nn.Module, ABC):
 
     @property
     def interactions(self) -> Mapping[int, nn.Module]:
-        """The modules that act between attention and MLP, by decoder layer, see `Interactions`. They have no effect
-        without `layer_tokens`."""
+        """The modules that act between attention and MLP, by decoder layer, see `Interactions`."""
         return {}
 
     def layer_tokens(

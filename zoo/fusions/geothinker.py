@@ -151,8 +151,8 @@ class GeoThinkerFusion(Fusion):
         """Build the interactions, see `Fusion`."""
         if self.width % decoder.num_heads:
             raise InputError(
-                f"GeoThinkerFusion splits {self.width} channels among the decoder's {decoder.num_heads} heads, which do "
-                "not divide them: choose another backbone"
+                f"GeoThinkerFusion needs heads that divide the decoder's {self.width} channels, not "
+                f"{decoder.num_heads}: choose another backbone"
             )
         for layer in interaction_layers(range(decoder.num_layers)):
             if layer in decoder.layers:
@@ -182,7 +182,7 @@ class GeoThinkerFusion(Fusion):
     def layer_tokens(
         self, geometry: SceneGeometry | None, grid_thw: GridTHW, token_side: int, dtype: torch.dtype
     ) -> Float[Tensor, "t n D"] | None:
-        """See `Fusion`. Patches are resized before the merger if tokens are compressed, and merged ones to the tokens."""
+        """See `Fusion`. Of compressed tokens the patches are resized before the merger."""
         if not self.uses_geometry:
             return None
         assert geometry is not None, "GeoThinkerFusion reads the geometry of the scene"
