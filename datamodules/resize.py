@@ -150,7 +150,7 @@ def resize_pillow(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> UI
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
-# ---- Images of VG-LLM, SpatialStack and GeoThinker: two sizes for the vision and the geometry encoder -----------------
+# ---- Images of VG-LLM, SpatialStack and GeoThinker: two sizes for the vision and the geometry encoder ----------------
 
 GEOMETRY_PATCH = 14  # side of VGGT's patches in pixels
 WIDTH = 518  # width of VG-LLM's images in pixels

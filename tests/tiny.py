@@ -113,8 +113,6 @@ SIZES = {"Qwen2.5-VL": (56, 84), "Qwen3-VL": (64, 96), "Qwen3.5": (64, 96)}  # o
 HYBRID_MODELS = {name: {"camera_encoding": name} for name in HYBRID}  # for Qwen3.5 alone
 LAYERS: dict[Any, int] = {
     **dict.fromkeys(("DeepFusion", "StackFusion"), 3),  # behind the last one nothing is added
-    ("GeoThinkerFusion", "Qwen3.5"): 6,  # the fourth one is of full attention
-    ("GeoThinkerFusion, compressed", "Qwen3.5"): 6,
     **{
         (name, "Qwen3.5"): 6  # two of full attention
         for name in MODELS | HYBRID_MODELS
