@@ -72,11 +72,10 @@ class Interaction(nn.Module):
         mixed, start = [], 0
         for count, size in groups:
             own = slice(start, start + count * size)
-            heads = [x[own].view(count, size, self.heads, -1).transpose(1, 2) for x in (q, k, v)]
+            queries, keys, values = (x[own].view(count, size, self.heads, -1).transpose(1, 2) for x in (q, k, v))
             mask = None if bias is None else bias[own].view(count, 1, 1, size).expand(-1, -1, size, -1)
-            mixed.append(
-                F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2).flatten(0, 1)
-            )
+            found = F.scaled_dot_product_attention(queries, keys, values, mask)
+            mixed.append(found.transpose(1, 2).reshape(count * size, -1))
             start = own.stop
         return self.gate.tanh() * self.o_proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
