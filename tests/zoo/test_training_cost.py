@@ -138,6 +138,16 @@ def test_the_planned_tokens_are_those_of_a_batch(loader: Any, questions: int, li
     assert (visual, rows, length) == (sequences.visual_counts[0], len(sequences.lengths), max(sequences.lengths))
 
 
+def test_compressed_tokens_are_planned_as_they_are_shown() -> None:
+    for beyond, tokens in ((3, 4), (4, 16)):  # of four views of 4 x 4 tokens
+        fusion = partial(GeoThinkerFusion, hidden=16, compress_beyond=beyond)
+        task = GeoThinker(backbone=TinyQwen25VL(layers=2), geometry=VGGT, fusion=fusion)
+        sizes = BatchSizes(num_frames=4, height=112, width=112, kind="image")
+        sequences = example_batch(task.model, sizes).sequences
+        assert sequences is not None
+        assert sequence_sizes(task.model, sizes)[0] == sequences.visual_counts[0] == 4 * tokens
+
+
 def test_objectives_are_parameters_and_operations() -> None:
     def cost(*objectives: Objective) -> TrainingCost:
         task = on_meta(lambda: Qwen25VL(backbone=TinyQwen25VL(layers=2), objectives=list(objectives)))
