@@ -186,8 +186,8 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     if beyond := [name for name in state if not name.startswith((QWEN, *layout.values()))]:
         raise InputError(
             f"{type(model).__name__} can't be exported, only a Qwen-VL, or what was released: VGGT of one layer with "
-            "AddFusion, PatchMergerFusion or GeoThinkerFusion, or StackFusion: "
-            f"{len(beyond)} tensors are in none, such as {beyond[-1]}"
+            f"AddFusion or PatchMergerFusion, StackFusion or GeoThinkerFusion: {len(beyond)} tensors are in none, such "
+            f"as {beyond[-1]}"
         )
 
     def merged(name: str) -> Tensor:
