@@ -28,7 +28,7 @@ __getattr__, __all__ = lazy_exports(
             *("PosedScenes", "ReVSI", "RealRooms", "Rooms", "SQA3D", "ScanQA", "SceneFolder", "SceneSource"),
             *("SingleVideo", "VSIBench", "VSTIBench"),
         ],
-        "resize": ["FixedWidthStills", "OriginalStills", "PixelBounds", "StillResize"],
+        "resize": ["FixedWidthStills", "OriginalStills", "PixelBounds", "StillResize", "WholeStills"],
         "datamodule": ["VideoQADataModule"],
         "frame_cache": ["FrameCache"],
     },

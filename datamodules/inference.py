@@ -42,6 +42,11 @@ STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.Fixe
 RELEASED_AS: dict[str, dict[str, Any]] = {
     "PretrainedVGLLM": STILLS,
     "PretrainedSpatialStackQwen25": STILLS,
+    "PretrainedGeoThinker": {"frames_as": "image", "still_resize": {"class_path": "datamodules.WholeStills"}},
+    "PretrainedGeoThinkerQwen3": {
+        "frames_as": "image",
+        "still_resize": {"class_path": "datamodules.WholeStills", "init_args": {"fit": "resize"}},
+    },
     "PretrainedSpatialStack": {
         "frames_as": "image",
         "still_resize": {"class_path": "datamodules.OriginalStills"},

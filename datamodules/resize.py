@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from zoo.cameras.scene_geometry import Window
 from zoo.configuration import Configurable
-from zoo.errors import InputError
+from zoo.errors import InputError, check_choice
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE
 
 TOKEN_PX = 28  # side of Qwen2.5-VL's tokens: two patches of 14 pixels; Qwen3-VL's are 32
@@ -150,7 +150,7 @@ def resize_pillow(frames: UInt8[Tensor, "T 3 H W"], size: tuple[int, int]) -> UI
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
-# ---- Images of VG-LLM and SpatialStack, bit for bit: two sizes for the vision and the geometry encoder --------------
+# ---- Images of VG-LLM, SpatialStack and GeoThinker: two sizes for the vision and the geometry encoder ----------------
 
 GEOMETRY_PATCH = 14  # side of VGGT's patches in pixels
 WIDTH = 518  # width of VG-LLM's images in pixels
@@ -211,7 +211,8 @@ class FixedWidthStills(StillResize):
         jpeg: See `StillResize`.
     """
 
-    def resize(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> ResizedStills:
+    def scale(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> tuple[UInt8[Tensor, "S 3 h w"], Window]:
+        """Return images of the fixed width, and the part of the scaled images that tokens fill."""
         height, width = pictures.shape[-2:]
         scaled_height = max(1, round(height * WIDTH / width / GEOMETRY_PATCH)) * GEOMETRY_PATCH
         scaled = resize_pillow(pictures, (scaled_height, WIDTH))
@@ -221,11 +222,43 @@ class FixedWidthStills(StillResize):
         if not rows:
             picture = f"a picture of {width} x {height} pixels"
             raise InputError(f"{picture} has no row of tokens at a width of {WIDTH}: crop it")
-        window = Window(scaled_height, WIDTH, top, 0, rows, columns)
-        frames = scaled[(..., *window.place)].contiguous()
+        return whole, Window(scaled_height, WIDTH, top, 0, rows, columns)
+
+    def resize(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> ResizedStills:
+        whole, window = self.scale(pictures, token_px)
+        rows, columns = window.rows, window.columns
+        frames = whole[..., :rows, :columns].contiguous()
         if token_px == SPATIAL_MERGE_SIZE * GEOMETRY_PATCH:
             return ResizedStills(frames, whole, window, Window(whole.shape[-2], WIDTH, 0, 0, rows, columns))
         return ResizedStills(frames, under_patches(pictures, frames, token_px), window, window)
+
+
+class WholeStills(FixedWidthStills):
+    """Resize images as `FixedWidthStills`, but show them to the geometry encoder whole, as GeoThinker does.
+
+    The two classes differ where patches of the two encoders have different sizes. The geometry encoder then sees
+    another number of patches, which `GeoThinkerFusion` resizes to the tokens.
+
+    Args:
+        fit: How the vision encoder's images get sides that tokens fill if the patches have different sizes: they are
+            cropped at the right and bottom, as GeoThinker on Qwen3-VL does in training, or resized with Pillow's
+            bicubic filter, as in its evaluations.
+        jpeg: See `StillResize`.
+    """
+
+    def __init__(self, fit: Literal["crop", "resize"] = "crop", jpeg: bool = False) -> None:
+        super().__init__(jpeg)
+        check_choice("fit", fit, Literal["crop", "resize"])
+        self.fit = fit
+
+    def resize(self, pictures: UInt8[Tensor, "S 3 H W"], token_px: int) -> ResizedStills:
+        whole, window = self.scale(pictures, token_px)
+        height, width = whole.shape[-2:]
+        if self.fit == "crop" or token_px == SPATIAL_MERGE_SIZE * GEOMETRY_PATCH:
+            frames = whole[..., : window.rows, : window.columns].contiguous()
+            return ResizedStills(frames, whole, window, Window(height, width, 0, 0, window.rows, window.columns))
+        frames = resize_pillow(whole, (window.rows, window.columns))
+        return ResizedStills(frames, whole, window._replace(rows=height, columns=width))
 
 
 class OriginalStills(StillResize):

@@ -49,6 +49,9 @@ PAIRS = {  # each model and each scale once
     ("spatial_stack.yaml", "spatial_stack_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "spatial_stack_qwen25_released.yaml"): "SpatialStack",
     ("spatial_stack.yaml", "scale_spatial_stack_4b.yaml"): "SpatialStack",
+    ("geothinker.yaml", "geothinker_released.yaml"): "GeoThinker",
+    ("geothinker.yaml", "geothinker_qwen3_released.yaml"): "GeoThinker",
+    ("geothinker.yaml", "scale_geothinker_7b.yaml"): "GeoThinker",
     ("prope.yaml", "scale_smollm2.yaml"): "PRoPEMLLM",
 }
 FAST = [("concat_split.yaml", "scale_3b.yaml"), ("spatial_stack.yaml", "spatial_stack_released.yaml")]
@@ -153,6 +156,14 @@ PUBLISHED = {  # the model, the scale, the GPUs, the questions of a step, the se
     "spatial_stack_4b": (
         *("spatial_stack.yaml", "scale_spatial_stack_4b.yaml", 8, 64),
         {**STILLS, "model.geometry.layers": [11, 17, 23]},
+    ),
+    "geothinker_7b": (
+        *("geothinker.yaml", "scale_geothinker_7b.yaml", 8, 64),
+        {
+            **STILLS,
+            **{"data.still_resize.class_path": "datamodules.WholeStills", "data.num_frames": 32},
+            **{"model.geometry.layers": [-2], "model.fusion.compress_beyond": 8, "model.fusion.groups": "published"},
+        },
     ),
     "geovr": ("qwen3_vl.yaml", "scale_qwen3vl_2b.yaml", 4, 32, GEOVR),
 }

@@ -30,6 +30,7 @@ from zoo import (
     ConcatSplitFusion,
     ConstantIndex,
     DeepFusion,
+    GeoThinkerFusion,
     LearningRates,
     PatchMergerFusion,
     StackFusion,
@@ -80,6 +81,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "fusion": partial(StackFusion, decoder_layers=[1, 1], hidden=16),
         "geometry": lambda: TinyVGGT(embed_dim=32, depth=2, layers=[0, 1], reference="last"),
     },
+    "GeoThinkerFusion": {"fusion": partial(GeoThinkerFusion, hidden=16, groups="view"), **VGGT},
+    "GeoThinkerFusion, compressed": {"fusion": partial(GeoThinkerFusion, hidden=16, compress_beyond=2), **VGGT},
     "SubspaceFusion": {"fusion": SubspaceFusion, **VGGT},
     "PRoPE on ConcatSplitFusion": {"fusion": ConcatSplitFusion, "camera_encoding": "PRoPE, ChannelRange", **VGGT},
     "prope.yaml": {
@@ -120,10 +123,13 @@ LAYERS: dict[Any, int] = {
 FAST = {
     "Qwen2.5-VL": {
         *("plain", "CameraTokenFusion, append", "AttentionFusion", "StackFusion", "CameraPrediction", "prope.yaml"),
-        *("DA3's tokens, points and cameras", "PoseDistanceIndex", "RayRoPE"),
+        *("GeoThinkerFusion", "DA3's tokens, points and cameras", "PoseDistanceIndex", "RayRoPE"),
         "Compose(PRoPE TemporalSection, PoseALiBi)",
     },
-    "Qwen3-VL": {"plain", "CameraTokenFusion, append", "DeepFusion", "PRoPE, ExtraChannels", "PoseAxis"},
+    "Qwen3-VL": {
+        *("plain", "CameraTokenFusion, append", "DeepFusion", "GeoThinkerFusion, compressed"),
+        *("PRoPE, ExtraChannels", "PoseAxis"),
+    },
     "Qwen3.5": {"plain", "PRoPE, ExtraChannels", "Compose(PRoPE UnrotatedChannels, DeltaNetLayers(PRoPE vo))"},
 }
 MODELS_AND_FAMILIES = [
@@ -203,6 +209,9 @@ def tiny_model(
     if encoding is not None:
         for parameter in encoding.parameters():
             nn.init.normal_(parameter, std=0.1, generator=generator)
+    if isinstance(model.model.fusion, GeoThinkerFusion):
+        for interaction in model.model.fusion.layers.values():
+            nn.init.ones_(interaction.gate)  # with closed gates it is the plain model
     return model.eval()
 
 

@@ -10,7 +10,8 @@ __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "backbones": [
-            *("Backbone", "BackboneLoader", "PretrainedGeoVR", "PretrainedQwen25VL", "PretrainedQwen3VL"),
+            *("Backbone", "BackboneLoader", "PretrainedGeoThinker", "PretrainedGeoThinkerQwen3", "PretrainedGeoVR"),
+            *("PretrainedQwen25VL", "PretrainedQwen3VL"),
             *("PretrainedQwen35", "PretrainedSmolLM2", "PretrainedSpatialMLLM", "PretrainedSpatialStack"),
             *("PretrainedSpatialStackQwen25", "PretrainedVGLLM"),
             *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
@@ -27,7 +28,7 @@ __getattr__, __all__ = lazy_exports(
         "errors": ["InputError"],
         "fusions": [
             *("AddFusion", "AttentionFusion", "CameraTokenFusion", "ConcatSplitFusion", "DeepFusion", "Fusion"),
-            *("PatchMergerFusion", "StackFusion", "SubspaceFusion"),
+            *("GeoThinkerFusion", "PatchMergerFusion", "StackFusion", "SubspaceFusion"),
         ],
         "objectives.teacher_model": ["Teacher"],
         "geometry": [
@@ -44,9 +45,9 @@ __getattr__, __all__ = lazy_exports(
         ],
         "tasks.base": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "PRoPEMLLM"),
-            *("Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore", "SpatialMLLM", "SpatialStack"),
-            *("SupervisedFineTuning", "Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
+            *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "GeoThinker"),
+            *("PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore", "SpatialMLLM"),
+            *("SpatialStack", "SupervisedFineTuning", "Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -16,10 +16,11 @@ from torch import Tensor
 from zoo.cameras import Cameras
 from zoo.cameras.scene_geometry import PatchCameras, SceneGeometry
 from zoo.errors import InputError
+from zoo.model_spec import ModelSpec
 from zoo.sequence_builder import SequenceBuilder
 from zoo.sequences.batch import Batch
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaSpan, SequenceLayout
-from zoo.sequences.loaded_scene import LoadedScene
+from zoo.sequences.loaded_scene import LoadedScene, prompt_grid
 
 DARKEST, BRIGHTEST = -0.5, 2.0  # frames are in 0..1, and resizing overshoots a little
 
@@ -58,7 +59,7 @@ def batch_of_media(
         InputError: See `scenes_of_media`.
     """
     ids, mask, layout = _laid_out(builder, input_ids, attention_mask, media)
-    scenes, scene_index = scenes_of_media(layout, media)
+    scenes, scene_index = scenes_of_media(builder.spec, layout, media)
     cameras = None if builder.spec.only_predicted_cameras else media.get("cameras")
     sequences = builder.build(ids, mask, scenes, scene_index, cameras=cameras)
     return Batch(scenes, builder.vision(scenes), sequences)
@@ -78,7 +79,7 @@ def prompts_of_media(
                 "answers take one camera per temporal patch, not an index: leave it out, or ask for logits"
             )
         cameras.to("cpu").with_index(layout.camera_index())  # raises if there are too few
-    scenes, scene_index = scenes_of_media(layout, media)
+    scenes, scene_index = scenes_of_media(builder.spec, layout, media)
     prompts = [row[real].tolist() for row, real in zip(ids, mask, strict=True)]
     return Batch(scenes, builder.vision(scenes), prompts=builder.prompts(prompts, scene_index, scenes))
 
@@ -88,18 +89,38 @@ def _laid_out(
 ) -> tuple[Tensor, Tensor, SequenceLayout]:
     """Return the ids and the boolean mask of sequences on the CPU, and their layout."""
     ids, mask = input_ids.cpu(), attention_mask.bool().cpu()
+    spec, videos, images = builder.spec, media.get("video_grid_thw"), media.get("image_grid_thw")
+    if spec.compress_beyond is not None:
+        if videos is not None:
+            videos = _prompt_grids(spec, videos, videos[:, 0].tolist())
+        if images is not None:
+            starts = (ids[:, :-1] == spec.placeholders.vision_start) & (ids[:, 1:] == spec.placeholders.image)
+            counts = (starts & mask[:, :-1]).sum(1)
+            images = _prompt_grids(spec, images, counts.repeat_interleave(counts).tolist())
     layout = SequenceLayout(
         ids,
         mask,
-        video_grid_thw=media.get("video_grid_thw"),
-        image_grid_thw=media.get("image_grid_thw"),
-        placeholders=builder.spec.placeholders,
-        extra_tokens=builder.spec.extra_tokens,
+        video_grid_thw=videos,
+        image_grid_thw=images,
+        placeholders=spec.placeholders,
+        extra_tokens=spec.extra_tokens,
     )
     return ids, mask, layout
 
 
-def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[LoadedScene], list[list[int]]]:
+def _prompt_grids(spec: ModelSpec, grids: Int[Tensor, "media 3"], steps: Sequence[int]) -> Int[Tensor, "media 3"]:
+    """Return the grids of media as prompts show them, see `LoadedScene.media_grids`.
+
+    `steps` are the temporal patches of the scene of each medium. If their number is wrong, `SequenceLayout` says so.
+    """
+    if len(steps) != len(grids):
+        return grids
+    own = [(t, h, w) for t, h, w in grids.tolist()]
+    sides = [spec.token_side((count, *grid[1:])) for count, grid in zip(steps, own, strict=True)]
+    return torch.tensor([prompt_grid(grid, side) for grid, side in zip(own, sides, strict=True)]).view(-1, 3)
+
+
+def scenes_of_media(spec: ModelSpec, layout: SequenceLayout, media: Media) -> tuple[list[LoadedScene], list[list[int]]]:
     """Return the scenes of a batch, and which of them each sequence shows.
 
     Each video is a scene. All images of a sequence together are one scene, as in Spatial-MLLM.
@@ -151,9 +172,11 @@ def scenes_of_media(layout: SequenceLayout, media: Media) -> tuple[list[LoadedSc
                 has_camera=patch_cameras.has_camera.repeat_interleave(TEMPORAL_PATCH_SIZE, 0),
             )
         height, width = grids[0, 1:].tolist()
+        grid_thw = int(grids[:, 0].sum()), height, width
         scene = LoadedScene(
             pixel_values=values[0] if len(values) == 1 else torch.cat(values),
-            grid_thw=(int(grids[:, 0].sum()), height, width),
+            grid_thw=grid_thw,
+            token_side=spec.token_side(grid_thw),
             kind=kind,
             frames=None if frames is None else _two_per_patch(frames, number, shown, layout.media),
             frame_indices=None if indices is None or kind == "image" else indices[which],

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from zoo.backbones import BackboneLoader, default_loader, released_parts
+from zoo.backbones.decoder import DeepFeatures
 from zoo.backbones.lora import LoRA
 from zoo.cameras.scene_geometry import MergedCamera, SceneGeometry
 from zoo.configuration import Configurable
@@ -47,6 +48,7 @@ from zoo.scene_encoding import (
     encode_geometry,
     encode_vision,
     fuse_scenes,
+    interactions_of,
     sequence_cameras,
 )
 from zoo.sequence_builder import SequenceBuilder
@@ -172,7 +174,7 @@ class SpatialVLM(Configurable, nn.Module):
         if fusion is not None and self.geometry is not None:
             self.fusion = fusion(width, self.geometry.width)
             self.loader.fit_fusion(self.fusion)
-            self.fusion.bind(self.geometry.num_layers, num_layers)
+            self.fusion.bind(self.geometry.num_layers, self.backbone.decoder_layout)
             self.fusion = self._like_backbone(self.fusion)
         flat_width = width if self.fusion is None else self.fusion.flat_width
         self.view_mixer: ViewMixer | None = None if view_mixer is None else self._like_backbone(view_mixer(flat_width))
@@ -180,6 +182,12 @@ class SpatialVLM(Configurable, nn.Module):
         parts = (camera_encoding, self.view_mixer)
         self.camera_plan = CameraPlan.of(camera_source, plan.targets, parts, self.time_index, self.geometry)
         self._enable_heads()
+        beneath = self.camera_plan.uses_points or "depth" in plan.targets
+        if beneath and self.fusion is not None and (beyond := self.fusion.compress_beyond) is not None:
+            raise InputError(
+                f"--model.fusion.compress_beyond {beyond}: an encoding or an objective reads the depth under each "
+                "token, which compressed tokens do not have: set it to null"
+            )
         # 5. Weights. An untrained fusion makes the whole model untrained.
         self.has_released_fusion = self.fusion is not None and self.loader.load_fusion(self.fusion)
         is_fused = self.fusion is None or self.has_released_fusion
@@ -307,6 +315,7 @@ class SpatialVLM(Configurable, nn.Module):
             tokens=self.uses_geometry_tokens,
             cameras=any(needs),
             stills_once=self.stills_once,
+            whole_frames=self.fusion is not None and self.fusion.whole_frames,
         )
         # 3. Cameras per temporal patch, and the targets of objectives.
         taught = teacher_targets or [None] * len(encoded)
@@ -361,18 +370,20 @@ class SpatialVLM(Configurable, nn.Module):
             )
             encoded = self.backbone.encode_cameras(self.camera_encoding, located)
             inputs["camera_encoding"] = encoded if packing is None else PackedEncoding(encoded, packing)
-        # 4. Visual tokens replace the placeholders. DeepStack features are added in the first layers.
+        # 4. Visual tokens replace the placeholders. Features are added in the first layers, and fusions act in layers.
         input_ids = sequences.input_ids if packing is None else packing.pack(sequences.input_ids)
         embeddings = self.backbone.embed(input_ids)
         if any(rows):
-            places, sources = sequences.decoder_places, sequences.visual_sources
+            places, sources = sequences.in_decoder(sequences.visual_places), sequences.visual_sources
             visual = [scene.in_sequence() for scene in scenes]
             tokens = torch.cat([each.tokens for each in visual])[sources]
             flat = embeddings.flatten(0, 1).index_copy(0, places, tokens.to(embeddings.dtype))
             embeddings = flat.view_as(embeddings)
             features = torch.cat([each.deepstack for each in visual], 1)
             if len(features):
-                inputs |= self.backbone.deepstack_inputs(places, features[:, sources])
+                inputs["deepstack"] = DeepFeatures(places, features[:, sources])
+            if self.fusion is not None and (found := interactions_of(self.fusion, scenes, sequences)) is not None:
+                inputs["interactions"] = found
         # 5. Masks: plain causal attention, or one that separates questions of a scene and scenes of a sequence.
         mask: Any = sequences.padding_mask
         if packing is not None:
@@ -428,13 +439,15 @@ class SpatialVLM(Configurable, nn.Module):
     def sharded_units(self) -> dict[nn.Module, list[nn.Parameter]]:
         """Return the matrices that a sharded model gathers for each module's call.
 
-        Only modules that every process calls equally often are included: a decoder layer and a vision block, once per
-        batch, and a frozen geometry encoder as a whole, because its blocks run once per shape of videos. Vectors are
-        left out, because autocast keeps norms and scales in float32.
+        Only modules that every process calls equally often are included: a decoder layer, a fusion's interaction in it
+        and a vision block, once per batch, and a frozen geometry encoder as a whole, because its blocks run once per
+        shape of videos. Vectors are left out, because autocast keeps norms and scales in float32.
         """
         blocks: dict[nn.Module, list[nn.Module]] = {block: [block] for block in self.backbone.blocks()}
         encoder = self.geometry
         is_called = self.uses_geometry_tokens or self.camera_plan.source == "predicted"
+        if self.uses_geometry_tokens and self.fusion is not None:
+            blocks |= {each: [each] for each in self.fusion.interactions.values()}
         if encoder is not None and is_called and not any(p.requires_grad for p in encoder.parameters()):
             blocks[encoder] = encoder.blocks()
         every = {unit: [p for block in own for p in block.parameters() if p.ndim > 1] for unit, own in blocks.items()}
@@ -494,6 +507,7 @@ class SpatialVLM(Configurable, nn.Module):
             required_targets=tuple(sorted(required_targets)),
             placeholders=backbone.placeholders,
             extra_tokens=self.training_tokens if training else self.extra_tokens,
+            compress_beyond=None if self.fusion is None else self.fusion.compress_beyond,
             time_index=self.time_index,
             tokens_per_second=backbone.tokens_per_second,
             text_after_vision=self.text_after_vision,

@@ -13,8 +13,8 @@ from zoo.encodings.base import CameraEncoding, ViewMixer
 from zoo.errors import InputError
 from zoo.geometry.base import GeometryEncoder
 from zoo.geometry.cache import GeometryReader
-from zoo.sequences.layout import IMAGE_PIXELS, ExtraTokens, Placeholders
-from zoo.sequences.loaded_scene import LoadedScene, VisionRules
+from zoo.sequences.layout import IMAGE_PIXELS, SPATIAL_MERGE_SIZE, ExtraTokens, Placeholders
+from zoo.sequences.loaded_scene import Grid, LoadedScene, VisionRules
 from zoo.sequences.position_ids import TextAfterVision
 from zoo.sequences.time_index import BackboneIndex, ConstantIndex, Seconds, TimeIndex, TimestampIndex
 
@@ -52,6 +52,7 @@ class ModelSpec:
         required_targets: Targets that at least one training scene must have. Pseudo-labels are not among them.
         placeholders: Token ids that mark visual tokens.
         extra_tokens: The tokens appended to the 2D tokens of each view.
+        compress_beyond: See `Fusion`.
         time_index: The time component of the position ids.
         tokens_per_second: Positions per second.
         text_after_vision: The position of the text after a video, see `SpatialVLM`.
@@ -87,6 +88,7 @@ class ModelSpec:
     # sequences
     placeholders: Placeholders = Placeholders(-1, -1, -1)
     extra_tokens: ExtraTokens = ExtraTokens.NONE
+    compress_beyond: int | None = None
     time_index: TimeIndex = TimestampIndex()
     tokens_per_second: int | float = 2
     text_after_vision: TextAfterVision = "max_thw"
@@ -98,6 +100,22 @@ class ModelSpec:
     question_types: tuple[str, ...] = ()
     typed_questions: bool = False
     least_batch_size: int = 1
+
+    def token_side(self, grid_thw: Grid) -> int:
+        """Return the patches per side in a visual token of a scene: twice as many where tokens are compressed.
+
+        Raises:
+            InputError: The views are too small to be compressed.
+        """
+        steps, *sides = grid_thw
+        if self.compress_beyond is None or steps <= self.compress_beyond:
+            return SPATIAL_MERGE_SIZE
+        if min(sides) < (side := 2 * SPATIAL_MERGE_SIZE):
+            raise InputError(
+                f"--model.fusion.compress_beyond {self.compress_beyond}: views of {sides[0]} x {sides[1]} patches are "
+                f"too small, {side} x {side} make a token: show larger frames or fewer views, or set it to null"
+            )
+        return side
 
     def check_cameras(self, scene: LoadedScene) -> None:
         """Raise an InputError if a prepared scene lacks the cameras that the model requires."""

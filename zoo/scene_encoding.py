@@ -6,8 +6,10 @@ a GPU.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.backbones.base import Backbone, VisualTokens
+from zoo.backbones.decoder import Interactions
 from zoo.cameras import Cameras
 from zoo.cameras.cameras import balanced_views
 from zoo.cameras.rays import patch_depth, token_points
@@ -23,12 +26,13 @@ from zoo.cameras.scene_geometry import MergedCamera, PatchCameras, SceneGeometry
 from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Fusion
+from zoo.fusions.base import resize_grid
 from zoo.geometry.base import GeometryEncoder, covers, encoder_frames
 from zoo.geometry.cache import EVERY_FRAME, check_grid, geometry_of_frames, shown_frames
 from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
-from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
+from zoo.sequences.loaded_scene import Grid, LoadedScene, TeacherTargets
 from zoo.sequences.position_ids import check_all_have_cameras, valid_index
 from zoo.values import check_count, check_shape
 
@@ -52,6 +56,8 @@ class EncodedScene:
         is_target_in_camera_unit: Whether `target_depth` has the unit of `cameras`.
         teacher_targets: The teacher's outputs for this scene in training. None without a teacher.
         end_token: Token appended after the last view. None without one.
+        layer_tokens: The 3D token of each 2D token for the fusion's interactions, see `Fusion.layer_tokens`. None
+            without any.
         raw_depth: The view mixer's depth prediction for each 2D token, see `ViewMixer.raw_depth`. None without one.
     """
 
@@ -66,6 +72,7 @@ class EncodedScene:
     is_target_in_camera_unit: bool = True
     teacher_targets: TeacherTargets | None = None
     end_token: Float[Tensor, " D"] | None = None
+    layer_tokens: Float[Tensor, "t n D"] | None = None
     raw_depth: Float[Tensor, "t n ends"] | None = None
 
     def in_sequence(self) -> VisualTokens:
@@ -88,7 +95,7 @@ class EncodedScene:
 
 
 def encode_vision(backbone: Backbone, batch: Batch) -> list[EncodedScene]:
-    """Compute the 2D tokens of all scenes by one call of the vision encoder.
+    """Compute the 2D tokens of all scenes by one call of the vision encoder, and compress them, see `Fusion`.
 
     One call per batch keeps sharded processes in step.
     """
@@ -96,11 +103,25 @@ def encode_vision(backbone: Backbone, batch: Batch) -> list[EncodedScene]:
         return []
     pixels = [scene.pixel_values for scene in batch.scenes if scene.pixel_values is not None]
     joined = backbone.encode_vision(pixels[0] if len(pixels) == 1 else torch.cat(pixels), batch.vision)
-    counts = [scene.num_steps * scene.tokens_per_step for scene in batch.scenes]
-    encoded = []
-    for scene, *own in zip(batch.scenes, joined.tokens.split(counts), joined.deepstack.split(counts, 1), strict=True):
-        encoded.append(EncodedScene(scene, VisualTokens(*(each.unflatten(-2, (scene.num_steps, -1)) for each in own))))
-    return encoded
+    grids = [(steps, height // 2, width // 2) for steps, height, width in (scene.grid_thw for scene in batch.scenes)]
+    counts = [steps * rows * columns for steps, rows, columns in grids]
+    of_scenes = zip(joined.tokens.split(counts), joined.deepstack.split(counts, 1), strict=True)
+    return [
+        EncodedScene(scene, VisualTokens(*(compressed(each, grid, scene.token_grid) for each in own)))
+        for scene, grid, own in zip(batch.scenes, grids, of_scenes, strict=True)
+    ]
+
+
+def compressed(
+    tokens: Float[Tensor, "*layers N D"], grid: Grid, token_grid: Grid
+) -> Float[Tensor, "*layers steps tokens D"]:
+    """Return the 2D tokens of a scene, or its DeepStack features, per temporal patch and resized to the token grid."""
+    steps, rows, columns = token_grid
+    if grid != token_grid:
+        tokens = resize_grid(tokens.reshape(-1, *grid[1:], tokens.shape[-1]), (rows, columns)).reshape(
+            *tokens.shape[:-2], steps * rows * columns, tokens.shape[-1]
+        )
+    return tokens.unflatten(-2, (steps, rows * columns))
 
 
 # ---- 2. Geometry: 3D tokens, predicted cameras and depth ------------------------------------------------------------
@@ -120,10 +141,13 @@ class GeometryInputs(NamedTuple):
     window: Window | None
 
 
-def geometry_inputs(encoder: GeometryEncoder, scene: LoadedScene, shown: slice, patch_size: int) -> GeometryInputs:
+def geometry_inputs(
+    encoder: GeometryEncoder, scene: LoadedScene, shown: slice, patch_size: int, *, whole_frames: bool = False
+) -> GeometryInputs:
     """Return the inputs of a geometry encoder for a scene. The encoder may be the model's or a teacher's.
 
-    `shown` are the frames that the encoder sees, and `patch_size` is the vision encoder's, in pixels.
+    `shown` are the frames that the encoder sees, `patch_size` is the vision encoder's, in pixels, and `whole_frames`
+    is the fusion's.
 
     Raises:
         InputError: A cache receives frames whose patches differ from the vision encoder's.
@@ -132,7 +156,7 @@ def geometry_inputs(encoder: GeometryEncoder, scene: LoadedScene, shown: slice, 
     if scene.frames is None:
         return GeometryInputs(None, known, scene.vision_window)
     grid = scene.grid_thw[1:]
-    frames = encoder_frames(scene.frames[shown], patch_size, encoder.patch_size, grid)
+    frames = encoder_frames(scene.frames[shown], patch_size, encoder.patch_size, grid, any_grid=whole_frames)
     check_grid(encoder, frames, grid)
     window = scene.vision_window or window_of_vision(frames, grid, encoder.patch_size)
     return GeometryInputs(frames, geometry_of_frames(known, frames, window), window)
@@ -153,14 +177,17 @@ def window_of_vision(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], pa
     return Window(height, width, 0, 0, rows, columns)
 
 
-def seen_by_vision(geometry: SceneGeometry, window: Window, grid: tuple[int, int], patch_size: int) -> SceneGeometry:
+def seen_by_vision(
+    geometry: SceneGeometry, window: Window, grid: tuple[int, int], patch_size: int, *, whole_frames: bool = False
+) -> SceneGeometry:
     """Crop an encoder's geometry to the part of its frames that the vision encoder sees.
 
     A 3D token stays with the vision encoder's patch of the same row and column, as in the published models. `window`
-    and `patch_size` belong to the geometry encoder, `grid` to the vision encoder.
+    and `patch_size` belong to the geometry encoder, `grid` to the vision encoder. With `whole_frames` all 3D tokens are
+    kept.
     """
     cropped = window.crop(geometry, (grid[0] * patch_size, grid[1] * patch_size))
-    if cropped.patches is None:
+    if cropped.patches is None or whole_frames:
         return cropped
     patches = cropped.patches[:, : grid[0], : grid[1]]
     return SceneGeometry(**{**cropped.present(), "patches": patches})
@@ -174,6 +201,7 @@ def encode_geometry(
     tokens: bool,
     cameras: bool,
     stills_once: bool = False,
+    whole_frames: bool = False,
 ) -> list[SceneGeometry | None]:
     """Return the geometry of each scene: the encoder's if the model reads it, otherwise the dataset's.
 
@@ -184,6 +212,7 @@ def encode_geometry(
         tokens: Whether the model reads 3D tokens.
         cameras: Whether some scene needs predicted cameras.
         stills_once: Whether the encoder sees the two equal frames of an image once. Its output then serves both.
+        whole_frames: See `Fusion`.
 
     Raises:
         InputError: The encoder needs frames, and a scene has none.
@@ -199,7 +228,7 @@ def encode_geometry(
         if encoder.requires_frames and any(scenes[i].frames is None for i in rest):
             name = type(encoder.meta_encoder).__name__
             raise InputError(f"{name} needs the frames of each video: give frames=[(T, 3, H, W), ...]")
-        views = [geometry_inputs(encoder, scenes[i], shown[i], patch_size) for i in rest]
+        views = [geometry_inputs(encoder, scenes[i], shown[i], patch_size, whole_frames=whole_frames) for i in rest]
         frames, given, own_windows = (list(each) for each in zip(*views, strict=True))
         windows |= dict(zip(rest, own_windows, strict=True))
         computed = encoder(frames, given, tokens=tokens, cameras=cameras)
@@ -209,7 +238,8 @@ def encode_geometry(
         found |= dict(zip(rest, computed, strict=True))
     for i, window in windows.items():
         if window is not None:
-            found[i] = seen_by_vision(found[i], window, scenes[i].grid_thw[1:], encoder.patch_size)
+            grid = scenes[i].grid_thw[1:]
+            found[i] = seen_by_vision(found[i], window, grid, encoder.patch_size, whole_frames=whole_frames)
     for i, frames_of in enumerate(shown):
         if frames_of != EVERY_FRAME:
             found[i] = found[i].repeated(TEMPORAL_PATCH_SIZE)
@@ -219,7 +249,13 @@ def encode_geometry(
             found[i] = found[i].with_tokens_of(found[i], scale=0.0)
         elif isinstance(other, LoadedScene) and tokens:
             (source,) = encode_geometry(
-                encoder, [other], patch_size, tokens=True, cameras=False, stills_once=stills_once
+                encoder,
+                [other],
+                patch_size,
+                tokens=True,
+                cameras=False,
+                stills_once=stills_once,
+                whole_frames=whole_frames,
             )
             assert source is not None
             found[i] = found[i].with_tokens_of(source)
@@ -355,20 +391,26 @@ def fuse_scenes(
             read = SceneGeometry.joined(known) if len(known) == len(members) else None
             long = (steps * len(members), height, width)
             joined, deep = fusion(tokens, long, read, mix), fusion.deep_features(read, long, tokens.dtype)
+            in_layers = fusion.layer_tokens(read, long, scenes[0].scene.token_side, tokens.dtype)
             per_view = scenes[0].scene.tokens_per_step
             per_view += fusion.appended.count(per_view)
             check_shape(fusion, "visual tokens (t, n, D)", joined, long[0], per_view, tokens.shape[1])
         elif mix is not None:
-            joined, deep = mix(tokens).unflatten(0, (steps * len(members), -1)), None
+            joined, deep, in_layers = mix(tokens).unflatten(0, (steps * len(members), -1)), None, None
         else:
             continue
         raw_depths = mix.raw_depths if mix is not None and mix.raw_depths else [None] * len(members)
         for place, (i, own_tokens, raw_depth) in enumerate(zip(members, joined.split(steps), raw_depths, strict=True)):
-            features = encoded[i].visual.deepstack
+            features, own_steps = encoded[i].visual.deepstack, slice(place * steps, (place + 1) * steps)
             if fusion is not None:
-                own_deep = None if deep is None else deep[:, place * steps : (place + 1) * steps]
+                own_deep = None if deep is None else deep[:, own_steps]
                 features = fusion.fit_deepstack(features, own_tokens.shape[1], own_deep)
-            fused[i] = replace(encoded[i], visual=VisualTokens(own_tokens, features), raw_depth=raw_depth)
+            fused[i] = replace(
+                encoded[i],
+                visual=VisualTokens(own_tokens, features),
+                layer_tokens=None if in_layers is None else in_layers[own_steps],
+                raw_depth=raw_depth,
+            )
     return fused
 
 
@@ -403,7 +445,39 @@ class _Mixing:
         return mixed
 
 
-# ---- 5. Cameras of whole sequences ----------------------------------------------------------------------------------
+# ---- 5. Fusion within decoder layers --------------------------------------------------------------------------------
+
+
+def interactions_of(fusion: Fusion, scenes: Sequence[EncodedScene], sequences: Sequences) -> Interactions | None:
+    """Return what a fusion does within decoder layers to the 2D tokens of sequences. None if it does nothing.
+
+    Groups are formed from the 2D tokens of a scene in a sequence, and need not be consecutive there: a video may be
+    shown between the images of a scene.
+    """
+    tokens = [scene.layer_tokens.flatten(0, 1) for scene in scenes if scene.layer_tokens is not None]
+    if not tokens or not any(sequences.scene_index):
+        return None
+    # 1. The tokens of each scene of each sequence.
+    joined, sources = torch.cat(tokens), sequences.grid_sources
+    order = (sequences.grid_places // sequences.input_ids.shape[1] * len(joined) + sources).argsort()
+    # 2. Their groups.
+    lengths: list[int] = []
+    for row in sequences.scene_index:
+        for scene in (scenes[i].scene for i in sorted(row)):
+            count, size = scene.num_steps * scene.tokens_per_step, fusion.group_size(scene.grid_thw, scene.token_side)
+            lengths += [size] * (count // size)
+    # 3. Groups of one length follow each other.
+    groups = sorted(Counter(lengths).items())
+    if len(groups) > 1:
+        starts = list(accumulate(lengths, initial=0))
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        own = [token for group in by_length for token in range(starts[group], starts[group + 1])]
+        order = order[torch.tensor(own).to(order.device, non_blocking=True)]
+    places = sequences.in_decoder(sequences.grid_places[order])
+    return Interactions(fusion.interactions, places, joined[sources[order]], [(n, length) for length, n in groups])
+
+
+# ---- 6. Cameras of whole sequences ----------------------------------------------------------------------------------
 
 
 def sequence_cameras(rows: Sequence[Sequence[EncodedScene]], sequences: Sequences) -> Cameras | None:

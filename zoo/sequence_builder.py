@@ -126,7 +126,7 @@ class SequenceBuilder:
 
     def vision(self, scenes: Sequence[LoadedScene]) -> VisionInputs | None:
         """Return the vision encoder's inputs for all scenes together. Returns None without scenes."""
-        grids = [grid for scene in scenes for grid in scene.media_grids]
+        grids = [grid for scene in scenes for grid in scene.vision_grids]
         return self.spec.vision.inputs(grids) if grids and self.spec.vision is not None else None
 
     # ---- sequences --------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class SequenceBuilder:
         packing = None
         if packs_scenes:
             groups = torch.zeros_like(ids) if group is None else group
-            packing = ScenePacking(mask, groups, made.visual_places, max_tokens)
+            packing = ScenePacking(mask, groups, max_tokens)
             packing = None if packing.shape[0] == len(rows) else packing  # each row alone needs no mask of rows
         questions = QuestionPlaces(group) if group is not None and self.spec.is_hybrid else None
         return replace(made, group=group, questions=questions, packing=packing)

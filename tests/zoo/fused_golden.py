@@ -1,4 +1,4 @@
-"""The golden cases of VG-LLM and SpatialStack: tiny official models, weights a pure function of the official names."""
+"""The golden cases of VG-LLM, SpatialStack and GeoThinker: tiny official models, weights a function of their names."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.golden.weights import init_
+from tests.golden.weights_geothinker import init_geo_
 from tests.golden.weights_qwen35 import init35_
 from tests.zoo.released import GOLDEN, loss_of
 from zoo import SpatialVLM
-from zoo.checkpoints import load_spatial_stack, load_vg_llm, official_parameters
+from zoo.checkpoints import load_geothinker, load_spatial_stack, load_vg_llm, official_parameters
 
 MEAN_STD = {
     14: ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]),  # Qwen2.5-VL
@@ -21,6 +22,7 @@ MEAN_STD = {
 }
 LOADERS = {
     **dict.fromkeys(("vg_llm", "vg_llm_first_release", "vg_llm_geometry_off"), load_vg_llm),
+    **dict.fromkeys(("geothinker_qwen2_5_vl", "geothinker_qwen3_vl"), load_geothinker),
     **dict.fromkeys(("spatial_stack_qwen2_5_vl", "spatial_stack_qwen3_5"), load_spatial_stack),
 }
 
@@ -33,6 +35,8 @@ def load_case(case: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def official_weights(meta: dict[str, Any]) -> dict[str, Tensor]:
     fill = init35_ if "text_config" in meta["config"]["qwen"] else init_
+    if meta["model"].startswith("geothinker"):
+        fill = init_geo_
     return {name: fill(name, torch.empty(shape)) for name, shape in meta["param_names"].items()}
 
 
@@ -74,8 +78,14 @@ def check_case(case: str, atol: float) -> None:
     loss.backward()
     parameters = official_parameters(model)
     for name, expected in meta.get("grad_l2_norms_f32", {}).items():
+        if expected is None:  # some of these parameters are not kept
+            assert name not in parameters or parameters[name].grad is None, name
+            continue
         found = parameters[name].grad
         assert abs((0.0 if found is None else found.norm().item()) - expected) < 2e-3 * expected + 1e-5, name
+    for name in (name.removeprefix("grad.") for name in t if name.startswith("grad.")):
+        found, whole = parameters[name].grad, t[f"grad.{name}"]
+        assert found is not None and (found.view(whole.shape) - whole).abs().max() < 1e-5 * whole.abs().max(), name
     if meta.get("gen_min_top2_gap") is not None:
         answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=8)
         assert answers == t["out_generated"].tolist()

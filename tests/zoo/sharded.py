@@ -43,6 +43,8 @@ from zoo import (
     Compose,
     DeltaNetLayers,
     DepthPrediction,
+    GeoThinker,
+    GeoThinkerFusion,
     LearnedStrength,
     LoRA,
     MaskedViews,
@@ -74,6 +76,7 @@ OLD, NEW = partial(TinyQwen25VL, **SMALL), partial(TinyQwen3VL, **SMALL)
 OLD, NEW = partial(TinyQwen25VL, **SMALL), partial(TinyQwen3VL, **SMALL)
 HYBRID = partial(TinyQwen35, **SMALL | {"layers": 6})  # two of full attention
 VGGT = partial(TinyVGGT, embed_dim=32, depth=2, num_heads=2)
+WITHIN_LAYERS = partial(GeoThinkerFusion, hidden=16, compress_beyond=None)
 
 
 class Settings(NamedTuple):
@@ -91,6 +94,7 @@ SETTINGS = {
     "every part": Settings(("one", "fsdp2", "resumed")),  # the other cases and "shapes" compare with DDP
     "every part, bfloat16": Settings(("one", "fsdp2", "control"), "bf16-mixed", accumulate=2, is_tested=False),
     "lora": Settings(tuple(RUNS), "bf16-mixed", accumulate=2),
+    "within layers": Settings(("one", "fsdp2")),
     "shapes": Settings(("ddp", "fsdp2"), batch_size=2, is_tested=False),
 }
 
@@ -135,6 +139,7 @@ def cases(released: Path, run: str = "one") -> dict[str, Callable[[], VideoQATas
         "shapes": lambda: SpatialMLLM(backbone=OLD(), geometry=VGGT, **frozen),
         "lora": lambda: BaselineVLM(backbone=OLD(dtype="bfloat16"), objectives=heads(), **mixed),
         "spatial": lambda: SpatialMLLM(backbone=OLD(), geometry=VGGT, **frozen),
+        "within layers": lambda: GeoThinker(backbone=OLD(), geometry=VGGT, fusion=WITHIN_LAYERS, **every),
         "hybrid": lambda: PRoPEMLLM(
             Compose([RayRoPE(), DeltaNetLayers(PRoPE(UnrotatedChannels(), "vo"))]), backbone=HYBRID(), **every
         ),

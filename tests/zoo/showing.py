@@ -25,6 +25,7 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
     """(ids, media in order of appearance); the stills are one scene of each twice, where the first of them comes."""
     config, generator = model.backbone.vlm.config, torch.Generator().manual_seed(seed)
     side, span_per_step = model.backbone.patch_size, model.backbone.span_per_step
+    spec, stills = model.model_spec(), sum(kind == "i" for kind, *_ in sample)
     ids: list[int] = []
     found: dict[str, list[Any]] = {}
     scene: list[Tensor] = []
@@ -34,7 +35,8 @@ def show(model: SpatialVLM, sample: Sample, seed: int = 0) -> tuple[Tensor, dict
             continue
         steps, rows, columns = what if kind == "v" else (1, *what)
         name, suffix = ("video", "_videos") if kind == "v" else ("image", "")
-        view = rows * columns // 4
+        token_side = spec.token_side((steps if kind == "v" else stills, rows, columns))
+        view = (rows // token_side) * (columns // token_side)
         per_view = view + model.extra_tokens.count(view)
         token = getattr(config, f"{name}_token_id")
         for step in range(steps) if span_per_step else [0]:

@@ -25,7 +25,17 @@ from zoo.tasks.training_cost import gathered_bytes
 from zoo.weights.checkpoint import read_checkpoint
 from zoo.weights.load import shard_like
 
-CASES = ["small", "every part", "every part, bfloat16", "shapes", "lora", "spatial", "hybrid", "released, lora"]
+CASES = [
+    "small",
+    "every part",
+    "every part, bfloat16",
+    "shapes",
+    "lora",
+    "spatial",
+    "hybrid",
+    "within layers",
+    "released, lora",
+]
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from zoo import (
     InputError,
     SubspaceFusion,
 )
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.fusions import merge_spatial
 from zoo.geometry import SceneGeometry
 from zoo.sequences.layout import ExtraTokens
@@ -29,6 +30,7 @@ from zoo.sequences.layout import ExtraTokens
 CASES = sorted(path.stem for path in (GOLDEN / "connector").glob("*.safetensors"))
 GRID = torch.tensor([3, 4, 6])  # steps, and patches a column and a row: 3 x 6 tokens
 WIDTH, CHANNELS = 16, 6  # of 3D tokens of two layers
+DECODER = DecoderLayout(WIDTH, num_layers=4, num_heads=2, num_key_value_heads=1, head=HeadLayout(8, ()))
 FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "add": (AddFusion, {}),
     "concat on the channel": (ConcatSplitFusion, {}),
@@ -49,7 +51,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 def untrained(name: str, **switches: str) -> Fusion:
     kind, options = FUSIONS[name]
     fusion = kind(WIDTH, CHANNELS, **options, **switches)
-    fusion.bind(2, 4)
+    fusion.bind(2, DECODER)
     return fusion
 
 
@@ -277,7 +279,7 @@ def test_each_decoder_layer_gets_the_tokens_of_its_own_encoder_layer() -> None:
 )
 def test_layers_that_do_not_fit_are_refused(layers: list[int], encoder: int, why: str) -> None:
     with pytest.raises(InputError, match=why):
-        DeepFusion(WIDTH, CHANNELS, layers).bind(encoder, 4)
+        DeepFusion(WIDTH, CHANNELS, layers).bind(encoder, DECODER)
 
 
 def test_halves_of_the_channels_and_places_in_the_sequence() -> None:

@@ -40,6 +40,7 @@ from zoo.checkpoints import (
     unofficial_parts,
 )
 from zoo.configuration import from_config
+from zoo.encodings.base import DecoderLayout, HeadLayout
 from zoo.errors import InputError
 from zoo.fusions import PatchMergerFusion, StackFusion
 from zoo.fusions.base import RMSNorm
@@ -224,7 +225,7 @@ def test_ways_of_fusing_that_were_never_released_are_refused() -> None:
 
 def test_connectors_start_at_zero_and_the_merger_at_random() -> None:
     fusion = StackFusion(16, 24, (0, 1), hidden=8)
-    fusion.bind(2, 4)
+    fusion.bind(2, DecoderLayout(16, 4, 2, 1, HeadLayout(8, ())))
     features = fusion.deep_features(SceneGeometry(patches=torch.randn(4, 2, 4, 24)), (2, 2, 4), torch.float32)
     assert features is not None and features.shape == (2, 2, 2, 16) and not features.any()
     torch.manual_seed(0)

@@ -39,6 +39,7 @@ MORE: dict[str, dict[str, Any]] = {
 }
 MANY = [
     *("plain", "prope.yaml", "CameraTokenFusion, append", "AttentionFusion", "StackFusion", "PoseALiBi", "PoseAxis"),
+    "GeoThinkerFusion, compressed",
     *("DA3's tokens, points and cameras", "RayRoPE", "PRoPE, ExtraChannels", *MORE),
 ]
 

@@ -22,6 +22,8 @@ from zoo import (
     Distillation,
     FittedMetricModel,
     GeometryCache,
+    GeoThinker,
+    GeoThinkerFusion,
     MaskedViews,
     MetricScale,
     Objective,
@@ -45,11 +47,16 @@ ALL = LearningRates(vision=1e-5)
 SMALL: dict[str, Any] = {"layers": 2, "hidden_size": 128, "heads": 2, "vision_hidden_size": 32}
 WIDE: dict[str, Any] = {"layers": 3, "hidden_size": 256, "heads": 4, "key_value_heads": 2}
 VGGT = partial(TinyVGGT, embed_dim=32, depth=1, num_heads=2)
+WITHIN_LAYERS = partial(GeoThinkerFusion, hidden=256, compress_beyond=None)
 CASES: dict[str, tuple[Callable[[], VideoQATask], str]] = {
     "narrow": (lambda: SpatialMLLM(backbone=TinyQwen25VL(**SMALL), geometry=VGGT), "32-true"),
     "hybrid": (lambda: Qwen35(backbone=TinyQwen35(**{**SMALL, "layers": 4})), "32-true"),
     "Qwen3-VL, bfloat16": (lambda: Qwen3VL(backbone=TinyQwen3VL(**WIDE)), "bf16-mixed"),
     "adapters": (lambda: Qwen25VL(backbone=TinyQwen25VL(**WIDE, dtype="bfloat16"), lora=LoRA(8)), "bf16-mixed"),
+    "within layers": (
+        lambda: GeoThinker(backbone=TinyQwen25VL(**WIDE), geometry=VGGT, fusion=WITHIN_LAYERS),
+        "bf16-mixed",
+    ),
     "vision encoder": (lambda: Qwen3VL(backbone=TinyQwen3VL(**WIDE), learning_rates=ALL), "32-true"),
 }
 SLOW = [pytest.param(each, marks=pytest.mark.slow) for each in list(CASES)[1:]]
@@ -129,6 +136,16 @@ def test_the_planned_tokens_are_those_of_a_batch(loader: Any, questions: int, li
     assert sequences is not None
     visual, rows, length = sequence_sizes(task.model, sizes)
     assert (visual, rows, length) == (sequences.visual_counts[0], len(sequences.lengths), max(sequences.lengths))
+
+
+def test_compressed_tokens_are_planned_as_they_are_shown() -> None:
+    for beyond, tokens in ((3, 4), (4, 16)):  # of four views of 4 x 4 tokens
+        fusion = partial(GeoThinkerFusion, hidden=16, compress_beyond=beyond)
+        task = GeoThinker(backbone=TinyQwen25VL(layers=2), geometry=VGGT, fusion=fusion)
+        sizes = BatchSizes(num_frames=4, height=112, width=112, kind="image")
+        sequences = example_batch(task.model, sizes).sequences
+        assert sequences is not None
+        assert sequence_sizes(task.model, sizes)[0] == sequences.visual_counts[0] == 4 * tokens
 
 
 def test_objectives_are_parameters_and_operations() -> None:

@@ -2,6 +2,8 @@
 
 from zoo.backbones.base import Backbone, BackboneLoader, Preprocessor, released_parts
 from zoo.backbones.pretrained import (
+    PretrainedGeoThinker,
+    PretrainedGeoThinkerQwen3,
     PretrainedGeoVR,
     PretrainedQwen3VL,
     PretrainedQwen25VL,

@@ -1,8 +1,8 @@
-"""Extensions of transformers' decoders: camera hooks, DeepStack, and attention with grouped keys and values."""
+"""Extensions of transformers' decoders: camera hooks, changes of visual tokens within layers, and grouped attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,19 +55,31 @@ class CameraAttention(nn.Module):
         return q, k
 
     def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, camera_encoding: EncodedCameras | None = None, **kwargs: Any
+        self,
+        hidden_states: Tensor,
+        camera_encoding: EncodedCameras | None = None,
+        before_mlp: Callable[[Tensor], Tensor] | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the original forward with the encoding's five hooks.
 
         Args:
             hidden_states: (B, L, width).
             camera_encoding: Encoding of exactly these tokens, from `CameraEncoding.encode`. None changes nothing.
+            before_mlp: Changes the output, from `Interactions.of_layer`. None changes nothing.
             **kwargs: Other arguments of the original forward, all by name as the decoder layer passes them.
 
         Raises:
             ValueError: The encoding has another number of tokens.
             InputError: The encoding appends more channels than the attention backend accepts.
         """
+        output, weights = self.attend(hidden_states, camera_encoding, **kwargs)
+        return output if before_mlp is None else before_mlp(output), weights
+
+    def attend(
+        self, hidden_states: Tensor, camera_encoding: EncodedCameras | None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend, see `forward`."""
         if camera_encoding is not None:
             check_num_tokens(camera_encoding, hidden_states)
             camera_encoding = camera_encoding.at_layer(self.layer_idx, hidden_states, kwargs["position_embeddings"])
@@ -139,7 +151,7 @@ def replace_classes(module: nn.Module, classes: Mapping[type, Any]) -> None:
         each.__class__ = classes.get(type(each), type(each))
 
 
-# ---- DeepStack for decoders without it: features are added after the first layers ------------------------------------
+# ---- Changes of visual tokens: DeepStack's features after the first layers, and fusions between attention and MLP ----
 
 
 class DeepFeatures(NamedTuple):
@@ -168,12 +180,40 @@ def add_features(
     return added.view_as(hidden_states)
 
 
-class DeepstackLayer(nn.Module):
-    """A decoder layer of transformers that adds `DeepFeatures`. Without any, the original forward runs.
+class Interactions(NamedTuple):
+    """What a fusion adds to visual tokens between attention and MLP of some decoder layers (GeoThinker).
 
-    The features are a keyword argument of the model's forward, like the camera encoding (`CameraAttention`). They are
-    added in the layer's own forward, so gradient checkpointing recomputes the addition and no state is kept between
-    calls. The steps of an answer contain only text and need no features.
+    Attributes:
+        modules: For the number of a layer, a module that maps the tokens' states (N, D), their 3D tokens (N, D) and the
+            groups to what is added (N, D).
+        places: Places of the visual tokens in the flattened batch.
+        tokens: Their 3D tokens.
+        groups: (number of groups, tokens per group): consecutive tokens of a group see each other.
+    """
+
+    modules: Mapping[int, Callable[..., Tensor]]
+    places: Int[Tensor, " N"]
+    tokens: Float[Tensor, "N D"]
+    groups: Sequence[tuple[int, int]]
+
+    def of_layer(self, layer: int, residual: Float[Tensor, "B L D"]) -> Callable[[Tensor], Tensor] | None:
+        """Return the change of the output of a layer's attention, which will be added to `residual`. None if none."""
+        if layer not in self.modules:
+            return None
+
+        def change(output: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+            states = (residual.flatten(0, 1)[self.places] + output.flatten(0, 1)[self.places]).to(residual.dtype)
+            return add_features(output, self.places, self.modules[layer](states, self.tokens, self.groups))
+
+        return change
+
+
+class FusionLayer(nn.Module):
+    """A decoder layer of transformers with `Interactions` and `DeepFeatures`. Without any, the original forward runs.
+
+    Both are keyword arguments of the model's forward, like the camera encoding (`CameraAttention`). They are added in
+    the layer's own forward, so gradient checkpointing recomputes the addition and no state is kept between calls. The
+    steps of an answer contain only text and need neither.
     """
 
     self_attn: Any
@@ -183,8 +223,17 @@ class DeepstackLayer(nn.Module):
         """The number of the layer, from 0."""
         return int(self.self_attn.layer_idx)
 
-    def forward(self, hidden_states: Tensor, deepstack: DeepFeatures | None = None, **kwargs: Any) -> Tensor:
-        """Run the original forward, then add the features of this layer."""
+    def forward(
+        self,
+        hidden_states: Tensor,
+        deepstack: DeepFeatures | None = None,
+        interactions: Interactions | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Run the original forward with the interaction of this layer, then add its features."""
+        before_mlp = None if interactions is None else interactions.of_layer(self.layer_idx, hidden_states)
+        if before_mlp is not None:
+            kwargs["before_mlp"] = before_mlp
         hidden_states = super().forward(hidden_states, **kwargs)
         return hidden_states if deepstack is None else deepstack.added_to(hidden_states, self.layer_idx)
 

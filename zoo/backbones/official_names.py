@@ -7,7 +7,7 @@ names of transformers 5, where both are inside `model`, are also supported. File
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from zoo.weights.load import NameTable, replace_prefix
 
@@ -60,6 +60,22 @@ GEOVR_TRAINING = (
     *("model.camera_token.", "model.scale_token.", "camera_head.", "scale_head.", "dpt_head.", "distill_head_list."),
     *("geometry_encoder.", "metric_encoder."),
 )
+
+
+# GeoThinker's interactions: the decoder's layers in its files, and tensors in them that the published code never reads
+GEOTHINKER_LAYERS = {QWEN25: "model.layers.", QWEN3: "model.language_model.layers."}
+INTERACTION = ".cross_attn."
+UNUSED = "bias_gate."
+
+
+def geothinker_layout(family: str, layers: Iterable[int]) -> Layout:
+    """Return the layout of a GeoThinker with interactions in these decoder layers."""
+    start = "" if family == QWEN25 else "model."
+    return {
+        f"{start}geometry_encoder.vggt.": VGGT_MODEL,
+        f"{start}geometry_merger.": f"{FUSION}merger.",
+        **{f"{GEOTHINKER_LAYERS[family]}{layer}{INTERACTION}": f"{FUSION}layers.{layer}." for layer in layers},
+    }
 
 
 def stack_layout(family: str, decoder_layers: Sequence[int] | None = None) -> Layout:

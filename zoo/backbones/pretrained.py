@@ -45,6 +45,7 @@ from zoo.backbones.released_configs import (
     ReleasedConfig,
     ReleasedGeometry,
     find_fused,
+    geothinker_geometry,
     known_config,
     loader_of,
     qwen3_5_config,
@@ -525,6 +526,52 @@ class PretrainedVGLLM(PretrainedFused, PretrainedQwen25VL):
     @cached_property
     def released_geometry(self) -> ReleasedGeometry | None:
         return vg_llm_geometry(self.settings, self.tensor_names)
+
+
+class PretrainedGeoThinker(PretrainedFused, PretrainedQwen25VL):
+    """A released GeoThinker on Qwen2.5-VL, with its VGGT, merger and interactions for a model that combines them.
+
+    Args:
+        path: A folder of the hub repository (`lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen25VL-7B`) or a local folder
+            with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: Dtype of the weights.
+    """
+
+    released = "lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen25VL-7B"
+    released_fusions = ("GeoThinkerFusion",)
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @cached_property
+    def released_geometry(self) -> ReleasedGeometry | None:
+        return geothinker_geometry(self.settings, QWEN25)
+
+
+class PretrainedGeoThinkerQwen3(PretrainedFused, PretrainedQwen3VL):
+    """A released GeoThinker on Qwen3-VL, see `PretrainedGeoThinker`.
+
+    Args:
+        path: A folder of the hub repository (`lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen3VL-8B`) or a local folder
+            with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: Dtype of the weights.
+    """
+
+    released = "lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen3VL-8B"
+    released_fusions = ("GeoThinkerFusion",)
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @cached_property
+    def released_geometry(self) -> ReleasedGeometry | None:
+        return geothinker_geometry(self.settings, QWEN3)
 
 
 class PretrainedSpatialStack(PretrainedFused, PretrainedQwen35):

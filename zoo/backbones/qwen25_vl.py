@@ -23,7 +23,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from zoo.backbones.decoder import CameraAttention, DeepstackLayer
+from zoo.backbones.decoder import CameraAttention, FusionLayer
 from zoo.backbones.qwen_vl import QwenVLBackbone, QwenVLPreprocessor, TinyQwenVL, tiny_tokenizer
 from zoo.backbones.vision import PatchEmbedding, SegmentAttention
 from zoo.sequences.loaded_scene import Grid, Segments, VisionInputs, VisionRules
@@ -75,8 +75,8 @@ class Qwen25VLAttention(CameraAttention, Qwen2_5_VLAttention):
     """The decoder's attention with camera hooks."""
 
 
-class Qwen25VLLayer(DeepstackLayer, Qwen2_5_VLDecoderLayer):
-    """A decoder layer, after which features may be added to the visual tokens."""
+class Qwen25VLLayer(FusionLayer, Qwen2_5_VLDecoderLayer):
+    """A decoder layer, in which a fusion may change the visual tokens."""
 
 
 class WindowAttention(SegmentAttention, Qwen2_5_VLVisionAttention):

@@ -27,7 +27,7 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 )
 
 from zoo.backbones.base import Message
-from zoo.backbones.decoder import MASKED, CameraAttention, DeepstackLayer, check_num_tokens
+from zoo.backbones.decoder import MASKED, CameraAttention, FusionLayer, check_num_tokens
 from zoo.backbones.qwen3_vl import Qwen3VisionRules, Qwen3VLPreprocessor
 from zoo.backbones.qwen3_vl import tiny_processor as tiny_qwen3_vl_processor
 from zoo.backbones.qwen_vl import QwenVLBackbone, TinyQwenVL
@@ -207,8 +207,8 @@ class Qwen35Attention(CameraAttention, Qwen3_5Attention):
         return self.q_norm(q), self.k_norm(k)
 
 
-class Qwen35Layer(DeepstackLayer, Qwen3_5DecoderLayer):
-    """A decoder layer of either kind, after which features may be added to the visual tokens."""
+class Qwen35Layer(FusionLayer, Qwen3_5DecoderLayer):
+    """A decoder layer of either kind, in which a fusion may change the visual tokens."""
 
     @property
     def layer_idx(self) -> int:

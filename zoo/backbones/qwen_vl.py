@@ -240,6 +240,7 @@ class QwenVLBackbone(Backbone):
             head=self.head_layout,
             rope_frequencies=frequencies,
             device=self.device,
+            norm_eps=text.rms_norm_eps,
         )
 
     def part_of(self, name: str) -> BackbonePart:

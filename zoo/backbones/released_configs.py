@@ -1,7 +1,7 @@
 """Reads a released model's config.json: the Qwen-VL, its geometry encoder and its fusion.
 
-Spatial-MLLM, VG-LLM, SpatialStack and GeoVR are Qwen-VL models with more parts. The config.json tells which model it
-is, or the tensor names if the config does not.
+Spatial-MLLM, VG-LLM, SpatialStack, GeoThinker and GeoVR are Qwen-VL models with more parts. The config.json tells
+which model it is, or the tensor names if the config does not.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from transformers import Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
 from zoo.backbones.official_names import (
     FUSION,
+    GEOTHINKER_LAYERS,
     GEOVR_TRAINING,
+    INTERACTION,
     QWEN3,
     QWEN25,
     QWEN35,
@@ -29,15 +31,18 @@ from zoo.backbones.official_names import (
     STACK_QWEN25,
     STACK_QWEN25_SECOND_NAMES,
     STACK_VGGT,
+    UNUSED,
     VG_LLM,
     VG_LLM_FIRST,
     VGGT_MODEL,
     Layout,
+    geothinker_layout,
     stack_layout,
 )
 from zoo.errors import InputError
-from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
+from zoo.fusions import AddFusion, GeoThinkerFusion, PatchMergerFusion, StackFusion
 from zoo.fusions.base import HIDDEN, PatchNorm
+from zoo.fusions.geothinker import interaction_layers
 from zoo.geometry.vggt import VGGT
 from zoo.geometry.vggt_encoder import ReferenceFrame, VGGTEncoder
 from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, load_weights
@@ -50,10 +55,12 @@ STACK_KEYS = (
     *("geometry_encoder_path", "geometry_fusion_layers", "geometry_encoder_layers", "include_camera_token"),
     *("pos_encoding_type", "vision_language_fusion_layers"),
 )
+SMI_KEYS = ("depart_smi_token", "smi_image_num", "smi_downsample_rate")
+GEOTHINKER_KEYS = ("geo_cross_attn", "geo_inject_version", "geo_importance_gate", "geo_spatial_bias", *SMI_KEYS)
 GEOMETRY_KEYS = (
     *("use_geometry_encoder", "geometry_encoder_type", "reference_frame", "feature_fusion_method"),
     *("fusion_num_layers", "geometry_merger_type", "geometry_merger_hidden_dim", "fusion_attention_heads"),
-    *("fusion_dropout", *STACK_KEYS),
+    *("fusion_dropout", *STACK_KEYS, *GEOTHINKER_KEYS, "use_qwenvl_loss"),
     *("use_vggt_feature", "use_dense_supervision", "vggt_merger_hidden_dim"),  # VG-LLM's first release
 )
 SUPPORTED = {  # supported values among those of the published code
@@ -61,6 +68,13 @@ SUPPORTED = {  # supported values among those of the published code
     "geometry_merger_type": ("mlp",),
     "include_camera_token": (False,),
     "vision_language_fusion_layers": (None,),
+}
+SMI_VIEWS = 8  # views of a scene that keep all tokens; a constant in GeoThinker's code
+SUPPORTED_GEOTHINKER = {
+    "geo_inject_version": ("v2_flash", "v2"),  # they differ in the distance term alone
+    "geo_spatial_bias": (False,),  # the distance term, which no script switches on
+    "smi_image_num": (SMI_VIEWS,),
+    "smi_downsample_rate": (2,),
 }
 GEOMETRY_PARTS = {"spatial_config", "connector_config", "vggt_aggregator", *GEOMETRY_KEYS}
 OTHERS = {"model_type", "architectures", "auto_map", *GEOMETRY_PARTS}
@@ -77,14 +91,23 @@ def loader_of(config: Config) -> str | None:
     if "spatial" in kind:
         return "PretrainedSpatialMLLM"
     if kind == QWEN25:
+        if config.get("geo_cross_attn") and has_encoder:
+            return "PretrainedGeoThinker"
         if "geometry_fusion_layers" in config:
             return "PretrainedSpatialStackQwen25" if has_encoder else "PretrainedQwen25VL"
         is_vg_llm = has_encoder or config.get("use_vggt_feature")  # the latter key is from its first release
         return "PretrainedVGLLM" if is_vg_llm else "PretrainedQwen25VL"
     if kind == QWEN35 and has_encoder:
         return "PretrainedSpatialStack"
+    if kind == QWEN3 and has_encoder and geothinker_settings(config).get("geo_cross_attn"):
+        return "PretrainedGeoThinkerQwen3"
     # a mixture of experts is rejected when it is loaded
     return {QWEN3: "PretrainedQwen3VL", QWEN35: "PretrainedQwen35"}.get(kind.removesuffix("_moe"))
+
+
+def geothinker_settings(config: Config) -> dict[str, Any]:
+    """Return the settings of a GeoThinker. On Qwen3-VL some are in the decoder's part of its config.json."""
+    return {**config.get("text_config", {}), **config}
 
 
 class FusedModel(NamedTuple):
@@ -106,7 +129,9 @@ class FusedModel(NamedTuple):
 STACK_QWEN25_NAMES = (STACK_QWEN25, *STACK_QWEN25_SECOND_NAMES)
 FUSED = (
     FusedModel("Spatial-MLLM", "PretrainedSpatialMLLM", QWEN25, tuple(SPATIAL_MLLM)),
-    # before VG-LLM, because both use the same name for the encoder
+    # before VG-LLM, because all use the same name for the encoder
+    FusedModel("GeoThinker", "PretrainedGeoThinker", QWEN25, (f"{GEOTHINKER_LAYERS[QWEN25]}0{INTERACTION}",)),
+    FusedModel("GeoThinker", "PretrainedGeoThinkerQwen3", QWEN3, (f"{GEOTHINKER_LAYERS[QWEN3]}0{INTERACTION}",)),
     FusedModel("SpatialStack", "PretrainedSpatialStackQwen25", QWEN25, STACK_QWEN25_NAMES),
     FusedModel("VG-LLM", "PretrainedVGLLM", QWEN25, (*VG_LLM, *VG_LLM_FIRST)),
     FusedModel("SpatialStack", "PretrainedSpatialStack", QWEN35, (STACK_VGGT, STACK)),
@@ -165,7 +190,9 @@ def qwen3_config(config: dict[str, Any], source: str = "the config") -> Qwen3VLC
     Raises:
         InputError: MRoPE's sections do not add up to the frequencies of a head.
     """
-    found = Qwen3VLConfig.from_dict(config)
+    parts = {name: value for name, value in config.items() if name not in GEOMETRY_PARTS}
+    text = {name: value for name, value in config.get("text_config", {}).items() if name not in GEOTHINKER_KEYS}
+    found = Qwen3VLConfig.from_dict({**parts, "text_config": text})
     _check_sections(found.text_config, source)
     return found
 
@@ -240,7 +267,8 @@ class ReleasedGeometry:
         for theirs, ours in self.layout.items():
             if ours.startswith(FUSION):
                 part, weights = fusion.get_submodule(ours.removeprefix(FUSION)[:-1]), TensorsUnder(tensors, theirs)
-                load_weights(part, ReleasedWeights(weights, "fusion"))
+                is_skipped = lambda name: name.startswith(UNUSED)  # noqa: E731
+                load_weights(part, ReleasedWeights(weights, "fusion", is_skipped=is_skipped))
         return True
 
 
@@ -307,12 +335,39 @@ def spatial_stack_geometry(
     return ReleasedGeometry(layout, _aggregator(config), tuple(encoder_layers), fusion, reference)
 
 
+def geothinker_geometry(config: Mapping[str, Any], family: str) -> ReleasedGeometry | None:
+    """Return the parts of a GeoThinker. None if it was saved without geometry.
+
+    Args:
+        config: Its config.json, with the arguments of an unusual `Aggregator` under `vggt_aggregator`.
+        family: Family of its backbone.
+
+    Raises:
+        InputError: The encoder, merger or fusion differs from the released models'.
+    """
+    settings = geothinker_settings(config)
+    if not (settings.get("use_geometry_encoder") and settings.get("geo_cross_attn")):
+        return None
+    _refuse_other_parts(settings, ("zero",), SUPPORTED_GEOTHINKER)
+    fusion = partial(
+        GeoThinkerFusion,
+        hidden=settings.get("geometry_merger_hidden_dim", HIDDEN),
+        compress_beyond=SMI_VIEWS if settings.get("depart_smi_token") else None,
+        importance=settings.get("geo_importance_gate", True),
+        detached=family == QWEN3,
+    )
+    layout = geothinker_layout(family, interaction_layers(range(settings["num_hidden_layers"])))
+    return ReleasedGeometry(layout, _aggregator(config), (-2,), fusion, settings.get("reference_frame", "first"))
+
+
 def _aggregator(config: Mapping[str, Any]) -> dict[str, Any]:
     return VGGT_SIZES | (config.get("vggt_aggregator") or {})
 
 
-def _refuse_other_parts(config: Mapping[str, Any], fusions: tuple[str, ...]) -> None:
-    for name, known in {"feature_fusion_method": fusions, **SUPPORTED}.items():
+def _refuse_other_parts(
+    config: Mapping[str, Any], fusions: tuple[str, ...], more: Mapping[str, tuple[Any, ...]] | None = None
+) -> None:
+    for name, known in {"feature_fusion_method": fusions, **SUPPORTED, **(more or {})}.items():
         if (value := config.get(name, known[0])) not in known:
             raise InputError(
                 f"{name} {value!r} in the config: only {' or '.join(map(repr, known))} is supported, as released"

@@ -1,6 +1,8 @@
 """Loading and exporting official checkpoints: Qwen-VL models, also with VGGT, in memory or as a released folder."""
 
 from zoo.backbones import (
+    PretrainedGeoThinker,
+    PretrainedGeoThinkerQwen3,
     PretrainedGeoVR,
     PretrainedQwen3VL,
     PretrainedQwen25VL,
@@ -12,6 +14,7 @@ from zoo.backbones import (
 )
 from zoo.checkpoints.export import export_model, official_parameters, official_tensors, unofficial_parts
 from zoo.checkpoints.from_tensors import (
+    load_geothinker,
     load_qwen3_5,
     load_qwen3_vl,
     load_qwen25_vl,
@@ -19,4 +22,4 @@ from zoo.checkpoints.from_tensors import (
     load_spatial_stack,
     load_vg_llm,
 )
-from zoo.checkpoints.official_parts import official_3d_tokens, official_fusion, official_pictures
+from zoo.checkpoints.official_parts import official_3d_tokens, official_fusion, official_interaction, official_pictures

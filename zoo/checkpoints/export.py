@@ -1,7 +1,7 @@
 """Export of a model as a released folder: weights by official names with LoRA merged, config.json, processor files.
 
-A Qwen-VL can be exported, also with the geometry encoder and the fusion of a released model: Spatial-MLLM, VG-LLM or
-SpatialStack. The published code and the `Pretrained` backbones can read the folder.
+A Qwen-VL can be exported, also with the geometry encoder and the fusion of a released model: Spatial-MLLM, VG-LLM,
+SpatialStack or GeoThinker. The published code and the `Pretrained` backbones can read the folder.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3_5Config, Qwen
 
 from zoo.backbones.official_names import (
     EMBEDDINGS,
+    INTERACTION,
     LM_HEAD,
     NOT_LOADED,
     QWEN,
@@ -27,24 +28,29 @@ from zoo.backbones.official_names import (
     QWEN35,
     SECOND_NAMES,
     SPATIAL_MLLM,
+    UNUSED,
     VG_LLM_FIRST,
     VGGT_MODEL,
     Layout,
     backbone_names,
+    geothinker_layout,
     stack_layout,
 )
 from zoo.backbones.released_configs import (
     CONNECTOR_TYPE,
     GEOMETRY_KEYS,
     GEOMETRY_PARTS,
+    GEOTHINKER_KEYS,
     OTHERS,
+    SMI_KEYS,
+    SMI_VIEWS,
     STACK_ADD,
     VGGT_SIZES,
 )
 from zoo.configuration import complete_config, known_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
-from zoo.fusions import AddFusion, PatchMergerFusion, StackFusion
+from zoo.fusions import AddFusion, GeoThinkerFusion, PatchMergerFusion, StackFusion
 from zoo.fusions.base import HIDDEN
 from zoo.geometry import CachedGeometry, vggt
 from zoo.geometry.vggt import Aggregator
@@ -78,8 +84,8 @@ OFFICIAL_NORM = {QWEN25: "rms", QWEN35: "layer"}  # norm of a patch by family, s
 def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None) -> None:
     """Write a folder for the official code and the `Pretrained` backbones.
 
-    Other content of the weights' source folder is copied: processor files, VGGT's heads and tracker, and Qwen3.5's
-    multi-token prediction.
+    Other content of the weights' source folder is copied: processor files, VGGT's heads and tracker, Qwen3.5's
+    multi-token prediction, and the `bias_gate` of a GeoThinker.
 
     Args:
         model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written weights,
@@ -180,7 +186,8 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     if beyond := [name for name in state if not name.startswith((QWEN, *layout.values()))]:
         raise InputError(
             f"{type(model).__name__} can't be exported, only a Qwen-VL, or what was released: VGGT of one layer with "
-            f"AddFusion or PatchMergerFusion, or StackFusion: {len(beyond)} tensors are in none, such as {beyond[-1]}"
+            f"AddFusion or PatchMergerFusion, StackFusion or GeoThinkerFusion: {len(beyond)} tensors are in none, such "
+            f"as {beyond[-1]}"
         )
 
     def merged(name: str) -> Tensor:
@@ -197,6 +204,8 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     for name in dict.fromkeys(names.official(name) for name in state):
         rows = [merged(part) for part in names.current(name)]
         joined[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
+        if name.endswith(f"{INTERACTION}gate"):
+            joined[name] = joined[name][0]  # a number there
     return joined
 
 
@@ -224,7 +233,7 @@ def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[s
             written[ours if name == first else name] = of_old(tensors[ours], copy=is_again)
         elif name == LM_HEAD:  # tied, but the source has it twice, and so does the copy
             written[name] = of_old(tensors[names.official(QWEN + EMBEDDINGS)], copy=True)
-        elif first.startswith((*NOT_LOADED, *of_vggt)):
+        elif first.startswith((*NOT_LOADED, *of_vggt)) or INTERACTION + UNUSED in first:
             written[name] = of_old(old[name])
     return written | {name: tensor.to(dtype or tensor.dtype) for name, tensor in rest.items()}
 
@@ -250,6 +259,8 @@ def _layout_of(model: SpatialVLM) -> Layout | None:
         return SPATIAL_MLLM
     if family == QWEN25 and type(fusion) is PatchMergerFusion and model.loader.layout == VG_LLM_FIRST:
         return VG_LLM_FIRST
+    if family in (QWEN25, QWEN3) and type(fusion) is GeoThinkerFusion:
+        return geothinker_layout(family, fusion.interactions)
     if family in (QWEN25, QWEN35) and type(fusion) in (PatchMergerFusion, StackFusion):
         return stack_layout(family, fusion.decoder_layers if isinstance(fusion, StackFusion) else None)
     return None
@@ -268,7 +279,7 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
     if encoder.num_layers > 1 and type(fusion) is not StackFusion:
         found.append(f"geometry of {encoder.num_layers} layers")
     elif (
-        type(fusion) is PatchMergerFusion
+        type(fusion) in (PatchMergerFusion, GeoThinkerFusion)
         and family != QWEN35  # whose config names the layer
         and encoder.layer_numbers != [encoder.vggt.aggregator.depth - 2]
     ):
@@ -282,6 +293,10 @@ def unofficial_fusion(model: SpatialVLM) -> list[str]:
         official["norm"] = OFFICIAL_NORM.get(family, fusion.norm)
     if type(fusion) is StackFusion:
         official["hidden"] = HIDDEN  # config.json has no setting for this
+    if type(fusion) is GeoThinkerFusion:
+        official |= {"groups": "published", "detached": family == QWEN3}
+        if fusion.compress_beyond is not None:
+            official["compress_beyond"] = SMI_VIEWS
     values = {name: getattr(fusion, name) for name in official}
     return found + [f"{name}: {value}" for name, value in values.items() if value != official[name]]
 
@@ -308,7 +323,8 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
     The settings of `source`, the config.json of the weights' source folder, are kept.
     """
     if model.backbone.vlm.config.model_type == QWEN3:
-        return _nested(model.backbone.vlm.config) if source is None else source
+        plain = _nested(model.backbone.vlm.config) if source is None else source
+        return _with_interactions(model, plain) if model.fusion is not None else plain
     if model.backbone.vlm.config.model_type == QWEN35:
         current = _current(model.backbone.vlm.config) if source is None else source
         qwen = {name: value for name, value in current.items() if name not in GEOMETRY_PARTS}
@@ -334,7 +350,7 @@ def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[st
 
 
 def fused_settings(model: SpatialVLM, source: dict[str, Any], architecture: str) -> dict[str, Any]:
-    """Return the settings of encoder and fusion as VG-LLM and SpatialStack write them. Empty without a fusion."""
+    """Return the settings of encoder and fusion as the published codes write them. Empty without a fusion."""
     if model.fusion is None:
         return {}
     assert isinstance(model.geometry, VGGTEncoder)
@@ -344,6 +360,14 @@ def fused_settings(model: SpatialVLM, source: dict[str, Any], architecture: str)
         **_geometry_keys(model, model.geometry, source),
         **_unusual(_aggregator(model.geometry)),
     }
+
+
+def _with_interactions(model: SpatialVLM, plain: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a GeoThinker on Qwen3-VL, which repeats some settings in the decoder's part."""
+    found = plain | fused_settings(model, plain, "Qwen3VLForConditionalGenerationWithVGGT")
+    own = {name: found[name] for name in GEOTHINKER_KEYS if name in found}
+    found = {name: value for name, value in found.items() if name not in own or name in SMI_KEYS}
+    return found | {"text_config": found["text_config"] | own}
 
 
 def _aggregator(geometry: VGGTEncoder) -> dict[str, Any]:
@@ -370,6 +394,18 @@ def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder, source: dict[str, A
         if model.backbone.vlm.config.model_type != QWEN35 and "geometry_fusion_layers" not in source:
             return added  # VG-LLM has no setting for layers
         return {**added, "geometry_fusion_layers": None, "geometry_encoder_layers": list(geometry.layers)}
+    if isinstance(fusion, GeoThinkerFusion):
+        return {
+            **shared,
+            "feature_fusion_method": "zero",
+            "geometry_merger_hidden_dim": fusion.hidden,
+            "geo_cross_attn": True,
+            "geo_inject_version": "v2_flash",
+            "geo_importance_gate": fusion.importance,
+            "depart_smi_token": fusion.compress_beyond is not None,
+            "smi_image_num": SMI_VIEWS,
+            "smi_downsample_rate": 2,
+        }
     assert isinstance(fusion, StackFusion)
     # one for each decoder layer
     encoder_layers = list(geometry.layers) * (len(fusion.decoder_layers) // geometry.num_layers)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
+from zoo.backbones.official_names import QWEN3, QWEN25, STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
 from zoo.backbones.pretrained import EmptyQwenVL, qwen_weights, refuse_v1
 from zoo.backbones.released_configs import (
     ReleasedConfig,
     ReleasedGeometry,
+    geothinker_geometry,
     qwen3_5_config,
     qwen3_config,
     spatial_mllm_geometry,
@@ -90,6 +91,24 @@ def load_vg_llm(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
         InputError: Tensors are missing, unexpected or of another shape, or the fusion is of another kind.
     """
     return _load(ReleasedConfig(config).qwen, vg_llm_geometry(_settings(config), state_dict), state_dict)
+
+
+def load_geothinker(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:
+    """Return a GeoThinker with these weights, in their dtype. All parameters are trainable.
+
+    Args:
+        config: Its config.json, or {"qwen": its config.json, "vggt_aggregator": arguments of the aggregator}. With a
+            "text_config" it is on Qwen3-VL. Without "vggt_aggregator" the arguments are VGGT-1B's.
+        state_dict: Tensors by official names. `cross_attn.bias_gate.…`, which the published code never reads, may be
+            absent or present.
+
+    Raises:
+        InputError: Tensors are missing, unexpected or of another shape, or the fusion is of another kind.
+    """
+    settings = _settings(config)
+    is_qwen3 = "text_config" in settings
+    qwen = qwen3_config(settings) if is_qwen3 else ReleasedConfig(config).qwen
+    return _load(qwen, geothinker_geometry(settings, QWEN3 if is_qwen3 else QWEN25), state_dict)
 
 
 def load_spatial_stack(config: dict[str, Any], state_dict: Tensors) -> SpatialVLM:

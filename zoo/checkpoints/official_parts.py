@@ -1,4 +1,4 @@
-"""Individual parts of VG-LLM and SpatialStack, for comparison with the published code."""
+"""Individual parts of VG-LLM, SpatialStack and GeoThinker, for comparison with the published code."""
 
 from __future__ import annotations
 
@@ -9,27 +9,34 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from zoo.backbones.official_names import INTERACTION, UNUSED
 from zoo.backbones.qwen3_5 import tiny_preprocessor as tiny_qwen35_preprocessor
 from zoo.backbones.qwen25_vl import tiny_preprocessor
 from zoo.backbones.released_configs import vg_llm_geometry
 from zoo.errors import InputError
-from zoo.fusions import Fusion
+from zoo.fusions import Fusion, GeoThinkerFusion
+from zoo.fusions.geothinker import Interaction, group_size
 from zoo.geometry.base import SceneGeometry
 from zoo.model import SpatialVLM
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from zoo.weights.load import Tensors
+from zoo.weights.load import ReleasedWeights, Tensors, TensorsUnder, first_tensor, load_weights
 
 FusedStills = tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]
 
 
-def official_3d_tokens(model: SpatialVLM, frames: Float[Tensor, "S 3 H W"]) -> list[Float[Tensor, "N D"]]:
+def official_3d_tokens(
+    model: SpatialVLM, frames: Float[Tensor, "S 3 H W"], image_grid_thw: Int[Tensor, "S 3"] | None = None
+) -> list[Float[Tensor, "N D"]]:
     """Return the features that a model with an encoder and a fusion adds to the visual tokens of images.
 
-    Frames are RGB in 0..1, each image once.
+    Args:
+        model: The model.
+        frames: RGB in 0..1, each image once.
+        image_grid_thw: The vision encoder's grids, for a `GeoThinkerFusion`. None is the encoder's own grid.
 
     Returns:
         The features that are added to the 2D tokens. For a `StackFusion`, the features of each connector, in the order
-        of its layers.
+        of its layers. For a `GeoThinkerFusion`, the 3D tokens that its interactions read.
 
     Raises:
         InputError: The model has no geometry encoder or no fusion.
@@ -38,7 +45,14 @@ def official_3d_tokens(model: SpatialVLM, frames: Float[Tensor, "S 3 H W"]) -> l
         raise InputError("a model without geometry encoder and fusion adds no 3D tokens")
     (geometry,) = model.geometry([frames], [None], cameras=False)
     assert geometry.patches is not None
-    return list(_added(model.fusion, geometry.patches))
+    if not isinstance(model.fusion, GeoThinkerFusion):
+        return list(_added(model.fusion, geometry.patches))
+    sides = geometry.patches.shape[1:3] if image_grid_thw is None else image_grid_thw[0, 1:].tolist()
+    grid = len(frames), *(side // SPATIAL_MERGE_SIZE * SPATIAL_MERGE_SIZE for side in sides)
+    doubled = geometry.repeated(TEMPORAL_PATCH_SIZE)
+    tokens = model.fusion.layer_tokens(doubled, grid, model.model_spec().token_side(grid), geometry.patches.dtype)
+    assert tokens is not None
+    return [tokens.flatten(0, 1)]
 
 
 def official_fusion(
@@ -66,6 +80,45 @@ def official_fusion(
         return geometry, visual + geometry
 
     return fuse
+
+
+def official_interaction(
+    config: dict[str, Any], state_dict: Tensors
+) -> Callable[[Float[Tensor, "1 N D"], Float[Tensor, "1 N D"], Int[Tensor, "S 3"] | None], Float[Tensor, "1 N D"]]:
+    """Return one of GeoThinker's interactions without the rest of the model.
+
+    Args:
+        config: `hidden_size`, `num_attention_heads`, `norm_eps`, `importance_gate` and `stride`, the patches per side
+            that determine the size of a group.
+        state_dict: Tensors by official names, after `cross_attn.`.
+
+    Returns:
+        A function that maps the states of visual tokens, their 3D tokens and the grids of the images to what is added
+        to the states. Without grids all tokens are one group.
+
+    Raises:
+        NotImplementedError: The config has the distance term, which no released model has.
+    """
+    if config.get("spatial_bias"):
+        raise NotImplementedError("geo_spatial_bias: no released model has the distance term")
+    part = Interaction(
+        config["hidden_size"], config["num_attention_heads"], config["norm_eps"], config["importance_gate"]
+    ).to(first_tensor(state_dict).dtype)
+    weights = TensorsUnder(state_dict, INTERACTION.removeprefix("."))
+    load_weights(part, ReleasedWeights(weights, "interaction", is_skipped=lambda name: name.startswith(UNUSED)))
+
+    def add(
+        hidden: Float[Tensor, "1 N D"], geometry: Float[Tensor, "1 N D"], image_grid_thw: Int[Tensor, "S 3"] | None
+    ) -> Float[Tensor, "1 N D"]:
+        size = 0
+        if image_grid_thw is not None:
+            rows, columns = (int(side) // config["stride"] for side in image_grid_thw[0, 1:])
+            size = rows * columns
+        count = hidden.shape[1]
+        size = group_size(size, count)
+        return part(hidden[0], geometry[0], [(count // size, size)])[None]
+
+    return add
 
 
 def official_pictures(

@@ -81,6 +81,7 @@ class DecoderLayout:
         kind: The kind of layer that these heads belong to.
         linear: The layout of the Gated DeltaNet layers of a hybrid decoder. There q and k have `num_key_value_heads`
             heads, v and o have `num_heads`.
+        norm_eps: Added to the mean square in the norms of the layers.
     """
 
     hidden_size: int
@@ -93,6 +94,7 @@ class DecoderLayout:
     kinds: tuple[LayerKind, ...] = ()
     kind: LayerKind = "full_attention"
     linear: DecoderLayout | None = None
+    norm_eps: float = 1e-6
 
     @property
     def layers(self) -> list[int]:

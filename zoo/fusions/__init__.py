@@ -1,4 +1,4 @@
-"""Fusions of 2D and 3D tokens: at the decoder's input (`entrance.py`), or after its layers (`deep.py`)."""
+"""Fusions of 2D and 3D tokens: at the decoder's input, after its layers (`deep.py`), or in them (`geothinker.py`)."""
 
 from zoo.fusions.base import Fusion, merge_spatial
 from zoo.fusions.deep import DeepFusion, StackFusion
@@ -10,3 +10,4 @@ from zoo.fusions.entrance import (
     PatchMergerFusion,
     SubspaceFusion,
 )
+from zoo.fusions.geothinker import GeoThinkerFusion

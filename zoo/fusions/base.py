@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from zoo.cameras import SceneGeometry
 from zoo.configuration import Configurable
+from zoo.encodings.base import DecoderLayout
 from zoo.errors import InputError, check_choice
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, ExtraTokens, GridTHW
 
@@ -51,6 +52,13 @@ def merge_spatial(
     return tokens.reshape(blocks).permute(0, 2, 4, 3, 5, 6, 1).flatten(3).flatten(0, 2)
 
 
+def resize_grid(tokens: Float[Tensor, "t h w C"], size: tuple[int, int]) -> Float[Tensor, "t rows columns C"]:
+    """Resize grids of tokens bilinearly to rows and columns, without antialiasing, as GeoThinker does."""
+    if tuple(tokens.shape[1:3]) == size:
+        return tokens
+    return F.interpolate(tokens.movedim(-1, 1), size, mode="bilinear", align_corners=False).movedim(1, -1)
+
+
 class Fusion(Configurable, nn.Module, ABC):
     """Combines the 2D and the 3D branch of a scene. To add one, implement `embed_3d` in a file of this folder.
 
@@ -71,12 +79,18 @@ class Fusion(Configurable, nn.Module, ABC):
         appended: The tokens appended to the 2D tokens.
         frames_per_token: Frames whose 3D tokens each 2D token gets: both frames of its temporal patch, or one. An image
             is two equal frames. With one frame per token, the geometry encoder sees it once.
+        whole_frames: The 3D tokens are those of the geometry encoder's whole frames, in any grid. Otherwise each one
+            lies under a patch of the vision encoder.
+        compress_beyond: Number of views (images, or temporal patches of a video) of a scene beyond which the 2D tokens
+            of each view are resized to half of their rows and columns. None keeps all tokens.
         parts_2d: Names of the submodules of the 2D branch.
         parts_3d: Names of the submodules of the 3D branch.
     """
 
     appended: ExtraTokens = ExtraTokens.NONE
     frames_per_token: int = TEMPORAL_PATCH_SIZE
+    whole_frames: bool = False
+    compress_beyond: int | None = None
     parts_2d: tuple[str, ...] = ()
     parts_3d: tuple[str, ...] = ()
 
@@ -100,8 +114,8 @@ class Fusion(Configurable, nn.Module, ABC):
         self.width, self.geometry_width = width, geometry_width
         self.active_branches, self.temporal_merge, self.deepstack = active_branches, temporal_merge, deepstack
 
-    def bind(self, num_encoder_layers: int, num_decoder_layers: int) -> None:
-        """Receive the number of layers of the 3D tokens and of the decoder. Most fusions need neither.
+    def bind(self, num_encoder_layers: int, decoder: DecoderLayout) -> None:
+        """Receive the number of layers of the 3D tokens and the sizes of the decoder. Most fusions need neither.
 
         Raises:
             InputError: The numbers do not fit this fusion.
@@ -181,6 +195,29 @@ class Fusion(Configurable, nn.Module, ABC):
     ) -> Float[Tensor, "layers t n D"] | None:
         """Return features of the 3D branch to add after the first decoder layers. None if there are none."""
         return None
+
+    @property
+    def interactions(self) -> Mapping[int, nn.Module]:
+        """The modules that act between attention and MLP, by decoder layer, see `Interactions`."""
+        return {}
+
+    def layer_tokens(
+        self, geometry: SceneGeometry | None, grid_thw: GridTHW, token_side: int, dtype: torch.dtype
+    ) -> Float[Tensor, "t n D"] | None:
+        """Return the 3D token of each 2D token for the `interactions`. None if there are none.
+
+        Args:
+            geometry: See `forward`.
+            grid_thw: See `forward`.
+            token_side: Patches per side in a 2D token, twice as many where tokens are compressed.
+            dtype: Dtype of the 2D tokens.
+        """
+        return None
+
+    def group_size(self, grid_thw: GridTHW, token_side: int) -> int:
+        """Return how many consecutive 2D tokens of a scene see each other in the `interactions`, a divisor of all."""
+        steps, height, width = (int(side) for side in grid_thw)
+        return steps * (height // token_side) * (width // token_side)
 
     def branch_2d(
         self, visual: Float[Tensor, "N D"], grid_thw: GridTHW, views: Callable[[Tensor], Tensor] | None

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.encodings.base import DecoderLayout
 from zoo.errors import InputError
 from zoo.fusions.base import HIDDEN, Connector, Fusion, PatchMerger, PatchNorm, TemporalMerge
 from zoo.geometry.base import SceneGeometry
@@ -49,8 +50,9 @@ class DeepFusion(Fusion):
         self.shares = 1
         self.connectors = nn.ModuleList()
 
-    def bind(self, num_encoder_layers: int, num_decoder_layers: int) -> None:
+    def bind(self, num_encoder_layers: int, decoder: DecoderLayout) -> None:
         """Build the connectors, see `Fusion`."""
+        num_decoder_layers = decoder.num_layers
         option = f"--model.fusion.decoder_layers {self.decoder_layers}"
         if max(self.decoder_layers) > num_decoder_layers - 2:
             raise InputError(

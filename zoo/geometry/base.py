@@ -183,7 +183,12 @@ def covers(grid: tuple[int, int], own: tuple[int, int]) -> bool:
 
 
 def encoder_frames(
-    frames: Shaped[Tensor, "S 3 H W"], vision_patch_size: int, patch_size: int, grid: tuple[int, int] | None = None
+    frames: Shaped[Tensor, "S 3 H W"],
+    vision_patch_size: int,
+    patch_size: int,
+    grid: tuple[int, int] | None = None,
+    *,
+    any_grid: bool = False,
 ) -> Float[Tensor, "S 3 h w"]:
     """Prepare frames for a geometry encoder: values in 0..1, and patches on the vision encoder's grid.
 
@@ -193,11 +198,13 @@ def encoder_frames(
         patch_size: Patch size of the geometry encoder in pixels.
         grid: Rows and columns of the vision encoder's patches. None computes them from frames in the vision encoder's
             size.
+        any_grid: Frames in the encoder's own size may have any number of patches.
     """
     scaled = frames if frames.is_floating_point() else frames.float() / 255
     height, width = frames.shape[-2:]
     has_own_size = not (height % patch_size or width % patch_size)
-    if grid and has_own_size and covers(grid, (height // patch_size, width // patch_size)):
+    own = height // patch_size, width // patch_size
+    if grid and has_own_size and (any_grid or covers(grid, own)):
         return scaled
     return resample_frames(scaled, vision_patch_size, patch_size)
 

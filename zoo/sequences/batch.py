@@ -112,10 +112,9 @@ class Sequences(Movable):
         flat = values.new_full((self.input_ids.numel(), values.shape[1]), fill)
         return flat.index_copy(0, self.grid_places, values).unflatten(0, self.input_ids.shape)
 
-    @property
-    def decoder_places(self) -> Int[Tensor, " N"]:
-        """The place of each visual token in the decoder's input."""
-        return self.visual_places if self.packing is None else self.packing.visual_places
+    def in_decoder(self, places: Int[Tensor, " M"]) -> Int[Tensor, " M"]:
+        """Return the places of tokens in the flattened input of the decoder."""
+        return places if self.packing is None else self.packing.place[places]
 
 
 def _unpickled(attributes: bytes) -> Sequences:

@@ -146,6 +146,7 @@ class LoadedScene(Movable):
         pixel_values: After preparation, the patches cut by the backbone's processor, ordered by temporal patch. Bytes
             or normalized.
         grid_thw: After preparation, (t, h, w) in patches before spatial merging. An image is one temporal patch.
+        token_side: After preparation, patches per side in a visual token, see `ModelSpec.token_side`.
         kind: "video" or "image".
         is_one_medium: The images are frames of a video and are shown together where the prompt has the video.
         labels: Text around these frames.
@@ -177,6 +178,7 @@ class LoadedScene(Movable):
     vision_window: Window | None = None
     pixel_values: Shaped[Tensor, "patches channels"] | None = None
     grid_thw: Grid = (0, 0, 0)
+    token_side: int = SPATIAL_MERGE_SIZE
     # presentation in the prompt, and time
     kind: MediaKind = "video"
     is_one_medium: bool = False
@@ -220,7 +222,7 @@ class LoadedScene(Movable):
     def token_grid(self) -> Grid:
         """Number of temporal patches, and rows and columns of 2D tokens in each."""
         steps, height, width = self.grid_thw
-        return steps, height // SPATIAL_MERGE_SIZE, width // SPATIAL_MERGE_SIZE
+        return steps, height // self.token_side, width // self.token_side
 
     @property
     def tokens_per_step(self) -> int:
@@ -234,7 +236,21 @@ class LoadedScene(Movable):
         return self.num_steps * per_step + (extra_tokens.at_end if self.kind == "video" else 0)
 
     @property
+    def vision_grids(self) -> list[Grid]:
+        """(t, h, w) of each medium, which is one video or each image, in patches of the vision encoder."""
+        return self._of_each_medium(self.grid_thw)
+
+    @property
     def media_grids(self) -> list[Grid]:
-        """(t, h, w) of each medium in the prompt, which is one video or each image."""
-        steps, height, width = self.grid_thw
-        return [self.grid_thw] if self.kind == "video" else [(1, height, width)] * steps
+        """(t, h, w) of each medium in the prompt, in patches of which 2 x 2 make a visual token."""
+        return self._of_each_medium(prompt_grid(self.grid_thw, self.token_side))
+
+    def _of_each_medium(self, grid: Grid) -> list[Grid]:
+        steps, height, width = grid
+        return [grid] if self.kind == "video" else [(1, height, width)] * steps
+
+
+def prompt_grid(grid: Grid, token_side: int) -> Grid:
+    """Return the grid of patches that makes as many visual tokens by 2 x 2 as `grid` by `token_side` x `token_side`."""
+    steps, height, width = grid
+    return steps, height // token_side * SPATIAL_MERGE_SIZE, width // token_side * SPATIAL_MERGE_SIZE

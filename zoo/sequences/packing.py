@@ -215,7 +215,6 @@ class ScenePacking(Movable):
     Args:
         mask: True for tokens that are not padding.
         group: Group of each token of a row, see `zoo.sequences.packing`.
-        visual_places: Place of each visual token in the flattened rows.
         max_tokens: Maximum number of tokens of a sequence. A longer row gets its own. None packs all rows into one
             sequence.
 
@@ -225,14 +224,13 @@ class ScenePacking(Movable):
         shape: Number of sequences, and length of the longest.
         group: Group of each token of the sequences. Rows do not share groups. -1 in padding.
         prefix_group: Group of the prefix of each token's row.
-        visual_places: Place of each visual token in the flattened sequences.
+        place: Place in the flattened sequences of each token of the flattened rows. 0 in padding.
     """
 
     def __init__(
         self,
         mask: Bool[Tensor, "S L"],
         group: Int[Tensor, "S L"],
-        visual_places: Int[Tensor, " M"],
         max_tokens: int | None = None,
     ) -> None:
         starts: list[tuple[int, int]] = []  # sequence and first place of each row
@@ -246,9 +244,8 @@ class ScenePacking(Movable):
         first = torch.tensor([sequence * self.shape[1] + start for sequence, start in starts])
         self.rows: Int[Tensor, " N"] = mask.flatten().nonzero()[:, 0]
         self.places: Int[Tensor, " N"] = (first[:, None] + mask.cumsum(1) - 1).flatten()[self.rows]
-        place = torch.zeros(mask.numel(), dtype=torch.long)
-        place[self.rows] = self.places
-        self.visual_places: Int[Tensor, " M"] = place[visual_places]
+        self.place: Int[Tensor, " tokens"] = torch.zeros(mask.numel(), dtype=torch.long)
+        self.place[self.rows] = self.places
         own_first = torch.arange(len(mask))[:, None] * (int(group.max()) + 1)
         self.group: Int[Tensor, "B T"] = self.pack(group + own_first, -1)
         self.prefix_group: Int[Tensor, "B T"] = self.pack((own_first + PREFIX).expand_as(group), -1)

@@ -6,6 +6,7 @@ from zoo.tasks.models import (
     VGLLM,
     BaselineVLM,
     ConcatSplitMLLM,
+    GeoThinker,
     PRoPEMLLM,
     Qwen3VL,
     Qwen25VL,

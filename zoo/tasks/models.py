@@ -21,7 +21,15 @@ from zoo.backbones import (
 )
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
-from zoo.fusions import AddFusion, ConcatSplitFusion, Fusion, PatchMergerFusion, StackFusion, SubspaceFusion
+from zoo.fusions import (
+    AddFusion,
+    ConcatSplitFusion,
+    Fusion,
+    GeoThinkerFusion,
+    PatchMergerFusion,
+    StackFusion,
+    SubspaceFusion,
+)
 from zoo.geometry import DatasetGeometry, GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 
@@ -147,6 +155,28 @@ class SpatialStack(VideoQATask):
     ) -> None:
         super().__init__(geometry=geometry, fusion=fusion, **parts)
         _warn_of_layers(self.model.geometry, (11, 17, 23), "SpatialStack reads three layers")
+
+
+class GeoThinker(VideoQATask):
+    """GeoThinker (arXiv 2602.06037): visual tokens query the 3D tokens of their frame within the decoder.
+
+    geothinker.yaml shows each frame as an image, as published.
+
+    Args:
+        geometry: Encoder of the 3D tokens. The layer before VGGT's last one in the paper. The default uses the
+            dataset's rays and points.
+        fusion: `GeoThinkerFusion`, or another one.
+        parts: The other arguments of `VideoQATask`.
+    """
+
+    def __init__(
+        self,
+        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
+        fusion: Callable[[int, int], Fusion] = GeoThinkerFusion,
+        **parts: Any,
+    ) -> None:
+        super().__init__(geometry=geometry, fusion=fusion, **parts)
+        _warn_of_layers(self.model.geometry, (-2,), "GeoThinker reads the layer before the last")
 
 
 def _warn_of_layers(geometry: GeometryEncoder | None, published: tuple[int, ...], what: str) -> None:

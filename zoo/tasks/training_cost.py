@@ -12,6 +12,10 @@ matrix products:
   autocast every linear layer keeps one, because each makes its own copy in bfloat16.
 - Both norms: the input in float32, and the output if they are trained.
 
+A fusion's interaction within a decoder layer (GeoThinker) keeps, for each visual token and channel of the decoder, 6.25
+numbers in the dtype of its matrix products: the outputs of both norms, queries, keys, values, the output, and a quarter
+for the importance of keys. It keeps two more in float32, and four under autocast.
+
 A head of D channels in Gated DeltaNet keeps 20 D + 5 x 64 + 2 D^2 / 64 float32 numbers per token, by PyTorch's rule in
 chunks of 64 tokens. The kernels of flash-linear-attention keep fewer. Under autocast each float32 matrix has a copy in
 bfloat16. With gradient checkpointing a trained block keeps only its input, and one block at a time is recomputed.
@@ -40,10 +44,11 @@ from torch import Tensor, nn
 
 from zoo.backbones.lora import stored_bytes
 from zoo.configuration import known_config
+from zoo.fusions.geothinker import Interaction
 from zoo.geometry.metric_model import MetricModel
 from zoo.model import SpatialVLM
 from zoo.objectives.teacher_model import Teacher
-from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE, MediaKind
+from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.tasks.base import parameter_groups
 from zoo.tasks.fsdp2 import GATHERED_DTYPES
 from zoo.tasks.video_qa import VideoQATask
@@ -213,8 +218,9 @@ def teacher_networks(teacher: Teacher | None) -> list[Any]:
 def sequence_sizes(model: SpatialVLM, batch: BatchSizes) -> tuple[int, int, int]:
     """Return the visual tokens of a scene, the number of sequences in a batch, and the tokens of each sequence."""
     backbone, extra = model.backbone, model.training_tokens
-    steps, height, width = batch.grid(backbone.patch_size)
-    per_step = height * width // SPATIAL_MERGE_SIZE**2
+    steps, height, width = grid = batch.grid(backbone.patch_size)
+    side = model.model_spec(training=True).token_side(grid)
+    per_step = (height // side) * (width // side)
     visual = steps * (per_step + extra.count(per_step)) + (extra.at_end if batch.kind == "video" else 0)
     spans = steps if backbone.span_per_step or batch.kind == "image" else 1
     prefix = SYSTEM + visual + spans * (1 if spans == 1 else 1 + SPAN)
@@ -282,6 +288,10 @@ class BlockCost(NamedTuple):
     forward: float = 0
     backward: float = 0
 
+    def plus(self, other: BlockCost) -> BlockCost:
+        """Return the cost of both."""
+        return BlockCost(*(a + b for a, b in zip(self, other, strict=True)))
+
 
 def block_cost(block: nn.Module, tokens: int, length: int, is_autocast: bool) -> BlockCost:
     """Compute the cost of a block by the formulas of this module.
@@ -338,6 +348,32 @@ def block_cost(block: nn.Module, tokens: int, length: int, is_autocast: bool) ->
     )
 
 
+def interaction_cost(interaction: Interaction, tokens: int, length: int, is_autocast: bool) -> BlockCost:
+    """Compute the cost of a fusion's interaction within a decoder layer, with the arguments of `block_cost`."""
+    width, layers = interaction.o_proj.in_features, linear_layers(interaction)
+    itemsize = 2 if is_autocast else layers[0].weight.element_size()
+    forward, backward = linear_flops(layers, tokens)
+    return BlockCost(
+        kept=tokens * width * (6.25 * itemsize + (16 if is_autocast else 8)),
+        copies=sum(copy_bytes(layer, is_autocast) for layer in layers),
+        forward=forward + 4 * tokens * length * width,
+        backward=backward + 10 * tokens * length * width,
+    )
+
+
+def interactions_of(task: VideoQATask, batch: BatchSizes) -> tuple[dict[nn.Module, Interaction], int, int]:
+    """Return the fusion's interaction in each decoder layer, their tokens of a batch, and the tokens of a group."""
+    model, fusion = task.model, task.model.fusion
+    if fusion is None or not model.uses_geometry_tokens:
+        return {}, 0, 0
+    steps, height, width = grid = batch.grid(model.backbone.patch_size)
+    side = model.model_spec(training=True).token_side(grid)
+    _, rows, _ = sequence_sizes(model, batch)
+    layers = model.backbone.decoder.layers
+    found = {layers[i]: each for i, each in fusion.interactions.items() if isinstance(each, Interaction)}
+    return found, rows * steps * (height // side) * (width // side), fusion.group_size(grid, side)
+
+
 def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointing: bool) -> StepCost:
     """Compute the cost of a forward and a backward pass."""
     model, backbone, is_autocast = task.model, task.model.backbone, precision.startswith("bf16")
@@ -346,11 +382,15 @@ def step_cost(task: VideoQATask, batch: BatchSizes, precision: str, checkpointin
     itemsize = 2 if is_autocast else residual
     blocks = kept = inside = flops = 0.0
     counted = set[nn.Module]() if model.geometry is None else set(model.geometry.modules())
+    interactions, acting, group_length = interactions_of(task, batch)
     # 1. Transformer blocks.
     for group in blocks_of(task, batch):
         for block in group.blocks:
             counted |= set(block.modules())
             cost = block_cost(block, group.tokens, group.length, is_autocast)
+            if (interaction := interactions.get(block)) is not None:
+                counted |= set(interaction.modules())
+                cost = cost.plus(interaction_cost(interaction, acting, group_length, is_autocast))
             flops += cost.forward + (cost.backward if group.has_gradient else 0)
             if not group.has_gradient:
                 continue

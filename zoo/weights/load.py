@@ -480,6 +480,7 @@ def _assign(module: nn.Module, weights: ReleasedWeights, own: Collection[str], d
             continue
         del missing[official]
         tensor, parts = tensors[name], [targets[part] for part in ours]
+        tensor = tensor if tensor.ndim else tensor[None]  # a number, as a GeoThinker's gate
         shape = list(parts[0].shape)
         shape[0] *= len(parts)
         if list(tensor.shape) != shape:
