@@ -52,7 +52,7 @@ from tests.conftest import ROOMS
 from tests.datamodules.batches import question_batch, training_batch
 from tests.datamodules.clips import HEIGHT, WIDTH, numbered_frame, write_folder, write_video
 from tests.poses import random_poses
-from zoo import InputError, Qwen25VL, TinyVGGT, VGGTPretraining
+from zoo import GeometryPretraining, InputError, Qwen25VL, TinyVGGT
 from zoo.backbones import tiny_preprocessor
 from zoo.cameras import SceneGeometry, normalize_intrinsics
 from zoo.model_spec import ModelSpec
@@ -197,7 +197,11 @@ class Kept(Callback):
 def test_fit_and_test_of_vggt_tokenize_nothing(rooms_root: Path, tmp_path: Path) -> None:
     source = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1)
     data = VideoQADataModule(source, num_frames=4, pixels=TINY, num_workers=0, batch_size=2)
-    task, kept, control = VGGTPretraining(TinyVGGT(embed_dim=32, depth=2, heads=("camera", "depth"))), Kept(), Kept()
+    task, kept, control = (
+        GeometryPretraining(TinyVGGT(embed_dim=32, depth=2, heads=("camera", "depth"))),
+        Kept(),
+        Kept(),
+    )
 
     def trainer(callback: Kept) -> Trainer:
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -32,10 +32,10 @@ from zoo.geometry.layers import quaternion_to_rotation, rotation_to_quaternion
 from zoo.sequences.batch import Batch
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks.base import LearningRates
-from zoo.tasks.vggt_pretraining import (
+from zoo.tasks.geometry_pretraining import (
     ALPHA,
     HUBER,
-    VGGTPretraining,
+    GeometryPretraining,
     camera_loss,
     dense_loss,
     errors,
@@ -196,9 +196,9 @@ def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> Batch
     return Batch(found, num_answers=[1] * len(found))
 
 
-def model(**options: Any) -> VGGTPretraining:
+def model(**options: Any) -> GeometryPretraining:
     tiny = TinyVGGT(embed_dim=32, depth=4, num_heads=2, features=8, heads=("camera", "depth", "point"))
-    return VGGTPretraining(tiny, learning_rates=LearningRates(geometry=3e-3), **options)
+    return GeometryPretraining(tiny, learning_rates=LearningRates(geometry=3e-3), **options)
 
 
 def trainer(folder: Path, steps: int, **settings: Any) -> Trainer:
@@ -333,9 +333,9 @@ def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
 
 def test_bad_options_and_scenes_are_errors(rooms: list[Scene]) -> None:
     with pytest.raises(InputError, match="learning_rates.geometry"):
-        VGGTPretraining(learning_rates=LearningRates())
+        GeometryPretraining(learning_rates=LearningRates())
     with pytest.raises(InputError, match="without heads can't be trained"):
-        VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
+        GeometryPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
     with pytest.raises(InputError, match="dense_frames 0"):
         model(dense_frames=0)
     failed = Batch(batch(rooms[:1]).scenes, failed=[{"scene": "rooms/a", "error": "rooms/a: a.mp4: truncated"}])
