@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from zoo.cameras import normalize_intrinsics
 from zoo.cameras.poses import invert_se3
-from zoo.cameras.scene_geometry import SceneGeometry, Window
+from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError
 from zoo.progress import is_first_process
@@ -171,8 +171,8 @@ def resample_depth(geometry: SceneGeometry | None, size_hw: tuple[int, int]) -> 
     """Return the dataset's geometry with depth in the size of resampled frames, by nearest neighbors."""
     if geometry is None or geometry.depth is None or tuple(geometry.depth.shape[1:]) == size_hw:
         return geometry
-    height, width = geometry.depth.shape[1:]
-    return Window(height, width, 0, 0, height, width).crop(geometry, size_hw)
+    depth = F.interpolate(geometry.depth[:, None], size_hw, mode="nearest-exact")[:, 0]
+    return SceneGeometry(**{**geometry.present(), "depth": depth})
 
 
 def check_size(height: int, width: int, patch: int) -> None:

@@ -188,8 +188,10 @@ def normalize_conditions(
             has_any = torch.ones_like(moves) if has_depth is None else has_depth.any(1)
             moves = moves & ~has_any
         spread = torch.where(moves, distance.mean(1), 1.0)
-        translation = translation / torch.where(moves, spread + TINY_LENGTH, 1.0)[:, None, None]
-        unit = unit * spread
+        divisor = torch.where(moves, spread + TINY_LENGTH, 1.0)[:, None, None]
+        translation, unit = translation / divisor, unit * spread
+        if depth is not None:  # of scenes that move, none is used
+            depth = depth / divisor[..., None].to(depth.dtype)
     used = torch.ones(relative.shape[:2], dtype=torch.bool, device=poses.device) if has_pose is None else has_pose
     used = used & (used.sum(1, keepdim=True) > 1)
     return rigid_matrix(relative[..., :3, :3], translation), depth, used, unit.to(to_float32(world_to_camera).dtype)
