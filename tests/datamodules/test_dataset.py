@@ -158,6 +158,20 @@ def test_damaged_depth_that_is_only_predicted_costs_no_answer(rooms_root: Path, 
     assert "0 depth images" in str(SceneDataset([scene], UniformSampler(), 4, TINY, spec=read)[0].error)
 
 
+def test_depth_that_is_only_read_is_loaded_where_a_scene_has_it(rooms_root: Path, tmp_path: Path) -> None:
+    scene = rooms(rooms_root)[0]
+
+    def load(scene: Scene, spec: ModelSpec) -> LoadedScene:
+        return SceneDataset([scene], UniformSampler(), 4, TINY, spec=spec)[0]
+
+    reads = ModelSpec(reads_depth=True)
+    (with_depth, without), unasked = (load(each, reads) for each in (scene, replace(scene, depth=None))), ModelSpec()
+    assert with_depth.geometry is not None and torch.equal(with_depth.geometry.depth, load(scene, NEEDS).geometry.depth)
+    assert without.error is None and without.geometry is not None and without.geometry.depth is None
+    assert load(scene, unasked).geometry.depth is None  # the control
+    assert "0 depth images" in str(load(replace(scene, depth=tmp_path), reads).error)
+
+
 class Blank(Augmentation):
     """A crop that keeps no pixel with known depth."""
 

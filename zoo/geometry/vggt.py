@@ -509,10 +509,10 @@ class VGGTOutput:
     patch_start: int
     pose_enc: Float[Tensor, "B S 9"] | None = None
     pose_enc_list: Float[Tensor, "steps B S 9"] | None = None
-    depth: Float[Tensor, "B S H W 1"] | None = None
-    depth_conf: Float[Tensor, "B S H W"] | None = None
-    points: Float[Tensor, "B S H W 3"] | None = None
-    points_conf: Float[Tensor, "B S H W"] | None = None
+    depth: Float[Tensor, "B dense H W 1"] | None = None
+    depth_conf: Float[Tensor, "B dense H W"] | None = None
+    points: Float[Tensor, "B dense H W 3"] | None = None
+    points_conf: Float[Tensor, "B dense H W"] | None = None
 
     def in_units(self, unit: Float[Tensor, " B"]) -> VGGTOutput:
         """Return the outputs with lengths divided by the unit of each scene."""

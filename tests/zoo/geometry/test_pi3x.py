@@ -394,13 +394,18 @@ def test_frames_without_a_camera_stand_where_the_frame_before_them_does() -> Non
     assert not torch.equal(found.patches, encoder(frames, [other], cameras=False)[0].patches)  # the control
 
 
-def test_depth_follows_resampled_frames() -> None:
+def test_depth_follows_resampled_frames(tmp_path: Path) -> None:
     """Frames of a vision encoder with patches of 16 pixels are resampled, and depth with them."""
     scene, frames = dataset_scene(2, 32, 48), encoder_frames(tiny_images(1, 2, 32, 48)[0], 16, 14)
     resampled = resample_depth(scene, (28, 42))
     assert frames.shape[-2:] == (28, 42) and torch.isin(resampled.depth, scene.depth).all()
     assert torch.equal(resampled.K_normalized, scene.K_normalized)
     Pi3XEncoder(hash_model())([frames], [resampled], cameras=False)
+    cached = CachedGeometry(lambda: TinyPi3X(embed_dim=32, num_heads=2, seed=0), GeometryCache(str(tmp_path)))
+    cached.match_patches(16)
+    (found,) = cached([tiny_images(1, 2, 32, 48)[0]], [scene], cameras=False)
+    (expected,) = cached.encoder()([frames], [resampled], cameras=False)
+    assert torch.equal(found.patches, expected.patches.bfloat16())
     with pytest.raises(InputError, match="depth of 48 x 32 pixels for a frame of 42 x 28"):
         Pi3XEncoder(hash_model())([frames], [scene], cameras=False)
 
