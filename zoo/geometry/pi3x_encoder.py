@@ -64,9 +64,9 @@ class Pi3XSymmetries:
 class Pi3XEncoder(TrunkEncoder):
     """Pi3X's tokens and cameras. Float32, in meters (approximately), in a world that is no view's camera.
 
-    The camera token of a frame is the mean over its patches, which the camera head pools as well. A frame without a
-    camera has no pose and no rays. In the mean distance from view 0, the unit of poses without depth, it counts with
-    the pose of the last frame before it that has one, or else of the first.
+    The confidence is a logit. The camera token of a frame is the mean over its patches, which the camera head pools as
+    well. A frame without a camera has no pose and no rays. In the mean distance from view 0, the unit of poses without
+    depth, it counts with the pose of the last frame before it that has one, or else of the first.
 
     Args:
         pi3x: A Pi3X with its weights.
