@@ -24,7 +24,7 @@ from callbacks.progress import PlainProgress
 from datamodules import FrameSampler, PixelBounds, RandomSampler, Rooms, UniformSampler, VideoQADataModule
 from datamodules.samplers import SceneView
 from zoo.geometry import TinyVGGT
-from zoo.tasks import VGGTPretraining
+from zoo.tasks import GeometryPretraining
 
 FRAMES_PER_STEP, PATH_FRAMES, VALIDATED = 72, 12, 60  # frames per step, frames of a path, validation rooms
 RESULTS = Path(__file__).with_suffix(".json")
@@ -89,7 +89,7 @@ def data_of(frames: int, sampler: type[FrameSampler], evaluated: type[FrameSampl
 def train(frames: int, sampler: type[FrameSampler], steps: int) -> dict[str, Any]:
     """Return the curve of the setting's own validation, and the errors on whole paths at the end."""
     seed_everything(0, verbose=False)
-    task, curve = VGGTPretraining(TinyVGGT(heads=("camera",))), Curve()
+    task, curve = GeometryPretraining(TinyVGGT(heads=("camera",))), Curve()
     trainer = Trainer(
         accelerator="cpu",
         max_steps=steps,

@@ -226,7 +226,8 @@ class SceneDataset(Dataset):
             )
         # 3. Depth
         depth, (height, width) = None, shown.shape[-2:] if window is None else window[:2]
-        if spec.requires_depth:
+        has_depth = view.depth is not None or view.depth_maps is not None
+        if spec.requires_depth or (spec.reads_depth and has_depth):
             depth = self._read_depth(view, frames, (height, width))
         elif "depth" in spec.targets and view.depth is not None:
             depth, loaded["target_error"] = self._read_target(view, frames, (height, width))

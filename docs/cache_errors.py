@@ -31,7 +31,7 @@ from datamodules import Rooms, VideoQADataModule
 from datamodules.collate import QuestionCollate, SceneCollate
 from datamodules.dataset import SceneDataset
 from datamodules.resize import PixelBounds
-from zoo import AddFusion, GeometryCache, SpatialVLM, TinyVGGT, VGGTPretraining
+from zoo import AddFusion, GeometryCache, GeometryPretraining, SpatialVLM, TinyVGGT
 from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.geometry import CachedGeometry, GeometryEncoder, SceneGeometry, VGGTEncoder, pose_encoding_to_cameras
 from zoo.model_spec import ModelSpec
@@ -116,7 +116,7 @@ def rooms(arguments: argparse.Namespace) -> list[LoadedScene]:
 def learn(scenes: list[LoadedScene], steps: int, folder: str) -> str:
     """Train a tiny VGGT until it knows some scenes by heart, and return its run."""
     torch.manual_seed(0)
-    model = VGGTPretraining(TinyVGGT(heads=("camera", "depth", "point")), dense_frames=1)
+    model = GeometryPretraining(TinyVGGT(heads=("camera", "depth", "point")), dense_frames=1)
     seen = SceneCollate()(scenes)
     trainer = Trainer(
         max_steps=steps,

@@ -33,7 +33,8 @@ __getattr__, __all__ = lazy_exports(
         "objectives.teacher_model": ["Teacher"],
         "geometry": [
             *("DatasetGeometry", "DatasetPoses", "FittedMetricModel", "GeometryCache", "GeometryEncoder"),
-            *("MetricModel", "PosedDA3", "PretrainedDA3", "PretrainedVGGT", "TinyDA3", "TinyVGGT"),
+            *("MetricModel", "PosedDA3", "PretrainedDA3", "PretrainedPi3X", "PretrainedVGGT"),
+            *("TinyDA3", "TinyPi3X", "TinyVGGT"),
         ],
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
@@ -46,8 +47,8 @@ __getattr__, __all__ = lazy_exports(
         "tasks.base": ["LearningRates", "WarmupCosine"],
         "tasks": [
             *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "GeoThinker"),
-            *("PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore", "SpatialMLLM"),
-            *("SpatialStack", "SupervisedFineTuning", "Task", "VGGTPretraining", "VGLLM", "VideoQATask"),
+            *("GeometryPretraining", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore"),
+            *("SpatialMLLM", "SpatialStack", "SupervisedFineTuning", "Task", "VGLLM", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -497,6 +497,7 @@ class SpatialVLM(Configurable, nn.Module):
             requires_cameras=(plan.uses_cameras and not plan.predicts_cameras)
             or bool(encoder and encoder.requires_cameras),
             requires_depth=(plan.uses_depth and plan.source != "predicted") or bool(fused and fused.requires_depth),
+            reads_depth=bool(shown and shown.reads_depth),
             merged_camera=self.merged_camera,
             uses_cameras=plan.uses_cameras,
             may_predict_cameras=plan.predicts_cameras,

@@ -41,6 +41,7 @@ class ModelSpec:
         requires_cameras: The model needs the dataset's pose and intrinsics of each frame. A scene without them is an
             error.
         requires_depth: The model needs the dataset's depth map of each frame. A scene without it is an error.
+        reads_depth: The dataset's depth is loaded for scenes that have it.
         merged_camera: The camera of a token that merges two frames.
         uses_cameras: Some part reads cameras.
         may_predict_cameras: A scene without cameras in the dataset gets predicted cameras.
@@ -77,6 +78,7 @@ class ModelSpec:
     # cameras, depth, geometry features
     requires_cameras: bool = False
     requires_depth: bool = False
+    reads_depth: bool = False
     merged_camera: MergedCamera = "first"
     uses_cameras: bool = False
     may_predict_cameras: bool = False

@@ -27,7 +27,7 @@ from zoo.encodings.base import ViewMixer
 from zoo.errors import InputError
 from zoo.fusions import Fusion
 from zoo.fusions.base import resize_grid
-from zoo.geometry.base import GeometryEncoder, covers, encoder_frames
+from zoo.geometry.base import GeometryEncoder, covers, encoder_frames, resample_depth
 from zoo.geometry.cache import EVERY_FRAME, check_grid, geometry_of_frames, shown_frames
 from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
@@ -159,7 +159,8 @@ def geometry_inputs(
     frames = encoder_frames(scene.frames[shown], patch_size, encoder.patch_size, grid, any_grid=whole_frames)
     check_grid(encoder, frames, grid)
     window = scene.vision_window or window_of_vision(frames, grid, encoder.patch_size)
-    return GeometryInputs(frames, geometry_of_frames(known, frames, window), window)
+    own = geometry_of_frames(known, frames, window)
+    return GeometryInputs(frames, resample_depth(own, (frames.shape[-2], frames.shape[-1])), window)
 
 
 def window_of_vision(frames: Float[Tensor, "S 3 H W"], grid: tuple[int, int], patch_size: int) -> Window | None:

@@ -199,14 +199,15 @@ def logits(task: VideoQATask, batch: Batch) -> torch.Tensor:
 
 
 def geometry(bench: Bench) -> Tables:
-    """Forward passes of the trunks of VGGT-1B and Depth Anything 3 (base) in bfloat16: 252 x 336 pixels."""
-    from benchmarks import da3, trunks, vggt
+    """Forward passes of the trunks of VGGT-1B, Depth Anything 3 (base) and Pi3X in bfloat16: 252 x 336 pixels."""
+    from benchmarks import da3, pi3x, trunks, vggt
 
     size = {"height": 56, "width": 84} if bench.is_tiny else {"height": 252, "width": 336}
     rows = []
     for title, module, flops, chosen in (
         ("VGGT", vggt, vggt.aggregator_flops, "large"),
         ("Depth Anything 3", da3, da3.trunk_flops, "base"),
+        ("Pi3X", pi3x, pi3x.trunk_flops, "large"),
     ):
         dtype = "bfloat16" if bench.device.type == "cuda" else "float32"
         given = {**size, "size": "tiny" if bench.is_tiny else chosen, "dtype": dtype, "device": bench.device.type}

@@ -135,9 +135,9 @@ def test_runs_that_can_not_be_probed_are_named(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(InputError, match=error):
             probe(words)
     vggt = {"class_path": "zoo.TinyVGGT", "init_args": {"embed_dim": 16, "depth": 4, "num_heads": 2}}
-    model = {"class_path": "zoo.VGGTPretraining", "init_args": {"geometry": vggt}}
+    model = {"class_path": "zoo.GeometryPretraining", "init_args": {"geometry": vggt}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": {}}))
-    with pytest.raises(InputError, match="config.yaml: a VGGTPretraining answers no questions"):
+    with pytest.raises(InputError, match="config.yaml: a GeometryPretraining answers no questions"):
         SpatialVLM.from_pretrained(tmp_path)
 
 

@@ -52,7 +52,7 @@ from tests.conftest import ROOMS
 from tests.datamodules.batches import question_batch, training_batch
 from tests.datamodules.clips import HEIGHT, WIDTH, numbered_frame, write_folder, write_video
 from tests.poses import random_poses
-from zoo import InputError, Qwen25VL, TinyVGGT, VGGTPretraining
+from zoo import GeometryPretraining, InputError, Qwen25VL, TinyVGGT
 from zoo.backbones import tiny_preprocessor
 from zoo.cameras import SceneGeometry, normalize_intrinsics
 from zoo.model_spec import ModelSpec
@@ -158,6 +158,20 @@ def test_damaged_depth_that_is_only_predicted_costs_no_answer(rooms_root: Path, 
     assert "0 depth images" in str(SceneDataset([scene], UniformSampler(), 4, TINY, spec=read)[0].error)
 
 
+def test_depth_that_is_only_read_is_loaded_where_a_scene_has_it(rooms_root: Path, tmp_path: Path) -> None:
+    scene = rooms(rooms_root)[0]
+
+    def load(scene: Scene, spec: ModelSpec) -> LoadedScene:
+        return SceneDataset([scene], UniformSampler(), 4, TINY, spec=spec)[0]
+
+    reads = ModelSpec(reads_depth=True)
+    (with_depth, without), unasked = (load(each, reads) for each in (scene, replace(scene, depth=None))), ModelSpec()
+    assert with_depth.geometry is not None and torch.equal(with_depth.geometry.depth, load(scene, NEEDS).geometry.depth)
+    assert without.error is None and without.geometry is not None and without.geometry.depth is None
+    assert load(scene, unasked).geometry.depth is None  # the control
+    assert "0 depth images" in str(load(replace(scene, depth=tmp_path), reads).error)
+
+
 class Blank(Augmentation):
     """A crop that keeps no pixel with known depth."""
 
@@ -197,7 +211,11 @@ class Kept(Callback):
 def test_fit_and_test_of_vggt_tokenize_nothing(rooms_root: Path, tmp_path: Path) -> None:
     source = Rooms(scenes=ROOMS, root=str(rooms_root), workers=1)
     data = VideoQADataModule(source, num_frames=4, pixels=TINY, num_workers=0, batch_size=2)
-    task, kept, control = VGGTPretraining(TinyVGGT(embed_dim=32, depth=2, heads=("camera", "depth"))), Kept(), Kept()
+    task, kept, control = (
+        GeometryPretraining(TinyVGGT(embed_dim=32, depth=2, heads=("camera", "depth"))),
+        Kept(),
+        Kept(),
+    )
 
     def trainer(callback: Kept) -> Trainer:
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}

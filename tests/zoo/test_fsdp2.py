@@ -162,7 +162,7 @@ def test_a_frozen_geometry_encoder_is_gathered_once_for_any_number_of_shapes(run
     ("words", "error"),
     [
         (["--trainer.strategy", "fsdp"], "--trainer.strategy fsdp: FSDP1 is not supported, take fsdp2"),
-        (["--config", "geometry_tiny.yaml", "--trainer.strategy", "fsdp2"], "not VGGTPretraining: take ddp"),
+        (["--config", "geometry_tiny.yaml", "--trainer.strategy", "fsdp2"], "not GeometryPretraining: take ddp"),
     ],
 )
 def test_what_cant_be_sharded_is_refused(

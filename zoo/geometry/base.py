@@ -45,6 +45,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         requires_cameras: The dataset must provide a camera for each frame.
         requires_frames: The dataset must provide the frames.
         requires_depth: The dataset must provide depth.
+        reads_depth: The dataset's depth is used in scenes that have it.
         predicts_cameras: The encoder predicts cameras, so the dataset needs none.
         predicts_depth: The encoder can predict depth with the cameras, in their unit.
         predicts_points: The encoder can predict the point of each pixel with the cameras, in their world and unit.
@@ -63,6 +64,7 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
     requires_cameras: bool = False
     requires_frames: bool = False
     requires_depth: bool = False
+    reads_depth: bool = False
     predicts_cameras: bool = False
     predicts_depth: bool = False
     predicts_points: bool = False
@@ -111,7 +113,8 @@ class GeometryEncoder(Configurable, nn.Module, ABC):
         """
         if source is not None:
             self.scale_from, self.is_metric, self.requires_cameras = source, True, source.requires_cameras
-            self.given_fields = {"cameras": source.reads}
+            read = (*self.given_fields.get("cameras", ()), *source.reads)
+            self.given_fields = {**self.given_fields, "cameras": tuple(dict.fromkeys(read))}
             if source.requires_depth:
                 self.enable_head("depth")
 
@@ -162,6 +165,14 @@ def resample_frames(frames: Float[Tensor, "S 3 H W"], patch_size: int, wanted_si
         return frames
     size = [side // patch_size * wanted_size for side in frames.shape[-2:]]
     return F.interpolate(frames, size, mode="bicubic", antialias=True).clamp(0.0, 1.0)
+
+
+def resample_depth(geometry: SceneGeometry | None, size_hw: tuple[int, int]) -> SceneGeometry | None:
+    """Return the dataset's geometry with depth in the size of resampled frames, by nearest neighbors."""
+    if geometry is None or geometry.depth is None or tuple(geometry.depth.shape[1:]) == size_hw:
+        return geometry
+    depth = F.interpolate(geometry.depth[:, None], size_hw, mode="nearest-exact")[:, 0]
+    return SceneGeometry(**{**geometry.present(), "depth": depth})
 
 
 def check_size(height: int, width: int, patch: int) -> None:
@@ -312,7 +323,7 @@ def pose_scale(predicted: Float[Tensor, "S 4 4"], given: Float[Tensor, "S 4 4"])
     return float(singular.sum() / source.square().sum(1).mean())
 
 
-# ---- Base class of VGGT and Depth Anything 3: tokens from a trunk's layers, cameras from its heads -------------------
+# ---- Base class of VGGT, Depth Anything 3 and Pi3X: tokens from a trunk's layers, cameras from its heads -------------
 
 
 class TrunkEncoder(GeometryEncoder):
@@ -326,7 +337,8 @@ class TrunkEncoder(GeometryEncoder):
             the end.
         depth: Number of trunk layers.
         channels: Channels of one layer's tokens.
-        to_cameras: Converts pose encodings to world-to-camera poses and intrinsics in pixels.
+        to_cameras: Converts pose encodings to world-to-camera poses and intrinsics in pixels. A subclass that
+            overrides `_cameras` needs none.
 
     Attributes:
         layers: The layers as given.
@@ -341,7 +353,11 @@ class TrunkEncoder(GeometryEncoder):
     heads: tuple[str, ...] = ()
 
     def __init__(
-        self, layers: Sequence[int], depth: int, channels: int, to_cameras: Callable[..., tuple[Tensor, Tensor]]
+        self,
+        layers: Sequence[int],
+        depth: int,
+        channels: int,
+        to_cameras: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         if not layers or not all(-depth <= layer < depth for layer in layers):
@@ -364,7 +380,7 @@ class TrunkEncoder(GeometryEncoder):
             heads: Heads to compute.
 
         Returns:
-            The network's output with `tokens` by layer, `patch_start` and `pose_enc`, and depth, points and confidence
+            The network's output with `tokens` by layer, `patch_start` and cameras, and depth, points and confidence
             by their names in `SceneGeometry`.
         """
 
@@ -380,7 +396,7 @@ class TrunkEncoder(GeometryEncoder):
                 heads = self.heads if cameras else ()
                 output, dense = self.predict(images, [given[i] for i in members], tokens=tokens, heads=heads)
                 fields = self._tokens(output.tokens, output.patch_start, images) if tokens else {}
-                fields |= self._cameras(output.pose_enc, images) | dense
+                fields |= self._cameras(output, images) | dense
                 present = {name: value for name, value in fields.items() if value is not None}
                 for k, i in enumerate(members):
                     found[i] = SceneGeometry(**{name: value[k] for name, value in present.items()})
@@ -395,12 +411,10 @@ class TrunkEncoder(GeometryEncoder):
         joined = parts[0] if len(parts) == 1 else torch.cat(parts, -1)  # tokens of a single layer are not copied
         return {"camera_tokens": joined[:, :, 0], "patches": joined[:, :, patch_start:].unflatten(2, grid)}
 
-    def _cameras(
-        self, pose_enc: Float[Tensor, "B S 9"] | None, images: Float[Tensor, "B S 3 H W"]
-    ) -> dict[str, Tensor | None]:
-        if pose_enc is None:
+    def _cameras(self, output: Any, images: Float[Tensor, "B S 3 H W"]) -> dict[str, Tensor | None]:
+        if output.pose_enc is None or self._to_cameras is None:
             return {}
-        found = valid_cameras(pose_enc, (images.shape[-2], images.shape[-1]), self._to_cameras)
+        found = valid_cameras(output.pose_enc, (images.shape[-2], images.shape[-1]), self._to_cameras)
         return dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
 
 
@@ -435,6 +449,6 @@ def valid_cameras(
 
 @cache  # once per process
 def announce_license(path: str) -> None:
-    """Print that weights are for non-commercial use only: VGGT-1B, and the large, giant and nested DA3 models."""
+    """Print that weights are for non-commercial use: VGGT-1B, Pi3X, and the large, giant and nested DA3 models."""
     if is_first_process():
         print(f"{path}: these weights are under CC BY-NC 4.0, for non-commercial use only", file=sys.stderr)

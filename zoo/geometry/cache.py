@@ -21,7 +21,7 @@ from zoo.errors import InputError, check_choice
 from zoo.files.atomic_io import replace_file
 from zoo.files.cache import Cache, Key, Tensors
 from zoo.files.fingerprint import DIGITS, content_fingerprint, fingerprint
-from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, resample_frames
+from zoo.geometry.base import DatasetGeometries, Frames, GeometryEncoder, Head, resample_depth, resample_frames
 from zoo.precision import full_precision
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE, MediaKind
 from zoo.weights.load import read_weights
@@ -446,9 +446,14 @@ class CachedGeometry(GeometryEncoder):
         device = frames[0].device
         encoder = self.encoder().to(device)
         with torch.no_grad(), full_precision(device):
+            resampled = [resample_frames(frames[i], self.patch_size, encoder.patch_size) for i in numbers]
+            known = [
+                resample_depth(given[i], (each.shape[-2], each.shape[-1]))
+                for i, each in zip(numbers, resampled, strict=True)
+            ]
             scenes = encoder(
-                [resample_frames(frames[i], self.patch_size, encoder.patch_size) for i in numbers],
-                [given[i] for i in numbers],
+                resampled,
+                known,
                 tokens="tokens" in kinds,
                 cameras="cameras" in kinds,
             )

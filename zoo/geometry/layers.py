@@ -1,8 +1,9 @@
-"""Layers that VGGT and Depth Anything 3 share. The modules have the official parameter names of both."""
+"""Layers that VGGT, Depth Anything 3 and Pi3X share. The modules have the official parameter names of all three."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -109,18 +110,19 @@ class PatchConvolution(nn.Conv2d):
     Args:
         patch_size: Patch size in pixels.
         embed_dim: Width of the tokens.
+        channels: Channels of the images.
     """
 
-    def __init__(self, patch_size: int, embed_dim: int) -> None:
-        super().__init__(3, embed_dim, patch_size, patch_size)
+    def __init__(self, patch_size: int, embed_dim: int, channels: int = 3) -> None:
+        super().__init__(channels, embed_dim, patch_size, patch_size)
 
     def forward(  # type: ignore[override]
-        self, images: Float[Tensor, "N 3 H W"]
+        self, images: Float[Tensor, "N channels H W"]
     ) -> Float[Tensor, "N D rows columns"]:
         """Embed the patches of images. A remainder of a side that is smaller than a patch is left out."""
         return super().forward(images) if images.device.type == "cpu" else self.multiply(images)
 
-    def multiply(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N D rows columns"]:
+    def multiply(self, images: Float[Tensor, "N channels H W"]) -> Float[Tensor, "N D rows columns"]:
         """Embed the patches by a matrix product."""
         side = self.kernel_size[0]
         patches = images.unfold(2, side, side).unfold(3, side, side).permute(0, 2, 3, 1, 4, 5).flatten(3)
@@ -131,6 +133,8 @@ class PatchConvolution(nn.Conv2d):
 # RoPE rotates the first half of a head's channels by the row of the patch, the second half by its column. Within a
 # half, channel i is paired with channel i + quarter. Patches count from 1. The special tokens before them are at 0,
 # which is the identity. Source: RoFormer (arXiv 2104.09864) in two dimensions, as in VGGT.
+
+Heads = tuple[Float[Tensor, "B heads N D"], Float[Tensor, "B heads N D"], Float[Tensor, "B heads N D"]]  # q, k, v
 
 
 class Attention(nn.Module):
@@ -155,12 +159,20 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
     ) -> Float[Tensor, "B N C"]:
         """Attend over N tokens. `rotations` from `patch_rotations` are applied to queries and keys."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.queries_keys_values(x)
         if rotations is not None:
             q, k = rotate(q, rotations), rotate(k, rotations)
         # one dtype: under autocast LayerNorm returns float32; contiguous: SDPA is faster with it on a CPU
         out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v.contiguous(), is_causal=self.causal)
+        return self.output(out)
+
+    def queries_keys_values(self, x: Float[Tensor, "B N C"]) -> Heads:
+        """Project tokens, and normalize queries and keys."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.q_norm(q), self.k_norm(k), v
+
+    def output(self, out: Float[Tensor, "B heads N D"]) -> Float[Tensor, "B N C"]:
+        """Join the heads, and project."""
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -207,8 +219,16 @@ class LayerScale(nn.Module):
         return torch.addcmul(x, branch, self.gamma)
 
 
+class Residual(nn.Module):
+    """Add a residual branch as it is, in place of `LayerScale`."""
+
+    def forward(self, x: Float[Tensor, "*batch C"], branch: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
+        """Compute x + branch."""
+        return x + branch
+
+
 class Block(nn.Module):
-    """Pre-norm attention and MLP with LayerScale.
+    """Pre-norm attention and MLP, each with a residual connection.
 
     Args:
         dim: Width of the tokens.
@@ -218,6 +238,7 @@ class Block(nn.Module):
         eps: Epsilon of the block's two LayerNorms.
         mlp: `MLP` or `SwiGLU`.
         causal: Mask later tokens.
+        layer_scale: Whether the residual branches have a `LayerScale`.
     """
 
     def __init__(
@@ -229,14 +250,15 @@ class Block(nn.Module):
         eps: float = 1e-5,
         mlp: Callable[[int, int, int], nn.Module] = MLP,
         causal: bool = False,
+        layer_scale: bool = True,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps)
         self.attn = Attention(dim, num_heads, qk_norm, causal)
-        self.ls1 = LayerScale(dim)
+        self.ls1: nn.Module = LayerScale(dim) if layer_scale else Residual()
         self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = mlp(dim, int(dim * mlp_ratio), dim)
-        self.ls2 = LayerScale(dim)
+        self.ls2: nn.Module = LayerScale(dim) if layer_scale else Residual()
 
     def forward(
         self, x: Float[Tensor, "B N C"], rotations: Float[Tensor, "2 N 2 quarter"] | None = None
@@ -277,6 +299,18 @@ def rotate(x: Float[Tensor, "B heads N D"], rotations: Float[Tensor, "2 N 2 quar
     first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
     turned = torch.stack((first * cosine - second * sine, second * cosine + first * sine), -2)
     return turned.flatten(-3)
+
+
+def convert_matrices(module: nn.Module, dtype: torch.dtype | None) -> None:
+    """Convert the linear layers and convolutions to a dtype, and nothing else. None keeps theirs."""
+    for part in module.modules():
+        if dtype is not None and isinstance(part, nn.Linear | nn.Conv2d):
+            part.to(dtype)
+
+
+def products_in(dtype: torch.dtype, rest: torch.dtype, device: torch.device) -> AbstractContextManager:
+    """Return autocast to the matrices' dtype, if the rest of the network has another one."""
+    return nullcontext() if dtype == rest or device.type == "meta" else torch.autocast(device.type, dtype)
 
 
 def layer_index(layer: int, depth: int) -> int:

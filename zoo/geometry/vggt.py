@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +24,12 @@ from zoo.geometry.layers import (
     Scratch,
     check_images,
     check_range,
+    convert_matrices,
     in_chunks,
     layer_index,
     normalize,
     patch_rotations,
+    products_in,
     quaternion_to_rotation,
     rotation_to_quaternion,
     select_frames,
@@ -73,23 +74,37 @@ RENAMED_IN_BLOCK = (
 )
 
 
-def current_names(official: str) -> tuple[str, ...]:
-    """Return the names here of an official tensor. If there are three, each gets a third of its rows."""
-    if not official.startswith(DINOV2_PREFIX):
+def current_names(official: str, dinov2: Sequence[str] = (DINOV2_PREFIX,)) -> tuple[str, ...]:
+    """Return the names here of an official tensor. If there are three, each gets a third of its rows.
+
+    `dinov2` are the prefixes of the model's DINOv2s.
+    """
+    prefix = next((each for each in dinov2 if official.startswith(each)), None)
+    if prefix is None:
         return (official,)
-    name = _translate(official.removeprefix(DINOV2_PREFIX), 0, 1)
+    name = _translate(official.removeprefix(prefix), 0, 1)
     names = [name.replace(".attn.qkv.", part) for part in QKV] if ".attn.qkv." in name else [name]
-    return tuple(DINOV2_PREFIX + each for each in names)
+    return tuple(prefix + each for each in names)
 
 
-def official_name(current: str) -> str:
+def official_name(current: str, dinov2: Sequence[str] = (DINOV2_PREFIX,)) -> str:
     """Return the official name of a tensor here, or of the official tensor that it is a part of."""
-    if not current.startswith(DINOV2_PREFIX):
+    prefix = next((each for each in dinov2 if current.startswith(each)), None)
+    if prefix is None:
         return current
-    name = current.removeprefix(DINOV2_PREFIX)
+    name = current.removeprefix(prefix)
     for part in QKV:
         name = name.replace(part, ".attn.qkv.")
-    return DINOV2_PREFIX + _translate(name, 1, 0)
+    return prefix + _translate(name, 1, 0)
+
+
+def official_tensors_of(model: nn.Module, names: NameTable) -> dict[str, Tensor]:
+    """Return the tensors of a model by official names, those that were split joined again."""
+    state = model.state_dict()
+    parts: dict[str, list[Tensor]] = {}
+    for name in dict.fromkeys(names.official(name) for name in state):
+        parts[name] = [state[part] for part in names.current(name)]
+    return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
 
 
 def _translate(name: str, source: int, target: int) -> str:
@@ -268,8 +283,25 @@ class DINOv2(Dinov2WithRegistersModel):
         super().__init__(config)
         self.embeddings.patch_embeddings.projection.__class__ = PatchConvolution
 
+    @classmethod
+    def build(
+        cls, width: int, layers: int, heads: int, img_size: int, patch_size: int, registers: int = 4, channels: int = 3
+    ) -> DINOv2:
+        """Build a DINOv2 of some size. Its position embeddings are made for a square image of `img_size` pixels."""
+        config = Dinov2WithRegistersConfig(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            image_size=img_size,
+            patch_size=patch_size,
+            num_channels=channels,
+            num_register_tokens=registers,
+            layer_norm_eps=1e-6,
+        )
+        return cls(config)
+
     def forward(  # type: ignore[override]
-        self, images: Float[Tensor, "N 3 H W"]
+        self, images: Float[Tensor, "N channels H W"]
     ) -> Float[Tensor, "N patches C"]:
         """Embed normalized images."""
         return super().forward(pixel_values=images).last_hidden_state[:, 1 + self.config.num_register_tokens :]
@@ -278,11 +310,11 @@ class DINOv2(Dinov2WithRegistersModel):
 class ConvPatchEmbed(nn.Module):
     """Convolution with the patch as kernel and stride. The aggregator's RoPE adds the positions."""
 
-    def __init__(self, patch_size: int, embed_dim: int) -> None:
+    def __init__(self, patch_size: int, embed_dim: int, channels: int = 3) -> None:
         super().__init__()
-        self.proj = PatchConvolution(patch_size, embed_dim)
+        self.proj = PatchConvolution(patch_size, embed_dim, channels)
 
-    def forward(self, images: Float[Tensor, "N 3 H W"]) -> Float[Tensor, "N patches C"]:
+    def forward(self, images: Float[Tensor, "N channels H W"]) -> Float[Tensor, "N patches C"]:
         """Embed normalized images."""
         return self.proj(images.to(self.proj.weight.dtype)).flatten(2).mT
 
@@ -307,16 +339,7 @@ def build_patch_embed(name: str, img_size: int, patch_size: int, embed_dim: int,
     width, layers, heads = DINOV2[name]
     if embed_dim != width:
         raise ValueError(f"{name} has tokens of width {width}, not {embed_dim}: set embed_dim to {width}")
-    config = Dinov2WithRegistersConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=img_size,
-        patch_size=patch_size,
-        num_register_tokens=num_registers,
-        layer_norm_eps=1e-6,
-    )
-    return DINOv2(config)
+    return DINOv2.build(width, layers, heads, img_size, patch_size, num_registers)
 
 
 # ---- The camera head: camera tokens to pose encodings, by iterative refinement ---------------------------------------
@@ -486,10 +509,22 @@ class VGGTOutput:
     patch_start: int
     pose_enc: Float[Tensor, "B S 9"] | None = None
     pose_enc_list: Float[Tensor, "steps B S 9"] | None = None
-    depth: Float[Tensor, "B S H W 1"] | None = None
-    depth_conf: Float[Tensor, "B S H W"] | None = None
-    points: Float[Tensor, "B S H W 3"] | None = None
-    points_conf: Float[Tensor, "B S H W"] | None = None
+    depth: Float[Tensor, "B dense H W 1"] | None = None
+    depth_conf: Float[Tensor, "B dense H W"] | None = None
+    points: Float[Tensor, "B dense H W 3"] | None = None
+    points_conf: Float[Tensor, "B dense H W"] | None = None
+
+    def in_units(self, unit: Float[Tensor, " B"]) -> VGGTOutput:
+        """Return the outputs with lengths divided by the unit of each scene."""
+        divided: dict[str, Tensor] = {}
+        for name in ("pose_enc", "pose_enc_list"):
+            if (value := getattr(self, name)) is not None:
+                center, rest = value.split([3, 6], -1)
+                divided[name] = torch.cat((center / unit[:, None, None], rest), -1)
+        for name in ("depth", "points"):
+            if (value := getattr(self, name)) is not None:
+                divided[name] = value / unit[:, None, None, None, None]
+        return replace(self, **divided)  # type: ignore[arg-type]
 
     def reversed(self) -> VGGTOutput:
         """Return the outputs in the reverse order of frames."""
@@ -583,9 +618,7 @@ class VGGT(nn.Module):
         """
         with torch.device("meta"):  # loading then takes no more memory than the model
             model = cls(**config).to(dtype or first_tensor(state_dict).dtype)
-            for part in model.aggregator.modules():
-                if matrix_dtype is not None and isinstance(part, nn.Linear | nn.Conv2d):
-                    part.to(matrix_dtype)
+            convert_matrices(model.aggregator, matrix_dtype)
         model.source = state_dict
         unused = (NOT_BUILT, *(f"{head}_head." for head in HEADS if config.get(f"{head}_head") is None))
         load_weights(model, ReleasedWeights(state_dict, "VGGT", NAMES, lambda name: name.startswith(unused)))
@@ -620,11 +653,7 @@ class VGGT(nn.Module):
 
     def official_state_dict(self) -> dict[str, Tensor]:
         """Invert `from_official`: return the tensors by official names."""
-        state = self.state_dict()
-        parts: dict[str, list[Tensor]] = {}
-        for name in dict.fromkeys(official_name(name) for name in state):
-            parts[name] = [state[part] for part in current_names(name)]
-        return {name: tensors[0] if len(tensors) == 1 else torch.cat(tensors) for name, tensors in parts.items()}
+        return official_tensors_of(self, NAMES)
 
     def forward(
         self,
@@ -665,7 +694,7 @@ class VGGT(nn.Module):
             needed.add(depth - 1)
         for head in {"depth", "point"} & set(heads):
             needed.update(getattr(self, f"{head}_head").layers)
-        with self._products(images.device):
+        with products_in(self.matrix_dtype, self.aggregator.camera_token.dtype, images.device):
             outputs = self.aggregator(images, needed)
 
         result = VGGTOutput({layer: outputs[i] for layer, i in indices.items()}, self.aggregator.patch_start)
@@ -685,12 +714,6 @@ class VGGT(nn.Module):
         """Dtype of the aggregator's matrices."""
         weight: Tensor = self.aggregator.get_submodule("frame_blocks.0.attn.qkv").weight  # type: ignore[assignment]
         return weight.dtype
-
-    def _products(self, device: torch.device) -> AbstractContextManager:
-        """Return autocast to the matrices' dtype, if the rest of the aggregator has another one."""
-        if self.matrix_dtype == self.aggregator.camera_token.dtype or device.type == "meta":
-            return nullcontext()
-        return torch.autocast(device.type, self.matrix_dtype)
 
     def _dense(
         self, head: DPTHead, outputs: dict[int, Tensor], images: Tensor, dense_frames: Int[Tensor, "B dense"] | None

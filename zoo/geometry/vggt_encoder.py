@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from zoo.errors import InputError, check_choice
@@ -71,6 +71,32 @@ class VGGTEncoder(TrunkEncoder):
         dtype, matrices = trunk.camera_token.dtype, self.vggt.matrix_dtype
         dtypes = {"dtype": str(dtype)} | ({} if matrices == dtype else {"matrices": str(matrices)})
         return {**config, "layers": self.layer_numbers, **dtypes, **reference}
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The heads that the network has."""
+        return tuple(head for head in vggt_1b.HEADS if getattr(self.vggt, f"{head}_head") is not None)
+
+    def official_state_dict(self) -> dict[str, Tensor]:
+        """Return the network's tensors by official names."""
+        return self.vggt.official_state_dict()
+
+    def training_output(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        given: DatasetGeometries,
+        dense_frames: Int[Tensor, "B dense"] | None,
+        draws: Sequence[int] | None,
+    ) -> VGGTOutput:
+        """Return the predictions of all heads for `zoo.tasks.geometry_pretraining`.
+
+        Args:
+            images: RGB in 0..1.
+            given: Not used.
+            dense_frames: Frames of the maps. None is all.
+            draws: Not used.
+        """
+        return self.vggt(images, (), self.trained_heads, dense_frames)
 
     def blocks(self) -> list[nn.Module]:
         """See `GeometryEncoder`."""

@@ -151,6 +151,7 @@ class Teacher(Configurable):
             requires_frames=True,
             requires_cameras=spec.requires_cameras or cameras,
             requires_depth=spec.requires_depth or outline.requires_depth,
+            reads_depth=spec.reads_depth or outline.reads_depth,
             geometry_reader=None,  # with a teacher the frames are always loaded, because the teacher needs them
             least_batch_size=max(spec.least_batch_size, self.least_batch_size),
         )

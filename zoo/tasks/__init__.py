@@ -1,6 +1,7 @@
 """LightningModules that train and evaluate models."""
 
 from zoo.tasks.base import Task
+from zoo.tasks.geometry_pretraining import GeometryPretraining
 from zoo.tasks.grpo import GRPO
 from zoo.tasks.models import (
     VGLLM,
@@ -15,5 +16,4 @@ from zoo.tasks.models import (
     SpatialStack,
 )
 from zoo.tasks.rewards import AnswerFormat, AnswerScore, Reward, ShuffledAnswerScore
-from zoo.tasks.vggt_pretraining import VGGTPretraining
 from zoo.tasks.video_qa import Algorithm, SupervisedFineTuning, VideoQATask

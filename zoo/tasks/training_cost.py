@@ -25,8 +25,8 @@ backward pass, three gradients of a matrix that is both embedding and head. Froz
 
 A linear layer takes two operations per weight and token, the same number for the gradient of its input, and the same
 number for the gradient of its weight if it is trained. Attention takes 4a for each pair of tokens, and 10a in the
-backward pass. One third of a geometry encoder's blocks attend over all frames of a scene, as in VGGT and Depth Anything
-3. Other blocks attend within a frame.
+backward pass. One third of a geometry encoder's blocks attend over all frames of a scene, as in VGGT, Depth Anything 3
+and Pi3X. Other blocks attend within a frame.
 
 Not counted: convolutions, as in the dense heads of geometry encoders and objectives; camera encodings and view mixers
 beyond their linear layers; several answers per question, as in GRPO; memory fragmentation.

@@ -1,4 +1,4 @@
-"""VGGT pretraining: targets and losses by slow references; it overfits rooms and writes weights that load."""
+"""Pretraining of geometry: targets and losses by slow references; it overfits rooms and writes weights that load."""
 
 from __future__ import annotations
 
@@ -25,20 +25,23 @@ from datamodules.scenes import Scene
 from datamodules.video import Video
 from tests.conftest import ROOMS
 from tests.poses import random_poses
+from tests.zoo.geometry.pi3x import dataset_scene
 from zoo.cameras.poses import invert_se3, pose_distance
+from zoo.cameras.rays import unproject_depth
 from zoo.errors import InputError
-from zoo.geometry import SceneGeometry, TinyVGGT, VGGTOutput
+from zoo.geometry import Pi3XEncoder, Pi3XOutput, SceneGeometry, TinyPi3X, TinyVGGT, VGGTOutput
 from zoo.geometry.layers import quaternion_to_rotation, rotation_to_quaternion
 from zoo.sequences.batch import Batch
 from zoo.sequences.loaded_scene import LoadedScene
 from zoo.tasks.base import LearningRates
-from zoo.tasks.vggt_pretraining import (
+from zoo.tasks.geometry_pretraining import (
     ALPHA,
     HUBER,
-    VGGTPretraining,
+    GeometryPretraining,
     camera_loss,
     dense_loss,
     errors,
+    losses,
     targets,
 )
 from zoo.weights.checkpoint import saved_names
@@ -196,9 +199,9 @@ def batch(scenes: list[Scene], frames: tuple[int, ...] = (0, 4, 8, 12)) -> Batch
     return Batch(found, num_answers=[1] * len(found))
 
 
-def model(**options: Any) -> VGGTPretraining:
+def model(**options: Any) -> GeometryPretraining:
     tiny = TinyVGGT(embed_dim=32, depth=4, num_heads=2, features=8, heads=("camera", "depth", "point"))
-    return VGGTPretraining(tiny, learning_rates=LearningRates(geometry=3e-3), **options)
+    return GeometryPretraining(tiny, learning_rates=LearningRates(geometry=3e-3), **options)
 
 
 def trainer(folder: Path, steps: int, **settings: Any) -> Trainer:
@@ -315,6 +318,78 @@ def test_losses_are_averaged_over_scenes(rooms: list[Scene]) -> None:
     assert loss(0, 1) == 0
 
 
+# ---- Pi3X ------------------------------------------------------------------------------------------------------
+
+
+def tiny_pi3x(path: str | None = None, **options: Any) -> TinyPi3X:
+    return TinyPi3X(path, embed_dim=32, depth=2, num_heads=2, seed=0, **options)
+
+
+@pytest.mark.parametrize("length", [1.0, 2.0])
+def test_perfect_predictions_of_pi3x_have_no_error(length: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another world than the dataset's, and in meters: with lengths of another unit there is an error."""
+    one, other_world, encoder = scene(), random_poses(1, 7)[0], tiny_pi3x()
+    K_px = torch.tensor([[0.8 * WIDTH, 0, 0.55 * WIDTH - 0.5], [0, 1.1 * HEIGHT, 0.4 * HEIGHT - 0.5], [0, 0, 1]])
+    local = unproject_depth(one.depth[..., None], torch.eye(4).expand(3, 4, 4), K_px.expand(3, 3, 3))[None] * length
+    poses = one.world_to_camera[None] @ other_world
+    poses[..., :3, 3] *= length
+    frames = torch.tensor([[2, 0]])
+    chosen = local[:, [2, 0]]
+    output = Pi3XOutput({}, world_to_camera=poses.float(), local_points=chosen, conf=torch.zeros(1, 2, HEIGHT, WIDTH))
+    monkeypatch.setattr(encoder.pi3x, "compute", lambda *_: output)
+    truth = targets([one])
+    given = SceneGeometry(**one.present())
+    predicted = encoder.training_output(torch.zeros(1, 3, 3, HEIGHT, WIDTH), [given], frames, None)
+    predicted, dense = predicted.in_units(truth.unit), truth.dense_of(frames)
+    found = errors(predicted, dense) | losses(predicted, dense)
+    assert found["rotation_deg"] < 0.1
+    for name in ("center", "depth_relative", "camera"):
+        assert (found[name] < 1e-3) == (length == 1), name
+    off = (predicted.points - dense.points).norm(dim=-1)[dense.known].max()
+    assert (off < 1e-4) == (length == 1)
+
+
+def test_half_of_the_conditions_are_left_out_in_training_and_none_in_validation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder, told = tiny_pi3x(), []
+    compute = encoder.pi3x.compute
+    monkeypatch.setattr(encoder.pi3x, "compute", lambda *arguments: told.append(arguments[3]) or compute(*arguments))
+    images, given = torch.rand(1, 2, 3, 28, 42), [dataset_scene(2, 28, 42)]
+    for draw in [*range(40), None]:
+        encoder.training_output(images, given, torch.tensor([[0]]), None if draw is None else [draw])
+    *drawn, validated = [
+        tuple(mask is None or bool(mask.all()) for mask in (each.has_ray, each.has_depth, each.has_pose))
+        for each in told
+    ]
+    assert all(each.given == ("rays", "depth", "poses") for each in told)  # each parameter has a gradient
+    assert validated == (True, True, True) and len(set(drawn)) == 8
+
+
+def test_pi3x_trains_with_all_of_its_parameters_and_writes_weights_that_load(
+    rooms: list[Scene], tmp_path: Path
+) -> None:
+    pretraining = GeometryPretraining(tiny_pi3x(), learning_rates=LearningRates(geometry=3e-3))
+    seen = batch(rooms[:1], frames=(0, 8, 20))
+    told = next(
+        seed for seed in range(100) if (torch.rand(3, generator=torch.Generator().manual_seed(seed)) > 0.5).all()
+    )
+    seen.scenes[0] = replace(seen.scenes[0], draw=told)  # all of its conditions are kept
+    before = {name: each.clone() for name, each in pretraining.named_parameters()}
+    run = trainer(tmp_path, steps=3)
+    run.fit(pretraining, loader([seen] * 3), loader([seen]))
+    same = {name for name, each in pretraining.named_parameters() if torch.equal(each, before[name])}
+    assert not same and run.callback_metrics["val/center"] < 10
+    frames = [each.frames.float() / 255 for each in seen.scenes]
+    given = [each.geometry for each in seen.scenes]
+    for conditions in (["rays", "depth", "poses"], []):
+        (loaded,) = tiny_pi3x(str(tmp_path), conditions=conditions)(frames, given)
+        (trained,) = Pi3XEncoder(pretraining.geometry.pi3x, conditions=conditions)(frames, given)
+        assert torch.equal(loaded.patches, trained.patches)
+    with pytest.raises(InputError, match="misshapen"):
+        TinyPi3X(str(tmp_path), embed_dim=64, num_heads=2)
+
+
 def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
     pretraining = model()
     assert all(parameter.requires_grad for parameter in pretraining.parameters())
@@ -333,9 +408,9 @@ def test_only_the_geometry_trains_and_checkpoints_hold_it() -> None:
 
 def test_bad_options_and_scenes_are_errors(rooms: list[Scene]) -> None:
     with pytest.raises(InputError, match="learning_rates.geometry"):
-        VGGTPretraining(learning_rates=LearningRates())
+        GeometryPretraining(learning_rates=LearningRates())
     with pytest.raises(InputError, match="without heads can't be trained"):
-        VGGTPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
+        GeometryPretraining(TinyVGGT(heads=()), learning_rates=LearningRates(geometry=1e-3))
     with pytest.raises(InputError, match="dense_frames 0"):
         model(dense_frames=0)
     failed = Batch(batch(rooms[:1]).scenes, failed=[{"scene": "rooms/a", "error": "rooms/a: a.mp4: truncated"}])

@@ -1,7 +1,8 @@
-"""Pretraining of VGGT: targets, losses and errors (section 3.4 of arXiv 2503.11651, without tracks).
+"""Pretraining of VGGT and Pi3X: targets, losses and errors (section 3.4 of arXiv 2503.11651, without tracks).
 
 Targets are in the frame of the first camera, in units of the mean distance of the scene's points from it. VGGT
-therefore learns the shape of a scene but not its metric size.
+therefore learns the shape of a scene but not its metric size. Pi3X predicts meters, which are divided by the true unit
+before they are compared, so it learns the size as well.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.cameras.rays import pixel_center_intrinsics, unproject_depth
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
-from zoo.geometry import TinyVGGT, VGGTEncoder
+from zoo.geometry import Pi3XEncoder, TinyVGGT, VGGTEncoder
 from zoo.geometry.base import SceneGeometry, same_shape
 from zoo.geometry.layers import select_frames
-from zoo.geometry.vggt import HEADS, VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
+from zoo.geometry.vggt import VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.model_spec import ModelSpec
 from zoo.sequences.batch import Batch
 from zoo.tasks.base import LearningRates, Task, WarmupCosine, fused_adamw
@@ -41,17 +42,18 @@ REFINEMENT_DECAY = 0.6  # weight of a refinement step of the camera head relativ
 
 @dataclass(eq=False)
 class Targets:
-    """Normalized ground truth of B scenes of S frames, see the module."""
+    """Normalized ground truth of B scenes of S frames, see the module. `unit` is the unit of each in meters."""
 
     pose_enc: Float[Tensor, "B S 9"]
     depth: Float[Tensor, "B dense H W"]
     points: Float[Tensor, "B dense H W 3"]
     known: Bool[Tensor, "B dense H W"]
+    unit: Float[Tensor, " B"]
 
     def dense_of(self, frames: Int[Tensor, "B chosen"]) -> Targets:
         """Select the frames of each scene's dense maps."""
-        dense = (select_frames(each, frames) for each in (self.depth, self.points, self.known))
-        return Targets(self.pose_enc, *dense)
+        depth, points, known = (select_frames(each, frames) for each in (self.depth, self.points, self.known))
+        return Targets(self.pose_enc, depth, points, known, self.unit)
 
 
 def targets(scenes: Sequence[SceneGeometry]) -> Targets:
@@ -63,7 +65,7 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     for scene in scenes:
         assert scene.world_to_camera is not None and scene.depth is not None  # ensured by `ModelSpec`
         if scene.has_camera is not None and not scene.has_camera.all():
-            raise ValueError("VGGT learns from a camera for each frame: this scene lacks some")
+            raise ValueError("pretraining learns from a camera for each frame: this scene lacks some")
     depth = torch.stack([scene.depth for scene in scenes if scene.depth is not None]).float()
     poses = torch.stack([scene.world_to_camera for scene in scenes if scene.world_to_camera is not None]).double()
     K = torch.stack([scene.K_normalized for scene in scenes if scene.K_normalized is not None]).double()
@@ -75,7 +77,7 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     known = depth > 0
     count = known.flatten(1).sum(1)
     if not count.all():
-        raise ValueError("VGGT learns from depth: this scene has no pixel of it")
+        raise ValueError("pretraining learns from depth: this scene has no pixel of it")
     unit = (points.norm(dim=-1) * known).flatten(1).sum(1) / count
     poses[..., :3, 3] /= unit[:, None, None]
     return Targets(
@@ -83,11 +85,12 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
         depth / unit[:, None, None, None],
         points / unit[:, None, None, None, None],
         known,
+        unit,
     )
 
 
 def losses(output: VGGTOutput, truth: Targets) -> dict[str, Float[Tensor, " B"]]:
-    """Return the loss of each head that has an output, for each scene. Their sum is VGGT's loss."""
+    """Return the loss of each head that has an output, for each scene. Their sum is the loss."""
     found: dict[str, Tensor] = {}
     if output.pose_enc_list is not None:
         found["camera"] = camera_loss(output.pose_enc_list, truth.pose_enc)
@@ -164,7 +167,7 @@ def constant_baseline(truth: Targets) -> VGGTOutput:
     return VGGTOutput({}, 0, pose_enc=still, depth=torch.full_like(truth.depth, float(median))[..., None])
 
 
-# ---- Pretrains a VGGT on scenes with cameras and depth: `python main.py fit --config geometry_tiny.yaml` ------------
+# ---- Pretrains on scenes with cameras and depth: `python main.py fit --config geometry_tiny.yaml` --------------------
 
 RATES = LearningRates(geometry=1e-3)
 ERRORS = {
@@ -180,12 +183,13 @@ def adamw(parameters: Any) -> Optimizer:
     return fused_adamw(parameters, weight_decay=0.05)
 
 
-class VGGTPretraining(Task):
-    """Train a VGGT with its own losses (`zoo.tasks.vggt_pretraining`) on the dataset's cameras and depth.
+class GeometryPretraining(Task):
+    """Train a VGGT or a Pi3X with VGGT's losses (`zoo.tasks.geometry_pretraining`) on the dataset's cameras and depth.
 
     At the end of `fit` it writes model.safetensors with the official names to the run's folder, for
-    `TinyVGGT(path=<run>)`. The targets are normalized, so VGGT learns the shape of a scene but not its metric size. A
-    model that needs the size uses the dataset's cameras (`DatasetGeometry`, or a camera encoding).
+    `TinyVGGT(path=<run>)` or `TinyPi3X(path=<run>)`. VGGT learns the shape of a scene but not its metric size. A model
+    that needs the size uses the dataset's cameras (`DatasetGeometry`, or a camera encoding). Each condition of a Pi3X
+    is left out of half of the scenes in training, and of none in validation.
 
     It logs `val/rotation_deg`, `val/center` and `val/depth_relative`, see `errors`. The errors of `constant_baseline`
     are logged as `val/unlearned/...`.
@@ -204,7 +208,7 @@ class VGGTPretraining(Task):
 
     def __init__(
         self,
-        geometry: VGGTEncoder | None = None,
+        geometry: VGGTEncoder | Pi3XEncoder | None = None,
         dense_frames: int = 4,
         learning_rates: LearningRates = RATES,
         optimizer: Callable[[Any], Optimizer] = adamw,
@@ -216,10 +220,8 @@ class VGGTPretraining(Task):
         if dense_frames < 1:
             raise InputError(f"--model.dense_frames {dense_frames}: must be at least 1")
         self.geometry = geometry or TinyVGGT(heads=("camera", "depth", "point"))
-        vggt = self.geometry.vggt
-        self.heads = tuple(head for head in HEADS if getattr(vggt, f"{head}_head") is not None)
-        if not self.heads:
-            raise InputError("--model.geometry.heads: a VGGT without heads can't be trained")
+        if not self.geometry.trained_heads:
+            raise InputError("--model.geometry.heads: a geometry encoder without heads can't be trained")
         self.dense_frames = dense_frames
 
     def model_spec(self, *, training: bool = False) -> ModelSpec:
@@ -229,9 +231,9 @@ class VGGTPretraining(Task):
         return "geometry"
 
     def _outputs(self, batch: Batch, dense_frames: int | None = None) -> list[tuple[VGGTOutput, Targets, list[int]]]:
-        """Return VGGT's outputs, the targets and the scene numbers, one group per frame shape.
+        """Return the encoder's outputs, the targets and the scene numbers, one group per frame shape.
 
-        With `dense_frames`, dense maps cover only that many frames per scene.
+        With `dense_frames`, as in training, dense maps cover only that many frames per scene.
         """
         self.check(batch)
         frames = [scene.frames for scene in batch.scenes if scene.frames is not None]
@@ -239,12 +241,15 @@ class VGGTPretraining(Task):
         for members in same_shape(frames):
             images = torch.stack([frames[i] for i in members])
             given = [geometry for i in members if (geometry := batch.scenes[i].geometry) is not None]
-            truth, chosen = targets(given), None
+            truth, chosen, draws = targets(given), None, None
             if dense_frames is not None:
-                chosen = torch.stack([_drawn(batch.scenes[i].draw, images.shape[1])[:dense_frames] for i in members])
+                draws = [batch.scenes[i].draw for i in members]
+                chosen = torch.stack([_drawn(draw, images.shape[1])[:dense_frames] for draw in draws])
                 chosen = chosen.to(images.device, non_blocking=True)
                 truth = truth.dense_of(chosen)
-            output = self.geometry.vggt(images.float() / 255, layers=(), heads=self.heads, dense_frames=chosen)
+            output = self.geometry.training_output(images.float() / 255, given, chosen, draws)
+            if self.geometry.is_metric:
+                output = output.in_units(truth.unit)
             pairs.append((output, truth, members))
         return pairs
 
@@ -302,7 +307,7 @@ class VGGTPretraining(Task):
     def on_train_end(self) -> None:
         """Write the weights with official names."""
         weights = Path(self.trainer.default_root_dir) / WEIGHTS
-        write_whole(weights, save({k: v.cpu() for k, v in self.geometry.vggt.official_state_dict().items()}))
+        write_whole(weights, save({k: v.cpu() for k, v in self.geometry.official_state_dict().items()}))
         self.print(f"wrote {weights}")
 
 
