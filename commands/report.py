@@ -89,9 +89,13 @@ def report(arguments: list[str]) -> None:
         raise InputError(f"nothing to report: {'; '.join(notes) or 'no result yet'}")
     if settings.results:
         file = Path(settings.results).expanduser()
-        if not file.is_file():
-            raise InputError(f"--results {file}: no such page")
-        text, left_out = fill(file.read_text(encoding="utf-8"), tested)
+        if settings.verify or settings.output:
+            raise InputError("--results only fills a page: leave out --verify and --output")
+        try:
+            page_text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise InputError(f"--results {file}: it can't be read: {error}") from None
+        text, left_out = fill(page_text, tested)
         write_whole(file, text)
         print("".join(f"{note}\n" for note in notes + left_out), end="", file=sys.stderr)
         return

@@ -214,14 +214,14 @@ class MissingCameras(CameraErrors):
 
     Args:
         views: Number of views that lose their camera.
-        keep_first: The first view with a camera keeps it. Without it the poses have another reference.
         seed: Seed of the draw.
+        keep_first: The first view with a camera keeps it. Without it the poses have another reference.
 
     Raises:
         InputError: The number is not positive, or no view of a scene keeps its camera.
     """
 
-    def __init__(self, views: int = 1, keep_first: bool = False, seed: int = 0) -> None:
+    def __init__(self, views: int = 1, seed: int = 0, keep_first: bool = False) -> None:
         super().__init__(seed)
         if views < 1:
             raise InputError(f"--data.perturbation.views {views}: at least 1 view loses its camera")

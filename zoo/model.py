@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from zoo.backbones import BackboneLoader, default_loader, released_parts
-from zoo.backbones.decoder import DeepFeatures
 from zoo.backbones.lora import LoRA
 from zoo.cameras.scene_geometry import MergedCamera, SceneGeometry
 from zoo.configuration import Configurable
@@ -381,7 +380,7 @@ class SpatialVLM(Configurable, nn.Module):
             embeddings = flat.view_as(embeddings)
             features = torch.cat([each.deepstack for each in visual], 1)
             if len(features):
-                inputs["deepstack"] = DeepFeatures(places, features[:, sources])
+                inputs |= self.backbone.deepstack_inputs(places, features[:, sources])
             if self.fusion is not None and (found := interactions_of(self.fusion, scenes, sequences)) is not None:
                 inputs["interactions"] = found
         # 5. Masks: plain causal attention, or one that separates questions of a scene and scenes of a sequence.

@@ -31,7 +31,7 @@ def fill(text: str, tests: Sequence[Tested]) -> tuple[str, list[str]]:
         tests: Tests of runs.
 
     Raises:
-        InputError: No test belongs to a row.
+        InputError: No test belongs to a row, or the page has no such table.
     """
     found: dict[tuple[str, ...], list[Tested]] = {}
     notes: list[str] = []
@@ -42,11 +42,12 @@ def fill(text: str, tests: Sequence[Tested]) -> tuple[str, list[str]]:
         found.setdefault(key, []).extend([] if reason else [tested])
     lines = text.splitlines()
     columns: list[str] = []
+    has_table = False
     for number, line in enumerate(lines):
         cells = line.split("|")[1:-1]
         names = [cell.strip() for cell in cells]
         if {*KEY, SCORE} <= {*names}:
-            columns = names
+            columns, has_table = names, True
         elif not cells:
             columns = []
         elif len(cells) == len(columns):
@@ -56,6 +57,8 @@ def fill(text: str, tests: Sequence[Tested]) -> tuple[str, list[str]]:
                 cells[columns.index(SCORE)] = f" {' / '.join(f'{100 * mean:.1f}' for mean in means)} "
                 lines[number] = f"|{'|'.join(cells)}|"
                 filled.add(key)
+    if not has_table:
+        raise InputError(f"--results: the page has no table with the columns {', '.join((*KEY, SCORE))}")
     notes += [f"no row: {' '.join(key)}" for key, own in found.items() if own and key not in filled]
     if not filled:
         raise InputError(f"--results: no run belongs to a row of the page; {'; '.join(notes)}")
@@ -78,6 +81,8 @@ def row_of(tested: Tested) -> tuple[tuple[str, ...], str]:
         return key, "its weights were trained after their release"
     if not protocol.get("name"):
         return key, "it has no protocol: give --config protocol_<name>.yaml"
+    if any(name.startswith("data.perturbation") and value for name, value in tested.options.items()):
+        return key, "it perturbs what the model sees"
     if departing := protocol.get("departures", {"unknown": None}):
         return key, f"it departs from its protocol in {', '.join(departing)}"
     return key, ""

@@ -464,6 +464,9 @@ def _time_s(file: Path) -> float:
 # ---- ViPE -----------------------------------------------------------------------------------------------------------
 
 
+MOST_FRAMES = 10**7  # of a video; larger numbers are no frames
+
+
 class ViPE(PoseFormat):
     """Poses of a video by ViPE (arXiv 2508.10934), as in Cambrian-P-Data, in an arbitrary unit of length.
 
@@ -504,7 +507,8 @@ class ViPE(PoseFormat):
         if frames.ndim != 1 or not len(frames) or poses.shape != (len(frames), 4, 4):
             shapes = f"`data` {poses.shape} and `inds` {frames.shape}"
             raise ValueError(f"{file}: {shapes}, expected (N, 4, 4) and (N,): download it again")
-        if frames.dtype.kind not in "iu" or frames[0] < 0 or (np.diff(frames) <= 0).any():
+        known_numbers = frames.dtype.kind in "iu" and (frames[1:] > frames[:-1]).all()
+        if not known_numbers or not 0 <= frames[0] <= frames[-1] < MOST_FRAMES:
             raise ValueError(f"{file}: `inds` are not increasing numbers of frames, from 0: download it again")
         world_to_camera = torch.full((int(frames[-1]) + 1, 4, 4), torch.nan, dtype=torch.float64)
         known = from_camera_to_world(torch.from_numpy(poses), str(file), "row")

@@ -112,6 +112,8 @@ FAULTS: list[tuple[Callable[[Path], object], str]] = [
     (save(inds=lambda inds: inds[0]), r"`inds` \(\), expected"),
     (save(data=lambda data: data[:0], inds=lambda inds: inds[:0]), r"`data` \(0, 4, 4\)"),
     (save(inds=lambda inds: inds[::-1]), "`inds` are not increasing"),
+    (save(inds=lambda inds: inds[::-1].astype(np.uint64)), "`inds` are not increasing"),  # whose differences wrap
+    (save(inds=lambda inds: inds + 10**12), "`inds` are not increasing"),
     (save(inds=lambda inds: inds - 1), "`inds` are not increasing"),
     (save(inds=lambda inds: inds + 0.5), "`inds` are not increasing"),
     (save(data=lambda data: data.swapaxes(1, 2)), "row 1: the last row of its pose is .*is it transposed"),

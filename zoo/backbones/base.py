@@ -20,7 +20,7 @@ from transformers.modeling_flash_attention_utils import lazy_import_flash_attent
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
-from zoo.backbones.decoder import GROUPED_SDPA, MASKED
+from zoo.backbones.decoder import GROUPED_SDPA, MASKED, DeepFeatures
 from zoo.backbones.official_names import Layout
 from zoo.cameras import Cameras
 from zoo.configuration import Configurable
@@ -400,12 +400,17 @@ class Backbone(nn.Module, ABC):
         """Return the embeddings of token ids."""
         return self.decoder.get_input_embeddings()(input_ids)
 
+    def deepstack_inputs(self, places: Int[Tensor, " N"], features: Float[Tensor, "layers N D"]) -> dict[str, Any]:
+        """Return the inputs of `decode` that add features to visual tokens after the first layers."""
+        return {"deepstack": DeepFeatures(places, features)}
+
     def decode(self, inputs: Mapping[str, Any], *, cache: Any = None, use_cache: bool = False) -> Any:
         """Run the decoder.
 
         Args:
             inputs: `inputs_embeds` (B, L, D) or `input_ids` (B, L), `position_ids` (3, B, L), and optionally
-                `attention_mask`, `camera_encoding`, `deepstack` (`DeepFeatures`) and `interactions` (`Interactions`).
+                `attention_mask`, `camera_encoding`, `interactions` (`Interactions`), and the inputs of
+                `deepstack_inputs`.
             cache: KV cache of earlier tokens.
             use_cache: Return a KV cache.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import (
     Qwen2VLImageProcessor,
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import (
     Qwen3VLTextAttention,
     Qwen3VLTextDecoderLayer,
+    Qwen3VLTextModel,
     Qwen3VLVisionAttention,
     Qwen3VLVisionPatchEmbed,
 )
@@ -30,7 +32,7 @@ from transformers.vision_utils import (
     get_vision_position_ids,
 )
 
-from zoo.backbones.decoder import CameraAttention, FusionLayer
+from zoo.backbones.decoder import CameraAttention, FusionLayer, add_features
 from zoo.backbones.qwen_vl import QwenVLBackbone, QwenVLPreprocessor, TinyQwenVL, tiny_tokenizer
 from zoo.backbones.vision import PatchEmbedding, SegmentAttention
 from zoo.encodings.base import QK
@@ -148,10 +150,20 @@ class Qwen3VLAttention(CameraAttention, Qwen3VLTextAttention):
 
 
 class Qwen3VLLayer(FusionLayer, Qwen3VLTextDecoderLayer):
-    """A decoder layer, in which a fusion may change the visual tokens. The model's own DeepStack is added there too.
+    """A decoder layer, in which a fusion may change the visual tokens."""
 
-    The original model finds the places of visual tokens by a mask, which would wait for the GPU.
+
+class Qwen3VLDecoder(Qwen3VLTextModel):
+    """The original decoder, which adds features by the places of visual tokens. A mask would wait for the GPU.
+
+    They are added outside of the layers, as published: what objectives read of a layer does not have them.
     """
+
+    def _deepstack_process(self, hidden_states: Tensor, visual_pos_masks: Tensor, visual_embeds: Tensor) -> Tensor:
+        if visual_pos_masks.dtype == torch.bool:  # called by the original model's own forward
+            added: Tensor = super()._deepstack_process(hidden_states, visual_pos_masks, visual_embeds)
+            return added
+        return add_features(hidden_states, visual_pos_masks, visual_embeds)
 
 
 class FrameAttention(SegmentAttention, Qwen3VLVisionAttention):
@@ -169,7 +181,11 @@ class Qwen3VLBackbone(QwenVLBackbone):
     temporal patches have the positions of images, with their time as text before them.
     """
 
-    hooked_classes = {Qwen3VLTextAttention: Qwen3VLAttention, Qwen3VLTextDecoderLayer: Qwen3VLLayer}
+    hooked_classes = {
+        Qwen3VLTextAttention: Qwen3VLAttention,
+        Qwen3VLTextDecoderLayer: Qwen3VLLayer,
+        Qwen3VLTextModel: Qwen3VLDecoder,
+    }
     vision_classes = {Qwen3VLVisionAttention: FrameAttention, Qwen3VLVisionPatchEmbed: Qwen3VLPatchEmbedding}
     preprocessor_class = Qwen3VLPreprocessor
     span_per_step = True
@@ -178,6 +194,9 @@ class Qwen3VLBackbone(QwenVLBackbone):
     @property
     def vision_rules(self) -> Qwen3VisionRules:
         return Qwen3VisionRules.of(self.vlm.model.visual)
+
+    def deepstack_inputs(self, places: Int[Tensor, " N"], features: Float[Tensor, "layers N D"]) -> dict[str, Any]:
+        return {"visual_pos_masks": places, "deepstack_visual_embeds": list(features)}
 
     def default_time_index(self) -> TimeIndex:
         return SpanIndex()

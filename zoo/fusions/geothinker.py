@@ -17,6 +17,7 @@ from zoo.geometry.base import SceneGeometry
 from zoo.sequences.layout import SPATIAL_MERGE_SIZE, GridTHW
 
 Groups = Literal["published", "view"]
+ALIGNMENT = 8  # channels of a head come in multiples of it on a card
 FLOOR = 0.1  # added to a token's importance, whose logarithm is added to scores
 
 
@@ -73,8 +74,12 @@ class Interaction(nn.Module):
         for count, size in groups:
             own = slice(start, start + count * size)
             queries, keys, values = (x[own].view(count, size, self.heads, -1).transpose(1, 2) for x in (q, k, v))
-            mask = None if bias is None else bias[own].view(count, 1, 1, size).expand(-1, -1, size, -1)
-            found = F.scaled_dot_product_attention(queries, keys, values, mask)
+            scale = queries.shape[-1] ** -0.5
+            if bias is not None:  # as one more channel: a card's fast kernels have no gradients for a mask
+                channel = (bias[own] / scale).view(count, 1, size, 1).expand(-1, self.heads, -1, -1)
+                queries = F.pad(F.pad(queries, (0, 1), value=1.0), (0, ALIGNMENT - 1))
+                keys = F.pad(torch.cat((keys, channel), -1), (0, ALIGNMENT - 1))
+            found = F.scaled_dot_product_attention(queries, keys, values, scale=scale)
             mixed.append(found.transpose(1, 2).reshape(count * size, -1))
             start = own.stop
         return self.gate.tanh() * self.o_proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))

@@ -368,7 +368,7 @@ class TinyPi3X(Pi3XEncoder):
         seed: int | None = None,
         scale_from: ScaleSource | None = None,
     ) -> None:
-        if embed_dim % (8 * num_heads) or features < 16 or features % 16:
+        if min(embed_dim, num_heads) < 1 or embed_dim % (8 * num_heads) or features < 16 or features % 16:
             raise InputError(
                 f"--model.geometry TinyPi3X: embed_dim {embed_dim}, num_heads {num_heads}, features {features}: heads "
                 "need a multiple of 8 channels, and features are multiples of 16"

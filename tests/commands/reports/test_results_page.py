@@ -53,6 +53,10 @@ def test_a_run_fills_its_own_row_alone(tmp_path: Path, capsys: pytest.CaptureFix
         "was trained": made(tmp_path / "trained", checkpoint="runs/trained/checkpoints/last.ckpt"),
         "no protocol": made(tmp_path / "none", protocol={"name": None}),
     }
+    left_out["perturbs"] = made(tmp_path / "perturbs")
+    metrics = json.loads((left_out["perturbs"] / "metrics.json").read_text())
+    metrics["config"]["data"]["init_args"]["perturbation"] = {"class_path": "datamodules.OtherCameras"}
+    (left_out["perturbs"] / "metrics.json").write_text(json.dumps(metrics))
     report([*map(str, runs), *map(str, left_out.values()), "--results", str(page)])
     all_means = [json.loads((run / "metrics.json").read_text())["all"] for run in runs]
     score = " / ".join(f"{50 * sum(each[mean] for each in all_means):.1f}" for mean in ("macro", "micro"))
@@ -63,13 +67,19 @@ def test_a_run_fills_its_own_row_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert "departs: it departs from its protocol in data.num_frames" in said
     assert "trained: its weights were trained after their release" in said
     assert "none: it has no protocol" in said
+    assert "perturbs: it perturbs what the model sees" in said
     report([str(runs[0]), "--results", str(page)])
     assert page.read_text() != f"# Results\n\n{HEAD}{filled}{OTHERS}{UNRELATED}"  # of this run alone
     before = page.read_text()
     with pytest.raises(InputError, match="no run belongs to a row of the page; .*no protocol"):
         report([str(left_out["no protocol"]), "--results", str(page)])
-    with pytest.raises(InputError, match="absent.md: no such page"):
+    with pytest.raises(InputError, match="absent.md: it can't be read"):
         report([str(runs[0]), "--results", str(tmp_path / "absent.md")])
+    (tmp_path / "other.md").write_text(UNRELATED)
+    with pytest.raises(InputError, match="no table with the columns model, weights"):
+        report([str(runs[0]), "--results", str(tmp_path / "other.md")])
+    with pytest.raises(InputError, match="leave out --verify and --output"):
+        report([str(runs[0]), "--results", str(page), "--output", str(tmp_path / "table.md")])
     assert page.read_text() == before
 
 
