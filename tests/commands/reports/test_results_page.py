@@ -54,9 +54,9 @@ def test_a_run_fills_its_own_row_alone(tmp_path: Path, capsys: pytest.CaptureFix
         "no protocol": made(tmp_path / "none", protocol={"name": None}),
     }
     left_out["perturbs"] = made(tmp_path / "perturbs")
-    metrics = json.loads((left_out["perturbs"] / "metrics.json").read_text())
-    metrics["config"]["data"]["init_args"]["perturbation"] = {"class_path": "datamodules.OtherCameras"}
-    (left_out["perturbs"] / "metrics.json").write_text(json.dumps(metrics))
+    config = yaml.safe_load((left_out["perturbs"] / "config.yaml").read_text())
+    config["data"]["init_args"]["perturbation"] = {"class_path": "datamodules.OtherCameras"}
+    (left_out["perturbs"] / "config.yaml").write_text(yaml.safe_dump(config))
     report([*map(str, runs), *map(str, left_out.values()), "--results", str(page)])
     all_means = [json.loads((run / "metrics.json").read_text())["all"] for run in runs]
     score = " / ".join(f"{50 * sum(each[mean] for each in all_means):.1f}" for mean in ("macro", "micro"))
