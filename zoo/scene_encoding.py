@@ -31,7 +31,7 @@ from zoo.geometry.base import GeometryEncoder, covers, encoder_frames, resample_
 from zoo.geometry.cache import EVERY_FRAME, check_grid, geometry_of_frames, shown_frames
 from zoo.model_spec import CameraPlan
 from zoo.sequences.batch import Batch, Sequences
-from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
+from zoo.sequences.layout import SPATIAL_MERGE_SIZE, TEMPORAL_PATCH_SIZE
 from zoo.sequences.loaded_scene import Grid, LoadedScene, TeacherTargets
 from zoo.sequences.position_ids import check_all_have_cameras, valid_index
 from zoo.values import check_count, check_shape
@@ -103,7 +103,10 @@ def encode_vision(backbone: Backbone, batch: Batch) -> list[EncodedScene]:
         return []
     pixels = [scene.pixel_values for scene in batch.scenes if scene.pixel_values is not None]
     joined = backbone.encode_vision(pixels[0] if len(pixels) == 1 else torch.cat(pixels), batch.vision)
-    grids = [(steps, height // 2, width // 2) for steps, height, width in (scene.grid_thw for scene in batch.scenes)]
+    side = SPATIAL_MERGE_SIZE
+    grids = [
+        (steps, height // side, width // side) for steps, height, width in (each.grid_thw for each in batch.scenes)
+    ]
     counts = [steps * rows * columns for steps, rows, columns in grids]
     of_scenes = zip(joined.tokens.split(counts), joined.deepstack.split(counts, 1), strict=True)
     return [

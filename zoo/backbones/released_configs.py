@@ -105,6 +105,11 @@ def loader_of(config: Config) -> str | None:
     return {QWEN3: "PretrainedQwen3VL", QWEN35: "PretrainedQwen35"}.get(kind.removesuffix("_moe"))
 
 
+def is_unused(name: str) -> bool:
+    """Whether a tensor of a fusion is one that no released model uses."""
+    return name.startswith(UNUSED)
+
+
 def geothinker_settings(config: Config) -> dict[str, Any]:
     """Return the settings of a GeoThinker. On Qwen3-VL some are in the decoder's part of its config.json."""
     return {**config.get("text_config", {}), **config}
@@ -267,8 +272,7 @@ class ReleasedGeometry:
         for theirs, ours in self.layout.items():
             if ours.startswith(FUSION):
                 part, weights = fusion.get_submodule(ours.removeprefix(FUSION)[:-1]), TensorsUnder(tensors, theirs)
-                is_skipped = lambda name: name.startswith(UNUSED)  # noqa: E731
-                load_weights(part, ReleasedWeights(weights, "fusion", is_skipped=is_skipped))
+                load_weights(part, ReleasedWeights(weights, "fusion", is_skipped=is_unused))
         return True
 
 
