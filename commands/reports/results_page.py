@@ -24,7 +24,7 @@ KEY, SCORE = ("model", "weights", "benchmark", "questions", "protocol"), "zoo"
 def fill(text: str, tests: Sequence[Tested]) -> tuple[str, list[str]]:
     """Return the page with the scores, macro / micro in percent, and why tests are left out.
 
-    Several tests of a row, such as seeds of sampled answers, are averaged.
+    Several tests of a row are averaged if they differ in the seed alone, as those of sampled answers do.
 
     Args:
         text: The page.
@@ -40,6 +40,11 @@ def fill(text: str, tests: Sequence[Tested]) -> tuple[str, list[str]]:
         key, reason = row_of(tested)
         notes += [f"left out: {tested.folder}: {reason}"] if reason else []
         found.setdefault(key, []).extend([] if reason else [tested])
+    for own in found.values():
+        if any(each.options != own[0].options for each in own):
+            folders = ", ".join(str(each.folder) for each in own)
+            notes.append(f"left out: {folders}: they differ in more than the seed, and belong to one row")
+            own.clear()
     lines = text.splitlines()
     columns: list[str] = []
     has_table = False
@@ -74,14 +79,18 @@ def row_of(tested: Tested) -> tuple[tuple[str, ...], str]:
     if tested.folder is None:
         raise InputError("--results takes folders of runs, not a study")
     protocol = read_metrics(tested.folder / METRICS).get("protocol") or {}
-    weights = str(tested.options.get("model.backbone.path") or "").rpartition("/")[2]
-    model = str(tested.options.get("model.class_path")).rpartition(".")[2]
+    changed = {name.removeprefix("test."): value for name, value in tested.options.items() if name.startswith("test.")}
+    options = {**tested.options, **changed}
+    weights = str(options.get("model.backbone.path") or "").rpartition("/")[2]
+    model = str(options.get("model.class_path")).rpartition(".")[2]
     key = (model, weights, tested.benchmark, str(len(tested.questions)), str(protocol.get("name")))
-    if tested.options.get("checkpoint"):
+    if options.get("checkpoint"):
         return key, "its weights were trained after their release"
     if not protocol.get("name"):
         return key, "it has no protocol: give --config protocol_<name>.yaml"
-    if any(name.startswith("data.perturbation") and value for name, value in tested.options.items()):
+    if options.get("data.subset"):
+        return key, "it asks a subset of the questions"
+    if any(name.startswith("data.perturbation") and value for name, value in options.items()):
         return key, "it perturbs what the model sees"
     if departing := protocol.get("departures", {"unknown": None}):
         return key, f"it departs from its protocol in {', '.join(departing)}"

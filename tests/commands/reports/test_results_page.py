@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -26,17 +28,26 @@ WEIGHTS = "Spatial-MLLM-v1.1-Instruct-135K"
 HEAD = "| model | weights | benchmark | questions | protocol | published | zoo |\n|---|---|---|---|---|---|---|\n"
 ROW = "| `SpatialMLLM` | `{}` | VSIBench | 190 | `{}` | 50.5 (a) | {} |\n"
 OTHERS = ROW.format("another", "spatial_mllm", "1.0 / 2.0") + ROW.format(WEIGHTS, "vg_llm", "")
+OTHER = {"class_path": "datamodules.OtherCameras"}
 UNRELATED = f"\n| weights | zoo |\n|---|---|\n| `{WEIGHTS}` | |\n"
 
 
-def made(folder: Path, count: int = 190, right: float = 0.3, **metrics: Any) -> Path:
-    """A test of released weights by a protocol, with changed entries of metrics.json."""
+def made(
+    folder: Path,
+    count: int = 190,
+    right: float = 0.3,
+    data: Mapping[str, Any] = MappingProxyType({}),
+    **metrics: Any,
+) -> Path:
+    """A test of released weights by a protocol, with changed options of the data and entries of metrics.json."""
     config = yaml.safe_load(yaml.safe_dump(CONFIG))
+    config["data"]["init_args"].update(data)
     config["model"]["class_path"] = "zoo.SpatialMLLM"
     config["model"]["init_args"]["backbone"]["init_args"] = {"path": f"Diankun/{WEIGHTS}"}
     make_run(folder, answers(count, right=right), config)
     file = folder / "metrics.json"
-    entries = {"protocol": {"name": "spatial_mllm", "departures": {}}, **metrics}
+    of_test = {part: config[part] for part in ("model", "data")}
+    entries = {"protocol": {"name": "spatial_mllm", "departures": {}}, "config": of_test, **metrics}
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
     return folder
 
@@ -52,11 +63,10 @@ def test_a_run_fills_its_own_row_alone(tmp_path: Path, capsys: pytest.CaptureFix
         ),
         "was trained": made(tmp_path / "trained", checkpoint="runs/trained/checkpoints/last.ckpt"),
         "no protocol": made(tmp_path / "none", protocol={"name": None}),
+        "perturbs": made(tmp_path / "perturbs", data={"perturbation": OTHER}),
+        "perturbs in its test": made(tmp_path / "tested", config={"data": {"perturbation": OTHER}}),
+        "asked a subset": made(tmp_path / "subset", data={"subset": 190}),
     }
-    left_out["perturbs"] = made(tmp_path / "perturbs")
-    config = yaml.safe_load((left_out["perturbs"] / "config.yaml").read_text())
-    config["data"]["init_args"]["perturbation"] = {"class_path": "datamodules.OtherCameras"}
-    (left_out["perturbs"] / "config.yaml").write_text(yaml.safe_dump(config))
     report([*map(str, runs), *map(str, left_out.values()), "--results", str(page)])
     all_means = [json.loads((run / "metrics.json").read_text())["all"] for run in runs]
     score = " / ".join(f"{50 * sum(each[mean] for each in all_means):.1f}" for mean in ("macro", "micro"))
@@ -68,9 +78,14 @@ def test_a_run_fills_its_own_row_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert "trained: its weights were trained after their release" in said
     assert "none: it has no protocol" in said
     assert "perturbs: it perturbs what the model sees" in said
+    assert "tested: it perturbs what the model sees" in said
+    assert "subset: it asks a subset of the questions" in said
     report([str(runs[0]), "--results", str(page)])
     assert page.read_text() != f"# Results\n\n{HEAD}{filled}{OTHERS}{UNRELATED}"  # of this run alone
     before = page.read_text()
+    other = made(tmp_path / "other", data={"system_prompt": "Be brief."})
+    with pytest.raises(InputError, match="run, .*other: they differ in more than the seed"):
+        report([str(runs[0]), str(other), "--results", str(page)])
     with pytest.raises(InputError, match="no run belongs to a row of the page; .*no protocol"):
         report([str(left_out["no protocol"]), "--results", str(page)])
     with pytest.raises(InputError, match="absent.md: it can't be read"):
