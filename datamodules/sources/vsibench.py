@@ -213,9 +213,10 @@ class VSTIBench(SceneSource):
 
     def _convert(self, row: dict[str, Any]) -> dict[str, Any]:
         """Rename a row's fields to VSI-Bench's. A scene has its video's name, a question without an id its text."""
-        scene = PurePosixPath(str(row.get("video_path"))).with_suffix("")
+        has_choice = row.get("question_type") in self.benchmark.multiple_choice_types
+        if missing := [name for name in ("video_path", *(["mc_answer"] if has_choice else [])) if not row.get(name)]:
+            raise ValueError(f"missing: {', '.join(missing)}")
+        scene = PurePosixPath(str(row["video_path"])).with_suffix("")
         id = row.get("id", f"{scene.name}: {row.get('question')} {row.get('options') or ''}".strip())
         row = {**row, "id": id, "dataset": str(scene.parent), "scene_name": scene.name}
-        if row.get("question_type") in self.benchmark.multiple_choice_types:
-            return {**row, "ground_truth": row.get("mc_answer")}
-        return {**row, "options": None}
+        return row | ({"ground_truth": row["mc_answer"]} if has_choice else {"options": None})
