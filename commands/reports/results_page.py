@@ -40,11 +40,11 @@ def fill(text: str, tests: Sequence[Tested]) -> tuple[str, list[str]]:
         key, reason = row_of(tested)
         notes += [f"left out: {tested.folder}: {reason}"] if reason else []
         found.setdefault(key, []).extend([] if reason else [tested])
-    for own in found.values():
-        if any(each.options != own[0].options for each in own):
-            folders = ", ".join(str(each.folder) for each in own)
+    for of_row in found.values():
+        if any(each.options != of_row[0].options for each in of_row):
+            folders = ", ".join(str(each.folder) for each in of_row)
             notes.append(f"left out: {folders}: they differ in more than the seed, and belong to one row")
-            own.clear()
+            of_row.clear()
     lines = text.splitlines()
     columns: list[str] = []
     has_table = False
