@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from callbacks.configs import CONFIGS
+from callbacks.configs import CONFIGS, read_settings
 from tests.cli import Run, the_run
 
 PROTOCOLS = sorted(path.stem.removeprefix("protocol_") for path in CONFIGS.glob("protocol_*.yaml"))
@@ -25,7 +24,7 @@ def test_any_protocol_is_put_over_a_run(run: Run, tmp_path: Path) -> None:
         run("test", "--config", f"protocol_{name}.yaml", *options, sized=False)
         records = [json.loads(file.read_text()) for file in folder.rglob("metrics.json")]
         (record,) = (each for each in records if each["protocol"]["name"] == name)
-        stated = yaml.safe_load((CONFIGS / f"protocol_{name}.yaml").read_text())
+        stated = read_settings(CONFIGS / f"protocol_{name}.yaml")
         departures = record["protocol"]["departures"]
         assert {option: each["run"] for option, each in departures.items()} == FEWER
         assert record["scorer"] == stated["metrics"]["scorer"] and not record["counts"]["failed"]
