@@ -400,6 +400,8 @@ def changed_parts(words: Sequence[str], excepted: Iterable[str] = ()) -> Iterato
 
 def _short(value: Any) -> str:
     """Return a class by its name, and another value as text for a folder's name."""
+    if isinstance(value, bool):
+        return str(value).lower()
     text = str(value.get("class_path", "") if isinstance(value, dict) else value)
     name = text.rpartition(".")[2]
     return name if name[:1].isupper() else re.sub(r"[^\w.]+", "-", text).strip("-")

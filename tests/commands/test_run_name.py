@@ -27,6 +27,7 @@ from zoo.errors import InputError
         ("--model.camera_encoding=zoo.GTA --data.num_frames 8 --config prope.yaml", "PRoPEMLLM-GTA"),
         ("--model.fusion null --model.view_mixer null", "PRoPEMLLM-no-fusion-no-view_mixer"),
         ("--model.camera_encoding.pose_component rotation", "PRoPEMLLM-pose_component-rotation"),
+        ("--model.fusion.detached true", "PRoPEMLLM-detached-true"),
         ("--model.backbone TinyQwen3VL --model.backbone.layers 2", "PRoPEMLLM-TinyQwen3VL"),
         ("--model.learning_rates.decoder 1e-4 --model.lora.r 16", "PRoPEMLLM-lora-16"),
         (" ".join(f"--model.camera_encoding.option{i} value{i}" for i in range(9)), "PRoPEMLLM"),  # too long to tell

@@ -184,10 +184,11 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
         del state[QWEN + LM_HEAD]
     layout = official_layout(model) or {}
     if beyond := [name for name in state if not name.startswith((QWEN, *layout.values()))]:
+        parts = ", ".join(unofficial_fusion(model))
         raise InputError(
             f"{type(model).__name__} can't be exported, only a Qwen-VL, or what was released: VGGT of one layer with "
             f"AddFusion or PatchMergerFusion, StackFusion or GeoThinkerFusion: {len(beyond)} tensors are in none, such "
-            f"as {beyond[-1]}"
+            f"as {beyond[-1]}{parts and f', because of {parts}'}"
         )
 
     def merged(name: str) -> Tensor:

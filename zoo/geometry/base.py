@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -416,6 +416,36 @@ class TrunkEncoder(GeometryEncoder):
             return {}
         found = valid_cameras(output.pose_enc, (images.shape[-2], images.shape[-1]), self._to_cameras)
         return dict(zip(("world_to_camera", "K_normalized", "has_camera"), found, strict=True))
+
+
+class PretrainableEncoder(TrunkEncoder):
+    """A network that `zoo.tasks.GeometryPretraining` can train."""
+
+    @property
+    @abstractmethod
+    def trained_heads(self) -> tuple[str, ...]:
+        """The heads that are trained. () if the network lacks heads that its pretraining needs."""
+
+    @abstractmethod
+    def official_state_dict(self) -> dict[str, Tensor]:
+        """Return the trained tensors by official names."""
+
+    @abstractmethod
+    def training_output(
+        self,
+        images: Float[Tensor, "B S 3 H W"],
+        given: DatasetGeometries,
+        dense_frames: Int[Tensor, "B dense"] | None,
+        draws: Sequence[int] | None,
+    ) -> Any:
+        """Return predictions as a `VGGTOutput`, in the frame of the first camera.
+
+        Args:
+            images: RGB in 0..1.
+            given: The dataset's geometry of each scene, for an encoder that reads it.
+            dense_frames: Frames of the maps. None is all.
+            draws: Seed of each scene, for an encoder that leaves out some of what it is given. None leaves nothing out.
+        """
 
 
 def valid_cameras(

@@ -22,15 +22,15 @@ from zoo.geometry.base import (
     DatasetGeometries,
     Frames,
     Head,
+    PretrainableEncoder,
     ScaleSource,
     SceneGeometry,
-    TrunkEncoder,
     announce_license,
 )
 from zoo.geometry.layers import select_frames
 from zoo.geometry.pi3x import CONDITIONS, RELEASED, Condition, Conditions, Pi3X, Pi3XOutput, check_scene, tiny_config
 from zoo.geometry.pi3x.conditions import Mask
-from zoo.geometry.pi3x.model import PARTS, PATCH_SIZE, transformed
+from zoo.geometry.pi3x.model import PARTS, PATCH_SIZE, part_of, transformed
 from zoo.geometry.vggt import VGGTOutput, cameras_to_pose_encoding
 from zoo.geometry.vggt_encoder import find_run_weights
 from zoo.precision import full_precision, to_float32
@@ -61,7 +61,7 @@ class Pi3XSymmetries:
     unit: bool = True
 
 
-class Pi3XEncoder(TrunkEncoder):
+class Pi3XEncoder(PretrainableEncoder):
     """Pi3X's tokens and cameras. Float32, in meters (approximately), in a world that is no view's camera.
 
     The confidence is a logit. The camera token of a frame is the mean over its patches, which the camera head pools as
@@ -119,8 +119,9 @@ class Pi3XEncoder(TrunkEncoder):
         return self.pi3x.heads if {"camera", "point"} <= set(self.pi3x.heads) else ()
 
     def official_state_dict(self) -> dict[str, Tensor]:
-        """Return the network's tensors by official names."""
-        return self.pi3x.official_state_dict()
+        """See `PretrainableEncoder`. Parts for conditions that it is not told are left out: they were not trained."""
+        untold = {part for each in CONDITIONS if each not in self.conditions for part in PARTS[each]}
+        return {name: each for name, each in self.pi3x.official_state_dict().items() if part_of(name) not in untold}
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -246,15 +247,10 @@ class Pi3XEncoder(TrunkEncoder):
         dense_frames: Int[Tensor, "B dense"] | None,
         draws: Sequence[int] | None,
     ) -> VGGTOutput:
-        """Return predictions in the terms of `zoo.tasks.geometry_pretraining`, with the first camera as the world.
+        """See `PretrainableEncoder`.
 
-        Args:
-            images: RGB in 0..1.
-            given: The dataset's geometry of each scene. Its conditions are read, and each is left out of half of the
-                scenes if they are drawn. The network predicts no fields of view by its camera head, so the dataset's
-                stand in for them.
-            dense_frames: Frames of the maps. None is all.
-            draws: Seed of each scene. None leaves nothing out.
+        Of `given` the conditions are read, and each is left out of half of the scenes if they are drawn. The network
+        predicts no fields of view by its camera head, so the dataset's stand in for them.
         """
         told = self.conditions_of(given, images)
         if draws is not None:
@@ -380,7 +376,7 @@ class TinyPi3X(Pi3XEncoder):
                 pi3x = Pi3X(config)
             pi3x.init_central_cameras()
         else:
-            tensors = StoredTensors(lambda: find_run_weights(path))
+            tensors = StoredTensors(lambda: find_run_weights(path, "--model.geometry TinyPi3X"))
             pi3x = Pi3X.from_official(config, tensors, torch.float32, conditions=conditions)
         super().__init__(pi3x, layers, conditions, scale_from=scale_from)
         self.path = path

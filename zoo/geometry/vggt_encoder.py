@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zoo.errors import InputError, check_choice
 from zoo.geometry import vggt as vggt_1b
-from zoo.geometry.base import DatasetGeometries, Head, ScaleSource, TrunkEncoder, announce_license
+from zoo.geometry.base import DatasetGeometries, Head, PretrainableEncoder, ScaleSource, announce_license
 from zoo.geometry.vggt import VGGT, DINOv2, VGGTOutput, official_tensors, pose_encoding_to_cameras
 from zoo.seed import resolve_seed
 from zoo.weights.load import WEIGHTS, StoredTensors, Tensors
@@ -24,7 +24,7 @@ from zoo.weights.load import WEIGHTS, StoredTensors, Tensors
 ReferenceFrame = Literal["first", "last"]
 
 
-class VGGTEncoder(TrunkEncoder):
+class VGGTEncoder(PretrainableEncoder):
     """VGGT's tokens and cameras. Float32, in the scene's own unit, with the reference frame as the world.
 
     Args:
@@ -78,7 +78,7 @@ class VGGTEncoder(TrunkEncoder):
         return tuple(head for head in vggt_1b.HEADS if getattr(self.vggt, f"{head}_head") is not None)
 
     def official_state_dict(self) -> dict[str, Tensor]:
-        """Return the network's tensors by official names."""
+        """See `PretrainableEncoder`."""
         return self.vggt.official_state_dict()
 
     def training_output(
@@ -88,14 +88,7 @@ class VGGTEncoder(TrunkEncoder):
         dense_frames: Int[Tensor, "B dense"] | None,
         draws: Sequence[int] | None,
     ) -> VGGTOutput:
-        """Return the predictions of all heads for `zoo.tasks.geometry_pretraining`.
-
-        Args:
-            images: RGB in 0..1.
-            given: Not used.
-            dense_frames: Frames of the maps. None is all.
-            draws: Not used.
-        """
+        """See `PretrainableEncoder`."""
         return self.vggt(images, (), self.trained_heads, dense_frames)
 
     def blocks(self) -> list[nn.Module]:
@@ -231,10 +224,12 @@ class TinyVGGT(VGGTEncoder):
         self.path = path
 
 
-def find_run_weights(path: str) -> Path:
+def find_run_weights(path: str, *options: str) -> Path:
     """Return the weights file that `fit --config geometry_tiny.yaml` writes.
 
-    `path` is the run folder or its model.safetensors.
+    Args:
+        path: The run folder or its model.safetensors.
+        options: Further options of that command, for the error message.
 
     Raises:
         InputError: There is no such file.
@@ -243,7 +238,8 @@ def find_run_weights(path: str) -> Path:
     file = local if local.is_file() else local / WEIGHTS
     if not file.is_file():
         raise InputError(
-            f"{path} holds no {WEIGHTS}: make one with `python main.py fit --config geometry_tiny.yaml`, or set "
-            "--model.geometry.path to the run that did"
+            f"{path} holds no {WEIGHTS}: make one with "
+            f"`{' '.join(('python main.py fit --config geometry_tiny.yaml', *options))}`, or set --model.geometry.path "
+            "to the run that did"
         )
     return file

@@ -26,8 +26,8 @@ from zoo.cameras.poses import invert_se3, pose_distance
 from zoo.cameras.rays import pixel_center_intrinsics, unproject_depth
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_whole
-from zoo.geometry import Pi3XEncoder, TinyVGGT, VGGTEncoder
-from zoo.geometry.base import SceneGeometry, same_shape
+from zoo.geometry import TinyVGGT
+from zoo.geometry.base import PretrainableEncoder, SceneGeometry, same_shape
 from zoo.geometry.layers import select_frames
 from zoo.geometry.vggt import VGGTOutput, cameras_to_pose_encoding, pose_encoding_to_cameras
 from zoo.model_spec import ModelSpec
@@ -60,12 +60,10 @@ def targets(scenes: Sequence[SceneGeometry]) -> Targets:
     """Normalize the dataset's geometry of scenes with the same shape. Returns float32.
 
     Raises:
-        ValueError: A frame has no camera, or a scene has no pixel with known depth.
+        ValueError: A scene has no pixel with known depth.
     """
     for scene in scenes:
         assert scene.world_to_camera is not None and scene.depth is not None  # ensured by `ModelSpec`
-        if scene.has_camera is not None and not scene.has_camera.all():
-            raise ValueError("pretraining learns from a camera for each frame: this scene lacks some")
     depth = torch.stack([scene.depth for scene in scenes if scene.depth is not None]).float()
     poses = torch.stack([scene.world_to_camera for scene in scenes if scene.world_to_camera is not None]).double()
     K = torch.stack([scene.K_normalized for scene in scenes if scene.K_normalized is not None]).double()
@@ -208,7 +206,7 @@ class GeometryPretraining(Task):
 
     def __init__(
         self,
-        geometry: VGGTEncoder | Pi3XEncoder | None = None,
+        geometry: PretrainableEncoder | None = None,
         dense_frames: int = 4,
         learning_rates: LearningRates = RATES,
         optimizer: Callable[[Any], Optimizer] = adamw,
@@ -221,7 +219,10 @@ class GeometryPretraining(Task):
             raise InputError(f"--model.dense_frames {dense_frames}: must be at least 1")
         self.geometry = geometry or TinyVGGT(heads=("camera", "depth", "point"))
         if not self.geometry.trained_heads:
-            raise InputError("--model.geometry.heads: a geometry encoder without heads can't be trained")
+            raise InputError(
+                f"--model.geometry {type(self.geometry).__name__}: it lacks heads that pretraining needs: use TinyVGGT "
+                '(--model.geometry.heads "[camera, depth, point]") or TinyPi3X'
+            )
         self.dense_frames = dense_frames
 
     def model_spec(self, *, training: bool = False) -> ModelSpec:
@@ -234,8 +235,15 @@ class GeometryPretraining(Task):
         """Return the encoder's outputs, the targets and the scene numbers, one group per frame shape.
 
         With `dense_frames`, as in training, dense maps cover only that many frames per scene.
+
+        Raises:
+            InputError: A frame has no camera.
         """
         self.check(batch)
+        for scene in batch.scenes:
+            has_camera = None if scene.geometry is None else scene.geometry.has_camera
+            if has_camera is not None and not has_camera.all():
+                raise InputError(f"{scene.name}: a frame has no camera, and pretraining learns from that of each frame")
         frames = [scene.frames for scene in batch.scenes if scene.frames is not None]
         pairs = []
         for members in same_shape(frames):

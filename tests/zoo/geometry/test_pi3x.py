@@ -546,7 +546,11 @@ def test_bad_conditions_are_named_in_one_line(model: Pi3X) -> None:
         model(images, depth=torch.ones(1, 3, 28, 28))
     poses = torch.eye(4).repeat(1, 3, 1, 1)
     poses[0, 1, :3, :3] *= 2
-    with pytest.raises(InputError, match="^scene 0, view 1: the pose is no rotation"):
+    with pytest.raises(InputError, match="^scene 0, view 1: the pose is no rotation .* off orthonormal by 3"):
+        model(images, world_to_camera=poses)
+    poses[0, 1, :, :3] /= 2
+    poses[0, 1, 0, 3] = torch.nan
+    with pytest.raises(InputError, match="^scene 0, view 1: the pose is no rotation .* holds NaN or infinity"):
         model(images, world_to_camera=poses)
     with pytest.raises(ValueError, match="no layer 4: the model has 4"):
         model(images, (4,))

@@ -140,10 +140,13 @@ def check_scene(
         off = (R.mT @ R - torch.eye(3, dtype=R.dtype)).abs().amax((-1, -2))
         last_row = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=world_to_camera.dtype)
         good = (off <= ROTATION_TOLERANCE) & (torch.linalg.det(R) > 0) & (world_to_camera[:, 3] == last_row).all(-1)
-        if not (good := good & world_to_camera.isfinite().flatten(1).all(1)).all():
+        finite = world_to_camera.isfinite().flatten(1).all(1)
+        if not (good := good & finite).all():
+            view = int((~good).nonzero()[0])
+            why = f"it is off orthonormal by {float(off[view]):.2g}" if finite[view] else "it holds NaN or infinity"
             raise InputError(
-                f"{name}, view {int((~good).nonzero()[0])}: the pose is no rotation and translation (off orthonormal "
-                f"by {float(off[~good][0]):.2g}): give world-to-camera poses with OpenCV axes"
+                f"{name}, view {view}: the pose is no rotation and translation, {why}: give world-to-camera poses with "
+                "OpenCV axes"
             )
 
 
