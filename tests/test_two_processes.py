@@ -85,12 +85,7 @@ def test_two_processes_train_and_score_as_one(
 @pytest.mark.slow
 def test_two_processes_fit_the_subspace_of_one(tmp_path: Path) -> None:
     """Also where a batch has as many scenes as a fit reads at least."""
-    rooms = [
-        "--data.source.root",
-        str(tmp_path / "rooms"),
-        "--data.source.scenes",
-        "[48,2,3]",
-    ]  # more than others have
+    rooms = ("--data.source.root", str(tmp_path / "rooms"), "--data.source.scenes", "[48,2,3]")  # no test shares them
     words = [*SMALL, *rooms, "--data.batch_size", "16", "--model.fusion", "SubspaceFusion", "--trainer.max_steps", "1"]
 
     def basis(name: str, *own: str) -> torch.Tensor:
