@@ -85,7 +85,9 @@ def check_case(case: str, atol: float) -> None:
         assert abs((0.0 if found is None else found.norm().item()) - expected) < 2e-3 * expected + 1e-5, name
     for name in (name.removeprefix("grad.") for name in t if name.startswith("grad.")):
         found, whole = parameters[name].grad, t[f"grad.{name}"]
-        assert found is not None and (found.view(whole.shape) - whole).abs().max() < 1e-5 * whole.abs().max(), name
+        # the gradient of a number is a sum of terms that cancel: 2e-5 with AVX-512
+        bound = (1e-5 if whole.ndim else 1e-4) * whole.abs().max()
+        assert found is not None and (found.view(whole.shape) - whole).abs().max() < bound, name
     if meta.get("gen_min_top2_gap") is not None:
         answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=8)
         assert answers == t["out_generated"].tolist()
