@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
-from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
+from callbacks.configs import MergedConfig, find_config, merge_configs
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
 from commands.reports.scores import CHANGES_NO_RESULT
@@ -27,7 +27,6 @@ from zoo.errors import InputError, closest, did_you_mean
 RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
 OWN = ""  # the name of the test that every trained model has
-CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|GTA")  # a value that names a class
 Options = dict[str, Any]  # values by dotted name
 
 
@@ -367,7 +366,6 @@ def _check(study: Study) -> None:
             shlex.split(command)
         except ValueError as error:
             raise InputError(f"requires: {file}: {error}: {command}") from error
-    _check_classes(study)
     test_folders = [test_folder_name(test) for test in (OWN, *study.tests)]
     for folders in ([run.folder_name for run in study.runs()], test_folders):
         if shared := [name for name, count in Counter(folders).items() if count > 1]:
@@ -380,16 +378,6 @@ def _check(study: Study) -> None:
             raise InputError(f"compare: {each.title}: name a baseline or tests")
         for name in [] if each.baseline is None else [each.baseline, *each.settings]:
             check_names(each.tests, study.settings[name].tests, f"test of {name}")
-
-
-def _check_classes(study: Study) -> None:
-    """Check the names of classes: a test would refuse one only after hours of training."""
-    known = {"None", *(kind.__name__ for kind in buildable_classes())}
-    named: list[Setting | Test] = [*study.settings.values(), *study.tests.values()]
-    for options in (study.options, study.test, *(each.options for each in named), *study.columns.values()):
-        for value in options.values():
-            if isinstance(value, str) and CLASS.fullmatch(value):
-                check_names([value], known, "class")
 
 
 def check_names(names: Collection[Any], known: Collection[Any], what: str) -> None:

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from commands.reports.statistics import difference
 from commands.studies.protocols import protocol_study
 from commands.studies.results import load
-from commands.studies.running import learning_curve
+from commands.studies.running import check_commands, learning_curve
 from commands.study import study
 from tests.commands import fake_main
 from zoo.errors import InputError
@@ -31,6 +31,7 @@ from zoo.errors import InputError
 ROOT = Path(__file__).parents[2]
 STUDY: dict[str, Any] = {
     "title": "Toys",
+    "configs": ["data_rooms.yaml"],
     "options": {"trainer.max_steps": 3},
     "seeds": [0, 1],
     "score": "object_counting",
@@ -57,7 +58,11 @@ Write = Callable[..., None]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes studies/toys.yaml in an empty working directory, with other values of some keys."""
+    """Writes studies/toys.yaml in an empty working directory, with other values of some keys.
+
+    The options are not parsed, which takes seconds.
+    """
+    monkeypatch.setattr("commands.studies.running.check_commands", lambda *commands: None)
     monkeypatch.chdir(tmp_path)
     Path("studies").mkdir()
 
@@ -297,6 +302,48 @@ def test_what_fails_is_named_and_the_rest_goes_on(
     assert calls() == ["test wrong-cameras"]  # a failed test costs no training
 
 
+def test_a_failure_that_settings_share_ends_the_study(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    settings = {name: {"configs": ["qwen25_vl.yaml"]} for name in "abcd"}
+    write(settings=settings, compare=[])
+    monkeypatch.setenv("FAKE_FAILS", "--data.source.trajectory=local")
+    with pytest.raises(SystemExit, match="8 of 16 trainings have failed"):  # after others have succeeded, all are tried
+        run("--jobs", "1")
+    assert len(calls()) == 24 and "not started" not in capsys.readouterr().out
+    monkeypatch.setenv("FAKE_FAILS", "--trainer.max_steps=4")
+    write(settings=settings, compare=[], options={"trainer.max_steps": 4})
+    with pytest.raises(SystemExit, match="2 of 16 trainings have failed, and 14 were not started"):
+        run("--jobs", "1")
+    assert calls() == ["fit a-loop-0-2", "fit b-loop-0-2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"options": {"model.camera_encodng": "GTA"}}, "none, loop: model.camera_encodng.*did you mean"),
+        (
+            {"settings": {"PRoPE": {"model": "PRoPEMLLM", "trainer.precision": "bf17"}}},
+            "PRoPE, loop: trainer.precision",
+        ),
+        ({"settings": {"a": {"configs": ["prope.yaml"], "model.camera_encoding": "Prope"}}}, "a, loop: .*mean PRoPE"),
+        ({"tests": {"wrong cameras": {"data.perturbaton": "OtherCameras"}}}, "wrong cameras: data.perturbaton"),
+        ({"requires": {"file": "fit --config qwen25_vl.yaml --modl 3"}}, "file: modl: there is no such option"),
+    ],
+)
+def test_options_are_parsed_before_the_first_training(changes: dict, says: str, write: Write, monkeypatch) -> None:
+    monkeypatch.setattr("commands.studies.running.check_commands", check_commands)
+    settings = {name: {**each, "requires": [*changes.get("requires", ())]} for name, each in STUDY["settings"].items()}
+    write(**{"settings": settings, **changes}, compare=[])
+    for words in ([], ["--dry_run"]):
+        with pytest.raises(InputError, match=f"^studies/toys.yaml: {says}") as error:
+            run(*words)
+        assert "\n" not in str(error.value)
+    assert not calls() and not Path("runs").exists()
+    write()  # the control
+    run("--dry_run")
+
+
 def test_a_killed_training_goes_on(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_KILLED", "--model.camera_encoding=PRoPE")
     with pytest.raises(SystemExit, match="1 of 1 trainings have failed"):
@@ -453,7 +500,6 @@ def test_files_for_sbatch_run_one_training_each(write: Write, tmp_path: Path, mo
         ({"settings": {}}, [], "settings: there is none"),
         ({"seeds": [0, 0]}, [], "seed 0 is given twice"),
         ({"settings": {"a": {"configs": ["prop.yaml"]}}}, [], "no config prop.yaml.*prope"),
-        ({"settings": {"a": {"model.camera_encoding": "Prope"}}, "compare": []}, [], "no class Prope.*PRoPE"),
         ({"settings": {"a b": {}, "a-b": {}}, "compare": []}, [], "share the folder a-b"),
         ({"tests": {"wrong cameras": {}, "own": {}}}, [], "share the folder own"),
         ({"compare": [{"title": "x", "settings": ["PRoPE"]}]}, [], "compare: x: name a baseline or tests"),
