@@ -192,15 +192,20 @@ class Training(NamedTuple):
         name = unknown if self.epoch is None else f"an epoch of {self.epoch:,} questions"
         return (self.epoch or QUESTIONS) / self.questions_per_step, name
 
+    @property
+    def hours(self) -> list[float | None]:
+        """Hours on each kind of GPU. None where the memory is not enough."""
+        flops = self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0]
+        return [
+            flops / (self.utilization * gpu.peak_tflops * 1e12) / 3600
+            if self.needed <= USABLE * gpu.memory_gb * 1e9
+            else None
+            for gpu in GPUS
+        ]
+
     def on_each_gpu(self) -> list[str]:
         """Return the bytes, and the hours on each kind of GPU that has enough memory."""
-        flops = self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0]
-        hours = [flops / (self.utilization * gpu.peak_tflops * 1e12) / 3600 for gpu in GPUS]
-        fits = [self.needed <= USABLE * gpu.memory_gb * 1e9 for gpu in GPUS]
-        return [
-            gigabytes(self.needed),
-            *(f"{each:,.1f}" if fit else "-" for each, fit in zip(hours, fits, strict=True)),
-        ]
+        return [gigabytes(self.needed), *map(in_tenths, self.hours)]
 
 
 def plan(arguments: list[str]) -> None:
@@ -395,6 +400,11 @@ def launch(arguments: list[str], choice: Training) -> str:
 def gigabytes(count: float) -> str:
     """Return a number of bytes in units of 10^9."""
     return f"{count / 1e9:,.1f}" if count >= 5e7 else f"{count / 1e9:,.4f}"
+
+
+def in_tenths(hours: float | None) -> str:
+    """Return hours as text."""
+    return "-" if hours is None else f"{hours:,.1f}"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:

@@ -190,12 +190,22 @@ def test_an_edited_setting_never_keeps_an_old_number(write: Write, capsys: pytes
     run(*ROW)
     assert not calls()  # options that change no result
     Path("mine.yaml").write_text("trainer: {max_steps: 4}\n")  # what a config says counts as well
-    write(options={}, configs=["mine.yaml"])
+    write(options={}, configs=["data_rooms.yaml", "mine.yaml"])
     run(*ROW)
     assert not calls()
     Path("mine.yaml").write_text("trainer: {max_steps: 5}\n")
     run("--write")
     assert "PRoPE (4)" in capsys.readouterr().out
+
+
+def test_an_option_that_only_changes_answers_makes_another_result(write: Write) -> None:
+    run(*ROW)
+    write(options={**STUDY["options"], "trainer.devices": 2})  # changes no result
+    run(*ROW)
+    assert calls() == OF_ROW
+    write(options={**STUDY["options"], "model.repetition_penalty": 1.1})
+    run(*ROW)
+    assert calls() == [f"{OF_ROW[0]}-2", *OF_ROW[1:]]
 
 
 def test_results_stay_when_a_setting_is_renamed(write: Write) -> None:
@@ -282,6 +292,12 @@ def test_released_weights_are_tested_without_a_training(write: Write) -> None:
     assert other["test_options"] == {"data.datasets": None}
     text = Path("studies/toys.md").read_text()
     assert "all questions (macro)" in text and f"{other['scores']['macro']:.3f}" in text
+    run("--settings", "PRoPE")  # the same weights under another seed have the same score
+    assert not calls() and len(lines()) == 2
+    settings["PRoPE"]["model.sampling.temperature"] = 0.5  # the control: other draws
+    write(settings=settings, test={"data.datasets": ["arkitscenes"]}, tests={"all questions": everything}, compare=[])
+    run("--settings", "PRoPE")
+    assert calls().count("test own") == 2
 
 
 def test_what_fails_is_named_and_the_rest_goes_on(
@@ -460,7 +476,13 @@ def test_files_for_sbatch_run_one_training_each(write: Write, tmp_path: Path, mo
     study(["studies/toys.yaml", "--seeds", "0", *slurm, "--print_scripts"])
     folder = Path("runs/studies/toys/scripts")
     assert sorted(path.name for path in folder.iterdir()) == ["none-local-0.sbatch", "none-loop-0.sbatch", "plan.md"]
-    assert "none, loop, seed 0 " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'for script in {folder}/*.sbatch; do sbatch "$script"; done' in printed
+    planned = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")]
+    assert [row[0].strip() for row in planned[1:]] == [
+        *("none, loop, seed 0", "none, local, seed 0", "all trainings, hours of one GPU")
+    ]
+    assert float(planned[-1][-1]) == pytest.approx(float(planned[1][-1]) + float(planned[2][-1]), abs=0.1)
     script = (folder / "none-loop-0.sbatch").read_text()
     for line in ("ntasks-per-node=1", "nodes=1", "partition=gpu", "cpus-per-task=7", "requeue\n", "signal=TERM@300\n"):
         assert f"#SBATCH --{line}" in script
