@@ -53,6 +53,8 @@ class Compose(CameraEncoding):
             outputs.
     """
 
+    wrapped_option = "encodings"
+
     def __init__(self, encodings: list[CameraEncoding]) -> None:
         super().__init__(reference=None)
         if not encodings:
@@ -145,6 +147,8 @@ def _overlap(outer: CameraEncoding, inner: CameraEncoding, head: HeadLayout) -> 
 
 class EncodingWrapper(CameraEncoding):
     """Base class of encodings that apply another one partially, with the other's reference view and scale."""
+
+    wrapped_option = "encoding"
 
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(reference=None)
@@ -360,6 +364,7 @@ class DeltaNetLayers(EncodingWrapper):
     """
 
     chooses_linear_layers = True
+    wrapped_option = None  # the heads there have other channels
 
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(encoding)
