@@ -131,11 +131,7 @@ def study(arguments: list[str]) -> None:
 
     # 1. What is missing, and whether its options are right.
     chosen = plan.runs(asked.settings, asked.columns, asked.seeds)
-    lacking = [run for run in chosen if run.setting in asked.again or len(results.find(run)) < len(run.tests)]
-    first: dict[tuple[str, str, int | None], Run] = {}
-    for run in lacking:  # a test of released weights has the same result under each seed
-        first.setdefault((run.setting, run.column, run.seed if run.depends_on_seed else None), run)
-    todo = [*first.values()]
+    todo = results.missing(chosen, asked.again)
     required = missing_requirements(plan, todo)
     if not asked.write:
         print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
@@ -191,8 +187,8 @@ def study(arguments: list[str]) -> None:
                 absent |= {job.file: failure} if failure else {}
             ready = []
             for run in todo:
-                if needed := [file for file in run.requires if file in absent]:
-                    print(f"{run}: failed: it requires {needed[0]}: {absent[needed[0]]}", flush=True)
+                if lacking := [file for file in run.requires if file in absent]:
+                    print(f"{run}: failed: it requires {lacking[0]}: {absent[lacking[0]]}", flush=True)
                 else:
                     ready.append(run)
             failed = len(todo) - len(ready)

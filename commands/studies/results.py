@@ -7,7 +7,7 @@ once for each set of questions, in a line of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,19 @@ class Results:
                     trainings.setdefault((is_own, result.trained), {}).update(dict.fromkeys(same, found))
         ranked = sorted(trainings, key=lambda key: (len(trainings[key]), *key))
         return trainings[ranked[-1]] if ranked else {}
+
+    def missing(self, runs: Iterable[Run], again: Collection[str] = ()) -> list[Run]:
+        """Return the trainings that lack a result; of released weights that of the first seed, which counts for all.
+
+        Args:
+            runs: The planned trainings.
+            again: The settings that are trained again, whatever has a result.
+        """
+        found: dict[tuple[str, str, int | None], Run] = {}
+        for run in runs:
+            if run.setting in again or len(self.find(run)) < len(run.tests):
+                found.setdefault((run.setting, run.column, run.seed if run.depends_on_seed else None), run)
+        return [*found.values()]
 
     def stale(self, runs: Sequence[Run]) -> list[Result]:
         """Return the own results that belong to none of the planned trainings and tests."""

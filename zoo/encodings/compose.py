@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial, reduce
 from itertools import combinations
 from operator import and_
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -148,7 +148,7 @@ def _overlap(outer: CameraEncoding, inner: CameraEncoding, head: HeadLayout) -> 
 class EncodingWrapper(CameraEncoding):
     """Base class of encodings that apply another one partially, with the other's reference view and scale."""
 
-    wrapped_option = "encoding"
+    wrapped_option: ClassVar[str | None] = "encoding"
 
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(reference=None)
