@@ -1,7 +1,8 @@
 """Config files: find them by name, compose them of others, and merge them in the given order.
 
 One rule holds for configs and for the command line: a later value wins. If a later value changes the class of a part,
-the options that the new class also has are kept.
+the options that the new class also has are kept. If the new class is one around encodings (`HeadSubset`, `LayerSubset`,
+`LearnedStrength`, `Compose`), the encodings inside keep them.
 """
 
 from __future__ import annotations
@@ -189,7 +190,7 @@ def check_run(config: Path, trust_modules: Collection[str]) -> None:
 
 
 def merge(below: Any, above: Any) -> Any:
-    """Merge settings over others. If a part's class changes, the options that the new class also has are kept."""
+    """Merge settings over others. If a part's class changes, see `under_class` for what is kept."""
     # a part may be given by its class path alone
     if isinstance(below, Mapping) and isinstance(above, str) and "class_path" in below:
         above = {"class_path": above}
@@ -199,8 +200,33 @@ def merge(below: Any, above: Any) -> Any:
         return above
     former, kind = below.get("class_path"), above.get("class_path")
     if former is not None and kind is not None and not is_same_class(former, kind):
-        below = {**below, "init_args": options_of_class(below.get("init_args"), kind)}
-    return {**below, **{key: merge(below.get(key), value) for key, value in above.items()}}
+        below = {**below, "init_args": under_class(below, kind)}
+    return {**below, **{key: merge_option(below.get(key), value, key) for key, value in above.items()}}
+
+
+def merge_option(below: Any, above: Any, name: str) -> Any:
+    """Merge an option over another one. The encodings of a new `Compose` keep the options of the one that was there."""
+    if name == "encodings" and isinstance(below, list) and len(below) == 1 and isinstance(above, list):
+        return [merge(below[0], each) for each in above]
+    return merge(below, above)
+
+
+def under_class(part: Mapping[str, Any], kind: str) -> Settings:
+    """Return the options of a part that stay if it gets another class: those that the class accepts.
+
+    A class around encodings gets the encoding that was there as the one inside.
+
+    Args:
+        part: `class_path` and `init_args` of the former part, which may itself be around another one.
+        kind: The new class.
+    """
+    options = part.get("init_args") or {}
+    around, inside = (getattr(find_class(str(each)), "wrapped_option", None) for each in (kind, part["class_path"]))
+    inner = options.get(inside, part)
+    inner = inner[0] if isinstance(inner, list) and inner else inner
+    if around is not None:
+        return {**options_of_class(options, kind), around: [inner] if around == "encodings" else inner}
+    return options_of_class(inner.get("init_args") if isinstance(inner, Mapping) else {}, kind)
 
 
 def options_of_class(options: Any, kind: str) -> Settings:

@@ -105,7 +105,7 @@ class KeptFrames(Dataset):
         cache.write_error = None
         loaded = self.scenes[index]
         if cache.write_error is not None:
-            return f"{loaded.name}: {cache.folder}: {cache.write_error.strerror}"
+            return f"{loaded.name}: {cache.path}: {cache.write_error.strerror}"
         return loaded.error or (SceneCounts.KEPT if cache.num_computed == before else SceneCounts.MADE)
 
 
@@ -139,7 +139,7 @@ def cache_frames(arguments: list[str]) -> None:
     counts = SceneCounts()
     for outcome in progress(loader, f"cache-frames {built.split}", "scenes"):
         counts.add(outcome)
-    print(f"cache-frames: frames of {len(mine)} scenes: {counts}; see {data.frame_cache.folder}/")
+    print(f"cache-frames: frames of {len(mine)} scenes: {counts}; see {data.frame_cache.path}/")
     counts.refuse_failed("frames")
 
 
@@ -197,15 +197,15 @@ def cache_geometry(arguments: list[str]) -> None:
         for _, cache in caches:
             if cache.write_error is not None:
                 raise InputError(
-                    f"{cache.folder}: {cache.write_error.strerror}; what was written is kept, so run it again"
+                    f"{cache.path}: {cache.write_error.strerror}; what was written is kept, so run it again"
                 )
         counts.add(counts.KEPT if sum(cache.num_computed for _, cache in caches) == before else counts.MADE)
     described = " and ".join(output.description for output in outputs)
-    folders = " and ".join(dict.fromkeys(f"{cache.folder}/" for _, cache in caches))
+    folders = " and ".join(dict.fromkeys(f"{cache.path}/" for _, cache in caches))
     print(f"cache-geometry: {described} of {len(mine)} scenes: {counts}; see {folders}")
     for option, cache in caches:
         if cache.has_lost_entries:
-            raise InputError(f"{cache.folder} was full and lost the first scenes again: raise {option}.max_size_gb")
+            raise InputError(f"{cache.path} was full and lost the first scenes again: raise {option}.max_size_gb")
     counts.refuse_failed("geometry")
 
 

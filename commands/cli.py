@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -248,6 +249,41 @@ class ZooCLI(LightningCLI):
         if isinstance(environment := trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
             environment.auto_requeue = False  # it would save between two optimizer steps; see `resolve_run`
         return trainer
+
+
+class _Parsed(BaseException):
+    """Ends a command after its options are parsed."""
+
+
+def check_options(command: str, lines: Mapping[str, Sequence[str]]) -> None:
+    """Parse the options of several command lines as the command would. Nothing is built, read or made.
+
+    Args:
+        command: The command.
+        lines: The words after the command, by what the error is to name.
+
+    Raises:
+        InputError: An option is unknown, or its value or a config is wrong.
+    """
+
+    class Check(ZooCLI):
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            for name, words in lines.items():
+                try:
+                    parse_merged(self.command_parser, words, parser)
+                except InputError as error:
+                    raise InputError(f"{name}: {error}") from error
+            raise _Parsed
+
+    messages = logging.getLogger(rank_zero_info.__module__)
+    level = messages.level
+    messages.setLevel(logging.WARNING)  # without a line for each config that overrides another
+    try:
+        Check(command)
+    except _Parsed:
+        pass
+    finally:
+        messages.setLevel(level)
 
 
 # ---- Warnings and lines of a run -------------------------------------------------------------------------------------

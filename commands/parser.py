@@ -171,7 +171,7 @@ def with_option(settings: Any, name: str, value: Any) -> Any:
         return {**settings, key: with_option(before, rest, value)}
     if key.endswith("+"):
         value = [*_as_list(before), *_as_list(value)]
-    elif isinstance(before, Mapping):
+    elif isinstance(before, Mapping | list):
         value = opened(value)
     return merge(settings, {key.removesuffix("+"): value})
 

@@ -9,11 +9,14 @@ weights and optimizer state are counted (with FSDP2 the whole weights beside the
 answers. A frozen teacher (--model.teacher) is whole on each GPU, unless its outputs are cached. Steps are counted as in
 supervised training. With GRPO, the sampling and the several answers per question are not counted.
 
+A step has the same questions on any number of --gpus: `--trainer.accumulate_grad_batches` is divided, unless you give
+it.
+
 For released weights a second table lists alternatives (checkpointing, LoRA, fewer frames, FSDP2, all of them) with the
 hours of training on each kind of GPU that has enough memory. Hours are floating-point operations divided by the GPU's
 peak times --utilization, without loading data, validations and tests. With --questions, the number of questions per
-epoch, they are the hours of one epoch. The last lines print the command that starts the training, and what fits or what
-to change.
+epoch, they are the hours of one epoch. The last lines print the command that starts a training that fits, the sizes of
+its steps, and what was changed.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
+from itertools import count
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NamedTuple
@@ -33,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from callbacks.configs import CONFIGS
-from commands.parser import build, parse
+from commands.parser import build, parse, split_options
 from commands.run_options import OF_RUNS, run_parser
 from commands.runs import require_model
 from datamodules import VideoQADataModule
@@ -52,7 +56,7 @@ UTILIZATION = 0.35  # share of the peak: an assumption; trainings of such models
 QUESTIONS = 10_000  # hours are given for this many questions if the length of a training is unknown
 MOST_GPUS, GPUS_PER_NODE = 512, 8
 OPTIONS = {  # options that `fit` does not have
-    "gpus": (int | None, None, "number of GPUs; null uses trainer.devices and trainer.num_nodes"),
+    "gpus": (int | None, None, "number of GPUs that share a step; null uses trainer.devices and trainer.num_nodes"),
     "memory_gb": (float, 80.0, "memory of a GPU in 10^9 bytes"),
     "video_size": (
         list[int] | None,
@@ -101,9 +105,10 @@ class Training(NamedTuple):
         strategy: ddp or fsdp2.
         checkpointing: Whether gradient checkpointing is used.
         gpus: Number of processes.
-        configured_gpus: Number of processes set by `trainer`.
         memory: Usable bytes on each GPU.
         accumulated: Batches per step.
+        batches: Batches of a step as the configs and options have it, on all GPUs.
+        configured: Machines, GPUs of all machines and batches per step as the configs and options have them.
         max_steps: The Trainer's max_steps; -1 if epochs end the training.
         epoch: Questions of an epoch. None if unknown.
         utilization: Share of a GPU's peak.
@@ -120,9 +125,10 @@ class Training(NamedTuple):
     strategy: str = "ddp"
     checkpointing: bool = False
     gpus: int = 1
-    configured_gpus: int = 1
     memory: float = USABLE * 80e9
     accumulated: int = 1
+    batches: int = 1
+    configured: tuple[int, int, int] = (1, 1, 1)
     max_steps: int = -1
     epoch: int | None = None
     utilization: float = UTILIZATION
@@ -137,7 +143,11 @@ class Training(NamedTuple):
         """Return the same computation in another setup."""
         changes = (*self.changes, *(CHECKPOINTING if checkpointing != self.checkpointing else ()))
         changes = (*changes, *(FSDP2 if strategy != self.strategy else ()))
-        return self._replace(strategy=strategy, checkpointing=checkpointing, gpus=gpus or self.gpus, changes=changes)
+        return self._replace(strategy=strategy, checkpointing=checkpointing, changes=changes).on(gpus or self.gpus)
+
+    def on(self, gpus: int) -> Training:
+        """Return the training on another number of GPUs, with the same batches in a step, if they can be divided."""
+        return self._replace(gpus=gpus, accumulated=max(1, round(self.batches / gpus)))
 
     @property
     def rows(self) -> dict[str, float]:
@@ -182,15 +192,20 @@ class Training(NamedTuple):
         name = unknown if self.epoch is None else f"an epoch of {self.epoch:,} questions"
         return (self.epoch or QUESTIONS) / self.questions_per_step, name
 
+    @property
+    def hours(self) -> list[float | None]:
+        """Hours on each kind of GPU. None where the memory is not enough."""
+        flops = self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0]
+        return [
+            flops / (self.utilization * gpu.peak_tflops * 1e12) / 3600
+            if self.needed <= USABLE * gpu.memory_gb * 1e9
+            else None
+            for gpu in GPUS
+        ]
+
     def on_each_gpu(self) -> list[str]:
         """Return the bytes, and the hours on each kind of GPU that has enough memory."""
-        flops = self.cost.steps[self.checkpointing].flops * self.accumulated * self.length[0]
-        hours = [flops / (self.utilization * gpu.peak_tflops * 1e12) / 3600 for gpu in GPUS]
-        fits = [self.needed <= USABLE * gpu.memory_gb * 1e9 for gpu in GPUS]
-        return [
-            gigabytes(self.needed),
-            *(f"{each:,.1f}" if fit else "-" for each, fit in zip(hours, fits, strict=True)),
-        ]
+        return [gigabytes(self.needed), *map(in_tenths, self.hours)]
 
 
 def plan(arguments: list[str]) -> None:
@@ -214,9 +229,10 @@ def plan(arguments: list[str]) -> None:
     choice = choose(training, arguments)
     if choice.needed <= choice.memory:
         print(f"to start it: {launch(arguments, choice)}")
-    print(described(training))
-    if training.gpus != training.configured_gpus:
-        print(step_warning(training))
+    shown = choice if choice.needed <= choice.memory else training
+    print(described(shown))
+    if shown.questions_per_step != training.batches * training.batch.scenes * training.batch.questions:
+        print(step_warning(shown, training))
     print(verdict(training, choice))
 
 
@@ -264,16 +280,17 @@ def parsed(arguments: tuple[str, ...]) -> Training:
     parts = (task.model.loader, task.model.geometry, task.model.fusion, task.model.camera_encoding)
     named = ", ".join(type(part).__name__ for part in parts if part is not None)
     named += f", learning from {type(task.teacher.outline).__name__}" if task.teacher is not None else ""
-    configured_gpus = _devices(trainer.devices) * int(trainer.num_nodes or 1)
-    return Training(
+    nodes, accumulated = int(trainer.num_nodes or 1), int(trainer.accumulate_grad_batches or 1)
+    gpus = nodes * _devices(trainer.devices)
+    is_given = ACCUMULATE.removeprefix("--") in dict(split_options(arguments)[0])
+    training = Training(
         cost=training_cost(task, batch, str(trainer.precision or "32-true")),
         batch=batch,
         strategy="fsdp2" if "fsdp2" in str(trainer.strategy).lower() else "ddp",
         checkpointing=checkpointing,
-        gpus=settings.gpus or configured_gpus,
-        configured_gpus=configured_gpus,
         memory=USABLE * settings.memory_gb * 1e9,
-        accumulated=int(trainer.accumulate_grad_batches or 1),
+        batches=accumulated * (settings.gpus if is_given and settings.gpus else gpus),
+        configured=(nodes, gpus, accumulated),
         max_steps=int(trainer.max_steps or -1),
         epoch=settings.questions,
         utilization=settings.utilization,
@@ -283,6 +300,7 @@ def parsed(arguments: tuple[str, ...]) -> Training:
         can_shard=not any(map(is_quantized, task.parameters())),
         uncounted=type(task.algorithm).__name__ if task.algorithm.asks_questions else None,
     )
+    return training.on(settings.gpus or gpus)
 
 
 def resized(module: VideoQADataModule, task: VideoQATask, size: list[int]) -> tuple[int, int]:
@@ -320,7 +338,8 @@ def alternatives(training: Training, arguments: list[str]) -> list[Training]:
     """Return the training as it is, with each change by itself, and with all of them."""
     batch, cost = training.batch, training.cost
     frames = batch.num_frames // 2 // TEMPORAL_PATCH_SIZE * TEMPORAL_PATCH_SIZE
-    one_scene = ("--data.batch_size", "1", ACCUMULATE, str(training.accumulated * batch.scenes))
+    of_one_scene = max(1, round(training.batches * batch.scenes / training.gpus))
+    one_scene = ("--data.batch_size", "1", ACCUMULATE, str(of_one_scene))
     options = [
         LORA if cost.trained["decoder"] and not cost.frozen["decoder"] else (),
         one_scene if batch.scenes > 1 else (),
@@ -365,9 +384,13 @@ def launch(arguments: list[str], choice: Training) -> str:
         replaced.add_argument(f"--{option}")
     words = replaced.parse_known_args([*arguments, *choice.changes])[1]
     words = [Path(word).name if Path(word).parent == CONFIGS else word for word in words]
-    nodes = -(-choice.gpus // GPUS_PER_NODE)
-    for option, count in zip(PROCESSES, (choice.gpus // nodes, nodes), strict=True):
-        words += [f"--{option}", str(count)] if count > 1 else []
+    configured_nodes, configured_gpus, accumulated = choice.configured
+    nodes = configured_nodes
+    if choice.gpus != configured_gpus:  # the fewest nodes with equal numbers of GPUs
+        nodes = next(n for n in count(-(-choice.gpus // GPUS_PER_NODE)) if choice.gpus % n == 0)
+    words += [f"--{PROCESSES[0]}", str(choice.gpus // nodes)]
+    words += [f"--{PROCESSES[1]}", str(nodes)] if (nodes, configured_nodes) != (1, 1) else []
+    words += [ACCUMULATE, str(choice.accumulated)] if choice.accumulated != accumulated else []
     return f"{'srun ' if nodes > 1 else ''}python main.py fit {shlex.join(words)}"
 
 
@@ -377,6 +400,11 @@ def launch(arguments: list[str], choice: Training) -> str:
 def gigabytes(count: float) -> str:
     """Return a number of bytes in units of 10^9."""
     return f"{count / 1e9:,.1f}" if count >= 5e7 else f"{count / 1e9:,.4f}"
+
+
+def in_tenths(hours: float | None) -> str:
+    """Return hours as text."""
+    return "-" if hours is None else f"{hours:,.1f}"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
@@ -425,14 +453,13 @@ def described(training: Training) -> str:
     )
 
 
-def step_warning(training: Training) -> str:
-    """Describe how a step changes if the number of GPUs differs from the configs', and how to keep its size."""
-    of_one_batch = training.questions_per_step // training.accumulated
-    wanted = training.questions_per_step // training.gpus * training.configured_gpus
-    batches = max(1, round(wanted / of_one_batch))
+def step_warning(shown: Training, training: Training) -> str:
+    """Describe how the number of GPUs changes a step."""
+    batch, gpus = training.batch, training.configured[1]
     return (
-        f"warning: a step has {training.questions_per_step:,} questions on {training.gpus} GPUs, and {wanted:,} on the "
-        f"{training.configured_gpus} of --trainer.devices; {ACCUMULATE} {batches} makes it {batches * of_one_batch:,}"
+        f"warning: a step has {shown.questions_per_step:,} questions on {shown.gpus} GPUs, and "
+        f"{training.batches * batch.scenes * batch.questions:,} on the {gpus} of --trainer.devices: take GPUs that "
+        f"divide its {training.batches} batches, or a smaller --data.batch_size"
     )
 
 

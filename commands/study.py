@@ -5,7 +5,8 @@
     python main.py study studies/encodings.yaml --executor slurm --jobs 50 --slurm.partition gpu
     python main.py study studies/seed_question.yaml --executor slurm --print_scripts --slurm.partition gpu
 
-The command trains and tests what has no result yet, in folders of its own in runs/studies/<study>/. After an
+The command trains and tests what has no result yet, in folders of its own in runs/studies/<study>/. It first parses the
+options of all trainings and tests. If the first trainings of two settings fail alike, it starts no other. After an
 interruption the same command goes on. It writes studies/<study>.md and .png, and appends each result as one line to
 studies/results/<study>.jsonl. Commit that file, and a fresh clone goes on from there. --output FOLDER keeps everything
 apart, so that the study starts anew.
@@ -53,7 +54,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from commands.parser import command_parser, parse
-from zoo.errors import InputError
+from zoo.errors import InputError, add_file_to_errors
 
 Executor = Literal["local", "slurm"]
 
@@ -99,7 +100,17 @@ def study(arguments: list[str]) -> None:
     from commands.studies.document import Document
     from commands.studies.oracles import add_oracles
     from commands.studies.results import open_results
-    from commands.studies.running import Launch, Requirement, Training, at_once, missing_requirements, submit
+    from commands.studies.running import (
+        NOT_STARTED,
+        Launch,
+        Requirement,
+        Training,
+        at_once,
+        check_commands,
+        fail_alike,
+        missing_requirements,
+        submit,
+    )
     from commands.studies.scripts import PLAN, write_scripts
     from commands.studies.study_file import OWN, Run, check_names, read_study
 
@@ -118,12 +129,14 @@ def study(arguments: list[str]) -> None:
             print(remark, flush=True)
         asked.write = True
 
-    # 1. What is missing.
+    # 1. What is missing, and whether its options are right.
     chosen = plan.runs(asked.settings, asked.columns, asked.seeds)
-    todo = [run for run in chosen if run.setting in asked.again or len(results.find(run)) < len(run.tests)]
+    todo = results.missing(chosen, asked.again)
     required = missing_requirements(plan, todo)
     if not asked.write:
         print(f"{len(todo)} of {len(chosen)} trainings to run, {asked.jobs} at a time, in {plan.folder}/", flush=True)
+        with add_file_to_errors(plan.path):
+            check_commands(todo, required)
     if asked.dry_run:
         print("".join(f"{job.file}: main.py {job.command}\n" for job in required), end="")
         for run in todo:
@@ -134,23 +147,28 @@ def study(arguments: list[str]) -> None:
         folder = next(iter(scripts.values())).parent
         print((folder / PLAN).read_text(encoding="utf-8"))
         if asked.print_scripts:
-            print(f"to start them: for script in {folder}/*.sbatch; do sbatch $script; done")
+            print(f'to start them: for script in {shlex.quote(str(folder))}/*.sbatch; do sbatch "$script"; done')
             return
 
     # 2. Train and test it.
     launcher, failed = tuple(shlex.split(asked.launcher)), 0
+    not_started = 0
+    ended: list[tuple[Run, str | None]] = []  # with the reason of a failure
 
     def make(job: Requirement) -> str | None:
         return job.execute(Launch(min(asked.jobs, len(required)), launcher))
 
     def train(run: Run) -> str | None:
+        if fail_alike(ended):
+            return NOT_STARTED
         if asked.executor == "slurm":
-            return submit(scripts[str(run)])
-        is_again = run.setting in asked.again
-        training = Training(plan, run, results.is_recorded if is_again else None)
-        failure = training.execute(Launch(asked.jobs, launcher))
-        for result, questions in training.results():  # also of a training of which one test has failed
-            results.add(result, questions)
+            failure = submit(scripts[str(run)])
+        else:
+            training = Training(plan, run, results.is_recorded if run.setting in asked.again else None)
+            failure = training.execute(Launch(asked.jobs, launcher))
+            for result, questions in training.results():  # also of a training of which one test has failed
+                results.add(result, questions)
+        ended.append((run, failure))
         return failure
 
     def said(run: Run) -> str:
@@ -175,6 +193,9 @@ def study(arguments: list[str]) -> None:
                     ready.append(run)
             failed = len(todo) - len(ready)
             for number, (run, failure) in enumerate(at_once(ready, train, asked.jobs), 1):
+                if failure == NOT_STARTED:
+                    not_started += 1
+                    continue
                 failed += failure is not None
                 print(f"[{number}/{len(ready)}] {run}: {f'failed: {failure}' if failure else said(run)}", flush=True)
 
@@ -190,4 +211,5 @@ def study(arguments: list[str]) -> None:
                 print("submitted jobs stay in the queue of SLURM: scancel removes them", flush=True)
             print(f"to go on, from the checkpoints: python {shlex.join(sys.orig_argv[1:])}", flush=True)
     if failed:
-        sys.exit(f"{failed} of {len(todo)} trainings have failed, see above; the same command tries them again")
+        others = f", and {not_started} were not started, because several settings fail alike" if not_started else ""
+        sys.exit(f"{failed} of {len(todo)} trainings have failed{others}, see above; the same command tries them again")

@@ -20,6 +20,7 @@ import main
 import zoo
 from callbacks.configs import CONFIGS, defaults_below, find_config, lacks_cameras, merge, merge_configs, read_config
 from callbacks.metrics import departures
+from commands.parser import split_configs, split_options, with_options
 from datamodules import VideoQADataModule
 from datamodules.inference import RELEASED_AS
 from tests.test_two_processes import REPOSITORY, launch
@@ -386,6 +387,34 @@ def test_a_part_of_another_class_keeps_the_options_that_its_class_has() -> None:
         assert options.items() <= below["init_args"].items() and kept <= options.keys(), above
     assert merge(below, {"class_path": "not.There"})["init_args"] == below["init_args"]  # the parser reports it
     assert merge(below, None) is None and merge(None, below) is below
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("HeadSubset .encoding GTA", {"encoding": "GTA"}),
+        ('{"class_path":"HeadSubset","init_args":{"key_value_heads":[0],"encoding":"GTA"}}', {"encoding": "GTA"}),
+        ("LayerSubset", {"encoding": "PRoPE"}),  # around the encoding that was there
+        ("LayerSubset .encoding LearnedStrength .encoding.encoding GTA", {"encoding.encoding": "GTA"}),
+        ("Compose .encodings [GTA,PoseALiBi]", {"encodings.0": "GTA"}),
+        ("Compose .encodings+=GTA", {"encodings.0": "PRoPE", "encodings.1": "GTA"}),
+        ("LayerSubset .encoding GTA .encoding.placement TemporalSection", {}),  # the controls: one that is given,
+        ("DeltaNetLayers .encoding GTA", {}),  # and heads without RoPE
+        ("Compose .encodings [PoseALiBi]", {}),
+    ],
+)
+def test_an_encoding_inside_another_keeps_the_placement_of_the_config(options: str, expected: dict[str, str]) -> None:
+    first, *others = options.split(" ")
+    words = ["--config", "prope.yaml", "--model.camera_encoding", first]
+    words += [f"--model.camera_encoding{word}" if word.startswith(".") else word for word in others]
+    names, given = split_configs(words)
+    merged = with_options(merge_configs(names).settings, split_options(given)[0])
+    found = flatten(merged["model"]["init_args"]["camera_encoding"])
+    assert {name for name, value in found.items() if value == "FrequencyRange"} == {
+        f"{name}.placement.class_path" for name in expected
+    }
+    for name, kind in expected.items():
+        assert found.get(f"{name}.class_path", found.get(name)) == kind
 
 
 def test_options_composed_configs_and_merged_configs_follow_one_rule(tmp_path: Path, parsed: Parsed) -> None:

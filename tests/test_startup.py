@@ -44,6 +44,7 @@ def printed_by(script: str, environment: dict[str, str] | None = None) -> str:
         (["score", "--help"], ["--scorer"]),
         (["report", "--help"], ["--format"]),
         (["study", "--help"], ["--executor"]),
+        (["fit", "--config", "prop.yaml"], []),  # there is no such config
     ],
 )
 def test_help_and_version_load_no_pytorch(words: list[str], expected: list[str]) -> None:

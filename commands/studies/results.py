@@ -7,8 +7,8 @@ once for each set of questions, in a line of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,19 +123,33 @@ class Results:
     def find(self, run: Run) -> dict[str, Result]:
         """Return the results of a planned training by the test's name, all of one training.
 
-        A result belongs to the training if its resolved options, its seed and the options of the test are equal. Of
-        several trainings the one with most of the planned tests counts; of equals one of the study's own file; of
-        these the last.
+        A result belongs to the training if its resolved options, its seed and the options of the test are equal.
+        Results of released weights count for all seeds. Of several trainings the one with most of the planned tests
+        counts; of equals one of the study's own file; of these the last.
         """
         options = run.resolved
         trainings: dict[tuple[bool, str], dict[str, Result]] = {}
         for is_own, results in ((False, self._others), (True, self.own)):
             for result in results:
-                if result.seed == run.seed and result.options == options:
+                if result.options == options and (result.seed == run.seed or not run.depends_on_seed):
                     same = (test for test, options in run.tests.items() if result.test_options == options)
-                    trainings.setdefault((is_own, result.trained), {}).update(dict.fromkeys(same, result))
+                    found = replace(result, seed=run.seed)
+                    trainings.setdefault((is_own, result.trained), {}).update(dict.fromkeys(same, found))
         ranked = sorted(trainings, key=lambda key: (len(trainings[key]), *key))
         return trainings[ranked[-1]] if ranked else {}
+
+    def missing(self, runs: Iterable[Run], again: Collection[str] = ()) -> list[Run]:
+        """Return the trainings that lack a result; of released weights that of the first seed, which counts for all.
+
+        Args:
+            runs: The planned trainings.
+            again: The settings that are trained again, whatever has a result.
+        """
+        found: dict[tuple[str, str, int | None], Run] = {}
+        for run in runs:
+            if run.setting in again or len(self.find(run)) < len(run.tests):
+                found.setdefault((run.setting, run.column, run.seed if run.depends_on_seed else None), run)
+        return [*found.values()]
 
     def stale(self, runs: Sequence[Run]) -> list[Result]:
         """Return the own results that belong to none of the planned trainings and tests."""

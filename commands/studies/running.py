@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +41,7 @@ from zoo.weights.saved_models import LAST_CHECKPOINT
 CLAIM, TRAINED, LOG = "study.json", "trained.json", "log.txt"
 PROGRESS_S = 60.0  # seconds between two progress lines
 POLL_S = 2.0
+NOT_STARTED = "not started"
 J = TypeVar("J")
 _running: set[subprocess.Popen[bytes]] = set()
 _interrupted = Event()  # ends the waiting of threads
@@ -262,6 +263,46 @@ def missing_requirements(study: Study, runs: Sequence[Run]) -> list[Requirement]
     named = ((file, study.folder / f"requires-{folder_name(file)}.txt") for file in files)
     jobs = [Requirement(file, study.requires[file], log) for file, log in named]
     return [job for job in jobs if not job.is_made()]
+
+
+# ---- Mistakes that several trainings share ---------------------------------------------------------------------------
+
+
+def check_commands(runs: Sequence[Run], required: Sequence[Requirement]) -> None:
+    """Parse the options of trainings, of each test once, and of the commands for required files.
+
+    Raises:
+        InputError: An option, a value or a config is wrong. It names the training, the test or the file.
+    """
+    from commands.cli import check_options  # imports Lightning
+
+    lines: dict[str, dict[str, tuple[str, ...]]] = {}
+    for job in required:
+        command, *words = shlex.split(job.command)
+        if command in LIGHTNING:
+            lines.setdefault(command, {})[job.file] = tuple(words)
+    for run in runs:
+        training = ", ".join(filter(None, (run.setting, run.column)))
+        if run.is_trained:
+            lines.setdefault("fit", {}).setdefault(training, run.words)
+        for test, options in run.tests.items():
+            name = test or ("its test" if run.is_trained else training)
+            lines.setdefault("test", {}).setdefault(name, (*run.words, *as_words(options)))
+    for command, words_by_name in lines.items():
+        check_options(command, words_by_name)
+
+
+def fail_alike(ended: Iterable[tuple[Run, str | None]]) -> bool:
+    """Return whether trainings of two settings have failed with one message, and none has succeeded.
+
+    Args:
+        ended: Trainings, with the reason if one has failed.
+    """
+    settings: dict[str | None, set[str]] = {}
+    for run, failure in ended:
+        message = failure and failure.replace(run.folder_name, "")  # which is in the name of the log
+        settings.setdefault(message, set()).add(run.setting)
+    return None not in settings and any(len(alike) > 1 for alike in settings.values())
 
 
 # ---- Processes -------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from commands.plan import GPUS, Training, gigabytes, parsed
+from commands.plan import GPUS, Training, gigabytes, in_tenths, parsed
 from commands.studies.study_file import Run, Study, merged
 from zoo.configuration import flatten
 from zoo.errors import InputError
@@ -54,11 +54,13 @@ def write_scripts(
         InputError: A training can't be planned, or a file can't be written.
     """
     folder, rows, files = study.folder / FOLDER, list[list[str]](), list[Path]()
+    gpu_hours: list[list[float | None]] = []  # of each training
     for former in folder.glob(f"*{SUFFIX}"):  # of a training that is done
         former.unlink()
     for run in progress(runs, "plan", "trainings"):
         planned, settings = _plan(run), {**flatten(merged(run.configs)), **run.options}
         rows.append([str(run), str(planned.gpus), *_takes(planned, run)])
+        gpu_hours += [[h and h * planned.gpus for h in planned.hours]] if run.is_trained else []
         nodes = int(settings.get("trainer.num_nodes") or 1)
         directives = {
             "name": f"{study.name}-{run.folder_name}",
@@ -92,6 +94,8 @@ def write_scripts(
         )
         files.append(folder / f"{run.folder_name}{SUFFIX}")
         write_whole(files[-1], script)
+    totals = [None if None in kind else sum(filter(None, kind)) for kind in zip(*gpu_hours, strict=True)]
+    rows += [["all trainings, hours of one GPU", "", "", *map(in_tenths, totals)]] if totals else []
     share = f"at {planned.utilization:.0%} of a GPU's peak in bfloat16, without validations and tests"
     note = f"Hours are of {planned.length[1]}, {share}; - does not fit."
     table = pd.DataFrame(rows, columns=HEADINGS).to_markdown(index=False, disable_numparse=True)

@@ -16,18 +16,24 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError
 
-from callbacks.configs import MergedConfig, buildable_classes, find_config, merge_configs
+from callbacks.configs import MergedConfig, find_config, merge_configs
+from callbacks.run_config import declared_options
 from commands.main import COMMANDS
 from commands.parser import build, command_parser, explained, with_option
 from commands.reports.scores import CHANGES_NO_RESULT
+from datamodules import VideoQADataModule
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
+from zoo.tasks import VideoQATask
 
 RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
+SAMPLING = "model.sampling"
 OWN = ""  # the name of the test that every trained model has
-CLASS = re.compile(r"[A-Z][A-Za-z0-9]*[a-z][A-Za-z0-9]*|GTA")  # a value that names a class
+ANSWERS_ONLY = {  # options that change a result without changing the training
+    *declared_options("changes_no_training", VideoQATask, VideoQADataModule)
+} - {*declared_options("changes_no_answer", VideoQATask, VideoQADataModule)}
 Options = dict[str, Any]  # values by dotted name
 
 
@@ -123,21 +129,37 @@ class Run:
         return (*configs, *as_words(self.options), f"--seed_everything={self.seed}")
 
     @cached_property
-    def resolved(self) -> Options:
-        """The options of the training with its configs merged, by which results belong to it.
-
-        Options that change no result, such as the number of devices, are left out.
-        """
+    def merged(self) -> Options:
+        """The options of the training with its configs merged, by dotted name."""
         settings = merged(self.configs)
         for name, value in self.options.items():
             settings = with_option(settings, name, value)
-        flat = {name: each for name, each in flatten(settings).items() if not is_covered(name, CHANGES_NO_RESULT)}
+        return flatten(settings)
+
+    @cached_property
+    def resolved(self) -> Options:
+        """The merged options by which results belong to the training.
+
+        Options that change no result, such as the number of devices, are left out. Options that only change answers are
+        those of the study file: configs state the defaults of tests.
+        """
+        flat = {
+            name: each
+            for name, each in self.merged.items()
+            if not is_covered(name, CHANGES_NO_RESULT)
+            or (is_covered(name, self.options) and is_covered(name, ANSWERS_ONLY))
+        }
         return dict(json.loads(json.dumps(flat, default=str)))
 
     @property
     def is_trained(self) -> bool:
         """Whether there is a training. With zero steps there is none, and the released weights are tested."""
         return self.options.get("trainer.max_steps") != 0
+
+    @property
+    def depends_on_seed(self) -> bool:
+        """Whether other seeds may give other results: in a training, and where a test draws its answers."""
+        return self.is_trained or any(is_covered(name, [SAMPLING]) and value for name, value in self.merged.items())
 
     @property
     def folder_name(self) -> str:
@@ -367,7 +389,6 @@ def _check(study: Study) -> None:
             shlex.split(command)
         except ValueError as error:
             raise InputError(f"requires: {file}: {error}: {command}") from error
-    _check_classes(study)
     test_folders = [test_folder_name(test) for test in (OWN, *study.tests)]
     for folders in ([run.folder_name for run in study.runs()], test_folders):
         if shared := [name for name, count in Counter(folders).items() if count > 1]:
@@ -380,16 +401,6 @@ def _check(study: Study) -> None:
             raise InputError(f"compare: {each.title}: name a baseline or tests")
         for name in [] if each.baseline is None else [each.baseline, *each.settings]:
             check_names(each.tests, study.settings[name].tests, f"test of {name}")
-
-
-def _check_classes(study: Study) -> None:
-    """Check the names of classes: a test would refuse one only after hours of training."""
-    known = {"None", *(kind.__name__ for kind in buildable_classes())}
-    named: list[Setting | Test] = [*study.settings.values(), *study.tests.values()]
-    for options in (study.options, study.test, *(each.options for each in named), *study.columns.values()):
-        for value in options.values():
-            if isinstance(value, str) and CLASS.fullmatch(value):
-                check_names([value], known, "class")
 
 
 def check_names(names: Collection[Any], known: Collection[Any], what: str) -> None:

@@ -28,6 +28,7 @@ from datamodules.video import Video, companion_name, even_steps
 from zoo.cameras.scene_geometry import SceneGeometry
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.files.cache import cache_folder
 from zoo.files.fingerprint import file_fingerprint, fingerprint
 from zoo.seed import resolve_seed
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
@@ -199,7 +200,7 @@ class FrameSampler(Configurable, ABC):
             frames = self._select(scene, n)
         else:
             key, made_by = self.key(scene, n)
-            file = Path(self.cache).expanduser() / f"{scene.video.path.stem}-{key}.json"
+            file = cache_folder(self.cache) / f"{scene.video.path.stem}-{key}.json"
             cached = find_selection(file, key)
             frames = self._select(scene, n) if cached is None else cached
             if cached is None:

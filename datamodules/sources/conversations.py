@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -33,9 +33,15 @@ class Conversations(SceneSource):
                                                                  {"from": "gpt", "value": "4"}]}
 
     The file holds one object per line (.jsonl) or a list of objects (.json). The key "conversation" is accepted too,
-    and "image" is a file or a list of files. Texts are used unchanged. The media replace the marks <video> or <image>
-    (VSI-590K marks videos by <image> as well), or come first if there are no marks. Rows of plain text and rows with
-    missing files count as missing.
+    and "image" is a file or a list of files. Chat messages, as ms-swift and TRL have them, are read as well:
+
+        {"messages": [{"role": "user", "content": "<image>How many ...?"}, {"role": "assistant", "content": "4"}],
+         "images": ["scannet/0.jpg"]}
+
+    "content" may be a list of parts, such as {"type": "video", "video": "a.mp4"} and {"type": "text", "text": "?"}.
+
+    Texts are used unchanged. The media replace the marks <video> or <image> (VSI-590K marks videos by <image> as well),
+    or come first if there are no marks. Rows of plain text and rows with missing files count as missing.
 
     Args:
         path: The file. `data.jsonl%25` selects a fixed 25 % of its rows, or of those that `datasets` and
@@ -240,6 +246,7 @@ def read_conversations(
     media: dict[MediaFiles, int] = {}
     for number, row in read_rows(path):
         where = f"{path}:{number}"
+        row = from_messages(row, where) if "messages" in row else row
         medium = _medium(row, where)
         turns = _turns(row, where, medium)
         kind = row.get("question_type")
@@ -268,6 +275,45 @@ def read_conversations(
     return PackedRows(packed, ended, medium_by_row, turns_by_row, np.array(has_type, bool)), list(media)
 
 
+def from_messages(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a row of chat messages, as ms-swift and TRL have them, as a row of conversations.
+
+    Args:
+        row: `messages` with `role` and `content`, a text or a list of parts; `images` and `videos`.
+        where: File and line, for errors.
+
+    Raises:
+        ValueError: A message is invalid, is not a question or an answer, or names no file.
+    """
+    files: dict[str, list[Any]] = {}
+    for kind in ("image", "video"):
+        named = row.get(f"{kind}s", row.get(kind)) or []
+        files[kind] = [*named] if isinstance(named, list) else [named]
+    turns = []
+    try:
+        for message in row["messages"]:
+            role, content = message["role"], message["content"]
+            if role == "system":
+                raise ValueError(f"{where}: a system message: leave it out, and give its text to --data.system_prompt")
+            texts = []
+            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+                if (kind := part["type"]) == "text":
+                    texts.append(part["text"])
+                else:  # a mark in its place; the file may be in the row's own list
+                    texts.append(f"<{kind}>")
+                    files[kind] += [part[kind]] if part.get(kind) else []
+            turns.append({"from": role, "value": "".join(texts)})
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f'{where}: messages must list {{"role": "user" or "assistant", "content": text, or a list of parts of the '
+            'types "text", "image" and "video"}'
+        ) from error
+    images, videos = ([each.get("path") if isinstance(each, dict) else each for each in files[kind]] for kind in files)
+    if len(videos) > 1:
+        raise ValueError(f"{where}: {len(videos)} videos: expected one in a row")
+    return {**row, "conversations": turns, "image": images, "video": videos[0] if videos else None}
+
+
 def _medium(row: dict[str, Any], where: str) -> MediaFiles | None:
     """Return the video or the images of a row, or None for plain text."""
     video, images = row.get("video"), row.get("image", row.get("images"))
@@ -291,7 +337,10 @@ def _turns(row: dict[str, Any], where: str, medium: MediaFiles | None) -> list[s
         turns = row["conversations"] if "conversations" in row else row["conversation"]
         said = [(ROLES[turn["from"]], turn["value"]) for turn in turns]
     except (KeyError, TypeError) as error:
-        raise ValueError(f'{where}: conversations must list {{"from": "human" or "gpt", "value": text}}') from error
+        raise ValueError(
+            f'{where}: conversations must list {{"from": "human" or "gpt", "value": text}}, or messages '
+            '{"role": "user" or "assistant", "content": text}'
+        ) from error
     if not said or [role for role, _ in said] != ["question", "answer"] * (len(said) // 2):
         raise ValueError(f"{where}: human and gpt must alternate, human first and gpt last")
     if not all(isinstance(text, str) for _, text in said):

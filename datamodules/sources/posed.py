@@ -16,6 +16,7 @@ from datamodules.trajectories.base import UNREADABLE
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
 from zoo.benchmarks import Benchmark
+from zoo.files.cache import cache_folder
 from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
 
@@ -60,7 +61,7 @@ class PosedScenes(SceneSource):
         self.clock = clock or TimestampMatching()
         settings = [VERSION, str(self.root.resolve()), type(poses).__name__, vars(poses)]
         settings += [str(self.videos.resolve()), vars(self.clock)] if self.videos else []
-        self.folder = Path(cache).expanduser() / fingerprint(settings)[:16]
+        self.folder = cache_folder(cache) / fingerprint(settings)[:16]
 
     def prepare(self) -> None:
         """Write the cameras of new and changed scenes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -15,7 +16,18 @@ from torch.optim import Optimizer
 from torch.profiler import ProfilerActivity, profile
 
 import main
-from commands.plan import GPUS, Training, alternatives, choose, described, launch, parsed, verdict
+from commands.plan import (
+    ACCUMULATE,
+    GPUS,
+    Training,
+    alternatives,
+    choose,
+    described,
+    gigabytes,
+    launch,
+    parsed,
+    verdict,
+)
 from tests.commands.made_cost import COST, GB
 from tests.zoo.live_bytes import most_live_bytes
 from zoo import TinyQwen25VL
@@ -117,15 +129,39 @@ def test_a_plan_needs_nothing_but_its_configs(configs: str, monkeypatch, capsys)
     assert any(line.split()[:1] == ["total"] for line in lines) and any("visual tokens" in line for line in lines)
 
 
-def test_other_gpus_than_the_recipes_change_the_questions_of_a_step(monkeypatch, capsys) -> None:
+def test_a_step_has_the_recipes_questions_on_any_number_of_gpus(monkeypatch, capsys) -> None:
     words = ("--config", "spatial_mllm.yaml", "--config", "recipes/spatial_mllm_135k.yaml")
-    run(monkeypatch, *words, "--gpus", "8")
+    for gpus, batches in ((6, 8), (8, 6), (2, 24)):
+        assert (found := planned(*words, "--gpus", str(gpus))).questions_per_step == 48
+        assert (found.gpus, found.accumulated) == (gpus, batches)
+    assert planned(*words).gpus == 6
+    run(monkeypatch, *words, "--gpus", "5")  # the control: 48 has no divisor 5
     printed = capsys.readouterr().out
-    assert "a step of 64 questions: 8 GPUs x 8 batches x 1 scenes" in printed
-    assert "warning: a step has 64 questions on 8 GPUs, and 48 on the 6 of --trainer.devices" in printed
-    assert "--trainer.accumulate_grad_batches 6 makes it 48" in printed
-    run(monkeypatch, *words)
-    assert "warning" not in (printed := capsys.readouterr().out) and "a step of 48 questions: 6 GPUs" in printed
+    assert "a step of 50 questions: 5 GPUs x 10 batches x 1 scenes" in printed
+    assert "warning: a step has 50 questions on 5 GPUs, and 48 on the 6 of --trainer.devices" in printed
+    assert planned(*words, "--gpus", "8", ACCUMULATE, "8").questions_per_step == 64  # the user's own choice
+    run(monkeypatch, *words, "--gpus", "4")
+    assert "warning" not in (printed := capsys.readouterr().out) and "a step of 48 questions: 4 GPUs" in printed
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--gpus", str(gpus), "--trainer.num_nodes", "2", "--trainer.devices", "4"] for gpus in (4, 8, 9)),
+        ["--gpus", "2", "--memory_gb", "0.1"],
+        ["--memory_gb", "0.035", "--data.batch_size", "4"],
+        ["--gpus", "8", ACCUMULATE, "4", "--trainer.devices=[0,1]"],
+    ],
+)
+def test_the_printed_command_is_the_training_that_is_described(words: list[str], monkeypatch, capsys) -> None:
+    monkeypatch.setattr("commands.plan.MOST_GPUS", 8)
+    run(monkeypatch, "--config", "qwen25_vl.yaml", *words)
+    printed = capsys.readouterr().out
+    (line,) = (line for line in printed.splitlines() if line.startswith("to start it: "))
+    found = planned(*shlex.split(line.partition(" fit ")[2]))
+    assert described(found) in printed
+    assert f"{gigabytes(found.needed)} " in printed.splitlines()[-1]
+    assert ("srun" in line) == (found.configured[0] > 1)
 
 
 def test_a_config_of_a_strategy_keeps_the_recipes_precision_and_accumulation() -> None:
@@ -187,7 +223,7 @@ def test_a_full_scale_plans_real_videos_and_counts_all_nodes(monkeypatch: pytest
     ],
 )
 def test_the_last_line_names_the_first_change_that_fits(gb, strategy, checkpointing, expected) -> None:
-    training = Training(COST, BATCH, strategy, checkpointing, gpus=2, memory=float(gb * GB))
+    training = Training(COST, BATCH, strategy, checkpointing, gpus=2, memory=float(gb * GB), batches=2)
     assert expected in verdict(training, choose(training, []))
 
 
@@ -201,14 +237,15 @@ def test_the_last_line_names_the_first_change_that_fits(gb, strategy, checkpoint
 )
 def test_shards_are_beside_what_is_gathered(accumulated: int, weights: int, needed: float) -> None:
     cost = replace(COST, gathered_weights=weights * GB)
-    training = Training(cost, BATCH, "fsdp2", True, gpus=4, accumulated=accumulated)
+    batches = 4 * accumulated
+    training = Training(cost, BATCH, "fsdp2", True, gpus=4, accumulated=accumulated, batches=batches)
     assert training.needed == needed * GB
     assert training.variant("ddp", True).needed == 74 * GB
 
 
 def test_hours_are_operations_over_a_share_of_the_peak() -> None:
     cost = replace(COST, steps={False: StepCost(0, 3 * 10**18), True: StepCost(0, 4 * 10**18)})
-    training = Training(cost, BATCH, gpus=2, accumulated=3, utilization=0.5)
+    training = Training(cost, BATCH, gpus=2, accumulated=3, utilization=0.5, batches=6)
     column = 1 + [gpu.name for gpu in GPUS].index("H200")
 
     def hours(checkpointing: bool, **changes: Any) -> float:
@@ -223,7 +260,7 @@ def test_hours_are_operations_over_a_share_of_the_peak() -> None:
 
 def test_alternatives_come_one_by_one_and_then_together(monkeypatch: pytest.MonkeyPatch) -> None:
     cost = replace(COST, trained=Counter(decoder=5), frozen=Counter())
-    training = Training(cost, replace(BATCH, scenes=4), gpus=2)
+    training = Training(cost, replace(BATCH, scenes=4), gpus=2, batches=2)
     monkeypatch.setattr("commands.plan.parsed", lambda words: training)
     checkpointing, fsdp2 = "--model.gradient_checkpointing true", "--trainer.strategy fsdp2"
     lora, frames = "--model.lora.r 16", "--data.num_frames 8"
@@ -241,7 +278,7 @@ def test_the_chosen_line_is_a_command_that_starts_it() -> None:
     config = str(CONFIGS / "prope.yaml")
     given = ["--config", config, "--gpus", "16", "--questions=9", "--trainer.devices", "4", "--data.num_frames", "8"]
     changes = ("--model.lora.r", "16", "--trainer.strategy", "fsdp2")
-    assert launch(given, Training(COST, BATCH, gpus=16, changes=changes)) == (
-        "srun python main.py fit --config prope.yaml --data.num_frames 8 --model.lora.r 16 --trainer.strategy fsdp2 "
-        "--trainer.devices 8 --trainer.num_nodes 2"
-    )
+    chosen = Training(COST, BATCH, gpus=4, accumulated=8, batches=32, configured=(1, 4, 8), changes=changes)
+    words = "python main.py fit --config prope.yaml --data.num_frames 8 --model.lora.r 16 --trainer.strategy fsdp2"
+    assert launch(given, chosen) == f"{words} --trainer.devices 4"
+    assert launch(given, chosen.on(16)) == f"srun {words} --trainer.devices 8 --trainer.num_nodes 2 {ACCUMULATE} 2"

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from commands.reports.statistics import difference
 from commands.studies.protocols import protocol_study
 from commands.studies.results import load
-from commands.studies.running import learning_curve
+from commands.studies.running import check_commands, learning_curve
 from commands.study import study
 from tests.commands import fake_main
 from zoo.errors import InputError
@@ -31,6 +31,7 @@ from zoo.errors import InputError
 ROOT = Path(__file__).parents[2]
 STUDY: dict[str, Any] = {
     "title": "Toys",
+    "configs": ["data_rooms.yaml"],
     "options": {"trainer.max_steps": 3},
     "seeds": [0, 1],
     "score": "object_counting",
@@ -57,7 +58,11 @@ Write = Callable[..., None]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes studies/toys.yaml in an empty working directory, with other values of some keys."""
+    """Writes studies/toys.yaml in an empty working directory, with other values of some keys.
+
+    The options are not parsed, which takes seconds.
+    """
+    monkeypatch.setattr("commands.studies.running.check_commands", lambda *commands: None)
     monkeypatch.chdir(tmp_path)
     Path("studies").mkdir()
 
@@ -185,12 +190,22 @@ def test_an_edited_setting_never_keeps_an_old_number(write: Write, capsys: pytes
     run(*ROW)
     assert not calls()  # options that change no result
     Path("mine.yaml").write_text("trainer: {max_steps: 4}\n")  # what a config says counts as well
-    write(options={}, configs=["mine.yaml"])
+    write(options={}, configs=["data_rooms.yaml", "mine.yaml"])
     run(*ROW)
     assert not calls()
     Path("mine.yaml").write_text("trainer: {max_steps: 5}\n")
     run("--write")
     assert "PRoPE (4)" in capsys.readouterr().out
+
+
+def test_an_option_that_only_changes_answers_makes_another_result(write: Write) -> None:
+    run(*ROW)
+    write(options={**STUDY["options"], "trainer.devices": 2})  # changes no result
+    run(*ROW)
+    assert calls() == OF_ROW
+    write(options={**STUDY["options"], "model.repetition_penalty": 1.1})
+    run(*ROW)
+    assert calls() == [f"{OF_ROW[0]}-2", *OF_ROW[1:]]
 
 
 def test_results_stay_when_a_setting_is_renamed(write: Write) -> None:
@@ -277,6 +292,12 @@ def test_released_weights_are_tested_without_a_training(write: Write) -> None:
     assert other["test_options"] == {"data.datasets": None}
     text = Path("studies/toys.md").read_text()
     assert "all questions (macro)" in text and f"{other['scores']['macro']:.3f}" in text
+    run("--settings", "PRoPE")  # the same weights under another seed have the same score
+    assert not calls() and len(lines()) == 2
+    settings["PRoPE"]["model.sampling.temperature"] = 0.5  # the control: other draws
+    write(settings=settings, test={"data.datasets": ["arkitscenes"]}, tests={"all questions": everything}, compare=[])
+    run("--settings", "PRoPE")
+    assert calls().count("test own") == 2
 
 
 def test_what_fails_is_named_and_the_rest_goes_on(
@@ -295,6 +316,48 @@ def test_what_fails_is_named_and_the_rest_goes_on(
     monkeypatch.delenv("FAKE_FAILS")
     run(*ROW)
     assert calls() == ["test wrong-cameras"]  # a failed test costs no training
+
+
+def test_a_failure_that_settings_share_ends_the_study(
+    write: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    settings = {name: {"configs": ["qwen25_vl.yaml"]} for name in "abcd"}
+    write(settings=settings, compare=[])
+    monkeypatch.setenv("FAKE_FAILS", "--data.source.trajectory=local")
+    with pytest.raises(SystemExit, match="8 of 16 trainings have failed"):  # after others have succeeded, all are tried
+        run("--jobs", "1")
+    assert len(calls()) == 24 and "not started" not in capsys.readouterr().out
+    monkeypatch.setenv("FAKE_FAILS", "--trainer.max_steps=4")
+    write(settings=settings, compare=[], options={"trainer.max_steps": 4})
+    with pytest.raises(SystemExit, match="2 of 16 trainings have failed, and 14 were not started"):
+        run("--jobs", "1")
+    assert calls() == ["fit a-loop-0-2", "fit b-loop-0-2"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"options": {"model.camera_encodng": "GTA"}}, "none, loop: model.camera_encodng.*did you mean"),
+        (
+            {"settings": {"PRoPE": {"model": "PRoPEMLLM", "trainer.precision": "bf17"}}},
+            "PRoPE, loop: trainer.precision",
+        ),
+        ({"settings": {"a": {"configs": ["prope.yaml"], "model.camera_encoding": "Prope"}}}, "a, loop: .*mean PRoPE"),
+        ({"tests": {"wrong cameras": {"data.perturbaton": "OtherCameras"}}}, "wrong cameras: data.perturbaton"),
+        ({"requires": {"file": "fit --config qwen25_vl.yaml --modl 3"}}, "file: modl: there is no such option"),
+    ],
+)
+def test_options_are_parsed_before_the_first_training(changes: dict, says: str, write: Write, monkeypatch) -> None:
+    monkeypatch.setattr("commands.studies.running.check_commands", check_commands)
+    settings = {name: {**each, "requires": [*changes.get("requires", ())]} for name, each in STUDY["settings"].items()}
+    write(**{"settings": settings, **changes}, compare=[])
+    for words in ([], ["--dry_run"]):
+        with pytest.raises(InputError, match=f"^studies/toys.yaml: {says}") as error:
+            run(*words)
+        assert "\n" not in str(error.value)
+    assert not calls() and not Path("runs").exists()
+    write()  # the control
+    run("--dry_run")
 
 
 def test_a_killed_training_goes_on(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +476,13 @@ def test_files_for_sbatch_run_one_training_each(write: Write, tmp_path: Path, mo
     study(["studies/toys.yaml", "--seeds", "0", *slurm, "--print_scripts"])
     folder = Path("runs/studies/toys/scripts")
     assert sorted(path.name for path in folder.iterdir()) == ["none-local-0.sbatch", "none-loop-0.sbatch", "plan.md"]
-    assert "none, loop, seed 0 " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'for script in {folder}/*.sbatch; do sbatch "$script"; done' in printed
+    planned = [line.split("|")[1:-1] for line in printed.splitlines() if line.startswith("| ")]
+    assert [row[0].strip() for row in planned[1:]] == [
+        *("none, loop, seed 0", "none, local, seed 0", "all trainings, hours of one GPU")
+    ]
+    assert float(planned[-1][-1]) == pytest.approx(float(planned[1][-1]) + float(planned[2][-1]), abs=0.1)
     script = (folder / "none-loop-0.sbatch").read_text()
     for line in ("ntasks-per-node=1", "nodes=1", "partition=gpu", "cpus-per-task=7", "requeue\n", "signal=TERM@300\n"):
         assert f"#SBATCH --{line}" in script
@@ -453,7 +522,6 @@ def test_files_for_sbatch_run_one_training_each(write: Write, tmp_path: Path, mo
         ({"settings": {}}, [], "settings: there is none"),
         ({"seeds": [0, 0]}, [], "seed 0 is given twice"),
         ({"settings": {"a": {"configs": ["prop.yaml"]}}}, [], "no config prop.yaml.*prope"),
-        ({"settings": {"a": {"model.camera_encoding": "Prope"}}, "compare": []}, [], "no class Prope.*PRoPE"),
         ({"settings": {"a b": {}, "a-b": {}}, "compare": []}, [], "share the folder a-b"),
         ({"tests": {"wrong cameras": {}, "own": {}}}, [], "share the folder own"),
         ({"compare": [{"title": "x", "settings": ["PRoPE"]}]}, [], "compare: x: name a baseline or tests"),

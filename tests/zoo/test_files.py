@@ -260,3 +260,20 @@ def test_a_log_gets_lines_but_none_of_what_is_done(total: int | None, shown: str
     lines = capsys.readouterr().err.splitlines()
     assert all(re.match(rf"rooms {number}{shown}  \S+ it/s", line) for number, line in enumerate(lines, 1))
     assert len(lines) == (4 if total == 0 else 3)  # of unknown length, the last is like any other
+
+
+def test_one_variable_moves_all_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from datamodules.frame_cache import FrameCache
+    from datamodules.sources import Rooms
+
+    monkeypatch.chdir(tmp_path)
+    few = {"scenes": (1, 0, 0), "frames": 12, "size": 16, "workers": 1}
+    assert Rooms(**few).folder.parent == Path("cache/rooms") and FrameCache().path == Path("cache/frames")
+    monkeypatch.setenv("ZOO_CACHE", "shared")
+    source = Rooms(**few)
+    assert source.folder.parent == Path("shared/rooms") and FrameCache().path == Path("shared/frames")
+    assert Rooms(root="mine", **few).folder.parent == Path("mine")  # the control: not inside cache/
+    source.prepare()
+    assert f"rendering rooms into {source.folder}/" in capsys.readouterr().err and source.scenes("train")
+    source.prepare()
+    assert "rendering" not in capsys.readouterr().err and not Path("cache").exists()

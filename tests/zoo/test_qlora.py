@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from tests.tiny import tiny_batch
 from zoo import InputError, LearningRates, LoRA, PRoPE, RayEmbedding, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.backbones.lora import stored_bytes
 from zoo.checkpoints import PretrainedQwen25VL
-from zoo.checkpoints.export import export_model
+from zoo.checkpoints.export import export_model, official_tensors
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.tasks.training_cost import total_bytes
 from zoo.weights.load import is_quantized
@@ -45,6 +47,21 @@ def task(release: Path, lora: LoRA | None = QLORA, later: bool = True) -> VideoQ
     if later:
         made.configure_model()
     return made
+
+
+def test_an_export_without_adapters_imports_no_peft(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in {"peft", *(each for each in sys.modules if each.startswith("peft."))}:
+        monkeypatch.setitem(sys.modules, name, None)  # a None refuses the import
+    assert official_tensors(SpatialVLM(TinyQwen25VL(**TINY)))
+    with pytest.raises(ImportError):  # the control: adapters need it
+        SpatialVLM(TinyQwen25VL(**TINY), lora=LoRA(r=4))
+
+
+def test_adapters_without_four_bits_print_no_warning_of_bitsandbytes(caplog: pytest.LogCaptureFixture) -> None:
+    SpatialVLM(TinyQwen25VL(**TINY), lora=LoRA(r=4))
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
+    logging.getLogger("bitsandbytes.another").warning("another warning")  # the control
+    assert caplog.messages == ["another warning"]
 
 
 def layers_of(model: nn.Module) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -53,6 +54,8 @@ class LoRA:
         Raises:
             InputError: The decoder has no layers of these names, or has weights that can't be quantized any more.
         """
+        # peft imports bitsandbytes, which warns that it lacks a kernel for layers that `quantize` does not build
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         from peft import LoraConfig, inject_adapter_in_model  # slow to import
         from peft.tuners.lora import LoraLayer
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -214,6 +214,8 @@ class CameraEncoding(CameraModule):
             lose the size of the scene, which questions about sizes and distances need. The unit of VGGT's poses differs
             from scene to scene.
     """
+
+    wrapped_option: ClassVar[str | None] = None  # option of a class around encodings, see `callbacks.configs.merge`
 
     def __init__(self, reference: ReferenceView | None = "first", scale: Scale = "none") -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial, reduce
 from itertools import combinations
 from operator import and_
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -52,6 +52,8 @@ class Compose(CameraEncoding):
             An encoding on `ExtraChannels` must be the first, so that the others do not transform what it adds to
             outputs.
     """
+
+    wrapped_option = "encodings"
 
     def __init__(self, encodings: list[CameraEncoding]) -> None:
         super().__init__(reference=None)
@@ -145,6 +147,8 @@ def _overlap(outer: CameraEncoding, inner: CameraEncoding, head: HeadLayout) -> 
 
 class EncodingWrapper(CameraEncoding):
     """Base class of encodings that apply another one partially, with the other's reference view and scale."""
+
+    wrapped_option: ClassVar[str | None] = "encoding"
 
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(reference=None)
@@ -360,6 +364,7 @@ class DeltaNetLayers(EncodingWrapper):
     """
 
     chooses_linear_layers = True
+    wrapped_option = None  # the heads there have other channels
 
     def __init__(self, encoding: CameraEncoding) -> None:
         super().__init__(encoding)

@@ -24,9 +24,23 @@ from zoo.files.fingerprint import fingerprint
 Key = Mapping[str, Any]  # everything that an entry depends on, as JSON-like values
 Tensors = Mapping[str, Tensor]
 
+CACHE, ROOT = Path("cache"), "ZOO_CACHE"  # the folder of all caches, and the variable that names another one
 ENTRY = ".safetensors"
 ABANDONED_S = 3600  # an entry takes less than an hour to write
 SHARE = 64  # the folder's size is measured again after writing 1/64 of the limit
+
+
+def cache_folder(folder: str) -> Path:
+    """Return the folder of a cache. One inside `cache/` is inside the folder that ZOO_CACHE names, if that is set.
+
+    The settings of runs keep the name inside `cache/`, so they do not depend on the variable.
+
+    Example:
+        >>> cache_folder("data/mine")
+        PosixPath('data/mine')
+    """
+    path, root = Path(folder).expanduser(), os.environ.get(ROOT)
+    return Path(root).expanduser() / path.relative_to(CACHE) if root and path.is_relative_to(CACHE) else path
 
 
 @dataclass
@@ -61,7 +75,7 @@ class Cache:
     def __post_init__(self) -> None:
         if not self.max_size_gb > 0:
             raise InputError(f"{self.option}.max_size_gb {self.max_size_gb}: must be positive")
-        self.path = Path(self.folder).expanduser()
+        self.path = cache_folder(self.folder)
         self.num_computed = 0
         self.write_error: OSError | None = None
         self._first: Path | None = None  # first entry that this object has read or written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,6 +26,7 @@ from datamodules.sources.rooms.renderer import render
 from datamodules.sources.rooms.scene import DESCRIPTION, RoomScene, save_scene
 from zoo.cpu import available_cores
 from zoo.errors import InputError, check_choice
+from zoo.files.cache import ROOT, cache_folder
 from zoo.files.fingerprint import fingerprint
 from zoo.progress import progress
 
@@ -131,7 +133,7 @@ class RenderedScenes(SceneSource):
             )
         if workers is not None and workers < 1:
             raise InputError(f"{source}: workers must be at least 1 or null, not {workers}")
-        self.key, self.folder = key, Path(root).expanduser() / fingerprint(key)[:16]
+        self.key, self.folder = key, cache_folder(root) / fingerprint(key)[:16]
         self.counts, self.size, self.frames, self.seed = counts, size, frames, seed
         self.workers = workers or available_cores()
 
@@ -162,6 +164,7 @@ class RenderedScenes(SceneSource):
         return scenes
 
     def _write(self, folder: Path) -> None:
+        print(f"{self.description} into {self.folder}/; {ROOT} names another folder for all caches", file=sys.stderr)
         (folder / "settings.json").write_text(json.dumps(self.key))
         scenes = [(split, index) for split, count in self.counts.items() for index in range(count)]
         lines: dict[Split, list[str]] = {split: [] for split in SPLITS}

@@ -159,6 +159,39 @@ def test_questions_have_the_fingerprint_of_their_content(tmp_path):
     assert [list(scene.questions) for scene in copied] == [list(scene.questions) for scene in first]
 
 
+def chat(*contents, **row) -> dict:
+    roles = ("user", "assistant") * len(contents)
+    return row | {"messages": [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]}
+
+
+def text(words: str) -> list[dict]:
+    return [{"type": "text", "text": words}]
+
+
+CHATS = {  # of ROWS, as ms-swift's files and TRL's have them
+    0: chat(f"<video>\nHow many chairs are there?\n{SHORT}", "4", videos=["scannet/scene0000_00.mp4"]),
+    1: chat([{"type": "image"}, *text("\nThese are frames of a video.\nHow big?")], text("23.5"),
+            videos=["arkitscenes/41069025.mp4"], question_type="room_size_estimation"),
+    2: chat([{"type": "video", "video": "scannet/scene0000_00.mp4"}, *text("\nWhere is the lamp?")],
+            text("On the table.")),
+    4: chat([*text("Before: "), {"type": "image"}, *text(", after: "), {"type": "image"}, *text(".\nWhat moved?")],
+            text("The cup."), images=["pictures/1.jpg", {"path": "pictures/2.jpg", "bytes": None}]),
+    5: chat("<image>\nWhat color?", "Red.", images=["pictures/1.jpg"]),
+    8: chat("<video>\nWhat is left?", "A bed.", "And right?", text("A door."), videos="scannet/scene0001_00.mp4"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_chat_messages_are_read_as_conversations(tmp_path, name):
+    expected = Conversations(str(write(tmp_path, name=name))).scenes("train")
+    rows = [CHATS.get(number, row) for number, row in enumerate(ROWS)]
+    found = Conversations(str(write(tmp_path, rows, name))).scenes("train")
+    assert [(scene.name, [*scene.questions]) for scene in found] == [
+        (scene.name, [*scene.questions]) for scene in expected
+    ]
+    assert [scene.images for scene in found] == [scene.images for scene in expected]
+
+
 BAD = {
     "json": ("{", "not valid JSON"),
     "list": ("[]", "expected a JSON object, got a list"),
@@ -172,6 +205,14 @@ BAD = {
     "more marks than videos": (json.dumps(says("<video><video>?", "!", video="a.mp4")), "2 marks .* for 1"),
     "a mark in a later turn": (json.dumps(says("<image>?", "!", "<image>?", "!", image="a.jpg")), "in the first turn"),
     "a video and an image": (json.dumps(says("?", "!", video="a.mp4", image="a.jpg")), "expected one of them"),
+    "a system message": (json.dumps({"messages": [{"role": "system", "content": "x"}]}), "--data.system_prompt"),
+    "a tool": (json.dumps({"messages": [{"role": "tool", "content": "x"}]}), '"user" or "assistant"'),
+    "no messages": ('{"messages": null}', "messages must list"),
+    "a sound": (json.dumps(chat([{"type": "audio"}], "!", videos=["a.mp4"])), "messages must list"),
+    "a text without its text": (json.dumps(chat([{"type": "text"}], "!", videos=["a.mp4"])), "messages must list"),
+    "two videos": (json.dumps(chat("<video><video>?", "!", videos=["a.mp4", "b.mp4"])), "2 videos: expected one"),
+    "pictures within the file": (json.dumps(chat("<image>?", "!", images=[{"bytes": "x"}])), "list of file names"),
+    "more pictures than marks": (json.dumps(chat("<image>?", "!", images=["a.jpg", "b.jpg"])), "1 marks .* for 2"),
     "an image that is a number": (json.dumps(says("?", "!", image=[3])), "a file name or a list of file names"),
 }
 
