@@ -70,8 +70,8 @@ class MetricsCallback(Callback):
     `predictions.rank<k>.jsonl`. At the end rank zero joins them, each id once, in the order of the data.
     `metrics.json` is written last. It holds the result of `Benchmark.aggregate`, counts, blind baselines
     (`callbacks.baselines`), where small parameters such as gates began and ended, and what is needed to repeat the
-    test: config and its differences from the training's, step of the checkpoint, commit, versions, ids of the
-    questions, protocol.
+    test: its config, the config of the training (`training`) and their differences, step of the checkpoint, commit,
+    versions, ids of the questions, protocol.
 
     An interrupted test resumes when it is run again, on any number of processes. Answered questions are kept, failed
     ones are retried. If the same test is started twice at once, the second is refused. `predict` prints its answers and
@@ -262,10 +262,11 @@ class MetricsCallback(Callback):
         data = getattr(trainer, "datamodule", None)
         excepted = declared_options("changes_no_answer", pl_module, data)
         differing: dict[str, Any] = {}
-        found: dict[str, Any] = {"checkpoint": None, "training_overlap": None}
+        found: dict[str, Any] = {"checkpoint": None, "training": None, "training_overlap": None}
         if trainer.ckpt_path:
             run = Path(trainer.ckpt_path).absolute().parent.parent
-            differing = differences(self._identity["config"], config_of_training(trainer.ckpt_path), excepted)
+            found["training"] = config_of_training(trainer.ckpt_path)
+            differing = differences(self._identity["config"], found["training"], excepted)
             found["checkpoint"] = str(trainer.ckpt_path)
             if skipped := skipped_scenes(run):
                 found["skipped_training_scenes"] = len(skipped)

@@ -213,7 +213,7 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     """
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no {CONFIG}")
-    config, path = config_of(folder), folder / PREDICTIONS
+    config, path = config_of(folder), folder / PREDICTIONS  # of the test
     if not (folder / METRICS).exists():
         began = path.exists() or rank_files(folder)
         raise InputError(f"{folder}: {'its test was interrupted: run it again' if began else 'no test yet'}")
@@ -226,11 +226,14 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     scored = [{**vars(each), "error": each.error or ""} for each in own]  # pandas has no None among texts
     questions = pd.DataFrame(scored, columns=list(vars(answers[0]))).set_index("id")
     run = folder.parent.parent if folder.parent.name == TESTS else folder
-    options = _options(config, metrics)
+    training, is_known = _training_of(run, config, metrics)
+    options = _options(training, metrics)
+    if not is_known:
+        options["checkpoint"] = metrics["checkpoint"]  # no other test may have the same weights
     tested = Tested(
-        label=str(config.get("name") or STAMP.sub("", run.resolve().name)),
+        label=str(training.get("name") or STAMP.sub("", run.resolve().name)),
         test=folder.name if run != folder else "",
-        seed=seed if isinstance(seed := config.get("seed_everything"), int) and not isinstance(seed, bool) else None,
+        seed=seed if isinstance(seed := training.get("seed_everything"), int) and not isinstance(seed, bool) else None,
         benchmark=benchmark.name,
         scorer=metrics["scorer"],
         questions=questions.drop(columns=["benchmark", "scorer"]),
@@ -247,7 +250,25 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     blind = {name: flatten_scores(each) for name, each in baselines.items()}
     failed = int((tested.questions["error"] != "").sum())
     remarks = [describe_unfinished(metrics) or "", f"questions that failed and score 0: {failed}" if failed else ""]
+    remarks += [] if is_known else ["no record of its training: a row of its own; test the weights again"]
     return replace(tested, baselines=blind), [remark for remark in remarks if remark]
+
+
+def _training_of(run: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    """Return the config with which the tested weights were trained, and whether it is known.
+
+    Tests of former versions do not record it. Then it is the run's config, if the checkpoint was in the run's folder.
+
+    Args:
+        run: The run's folder.
+        config: The test's config, which also describes weights that `fit` did not train.
+        metrics: The test's metrics.json.
+    """
+    if "training" in metrics or not (checkpoint := metrics.get("checkpoint")):
+        return metrics.get("training") or config, True
+    if Path(checkpoint).parent.parent.name == run.resolve().name and (run / CONFIG).is_file():
+        return config_of(run), True
+    return config, False
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -266,17 +287,17 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return content
 
 
-def _options(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _options(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that scores depend on, without seeds; as `test.<name>` those that the test changed."""
     checkpoint = Path(metrics.get("checkpoint") or "").name
     parts = ("model", "data", "trainer", *(["checkpoint"] if checkpoint == BEST else []))  # which says what is best
     trained = {
         name: value
-        for name, value in flatten({part: config.get(part) for part in parts}).items()
+        for name, value in flatten({part: training.get(part) for part in parts}).items()
         if not is_covered(name, CHANGES_NO_RESULT)
     }
     no_answer = declared_options("changes_no_answer", VideoQATask, VideoQADataModule)
-    whole = flatten(config)
+    whole = flatten(training)
     tested = {
         f"test.{name}": value
         for name, value in flatten(metrics.get("config") or {}).items()

@@ -263,6 +263,32 @@ def test_a_half_trained_run_another_code_and_another_test_are_other_rows(tmp_pat
     assert f"{runs[2]}: unfinished weights: their training has made 9 of 60 steps" in capsys.readouterr().err
 
 
+def test_further_tests_are_told_apart_by_their_training(tmp_path: Path, capsys) -> None:
+    """Also those of former versions, which do not record it: by their run, or not at all."""
+    changes = {"gradient_clip_val": 0.1, "accumulate_grad_batches": 4}
+    tested = []
+    for seed, trainer in enumerate(({}, {}, changes, changes)):
+        training = seeded(seed, "clipped" if trainer else "plain")
+        training["trainer"] |= trainer
+        run = make_run(tmp_path / f"s{seed}", None, training)
+        evaluation = {**training, "name": None, "trainer": {"max_steps": 360}}  # without the training's options
+        tested.append(make_run(run / "tests/OtherCameras", answers(45, seed=seed), evaluation))
+        rewrite_metrics(tested[-1], training=training, checkpoint=f"runs/s{seed}/checkpoints/last.ckpt")
+    runs = [each.parent.parent for each in tested]
+    for is_former in (False, True):
+        for each in tested if is_former else ():
+            metrics = json.loads((each / "metrics.json").read_text())
+            (each / "metrics.json").write_text(json.dumps({k: v for k, v in metrics.items() if k != "training"}))
+        assert seeds_by_row(runs) == [[0, 1], [2, 3]]
+        said = run_report(*runs, capsys=capsys)
+        assert re.search(r"^trainer.max_steps|^plain, OtherCameras .* 2$", said, re.MULTILINE) and "360" not in said
+        assert "clipped, OtherCameras" in said
+    rewrite_metrics(tested[1], checkpoint="runs/other/checkpoints/last.ckpt")
+    assert seeds_by_row(runs) == [[0], [1], [2, 3]]
+    report([*map(str, runs)])
+    assert f"{tested[1]}: no record of its training" in capsys.readouterr().err
+
+
 def flat(changes: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found = []
     for key, value in changes.items():
