@@ -35,6 +35,7 @@ from datamodules import VideoQADataModule
 from zoo.benchmarks import find_benchmark
 from zoo.configuration import flatten, is_covered, is_same_value
 from zoo.errors import InputError
+from zoo.metrics import with_scores
 from zoo.tasks import VideoQATask
 from zoo.weights.saved_models import config_of
 
@@ -222,8 +223,11 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     if not path.exists() or not path.stat().st_size:
         raise InputError(f"{folder} has no {PREDICTIONS}: test the run again")
     answers, _ = read_predictions(path, benchmark)
-    own = [each for each in answers if each.score is not None and each.scorer == metrics["scorer"]]
-    scored = [{**vars(each), "error": each.error or ""} for each in own]  # pandas has no None among texts
+    records = with_scores(map(vars, answers), benchmark, metrics["scorer"])
+    own = [each for each in records if each["score"] is not None]
+    if not own:
+        raise InputError(f"{path}: no answer has a ground_truth, so it has no score")
+    scored = [{**each, "error": each["error"] or ""} for each in own]  # pandas has no None among texts
     questions = pd.DataFrame(scored, columns=list(vars(answers[0]))).set_index("id")
     run = folder.parent.parent if folder.parent.name == TESTS else folder
     training, is_known = _training_of(run, config, metrics)
