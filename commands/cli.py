@@ -38,7 +38,7 @@ from commands.new_run import (
 from commands.parser import PARSER_OPTIONS, TRUST, TRUST_HELP, parse_merged
 from commands.runs import CONFIG, resolve_run, with_run
 from datamodules import VideoQADataModule
-from zoo.errors import InputError, describe
+from zoo.errors import InputError, describe, printable
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.versions import versions
@@ -279,7 +279,7 @@ def quiet_lightning() -> None:
 
 def format_warning(message: Any, *_: Any, **__: Any) -> str:
     """Return a warning without the file and line that raised it."""
-    return f"warning: {message}\n"
+    return f"warning: {printable(str(message))}\n"
 
 
 def describe_size(model: Task) -> str:

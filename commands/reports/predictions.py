@@ -114,10 +114,15 @@ def _answer(record: Any, benchmark: Benchmark) -> Answer:
     if score is not None and (not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1):
         raise InputError(f"score must be a number in 0..1 or null, got {json.dumps(score)[:40]}")
     return Answer(
-        **{key: str(record[key]) for key in REQUIRED},
-        **{key: str(record.get(key) or "") for key in ("scene", "question", "prompt")},
+        **{key: _encodable(record[key]) for key in REQUIRED},
+        **{key: _encodable(record.get(key) or "") for key in ("scene", "question", "prompt")},
         frames=tuple(frames),
-        error=str(record["error"]) if record.get("error") else None,
+        error=_encodable(record["error"]) if record.get("error") else None,
         score=score,
         **{key: record[key] for key in ("benchmark", "scorer") if isinstance(record.get(key), str)},
     )
+
+
+def _encodable(value: object) -> str:
+    """Return a text with escapes in place of halves of surrogate pairs, such as bytes of a file's name."""
+    return str(value).encode(errors="backslashreplace").decode()

@@ -34,7 +34,7 @@ from commands.runs import CONFIG
 from datamodules import VideoQADataModule
 from zoo.benchmarks import find_benchmark
 from zoo.configuration import flatten, is_covered, is_same_value
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
 from zoo.metrics import with_scores
 from zoo.tasks import VideoQATask
 from zoo.weights.saved_models import config_of
@@ -199,6 +199,8 @@ def _test_folders(folders: Iterable[Path]) -> list[Path]:
     """Return the given folders and the folders of the tests inside them, each once."""
     unique: dict[Path, Path] = {}
     for given in folders:
+        if given.suffix == ".lock" and given.with_suffix("").is_dir():  # of a study, beside the folder of a training
+            continue
         inside = sorted(given.glob(f"{TESTS}/*/"))
         has_own = any((given / name).exists() for name in (METRICS, TEST_FILE)) or not inside
         for folder in ([given] if has_own else []) + inside:
@@ -235,8 +237,8 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     if not is_known:
         options["checkpoint"] = metrics["checkpoint"]  # no other test may have the same weights
     tested = Tested(
-        label=str(training.get("name") or STAMP.sub("", run.resolve().name)),
-        test=folder.name if run != folder else "",
+        label=printable(str(training.get("name") or STAMP.sub("", run.resolve().name))),
+        test=printable(folder.name) if run != folder else "",
         seed=seed if isinstance(seed := training.get("seed_everything"), int) and not isinstance(seed, bool) else None,
         benchmark=benchmark.name,
         scorer=metrics["scorer"],
@@ -331,7 +333,7 @@ def _with_labels(tests: Sequence[Tested]) -> list[Tested]:
         told = [[f"{name.rpartition('.')[2]} {value}" for name, value in options[group].items()] for group in several]
         names = {group: ", ".join([label, *own]) for group, own in zip(several, told, strict=True)}
         if len(options) > MOST or len(set(names.values())) < len(several):
-            names = {group: ", ".join(str(each.folder) for each in groups[group]) for group in several}
+            names = {group: ", ".join(printable(str(each.folder)) for each in groups[group]) for group in several}
         labels |= names
     return [replace(each, label=labels[each.group], test=groups[each.group][0].test) for each in tests]
 
@@ -359,4 +361,4 @@ def option_table(options: Mapping[str, Mapping[str, Any]], *, differing: bool = 
 
 def _spell(value: object) -> str:
     """Return a value as a short text: a class without its module."""
-    return "null" if value is None else re.sub(r"^[a-z_.]+\.(?=[A-Z]\w*$)", "", str(value))
+    return "null" if value is None else re.sub(r"^[a-z_.]+\.(?=[A-Z]\w*$)", "", printable(str(value)))
