@@ -169,6 +169,13 @@ CHANGES_NO_RESULT = (
 # entries of metrics.json: runs are repetitions only with the same code, trained as far
 MADE_BY = ("run_step", "max_steps", "training_versions", "versions")
 
+# types of the entries of metrics.json that may be absent or null
+ENTRIES = {
+    **dict.fromkeys(("training", "config", "baselines", "small_parameters", "captions"), dict),
+    **dict.fromkeys(("run_step", "max_steps"), int),
+    "checkpoint": str,
+}
+
 
 def load(folders: Iterable[Path]) -> tuple[list[Tested], list[str]]:
     """Load the finished tests of runs: of each run its own test, and those in the folder `tests` inside it.
@@ -287,9 +294,12 @@ def read_metrics(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
-    needed = {"per_question_type", "benchmark", "scorer", *GROUPS}
-    if not isinstance(content, dict) or not needed <= content.keys():
+    needed = {"benchmark": str, "scorer": str, "per_question_type": dict, **dict.fromkeys(GROUPS, dict)}
+    if not isinstance(content, dict) or not needed.keys() <= content.keys():
         raise InputError(f"{path} lacks entries of a test: test the run again")
+    optional = {name: kind for name, kind in ENTRIES.items() if content.get(name) is not None}
+    if odd := [name for name, kind in {**optional, **needed}.items() if not isinstance(content[name], kind)]:
+        raise InputError(f"{path} is damaged, in {', '.join(odd)}: test the run again")
     return content
 
 

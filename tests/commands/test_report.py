@@ -371,6 +371,14 @@ def test_other_folders_and_damaged_tests_are_named_and_the_others_reported(tmp_p
         report([str(tmp_path / "folder")])
 
 
+@pytest.mark.parametrize("entry", ["benchmark", "per_question_type", "all", "training", "checkpoint", "baselines"])
+def test_an_entry_of_another_type_is_named(entry: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", answers(45))
+    rewrite_metrics(run, **{entry: [1]})
+    with pytest.raises(InputError, match=f"metrics.json is damaged, in {entry}: test the run again"):
+        report([str(run)])
+
+
 def test_runs_of_one_name_are_labeled_by_what_differs(tmp_path: Path, capsys) -> None:
     others = {"num_frames": 8}, {"sampler": {"class_path": "datamodules.PoseFarthestSampler"}}
     folders = [make_run(tmp_path / "PRoPEMLLM-20261127-174300", answers(90))]
