@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser
 
 import datamodules
 import zoo
-from zoo.configuration import DOTTED, check_class_paths, flatten, is_same_class
+from zoo.configuration import DOTTED, PlainLoader, check_class_paths, flatten, is_same_class
 from zoo.errors import InputError, add_file_to_errors, did_you_mean
 
 RUNS = Path("runs")
@@ -120,7 +120,8 @@ def read_content(path: Path) -> Settings:
         advice = ": name the model with --config"
     else:
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+            loader = PlainLoader if is_of_run(path) else yaml.SafeLoader
+            content = yaml.load(path.read_text(encoding="utf-8"), loader)
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from error
         advice = ""

@@ -44,7 +44,7 @@ from datamodules.perturbations import wrong_poses
 from datamodules.scenes import shared_scenes
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import flatten, is_same_value, to_config
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
 from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
 from zoo.metrics import BenchmarkScore, with_scores
 from zoo.tasks.base import TRAINED, Task
@@ -70,8 +70,8 @@ class MetricsCallback(Callback):
     `predictions.rank<k>.jsonl`. At the end rank zero joins them, each id once, in the order of the data.
     `metrics.json` is written last. It holds the result of `Benchmark.aggregate`, counts, blind baselines
     (`callbacks.baselines`), where small parameters such as gates began and ended, and what is needed to repeat the
-    test: config and its differences from the training's, step of the checkpoint, commit, versions, ids of the
-    questions, protocol.
+    test: its config, the config of the training (`training`) and their differences, step of the checkpoint, commit,
+    versions, ids of the questions, protocol.
 
     An interrupted test resumes when it is run again, on any number of processes. Answered questions are kept, failed
     ones are retried. If the same test is started twice at once, the second is refused. `predict` prints its answers and
@@ -198,7 +198,7 @@ class MetricsCallback(Callback):
         self._file.append(with_scores(outputs, self._benchmark, self.scorer))
         for record in outputs:
             answer = f"failed: {record['error']}" if record["error"] else record["prediction"] or "(empty answer)"
-            pl_module.print(f"{record['scene']}: {record['question']}\n  {answer}")
+            pl_module.print(printable(f"{record['scene']}: {record['question']}\n  {answer}"))
 
     # ---- The end ----------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class MetricsCallback(Callback):
         self._finish(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print and log the scores, and write predictions.jsonl and metrics.json."""
+        """Log the scores, write predictions.jsonl and metrics.json, and print the scores."""
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: Stage) -> None:
@@ -222,7 +222,7 @@ class MetricsCallback(Callback):
             raise InputError(f"{stage}: all {len(records)} questions failed, the first with: {reason}")
         summary = summarize(records, self._benchmark, self._metric.scorer, self._metric.compute())
         small = small_parameters(pl_module) if stage == "test" else {}  # on all processes, which may hold shards
-        # 2. Loggers and table.
+        # 2. Loggers, and what the table says.
         objectives = {f"{stage}/{name}": error for name, error in summary.get("objectives", {}).items()}
         pl_module.log_dict(_scalars(summary, stage) | objectives, sync_dist=True)
         if not trainer.is_global_zero:
@@ -233,11 +233,6 @@ class MetricsCallback(Callback):
         blind = self._blind_baselines(records, data) if stage == "test" else BlindBaselines()
         if stage == "test":
             summary["baselines"] = blind.scores
-        source = getattr(data, "source", None)
-        of_data = "" if source is None else f" of {type(source).__name__}"
-        title = f"{type(pl_module).__name__}, {stage} split{of_data}"
-        chosen_by = data.filter.option if hasattr(data, "filter") else ""
-        pl_module.print(render(summary, self._benchmark, title=title, chosen_by=chosen_by, remarks=blind.remarks))
         # 3. Files. A test is finished when its metrics.json exists.
         if stage == "test":
             assert self.folder is not None
@@ -248,6 +243,12 @@ class MetricsCallback(Callback):
             summary |= {"small_parameters": small} if small else {}
             content = {**summary, **self._describe_test(trainer, pl_module), "question_ids": ids}
             write_json(self.folder / METRICS, content)
+        # 4. The table.
+        source = getattr(data, "source", None)
+        of_data = "" if source is None else f" of {type(source).__name__}"
+        title = f"{type(pl_module).__name__}, {stage} split{of_data}"
+        chosen_by = data.filter.option if hasattr(data, "filter") else ""
+        pl_module.print(render(summary, self._benchmark, title=title, chosen_by=chosen_by, remarks=blind.remarks))
 
     def _blind_baselines(self, records: Iterable[Mapping[str, Any]], data: Any) -> BlindBaselines:
         """Return the blind baselines of a test. Without a `VideoQADataModule`, only the best constant."""
@@ -262,10 +263,11 @@ class MetricsCallback(Callback):
         data = getattr(trainer, "datamodule", None)
         excepted = declared_options("changes_no_answer", pl_module, data)
         differing: dict[str, Any] = {}
-        found: dict[str, Any] = {"checkpoint": None, "training_overlap": None}
+        found: dict[str, Any] = {"checkpoint": None, "training": None, "training_overlap": None}
         if trainer.ckpt_path:
             run = Path(trainer.ckpt_path).absolute().parent.parent
-            differing = differences(self._identity["config"], config_of_training(trainer.ckpt_path), excepted)
+            found["training"] = config_of_training(trainer.ckpt_path)
+            differing = differences(self._identity["config"], found["training"], excepted)
             found["checkpoint"] = str(trainer.ckpt_path)
             if skipped := skipped_scenes(run):
                 found["skipped_training_scenes"] = len(skipped)

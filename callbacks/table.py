@@ -14,6 +14,7 @@ from rich.table import Table
 
 from callbacks.baselines import BELOW, MEANING, NAMES, is_below, verdict
 from zoo.benchmarks import Benchmark
+from zoo.errors import printable
 from zoo.metrics import BenchmarkScore
 
 SAME = 1e-6  # larger than the difference between float32 and float64 means of the same thresholds
@@ -125,7 +126,7 @@ def render(
     lines += [f"{name} {_both(each['all'])}" for name, each in blind.items() if name not in shown]
     said = verdict(metrics["all"]["macro"], {name: each["all"]["macro"] for name, each in blind.items()})
     lines += [said] if said else []
-    return "\n".join([*lines, *remarks, *_notes(metrics, chosen_by)])
+    return "\n".join([*lines, *map(printable, (*remarks, *_notes(metrics, chosen_by)))])
 
 
 def _notes(metrics: Scores, chosen_by: str) -> list[str]:

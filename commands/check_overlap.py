@@ -12,13 +12,13 @@ frame it keeps which of 8 x 8 places is darker than its right neighbor. A scene 
 like frames of one training scene. Other sizes and encodings of a video are found, and most clips of it. Another video
 of the same room is not.
 
-Found scenes are printed, and end the command with an error.
+Found scenes are printed, and end the command with an error. So do scenes that can't be read.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from datamodules.dataset import format_scene_error
 from datamodules.scenes import Scene, shared_scenes
 from datamodules.sources.base import Split
 from datamodules.video import Video, even_steps
-from zoo.errors import SCENE_FAULTS, InputError
+from zoo.errors import SCENE_FAULTS, InputError, printable
 from zoo.progress import progress
 
 NUM_FRAMES = 16  # frames of a scene that are compared
@@ -51,7 +51,7 @@ def check_overlap(arguments: list[str]) -> None:
         arguments: The command line after `check-overlap`, with config names resolved.
 
     Raises:
-        InputError: The data has no train or test split, or test scenes are training scenes.
+        InputError: The data has no train or test split, test scenes are training scenes, or frames can't be compared.
     """
     parser = run_parser("check-overlap", __doc__, ("model", "seed_everything", *OF_RUNS))
     parser.add_argument("--content", type=bool, default=False, help="also compare frames of the videos")
@@ -72,14 +72,20 @@ def check_overlap(arguments: list[str]) -> None:
         print(f"{test}: by name, {train}")
     print(f"names: {len(found)} of {len(tested_names)} test scenes are among {len(trained_names)} training scenes")
     # 2. Frames.
+    unread: list[str] = []
     if settings.content:
-        alike = compare_frames(tested, trained, settings.workers)
+        known = list(_read(trained, "training scenes", settings.workers, unread))
+        alike = compare_frames(_read(tested, "test scenes", settings.workers, unread), known)
         for test, (train, share) in alike.items():
             print(f"{test}: {share:.0%} of its frames are in {train}")
         print(f"frames: {len(alike)} of {len(tested)} test scenes are among {len(trained)} training scenes")
+        if absent := len(trained_names) + len(tested_names) - len(trained) - len(tested):
+            print(f"frames: not compared, without a video: {absent} scenes")
         found |= {test: train for test, (train, _) in alike.items()}
     if found:
         raise InputError(f"{len(found)} of {len(tested_names)} test scenes are training scenes: leave them out of one")
+    if unread:
+        raise InputError(f"the frames of {len(unread)} scenes can't be compared, see above: fetch these files again")
 
 
 def _scenes(data: VideoQADataModule, split: Split) -> tuple[list[Scene], list[str]]:
@@ -92,6 +98,7 @@ def _scenes(data: VideoQADataModule, split: Split) -> tuple[list[Scene], list[st
 # ---- Frames ---------------------------------------------------------------------------------------------------------
 
 Signs = Float32[Tensor, "T 64"]
+Named = tuple[str, Signs]  # a scene's name, and the signs of its frames
 
 
 class _FrameSigns(Dataset):
@@ -121,24 +128,22 @@ def frame_signs(frames: Tensor) -> Signs:
     return interpolate(gray, (SIDE, SIDE + 1), mode="area")[:, 0].diff(dim=2).sign().flatten(1)
 
 
-def compare_frames(tested: Sequence[Scene], trained: Sequence[Scene], workers: int = 0) -> dict[str, tuple[str, float]]:
+def compare_frames(tested: Iterable[Named], known: Sequence[Named]) -> dict[str, tuple[str, float]]:
     """Find the training scene whose frames look like those of a test scene.
 
     Args:
-        tested: Scenes of the test.
-        trained: Scenes of the training.
-        workers: Processes that decode videos.
+        tested: Names and signs of test scenes.
+        known: The same of training scenes.
 
     Returns:
         For each found test scene, the training scene and the share of the test scene's frames that it has.
     """
-    known = list(_read(trained, "training scenes", workers))
     if not known:
         return {}
     scene_of = torch.repeat_interleave(torch.tensor([len(signs) for _, signs in known]))
     every = torch.cat([signs for _, signs in known])
     found = {}
-    for name, signs in _read(tested, "test scenes", workers):
+    for name, signs in tested:
         different = (SIDE**2 - signs @ every.T) / 2
         is_alike = torch.zeros(len(signs), len(known)).index_add_(1, scene_of, (different <= MAX_DIFFERENT).float()) > 0
         share, best = is_alike.float().mean(0).max(0)
@@ -147,11 +152,12 @@ def compare_frames(tested: Sequence[Scene], trained: Sequence[Scene], workers: i
     return found
 
 
-def _read(scenes: Sequence[Scene], what: str, workers: int) -> Iterator[tuple[str, Signs]]:
-    """Yield the name and signs of each scene that can be read. Print the others."""
+def _read(scenes: Sequence[Scene], what: str, workers: int, unread: list[str]) -> Iterator[Named]:
+    """Yield the name and signs of each scene that can be read. Print the others, and add their errors to a list."""
     loader: Any = DataLoader(_FrameSigns(scenes), batch_size=None, num_workers=workers)
     for name, signs in progress(loader, f"check-overlap {what}", "scenes"):
         if isinstance(signs, str):
-            print(f"left out: {signs}", file=sys.stderr)
+            unread.append(signs)
+            print(f"left out: {printable(signs)}", file=sys.stderr)
         else:
             yield name, signs

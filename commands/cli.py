@@ -27,12 +27,19 @@ from callbacks.checkpoint import CheckpointFiles
 from callbacks.interrupts import Interrupts
 from callbacks.results_folder import is_interrupted
 from commands.export import ExportingTrainer
-from commands.faults import raise_failed_construction
-from commands.new_run import claim_for_training, is_rank_zero, make_if_absent, remove_empty, remove_unused
+from commands.faults import error_line, raise_failed_construction
+from commands.new_run import (
+    claim_for_training,
+    is_rank_zero,
+    make_if_absent,
+    record_failure,
+    remove_empty,
+    remove_unused,
+)
 from commands.parser import PARSER_OPTIONS, TRUST, TRUST_HELP, parse_merged
 from commands.runs import CONFIG, resolve_run, with_run
 from datamodules import VideoQADataModule
-from zoo.errors import InputError
+from zoo.errors import InputError, describe, printable
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.versions import versions
@@ -213,6 +220,8 @@ class ZooCLI(LightningCLI):
 
     def after_failure(self, error: BaseException) -> None:
         """Remove a new folder from which nothing can resume, or print the command that resumes."""
+        if self.command == "fit" and isinstance(error, Exception):
+            record_failure(error_line(error) or describe(error))
         trainer: Trainer | None = getattr(self, "trainer", None)
         has_trained = trainer is not None and trainer.global_step > 0
         if not has_trained or not isinstance(error, Exception):  # after an error, the last logged values may tell why
@@ -306,7 +315,7 @@ def quiet_lightning() -> None:
 
 def format_warning(message: Any, *_: Any, **__: Any) -> str:
     """Return a warning without the file and line that raised it."""
-    return f"warning: {message}\n"
+    return f"warning: {printable(str(message))}\n"
 
 
 def describe_size(model: Task) -> str:

@@ -55,6 +55,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from pkgutil import resolve_name
 from platform import python_version
 
@@ -84,6 +85,9 @@ COMMANDS = (*LIGHTNING, *OTHERS)
 
 def main() -> None:
     """Run the command that is named on the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that it can't encode must not end a command
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # for class paths such as my_encoding.MyEncoding; last, so that it hides no module
     if "--traceback" in sys.argv:

@@ -22,11 +22,12 @@ from lightning.pytorch.plugins.environments import (
 
 from callbacks.configs import RUNS
 from zoo.errors import InputError
-from zoo.files.atomic_io import try_lock
-from zoo.weights.saved_models import CHECKPOINTS, LAST
+from zoo.files.atomic_io import try_lock, write_whole
+from zoo.weights.saved_models import CHECKPOINTS, LAST, LAST_CHECKPOINT, trained_at
 
 TRAINING_LOCK = ".fit.lock"
 ELSEWHERE = "give another --trainer.default_root_dir"
+FAILED = RUNS / ".failed"  # why the last training failed
 INHERITED = "ZOO_RUN"  # environment variable with the run's folder
 SRUN = "SLURM_STEP_ID"  # environment variable that srun sets, but not sbatch
 PATIENCE = timedelta(minutes=5)  # time for the other processes to start
@@ -153,6 +154,20 @@ def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
     if saved and (resumed is None or resumed.resolve() not in saved):  # check after locking: a run may just have ended
         raise InputError(f"{folder} holds a trained run: add --ckpt_path last to go on with it, or {ELSEWHERE}")
     return lock
+
+
+def record_failure(reason: str) -> None:
+    """Record that a training failed if there are older runs, which could be mistaken for it."""
+    with suppress(InputError):  # such as a full disk, which may be the reason
+        if is_rank_zero() and any(RUNS.glob(f"*/{LAST_CHECKPOINT}")):
+            write_whole(FAILED, reason)
+
+
+def describe_failure(run: Path) -> str:
+    """Return what to say of a training that failed after a run was trained, or ""."""
+    if not FAILED.exists() or FAILED.stat().st_mtime < trained_at(run):
+        return ""
+    return f"a newer training than {run} failed: {FAILED.read_text(encoding='utf-8')}"
 
 
 def remove_unused(folder: Path) -> None:

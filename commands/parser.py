@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Defaul
 
 from callbacks.configs import MergedConfig, find_class, merge, merge_configs, model_of
 from commands.faults import CLASS_PATH, INIT_ARGS, KEYS_OF_PART, explained, opened, raise_failed_construction
-from zoo.configuration import is_same_class
+from zoo.configuration import flatten, is_same_class
 from zoo.errors import InputError
 
 EVALUATION = ("validate", "test", "predict", "export")  # commands that evaluate a run
@@ -77,12 +77,22 @@ def parse_merged(parser: ArgumentParser, words: Sequence[str], main: ArgumentPar
     for part in ("model", "data", "trainer"):
         if settings.get(part, part) is None:
             raise InputError(f"--{part} null: leave the option out")
+    _check_encodable(settings)
     try:
         return (main or parser).parse_args([*command, "--config", as_json(settings), *others])
     except ArgumentError as error:
         refused = error
     config = replace(config, settings=settings)
     raise explained(refused, parser, config, dict(given)) from refused
+
+
+def _check_encodable(settings: Mapping[str, Any]) -> None:
+    """Raise InputError for a path with bytes that are not UTF-8, which no config can hold."""
+    for name, value in flatten(settings).items():
+        try:
+            as_json(value).encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"--{name} {value}: it is not UTF-8, as configs are: rename it, or link to it") from error
 
 
 def as_json(settings: Any) -> str:

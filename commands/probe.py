@@ -75,12 +75,12 @@ def probe(arguments: list[str]) -> None:
                 f"{run}: {len(scenes)} scenes of its {settings.split} split can be read, at least 2 are needed"
             )
         probes += probe_states(name, scenes, settings.folds)
-    Console(highlight=False, width=120).print(table(probes, len(scenes)))
     folder = Path(settings.output or run).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {"split": settings.split, "scenes": len(scenes), "tokens": settings.tokens, "folds": settings.folds}
     write_json(folder / "probe.json", {"run": str(run), **sizes, "probes": as_json(probes)})
     draw(probes, len(scenes), folder / "probe.png")
+    Console(highlight=False, width=120).print(table(probes, len(scenes)))
     print(f"probe: {len(probes[0].r2)} layers, see {folder / 'probe.png'} and probe.json beside it")
 
 

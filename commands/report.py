@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Literal
 
 from commands.parser import command_parser, parse
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
 
 Format = Literal["text", "markdown", "latex", "csv", "html"]
 SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
@@ -85,6 +85,7 @@ def report(arguments: list[str]) -> None:
         tested, notes = results.load(paths[0])
     else:
         tested, notes = load(paths)
+    notes = [printable(note) for note in notes]
     if not tested:
         raise InputError(f"nothing to report: {'; '.join(notes) or 'no result yet'}")
     if settings.results:

@@ -26,8 +26,8 @@ from callbacks.configs import (
     read_config,
 )
 from callbacks.results_folder import is_interrupted
-from callbacks.run_config import TEST_FILE, config_of_training, declared_options
-from commands.new_run import make_folder, shared_folder
+from callbacks.run_config import TEST_FILE, TRAIN_SCENES, config_of_training, declared_options
+from commands.new_run import describe_failure, make_folder, shared_folder
 from commands.parser import EVALUATION, split_configs, split_options, trusted_modules
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
@@ -67,9 +67,13 @@ def run_of(checkpoint: Path) -> Path | None:
 def with_checkpoint() -> Iterator[tuple[Path, dict[str, Any]]]:
     """Yield the runs in `runs/` that have a checkpoint, with their settings, newest first.
 
-    Trainings without a checkpoint are reported, so that an older run is not mistaken for them.
+    Trainings that failed or have no checkpoint are reported, so that an older run is not mistaken for them.
     """
-    for run in sorted((path.parent for path in RUNS.glob(f"*/{CONFIG}")), key=trained_at, reverse=True):
+    runs = sorted((path.parent for path in RUNS.glob(f"*/{CONFIG}")), key=trained_at, reverse=True)
+    newest = next((run for run in runs if (run / LAST_CHECKPOINT).exists()), None)
+    if newest and (failure := describe_failure(newest)):
+        rank_zero_info(failure)
+    for run in runs:
         if (run / LAST_CHECKPOINT).exists():
             if (settings := readable_config(run)) is not None:
                 yield run, settings
@@ -229,6 +233,7 @@ def resolve_run(command: str, settings: Any) -> None:
         command: `fit` gets a new folder, or the folder of the run that it resumes. An evaluation without a checkpoint
             scores the weights with which the model is built.
         settings: `ckpt_path` may be `last`, the newest run of the same model. `trainer.default_root_dir` may name one.
+            An evaluation of other weights than this run's is not written there.
 
     Raises:
         InputError: There is no model, a checkpoint is missing, or it was trained with other settings.
@@ -252,6 +257,9 @@ def resolve_run(command: str, settings: Any) -> None:
     if checkpoint is None and start:
         with add_file_to_errors("model.initial_weights"):
             check_readable(Path(start))
+    if command != "fit" and folder and _has_other_weights(Path(folder), checkpoint):
+        rank_zero_info(f"{command}: not in {folder}, which has other weights")
+        folder = None
     if folder is None:
         folder = (checkpoint and run_of(checkpoint)) or shared_folder(
             lambda: _find_interrupted_test(command, checkpoint, settings) or make_folder(_new_name(command, settings))
@@ -261,6 +269,13 @@ def resolve_run(command: str, settings: Any) -> None:
     weights = checkpoint or ("the released weights" if _is_released(settings.model.init_args) else "random weights")
     weights = f"the weights of {start}" if checkpoint is None and start else weights
     rank_zero_info(f"{command}: run {folder}, from {weights}")
+
+
+def _has_other_weights(folder: Path, checkpoint: Path | None) -> bool:
+    """Return whether a folder is that of a training, but not of the evaluated checkpoint or weights."""
+    is_trained = any((folder / name).exists() for name in (CHECKPOINTS, TRAIN_SCENES))
+    around = () if checkpoint is None else checkpoint.absolute().parents
+    return is_trained and not any(each.samefile(folder) for each in around)
 
 
 def _last(command: str, settings: Any) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.parser import command_parser, parse
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
 
 
 def score(arguments: list[str]) -> None:
@@ -92,11 +92,13 @@ def score(arguments: list[str]) -> None:
         test["baselines"] = {**baselines, **_recorded_baselines(path.with_name(METRICS), test)}
         tests.append(test)
         scores.append({record["id"]: record["score"] for record in scored})
+    if settings.output:
+        content = {**tests[0], "predictions": str(path), "versions": versions()}
+        write_json(Path(settings.output).expanduser(), content)
     # 2. The table.
-    title = str(path)
-    compared = side_by_side(tests, scores, benchmark, title=title) if compares else ""
-    for text in (compared or render(tests[0], benchmark, title=title), *remarks):
-        print(text.encode(errors="backslashreplace").decode())  # file names may hold bytes that are not UTF-8
+    title = printable(str(path))
+    print(side_by_side(tests, scores, benchmark, title=title) if compares else render(tests[0], benchmark, title=title))
+    print("".join(f"{remark}\n" for remark in remarks), end="")
     if parts:
         print(f"its test was interrupted: the answers in {', '.join(part.name for part in parts)} are not scored")
     if unscored := len(answers) - len(scores[0]):
@@ -106,9 +108,6 @@ def score(arguments: list[str]) -> None:
     pairs = [(answer.score, scores[0].get(answer.id)) for answer in answers]
     if others := sum(old is not None and new is not None and abs(old - new) > SAME for old, new in pairs):
         print(f"scores that differ from the file's, which another scorer or version made: {others}")
-    if settings.output:
-        content = {**tests[0], "predictions": str(path), "versions": versions()}
-        write_json(Path(settings.output).expanduser(), content)
 
 
 def _recorded_baselines(metrics: Path, test: Mapping[str, Any]) -> dict[str, Any]:

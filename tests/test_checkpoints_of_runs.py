@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commands.reports.scores import load
 from tests.cli import Run, Trained, the_run
 
 
@@ -193,6 +194,24 @@ def test_a_checkpoint_in_the_folder_of_another_run_has_its_own_config(run: Run, 
     assert recorded["config"]["model"]["init_args"]["time_index"] is None
     (other / "checkpoints/copied.pt").rename("copied.pt")
     run("test", "--ckpt_path", "copied.pt")
+
+
+def test_the_scores_of_a_checkpoint_are_not_written_into_another_run(run: Run, trained: Trained) -> None:
+    """Whatever names that run. A report knows the tested weights by the record of their training."""
+    one, two = trained().rename("runs/one"), Path("runs/two")
+    shutil.copytree(one, two)
+    for file in (two / "checkpoints/last.ckpt", Path("copied.ckpt")):
+        saved = torch.load(one / "checkpoints/last.ckpt", weights_only=True)
+        saved["run"]["config"] |= {"name": "clipped", "trainer": saved["run"]["config"]["trainer"] | {"max_steps": 7}}
+        torch.save(saved, file)
+    config, other = ["--config", str(one / "config.yaml")], ["--ckpt_path", str(two / "checkpoints/last.ckpt")]
+    said = run("test", *config, *other, sized=False, logged=True)
+    assert f"test: run {two}, from {two}/checkpoints/last.ckpt" in said and (two / "metrics.json").exists()
+    run("test", *config, "--ckpt_path", "copied.ckpt", sized=False)  # belongs to no run
+    assert not (one / "metrics.json").exists() and not (one / "tests").exists()
+    tested, _ = load(Path("runs").iterdir())
+    assert len(tested) == 2 and {each.options["trainer.max_steps"] for each in tested} == {7}
+    assert all(each.label.startswith("clipped") for each in tested)
 
 
 def test_initial_weights_of_another_model_are_named(run: Run, trained: Trained) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shlex
 import shutil
@@ -63,6 +64,25 @@ def test_a_fit_that_fails_before_its_first_step_leaves_no_folder(run: Run, monke
             run(*QWEN, *EVERY_STEP, "--trainer.default_root_dir", given)
         assert Path(given, "config.yaml").exists() == is_kept
     assert not runs()
+
+
+def test_a_test_says_first_that_a_newer_training_failed(
+    run: Run, trained: Trained, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = trained()
+    with monkeypatch.context() as failing:
+        fail_at(0, KeyError("a bug"), failing)
+        with pytest.raises(SystemExit, match="^error: KeyError: 'a bug' "):
+            run(*QWEN, *EVERY_STEP)
+    assert runs() == [".failed", folder.name]
+    said = f"a newer training than runs/{folder.name} failed: KeyError: 'a bug' "
+    monkeypatch.setattr("commands.cli.ZooCLI.instantiate_classes", None)
+    for retrained in (False, True):
+        if retrained:  # the control
+            os.utime(folder / "checkpoints/last.ckpt")
+        with pytest.raises(TypeError):
+            run("test")
+        assert (said in caplog.text) is not retrained
 
 
 def test_a_score_that_is_not_logged_and_an_absent_logger_are_one_line(

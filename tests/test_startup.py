@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 import commands.cli  # registers the strategies
 from commands import main
+from tests.callbacks.toy import record
 
 assert commands.cli
 ROOT = Path(main.__file__).parents[1]
@@ -55,6 +57,16 @@ def test_help_and_version_load_no_pytorch(words: list[str], expected: list[str])
 
 def test_the_packages_themselves_load_no_pytorch() -> None:
     printed_by("import sys, zoo.errors, datamodules, callbacks; assert 'torch' not in sys.modules")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:strict"])
+def test_a_name_that_stdout_cannot_encode_is_escaped(encoding: str, tmp_path: Path) -> None:
+    row = record("a", "object_counting", "", "4", scene="toy/\u00e9\u5ba4\ud83d\x1b[31m", error="no video")
+    (tmp_path / "answers.jsonl").write_text(json.dumps(row))
+    variables = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, str(ROOT / "main.py"), "score", str(tmp_path / "answers.jsonl")]
+    made = subprocess.run(command, env=os.environ | variables, capture_output=True, check=True)
+    assert rb"\ud83d\x1b[31m (1 question): no video" in made.stdout and b"\x1b" not in made.stdout
 
 
 GROW_AND_FREE = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from contextlib import suppress
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from callbacks.configs import is_own, merge_configs
+from commands.report import report
 from tests.cli import Run, Trained
 from zoo import PRoPE, SpatialVLM, TinyQwen25VL, VideoQATask
 from zoo.configuration import check_class_paths
@@ -40,6 +42,25 @@ class Malicious:
 
     def __reduce__(self) -> Any:
         return os.system, ("touch owned",)
+
+
+def test_the_aliases_of_a_config_are_not_expanded(run: Run, trained: Trained, tmp_path: Path) -> None:
+    """Neither in the file nor in a text of it, which jsonargparse would parse."""
+    folder = trained().rename(tmp_path / "foreign")
+    file, lists = (
+        folder / "config.yaml",
+        ["&a0 [x]", *(f"&a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 20))],
+    )
+    whole = file.read_text()
+    assert not re.search(r"[&*]\w", whole)  # the control
+    for added in (f"more: [{', '.join(lists)}]", f"more: '[{', '.join(lists)}]'"):
+        file.write_text(f"{whole}\n{added}\n")
+        with pytest.raises(SystemExit, match=r"^error: .*config.yaml.*: it has aliases of YAML"):
+            run("test", "--config", str(file), sized=False)
+    file.write_text(f"{whole}\nmore: [{', '.join(lists)}]\n")
+    with pytest.raises(InputError, match=r"nothing to report: skipped: .*config.yaml can't be read: it has aliases"):
+        report([str(folder)])
+    check_class_paths({"pattern": "*.mp4", "text": "a & b *c"})  # no aliases
 
 
 def test_no_command_runs_the_code_of_a_checkpoint(run: Run, trained: Trained, rooms_root: Path) -> None:

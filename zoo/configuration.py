@@ -33,6 +33,20 @@ RESOLVER = resolve_name.__name__
 KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightning")
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Reads YAML without aliases: runs save none, and those of a stranger's file can multiply without end."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node.
+
+        Raises:
+            InputError: It is an alias.
+        """
+        if self.check_event(yaml.AliasEvent) and self.peek_event().anchor in self.anchors:  # type: ignore[no-untyped-call]
+            raise InputError("it has aliases of YAML (*name), as no config of a run has: write the values out")
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+
 def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
     """Check the classes of a configuration before any of its modules is imported.
 
@@ -41,7 +55,8 @@ def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
         trust_modules: Modules or packages that the configuration may import.
 
     Raises:
-        InputError: A class belongs to a module that is not trusted, can't be imported, or is abstract.
+        InputError: A class belongs to a module that is not trusted, can't be imported, or is abstract; or a text is
+            YAML with aliases.
     """
     if isinstance(trust_modules, str):
         raise InputError(f"trust_modules is a list, such as [{trust_modules!r}]")
@@ -118,7 +133,7 @@ def _dotted_texts(config: Any, key: str = "") -> Iterator[tuple[str, bool]]:
             yield text, key == "class_path"
         for content in (text, _content_of_file(text)):
             with suppress(yaml.YAMLError):
-                read = yaml.safe_load(content)
+                read = yaml.load(content, PlainLoader)
                 if isinstance(read, (Mapping, list)) or content is not text:
                     yield from _dotted_texts(read, key)
 

@@ -27,6 +27,8 @@ PASSED_ON = re.compile(
     rf"|{re.escape(str(ROOT / 'commands'))}/"
 )
 REMOTE = "Traceback (most recent call last)"  # in the text of an error that PyTorch passes on from another process
+# characters that control a terminal or the direction of a line, and halves of surrogate pairs, which can't be encoded
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class InputError(ValueError):
@@ -37,7 +39,12 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(" ".join(str(message).splitlines()))  # names from a user's file may contain line breaks
+        super().__init__(printable(" ".join(str(message).splitlines())))  # names may contain line breaks
+
+
+def printable(text: str) -> str:
+    """Return a text from a user's file as it is safe to print, with escapes in place of `UNPRINTABLE` characters."""
+    return UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -52,8 +52,8 @@ def with_scores(
 ) -> list[dict[str, Any]]:
     """Return the records of questions with their `score`, and the `benchmark` and `scorer` that computed it.
 
-    A record that this scorer has already scored is unchanged. The score is None without a ground truth or a question
-    type (free text), and 0 for a question that failed.
+    A score by this scorer is kept. The score is None without a ground truth or a question type (free text), and 0 for a
+    question that failed, whatever the record says.
 
     Args:
         records: Records as returned by a task's steps, or as in predictions.jsonl.
@@ -72,13 +72,13 @@ def with_scores(
     def score(record: Mapping[str, Any]) -> float | None:
         if not (record["ground_truth"] and record["question_type"]):
             return None
-        answer = "" if record.get("error") else record["prediction"]
-        return float(benchmark.score(answer, record["ground_truth"], record["question_type"], scorer))
+        if record.get("error"):
+            return 0.0
+        if made_by.items() <= record.items() and record.get("score") is not None:
+            return float(record["score"])
+        return float(benchmark.score(record["prediction"], record["ground_truth"], record["question_type"], scorer))
 
-    return [
-        dict(record) if made_by.items() <= record.items() else {**record, "score": score(record), **made_by}
-        for record in records
-    ]
+    return [{**record, "score": score(record), **made_by} for record in records]
 
 
 class BenchmarkScore(Metric):

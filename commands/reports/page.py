@@ -12,6 +12,7 @@ import pandas as pd
 from commands.reports.plot import draw
 from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.tables import baseline_names, baseline_score, by_setting, table_measures, write
+from zoo.errors import printable
 
 STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; }
@@ -76,7 +77,7 @@ def _questions(tested: Sequence[Tested]) -> list[str]:
         for each in tested:
             seed = "" if each.seed is None else f", seed {each.seed}"
             name = ", ".join(filter(None, (each.label, each.test))) + seed
-            heading = name if name not in table else f"{name} ({each.folder})"
+            heading = name if name not in table else printable(f"{name} ({each.folder})")
             table[heading] = _answers(each.questions.reindex(own.index))
         found.append(_details(f"{kind} ({len(own)})", table.rename_axis("id")))
     return found

@@ -18,7 +18,10 @@ REQUIRED: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """One line: a question and its answer, with the score in the file, and the benchmark and scorer that made it."""
+    """One line: a question and its answer, with the score in the file, and the benchmark and scorer that made it.
+
+    `error` says why a question failed; None if it was answered. `score` is in 0..1; None if it is still to be computed.
+    """
 
     id: str
     question_type: str
@@ -108,11 +111,18 @@ def _answer(record: Any, benchmark: Benchmark) -> Answer:
     if not (isinstance(frames, list) and all(isinstance(frame, int) for frame in frames)):
         raise InputError(f"frames must be a list of integers, got {json.dumps(frames)[:40]}")
     score = record.get("score")
+    if score is not None and (not isinstance(score, int | float) or isinstance(score, bool) or not 0 <= score <= 1):
+        raise InputError(f"score must be a number in 0..1 or null, got {json.dumps(score)[:40]}")
     return Answer(
-        **{key: str(record[key]) for key in REQUIRED},
-        **{key: str(record.get(key) or "") for key in ("scene", "question", "prompt")},
+        **{key: _encodable(record[key]) for key in REQUIRED},
+        **{key: _encodable(record.get(key) or "") for key in ("scene", "question", "prompt")},
         frames=tuple(frames),
-        error=None if record.get("error") is None else str(record["error"]),
-        score=float(score) if isinstance(score, (int, float)) else None,
+        error=_encodable(record["error"]) if record.get("error") else None,
+        score=score,
         **{key: record[key] for key in ("benchmark", "scorer") if isinstance(record.get(key), str)},
     )
+
+
+def _encodable(value: object) -> str:
+    """Return a text with escapes in place of halves of surrogate pairs, such as bytes of a file's name."""
+    return str(value).encode(errors="backslashreplace").decode()

@@ -34,7 +34,8 @@ from commands.runs import CONFIG
 from datamodules import VideoQADataModule
 from zoo.benchmarks import find_benchmark
 from zoo.configuration import flatten, is_covered, is_same_value
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
+from zoo.metrics import with_scores
 from zoo.tasks import VideoQATask
 from zoo.weights.saved_models import config_of
 
@@ -168,6 +169,13 @@ CHANGES_NO_RESULT = (
 # entries of metrics.json: runs are repetitions only with the same code, trained as far
 MADE_BY = ("run_step", "max_steps", "training_versions", "versions")
 
+# types of the entries of metrics.json that may be absent or null
+ENTRIES = {
+    **dict.fromkeys(("training", "config", "baselines", "small_parameters", "captions"), dict),
+    **dict.fromkeys(("run_step", "max_steps"), int),
+    "checkpoint": str,
+}
+
 
 def load(folders: Iterable[Path]) -> tuple[list[Tested], list[str]]:
     """Load the finished tests of runs: of each run its own test, and those in the folder `tests` inside it.
@@ -198,6 +206,8 @@ def _test_folders(folders: Iterable[Path]) -> list[Path]:
     """Return the given folders and the folders of the tests inside them, each once."""
     unique: dict[Path, Path] = {}
     for given in folders:
+        if given.suffix == ".lock" and given.with_suffix("").is_dir():  # of a study, beside the folder of a training
+            continue
         inside = sorted(given.glob(f"{TESTS}/*/"))
         has_own = any((given / name).exists() for name in (METRICS, TEST_FILE)) or not inside
         for folder in ([given] if has_own else []) + inside:
@@ -213,7 +223,7 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     """
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder} is not the folder of a run: it has no {CONFIG}")
-    config, path = config_of(folder), folder / PREDICTIONS
+    config, path = config_of(folder), folder / PREDICTIONS  # of the test
     if not (folder / METRICS).exists():
         began = path.exists() or rank_files(folder)
         raise InputError(f"{folder}: {'its test was interrupted: run it again' if began else 'no test yet'}")
@@ -222,15 +232,21 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     if not path.exists() or not path.stat().st_size:
         raise InputError(f"{folder} has no {PREDICTIONS}: test the run again")
     answers, _ = read_predictions(path, benchmark)
-    own = [each for each in answers if each.score is not None and each.scorer == metrics["scorer"]]
-    scored = [{**vars(each), "error": each.error or ""} for each in own]  # pandas has no None among texts
+    records = with_scores(map(vars, answers), benchmark, metrics["scorer"])
+    own = [each for each in records if each["score"] is not None]
+    if not own:
+        raise InputError(f"{path}: no answer has a ground_truth, so it has no score")
+    scored = [{**each, "error": each["error"] or ""} for each in own]  # pandas has no None among texts
     questions = pd.DataFrame(scored, columns=list(vars(answers[0]))).set_index("id")
     run = folder.parent.parent if folder.parent.name == TESTS else folder
-    options = _options(config, metrics)
+    training, is_known = _training_of(run, config, metrics)
+    options = _options(training, metrics)
+    if not is_known:
+        options["checkpoint"] = metrics["checkpoint"]  # no other test may have the same weights
     tested = Tested(
-        label=str(config.get("name") or STAMP.sub("", run.resolve().name)),
-        test=folder.name if run != folder else "",
-        seed=seed if isinstance(seed := config.get("seed_everything"), int) and not isinstance(seed, bool) else None,
+        label=printable(str(training.get("name") or STAMP.sub("", run.resolve().name))),
+        test=printable(folder.name) if run != folder else "",
+        seed=seed if isinstance(seed := training.get("seed_everything"), int) and not isinstance(seed, bool) else None,
         benchmark=benchmark.name,
         scorer=metrics["scorer"],
         questions=questions.drop(columns=["benchmark", "scorer"]),
@@ -247,7 +263,25 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     blind = {name: flatten_scores(each) for name, each in baselines.items()}
     failed = int((tested.questions["error"] != "").sum())
     remarks = [describe_unfinished(metrics) or "", f"questions that failed and score 0: {failed}" if failed else ""]
+    remarks += [] if is_known else ["no record of its training: a row of its own; test the weights again"]
     return replace(tested, baselines=blind), [remark for remark in remarks if remark]
+
+
+def _training_of(run: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    """Return the config with which the tested weights were trained, and whether it is known.
+
+    Tests of former versions do not record it. Then it is the run's config, if the checkpoint was in the run's folder.
+
+    Args:
+        run: The run's folder.
+        config: The test's config, which also describes weights that `fit` did not train.
+        metrics: The test's metrics.json.
+    """
+    if "training" in metrics or not (checkpoint := metrics.get("checkpoint")):
+        return metrics.get("training") or config, True
+    if Path(checkpoint).parent.parent.name == run.resolve().name and (run / CONFIG).is_file():
+        return config_of(run), True
+    return config, False
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -260,23 +294,26 @@ def read_metrics(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} can't be read: {error}") from error
-    needed = {"per_question_type", "benchmark", "scorer", *GROUPS}
-    if not isinstance(content, dict) or not needed <= content.keys():
+    needed = {"benchmark": str, "scorer": str, "per_question_type": dict, **dict.fromkeys(GROUPS, dict)}
+    if not isinstance(content, dict) or not needed.keys() <= content.keys():
         raise InputError(f"{path} lacks entries of a test: test the run again")
+    optional = {name: kind for name, kind in ENTRIES.items() if content.get(name) is not None}
+    if odd := [name for name, kind in {**optional, **needed}.items() if not isinstance(content[name], kind)]:
+        raise InputError(f"{path} is damaged, in {', '.join(odd)}: test the run again")
     return content
 
 
-def _options(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
+def _options(training: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that scores depend on, without seeds; as `test.<name>` those that the test changed."""
     checkpoint = Path(metrics.get("checkpoint") or "").name
     parts = ("model", "data", "trainer", *(["checkpoint"] if checkpoint == BEST else []))  # which says what is best
     trained = {
         name: value
-        for name, value in flatten({part: config.get(part) for part in parts}).items()
+        for name, value in flatten({part: training.get(part) for part in parts}).items()
         if not is_covered(name, CHANGES_NO_RESULT)
     }
     no_answer = declared_options("changes_no_answer", VideoQATask, VideoQADataModule)
-    whole = flatten(config)
+    whole = flatten(training)
     tested = {
         f"test.{name}": value
         for name, value in flatten(metrics.get("config") or {}).items()
@@ -306,7 +343,7 @@ def _with_labels(tests: Sequence[Tested]) -> list[Tested]:
         told = [[f"{name.rpartition('.')[2]} {value}" for name, value in options[group].items()] for group in several]
         names = {group: ", ".join([label, *own]) for group, own in zip(several, told, strict=True)}
         if len(options) > MOST or len(set(names.values())) < len(several):
-            names = {group: ", ".join(str(each.folder) for each in groups[group]) for group in several}
+            names = {group: ", ".join(printable(str(each.folder)) for each in groups[group]) for group in several}
         labels |= names
     return [replace(each, label=labels[each.group], test=groups[each.group][0].test) for each in tests]
 
@@ -334,4 +371,4 @@ def option_table(options: Mapping[str, Mapping[str, Any]], *, differing: bool = 
 
 def _spell(value: object) -> str:
     """Return a value as a short text: a class without its module."""
-    return "null" if value is None else re.sub(r"^[a-z_.]+\.(?=[A-Z]\w*$)", "", str(value))
+    return "null" if value is None else re.sub(r"^[a-z_.]+\.(?=[A-Z]\w*$)", "", printable(str(value)))

@@ -103,14 +103,17 @@ def difference(ours: Sequence[Tested], others: Sequence[Tested], measure: str) -
         terms += [(float(own.var(ddof=1)) / len(own), len(own) - 1) for own in samples]
     # 3. Their sum.
     variance = sum(own for own, _ in terms)
-    if variance < 1e-24:
-        return replace(result, note="equal scores")
-    freedom = variance**2 / sum(own**2 / degrees for own, degrees in terms)
-    error, quantile = math.sqrt(variance), float(stdtrit(freedom, (1 + LEVEL) / 2))
-    low, high = (max(-1.0, result.value - quantile * error), min(1.0, result.value + quantile * error))
-    result = replace(result, low=low, high=high, p=2 * float(stdtr(freedom, -abs(result.value) / error)))
+    if has_spread := variance > 1e-24:
+        freedom = variance**2 / sum(own**2 / degrees for own, degrees in terms)
+        error, quantile = math.sqrt(variance), float(stdtrit(freedom, (1 + LEVEL) / 2))
+        low, high = (max(-1.0, result.value - quantile * error), min(1.0, result.value + quantile * error))
+        result = replace(result, low=low, high=high, p=2 * float(stdtr(freedom, -abs(result.value) / error)))
+    else:  # all seeds and scenes have the same difference, which may be 0
+        result = replace(result, low=result.value, high=result.value, p=float(abs(result.value) < 1e-12))
     if seeds == 1:
         return replace(result, note=ONE_SEED)
+    if not has_spread:
+        return result
     least = float(nctdtrinc(freedom, 1 - POWER, quantile)) * error
     return replace(result, least=least if least < 1 else None)
 

@@ -17,6 +17,8 @@ from callbacks.baselines import BELOW, MEANING, NAMES, is_below
 from commands.reports.scores import MEANS, Tested, option_table, scores_of
 from commands.reports.statistics import ONE_SEED, Difference, difference
 from zoo.benchmarks import find_benchmark
+from zoo.benchmarks.scorers import to_float
+from zoo.errors import printable
 
 Format = Literal["text", "markdown", "latex", "csv", "html"]
 ALONE = "*"  # marks an interval over scenes alone
@@ -255,7 +257,7 @@ def write(frame: pd.DataFrame, format: Format, title: str = "") -> str:
         title: The caption; CSV has none.
     """
     if format == "csv":
-        return str(_numbers(frame).to_csv(lineterminator="\n"))
+        return str(_numbers(frame).map(_inert).rename(_inert).rename(columns=_inert).to_csv(lineterminator="\n"))
     right = [any(isinstance(cell, Cell | int | float) for cell in column) for _, column in frame.items()]
     title, texts = _one_line(title), frame.map(_one_line).set_axis(frame.columns.map(_one_line), axis=1)
     texts.insert(0, "", frame.index.map(_one_line))
@@ -288,7 +290,15 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _one_line(cell: Any) -> str:
-    return "" if cell is None else " ".join(str(cell).split())
+    return "" if cell is None else printable(" ".join(str(cell).split()))
+
+
+def _inert(cell: Any) -> Any:
+    """Return a cell of CSV, where a text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) and to_float(text) is None else text
 
 
 def _markdown(text: str) -> str:

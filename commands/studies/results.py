@@ -161,20 +161,21 @@ class Results:
         return any(each.trained == trained for each in self.own)
 
     def add(self, result: Result, questions: Questions) -> None:
-        """Append a result, unless the file has it.
+        """Append a result, unless the file has it, also from another process.
 
         Raises:
             InputError: The file can't be written.
         """
-        if result in self.own:
-            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = [] if any(each.questions == questions.key for each in self.own) else [asdict(questions)]
         file = JSONLines(self.path)
-        file.append([*new, asdict(result)])
+        with file.locked():
+            self.own = self._read(self.path)
+            if result not in self.own:
+                new = [] if any(each.questions == questions.key for each in self.own) else [asdict(questions)]
+                file.append([*new, asdict(result)])
+                self.own.append(result)
         file.close()
         self.questions[questions.key] = questions
-        self.own.append(result)
 
     def tested(self, result: Result, label: str, test: str = OWN) -> Tested:
         """Return a result as a row of tables."""

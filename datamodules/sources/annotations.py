@@ -43,8 +43,8 @@ def read_questions(
 
     Raises:
         ValueError: Invalid JSON, a missing field, an unknown question type, a repeated id, a name that leaves its
-            folder, options that don't fit the type or the ground truth (each with file and line), or a file without
-            questions.
+            folder, options that don't fit the type or the ground truth, a text that is not Unicode (each with file and
+            line), or a file without questions.
         FileNotFoundError: The file is missing.
     """
     path = Path(path)
@@ -82,10 +82,15 @@ def _question(row: Row, benchmark: Benchmark) -> Question:
         letters = [option.split(".", 1)[0] for option in options]
         if truth not in letters:
             raise ValueError(f"ground_truth {truth!r} is none of the options {', '.join(letters)}")
+        if len({letter.lower() for letter in letters}) < len(letters):
+            raise ValueError(f"options have a letter twice: {', '.join(letters)}")
     elif options:
         raise ValueError(f"{kind} is numeric: options must be null")
-    else:
-        benchmark.check_ground_truth(truth, kind)
+    benchmark.check_ground_truth(truth, kind)
+    try:
+        " ".join([*(str(row[field]) for field in REQUIRED), *options]).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("a text has half of a surrogate pair, which is no character") from error
     return Question(str(row["id"]), kind, str(row["question"]), truth, tuple(options))
 
 

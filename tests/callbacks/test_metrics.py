@@ -61,6 +61,17 @@ def test_a_test_run_prints_one_table_and_writes_metrics_json(tmp_path, capsys):
     assert returned[0]["test/object_counting"] == pytest.approx(counting)
 
 
+def test_a_test_is_finished_before_its_table_is_printed(tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise UnicodeEncodeError("ascii", "\xe9", 0, 1, "ordinal not in range(128)")
+
+    module = Toy()
+    monkeypatch.setattr(module, "print", refuse)
+    with pytest.raises(UnicodeEncodeError):
+        trainer(tmp_path, MetricsCallback()).test(module, verbose=False)
+    assert json.loads((tmp_path / "metrics.json").read_text())["counts"]["questions"] > 0
+
+
 def test_failed_and_unparsable_questions_are_counted_apart_and_score_zero(tmp_path):
     scenes = [
         [record("a", "object_counting", "4", "4"), record("b", "object_counting", "four", "4")],

@@ -78,6 +78,21 @@ def test_scenes_that_share_frames_are_found_under_other_names(
     assert "y/other" not in printed and "y/blank" not in printed
 
 
+def test_scenes_that_cannot_be_compared_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_split(tmp_path, "train", {"x/a": frames_of(0)}, missing=["x/absent"])
+    write_split(tmp_path, "test", {"y/b": frames_of(1), "y/c\x1b[31m": frames_of(2)})
+    check_overlap(words(tmp_path, "--content", "true"))  # the control
+    assert "not compared, without a video: 1 scenes" in capsys.readouterr().out
+    for name in ("x/a", "y/c\x1b[31m"):
+        whole = (tmp_path / f"{name}.mp4").read_bytes()
+        (tmp_path / f"{name}.mp4").write_bytes(whole[:100])
+        with pytest.raises(InputError, match="^the frames of 1 scenes can't be compared, see above"):
+            check_overlap(words(tmp_path, "--content", "true"))
+        (tmp_path / f"{name}.mp4").write_bytes(whole)
+        said = capsys.readouterr().err
+        assert "left out: " in said and "\x1b" not in said
+
+
 def test_frames_of_real_videos_are_told_apart(realdata: Path) -> None:
     """Two encodings of one video, and videos of other rooms."""
     scenes = realdata / "scenes"

@@ -97,6 +97,11 @@ def test_an_error_is_one_line_with_the_option_and_the_nearest_name(
     assert text.endswith(f"did you mean {meant}?") if meant else "did you mean" not in text
 
 
+def test_a_path_that_is_not_utf8_is_named_by_its_option(error_of: ErrorOf) -> None:
+    text = error_of("fit --config qwen25_vl.yaml --data.source SceneFolder --data.source.root b\udcff")
+    assert text.startswith(r"error: --data.source.root b\udcff: it is not UTF-8, as configs are: rename it")
+
+
 MODULES = {
     "lacks_a_package.py": "import no_such_package",
     "misspelled.py": "class Encoding(:\n    pass",

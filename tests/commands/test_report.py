@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from commands.report import report
 from commands.reports.scores import load
 from commands.reports.statistics import difference
 from tests.commands.made_runs import BENCHMARK, CONFIG, Record, answers, make_run
-from zoo.errors import InputError
+from zoo.errors import InputError, printable
 
 HOSTILE = "</td></table><script>alert('taken')</script> \\ 50% & $x^2$ #1 ~{a}_b | [c]* `d` \u2028 \ud83c\udf89 <b>\x00"
 COLUMNS = [*BENCHMARK.columns]
@@ -170,6 +171,26 @@ def test_latex_compiles_with_special_characters(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stdout[-2000:]
 
 
+def test_names_are_no_formulas_and_control_no_terminal(tmp_path: Path, capsys) -> None:
+    """Also names and answers that are not UTF-8, and in every format."""
+    names = ("=HYPERLINK(1)", "+1+2", "-x", "@x", "-3", "a\x1b[31m\u202e=", os.fsdecode(b"b\xff"))
+    runs = []
+    for number, name in enumerate(names):
+        records = answers(45, seed=number)
+        records[0] |= {"prediction": "\ud83d", "scene": "toy/\udcff"}
+        runs.append(make_run(tmp_path / name, records))
+    said = run_report(*runs, "--format", "csv", capsys=capsys)
+    table = pd.read_csv(io.StringIO(said), index_col="setting")
+    shown = ["'=HYPERLINK(1)", "'+1+2", "'-x", "'@x", "-3", r"a\x1b[31m\u202e=", r"b\udcff"]
+    assert [*table.index[:-1]] == shown and not [name for name in table.columns if name.startswith(("=", "+", "@"))]
+    for format in ("text", "markdown", "latex", "html"):
+        report([*map(str, runs), "--format", format, "--output", str(tmp_path / "report")])
+        text = (tmp_path / "report").read_bytes().decode()
+        assert "HYPERLINK" in text and not re.search("[\x1b\u202e]", text)
+    report([str(runs[-2]), str(runs[-1]), str(tmp_path / "\x1b[0m")])
+    assert capsys.readouterr().err.endswith("\\x1b[0m is not the folder of a run: it has no config.yaml\n")
+
+
 class Page(HTMLParser):
     """The texts of a page's cells, its tags, and the addresses that it would load."""
 
@@ -203,7 +224,7 @@ def test_the_page_has_every_answer_and_no_script(runs, tmp_path: Path, capsys) -
     for run in runs.values():
         for each in lines(run):
             said = f"failed: {each['error']}" if each["error"] else each["prediction"]
-            assert " ".join(f"{said} ({100 * each['score']:.1f})".split()) in cells
+            assert printable(" ".join(f"{said} ({100 * each['score']:.1f})".split())) in cells
             assert {each["id"], each["scene"], each["question"], each["ground_truth"]} <= cells
     assert "zoo.TinyQwen25VL" not in cells and "TinyQwen25VL" in cells  # an option of all
 
@@ -263,6 +284,32 @@ def test_a_half_trained_run_another_code_and_another_test_are_other_rows(tmp_pat
     assert f"{runs[2]}: unfinished weights: their training has made 9 of 60 steps" in capsys.readouterr().err
 
 
+def test_further_tests_are_told_apart_by_their_training(tmp_path: Path, capsys) -> None:
+    """Also those of former versions, which do not record it: by their run, or not at all."""
+    changes = {"gradient_clip_val": 0.1, "accumulate_grad_batches": 4}
+    tested = []
+    for seed, trainer in enumerate(({}, {}, changes, changes)):
+        training = seeded(seed, "clipped" if trainer else "plain")
+        training["trainer"] |= trainer
+        run = make_run(tmp_path / f"s{seed}", None, training)
+        evaluation = {**training, "name": None, "trainer": {"max_steps": 360}}  # without the training's options
+        tested.append(make_run(run / "tests/OtherCameras", answers(45, seed=seed), evaluation))
+        rewrite_metrics(tested[-1], training=training, checkpoint=f"runs/s{seed}/checkpoints/last.ckpt")
+    runs = [each.parent.parent for each in tested]
+    for is_former in (False, True):
+        for each in tested if is_former else ():
+            metrics = json.loads((each / "metrics.json").read_text())
+            (each / "metrics.json").write_text(json.dumps({k: v for k, v in metrics.items() if k != "training"}))
+        assert seeds_by_row(runs) == [[0, 1], [2, 3]]
+        said = run_report(*runs, capsys=capsys)
+        assert re.search(r"^trainer.max_steps|^plain, OtherCameras .* 2$", said, re.MULTILINE) and "360" not in said
+        assert "clipped, OtherCameras" in said
+    rewrite_metrics(tested[1], checkpoint="runs/other/checkpoints/last.ckpt")
+    assert seeds_by_row(runs) == [[0], [1], [2, 3]]
+    report([*map(str, runs)])
+    assert f"{tested[1]}: no record of its training" in capsys.readouterr().err
+
+
 def flat(changes: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found = []
     for key, value in changes.items():
@@ -295,7 +342,8 @@ def test_other_folders_and_damaged_tests_are_named_and_the_others_reported(tmp_p
     make_run(tmp_path / "untested", None)
     make_run(tmp_path / "interrupted", answers(45))
     (tmp_path / "folder").mkdir()
-    (tmp_path / "notes.txt").write_text("")
+    for name in ("notes.txt", "good.lock"):  # the latter as of a study
+        (tmp_path / name).write_text("")
     (tmp_path / "metrics/metrics.json").write_text('{"acc"')
     (tmp_path / "lacking/metrics.json").write_text("{}")
     (tmp_path / "answers/predictions.jsonl").write_text('{"id": 1}\n')
@@ -321,6 +369,14 @@ def test_other_folders_and_damaged_tests_are_named_and_the_others_reported(tmp_p
     assert len(re.findall("^good ", said.out, re.MULTILINE)) == 1  # named twice, reported once
     with pytest.raises(InputError, match="nothing to report: .*folder is not the folder of a run"):
         report([str(tmp_path / "folder")])
+
+
+@pytest.mark.parametrize("entry", ["benchmark", "per_question_type", "all", "training", "checkpoint", "baselines"])
+def test_an_entry_of_another_type_is_named(entry: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", answers(45))
+    rewrite_metrics(run, **{entry: [1]})
+    with pytest.raises(InputError, match=f"metrics.json is damaged, in {entry}: test the run again"):
+        report([str(run)])
 
 
 def test_runs_of_one_name_are_labeled_by_what_differs(tmp_path: Path, capsys) -> None:

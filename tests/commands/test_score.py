@@ -11,8 +11,10 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from callbacks import MetricsCallback
+from commands.reports.scores import load
 from commands.score import score
 from tests.callbacks.toy import Toy, record, trainer
+from tests.commands.made_runs import answers, make_run
 from zoo.errors import InputError
 
 RESULT = ("per_question_type", "acc", "mra", "all", "failed_scenes", "benchmark", "scorer")
@@ -130,6 +132,7 @@ def test_half_a_character_in_a_scene_name_can_be_written(tmp_path: Path) -> None
 
 
 GOOD = record("a", "object_counting", "4", "4")
+NO_SCORES = (float("nan"), float("inf"), 7, -3, 1.5, True, "1.0", [1])
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,7 @@ GOOD = record("a", "object_counting", "4", "4")
         ({**GOOD, "question_type": "riddle"}, "line 2: unknown question_type 'riddle'"),
         ({**GOOD, "frames": "all"}, 'line 2: frames must be a list of integers, got "all"'),
         ([GOOD], "line 2: expected an object"),
+        *(({**GOOD, "score": score}, "line 2: score must be a number in 0..1") for score in NO_SCORES),
     ],
 )
 def test_invalid_lines_are_named_with_file_and_line(tmp_path: Path, bad: Any, said: str) -> None:
@@ -147,6 +151,23 @@ def test_invalid_lines_are_named_with_file_and_line(tmp_path: Path, bad: Any, sa
     with pytest.raises(InputError) as error:
         score([str(file)])
     assert str(error.value).startswith(f"{file}, {said}") and "\n" not in str(error.value)
+
+
+def test_an_absent_score_is_computed_and_a_failed_question_scores_0(tmp_path: Path, capsys) -> None:
+    """Whatever the file says, in `score` as in `report`."""
+    run = make_run(tmp_path / "run", answers(90, right=1.0))
+    records = lines(run / "predictions.jsonl")
+    records[0]["error"] = "no video"  # and a score of 1
+    records[1]["score"] = None
+    del records[2]["score"]
+    records[3]["error"] = ""  # is none
+    write_lines(run / "predictions.jsonl", records)
+    score([str(run), "--output", str(run / "metrics.json")])
+    assert "1 question of 1 scene failed: score 0" in capsys.readouterr().out
+    written = json.loads((run / "metrics.json").read_text())
+    assert written["all"]["micro"] == pytest.approx(89 / 90) and written["counts"]["questions"] == 90
+    (tested,), (note,) = load([run])
+    assert tested.questions["score"].tolist() == [0, *[1] * 89] and "failed and score 0: 1" in note
 
 
 def test_an_interrupted_test_of_several_processes_is_noted(tmp_path: Path, capsys) -> None:

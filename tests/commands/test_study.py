@@ -22,7 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from commands.reports.statistics import difference
 from commands.studies.protocols import protocol_study
-from commands.studies.results import load
+from commands.studies.results import Results, load
 from commands.studies.running import check_commands, learning_curve
 from commands.study import study
 from tests.commands import fake_main
@@ -393,6 +393,15 @@ def test_a_folder_in_which_another_process_trains_is_left_alone(write: Write, ca
         with pytest.raises(SystemExit):
             run(*ROW)
     assert "another process is training in runs/studies/toys/PRoPE-loop-0" in capsys.readouterr().out and not calls()
+
+
+def test_two_studies_at_once_add_a_result_once(write: Write) -> None:
+    run(*ROW)
+    made, both = Results(Path("studies/results/toys.jsonl")), [Results(Path("both.jsonl")) for _ in range(2)]
+    for results in both:
+        for result in made.own:
+            results.add(result, made.questions[result.questions])
+    assert len(made.own) == 2 and Path("both.jsonl").read_bytes() == made.path.read_bytes()
 
 
 @pytest.mark.usefixtures("interruptible")

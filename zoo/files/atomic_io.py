@@ -10,7 +10,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -119,13 +118,24 @@ class JSONLines:
         """Append one line per record. They are on disk when this returns."""
         rest = json_lines(records).encode(errors="backslashreplace")
         try:
-            with _locked(self._file):
+            with self.locked():
                 self._cut_incomplete_line()
                 while rest:
                     rest = rest[self._file.write(rest) :]
                 os.fsync(self._file.fileno())
         except OSError as error:
             raise write_error(self.path, error) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the file against other processes until the next `append`, if its file system supports locks."""
+        with suppress(OSError):  # some file systems of clusters do not
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _cut_incomplete_line(self) -> None:
         if not self._file.seek(0, os.SEEK_END):
@@ -138,18 +148,6 @@ class JSONLines:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-@contextmanager
-def _locked(file: FileIO) -> Iterator[None]:
-    """Lock a file against other processes, if its file system supports locks. Some file systems of clusters do not."""
-    with suppress(OSError):
-        fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:

@@ -5,7 +5,6 @@ A saved model consists of the configuration of its parts and the weights that no
 
 from __future__ import annotations
 
-import json
 import os.path
 import shutil
 import warnings
@@ -18,7 +17,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.configuration import check_class_paths, from_config, to_config, with_overrides
+from zoo.configuration import PlainLoader, check_class_paths, from_config, to_config, with_overrides
 from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
 from zoo.seed import resolve_seed
@@ -72,8 +71,7 @@ def config_of(run: Path) -> dict[str, Any]:
     """
     file = run / RUN_CONFIG
     try:
-        config: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
-        json.dumps(config, default=str)  # fails for an alias that refers to itself
+        config: Any = yaml.load(file.read_text(encoding="utf-8"), PlainLoader)
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{file} can't be read: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):

@@ -211,10 +211,24 @@ def test_seeds_that_both_have_are_compared_and_one_seed_says_nothing_about_train
     assert not difference(unknown, several(others), "micro").paired
 
 
-def test_there_is_no_interval_without_variance_or_with_other_question_types() -> None:
+def test_a_difference_that_all_seeds_and_scenes_share_is_shown_and_a_tie_is_equal() -> None:
+    right, wrong = several(np.ones((3, 40))), several(np.zeros((3, 40)))
+    ours = several(np.random.default_rng(5).uniform(size=(3, 40)))
+    for first, second, value, said in (
+        (right, wrong, 1.0, "higher"),
+        (wrong, right, -1.0, "lower"),
+        (right, right, 0.0, "equal: within +-0.000"),
+        (ours, ours, 0.0, "equal: within +-0.000"),
+    ):
+        found = difference(first, second, "micro")
+        assert (found.value, found.low, found.high, found.p, found.note) == (value, value, value, value == 0, "")
+        assert verdicts([found], 0.02) == [said]
+        alone = difference(first[:1], second[:1], "micro")  # the control: one seed shows nothing
+        assert alone.note.startswith("one seed") and verdicts([alone], 0.02) == [""]
+
+
+def test_there_is_no_interval_with_other_question_types() -> None:
     ours, others = np.random.default_rng(5).uniform(size=(2, 3, 40))
-    same = difference(several(ours), several(ours), "micro")
-    assert (same.value, same.low, same.note) == (0, None, "equal scores")
     one = {"scenes": ["a"] * 40}
     assert difference(several(ours, **one), several(others, **one), "micro").note == "a question type has one scene"
     other_kind = difference(several(ours), several(others, kinds=["route_planning"] * 40), "micro")

@@ -83,6 +83,13 @@ BAD_ROWS = {
     "options as text": (CHOICE | {"id": 2, "scene_name": "s", "options": "A. B."}, "options must be a list"),
     "letter": (CHOICE | {"id": 2, "scene_name": "s", "ground_truth": "C"}, "'C' is none of the options A, B"),
     "no letters": (CHOICE | {"id": 2, "scene_name": "s", "options": ["left", "right"]}, "none of the opt"),
+    "a word for a letter": (
+        CHOICE | {"id": 2, "scene_name": "s", "options": ["left", "right"], "ground_truth": "left"},
+        "ground_truth 'left' is not a letter, which object_rel_direction_easy requires",
+    ),
+    "a letter twice": (CHOICE | {"id": 2, "scene_name": "s", "options": ["B. a", "b. c"]}, "letter twice: B, b"),
+    "half a character": (GOOD | {"id": 2, "question": "How many \ud83d?"}, "half of a surrogate pair"),
+    "a name that is not UTF-8": (GOOD | {"id": 2, "scene_name": "\udcff"}, "half of a surrogate pair"),
     "options of a number": (GOOD | {"id": 2, "options": ["A. 4"]}, "options must be null"),
     "no number": (GOOD | {"id": 2, "ground_truth": "four"}, "'four' is not a number"),
     "nan": (GOOD | {"id": 2, "ground_truth": "nan"}, "'nan' is not a number"),
