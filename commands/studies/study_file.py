@@ -23,6 +23,7 @@ from commands.reports.scores import CHANGES_NO_RESULT
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
+from zoo.files.ownership import file_name
 
 RUNS = Path("runs") / "studies"
 MACRO = "macro"  # a score: the mean over the question types
@@ -142,7 +143,7 @@ class Run:
     @property
     def folder_name(self) -> str:
         """The name of the run's folder inside the folder of the study."""
-        return "-".join([*(folder_name(part) for part in (self.setting, self.column) if part), str(self.seed)])
+        return "-".join([*(file_name(part) for part in (self.setting, self.column) if part), str(self.seed)])
 
 
 @dataclass(frozen=True)
@@ -249,14 +250,9 @@ def as_words(options: Options) -> tuple[str, ...]:
     )
 
 
-def folder_name(name: str) -> str:
-    """Return a name without characters that a folder's name should not have."""
-    return re.sub(r"[^\w.]+", "-", name).strip("-")
-
-
 def test_folder_name(test: str) -> str:
     """Return the name of the folder of a test."""
-    return folder_name(test) or "own"
+    return file_name(test) or "own"
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
