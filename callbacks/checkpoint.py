@@ -15,7 +15,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.optim import Optimizer
 
 from zoo.errors import InputError
-from zoo.files.atomic_io import PARTIAL
+from zoo.files.ownership import remove_own, remove_partials
 from zoo.weights.checkpoint import read_checkpoint, write_checkpoint
 from zoo.weights.load import whole
 from zoo.weights.saved_models import CHECKPOINTS, LAST_CHECKPOINT
@@ -184,6 +184,7 @@ class Checkpoint(callbacks.Checkpoint):
 FILES = "files"  # key in a checkpoint: for each state in separate files, the names of these files
 OPTIMIZERS = "optimizer_states"  # Lightning's key
 SUFFIX, TOKEN_DIGITS = ".optimizer", 8
+ZIP = b"PK\x03\x04"  # the start of files that PyTorch writes
 
 
 class CheckpointFiles(CheckpointIO):
@@ -202,8 +203,7 @@ class CheckpointFiles(CheckpointIO):
             InputError: The checkpoint can't be written. The former one is kept.
         """
         path = Path(path)
-        for partial in path.parent.glob(f".*{PARTIAL}"):  # left by saves that were killed
-            partial.unlink()
+        remove_partials(path.parent)  # left by saves that were killed
         content = dict(checkpoint)
         if OPTIMIZERS in content:
             apart = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:TOKEN_DIGITS]}{SUFFIX}")
@@ -213,7 +213,7 @@ class CheckpointFiles(CheckpointIO):
             write_checkpoint(path, content)
         except InputError:  # on a full disk, the optimizer's new state would keep it full
             for name in _files_apart(content):
-                path.with_name(name).unlink()
+                remove_own(path.with_name(name), ZIP)
             raise
         self._remove_optimizers(path, keep=_files_apart(content))
 
@@ -234,19 +234,19 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove the files of a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+        remove_own(Path(path), ZIP)
         self._remove_optimizers(Path(path))
 
     @staticmethod
     def _remove_optimizers(path: Path, keep: Sequence[str] = ()) -> None:
         for file in optimizer_files(path):
             if file.name not in keep:
-                file.unlink()
+                remove_own(file, ZIP)
 
 
 def optimizer_files(checkpoint: Path) -> Iterator[Path]:
     """Yield the files beside a checkpoint that hold the optimizer's state."""
-    yield from checkpoint.parent.glob(f"{glob.escape(checkpoint.stem)}.{'?' * TOKEN_DIGITS}{SUFFIX}")
+    yield from checkpoint.parent.glob(f"{glob.escape(checkpoint.stem)}.{'[0-9a-f]' * TOKEN_DIGITS}{SUFFIX}")
 
 
 def _files_apart(content: Mapping[str, Any]) -> Sequence[str]:

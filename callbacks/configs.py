@@ -8,7 +8,6 @@ the options that the new class also has are kept. If the new class is one around
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,10 +22,17 @@ from jsonargparse import ArgumentParser
 
 import datamodules
 import zoo
-from zoo.configuration import DOTTED, PlainLoader, check_class_paths, flatten, is_same_class
+from zoo.configuration import (
+    DOTTED,
+    PlainLoader,
+    check_class_paths,
+    flatten,
+    is_own,
+    is_same_class,
+    with_default_caches,
+)
 from zoo.errors import InputError, add_file_to_errors, did_you_mean
 
-RUNS = Path("runs")
 CHECKPOINT = ".ckpt"  # suffix of files that hold the weights of a training, and its config
 CONFIGS = Path(__file__).parent.parent / "configs"  # in a wheel, beside the packages like recipes/
 BASES = "configs"  # key: list of configs of which this one is composed
@@ -101,7 +107,7 @@ def read_config(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     if evaluates and of_run:
-        content = for_evaluation(content)
+        content = for_evaluation(content if is_own(path.parent) else with_default_caches(content))
     if of_run and not is_checkpoint(path):
         content = merge(content, {"trainer": {"default_root_dir": str(path.parent)}})
     return merge(settings, content)
@@ -147,8 +153,9 @@ def is_checkpoint(path: Path) -> bool:
 def for_evaluation(config: Settings) -> Settings:
     """Return what an evaluation takes from the config of a run: everything that may change its answers and scores.
 
-    Loggers, profilers, callbacks, plugins and folders of a run, which may be someone else's, have no effect. The device
-    is the machine's, and several devices are for the command line.
+    Loggers, profilers, callbacks, plugins and folders of a run, which may be someone else's, have no effect. A run
+    outside of `runs/` does not choose the folders of caches either. The device is the machine's, and several devices
+    are for the command line.
     """
     machine = {"accelerator": "auto", "devices": 1, "num_nodes": 1, "strategy": "auto"}
     trainer = {**machine, **_some(config.get("trainer") or {}, "precision", "limit_test_batches")}
@@ -162,12 +169,6 @@ def _some(settings: Settings, *names: str) -> Settings:
 def read_settings(path: Path) -> Settings:
     """Read a config without the recipe, the scale and the default data that it names."""
     return {key: value for key, value in read_config(path).items() if key not in NAMED}
-
-
-def is_own(run: Path) -> bool:
-    """Return whether a run lies in `runs/` of the current folder."""
-    folder = Path(os.path.normpath(run.absolute()))
-    return RUNS.absolute() in (folder, *folder.parents)
 
 
 def check_run(config: Path, trust_modules: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,16 +18,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from datamodules.samplers import DatasetDepth, PointMaps, PointSource, SceneView
 from datamodules.samplers.space_aware import VoxelGrid, voxel_grid
 from zoo.cameras.poses import invert_se3
 from zoo.cameras.scene_geometry import PatchCameras
+from zoo.files.ownership import refuse_other
 from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 
 THUMBNAIL, GAP, LABEL = 176, 8, 22  # pixels: longer side of a frame, gap between patches, label
 PAPER, INK = (255, 255, 255), (40, 44, 52)
+SOFTWARE = "Software", "spatial-vlm-zoo"  # an entry in the header of PNG files, and its place there
+SOFTWARE_CHUNK = b"tEXt" + "\0".join(SOFTWARE).encode(), 37
 SIDE = 7.6  # inches of 100 pixels
 CANDIDATES = 128  # number of frames whose voxels count as visible
 FRUSTUM = 0.06  # length of a drawn camera, as a share of the map
@@ -94,6 +99,25 @@ def covered_voxels(maps: PointMaps, places: Sequence[int]) -> VoxelGrid:
     grid = voxel_grid(maps.points, maps.confidence)
     everything = np.unique(np.concatenate(grid.sets), axis=0)
     return VoxelGrid([*(grid.sets[place] for place in places), everything], grid.origin, grid.size)
+
+
+def save_picture(picture: Image.Image, path: Path, option: str = "") -> None:
+    """Write a picture as a PNG file. It may only replace one that was written here, which its header shows.
+
+    Args:
+        picture: The picture.
+        path: The file. Other formats by their suffix have no such header, so an existing one is refused.
+        option: The command's option that names the file, for the error.
+
+    Raises:
+        InputError: The file is something else.
+        OSError: It can't be written.
+        ValueError: The suffix is no format of pictures.
+    """
+    refuse_other(path, *SOFTWARE_CHUNK, option=option)
+    info = PngInfo()
+    info.add_text(*SOFTWARE)
+    picture.save(path, pnginfo=info)
 
 
 def camera_map(

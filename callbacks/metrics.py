@@ -26,6 +26,7 @@ from callbacks.results_folder import (
     is_interrupted,
     rank_file,
     rank_files,
+    remove_rank_files,
 )
 from callbacks.run_config import (
     METRICS,
@@ -36,6 +37,7 @@ from callbacks.run_config import (
     config_of_training,
     declared_options,
     find_saved_config,
+    folder_of_run,
     option_of,
 )
 from callbacks.table import render, summarize
@@ -46,6 +48,7 @@ from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import flatten, is_same_value, to_config
 from zoo.errors import InputError, printable
 from zoo.files.atomic_io import JSONLines, json_lines, read_records, write_json, write_whole
+from zoo.files.ownership import remove_partials
 from zoo.metrics import BenchmarkScore, with_scores
 from zoo.tasks.base import TRAINED, Task
 from zoo.versions import git_state, versions
@@ -142,8 +145,8 @@ class MetricsCallback(Callback):
             rank_zero_info(f"test: resumes with {len(kept)} of {asked} questions answered")
         write_json(folder / TEST_FILE, self._identity)
         write_whole(folder / PREDICTIONS, json_lines(kept))
-        for part in (*rank_files(folder), *folder.glob(".*.partial")):  # the latter from writes that were killed
-            part.unlink()
+        remove_partials(folder)  # left by writes that were killed
+        remove_rank_files(folder)
         self._records = kept
         return folder, [record["id"] for record in kept]
 
@@ -237,8 +240,7 @@ class MetricsCallback(Callback):
         if stage == "test":
             assert self.folder is not None
             write_whole(self.folder / PREDICTIONS, json_lines(records))
-            for part in rank_files(self.folder):
-                part.unlink()
+            remove_rank_files(self.folder)
             ids = [record["id"] for record in records]
             summary |= {"small_parameters": small} if small else {}
             content = {**summary, **self._describe_test(trainer, pl_module), "question_ids": ids}
@@ -265,7 +267,7 @@ class MetricsCallback(Callback):
         differing: dict[str, Any] = {}
         found: dict[str, Any] = {"checkpoint": None, "training": None, "training_overlap": None}
         if trainer.ckpt_path:
-            run = Path(trainer.ckpt_path).absolute().parent.parent
+            run = folder_of_run(trainer.ckpt_path)
             found["training"] = config_of_training(trainer.ckpt_path)
             differing = differences(self._identity["config"], found["training"], excepted)
             found["checkpoint"] = str(trainer.ckpt_path)

@@ -7,7 +7,7 @@ repeated one, writes into `tests/<short name>/` inside it. A finished test has a
 from __future__ import annotations
 
 import json
-import re
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
@@ -34,8 +34,9 @@ from datamodules.datamodule import is_limited
 from datamodules.scenes import questions_fingerprint
 from zoo.configuration import changed_options, flatten, is_covered
 from zoo.errors import InputError
-from zoo.files.atomic_io import try_lock
+from zoo.files.atomic_io import RECORD, try_lock
 from zoo.files.fingerprint import fingerprint
+from zoo.files.ownership import file_name, remove_own
 from zoo.geometry import CachedGeometry
 from zoo.versions import ROOT
 from zoo.weights.checkpoint import fingerprints, read_checkpoint, released_sources
@@ -121,6 +122,12 @@ def rank_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("predictions.rank*.jsonl"))
 
 
+def remove_rank_files(folder: Path) -> None:
+    """Remove the files of a test's processes once their answers are joined. Empty ones have no answer."""
+    for file in rank_files(folder):
+        remove_own(file, RECORD if file.stat().st_size else b"")
+
+
 def finished_tests(run: Path) -> list[Path]:
     """Return the folders of a run's finished tests: the run's own folder, and those inside it."""
     return [folder for folder in (run, *sorted(run.glob(f"{TESTS}/*"))) if (folder / METRICS).is_file()]
@@ -162,12 +169,14 @@ def choose_folder(
         step: Training step of the tested weights.
 
     Raises:
-        InputError: Another process runs this test.
+        InputError: Another process runs this test, or the folder of tests is a link, which may lead anywhere.
     """
     run, config = Path(trainer.default_root_dir), identity["config"]
+    if (run / TESTS).is_symlink():
+        raise InputError(f"{run / TESTS} is a link, and nothing is written through links: replace it by a folder")
     while True:
         # 1. The folder of this test if it was interrupted, even if other tests have finished since.
-        begun = (run, *sorted(run.glob(f"{TESTS}/*")))
+        begun = (run, *(each for each in sorted(run.glob(f"{TESTS}/*")) if not each.is_symlink()))
         same = next((each for each in begun if is_interrupted(each) and _read(each / TEST_FILE) == identity), None)
         folder = same or _free_folder(trainer, run, config, excepted, step)
         # 2. Check that no other test begins or ends there at this moment.
@@ -210,11 +219,11 @@ def _free_folder(
         names.append(f"step-{step}")
     name = "-".join(filter(None, names)) or "repeat"
     numbered = (run / TESTS / (f"{name}-{number}" if number > 1 else name) for number in count(1))
-    return next(folder for folder in numbered if not _is_taken(folder))
+    return next(folder for folder in numbered if not folder.is_symlink() and not _is_taken(folder))
 
 
 def _is_taken(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (TEST_FILE, METRICS, PREDICTIONS))
+    return any(os.path.lexists(folder / name) for name in (TEST_FILE, METRICS, PREDICTIONS)) or bool(rank_files(folder))
 
 
 def _short_name(differing: Sequence[str], config: Mapping[str, Any]) -> str:
@@ -222,14 +231,18 @@ def _short_name(differing: Sequence[str], config: Mapping[str, Any]) -> str:
     if not differing:
         return ""
     if PROTOCOL in differing and config.get(PROTOCOL):
-        return str(config[PROTOCOL])
+        return _of_folder(str(config[PROTOCOL]))
     firsts = ("data.perturbation", "data.", "model.", "")
     option = min(differing, key=lambda name: next(place for place, each in enumerate(firsts) if name.startswith(each)))
     key, value = option.rpartition(".")[2], option_of(config, option)
     text = f"no-{key}" if value is None else f"{key}-{value}"
     if isinstance(value, Mapping) and "class_path" in value:
         text = str(value["class_path"]).rpartition(".")[2]
-    return re.sub(r"[^\w.]+", "-", text)[:MAX_NAME].strip("-.")
+    return _of_folder(text)
+
+
+def _of_folder(text: str) -> str:
+    return file_name(file_name(text)[:MAX_NAME])  # again, because a cut may leave a dash at the end
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 import sys
 import sysconfig
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from zoo.weights.saved_models import RUN_CONFIG, config_of
 # files in a test's folder: its identity, written at the start; its scores, written last; its answers
 TEST_FILE, METRICS, PREDICTIONS = "test.json", "metrics.json", "predictions.jsonl"
 TRAIN_SCENES = "train_scenes.txt"  # in a run's folder: the names of its training scenes
+CONFIG_START = b"# zoo=="  # the start of a run's config.yaml, see `ZooCLI.init_parser`
 OWN_CODE = ("zoo", "datamodules")  # packages on which answers depend
 
 
@@ -104,12 +106,17 @@ def read_code(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace")
 
 
+def folder_of_run(checkpoint: str | Path) -> Path:
+    """Return the absolute path of the folder above the folder of a checkpoint. Links are not followed."""
+    return Path(os.path.abspath(checkpoint)).parent.parent
+
+
 def config_of_training(checkpoint: str | Path) -> dict[str, Any] | None:
     """Return the config with which a checkpoint was trained: its own, or else that of its run. None without either."""
     recorded = read_checkpoint(checkpoint).get(RUN)
     if isinstance(recorded, dict) and isinstance(recorded.get("config"), dict):
         return dict(recorded["config"])
-    run = Path(checkpoint).absolute().parent.parent
+    run = folder_of_run(checkpoint)
     return config_of(run) if (run / RUN_CONFIG).exists() else None
 
 

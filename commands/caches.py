@@ -19,6 +19,7 @@ from datamodules.dataset import SceneDataset
 from datamodules.frame_cache import FrameCache
 from datamodules.sources.base import Split
 from zoo.errors import InputError
+from zoo.files.cache import Cache
 from zoo.geometry import CachedGeometry, GeometryCache
 from zoo.geometry.cache import STILLS_OF_ANOTHER_GRID
 from zoo.model_spec import ModelSpec
@@ -82,6 +83,12 @@ def _open_scenes(command: str, settings: Any, spec: ModelSpec) -> tuple[SceneDat
     return scenes, range(process.global_rank(), len(scenes), process.world_size())
 
 
+def too_small(cache: Cache, option: str, scenes: int) -> InputError:
+    """Return the error for a cache that has evicted the first scene that the same command has written or kept."""
+    limit = f"{option}.max_size_gb {cache.max_size_gb:g}"
+    return InputError(f"{cache.folder} has no room for {scenes} scenes, and has lost the first of them: raise {limit}")
+
+
 # ---- cache-frames ---------------------------------------------------------------------------------------------------
 
 
@@ -104,6 +111,8 @@ class KeptFrames(Dataset):
         before = cache.num_computed
         cache.write_error = None
         loaded = self.scenes[index]
+        if cache.has_lost_entries:
+            return SceneCounts.LOST
         if cache.write_error is not None:
             return f"{loaded.name}: {cache.path}: {cache.write_error.strerror}"
         return loaded.error or (SceneCounts.KEPT if cache.num_computed == before else SceneCounts.MADE)
@@ -138,6 +147,8 @@ def cache_frames(arguments: list[str]) -> None:
     loader = DataLoader(Subset(KeptFrames(scenes), mine), batch_size=None, num_workers=built.workers)
     counts = SceneCounts()
     for outcome in progress(loader, f"cache-frames {built.split}", "scenes"):
+        if outcome == SceneCounts.LOST:
+            raise too_small(data.frame_cache, data.frame_cache.option, len(mine))
         counts.add(outcome)
     print(f"cache-frames: frames of {len(mine)} scenes: {counts}; see {data.frame_cache.path}/")
     counts.refuse_failed("frames")
@@ -194,18 +205,17 @@ def cache_geometry(arguments: list[str]) -> None:
         except (OSError, ValueError) as error:
             counts.add(f"{loaded.name}: {error}")
             continue
-        for _, cache in caches:
+        for option, cache in caches:
             if cache.write_error is not None:
                 raise InputError(
                     f"{cache.path}: {cache.write_error.strerror}; what was written is kept, so run it again"
                 )
+            if cache.has_lost_entries:
+                raise too_small(cache, option, len(mine))
         counts.add(counts.KEPT if sum(cache.num_computed for _, cache in caches) == before else counts.MADE)
     described = " and ".join(output.description for output in outputs)
     folders = " and ".join(dict.fromkeys(f"{cache.path}/" for _, cache in caches))
     print(f"cache-geometry: {described} of {len(mine)} scenes: {counts}; see {folders}")
-    for option, cache in caches:
-        if cache.has_lost_entries:
-            raise InputError(f"{cache.path} was full and lost the first scenes again: raise {option}.max_size_gb")
     counts.refuse_failed("geometry")
 
 

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from callbacks.drawings import camera_map
+from callbacks.drawings import camera_map, save_picture
 from commands.parser import command_parser, parse
 from datamodules.cameras_file import read_cameras, read_times
 from datamodules.samplers import SceneView
@@ -81,7 +81,10 @@ def check_cameras(arguments: list[str]) -> None:
     picture = Path(settings.picture or file.with_name(f"{companion_name(path)}.path.png"))
     shown = [known[i] for i in even_steps(len(known), SHOWN)]
     try:
-        camera_map(SceneView(video, world_to_camera, K), shown, companion_name(path)).save(picture)
+        drawn = camera_map(SceneView(video, world_to_camera, K), shown, companion_name(path))
+        save_picture(drawn, picture, option="--picture")
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"--picture {picture}: it can't be written: {error}") from error
     size = f"{video.num_frames} frames of {video.width} x {video.height}"

@@ -28,18 +28,12 @@ from callbacks.interrupts import Interrupts
 from callbacks.results_folder import is_interrupted
 from commands.export import ExportingTrainer
 from commands.faults import error_line, raise_failed_construction
-from commands.new_run import (
-    claim_for_training,
-    is_rank_zero,
-    make_if_absent,
-    record_failure,
-    remove_empty,
-    remove_unused,
-)
+from commands.new_run import claim_for_training, is_rank_zero, record_failure, remove_unused
 from commands.parser import PARSER_OPTIONS, TRUST, TRUST_HELP, parse_merged
 from commands.runs import CONFIG, resolve_run, with_run
 from datamodules import VideoQADataModule
 from zoo.errors import InputError, describe, printable
+from zoo.files.ownership import make_if_absent, remove_empty
 from zoo.tasks import Task, VideoQATask
 from zoo.tasks.fsdp2 import FSDP2Strategy
 from zoo.versions import versions

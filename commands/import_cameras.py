@@ -27,7 +27,7 @@ of length is arbitrary: measure one distance, and give --meters_per_unit.
 from __future__ import annotations
 
 import math
-import shutil
+import os
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -35,7 +35,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Literal
 
-from callbacks.drawings import camera_map
+from callbacks.drawings import camera_map, save_picture
 from commands.parser import build, command_parser, parse
 from commands.run_options import SceneCounts
 from datamodules.cameras_file import read_cameras
@@ -50,9 +50,11 @@ from datamodules.video import VIDEO_SUFFIXES, Video, even_steps
 from zoo.cameras.poses import invert_se3
 from zoo.cpu import available_cores
 from zoo.errors import InputError
-from zoo.files.atomic_io import write_whole
+from zoo.files.atomic_io import partial_folder, try_lock, write_output
+from zoo.files.ownership import move_new, partial_of, refuse_existing, remove_own, remove_partial
 from zoo.progress import progress
 
+PICTURE = ".path.png"
 SHOWN = 12  # number of cameras that are drawn with a frustum and a number
 
 
@@ -82,40 +84,40 @@ def import_cameras(arguments: list[str]) -> None:
     video = Path(settings.video).expanduser() if settings.video else None
     if not 0 < settings.meters_per_unit < math.inf:
         raise InputError(f"--meters_per_unit {settings.meters_per_unit}: a length is positive and finite")
-    frames, cameras = Path(f"{scene}{video.suffix if video else ''}"), Path(f"{scene}.cameras.json")
-    depth, picture = Path(f"{scene}.depth"), Path(f"{scene}.path.png")
-    if existing := next((path for path in (frames, cameras, depth, picture) if path.exists()), None):
-        raise InputError(f"{existing} exists: remove it, or name another scene")
+    refuse_existing([scene])
+    media = f"{scene.name}{video.suffix if video else ''}"
+    made = [media, f"{scene.name}.depth", f"{scene.name}{PICTURE}", f"{scene.name}{CAMERAS}"]  # the cameras come last
+    refuse_existing(scene.with_name(name) for name in made)
 
-    # 1. Read the capture, and write the scene.
+    # Read the capture, write the scene beside its place, draw the cameras that `predict` will read, and move all.
     try:
         poses = settings.poses or _detect_format(capture)
-        trajectory = poses.read(capture) if video is None else poses.read_track(capture)
-        scene.parent.mkdir(parents=True, exist_ok=True)
-        scaled = trajectory.scaled(settings.meters_per_unit)
-        write_scene(scene.parent, scene.name, scaled, None if video is None else Video(video), settings.clock)
-        if video is not None:
-            frames.symlink_to(video.resolve())
-
-        # 2. Draw the cameras that `predict` will read.
-        opened = Video(frames)
-        world_to_camera, K = read_cameras(cameras, opened.num_frames, opened.height, opened.width)
+        read = poses.read(capture) if video is None else poses.read_track(capture)
+        trajectory = read.scaled(settings.meters_per_unit)
+        with partial_folder(scene) as folder:
+            write_scene(folder, scene.name, trajectory, None if video is None else Video(video), settings.clock)
+            if video is not None:
+                (folder / media).symlink_to(video.resolve())
+            opened = Video(folder / media)
+            cameras = folder / f"{scene.name}{CAMERAS}"
+            world_to_camera, K = read_cameras(cameras, opened.num_frames, opened.height, opened.width)
+            known = world_to_camera.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
+            shown = [known[i] for i in even_steps(len(known), SHOWN)]
+            drawn = camera_map(SceneView(opened, world_to_camera, K), shown, scene.name)
+            save_picture(drawn, folder / f"{scene.name}{PICTURE}")
+            better = find_better_convention(opened, world_to_camera, K)
+            for name in made:
+                if os.path.lexists(folder / name):
+                    move_new(folder / name, scene.with_name(name))
     except (OSError, ValueError) as error:
-        for made in (frames, cameras, depth):  # none of them existed before
-            if made.is_dir() and not made.is_symlink():
-                shutil.rmtree(made)
-            else:
-                made.unlink(missing_ok=True)
         raise InputError(error) from error
-    known = world_to_camera.isfinite().flatten(1).all(1).nonzero().flatten().tolist()
-    shown = [known[i] for i in even_steps(len(known), SHOWN)]
-    camera_map(SceneView(opened, world_to_camera, K), shown, scene.name).save(picture)
     length = float(invert_se3(world_to_camera[known])[:, :3, 3].diff(dim=0).norm(dim=-1).sum())
     is_metric = poses.is_metric or settings.meters_per_unit != 1
     unit = "m" if is_metric else "units of length: measure one in meters, and give --meters_per_unit"
+    frames, picture = (scene.with_name(name) for name in (media, f"{scene.name}{PICTURE}"))
     print(f"{frames}: {len(known)} cameras read as {type(poses).__name__}, {picture} shows them")
     print(f"the camera path is {length:.4g} {unit}")
-    if better := find_better_convention(opened, world_to_camera, K):
+    if better:
         print(f"warning: the images don't fit these cameras: {better}; see check-cameras {frames}", file=sys.stderr)
 
 
@@ -166,7 +168,7 @@ DATASETS: dict[str, type[PoseFormat]] = {
 }
 DEPTH = 3  # most folders from the root to a scene, as in raw/Training/41069025
 NO_VIDEO = "without a video"
-UNFINISHED = ".unfinished"
+FAILED = "# import-cameras: scenes without cameras, and why\n"  # the start of the list
 
 
 def import_dataset(arguments: list[str]) -> None:
@@ -200,6 +202,8 @@ def import_dataset(arguments: list[str]) -> None:
         looked = f"there or up to {DEPTH} folders below"
         raise InputError(f"{root}: no scene of {settings.dataset} {looked}: each has {poses.marker}")
     videos = find_videos(Path(settings.videos).expanduser()) if settings.videos else None
+    if (lock := try_lock(output / f".{settings.dataset}.lock")) is None:
+        raise InputError(f"another process imports {settings.dataset} to {output}: wait for it")
     (output / settings.dataset).mkdir(parents=True, exist_ok=True)
     make = partial(import_scene, poses=poses, output=output / settings.dataset, clock=settings.clock)
     paths = (
@@ -219,9 +223,10 @@ def import_dataset(arguments: list[str]) -> None:
             made.append((raw.name, video))
         counts.add(outcome)
     listing = output / f"{settings.dataset}.failed.txt"
-    listing.unlink(missing_ok=True)
+    remove_own(listing, FAILED.encode())
     if failed:
-        write_whole(listing, "".join(f"{line}\n" for line in failed))
+        write_output(listing, FAILED + "".join(f"{line}\n" for line in failed), FAILED)
+    lock.close()
     skipped = f", {len(scenes) - len(known)} {NO_VIDEO}" if videos else ""
     print(f"import-cameras: {len(scenes)} scenes of {settings.dataset}: {counts}{skipped}; see {output}/")
     if videos and not known:
@@ -297,20 +302,17 @@ def import_scene(raw: Path, video: Path | None, *, poses: PoseFormat, output: Pa
     name = raw.name
     if (output / f"{name}{CAMERAS}").is_file():
         return SceneCounts.KEPT
-    unfinished = output / f".{name}{UNFINISHED}"
+    unfinished = partial_of(output / name)
     try:
         if not (unfinished / f"{name}{CAMERAS}").is_file():
-            shutil.rmtree(unfinished, ignore_errors=True)
+            remove_partial(unfinished)
             unfinished.mkdir()
             trajectory = poses.read(raw) if video is None else poses.read_track(raw)
             write_scene(unfinished, name, trajectory, None if video is None else Video(video), clock)
         for suffix in ("", ".depth", CAMERAS):
-            source, target = unfinished / f"{name}{suffix}", output / f"{name}{suffix}"
-            if source.exists():
-                if target.exists():
-                    raise InputError(f"{target} exists and is of no import: remove it, or name another --output")
-                source.rename(target)
-        unfinished.rmdir()
+            if os.path.lexists(unfinished / f"{name}{suffix}"):
+                move_new(unfinished / f"{name}{suffix}", output / f"{name}{suffix}")
+        remove_partial(unfinished)
     except UNREADABLE as error:
         return str(error) if isinstance(error, (OSError, ValueError)) else repr(error)
     return SceneCounts.MADE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -20,10 +19,13 @@ from lightning.pytorch.plugins.environments import (
     TorchElasticEnvironment,
 )
 
-from callbacks.configs import RUNS
+from callbacks.run_config import CONFIG_START, TRAIN_SCENES
+from datamodules.datamodule import SKIPPED_SCENES
+from zoo.configuration import RUNS
 from zoo.errors import InputError
 from zoo.files.atomic_io import try_lock, write_whole
-from zoo.weights.saved_models import CHECKPOINTS, LAST, LAST_CHECKPOINT, trained_at
+from zoo.files.ownership import begins_with, leave_to_others, make_if_absent, refuse_existing, remove_made
+from zoo.weights.saved_models import CHECKPOINTS, LAST, LAST_CHECKPOINT, RUN_CONFIG, trained_at
 
 TRAINING_LOCK = ".fit.lock"
 ELSEWHERE = "give another --trainer.default_root_dir"
@@ -36,7 +38,6 @@ LAUNCHERS: tuple[type[ClusterEnvironment], ...] = (
     *(TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment),
 )
 _stores: list[torch.distributed.Store] = []
-_made: set[Path] = set()  # folders made by this process, which it may remove
 
 
 def launcher() -> ClusterEnvironment:
@@ -115,22 +116,6 @@ def make_folder(name: str) -> Path:
     return folder
 
 
-def make_if_absent(folder: Path) -> bool:
-    """Make a folder. Return False if it exists.
-
-    Raises:
-        InputError: It can't be made.
-    """
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise InputError(f"{folder} can't be made: {error.strerror}") from error
-    _made.add(folder.absolute())
-    return True
-
-
 def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
     """Lock a folder for training on rank zero, and refuse it if training would replace its weights.
 
@@ -142,17 +127,20 @@ def claim_for_training(folder: Path, resumed: Path | None) -> BinaryIO | None:
         The lock, which is released when it is closed. None on the other ranks.
 
     Raises:
-        InputError: Another process trains there, the folder holds a run that is not resumed, or it can't be written.
+        InputError: Another process trains there, the folder holds a run that is not resumed, or files of others that
+            the training would replace, or it can't be written.
     """
     lock = None
     if is_rank_zero():
         lock = try_lock(folder / TRAINING_LOCK)
         if lock is None:
-            _made.discard(folder.absolute())
+            leave_to_others(folder)
             raise InputError(f"another process is training in {folder}: wait for it, or {ELSEWHERE}")
     saved = {path.resolve() for path in (folder / CHECKPOINTS).glob(f"*{Path(LAST).suffix}")}
     if saved and (resumed is None or resumed.resolve() not in saved):  # check after locking: a run may just have ended
         raise InputError(f"{folder} holds a trained run: add --ckpt_path last to go on with it, or {ELSEWHERE}")
+    if not saved and not begins_with(folder / RUN_CONFIG, CONFIG_START):  # it may be a folder of the user's own
+        refuse_existing(folder / name for name in (RUN_CONFIG, TRAIN_SCENES, SKIPPED_SCENES))
     return lock
 
 
@@ -173,12 +161,5 @@ def describe_failure(run: Path) -> str:
 def remove_unused(folder: Path) -> None:
     """Remove the folder of a failed run if this process made it and it holds no checkpoint and no answer."""
     is_used = any((folder / CHECKPOINTS).glob("*")) or any(answers.stat().st_size for answers in folder.glob("*.jsonl"))
-    if folder.absolute() in _made and not is_used:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_empty(folder: Path) -> None:
-    """Remove a folder that this process made and left empty, as `export` does."""
-    if folder.absolute() in _made:
-        with suppress(OSError):
-            folder.rmdir()
+    if not is_used:
+        remove_made(folder)

@@ -61,12 +61,25 @@ def probe(arguments: list[str]) -> None:
 
     from commands.probes.results import as_json, draw, probe_states, table
     from commands.runs import find_run
-    from zoo.files.atomic_io import write_json
+    from zoo.files.atomic_io import json_text, start_of_json, write_output
+    from zoo.files.ownership import refuse_existing, refuse_other
     from zoo.weights.checkpoint import refuse_damaged
     from zoo.weights.saved_models import LAST_CHECKPOINT
 
     run = find_run(settings.run)
     refuse_damaged(run / LAST_CHECKPOINT)  # an evaluation of released weights has no checkpoint
+    # a former result of the same options may be replaced, with its plot
+    folder, asked = Path(settings.output or run).expanduser(), settings.as_dict()
+    options = {
+        "split": asked["split"],
+        "max_scenes": asked["scenes"],
+        "tokens": asked["tokens"],
+        "folds": asked["folds"],
+    }
+    made_by = {"command": "python main.py probe", "run": str(run), **options}
+    file, plot = folder / "probe.json", folder / "probe.png"
+    refuse_other(file, start_of_json(made_by).encode(), option="--output")
+    refuse_existing([] if file.exists() else [plot])
     probes = []
     for name in MODELS:
         scenes = _states(run, name, settings)
@@ -75,13 +88,11 @@ def probe(arguments: list[str]) -> None:
                 f"{run}: {len(scenes)} scenes of its {settings.split} split can be read, at least 2 are needed"
             )
         probes += probe_states(name, scenes, settings.folds)
-    folder = Path(settings.output or run).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = {"split": settings.split, "scenes": len(scenes), "tokens": settings.tokens, "folds": settings.folds}
-    write_json(folder / "probe.json", {"run": str(run), **sizes, "probes": as_json(probes)})
-    draw(probes, len(scenes), folder / "probe.png")
+    content = {**made_by, "scenes": len(scenes), "probes": as_json(probes)}
+    write_output(file, json_text(content), start_of_json(made_by))
+    draw(probes, len(scenes), plot)
     Console(highlight=False, width=120).print(table(probes, len(scenes)))
-    print(f"probe: {len(probes[0].r2)} layers, see {folder / 'probe.png'} and probe.json beside it")
+    print(f"probe: {len(probes[0].r2)} layers, see {plot} and {file.name} beside it")
 
 
 def _states(run: Path, name: str, settings: Any) -> list[SceneStates]:

@@ -35,6 +35,13 @@ from commands.parser import command_parser, parse
 from zoo.errors import InputError, printable
 
 Format = Literal["text", "markdown", "latex", "csv", "html"]
+# the start of a report's file, by which a former one is known; CSV has no comments, and begins with its first heading
+BEGINNINGS: dict[str, str] = {
+    "text": "# python main.py report\n\n",
+    "markdown": "<!-- python main.py report -->\n\n",
+    "latex": "% python main.py report\n",
+    "html": "<!doctype html>\n<!-- python main.py report -->\n",
+}
 SUFFIXES: dict[str, Format] = {".md": "markdown", ".tex": "latex", ".csv": "csv", ".html": "html"}
 
 
@@ -105,7 +112,7 @@ def report(arguments: list[str]) -> None:
         verified = [verify(each, published, settings.row) for each in tested]
         text = "\n".join(write(table, format, title) for title, table, _ in verified)
         print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
-        print(text, end="") if output is None else write_whole(output, text)
+        print(text, end="") if output is None else _write(output, text, format)
         if not all(agrees for *_, agrees in verified):
             raise SystemExit(1)
         return
@@ -124,6 +131,15 @@ def report(arguments: list[str]) -> None:
     if output is None:
         print(text, end="")
     else:
-        write_whole(output, text)
+        _write(output, text, format)
         print(f"report: {len(tested)} tests in {output}")
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+
+
+def _write(output: Path, text: str, format: Format) -> None:
+    """Write a report, which may replace a former one of the same format."""
+    from zoo.files.atomic_io import write_output
+
+    beginning = BEGINNINGS.get(format, "")
+    text = text.removeprefix("<!doctype html>\n")
+    write_output(output, beginning + text, beginning or f"{text.partition(',')[0]},")

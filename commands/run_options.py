@@ -59,9 +59,12 @@ def prepare_split(command: str, settings: Any) -> None:
 
 
 class SceneCounts:
-    """Count the scenes that a command has made, kept from an earlier call, and failed on. Faults are printed."""
+    """Count the scenes that a command has made, kept from an earlier call, and failed on. Faults are printed.
 
-    MADE, KEPT, FAILED = "made", "kept", "failed"
+    LOST is an outcome that no command counts: a cache has lost what the command had made, which ends it.
+    """
+
+    MADE, KEPT, FAILED, LOST = "made", "kept", "failed", "lost"
 
     def __init__(self) -> None:
         self.counts = Counter({self.MADE: 0, self.KEPT: 0})

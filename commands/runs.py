@@ -16,25 +16,33 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from callbacks.checkpoint import optimizer_files
 from callbacks.configs import (
-    RUNS,
     buildable_classes,
     check_run,
     find_class,
     find_config,
-    is_own,
     model_of,
     read_config,
 )
 from callbacks.results_folder import is_interrupted
-from callbacks.run_config import TEST_FILE, TRAIN_SCENES, config_of_training, declared_options
+from callbacks.run_config import TEST_FILE, TRAIN_SCENES, config_of_training, declared_options, folder_of_run
 from commands.new_run import describe_failure, make_folder, shared_folder
 from commands.parser import EVALUATION, split_configs, split_options, trusted_modules
 from datamodules import VideoQADataModule
 from datamodules.dataset import SceneDataset
 from datamodules.sources.base import Split
 from zoo.backbones import BackboneLoader
-from zoo.configuration import changed_options, check_class_paths, from_config, named_modules, unusable_class
+from zoo.configuration import (
+    RUNS,
+    changed_options,
+    check_class_paths,
+    from_config,
+    is_own,
+    named_modules,
+    unusable_class,
+    with_default_caches,
+)
 from zoo.errors import InputError, add_file_to_errors
+from zoo.files.ownership import file_name
 from zoo.model import SpatialVLM
 from zoo.weights.checkpoint import refuse_damaged
 from zoo.weights.saved_models import (
@@ -59,9 +67,11 @@ SIZES = ("backbone", "geometry", "geometry_cache")  # parts of which a run's nam
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """Return the run whose folder contains a checkpoint, or None."""
-    run = checkpoint.absolute().parent.parent
-    return checkpoint.parent.parent if (run / CONFIG).exists() else None
+    """Return the run whose folder contains a checkpoint, relative to the current folder if it is inside. Or None."""
+    run, here = folder_of_run(checkpoint), Path.cwd()
+    if not (run / CONFIG).exists():
+        return None
+    return run.relative_to(here) if run.is_relative_to(here) else run
 
 
 def with_checkpoint() -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -146,7 +156,7 @@ def load_run(
     Raises:
         InputError: The run or its data can't be read.
     """
-    config = config_of(run)
+    config = config_of(run) if is_own(run) else with_default_caches(config_of(run))
     trusted = named_modules(config) if is_own(run) else trust_modules
     seed_everything(int(config.get("seed_everything") or 0), verbose=False)  # the same random weights as in training
     model = build(run, trust_modules=trusted)
@@ -383,7 +393,7 @@ def run_name(given: str | None, model: str, words: Sequence[str]) -> str:
     """
     if given is None:
         excepted = getattr(find_class(model), "changes_no_answer", ())
-        text = "-".join(changed_parts(words, excepted))
+        text = file_name("-".join(changed_parts(words, excepted)))
         return f"{model}-{text}" if text and len(text) <= LENGTH else model
     if not NAME.fullmatch(given) or given.strip(".") == "":
         raise InputError(f"--name {given}: letters, digits and . _ - only, because a folder has this name")
@@ -419,4 +429,4 @@ def _short(value: Any) -> str:
         return str(value).lower()
     text = str(value.get("class_path", "") if isinstance(value, dict) else value)
     name = text.rpartition(".")[2]
-    return name if name[:1].isupper() else re.sub(r"[^\w.]+", "-", text).strip("-")
+    return name if name[:1].isupper() else file_name(text)

@@ -47,13 +47,13 @@ def score(arguments: list[str]) -> None:
 
     # imported after parsing: these import PyTorch, which --help does not need
     from callbacks.baselines import constant_baseline
-    from callbacks.configs import is_own
     from callbacks.results_folder import rank_files
     from callbacks.run_config import METRICS, PREDICTIONS
     from callbacks.table import SAME, render, side_by_side, summarize
     from commands.reports.predictions import read_predictions, recorded_benchmark
     from zoo.benchmarks import VSIBench, find_benchmark
-    from zoo.files.atomic_io import write_json
+    from zoo.configuration import is_own
+    from zoo.files.atomic_io import json_text, start_of_json, write_output
     from zoo.metrics import with_scores
     from zoo.versions import versions
 
@@ -71,8 +71,6 @@ def score(arguments: list[str]) -> None:
     named = None if compares else settings.scorer and benchmark.find_scorer(settings.scorer)
     if compares and settings.output:
         raise InputError("--output holds the scores of one scorer: name it in place of --scorer all")
-    if settings.output and Path(settings.output).expanduser().resolve() == path.resolve():
-        raise InputError("--output is the file of the answers, which it would overwrite: name another file")
     parts = rank_files(path.parent) if path.name == PREDICTIONS else []
     if parts and not (path.exists() and path.stat().st_size):
         raise InputError(f"{path} has no answers: its test was interrupted; run the test again, or score {parts[0]}")
@@ -93,8 +91,9 @@ def score(arguments: list[str]) -> None:
         tests.append(test)
         scores.append({record["id"]: record["score"] for record in scored})
     if settings.output:
-        content = {**tests[0], "predictions": str(path), "versions": versions()}
-        write_json(Path(settings.output).expanduser(), content)
+        made_by = {"command": "python main.py score"}
+        content = {**made_by, **tests[0], "predictions": str(path), "versions": versions()}
+        write_output(Path(settings.output).expanduser(), json_text(content), start_of_json(made_by))
     # 2. The table.
     title = printable(str(path))
     print(side_by_side(tests, scores, benchmark, title=title) if compares else render(tests[0], benchmark, title=title))

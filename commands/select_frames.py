@@ -26,10 +26,12 @@ from datamodules.samplers.selection_files import (
     write_selection,
 )
 from zoo.errors import SCENE_FAULTS, InputError
-from zoo.files.atomic_io import write_whole
+from zoo.files.atomic_io import refuse_full, write_output
 from zoo.files.fingerprint import fingerprint
+from zoo.files.ownership import remove_own
 from zoo.progress import progress
 
+MISSING = "# select-frames: scenes whose videos are missing\n"  # the start of the list
 DEFAULT_OUTPUT = "selections/{sampler}-{frames}-{settings}"
 
 
@@ -95,7 +97,9 @@ def select_frames(arguments: list[str]) -> None:
     made_by = data.sampler.shared_settings(scenes.num_views)
     names = {"sampler": type(data.sampler).__name__, "frames": data.num_frames, "settings": fingerprint(made_by)[:8]}
     output = Path(settings.output or DEFAULT_OUTPUT.format(**names)).expanduser()
-    for file, content in selections_in(output):
+    if not (former := [*selections_in(output)]):
+        refuse_full(output)  # pictures and lists would replace files of the user
+    for file, content in former:
         if shared_settings(content.get("made_by")) != made_by:
             raise InputError(f"{file}: selected with other settings: remove {output}, or give another --output")
     loader = DataLoader(SelectScenes(scenes, output, settings.plot), batch_size=None, num_workers=settings.workers)
@@ -103,9 +107,9 @@ def select_frames(arguments: list[str]) -> None:
     for outcome in progress(loader, f"select-frames {split}", "scenes"):
         counts.add(outcome)
     missing, file = "", output / "missing.txt"
-    file.unlink(missing_ok=True)  # left by an earlier run
+    remove_own(file, MISSING.encode())  # left by an earlier run
     if data.missing:
-        write_whole(file, "".join(f"{name}\n" for name in data.missing))
+        write_output(file, MISSING + "".join(f"{name}\n" for name in data.missing), MISSING)
         missing = f"; videos that are missing: {len(data.missing)}, see {file}"
     print(f"select-frames: {type(data.sampler).__name__} on {len(scenes)} scenes: {counts}{missing}; see {output}/")
     counts.refuse_failed("selection")

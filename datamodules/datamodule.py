@@ -39,7 +39,8 @@ from datamodules.video import companion_name
 from zoo.benchmarks import Benchmark
 from zoo.configuration import Configurable, known_config
 from zoo.errors import InputError, check_choice, describe
-from zoo.files.atomic_io import JSONLines, read_records, write_whole
+from zoo.files.atomic_io import RECORD, JSONLines, read_records, write_output
+from zoo.files.ownership import remove_own
 from zoo.model_spec import DataSettings, ModelSpec
 from zoo.seed import resolve_seed
 from zoo.sequences.batch import Batch
@@ -48,6 +49,7 @@ from zoo.sequences.layout import TEMPORAL_PATCH_SIZE
 OnError = Literal["raise", "skip"]
 MAX_SKIPPED = 0.01  # largest share of skipped training scenes
 SKIPPED_SCENES = "skipped_scenes.jsonl"
+MISSING = "# training scenes whose videos or images are missing\n"  # the start of MISSING_SCENES
 MISSING_SCENES = "missing_scenes.txt"
 FIRST = 5  # number of missing scenes and of their folders in an error
 
@@ -144,7 +146,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
     changes_no_answer = (
         *("data.num_workers", "data.keep_in_memory", "data.on_error", "data.frame_cache", "data.questions_per_batch"),
         *("data.source.workers", "data.video", "data.question", "data.seed", "data.augmentation", "data.timeout_s"),
-        "data.on_missing",
+        *("data.source.cache", "data.sampler.cache", "data.on_missing"),
         *("data.batch_size", "data.questions_per_scene", "data.tokens_per_sequence", "data.pack_scenes"),
         *("data.train_sampler", "data.train_frame_pairing"),
     )
@@ -409,7 +411,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if not absent:
             return
         if self.trainer is None or self.trainer.is_global_zero:
-            write_whole(Path(MISSING_SCENES), "".join(f"{name}\n" for name in absent))
+            write_output(Path(MISSING_SCENES), MISSING + "".join(f"{name}\n" for name in absent), MISSING, option="")
         folders = Counter(name.rpartition("/")[0] or "." for name in absent).most_common()
         counts = ", ".join(f"{count} in {folder}" for folder, count in folders[:FIRST])
         more = f", {len(folders) - FIRST} more folders" if len(folders) > FIRST else ""
@@ -427,7 +429,7 @@ class VideoQADataModule(Configurable, LightningDataModule):
             check_resumed(self.resumed_settings, self.state_dict())
         elif trainer.ckpt_path is None and trainer.global_step == 0:
             if trainer.is_global_zero:  # remove the list of an earlier training
-                Path(trainer.default_root_dir, SKIPPED_SCENES).unlink(missing_ok=True)
+                remove_own(Path(trainer.default_root_dir, SKIPPED_SCENES), RECORD)
             trainer.strategy.barrier()  # before another process adds a scene to the list
         return TrainingPosition.of(trainer)
 

@@ -87,3 +87,32 @@ def test_backbones_are_named_in_their_folder_alone() -> None:
     files = {name: path for name, path in modules().items() if path.name != "__init__.py"}
     naming = {name for name, path in files.items() if any(map(backbone.match, names_in(path)))}
     assert naming and {name for name in naming if not name.startswith(NAMES_A_BACKBONE)} == set()
+
+
+REMOVES = {"rmtree", "unlink", "rmdir", "removedirs", "rename", "renames"}
+REMOVES_OF = {"os": {"remove", "replace", *REMOVES}, "shutil": {"move", "rmtree"}}
+
+
+def removals_in(source: str) -> Iterator[str]:
+    """The calls and imports by which a source may remove, replace or rename a file."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if alias.name in REMOVES_OF.get(node.module or "", ()))
+        elif isinstance(node, ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else ""
+            if node.attr in REMOVES_OF.get(owner, REMOVES - {"rename"}):
+                yield node.attr
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            # a path has one argument, and a text two; a table's columns are renamed by a keyword
+            is_path = len(node.args) == 1 and not node.keywords
+            yield from [node.func.attr] if is_path and node.func.attr in ("rename", "replace") else []
+
+
+def test_one_module_removes_and_replaces_files() -> None:
+    """`zoo.files` proves that a file is the program's own before it removes it."""
+    sources = {path for name, path in modules().items() if not f"{name}.".startswith("zoo.files.")} | {ROOT / "main.py"}
+    found = {str(path.relative_to(ROOT)): [*removals_in(path.read_text(encoding="utf-8"))] for path in sources}
+    assert {name: removals for name, removals in found.items() if removals} == {}
+    control = "Path(a).unlink(); shutil.rmtree(a); a.rename(b); a.replace(b); os.replace(a, b); from os import remove"
+    assert len([*removals_in(control)]) == 6
+    assert not [*removals_in("'a'.replace('b', 'c'); table.rename(columns={}); replace(a); names.remove(a)")]

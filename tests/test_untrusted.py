@@ -220,6 +220,9 @@ def test_the_trainer_of_someone_elses_run_writes_nothing(run: Run, trained: Trai
     folder = trained()
     config = yaml.safe_load((folder / "config.yaml").read_text())
     there = str(tmp_path / "there")
+    cache = {"folder": f"{there}/models", "max_size_gb": 1e-6}
+    config["data"]["init_args"] |= {"frame_cache": cache, "keep_in_memory": False}
+    config["model"]["init_args"]["geometry_cache"] = cache | {"dtype": "bfloat16"}
     config["trainer"] |= {
         "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": there}},
         "profiler": {"class_path": "lightning.pytorch.profilers.SimpleProfiler", "init_args": {"dirpath": there}},
@@ -228,7 +231,10 @@ def test_the_trainer_of_someone_elses_run_writes_nothing(run: Run, trained: Trai
         "precision": "bf16-mixed",
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run("test")
+    folder = folder.rename(tmp_path / "theirs")
+    run("test", "--ckpt_path", str(folder / "checkpoints/last.ckpt"), "--config", str(folder / "config.yaml"))
     tested = json.loads((folder / "metrics.json").read_text())
+    assert tested["config"]["data"]["init_args"]["frame_cache"]["folder"] == "cache/frames"
+    assert len(list((tmp_path / "cache/frames").glob("*.safetensors"))) == 3
     assert tested["config"]["trainer"]["precision"] == "bf16-mixed"
     assert not Path(there).exists()

@@ -30,6 +30,7 @@ from zoo.errors import InputError, describe, did_you_mean, raised_at, unwrapped
 
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
 RESOLVER = resolve_name.__name__
+RUNS = Path("runs")
 KNOWN = ("zoo", "datamodules", "callbacks", "torch.nn", "torch.optim", "lightning")
 
 
@@ -72,6 +73,34 @@ def check_class_paths(config: Any, trust_modules: Collection[str] = ()) -> None:
     for path, is_class in paths:
         if is_class and (reason := unusable_class(path)):
             raise InputError(reason)
+
+
+def is_own(run: Path) -> bool:
+    """Return whether a run lies in `runs/` of the current folder. Other runs may be of someone else."""
+    folder = Path(os.path.normpath(run.absolute()))
+    return RUNS.absolute() in (folder, *folder.parents)
+
+
+def with_default_caches(config: Any, of_cache: bool = False) -> Any:
+    """Return someone else's configuration with the default folders of caches, and the default limits on their sizes.
+
+    A cache writes files and removes its former ones, and a folder of the user is not for someone else to choose.
+
+    Args:
+        config: JSON-like content.
+        of_cache: Whether these are the options of a cache.
+    """
+    if isinstance(config, list):
+        return [with_default_caches(each) for each in config]
+    if not isinstance(config, Mapping):
+        return config
+    found = {}
+    for name, value in config.items():
+        is_cache = name == "cache" or str(name).endswith("_cache") or (of_cache and name == "init_args")
+        is_place = (of_cache and name in ("folder", "max_size_gb")) or (is_cache and isinstance(value, str))
+        if not is_place:
+            found[name] = with_default_caches(value, is_cache)
+    return found
 
 
 def named_modules(config: Any) -> list[str]:

@@ -258,7 +258,9 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
     )
     recorded = flatten_scores(metrics)
     if any(abs(score - (tested.score(measure) or 0.0)) > 1e-9 for measure, score in recorded.items()):
-        raise InputError(f"{path} doesn't match {METRICS}: make that anew by python main.py score {path} --output ...")
+        raise InputError(
+            f"{path} doesn't match {METRICS}: move that away, and make it by python main.py score {path} --output ..."
+        )
     baselines = metrics.get("baselines") or constant_baseline(scored, benchmark, metrics["scorer"]).scores
     blind = {name: flatten_scores(each) for name, each in baselines.items()}
     failed = int((tested.questions["error"] != "").sum())

@@ -20,9 +20,11 @@ from commands.studies.results import Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
 from zoo.files.atomic_io import write_whole
+from zoo.files.ownership import refuse_existing
 
 UNLEARNED = "unlearned"  # in the name of a null model's error
 MAX_FAMILIES = 7  # rows of more families than colors are not colored
+MAKES = "makes this file"  # in a sentence by which a former document is known
 Rows = dict[str, dict[str, list[float]]]  # a plot's scores by row and column, one per seed
 
 
@@ -242,13 +244,16 @@ class Document:
         """Write the document and its plot; return the files.
 
         Raises:
-            InputError: A file can't be written.
+            InputError: A file can't be written, or is not a former one of a study.
         """
         plot = self.study.document.with_suffix(".png")
+        drawn = [plot, *([plot.with_name(_curves_of(plot.name))] if self.curves else [])]
+        if not self.study.document.exists():
+            refuse_existing(drawn)
+        elif MAKES not in self.study.document.read_text(encoding="utf-8", errors="replace"):
+            refuse_existing([self.study.document])
         draw(self._panels(), self.baselines, self.study.score, plot, self._families())
-        drawn = [plot]
         if self.curves:
-            drawn.append(plot.with_name(_curves_of(plot.name)))
             draw_curves(self.curves, self.study.begins, f"{self.study.score} of validation scenes", drawn[-1])
         write_whole(self.study.document, self.markdown(plot.name))
         return [self.study.document, *drawn]
@@ -293,7 +298,7 @@ class Document:
         found = [tests[OWN] for tests in self._found.values() if OWN in tests]
         seconds = [result.fit_s for result in found if result.fit_s is not None]
         took = f" A training took {statistics.median(seconds):.0f} s (median)." if seconds else ""
-        command = f"`python main.py study {study.path}` makes this file: {len(found)} of {len(runs)} trainings.{took}"
+        command = f"`python main.py study {study.path}` {MAKES}: {len(found)} of {len(runs)} trainings.{took}"
         counts = Counter(f"{each.commit}{'' if each.is_clean else ' with changes'}" for each in found if each.commit)
         versions = ", ".join(f"{version} ({number})" for version, number in counts.most_common())
         parts = [command, *([f"Commits of the code, with the number of trainings: {versions}."] if counts else [])]

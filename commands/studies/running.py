@@ -31,10 +31,11 @@ from callbacks.run_config import METRICS
 from commands.main import LIGHTNING
 from commands.runs import CONFIG, RESTARTED
 from commands.studies.results import Questions, Result, read_result
-from commands.studies.study_file import MACRO, OWN, RUNS, Run, Study, as_words, folder_name, test_folder_name
+from commands.studies.study_file import MACRO, OWN, RUNS, Run, Study, as_words, test_folder_name
 from zoo.cpu import available_cores
 from zoo.errors import InputError
 from zoo.files.atomic_io import write_json
+from zoo.files.ownership import file_name
 from zoo.versions import ROOT, git_state
 from zoo.weights.saved_models import LAST_CHECKPOINT
 
@@ -260,7 +261,7 @@ def missing_requirements(study: Study, runs: Sequence[Run]) -> list[Requirement]
         InputError: Another command has made one of the files.
     """
     files = dict.fromkeys(file for run in runs for file in run.requires)
-    named = ((file, study.folder / f"requires-{folder_name(file)}.txt") for file in files)
+    named = ((file, study.folder / f"requires-{file_name(file)}.txt") for file in files)
     jobs = [Requirement(file, study.requires[file], log) for file, log in named]
     return [job for job in jobs if not job.is_made()]
 

@@ -16,7 +16,8 @@ from commands.plan import GPUS, Training, gigabytes, in_tenths, parsed
 from commands.studies.study_file import Run, Study, merged
 from zoo.configuration import flatten
 from zoo.errors import InputError
-from zoo.files.atomic_io import write_whole
+from zoo.files.atomic_io import write_output
+from zoo.files.ownership import remove_own
 from zoo.progress import progress
 
 FOLDER, SUFFIX, PLAN, LAUNCHER = "scripts", ".sbatch", "plan.md", "srun"
@@ -24,8 +25,8 @@ TIMEOUT_MIN = 24 * 60
 SIGNAL_S = 300  # seconds between SIGTERM and the time limit, in which a training makes and saves its next step
 HEADINGS = ["training", "GPUs", "GB on each", *(f"hours on {gpu.name}" for gpu in GPUS)]
 SBATCH = {"timeout_min": "time", "tasks_per_node": "ntasks-per-node", "mem_gb": "mem", "name": "job-name"}
-SCRIPT = """#!/bin/bash
-# {title}
+BEGINNING = "#!/bin/bash\n# Written by python main.py study --print_scripts\n"  # the start of each file
+SCRIPT = """# {title}
 # {takes}
 {directives}
 
@@ -56,7 +57,7 @@ def write_scripts(
     folder, rows, files = study.folder / FOLDER, list[list[str]](), list[Path]()
     gpu_hours: list[list[float | None]] = []  # of each training
     for former in folder.glob(f"*{SUFFIX}"):  # of a training that is done
-        former.unlink()
+        remove_own(former, BEGINNING.encode())
     for run in progress(runs, "plan", "trainings"):
         planned, settings = _plan(run), {**flatten(merged(run.configs)), **run.options}
         rows.append([str(run), str(planned.gpus), *_takes(planned, run)])
@@ -86,20 +87,20 @@ def write_scripts(
             *chosen,
             *(["--again", run.setting] if run.setting in again else []),
         ]
-        script = SCRIPT.format(
+        script = BEGINNING + SCRIPT.format(
             title=f"{run}: {study.path}",
             takes=", ".join(f"{name} {value}" for name, value in zip(HEADINGS[1:], rows[-1][1:], strict=True) if value),
             directives="\n".join(_directive(name, value) for name, value in directives.items()),
             command=shlex.join([*command, "--jobs", "1", "--launcher", LAUNCHER]),
         )
         files.append(folder / f"{run.folder_name}{SUFFIX}")
-        write_whole(files[-1], script)
+        write_output(files[-1], script, BEGINNING)
     totals = [None if None in kind else sum(filter(None, kind)) for kind in zip(*gpu_hours, strict=True)]
     rows += [["all trainings, hours of one GPU", "", "", *map(in_tenths, totals)]] if totals else []
     share = f"at {planned.utilization:.0%} of a GPU's peak in bfloat16, without validations and tests"
     note = f"Hours are of {planned.length[1]}, {share}; - does not fit."
     table = pd.DataFrame(rows, columns=HEADINGS).to_markdown(index=False, disable_numparse=True)
-    write_whole(folder / PLAN, f"{table}\n\n{note}\n")
+    write_output(folder / PLAN, f"{table}\n\n{note}\n", f"| {HEADINGS[0]} ")
     return files
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -25,6 +24,7 @@ from datamodules import VideoQADataModule
 from zoo.benchmarks import registered_benchmarks
 from zoo.configuration import flatten, is_covered
 from zoo.errors import InputError, closest, did_you_mean
+from zoo.files.ownership import file_name
 from zoo.tasks import VideoQATask
 
 RUNS = Path("runs") / "studies"
@@ -164,7 +164,7 @@ class Run:
     @property
     def folder_name(self) -> str:
         """The name of the run's folder inside the folder of the study."""
-        return "-".join([*(folder_name(part) for part in (self.setting, self.column) if part), str(self.seed)])
+        return "-".join([*(file_name(part) for part in (self.setting, self.column) if part), str(self.seed)])
 
 
 @dataclass(frozen=True)
@@ -271,14 +271,9 @@ def as_words(options: Options) -> tuple[str, ...]:
     )
 
 
-def folder_name(name: str) -> str:
-    """Return a name without characters that a folder's name should not have."""
-    return re.sub(r"[^\w.]+", "-", name).strip("-")
-
-
 def test_folder_name(test: str) -> str:
     """Return the name of the folder of a test."""
-    return folder_name(test) or "own"
+    return file_name(test) or "own"
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------

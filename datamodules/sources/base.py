@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import random
-import shutil
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -24,6 +23,7 @@ from datamodules.scenes import Question, Scene, select_questions
 from zoo.benchmarks import Benchmark, VSIBench
 from zoo.configuration import Configurable
 from zoo.errors import InputError
+from zoo.files.ownership import move_new, partial_of, remove_partial
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -278,14 +278,14 @@ def build_once(folder: Path, waiting_message: str, write: Callable[[Path], None]
     with locked(folder.with_name(f".{folder.name}.lock"), waiting_message):
         if folder.exists():
             return
-        unfinished = folder.with_name(f".{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
+        unfinished = partial_of(folder)
+        remove_partial(unfinished)  # left by a killed process
         unfinished.mkdir()
         try:
             write(unfinished)
-            unfinished.rename(folder)
+            move_new(unfinished, folder)
         finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            remove_partial(unfinished)
 
 
 class _Calls(Dataset):

@@ -16,8 +16,10 @@ from datamodules.trajectories.base import UNREADABLE
 from datamodules.trajectories.scene_files import TimestampMatching, write_scene
 from datamodules.video import Video
 from zoo.benchmarks import Benchmark
+from zoo.files.atomic_io import write_whole
 from zoo.files.cache import cache_folder
 from zoo.files.fingerprint import fingerprint
+from zoo.files.ownership import remove_marked
 from zoo.progress import progress
 
 VERSION = 2  # increase it with every change to the cameras
@@ -98,9 +100,13 @@ class PosedScenes(SceneSource):
     def _cameras(self, name: str) -> Path:
         return self.folder / f"{name}.cameras.json"
 
+    def _stamp(self, name: str) -> Path:
+        """Return the file with the state of the raw files from which the others were made. It is written first."""
+        return self.folder / f"{name}.made_of"
+
     def _is_current(self, name: str) -> bool:
         """Return whether the cameras were made from the present raw files."""
-        stamp = self.folder / f"{name}.made_of"
+        stamp = self._stamp(name)
         return self._cameras(name).is_file() and stamp.exists() and stamp.read_text() == self._raw_state(name)
 
     def _raw_state(self, name: str) -> str:
@@ -116,13 +122,13 @@ class PosedScenes(SceneSource):
     def _make(self, name: str) -> None:
         """Write the files of a scene. The cameras come last and mark the scene as complete."""
         cameras, raw, state = self._cameras(name), self.root / _scene_name(name), self._raw_state(name)
-        cameras.unlink(missing_ok=True)  # made from an earlier state of the raw files
+        # those made from an earlier state of the raw files
+        remove_marked(self._stamp(name), (cameras, self.folder / name, self.folder / f"{name}.depth"))
         video = find_video(self.videos, name) if self.videos else None
         if self.videos is not None and video is None:
             return  # `scenes` counts it as missing
         trajectory = self.poses.read(raw) if video is None else self.poses.read_track(raw)
-        cameras.parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / f"{name}.made_of").write_text(state)
+        write_whole(self._stamp(name), state)
         write_scene(self.folder, name, trajectory, None if video is None else Video(video), self.clock)
 
 

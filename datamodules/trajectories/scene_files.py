@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,13 +42,14 @@ def write_scene(
         <folder>/<name>.cameras.json   written last
 
     Args:
-        folder: Folder of the scenes.
+        folder: Folder of the scenes. It has nothing of this scene yet.
         name: Name of the scene, which may contain folders.
         trajectory: Frames with their cameras. For a video, poses with times.
         video: Upright video on the clock of the poses.
         clock: How video frames are matched with poses.
 
     Raises:
+        FileExistsError: A folder of the scene exists. Its content is kept.
         ValueError: There is no pose, times decrease, intrinsics belong to other images, images are on their side, of
             another format or of several sizes, an image has two poses, or the video does not fit.
     """
@@ -64,7 +64,6 @@ def write_scene(
         height, width = _checked_size(trajectory.frames)
         trajectory = trajectory.resized(width, height)
     for images, suffix in ((trajectory.frames, ""), (trajectory.depth, ".depth")):
-        shutil.rmtree(folder / f"{name}{suffix}", ignore_errors=True)  # left by an earlier or interrupted run
         if images:
             _link_images(images, folder / f"{name}{suffix}", trajectory.quarter_turns)
     trajectory = trajectory.turned()

@@ -29,6 +29,7 @@ from datamodules.scenes import Scene
 from tests.callbacks.breakable import Tiny, on_disk, results, run
 from tests.callbacks.toy import trainer
 from zoo.configuration import is_covered
+from zoo.errors import InputError
 from zoo.files.fingerprint import fingerprint
 from zoo.tasks import VideoQATask
 from zoo.weights.saved_models import config_of
@@ -169,6 +170,8 @@ GTA = {"class_path": "zoo.GTA", "init_args": {"layers": "all", "size": [1, 2]}}
         ({"data__num_workers": 4, "model__learning_rates": {"decoder": 2.0}}, "."),
         ({"metrics__scorer": "thinking_in_space"}, "."),
         ({"metrics__protocol": "lmms_eval"}, "tests/lmms_eval"),
+        ({"metrics__protocol": "../../../home/x"}, "tests/home-x"),  # of someone else's checkpoint
+        ({"metrics__protocol": ".."}, "tests/repeat"),
         ({"data__num_frames": 8}, "tests/num_frames-8"),
         ({"data__perturbation": OTHERS, "data__num_frames": 8}, "tests/OtherCameras"),
         ({"model__camera_encoding": GTA}, "tests/GTA"),
@@ -182,6 +185,28 @@ def test_a_test_with_other_settings_than_the_runs_own_never_takes_its_place(
 ) -> None:
     assert place(trained, changed(**options)) == name
     assert place(trained, changed(**options)) == ("tests/repeat" if name == "." else f"{name}-2")
+
+
+def test_no_test_is_written_through_a_link(tmp_path: Path) -> None:
+    """Someone else's run may have links, which lead anywhere."""
+    run, victim = tmp_path / "run", tmp_path / "project"
+    for folder in (run / "tests", victim):
+        folder.mkdir(parents=True)
+        (folder.parent / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (run / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    other = changed(data__num_frames=8)
+    (run / "tests/num_frames-8").symlink_to(victim)
+    assert place(run, other) == "tests/num_frames-8-2"
+    (victim / TEST_FILE).write_text(json.dumps(identity(other)))  # an interrupted test, which could go on
+    assert place(run, other) == "tests/num_frames-8-3"
+    assert [path.name for path in victim.iterdir()] == [TEST_FILE]
+    shutil.rmtree(run / "tests")
+    (run / "tests").symlink_to(victim)
+    with pytest.raises(InputError, match="tests is a link, and nothing is written through links"):
+        place(run, other)
+    (run / "tests").unlink()
+    (tmp_path / "link").symlink_to(run)  # the control: the user's own link to the run
+    assert place(tmp_path / "link", other) == "tests/num_frames-8"
 
 
 def test_a_test_of_another_step_has_its_name(trained: Path) -> None:
@@ -242,7 +267,15 @@ def test_what_an_option_changes() -> None:
     options = {
         "answers and trainings": ("model.backbone.layers", "data.num_frames", "data.source.video"),
         "answers": ("model.repetition_penalty",),
-        "trainings": ("model.average", "model.lora.dropout", "model.learning_rates.decoder", "data.batch_size"),
+        "trainings": (
+            "model.geometry_cache.folder",
+            "data.source.cache",
+            "data.sampler.cache",
+            "model.average",
+            "model.lora.dropout",
+            "model.learning_rates.decoder",
+            "data.batch_size",
+        ),
         "nothing": ("model.geometry_cache.max_size_gb", "model.backbone.attn_implementation", "data.num_workers"),
     }
     for changes, names in options.items():

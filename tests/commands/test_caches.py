@@ -159,6 +159,10 @@ def test_errors(run: Run) -> None:
         run("cache-geometry", config="no_fusion.yaml")
     with pytest.raises(SystemExit, match="raise --model.geometry_cache.max_size_gb"):
         run("cache-geometry", "--model.geometry_cache.max_size_gb", "0.000008")  # one scene, and not two
+    limit = ("--data.keep_in_memory", "false", "--data.frame_cache.max_size_gb", "0.0001")
+    for workers in ("0", "1", "0"):
+        with pytest.raises(SystemExit, match="cache/frames has no room for 3 scenes, .*raise --data.frame_cache.max"):
+            run("cache-frames", *limit, "--workers", workers)
 
 
 @pytest.mark.slow

@@ -52,6 +52,12 @@ def test_the_current_folder_is_a_scene_and_a_picture_that_can_not_be_written_is_
     monkeypatch.chdir(folder)
     check_cameras(["."])
     assert (tmp_path / "kitchen.path.png").exists() and "4 with a camera" in capsys.readouterr().out
+    check_cameras([str(folder)])  # a former picture is replaced
+    Image.new("RGB", (8, 8)).save("../holiday.png")
+    before = Path("../holiday.png").read_bytes()
+    with pytest.raises(InputError, match=r"--picture \.\./holiday.png is there already"):
+        check_cameras([str(folder), "--picture", "../holiday.png"])
+    assert Path("../holiday.png").read_bytes() == before
     for picture in ("x.txt", "absent/x.png"):
         with pytest.raises(InputError, match=f"--picture {picture}: it can't be written"):
             check_cameras([str(folder), "--picture", picture])

@@ -187,14 +187,31 @@ def test_an_existing_scene_is_kept(tmp_path: Path) -> None:
     colmap(tmp_path / "capture", walk())
     imported(tmp_path)
     before = sorted((tmp_path / "mine").rglob("*"))
-    with pytest.raises(InputError, match="kitchen exists: remove it"):
+    with pytest.raises(InputError, match="kitchen exists: move it away"):
         imported(tmp_path)
     assert sorted((tmp_path / "mine").rglob("*")) == before
     for part in (tmp_path / "mine").glob("kitchen*"):
         part.rename(tmp_path / part.name)
     (tmp_path / "mine/kitchen.depth").mkdir()  # of another scene: it would go with the new cameras
-    with pytest.raises(InputError, match=r"kitchen\.depth exists: remove it"):
+    with pytest.raises(InputError, match=r"kitchen\.depth exists: move it away"):
         imported(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["capture", "notes"])
+def test_no_import_removes_a_users_folder(place: str, tmp_path: Path) -> None:
+    """Cameras of a video are beside its link, so the scene may be named like a folder: the capture, or notes."""
+    colmap(tmp_path / "capture", walk())
+    (tmp_path / "notes.depth").mkdir()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/today.txt").write_text("dear diary")
+    (tmp_path / "clip.mp4").touch()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=f"{place} exists: move it away"):
+        import_cameras([str(tmp_path / "capture"), str(tmp_path / place), "--video", str(tmp_path / "clip.mp4")])
+    for scene, words in (("new", ["--video", str(tmp_path / "clip.mp4")]), ("other", ["--poses", "TUM"])):
+        with pytest.raises(InputError):  # no video, and another format
+            import_cameras([str(tmp_path / "capture"), str(tmp_path / scene), *words])
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.slow

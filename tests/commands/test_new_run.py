@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 import torch
 
+from callbacks.run_config import CONFIG_START
 from commands import new_run
 from commands.new_run import (
     INHERITED,
     claim_for_training,
     launcher,
     make_folder,
-    make_if_absent,
     remove_unused,
     shared_folder,
 )
 from tests.callbacks.breakable import LAUNCHERS
 from tests.processes import free_port
 from zoo.errors import InputError
+from zoo.files.ownership import make_if_absent
 
 
 @pytest.fixture(autouse=True)
@@ -92,13 +93,26 @@ def test_a_folder_is_removed_by_the_process_that_made_it_while_it_is_unused() ->
     assert {*Path("runs").iterdir()} == {two, three, Path("runs/given")}
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "train_scenes.txt", "skipped_scenes.jsonl"])
+def test_a_training_replaces_no_file_of_the_user(name: str) -> None:
+    project = Path("project")
+    project.mkdir()
+    (project / "notes.md").touch()
+    assert claim_for_training(project, None) is not None  # the control: there is room for a run
+    (project / name).write_text("dear: diary")
+    with pytest.raises(InputError, match=f"project/{name} exists: move it away"):
+        claim_for_training(project, None)
+    (project / "config.yaml").write_bytes(CONFIG_START)  # a run that has ended before its first checkpoint
+    assert claim_for_training(project, None) is not None
+
+
 def train_in(folder: Path, start: Any, end: Any, results: Any) -> None:
     """One of several fits that are started in one folder at once."""
     start.wait()
     make_if_absent(folder)
     try:
         lock = claim_for_training(folder, None)
-        (folder / "config.yaml").write_text("")
+        (folder / "config.yaml").write_bytes(CONFIG_START)
         results.put("trains")
         end.wait()
         remove_unused(folder)

@@ -158,6 +158,9 @@ def check_probed(run: Path, model: SpatialVLM, monkeypatch: pytest.MonkeyPatch, 
     assert expected <= by_name.keys() and len({len(r2) for r2 in by_name.values()}) == 1
     assert all(name in expected or name[2].startswith(("answer: ", "option: ")) for name in by_name)
     assert by_name["before", "visual", "depth"] != by_name["after", "visual", "depth"]
+    monkeypatch.setattr(sys, "argv", [*words, "--tokens", "5"])
+    with pytest.raises(SystemExit, match="--output .*probe.json is there already, and not what this command writes"):
+        main.main()
     monkeypatch.setattr(sys, "argv", [*words, "--scenes", "1"])
     with pytest.raises(SystemExit, match="--scenes 1: at least 2"):
         main.main()

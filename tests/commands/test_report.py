@@ -152,9 +152,15 @@ def test_all_formats_have_the_same_cells(runs, format: str, capsys) -> None:
 def test_the_suffix_chooses_the_format(runs, tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     starts = {"a.md": "**VSIBench", "deep/a.tex": "% needs", "a.csv": "setting,", "a.txt": "VSIBench, scorer"}
+    made_by = {
+        ".md": "<!-- python main.py report -->\n\n",
+        ".tex": "% python main.py report\n",
+        ".csv": "",
+        ".txt": "# python main.py report\n\n",
+    }
     for name, start in starts.items():
         run_report(runs["plain0"], "--output", name, capsys=capsys)
-        assert Path(name).read_text().startswith(start)
+        assert Path(name).read_text().removeprefix(made_by[Path(name).suffix]).startswith(start)
     assert "2 tests in report.html" in run_report(runs["plain0"], "--format", "html", capsys=capsys)
     assert Path("report.html").read_text().startswith("<!doctype html>")
 
@@ -411,3 +417,23 @@ def test_the_files_of_a_run_are_not_overwritten(name: str, tmp_path: Path) -> No
     with pytest.raises(InputError, match=f"{name} is a file of a run"):
         report([str(run), "--output", str(run / name)])
     assert (run / name).read_text() == before
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".md", ".tex", ".csv", ".html"])
+def test_a_report_replaces_former_reports_alone(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    runs = [make_run(tmp_path / name, answers(9)) for name in ("one", "two")]
+    output = tmp_path / f"report{suffix}"
+    report([str(runs[0]), "--output", str(output)])
+    first = output.read_bytes()
+    report([*map(str, runs), "--output", str(output)])
+    assert output.read_bytes() != first  # the control: a former one is replaced
+    for name in ("checkpoints/last.ckpt", "train_scenes.txt", f"notes{suffix}"):
+        theirs = runs[0] / name
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_bytes(b"dear diary")
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(output)
+        for path in (theirs, tmp_path / "link"):
+            with pytest.raises(InputError, match=f"--output {path} is there already"):
+                report([str(runs[0]), "--output", str(path), *([] if path.suffix else ["--format", "html"])])
+        assert theirs.read_bytes() == b"dear diary"

@@ -12,7 +12,7 @@ from jsonargparse import Namespace, dict_to_namespace
 from lightning.pytorch.loggers import WandbLogger
 
 from commands.cli import build_logger
-from commands.runs import newest_run, resolve_run, run_name
+from commands.runs import newest_run, resolve_run, run_name, run_of
 from tests.cli import Run
 from tests.commands.made_runs import CONFIG, make_run
 from zoo import latest_run
@@ -30,6 +30,10 @@ from zoo.errors import InputError
         ("--model.fusion.detached true", "PRoPEMLLM-detached-true"),
         ("--model.backbone TinyQwen3VL --model.backbone.layers 2", "PRoPEMLLM-TinyQwen3VL"),
         ("--model.learning_rates.decoder 1e-4 --model.lora.r 16", "PRoPEMLLM-lora-16"),
+        ("--model.backbone.path Model-Org/../Y --model.lora.r -1", "PRoPEMLLM-lora-1"),
+        ("--model.fusion.path Model-Org/Y", "PRoPEMLLM-Model-Org-Y"),
+        ("--model.fusion /home/Me/x.Y", "PRoPEMLLM-Y"),
+        ("--model.fusion ../A/B", "PRoPEMLLM-A-B"),
         (" ".join(f"--model.camera_encoding.option{i} value{i}" for i in range(9)), "PRoPEMLLM"),  # too long to tell
     ],
 )
@@ -42,6 +46,23 @@ def test_a_name_says_what_departs_from_the_models_config(words: str, expected: s
 def test_a_name_is_one_of_a_folder(name: str) -> None:
     with pytest.raises(InputError, match=f"--name {name}: letters"):
         run_name(name, "PRoPEMLLM", [])
+
+
+def test_a_checkpoint_is_of_the_run_around_it_wherever_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "runs/one", [])
+    for folder, checkpoint, expected in (
+        (tmp_path, "runs/one/checkpoints/last.ckpt", "runs/one"),
+        (run, "checkpoints/last.ckpt", "."),
+        (run / "checkpoints", "last.ckpt", run),
+        (run / "checkpoints/deep", "../last.ckpt", run),
+        (run, "last.ckpt", None),
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(folder)
+        found = run_of(Path(checkpoint))
+        assert found == (None if expected is None else Path(expected)), checkpoint
 
 
 def test_a_named_fit_is_found_by_its_name_in_its_folder_and_loggers(run: Run, tmp_path: Path) -> None:

@@ -244,9 +244,16 @@ def test_answers_to_another_benchmark_are_refused(tmp_path: Path, capsys) -> Non
 def test_the_answers_are_not_overwritten(tmp_path: Path) -> None:
     row = {"id": 1, "question_type": "object_counting", "prediction": "2", "ground_truth": "2"}
     file = write_lines(tmp_path / "answers.jsonl", [row])
-    with pytest.raises(InputError, match="--output is the file of the answers"):
-        score([str(file), "--output", str(tmp_path / "." / "answers.jsonl")])
-    assert lines(file) == [row]
+    (tmp_path / "metrics.json").write_text('{"of": "a test"}')
+    for name in ("answers.jsonl", "metrics.json"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(InputError, match=rf"--output .*{name} is there already"):
+            score([str(file), "--output", str(tmp_path / "." / name)])
+        assert (tmp_path / name).read_bytes() == before
+    for truth in ("2", "3"):  # the control: former scores are replaced
+        write_lines(file, [{**row, "ground_truth": truth}])
+        score([str(file), "--output", str(tmp_path / "scores.json")])
+    assert json.loads((tmp_path / "scores.json").read_text())["all"]["micro"] < 1
 
 
 @pytest.mark.parametrize("truth", ["2 m", "two", "(A)"])

@@ -124,4 +124,10 @@ def test_missing_videos_are_listed(rooms_root: Path, tmp_path: Path, capsys: pyt
     output = tmp_path / "views"
     select_frames([*words, "--data.num_frames", "6", "--output", str(output)])
     assert f"videos that are missing: 1, see {output / 'missing.txt'}" in capsys.readouterr().out
-    assert (output / "missing.txt").read_text() == f"{gone['dataset']}/{gone['scene_name']}\n"
+    assert (output / "missing.txt").read_text().splitlines()[1:] == [f"{gone['dataset']}/{gone['scene_name']}"]
+    theirs = tmp_path / "theirs/missing.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("my own notes")
+    with pytest.raises(InputError, match="theirs is there already and not empty: choose a new folder"):
+        select_frames([*words, "--output", str(theirs.parent)])
+    assert theirs.read_text() == "my own notes"

@@ -392,7 +392,7 @@ def test_missing_videos_end_a_training_before_its_first_step_unless_they_are_ski
     learner = Learner()
     with pytest.raises(InputError, match=says):
         fit(tmp_path / "run", Incomplete(root), learner, max_epochs=1)
-    assert Path("missing_scenes.txt").read_text().splitlines() == [*(f"far/{i}" for i in range(7)), "near/videos/0"]
+    assert Path("missing_scenes.txt").read_text().splitlines()[1:] == [*(f"far/{i}" for i in range(7)), "near/videos/0"]
     assert not learner.asked
     assert fit(tmp_path / "run", Incomplete(root), max_epochs=1, on_missing="skip").asked
     Path("missing_scenes.txt").unlink()

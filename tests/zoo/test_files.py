@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoo import progress as module
 from zoo.errors import InputError
-from zoo.files.atomic_io import JSONLines, json_lines, new_folder, parse_json, read_records, write_whole
+from zoo.files.atomic_io import JSONLines, json_lines, new_folder, parse_json, read_records, try_lock, write_whole
 from zoo.files.fingerprint import content_fingerprint, file_fingerprint, fingerprint
 from zoo.geometry import GeometryCache
 from zoo.progress import progress
@@ -56,6 +56,21 @@ def test_half_a_line_is_cut_off_before_more_is_added(tmp_path: Path) -> None:
         file.close()
         assert [json.loads(line) for line in path.read_bytes().splitlines()] == [RECORDS[0], RECORDS[2]]
         assert read_records([path]) == [RECORDS[0], RECORDS[2]]
+
+
+def test_no_line_is_written_through_a_link_and_none_of_a_users_is_cut(tmp_path: Path) -> None:
+    profile = tmp_path / "profile"
+    profile.write_text("export A=1\nalias b=c")
+    (tmp_path / "answers.jsonl").symlink_to(profile)
+    (tmp_path / ".test.lock").symlink_to(tmp_path / "new")
+    for write in (lambda: JSONLines(tmp_path / "answers.jsonl"), lambda: try_lock(tmp_path / ".test.lock")):
+        with pytest.raises(InputError, match="is a link, and nothing is written through links"):
+            write()
+    assert profile.read_text() == "export A=1\nalias b=c" and not (tmp_path / "new").exists()
+    file = JSONLines(profile)
+    file.append(RECORDS[:1])
+    file.close()
+    assert profile.read_text() == "export A=1\nalias b=c\n" + json_lines(RECORDS[:1])
 
 
 # opens the file for each row, as a study does, and prints the rows that are on disk

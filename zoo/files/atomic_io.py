@@ -6,8 +6,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +14,10 @@ from typing import Any, BinaryIO
 from safetensors import SafetensorError
 
 from zoo.errors import InputError
+from zoo.files.ownership import is_free, move_new, new_partial, refuse_links, refuse_other, remove_partial
 
 MAX_DIGITS = 300  # a float holds 308 digits, so a longer integer would overflow in computations
-PARTIAL = ".partial"  # suffix of files and folders that are being written
+RECORD = b"{"  # the start of each of our JSON lines
 TAKEN = {errno.EACCES, errno.EAGAIN}  # another process has the lock; POSIX allows both codes
 
 
@@ -79,7 +78,7 @@ def try_lock(path: Path) -> BinaryIO | None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
+        file = open(path, "ab", opener=refuse_links)  # noqa: SIM115 - it is open as long as it is locked
     except OSError as error:
         raise write_error(path.parent, error) from error
     try:
@@ -110,7 +109,8 @@ class JSONLines:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = path.open("a+b", buffering=0)  # a buffer would retry a failed write in parts
+            # a buffer would retry a failed write in parts
+            self._file = open(path, "a+b", buffering=0, opener=refuse_links)  # noqa: SIM115 - `close` closes it
         except OSError as error:
             raise write_error(path, error) from error
 
@@ -143,7 +143,12 @@ class JSONLines:
         self._file.seek(-1, os.SEEK_END)
         if self._file.read() != b"\n":
             self._file.seek(0)
-            self._file.truncate(self._file.read().rfind(b"\n") + 1)
+            content = self._file.read()
+            whole = content.rfind(b"\n") + 1
+            if content.startswith(RECORD, whole):
+                self._file.truncate(whole)
+            else:
+                self._file.write(b"\n")  # of a user's file
 
     def close(self) -> None:
         """Close the file."""
@@ -190,7 +195,7 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         OSError: The file can't be written. The former file is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
+    partial = new_partial(path)
     try:
         with partial.open("wb") as file:
             if callable(content):
@@ -201,7 +206,7 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        remove_partial(partial)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -218,7 +223,44 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write an indented JSON file atomically, see `write_whole`."""
-    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(content))
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Return the text of an indented JSON file."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def start_of_json(content: Mapping[str, Any]) -> str:
+    """Return the start of an indented JSON file whose first entries are these, for `write_output`."""
+    return json_text(content).removesuffix("\n}\n")
+
+
+def write_output(path: Path, content: str | bytes, beginning: str, option: str = "--output") -> None:
+    """Write a file that a user has named as `write_whole` does. It may only replace a former output of the command.
+
+    Args:
+        path: The file.
+        content: Its new content, which starts with `beginning`.
+        beginning: The start of all outputs of the command, by which a former one is known.
+        option: The option that names the file, for the error.
+
+    Raises:
+        InputError: The file is something else, or can't be written.
+    """
+    refuse_other(path, beginning.encode(), option=option)
+    write_whole(path, content)
+
+
+@contextmanager
+def partial_folder(path: Path) -> Iterator[Path]:
+    """Yield a new folder beside a path, in which to write what is moved there. It is removed at the end."""
+    partial = new_partial(path.resolve())
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+    finally:
+        remove_partial(partial)
 
 
 @contextmanager
@@ -229,24 +271,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
         InputError: The folder is not empty, or can't be written.
     """
     refuse_full(folder)
-    partial = folder.resolve().with_name(f".{uuid.uuid4().hex}{PARTIAL}")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in filter(Path.is_file, partial.rglob("*")):  # safetensors makes files readable only by their owner
-            file.chmod(partial.stat().st_mode & 0o666)
-        refuse_full(folder)  # checked again, because another process may have written it
-        partial.replace(folder.resolve())
+        with partial_folder(folder) as partial:
+            yield partial
+            # safetensors makes files readable only by their owner
+            for file in filter(Path.is_file, partial.rglob("*")):
+                file.chmod(partial.stat().st_mode & 0o666)
+            refuse_full(folder)  # checked again, because another process may have written it
+            move_new(partial, folder.resolve())
     except (OSError, SafetensorError, WriteError) as error:
         cause = error.__cause__ if isinstance(error, WriteError) else error
         raise InputError(f"{folder} can't be written ({cause})") from cause
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_full(folder: Path) -> None:
     """Raise an InputError for a folder that is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder.resolve()):
         raise InputError(f"{folder} is there already and not empty: choose a new folder")
 
 
@@ -256,5 +296,7 @@ class WriteError(InputError):
 
 def write_error(path: Path, error: OSError) -> InputError:
     """Return the error for a file that can't be written."""
+    if error.errno == errno.ELOOP:
+        return WriteError(f"{path} is a link, and nothing is written through links: replace it by a file")
     kept = "its former content is kept"
     return WriteError(f"{path} can't be written: {error.strerror}; {kept}: fix that and run the command again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,14 +18,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.errors import InputError
-from zoo.files.atomic_io import PARTIAL, replace_file
-from zoo.files.fingerprint import fingerprint
+from zoo.files.atomic_io import replace_file
+from zoo.files.fingerprint import DIGITS, fingerprint
+from zoo.files.ownership import begins_with, remove_own, remove_partials
 
 Key = Mapping[str, Any]  # everything that an entry depends on, as JSON-like values
 Tensors = Mapping[str, Tensor]
 
 CACHE, ROOT = Path("cache"), "ZOO_CACHE"  # the folder of all caches, and the variable that names another one
 ENTRY = ".safetensors"
+NAME = re.compile(rf"[0-9a-f]{{{DIGITS}}}{re.escape(ENTRY)}")
+HEADER = b'{"__metadata__":{"entry":', 8  # the start of an entry, and the number of bytes before it
 ABANDONED_S = 3600  # an entry takes less than an hour to write
 SHARE = 64  # the folder's size is measured again after writing 1/64 of the limit
 
@@ -48,8 +51,8 @@ class Cache:
     """A folder of entries, shared by processes, runs and models. The least recently used entries are evicted.
 
     A file's name is a digest of its key, and the key holds everything that the tensors depend on, so stale entries are
-    never found. A damaged file counts as absent. Two processes that lack the same entry both compute it, and one file
-    replaces the other, equal one.
+    never found. A damaged file counts as absent. Files of others neither count nor are removed. Two processes that lack
+    the same entry both compute it, and one file replaces the other, equal one.
 
     Args:
         folder: Folder of the entries. "~" is the user's home.
@@ -151,18 +154,25 @@ class Cache:
         if self._unmeasured <= limit // SHARE:
             return
         self._unmeasured = size
-        entries = []
-        for path in self.path.glob("*"):
-            with suppress(OSError):  # another process may have evicted it
-                status = path.stat()
-                if path.suffix == ENTRY:
-                    entries.append((status.st_mtime_ns, status.st_size, path))
-                elif path.suffix == PARTIAL and status.st_mtime < time.time() - ABANDONED_S:
-                    path.unlink()  # left by a killed process
+        remove_partials(self.path, ABANDONED_S)
+        allowed, entries = limit - max(size, limit // SHARE), self._entries()
+        if sum(size for _, size, _ in entries) <= allowed:
+            return
+        entries = [entry for entry in entries if begins_with(entry[-1], *HEADER)]  # reads each file's first bytes
         full = sum(size for _, size, _ in entries)
         for _, freed, path in sorted(entries):
-            if full <= limit - max(size, limit // SHARE):
+            if full <= allowed:
                 break
             with suppress(OSError):
-                path.unlink()
+                remove_own(path, *HEADER)
             full -= freed
+
+    def _entries(self) -> list[tuple[int, int, Path]]:
+        """Return time of use, size and path of the files that are named as entries."""
+        entries = []
+        for path in self.path.glob(f"*{ENTRY}"):
+            with suppress(OSError):  # another process may have evicted it
+                if NAME.fullmatch(path.name):
+                    status = path.stat()
+                    entries.append((status.st_mtime_ns, status.st_size, path))
+        return entries

@@ -244,7 +244,7 @@ class VideoQATask(Task):
     not_configuration = SpatialVLM.not_configuration
     changes_no_answer = (
         *("model.gradient_checkpointing", "model.compile_decoder", "model.allow_untrained", "model.defer_weights"),
-        *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb"),
+        *("model.backbone.attn_implementation", "model.geometry_cache.max_size_gb", "model.geometry_cache.folder"),
         *("model.learning_rates", "model.optimizer", "model.scheduler", "model.average", "model.lora.dropout"),
         *("model.algorithm", "model.teacher", "model.initial_weights", "model.initial_parts"),
     )

@@ -17,7 +17,15 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoo.configuration import PlainLoader, check_class_paths, from_config, to_config, with_overrides
+from zoo.configuration import (
+    PlainLoader,
+    check_class_paths,
+    from_config,
+    is_own,
+    to_config,
+    with_default_caches,
+    with_overrides,
+)
 from zoo.errors import InputError, add_file_to_errors
 from zoo.files.atomic_io import new_folder, write_json, write_whole
 from zoo.seed import resolve_seed
@@ -220,14 +228,14 @@ def load_model(
     if config.get("library_name") != LIBRARY:
         return _frozen(kind(**{**released_parts(name, config), **overrides}))
     with add_file_to_errors(folder / CONFIG):
-        parts = with_overrides(config["model"], overrides)
+        parts = with_overrides(with_default_caches(config["model"]), overrides)
         if config.get("full"):
             parts = _replaced(
                 parts, "path", lambda path: str(folder / path) if path and os.path.exists(folder / path) else path
             )
         check_class_paths(config["model"], trust_modules)
         model = from_config(kind, parts)
-        model.data_config, model.precision = config.get("data") or {}, config.get("precision")
+        model.data_config, model.precision = with_default_caches(config.get("data") or {}), config.get("precision")
         model.trust_modules = tuple(trust_modules)
     with add_file_to_errors(folder):
         if not config.get("full"):
@@ -271,7 +279,7 @@ def _of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collection[s
 
 def _task_of_run(run: Path, overrides: Mapping[str, Any], trust_modules: Collection[str]) -> Any:
     """Build the task of a run, as its training did."""
-    settings = config_of(run)
+    settings = config_of(run) if is_own(run) else with_default_caches(config_of(run))
     with add_file_to_errors(run / RUN_CONFIG):
         # the task is found by its class path, because the model layer does not import the task layer
         check_class_paths(settings["model"], trust_modules)

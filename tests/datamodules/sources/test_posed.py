@@ -262,7 +262,7 @@ def test_what_was_made_is_not_made_again_and_what_is_gone_is(tmp_path, capsys):
     assert other.scenes("test") == [] and len(other.missing) == 2
 
 
-def test_raw_files_that_changed_are_read_anew(tmp_path):
+def test_raw_files_that_changed_are_read_anew(tmp_path, capsys):
     source, a, b = two_scenes(tmp_path)
     before, made = a.read_bytes(), b.stat().st_mtime_ns
     pose = np.eye(4)
@@ -270,6 +270,15 @@ def test_raw_files_that_changed_are_read_anew(tmp_path):
     np.savetxt(tmp_path / "raw/a/pose/1.txt", pose)
     source.prepare()
     assert a.read_bytes() != before and b.stat().st_mtime_ns == made
+    a.unlink()
+    a.with_name("a.made_of").unlink()  # nothing proves any more that the folder of frames was made here
+    (source.folder / "raw/a/notes.txt").touch()
+    source.prepare()
+    assert "raw/a exists: move it away" in capsys.readouterr().err
+    assert (source.folder / "raw/a/notes.txt").exists() and not a.exists()
+    shutil.rmtree(source.folder / "raw/a")
+    source.prepare()
+    assert a.exists()
     (tmp_path / "raw/a/intrinsic/intrinsic_color.txt").unlink()  # what can't be read any more is not there
     source.prepare()
     assert [scene.name for scene in source.scenes("test")] == ["raw/b"]

@@ -24,6 +24,7 @@ from datamodules.sources.rooms import questions as wording
 from datamodules.sources.rooms.questions import direction, relative_angle, things_distance
 from datamodules.sources.rooms.scene import Thing
 from datamodules.video import Video
+from zoo.files.ownership import partial_of
 
 SMALL = {"scenes": (3, 1, 1), "workers": 1}
 
@@ -118,7 +119,7 @@ def start(root: Path, scenes: int) -> BaseProcess:
 
 def test_a_killed_process_leaves_nothing_that_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rooms = Rooms(scenes=(200, 1, 1), root=str(tmp_path), workers=2)
-    unfinished = tmp_path / f".{rooms.folder.name}.unfinished"
+    unfinished = partial_of(rooms.folder)
     process = start(tmp_path, 200)
     while not list(unfinished.glob("rooms/*.scene.json")):
         assert process.is_alive()

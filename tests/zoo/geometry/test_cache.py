@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -335,6 +336,24 @@ def test_the_least_recently_used_entry_is_evicted(tmp_path: Path) -> None:
     assert there() == "ade"
     with pytest.raises(InputError, match="max_size_gb 0.0"):
         GeometryCache(max_size_gb=0.0)
+
+
+def test_files_of_others_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    """A user's weights in a folder that is given as a cache, also with a name like an entry's."""
+    packed = pack({"patches": torch.randn(1, 10, 10, 500)}, "bfloat16")
+    theirs = ("model.safetensors", f"{'0' * 32}.safetensors", "download.partial", f"sub/{'1' * 32}.safetensors")
+    (tmp_path / "sub").mkdir()
+    for name in theirs:
+        safetensors.torch.save_file({"weight": torch.zeros(200_000)}, tmp_path / name, {"format": "pt"})
+        os.utime(tmp_path / name, (0, 0))  # older than all entries
+    (tmp_path / f"{'2' * 32}.safetensors").symlink_to(tmp_path / theirs[0])
+    cache = GeometryCache(str(tmp_path), max_size_gb=350_000 / 1e9)  # three entries of 100 kB
+    for name in "abcde":
+        cache.write({"name": name}, packed)
+        time.sleep(0.02)
+    assert all((tmp_path / name).exists() for name in theirs) and (tmp_path / f"{'2' * 32}.safetensors").is_symlink()
+    kept = "".join(name for name in "abcde" if cache.file({"name": name}).exists())
+    assert kept == "cde"  # the control: own entries are evicted, as in an empty folder
 
 
 # ---- models ----------------------------------------------------------------------------------------------------
