@@ -59,7 +59,7 @@ def verdict(score: float | None, baselines: Mapping[str, float | None]) -> str:
         >>> verdict(0.7, {"constant": 0.4, "oracle: pose without pixel": 0.75, "possible: pose and pixel": 1.0})
         '0.700 is not above oracle: pose without pixel 0.750'
         >>> verdict(0.8, {"constant": 0.4, "oracle: pose without pixel": 0.75})
-        '0.800 is above all blind baselines and oracles, of which the best is oracle: pose without pixel 0.750'
+        '0.800 in this training is above the best blind baseline or oracle, oracle: pose without pixel 0.750'
     """
     blind = blind_only(baselines)
     if score is None or not any(name.startswith(ORACLE) for name in blind):
@@ -68,8 +68,8 @@ def verdict(score: float | None, baselines: Mapping[str, float | None]) -> str:
         named = (f"{NAMES.get(name, name)} {own:.3f}" for name, own in blind.items() if score <= own + SAME)
         return f"{score:.3f} is not above {', '.join(named)}"
     best = max(blind, key=lambda name: blind[name])
-    remark = f"of which the best is {NAMES.get(best, best)} {blind[best]:.3f}"
-    return f"{score:.3f} is above all blind baselines and oracles, {remark}"
+    remark = f"{NAMES.get(best, best)} {blind[best]:.3f}"
+    return f"{score:.3f} in this training is above the best blind baseline or oracle, {remark}"
 
 
 # ---- The best constant answer, chosen on the test's own answers: an upper bound for all constants -------------------

@@ -31,6 +31,7 @@ A study file has the keys
     columns       the columns of the table: options that each setting is run under; a setting's `columns` chooses some
     configs, options   of all settings
     seeds         values of --seed_everything; a table with all settings is complete before the next seed starts
+    added_seeds   those of `seeds` that were added after a look at the results of the others; the document says so
     test          options of every test, such as a subset of the questions
     tests         options of further tests of the trained models, for the settings that name them in `tests`, over the
                   options of `test`; `score` is the measure of a test with other questions

@@ -3,14 +3,18 @@
     python -m docs.scores
 
 fills them in from studies/results/. Each score stands in a Markdown table, in the row whose first cell is named here.
+The differences that docs/questions.md tells are one family: `judged` says which of them are shown.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from callbacks.baselines import NAMES
+from commands.reports.statistics import Difference, verdicts
 from commands.studies.document import Cell, Document
 from commands.studies.results import open_results
 from commands.studies.study_file import OWN, read_study
@@ -24,6 +28,68 @@ SCORES: list[tuple[str, str, str, str, str | None, str | None]] = [
     *(("README.md", name, "turn", name, None, None) for name in (*NAMES.values(), POSES, "images alone", "PRoPE")),
     ("README.md", "PRoPE, tested with the cameras of another room", "turn", "PRoPE", None, "cameras of another room"),
 ]
+
+
+QUESTIONS, INTEREST = "docs/questions.md", 0.05
+DIFFERENCE = re.compile(r"[+-]0\.\d{3} ±0\.\d{3} \(\d\)")  # with the number of seeds
+
+
+class Claim(NamedTuple):
+    """A difference that a row of docs/questions.md tells.
+
+    Attributes:
+        question: The first cell of the row.
+        study: The study.
+        cell: What is compared.
+        base: What it is compared with; None is the best blind baseline or oracle.
+    """
+
+    question: str
+    study: str
+    cell: Cell
+    base: Cell | None = None
+
+
+CLAIMS = [
+    Claim("ALiBi by angle or distance?", "encodings", Cell("PoseALiBi", ""), Cell("images alone", "")),
+    Claim("CaPE?", "encodings", Cell("CaPE", ""), Cell("PRoPE", "")),
+    Claim(
+        "Cameras for Pi3X, or for the decoder?", "where_cameras_enter", Cell("in the decoder", ""), Cell("in Pi3X", "")
+    ),
+    Claim("One time for static scenes?", "encodings", Cell("PRoPE, no time", ""), Cell("PRoPE", "")),
+    Claim("The camera token alone?", "encodings", Cell("camera token alone", ""), Cell("images alone", "")),
+    Claim("May different views be merged?", "merged_views", Cell("merged", ""), Cell("each frame with itself", "")),
+    Claim("Is the connector suspicious?", "published_models", Cell("Spatial-MLLM, stills", ""), Cell("VG-LLM", "")),
+    Claim("Values, VO-RoPE?", "placements", Cell("PRoPE, vo", ""), Cell("PRoPE, qk", "")),
+    Claim(
+        "Moving things: time?",
+        "panel_questions",
+        Cell("images alone", "motion"),
+        Cell("images alone, no time", "motion"),
+    ),
+    Claim("Viewpoint rather than frame number?", "free_turn", Cell("PRoPE", ""), Cell("images alone", "")),
+    Claim("Viewpoint rather than frame number?", "free_turn", Cell("PRoPE", "")),
+    Claim("Viewpoint rather than frame number?", "placements", Cell("pose index", ""), Cell("images alone", "")),
+    Claim(
+        "Rotation, translation, or both?",
+        "panel_questions",
+        Cell("PRoPE, rotation", "rotation"),
+        Cell("PRoPE, translation", "rotation"),
+    ),
+    Claim("Reference frame?", "encodings", Cell("PRoPE", ""), Cell("PRoPE, medoid", "")),
+    Claim("Scaling; translations of 100?", "encodings", Cell("GTA", ""), Cell("GTA, translations x 100", "")),
+    Claim("Accuracy of K?", "panel_questions", Cell("PRoPE", "width", "focal +20 %"), Cell("PRoPE", "width")),
+    Claim("Wrong cameras?", "free_turn", Cell("PRoPE", "", "20 degrees"), Cell("PRoPE", "")),
+]
+
+
+@cache
+def judged() -> list[tuple[Claim, Difference, str]]:
+    """Return each claim of docs/questions.md with its difference and "shown", "equal", "unknown" or "lead"."""
+    found = [document_of(each.study).compare(each.cell, each.base) for each in CLAIMS]
+    words = [each.partition(":")[0] for each in verdicts(found, INTEREST)]
+    words = ["shown" if word in ("higher", "lower") else word for word in words]
+    return list(zip(CLAIMS, found, words, strict=True))
 
 
 def text_of(study: str, setting: str, column: str | None, test: str | None) -> str:
@@ -48,6 +114,11 @@ def filled(file: str) -> str:
         InputError: The document has no row or several rows of a name, or a result is missing.
     """
     lines = Path(file).read_text(encoding="utf-8").splitlines()
+    for claim, found, _ in judged() if file == QUESTIONS else ():
+        half = ((found.high or 0) - (found.low or 0)) / 2
+        text = f"{found.value:+.3f} ±{half:.3f} ({found.seeds})"
+        is_row = [line.startswith(f"| {claim.question} |") for line in lines]
+        lines = [DIFFERENCE.sub(text, line) if own else line for line, own in zip(lines, is_row, strict=True)]
     for where, name, *result in SCORES:
         if where != file:
             continue
@@ -61,5 +132,5 @@ def filled(file: str) -> str:
 
 
 if __name__ == "__main__":
-    for file in dict.fromkeys(where for where, *_ in SCORES):
+    for file in dict.fromkeys([*(where for where, *_ in SCORES), QUESTIONS]):
         Path(file).write_text(filled(file), encoding="utf-8")

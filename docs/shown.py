@@ -109,7 +109,7 @@ def table(rooms: PanelRooms, study: Path) -> list[dict[str, str]]:
             "panel": f"{own['panel'].mean():.2f}",
             "and start": f"{own['both'].mean():.2f}",
             "angle": f"{own['angle'].mean():.0f}°",
-            "score, both shown": mean(own["score"][own["both"]]),
+            "score, both visible": mean(own["score"][own["both"]]),
             "score, others": mean(own["score"][~own["both"]]),
         }
         for setting, own in pd.DataFrame(rows).groupby("setting")

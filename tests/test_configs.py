@@ -43,6 +43,7 @@ PAIRS = {  # each model and each scale once
     ("prope.yaml", "scale_qwen3_5_4b.yaml"): "PRoPEMLLM",
     ("concat_split.yaml", "scale_qwen3_5_9b.yaml"): "ConcatSplitMLLM",
     ("concat_split.yaml", "scale_3b.yaml"): "ConcatSplitMLLM",
+    ("concat_split_prope.yaml", "scale_3b.yaml"): "ConcatSplitMLLM",
     ("prope.yaml", "scale_7b.yaml"): "PRoPEMLLM",
     ("spatial_mllm.yaml", "spatial_mllm_released.yaml"): "SpatialMLLM",
     ("vg_llm.yaml", "vg_llm_released.yaml"): "VGLLM",

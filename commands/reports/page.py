@@ -72,7 +72,7 @@ def _questions(tested: Sequence[Tested]) -> list[str]:
     first = tested[0].questions
     for kind in dict.fromkeys(first["question_type"]):
         own = first[first["question_type"] == kind]
-        shown = [name for name in ("scene", "question", "ground_truth") if name in own]
+        shown = [name for name in ("scene", "question", "ground_truth", "truth") if name in own]
         table = own[shown].rename(columns={"ground_truth": "truth"})
         for each in tested:
             seed = "" if each.seed is None else f", seed {each.seed}"

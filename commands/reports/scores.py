@@ -60,6 +60,7 @@ class Tested:
         options: The flattened options of training and test, to show what differs.
         small_parameters: All values of each small parameter before and after the training, see `Task`, by its name.
         folder: The folder of the test.
+        training: Names the training: tests of one training are compared with each other in pairs. "" if it is unknown.
     """
 
     label: str
@@ -74,6 +75,7 @@ class Tested:
     options: Mapping[str, Any] = field(default_factory=dict)
     small_parameters: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
     folder: Path | None = None
+    training: str = ""
     __test__: ClassVar[bool] = False  # its name is that of a class of tests, for pytest
 
     @cached_property
@@ -255,6 +257,7 @@ def _load_test(folder: Path) -> tuple[Tested, list[str]]:
         options=options,
         small_parameters=metrics.get("small_parameters") or {},
         folder=folder,
+        training=str(run.resolve()),
     )
     recorded = flatten_scores(metrics)
     if any(abs(score - (tested.score(measure) or 0.0)) > 1e-9 for measure, score in recorded.items()):

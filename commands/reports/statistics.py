@@ -1,12 +1,13 @@
 """The difference of two settings, with an interval over their trainings and scenes.
 
-Two things vary when an experiment is repeated: the seeds of the trainings, and the scenes of the test. Both variances
-are estimated and added:
+Two things vary when an experiment is repeated: the trainings, and the scenes of the test. The variances are added:
 
-    variance = variance over seeds / number of seeds + variance over scenes / number of scenes
+    variance = s_A^2 / n_A + s_B^2 / n_B + variance over scenes of the mean difference
 
-**Seeds.** With the same seeds on both sides, which share the order of the data, the differences of each pair are one
-sample; else the variances of both sides are added.
+**Trainings.** n_A trainings of one setting and n_B of the other are independent samples, also where their seeds are
+equal: over 507 pairs of settings of the studies, the scores of equal seeds correlate by 0.11, and pairing them would
+cost half of the degrees of freedom. Two tests of the same trainings are paired: the differences of the trainings are
+one sample.
 
 **Scenes.** The questions of a scene share its video, so their errors are correlated. A measure is a weighted sum of
 means; a scene's part of it is the weighted sum of its questions' distances from these means, and the variance of the
@@ -14,11 +15,9 @@ parts is that of the measure (linearization, the closed form of a bootstrap that
 Cameron & Miller 2015, "A practitioner's guide to cluster-robust inference"). The same questions on both sides are
 subtracted first.
 
-**Interval.** Student's t with the degrees of freedom of Welch and Satterthwaite for the sum. With three seeds that
-differ much they are two, and with seeds that hardly differ many. These degrees are themselves estimated: where both
-variances are large, a 95 % interval holds the truth in 92 % of simulated experiments with three seeds, in 88 % with
-two, and in 94 % with five. What differs between seeds in single scenes is in both
-variances: the interval then errs on the wide side (Owen 2007, "The pigeonhole bootstrap").
+**Interval.** Student's t with the degrees of freedom of Welch and Satterthwaite for the sum. docs/concepts/rules.md has
+the share of simulated experiments in which it holds the truth (`python -m docs.coverage`). What differs between seeds
+in single scenes is in both variances: the interval then errs on the wide side (Owen 2007, "The pigeonhole bootstrap").
 """
 
 from __future__ import annotations
@@ -29,12 +28,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float64
 from scipy.special import nctdtrinc, stdtr, stdtrit
 
 from commands.reports.scores import Tested, scores_of
 
 LEVEL, POWER = 0.95, 0.8
+FEWEST = 3  # trainings of a setting of which a difference is shown; of fewer it is a lead
 ONE_SEED = "one seed: the interval is over scenes alone and says nothing about other trainings"
+Scores = Float64[np.ndarray, " seeds"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,7 @@ class Difference:
         p: Two-sided p-value of the same t-test; None without an interval.
         least: The smallest true difference that four of five repetitions of the experiment would show, as an interval
             without 0; None where it is unknown: with one seed, and without an interval.
-        seeds: The number of pairs of trainings; unpaired, the smaller number of trainings.
-        paired: Whether the trainings are paired by their seeds.
+        seeds: The number of trainings of the side that has fewer.
         note: Why there is no interval, or what it does not cover; else "".
     """
 
@@ -59,49 +60,65 @@ class Difference:
     p: float | None = None
     least: float | None = None
     seeds: int = 0
-    paired: bool = False
     note: str = ""
 
 
 def difference(ours: Sequence[Tested], others: Sequence[Tested], measure: str) -> Difference:
-    """Compare two settings, each with one test per seed.
+    """Compare two settings, each with one test per training, or two tests of the same trainings.
 
-    Seeds that both sides have are paired, and other seeds left out, if there are at least two such pairs or a side has
-    no more than that. Tests of different questions are compared scene by scene on each side alone. The interval is
-    described in the module's docstring; `least` is the noncentrality at which a test with its degrees of freedom has a
-    power of 80 %, in standard errors: 2.8 for many degrees of freedom, 5.65 for two.
+    All trainings of either side count. Where both sides have tests of the same trainings, other trainings are left
+    out. Tests of different questions are compared scene by scene on each side alone. The interval is described in the
+    module's docstring; `least` is the noncentrality at which a test with its degrees of freedom has a power of 80 %, in
+    standard errors: 2.8 for many degrees of freedom, 5.65 for two.
 
     Args:
         ours: Tests of a setting.
         others: Tests of the setting that is subtracted.
         measure: See `commands.reports.scores`.
     """
-    ours, others, paired = _pair_by_seed(ours, others)
-    seeds = min(len(ours), len(others))
-    scores = [scores_of(side, measure) for side in (ours, others)]
-    if not all(scores):
+    ours, others, is_paired = _pair_by_training(ours, others)
+    scores = [np.array(scores_of(side, measure)) for side in (ours, others)]
+    if not all(map(len, scores)):
         return Difference(math.nan, note="no score")
-    result = Difference(float(np.mean(scores[0]) - np.mean(scores[1])), seeds=seeds, paired=paired)
+    result = Difference(float(scores[0].mean() - scores[1].mean()), seeds=min(map(len, scores)))
     if reason := _why_not_comparable(ours, others, measure):
         return replace(result, note=reason)
-    # 1. Scenes.
     frames = [_mean_over_seeds(side) for side in (ours, others)]
-    first, second = (side[0] for side in (ours, others))
-    same = first.asked == second.asked
-    if same:
+    if ours[0].asked == others[0].asked:
         frames = [frames[0].assign(score=frames[0]["score"] - frames[1]["score"].reindex(frames[0].index))]
+    parts = [(frame, side[0].weights(measure)) for frame, side in zip(frames, (ours, others), strict=False)]
+    return _with_interval(result, parts, [scores[0] - scores[1]] if is_paired else scores)
+
+
+def margin(tests: Sequence[Tested], score: float, measure: str) -> Difference:
+    """Compare a setting with a number, such as the score of an oracle, which counts as known exactly."""
+    scores = np.array(scores_of(tests, measure))
+    if not len(scores):
+        return Difference(math.nan, note="no score")
+    result = Difference(float(scores.mean()) - score, seeds=len(scores))
+    if reason := _why_not_comparable(tests, tests, measure):
+        return replace(result, note=reason)
+    return _with_interval(result, [(_mean_over_seeds(tests), tests[0].weights(measure))], [scores])
+
+
+def _with_interval(
+    result: Difference, parts: Sequence[tuple[pd.DataFrame, pd.DataFrame]], samples: Sequence[Scores]
+) -> Difference:
+    """Return a difference with its interval, or with the reason why it has none.
+
+    Args:
+        result: The difference.
+        parts: Questions and their weights: of the mean difference over seeds, or of each side alone.
+        samples: The scores by seed whose means make up the difference.
+    """
     terms: list[tuple[float, int]] = []  # of the variance, with their degrees of freedom
-    for tested, frame in zip((first, second), frames, strict=False):
-        variance, scenes = variance_over_scenes(frame, tested.weights(measure))
+    for questions, weights in parts:
+        variance, scenes = variance_over_scenes(questions, weights)
         if scenes < 2:
             return replace(result, note="a question type has one scene" if scenes else "no mean over questions")
         terms.append((variance, scenes - 1))
-    # 2. Seeds.
-    if seeds > 1:
-        sides = [np.array(own) for own in scores]
-        samples = [sides[0] - sides[1]] if paired else sides
+    if result.seeds > 1:
         terms += [(float(own.var(ddof=1)) / len(own), len(own) - 1) for own in samples]
-    # 3. Their sum.
     variance = sum(own for own, _ in terms)
     if has_spread := variance > 1e-24:
         freedom = variance**2 / sum(own**2 / degrees for own, degrees in terms)
@@ -110,7 +127,7 @@ def difference(ours: Sequence[Tested], others: Sequence[Tested], measure: str) -
         result = replace(result, low=low, high=high, p=2 * float(stdtr(freedom, -abs(result.value) / error)))
     else:  # all seeds and scenes have the same difference, which may be 0
         result = replace(result, low=result.value, high=result.value, p=float(abs(result.value) < 1e-12))
-    if seeds == 1:
+    if result.seeds == 1:
         return replace(result, note=ONE_SEED)
     if not has_spread:
         return result
@@ -118,33 +135,44 @@ def difference(ours: Sequence[Tested], others: Sequence[Tested], measure: str) -
     return replace(result, least=least if least < 1 else None)
 
 
-def verdicts(family: Sequence[Difference], interest: float) -> list[str]:
-    """Return what a study says of each difference of a family: "higher", "lower", "equal" or "unknown".
+def shown(family: Sequence[Difference]) -> list[bool]:
+    """Return which differences of a family are shown.
 
-    A difference is shown if it stays below a level of 5 % by Holm's correction (Holm 1979, "A simple sequentially
-    rejective multiple test procedure"), which holds for all differences of the family together. Of the others, the
-    interval says how large they may be. If it lies within the least effect of interest, the settings are equal for the
-    purpose of the study; else nothing is known.
+    A difference is shown if it has at least three trainings on either side, and stays below a level of 5 % by Holm's
+    correction (Holm 1979, "A simple sequentially rejective multiple test procedure"), which holds for all differences
+    of the family together.
+    """
+    ranked = sorted((own.p, place) for place, own in enumerate(family) if own.p is not None and own.seeds >= FEWEST)
+    found: set[int] = set()
+    for rank, (p, place) in enumerate(ranked):
+        if p > (1 - LEVEL) / (len(ranked) - rank):
+            break
+        found.add(place)
+    return [place in found for place in range(len(family))]
+
+
+def verdicts(family: Sequence[Difference], interest: float) -> list[str]:
+    """Return what a study says of each difference of a family: "higher", "lower", "equal", "unknown" or "lead".
+
+    *Higher* and *lower* are `shown`. Of the others, the interval says how large they may be. If it lies within the
+    least effect of interest, the settings are equal for the purpose of the study; else nothing is known. With fewer
+    than three trainings on a side, a difference is a lead, whatever its interval is.
 
     Args:
         family: The differences of one comparison.
         interest: The least effect of interest, fixed before the study, in 0..1.
     """
-    ranked = sorted((each.p, number) for number, each in enumerate(family) if each.p is not None and each.seeds > 1)
-    shown: set[int] = set()
-    for rank, (p, number) in enumerate(ranked):
-        if p > (1 - LEVEL) / (len(ranked) - rank):
-            break
-        shown.add(number)
-    return [_verdict(each, number in shown, interest) for number, each in enumerate(family)]
+    return [_verdict(each, is_shown, interest) for each, is_shown in zip(family, shown(family), strict=True)]
 
 
 def _verdict(found: Difference, is_shown: bool, interest: float) -> str:
-    if found.low is None or found.high is None or found.seeds < 2:
+    if found.low is None or found.high is None:
         return ""
-    bound = max(abs(found.low), abs(found.high))
+    if found.seeds < FEWEST:
+        return "lead"
     if is_shown:
         return "higher" if found.value > 0 else "lower"
+    bound = max(abs(found.low), abs(found.high))
     return f"{'equal' if bound <= interest else 'unknown'}: within +-{bound:.3f}"
 
 
@@ -165,14 +193,15 @@ def variance_over_scenes(questions: pd.DataFrame, weights: pd.DataFrame) -> tupl
     return float((parts**2).sum()) * len(parts) / max(1, len(parts) - 1), int(fewest)
 
 
-def _pair_by_seed(ours: Sequence[Tested], others: Sequence[Tested]) -> tuple[Sequence[Tested], Sequence[Tested], bool]:
-    """Return the tests to compare, in the order of their seeds if they are paired, and whether they are."""
-    ours_by, others_by = ({each.seed: each for each in side} for side in (ours, others))
-    both = sorted(seed for seed in ours_by if seed is not None and seed in others_by)
-    are_distinct = len(ours_by) == len(ours) and len(others_by) == len(others)
-    if not both or not are_distinct or (len(both) == 1 and min(len(ours), len(others)) > 1):
+def _pair_by_training(
+    ours: Sequence[Tested], others: Sequence[Tested]
+) -> tuple[Sequence[Tested], Sequence[Tested], bool]:
+    """Return the tests to compare, in one order if both sides are tests of the same trainings, and whether they are."""
+    ours_by, others_by = ({each.training: each for each in side if each.training} for side in (ours, others))
+    both = [training for training in ours_by if training in others_by]
+    if not both:
         return ours, others, False
-    return [ours_by[seed] for seed in both], [others_by[seed] for seed in both], True
+    return [ours_by[each] for each in both], [others_by[each] for each in both], True
 
 
 def _why_not_comparable(ours: Sequence[Tested], others: Sequence[Tested], measure: str) -> str:

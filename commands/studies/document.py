@@ -15,7 +15,8 @@ import pandas as pd
 
 from callbacks.baselines import BELOW, MEANING, NAMES, blind_only, is_below
 from commands.reports.plot import draw, draw_curves
-from commands.reports.statistics import Difference, difference, verdicts
+from commands.reports.scores import Tested
+from commands.reports.statistics import FEWEST, ONE_SEED, Difference, difference, margin, shown, verdicts
 from commands.studies.results import Result, Results
 from commands.studies.study_file import OWN, Comparison, Study, as_words
 from datamodules.sources.base import ORACLE
@@ -23,6 +24,8 @@ from zoo.files.atomic_io import write_whole
 from zoo.files.ownership import refuse_existing
 
 UNLEARNED = "unlearned"  # in the name of a null model's error
+ALONE = "*"  # marks an interval of one seed
+START = "model.initial_weights"
 MAX_FAMILIES = 7  # rows of more families than colors are not colored
 MAKES = "makes this file"  # in a sentence by which a former document is known
 Rows = dict[str, dict[str, list[float]]]  # a plot's scores by row and column, one per seed
@@ -120,22 +123,36 @@ class Document:
         return pd.DataFrame(table, columns=["setting", *map(self._heading, columns)])
 
     def verdict(self) -> str:
-        """Return which settings are above all blind baselines and oracles, and by how much. "" without oracles."""
-        above, unjudged, has_oracles = [], [], False
+        """Return which settings are above all blind baselines and oracles, and by how much. "" without oracles.
+
+        The settings are one family of comparisons. The best oracle's score counts as known exactly.
+        """
+        judged: dict[str, Difference] = {}
+        few, unbegun = list[str](), list[str]()
         for cell in (Cell(name, column) for name in self.study.settings for column in self.study.columns_of(name)):
-            scores, blind = self.scores(cell), blind_only(self.blind(cell))
-            if not scores or not any(name.startswith(ORACLE) for name in blind):
+            tests, blind = self._tests(cell), blind_only(self.blind(cell))
+            if not tests or not any(name.startswith(ORACLE) for name in blind):
                 continue
-            has_oracles, label = True, ", ".join(filter(None, (self.study.label_of(cell.setting), cell.column)))
+            label = ", ".join(filter(None, (self.study.label_of(cell.setting), cell.column)))
             if self.is_bimodal(cell):
-                unjudged.append(label)
-            elif (margin := statistics.mean(scores) - max(blind.values())) > 0:
-                above.append(f"{label} (by {margin:.3f})")
-        if not has_oracles:
+                unbegun.append(label)
+            elif len(tests) < FEWEST:
+                few.append(label)
+            else:
+                judged[label] = self.compare(cell)
+        if not judged and not few and not unbegun:
             return ""
-        rest = f" Not judged, because not all of their seeds begin: {'; '.join(unjudged)}." if unjudged else ""
-        named = "; ".join(above) or "no setting"
-        return f"Above all blind baselines and oracles, in the mean over seeds: {named}.{rest}"
+        is_above = dict(zip(judged, shown([*judged.values()]), strict=True))
+        told = {label: f"{label}, {' ('.join(_difference_texts(own)[:2])})" for label, own in judged.items()}
+        positive = [label for label, own in judged.items() if own.value > 0]
+        above, oracles = [told[each] for each in positive if is_above[each]], "all blind baselines and oracles"
+        groups = {
+            f"Above {oracles}": above or (["none"] if judged else []),
+            "Above them in the mean, which is not shown": [told[each] for each in positive if not is_above[each]],
+            f"Not judged against {oracles}, with fewer than {FEWEST} seeds": few,
+            f"Not judged against {oracles}, because not all seeds begin": unbegun,
+        }
+        return " ".join(f"{what}: {'; '.join(labels)}." for what, labels in groups.items() if labels)
 
     def test_table(self) -> pd.DataFrame:
         """Return the table of further tests: the score of each, and its change against the model's own test."""
@@ -145,7 +162,7 @@ class Document:
                 texts = []
                 for column in self.study.columns:
                     cell = Cell(name, column, test)
-                    texts += [self.text(cell), self._change(cell, cell._replace(test=OWN))]
+                    texts += [self.text(cell), self._change(cell)]
                 if any(texts):
                     score = self.study.tests[test].score
                     rows.append([self.study.label_of(name), f"{test} ({score})" if score else test, *texts])
@@ -169,29 +186,33 @@ class Document:
         return pd.DataFrame(rows, columns=["setting", "error", *headings])
 
     def begin_table(self) -> pd.DataFrame:
-        """Return the table of how many trainings begin to learn, and after how many steps. Empty without curves."""
+        """Return the table of the steps after which each training begins to learn. Empty without curves."""
         threshold, rows = self.study.begins, []
         if threshold is not None:
             for name, curves in self.curves.items():
-                firsts = [next((step for step, score in curve if score >= threshold), None) for curve in curves]
-                steps = sorted(int(step) for step in firsts if step is not None)
-                after = f"{statistics.median(steps):.0f} ({steps[0]} to {steps[-1]})" if steps else ""
-                rows.append([name, f"{len(steps)} of {len(curves)}", after])
-        return pd.DataFrame(rows, columns=["setting", "begin", "after steps, median (range)"])
+                firsts = [next((step for step, score in curve if score >= threshold), math.inf) for curve in curves]
+                begun = [f"{step:.0f}" for step in sorted(firsts) if step < math.inf]
+                ends = [curve[-1][0] for curve, first in zip(curves, firsts, strict=True) if first == math.inf]
+                rows.append([name, ", ".join([*begun, *(f"> {end:.0f}" for end in sorted(ends))])])
+        return pd.DataFrame(rows, columns=["setting", "begins after steps"])
 
     def comparison(self, each: Comparison) -> pd.DataFrame:
         """Return the table of a comparison, without rows that have no score."""
         columns, rows = self._columns(each), []
         pairs = [pair for pair in self.pairs(each) if any(self.text(pair[0]._replace(column=name)) for name in columns)]
-        found = [self._difference(*pair) for pair in pairs]
+        found = [self.compare(*pair) for pair in pairs]
         said = ["" for _ in pairs] if each.interest is None else verdicts(found, each.interest)
-        for (cell, _), own, verdict in zip(pairs, found, said, strict=True):
+        for (cell, base), own, verdict in zip(pairs, found, said, strict=True):
             texts = [self.text(cell._replace(column=column)) for column in columns]
             named = [self.study.label_of(cell.setting), *([cell.test] if each.tests else [])]
-            rows.append([*named, *texts, *_difference_texts(own), *([] if each.interest is None else [verdict])])
+            value, *rest = _difference_texts(own)
+            value += self._seeds_of(cell, base) if value else ""
+            rows.append([*named, *texts, value, *rest, *([] if each.interest is None else [verdict])])
         against = f"minus *{each.baseline}*" if each.baseline else "minus the own test"
         headings = [*(["tested with"] if each.tests else []), *map(self._heading, columns)]
-        compared = [f"{self._heading(columns[0])}, {against}", "95 % interval", "least effect"]
+        starts = {self._start(cell) for pair in pairs for cell in pair} - {None}
+        interval = "95 % interval" + (", for this start" if starts else "")
+        compared = [f"{self._heading(columns[0])}, {against}", interval, "least effect"]
         compared += [] if each.interest is None else [f"meaning, for effects of {each.interest:g}"]
         return pd.DataFrame(rows, columns=["setting", *headings, *compared])
 
@@ -216,27 +237,48 @@ class Document:
     def _heading(self, column: str) -> str:
         return f"`{column}`" if column else self.study.score
 
-    def _difference(self, cell: Cell, base: Cell) -> Difference:
-        """Return a difference with its interval. Between trainings of which only some have begun, there is none."""
-        if cell == base or not self._change(cell, base):
+    def compare(self, cell: Cell, base: Cell | None = None) -> Difference:
+        """Return the difference from another cell, or from the best blind baseline or oracle, with its interval.
+
+        Between trainings of which only some have begun, there is none.
+        """
+        if base is None:
+            return margin(self._tests(cell), max(blind_only(self.blind(cell)).values()), self.measure(cell))
+        ours, theirs = self.found(cell), self.found(base)
+        if cell == base or not ours or not theirs:
             return Difference(math.nan)
+        asked = self.results.questions
+        both = [(asked[ours[seed].questions], asked[theirs[seed].questions]) for seed in ours.keys() & theirs.keys()]
+        if cell[:2] == base[:2] and not all(one.is_same(other) for one, other in both):
+            return Difference(math.nan)  # a test with other questions
         if self.is_bimodal(cell) or self.is_bimodal(base):
             return Difference(math.nan, note="not all trainings begin")
-        ours, theirs = (
-            [self.results.tested(result, f"{each}", each.test) for result in self.found(each).values()]
-            for each in (cell, base)
-        )
-        return difference(ours, theirs, self.measure(cell))
+        return difference(self._tests(cell), self._tests(base), self.measure(cell))
 
-    def _change(self, cell: Cell, base: Cell) -> str:
-        """Return the score of a cell minus another's, over the seeds that both have; "" without such seeds."""
-        ours, theirs, kind = self.found(cell), self.found(base), self.measure(cell)
-        both = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
-        is_same_model = cell[:2] == base[:2]
-        if is_same_model and any(one.questions != other.questions for one, other in both):
-            return ""  # a test with other questions
-        found = [(one.scores, other.scores) for one, other in both if kind in one.scores and kind in other.scores]
-        return f"{statistics.mean(one[kind] - other[kind] for one, other in found):+.3f}" if found else ""
+    def _start(self, cell: Cell) -> str | None:
+        """Return the trained weights that all seeds of a cell start from; None for random and for released ones."""
+        start = self.study.run(cell.setting, cell.column, self.study.seeds[0]).resolved.get(START)
+        return None if start is None else str(start)
+
+    def _tests(self, cell: Cell) -> list[Tested]:
+        """Return the tests of a cell that have its measure, one per seed."""
+        label, kind = ", ".join(filter(None, cell[:2])), self.measure(cell)
+        found = (result for result in self.found(cell).values() if kind in result.scores)
+        return [self.results.tested(result, label, cell.test) for result in found]
+
+    def _seeds_of(self, cell: Cell, base: Cell) -> str:
+        """Return the seeds of a difference between two tests of the same trainings, if a side has further seeds."""
+        seeds = self.found(cell).keys(), self.found(base).keys()
+        if cell[:2] != base[:2] or seeds[0] == seeds[1]:
+            return ""  # all seeds of both sides
+        both = sorted(seeds[0] & seeds[1])
+        return f" (seed{'s' if len(both) > 1 else ''} {', '.join(map(str, both))})"
+
+    def _change(self, cell: Cell) -> str:
+        """Return the change of a further test against the model's own, in the same trainings."""
+        base = cell._replace(test=OWN)
+        value = _difference_texts(self.compare(cell, base))[0]
+        return value and value + self._seeds_of(cell, base)
 
     # ---- The file ------------------------------------------------------------------------------------------------
 
@@ -271,7 +313,9 @@ class Document:
         measured = {setting for setting, column, _ in self._found if self.text(Cell(setting, column))}
         missing = [name for name in study.settings if name not in measured]
         lines = ", and lines at the blind baselines" if self.baselines else ""
-        parts = [f"# {study.title}", study.text.strip(), self._summary(), _markdown(self.score_table())]
+        is_interim = any(len(self._found[run.setting, run.column, run.seed]) < len(run.tests) for run in study.runs())
+        title = f"# {study.title}{' (interim)' if is_interim else ''}"
+        parts = [title, study.text.strip(), self._summary(), _markdown(self.score_table())]
         parts.append(self.verdict())
         parts.append(f"Not measured yet: {'; '.join(missing)}." if missing else "")
         picture = f"![the scores as dots, with the range over the seeds{lines}]({plot})"
@@ -282,11 +326,14 @@ class Document:
         if not (further := self.test_table()).empty:
             parts += ["## Further tests of the trained models", _markdown(further)]
         if not (begun := self.begin_table()).empty:
-            what = f"A training begins when the score of its validation scenes reaches {study.begins:g}."
+            what = (
+                f"A training begins when the score of its validation scenes reaches {study.begins:g}. `>` is before the"
+                " last validation of one that has not begun."
+            )
             parts += ["## Which trainings begin to learn", what, _markdown(begun)]
         for each in study.compare:
-            table = self.comparison(each)
-            parts += [f"## {each.title}", "Not measured yet." if table.empty else _markdown(table)]
+            text = "Not measured yet." if (table := self.comparison(each)).empty else _markdown(table)
+            parts += [f"## {each.title}", text, *([f"\\{ALONE} {ONE_SEED}."] if f" {ALONE} " in text else [])]
         if not (errors := self.error_table()).empty:
             parts += ["## Errors of what the objectives predict", _markdown(errors)]
         if any(f" {BELOW}" in part for part in parts[3:]):
@@ -309,28 +356,38 @@ class Document:
         seeds = ", ".join(map(str, study.seeds))
         spread = "the mean over the seeds, with the least and the greatest" if len(study.seeds) > 1 else "of one seed"
         parts.append(f"A cell is {spread} ({seeds}). The score is {study.score} unless the row says otherwise.")
-        if study.compare and len(study.seeds) == 1:
+        if study.added_seeds:
+            added = ", ".join(map(str, study.added_seeds))
             parts.append(
-                "Differences are paired by question. Their 95 % intervals are for other scenes alone. One seed says"
-                " nothing about other trainings."
+                f"Seeds that were added after a look at the results of the others: {added}. Intervals and meanings do"
+                " not account for the look."
             )
+        if study.compare and len(study.seeds) == 1:
+            parts.append("Differences are paired by question. Their 95 % intervals are for other scenes alone.")
         elif study.compare:
             parts.append(
-                "Differences are paired by seed and by question. Their 95 % intervals are for other seeds and other"
-                " scenes. The least effect is the smallest difference that four of five repetitions of the study would"
-                " show."
+                "Differences are of all seeds of either side, paired by question, and by training between two tests of"
+                " the same models. Their 95 % intervals are for other seeds and other scenes. The least effect is the"
+                " smallest difference that four of five repetitions of the study would show."
+            )
+        starts = {self._start(Cell(run.setting, run.column)): None for run in runs}
+        if len(study.seeds) > 1 and (files := ", ".join(f"`{start}`" for start in starts if start)):
+            which = "Some trainings" if None in starts else "All trainings"
+            parts.append(
+                f"{which} start from trained weights ({files}). Their intervals are for other trainings from these"
+                " weights, and say nothing about other starts."
             )
         if len(study.seeds) > 1 and any(each.interest is not None for each in study.compare):
             parts.append(
                 "The last column says what a difference means, for the least effect of interest, which was fixed before"
                 " the study: higher or lower (an error of 5 % for all differences of a table together, by Holm's"
-                " correction); equal, if the interval lies within that effect; or unknown, with the largest effect that"
-                " the interval leaves."
+                " correction); equal, if the interval lies within that effect; unknown, with the largest effect that"
+                f" the interval leaves; or a lead, with fewer than {FEWEST} trainings on a side."
             )
         if study.begins is not None:
             parts.append(
                 f"A training has begun to learn at a score of {study.begins:g}. Where only some have, every seed is"
-                " listed in place of a mean."
+                " listed in place of a mean, and no interval is given: intervals are for trainings that begin."
             )
         return "\n\n".join(filter(None, parts))
 
@@ -374,6 +431,7 @@ def _difference_texts(found: Difference) -> list[str]:
     """Return a difference, its interval or why it has none, and the least effect that the study would show."""
     value = "" if math.isnan(found.value) else f"{found.value:+.3f}"
     interval = found.note if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
+    interval += f" {ALONE}" if found.note == ONE_SEED else ""
     return [value, interval, "" if found.least is None else f"{found.least:.3f}"]
 
 

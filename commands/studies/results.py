@@ -1,12 +1,14 @@
 """The results of a study: a file of JSON lines that is committed, so that a fresh clone goes on from there.
 
-A line is the result of one test of one training, with the score of each question. What the questions are is written
-once for each set of questions, in a line of its own.
+A line is the result of one test of one training, with the score and the answer of each question. The questions and
+their truths are written once for each set of questions, in a line of its own. `Results.tested` returns them in a table.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
+from base64 import b85decode, b85encode
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ class Questions:
 
     Attributes:
         key: The fingerprint of the questions, by which a result names them.
+        ground_truths: The right answers. Empty in results of former versions.
     """
 
     key: str
@@ -38,6 +41,13 @@ class Questions:
     ids: list[str]
     question_types: list[str]
     scenes: list[str]
+    ground_truths: list[str] = field(default_factory=list)
+
+    def is_same(self, other: Questions) -> bool:
+        """Return whether the questions are equal, as far as both say what they are."""
+        if self.ground_truths and other.ground_truths:
+            return self == other
+        return replace(self, key="", ground_truths=[]) == replace(other, key="", ground_truths=[])
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,7 @@ class Result:
         errors: The errors of what the model's objectives predict. `<objective>/unlearned/<name>` is a null model's.
         small_parameters: Values of each small parameter before and after the training, see `Task`.
         curve: Pairs of a training step and the score of the validation scenes at it, in the measure of the row.
+        predictions: The answer to each question, see `compress`. "" for results of former versions.
     """
 
     setting: str
@@ -77,6 +88,7 @@ class Result:
     errors: dict[str, float] = field(default_factory=dict)
     small_parameters: dict[str, list[list[float]]] = field(default_factory=dict)
     curve: list[list[int | float]] = field(default_factory=list)
+    predictions: str = ""
 
 
 class Results:
@@ -178,9 +190,12 @@ class Results:
         self.questions[questions.key] = questions
 
     def tested(self, result: Result, label: str, test: str = OWN) -> Tested:
-        """Return a result as a row of tables."""
+        """Return a result as a row of tables. The label is that of the setting, for all tests of a training."""
         asked = self.questions[result.questions]
         columns = {"question_type": asked.question_types, "scene": asked.scenes, "score": result.question_scores}
+        # not "ground_truth", which makes tests of other truths others: former results have none
+        columns |= {"truth": asked.ground_truths} if asked.ground_truths else {}
+        columns |= {"prediction": decompress(result.predictions)} if result.predictions else {}
         questions = pd.DataFrame(columns, index=pd.Index(asked.ids, name="id"))
         return Tested(
             label=label,
@@ -191,6 +206,7 @@ class Results:
             questions=questions,
             baselines=result.baselines,
             group=label,
+            training=f"{label}, seed {result.seed}",
             options={**result.options, **{f"test.{name}": value for name, value in result.test_options.items()}},
             small_parameters=result.small_parameters,
         )
@@ -246,6 +262,7 @@ def read_result(
         "ids": [record["id"] for record in records],
         "question_types": [record["question_type"] for record in records],
         "scenes": [record["scene"] for record in records],
+        "ground_truths": [record["ground_truth"] for record in records],
     }
     questions = Questions(fingerprint(content), **content)
     result = Result(
@@ -266,8 +283,24 @@ def read_result(
             for name, both in metrics.get("small_parameters", {}).items()
         },
         curve=[[step, round(score, DIGITS)] for step, score in curve],
+        predictions=compress([record["prediction"] for record in records]),
     )
     return result, questions
+
+
+def compress(texts: list[str]) -> str:
+    """Return texts as one short text: zlib in base 85, some 500 characters for 500 numbers."""
+    return b85encode(zlib.compress(json.dumps(texts, separators=(",", ":")).encode(), 9)).decode()
+
+
+def decompress(text: str) -> list[str]:
+    """Return the texts that `compress` has packed.
+
+    Example:
+        >>> decompress(compress(["1.5", "left"]))
+        ['1.5', 'left']
+    """
+    return list(json.loads(zlib.decompress(b85decode(text))))
 
 
 def rounded_scores(metrics: Mapping[str, Any]) -> dict[str, float]:

@@ -177,6 +177,7 @@ class Study:
     configs: list[str] = field(default_factory=list)
     options: Options = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
+    added_seeds: list[int] = field(default_factory=list)
     score: str = MACRO
     begins: float | None = None
     columns: dict[str, Options] = field(default_factory=lambda: {"": {}})
@@ -368,6 +369,7 @@ def _check(study: Study) -> None:
     if not study.settings:
         raise InputError("settings: there is none")
     check_names(study.seeds, study.seeds, "seed")
+    check_names(study.added_seeds, study.seeds, "seed")
     scores = {MACRO, *(kind for benchmark in registered_benchmarks().values() for kind in benchmark().question_types)}
     for setting in study.settings.values():
         for config in (*study.configs, *setting.configs):

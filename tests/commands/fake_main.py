@@ -37,6 +37,7 @@ def main(words: list[str]) -> str | None:
     kinds = [KINDS[number % len(KINDS)] for number in range(QUESTIONS)]
     rows = [
         {"id": str(n), "question_type": kinds[n], "scene": f"room {n // 4}", "score": scores[n]}
+        | {"ground_truth": str(n), "prediction": f"{n * scores[n]:.1f}"}
         for n in range(QUESTIONS)
     ]
     (folder / "predictions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

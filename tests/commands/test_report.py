@@ -115,7 +115,7 @@ def test_the_table_has_the_numbers_of_the_answers(runs, capsys) -> None:
     sides = [[each for each in tested if each.label == name and not each.test] for name in ("fused", "plain")]
     found = difference(*sides, "macro")
     assert table.loc["fused", [f"{change} low", f"{change} high"]].tolist() == pytest.approx([found.low, found.high])
-    assert found.low < found.value < found.high and found.paired and found.seeds == 3
+    assert found.low < found.value < found.high and found.seeds == 3
     # what is below the best blind baseline is marked
     row = next(line for line in run_report(*runs.values(), capsys=capsys).splitlines() if line.startswith("plain "))
     marks = [cell.endswith("<") for cell in re.split(" {2,}", row)[1:11]]

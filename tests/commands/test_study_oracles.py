@@ -72,7 +72,7 @@ def test_results_keep_everything_else_and_the_table_says_which_settings_are_abov
         assert {name.startswith(ORACLE) for name in added} == {True, False}
     document = Path("studies/turns.md").read_text()
     assert "| low" in document and "0.500 <" in document
-    assert "Above all blind baselines and oracles, in the mean over seeds: high (by " in document
+    assert "Not judged against all blind baselines and oracles, with fewer than 3 seeds: low; high." in document
     assert f"| {POSSIBLE}pose and pixel" in document and "1.000 <" not in document  # not blind
     written = results.path.read_bytes()
     study(["studies/turns.yaml", "--oracles"])

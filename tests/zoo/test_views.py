@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from callbacks.configs import merge_configs
 from datamodules.samplers import SceneView, UniformSampler
 from datamodules.video import Video
 from tests.cases import each_once
@@ -26,6 +27,7 @@ from zoo import (
     PRoPE,
     PRoPEMLLM,
 )
+from zoo.configuration import from_config
 from zoo.encodings import GTA, CaPE, EncodedCameras, PoseEmbedding, RayAttention, RayEmbedding, ViewAttention
 from zoo.tasks import VideoQATask
 
@@ -153,6 +155,31 @@ def test_scenes_of_one_grid_are_encoded_together_as_if_alone(views: str) -> None
     others = ours.model.encode_scenes(tiny_batch(ours, *scenes))
     assert (others[0].visual.tokens - together[0].visual.tokens).abs().max() > 1e-3
     torch.testing.assert_close(others[1].visual.tokens, together[1].visual.tokens, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_cameras_of_concat_split_prope_touch_the_2d_half_alone() -> None:
+    """The 3D tokens are of an encoder that knows no cameras. The control: before training nothing is touched."""
+    model = merge_configs(["concat_split_prope.yaml"]).settings["model"]
+    geometry = {"class_path": "TinyVGGT", "init_args": {"embed_dim": 32, "depth": 2}}
+    torch.manual_seed(0)
+    ours = from_config(VideoQATask, {**model, "init_args": {**model["init_args"], "geometry": geometry}}).eval()
+    assert isinstance(ours.model.fusion, ConcatSplitFusion) and ours.model.camera_encoding is None
+
+    def halves(camera_seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scene, others = tiny_scene("a"), tiny_scene("b", seed=camera_seed).geometry
+        scene.geometry.world_to_camera = others.world_to_camera
+        (encoded,) = ours.model.encode_scenes(tiny_batch(ours, scene))
+        flat, spatial = encoded.visual.tokens.chunk(2, -1)
+        return flat, spatial
+
+    before = halves(0)
+    assert all(map(torch.equal, halves(1), before))
+    woken(ours)
+    own, others = halves(0), halves(1)
+    assert torch.equal(own[1], before[1]) and torch.equal(others[1], before[1])
+    moved = (others[0] - own[0]).abs().flatten(0, -2).amax(-1)
+    assert moved.min() > 1e-4 and (own[0] - before[0]).abs().max() > 1e-3  # every token of the 2D half
 
 
 def test_a_view_mixer_has_no_effect_without_the_2d_branch() -> None:

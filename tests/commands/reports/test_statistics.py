@@ -13,7 +13,8 @@ import pytest
 import scipy.stats
 
 from commands.reports.scores import Tested
-from commands.reports.statistics import Difference, difference, verdicts
+from commands.reports.statistics import Difference, difference, margin, shown, verdicts
+from docs.coverage import PAGE, TRAININGS, Trainings, coverage
 from zoo.benchmarks import VSIBench
 
 BENCHMARK = VSIBench()
@@ -27,9 +28,10 @@ def a_test(scores: Sequence[float], seed: int | None = 0, *, kinds=None, scenes=
     return Tested("", "", seed, "VSIBench", "spatial_mllm", pd.DataFrame(columns, index=ids), **more)
 
 
-def several(scores: np.ndarray, first_seed: int = 0, **options) -> list[Tested]:
-    """A test per row of scores, with one seed after the other."""
-    return [a_test(row, first_seed + seed, **options) for seed, row in enumerate(scores)]
+def several(scores: np.ndarray, trainings: Sequence[str] | None = None, **options) -> list[Tested]:
+    """A test per row of scores, with one seed after the other; of trainings by their names."""
+    names = trainings or [""] * len(scores)
+    return [a_test(row, seed, training=names[seed], **options) for seed, row in enumerate(scores)]
 
 
 # ---- Against other computations -------------------------------------------------------------------------------------
@@ -93,19 +95,40 @@ def by_hand(*terms: tuple[float, int]) -> tuple[float, float, float]:
 
 
 def test_variances_over_seeds_and_scenes_are_added() -> None:
-    ours, others = np.random.default_rng(1).uniform(size=(2, 3, 50))
-    by_seed, of_scenes = (ours - others).mean(1), ((ours - others).mean(0).var(ddof=1) / 50, 49)
-    error, freedom, half = by_hand((by_seed.var(ddof=1) / 3, 2), of_scenes)
-    mixed = several(others)[::-1]  # paired by their seeds, not by their order
-    found = difference(several(ours), mixed, "micro")
-    assert (found.paired, found.seeds, found.note) == (True, 3, "")
-    assert [found.low, found.high] == pytest.approx([by_seed.mean() - half, by_seed.mean() + half], abs=1e-12)
+    rng = np.random.default_rng(1)
+    ours, others = rng.uniform(size=(5, 50)), rng.uniform(size=(3, 50))  # all trainings of either side count
+    value, scenes = ours.mean() - others.mean(), ours.mean(0) - others.mean(0)
+    trainings = [(side.mean(1).var(ddof=1) / len(side), len(side) - 1) for side in (ours, others)]
+    error, freedom, half = by_hand(*trainings, (scenes.var(ddof=1) / 50, 49))
+    found = difference(several(ours), several(others), "micro")
+    assert (found.seeds, found.note) == (3, "")
+    assert [found.low, found.value, found.high] == pytest.approx([value - half, value, value + half], abs=1e-12)
     assert scipy.stats.nct.sf(half / error, freedom, found.least / error) == pytest.approx(0.8, abs=1e-3)
-    turned = difference(mixed, several(ours), "micro")
+    turned = difference(several(others), several(ours), "micro")
     assert [turned.low, turned.high] == pytest.approx([-found.high, -found.low])
-    unpaired = difference(several(ours), several(others, first_seed=3), "micro")
-    _, _, half = by_hand(*((side.mean(1).var(ddof=1) / 3, 2) for side in (ours, others)), of_scenes)
-    assert (unpaired.paired, unpaired.seeds) == (False, 3) and unpaired.high - unpaired.value == pytest.approx(half)
+
+
+def test_two_tests_of_the_same_trainings_are_paired() -> None:
+    """By their trainings, not by their order; of a training that one test lacks, neither counts."""
+    own = np.random.default_rng(1).uniform(size=(4, 50)) + np.array([[0.0], [0.3], [0.1], [0.2]])
+    wrong = own - np.array([[0.2], [0.25], [0.3], [0.9]])
+    tests, changed = several(own, list("abcd")), several(wrong, list("abcd"))[2::-1]
+    found = difference(changed, tests, "micro")
+    _, _, half = by_hand((np.var([0.2, 0.25, 0.3], ddof=1) / 3, 2), (0.0, 49))
+    assert (found.seeds, found.value, found.high - found.value) == (3, pytest.approx(-0.25), pytest.approx(half))
+    unpaired = difference(several(wrong[:3]), tests, "micro")  # the control: equal seeds alone pair nothing
+    assert unpaired.value == pytest.approx(wrong[:3].mean() - own.mean()) and unpaired.low < found.low - 0.05
+
+
+def test_a_margin_over_a_known_score_is_that_of_one_sample() -> None:
+    scores = np.random.default_rng(8).uniform(0.5, 0.9, size=(4, 60))
+    of_seeds, of_scenes = (scores.mean(1).var(ddof=1) / 4, 3), (scores.mean(0).var(ddof=1) / 60, 59)
+    _, _, half = by_hand(of_seeds, of_scenes)
+    found = margin(several(scores), 0.65, "micro")
+    assert (found.value, found.high - found.value) == (pytest.approx(scores.mean() - 0.65), pytest.approx(half))
+    assert shown([found]) == [True] and shown([margin(several(scores), 0.7, "micro")]) == [False]
+    assert margin(several(scores[:1]), 0.1, "micro").note.startswith("one seed")
+    assert shown([margin(several(scores[:2]), 0.1, "micro")]) == [False]  # a lead
 
 
 def test_at_two_degrees_of_freedom_five_and_a_half_standard_errors_are_shown() -> None:
@@ -135,10 +158,10 @@ def test_differences_of_a_family_are_corrected_by_holm() -> None:
     def of(p: float | None, value: float = 0.1, half: float = 0.2, seeds: int = 3) -> Difference:
         return Difference(value, value - half, value + half, p=p, seeds=seeds)
 
-    family = [of(0.01), of(0.04, -0.2, 0.19), of(0.03), of(0.6, 0.01, 0.03), of(1e-9, seeds=1), Difference(math.nan)]
+    family = [of(0.01), of(0.04, -0.2, 0.19), of(0.03), of(0.6, 0.01, 0.03), of(1e-9, seeds=2), Difference(math.nan)]
     assert verdicts(family, 0.05) == ["higher", "unknown: within +-0.390", "unknown: within +-0.300"] + [
         "equal: within +-0.040",
-        "",
+        "lead",
         "",
     ]
     assert verdicts([of(0.01), of(0.016, -0.2), of(0.03)], 0.05) == ["higher", "lower", "higher"]
@@ -159,30 +182,18 @@ def test_of_ten_comparisons_without_an_effect_one_is_shown_in_5_percent_of_studi
 
 
 @pytest.mark.parametrize(
-    ("seeds", "spread", "of_scenes", "paired"),
-    [
-        (3, 0.06, 0.3, True),
-        pytest.param(3, 0.12, 0.02, True, marks=pytest.mark.slow),
-        pytest.param(5, 0.08, 0.2, True, marks=pytest.mark.slow),
-        pytest.param(3, 0.06, 0.3, False, marks=pytest.mark.slow),
-    ],
+    ("trainings", "rounds", "tolerance"),
+    [(TRAININGS[1], 60, 0.07), *(pytest.param(each, 300, 0.04, marks=pytest.mark.slow) for each in TRAININGS)],
 )
-def test_intervals_hold_the_truth(seeds: int, spread: float, of_scenes: float, paired: bool) -> None:
-    """Trainings and scenes are drawn anew each time; an interval over scenes alone holds the truth too rarely."""
-    rng, rounds, count, truth = np.random.default_rng(2), 150, 40, 0.1
-    covered = {"both": 0, "scenes": 0}
-    for _ in range(rounds):
-        hard, better = rng.normal(0, (0.2, of_scenes), (count, 2)).T  # scenes; those in which the second setting helps
-        order = rng.normal(0, 0.1, (2, seeds, 1))  # what the order of the data does to a training
-        noise = rng.normal(0, spread, (2, seeds, 1)) + rng.normal(0, 0.1, (2, seeds, count))
-        first, second = (0.4 + hard + order[0 if paired else side] + noise[side] for side in (0, 1))
-        second = second + truth + better
-        found = difference(several(second), several(first, 0 if paired else seeds), "micro")
-        covered["both"] += found.low <= truth <= found.high
-        by_scene = (second - first).mean(0)
-        covered["scenes"] += abs(by_scene.mean() - truth) < 1.96 * by_scene.std(ddof=1) / math.sqrt(count)
-    assert covered["both"] >= 0.91 * rounds
-    assert covered["scenes"] < 0.89 * rounds  # the control
+def test_intervals_hold_the_truth_as_often_as_the_rules_say(
+    trainings: Trainings, rounds: int, tolerance: float
+) -> None:
+    """The control: an interval over scenes alone holds it too rarely."""
+    rules = PAGE.read_text(encoding="utf-8").splitlines()
+    (row,) = [line for line in rules if line.startswith(f"| {trainings.name} |")]
+    held, alone = coverage(trainings, 3, rounds)
+    assert held == pytest.approx(float(row.split("|")[2]), abs=tolerance)
+    assert alone < held - 0.05
 
 
 def test_what_a_study_can_show_is_shown_in_four_of_five_repetitions() -> None:
@@ -199,21 +210,16 @@ def test_what_a_study_can_show_is_shown_in_four_of_five_repetitions() -> None:
 # ---- What can't be compared -----------------------------------------------------------------------------------------
 
 
-def test_seeds_that_both_have_are_compared_and_one_seed_says_nothing_about_trainings() -> None:
+def test_one_seed_says_nothing_about_trainings() -> None:
     ours, others = np.random.default_rng(4).uniform(size=(2, 3, 30))
-    found = difference(several(ours), several(others, first_seed=1), "micro")  # seeds 0, 1, 2 and 1, 2, 3
-    assert (found.paired, found.seeds) == (True, 2)
-    assert found.value == pytest.approx((ours[1:] - others[:2]).mean())
-    found = difference(several(ours), several(others[:1], first_seed=2), "micro")
-    assert (found.paired, found.seeds) == (True, 1) and found.value == pytest.approx((ours[2] - others[0]).mean())
+    found = difference(several(ours), several(others[:1]), "micro")
+    assert found.seeds == 1 and found.value == pytest.approx(ours.mean() - others[0].mean())
     assert found.low < found.value < found.high and found.least is None and found.note.startswith("one seed")
-    unknown = [a_test(row, None) for row in ours]
-    assert not difference(unknown, several(others), "micro").paired
 
 
 def test_a_difference_that_all_seeds_and_scenes_share_is_shown_and_a_tie_is_equal() -> None:
     right, wrong = several(np.ones((3, 40))), several(np.zeros((3, 40)))
-    ours = several(np.random.default_rng(5).uniform(size=(3, 40)))
+    ours = several(np.random.default_rng(5).uniform(size=(3, 40)), list("abc"))  # of the same trainings
     for first, second, value, said in (
         (right, wrong, 1.0, "higher"),
         (wrong, right, -1.0, "lower"),
@@ -224,7 +230,7 @@ def test_a_difference_that_all_seeds_and_scenes_share_is_shown_and_a_tie_is_equa
         assert (found.value, found.low, found.high, found.p, found.note) == (value, value, value, value == 0, "")
         assert verdicts([found], 0.02) == [said]
         alone = difference(first[:1], second[:1], "micro")  # the control: one seed shows nothing
-        assert alone.note.startswith("one seed") and verdicts([alone], 0.02) == [""]
+        assert alone.note.startswith("one seed") and verdicts([alone], 0.02) == ["lead"]
 
 
 def test_there_is_no_interval_with_other_question_types() -> None:
@@ -240,5 +246,6 @@ def test_there_is_no_interval_with_other_question_types() -> None:
     # other questions of the same type: both sides have scenes of their own
     apart = difference(several(ours), several(others, start=100), "micro")
     scenes = ((side.mean(0).var(ddof=1) / 40, 39) for side in (ours, others))
-    _, _, half = by_hand(*scenes, ((ours - others).mean(1).var(ddof=1) / 3, 2))
+    trainings = ((side.mean(1).var(ddof=1) / 3, 2) for side in (ours, others))
+    _, _, half = by_hand(*scenes, *trainings)
     assert apart.high - apart.value == pytest.approx(half)

@@ -44,7 +44,7 @@ def test_scores_of_the_videos_whose_selected_frames_show_the_panel(tmp_path: Pat
     rows = {row["setting"]: row for row in shown.table(rooms, tmp_path)}
     assert [rows[name]["panel"] for name in selected] == ["1.00", "0.00", "1.00"]
     assert [rows[name]["and start"] for name in selected] == ["1.00", "0.00", "0.00"]
-    assert rows["found"]["score, both shown"] == "0.000" and rows["missed"]["score, others"] == "0.250"
+    assert rows["found"]["score, both visible"] == "0.000" and rows["missed"]["score, others"] == "0.250"
     wrong = {"scene": "panels/test_00003", "ground_truth": "1", "frames": dwelling, "score": 0.0}
     with pytest.raises(InputError, match="about another room"):
         shown.facts(rooms, wrong)
