@@ -19,13 +19,20 @@ LAYERS = (
     ("commands",),
     ("callbacks",),
     ("datamodules",),
+    ("zoo.published",),
     ("zoo.tasks", "lightning"),
     ("zoo.model", "zoo.generation", "zoo.checkpoints"),
     ("zoo", ""),  # parts; other libraries
 )
 # `SpatialVLM.answer` reads videos. `official_pictures` compares the data's pictures with those of the published code.
-EXCEPTIONS = {("zoo.model", "datamodules.inference"), ("zoo.checkpoints.official_parts", "datamodules.resize")}
-NAMES_A_BACKBONE = ("zoo.backbones", "zoo.checkpoints", "zoo.tasks.models")
+# Two packages list the names of published models, which are imported when they are used.
+EXCEPTIONS = {
+    ("zoo.model", "datamodules.inference"),
+    ("zoo.checkpoints.official_parts", "datamodules.resize"),
+    ("zoo", "zoo.published"),
+    ("zoo.checkpoints", "zoo.published"),
+}
+NAMES_A_BACKBONE = ("zoo.backbones", "zoo.checkpoints", "zoo.published", "zoo.tasks.models")
 
 
 def modules() -> dict[str, Path]:
