@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import zoo.published
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("zoo", "datamodules", "callbacks", "commands")
 # From above. A module belongs to the layer of the longest name that is its own or that of a package around it.
@@ -94,3 +96,10 @@ def test_backbones_are_named_in_their_folder_alone() -> None:
     files = {name: path for name, path in modules().items() if path.name != "__init__.py"}
     naming = {name for name, path in files.items() if any(map(backbone.match, names_in(path)))}
     assert naming and {name for name in naming if not name.startswith(NAMES_A_BACKBONE)} == set()
+
+
+def test_published_models_are_named_in_their_files_alone() -> None:
+    """So that one more adds a file, a row of names in `zoo.published`, a test and configs."""
+    names, files = set(zoo.published.__all__), modules()
+    naming = {module for module, path in files.items() if names_in(path) & names}
+    assert len(naming) > 4 and {module for module in naming if not module.startswith("zoo.published.")} == set()

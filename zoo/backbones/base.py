@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -149,11 +149,11 @@ class BackboneLoader(Configurable, ABC):
     pretrained_parts: tuple[BackbonePart, ...] = ("decoder", "vision", "connector")
     released_path: str | None = None
     layout: Layout = {}
-    released_fusions: tuple[type[nn.Module], ...] = ()
-    config_keys: tuple[str, ...] = ()
-    known_configs: Mapping[str, tuple[str, Mapping[str, Any]]] = {}
-    refused: Mapping[str, str] = {}
-    shown_as: Mapping[str, Any] = {}
+    released_fusions: ClassVar[tuple[type[nn.Module], ...]] = ()
+    config_keys: ClassVar[tuple[str, ...]] = ()
+    known_configs: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
+    refused: ClassVar[Mapping[str, str]] = {}
+    shown_as: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
         is_one = isinstance(attn_implementation, str)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoo.backbones.pretrained import EmptyQwenVL, qwen3_5_config, qwen3_config, qwen25_config, qwen_weights, refuse_unsupported
+from zoo.backbones.pretrained import (
+    EmptyQwenVL,
+    qwen3_5_config,
+    qwen3_config,
+    qwen25_config,
+    qwen_weights,
+    refuse_unsupported,
+)
 from zoo.model import SpatialVLM
 from zoo.weights.load import Tensors, first_tensor, load_weights
 

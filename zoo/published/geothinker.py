@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.backbones.base import AttentionImplementation, DType
 from zoo.backbones.official_names import FUSION, QWEN3, QWEN25, VGGT_MODEL, Layout
@@ -84,8 +84,9 @@ class _GeoThinkerRelease(Release):
     """What the releases on both backbones share."""
 
     title = "GeoThinker"
-    released_fusions: Any = (GeoThinkerFusion,)
-    unread, layer = UNREAD, -2
+    released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (GeoThinkerFusion,)
+    unread = UNREAD
+    layer: ClassVar[int | None] = -2
     config_keys = (*Release.config_keys, *KEYS, *DECODER_KEYS, *SMI_KEYS)
 
     @classmethod

@@ -88,7 +88,7 @@ class Release(PretrainedQwenVL):
         stated: Arguments of the aggregator that the published config.json states by itself.
     """
 
-    config_keys = (ARGUMENTS,)
+    config_keys: ClassVar[tuple[str, ...]] = (ARGUMENTS,)
     prefixes: ClassVar[tuple[str, ...]]
     architecture: ClassVar[str]
     layer: ClassVar[int | None] = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -81,9 +81,9 @@ class _SpatialStackRelease(Release):
     """What both releases share."""
 
     title = "SpatialStack"
-    released_fusions: Any = (StackFusion, PatchMergerFusion)
+    released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (StackFusion, PatchMergerFusion)
     stacked = (StackFusion,)
-    layer = None
+    layer: ClassVar[int | None] = None
     config_keys = (*Release.config_keys, *KEYS, *STACK_KEYS)
 
     @cached_property
@@ -188,7 +188,7 @@ class PretrainedSpatialStackQwen25(_SpatialStackRelease, PretrainedVGLLM):
     released = "Journey9ni/SpatialStack-Qwen2.5-4B"
     prefixes = (CONNECTORS[QWEN25], *SECOND_NAMES[QWEN25])
     second_names = SECOND_NAMES[QWEN25]
-    known_configs: Any = {}
+    known_configs = {}
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.backbones.base import AttentionImplementation, DType
 from zoo.backbones.official_names import QWEN25, VGGT_MODEL, Layout
@@ -89,11 +89,11 @@ class PretrainedVGLLM(Release, PretrainedQwen25VL):
 
     title, released = "VG-LLM", "zd11024/vgllm-qa-vggt-4b"
     architecture = "Qwen2_5_VLForConditionalGenerationWithVGGT"
-    released_fusions: Any = (PatchMergerFusion,)
-    prefixes: Any = (*LAYOUT, *FIRST_LAYOUT)
-    layer: Any = -2
+    released_fusions: ClassVar[tuple[type[nn.Module], ...]] = (PatchMergerFusion,)
+    prefixes = (*LAYOUT, *FIRST_LAYOUT)
+    layer: ClassVar[int | None] = -2
     config_keys = (*Release.config_keys, *KEYS)
-    known_configs: Any = {
+    known_configs = {
         **{
             f"vgllm-{use}-vggt-{size}b": (backbone, {**WITH_VGGT, "feature_fusion_method": "add"})
             for use in ("qa", "3d")
@@ -102,7 +102,7 @@ class PretrainedVGLLM(Release, PretrainedQwen25VL):
         "VGLLM_for_Spatial_Reasoning_4B": ("Qwen2.5-VL-3B-Instruct", FIRST),
         "VGLLM_for_3D_Scene_Understanding_4B": ("Qwen2.5-VL-3B-Instruct", FIRST),
     }
-    shown_as: Any = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
+    shown_as = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
