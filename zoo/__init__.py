@@ -41,7 +41,7 @@ __getattr__, __all__ = lazy_exports(
         "weights.saved_models": ["latest_run"],
         "objectives": [
             *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
-            *("Objective", "PosePrediction", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
+            *("Objective", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
         ],
         "tasks.base": ["LearningRates", "WarmupCosine"],
         "tasks": [

@@ -19,5 +19,6 @@ __getattr__, __all__ = lazy_exports(
             "official_interaction",
         ],
         "geovr": ["PretrainedGeoVR"],
+        "cambrian_p": ["PosePrediction"],
     },
 )
