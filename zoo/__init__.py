@@ -5,7 +5,7 @@ Each name is also a class path for the command line, such as `zoo.PRoPE`. A clas
 """
 
 from zoo.lazy import lazy_exports
-from zoo.published import __all__ as published
+from zoo.published import __all__ as PUBLISHED
 
 __getattr__, __all__ = lazy_exports(
     __name__,
@@ -34,7 +34,7 @@ __getattr__, __all__ = lazy_exports(
             *("MetricModel", "PosedDA3", "PretrainedDA3", "PretrainedPi3X", "PretrainedVGGT"),
             *("TinyDA3", "TinyPi3X", "TinyVGGT"),
         ],
-        "published": published,
+        "published": PUBLISHED,
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],

@@ -135,6 +135,7 @@ class BackboneLoader(Configurable, ABC):
     Attributes:
         is_pretrained: Whether the decoder's weights are pretrained.
         pretrained_parts: The parts that released weights hold. The others are random.
+        released: An example of a hub id, for errors. None for random weights.
         released_path: Folder or hub id of the released weights. None for random weights.
         layout: Names under which the released files keep a geometry encoder and a fusion. Empty without them.
         released_fusions: Classes of fusions that may have been released with the weights, the usual one first.
@@ -147,6 +148,7 @@ class BackboneLoader(Configurable, ABC):
 
     is_pretrained: bool = False
     pretrained_parts: tuple[BackbonePart, ...] = ("decoder", "vision", "connector")
+    released: ClassVar[str | None] = None
     released_path: str | None = None
     layout: Layout = {}
     released_fusions: ClassVar[tuple[type[nn.Module], ...]] = ()
@@ -259,12 +261,18 @@ def _subclasses(base: Any) -> Iterator[Any]:
 def find_loader(config: Mapping[str, Any], names: Collection[str] = ()) -> Any:
     """Return the class that loads a released folder, or None. Of several, the one that is derived from the others.
 
+    A subclass that names no release of its own, such as a user's, does not take its parent's place.
+
     Args:
         config: Its config.json.
         names: Official names of its tensors. Some models can't be told from their backbone without them.
     """
     found = [loader for loader in loaders() if loader.reads(config, names)]
-    return next((one for one in found if not any(issubclass(other, one) for other in found if other is not one)), None)
+    return next((one for one in found if not any(_is_finer(other, one) for other in found)), None)
+
+
+def _is_finer(loader: type[BackboneLoader], parent: type[BackboneLoader]) -> bool:
+    return issubclass(loader, parent) and loader.released != parent.released
 
 
 def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:

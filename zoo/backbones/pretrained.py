@@ -234,7 +234,6 @@ class PretrainedQwenVL(BackboneLoader):
     Attributes:
         title: Name of the model, for errors.
         family: The model_type of its config.json.
-        released: An example of a hub id, for errors.
         skip: Prefixes of tensors in the folder that belong to other parts.
         second_names: Prefixes of official names that a file may have twice, with the first ones.
         unread: Starts of the names of a fusion's tensors that the published code never reads.
@@ -369,7 +368,7 @@ class PretrainedQwenVL(BackboneLoader):
             raise InputError(
                 f"{self.path} is a {MOE[kind]}, which is not supported: take a dense one, such as {self.released}"
             )
-        found = find_loader(self.settings, self.tensor_names)
+        found = find_loader(self.settings, () if builds_shapes_only() else self.tensors)
         if found is not None and not issubclass(type(self), found):
             raise InputError(f"{self.path} is a {found.title}: take --model.backbone {found.__name__} for it")
         if "quantization_config" in self.settings:
