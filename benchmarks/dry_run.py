@@ -16,8 +16,9 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,18 +30,12 @@ from benchmarks.random_weights import draw
 from datamodules.collate import TrainingCollate
 from datamodules.inference import data_of, load_video
 from datamodules.scenes import Question
-from zoo import VGLLM, LearningRates, LoRA, SpatialMLLM, SpatialVLM, VideoQATask
-from zoo.backbones.pretrained import EmptyQwenVL
-from zoo.backbones.released_configs import (
-    ReleasedConfig,
-    ReleasedGeometry,
-    known_config,
-    spatial_mllm_geometry,
-    vg_llm_geometry,
-)
-from zoo.checkpoints import PretrainedSpatialMLLM, PretrainedVGLLM
+from zoo import VGLLM, LearningRates, LoRA, PretrainedSpatialMLLM, PretrainedVGLLM, SpatialMLLM, SpatialVLM, VideoQATask
+from zoo.backbones.pretrained import EmptyQwenVL, known_config, qwen25_config
 from zoo.checkpoints.export import official_tensors, released_config
 from zoo.geometry import VGGT, VGGTEncoder
+from zoo.published import spatial_mllm, vg_llm
+from zoo.published.release import ReleasedGeometry
 from zoo.sequences.batch import Batch
 from zoo.tasks.base import parameter_groups
 
@@ -59,28 +54,21 @@ class Released(NamedTuple):
     """A released model.
 
     Attributes:
-        path: Hub id.
         loader: Loader of the released folder.
         task: The LightningModule.
+        geometry: Returns the model's parts beside the backbone, by its config.json.
     """
 
-    path: str
     loader: type[Any]
     task: type[VideoQATask]
-
-    def geometry(self, config: dict[str, Any]) -> ReleasedGeometry:
-        """Return the model's parts beside the backbone."""
-        if self.loader is PretrainedVGLLM:
-            parts = vg_llm_geometry(config, ())
-            assert parts is not None
-            return parts
-        released = ReleasedConfig(config)
-        return spatial_mllm_geometry(released.aggregator, released.layer)
+    geometry: Callable[[dict[str, Any]], ReleasedGeometry | None]
 
 
 MODELS = {
-    "spatial_mllm": Released("Diankun/Spatial-MLLM-v1.1-Instruct-135K", PretrainedSpatialMLLM, SpatialMLLM),
-    "vg_llm": Released("zd11024/vgllm-qa-vggt-4b", PretrainedVGLLM, VGLLM),
+    "spatial_mllm": Released(
+        "Diankun/Spatial-MLLM-v1.1-Instruct-135K", PretrainedSpatialMLLM, SpatialMLLM, spatial_mllm.geometry_of
+    ),
+    "vg_llm": Released(PretrainedVGLLM, VGLLM, partial(vg_llm.geometry_of, names=())),
 }
 
 
@@ -103,12 +91,13 @@ def main() -> None:
 
 def write_release(released: Released, folder: Path, processor: Path, is_tiny: bool) -> tuple[int, int]:
     """Write config, processor and random weights. Return the number of tensors and of parameters."""
-    config: dict[str, Any] = dict(known_config(released.path) or {})
+    config: dict[str, Any] = dict(known_config(released.loader.released) or {})
     if is_tiny:
         config |= {**TINY, "vision_config": config["vision_config"] | TINY_VISION, "vggt_aggregator": TINY_VGGT}
     parts = released.geometry(config)
+    assert parts is not None
     with torch.device("meta"):
-        qwen = EmptyQwenVL(ReleasedConfig(config).qwen, torch.bfloat16, parts.layout)
+        qwen = EmptyQwenVL(qwen25_config(config), torch.bfloat16, parts.layout)
         encoder = VGGTEncoder(VGGT(dict(parts.aggregator)), parts.layers)
         model = SpatialVLM(qwen, geometry=lambda: encoder, fusion=parts.fusion)
     shapes = {name: tensor.shape for name, tensor in official_tensors(model).items()}

@@ -337,13 +337,14 @@ def _check_released(parts: Any) -> None:
     """Refuse to score released weights with a part that they were not trained with."""
     lacking = next((part for part in ("camera_encoding", "view_mixer") if parts.get(part) is not None), None)
     released = () if parts.get("backbone") is None else find_class(parts.backbone.class_path).released_fusions
-    if lacking is None and parts.get("fusion") is not None and _class_name(parts.fusion) not in released:
+    fusion = None if parts.get("fusion") is None else find_class(parts.fusion.class_path)
+    if lacking is None and fusion is not None and fusion not in released:
         lacking = "fusion"
     if lacking is None or not _is_released(parts) or parts.get("allow_untrained", False):
         return  # the model itself refuses random weights
     part = _class_name(parts[lacking])
     loaders: list[Any] = buildable_classes(BackboneLoader)
-    loader = next((kind.__name__ for kind in loaders if part in kind.released_fusions[:1]), "")
+    loader = next((kind.__name__ for kind in loaders if fusion in kind.released_fusions[:1]), "")
     own = f"; released weights with one are for --model.backbone {loader}" if loader else ""
     raise InputError(
         f"{part} was not trained into the released weights: give --ckpt_path, or --model.allow_untrained true to score "

@@ -37,22 +37,6 @@ READ_FROM_RUN = (
     *("num_frames", "sampler", "frame_pairing", "frames_as", "system_prompt", "prompt_prefix", "prompt_wording"),
     *("pixels", "image_pixels", "still_resize", "poses_in_prompt"),
 )
-STILLS = {"frames_as": "image", "still_resize": {"class_path": "datamodules.FixedWidthStills"}}
-# how released models see frames if there is no run: as in their groups' evaluations (protocols set the rest)
-RELEASED_AS: dict[str, dict[str, Any]] = {
-    "PretrainedVGLLM": STILLS,
-    "PretrainedSpatialStackQwen25": STILLS,
-    "PretrainedGeoThinker": {"frames_as": "image", "still_resize": {"class_path": "datamodules.WholeStills"}},
-    "PretrainedGeoThinkerQwen3": {
-        "frames_as": "image",
-        "still_resize": {"class_path": "datamodules.WholeStills", "init_args": {"fit": "resize"}},
-    },
-    "PretrainedSpatialStack": {
-        "frames_as": "image",
-        "still_resize": {"class_path": "datamodules.OriginalStills"},
-        "system_prompt": "You are a helpful assistant.",
-    },
-}
 NO_CAMERAS = (
     "this model needs cameras: of frames in memory give a zoo.geometry.SceneGeometry, else a video with cameras"
 )
@@ -181,7 +165,7 @@ def _dataset(
 
 def data_of(model: SpatialVLM) -> VideoQADataModule:
     """Return a DataModule with the settings of the model's training. Its source only words the questions."""
-    released = RELEASED_AS.get(type(model.loader).__name__, {}) if model.has_released_fusion else {}
+    released = model.loader.shown_as if model.has_released_fusion else {}
     settings = (model.data_config or {}).get("init_args") or released
     chosen = {name: settings[name] for name in READ_FROM_RUN if settings.get(name) is not None}
     check_class_paths(chosen, model.trust_modules)

@@ -22,9 +22,9 @@ from callbacks.configs import CONFIGS, defaults_below, find_config, lacks_camera
 from callbacks.metrics import departures
 from commands.parser import split_configs, split_options, with_options
 from datamodules import VideoQADataModule
-from datamodules.inference import RELEASED_AS
 from tests.test_two_processes import REPOSITORY, launch
 from zoo import VGLLM, LearningRates, TinyQwen25VL
+from zoo.backbones.base import loaders
 from zoo.configuration import flatten, from_config
 from zoo.errors import InputError
 
@@ -196,7 +196,9 @@ def test_released_models_are_tested_on_the_stills_that_they_are_asked_about() ->
         for each in scales
         if "data.still_resize.class_path" in each
     }
-    assert shown and shown == {loader: each["still_resize"]["class_path"] for loader, each in RELEASED_AS.items()}
+    assert shown and shown == {
+        each.__name__: each.shown_as["still_resize"]["class_path"] for each in loaders() if each.shown_as
+    }
 
 
 @pytest.mark.parametrize("vision_merger", ["connector", "vision"])

@@ -16,16 +16,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import lightning
 import pytest
+import torch
 import yaml
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch import loggers
+from safetensors.torch import load_file
+from torch import nn
 
 import callbacks
 import datamodules
@@ -34,6 +38,9 @@ import zoo
 import zoo.benchmarks
 from commands.main import LIGHTNING
 from commands.studies.protocols import protocol_study
+from zoo import InputError, PretrainedQwen25VL, SpatialVLM, TinyQwen25VL, TinyVGGT
+from zoo.backbones.base import find_loader
+from zoo.checkpoints import export_model, unofficial_parts
 from zoo.configuration import flatten
 from zoo.encodings import CameraEncoding
 
@@ -341,7 +348,7 @@ def run_main(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["add_an_encoding", "add_a_geometry_encoder"])
+@pytest.mark.parametrize("page", ["add_an_encoding", "add_a_geometry_encoder", "add_a_published_model"])
 def test_a_part_of_ones_own_trains_and_is_tested(
     page: str, follow: Callable[[str], list[str]], rooms_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +360,28 @@ def test_a_part_of_ones_own_trains_and_is_tested(
         words = words.partition(" #")[0]
         run_main(f"{words} {TINY} --data.source.root {rooms_root}" if words.startswith("fit ") else words, monkeypatch)
     assert len(list(Path().glob("runs/*/**/metrics.json"))) == sum(words.startswith("test") for words in found)
+
+
+def test_a_published_model_of_ones_own_is_loaded_and_exported(follow: Callable[[str], list[str]]) -> None:
+    """As its folder is, bit for bit. The control: without the tutorial's file no class reads the folder's settings."""
+    follow("add_a_published_model")
+    half_vlm = import_module("half_vlm")
+    parts = {"geometry": partial(TinyVGGT, embed_dim=32, num_heads=2), "fusion": half_vlm.HalfFusion}
+    made = SpatialVLM(TinyQwen25VL(layers=2, hidden_size=64, heads=2), **parts)
+    nn.init.normal_(made.fusion.connector.mlp[-1].weight)  # type: ignore[union-attr,arg-type]
+    assert unofficial_parts(made) == []
+    export_model(made, Path("release"), torch.bfloat16)
+    config, tensors = json.loads(Path("release/config.json").read_text()), load_file("release/model.safetensors")
+    assert config["half_vlm_layer"] == -1 and {"eyes", "adapter"} < {name.partition(".")[0] for name in tensors}
+    model = SpatialVLM.from_pretrained("release")
+    assert isinstance(model.loader, half_vlm.PretrainedHalfVLM) and model.is_pretrained
+    export_model(model, Path("again"))
+    again = load_file("again/model.safetensors")
+    assert again.keys() == tensors.keys() and all(torch.equal(again[name], tensors[name]) for name in tensors)
+    with pytest.raises(InputError, match="is a HalfVLM: take --model.backbone PretrainedHalfVLM for it"):
+        PretrainedQwen25VL("release").load()
+    del config["half_vlm_layer"]
+    assert find_loader(config) is PretrainedQwen25VL
 
 
 @pytest.mark.slow

@@ -5,16 +5,14 @@ Each name is also a class path for the command line, such as `zoo.PRoPE`. A clas
 """
 
 from zoo.lazy import lazy_exports
+from zoo.published import __all__ as PUBLISHED
 
 __getattr__, __all__ = lazy_exports(
     __name__,
     {
         "backbones": [
-            *("Backbone", "BackboneLoader", "PretrainedGeoThinker", "PretrainedGeoThinkerQwen3", "PretrainedGeoVR"),
-            *("PretrainedQwen25VL", "PretrainedQwen3VL"),
-            *("PretrainedQwen35", "PretrainedSmolLM2", "PretrainedSpatialMLLM", "PretrainedSpatialStack"),
-            *("PretrainedSpatialStackQwen25", "PretrainedVGLLM"),
-            *("TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
+            *("Backbone", "BackboneLoader", "PretrainedQwen25VL", "PretrainedQwen3VL", "PretrainedQwen35"),
+            *("PretrainedSmolLM2", "TinyQwen25VL", "TinyQwen3VL", "TinyQwen35"),
         ],
         "cameras": ["Cameras"],
         "encodings": [
@@ -36,19 +34,20 @@ __getattr__, __all__ = lazy_exports(
             *("MetricModel", "PosedDA3", "PretrainedDA3", "PretrainedPi3X", "PretrainedVGGT"),
             *("TinyDA3", "TinyPi3X", "TinyVGGT"),
         ],
+        "published": PUBLISHED,
         "metrics": ["VSIBenchScore", "score_answer"],
         "backbones.lora": ["LoRA"],
         "model": ["SpatialVLM"],
         "weights.saved_models": ["latest_run"],
         "objectives": [
             *("CameraPrediction", "DepthPrediction", "Distillation", "LanguageModeling", "MaskedViews", "MetricScale"),
-            *("Objective", "PosePrediction", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
+            *("Objective", "RayDepthPrediction", "TeacherDepth", "TeacherPose"),
         ],
         "tasks.base": ["LearningRates", "WarmupCosine"],
         "tasks": [
-            *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO", "GeoThinker"),
+            *("Algorithm", "AnswerFormat", "AnswerScore", "BaselineVLM", "ConcatSplitMLLM", "GRPO"),
             *("GeometryPretraining", "PRoPEMLLM", "Qwen25VL", "Qwen3VL", "Qwen35", "Reward", "ShuffledAnswerScore"),
-            *("SpatialMLLM", "SpatialStack", "SupervisedFineTuning", "Task", "VGLLM", "VideoQATask"),
+            *("SupervisedFineTuning", "Task", "VideoQATask"),
         ],
         "sequences.time_index": [
             *("ConstantIndex", "FrameNumberIndex", "PathLengthIndex", "PoseDistanceIndex", "StepIndex", "TimeIndex"),

@@ -20,7 +20,7 @@ from zoo import SpatialVLM, TinyVGGT
 from zoo.backbones.official_names import backbone_names
 from zoo.backbones.qwen25_vl import tiny_processor
 from zoo.checkpoints import PretrainedSpatialMLLM, load_qwen25_vl, load_spatial_mllm
-from zoo.checkpoints.export import model_names
+from zoo.checkpoints.export import names_of
 from zoo.fusions import AddFusion, Fusion
 from zoo.fusions.base import Connector
 from zoo.geometry.vggt import VGGT, CameraHead
@@ -113,9 +113,9 @@ def check_case(case: str) -> None:
     loss.backward()
     norms = gradient_norms(model)
     for name, expected in meta["grad_l2_norms_f32"].items():
-        (ours,) = model_names().current(name)
+        (ours,) = names_of(model).current(name)
         assert abs(norms[ours] - expected) < 2e-3 * expected + 1e-5, name
-    assert all(norms[model_names().current(name)[0]] == 0 for name in meta["params_without_grad"])
+    assert all(norms[names_of(model).current(name)[0]] == 0 for name in meta["params_without_grad"])
     if meta["gen_ids"] is not None:
         answers = model.generate_ids(t["input_ids"], t["attention_mask"], **media(t, meta), max_new_tokens=10)
         assert answers == t["out_generated"].tolist()

@@ -25,9 +25,8 @@ from zoo import (
     SpatialMLLM,
     SpatialVLM,
 )
-from zoo.backbones import PretrainedSpatialStack, PretrainedVGLLM
 from zoo.backbones.official_names import backbone_names
-from zoo.backbones.released_configs import ReleasedConfig
+from zoo.backbones.pretrained import qwen25_config
 from zoo.checkpoints import (
     load_qwen3_5,
     load_qwen3_vl,
@@ -38,6 +37,8 @@ from zoo.checkpoints import (
     official_tensors,
 )
 from zoo.geometry import PretrainedVGGT
+from zoo.published import PretrainedSpatialStack, PretrainedVGLLM
+from zoo.published.spatial_mllm import geometry_of
 from zoo.tasks import VideoQATask
 
 HERE = Path(__file__).parents[1] / "golden"
@@ -254,7 +255,7 @@ def test_tensors_of_another_model_are_refused() -> None:
 @pytest.mark.parametrize("version", ["4.51", "4.51 saved again", "5"])
 def test_a_config_of_any_version_means_the_same(version: str) -> None:
     config = tiny_release()[0]
-    expected = ReleasedConfig(config)
+    expected, parts_before = qwen25_config(config), geometry_of(config)
     noise = {"transformers_version": "4.51.3", "torch_dtype": "bfloat16", "_attn_implementation_autoset": True}
     config["spatial_config"] |= noise | {"model_type": "vggt_spatial_encoder"}
     if version != "4.51":
@@ -262,15 +263,15 @@ def test_a_config_of_any_version_means_the_same(version: str) -> None:
         config["vision_config"] |= noise | {"model_type": "qwen2_5_vl"}
     if version == "5":
         parts = {name: config[name] for name in ("spatial_config", "connector_config", "vggt_aggregator")}
-        config = expected.qwen.to_dict() | parts
-    found = ReleasedConfig(config)
-    assert (found.aggregator, found.layer) == (expected.aggregator, expected.layer)
+        config = expected.to_dict() | parts
+    found, parts_now = qwen25_config(config), geometry_of(config)
+    assert (parts_now.aggregator, parts_now.layers) == (parts_before.aggregator, parts_before.layers)
     for part in ("text_config", "vision_config"):
-        ours, theirs = (getattr(each.qwen, part) for each in (found, expected))
+        ours, theirs = (getattr(each, part) for each in (found, expected))
         for setting in ("hidden_size", "intermediate_size", "hidden_act", "initializer_range"):
             assert getattr(ours, setting) == getattr(theirs, setting)
-    ropes = [each.qwen.text_config.rope_parameters for each in (found, expected)]
+    ropes = [each.text_config.rope_parameters for each in (found, expected)]
     assert ropes[0]["mrope_section"] == ropes[1]["mrope_section"] == [2, 3, 3]
     assert ropes[0]["rope_theta"] == ropes[1]["rope_theta"] == 1e6
-    assert found.qwen.tie_word_embeddings and found.qwen.video_token_id == expected.qwen.video_token_id
-    assert ReleasedConfig({"qwen": {}}).aggregator == {"img_size": 518, "patch_size": 14, "embed_dim": 1024}
+    assert found.tie_word_embeddings and found.video_token_id == expected.video_token_id
+    assert geometry_of({"qwen": {}}).aggregator == {"img_size": 518, "patch_size": 14, "embed_dim": 1024}

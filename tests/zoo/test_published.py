@@ -22,9 +22,7 @@ from tests.zoo import released
 from tests.zoo.fused_golden import build, check_case, load_case, logits_of, media, official_weights
 from tests.zoo.released import GOLDEN, read_release, write_release
 from zoo import SpatialStack, SpatialVLM, TinyVGGT
-from zoo.backbones.official_names import STACK_QWEN25_SECOND_NAMES, STACK_SECOND_NAMES
 from zoo.backbones.qwen3_5 import tiny_processor
-from zoo.backbones.released_configs import GEOMETRY_KEYS
 from zoo.checkpoints import (
     PretrainedQwen25VL,
     PretrainedQwen35,
@@ -241,7 +239,8 @@ def test_connectors_start_at_zero_and_the_merger_at_random() -> None:
 def test_a_file_may_hold_either_name_or_both(case: str) -> None:
     meta, t = load_case(case)
     official, given = official_weights(meta), media(t, meta)
-    names = STACK_QWEN25_SECOND_NAMES if case == LANGUAGE_ADD else STACK_SECOND_NAMES
+    loader = PretrainedSpatialStackQwen25 if case == LANGUAGE_ADD else PretrainedSpatialStack
+    names = loader.second_names
     second = {
         name: theirs + name.removeprefix(ours)
         for name in official
@@ -271,7 +270,7 @@ def test_exported_bit_for_bit_in_the_layout_of_its_source(tmp_path: Path, case: 
     dense = tuple(f"vggt.{head}_head." for head in ("point", "depth"))  # read by no one, and not kept in memory
     assert written.keys() == {name for name in official if not name.startswith(dense)}
     assert all(torch.equal(written[name], official[name]) for name in written)
-    geometry = {name: value for name, value in meta["config"]["qwen"].items() if name in GEOMETRY_KEYS}
+    geometry = {name: value for name, value in meta["config"]["qwen"].items() if name in PretrainedVGLLM.config_keys}
     assert {name: config[name] for name in geometry} == geometry
     assert load_vg_llm(config, written).fusion.hidden == 80  # type: ignore[union-attr]
 
@@ -399,7 +398,7 @@ def test_a_released_folder_is_written_back_bit_for_bit(tmp_path: Path, case: str
     first = {name: tensor.bfloat16() for name, tensor in official_weights(meta).items()}
     vggt = next(name.partition("aggregator.")[0] for name in first if "geometry_encoder.vggt." in name)
     first[f"{vggt}camera_head.weight"] = torch.randn(3).bfloat16()
-    names = STACK_QWEN25_SECOND_NAMES if case == LANGUAGE_ADD else STACK_SECOND_NAMES
+    names = loader.second_names
     second = {n: a + n.removeprefix(b) for n in first for a, b in names.items() if n.startswith(b)}
     renamed = {second[name]: first[name] for name in second}
     kept = {name: tensor for name, tensor in first.items() if name not in second}

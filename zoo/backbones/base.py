@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from pkgutil import iter_modules
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -133,16 +135,27 @@ class BackboneLoader(Configurable, ABC):
     Attributes:
         is_pretrained: Whether the decoder's weights are pretrained.
         pretrained_parts: The parts that released weights hold. The others are random.
+        released: An example of a hub id, for errors. None for random weights.
         released_path: Folder or hub id of the released weights. None for random weights.
         layout: Names under which the released files keep a geometry encoder and a fusion. Empty without them.
         released_fusions: Classes of fusions that may have been released with the weights, the usual one first.
+        config_keys: Keys of a release's config.json that describe other parts than the backbone.
+        known_configs: Sizes in the config.json of released models, for plans without a download: by the name of the
+            release, the name of its backbone's release and what the config.json adds to it.
+        refused: Weights that no class loads: prefixes of their tensors, and what they are.
+        shown_as: Options of the DataModule that show frames to a released model as its group's evaluation does.
     """
 
     is_pretrained: bool = False
     pretrained_parts: tuple[BackbonePart, ...] = ("decoder", "vision", "connector")
+    released: ClassVar[str | None] = None
     released_path: str | None = None
     layout: Layout = {}
-    released_fusions: tuple[str, ...] = ()
+    released_fusions: ClassVar[tuple[type[nn.Module], ...]] = ()
+    config_keys: ClassVar[tuple[str, ...]] = ()
+    known_configs: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
+    refused: ClassVar[Mapping[str, str]] = {}
+    shown_as: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "float32") -> None:
         is_one = isinstance(attn_implementation, str)
@@ -191,9 +204,14 @@ class BackboneLoader(Configurable, ABC):
         """The files of the released weights."""
         return ()
 
+    @property
+    def tensor_names(self) -> Collection[str]:
+        """Official names of the released tensors. Empty if only shapes are built."""
+        return ()
+
     @classmethod
-    def reads(cls, config: Mapping[str, Any]) -> bool:
-        """Return whether this class loads a released folder with this config.json."""
+    def reads(cls, config: Mapping[str, Any], names: Collection[str] = ()) -> bool:
+        """Return whether this class loads a released folder with this config.json and tensors of these names."""
         return False
 
     @classmethod
@@ -225,6 +243,38 @@ def load_attention(name: str) -> None:
         ) from error
 
 
+def loaders() -> list[type[BackboneLoader]]:
+    """Return all classes that load weights. Published models are imported here, so that the core does not name them."""
+    published = import_module("zoo.published")
+    for module in iter_modules(published.__path__, "zoo.published."):
+        import_module(module.name)
+    return [*dict.fromkeys(_subclasses(BackboneLoader))]
+
+
+def _subclasses(base: Any) -> Iterator[Any]:
+    for loader in base.__subclasses__():
+        if not inspect.isabstract(loader):
+            yield loader
+        yield from _subclasses(loader)
+
+
+def find_loader(config: Mapping[str, Any], names: Collection[str] = ()) -> Any:
+    """Return the class that loads a released folder, or None. Of several, the one that is derived from the others.
+
+    A subclass that names no release of its own, such as a user's, does not take its parent's place.
+
+    Args:
+        config: Its config.json.
+        names: Official names of its tensors. Some models can't be told from their backbone without them.
+    """
+    found = [loader for loader in loaders() if loader.reads(config, names)]
+    return next((one for one in found if not any(_is_finer(other, one) for other in found)), None)
+
+
+def _is_finer(loader: type[BackboneLoader], parent: type[BackboneLoader]) -> bool:
+    return issubclass(loader, parent) and loader.released != parent.released
+
+
 def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `SpatialVLM` for a released model.
 
@@ -235,21 +285,13 @@ def released_parts(path: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: No class loads this model.
     """
-    known = list(_loaders(BackboneLoader))
-    for loader in known:
-        if loader.reads(config):
-            return loader.released_parts(path)
+    if (by_config := find_loader(config)) is not None:
+        return find_loader(config, by_config(path).tensor_names).released_parts(path)
+    known = ", ".join(loader.__name__ for loader in loaders())
     raise InputError(
         f"{path} is no model of the zoo, and its config.json (model_type {config.get('model_type')!r}) is of no "
-        f"backbone of the zoo: known are {', '.join(loader.__name__ for loader in known)}"
+        f"backbone of the zoo: known are {known}"
     )
-
-
-def _loaders(base: Any) -> Iterator[type[BackboneLoader]]:
-    for loader in base.__subclasses__():
-        if not inspect.isabstract(loader):
-            yield loader
-        yield from _loaders(loader)
 
 
 # ---- The backbone: everything that the zoo needs from a video-language model -----------------------------------------

@@ -1,4 +1,4 @@
-"""Loaders of released folders: Qwen-VL models, and models released with a geometry encoder and a fusion."""
+"""Loaders of released folders of Qwen-VL models. Models that were made of them are in `zoo.published`."""
 
 from __future__ import annotations
 
@@ -12,55 +12,31 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import yaml
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor
 from transformers import (
+    Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
 )
 from transformers.modeling_utils import local_torch_dtype
 
-from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType
-from zoo.backbones.official_names import (
-    EMBEDDINGS,
-    GEOVR_TRAINING,
-    LM_HEAD,
-    NOT_LOADED,
-    QWEN3,
-    QWEN25,
-    QWEN35,
-    STACK_QWEN25_SECOND_NAMES,
-    STACK_SECOND_NAMES,
-    Layout,
-    backbone_names,
-)
+from zoo.backbones.base import AttentionImplementation, BackboneLoader, DType, find_loader, loaders
+from zoo.backbones.official_names import EMBEDDINGS, LM_HEAD, NOT_LOADED, QWEN3, QWEN25, QWEN35, Layout, backbone_names
 from zoo.backbones.qwen3_5 import Qwen35Backbone
 from zoo.backbones.qwen3_vl import Qwen3VLBackbone
 from zoo.backbones.qwen25_vl import Qwen25VLBackbone
 from zoo.backbones.qwen_vl import QwenVLBackbone
-from zoo.backbones.released_configs import (
-    ReleasedConfig,
-    ReleasedGeometry,
-    find_fused,
-    geothinker_geometry,
-    known_config,
-    loader_of,
-    qwen3_5_config,
-    qwen3_config,
-    spatial_mllm_geometry,
-    spatial_stack_geometry,
-    vg_llm_geometry,
-)
 from zoo.encodings.base import DecoderLayout
 from zoo.errors import InputError
-from zoo.geometry.base import GeometryEncoder
-from zoo.geometry.layers import layer_index
 from zoo.weights.load import (
     CONFIG,
-    FirstNames,
     ReleasedWeights,
     Tensors,
     builds_shapes_only,
@@ -71,11 +47,76 @@ from zoo.weights.load import (
     read_config,
 )
 
+HEADINGS = {"model_type", "architectures", "auto_map"}  # keys that name the class of a model
 MOE = {"qwen3_vl_moe": "Qwen3-VL-MoE", "qwen3_5_moe": "Qwen3.5-MoE"}
 GENERATION_CONFIG = "generation_config.json"
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-V1_CONNECTOR = "vggt_embedding_merger."  # prefix of Spatial-MLLM v1.0's connector
-VGGT_DEPTH = 24  # layers of the released aggregator
+KNOWN = Path(__file__).parent / "released_configs.yaml"
+
+
+# ---- config.json -----------------------------------------------------------------------------------------------------
+
+
+def backbone_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config.json without the settings of other parts than the backbone, also in its decoder's part."""
+    others = {key for loader in loaders() for key in loader.config_keys}
+    own = {name: value for name, value in config.items() if name not in others}
+    if "text_config" in own:
+        own["text_config"] = {name: value for name, value in own["text_config"].items() if name not in others}
+    return own
+
+
+def qwen25_config(config: Mapping[str, Any]) -> Qwen2_5_VLConfig:
+    """Return transformers' config of a Qwen2.5-VL.
+
+    Args:
+        config: A released config.json, or {"qwen": Qwen2.5-VL's config.json, ...}.
+    """
+    settings = backbone_settings(config.get("qwen", config))
+    return Qwen2_5_VLConfig(**{name: value for name, value in settings.items() if name not in HEADINGS})
+
+
+def qwen3_config(config: Mapping[str, Any], source: str = "the config") -> Qwen3VLConfig:
+    """Return transformers' config of a Qwen3-VL.
+
+    Args:
+        config: Its config.json.
+        source: Where it was read from, for errors.
+
+    Raises:
+        InputError: MRoPE's sections do not add up to the frequencies of a head.
+    """
+    found = Qwen3VLConfig.from_dict(backbone_settings(config))
+    _check_sections(found.text_config, source)
+    return found
+
+
+def qwen3_5_config(config: Mapping[str, Any], source: str = "the config") -> Qwen3_5Config:
+    """Return transformers' config of a Qwen3.5, see `qwen3_config`."""
+    found = Qwen3_5Config.from_dict(backbone_settings(config))
+    _check_sections(found.text_config, source)
+    return found
+
+
+def _check_sections(text: Any, source: str) -> None:
+    sections, channels = list(text.rope_parameters["mrope_section"]), text.head_dim
+    pairs = int(channels * text.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
+    taken = [len(range(axis, min(3 * count, pairs), 3)) for axis, count in enumerate(sections)]  # h and w alternate
+    if len(sections) != 3 or sum(sections) != pairs or taken[1:] != sections[1:]:
+        raise InputError(
+            f"{source}: mrope_section {sections} does not share out the {pairs} frequencies of a head of "
+            f"{channels} channels in turns: download it again"
+        )
+
+
+def known_config(path: str) -> dict[str, Any] | None:
+    """Return the sizes in a released model's config.json, by the last part of its hub id or folder, or None."""
+    name = Path(path).name
+    known: dict[str, dict[str, Any]] = yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
+    if name in known:
+        return known[name]
+    found = next((loader.known_configs[name] for loader in loaders() if name in loader.known_configs), None)
+    return None if found is None else {**known[found[0]], **found[1]}
 
 
 # ---- Models of transformers without weights --------------------------------------------------------------------------
@@ -139,7 +180,7 @@ def compute_buffers(model: Any, device: torch.device) -> None:
 
 
 def qwen_weights(config: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> ReleasedWeights:
-    """Return the weights for a Qwen-VL of transformers. Tensors of Spatial-MLLM v1.0 are rejected.
+    """Return the weights for a Qwen-VL of transformers. Those that no class loads are rejected.
 
     Args:
         config: Config of the model. If it ties the lm_head, the lm_head's tensor is not read, as in the official code.
@@ -150,7 +191,7 @@ def qwen_weights(config: Any, tensors: Tensors, skip: tuple[str, ...] = ()) -> R
     family, is_tied = config.model_type, config.tie_word_embeddings
 
     def check() -> None:
-        refuse_v1(tensors)
+        refuse_unsupported(tensors)
         if is_tied and LM_HEAD in tensors:
             _check_tied(tensors, family)
 
@@ -177,18 +218,11 @@ def _check_tied(tensors: Tensors, family: str) -> None:
         )
 
 
-def refuse_v1(tensors: Tensors) -> None:
-    """Raise InputError for Spatial-MLLM v1.0.
-
-    By its published code, v1.0 has VGGT under `vggt.`. Its connector is like v1.1's (with the patches of the second
-    frame after the first frame's) and is followed by another RMSNorm and MLP. No outputs are available to check a port
-    against.
-    """
-    if any(name.startswith(V1_CONNECTOR) for name in tensors):
-        raise InputError(
-            f"these are weights of Spatial-MLLM v1.0 ({V1_CONNECTOR}*): its connector is another one, of two MLPs, for "
-            "which there are no published numbers to check a port against; take Diankun/Spatial-MLLM-v1.1-Instruct-135K"
-        )
+def refuse_unsupported(tensors: Tensors) -> None:
+    """Raise InputError for weights that a published model declares as `refused`."""
+    for prefix, what in (item for loader in loaders() for item in loader.refused.items()):
+        if any(name.startswith(prefix) for name in tensors):
+            raise InputError(f"these are weights of {what}")
 
 
 # ---- Qwen-VL ---------------------------------------------------------------------------------------------------------
@@ -198,15 +232,20 @@ class PretrainedQwenVL(BackboneLoader):
     """Released weights of a model family.
 
     Attributes:
+        title: Name of the model, for errors.
         family: The model_type of its config.json.
-        released: An example of a hub id, for errors.
         skip: Prefixes of tensors in the folder that belong to other parts.
+        second_names: Prefixes of official names that a file may have twice, with the first ones.
+        unread: Starts of the names of a fusion's tensors that the published code never reads.
     """
 
     is_pretrained = True
+    title: ClassVar[str]
     family: ClassVar[str]
     released: ClassVar[str]
     skip: tuple[str, ...] = ()
+    second_names: ClassVar[Layout] = {}
+    unread: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, path: str, attn_implementation: AttentionImplementation, dtype: DType):
         super().__init__(attn_implementation, dtype)
@@ -253,9 +292,54 @@ class PretrainedQwenVL(BackboneLoader):
         stops = read_config(self.folder, GENERATION_CONFIG).get("eos_token_id")
         return [stops] if isinstance(stops, int) else list(stops or ())
 
+    @property
+    def tensor_names(self) -> Collection[str]:
+        return () if builds_shapes_only() else self.tensors
+
     @classmethod
-    def reads(cls, config: Mapping[str, Any]) -> bool:
-        return loader_of(config) == cls.__name__
+    def reads(cls, config: Mapping[str, Any], names: Collection[str] = ()) -> bool:
+        # a mixture of experts is rejected when it is loaded
+        return str(config.get("model_type")).removesuffix("_moe") == cls.family
+
+    @classmethod
+    def layout_of(cls, model: Any) -> Layout | None:
+        """Return the names of a model's parts beside the backbone in an export, judged by its fusion.
+
+        Args:
+            model: A `SpatialVLM`.
+
+        Returns:
+            Empty without other parts, None if this release has no such fusion.
+        """
+        is_plain = model.fusion is None and model.backbone.vlm.config.model_type == cls.family
+        return {} if is_plain else None
+
+    @classmethod
+    def reads_encoder(cls, model: Any) -> bool:
+        """Return whether the release has this geometry encoder. Without a fusion its tensors are not exported."""
+        return True
+
+    @classmethod
+    def departures(cls, model: Any) -> list[str]:
+        """Return the parts and settings of a model's encoder and fusion that no such release has."""
+        encoder = None if model.geometry is None else model.geometry.meta_encoder
+        return [] if encoder is None else [type(encoder).__name__]  # used for cameras alone
+
+    @classmethod
+    def whole_config(cls, model: Any, stock: dict[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the config.json of a model.
+
+        Args:
+            model: A `SpatialVLM`.
+            stock: The config.json of its backbone.
+            source: The config.json of its weights' source folder, or empty.
+        """
+        return stock
+
+    @classmethod
+    def to_official(cls, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor in its official shape, by its official name."""
+        return tensor
 
     def load(self) -> QwenVLBackbone:
         """See `BackboneLoader`.
@@ -279,21 +363,17 @@ class PretrainedQwenVL(BackboneLoader):
 
     def _refuse_others(self) -> None:
         """Raise InputError for weights of another kind, and name the class that loads them."""
-        kind, own = self.settings.get("model_type"), FAMILIES[self.family].title
+        kind = self.settings.get("model_type")
         if kind in MOE:
             raise InputError(
                 f"{self.path} is a {MOE[kind]}, which is not supported: take a dense one, such as {self.released}"
             )
-        if kind != self.family and kind in FAMILIES:
-            loaders: tuple[type[PretrainedQwenVL], ...] = (PretrainedQwen25VL, PretrainedQwen3VL, PretrainedQwen35)
-            loader = next(each.__name__ for each in loaders if each.family == kind)
-            raise InputError(f"{self.path} is a {FAMILIES[kind].title}: take --model.backbone {loader} for it")
+        found = find_loader(self.settings, () if builds_shapes_only() else self.tensors)
+        if found is not None and not issubclass(type(self), found):
+            raise InputError(f"{self.path} is a {found.title}: take --model.backbone {found.__name__} for it")
         if "quantization_config" in self.settings:
+            own = FAMILIES[self.family].title
             raise InputError(f"{self.path} is quantized: take the {own} in bfloat16 of which it was made")
-        names = () if builds_shapes_only() else self.tensors
-        fused = None if self.skip else find_fused(self.settings, names, self.family)
-        if fused is not None:
-            raise InputError(f"{self.path} is a {fused.title}: take --model.backbone {fused.loader} for it")
 
 
 class PretrainedQwen25VL(PretrainedQwenVL):
@@ -305,21 +385,16 @@ class PretrainedQwen25VL(PretrainedQwenVL):
         dtype: Dtype of the weights.
     """
 
-    family, released = QWEN25, "Qwen/Qwen2.5-VL-3B-Instruct"
+    title, family, released = FAMILIES[QWEN25].title, QWEN25, "Qwen/Qwen2.5-VL-3B-Instruct"
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
     ):
         super().__init__(path, attn_implementation, dtype)
 
-    @cached_property
-    def config(self) -> ReleasedConfig:
-        with config_errors(self.folder):
-            return ReleasedConfig(self.settings)
-
     @property
     def vlm_config(self) -> Any:
-        return self.config.qwen
+        return qwen25_config(self.settings)
 
 
 class PretrainedQwen3VL(PretrainedQwenVL):
@@ -331,45 +406,16 @@ class PretrainedQwen3VL(PretrainedQwenVL):
         dtype: Dtype of the weights.
     """
 
-    family, released = QWEN3, "Qwen/Qwen3-VL-4B-Instruct"
+    title, family, released = FAMILIES[QWEN3].title, QWEN3, "Qwen/Qwen3-VL-4B-Instruct"
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
     ):
         super().__init__(path, attn_implementation, dtype)
-
-    @classmethod
-    def released_parts(cls, path: str) -> dict[str, Any]:
-        """See `BackboneLoader`. A GeoVR has Qwen3-VL's config and is recognized by its tensor names."""
-        loader = cls(path)
-        names = () if loader.lacks_folder else loader.tensors
-        is_geovr = any(name.startswith(GEOVR_TRAINING) for name in names)
-        return {"backbone": PretrainedGeoVR(path) if is_geovr else loader}
 
     @property
     def vlm_config(self) -> Any:
         return qwen3_config(self.settings, str(self.folder / CONFIG))
-
-
-class PretrainedGeoVR(PretrainedQwen3VL):
-    """Released weights of GeoVR (arXiv 2606.05833): a Qwen3-VL that was trained with heads not used for answers.
-
-    The files may contain the heads, their tokens and the frozen teachers. They are not read.
-
-    Args:
-        path: A folder of the hub repository (`WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B`, `-4B`; `GeoVR-Omega-...`) or a
-            local folder with config, safetensors and processor.
-        attn_implementation: The attention backend of transformers.
-        dtype: Dtype of the weights.
-    """
-
-    released = "WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B"
-    skip = GEOVR_TRAINING
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
 
 
 class PretrainedQwen35(PretrainedQwenVL):
@@ -381,7 +427,7 @@ class PretrainedQwen35(PretrainedQwenVL):
         dtype: Dtype of the weights.
     """
 
-    family, released = QWEN35, "Qwen/Qwen3.5-4B"
+    title, family, released = FAMILIES[QWEN35].title, QWEN35, "Qwen/Qwen3.5-4B"
 
     def __init__(
         self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
@@ -433,192 +479,3 @@ def released_layouts() -> dict[str, DecoderLayout]:
         linear = layout.linear and replace(layout.linear, device="cpu")
         layouts[title] = replace(layout, device="cpu", linear=linear)
     return layouts
-
-
-# ---- Models with a geometry encoder ----------------------------------------------------------------------------------
-
-
-class PretrainedFused(PretrainedQwenVL):
-    """A released backbone with its geometry encoder and its fusion, for a model that combines them."""
-
-    @property
-    @abstractmethod
-    def released_geometry(self) -> ReleasedGeometry | None:
-        """The parts besides the backbone. None for a model that was saved without them."""
-
-    @property
-    def tensor_names(self) -> Collection[str]:
-        """Official names of the tensors. Empty for a model that is built by shapes only."""
-        return () if self.lacks_folder else self.tensors
-
-    @property
-    def layout(self) -> Layout:  # type: ignore[override]
-        return {} if self.released_geometry is None else self.released_geometry.layout
-
-    @property
-    def skip(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self.layout)
-
-    @classmethod
-    def released_parts(cls, path: str) -> dict[str, Any]:
-        loader = cls(path)  # type: ignore[call-arg]
-        parts = loader.released_geometry
-        return {"backbone": loader, **({} if parts is None else {"fusion": parts.fusion})}
-
-    def load_geometry(self) -> GeometryEncoder | None:
-        """Return the VGGT that the fusion was trained with, with the layers that the fusion reads."""
-        if (parts := self.released_geometry) is None:
-            return None
-        with config_errors(self.folder):
-            for layer in parts.layers:  # the encoder's own error would blame an option
-                layer_index(layer, int(parts.aggregator.get("depth", VGGT_DEPTH)))
-            return parts.load_encoder(self.tensors, self.dtype)
-
-    def fit_fusion(self, fusion: nn.Module) -> None:
-        if (parts := self.released_geometry) is not None:
-            parts.fit_fusion(fusion)
-
-    def load_fusion(self, fusion: nn.Module) -> bool:
-        """Copy the released weights into a fusion of the released class. Another fusion keeps its own weights."""
-        parts = self.released_geometry
-        return parts is not None and parts.load_fusion(fusion, self.tensors)
-
-
-class PretrainedSpatialMLLM(PretrainedFused, PretrainedQwen25VL):
-    """A released Spatial-MLLM v1.1: Qwen2.5-VL, with its VGGT and connector for a model that combines them.
-
-    Args:
-        path: A hub id (`Diankun/Spatial-MLLM-v1.1-Instruct-135K`, `-820K`) or a local folder with config,
-            safetensors and processor.
-        attn_implementation: The attention backend of transformers.
-        dtype: Dtype of the weights.
-    """
-
-    released, released_fusions = "Diankun/Spatial-MLLM-v1.1-Instruct-135K", ("AddFusion",)
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
-
-    @cached_property
-    def released_geometry(self) -> ReleasedGeometry:
-        return spatial_mllm_geometry(self.config.aggregator, self.config.layer)
-
-
-class PretrainedVGLLM(PretrainedFused, PretrainedQwen25VL):
-    """A released VG-LLM: Qwen2.5-VL, with its VGGT and merger for a model that combines them.
-
-    Args:
-        path: A hub id (`zd11024/vgllm-qa-vggt-4b`, `zd11024/vgllm-qa-vggt-8b`) or a local folder with config,
-            safetensors and processor. Both the current names and the first release's names are supported.
-        attn_implementation: The attention backend of transformers.
-        dtype: Dtype of the weights.
-    """
-
-    released, released_fusions = "zd11024/vgllm-qa-vggt-4b", ("PatchMergerFusion",)
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
-
-    @cached_property
-    def released_geometry(self) -> ReleasedGeometry | None:
-        return vg_llm_geometry(self.settings, self.tensor_names)
-
-
-class PretrainedGeoThinker(PretrainedFused, PretrainedQwen25VL):
-    """A released GeoThinker on Qwen2.5-VL, with its VGGT, merger and interactions for a model that combines them.
-
-    Args:
-        path: A folder of the hub repository (`lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen25VL-7B`) or a local folder
-            with config, safetensors and processor.
-        attn_implementation: The attention backend of transformers.
-        dtype: Dtype of the weights.
-    """
-
-    released = "lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen25VL-7B"
-    released_fusions = ("GeoThinkerFusion",)
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
-
-    @cached_property
-    def released_geometry(self) -> ReleasedGeometry | None:
-        return geothinker_geometry(self.settings, QWEN25)
-
-
-class PretrainedGeoThinkerQwen3(PretrainedFused, PretrainedQwen3VL):
-    """A released GeoThinker on Qwen3-VL, see `PretrainedGeoThinker`.
-
-    Args:
-        path: A folder of the hub repository (`lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen3VL-8B`) or a local folder
-            with config, safetensors and processor.
-        attn_implementation: The attention backend of transformers.
-        dtype: Dtype of the weights.
-    """
-
-    released = "lihy285/GeoThinker/GeoThinker-VGGT-Scaled-Qwen3VL-8B"
-    released_fusions = ("GeoThinkerFusion",)
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
-
-    @cached_property
-    def released_geometry(self) -> ReleasedGeometry | None:
-        return geothinker_geometry(self.settings, QWEN3)
-
-
-class PretrainedSpatialStack(PretrainedFused, PretrainedQwen35):
-    """A released SpatialStack: Qwen3.5, with its VGGT and connectors for a model that combines them.
-
-    Args:
-        path: A hub id (`Journey9ni/SpatialStack-Qwen3.5-4B`) or a local folder with config, safetensors and processor.
-        attn_implementation: The attention backend of transformers, for the layers with full attention.
-        dtype: Dtype of the weights.
-    """
-
-    released, released_fusions = "Journey9ni/SpatialStack-Qwen3.5-4B", ("StackFusion", "PatchMergerFusion")
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
-
-    @cached_property
-    def tensors(self) -> Tensors:
-        return FirstNames(super().tensors, STACK_SECOND_NAMES)
-
-    @cached_property
-    def released_geometry(self) -> ReleasedGeometry | None:
-        return spatial_stack_geometry(self.settings, self.tensor_names, is_qwen25=False)
-
-
-class PretrainedSpatialStackQwen25(PretrainedFused, PretrainedQwen25VL):
-    """A SpatialStack on Qwen2.5-VL, with its VGGT and connectors for a model that combines them.
-
-    Args:
-        path: A hub id (`Journey9ni/SpatialStack-Qwen2.5-4B`) or a local folder with config, safetensors and processor.
-        attn_implementation: The attention backend of transformers.
-        dtype: Dtype of the weights.
-    """
-
-    released, released_fusions = "Journey9ni/SpatialStack-Qwen2.5-4B", ("StackFusion", "PatchMergerFusion")
-
-    def __init__(
-        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
-    ):
-        super().__init__(path, attn_implementation, dtype)
-
-    @cached_property
-    def tensors(self) -> Tensors:
-        return FirstNames(super().tensors, STACK_QWEN25_SECOND_NAMES)
-
-    @cached_property
-    def released_geometry(self) -> ReleasedGeometry | None:
-        return spatial_stack_geometry(self.settings, self.tensor_names, is_qwen25=True)

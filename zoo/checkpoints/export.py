@@ -1,12 +1,11 @@
 """Export of a model as a released folder: weights by official names with LoRA merged, config.json, processor files.
 
-A Qwen-VL can be exported, also with the geometry encoder and the fusion of a released model: Spatial-MLLM, VG-LLM,
-SpatialStack or GeoThinker. The published code and the `Pretrained` backbones can read the folder.
+A Qwen-VL can be exported, also with the geometry encoder and the fusion of a model in `zoo.published`. The published
+code and the `Pretrained` backbones can read the folder.
 """
 
 from __future__ import annotations
 
-import inspect
 import shutil
 from functools import partial
 from pathlib import Path
@@ -17,44 +16,24 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, Qwen2_5_VLConfig, Qwen3_5Config, Qwen3VLConfig
 
+from zoo.backbones.base import loaders
 from zoo.backbones.official_names import (
     EMBEDDINGS,
-    INTERACTION,
     LM_HEAD,
     NOT_LOADED,
     QWEN,
     QWEN3,
     QWEN25,
     QWEN35,
-    SECOND_NAMES,
-    SPATIAL_MLLM,
-    UNUSED,
-    VG_LLM_FIRST,
     VGGT_MODEL,
     Layout,
     backbone_names,
-    geothinker_layout,
-    stack_layout,
 )
-from zoo.backbones.released_configs import (
-    CONNECTOR_TYPE,
-    GEOMETRY_KEYS,
-    GEOMETRY_PARTS,
-    GEOTHINKER_KEYS,
-    OTHERS,
-    SMI_KEYS,
-    SMI_VIEWS,
-    STACK_ADD,
-    VGGT_SIZES,
-)
+from zoo.backbones.pretrained import FAMILIES, PretrainedQwenVL, backbone_settings
 from zoo.configuration import complete_config, known_config
 from zoo.errors import InputError
 from zoo.files.atomic_io import new_folder, refuse_full, write_json, write_whole
-from zoo.fusions import AddFusion, GeoThinkerFusion, PatchMergerFusion, StackFusion
-from zoo.fusions.base import HIDDEN
 from zoo.geometry import CachedGeometry, vggt
-from zoo.geometry.vggt import Aggregator
-from zoo.geometry.vggt_encoder import VGGTEncoder
 from zoo.weights.checkpoint import released_sources
 from zoo.weights.load import (
     CONFIG,
@@ -73,9 +52,7 @@ if TYPE_CHECKING:
 
 OFFICIAL_TEXT = "max_thw"  # `text_after_vision` of a model loaded from official files
 TEXT_FILES = ("*.json", "*.txt", "*.jinja")
-AGGREGATOR = {name: each.default for name, each in inspect.signature(Aggregator).parameters.items()}
 NEWER = {"layer_types", "rope_parameters", "text_config"}  # settings of transformers 5
-OFFICIAL_NORM = {QWEN25: "rms", QWEN35: "layer"}  # norm of a patch by family, see `PatchMerger`
 
 
 # ---- The folder ------------------------------------------------------------------------------------------------------
@@ -85,7 +62,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
     """Write a folder for the official code and the `Pretrained` backbones.
 
     Other content of the weights' source folder is copied: processor files, VGGT's heads and tracker, Qwen3.5's
-    multi-token prediction, and the `bias_gate` of a GeoThinker.
+    multi-token prediction, and tensors that the published code never reads.
 
     Args:
         model: A Qwen-VL, or one with the encoder and fusion of a released model. LoRA is merged in the written weights,
@@ -129,7 +106,7 @@ def export_model(model: SpatialVLM, out: Path, dtype: torch.dtype | None = None)
 # ---- Weights ---------------------------------------------------------------------------------------------------------
 
 
-def model_names(family: str = QWEN25, layout: Layout = SPATIAL_MLLM) -> NameTable:
+def model_names(family: str, layout: Layout) -> NameTable:
     """Return a table between official tensor names of a released model and names in a `SpatialVLM`.
 
     An empty layout is a backbone without geometry encoder and fusion.
@@ -184,10 +161,10 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
     layout = official_layout(model) or {}
     if beyond := [name for name in state if not name.startswith((QWEN, *layout.values()))]:
         parts = ", ".join(unofficial_fusion(model))
+        known = " or ".join(dict.fromkeys(fusion.__name__ for kind in loaders() for fusion in kind.released_fusions))
         raise InputError(
-            f"{type(model).__name__} can't be exported, only a Qwen-VL, or what was released: VGGT of one layer with "
-            f"AddFusion or PatchMergerFusion, StackFusion or GeoThinkerFusion: {len(beyond)} tensors are in none, such "
-            f"as {beyond[-1]}{parts and f', because of {parts}'}"
+            f"{type(model).__name__} can't be exported, only a Qwen-VL, or what was released: VGGT with {known}: "
+            f"{len(beyond)} tensors are in none, such as {beyond[-1]}{parts and f', because of {parts}'}"
         )
 
     def merged(name: str) -> Tensor:
@@ -200,12 +177,12 @@ def official_tensors(model: SpatialVLM) -> dict[str, Tensor]:
         return (tensor.to(exact) + update).detach().to(tensor.dtype)
 
     joined: dict[str, Tensor] = {}
-    names = names_of(model)
+    names, release = names_of(model), release_of(model)
     for name in dict.fromkeys(names.official(name) for name in state):
         rows = [merged(part) for part in names.current(name)]
         joined[name] = rows[0] if len(rows) == 1 else torch.cat(rows)
-        if name.endswith(f"{INTERACTION}gate"):
-            joined[name] = joined[name][0]  # a number there
+        if release is not None:
+            joined[name] = release.to_official(name, joined[name])
     return joined
 
 
@@ -219,7 +196,8 @@ def official_parameters(model: SpatialVLM) -> dict[str, nn.Parameter]:
 def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Return the tensors in the names and dtypes of their source folder, and add the folder's unread tensors."""
     tensors, old, names = official_tensors(model), open_weights(source), names_of(model)
-    first_of = SECOND_NAMES.get(model.backbone.vlm.config.model_type, {})
+    release = release_of(model)
+    first_of, unread = ({}, ()) if release is None else (release.second_names, release.unread)
     of_vggt = tuple(theirs for theirs, ours in (official_layout(model) or {}).items() if ours == VGGT_MODEL)
     written: dict[str, Tensor] = {}
     rest = dict(tensors)
@@ -233,7 +211,7 @@ def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[s
             written[ours if name == first else name] = of_old(tensors[ours], copy=is_again)
         elif name == LM_HEAD:  # tied, but the source has it twice, and so does the copy
             written[name] = of_old(tensors[names.official(QWEN + EMBEDDINGS)], copy=True)
-        elif first.startswith((*NOT_LOADED, *of_vggt)) or INTERACTION + UNUSED in first:
+        elif first.startswith((*NOT_LOADED, *of_vggt)) or any(f".{part}" in first for part in unread):
             written[name] = of_old(old[name])
     return written | {name: tensor.to(dtype or tensor.dtype) for name, tensor in rest.items()}
 
@@ -241,64 +219,24 @@ def _as_in(source: Path, model: SpatialVLM, dtype: torch.dtype | None) -> dict[s
 # ---- The layout of a model, and its parts that no layout has ---------------------------------------------------------
 
 
+def release_of(model: SpatialVLM) -> type[PretrainedQwenVL] | None:
+    """Return the class of released models with this backbone and fusion, or None. The model's loader comes first."""
+    known = [kind for kind in (type(model.loader), *loaders()) if issubclass(kind, PretrainedQwenVL)]
+    return next((kind for kind in known if kind.layout_of(model) is not None), None)
+
+
 def official_layout(model: SpatialVLM) -> Layout | None:
     """Return the layout of a model's encoder and fusion. Empty without a fusion, None if no released model has them."""
-    fusion, encoder = model.fusion, model.geometry
-    layout = _layout_of(model)
-    if fusion is None or (isinstance(encoder, VGGTEncoder) and type(fusion) is StackFusion):
-        return layout
-    return layout if isinstance(encoder, VGGTEncoder) and encoder.num_layers == 1 else None
-
-
-def _layout_of(model: SpatialVLM) -> Layout | None:
-    """Return the layout, judged by the fusion alone."""
-    fusion, family = model.fusion, model.backbone.vlm.config.model_type
-    if fusion is None:
-        return {}
-    if family == QWEN25 and type(fusion) is AddFusion:
-        return SPATIAL_MLLM
-    if family == QWEN25 and type(fusion) is PatchMergerFusion and model.loader.layout == VG_LLM_FIRST:
-        return VG_LLM_FIRST
-    if family in (QWEN25, QWEN3) and type(fusion) is GeoThinkerFusion:
-        return geothinker_layout(family, fusion.interactions)
-    if family in (QWEN25, QWEN35) and type(fusion) in (PatchMergerFusion, StackFusion):
-        return stack_layout(family, fusion.decoder_layers if isinstance(fusion, StackFusion) else None)
-    return None
+    release = release_of(model)
+    if release is None or not release.reads_encoder(model):
+        return None
+    return release.layout_of(model)
 
 
 def unofficial_fusion(model: SpatialVLM) -> list[str]:
     """Return the parts and settings of a model's encoder and fusion that no released model has."""
-    fusion: Any = model.fusion
-    family = model.backbone.vlm.config.model_type
-    encoder: Any = None if model.geometry is None else model.geometry.meta_encoder
-    found = [] if _layout_of(model) is not None else [type(fusion).__name__]
-    if encoder is not None and (fusion is None or not isinstance(encoder, VGGTEncoder)):
-        found.append(type(encoder).__name__)  # used for cameras alone, or for other 3D tokens
-    if fusion is None or not isinstance(encoder, VGGTEncoder):
-        return found
-    if encoder.num_layers > 1 and type(fusion) is not StackFusion:
-        found.append(f"geometry of {encoder.num_layers} layers")
-    elif (
-        type(fusion) in (PatchMergerFusion, GeoThinkerFusion)
-        and family != QWEN35  # whose config names the layer
-        and encoder.layer_numbers != [encoder.vggt.aggregator.depth - 2]
-    ):
-        found.append(f"geometry of layer {encoder.layers[0]}, not of the one before the last")
-    official: dict[str, Any] = {"active_branches": "both"}
-    if type(fusion) is AddFusion:
-        official["temporal_merge"] = "concat"
-        if encoder.reference != "first":
-            found.append(f"reference: {encoder.reference}")
-    if type(fusion) in (PatchMergerFusion, StackFusion):
-        official["norm"] = OFFICIAL_NORM.get(family, fusion.norm)
-    if type(fusion) is StackFusion:
-        official["hidden"] = HIDDEN  # config.json has no setting for this
-    if type(fusion) is GeoThinkerFusion:
-        official |= {"groups": "published", "detached": family == QWEN3}
-        if fusion.compress_beyond is not None:
-            official["compress_beyond"] = SMI_VIEWS
-    values = {name: getattr(fusion, name) for name in official}
-    return found + [f"{name}: {value}" for name, value in values.items() if value != official[name]]
+    release = release_of(model)
+    return [type(model.fusion).__name__] if release is None else release.departures(model)
 
 
 def unofficial_parts(model: SpatialVLM) -> list[str]:
@@ -318,99 +256,15 @@ def unofficial_parts(model: SpatialVLM) -> list[str]:
 
 
 def released_config(model: SpatialVLM, source: dict[str, Any] | None) -> dict[str, Any]:
-    """Return config.json, in the release's transformers format, of a Qwen-VL, also with VGGT and a fusion.
+    """Return config.json, in the release's transformers format, of a Qwen-VL, also with an encoder and a fusion.
 
     The settings of `source`, the config.json of the weights' source folder, are kept.
     """
-    if model.backbone.vlm.config.model_type == QWEN3:
-        plain = _nested(model.backbone.vlm.config) if source is None else source
-        return _with_interactions(model, plain) if model.fusion is not None else plain
-    if model.backbone.vlm.config.model_type == QWEN35:
-        current = _current(model.backbone.vlm.config) if source is None else source
-        qwen = {name: value for name, value in current.items() if name not in GEOMETRY_PARTS}
-        stock = qwen | {"architectures": ["Qwen3_5ForConditionalGeneration"]}
-        return stock | fused_settings(model, source or {}, "Qwen3_5ForConditionalGenerationWithGeometry")
-    flat = _flat(model.backbone.vlm.config) if source is None else source
-    qwen = {name: value for name, value in flat.items() if name not in OTHERS}
-    if not isinstance(model.fusion, AddFusion):
-        stock = {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"], **qwen}
-        return stock | fused_settings(model, source or {}, "Qwen2_5_VLForConditionalGenerationWithVGGT")
-    kept, geometry = source or {}, model.geometry
-    assert isinstance(geometry, VGGTEncoder)
-    aggregator = _aggregator(geometry)
-    connector = {"connector_type": CONNECTOR_TYPE, "spatial_embeds_layer_idx": geometry.layers[0]}
-    config = {
-        "model_type": "spatial-mllm",
-        "architectures": ["SpatialMLLMForConditionalGeneration"],
-        **qwen,
-        "spatial_config": kept.get("spatial_config", {}) | {name: aggregator.pop(name) for name in VGGT_SIZES},
-        "connector_config": kept.get("connector_config", {}) | connector,
-    }
-    return config | _unusual(aggregator)
-
-
-def fused_settings(model: SpatialVLM, source: dict[str, Any], architecture: str) -> dict[str, Any]:
-    """Return the settings of encoder and fusion as the published codes write them. Empty without a fusion."""
-    if model.fusion is None:
-        return {}
-    assert isinstance(model.geometry, VGGTEncoder)
-    return {
-        "architectures": [architecture],
-        **{name: source[name] for name in GEOMETRY_KEYS if name in source},
-        **_geometry_keys(model, model.geometry, source),
-        **_unusual(_aggregator(model.geometry)),
-    }
-
-
-def _with_interactions(model: SpatialVLM, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of a GeoThinker on Qwen3-VL, which repeats some settings in the decoder's part."""
-    found = plain | fused_settings(model, plain, "Qwen3VLForConditionalGenerationWithVGGT")
-    own = {name: found[name] for name in GEOTHINKER_KEYS if name in found}
-    found = {name: value for name, value in found.items() if name not in own or name in SMI_KEYS}
-    return found | {"text_config": found["text_config"] | own}
-
-
-def _aggregator(geometry: VGGTEncoder) -> dict[str, Any]:
-    """Return all arguments of the aggregator."""
-    given: Any = geometry.vggt.config["aggregator"]
-    return AGGREGATOR | given
-
-
-def _unusual(aggregator: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that differ from VGGT-1B's. The published code has no settings for them."""
-    unusual = {name: value for name, value in aggregator.items() if value != AGGREGATOR[name]}
-    return {"vggt_aggregator": unusual} if unusual else {}
-
-
-def _geometry_keys(model: SpatialVLM, geometry: VGGTEncoder, source: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of encoder and fusion that follow from the model."""
-    fusion, reference = model.fusion, {"reference_frame": geometry.reference}
-    if isinstance(fusion, PatchMergerFusion) and official_layout(model) == VG_LLM_FIRST:
-        return {"use_vggt_feature": True, **reference, "vggt_merger_hidden_dim": fusion.hidden}
-    shared = {"use_geometry_encoder": True, "geometry_encoder_type": "vggt", **reference, "fusion_num_layers": 1}
-    shared["geometry_merger_type"] = "mlp"
-    if isinstance(fusion, PatchMergerFusion):
-        added = {**shared, "feature_fusion_method": "add", "geometry_merger_hidden_dim": fusion.hidden}
-        if model.backbone.vlm.config.model_type != QWEN35 and "geometry_fusion_layers" not in source:
-            return added  # VG-LLM has no setting for layers
-        return {**added, "geometry_fusion_layers": None, "geometry_encoder_layers": list(geometry.layers)}
-    if isinstance(fusion, GeoThinkerFusion):
-        return {
-            **shared,
-            "feature_fusion_method": "zero",
-            "geometry_merger_hidden_dim": fusion.hidden,
-            "geo_cross_attn": True,
-            "geo_inject_version": "v2_flash",
-            "geo_importance_gate": fusion.importance,
-            "depart_smi_token": fusion.compress_beyond is not None,
-            "smi_image_num": SMI_VIEWS,
-            "smi_downsample_rate": 2,
-        }
-    assert isinstance(fusion, StackFusion)
-    # one for each decoder layer
-    encoder_layers = list(geometry.layers) * (len(fusion.decoder_layers) // geometry.num_layers)
-    layers = {"geometry_fusion_layers": fusion.decoder_layers, "geometry_encoder_layers": encoder_layers}
-    return {**shared, "feature_fusion_method": STACK_ADD, **layers}
+    config: Any = model.backbone.vlm.config
+    stock = backbone_settings(STOCK[config.model_type](config) if source is None else source)
+    stock |= {"model_type": config.model_type, "architectures": [FAMILIES[config.model_type].stock.__name__]}
+    release = release_of(model)
+    return stock if release is None else release.whole_config(model, stock, source or {})
 
 
 def _flat(config: Qwen2_5_VLConfig) -> dict[str, Any]:
@@ -463,3 +317,6 @@ def _own(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings without generic ones of every model and without those of transformers 5."""
     generic = NEWER | PreTrainedConfig().to_dict().keys()
     return {name: value for name, value in settings.items() if name not in generic}
+
+
+STOCK = {QWEN25: _flat, QWEN3: _nested, QWEN35: _current}

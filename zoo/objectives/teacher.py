@@ -1,7 +1,7 @@
 """Objectives that learn from a teacher (`--model.teacher`), a frozen 3D model, as in GeoVR (arXiv 2606.05833).
 
 From top to bottom: the map of decoder layers to teacher layers, the heads on the decoder's hidden states, the losses,
-and the objectives. `zoo.objectives.teacher_model` computes the targets. `zoo.checkpoints.geovr` compares heads and
+and the objectives. `zoo.objectives.teacher_model` computes the targets. `zoo.published.geovr` compares heads and
 losses with the released code.
 """
 

@@ -1,4 +1,4 @@
-"""The models of the zoo. Each chooses the parts of a `SpatialVLM`.
+"""The baselines, and the zoo's own models. Each chooses the parts of a `SpatialVLM`.
 
 jsonargparse reads a literal lambda as a default as a class path with its arguments.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-
-from lightning.pytorch.utilities import rank_zero_warn
 
 from zoo.backbones import (
     Backbone,
@@ -21,15 +19,7 @@ from zoo.backbones import (
 )
 from zoo.encodings import CameraEncoding, ViewAttention, ViewMixer
 from zoo.errors import InputError
-from zoo.fusions import (
-    AddFusion,
-    ConcatSplitFusion,
-    Fusion,
-    GeoThinkerFusion,
-    PatchMergerFusion,
-    StackFusion,
-    SubspaceFusion,
-)
+from zoo.fusions import ConcatSplitFusion, Fusion, SubspaceFusion
 from zoo.geometry import DatasetGeometry, GeometryEncoder
 from zoo.tasks.video_qa import VideoQATask
 
@@ -93,99 +83,6 @@ class Qwen35(BaselineVLM):
 
     def __init__(self, backbone: BackboneLoader | None = None, **parts: Any) -> None:
         super().__init__(backbone=backbone or TinyQwen35(), **parts)
-
-
-class SpatialMLLM(VideoQATask):
-    """Spatial-MLLM (arXiv 2505.23747): 3D tokens pass a connector and are added to the 2D tokens.
-
-    Args:
-        geometry: Encoder of the 3D tokens. VGGT in the paper. The default uses the dataset's rays and points.
-        fusion: `AddFusion`, or another one.
-        parts: The other arguments of `VideoQATask`.
-    """
-
-    def __init__(
-        self,
-        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
-        fusion: Callable[[int, int], Fusion] = AddFusion,
-        **parts: Any,
-    ) -> None:
-        super().__init__(geometry=geometry, fusion=fusion, **parts)
-
-
-class VGLLM(VideoQATask):
-    """VG-LLM (arXiv 2505.24625): the 3D tokens of each frame are merged and added to the 2D tokens of images.
-
-    vg_llm.yaml shows each frame as an image, as published.
-
-    Args:
-        geometry: Encoder of the 3D tokens. The layer before VGGT's last one in the paper. The default uses the
-            dataset's rays and points.
-        fusion: `PatchMergerFusion`, or another one.
-        parts: The other arguments of `VideoQATask`.
-    """
-
-    def __init__(
-        self,
-        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
-        fusion: Callable[[int, int], Fusion] = PatchMergerFusion,
-        **parts: Any,
-    ) -> None:
-        super().__init__(geometry=geometry, fusion=fusion, **parts)
-        _warn_of_layers(self.model.geometry, (-2,), "VG-LLM reads the layer before the last")
-
-
-class SpatialStack(VideoQATask):
-    """SpatialStack (arXiv 2603.27437): 3D tokens of several layers are added after the first decoder layers.
-
-    spatial_stack.yaml shows each frame as an image, as published.
-
-    Args:
-        geometry: Encoder of the 3D tokens. Three layers of VGGT in the paper. The default uses the dataset's rays and
-            points, the same for all decoder layers.
-        fusion: `StackFusion`, or another one.
-        parts: The other arguments of `VideoQATask`.
-    """
-
-    def __init__(
-        self,
-        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
-        fusion: Callable[[int, int], Fusion] = StackFusion,
-        **parts: Any,
-    ) -> None:
-        super().__init__(geometry=geometry, fusion=fusion, **parts)
-        _warn_of_layers(self.model.geometry, (11, 17, 23), "SpatialStack reads three layers")
-
-
-class GeoThinker(VideoQATask):
-    """GeoThinker (arXiv 2602.06037): visual tokens query the 3D tokens of their frame within the decoder.
-
-    geothinker.yaml shows each frame as an image, as published.
-
-    Args:
-        geometry: Encoder of the 3D tokens. The layer before VGGT's last one in the paper. The default uses the
-            dataset's rays and points.
-        fusion: `GeoThinkerFusion`, or another one.
-        parts: The other arguments of `VideoQATask`.
-    """
-
-    def __init__(
-        self,
-        geometry: Callable[[], GeometryEncoder] = DatasetGeometry,
-        fusion: Callable[[int, int], Fusion] = GeoThinkerFusion,
-        **parts: Any,
-    ) -> None:
-        super().__init__(geometry=geometry, fusion=fusion, **parts)
-        _warn_of_layers(self.model.geometry, (-2,), "GeoThinker reads the layer before the last")
-
-
-def _warn_of_layers(geometry: GeometryEncoder | None, published: tuple[int, ...], what: str) -> None:
-    """Warn if an encoder's layers are left at the default, the last one, and name the published layers."""
-    encoder: Any = None if geometry is None else geometry.meta_encoder
-    if getattr(encoder, "layers", published) == (-1,):
-        is_there = max(published) <= encoder.layer_numbers[0]
-        remedy = f': set --model.geometry.layers "{list(published)}"' if is_there else ""
-        rank_zero_warn(f"{what}, this model the last{remedy}")
 
 
 class ConcatSplitMLLM(VideoQATask):

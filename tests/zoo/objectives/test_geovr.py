@@ -15,9 +15,9 @@ from torch import Tensor
 
 from tests.golden.weights import init_, unit_noise
 from zoo import LearningRates, TeacherPose, TinyQwen3VL, VideoQATask
-from zoo.checkpoints.geovr import our_name
 from zoo.objectives import geovr
 from zoo.objectives.geovr import GeoVRHeads, expand_tokens, position_ids, run_official
+from zoo.published.geovr import our_name
 
 GOLDEN = Path(__file__).parents[2] / "golden/geovr"
 TABLES = json.loads((GOLDEN / "tables.json").read_text())

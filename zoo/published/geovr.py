@@ -1,12 +1,13 @@
-"""GeoVR's training (arXiv 2606.05833) on tensors with official names, for comparison with the released code.
+"""GeoVR (arXiv 2606.05833): a Qwen3-VL that is trained with a geometry encoder as the teacher, and used without it.
 
-Training uses `zoo.objectives.teacher`. Its layers, heads and losses are compared here: individually, as one module with
-the names of the released files (`GeoVRHeads`), and in a whole training step (`run_official`).
+Published: folders of `WHB139426/GeoVR`. Training uses `zoo.objectives.teacher`, see `recipes/geovr.yaml`. Below, its
+layers, heads and losses are compared with the released code: individually, as one module with the names of the released
+files (`GeoVRHeads`), and in a whole training step (`run_official`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from zoo.backbones.pretrained import EmptyQwenVL
-from zoo.backbones.released_configs import qwen3_config
+from zoo.backbones.base import AttentionImplementation, DType
+from zoo.backbones.pretrained import EmptyQwenVL, PretrainedQwen3VL, qwen3_config
 from zoo.checkpoints.from_tensors import load_backbone
 from zoo.geometry.da3.model import SKY, fit_scale, to_meters
 from zoo.geometry.vggt import pose_encoding_to_cameras
@@ -43,6 +44,44 @@ from zoo.sequences.loaded_scene import LoadedScene, TeacherTargets
 from zoo.sequences.packing import IGNORED
 from zoo.sequences.position_ids import layout_position_ids
 from zoo.sequences.time_index import SpanIndex
+
+# heads, tokens and teachers, which only the training needs
+TRAINING = (
+    *("model.camera_token.", "model.scale_token.", "camera_head.", "scale_head.", "dpt_head.", "distill_head_list."),
+    *("geometry_encoder.", "metric_encoder."),
+)
+
+
+class PretrainedGeoVR(PretrainedQwen3VL):
+    """Released weights of GeoVR (arXiv 2606.05833): a Qwen3-VL that was trained with heads not used for answers.
+
+    The files may contain the heads, their tokens and the frozen teachers. They are not read.
+
+    Args:
+        path: A folder of the hub repository (`WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B`, `-4B`; `GeoVR-Omega-...`) or a
+            local folder with config, safetensors and processor.
+        attn_implementation: The attention backend of transformers.
+        dtype: Dtype of the weights.
+    """
+
+    title, released = "GeoVR", "WHB139426/GeoVR/GeoVR-VGGT-Qwen3-VL-2B"
+    skip = TRAINING
+    known_configs = {
+        f"GeoVR-{teacher}-Qwen3-VL-{size}B": (f"Qwen3-VL-{size}B-Instruct", {})
+        for teacher in ("VGGT", "Omega")
+        for size in (2, 4)
+    }
+
+    def __init__(
+        self, path: str = released, attn_implementation: AttentionImplementation = "sdpa", dtype: DType = "bfloat16"
+    ):
+        super().__init__(path, attn_implementation, dtype)
+
+    @classmethod
+    def reads(cls, config: Mapping[str, Any], names: Collection[str] = ()) -> bool:
+        """See `BackboneLoader`. The config.json is Qwen3-VL's."""
+        return super().reads(config) and any(name.startswith(TRAINING) for name in names)
+
 
 # ---- GeoVR's training sequences: a camera token after each view, and a scale token after the last view --------------
 
