@@ -20,7 +20,15 @@ from zoo.sequences.loaded_scene import LoadedScene
 
 
 class Augmentation(Configurable, ABC):
-    """Change the frames and the geometry of a training scene. Its questions stay the same."""
+    """Change the frames and the geometry of a training scene. Its questions stay the same.
+
+    An augmentation that states wrong cameras keeps the true ones in `LoadedScene.true_geometry`, for objectives.
+
+    Attributes:
+        has_camera_errors: Whether it states wrong cameras.
+    """
+
+    has_camera_errors: bool = False
 
     @abstractmethod
     def __call__(self, scene: LoadedScene) -> LoadedScene:
@@ -59,7 +67,7 @@ class RandomCameraErrors(Augmentation):
 
     The errors are those of `NoisyCameras` and `MissingCameras` in a test. The angle, the distance and the number of
     missing cameras of a sample are uniform from 0 to their largest values. Scenes without cameras are unchanged.
-    Objectives do not learn to predict the wrong cameras.
+    Objectives learn the true cameras.
 
     Args:
         degrees: Largest angle by which a camera turns about its center.
@@ -69,6 +77,8 @@ class RandomCameraErrors(Augmentation):
     Raises:
         InputError: An error is negative, all are zero, or more than all views lose their camera.
     """
+
+    has_camera_errors = True
 
     def __init__(self, degrees: float = 0.0, translation: float = 0.0, missing: float = 0.0) -> None:
         if not 0 <= missing <= 1:
@@ -104,14 +114,14 @@ def told_poses(scene: LoadedScene) -> Float64[Tensor, "S 4 4"]:
 
 
 def with_poses(scene: LoadedScene, world_to_camera: Float64[Tensor, "S 4 4"]) -> LoadedScene:
-    """Return a scene that states wrong poses, the inverse of `told_poses`. Its intrinsics and depth are unchanged."""
+    """Return a scene that states wrong poses, the inverse of `told_poses`. Its intrinsics and depth stay correct."""
     assert scene.geometry is not None
     geometry, (poses, _, _) = copy(scene.geometry), scene.geometry.cameras()
     geometry.has_camera = world_to_camera.isfinite().all((1, 2))
     identity = torch.eye(4, dtype=torch.float64)
     known = torch.where(geometry.has_camera[:, None, None], world_to_camera, identity)
     geometry.world_to_camera = known.to(poses.dtype)
-    return replace(scene, geometry=geometry, has_true_cameras=False)
+    return replace(scene, geometry=geometry, true_geometry=scene.target_geometry)
 
 
 def without_cameras(
@@ -199,8 +209,8 @@ def enlarged(scene: LoadedScene, factor: float, place: tuple[float, float] = (0.
             across, down = seen.left + place[0] * seen.columns, seen.top + place[1] * seen.rows
             place = (across / seen.width, down / seen.height)
         others = _enlarged(others, _window((others.shape[-2], others.shape[-1]), factor, place))
-    geometry = None if scene.geometry is None else window.crop(scene.geometry, size)
-    return replace(scene, frames=_enlarged(scene.frames, window), geometry_frames=others, geometry=geometry)
+    shown = replace(scene, frames=_enlarged(scene.frames, window), geometry_frames=others)
+    return shown.change_geometry(lambda geometry: window.crop(geometry, size))
 
 
 def _window(size: tuple[int, int], factor: float, place: tuple[float, float]) -> Window:

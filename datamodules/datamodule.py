@@ -286,6 +286,12 @@ class VideoQADataModule(Configurable, LightningDataModule):
         if self.batch_size < (least := self.training_spec.least_batch_size):
             exchange = "--model.teacher.shuffled exchanges targets in a batch"
             raise InputError(f"--data.batch_size {self.batch_size}: {exchange} and needs {least} or more")
+        if self.training_spec.has_posed_labels and self.augmentation and self.augmentation.has_camera_errors:
+            raise InputError(
+                f"--data.augmentation {type(self.augmentation).__name__}: --model.objectives would learn what --model."
+                "geometry predicts from the wrong cameras: take --model.camera_source dataset, or a geometry encoder "
+                "that reads frames alone"
+            )
 
     def scenes(self, split: Split) -> list[Scene]:
         """Return the scenes of a split that have a video, with the questions that the filters keep.

@@ -45,6 +45,8 @@ from zoo.sequences.loaded_scene import LoadedScene
 class Perturbation(Configurable, ABC):
     """Change the video, cameras or 3D tokens of a scene, but not its questions. Subclasses define `__call__`.
 
+    Errors of an objective's predictions are measured against the true cameras, `LoadedScene.true_geometry`.
+
     Attributes:
         requires_cameras: Whether the perturbation only affects scenes with cameras.
     """
@@ -77,7 +79,7 @@ class OtherCameras(Perturbation):
         poses, K, has_camera = other.geometry[_repeated(len(other.frame_indices or ()), scene)].cameras()
         geometry = copy(scene.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = poses, K, has_camera
-        return replace(scene, geometry=geometry, has_true_cameras=False)
+        return replace(scene, geometry=geometry, true_geometry=scene.target_geometry)
 
 
 class WrongFocalLength(Perturbation):
@@ -102,7 +104,7 @@ class WrongFocalLength(Perturbation):
         geometry = copy(scene.geometry)
         geometry.K_normalized = scene.geometry.K_normalized.clone()
         geometry.K_normalized[:, [0, 1], [0, 1]] *= 1 + self.relative_error
-        return replace(scene, geometry=geometry)
+        return replace(scene, geometry=geometry, true_geometry=scene.target_geometry)
 
 
 class CameraErrors(Perturbation):
@@ -262,9 +264,11 @@ class FramesOnOtherCameras(Perturbation):
         if scene.geometry is None or not scene.geometry.has_cameras:
             return scene
         order = _shuffled(scene, none_stays=True)
-        geometry = scene.geometry[order]
+        moved = scene.change_geometry(lambda geometry: geometry[order])
+        assert moved.geometry is not None
+        geometry = copy(moved.geometry)
         geometry.world_to_camera, geometry.K_normalized, geometry.has_camera = self._cameras(scene.geometry, geometry)
-        return replace(scene, **_frames(scene, order), geometry=geometry, has_true_cameras=False)
+        return replace(moved, **_frames(scene, order), geometry=geometry, true_geometry=moved.target_geometry)
 
     def _cameras(self, own: SceneGeometry, moved: SceneGeometry) -> tuple[Tensor, Tensor, Tensor]:
         """Return the cameras of the moved frames, in the form of `SceneGeometry.cameras`."""
@@ -381,13 +385,13 @@ class PerturbedScenes(Dataset):
 def _in_order(scene: LoadedScene, order: Sequence[int]) -> LoadedScene:
     """Return the scene with its frames, cameras and times in another order."""
     numbers = scene.frame_indices or ()
-    return replace(
+    shown = replace(
         scene,
         **_frames(scene, order),
         frame_indices=tuple(numbers[i] for i in order),
         frame_times=None if scene.frame_times is None else tuple(scene.frame_times[i] for i in order),
-        geometry=None if scene.geometry is None else scene.geometry[list(order)],
     )
+    return shown.change_geometry(lambda geometry: geometry[list(order)])
 
 
 def _frames(scene: LoadedScene, order: Sequence[int]) -> dict[str, Any]:
