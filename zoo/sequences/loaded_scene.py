@@ -208,7 +208,8 @@ class LoadedScene(Movable):
     def change_geometry(self, change: Callable[[SceneGeometry], SceneGeometry]) -> LoadedScene:
         """Change what the model is told and what is true alike, for instance to the geometry of other frames."""
         both = {"geometry": self.geometry, "true_geometry": self.true_geometry}
-        return replace(self, **{name: change(each) for name, each in both.items() if each is not None})
+        changed: dict[str, Any] = {name: change(each) for name, each in both.items() if each is not None}
+        return replace(self, **changed)
 
     @property
     def seen_by_geometry(self) -> Shaped[Tensor, "S 3 _H _W"]:
